@@ -1,0 +1,183 @@
+"""The artefact chain: every stage reads artefacts and writes one, with a manifest.
+
+An artefact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
+(stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a stage
+works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an artefact, and
+a stage that was killed finds its own files again and may go on from them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lifecycle import __version__
+from lifecycle.core.config import digest
+
+MANIFEST = "manifest.json"
+LEDGER = ".cost.json"  # what a killed run of the stage had already cost
+
+
+class ArtifactError(ValueError):
+    """An artefact that is missing, half-written or damaged."""
+
+
+class Manifest(BaseModel):
+    """What an artefact is, what it was made from, when and at what cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    key: str
+    content_hash: str
+    config: dict[str, Any]
+    inputs: dict[str, str]  # input's stage -> the input's folder name, beside this one
+    input_hashes: dict[str, str]
+    files: dict[str, int]  # relative path -> bytes
+    stats: dict[str, Any]
+    code: str
+    created: str
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artefact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        return self.manifest.stats
+
+    @property
+    def content_hash(self) -> str:
+        return self.manifest.content_hash
+
+
+def artifact_key(stage: str, config: Mapping[str, Any], input_hashes: Mapping[str, str]) -> str:
+    """The key of the artefact that `stage` makes with this config from these inputs."""
+    return digest({"stage": stage, "config": config, "inputs": dict(input_hashes)})
+
+
+def artifact_path(root: Path, stage: str, key: str) -> Path:
+    return root / f"{stage}-{key[:12]}"
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Reads a finished artefact; raises `ArtifactError` if it is missing or its files are not the manifest's."""
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ArtifactError(f"{path}: no finished artefact here (no {MANIFEST}); run the stage that makes it")
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ArtifactError(f"{manifest_path}: not a manifest of this version: {error.errors()[0]['msg']}") from None
+    for name, size in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            found = file.stat().st_size if file.is_file() else "no"
+            raise ArtifactError(f"{file}: {found} bytes, the manifest says {size}; delete {path} and rerun its stage")
+    return Artifact(path, manifest)
+
+
+@dataclass
+class Draft:
+    """An artefact in the making: a stage writes into `path`, then `commit` renames it."""
+
+    root: Path
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+
+    def __post_init__(self) -> None:
+        self.input_hashes = {name: artifact.content_hash for name, artifact in self.inputs.items()}
+        self.key = artifact_key(self.stage, self.config, self.input_hashes)
+        self.final_path = artifact_path(self.root, self.stage, self.key)
+        self.path = self.final_path.with_name(self.final_path.name + ".partial")
+        self._started = (time.time(), cpu_seconds())
+
+    def open(self) -> Path:
+        """The folder to write into; it still holds what a killed run of the same stage left there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._started = (time.time(), cpu_seconds())
+        return self.path
+
+    def commit(self, stats: Mapping[str, Any], content_hash: str | None = None) -> Artifact:
+        """Writes the manifest and renames the folder; `content_hash` replaces the hash over the files."""
+        wall, cpu = self._spent()
+        for leftover in (LEDGER, MANIFEST):
+            (self.path / leftover).unlink(missing_ok=True)
+        files = {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(self.path.rglob("*")) if p.is_file()}
+        manifest = Manifest(
+            stage=self.stage, key=self.key, content_hash=content_hash or hash_files(self.path, files),
+            config=dict(self.config), inputs={name: a.path.name for name, a in self.inputs.items()},
+            input_hashes=self.input_hashes, files=files, stats=dict(stats), code=code_version(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=wall, cpu_s=cpu,
+        )  # fmt: skip
+        write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
+        if self.final_path.exists():  # a damaged artefact of the same key is replaced
+            shutil.rmtree(self.final_path)
+        os.rename(self.path, self.final_path)
+        return Artifact(self.final_path, manifest)
+
+    def checkpoint_cost(self) -> None:
+        """Adds the time spent since `open` to the draft's ledger, so that a killed run's cost is not forgotten."""
+        wall, cpu = self._spent()
+        write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
+        self._started = (time.time(), cpu_seconds())
+
+    def _spent(self) -> tuple[float, float]:
+        ledger = self.path / LEDGER
+        before = json.loads(ledger.read_text()) if ledger.is_file() else {"wall_s": 0.0, "cpu_s": 0.0}
+        wall, cpu = time.time() - self._started[0], cpu_seconds() - self._started[1]
+        return before["wall_s"] + wall, before["cpu_s"] + cpu
+
+
+def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
+    """SHA-256 over relative names and contents."""
+    total = hashlib.sha256()
+    for name in sorted(names):
+        with open(folder / name, "rb") as file:
+            total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, flushes it to disk and renames it whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its finished children."""
+    t = os.times()
+    return t.user + t.system + t.children_user + t.children_system
+
+
+@cache
+def code_version() -> str:
+    """`version+commit` of the running code, with `.dirty` when the checkout has changes."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return __version__
+    return f"{__version__}+{found.stdout.strip()}" if found.returncode == 0 and found.stdout.strip() else __version__

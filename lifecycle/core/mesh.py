@@ -1,0 +1,91 @@
+"""The device mesh and the one table from logical axis names to mesh axes.
+
+Mesh axes, in this order, each of size >= 1: `replica` (whole copies, across slices), `stage` (pipeline), `fsdp`,
+`expert`, `context`, `tensor`. Parameters and activations carry logical names; `RULES` maps each to mesh axes. What does
+not divide is an error when the configuration is read, never a silent replication.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.config import ConfigError, Section
+
+AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
+
+# A parameter's dimension and an activation's dimension have different names, so one table serves both.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("replica", "fsdp"),  # rows of a batch
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),  # d_model of a parameter
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+}
+
+
+class MeshConfig(Section):
+    """Sizes of the mesh axes this version implements; their product is the number of devices used."""
+
+    replica: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.replica * self.fsdp * self.tensor
+
+
+def build_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over the job's devices; raises `ConfigError` when the sizes and the devices do not fit."""
+    sizes = {axis: getattr(config, axis, 1) for axis in AXES}
+    for axis, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"mesh.{axis}={size}: an axis has at least one device")
+    available = jax.device_count()
+    if config.size > available or (jax.process_count() > 1 and config.size != available):
+        raise ConfigError(_misfit(sizes, config.size, available))
+    devices = np.asarray(jax.devices()[: config.size]).reshape(tuple(sizes.values()))
+    return Mesh(devices, AXES)
+
+
+def _misfit(sizes: dict[str, int], wanted: int, available: int) -> str:
+    axis = max(sizes, key=lambda name: sizes[name])
+    rest = wanted // sizes[axis]
+    fitting = max(1, available // rest)
+    return (
+        f"mesh: {' x '.join(f'{a}={s}' for a, s in sizes.items() if s > 1) or 'one device'} needs {wanted} devices, this job "
+        f"has {available}; the nearest that fits: mesh.{axis}={fitting}"
+    )
+
+
+def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> None:
+    """Raises `ConfigError` unless the mesh axes behind `logical` divide `size`; names the axis and the nearest fit."""
+    axes = [axis for axis in RULES[logical] if getattr(mesh, axis, 1) > 1]
+    ways = math.prod(getattr(mesh, axis) for axis in axes)
+    if size % ways == 0:
+        return
+    axis = axes[-1]
+    others = ways // getattr(mesh, axis)
+    fitting = [n for n in range(1, size + 1) if size % (n * others) == 0]
+    nearest = min(fitting, key=lambda n: abs(n - getattr(mesh, axis))) if fitting else 1
+    raise ConfigError(f"mesh.{axis}={getattr(mesh, axis)} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}")
+
+
+def spec(*logical: str | None) -> P:
+    """The partition spec of an array whose dimensions carry these logical names (None: not sharded)."""
+    return P(*(RULES[name] or None if name is not None else None for name in logical))
+
+
+def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
+    return NamedSharding(mesh, spec(*logical))
+
+
+def tree_shardings(mesh: Mesh, axes: Any) -> Any:
+    """`NamedSharding`s for a tree whose leaves are tuples of logical names."""
+    return jax.tree.map(lambda names: sharding(mesh, *names), axes, is_leaf=lambda x: isinstance(x, tuple))

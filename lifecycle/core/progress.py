@@ -1,0 +1,26 @@
+"""How stages tell what they are doing: a sink with three calls, silent unless a front end replaces it."""
+
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Receives a stage's progress. `total` and `done` count the same unit (files, steps, requests)."""
+
+    def start(self, stage: str, total: int | None = None) -> None: ...
+
+    def update(self, done: int, **metrics: Any) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Discards progress: for tests and for library use."""
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        del stage, total
+
+    def update(self, done: int, **metrics: Any) -> None:
+        del done, metrics
+
+    def note(self, text: str) -> None:
+        del text

@@ -1,0 +1,48 @@
+"""The run log: JSON lines, one metric record a line. Trackers and the report are readers of it.
+
+Records of a training stage carry `step`. After a kill the stage goes on from a checkpoint: `rewind` drops the records
+of steps that will be run again, so that a log never holds a step twice.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lifecycle.core.artifact import write_text
+
+
+class RunLog:
+    """Appends records to one file; each line is whole or, after a kill, ignored by `read_log`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+
+    def write(self, **record: Any) -> None:
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a log; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def rewind(path: Path, step: int) -> None:
+    """Keeps the records up to and including `step`, and those without one."""
+    kept = [record for record in read_log(path) if record.get("step", 0) <= step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
