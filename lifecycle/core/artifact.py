@@ -1,8 +1,8 @@
 """The artefact chain: every stage reads artefacts and writes one, with a manifest.
 
 An artefact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
-(stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a stage
-works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an artefact, and
+(stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a
+stage works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an artefact, and
 a stage that was killed finds its own files again and may go on from them.
 """
 
@@ -130,7 +130,7 @@ class Draft:
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         if self.final_path.exists():  # a damaged artefact of the same key is replaced
             shutil.rmtree(self.final_path)
-        os.rename(self.path, self.final_path)
+        self.path.rename(self.final_path)
         return Artifact(self.final_path, manifest)
 
     def checkpoint_cost(self) -> None:
@@ -162,7 +162,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def cpu_seconds() -> float:

@@ -2,8 +2,8 @@
 
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A section with a `preset_folder` may name a preset, a YAML file in that folder beside the run file or in a parent
-of it: `model: llama3_8b`, or `model: {preset: llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name
-(`pretrain.steps=10`). There is no other inheritance.
+of it: `model: llama3_8b`, or `model: {preset: llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by
+dotted name (`pretrain.steps=10`). There is no other inheritance.
 """
 
 import difflib

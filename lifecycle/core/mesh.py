@@ -58,9 +58,9 @@ def _misfit(sizes: dict[str, int], wanted: int, available: int) -> str:
     axis = max(sizes, key=lambda name: sizes[name])
     rest = wanted // sizes[axis]
     fitting = max(1, available // rest)
+    shape = " x ".join(f"{a}={s}" for a, s in sizes.items() if s > 1) or "one device"
     return (
-        f"mesh: {' x '.join(f'{a}={s}' for a, s in sizes.items() if s > 1) or 'one device'} needs {wanted} devices, this job "
-        f"has {available}; the nearest that fits: mesh.{axis}={fitting}"
+        f"mesh: {shape} needs {wanted} devices, this job has {available}; the nearest that fits: mesh.{axis}={fitting}"
     )
 
 
@@ -74,7 +74,9 @@ def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> Non
     others = ways // getattr(mesh, axis)
     fitting = [n for n in range(1, size + 1) if size % (n * others) == 0]
     nearest = min(fitting, key=lambda n: abs(n - getattr(mesh, axis))) if fitting else 1
-    raise ConfigError(f"mesh.{axis}={getattr(mesh, axis)} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}")
+    raise ConfigError(
+        f"mesh.{axis}={getattr(mesh, axis)} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}"
+    )
 
 
 def spec(*logical: str | None) -> P:
