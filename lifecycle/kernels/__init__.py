@@ -1,0 +1,1 @@
+"""Operations worth their own implementation: each a plain reference, fast versions, and one dispatch."""

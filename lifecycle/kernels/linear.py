@@ -1,0 +1,53 @@
+"""A matrix product and a gated activation with their gradients written out.
+
+Differentiating `x @ w` asks XLA for `(g' x)'`; on CPUs it then copies the activations transposed before each weight
+gradient, 11 ms each at `[8192, 384]`. Contracting the row dimensions in place needs no copy.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Float
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"]) -> Float[Array, "*rows F"]:
+    """`x @ weight`, accumulated in float32."""
+    return _contract(x, weight, (x.ndim - 1,), (0,)).astype(x.dtype)
+
+
+def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
+    return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _linear(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return linear(x, weight), (x, weight)
+
+
+def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    rows = tuple(range(x.ndim - 1))
+    grad_x = _contract(grad, weight, (x.ndim - 1,), (1,)).astype(x.dtype)
+    return grad_x, _contract(x, grad, rows, rows).astype(weight.dtype)
+
+
+linear.defvjp(_linear, _linear_gradient)
+
+
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]) -> Float[Array, "*rows F"]:
+    """`silu(gate) * up` (Shazeer 2020, "GLU Variants Improve Transformer"); the gradient keeps its inputs only."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    return grad * up * (share * (1 + gate * (1 - share))), grad * (gate * share)
+
+
+swiglu.defvjp(_swiglu, _swiglu_gradient)

@@ -1,0 +1,1 @@
+"""The one decoder, in training, evaluation and the decode loop; weights in and out."""
