@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A frozen part of the configuration tree; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     preset_folder: ClassVar[str | None] = None
 
     def plain(self) -> dict[str, Any]:

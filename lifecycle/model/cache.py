@@ -1,8 +1,8 @@
 """The key-value cache: one pair of arrays for all layers, written in place.
 
-Row `b`, position `s` holds what that row's token number `s` left. A query at position `p` sees positions `<= p` only, so
-what an earlier sequence left behind it is never seen, and a slot is reused without being cleared. A write at a position
-outside the cache is dropped: that is how padding is told.
+Row `b`, position `s` holds what that row's token number `s` left. A query at position `p` sees positions `<= p` only,
+so what an earlier sequence left behind it is never seen, and a slot is reused without being cleared. A write at a
+position outside the cache is dropped: that is how padding is told.
 """
 
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ def num_params(config: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Matmul FLOPs of a forward pass per token; causal attention counted half (the work that is needed, not the square).
+    """Matmul FLOPs of a forward pass per token; causal attention counted half: the work needed, not the square.
 
     Training costs three times this: the backward pass has two matmuls for each one here.
     """

@@ -1,11 +1,10 @@
 """The decoder: parameters as a plain tree of arrays, and pure functions over them.
 
 `flax.nnx` defines the layers and their initial values and stays out of the hot path: modules are split once into a
-static definition and a tree of arrays, and merged only inside a trace. All layers are alike, so their arrays are stacked
-on a leading axis and applied by `jax.lax.scan`; on disk every layer has its own names (`model/names.py`).
+static definition and a tree of arrays, and merged only inside a trace. All layers are alike, so their arrays are
+stacked on a leading axis and applied by `jax.lax.scan`; on disk every layer has its own names (`model/names.py`).
 """
 
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -40,7 +39,6 @@ LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-@lru_cache
 def _definitions(config: ModelConfig) -> tuple[Any, Any]:
     """The static halves of a block and of the trunk."""
     block = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]

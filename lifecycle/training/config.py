@@ -1,0 +1,73 @@
+"""Settings of the training stages. No import here needs JAX's libraries, so that reading a config is quick."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lifecycle.core.config import Section
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the steps of a run, as a share of the peak."""
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_share: float = Field(default=0.2, ge=0, le=1)  # wsd: the last part of the run, linear
+    final_share: float = Field(default=0.0, ge=0, le=1)
+
+
+class OptimizerConfig(Section):
+    """What updates the weights."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
+
+
+class TrainConfig(Section):
+    """What every training stage has. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
+
+    steps: int = Field(gt=0)
+    seq_len: int = Field(gt=1)
+    global_batch_size: int = Field(gt=0)
+    grad_accum: int = Field(default=1, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = Field(default=10, gt=0)
+    checkpoint_every: int = Field(default=200, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.global_batch_size % self.grad_accum:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
+            )
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Next-token prediction on the token shards."""
+
+    eval_every: int = Field(default=200, gt=0)  # steps between measurements of held-out bits per byte
+    eval_bytes: int = Field(default=100_000, gt=0)  # of held-out text used for them; the evaluation stage uses all
+
+
+class SftConfig(TrainConfig):
+    """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
+
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
+
+
+class PreferConfig(TrainConfig):
+    """Preference tuning on pairs."""
+
+    objective: Literal["dpo", "orpo"] = "dpo"
+    beta: float = Field(
+        default=0.1, gt=0
+    )  # dpo: 1 / allowed distance from the reference; orpo: weight of the odds ratio
+    sft_weight: float = Field(default=0.0, ge=0)  # dpo: weight of the chosen answers' own loss

@@ -1,0 +1,80 @@
+"""Preference tuning on pairs: DPO and ORPO over packed pairs.
+
+A row holds up to `P` pairs, each as two consecutive segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2`
+(rejected), so a pair never crosses rows and its log-probabilities are two segment sums. `loss_mask` leaves the answers'
+tokens. Beside the usual arrays the batch carries `pair_mask [B, P]` and, for DPO, `ref_logprobs [B, P, 2]`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Batch, Float
+from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, forward, head
+from lifecycle.training.config import PreferConfig
+from lifecycle.training.objectives.language import Sums
+
+
+def pair_logprobs(
+    config: ModelConfig, params: Params, batch: Batch
+) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"]]:
+    """Log-probability of each answer, chosen first, and its number of tokens; zeros where there is no pair."""
+    hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
+    found = token_logprobs(hidden, head(config, params), batch["targets"]) * batch["loss_mask"]
+    batch_size, num_pairs = batch["pair_mask"].shape
+    segments = 2 * num_pairs + 1
+
+    def per_segment(values: Array) -> Array:
+        totals = jax.vmap(lambda v, ids: jax.ops.segment_sum(v, ids, segments))(values, batch["segment_ids"])
+        return totals[:, 1:].reshape(batch_size, num_pairs, 2)
+
+    return per_segment(found), per_segment(batch["loss_mask"])
+
+
+def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
+    """Direct preference optimisation, sigmoid loss (Rafailov et al. 2023, equation 7), summed over pairs.
+
+    With `sft_weight`, the chosen answers' mean loss is added (Pang et al. 2024, "Iterative Reasoning Preference
+    Optimization", equation 1).
+    """
+    logprobs, lengths = pair_logprobs(config, params, batch)
+    rewards = prefer.beta * (logprobs - batch["ref_logprobs"])
+    margins = rewards[..., 0] - rewards[..., 1]
+    mask = batch["pair_mask"]
+    losses = -jax.nn.log_sigmoid(margins) + prefer.sft_weight * _mean_loss(logprobs, lengths)
+    aux = _pair_sums(logprobs, margins, mask) | {
+        "rewards_chosen": (rewards[..., 0] * mask).sum(),
+        "rewards_rejected": (rewards[..., 1] * mask).sum(),
+    }
+    return (losses * mask).sum(), mask.sum(), aux
+
+
+def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
+    """Odds-ratio preference optimisation (Hong et al. 2024, equations 4 to 7): no reference model.
+
+    Log-probabilities are means per token, as in the paper; `beta` is its lambda.
+    """
+    logprobs, lengths = pair_logprobs(config, params, batch)
+    means = logprobs / jnp.maximum(lengths, 1)
+    # log odds = log p - log(1 - p); the minimum keeps log1p finite where p rounds to 1
+    odds = means - jnp.log1p(-jnp.exp(jnp.minimum(means, -1e-6)))
+    margins = odds[..., 0] - odds[..., 1]
+    mask = batch["pair_mask"]
+    losses = -means[..., 0] - prefer.beta * jax.nn.log_sigmoid(margins)
+    return (losses * mask).sum(), mask.sum(), _pair_sums(logprobs, margins, mask)
+
+
+def _mean_loss(logprobs: Array, lengths: Array) -> Array:
+    return -logprobs[..., 0] / jnp.maximum(lengths[..., 0], 1)
+
+
+def _pair_sums(logprobs: Array, margins: Array, mask: Array) -> dict[str, Array]:
+    """What every preference objective logs; a tie counts as half right."""
+    right = jnp.where(margins > 0, 1.0, jnp.where(margins == 0, 0.5, 0.0))
+    return {
+        "margins": (margins * mask).sum(),
+        "accuracy": (right * mask).sum(),
+        "logprobs_chosen": (logprobs[..., 0] * mask).sum(),
+        "logprobs_rejected": (logprobs[..., 1] * mask).sum(),
+    }
