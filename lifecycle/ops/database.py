@@ -1,0 +1,87 @@
+"""SQLite files shared by several processes: made whole, opened in WAL mode, refused when they are something else.
+
+A new file gets its schema and its WAL mode under a temporary name and is then linked to its place, so that two
+processes that start at once neither meet half a schema nor lock each other out while one switches the journal.
+"""
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BUSY_TIMEOUT_S = 30.0  # a write takes milliseconds; whoever waits longer than this is told so
+
+
+class DatabaseError(ValueError):
+    """A database file that is missing, damaged, of another kind, or that cannot be written."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a kind of database holds; `application_id` and `version` are stamped into the file's header."""
+
+    name: str
+    application_id: int
+    version: int
+    tables: str
+
+
+def create_database(path: Path, schema: Schema) -> None:
+    """Makes the database unless it is there; of several processes doing so at once, one makes it."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        try:
+            with contextlib.closing(sqlite3.connect(temporary, autocommit=True)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(schema.tables)
+                connection.execute(f"PRAGMA application_id = {schema.application_id}")
+                connection.execute(f"PRAGMA user_version = {schema.version}")
+        except sqlite3.OperationalError as error:
+            raise DatabaseError(f"{path}: cannot make a {schema.name}: {error}; {_MEND}") from None
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(temporary, path)
+
+
+def connect(path: Path, schema: Schema) -> sqlite3.Connection:
+    """Opens an existing database of this schema; raises `DatabaseError` if it is missing, damaged or another kind."""
+    if not path.is_file():
+        raise DatabaseError(f"{path}: no {schema.name} here")
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, autocommit=True)
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise DatabaseError(f"{path}: not a readable {schema.name} ({error}); {_MEND}") from None
+    if (found, version) != (schema.application_id, schema.version):
+        connection.close()
+        what = f"version {version} of one" if found == schema.application_id else "a database of another kind"
+        raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, found {what}")
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+@contextlib.contextmanager
+def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection for one piece of work; with `write`, one transaction that is kept whole or not at all.
+
+    `BEGIN IMMEDIATE` takes the write lock first, so what is read inside cannot change before the commit.
+    """
+    with contextlib.closing(connect(path, schema)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise DatabaseError(f"{path}: {error}; {_MEND}") from None
+
+
+_MEND = "if the disk is full, free some space; if the file is damaged, move it away and restore a copy"

@@ -1,0 +1,32 @@
+"""The text room's tokenizer and chat template, as the evaluation's `Encoder`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lifecycle.core.config import ConfigError
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Encodes as the model was trained; `chat` is None for a base model, which has no turns."""
+
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None = None
+
+    @property
+    def bos_id(self) -> int:
+        return self.tokenizer.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_id
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if self.chat is None:
+            raise ConfigError("this model has no chat template; set `chat: false` in the task to ask it in plain text")
+        return self.chat.render(messages, add_generation_prompt=True).ids

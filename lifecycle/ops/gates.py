@@ -1,0 +1,148 @@
+"""The promotion gate: a version takes an alias over only if no evaluation falls significantly below the current one's.
+
+Every task of the current version is a guard of its own: where both versions were scored on the same examples the test
+is paired, otherwise Welch's (`lifecycle.ops.statistics` says which test for which scores). A guard that cannot be
+checked, because the new version was not measured or was measured by another definition, refuses. The first version
+passes. The levels are not corrected for the number of tasks: with k tasks a version that is just as good is refused
+up to k times as often, the price of not letting any one task slip.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from lifecycle.core.config import ConfigError, Section
+from lifecycle.ops.evals.results import EvalResult
+from lifecycle.ops.registry import Move, Registry
+from lifecycle.ops.statistics import Comparison, compare_paired, compare_unpaired
+
+
+class GateConfig(Section):
+    """How sure a fall must be to refuse, and which tasks must have been measured even for a first version.
+
+    tolerance: by task, a fall that is accepted however sure it is, in the task's own units (0.02 bits per byte, 0.01 of
+    accuracy). On the same documents even a fall of a thousandth can be sure.
+    """
+
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    required: tuple[str, ...] = ()
+    tolerance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class GateRefused(ValueError):
+    """The gate's refusal; the message is its report."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One task's finding; `comparison` is None where nothing could be compared."""
+
+    task: str
+    passed: bool
+    reason: str
+    before: EvalResult | None = None
+    after: EvalResult | None = None
+    comparison: Comparison | None = None
+
+    def __str__(self) -> str:
+        mark = "pass  " if self.passed else "REFUSE"
+        line = f"{mark} {self.task}: {_value(self.before)} -> {_value(self.after)}"
+        if self.comparison is not None:
+            c = self.comparison
+            line += f", difference {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}], {c.test} p={c.p:.3g}"
+        return f"{line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """All verdicts; the gate passes if each does."""
+
+    verdicts: tuple[Verdict, ...]
+    summary: str
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed for verdict in self.verdicts)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *(f"  {verdict}" for verdict in self.verdicts)])
+
+
+def judge(
+    before: Mapping[str, EvalResult] | None, after: Mapping[str, EvalResult], config: GateConfig | None = None
+) -> GateReport:
+    """Compares the evaluations of the current version (None: there is none) with those of the one to promote."""
+    config = config or GateConfig()
+    known = before or {}
+    names = [*known, *(name for name in after if name not in known)]
+    unknown = sorted(config.tolerance.keys() - set(names))
+    if unknown:
+        raise ConfigError(f"gate: tolerance for {unknown[0]!r}, which neither version was measured on; tasks: {names}")
+    names += [name for name in config.required if name not in names]
+    verdicts = tuple(_judge_task(name, known.get(name), after.get(name), config) for name in names)
+    refused = [verdict.task for verdict in verdicts if not verdict.passed]
+    if refused:
+        return GateReport(verdicts, f"refused by {', '.join(refused)}")
+    if before is None:
+        return GateReport(verdicts, "passed: the first version, nothing to fall below")
+    if not after:
+        unmeasured = Verdict("evaluations", False, "the new version has none; run the evaluate stage and attach them")
+        return GateReport((unmeasured,), "refused: nothing was measured")
+    return GateReport(verdicts, f"passed: no task is significantly worse (one-sided, {(1 - config.level) / 2:.3g})")
+
+
+def promote(
+    registry: Registry, name: str, *, who: str, why: str, alias: str = "production", config: GateConfig | None = None
+) -> tuple[GateReport, Move]:
+    """Moves `alias` to a version if the gate lets it.
+
+    Raises `GateRefused` with the report, and `RegistryError` if the alias was moved by somebody else while the gate
+    looked.
+    """
+    target = registry.resolve(name)
+    current = registry.aliases().get(alias)
+    before = registry.evaluations(current) if current else None
+    report = judge(before, registry.evaluations(target.hash), config)
+    if not report.passed:
+        raise GateRefused(f"{target.short} is not promoted to {alias}: {report}")
+    move = registry.move(alias, target.hash, who=who, why=why, expected=current or "", gate=str(report))
+    return report, move
+
+
+def _judge_task(name: str, before: EvalResult | None, after: EvalResult | None, config: GateConfig) -> Verdict:
+    if after is None:
+        return Verdict(name, False, "the new version was not measured on it; evaluate it", before, after)
+    if before is None:
+        return Verdict(name, True, "measured for the first time", before, after)
+    if (before.definition, before.metric) != (after.definition, after.metric):
+        return Verdict(
+            name, False, "the task's definition has changed; evaluate the current version by the new one", before, after
+        )
+    comparison = compare(before, after, config.level)
+    gain = comparison.difference if after.higher_is_better else -comparison.difference
+    if gain >= 0:
+        return Verdict(name, True, "no worse", before, after, comparison)
+    if comparison.p >= (1 - config.level) / 2:
+        return Verdict(name, True, "a fall within chance", before, after, comparison)
+    if -gain <= config.tolerance.get(name, 0.0):
+        return Verdict(name, True, "significantly worse, within the tolerance", before, after, comparison)
+    return Verdict(name, False, "significantly worse", before, after, comparison)
+
+
+def compare(before: EvalResult, after: EvalResult, level: float) -> Comparison:
+    """After minus before: paired if both were scored on the same examples, otherwise Welch's t."""
+    old = {example.id: example for example in before.examples}
+    new = {example.id: example for example in after.examples}
+    if old.keys() == new.keys():
+        order = sorted(old)
+        scores = ([old[i].score for i in order], [new[i].score for i in order])
+        return compare_paired(*scores, [new[i].weight for i in order], after.higher_is_better, level)
+    return compare_unpaired(
+        (before.scores, before.weights), (after.scores, after.weights), after.higher_is_better, level
+    )
+
+
+def _value(result: EvalResult | None) -> str:
+    return "-" if result is None else f"{result.mean:.4f}"

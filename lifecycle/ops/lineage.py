@@ -1,0 +1,146 @@
+"""Lineage: from a registered version or an artefact back to the settings and files that it was made from.
+
+Walks the manifests by the folder names that they record, and checks what it meets: an input that is gone, damaged, or
+no longer the content that was used is shown as such, with the hash that was recorded, and the walk goes on elsewhere.
+The tree is plain data (JSON-ready); `render` draws it. An artefact that several others were made from is expanded
+where it is met first.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from lifecycle.core.artifact import Artifact, ArtifactError, open_artifact
+from lifecycle.core.config import digest
+from lifecycle.ops.registry import SHOWN_HASH, Registry
+
+SHOWN_FILES = 5  # of each source, in the drawing; the data has them all
+type Node = dict[str, Any]
+
+
+def trace_version(registry: Registry, name: str) -> Node:
+    """A version (by alias, hash or its beginning): how it was promoted and measured, and the chain of its bundle."""
+    version = registry.resolve(name)
+    history = [vars(move) for move in registry.history(name)]
+    evaluations = {
+        task: result.model_dump(exclude={"examples"}) for task, result in registry.evaluations(version.hash).items()
+    }
+    return {
+        "name": name,
+        "version": version.hash,
+        "kind": version.kind,
+        "registered": version.registered,
+        "history": history,
+        "evaluations": evaluations,
+        "chain": _walk(version.path, version.hash, version.manifest.stage, set()),
+    }
+
+
+def trace_artifact(path: Path) -> Node:
+    """The chain of an artefact; raises `ArtifactError` if there is none at `path`."""
+    artifact = open_artifact(path)
+    return _walk(path, artifact.content_hash, artifact.manifest.stage, set())
+
+
+def _walk(path: Path, recorded: str, stage: str, met: set[Path]) -> Node:
+    """The node of the artefact at `path`, which its reader recorded with the content hash `recorded`."""
+    node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
+    if not path.exists():
+        return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
+    try:
+        artifact = open_artifact(path)
+    except ArtifactError as error:
+        return node | {"state": "damaged", "problem": str(error), "inputs": {}}
+    if artifact.content_hash != recorded:
+        problem = f"its content is now {artifact.content_hash}; it was made again after its use"
+        return node | {"state": "changed", "problem": problem, "inputs": {}}
+    if path.resolve() in met:
+        return node | {"state": "shown above", "problem": "", "inputs": {}}
+    met.add(path.resolve())
+    inputs = artifact.manifest.inputs
+    hashes = artifact.manifest.input_hashes
+    found = {name: _walk(path.parent / folder, hashes[name], name, met) for name, folder in inputs.items()}
+    return node | {"state": "present", "problem": ""} | _facts(artifact) | {"inputs": found}
+
+
+def _facts(artifact: Artifact) -> Node:
+    manifest = artifact.manifest
+    facts: Node = manifest.model_dump(include={"key", "created", "code", "wall_s", "cpu_s", "config", "stats"})
+    return facts | {"source_files": source_files(artifact.path)}
+
+
+def source_files(folder: Path) -> dict[str, Node]:
+    """By source, the files that a documents artefact was made from, with a hash over their paths; empty for other
+    artefacts.
+
+    Files whose documents were all removed by the filters are there too: removed rows are kept beside.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for table in sorted(folder.glob("*.parquet")):
+        if {"source", "path"} <= set(pq.read_schema(table).names):
+            columns = pq.read_table(table, columns=["source", "path"])
+            for row in columns.group_by(["source", "path"]).aggregate([]).to_pylist():
+                found[row["source"]].add(row["path"])
+    return {
+        source: {"count": len(paths), "paths_hash": digest(sorted(paths)), "paths": sorted(paths)}
+        for source, paths in sorted(found.items())
+    }
+
+
+def render(node: Node) -> RenderableType:
+    """The drawing of what `trace_version` or `trace_artifact` returned."""
+    if "chain" not in node:
+        return _draw(node, None)
+    title = Text.assemble((node["name"], "bold"), f" is version {node['version']}, a {node['kind']} model")
+    lines = [Text(f"registered {node['registered']}")]
+    for move in node["history"]:
+        step = f"{move['action']} to {move['target'][:SHOWN_HASH]}"
+        lines.append(Text(f"{move['at']} {step} by {move['who']}: {move['why']}"))
+    for result in node["evaluations"].values():
+        interval = f"{result['mean']:.4f} [{result['low']:.4f}, {result['high']:.4f}], n={result['n']}"
+        lines.append(Text(f"{result['task']}: {result['metric']} {interval}"))
+    return Group(title, *lines, _draw(node["chain"], None))
+
+
+def _draw(node: Node, parent: Tree | None) -> Tree:
+    label = Text.assemble((node["stage"], "bold cyan"), f" {node['content_hash'][:SHOWN_HASH]}")
+    if node["state"] != "present":
+        label.append(f" ({node['state']})", "dim" if node["state"] == "shown above" else "bold red")
+    else:
+        label.append(
+            f"  key {node['key'][:SHOWN_HASH]}, {node['created']}, {node['cpu_s']:.1f} core-s, code {node['code']}"
+        )
+    tree = Tree(label) if parent is None else parent.add(label)
+    if node["problem"]:
+        tree.add(Text(node["problem"], "red"))
+    if node["state"] == "present" and (node["source_files"] or not node["inputs"]):  # where the data came from
+        for name, value in _flatten(node["config"]):
+            tree.add(Text(f"{name} = {value}", "green"))
+        for source, files in node["source_files"].items():
+            tree.add(_files_line(source, files))
+    for child in node["inputs"].values():
+        _draw(child, tree)
+    return tree
+
+
+def _files_line(source: str, files: Node) -> Text:
+    shown = ", ".join(files["paths"][:SHOWN_FILES])
+    more = f" and {files['count'] - SHOWN_FILES} more" if files["count"] > SHOWN_FILES else ""
+    return Text(
+        f"source {source}: {files['count']} files, paths hash {files['paths_hash'][:SHOWN_HASH]}: {shown}{more}"
+    )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A tree of settings as dotted names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

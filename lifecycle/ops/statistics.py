@@ -1,0 +1,145 @@
+"""Confidence intervals and tests on per-example scores.
+
+Every evaluation is a list of scores with weights, its value the weighted mean: accuracies have weight 1, bits per
+byte have the document's bytes. The variance of a weighted mean is the linearised one of a ratio estimator (Cochran,
+Sampling Techniques, 3rd ed. 1977, chapter 6), which is the textbook's s^2/n when all weights are equal; so one
+formula serves both.
+
+| what | scores all 0 or 1, weights 1 | otherwise |
+|---|---|---|
+| interval of one value | Wilson 1927 | Student t, n - 1 degrees of freedom |
+| two versions, the same examples | exact McNemar 1947; interval of Bonett and Price 2012 | paired t |
+| two versions, other examples | Welch's t | Welch's t |
+
+Tests are one-sided, "not worse", at (1 - level) / 2: the t tests then reject exactly when the two-sided interval of
+that level lies on the worse side of zero.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+type Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A weighted mean with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """After minus before, with its interval; `p` is the chance of a fall at least as bad when nothing got worse."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+
+def estimate(scores: Sequence[float], weights: Sequence[float], level: float) -> Estimate:
+    """The weighted mean of at least two scores and its interval of this level (0.95: 95 %)."""
+    values, shares = _arrays(scores, weights)
+    if _is_binary(values, shares):
+        low, high = wilson(int(values.sum()), len(values), level)
+        return Estimate(float(values.mean()), low, high, "Wilson")
+    mean, error = _mean_and_error(values, shares)
+    reach = _t_quantile(len(values) - 1, level) * error
+    return Estimate(mean, mean - reach, mean + reach, "Student t")
+
+
+def wilson(successes: int, n: int, level: float) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (JASA 22, 1927)."""
+    z = _z_quantile(level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def compare_paired(
+    before: Sequence[float], after: Sequence[float], weights: Sequence[float], higher_is_better: bool, level: float
+) -> Comparison:
+    """Compares two versions on the same examples, given in the same order."""
+    old, shares = _arrays(before, weights)
+    new, _ = _arrays(after, weights)
+    if _is_binary(old, shares) and _is_binary(new, shares):
+        return _mcnemar(old, new, higher_is_better, level)
+    difference, error = _mean_and_error(new - old, shares)
+    return _t_comparison(difference, error, len(old) - 1, higher_is_better, level, "paired t")
+
+
+def compare_unpaired(
+    before: tuple[Sequence[float], Sequence[float]],
+    after: tuple[Sequence[float], Sequence[float]],
+    higher_is_better: bool,
+    level: float,
+) -> Comparison:
+    """Compares two versions that were scored on different examples; each is (scores, weights)."""
+    old, old_error = _mean_and_error(*_arrays(*before))
+    new, new_error = _mean_and_error(*_arrays(*after))
+    variances = np.array([old_error**2, new_error**2])
+    freedoms = np.array([len(before[0]) - 1, len(after[0]) - 1])
+    total = float(variances.sum())
+    freedom = total**2 / float((variances**2 / freedoms).sum()) if total > 0 else float(freedoms.sum())
+    return _t_comparison(new - old, math.sqrt(total), freedom, higher_is_better, level, "Welch's t")
+
+
+def _arrays(scores: Sequence[float], weights: Sequence[float]) -> tuple[Floats, Floats]:
+    values, shares = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
+    assert values.shape == shares.shape and values.ndim == 1
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} example(s): an interval and a test need at least two; add rows to the task")
+    return values, shares
+
+
+def _is_binary(values: Floats, weights: Floats) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all() and (weights == 1.0).all())
+
+
+def _mean_and_error(values: Floats, weights: Floats) -> tuple[float, float]:
+    """The weighted mean and its standard error, linearised."""
+    n, total = len(values), weights.sum()
+    mean = float((weights * values).sum() / total)
+    residuals = weights * (values - mean)
+    return mean, float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / total)
+
+
+def _t_comparison(
+    difference: float, error: float, freedom: float, higher_is_better: bool, level: float, test: str
+) -> Comparison:
+    gain = difference if higher_is_better else -difference
+    unanimous = 0.0 if gain < 0 else 1.0  # every example moved by the same amount
+    p = float(special.stdtr(freedom, gain / error)) if error > 0 else unanimous
+    reach = _t_quantile(freedom, level) * error
+    return Comparison(difference, difference - reach, difference + reach, p, test)
+
+
+def _mcnemar(before: Floats, after: Floats, higher_is_better: bool, level: float) -> Comparison:
+    """Exact McNemar test (Psychometrika 12, 1947); interval: Bonett and Price, Statist. Med. 31, 2012."""
+    n = len(before)
+    up, down = int((after > before).sum()), int((after < before).sum())
+    worse = down if higher_is_better else up
+    p = float(special.bdtrc(worse - 1, up + down, 0.5)) if worse else 1.0
+    up_share, down_share = (up + 1) / (n + 2), (down + 1) / (n + 2)
+    centre = up_share - down_share
+    reach = _z_quantile(level) * math.sqrt((up_share + down_share - centre**2) / (n + 2))
+    return Comparison((up - down) / n, max(-1.0, centre - reach), min(1.0, centre + reach), p, "exact McNemar")
+
+
+def _z_quantile(level: float) -> float:
+    return float(special.ndtri((1 + level) / 2))
+
+
+def _t_quantile(freedom: float, level: float) -> float:
+    return float(special.stdtrit(freedom, (1 + level) / 2))
