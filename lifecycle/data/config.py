@@ -1,0 +1,93 @@
+"""Settings of the document pipeline: where text comes from, and what is done to it.
+
+Thresholds of published rules (Gopher, StarCoder) stand in `quality.py` with their source; a run changes which rules
+hold (`quality.disable`), not their decimals. Every score is kept beside its document, so another threshold can be
+applied later without reading the sources again.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from lifecycle.core.config import Section
+
+Format = Literal["text", "markdown", "rst", "html", "code", "python_dict"]
+PiiKind = Literal["email", "ip", "phone", "card"]
+ProseRule = Literal[
+    "too_few_words", "too_many_words", "mean_word_length", "symbol_to_word_ratio", "bullet_lines", "ellipsis_lines",
+    "alphabetic_words", "stop_words", "repetition",
+]  # fmt: skip
+CodeRule = Literal["long_line", "long_mean_line", "alphanumeric_share"]
+
+# Folders that hold generated files, other people's packages or a tool's own state.
+DEFAULT_EXCLUDE = ("**/__pycache__", "**/site-packages", "**/dist-packages", "**/node_modules", "**/.*")
+
+
+class SourceConfig(Section):
+    """A folder or a file to read; earlier sources win when documents of two sources are duplicates."""
+
+    name: str = Field(min_length=1)
+    path: str  # `${stdlib}` stands for the running Python's standard library folder; relative to the working folder
+    include: tuple[str, ...] = ("**/*",)  # globs below `path`
+    exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes what is below it
+    format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows
+    license: str = "unknown"
+    text_column: str = "text"  # of JSONL and Parquet rows
+
+
+class LanguageConfig(Section):
+    """Which natural languages stay; source code is tagged but never removed by language."""
+
+    keep: tuple[str, ...] = ()  # ISO 639 codes as fastText's lid.176 prints them; empty keeps all
+    min_score: float = Field(default=0.4, ge=0, le=1)  # below it a document's language counts as undetermined
+
+
+class QualityConfig(Section):
+    """Gopher's rules for prose, StarCoder's for code."""
+
+    min_words: int = Field(default=50, ge=0)
+    max_words: int = Field(default=100_000, ge=1)
+    disable: tuple[ProseRule | CodeRule, ...] = ()
+
+
+class DedupConfig(Section):
+    """Near-duplicates: documents whose sets of word 5-grams have at least this Jaccard similarity."""
+
+    jaccard: float = Field(default=0.8, ge=0.3, le=1)
+
+
+class DecontaminationConfig(Section):
+    """Training documents that share too much with held-out documents or evaluation rows are removed."""
+
+    ngram: int = Field(default=13, ge=5)  # words
+    min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams, of either side
+
+
+class DataConfig(Section):
+    """The document pipeline."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    max_document_bytes: int = Field(default=5_000_000, ge=1)  # larger files and rows are skipped and listed
+    language: LanguageConfig = LanguageConfig()
+    quality: QualityConfig = QualityConfig()
+    pii: tuple[PiiKind, ...] = ("email", "ip", "phone", "card")  # what is masked
+    dedup: DedupConfig = DedupConfig()
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    # Left out of manifests and keys: the number of processes never changes the result. None: all cores.
+    workers: int | None = Field(default=None, ge=1, exclude=True)
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        names = [source.name for source in sources]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"two sources are called {doubled[0]!r}; give each a name of its own")
+        return sources
+
+    @model_validator(mode="after")
+    def _words_in_order(self) -> Self:
+        if self.quality.min_words > self.quality.max_words:
+            raise ValueError("quality.min_words is above quality.max_words; no prose could stay")
+        return self

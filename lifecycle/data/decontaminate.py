@@ -1,0 +1,198 @@
+"""Decontamination: training text that contains what the model will be tested on is removed, whole documents at a time.
+
+Word n-grams of 13 as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), decided by the share of n-grams in
+common as in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), so that a licence header alone does not count. The share
+is taken on both sides: how much of the test item the training document holds, and how much of the training document
+the test item holds (an excerpt of a held-out document must not be trained on, either).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.config import DecontaminationConfig
+from lifecycle.data.documents import Document
+from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes, words_of
+
+# An item shorter than the n-gram is compared as a whole; below eight words (a question such as "What is the capital
+# of France?") finding it in a text proves nothing, so it is not compared, and counted.
+MIN_ITEM_WORDS = 8
+# As in GPT-3, n-grams that more documents than this have in common are boilerplate (licences, page frames, tables of
+# the same kind). They are taken out of held-out documents, which come from the same sources; not out of evaluation
+# rows: a question that stands in twenty training documents is the worst case, not a harmless one.
+MAX_DOCUMENTS = 10
+HELDOUT = "heldout_overlap"
+
+
+@dataclass(frozen=True)
+class TestItem:
+    """Text that must not be trained on: a held-out document, or one text of an evaluation row."""
+
+    name: str  # shown in the removed document's detail
+    kind: str  # the reason: heldout_overlap or eval_overlap
+    text: str
+
+    __test__ = False  # not a pytest class
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The test item that a document overlaps most, and by which share."""
+
+    item: TestItem
+    share: float
+
+
+def decontaminate(documents: Sequence[Document], items: Sequence[TestItem], config: DecontaminationConfig) -> int:
+    """Removes the training documents that overlap an item; returns the number of items too short to compare."""
+    index = OverlapIndex(items, config.ngram)
+    matches = [index.match(document.text) for document in documents]
+    index.drop_boilerplate(matches)
+    for document, match in zip(documents, matches, strict=True):
+        hit = index.worst(match)
+        if hit and hit.share >= config.min_overlap:
+            document.remove("decontamination", hit.item.kind, f"{hit.share:.2f} of the n-grams with {hit.item.name}")
+    return index.num_too_short
+
+
+def heldout_items(documents: Iterable[Document]) -> list[TestItem]:
+    """Held-out documents as test items."""
+    return [TestItem(f"{document.source}:{document.path}", HELDOUT, document.text) for document in documents]
+
+
+def eval_items(files: Iterable[Path]) -> list[TestItem]:
+    """All texts in the rows of JSONL files, each an item. Raises `ConfigError` with file and line for a broken row."""
+    return [item for path in files for item in _eval_file(path)]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a text has in common with the items: places in the index per length of n-gram.
+
+    `num_own` is the number of its distinct n-grams of the full length.
+    """
+
+    places: dict[int, NDArray[np.int64]]
+    num_own: int
+
+
+class OverlapIndex:
+    """The distinct n-grams of all items, per length: sorted hashes, and which items hold each."""
+
+    def __init__(self, items: Sequence[TestItem], ngram: int) -> None:
+        self.items = items
+        self.ngram = ngram
+        self.num_too_short = 0
+        grams: dict[int, list[tuple[int, Hashes]]] = {}
+        for number, item in enumerate(items):
+            words = words_of(item.text)
+            n = min(ngram, len(words))
+            if n < min(MIN_ITEM_WORDS, ngram):
+                self.num_too_short += 1
+            else:
+                grams.setdefault(n, []).append((number, np.unique(ngram_hashes(word_hashes(words), n))))
+        self._tables = {n: _Table.of(entries, len(items)) for n, entries in grams.items()}
+        self._is_heldout = np.array([item.kind == HELDOUT for item in items], bool)
+
+    def match(self, text: str) -> Match:
+        """The n-grams that a text shares with any item."""
+        words = word_hashes(words_of(text))
+        own = {n: np.unique(ngram_hashes(words, n)) for n in {*self._tables, self.ngram}}
+        return Match({n: table.find(own[n]) for n, table in self._tables.items()}, len(own[self.ngram]))
+
+    def drop_boilerplate(self, matches: Sequence[Match]) -> None:
+        """Takes n-grams that more than `MAX_DOCUMENTS` texts share out of the held-out items."""
+        for n, table in self._tables.items():
+            counts = np.zeros(len(table.hashes), np.int64)
+            for match in matches:
+                counts[match.places[n]] += 1
+            table.drop(counts > MAX_DOCUMENTS, self._is_heldout)
+
+    def worst(self, match: Match) -> Hit | None:
+        """The item with the largest share in common with a text, taken on the side where it is larger."""
+        best: Hit | None = None
+        for n, table in self._tables.items():
+            common = table.count(match.places[n])
+            if not common.any():
+                continue
+            shares = common / np.maximum(table.sizes, 1)
+            if n == self.ngram:
+                shares = np.maximum(shares, common / match.num_own)
+            at = int(shares.argmax())
+            if best is None or shares[at] > best.share:
+                best = Hit(self.items[at], float(shares[at]))
+        return best
+
+
+@dataclass
+class _Table:
+    """N-grams of one length. The holders of `hashes[i]` are `owners[first[i] : first[i + 1]]`."""
+
+    hashes: Hashes
+    first: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    live: NDArray[np.bool_]  # parallel to owners; False for boilerplate
+    sizes: NDArray[np.int64]  # live n-grams of each item
+
+    @classmethod
+    def of(cls, entries: list[tuple[int, Hashes]], num_items: int) -> "_Table":
+        hashes = np.concatenate([found for _, found in entries])
+        owners = np.concatenate([np.full(len(found), number, np.int64) for number, found in entries])
+        order = np.lexsort((owners, hashes))
+        distinct, first = np.unique(hashes[order], return_index=True)
+        sizes = np.bincount(owners, minlength=num_items)
+        return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
+
+    def find(self, own: Hashes) -> NDArray[np.int64]:
+        """Places in `hashes` of those of a text's n-grams that are there."""
+        places = np.searchsorted(self.hashes, own)
+        places[places == len(self.hashes)] = 0
+        return places[self.hashes[places] == own]
+
+    def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
+        """Marks the n-grams of some items as boilerplate; `common` is parallel to `hashes`."""
+        self.live &= ~(np.repeat(common, np.diff(self.first)) & of_items[self.owners])
+        self.sizes = np.bincount(self.owners[self.live], minlength=len(self.sizes))
+
+    def count(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Per item, how many live n-grams are at these places."""
+        starts, lengths = self.first[places], np.diff(self.first)[places]
+        offsets = np.repeat(
+            starts - np.cumsum(lengths) + lengths, lengths
+        )  # of each run of owners, less its place in rows
+        rows = offsets + np.arange(len(offsets))
+        return np.bincount(self.owners[rows[self.live[rows]]], minlength=len(self.sizes))
+
+
+def _eval_file(path: Path) -> Iterator[TestItem]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"evaluation rows {path}: {error}; they are needed to keep them out of training text"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON: {error}; evaluation rows are JSON lines") from None
+        yield from (TestItem(f"{path.name}:{number}", "eval_overlap", text) for text in _texts(row))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for element in value:
+            yield from _texts(element)
+    elif isinstance(value, dict):
+        for element in value.values():
+            yield from _texts(element)

@@ -1,0 +1,291 @@
+"""Extraction: the bytes of one file -> the documents in it, or the reason why it holds none.
+
+Nothing is executed and nothing is guessed past what a reader would accept: a file that cannot be decoded, is binary,
+empty or too large is reported as `Skipped`, and so is a single broken row, with its line; the rest of a file is used.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.encoding import detect_encoding  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import HTMLTree
+
+from lifecycle.data.config import SourceConfig
+from lifecycle.data.documents import Document
+from lifecycle.data.sources import SourceFile
+
+SNIFF_BYTES = 8192  # where a NUL byte is looked for, as Git does
+MAX_CONTROL_SHARE = 0.01  # decoded bytes of other kinds have 10 % and more; text files have next to none
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
+_BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
+         b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # fmt: skip
+_YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file, or `file:line` of a row, that was not used, and why."""
+
+    source: str
+    path: str
+    reason: str
+    detail: str
+
+
+class UnreadableError(ValueError):
+    """A file or row without a usable document; `reason` is counted in the funnel."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Iterator[Document | Skipped]:
+    """Yields the documents of a file, and a `Skipped` for the file or for each row that cannot be used."""
+    try:
+        if entry.format == "jsonl":
+            yield from _rows(_jsonl_rows(entry, max_bytes), entry, source, max_bytes)
+        elif entry.format == "parquet":
+            yield from _rows(_parquet_rows(entry, source), entry, source, max_bytes)
+        else:
+            yield from _extract(read_bytes(entry, max_bytes), entry.format, entry.path, source)
+    except UnreadableError as error:
+        yield Skipped(source.name, entry.path, error.reason, str(error))
+
+
+def read_bytes(entry: SourceFile, max_bytes: int) -> bytes:
+    """A file's content; raises `UnreadableError` for one that is unknown, unreadable, empty, too large or binary."""
+    if not entry.format:
+        raise UnreadableError("unknown_format", "its name tells no format: set `format` of the source, or exclude it")
+    try:
+        size = entry.file.stat().st_size
+        if size > max_bytes:
+            raise UnreadableError("too_large", f"{size} bytes, data.max_document_bytes is {max_bytes}")
+        data = entry.file.read_bytes()
+    except OSError as error:
+        raise UnreadableError("unreadable", error.strerror or str(error)) from None
+    if not data.strip():
+        raise UnreadableError("empty", f"{len(data)} bytes and no text")
+    if b"\0" in data[:SNIFF_BYTES] and _bom(data) is None:
+        raise UnreadableError("binary", "holds NUL bytes")
+    return data
+
+
+def decode(data: bytes, format: str, path: str) -> str:
+    """Bytes to text by byte-order mark, declared encoding, UTF-8 or detection; `UnreadableError` if none fits.
+
+    A few wrong bytes in a file of known encoding become U+FFFD, as in a browser; they are counted by `normalise`.
+    """
+    encoding = _bom(data) or _declared(data, format, path)
+    try:
+        text = data.decode(encoding or "utf-8", "replace" if encoding else "strict")
+    except (UnicodeDecodeError, LookupError):
+        text = _decode_detected(data)
+    if len(_CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
+        raise UnreadableError("undecodable", "more than 1 in 100 characters are control characters or replacements")
+    return text
+
+
+def parse_html(html: str) -> tuple[str, dict[str, Any]]:
+    """The readable text of a page, however broken its markup, and its title; navigation and footers are left out."""
+    tree = HTMLTree.parse(html)
+    text = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
+    if not text.strip():  # a page in which nothing looks like an article
+        text = extract_plain_text(tree, preserve_formatting=True, alt_texts=False)
+    title = (tree.title or "").strip()
+    return text, {"title": title} if title else {}
+
+
+def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
+    """Markdown stays as it is, without its front matter (YAML or TOML), whose plain values become metadata."""
+    text = text.replace("\r\n", "\n")
+    loaders: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
+        (_YAML_FRONT, yaml.safe_load),
+        (_TOML_FRONT, tomllib.loads),
+    )
+    for pattern, load in loaders:
+        if found := pattern.match(text):
+            try:
+                front = load(found[1])
+            except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError):
+                continue  # a rule between two paragraphs looks like it
+            if isinstance(front, dict):
+                return text[found.end() :], _plain_values(front)
+    return text, {}
+
+
+def parse_python_dict(text: str) -> Iterator[tuple[str, str]]:
+    """The string values of the dict literals that a Python module assigns, by key; parsed, never executed."""
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UnreadableError("broken_python", f"not parseable as Python: {error}") from None
+    for node in module.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+            continue
+        for key, value in zip(node.value.keys, node.value.values, strict=True):
+            match key, value:
+                case ast.Constant(value=str(name)), ast.Constant(value=str(content)):
+                    yield name, content
+
+
+def _extract(data: bytes, format: str, path: str, source: SourceConfig) -> Iterator[Document]:
+    text = decode(data, format, path)
+    meta: dict[str, Any] = {}
+    if format == "python_dict":
+        entries = [(key, content) for key, content in parse_python_dict(text) if content.strip()]
+        if not entries:
+            raise UnreadableError("no_text", "no dict literal with strings is assigned in it")
+        for key, content in entries:
+            yield _document(content, "text", f"{path}#{key}", {"key": key}, source)
+        return
+    if format == "html":
+        text, meta = parse_html(text)
+    elif format == "markdown":
+        text, meta = parse_markdown(text)
+    if not text.strip():
+        raise UnreadableError("no_text", f"no text in the {format}")
+    yield _document(text, format, path, meta, source)
+
+
+def _document(text: str, format: str, path: str, meta: dict[str, Any], source: SourceConfig) -> Document:
+    path = path.encode("utf-8", "replace").decode()  # the keys of a Python dict can hold lone surrogates
+    return Document(text, source.name, path, source.license, format, meta)
+
+
+def _rows(
+    rows: Iterable[tuple[int, dict[str, Any] | UnreadableError]],
+    entry: SourceFile,
+    source: SourceConfig,
+    max_bytes: int,
+) -> Iterator[Document | Skipped]:
+    """Rows with their numbers -> documents; a file without a single usable row is an error of the configuration."""
+    used = number = 0
+    for number, row in rows:
+        path = f"{entry.path}:{number}"
+        try:
+            if isinstance(row, UnreadableError):
+                raise row
+            yield _row_document(row, path, source, max_bytes)
+            used += 1
+        except UnreadableError as error:
+            yield Skipped(source.name, path, error.reason, str(error))
+    if not number:
+        raise UnreadableError("empty", "no rows")
+    if not used:
+        raise UnreadableError("no_usable_row", f"no row with text in column {source.text_column!r}")
+
+
+def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_bytes: int) -> Document:
+    text = row.get(source.text_column)
+    if not isinstance(text, str):
+        what = "no" if text is None else f"{type(text).__name__} instead of a string in"
+        raise UnreadableError(
+            "broken_row", f"{what} column {source.text_column!r}; columns: {', '.join(map(str, row))}"
+        )
+    if not text.strip():
+        raise UnreadableError("empty", "the row's text is empty")
+    if len(text.encode("utf-8", "surrogatepass")) > max_bytes:
+        raise UnreadableError("too_large", f"the row's text is longer than data.max_document_bytes, {max_bytes}")
+    meta = _plain_values({key: value for key, value in row.items() if key != source.text_column})
+    format = source.format or "text"
+    if format == "html":
+        text, found = parse_html(text)
+        meta |= found
+    elif format == "markdown":
+        text, found = parse_markdown(text)
+        meta |= found
+    if not text.strip():
+        raise UnreadableError("no_text", f"no text in the {format}")
+    return _document(text, format, path, meta, source)
+
+
+def _jsonl_rows(entry: SourceFile, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | UnreadableError]]:
+    limit = 8 * max_bytes + 65_536  # JSON may need six bytes for a character, and a row has other columns
+    with _opened(entry) as file:
+        for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
+            if len(line) == limit and not line.endswith(b"\n"):
+                while (rest := file.readline(limit)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, UnreadableError("too_large", f"a line of more than {limit} bytes")
+            elif line.strip():
+                yield number, _json_row(line)
+
+
+def _json_row(line: bytes) -> dict[str, Any] | UnreadableError:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return UnreadableError("broken_row", f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return UnreadableError("broken_row", f"a JSON {type(row).__name__} where an object is expected")
+    return row
+
+
+def _parquet_rows(entry: SourceFile, source: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with pq.ParquetFile(entry.file) as file:
+            if source.text_column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise UnreadableError("no_usable_row", f"no column {source.text_column!r}; columns: {names}")
+            number = 0
+            for batch in file.iter_batches(256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UnreadableError("broken_file", f"not a readable Parquet file: {error}") from None
+
+
+def _opened(entry: SourceFile) -> io.BufferedReader:
+    try:
+        return open(entry.file, "rb")
+    except OSError as error:
+        raise UnreadableError("unreadable", error.strerror or str(error)) from None
+
+
+def _bom(data: bytes) -> str | None:
+    return next((encoding for bom, encoding in _BOMS.items() if data.startswith(bom)), None)
+
+
+def _declared(data: bytes, format: str, path: str) -> str | None:
+    """The encoding that a Python file's cookie or a page's meta tag names; None if there is none or it is unknown."""
+    if format == "html":
+        return detect_encoding(data, from_html_meta=True)
+    if format == "python_dict" or PurePosixPath(path).suffix in (".py", ".pyi"):
+        try:
+            cookie = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+            return None if cookie == "utf-8" else cookie  # utf-8 is also what it says when nothing is declared
+        except SyntaxError:  # an unknown cookie, or no cookie and not UTF-8
+            return None
+    return None
+
+
+def _decode_detected(data: bytes) -> str:
+    encoding = detect_encoding(data, html5_compatible=False)
+    if encoding is None:
+        raise UnreadableError("undecodable", "not UTF-8, and no other encoding was recognised")
+    try:
+        return data.decode(encoding, "replace")
+    except LookupError:
+        raise UnreadableError("undecodable", f"looks like {encoding}, which Python cannot decode") from None
+
+
+def _plain_values(mapping: dict[Any, Any]) -> dict[str, Any]:
+    """What JSON can hold without loss; dates become text, nested values are left out."""
+    kept = {str(key): value for key, value in mapping.items() if isinstance(value, str | int | float | bool)}
+    dates = {str(key): value.isoformat() for key, value in mapping.items() if hasattr(value, "isoformat")}
+    return kept | dates

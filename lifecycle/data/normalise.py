@@ -1,0 +1,66 @@
+"""Normalising: one spelling for one text. Applying it twice changes nothing more.
+
+Prose gets its mojibake repaired (only where ftfy's measure says that a text is broken: its repair is slow and not free
+of risk), Unicode NFC, plain newlines, no control characters, no trailing blanks. Source code keeps its characters,
+which may be the very subject of a string literal: only newlines, control characters and byte-order marks are put right.
+"""
+
+import re
+import unicodedata
+
+import ftfy
+from ftfy.badness import is_bad
+
+MAX_PASSES = 10  # a repair can lay another layer bare; three layers are the deepest seen in the wild
+_NEWLINES = re.compile(r"\r\n|\r")
+_LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufeff\ufffe\uffff]")
+_C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also what is left of Windows-1252 read as Latin-1: repair first
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{4,}")
+
+
+def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
+    """Returns the normalised text and how often each kind of damage was met.
+
+    `surrogates` and `controls` count characters, `replacements` those (U+FFFD) that decoding could not tell, and
+    `mojibake` and `nfc` are 1 for a text that was repaired or composed.
+    """
+    edits: dict[str, int] = {}
+    text = _NEWLINES.sub("\n", text)
+    text, edits["surrogates"] = _SURROGATES.subn("\ufffd", text)
+    edits["replacements"] = text.count("\ufffd")
+    text, edits["controls"] = _CONTROLS.subn("", text)
+    if format == "code":
+        text, c1 = _C1_CONTROLS.subn("", text)
+        edits["controls"] += c1
+        return text.strip("\n") + "\n", _met(edits)
+    edits["mojibake"] = edits["nfc"] = 0
+    for _ in range(MAX_PASSES):
+        repaired = _repair(text)
+        edits["mojibake"] |= int(repaired != text)
+        cleared, c1 = _C1_CONTROLS.subn("", repaired)
+        edits["controls"] += c1
+        composed = unicodedata.normalize("NFC", cleared)
+        edits["nfc"] |= int(composed != cleared)
+        text = _tidy(composed)
+        if _repair(text) == text:
+            break
+    return text, _met(edits)
+
+
+def _repair(text: str) -> str:
+    if text.isascii() or not is_bad(text):
+        return text
+    return _CONTROLS.sub("", ftfy.fix_encoding(text))
+
+
+def _tidy(text: str) -> str:
+    """Plain newlines, no trailing blanks, at most two empty lines in a row."""
+    text = _TRAILING.sub("", _LINE_SEPARATORS.sub("\n", text))
+    return _BLANK_LINES.sub("\n\n\n", text).strip("\n") + "\n"
+
+
+def _met(edits: dict[str, int]) -> dict[str, int]:
+    return {kind: count for kind, count in edits.items() if count}

@@ -1,0 +1,154 @@
+"""Personal data: e-mail addresses, IP addresses, phone and card numbers are replaced by a word that names their kind.
+
+What is left alone, because it identifies nobody: addresses and numbers reserved for documentation (RFC 2606 domains,
+555-01xx), private, loopback and documentation networks, networks with a prefix length, version and section numbers
+(three one-digit parts of four, or a word such as "version" before them), numbers that fail a card's checksum (Luhn,
+ISO/IEC 7812) or lie outside the issuers' ranges.
+The masks are identifiers, and bare runs of digits in source code are left alone unless quoted, so that source code
+still parses. Masking twice changes nothing more.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+
+from lifecycle.data.config import PiiKind
+
+MASKS: dict[PiiKind, str] = {
+    "email": "EMAIL_ADDRESS", "ip": "IP_ADDRESS", "phone": "PHONE_NUMBER", "card": "CARD_NUMBER",
+}  # fmt: skip
+
+_EMAIL = re.compile(
+    r"(?<![\w.+%@-])[A-Za-z0-9][\w.+%-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+([A-Za-z]{2,24})\b",
+    re.ASCII,
+)
+_RESERVED_DOMAIN = re.compile(r"[@.](?:example(?:\.(?:com|net|org|edu))?|test|invalid|localhost|local)$", re.IGNORECASE)
+_REMOTE_PATH = re.compile(r":[\w/~]")  # git@host.org:owner/name
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w|/\d{1,2}(?![\w/.]))", re.ASCII)
+_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]|/\d{1,3}(?![\w/.]))", re.ASCII)
+_VERSION_BEFORE = re.compile(r"(?:\bv|\bver|version|release|revision|build|[=~<>!]=)[\s:=\"'()]*$", re.IGNORECASE)
+_PHONE = re.compile(
+    r"(?<![\w.+/-])(?:"
+    r"\+\d{1,3}(?:[ .-]\(?\d{1,4}\)?){2,6}"  # +44 20 7946 0958
+    r"|(?:1[ .-])?\(\d{3}\) ?\d{3}[.-]\d{4}"  # (212) 555-2368
+    r"|(?:1-)?\d{3}-\d{3}-\d{4}"  # 212-555-2368
+    r")(?![\w]|[.-]\d)",
+    re.ASCII,
+)
+_BARE_PHONE = re.compile(r"(?<![\w.+/-])\+[1-9]\d{9,14}(?![\w]|\.\d)", re.ASCII)  # E.164
+_FICTIONAL_PHONE = re.compile(r"555[ .-]?01\d\d$")
+_CARD = re.compile(
+    r"(?<![\w.-])(?:\d{4}([ -])\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -])\d{6}\2\d{5}|\d{13,19})(?![\w]|[.-]\d)", re.ASCII
+)
+# Issuer ranges: Visa, Mastercard (two), American Express, Discover, Diners, JCB.
+_ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5)|3(?:0[0-5]|[689])|35")
+_QUOTES = "\"'`"
+
+
+def mask_pii(text: str, kinds: Iterable[PiiKind], format: str) -> tuple[str, dict[str, int]]:
+    """Returns the text with the kinds masked, and how many of each were found."""
+    counts = {f"pii_{kind}": 0 for kind in kinds}
+    found = True
+    while found:  # a mask can lay bare a number that touched what it replaced
+        found = False
+        for kind in counts:
+            text, count = _MASKERS[kind](text, format == "code")
+            counts[kind] += count
+            found = found or count > 0
+    return text, counts
+
+
+def luhn_valid(digits: str) -> bool:
+    """Whether a number's last digit is its check digit by Luhn's formula (ISO/IEC 7812-1, annex B)."""
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + place % 2)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def _mask(
+    text: str, pattern: re.Pattern[str], kind: PiiKind, is_personal: Callable[[re.Match[str]], bool]
+) -> tuple[str, int]:
+    """Replaces the matches that are personal; returns how many there were."""
+    count = 0
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal count
+        if not is_personal(match):
+            return match[0]
+        count += 1
+        return MASKS[kind]
+
+    return pattern.sub(replace, text), count
+
+
+def _mask_emails(text: str, is_code: bool) -> tuple[str, int]:
+    del is_code
+    if "@" not in text:
+        return text, 0
+    return _mask(text, _EMAIL, "email", _is_personal_email)
+
+
+def _mask_ips(text: str, is_code: bool) -> tuple[str, int]:
+    del is_code
+    text, fours = _mask(text, _IPV4, "ip", _is_personal_ipv4)
+    text, sixes = _mask(text, _IPV6, "ip", _is_personal_ipv6)
+    return text, fours + sixes
+
+
+def _mask_phones(text: str, is_code: bool) -> tuple[str, int]:
+    text, count = _mask(text, _PHONE, "phone", _is_personal_phone)
+    if is_code or "+" not in text:
+        return text, count
+    text, bare = _mask(text, _BARE_PHONE, "phone", _is_personal_phone)
+    return text, count + bare
+
+
+def _mask_cards(text: str, is_code: bool) -> tuple[str, int]:
+    def is_card(match: re.Match[str]) -> bool:
+        digits = re.sub(r"\D", "", match[0])
+        if is_code and len(digits) == len(match[0]) and not _is_quoted(match):
+            return False
+        return 13 <= len(digits) <= 19 and bool(_ISSUER.match(digits)) and luhn_valid(digits)
+
+    return _mask(text, _CARD, "card", is_card)
+
+
+_MASKERS: dict[str, Callable[[str, bool], tuple[str, int]]] = {
+    "pii_email": _mask_emails, "pii_ip": _mask_ips, "pii_phone": _mask_phones, "pii_card": _mask_cards,
+}  # fmt: skip
+
+
+def _is_personal_email(match: re.Match[str]) -> bool:
+    return not _RESERVED_DOMAIN.search(match[0]) and not _REMOTE_PATH.match(match.string, match.end())
+
+
+def _is_personal_ipv4(match: re.Match[str]) -> bool:
+    parts = match[0].split(".")
+    if sum(len(part) == 1 for part in parts) >= 3:  # 1 in 5,000 addresses, nearly all version numbers
+        return False
+    if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
+        return False
+    address = ipaddress.IPv4Address(match[0])
+    if not address.is_global or address.is_multicast:
+        return False
+    return not _VERSION_BEFORE.search(match.string[max(0, match.start() - 24) : match.start()])
+
+
+def _is_personal_ipv6(match: re.Match[str]) -> bool:
+    try:
+        address = ipaddress.IPv6Address(match[0])
+    except ValueError:
+        return False
+    # Three groups at least: `2000::3` is also a slice of source code.
+    return address.is_global and sum(map(bool, match[0].split(":"))) >= 3
+
+
+def _is_personal_phone(match: re.Match[str]) -> bool:
+    return 10 <= sum(map(str.isdigit, match[0])) <= 15 and not _FICTIONAL_PHONE.search(match[0])
+
+
+def _is_quoted(match: re.Match[str]) -> bool:
+    before, after = match.string[max(0, match.start() - 1) : match.start()], match.string[match.end() : match.end() + 1]
+    return bool(before) and before == after and before in _QUOTES

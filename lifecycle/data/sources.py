@@ -1,0 +1,122 @@
+"""Sources: which files a configuration names, what kind of text each holds, and a fingerprint of them all.
+
+The list is sorted by source and path, so nothing later depends on the order in which a file system lists its entries.
+Links to folders are not followed (they can loop); links to files are.
+"""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.config import DataConfig, SourceConfig
+
+FORMAT_OF_SUFFIX = {
+    ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".rst": "rst", ".rest": "rst",
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
+LANGUAGE_OF_SUFFIX = {
+    ".py": "python", ".pyi": "python", ".pyx": "cython", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp",
+    ".cxx": "cpp", ".hpp": "cpp", ".cu": "cuda", ".rs": "rust", ".go": "go", ".java": "java", ".kt": "kotlin",
+    ".scala": "scala", ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript", ".ts": "typescript",
+    ".tsx": "typescript", ".rb": "ruby", ".pl": "perl", ".php": "php", ".lua": "lua", ".r": "r", ".jl": "julia",
+    ".swift": "swift", ".cs": "csharp", ".hs": "haskell", ".ml": "ocaml", ".ex": "elixir", ".erl": "erlang",
+    ".sh": "shell", ".bash": "shell", ".ps1": "powershell", ".sql": "sql", ".css": "css", ".tex": "tex",
+    ".proto": "protobuf", ".cmake": "cmake", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml",
+}  # fmt: skip
+TEXT_NAMES = ("license", "licence", "copying", "readme", "notice", "authors", "changelog", "changes", "news", "todo")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source: `source` is the index in the configuration, `path` is posix and below the source's folder."""
+
+    source: int
+    file: Path
+    path: str
+    format: str  # a `Format`, "jsonl" or "parquet"; "" when the name says nothing
+
+
+def source_folder(source: SourceConfig) -> Path:
+    """The folder or file of a source, with `${stdlib}` put in; raises `ConfigError` if it is not there."""
+    path = Path(source.path.replace("${stdlib}", sysconfig.get_path("stdlib"))).expanduser()
+    if "${" in str(path):
+        raise ConfigError(f"source {source.name!r}: path {source.path!r}: only ${{stdlib}} can be put in")
+    if not path.exists():
+        raise ConfigError(f"source {source.name!r}: {path} does not exist; correct data.sources[].path")
+    return path
+
+
+def list_files(config: DataConfig) -> list[SourceFile]:
+    """All files of all sources, sorted; raises `ConfigError` for a source whose globs match nothing."""
+    files: list[SourceFile] = []
+    for number, source in enumerate(config.sources):
+        found = sorted(_matches(source), key=lambda entry: entry[0])
+        if not found:
+            raise ConfigError(
+                f"source {source.name!r}: no file in {source_folder(source)} matches include {list(source.include)} "
+                f"without exclude {list(source.exclude)}; correct them in data.sources"
+            )
+        files += [SourceFile(number, file, path, format_of(path, source)) for path, file in found]
+    return files
+
+
+def format_of(path: str, source: SourceConfig) -> str:
+    """How a file is read: by its suffix for row files, by the source's `format` if set, else by suffix or name."""
+    name = PurePosixPath(path)
+    suffix = name.suffix.lower()
+    by_name = FORMAT_OF_SUFFIX.get(suffix, "code" if suffix in LANGUAGE_OF_SUFFIX else "")
+    if by_name in ("jsonl", "parquet"):
+        return by_name
+    if source.format:
+        return source.format
+    return by_name or ("text" if name.stem.lower() in TEXT_NAMES else "")
+
+
+def source_fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Per source: number of files, bytes, and a hash of all paths and contents. For the artefact's key."""
+    totals = {source.name: hashlib.sha256() for source in config.sources}
+    counts = {source.name: [0, 0] for source in config.sources}
+    for entry in list_files(config):
+        name = config.sources[entry.source].name
+        content, size = _content_hash(entry.file)
+        counts[name][0] += 1
+        counts[name][1] += size
+        totals[name].update(f"{entry.path}\0{content}\n".encode())
+    return {
+        name: {"files": counts[name][0], "bytes": counts[name][1], "sha256": totals[name].hexdigest()}
+        for name in totals
+    }
+
+
+def _printable(name: str) -> str:
+    """A file name as text; bytes of it that are not UTF-8, which Parquet and JSON cannot hold, become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _content_hash(path: Path) -> tuple[str, int]:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:  # the pipeline skips and lists it; when it becomes readable, the fingerprint changes
+        return f"unreadable: {error.errno}", 0
+
+
+def _matches(source: SourceConfig) -> Iterator[tuple[str, Path]]:
+    root = source_folder(source)
+    if root.is_file():
+        yield _printable(root.name), root
+        return
+    try:
+        excluded = {path for pattern in source.exclude for path in root.glob(pattern)}
+        included = {path for pattern in source.include for path in root.glob(pattern)} - excluded
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"source {source.name!r}: a glob of include or exclude cannot be used: {error}") from None
+    for file in included:
+        below = file.relative_to(root)
+        if file.is_file() and not any(root / parent in excluded for parent in below.parents):
+            yield _printable(below.as_posix()), file

@@ -1,0 +1,1 @@
+"""Tokenizers, chat templates and row formats: everything between text and token ids."""

@@ -1,0 +1,104 @@
+"""An HF `tokenizer.json` behind the common interface.
+
+What must hold: text is rebuilt from each token's own bytes. That is possible for byte-level vocabularies (GPT-2,
+Llama 3, Qwen) and for those with a space mark and byte fallback (Llama 2, Gemma); other decoders are refused.
+`token_bytes` follows the byte-to-character table of Radford et al., "Language Models are Unsupervised Multitask
+Learners", 2019, section 2.2.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lifecycle.text.interface import (
+    Tokenizer,
+    TokenizerError,
+    framing_ids,
+    listed_specials,
+    read_config,
+    token_name,
+    write_config,
+)
+
+KIND = "hf"
+JSON_FILE = "tokenizer.json"
+SPACE = "\u2581"
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class HFTokenizer(Tokenizer):
+    """A `tokenizer.json`; special tokens are those the file marks as special and those its config lists.
+
+    It keeps its own normalisation: where that loses text, `decode(encode(text))` is the normalised text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._json = path.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(self._json)
+        except ValueError as error:
+            raise TokenizerError(f"{path}: not a tokenizer.json ({error}); download or copy it whole") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self._tokens = {token_id: token for token, token_id in vocabulary.items()}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        config = read_config(path.parent)
+        names = [t.content for t in added.values() if t.special] + listed_specials(config)
+        framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
+        # Encoding may give the unknown token, so it is an ordinary one; GPT-2 has end of text in that place.
+        unk = {token_name(config, "unk_token") or "<unk>"} - framing
+        self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
+        self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))
+        decoders = _decoder_types(json.loads(self._json).get("decoder"))
+        self._is_byte_level = "ByteLevel" in decoders
+        if not self._is_byte_level and not decoders & {"ByteFallback", "Metaspace"}:
+            found = ", ".join(sorted(decoders)) or "none"
+            raise TokenizerError(f"{path}: decoder {found}; byte-level and byte-fallback vocabularies can be read")
+        first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
+        self.strips_leading_space = first[0] in (SPACE, _space_character())
+
+    @property
+    def native(self) -> bytes:
+        return self._json
+
+    def _encode_plain(self, texts: list[str]) -> list[list[int]]:
+        return [row.ids for row in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            return self._added[token_id]
+        token = self._tokens.get(token_id, "")  # a vocabulary may have gaps
+        if self._is_byte_level:
+            return bytes(_byte_of_character()[c] for c in token)
+        if match := BYTE.fullmatch(token):
+            return bytes([int(match[1], 16)])
+        return token.replace(SPACE, " ").encode()
+
+    def save(self, folder: Path) -> None:
+        (folder / JSON_FILE).write_bytes(self._json)
+        write_config(folder, self, KIND, tokenizer_class="PreTrainedTokenizerFast")
+
+
+def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_decoder_types(inner) for inner in decoder.get("decoders", ())))
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """Printable Latin-1 characters stand for their own byte, the other 68 bytes are written from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+def _space_character() -> str:
+    return next(character for character, byte in _byte_of_character().items() if byte == 0x20)

@@ -1,0 +1,46 @@
+"""A SentencePiece model written as a `tokenizer.json`, so that tools without SentencePiece read the same vocabulary.
+
+What must hold: both files give the same ids (a test compares them on text neither was trained on). SentencePiece's
+BPE joins the two neighbours whose union has the best score; here every way to form a piece from two others becomes a
+merge, in the order of the pieces' scores.
+"""
+
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+SPACE = "\u2581"
+
+
+def write_tokenizer_json(
+    processor: SentencePieceProcessor, model_type: str, special_ids: dict[str, int], path: Path
+) -> None:
+    """Writes a model that was trained without normalisation and without dummy prefix."""
+    ids = list(range(processor.vocab_size()))
+    pieces: list[str] = processor.id_to_piece(ids)
+    scores: list[float] = processor.get_score(ids)
+    unk_id = processor.unk_id()
+    if model_type == "bpe":
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        learned = [i for i in ids if not (processor.is_byte(i) or processor.is_control(i) or i == unk_id)]
+        merges = _merges([(pieces[i], scores[i]) for i in learned])
+        model = models.BPE(vocab=vocabulary, merges=merges, unk_token=pieces[unk_id], byte_fallback=True)
+    else:
+        model = models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unk_id, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special_ids])
+    tokenizer.save(str(path))
+
+
+def _merges(learned: list[tuple[str, float]]) -> list[tuple[str, str]]:
+    known = {piece for piece, _ in learned}
+    merges: list[tuple[str, str]] = []
+    for piece, _ in sorted(learned, key=lambda item: -item[1]):
+        halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        merges += [(left, right) for left, right in halves if left in known and right in known]
+    return merges

@@ -1,0 +1,31 @@
+"""Text from a stream of token ids, without ever splitting a character.
+
+A token may end inside a UTF-8 character. `StreamDecoder` holds such bytes back until the character is whole or can no
+longer become one; so the pieces are always valid text and their concatenation equals `decode` of all ids.
+"""
+
+import codecs
+
+from lifecycle.text.interface import Tokenizer
+
+
+class StreamDecoder:
+    """`feed(id)` returns the text that became certain, often empty; `finish()` returns what was held back."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strip = tokenizer.strips_leading_space  # until the first byte of text
+
+    def feed(self, token_id: int) -> str:
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """The rest: an unfinished character becomes U+FFFD."""
+        return self._utf8.decode(b"", final=True)

@@ -1,0 +1,152 @@
+"""The room's front door: train, load and measure tokenizers of any kind.
+
+A tokenizer is a folder: the native file (`tokenizer.model`, `tokenizer.json`, none for bytes), `tokenizer_config.json`
+and `chat_template.jinja`, in the layout that other tools open. What must hold: the same texts, settings and seed give
+the same vocabulary, whatever the order of the texts.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lifecycle.core.artifact import write_text
+from lifecycle.core.config import ConfigError, Section
+from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
+from lifecycle.text.hf_tokenizer import HFTokenizer
+from lifecycle.text.interface import CONFIG_FILE, Tokenizer, TokenizerError, read_config
+from lifecycle.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from lifecycle.text.stream import StreamDecoder
+
+__all__ = [
+    "StreamDecoder",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokenizerError",
+    "bytes_per_token",
+    "load_tokenizer",
+    "train_tokenizer",
+]
+
+CHUNK = 1000  # characters of one training piece: long enough for pieces with newlines, short enough to sample evenly
+
+
+class TokenizerConfig(Section):
+    """Which tokenizer: trained on a sample of the kept text, or an existing one at `path`."""
+
+    kind: Literal["sentencepiece", "hf", "bytes"] = "sentencepiece"
+    vocab_size: int = Field(default=4096, ge=1)
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    sample_bytes: int = Field(
+        default=4_000_000, ge=1
+    )  # 1, 2, 4, 8 MB of source: 3.74, 3.77, 3.78, 3.80 bytes per token
+    path: Path | None = None  # a folder or a file
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> "TokenizerConfig":
+        if self.kind == "hf" and self.path is None:
+            raise ValueError("kind=hf loads an existing tokenizer.json: give its path")
+        if self.kind == "bytes" and self.path is not None:
+            raise ValueError("kind=bytes has no file: leave path out")
+        return self
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, seed: int) -> dict[str, Any]:
+    """Writes the configured tokenizer and its chat template into `out`; returns stats.
+
+    `texts` are read once, and only when training. An existing tokenizer brings its own template, if it has one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stats: dict[str, Any] = {"kind": config.kind}
+    template: str | None = DEFAULT_TEMPLATE
+    if config.kind == "bytes":
+        ByteTokenizer().save(out)
+    elif config.path is not None:
+        _load_as(config.kind, config.path).save(out)
+        template = read_template(config.path.parent if config.path.is_file() else config.path)
+    else:
+        chunks = sample_chunks(texts, config.sample_bytes, seed)
+        if not chunks:
+            raise ConfigError("tokenizer: there is no text to train on; check the data stage's kept documents")
+        train_sentencepiece(chunks, out, config.vocab_size, config.model_type)
+        stats |= {"model_type": config.model_type, "sample_bytes": sum(len(c.encode()) for c in chunks)}
+    if template is not None:
+        write_text(out / TEMPLATE_FILE, template)
+    tokenizer = load_tokenizer(out)
+    return stats | {
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special_tokens": list(tokenizer.special_ids),
+    }
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Reads a tokenizer's folder, or its native file."""
+    path = Path(path)
+    if path.is_file():
+        return SentencePieceTokenizer(path) if path.suffix == ".model" else HFTokenizer(path)
+    if (path / sentencepiece_tokenizer.MODEL_FILE).is_file():
+        return SentencePieceTokenizer(path / sentencepiece_tokenizer.MODEL_FILE)
+    if (path / hf_tokenizer.JSON_FILE).is_file():
+        return HFTokenizer(path / hf_tokenizer.JSON_FILE)
+    if read_config(path).get("kind") == byte_tokenizer.KIND:
+        return ByteTokenizer()
+    wanted = f"{sentencepiece_tokenizer.MODEL_FILE}, {hf_tokenizer.JSON_FILE} or a bytes {CONFIG_FILE}"
+    raise TokenizerError(f"{path}: no tokenizer here; expected {wanted}")
+
+
+def _load_as(kind: str, path: Path) -> Tokenizer:
+    tokenizer = load_tokenizer(path)
+    found = "sentencepiece" if isinstance(tokenizer, SentencePieceTokenizer) else "hf"
+    if found != kind:
+        raise ConfigError(f"tokenizer.path={path} holds a {found} tokenizer; set tokenizer.kind={found}")
+    return tokenizer
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """UTF-8 bytes of `texts` for each token, framing tokens not counted."""
+    documents = list(texts)
+    tokens = sum(len(ids) for ids in tokenizer.encode_batch(documents))
+    if not tokens:
+        raise TokenizerError("bytes per token of no text: there is no held-out text to measure on")
+    return sum(len(text.encode()) for text in documents) / tokens
+
+
+def sample_chunks(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:
+    """A uniform sample of chunks of about `CHUNK` characters, `sample_bytes` in all.
+
+    Each chunk's rank is a hash of its content and the seed, so the sample does not depend on the order of texts;
+    memory holds the sample, never the corpus.
+    """
+    heap: list[tuple[int, str]] = []  # largest rank first
+    size = 0
+    for text in texts:
+        for chunk in _chunks(text):
+            heapq.heappush(heap, (-_rank(chunk, seed), chunk))
+            size += len(chunk.encode())
+            while size > sample_bytes and len(heap) > 1:
+                size -= len(heapq.heappop(heap)[1].encode())
+    return [chunk for _, chunk in sorted(heap, reverse=True)]
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Whole lines of about `CHUNK` characters, never with a tab: SentencePiece skips training text that has one."""
+    for part in text.split("\t"):
+        current = ""
+        for line in part.splitlines(keepends=True):
+            for start in range(0, len(line), CHUNK):
+                if current and len(current) + len(line) > CHUNK:
+                    yield current
+                    current = ""
+                current += line[start : start + CHUNK]
+        if current:
+            yield current
+
+
+def _rank(chunk: str, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(chunk.encode(), digest_size=8, salt=seed.to_bytes(16, "little")).digest())

@@ -1,0 +1,103 @@
+"""Decontamination: planted rows are found, shared boilerplate is not, and broken evaluation rows are errors."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.config import DecontaminationConfig
+from lifecycle.data.decontaminate import OverlapIndex, TestItem, decontaminate, eval_items
+from lifecycle.data.documents import Document
+
+
+def prose(seed: int, count: int) -> str:
+    return " ".join(random.Random(seed).choices([f"w{n}" for n in range(5000)], k=count))
+
+
+def document(text: str) -> Document:
+    return Document(text, "train", "t", "", "text")
+
+
+def item(text: str) -> TestItem:
+    return TestItem("held:x", "heldout_overlap", text)
+
+
+CONFIG = DecontaminationConfig()
+
+
+def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
+    question, answer = prose(1, 40), prose(2, 10)
+    rows = [
+        {"prompt": prose(3, 30), "answer": "yes"},
+        {"messages": [{"role": "user", "content": question}], "answer": answer},
+    ]
+    path = tmp_path / "eval.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clean, dirty, by_answer = (
+        document(prose(4, 500)),
+        document(f"{prose(5, 300)}\n{question.upper()}!\n{prose(6, 300)}"),
+        document(f"{prose(7, 50)}, {answer}"),
+    )
+    too_short = decontaminate([clean, dirty, by_answer], eval_items([path]), CONFIG)
+    assert too_short == 2  # "yes" and "user"
+    assert clean.step is None
+    assert (dirty.step, dirty.reason) == ("decontamination", "eval_overlap")
+    assert "eval.jsonl:2" in (dirty.detail or "")
+    assert by_answer.reason == "eval_overlap"
+
+
+def test_both_sides_are_looked_at() -> None:
+    held = prose(8, 1000)
+    excerpt = document(" ".join(held.split()[100:160]))
+    whole = document(f"{prose(9, 4000)} {held}")
+    decontaminate([excerpt, whole], [item(held)], CONFIG)
+    assert excerpt.reason == whole.reason == "heldout_overlap"
+
+
+def test_a_shared_licence_header_does_not_count() -> None:
+    header = prose(10, 60)
+    training = document(f"{header} {prose(11, 300)}")
+    decontaminate([training], [item(f"{header} {prose(12, 300)}")], CONFIG)
+    assert training.step is None
+
+
+@pytest.mark.parametrize(("shared", "removed"), [(61, False), (63, True)])
+def test_border_of_the_overlap(shared: int, removed: bool) -> None:
+    # 112 words have 100 13-grams; a run of s shared words has s - 12 of them: 49 or 51 of 100.
+    held = prose(13, 112)
+    training = document(" ".join(held.split()[:shared]) + " " + prose(14, 400))
+    decontaminate([training], [item(held)], CONFIG)
+    assert (training.step is not None) == removed
+
+
+def test_share_equals_a_plain_count() -> None:
+    held, text = prose(15, 200), f"{prose(16, 20)} {' '.join(prose(15, 200).split()[30:120])}"
+    grams = [{tuple(words[at : at + 13]) for at in range(len(words) - 12)} for words in (held.split(), text.split())]
+    index = OverlapIndex([item(held)], 13)
+    hit = index.worst(index.match(text))
+    assert hit is not None
+    common = len(grams[0] & grams[1])
+    assert hit.share == pytest.approx(max(common / len(grams[0]), common / len(grams[1])))
+
+
+def test_boilerplate_of_many_documents_counts_for_rows_but_not_for_heldout_documents() -> None:
+    frame = prose(17, 300)
+    training = [document(f"{frame} {prose(100 + number, 50)}") for number in range(11)]
+    decontaminate(training[:10], [item(f"{frame} {prose(18, 50)}")], CONFIG)
+    assert all(d.reason == "heldout_overlap" for d in training[:10])
+    training = [document(d.text) for d in training]
+    decontaminate(training, [item(f"{frame} {prose(18, 50)}")], CONFIG)
+    assert all(d.step is None for d in training)
+    decontaminate(training, [TestItem("row:1", "eval_overlap", " ".join(frame.split()[:40]))], CONFIG)
+    assert all(d.reason == "eval_overlap" for d in training)
+
+
+def test_broken_rows_are_errors_with_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text('{"prompt": "a"}\n{broken\n')
+    with pytest.raises(ConfigError, match=r"eval\.jsonl:2: not JSON"):
+        eval_items([path])
+    with pytest.raises(ConfigError, match=r"none\.jsonl"):
+        eval_items([tmp_path / "none.jsonl"])

@@ -1,0 +1,173 @@
+"""Extraction: every format, encodings, broken mark-up, and the reason for each file or row that cannot be used."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lifecycle.data.config import SourceConfig
+from lifecycle.data.documents import Document
+from lifecycle.data.extract import Skipped, extract_file
+from lifecycle.data.sources import SourceFile, format_of
+
+
+def extract(path: Path, content: bytes | str, max_bytes: int = 100_000, **settings: str) -> list[Document | Skipped]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    source = SourceConfig.model_validate({"name": "s", "path": str(path), "license": "MIT", **settings})
+    return list(extract_file(SourceFile(0, path, path.name, format_of(path.name, source)), source, max_bytes))
+
+
+def document(found: list[Document | Skipped]) -> Document:
+    (only,) = found
+    assert isinstance(only, Document)
+    return only
+
+
+def skipped(found: list[Document | Skipped]) -> Skipped:
+    (only,) = found
+    assert isinstance(only, Skipped)
+    return only
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("a.txt", "plain\n", "text"),
+        ("LICENSE", "plain\n", "text"),
+        ("a.rst", "Title\n=====\n\n.. note:: kept\n", "rst"),
+        ("a.py", "x = 1\n", "code"),
+        ("a.md", "# Title\n\nText\n", "markdown"),
+    ],
+)
+def test_formats_that_are_kept_as_they_are(tmp_path: Path, name: str, content: str, format: str) -> None:
+    found = document(extract(tmp_path / name, content))
+    assert (found.text, found.format, found.license, found.source, found.path) == (content, format, "MIT", "s", name)
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<html><head><title>Tit&eacute;</title><script>var x</script></head><body><h1>Head<p>One <b>two<p>three</body>",
+        "<title>Tit&eacute;</title><h1>Head</h2><div><p>One <b>two</i></p></div></div></table><p>three",
+    ],
+)
+def test_html_however_broken(tmp_path: Path, markup: str) -> None:
+    found = document(extract(tmp_path / "a.html", markup))
+    assert found.text.split() == ["Head", "One", "two", "three"]
+    assert found.meta == {"title": "Tité"}
+
+
+def test_html_keeps_the_lines_of_code_and_drops_navigation(tmp_path: Path) -> None:
+    page = "<body><nav><a href=x>Menu</a></nav><article><p>Text of it.</p><pre>if x:\n    y\n</pre></article></body>"
+    text = document(extract(tmp_path / "a.html", page)).text
+    assert "if x:\n    y" in text and "Menu" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.html", '<meta charset="windows-1251"><p>Привет, мир</p>'.encode("cp1251"), "Привет, мир"),
+        ("a.html", '<meta charset="utf-8"><p>caf\xe9 '.encode("latin-1") + b"x" * 200, "caf\ufffd " + "x" * 200),
+        ("a.txt", "naïve café".encode("utf-16"), "naïve café"),
+        ("a.txt", b"\xef\xbb\xbfwith a mark", "with a mark"),
+        ("a.txt", "Un café agréable, fermé dès l'été.".encode("latin-1"), "Un café agréable, fermé dès l'été."),
+        ("a.py", "# -*- coding: koi8-r -*-\nx = 'Мир'\n".encode("koi8-r"), "# -*- coding: koi8-r -*-\nx = 'Мир'\n"),
+    ],
+)  # fmt: skip
+def test_encodings(tmp_path: Path, name: str, content: bytes, text: str) -> None:
+    assert document(extract(tmp_path / name, content)).text == text
+
+
+@pytest.mark.parametrize(
+    ("front", "meta"),
+    [
+        ("---\ntitle: A: B\n---\n", {}),  # not YAML: it stays in the text
+        ("---\ntitle: Name\ndraft: true\ntags: [a, b]\n---\n", {"title": "Name", "draft": True}),
+        ("---\ndate: 2024-01-02\n---\n", {"date": "2024-01-02"}),
+        ("+++\ntitle = 'Name'\n+++\n", {"title": "Name"}),
+        ("---\njust a rule\n---\n", {}),
+    ],
+)  # fmt: skip
+def test_front_matter(tmp_path: Path, front: str, meta: dict[str, object]) -> None:
+    found = document(extract(tmp_path / "a.md", f"{front}# Body\n"))
+    assert found.meta == meta
+    assert found.text == ("# Body\n" if meta else f"{front}# Body\n")
+
+
+def test_python_dict_gives_one_text_per_entry_and_runs_nothing(tmp_path: Path) -> None:
+    module = (
+        "raise SystemExit\n"
+        "topics = {'a': r'''The \\\"a\\\" text''', 'b': 'one ' 'two', 'c': f(), 'd': ' '}\n"
+        "other: dict = {'e': 'x'}\n"
+    )
+    found = extract(tmp_path / "topics.py", module, format="python_dict")
+    assert [(d.path, d.text, d.format, d.meta) for d in found if isinstance(d, Document)] == [
+        ("topics.py#a", 'The \\"a\\" text', "text", {"key": "a"}),
+        ("topics.py#b", "one two", "text", {"key": "b"}),
+        ("topics.py#e", "x", "text", {"key": "e"}),
+    ]
+    assert skipped(extract(tmp_path / "b.py", "x = (", format="python_dict")).reason == "broken_python"
+    assert skipped(extract(tmp_path / "c.py", "x = 1", format="python_dict")).reason == "no_text"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", b"", "empty"),
+        ("a.txt", b" \n\t", "empty"),
+        ("a.txt", b"x" * 100_001, "too_large"),
+        ("a.txt", b"text\0binary", "binary"),
+        ("a.txt", bytes(range(128, 256)) * 9, "undecodable"),
+        ("a.txt", gzip.compress(b"text " * 100, mtime=0).replace(b"\0", b"\1"), "undecodable"),
+        ("a.dat", b"text", "unknown_format"),
+        ("a.html", b"<html><body><script>x</script></body></html>", "no_text"),
+        ("a.parquet", b"PAR1 not really", "broken_file"),
+        ("a.jsonl", b"", "empty"),
+    ],
+)
+def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    found = skipped(extract(tmp_path / name, content))
+    assert (found.reason, found.path) == (reason, name)
+    assert found.detail
+
+
+def test_jsonl_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
+    rows = [
+        '{"body": "one", "url": "u", "n": 3, "list": [1]}', "{broken", "", '["a list"]', '{"other": "x"}',
+        '{"body": 5}', '{"body": " "}', json.dumps({"body": "y" * 100_001}), '{"body": "last \\ud800"}',
+        '{"body": "' + "z" * 900_000 + '"}',
+    ]  # fmt: skip
+    found = extract(tmp_path / "a.jsonl", "\n".join(rows), text_column="body")
+    assert [(d.path, d.text, d.meta) for d in found if isinstance(d, Document)] == [
+        ("a.jsonl:1", "one", {"url": "u", "n": 3}),
+        ("a.jsonl:9", "last \ud800", {}),
+    ]
+    assert [(s.path, s.reason) for s in found if isinstance(s, Skipped)] == [
+        ("a.jsonl:2", "broken_row"),
+        ("a.jsonl:4", "broken_row"),
+        ("a.jsonl:5", "broken_row"),
+        ("a.jsonl:6", "broken_row"),
+        ("a.jsonl:7", "empty"),
+        ("a.jsonl:8", "too_large"),
+        ("a.jsonl:10", "too_large"),
+    ]
+
+
+def test_a_row_file_without_a_usable_row_is_reported_as_such(tmp_path: Path) -> None:
+    found = extract(tmp_path / "a.jsonl", "{broken\n[]\n")
+    assert [s.reason for s in found if isinstance(s, Skipped)] == ["broken_row", "broken_row", "no_usable_row"]
+
+
+def test_parquet_rows_with_their_format(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"content": ["<p>Hello <b>you", None], "lang": ["en", "en"]}), path)
+    found = extract(path, path.read_bytes(), text_column="content", format="html")
+    first, second = found
+    assert isinstance(first, Document) and isinstance(second, Skipped)
+    assert (first.text, first.format, first.meta, first.path) == ("Hello you", "html", {"lang": "en"}, "a.parquet:1")
+    assert (second.path, second.reason) == ("a.parquet:2", "broken_row")
+    missing = skipped(extract(path, path.read_bytes()))
+    assert missing.reason == "no_usable_row" and "content, lang" in missing.detail

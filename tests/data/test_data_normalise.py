@@ -1,0 +1,56 @@
+"""Normalising: what is repaired, what is left alone, and that a second pass changes nothing."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.data.normalise import normalise
+
+
+@pytest.mark.parametrize(
+    ("damaged", "clean", "edit"),
+    [
+        ("The cafÃ© isnâ€™t open.\n", "The café isn\u2019t open.\n", "mojibake"),
+        ("\x93Quoted\x94 in Windows-1252\x85\n", "“Quoted” in Windows-1252…\n", "mojibake"),
+        ("a\r\nb\rc\n", "a\nb\nc\n", None),
+        ("e\u0301te\u0301\n", "été\n", "nfc"),
+        ("a\x00b\x07c\u2028e\x81\n", "abc\ne\n", "controls"),
+        ("lone \ud800 half\n", "lone \ufffd half\n", "surrogates"),
+        ("\ufeffstart  \t\nend", "start\nend\n", "controls"),
+        ("a\n\n\n\n\n\nb", "a\n\n\nb\n", None),
+    ],
+)
+def test_prose_is_repaired(damaged: str, clean: str, edit: str | None) -> None:
+    text, edits = normalise(damaged, "text")
+    assert text == clean
+    assert edit is None or edits[edit] >= 1
+
+
+@pytest.mark.parametrize(
+    "text", ["Ça va très bien, à bientôt.\n", "Größe: 3 €\n", "naïve “quotes” — and dashes…\n", "日本語\n"]
+)
+def test_sound_text_is_untouched(text: str) -> None:
+    assert normalise(text, "text") == (text, {})
+
+
+def test_code_keeps_the_characters_of_its_literals() -> None:
+    source = 'BROKEN = "cafÃ©"\nDECOMPOSED = "e\u0301"\n\n\n\n\nx = 1  \n'
+    assert normalise(source, "code")[0] == source
+    assert normalise(source.replace("\n", "\r\n"), "code")[0] == source
+
+
+@given(st.text(), st.sampled_from(["text", "code", "html"]))
+def test_idempotent_and_encodable(text: str, format: str) -> None:
+    once, _ = normalise(text, format)
+    assert normalise(once, format)[0] == once
+    once.encode("utf-8")
+    assert "\r" not in once and "\0" not in once
+
+
+@given(st.text(alphabet="éàüÃ©¢â€™“ \na", max_size=40))
+def test_idempotent_on_what_looks_like_mojibake(text: str) -> None:
+    once, _ = normalise(text, "text")
+    assert normalise(once, "text")[0] == once
+    assert unicodedata.is_normalized("NFC", once)

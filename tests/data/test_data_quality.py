@@ -1,0 +1,122 @@
+"""Quality rules: each at its border, against a slow and plain count of the same measures."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.data.config import QualityConfig
+from lifecycle.data.documents import Document
+from lifecycle.data.quality import code_scores, judge_quality, prose_scores
+
+SOUND = (
+    "The harbour lies to the north of the old town and was built in three stages. Ships that have a draught of more "
+    "than nine metres wait outside for the tide. Pilots board with a small boat near the second buoy. In winter ice "
+    "may close this passage for weeks, so goods travel by rail from the southern port. Nobody who works there would "
+    "call it quiet, yet visitors find a calm place between cranes, gulls and stacked timber."
+)
+
+
+def judge(text: str, config: QualityConfig | None = None, format: str = "text", language: str = "en") -> Document:
+    document = Document(text, "s", "p", "l", format, language=language)
+    judge_quality(document, config or QualityConfig())
+    return document
+
+
+def words(count: int) -> str:
+    return " ".join(SOUND.split()[:count])
+
+
+def test_sound_prose_passes() -> None:
+    assert judge(SOUND).step is None
+
+
+@pytest.mark.parametrize(
+    ("fails", "passes", "reason"),
+    [
+        (words(49), words(50), "too_few_words"),
+        (SOUND + " #" * 9, SOUND + " #" * 6, "symbol_to_word_ratio"),
+        ("- " + SOUND.replace(". ", ".\n- "), SOUND.replace(". ", ".\n- "), "bullet_lines"),
+        (SOUND.replace(". ", "...\n", 2), SOUND.replace(". ", ".\n").replace(".\n", "...\n", 1), "ellipsis_lines"),
+        (SOUND + " 1990" * 22, SOUND + " 1990" * 3, "alphabetic_words"),
+    ],
+)
+def test_prose_rules_at_their_border(fails: str, passes: str, reason: str) -> None:
+    only = QualityConfig(disable=("repetition",))
+    document = judge(fails, only)
+    assert (document.step, document.reason) == ("quality", reason)
+    assert judge(passes, only).reason != reason
+
+
+def test_mean_word_length_and_maximum() -> None:
+    config = QualityConfig(min_words=0, max_words=3, disable=("repetition", "stop_words", "alphabetic_words"))
+    assert judge("ab ab ab", config).reason == "mean_word_length"
+    assert judge("abc abc abc", config).reason is None
+    assert judge("abcdefghij abcdefghijk", config).reason == "mean_word_length"
+    assert judge("abc abc abc abc", config).reason == "too_many_words"
+
+
+def test_stop_words_are_asked_of_english_only() -> None:
+    config = QualityConfig(min_words=0, disable=("repetition",))
+    text = "Der Hafen liegt nördlich der Altstadt und wurde gebaut"
+    assert judge(text, config).reason == "stop_words"
+    assert judge(text, config, language="de").step is None
+    assert judge("Harbour of stone; THE end.", config).step is None
+
+
+def test_languages_without_blanks_are_not_judged_by_words() -> None:
+    assert judge("港は旧市街の北にあり、三段階で建設された。", language="ja").step is None
+    assert judge("港\n港\n港\n港", language="ja").reason == "repetition"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SOUND + "\n" + SOUND,
+        "\n".join([SOUND, *["Read the rest of the story here."] * 5]),
+        SOUND + " buy now" * 30,
+    ],
+)
+def test_repetition(text: str) -> None:
+    assert judge(text).reason == "repetition"
+    assert judge(text, QualityConfig(disable=("repetition",))).step is None
+
+
+def test_code_has_rules_of_its_own() -> None:
+    assert judge("x = 1\n", format="code").step is None
+    assert judge("x = '" + "a" * 996 + "'\n", format="code").reason == "long_line"
+    assert judge("x = 1\nx = '" + "a" * 900 + "'\n" * 2, format="code").reason == "long_mean_line"
+    assert judge("{}[]();;\n" * 20 + "abc\n", format="code").reason == "alphanumeric_share"
+    assert judge("x = 1\nx = '" + "a" * 900 + "'\n", QualityConfig(disable=("long_mean_line",)), "code").step is None
+    assert code_scores("") == {"max_line_length": 0, "mean_line_length": 0, "alphanumeric_share": 0}
+
+
+def _plain_duplicate_share(text: str, n: int) -> float:
+    tokens, seen, covered = text.split(), set(), set()
+    for at in range(len(tokens) - n + 1):
+        gram = tuple(tokens[at : at + n])
+        if gram in seen:
+            covered |= set(range(at, at + n))
+        seen.add(gram)
+    total = sum(map(len, tokens))
+    return sum(len(tokens[at]) for at in covered) / total if total else 0.0
+
+
+def _plain_top_share(text: str, n: int) -> float:
+    tokens = text.split()
+    counts = Counter(tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1))
+    most = max(counts.values(), default=0)
+    if most < 2:
+        return 0.0
+    size = max(sum(map(len, gram)) for gram, count in counts.items() if count == most)
+    return min(1.0, most * size / sum(map(len, tokens)))
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc", "dd"]), max_size=40).map(" ".join))
+def test_ngram_scores_equal_a_plain_count(text: str) -> None:
+    scores = prose_scores(text)
+    for n in range(5, 11):
+        assert scores[f"duplicate_{n}gram_chars"] == pytest.approx(_plain_duplicate_share(text, n), abs=1e-6)
+    for n in (2, 3, 4):
+        assert scores[f"top_{n}gram_chars"] == pytest.approx(_plain_top_share(text, n), abs=1e-6)

@@ -1,0 +1,66 @@
+"""Workers: order, errors, what they import, and that they end when their parent is killed."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lifecycle.data.workers import call_alone, map_in_workers
+
+
+def _slow_first(number: int) -> tuple[int, int]:
+    time.sleep(0.2 if number == 0 else 0)
+    return number, os.getpid()
+
+
+def _fail(number: int) -> int:
+    raise ValueError(f"item {number}")
+
+
+def test_results_come_in_order_from_other_processes() -> None:
+    found = list(map_in_workers(_slow_first, range(6), 2))
+    assert [number for number, _ in found] == list(range(6))
+    assert os.getpid() not in {pid for _, pid in found}
+    assert {pid for _, pid in map_in_workers(_slow_first, range(3), 1)} == {os.getpid()}
+
+
+def test_an_error_reaches_the_caller() -> None:
+    with pytest.raises(ValueError, match="item 0"):
+        list(map_in_workers(_fail, range(3), 2))
+
+
+def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import sys\nprint('main runs')\nsys.modules['jax'] = sys\nfrom lifecycle.data import tagging\n"
+        "from lifecycle.data.workers import call_alone\n"
+        "names = \"('jax', 'daft', 'lifecycle.data.pipeline')\"\n"
+        "print(call_alone(eval, f\"[m for m in {names} if m in __import__('sys').modules]\"))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["main runs", "[]", ""]
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "from lifecycle.data.workers import map_in_workers\n"
+        "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(60)\"] * 2\n"
+        "for pid in map_in_workers(eval, work, 2):\n"
+        "    print(pid, flush=True)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert len({int(parent.stdout.readline()) for _ in range(2)}) <= 2
+    parent.kill()
+    parent.communicate(timeout=20)  # the workers hold the same pipe: it ends when the last of them has
+
+
+def test_call_alone_runs_elsewhere_and_ends() -> None:
+    pid = call_alone(os.getpid)
+    assert pid != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
