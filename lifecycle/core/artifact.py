@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +28,7 @@ from lifecycle.core.config import digest
 
 MANIFEST = "manifest.json"
 LEDGER = ".cost.json"  # what a killed run of the stage had already cost
+LEDGER_EVERY_S = 5.0
 
 
 class ArtifactError(ValueError):
@@ -108,10 +111,15 @@ class Draft:
         self.final_path = artifact_path(self.root, self.stage, self.key)
         self.path = self.final_path.with_name(self.final_path.name + ".partial")
         self._started = (time.time(), cpu_seconds())
+        self._before = (0.0, 0.0)
 
     def open(self) -> Path:
         """The folder to write into; it still holds what a killed run of the same stage left there."""
         self.path.mkdir(parents=True, exist_ok=True)
+        ledger = self.path / LEDGER
+        if ledger.is_file():
+            before = json.loads(ledger.read_text(encoding="utf-8"))
+            self._before = (before["wall_s"], before["cpu_s"])
         self._started = (time.time(), cpu_seconds())
         return self.path
 
@@ -133,17 +141,29 @@ class Draft:
         self.path.rename(self.final_path)
         return Artifact(self.final_path, manifest)
 
-    def checkpoint_cost(self) -> None:
-        """Adds the time spent since `open` to the draft's ledger, so that a killed run's cost is not forgotten."""
-        wall, cpu = self._spent()
-        write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
-        self._started = (time.time(), cpu_seconds())
+    @contextmanager
+    def keeping_costs(self) -> Iterator[None]:
+        """Writes what the stage has cost so far to the draft's ledger every few seconds, so that the cost of a run that
+        is killed is not forgotten."""
+        stop = threading.Event()
+
+        def keep() -> None:
+            while not stop.wait(LEDGER_EVERY_S):
+                wall, cpu = self._spent()
+                write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
+
+        thread = threading.Thread(target=keep, name="cost ledger", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def _spent(self) -> tuple[float, float]:
-        ledger = self.path / LEDGER
-        before = json.loads(ledger.read_text()) if ledger.is_file() else {"wall_s": 0.0, "cpu_s": 0.0}
-        wall, cpu = time.time() - self._started[0], cpu_seconds() - self._started[1]
-        return before["wall_s"] + wall, before["cpu_s"] + cpu
+        """Wall and CPU seconds of this run and of the killed ones before it."""
+        wall, cpu = self._before
+        return wall + time.time() - self._started[0], cpu + cpu_seconds() - self._started[1]
 
 
 def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:

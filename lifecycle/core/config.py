@@ -104,7 +104,11 @@ def _resolve_presets(kind: type[Section], tree: Any, folder: Path) -> Any:
 
 def _resolve_field(kind: type[Section], key: str, value: Any, folder: Path) -> Any:
     section = _section_of(kind, key)
-    return value if section is None else _resolve_presets(section, value, folder)
+    if section is None:
+        return value
+    if isinstance(value, list):
+        return [_resolve_presets(section, item, folder) for item in value]
+    return _resolve_presets(section, value, folder)
 
 
 def _find_preset(group: str, name: str, folder: Path) -> Path:
@@ -123,7 +127,9 @@ def _section_of(kind: type[Section], key: str) -> type[Section] | None:
     if field is None:
         return None
     found = field.annotation
-    options = get_args(found) if get_origin(found) in (Union, UnionType) else (found,)
+    options = (
+        get_args(found) if get_origin(found) in (Union, UnionType, tuple) else (found,)
+    )  # tuple: a list of sections
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 

@@ -4,11 +4,14 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Receives a stage's progress. `total` and `done` count the same unit (files, steps, requests)."""
+    """Receives a stage's progress. `total` and `done` count the same unit (files, steps, requests).
+
+    `start` names what goes on now, a stage or a part of one; `update` may tell the total too, once it is known.
+    """
 
     def start(self, stage: str, total: int | None = None) -> None: ...
 
-    def update(self, done: int, **metrics: Any) -> None: ...
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -19,8 +22,8 @@ class Silent:
     def start(self, stage: str, total: int | None = None) -> None:
         del stage, total
 
-    def update(self, done: int, **metrics: Any) -> None:
-        del done, metrics
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        del done, total, metrics
 
     def note(self, text: str) -> None:
         del text

@@ -37,6 +37,7 @@ class TrainConfig(Section):
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
+    eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -53,8 +54,7 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """Next-token prediction on the token shards."""
 
-    eval_every: int = Field(default=200, gt=0)  # steps between measurements of held-out bits per byte
-    eval_bytes: int = Field(default=100_000, gt=0)  # of held-out text used for them; the evaluation stage uses all
+    eval_bytes: int = Field(default=100_000, gt=0)  # of held-out text measured on the way; the evaluation stage uses all
 
 
 class SftConfig(TrainConfig):

@@ -105,9 +105,14 @@ def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Row]:
     return [row for row in rows.values() if row.id in chosen]
 
 
+def local_files(config: EvalConfig) -> dict[str, list[Path]]:
+    """By task, its row files; tasks whose rows another stage makes are left out."""
+    return {task.name: _row_files(task, {}) for task in config.tasks if not task.rows.startswith("@")}
+
+
 def local_rows(config: EvalConfig) -> dict[str, str]:
     """By task, the hash of its row files, for the key of the evaluation's artefact; rows of artefacts have theirs."""
-    found = {task.name: _row_files(task, {}) for task in config.tasks if not task.rows.startswith("@")}
+    found = local_files(config)
     return {name: hash_files(files[0].parent, [file.name for file in files]) for name, files in found.items()}
 
 

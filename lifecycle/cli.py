@@ -1,0 +1,104 @@
+"""`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
+
+Verbs that make something (`data` ... `run`) bring their artefacts up to date and what those need. The others read:
+`plan` says what a run would do, `trace` where a version came from, `serve` and `chat` answer from the registry.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import Parameter
+from rich.console import Console
+
+from lifecycle import __version__
+from lifecycle.core.config import load_config
+from lifecycle.stages.config import RunConfig
+
+app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's whole life, one verb at a time.")
+
+type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
+type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: pretrain.steps=100")]
+
+# XLA's client for CPUs logs through this; errors stay visible
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR", "DAFT_PROGRESS_BAR": "0"}
+
+MAKERS = {
+    "data": "Prepare documents, token shards and chat rows.",
+    "tokenizer": "Train or load the tokenizer.",
+    "pretrain": "Pre-train on the token shards.",
+    "sft": "Fine-tune on chat rows.",
+    "prefer": "Tune on preference pairs.",
+    "evaluate": "Evaluate the weights after each stage.",
+    "export": "Write the bundle, register it, promote it if the gate passes.",
+    "report": "Write the report, bringing the whole chain up to date.",
+    "run": "The whole life: from documents to a registered model and its report.",
+}
+
+
+def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
+    return load_config(RunConfig, path, overrides)
+
+
+def _maker(verb: str) -> None:
+    def make(config: ConfigPath, /, *overrides: Overrides) -> None:
+        from lifecycle.stages.make import make as bring  # JAX starts only for verbs that need it
+
+        bring(verb, read_config(config, overrides), config)
+
+    app.command(make, name=verb, help=MAKERS[verb])
+
+
+for _verb in MAKERS:
+    _maker(_verb)
+
+
+@app.command
+def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Say what a run would find, what it would make, and how large the model and its state are."""
+    from lifecycle.stages.plan import show_plan
+
+    show_plan(read_config(config, overrides), Console())
+
+
+@app.command
+def trace(config: ConfigPath, version: str = "production", /, *overrides: Overrides, json: bool = False) -> None:
+    """Print the chain behind a version or an alias, down to the data filters and the source files."""
+    from lifecycle.stages.trace import show_trace
+
+    show_trace(read_config(config, overrides), version, json)
+
+
+@app.command
+def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Answer by HTTP, OpenAI's way, with the registry's aliases as models."""
+    from lifecycle.stages.serve import serve as start
+
+    start(read_config(config, overrides))
+
+
+@app.command
+def chat(config: ConfigPath, version: str = "production", /, *overrides: Overrides) -> None:
+    """Talk to a version in the terminal."""
+    from lifecycle.stages.chat import chat as talk
+
+    talk(read_config(config, overrides), version)
+
+
+def main() -> None:
+    """The program: a user's mistake ends it with one message and status 1, never a traceback."""
+    from lifecycle.core.machine import restart_with_huge_pages
+
+    restart_with_huge_pages()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except ValueError as error:  # ConfigError and its kind: what users can mend
+        Console(stderr=True).print(f"lifecycle: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("lifecycle: stopped; the same command goes on from here", markup=False)
+        sys.exit(130)

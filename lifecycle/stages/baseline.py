@@ -1,0 +1,41 @@
+"""Stage `baseline`: the trigram models that the language model has to beat, on the same tokens and split."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifecycle.core.artifact import Artifact
+from lifecycle.core.progress import Progress
+from lifecycle.data.documents import read_documents
+from lifecycle.data.shards import TokenShards
+from lifecycle.ops.evals.results import write_results
+from lifecycle.ops.evals.trigram import bits_per_byte, fit_trigram
+from lifecycle.stages.chain import Inputs, Outcome
+from lifecycle.stages.config import RunConfig
+from lifecycle.training.packing import permutation
+
+
+def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    shards = TokenShards(inputs["tokens"].path, "train")
+    heldout = TokenShards(inputs["tokens"].path, "heldout")
+    held = list(read_documents(inputs["documents"].path, "heldout", ["id", "text"]))
+    documents = [heldout[number] for number in range(len(heldout))]
+    sizes = [len(row["text"].encode()) for row in held]
+    order = permutation(config.seed, 0, "baseline", len(shards))
+    stats: dict[str, Any] = {}
+    results = []
+    for name, tokens in (("seen", _tokens_seen(inputs["pretrain"], shards)), ("whole", shards.num_tokens)):
+        progress.note(f"trigram of {tokens / 1e6:.2f} M tokens")
+        chosen = order[: int(np.searchsorted(np.cumsum(shards.lengths[order]), tokens)) + 1]
+        model = fit_trigram([shards[int(i)] for i in chosen], shards.index["vocab_size"], shards.index["bos_id"])
+        result = bits_per_byte(model, documents, [row["id"] for row in held], sizes, f"trigram-{name}")
+        results.append(result)
+        stats[name] = {"tokens": int(shards.lengths[chosen].sum()), "bits_per_byte": result.mean}
+    write_results(results, out)
+    return Outcome(stats)
+
+
+def _tokens_seen(pretrain: Artifact, shards: TokenShards) -> int:
+    """Tokens of the training split that pre-training has read at least once."""
+    return min(pretrain.stats["tokens"], shards.num_tokens)

@@ -1,0 +1,218 @@
+"""The chain of stages: which there are, what each needs, and what runs them.
+
+A stage runs only if no finished artefact has its key, the hash of its config and of its inputs' contents. A verb brings
+its targets up to date, and what they need. In a job of several processes the training stages run on all of them;
+everything else runs on the first, and the others wait for its artefact.
+"""
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, hash_files, open_artifact
+from lifecycle.core.config import ConfigError
+from lifecycle.core.distributed import is_writer, wait_for
+from lifecycle.core.progress import Progress
+from lifecycle.stages.config import RunConfig
+
+type Inputs = Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of what it made; `content_hash` replaces the hash over the files where those may differ."""
+
+    stats: dict[str, Any]
+    content_hash: str | None = None
+
+
+class StageRun(Protocol):
+    def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A link of the chain. `settings` gives the part of the config that decides what comes out."""
+
+    name: str
+    title: str
+    module: str  # lifecycle.stages.<module>, imported only if the stage runs
+    inputs: tuple[str, ...]
+    settings: Callable[[RunConfig], dict[str, Any]]
+    on_all_processes: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the module's run(), for stages that share a module
+
+    def load(self) -> StageRun:
+        return import_module(f"lifecycle.stages.{self.module}").run
+
+
+def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
+    def settings(config: RunConfig) -> dict[str, Any]:
+        # how often to log and to save does not change the weights
+        train = getattr(config, name).plain()
+        for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            del train[key]
+        return {"train": train, "model": config.model.plain(), "mesh": config.mesh.plain(), "seed": config.seed}
+
+    return settings
+
+
+def _documents(config: RunConfig) -> dict[str, Any]:
+    from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where the chain runs
+    from lifecycle.ops.evals.tasks import local_rows
+
+    return {
+        "data": config.data.plain(),
+        "sources": source_fingerprint(config.data),
+        "eval_rows": local_rows(config.evaluate),
+        "seed": config.seed,
+    }
+
+
+def _rows(config: RunConfig) -> dict[str, Any]:
+    files = [*config.rows.sft, *config.rows.preference]
+    contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
+    return {**config.rows.plain(), "contents": contents, "seed": config.seed}
+
+
+def _evaluation(config: RunConfig) -> dict[str, Any]:
+    from lifecycle.ops.evals.tasks import local_rows
+
+    return {"evaluate": config.evaluate.plain(), "rows": local_rows(config.evaluate)}
+
+
+def _evaluate(trained: str) -> Stage:
+    inputs = (trained, "tokenizer", "documents", "rows")
+    title = f"evaluate {trained}"
+    return Stage(f"evaluate-{trained}", title, "evaluate", inputs, _evaluation, arguments={"trained": trained})
+
+
+_STAGES = (
+    Stage("documents", "documents", "documents", (), _documents),
+    Stage("tokenizer", "tokenizer", "tokenizer", ("documents",), lambda c: {**c.tokenizer.plain(), "seed": c.seed}),
+    Stage("tokens", "token shards", "tokens", ("documents", "tokenizer"), lambda c: {}),
+    Stage("rows", "chat rows", "rows", ("documents",), _rows),
+    Stage("pretrain", "pre-training", "pretrain", ("tokens", "tokenizer"), _training("pretrain"), True),
+    Stage("sft", "fine-tuning", "sft", ("pretrain", "rows", "tokens", "tokenizer"), _training("sft"), True),
+    Stage("prefer", "preference tuning", "prefer", ("sft", "rows", "tokenizer"), _training("prefer"), True),
+    Stage("baseline", "trigram baseline", "baseline", ("documents", "tokens", "pretrain"), lambda c: {"seed": c.seed}),
+    _evaluate("pretrain"),
+    _evaluate("sft"),
+    _evaluate("prefer"),
+    Stage("bundle", "export", "export", ("prefer", "tokenizer"), lambda c: {"model": c.model.plain()}),
+    Stage(
+        "registration", "register", "register", ("bundle", "evaluate-prefer"), lambda c: {"gate": c.gate.plain()}
+    ),
+    Stage(
+        "report",
+        "report",
+        "report",
+        ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "baseline", "evaluate-pretrain",
+         "evaluate-sft", "evaluate-prefer", "bundle", "registration"),
+        lambda c: {"price": c.price.plain(), "name": c.name},
+    ),
+)  # fmt: skip
+STAGES = {stage.name: stage for stage in _STAGES}
+
+# What each verb of the command line brings up to date.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "data": ("documents", "tokens", "rows"),
+    "tokenizer": ("tokenizer",),
+    "pretrain": ("pretrain",),
+    "sft": ("sft",),
+    "prefer": ("prefer",),
+    "evaluate": ("baseline", "evaluate-pretrain", "evaluate-sft", "evaluate-prefer"),
+    "export": ("bundle", "registration"),
+    "report": ("report",),
+    "run": ("report",),
+}
+
+
+def needed(targets: tuple[str, ...]) -> list[Stage]:
+    """The stages that the targets need, in an order in which each comes after its inputs."""
+    wanted = set(targets)
+    for stage in reversed(_STAGES):
+        if stage.name in wanted:
+            wanted.update(stage.inputs)
+    return [stage for stage in _STAGES if stage.name in wanted]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its draft; `artifact` is what is already there, `draft` is None while an input is not made yet."""
+
+    stage: Stage
+    draft: Draft | None
+    artifact: Artifact | None
+
+
+def plan(config: RunConfig, targets: tuple[str, ...]) -> list[Planned]:
+    """What a run would find and what it would have to make; makes nothing."""
+    done: dict[str, Artifact] = {}
+    planned = []
+    for stage in needed(targets):
+        draft = _draft(config, stage, done) if all(name in done for name in stage.inputs) else None
+        artifact = _find(draft) if draft is not None else None
+        if artifact is not None:
+            done[stage.name] = artifact
+        planned.append(Planned(stage, draft, artifact))
+    return planned
+
+
+def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Progress) -> dict[str, Artifact]:
+    """Runs what is missing of the targets and of what they need; returns all their artefacts by stage."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Artifact] = {}
+    with _locked(config.folder):
+        for stage in needed(targets):
+            draft = _draft(config, stage, done)
+            found = _find(draft)
+            done[stage.name] = found or _run(config, stage, draft, done, progress)
+    return done
+
+
+def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
+    return Draft(config.folder, stage.name, stage.settings(config), {name: done[name] for name in stage.inputs})
+
+
+def _find(draft: Draft) -> Artifact | None:
+    """The finished artefact of a draft; one whose files are damaged counts as missing and is made again."""
+    try:
+        return open_artifact(draft.final_path)
+    except ArtifactError:
+        return None
+
+
+def _run(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress: Progress) -> Artifact:
+    if not stage.on_all_processes and not is_writer():
+        wait_for(draft.final_path)
+        return open_artifact(draft.final_path)
+    progress.start(stage.title)
+    out = draft.open()
+    inputs = {name: done[name] for name in stage.inputs}
+    with draft.keeping_costs():
+        outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
+    if not is_writer():
+        wait_for(draft.final_path)
+        return open_artifact(draft.final_path)
+    return draft.commit(outcome.stats, outcome.content_hash)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One job at a time owns a run folder; the lock goes with the process, however that ends."""
+    if not is_writer():
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another run is working here; wait for it, or set name=... to start another"
+            ) from None
+        yield

@@ -1,0 +1,65 @@
+"""The run config: every room's section in one tree. Cheap to import: nothing here loads a library that computes."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from lifecycle.core.config import Section
+from lifecycle.core.mesh import MeshConfig, require_divides
+from lifecycle.data.config import DataConfig
+from lifecycle.model.config import ModelConfig
+from lifecycle.ops.cost import PriceConfig
+from lifecycle.ops.evals.tasks import EvalConfig
+from lifecycle.ops.gates import GateConfig
+from lifecycle.ops.request_log import RequestLogConfig
+from lifecycle.serving.config import ServeConfig
+from lifecycle.text.tokenizer import TokenizerConfig
+from lifecycle.training.config import PreferConfig, PretrainConfig, SftConfig, TrainConfig
+
+
+class RowsConfig(Section):
+    """Rows for SFT and preference tuning: made from the documents' docstrings, the user's own JSONL files, or both."""
+
+    docstrings: bool = True
+    sft: tuple[Path, ...] = ()  # columns: messages; or prompt, completion
+    preference: tuple[Path, ...] = ()  # columns: prompt, chosen, rejected
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by hash of their content
+
+
+class RunConfig(Section):
+    """One complete run, from documents to a served model."""
+
+    name: str = Field(min_length=1)
+    root: Path = Path("runs")  # artefacts, registry and logs of the run go to `<root>/<name>`
+    seed: int = 0
+    data: DataConfig
+    rows: RowsConfig = RowsConfig()
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    mesh: MeshConfig = MeshConfig()
+    pretrain: PretrainConfig
+    sft: SftConfig
+    prefer: PreferConfig
+    evaluate: EvalConfig
+    gate: GateConfig = GateConfig()
+    price: PriceConfig = PriceConfig()
+    serve: ServeConfig = ServeConfig()
+    requests: RequestLogConfig = RequestLogConfig()
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        self.model.check_mesh(self.mesh)
+        for name in ("pretrain", "sft", "prefer"):
+            train: TrainConfig = getattr(self, name)
+            rows = train.global_batch_size // train.grad_accum
+            require_divides(self.mesh, "batch", rows, f"{name}.global_batch_size / {name}.grad_accum")
+            if train.seq_len > self.model.max_seq_len:
+                raise ValueError(
+                    f"{name}.seq_len={train.seq_len} is above model.max_seq_len={self.model.max_seq_len}; raise that"
+                )
+        return self

@@ -1,0 +1,96 @@
+"""Progress for people: a live line on a terminal, a plain line now and then elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+PLAIN_EVERY_S = 10.0
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.2f}",
+    "learning_rate": "lr {:.1e}",
+    "tokens_per_s": "{:,.0f} tokens/s",
+}
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """The metrics worth a place in one line."""
+    return "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)
+
+
+class Live:
+    """A bar per stage, finished ones above the running one: stage, step, loss, tokens/s, time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> "Live":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        self._bars.stop()
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        self._finish()
+        self._task = self._bars.add_task(stage, total=total, text="")
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        if total is not None:
+            self._bars.update(self._task, total=total)
+        self._bars.update(self._task, completed=done, text=describe(metrics))
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, text=text)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            task = self._bars.tasks[self._task]
+            self._bars.update(self._task, total=task.completed or 1, completed=task.completed or 1)
+
+
+class Plain:
+    """Lines for logs: when a stage starts, what it notes, and every ten seconds how far it is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._stage, self._total, self._last = console, "", None, 0.0
+
+    def __enter__(self) -> "Plain":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._console.file.flush()
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        self._stage, self._total, self._last = stage, total, time.monotonic()
+        self._print("")
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        self._total = total or self._total
+        if time.monotonic() - self._last >= PLAIN_EVERY_S:
+            self._last = time.monotonic()
+            self._print(f"{done}/{self._total or '?'}  {describe(metrics)}")
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}", markup=False, highlight=False)
+
+
+def progress_on(console: Console) -> Live | Plain:
+    """The display that fits where the output goes."""
+    return Live(console) if console.is_terminal else Plain(console)

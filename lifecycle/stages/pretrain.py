@@ -1,0 +1,67 @@
+"""Stage `pretrain`: next-token prediction on the token shards, held-out bits per byte measured on the way."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lifecycle.core.mesh import build_mesh
+from lifecycle.core.progress import Progress
+from lifecycle.data.shards import TokenShards
+from lifecycle.inference.scoring import document_nats
+from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
+from lifecycle.model.decoder import Params
+from lifecycle.stages.chain import Inputs, Outcome
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.training import run_training
+from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.loop import Evaluation, Job
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.packing import DocumentRows
+
+
+def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    train, model = config.pretrain, config.model
+    tokenizer = load_tokenizer(inputs["tokenizer"].path)
+    shards = TokenShards(inputs["tokens"].path, "train", tokenizer)
+    heldout = TokenShards(inputs["tokens"].path, "heldout", tokenizer)
+    job = Job(
+        model=model,
+        train=train,
+        mesh=build_mesh(config.mesh),
+        objective=partial(next_token, model),
+        rows=DocumentRows(shards, train.seq_len, config.seed),
+        start=jax.random.key(config.seed),
+        out=out,
+        evaluation=heldout_bits(model, heldout, tokenizer.byte_lengths, train.eval_bytes, train.eval_every),
+    )
+    facts = {
+        "parameters": num_params(model),
+        "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),
+        "corpus_tokens": shards.num_tokens,
+    }
+    return run_training(job, progress, facts)
+
+
+def heldout_bits(
+    model: ModelConfig, heldout: TokenShards, byte_lengths: np.ndarray, most_bytes: int, every: int
+) -> Evaluation | None:
+    """Bits per byte on the first held-out documents, up to about `most_bytes`, each cut to a quarter of that so that
+    no single document decides; None where nothing is held out."""
+    pieces, total = [], 0
+    for number in range(len(heldout)):
+        ids = heldout[number]
+        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), most_bytes // 4, side="right")
+        pieces.append(ids[: max(2, ends)])
+        total += int(byte_lengths[pieces[-1]].sum())
+        if total >= most_bytes:
+            break
+    if not pieces:
+        return None
+
+    def measure(params: Params) -> dict[str, float]:
+        return {"heldout_bits_per_byte": sum(document_nats(model, params, pieces)) / math.log(2) / total}
+
+    return Evaluation(every, measure)

@@ -1,0 +1,7 @@
+"""temp"""
+
+from lifecycle.stages.chain import Outcome
+
+
+def run(config, inputs, out, progress):
+    return Outcome({"samples": []})

@@ -1,0 +1,34 @@
+"""What the three training stages share: run the job, read weights of the stage before, say what came out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lifecycle.core.artifact import Artifact, write_text
+from lifecycle.core.distributed import is_writer
+from lifecycle.core.machine import matmul_peak
+from lifecycle.core.progress import Progress
+from lifecycle.model.decoder import Params
+from lifecycle.stages.chain import Outcome
+from lifecycle.training.checkpoint import load_params
+from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+
+DROPPED_ROWS = "dropped_rows.json"
+
+
+def run_training(job: Job, progress: Progress, facts: dict[str, Any]) -> Outcome:
+    """Runs the job; the artefact's content hash is its weights', whatever the checkpoint files look like."""
+    stats = run_job(job, progress)
+    peak = {"matmul_peak_flops": matmul_peak(), "compute_dtype": "float32"}
+    return Outcome(stats | facts | peak, content_hash=stats["params_hash"])
+
+
+def trained_params(artifact: Artifact) -> Params:
+    """The final weights of a training stage's artefact."""
+    return load_params(artifact.path / CHECKPOINTS)
+
+
+def list_dropped(out: Path, reports: list[dict[str, Any]]) -> None:
+    """Keeps which rows were dropped, and why, beside the weights that did not see them."""
+    if is_writer():
+        write_text(out / DROPPED_ROWS, json.dumps(reports, indent=1))

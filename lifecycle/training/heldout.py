@@ -1,0 +1,85 @@
+"""Passes over rows without learning: an objective's held-out means, and a reference model's log-probabilities."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.typing import Batch
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params
+from lifecycle.training.loader import HostBatch, one_epoch
+from lifecycle.training.objectives.preference import pair_logprobs
+from lifecycle.training.packing import PairRows, Row, RowSource
+from lifecycle.training.step import Objective, batch_sharding
+
+
+def place(host: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
+    """A global batch that every process holds, laid over the mesh."""
+    rows = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, rows, lambda index, whole=array: whole[index])
+        for name, array in host.items()
+    }
+
+
+def _each_batch[T](
+    function: Callable[[Params, Batch], T], rows: RowSource, batch_size: int, mesh: Mesh
+) -> Callable[[Params], Iterator[tuple[HostBatch, T]]]:
+    """`function` over one pass of `rows`, jitted once, its results on every process."""
+    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+
+    def results(params: Params) -> Iterator[tuple[HostBatch, T]]:
+        for host in one_epoch(rows, global_batch_size=batch_size):
+            yield host, jax.device_get(jitted(params, place(host, mesh)))
+
+    return results
+
+
+def heldout_means(
+    objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
+) -> Callable[[Params], dict[str, float]]:
+    """A function from parameters to `heldout_loss` and the objective's own means, each over all of `rows`."""
+    results = _each_batch(objective, rows, batch_size, mesh)
+
+    def measure(params: Params) -> dict[str, float]:
+        loss, count, aux = 0.0, 0.0, dict[str, float]()
+        for _, (part_loss, part_count, part_aux) in results(params):
+            loss, count = loss + float(part_loss), count + float(part_count)
+            aux = {name: aux.get(name, 0.0) + float(value) for name, value in part_aux.items()}
+        sums = {"loss": loss, **aux}
+        return {f"heldout_{name}": value / count for name, value in sums.items()}
+
+    return measure
+
+
+def reference_logprobs(config: ModelConfig, params: Params, rows: PairRows, batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters."""
+    table = np.zeros((rows.num_pairs, 2), np.float32)
+    answers = _each_batch(lambda p, batch: pair_logprobs(config, p, batch)[0], rows, batch_size, mesh)
+    for host, found in answers(params):
+        is_pair = host["pair_mask"] > 0
+        table[host["pair_ids"][is_pair]] = found[is_pair]
+    return table
+
+
+class ReferenceRows:
+    """Pair rows with `ref_logprobs [P, 2]` looked up in a table."""
+
+    def __init__(self, rows: PairRows, table: np.ndarray) -> None:
+        self._rows, self._table = rows, table
+
+    @property
+    def num_rows(self) -> int:
+        return self._rows.num_rows
+
+    @property
+    def fingerprint(self) -> str:
+        return self._rows.fingerprint  # the table is made of the rows and of the weights that the run starts from
+
+    def row(self, index: int) -> Row:
+        row = dict(self._rows.row(index))
+        row["ref_logprobs"] = self._table[row["pair_ids"]] * row["pair_mask"][:, None]
+        return row
