@@ -74,10 +74,11 @@ def _block_loss(hidden: Array, head: Array, targets: Array, weights: Array) -> t
 def _cross_entropy(hidden: Array, head: Array, targets: Array, weights: Array) -> tuple[Array, tuple[Array, ...]]:
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
-        block_loss, grad = _block_loss(block[0], head, *block[1:])
-        dims = (((0, 1), (0, 1)), ((), ()))
-        grad_head += jax.lax.dot_general(grad, block[0], dims, preferred_element_type=jnp.float32)
-        return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype)
+        rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # two dimensions: XLA's CPU product copies for three
+        block_loss, grad = _block_loss(rows, head, *rest)
+        dims = (((0,), (0,)), ((), ()))
+        grad_head += jax.lax.dot_general(grad, rows, dims, preferred_element_type=jnp.float32)
+        return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
     zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32))
     (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, tuple(map(_blocked, (hidden, targets, weights))))
