@@ -55,6 +55,15 @@ CONFIG_KEYS = {
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+# what a published config may also say, and the one value of it that this decoder computes
+COMPUTED = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "rope_type": "default",
+    "use_sliding_window": False,
+}
 
 
 class WeightsError(ValueError):
@@ -84,13 +93,17 @@ def config_from_hf(tree: dict[str, Any]) -> ModelConfig:
     family = tree.get("model_type")
     if family not in ARCHITECTURES:
         raise WeightsError(f"config.json: model_type {family!r} is not one of {', '.join(ARCHITECTURES)}")
-    for key, computed in (("attention_bias", False), ("rope_scaling", None), ("hidden_act", "silu")):
+    rope = tree.get("rope_parameters") or {}  # newer files nest what older ones have at the top
+    defaults = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    tree = defaults | {"tie_word_embeddings": False} | tree | {"rope_type": rope.get("rope_type", "default")}
+    for key, computed in COMPUTED.items():
         if tree.get(key, computed) != computed:
             raise WeightsError(f"config.json: {key}={tree[key]!r}; this decoder computes {key}={computed!r} only")
-    missing = [key for key in CONFIG_KEYS.values() if key not in tree and key != "head_dim"]
+    if tree.get("head_dim") is None and "hidden_size" in tree and "num_attention_heads" in tree:
+        tree["head_dim"] = tree["hidden_size"] // tree["num_attention_heads"]
+    missing = [key for key in CONFIG_KEYS.values() if key not in tree]
     if missing:
         raise WeightsError(f"config.json: missing {', '.join(missing)}")
-    tree = {"head_dim": tree["hidden_size"] // tree["num_attention_heads"], **tree}
     fields = {ours: tree[published] for ours, published in CONFIG_KEYS.items()}
     return ModelConfig(**fields, use_qk_norm=family == "qwen3")
 

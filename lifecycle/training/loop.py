@@ -165,7 +165,7 @@ class _Loop:
         if is_last or self.step % config.log_every == 0:
             record = self._record(jax.device_get(metrics))
             self.progress.update(self.step, total=config.steps, **record)
-        if is_last or self.step % config.checkpoint_every == 0:
+        if self.checkpoints.should_save(self.step) or is_last:
             self._save()
         evaluation = self.job.evaluation
         if evaluation is not None and (is_last or self.step % evaluation.every == 0):
@@ -217,6 +217,7 @@ class _Loop:
         }
 
     def close(self) -> None:
+        self.batches.close()
         if self.log is not None:
             self.log.close()
         self.checkpoints.close()

@@ -1,0 +1,69 @@
+"""Several row sources read as one, in given shares.
+
+The schedule is a table: of `PERIOD` consecutive rows each source has its share to the nearest row, spread evenly.
+Which source a row comes from, and its place there, are index arithmetic; each source goes through its own epochs.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lifecycle.core.config import ConfigError, digest
+from lifecycle.training.packing import Row, RowSource
+
+PERIOD = 1024  # shares are exact to a thousandth within any such run of rows; the table is 16 KiB
+
+
+class Mixture:
+    """Rows of `sources` in proportion to `weights` (any positive numbers, by the same names).
+
+    All sources must give rows of the same arrays and shapes. `num_rows` is one period of the schedule.
+    """
+
+    def __init__(self, sources: Mapping[str, RowSource], weights: Mapping[str, float]) -> None:
+        if set(sources) != set(weights) or not sources:
+            raise ConfigError(f"mixture: weights for {sorted(weights)}, sources are {sorted(sources)}; name each once")
+        for name, weight in weights.items():
+            if not weight > 0:
+                raise ConfigError(f"mixture: weight {weight} of {name!r} is not positive; leave the source out instead")
+        self._sources = [sources[name] for name in sorted(sources)]
+        self._counts = _shares(np.array([weights[name] for name in sorted(sources)], float))
+        if not all(self._counts):
+            name = sorted(sources)[int(np.argmin(self._counts))]
+            raise ConfigError(f"mixture: {name!r} has less than one row in {PERIOD}; raise its weight or leave it out")
+        self._source_of, self._rank_of = _schedule(self._counts)
+        self._names = sorted(sources)
+        parts = zip(self._names, map(int, self._counts), (s.fingerprint for s in self._sources), strict=True)
+        self.fingerprint = digest(["mixture", *map(list, parts)])
+
+    @property
+    def num_rows(self) -> int:
+        return PERIOD
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """(the source that row `index` comes from, the row's index there)."""
+        period, slot = divmod(index, PERIOD)
+        source = int(self._source_of[slot])
+        return self._names[source], period * int(self._counts[source]) + int(self._rank_of[slot])
+
+    def row(self, index: int) -> Row:
+        name, place = self.locate(index)
+        return self._sources[self._names.index(name)].row(place)
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Whole numbers in proportion to `weights` that sum to `PERIOD`: largest remainders are rounded up."""
+    exact = weights / weights.sum() * PERIOD
+    counts = np.floor(exact).astype(np.int64)
+    missing = PERIOD - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return counts
+
+
+def _schedule(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each slot of a period the source, and the slot's rank among that source's: row `j` of `n` is due at
+    `(j + 1/2) / n` of the period."""
+    source = np.repeat(np.arange(len(counts)), counts)
+    rank = np.concatenate([np.arange(count) for count in counts])
+    order = np.lexsort((source, (rank + 0.5) / counts[source]))
+    return source[order], rank[order]

@@ -1,0 +1,300 @@
+"""Rows of a fixed length from documents, fine-tuning rows and preference pairs.
+
+A row source answers `row(index)` for any index from 0 on; row `index` belongs to epoch `index // num_rows`. It is
+pure index arithmetic on a seeded permutation, so that nothing depends on hosts, threads or time: any process may ask
+for any row in any order. What must hold: within an epoch nothing is lost and nothing doubled.
+
+`DocumentRows` cuts the permuted, concatenated documents; a document that crosses a row goes on in the next row as a
+new segment. `ExampleRows` and `PairRows` pack whole units by best-fit decreasing (Johnson 1973; for language models
+Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from lifecycle.core.config import digest
+
+type Row = dict[str, np.ndarray]  # [T] arrays of the batch contract, and a source's own
+
+
+class RowSource(Protocol):
+    """What a loader reads. `fingerprint` changes with anything that changes a row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one epoch; the same for all epochs."""
+        ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def row(self, index: int) -> Row: ...
+
+
+class TokenDocuments(Protocol):
+    """Documents as token ids, read at random: what `DocumentRows` needs of `data.shards.TokenShards`."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def index(self) -> dict[str, Any]: ...
+
+    def __getitem__(self, document: int) -> np.ndarray: ...
+
+
+class MaskedIds(Protocol):
+    """One encoded row: ids and, of the same length, whether each is learned (`text.rows.EncodedRow`)."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def loss_mask(self) -> Sequence[bool]: ...
+
+
+class PackingError(ValueError):
+    """Units that cannot be packed into rows."""
+
+
+def permutation(seed: int, epoch: int, purpose: str, size: int) -> np.ndarray:
+    """A permutation of `range(size)` that depends on nothing but the arguments.
+
+    Argsort of a raw Philox stream: NumPy keeps bit streams stable between versions, but not `Generator.permutation`.
+    """
+    stream = np.random.SeedSequence([seed, epoch, *purpose.encode()])
+    return np.argsort(np.random.Philox(stream).random_raw(size), kind="stable")
+
+
+def empty_row(row: Row) -> Row:
+    """Padding in the shapes of `row`: segment 0 and no loss everywhere."""
+    return {name: np.zeros_like(array) for name, array in row.items()}
+
+
+class PerEpoch[P]:
+    """The plans of the epochs in use: two, since prefetching crosses an epoch's end. Threads may share it."""
+
+    def __init__(self, make: Callable[[int], P]) -> None:
+        self._make = make
+        self._plans: dict[int, P] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, epoch: int) -> P:
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans = {known: plan for known, plan in self._plans.items() if known == epoch - 1}
+                self._plans[epoch] = self._make(epoch)
+            return self._plans[epoch]
+
+
+class DocumentRows:
+    """Rows of `seq_len` tokens for pre-training.
+
+    In each epoch every token but a document's first is a target exactly once; the last row ends in padding. Rows are
+    shuffled among themselves: neighbouring rows of a long document land in different batches.
+    """
+
+    def __init__(self, documents: TokenDocuments, seq_len: int, seed: int) -> None:
+        self._documents, self._seq_len, self._seed = documents, seq_len, seed
+        self._lengths = documents.lengths.astype(np.int64)
+        self._num_tokens = int(self._lengths.sum())
+        if self._num_tokens < 2:
+            raise PackingError(f"{self._num_tokens} tokens in {len(self._lengths)} documents: nothing to learn from")
+        self._plan = PerEpoch(self._make_plan)
+        hashed = hashlib.sha256(self._lengths.tobytes()).hexdigest()
+        self.fingerprint = digest(["documents", seq_len, seed, hashed, documents.index])
+
+    @property
+    def num_rows(self) -> int:
+        return -(-(self._num_tokens - 1) // self._seq_len)  # the last token is a target only
+
+    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(documents in order, where each starts in the stream, rows in order)."""
+        order = permutation(self._seed, epoch, "documents", len(self._lengths))
+        starts = np.concatenate([[0], np.cumsum(self._lengths[order])])
+        return order, starts, permutation(self._seed, epoch, "rows", self.num_rows)
+
+    def row(self, index: int) -> Row:
+        epoch, index = divmod(index, self.num_rows)
+        order, starts, rows = self._plan(epoch)
+        first = int(rows[index]) * self._seq_len
+        last = min(first + self._seq_len + 1, self._num_tokens)  # one token more than the row: the last target
+        stream = np.zeros((2, self._seq_len + 1), np.int32)  # token, segment
+        place = int(np.searchsorted(starts, first, side="right")) - 1
+        segment = 0
+        while starts[place] < last:
+            begin, end = max(int(starts[place]), first), min(int(starts[place + 1]), last)
+            piece = self._read(int(order[place]))[begin - starts[place] : end - starts[place]]
+            segment += 1
+            stream[0, begin - first : end - first] = piece
+            stream[1, begin - first : end - first] = segment
+            place += 1
+        return _next_token_row(stream[0], stream[1])
+
+    def _read(self, document: int) -> np.ndarray:
+        ids = self._documents[document]
+        if len(ids) != self._lengths[document]:  # a file cut after it was opened reads as empty records
+            raise PackingError(
+                f"document {document} has {len(ids)} tokens, the index says {self._lengths[document]}: its shard was "
+                "damaged after it was opened; write the token shards again"
+            )
+        return ids
+
+
+def _next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
+    """A row of T positions from T + 1 tokens and their segments; each position learns the next token of its segment."""
+    inside = (segments[1:] == segments[:-1]) & (segments[:-1] > 0)
+    segments, tokens, following = segments[:-1], tokens[:-1], tokens[1:]
+    index = np.arange(len(segments), dtype=np.int32)
+    begins = np.concatenate([[True], segments[1:] != segments[:-1]])
+    positions = index - np.maximum.accumulate(np.where(begins, index, 0))
+    return {
+        "tokens": tokens,
+        "targets": np.where(inside, following, 0).astype(np.int32),
+        "positions": np.where(segments > 0, positions, 0).astype(np.int32),
+        "segment_ids": segments,
+        "loss_mask": inside.astype(np.float32),
+    }
+
+
+class WholeUnits:
+    """Units of given lengths packed whole into rows.
+
+    Best-fit decreasing sees lengths only, so the rows' outline is one for all epochs; which of the units of equal
+    length goes where, and the order of rows, are permuted in each epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], seq_len: int, seed: int) -> None:
+        if not lengths:
+            raise PackingError("no rows to pack")
+        self._lengths, self._seed = np.asarray(lengths, np.int64), seed
+        if (longest := int(self._lengths.max())) > seq_len:
+            unit = int(self._lengths.argmax())
+            raise PackingError(
+                f"row {unit} has {longest} tokens and seq_len is {seq_len}; drop such rows before packing"
+            )
+        self._ranks = best_fit_decreasing(sorted(lengths, reverse=True), seq_len)
+        self._plan = PerEpoch(self._make_plan)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._ranks)
+
+    @property
+    def max_units(self) -> int:
+        """The most units in a row."""
+        return max(map(len, self._ranks))
+
+    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(units by decreasing length, rows in order)."""
+        ties = permutation(self._seed, epoch, "units", len(self._lengths))
+        return np.lexsort((ties, -self._lengths)), permutation(self._seed, epoch, "rows", self.num_rows)
+
+    def units(self, index: int) -> list[int]:
+        """The units in row `index`, in the order in which they lie in it."""
+        epoch, place = divmod(index, self.num_rows)
+        by_length, rows = self._plan(epoch)
+        return [int(by_length[rank]) for rank in self._ranks[int(rows[place])]]
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs decreasing `lengths` into bins: each goes to the fullest bin with room for it. Returns indices per bin.
+
+    The set of free capacities is one integer's bits, so that the best fit is a shift and a lowest bit.
+    """
+    bins: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms = 0
+    for index, length in enumerate(lengths):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        by_room.setdefault(room - length, []).append(chosen)
+        rooms |= 1 << (room - length)
+    return bins
+
+
+class ExampleRows:
+    """Fine-tuning rows, packed whole; a position has loss where the token it predicts is learned."""
+
+    def __init__(self, examples: Sequence[MaskedIds], seq_len: int, seed: int) -> None:
+        self._examples, self._seq_len = examples, seq_len
+        self._packed = WholeUnits([len(example.ids) for example in examples], seq_len, seed)
+        self.fingerprint = digest(["examples", seq_len, seed, _hash_examples(examples)])
+
+    @property
+    def num_rows(self) -> int:
+        return self._packed.num_rows
+
+    def row(self, index: int) -> Row:
+        return _packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
+
+
+class PairRows:
+    """Preference pairs `(chosen, rejected)`: a pair is packed as two consecutive segments of one row.
+
+    Pair `p` of a row has segments `2p + 1` (chosen) and `2p + 2` (rejected). A row also has `pair_mask [P]` (1 for a
+    pair) and `pair_ids [P]` (the pair's index in `pairs`), `P` being the most pairs in any row of any epoch.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[MaskedIds, MaskedIds]], seq_len: int, seed: int) -> None:
+        self._pairs, self._seq_len = pairs, seq_len
+        lengths = [len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs]
+        self._packed = WholeUnits(lengths, seq_len, seed)
+        self.fingerprint = digest(["pairs", seq_len, seed, _hash_examples([half for pair in pairs for half in pair])])
+
+    @property
+    def num_rows(self) -> int:
+        return self._packed.num_rows
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def max_pairs(self) -> int:
+        """`P`: the length of a row's `pair_mask`."""
+        return self._packed.max_units
+
+    def row(self, index: int) -> Row:
+        units = self._packed.units(index)
+        row = _packed_row([half for unit in units for half in self._pairs[unit]], self._seq_len)
+        row["pair_mask"] = np.zeros(self.max_pairs, np.float32)
+        row["pair_ids"] = np.zeros(self.max_pairs, np.int32)
+        row["pair_mask"][: len(units)] = 1
+        row["pair_ids"][: len(units)] = units
+        return row
+
+
+def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:
+    """Examples one after the other, each a segment; padding at the end."""
+    tokens, segments, learned = (np.zeros(seq_len + 1, np.int32) for _ in range(3))
+    begin = 0
+    for segment, example in enumerate(examples, 1):
+        end = begin + len(example.ids)
+        tokens[begin:end] = example.ids
+        segments[begin:end] = segment
+        learned[begin:end] = example.loss_mask
+        begin = end
+    row = _next_token_row(tokens, segments)
+    row["loss_mask"] *= learned[1:]
+    return row
+
+
+def _hash_examples(examples: Sequence[MaskedIds]) -> str:
+    total = hashlib.sha256()
+    for example in examples:
+        total.update(len(example.ids).to_bytes(8, "little"))
+        total.update(np.asarray(example.ids, "<i8").tobytes() + bytes(example.loss_mask))
+    return total.hexdigest()
