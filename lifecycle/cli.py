@@ -4,10 +4,12 @@ Verbs that make something (`data` ... `run`) bring their artefacts up to date an
 `plan` says what a run would do, `trace` where a version came from, `serve` and `chat` answer from the registry.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, NoReturn
 
 import cyclopts
 from cyclopts import Parameter
@@ -94,11 +96,36 @@ def main() -> None:
     restart_with_huge_pages()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    sys.excepthook = _traceback_and_leave
     try:
         app()
     except ValueError as error:  # ConfigError and its kind: what users can mend
-        Console(stderr=True).print(f"lifecycle: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+        _say(str(error), style="red")
+        _leave(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"{error}; make room and run the same command again: it goes on from here", style="red")
+        _leave(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("lifecycle: stopped; the same command goes on from here", markup=False)
-        sys.exit(130)
+        _say("stopped; the same command goes on from here")
+        _leave(130)
+
+
+def _say(message: str, style: str | None = None) -> None:
+    Console(stderr=True).print(f"lifecycle: {message}", style=style, markup=False, highlight=False)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends this process. In a job of several it ends at once: JAX would wait at exit for the others, and they wait for
+    this one in a collective."""
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.__excepthook__(kind, error, trace)
+    _leave(1)

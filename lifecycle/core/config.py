@@ -124,13 +124,14 @@ def _find_preset(group: str, name: str, folder: Path) -> Path:
 
 def _section_of(kind: type[Section], key: str) -> type[Section] | None:
     field = kind.model_fields.get(key)
-    if field is None:
-        return None
-    found = field.annotation
-    options = (
-        get_args(found) if get_origin(found) in (Union, UnionType, tuple) else (found,)
-    )  # tuple: a list of sections
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+    return _section_in(field.annotation) if field is not None else None
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that an annotation is, has as an option, or has as items of a list or tuple."""
+    if get_origin(annotation) in (Union, UnionType, list, tuple):
+        return next((found for found in map(_section_in, get_args(annotation)) if found is not None), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _explain(kind: type[Section], issue: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ everything else runs on the first, and the others wait for its artefact.
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -194,7 +194,7 @@ def _run(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress: 
     progress.start(stage.title)
     out = draft.open()
     inputs = {name: done[name] for name in stage.inputs}
-    with draft.keeping_costs():
+    with draft.keeping_costs() if is_writer() else nullcontext():
         outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
     if not is_writer():
         wait_for(draft.final_path)

@@ -31,7 +31,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     train, model, mesh = config.prefer, config.model, build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     encoder = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer))
-    start = trained_params(inputs["sft"])
+    start = trained_params(inputs["sft"], model, mesh)
     reports: list[dict[str, Any]] = []
     rows: dict[str, ReferenceRows] = {}
     for split in ("train", "heldout"):

@@ -41,7 +41,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         mesh=mesh,
         objective=objective,
         rows=rows,
-        start=trained_params(inputs["pretrain"]),
+        start=trained_params(inputs["pretrain"], model, mesh),
         out=out,
         evaluation=Evaluation(train.eval_every, heldout_means(objective, heldout, train.global_batch_size, mesh)),
     )

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from lifecycle.core.artifact import Artifact, write_text
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.machine import matmul_peak
+from lifecycle.core.mesh import tree_shardings
 from lifecycle.core.progress import Progress
-from lifecycle.model.decoder import Params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, logical_axes
 from lifecycle.stages.chain import Outcome
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
@@ -23,9 +27,11 @@ def run_training(job: Job, progress: Progress, facts: dict[str, Any]) -> Outcome
     return Outcome(stats | facts | peak, content_hash=stats["params_hash"])
 
 
-def trained_params(artifact: Artifact) -> Params:
-    """The final weights of a training stage's artefact."""
-    return load_params(artifact.path / CHECKPOINTS)
+def trained_params(artifact: Artifact, model: ModelConfig | None = None, mesh: Mesh | None = None) -> Params:
+    """The final weights of a training stage's artefact: laid over `mesh`, or whole on this process's first device."""
+    if model is None or mesh is None:
+        return load_params(artifact.path / CHECKPOINTS)
+    return load_params(artifact.path / CHECKPOINTS, shardings=tree_shardings(mesh, logical_axes(model)))
 
 
 def list_dropped(out: Path, reports: list[dict[str, Any]]) -> None:

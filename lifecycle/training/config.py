@@ -54,7 +54,9 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """Next-token prediction on the token shards."""
 
-    eval_bytes: int = Field(default=100_000, gt=0)  # of held-out text measured on the way; the evaluation stage uses all
+    eval_bytes: int = Field(
+        default=100_000, gt=0
+    )  # of held-out text measured on the way; the evaluation stage uses all
 
 
 class SftConfig(TrainConfig):

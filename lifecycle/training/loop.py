@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -20,7 +21,6 @@ from jax.sharding import Mesh
 
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.distributed import is_writer
-from lifecycle.core.mesh import MeshConfig, require_divides
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog, read_log, rewind
 from lifecycle.core.typing import PRNGKeyArray
@@ -46,7 +46,7 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
 
-class DivergedError(RuntimeError):
+class DivergedError(ValueError):
     """The loss or a gradient is not a number."""
 
 
@@ -70,11 +70,6 @@ class Job:
     start: PRNGKeyArray | Params  # a key: fresh weights; parameters: go on from these
     out: Path
     evaluation: Evaluation | None = None
-
-
-def check_batch(train: TrainConfig, mesh: MeshConfig) -> None:
-    """Raises `ConfigError` when the mesh does not divide a micro-batch's rows."""
-    require_divides(mesh, "batch", train.global_batch_size // train.grad_accum, "rows of a micro-batch")
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
@@ -109,6 +104,7 @@ class _Loop:
         )
         self.log_path = job.out / METRICS
         self.log: RunLog | None = None
+        self.batches: grain.DatasetIterator[HostBatch] | None = None
 
     def restore_or_start(self) -> None:
         job = self.job
@@ -143,7 +139,7 @@ class _Loop:
         started = time.perf_counter()
         step = make_train_step(self.job.objective, self.optimizer, self.job.mesh, self.shardings, config.grad_accum)
         compiled = step.lower(self.state, batch).compile()  # any other shape would be an error, not a second program
-        self.compile_s = time.perf_counter() - started
+        self._write(step=self.step, compile_s=time.perf_counter() - started)
         self.mark = (self.step, time.perf_counter(), cpu_seconds())
         while self.step < config.steps:
             with jax.transfer_guard("disallow"):
@@ -154,7 +150,8 @@ class _Loop:
             self._after_step(metrics)
 
     def _next_batch(self) -> dict[str, jax.Array]:
-        host: HostBatch = next(self.batches)
+        assert self.batches is not None
+        host = next(self.batches)
         return {
             name: jax.make_array_from_process_local_data(self.batch_sharding, array) for name, array in host.items()
         }
@@ -174,7 +171,7 @@ class _Loop:
             spent = time.perf_counter() - started
             self.mark = (self.mark[0], self.mark[1] + spent, self.mark[2])  # not training's time
 
-    def _record(self, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         values = {name: float(value) for name, value in metrics.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise DivergedError(
@@ -217,7 +214,8 @@ class _Loop:
         }
 
     def close(self) -> None:
-        self.batches.close()
+        if self.batches is not None:
+            self.batches.close()
         if self.log is not None:
             self.log.close()
         self.checkpoints.close()

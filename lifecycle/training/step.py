@@ -41,8 +41,8 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     grad_accum: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One jitted step.
+) -> jax.stages.Wrapped:
+    """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each lies evenly over
     the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means.
