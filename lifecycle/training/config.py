@@ -54,9 +54,8 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """Next-token prediction on the token shards."""
 
-    eval_bytes: int = Field(
-        default=100_000, gt=0
-    )  # of held-out text measured on the way; the evaluation stage uses all
+    # Held-out text measured on the way; the evaluation stage uses all of it.
+    eval_bytes: int = Field(default=100_000, gt=0)
 
 
 class SftConfig(TrainConfig):
@@ -69,7 +68,7 @@ class PreferConfig(TrainConfig):
     """Preference tuning on pairs."""
 
     objective: Literal["dpo", "orpo"] = "dpo"
-    beta: float = Field(
-        default=0.1, gt=0
-    )  # dpo: 1 / allowed distance from the reference; orpo: weight of the odds ratio
-    sft_weight: float = Field(default=0.0, ge=0)  # dpo: weight of the chosen answers' own loss
+    # DPO: how near the policy stays to the reference. ORPO: the weight of the odds ratio.
+    beta: float = Field(default=0.1, gt=0)
+    # DPO: the weight of the chosen answers' own loss.
+    sft_weight: float = Field(default=0.0, ge=0)

@@ -182,7 +182,7 @@ class _Loop:
         self.mark = (self.step, time.perf_counter(), cpu_seconds())
         positions = (self.step - step) * self.job.train.global_batch_size * self.job.train.seq_len
         rates = {
-            "learning_rate": float(self.schedule(self.step - 1)),
+            "learning_rate": float(np.asarray(self.schedule(self.step - 1))),
             "tokens_per_s": positions / (self.mark[1] - wall),
             "cpu_s": self.mark[2] - cpu,
         }

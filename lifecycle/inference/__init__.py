@@ -1,0 +1,1 @@
+"""The decode loop: sampling, prefill and decode over slots, continuous batching, scoring."""

@@ -1,0 +1,172 @@
+"""One request's output: from tokens to events on the engine's side, and the handle on the caller's.
+
+What must hold: the events' texts, put together, are the tokens' decoded text up to the stop, and no event ends inside a
+character or shows a part of a stop string.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.stopping import StopBuffer
+from lifecycle.text.tokenizer import StreamDecoder, Tokenizer
+
+type FinishReason = Literal["stop", "length", "cancelled"]
+
+_numbers = itertools.count(1)
+
+
+class EngineError(RuntimeError):
+    """The engine's thread has ended by an error; its traceback was printed there."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token; `top` holds the likeliest (id, log-probability) at its position, if they were asked for."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became certain: text and the tokens behind it. The last event has a finish reason.
+
+    The tokens of the last event include the stop id, or those of the stop string; its text does not.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole output."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+
+class Assembler:
+    """Collects a request's tokens into events: `push` each token, then `take` an event if there is one."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, stop_ids: Sequence[int], max_tokens: int) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop = StopBuffer(params.stop)
+        self._stop_ids = frozenset(stop_ids)
+        self.remaining = max_tokens
+        self.finish_reason: FinishReason | None = None
+        self._text = ""
+        self._tokens: list[Token] = []
+
+    def push(self, token: Token) -> None:
+        """Takes the next token; sets `finish_reason` if it is the last. Later tokens are not to be pushed."""
+        self._tokens.append(token)
+        self.remaining -= 1
+        if token.id in self._stop_ids:
+            self._end("stop")
+            return
+        self._text += self._stop.push(self._decoder.feed(token.id))
+        if self._stop.is_stopped:
+            self.finish_reason = "stop"
+        elif self.remaining == 0:
+            self._end("length")
+
+    def _end(self, reason: FinishReason) -> None:
+        self._text += self._stop.push(self._decoder.finish()) + self._stop.finish()
+        self.finish_reason = "stop" if self._stop.is_stopped else reason
+
+    def take(self) -> Event | None:
+        """The event since the last one; None while there is no certain text and no end."""
+        if not self._text and self.finish_reason is None:
+            return None
+        event = Event(self._text, tuple(self._tokens), self.finish_reason)
+        self._text, self._tokens = "", []
+        return event
+
+
+class Generation:
+    """A request in the engine. Iterate over it, or `async for`, once: events come as they are made.
+
+    Iterating raises `EngineError` if the engine breaks. Leaving an asynchronous iteration early cancels the request.
+    """
+
+    def __init__(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        self.id = f"g{next(_numbers)}"
+        self.prompt = list(prompt)
+        self.params = params
+        self.is_cancelled = False
+        self._changed = threading.Condition()
+        self._events: deque[Event | EngineError] = deque()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def cancel(self) -> None:
+        """Asks the engine to end the request at its next turn; its slot is free then."""
+        self.is_cancelled = True
+
+    def put(self, event: Event | EngineError) -> None:
+        """For the engine: hands an event over and wakes who waits for it."""
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+            if self._waiter is not None and not self._waiter[0].is_closed():
+                loop, ready = self._waiter
+                loop.call_soon_threadsafe(ready.set)
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._events))
+                event = self._events.popleft()
+            yield _checked(event)
+            if isinstance(event, Event) and event.finish_reason:
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        ready = asyncio.Event()
+        with self._changed:
+            self._waiter = (asyncio.get_running_loop(), ready)
+        try:
+            while True:
+                while not self._events:
+                    ready.clear()
+                    if not self._events:  # one may have come between the two lines above
+                        await ready.wait()
+                event = _checked(self._events.popleft())
+                yield event
+                if event.finish_reason:
+                    return
+        finally:
+            with self._changed:
+                self._waiter = None
+            self.cancel()
+
+    def wait(self) -> Completion:
+        """Waits for the end; the whole output."""
+        return collect(list(self))
+
+
+def _checked(event: Event | EngineError) -> Event:
+    if isinstance(event, EngineError):
+        raise event
+    return event
+
+
+def collect(events: Sequence[Event]) -> Completion:
+    """Puts a request's events together."""
+    reason = events[-1].finish_reason
+    assert reason is not None, "the last event has a finish reason"
+    tokens = tuple(token for event in events for token in event.tokens)
+    return Completion("".join(event.text for event in events), tokens, reason)

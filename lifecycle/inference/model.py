@@ -1,0 +1,26 @@
+"""A model that is ready to answer: weights, tokenizer, chat template, defaults and a version."""
+
+from dataclasses import dataclass, field
+
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the engine runs. `version` is the content hash of what it was loaded from, "" for a model made in memory."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    defaults: SamplingParams = field(default_factory=SamplingParams)  # what a request gets that does not say
+    version: str = ""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer unless a request brings its own."""
+        return self.defaults.stop_ids if self.defaults.stop_ids is not None else tuple(self.template.stop_ids)

@@ -1,0 +1,149 @@
+"""From logits to a token, for a batch whose rows each have their own settings.
+
+What must hold: a row's token depends on its own logits, settings, seed and position only, never on the batch around it;
+so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of Neural Text
+Degeneration") are exact and need no sort: the threshold is found bit by bit over the 32 bits of a float, in an order
+that integers share. Tokens that tie with the threshold are kept.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from lifecycle.core.config import Section
+from lifecycle.core.typing import Array, Bool, Float, Int
+
+MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
+GREEDY_BELOW = 1e-5  # a colder temperature than this is greedy: float32 could not hold the scaled logits
+
+
+class SamplingParams(Section):
+    """How one request is sampled and when it ends."""
+
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
+    top_k: int = Field(default=0, ge=0)  # 0: all tokens
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # None: a new one for each request
+    max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
+    stop_ids: tuple[int, ...] | None = None  # None: the model's own
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives told for each token
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingRows:
+    """The settings of a batch's rows, as arrays."""
+
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    min_p: Float[Array, " B"]
+    seed: Int[Array, "B 2"]  # uint32, the high and the low half
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens, their log-probabilities in the model's own distribution (no setting applied), the likeliest tokens."""
+
+    token: Int[Array, "*rows"]
+    logprob: Float[Array, "*rows"]
+    top_ids: Int[Array, "*rows 20"]
+    top_logprobs: Float[Array, "*rows 20"]
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    rows: SamplingRows,
+    positions: Int[Array, " B"],
+    want_top: Bool[Array, ""],
+    num_ids: int | None = None,
+) -> Sampled:
+    """A token for each row. `positions` are those that the new tokens will have; with the seed they make the key.
+
+    `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its
+    tokenizer) are never taken.
+    """
+    is_greedy = rows.temperature < GREEDY_BELOW
+    logprobs = jax.nn.log_softmax(logits)
+    if num_ids is not None and num_ids < logits.shape[-1]:
+        is_id = jnp.arange(logits.shape[-1]) < num_ids
+        logits, logprobs = (jnp.where(is_id, x, -jnp.inf) for x in (logits, logprobs))
+    likeliest = _argmax(logits)
+    drawn = jax.lax.cond(
+        is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
+    )
+    token = jnp.where(is_greedy, likeliest, drawn)
+    top_logprobs, top_ids = jax.lax.cond(want_top, _top, _no_top, logprobs)
+    return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, top_logprobs)
+
+
+def filter_logits(logits: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]:
+    """Logits divided by the temperature, those of removed tokens `-inf`: top-k first, then top-p of what is left, then
+    min-p. The largest is 0."""
+    scaled = logits - logits.max(-1, keepdims=True)
+    scaled /= jnp.maximum(rows.temperature, GREEDY_BELOW)[:, None]
+    is_filtered = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
+    return jax.lax.cond(is_filtered.any(), _filter, lambda scaled, _: scaled, scaled, rows)
+
+
+def _filter(scaled: Array, rows: SamplingRows) -> Array:
+    order = _ordered_bits(scaled)
+    kth = _threshold(order, jnp.ones_like(scaled), rows.top_k.astype(jnp.float32))
+    kept = (order >= kth[:, None]) | (rows.top_k <= 0)[:, None]
+    probs = jnp.where(kept, jnp.exp(scaled), 0.0)
+    edge = _threshold(order, probs, rows.top_p * probs.sum(-1))
+    kept &= (order >= edge[:, None]) | (rows.top_p >= 1)[:, None]
+    kept &= (jnp.exp(scaled) >= rows.min_p[:, None]) | (rows.min_p <= 0)[:, None]
+    return jnp.where(kept, scaled, -jnp.inf)
+
+
+def _ordered_bits(x: Float[Array, "B V"]) -> Array:
+    """Unsigned integers in the order of the floats (-0.0 just below 0.0)."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Array:
+    """The largest threshold whose tokens (those at or above it) weigh at least `wanted`; 0 if all do not."""
+
+    def try_bit(i: Array, found: Array) -> Array:
+        trial = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        weight = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
+        return jnp.where(weight >= wanted, trial, found)
+
+    return jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(order.shape[0], jnp.uint32))
+
+
+def _draw(logits: Array, seed: Array, positions: Array) -> Array:
+    """One draw a row by the Gumbel-max trick, each row with a key of its own."""
+
+    def draw_row(row: Array, words: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), position)
+        return jax.random.categorical(key, row)
+
+    return jax.vmap(draw_row)(logits, seed, positions).astype(jnp.int32)
+
+
+def _argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The first of the largest, by plain reductions: `jnp.argmax` takes 208 us for `[8, 4096]` on a CPU, this 38."""
+    index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    is_largest = logits == logits.max(-1, keepdims=True)
+    return jnp.where(is_largest, index, logits.shape[-1] - 1).min(-1)
+
+
+def _top(logprobs: Array) -> tuple[Array, Array]:
+    num = min(MAX_TOP_LOGPROBS, logprobs.shape[-1])
+    values, ids = jax.lax.top_k(logprobs, num)
+    spare = ((0, 0), (0, MAX_TOP_LOGPROBS - num))
+    return jnp.pad(values, spare, constant_values=-jnp.inf), jnp.pad(ids.astype(jnp.int32), spare)
+
+
+def _no_top(logprobs: Array) -> tuple[Array, Array]:
+    shape = (logprobs.shape[0], MAX_TOP_LOGPROBS)
+    return jnp.zeros(shape, logprobs.dtype), jnp.zeros(shape, jnp.int32)

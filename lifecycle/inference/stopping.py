@@ -1,0 +1,50 @@
+"""Stop strings in a stream of text.
+
+What must hold: however the text is cut into pieces, what comes out is the same: the text up to the stop string that is
+complete first (of two that end together, the longer one). A piece that may begin a stop string is held back.
+"""
+
+from collections.abc import Sequence
+
+
+class StopBuffer:
+    """`push` text, get the text that is certain; `is_stopped` once a stop string (none is empty) was complete."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = list(stops)
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that can no longer become part of a stop string. Nothing comes after a stop."""
+        if self.is_stopped or not text:
+            return ""
+        self._held += text
+        found = self._first_stop()
+        if found is not None:
+            self.is_stopped = True
+            return self._release(found)
+        return self._release(len(self._held) - self._possible_start())
+
+    def finish(self) -> str:
+        """What was held back; nothing after a stop."""
+        return "" if self.is_stopped else self._release(len(self._held))
+
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+    def _first_stop(self) -> int | None:
+        """Where the stop string begins that ends first, if any is complete."""
+        places = ((self._held.find(stop), stop) for stop in self._stops)
+        ends = [(start + len(stop), start) for start, stop in places if start >= 0]
+        return min(ends)[1] if ends else None
+
+    def _possible_start(self) -> int:
+        """Length of the longest end of the held text with which a stop string begins."""
+        return max((_overlap(self._held, stop) for stop in self._stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,122 @@
+"""Answers in OpenAI's shapes: whole ones and chunks of a stream, for text completions and for chats."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lifecycle.inference.generation import Completion, Event, Token
+from lifecycle.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Usage:
+    """Tokens of one HTTP request; a stop token that was generated counts."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def plain(self) -> dict[str, int]:
+        total = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+        }
+
+
+@dataclass
+class AnswerForm:
+    """Shapes one request's answer. `version` is the model's, shown as `system_fingerprint`."""
+
+    kind: Literal["chat", "text"]
+    model: str
+    version: str
+    tokenizer: Tokenizer
+    stop_ids: Sequence[int]
+    has_logprobs: bool
+    usage: Usage = field(default_factory=Usage)
+    wants_usage: bool = False
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+    _offsets: dict[int, int] = field(default_factory=dict)  # characters of tokens told so far, by choice
+
+    def __post_init__(self) -> None:
+        self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + secrets.token_hex(12)
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        choices = [self._choice(i, Event(c.text, c.tokens, c.finish_reason)) for i, c in enumerate(completions)]
+        return {**self._head(""), "choices": choices, "usage": self.usage.plain()}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The first chunk of a choice, which tells the role; text completions have none."""
+        if self.kind == "text":
+            return None
+        return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+
+    def chunk(self, index: int, event: Event) -> dict[str, Any]:
+        if self.kind == "text":
+            return self._chunk(self._choice(index, event))
+        delta = {"content": event.text} if event.text else {}
+        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(index, event)}
+        return self._chunk({**choice, "finish_reason": event.finish_reason})
+
+    def closing(self) -> dict[str, Any]:
+        """The last chunk of a stream whose sender wants to know the usage."""
+        return {**self._head(".chunk"), "choices": [], "usage": self.usage.plain()}
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": None} if self.wants_usage else {}
+        return {**self._head(".chunk"), "choices": [choice], **usage}
+
+    def _head(self, suffix: str) -> dict[str, Any]:
+        name = f"chat.completion{suffix}" if self.kind == "chat" else "text_completion"
+        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
+        return {**head, "system_fingerprint": self.version}
+
+    def _choice(self, index: int, event: Event) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index}
+        if self.kind == "chat":
+            choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
+        else:
+            choice["text"] = event.text
+        return {**choice, "logprobs": self._logprobs(index, event), "finish_reason": event.finish_reason}
+
+    def _logprobs(self, index: int, event: Event) -> dict[str, Any] | None:
+        """Of the event's tokens, the stop id left out."""
+        if not self.has_logprobs:
+            return None
+        tokens = list(event.tokens)
+        if event.finish_reason == "stop" and tokens and tokens[-1].id in self.stop_ids:
+            tokens.pop()
+        return self._chat_logprobs(tokens) if self.kind == "chat" else self._text_logprobs(index, tokens)
+
+    def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        content = [
+            {**self._named(t.id, t.logprob), "top_logprobs": [self._named(i, logprob) for i, logprob in t.top]}
+            for t in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _text_logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        names = [self._text(token.id) for token in tokens]
+        offsets: list[int] = []
+        for name in names:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(name)
+        top = [{self._text(i): _finite(logprob) for i, logprob in token.top} for token in tokens]
+        logprobs = [_finite(token.logprob) for token in tokens]
+        return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+
+    def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(token_id)
+        return {"token": data.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+    def _text(self, token_id: int) -> str:
+        return self.tokenizer.token_bytes(token_id).decode(errors="replace")
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinities: OpenAI writes -9999 for a token that cannot be."""
+    return max(logprob, -9999.0)

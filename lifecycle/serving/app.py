@@ -1,0 +1,225 @@
+"""The HTTP application: OpenAI's routes, metrics, health and the chat page.
+
+Models are looked up by name at each request, so that a mapping that changes moves a name to another version while
+requests under way end on the old one. What must hold: a key is never written anywhere, and each request is recorded
+once, refused ones too.
+"""
+
+import asyncio
+import hmac
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from lifecycle.core.config import ConfigError
+from lifecycle.serving.answers import AnswerForm
+from lifecycle.serving.config import ServeConfig
+from lifecycle.serving.delivery import EventStream, whole_answer
+from lifecycle.serving.errors import RequestError
+from lifecycle.serving.job import Served, submit
+from lifecycle.serving.metrics import Metrics
+from lifecycle.serving.prompts import chat_prompt, text_prompts
+from lifecycle.serving.record import Recorder, RequestObserver
+from lifecycle.serving.schemas import ChatRequest, CompletionRequest, parse
+
+MAX_BODY_BYTES = 4 << 20  # a million tokens of text; tokenizing it takes about a second
+PAGE = Path(__file__).parent / "chat.html"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(
+    models: Mapping[str, Served], config: ServeConfig, observers: Sequence[RequestObserver] = ()
+) -> Starlette:
+    """The application over `models` by name; each finished request is shown to `observers`.
+
+    Raises `ConfigError` if `config.api_key_env` names a variable that is not set.
+    """
+    metrics = Metrics(models)
+    api = Api(models, _api_key(config), (metrics.observe, *observers))
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(_: Request) -> Response:
+        return FileResponse(PAGE, media_type="text/html", headers=PAGE_HEADERS)
+
+    routes = [
+        Route("/", page),
+        Route("/health", api.health),
+        Route("/metrics", show_metrics),
+        Route("/v1/models", api.list_models),
+        Route("/v1/models/{name:path}", api.show_model),
+        Route("/v1/completions", api.complete, methods=["POST"]),
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+    ]
+    handlers = {HTTPException: _http_error, RequestError: _request_error, Exception: _internal_error}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _api_key(config: ServeConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env)
+    if not key:
+        raise ConfigError(f"serve.api_key_env: the environment variable {config.api_key_env} is not set or empty")
+    return key
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return RequestError(error.status_code, error.detail, headers=dict(error.headers or {})).response()
+
+
+async def _request_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error.response()
+
+
+async def _internal_error(_: Request, error: Exception) -> Response:
+    """For the client; the traceback is raised on and goes to the log."""
+    return RequestError(500, f"internal error ({type(error).__name__})", code="internal_error").response()
+
+
+class Api:
+    """Handlers of the `/v1` routes."""
+
+    def __init__(
+        self, models: Mapping[str, Served], api_key: str | None, observers: tuple[RequestObserver, ...]
+    ) -> None:
+        self._models = models
+        self._key = api_key
+        self._observers = observers
+
+    async def health(self, _: Request) -> Response:
+        broken = [name for name, served in self._models.items() if not served.engine.is_alive]
+        if broken:
+            return JSONResponse({"status": "broken", "models": broken}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def list_models(self, request: Request) -> Response:
+        self._authorise(request)
+        return JSONResponse({"object": "list", "data": [_card(name, s) for name, s in self._models.items()]})
+
+    async def show_model(self, request: Request) -> Response:
+        self._authorise(request)
+        name = request.path_params["name"]
+        return JSONResponse(_card(name, self._model(name)))
+
+    async def complete(self, request: Request) -> Response:
+        async def work(recorder: Recorder) -> Response:
+            ask = parse(CompletionRequest, await _json_body(request))
+            served = self._serve(ask.model, recorder)
+            model = served.engine.model
+            prompts = await asyncio.to_thread(text_prompts, ask, model)
+            recorder.record.prompt = "\n".join(
+                p if isinstance(p, str) else model.tokenizer.decode(p) for p in ask.prompts
+            )
+            form = _form("text", ask, served, ask.logprobs is not None)
+            return await self._answer(request, ask, served, prompts, form, recorder)
+
+        return await self._recorded(request, work)
+
+    async def chat(self, request: Request) -> Response:
+        async def work(recorder: Recorder) -> Response:
+            ask = parse(ChatRequest, await _json_body(request))
+            served = self._serve(ask.model, recorder)
+            messages = [message.plain for message in ask.messages]
+            prompts = [await asyncio.to_thread(chat_prompt, messages, served.engine.model)]
+            recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
+            form = _form("chat", ask, served, bool(ask.logprobs))
+            return await self._answer(request, ask, served, prompts, form, recorder)
+
+        return await self._recorded(request, work)
+
+    async def _recorded(self, request: Request, work: Callable[[Recorder], Awaitable[Response]]) -> Response:
+        """Runs a handler's work; a refusal is recorded and answered in OpenAI's form."""
+        recorder = Recorder(request.url.path, self._observers)
+        try:
+            self._authorise(request)
+            return await work(recorder)
+        except RequestError as error:
+            recorder.finish(error.status)
+            return error.response()
+        except BaseException:
+            recorder.finish(500)
+            raise
+
+    async def _answer(
+        self,
+        request: Request,
+        ask: ChatRequest | CompletionRequest,
+        served: Served,
+        prompts: Sequence[Sequence[int]],
+        form: AnswerForm,
+        recorder: Recorder,
+    ) -> Response:
+        defaults, count = served.engine.model.defaults, ask.n or 1
+        work = [(prompt, ask.sampling(defaults, i)) for prompt in prompts for i in range(count)]
+        form.usage.prompt_tokens = sum(map(len, prompts))
+        job = submit(served.engine, work)
+        recorder.record.id = form.id
+        recorder.record.prompt_tokens = form.usage.prompt_tokens
+        recorder.record.generation_ids = tuple(generation.id for generation in job.generations)
+        if ask.stream:
+            return EventStream(job, form, recorder)
+        return await whole_answer(request, job, form, recorder)
+
+    def _authorise(self, request: Request) -> None:
+        if self._key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._key.encode()):
+            raise RequestError(401, "incorrect API key; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+    def _model(self, name: str) -> Served:
+        served = self._models.get(name)
+        if served is None:
+            known = ", ".join(self._models)
+            message = f"the model {name!r} does not exist; served here: {known}"
+            raise RequestError(404, message, "model", "model_not_found")
+        return served
+
+    def _serve(self, name: str, recorder: Recorder) -> Served:
+        served = self._model(name)
+        recorder.record.model, recorder.record.version = name, served.version
+        return served
+
+
+def _card(name: str, served: Served) -> dict[str, Any]:
+    engine = served.engine
+    card = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle"}
+    return {**card, "version": served.version, "max_model_len": engine.max_seq_len}
+
+
+async def _json_body(request: Request) -> bytes:
+    """The body, if it is called JSON: a browser sends other types to strange servers without asking them first."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(415, "send the body with 'Content-Type: application/json'")
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return body
+
+
+def _form(
+    kind: Literal["chat", "text"], ask: ChatRequest | CompletionRequest, served: Served, has_logprobs: bool
+) -> AnswerForm:
+    model = served.engine.model
+    return AnswerForm(
+        kind, ask.model, served.version, model.tokenizer, model.stop_ids, has_logprobs, wants_usage=ask.wants_usage
+    )

@@ -1,0 +1,16 @@
+"""Settings of the server."""
+
+from pydantic import Field
+
+from lifecycle.core.config import Section
+
+
+class ServeConfig(Section):
+    """Where the server listens and how much it takes on."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port
+    num_slots: int = Field(default=8, ge=1)  # requests that decode together, for each model
+    max_queue: int = Field(default=64, ge=0)  # requests that wait for a slot; more get HTTP 429
+    max_seq_len: int | None = Field(default=None, ge=2)  # None: the model's; less saves cache memory
+    api_key_env: str | None = None  # name of the environment variable that holds the key; None: no key needed

@@ -1,0 +1,78 @@
+"""The work behind one HTTP request: its generations, submitted together and read as one stream."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from lifecycle.inference.engine import ClosedError, ContextLengthError, Engine, QueueFullError
+from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.serving.errors import RequestError
+
+RETRY_AFTER_S = 1  # a slot becomes free about this often under load
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model behind a name. `created` is the version's time, seconds since the epoch."""
+
+    engine: Engine
+    created: int = 0
+
+    @property
+    def version(self) -> str:
+        return self.engine.model.version
+
+
+class Job:
+    """The choices of one request, numbered from 0."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        self.generations = generations
+
+    def cancel(self) -> None:
+        for generation in self.generations:
+            generation.cancel()
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """(choice, event) as they come; raises `RequestError` if the engine breaks."""
+        streams = [aiter(generation) for generation in self.generations]
+        waiting = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    index, event = waiting.pop(task), task.result()
+                    if event.finish_reason is None:
+                        waiting[asyncio.ensure_future(anext(streams[index]))] = index
+                    yield index, event
+        except EngineError as error:
+            raise RequestError(500, str(error), code="engine_error") from error
+        finally:
+            for task in waiting:
+                task.cancel()
+            self.cancel()
+
+
+def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Job:
+    """Submits all of a request or nothing; raises `RequestError` for what the engine does not take."""
+    generations: list[Generation] = []
+    try:
+        for prompt, params in work:
+            generations.append(engine.submit(prompt, params))
+    except ContextLengthError as error:
+        Job(generations).cancel()
+        raise RequestError(400, str(error), code="context_length_exceeded") from None
+    except QueueFullError as error:
+        Job(generations).cancel()
+        retry = {"Retry-After": str(RETRY_AFTER_S)}
+        raise RequestError(429, f"the server is busy: {error}", code="queue_full", headers=retry) from None
+    except (ClosedError, EngineError) as error:
+        Job(generations).cancel()
+        raise RequestError(503, str(error), code="unavailable") from None
+    return Job(generations)
+
+
+def completions(events: Sequence[tuple[int, Event]], count: int) -> list[Completion]:
+    """Puts the events of `count` choices together."""
+    return [collect([event for index, event in events if index == i]) for i in range(count)]

@@ -1,0 +1,36 @@
+"""Token ids of a request's prompts; what a tokenizer or a template refuses is the sender's error."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lifecycle.inference.model import Model
+from lifecycle.serving.errors import RequestError
+from lifecycle.serving.schemas import CompletionRequest
+
+
+def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
+    """Token ids of each prompt; a text gets the BOS before it, token ids are taken as they are."""
+    tokenizer = model.tokenizer
+    prompts: list[list[int]] = []
+    for prompt in ask.prompts:
+        if isinstance(prompt, str):
+            prompts.append([tokenizer.bos_id, *_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")])
+            continue
+        if strange := [token for token in prompt if token >= tokenizer.vocab_size]:
+            message = f"prompt: token id {strange[0]} is outside the vocabulary of {tokenizer.vocab_size}"
+            raise RequestError(400, message, "prompt", "invalid_value")
+        prompts.append(prompt)
+    if not prompts or not all(prompts):
+        raise RequestError(400, "prompt: it is empty", "prompt", "invalid_value")
+    return prompts
+
+
+def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model) -> list[int]:
+    return _encoded(lambda: model.template.render(messages, add_generation_prompt=True).ids, "messages")
+
+
+def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
+    """Text that a tokenizer or a template refuses is the sender's error."""
+    try:
+        return encode()
+    except ValueError as error:
+        raise RequestError(400, str(error), param, "invalid_value") from None

@@ -1,0 +1,193 @@
+"""Request bodies of OpenAI's API, as far as they are supported.
+
+What must hold: nothing is silently ignored. A field that the API knows and this server cannot do is refused by its
+name, unless its value asks for nothing; a field that nobody knows is refused too. `top_k` and `min_p` are additions.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from lifecycle.serving.errors import RequestError
+
+# Known and not supported: the values with which a field asks for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 1000  # characters; each new token is compared with every beginning of a stop string
+MAX_CHOICES = 16
+
+type Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+type Count = Annotated[int, Field(ge=1)]
+type StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+type TokenIds = list[Annotated[int, Field(ge=0)]]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+
+
+class _Request(_Body):
+    """What both kinds of request have in common."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    n: Choices | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None  # these three label a request for its sender
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        for name in body.keys() & NEUTRAL.keys():
+            value = body[name]
+            if value is not None and value not in NEUTRAL[name]:
+                raise RequestError(400, f"{name} is not supported by this server", name, "unsupported_parameter")
+        return {name: value for name, value in body.items() if name not in NEUTRAL}
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> "_Request":
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options is only allowed when stream is true"
+            raise RequestError(400, message, "stream_options", "invalid_value")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
+        """The settings of choice number `index`: what the request says, else the model's defaults."""
+        names = ("temperature", "top_p", "top_k", "min_p")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.seed is not None:
+            given["seed"] = (self.seed + index) % 2**64
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return defaults.model_copy(update={**given, "stop": tuple(stops)})
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | TokenIds | list[TokenIds]
+    max_tokens: Count | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
+        changes = {"max_tokens": self.max_tokens, "top_logprobs": self.logprobs or 0}
+        return super().sampling(defaults, index).model_copy(update=changes)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [[token for token in self.prompt if isinstance(token, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+
+class TextPart(_Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
+    """A turn of a conversation; `developer` is another word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def plain(self) -> dict[str, str]:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(_Request):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+        return self
+
+    def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        changes = {"max_tokens": most, "top_logprobs": self.top_logprobs or 0}
+        return super().sampling(defaults, index).model_copy(update=changes)
+
+
+def parse[R: _Request](kind: type[R], body: bytes) -> R:
+    """Reads a JSON body; raises `RequestError` naming the field at fault."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> RequestError:
+    """Of the issues the one that lies deepest: a value of a union has an issue with each of its members."""
+    issue = max(reversed(error.errors(include_url=False, include_context=False)), key=lambda i: len(i["loc"]))
+    is_field = [isinstance(part, int) or part in _FIELDS or issue["type"] == "extra_forbidden" for part in issue["loc"]]
+    where = ".".join(str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)
+    if issue["type"] == "json_invalid":
+        return RequestError(400, f"the body is not valid JSON: {issue['msg'].removeprefix('Invalid JSON: ')}")
+    if issue["type"] == "extra_forbidden":
+        return RequestError(400, f"unrecognized request argument: {where}", where, "unknown_parameter")
+    if issue["type"] == "missing":
+        return RequestError(400, f"missing required parameter: {where}", where, "missing_required_parameter")
+    return RequestError(400, f"{where or 'body'}: {issue['msg']}", where or None, "invalid_value")
+
+
+_FIELDS = {
+    name for kind in (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions) for name in kind.model_fields
+}  # what else pydantic puts into a location names a type of a union

@@ -1,0 +1,65 @@
+"""Runs an application until SIGTERM or SIGINT; requests under way end first."""
+
+import errno
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from lifecycle.core.config import ConfigError
+from lifecycle.serving.config import ServeConfig
+
+GRACE_S = 30  # how long requests may go on after the signal: what orchestrators wait before they kill
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Binds the configured address; raises `ConfigError` if it is taken or not this machine's."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen()  # who connects before the server runs waits for it
+    except OSError as error:
+        listener.close()
+        raise ConfigError(_explain(config, error)) from None
+    return listener
+
+
+def _explain(config: ServeConfig, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {config.port} is in use on {config.host}; stop what uses it or choose another: serve.port=PORT"
+    if error.errno == errno.EACCES:
+        return f"port {config.port} needs privileges; choose one above 1023: serve.port=PORT"
+    return f"cannot listen on serve.host={config.host}: {error.strerror}; use an address of this machine"
+
+
+def url(listener: socket.socket) -> str:
+    """Where the server answers, with the port that was found for port 0."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Answers until a signal. Returns, and does not die by the signal, so that the caller can close what it opened."""
+    config = uvicorn.Config(
+        app, lifespan="off", log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )  # fmt: skip
+    with _signals_ignored_afterwards():
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _signals_ignored_afterwards() -> Iterator[None]:
+    """uvicorn raises the signal that ended it once more, for the handlers that were there before its own."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,225 @@
+"""The engine against a plain loop over the full forward pass, and what a caller relies on."""
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.core.typing import Array
+from lifecycle.inference.engine import ClosedError, ContextLengthError, Engine, QueueFullError
+from lifecycle.inference.generate import generate
+from lifecycle.inference.generation import EngineError, collect
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, forward, init_params, logits
+
+SLOTS = 2  # one number for all tests: each costs a compilation
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
+PROMPTS = [[65], [66] * 5, list(range(40, 57)), [i % 250 for i in range(300)], [70, 71, 72]]  # 1 to 300: two chunks
+
+
+@partial(jax.jit, static_argnums=0)
+def whole_logprobs(config: ModelConfig, params: Params, tokens: Array) -> Array:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return jax.nn.log_softmax(logits(config, params, forward(config, params, tokens, positions)))[0]
+
+
+def plain_greedy(model: Model, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """Greedy tokens and log-probabilities by one full forward a token."""
+    ids, logprobs = list(prompt), []
+    for _ in range(count):
+        tokens = np.zeros((1, model.config.max_seq_len), np.int32)
+        tokens[0, : len(ids)] = ids
+        row = np.asarray(whole_logprobs(model.config, model.params, tokens))[len(ids) - 1]
+        ids.append(int(row.argmax()))
+        logprobs.append(float(row.max()))
+    return ids[len(prompt) :], logprobs
+
+
+def test_a_batch_of_unequal_prompts_equals_a_plain_loop_over_the_whole_model(model: Model) -> None:
+    together = generate(model, PROMPTS, GREEDY, num_slots=SLOTS)
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        expected, logprobs = plain_greedy(model, prompt, 12)
+        assert completion.token_ids == expected
+        np.testing.assert_allclose([t.logprob for t in completion.tokens], logprobs, atol=1e-4)
+        assert completion.finish_reason == "length"
+
+
+def test_alone_equals_in_a_batch_bit_by_bit(model: Model) -> None:
+    together = generate(model, PROMPTS, GREEDY, num_slots=SLOTS)
+    for prompt, completion in zip(PROMPTS, together, strict=True):
+        assert generate(model, [prompt], GREEDY, num_slots=SLOTS) == [completion]
+
+
+def test_the_same_seed_gives_the_same_text_whatever_else_is_running(model: Model) -> None:
+    seeded = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=20, stop_ids=())
+    alone = generate(model, [[65, 66]], seeded, SLOTS)[0]
+    noise = SamplingParams(temperature=1.5, max_tokens=30, stop_ids=())
+    crowd = generate(model, [[1], [65, 66], [2, 3], [4]], [noise, seeded, noise, GREEDY], SLOTS)[1]
+    assert crowd.token_ids == alone.token_ids
+    assert generate(model, [[65, 66]], seeded.model_copy(update={"seed": 8}), SLOTS)[0].token_ids != alone.token_ids
+
+
+def test_nothing_is_compiled_after_the_warm_up(model: Model) -> None:
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(f"{event} {duration_secs}")
+
+    with Engine(model, num_slots=SLOTS, warm_up=True) as engine:
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        some = [SamplingParams(temperature=t, top_logprobs=n, max_tokens=9) for t, n in ((0, 0), (1, 5), (0.5, 0))]
+        for generation in [engine.submit(prompt, params) for prompt in PROMPTS for params in some]:
+            generation.wait()
+    assert compiled == []
+    jax.jit(lambda x: x * 3 + 1)(np.zeros(7))
+    assert len(compiled) > 0, "the listener hears compilations"
+
+
+def test_requests_decode_together_and_more_than_the_slots_wait_their_turn(model: Model) -> None:
+    with Engine(model, num_slots=SLOTS) as engine:
+        running = [engine.submit([65 + i], GREEDY) for i in range(5)]
+        assert [len(g.wait().tokens) for g in running] == [12] * 5
+        stats = engine.stats
+    assert stats.largest_batch == 2
+    assert stats.decode_tokens == 5 * 11  # the first token of each comes from its prefill
+    assert stats.decode_steps < 5 * 11
+    assert stats.active == stats.waiting == 0
+
+
+def test_stop_ids_and_stop_strings_end_the_output_and_are_not_in_the_text(model: Model) -> None:
+    whole = generate(model, [[65]], GREEDY, SLOTS)[0]
+    third = whole.token_ids[2]
+    by_id = generate(model, [[65]], GREEDY.model_copy(update={"stop_ids": (third,)}), SLOTS)[0]
+    first = whole.token_ids.index(third)
+    assert by_id.finish_reason == "stop"
+    assert by_id.token_ids == whole.token_ids[: first + 1]
+    assert by_id.text == model.tokenizer.decode(whole.token_ids[:first])
+    letters = whole.text[4:6]
+    by_text = generate(model, [[65]], GREEDY.model_copy(update={"stop": ("never", letters)}), SLOTS)[0]
+    assert by_text.finish_reason == "stop"
+    assert by_text.text == whole.text[: whole.text.index(letters)]
+    assert by_text.token_ids == whole.token_ids[: len(by_text.tokens)]
+
+
+def test_text_never_splits_a_character(model: Model) -> None:
+    """Random bytes decode to many replacement characters; the events' texts still add up to the whole decoding."""
+    params = SamplingParams(temperature=2.0, seed=3, max_tokens=200, stop_ids=())
+    with Engine(model, num_slots=SLOTS) as engine:
+        events = list(engine.submit([65], params))
+    completion = collect(events)
+    assert completion.text == model.tokenizer.decode(completion.token_ids)
+    assert len(events) > 3
+
+
+def test_cancel_frees_the_slot_and_the_others_go_on(model: Model) -> None:
+    long = SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())
+    with Engine(model, num_slots=SLOTS) as engine:
+        running, _, waiting, last = (engine.submit([65 + i], long) for i in range(4))
+        next(iter(running))
+        waiting.cancel()
+        running.cancel()
+        assert running.wait().finish_reason == "cancelled"
+        assert waiting.wait().finish_reason == "cancelled"
+        assert last.wait().finish_reason == "length"
+
+
+def test_leaving_an_async_stream_cancels_it(model: Model) -> None:
+    long = SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())
+
+    async def read_one(engine: Engine) -> None:
+        stream = aiter(engine.submit([65], long))
+        await anext(stream)
+        await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def read_all(engine: Engine) -> str:
+        return collect([event async for event in engine.submit([65], GREEDY)]).text
+
+    with Engine(model, num_slots=SLOTS) as engine:
+        asyncio.run(read_one(engine))
+        assert asyncio.run(read_all(engine)) == generate(model, [[65]], GREEDY, SLOTS)[0].text
+        assert engine.stats.decode_tokens < 300
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers(model: Model) -> None:
+    with Engine(model, num_slots=SLOTS, max_seq_len=50) as engine:
+        with pytest.raises(ContextLengthError, match=r"50 tokens, but 61 were asked for \(41 in the prompt, 20"):
+            engine.submit([1] * 41, SamplingParams(max_tokens=20))
+        with pytest.raises(ContextLengthError, match="51 were asked for"):
+            engine.submit([1] * 50, SamplingParams())
+        with pytest.raises(ContextLengthError, match="no tokens"):
+            engine.submit([], SamplingParams())
+        with pytest.raises(ValueError, match="outside the tokenizer's 261"):
+            engine.submit([1, 261], SamplingParams())
+    with pytest.raises(ClosedError):
+        engine.submit([1], SamplingParams())
+
+
+def test_what_finds_no_room_to_wait_is_refused_and_later_taken(model: Model) -> None:
+    with Engine(model, num_slots=SLOTS, max_queue=1) as engine:
+        running = [engine.submit([65], SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())) for _ in range(3)]
+        with pytest.raises(QueueFullError, match="2 requests are running and 1 may wait"):
+            engine.submit([65], GREEDY)
+        for generation in running:
+            generation.wait()
+        assert len(engine.submit([65], GREEDY).wait().tokens) == 12
+
+
+def test_ids_beyond_the_tokenizer_are_never_generated_nor_told(model: Model) -> None:
+    """A vocabulary padded for the hardware: the padding's rows may be anything."""
+    config = model.config.model_copy(update={"vocab_size": 300})
+    params = init_params(config, jax.random.key(1))
+    params["head"] = params["head"].at[261:].multiply(50.0)  # unmasked, these would nearly always win
+    padded = replace(model, config=config, params=params)
+    both = [SamplingParams(temperature=t, max_tokens=30, stop_ids=(), top_logprobs=20, seed=1) for t in (0.0, 1.5)]
+    for completion in generate(padded, [[65], [66]], both, SLOTS):
+        assert max(completion.token_ids) < 261
+        assert all(token_id < 261 for token in completion.tokens for token_id, _ in token.top)
+
+
+def test_without_max_tokens_the_output_fills_the_context(model: Model) -> None:
+    with Engine(model, num_slots=SLOTS) as engine:
+        assert len(engine.submit([1] * 310, SamplingParams(stop_ids=())).wait().tokens) == 10
+
+
+def test_closing_lets_accepted_requests_end(model: Model) -> None:
+    engine = Engine(model, num_slots=SLOTS)
+    running = [engine.submit([65], GREEDY) for _ in range(3)]
+    engine.close()
+    assert [g.wait().finish_reason for g in running] == ["length"] * 3
+
+
+def test_an_error_on_the_device_reaches_everybody_who_waits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    monkeypatch.setattr("lifecycle.inference.engine.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
+    engine = Engine(model, num_slots=SLOTS)
+    running = [engine.submit([65], GREEDY) for _ in range(2)]
+    for generation in running:
+        with pytest.raises(EngineError):
+            list(generation)
+    engine._thread.join()
+    assert not engine.is_alive
+    assert isinstance(printed[0].exc_value, OSError)
+    with pytest.raises(EngineError):
+        engine.submit([65], GREEDY)
+
+
+def test_each_steps_cpu_time_is_charged_to_the_requests_in_it(model: Model) -> None:
+    steps: list[tuple[float, dict[str, int]]] = []
+    began = time.process_time()
+    with Engine(model, num_slots=SLOTS, on_step=lambda core_s, tokens: steps.append((core_s, dict(tokens)))) as engine:
+        running = [engine.submit(prompt, GREEDY) for prompt in PROMPTS[:3]]
+        for generation in running:
+            generation.wait()
+    for generation in running:
+        assert sum(tokens.get(generation.id, 0) for _, tokens in steps) == len(generation.prompt) + 11
+    assert 0 < sum(core_s for core_s, _ in steps) <= time.process_time() - began

@@ -1,0 +1,31 @@
+"""Servers for the tests here: a tiny random model behind two names."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from serving_server import KEY, Running, start, tiny_model
+
+from lifecycle.inference.engine import Engine
+from lifecycle.serving.config import ServeConfig
+from lifecycle.serving.job import Served
+from lifecycle.serving.record import FinishedRequest
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Running]:
+    model = tiny_model()
+    records: list[FinishedRequest] = []
+    with Engine(model, num_slots=2, max_queue=4) as engine, Engine(replace(model, version="b" * 64), 2) as other:
+        models = {"production": Served(engine, created=1_700_000_000), "candidate": Served(other)}
+        for base in start(models, ServeConfig(port=0), records):
+            yield Running(base, engine, models, records)
+
+
+@pytest.fixture
+def locked(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """The same engines behind a key."""
+    monkeypatch.setenv("TEST_SERVER_KEY", KEY)
+    records: list[FinishedRequest] = []
+    for base in start(server.models, ServeConfig(port=0, api_key_env="TEST_SERVER_KEY"), records):
+        yield Running(base, server.engine, server.models, records)

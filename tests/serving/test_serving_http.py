@@ -1,0 +1,241 @@
+"""What HTTP clients, operators and other programs rely on beside OpenAI's shapes."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving_server import KEY, Running
+
+from lifecycle.core.config import ConfigError
+from lifecycle.serving.app import create_app
+from lifecycle.serving.config import ServeConfig
+from lifecycle.serving.schemas import NEUTRAL
+from lifecycle.serving.server import listen, url
+
+CHAT = "/v1/chat/completions"
+BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"stop": ["a"] * 5}, "stop", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": "x" * 1001}, "stop", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, None, None),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None, None),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"temprature": 1}, "temprature", "unknown_parameter"),
+    ],
+)
+def test_a_bad_field_gives_400_and_is_named(
+    server: Running, change: dict[str, object], param: str | None, code: str | None
+) -> None:
+    body = json.dumps(BASE | change).encode()
+    response = httpx.post(f"{server.base}{CHAT}", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    if param is not None:
+        assert (error["param"], error["code"]) == (param, code)
+
+
+def test_values_that_ask_for_nothing_are_accepted(server: Running) -> None:
+    nothing = {name: values[0] if values else None for name, values in NEUTRAL.items()}
+    assert server.post(CHAT, **BASE, **nothing).status_code == 200
+
+
+def test_bodies_that_are_not_json_or_too_large_are_refused(server: Running) -> None:
+    def send(content: bytes, kind: str) -> httpx.Response:
+        return httpx.post(f"{server.base}{CHAT}", content=content, headers={"content-type": kind})
+
+    assert send(b'{"model": ', "application/json").status_code == 400
+    assert "not valid JSON" in send(b"{", "application/json").json()["error"]["message"]
+    assert send(b"[1]", "application/json").status_code == 400
+    assert send(b"\xff{}", "application/json").status_code == 400
+    assert send(json.dumps(BASE).encode(), "text/plain").status_code == 415
+    assert send(b" " * (5 << 20), "application/json").status_code == 413
+
+
+def test_text_prompts_are_checked(server: Running) -> None:
+    for prompt, words in (([], "empty"), ([[]], "empty"), ([9999], "outside the vocabulary of 261"), ([-1], "prompt")):
+        response = server.post("/v1/completions", model="production", prompt=prompt)
+        assert response.status_code == 400
+        assert words in response.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_have_openais_error_form(server: Running) -> None:
+    assert httpx.get(f"{server.base}/v1/embeddings").json()["error"]["type"] == "not_found_error"
+    response = httpx.get(f"{server.base}{CHAT}")
+    assert (response.status_code, response.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+def test_a_client_that_goes_away_frees_its_slot(server: Running) -> None:
+    """Streaming and not: 4,000 tokens were asked for, and far fewer are made."""
+    for stream in (True, False):
+        before, count = server.engine.stats.decode_tokens, len(server.records)
+        body = BASE | {"max_tokens": 4000, "stream": stream, "temperature": 0}
+        with (
+            pytest.raises(httpx.ReadTimeout),
+            httpx.stream("POST", f"{server.base}{CHAT}", json=body, timeout=httpx.Timeout(10, read=0.25)) as response,
+        ):
+            next(response.iter_text())
+            raise httpx.ReadTimeout("enough")
+        record = server.wait_for_record(count + 1)
+        assert record.status == 499
+        while server.engine.stats.active:
+            time.sleep(0.01)
+        assert server.engine.stats.decode_tokens - before < 3900
+
+
+def test_two_requests_decode_in_one_batch(server: Running) -> None:
+    before = server.engine.stats
+    body = BASE | {"max_tokens": 400, "temperature": 0}
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: server.post(CHAT, **body).json(), range(2)))
+    tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    after = server.engine.stats
+    assert after.largest_batch == 2
+    assert after.decode_steps - before.decode_steps < 0.9 * tokens
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_a_full_queue_gives_429_and_says_when_to_come_back(server: Running) -> None:
+    """Two slots and four places to wait: of a request for nine choices some are too many, and none is left running."""
+    response = server.post(CHAT, **(BASE | {"n": 9, "max_tokens": 200}))
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["error"]["code"] == "queue_full"
+    assert server.post(CHAT, **BASE).status_code == 200
+
+
+def test_records_tell_times_tokens_and_texts(server: Running) -> None:
+    count = len(server.records)
+    answer = server.post(CHAT, **BASE, stream=False).json()
+    record = server.wait_for_record(count + 1)
+    assert (record.route, record.model, record.version) == (CHAT, "production", "a" * 64)
+    assert (record.status, record.finish_reason) == (200, answer["choices"][0]["finish_reason"])
+    assert record.id == answer["id"]
+    assert record.completion == answer["choices"][0]["message"]["content"]
+    assert json.loads(record.prompt) == BASE["messages"]
+    assert record.prompt_tokens == answer["usage"]["prompt_tokens"]
+    assert record.first_token_s is not None
+    assert 0 < record.first_token_s <= record.latency_s < 60
+    assert abs(record.time - time.time()) < 60
+    assert len(record.generation_ids) == 1
+    server.post(CHAT, **BASE, temprature=1)
+    refused = server.wait_for_record(count + 2)
+    assert (refused.status, refused.completion_tokens, refused.model) == (400, 0, "")
+
+
+def test_metrics_count_what_was_done_and_have_proper_names(server: Running) -> None:
+    def read() -> dict[tuple[str, ...], float]:
+        text = httpx.get(f"{server.base}/metrics").text
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        wanted = {"route": CHAT, "model": "production"}
+        return {
+            (s.name, s.labels.get("status", "")): s.value
+            for s in samples
+            if all(s.labels.get(k, v) == v for k, v in wanted.items())
+        }
+
+    server.post(CHAT, **BASE)
+    before = read()
+    answer = server.post(CHAT, **BASE).json()
+    after = read()
+    name = "lifecycle_completion_tokens_total"
+    assert after[name, ""] - before[name, ""] == answer["usage"]["completion_tokens"]
+    name = "lifecycle_time_to_first_token_seconds_count"
+    assert after[name, ""] - before[name, ""] == 1
+    assert after["lifecycle_slots", ""] == 2
+    assert after["lifecycle_queue_depth", ""] == 0
+    assert all(key[0].startswith("lifecycle_") for key in after)
+
+
+def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.serving.app.chat_prompt", lambda *_: 1 // 0)
+    count = len(server.records)
+    response = server.post(CHAT, **BASE)
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert server.wait_for_record(count + 1).status == 500
+
+
+def test_a_name_moves_to_another_version_between_requests(server: Running) -> None:
+    before = server.models["production"]
+    server.models["production"] = server.models["candidate"]
+    assert server.post(CHAT, **BASE).json()["system_fingerprint"] == "b" * 64
+    server.models["production"] = before
+    assert server.post(CHAT, **BASE).json()["system_fingerprint"] == "a" * 64
+
+
+def test_the_key_is_asked_for_and_never_recorded(locked: Running) -> None:
+    def get(key: str | None) -> httpx.Response:
+        headers: Any = {} if key is None else {"authorization": f"Bearer {key}".encode()}
+        return httpx.get(f"{locked.base}/v1/models", headers=headers)
+
+    assert get(None).status_code == get("wrong").status_code == get(KEY + "x").status_code == 401
+    assert get("wrong").json()["error"]["code"] == "invalid_api_key"
+    assert get(KEY).status_code == 200
+    assert locked.post(CHAT, **BASE).status_code == 401
+    assert [record.status for record in locked.records] == [401]
+    assert KEY not in str(locked.records)
+    assert httpx.get(f"{locked.base}/health").json() == {"status": "ok"}
+
+
+def test_a_key_variable_that_is_not_set_is_an_error_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
+        create_app({}, ServeConfig(api_key_env="NO_SUCH_KEY"))
+
+
+def test_a_port_in_use_is_named_with_the_option_that_changes_it(server: Running) -> None:
+    port = int(server.base.rsplit(":", 1)[1])
+    with pytest.raises(ConfigError, match=rf"port {port} is in use on 127\.0\.0\.1.*serve\.port="):
+        listen(ServeConfig(port=port))
+    with pytest.raises(ConfigError, match=r"serve\.host=192\.0\.2\.1"):
+        listen(ServeConfig(host="192.0.2.1", port=0))
+    with listen(ServeConfig(port=0)) as listener:
+        assert url(listener).startswith("http://127.0.0.1:")
+
+
+def test_the_page_is_one_file_that_asks_nobody_else(server: Running) -> None:
+    response = httpx.get(server.base)
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert "http://" not in response.text
+    assert "https://" not in response.text
+
+
+def test_streams_of_many_clients_do_not_mix(server: Running) -> None:
+    """Six at once over two slots: each stream is its own answer."""
+    prompts = [f"number {i}" for i in range(6)]
+    ask: dict[str, Any] = {"model": "production", "temperature": 0, "max_tokens": 30}
+    expected = [server.client.completions.create(**ask, prompt=p).choices[0].text for p in prompts]
+    found = [""] * 6
+
+    def read(i: int) -> None:
+        for chunk in server.client.completions.create(**ask, prompt=prompts[i], stream=True):
+            found[i] += chunk.choices[0].text
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected

@@ -1,0 +1,148 @@
+"""The API through OpenAI's own Python client."""
+
+from typing import Any
+
+import openai
+import pytest
+from serving_server import Running
+
+from lifecycle.inference.generate import generate
+from lifecycle.inference.sampling import SamplingParams
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello \u2603"}]
+
+
+def test_models_are_listed_with_their_versions(server: Running) -> None:
+    cards = {card.id: card for card in server.client.models.list()}
+    assert set(cards) == {"production", "candidate"}
+    assert cards["production"].created == 1_700_000_000
+    assert cards["candidate"].model_dump()["version"] == "b" * 64
+    assert server.client.models.retrieve("production").id == "production"
+
+
+def test_a_chat_equals_the_engine_on_the_rendered_prompt(server: Running) -> None:
+    answer = server.client.chat.completions.create(model="production", messages=HELLO, temperature=0, max_tokens=9)
+    model = server.engine.model
+    prompt = model.template.render(HELLO, add_generation_prompt=True).ids
+    expected = generate(model, [prompt], SamplingParams(temperature=0, max_tokens=9), 2)[0]
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.system_fingerprint == "a" * 64
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 9)
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_a_streamed_chat_says_the_same_as_a_whole_one(server: Running, limit: str) -> None:
+    ask: dict[str, Any] = {"model": "production", "messages": HELLO, "seed": 5, limit: 60}
+    whole = server.client.chat.completions.create(**ask)
+    chunks = list(server.client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(c.usage is None for c in chunks[:-1])
+    assert len({c.id for c in chunks}) == 1
+    assert len(chunks) > 4
+
+
+def test_without_stream_options_no_chunk_tells_the_usage(server: Running) -> None:
+    with server.client.chat.completions.with_streaming_response.create(
+        model="production", messages=HELLO, max_tokens=3, stream=True
+    ) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert not any('"usage"' in line for line in lines)
+
+
+def test_the_seed_decides_and_choices_differ(server: Running) -> None:
+    def ask(seed: int, n: int) -> list[str | None]:
+        answer = server.client.chat.completions.create(
+            model="production", messages=HELLO, seed=seed, n=n, max_tokens=20, top_p=0.95
+        )
+        return [choice.message.content for choice in answer.choices]
+
+    three = ask(1, 3)
+    assert len(set(three)) == 3
+    assert ask(1, 1) == three[:1]
+    assert ask(2, 1) == three[1:2]  # choice i has the seed plus i
+
+
+def test_n_choices_are_streamed_with_their_numbers(server: Running) -> None:
+    texts = {0: "", 1: "", 2: ""}
+    stream = server.client.chat.completions.create(
+        model="production", messages=HELLO, n=3, seed=1, max_tokens=20, top_p=0.95, stream=True
+    )
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    whole = server.client.chat.completions.create(
+        model="production", messages=HELLO, n=3, seed=1, max_tokens=20, top_p=0.95
+    )
+    assert list(texts.values()) == [choice.message.content for choice in whole.choices]
+
+
+def test_text_completions_of_several_prompts_and_of_token_ids(server: Running) -> None:
+    ask: dict[str, Any] = {"model": "candidate", "temperature": 0, "max_tokens": 6}
+    several = server.client.completions.create(**ask, prompt=["ab", "cde"])
+    single = [server.client.completions.create(**ask, prompt=p).choices[0].text for p in ("ab", "cde")]
+    assert [c.text for c in several.choices] == single
+    assert [c.index for c in several.choices] == [0, 1]
+    bos = server.engine.model.tokenizer.bos_id
+    by_ids = server.client.completions.create(**ask, prompt=[bos, *b"ab"])
+    assert by_ids.choices[0].text == single[0]
+    assert several.usage is not None
+    assert several.usage.prompt_tokens == 7
+    assert several.system_fingerprint == "b" * 64
+
+
+def test_a_stop_string_is_neither_in_the_whole_nor_in_the_stream(server: Running) -> None:
+    ask: dict[str, Any] = {"model": "production", "prompt": "ab", "temperature": 0, "max_tokens": 40}
+    text = server.client.completions.create(**ask).choices[0].text
+    stop = text[10:12]
+    cut = text[: text.index(stop)]
+    answer = server.client.completions.create(**ask, stop=[stop, "\0never"]).choices[0]
+    assert (answer.text, answer.finish_reason) == (cut, "stop")
+    pieces = [chunk.choices[0].text for chunk in server.client.completions.create(**ask, stop=stop, stream=True)]
+    assert "".join(pieces) == cut
+
+
+def test_chat_logprobs_name_tokens_bytes_and_alternatives(server: Running) -> None:
+    answer = server.client.chat.completions.create(
+        model="production", messages=HELLO, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 5
+    for token in logprobs.content:
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == token.logprob <= 0
+        assert bytes(token.bytes or []).decode(errors="replace") == token.token
+
+
+def test_text_logprobs_line_up_with_the_tokens_streamed_or_not(server: Running) -> None:
+    ask: dict[str, Any] = {"model": "production", "prompt": "ab", "temperature": 0, "max_tokens": 30, "logprobs": 2}
+    whole = server.client.completions.create(**ask).choices[0].logprobs
+    assert whole is not None
+    assert whole.tokens is not None
+    assert whole.text_offset is not None
+    assert len(whole.tokens) == 30 == len(whole.top_logprobs or [])
+    assert whole.text_offset[:2] == [0, len(whole.tokens[0])]
+    parts = [chunk.choices[0].logprobs for chunk in server.client.completions.create(**ask, stream=True)]
+    assert [offset for part in parts if part for offset in part.text_offset or []] == whole.text_offset
+    assert [value for part in parts if part for value in part.token_logprobs or []] == whole.token_logprobs
+
+
+def test_errors_arrive_as_the_clients_exceptions(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="'gone' does not exist; served here: production, candidate"):
+        server.client.chat.completions.create(model="gone", messages=HELLO)
+    with pytest.raises(openai.BadRequestError) as error:
+        server.client.completions.create(model="production", prompt="x" * 4000, max_tokens=200)
+    assert error.value.code == "context_length_exceeded"
+    assert "4096 tokens, but 4201 were asked for (4001 in the prompt, 200 to generate)" in error.value.message
+    with pytest.raises(openai.BadRequestError) as error:
+        server.client.chat.completions.create(model="production", messages=HELLO, frequency_penalty=0.5)
+    assert error.value.param == "frequency_penalty"
