@@ -5,6 +5,7 @@ Verbs that make something (`data` ... `run`) bring their artefacts up to date an
 """
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ app = cyclopts.App(name="lifecycle", version=__version__, help="A language model
 
 type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
 type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: pretrain.steps=100")]
+
+type VersionOrOverrides = Annotated[
+    str,
+    Parameter(help="A version (alias, hash or its beginning; production if none is given), then key=value settings"),
+]
 
 # XLA's client for CPUs logs through this; errors stay visible
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR", "DAFT_PROGRESS_BAR": "0"}
@@ -48,7 +54,7 @@ def _maker(verb: str) -> None:
     def make(config: ConfigPath, /, *overrides: Overrides) -> None:
         from lifecycle.stages.make import make as bring  # JAX starts only for verbs that need it
 
-        bring(verb, read_config(config, overrides), config)
+        bring(verb, read_config(config, overrides), config, overrides)
 
     app.command(make, name=verb, help=MAKERS[verb])
 
@@ -66,10 +72,11 @@ def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
 
 
 @app.command
-def trace(config: ConfigPath, version: str = "production", /, *overrides: Overrides, json: bool = False) -> None:
+def trace(config: ConfigPath, /, *version_or_overrides: VersionOrOverrides, json: bool = False) -> None:
     """Print the chain behind a version or an alias, down to the data filters and the source files."""
     from lifecycle.stages.trace import show_trace
 
+    version, overrides = _version_first(version_or_overrides)
     show_trace(read_config(config, overrides), version, json)
 
 
@@ -82,11 +89,58 @@ def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
 
 
 @app.command
-def chat(config: ConfigPath, version: str = "production", /, *overrides: Overrides) -> None:
+def chat(config: ConfigPath, /, *version_or_overrides: VersionOrOverrides) -> None:
     """Talk to a version in the terminal."""
     from lifecycle.stages.chat import chat as talk
 
+    version, overrides = _version_first(version_or_overrides)
     talk(read_config(config, overrides), version)
+
+
+@app.command
+def versions(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """List the registered versions, their aliases and evaluations."""
+    from lifecycle.stages.operate import show_versions
+
+    show_versions(read_config(config, overrides))
+
+
+@app.command
+def promote(config: ConfigPath, version: str, /, *overrides: Overrides) -> None:
+    """Move the production alias to a version, if no evaluation falls significantly below the current one's."""
+    from lifecycle.stages.operate import promote as move
+
+    move(read_config(config, overrides), version)
+
+
+@app.command
+def rollback(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Move the production alias back to the version before."""
+    from lifecycle.stages.operate import rollback as back
+
+    back(read_config(config, overrides))
+
+
+@app.command
+def usage(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Print what the served requests were: counts, tokens, cost and latency by day and version."""
+    from lifecycle.stages.operate import show_usage
+
+    show_usage(read_config(config, overrides))
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON schema of a run file, for editors."""
+    json.dump(RunConfig.model_json_schema(), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def _version_first(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The version's name, `production` where the first word is a setting already, and the settings."""
+    if words and "=" not in words[0]:
+        return words[0], words[1:]
+    return "production", words
 
 
 def main() -> None:

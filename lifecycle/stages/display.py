@@ -88,7 +88,8 @@ class Plain:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}", markup=False, highlight=False)
+        line = f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_on(console: Console) -> Live | Plain:

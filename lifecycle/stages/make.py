@@ -1,5 +1,6 @@
 """The verbs that make something: set JAX up, bring the artefacts up to date, say what there is now."""
 
+import shlex
 from pathlib import Path
 
 import jax
@@ -22,8 +23,8 @@ def start_jax(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def make(verb: str, config: RunConfig, path: Path) -> None:
-    """Brings what `verb` stands for up to date and prints where it is."""
+def make(verb: str, config: RunConfig, path: Path, overrides: tuple[str, ...]) -> None:
+    """Brings what `verb` stands for up to date and prints where it is; path and overrides: as the user gave them."""
     start_jax(config.folder)
     console = Console()
     with progress_on(console) as progress:
@@ -32,7 +33,7 @@ def make(verb: str, config: RunConfig, path: Path) -> None:
         return
     console.print(_summary({name: artifacts[name] for name in TARGETS[verb]}))
     if "report" in artifacts:
-        _say_what_next(console, artifacts["report"], path)
+        _say_what_next(console, artifacts["report"], shlex.join([str(path), *overrides]))
 
 
 def _summary(artifacts: dict[str, Artifact]) -> Table:
@@ -45,9 +46,9 @@ def _summary(artifacts: dict[str, Artifact]) -> Table:
     return table
 
 
-def _say_what_next(console: Console, report: Artifact, path: Path) -> None:
+def _say_what_next(console: Console, report: Artifact, run: str) -> None:
     for sample in report.stats["samples"]:
         console.print(f"\nQ  {sample['question']}\nA  {sample['answer']}", markup=False, highlight=False)
     console.print(f"\nreport  {report.path / 'report.html'}", markup=False)
     for verb in ("chat", "serve", "trace"):
-        console.print(f"{verb:<7} lifecycle {verb} {path}", markup=False, highlight=False)
+        console.print(f"{verb:<7} lifecycle {verb} {run}", markup=False, highlight=False)
