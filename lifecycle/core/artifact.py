@@ -2,8 +2,8 @@
 
 An artefact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
 (stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a
-stage works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an artefact, and
-a stage that was killed finds its own files again and may go on from them.
+stage works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an
+artefact, and a stage that was killed finds its own files again and may go on from them.
 """
 
 import hashlib

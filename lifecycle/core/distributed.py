@@ -1,7 +1,7 @@
 """Several processes as one job: start-up, and who writes.
 
-`launch/` starts the processes and tells them of each other by three environment variables, or leaves it to what JAX finds
-by itself (Slurm, GKE, TPU pods) with `LIFECYCLE_DISTRIBUTED=auto`. All processes share one file system.
+`launch/` starts the processes and tells them of each other by three environment variables, or leaves it to what JAX
+finds by itself (Slurm, GKE, TPU pods) with `LIFECYCLE_DISTRIBUTED=auto`. All processes share one file system.
 """
 
 import os

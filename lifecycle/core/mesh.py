@@ -66,17 +66,19 @@ def _misfit(sizes: dict[str, int], wanted: int, available: int) -> str:
 
 def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> None:
     """Raises `ConfigError` unless the mesh axes behind `logical` divide `size`; names the axis and the nearest fit."""
-    axes = [axis for axis in RULES[logical] if getattr(mesh, axis, 1) > 1]
-    ways = math.prod(getattr(mesh, axis) for axis in axes)
+    sizes = {axis: getattr(mesh, axis) for axis in RULES[logical] if getattr(mesh, axis, 1) > 1}
+    ways = math.prod(sizes.values())
     if size % ways == 0:
         return
-    axis = axes[-1]
-    others = ways // getattr(mesh, axis)
-    fitting = [n for n in range(1, size + 1) if size % (n * others) == 0]
-    nearest = min(fitting, key=lambda n: abs(n - getattr(mesh, axis))) if fitting else 1
-    raise ConfigError(
-        f"mesh.{axis}={getattr(mesh, axis)} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}"
-    )
+    for axis, asked in reversed(sizes.items()):
+        fitting = [n for n in range(1, size + 1) if size % (n * ways // asked) == 0]
+        if fitting:
+            nearest = min(fitting, key=lambda n: abs(n - asked))
+            raise ConfigError(
+                f"mesh.{axis}={asked} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}"
+            )
+    shape = " x ".join(f"mesh.{axis}={asked}" for axis, asked in sizes.items())
+    raise ConfigError(f"{shape} does not divide {what}={size}, and no size of one of them alone mends it; change both")
 
 
 def spec(*logical: str | None) -> P:

@@ -9,10 +9,8 @@ from lifecycle.ops.gates import promote as move_if_allowed
 from lifecycle.ops.monitor import percentiles, usage
 from lifecycle.ops.registry import RegistryError
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.register import open_registry
+from lifecycle.stages.register import PRODUCTION, open_registry
 from lifecycle.stages.serve import REQUESTS
-
-PRODUCTION = "production"
 
 
 def show_versions(config: RunConfig) -> None:

@@ -12,6 +12,7 @@ from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 
 REGISTRY = "registry.db"
+PRODUCTION = "production"
 WHO = "lifecycle"
 
 

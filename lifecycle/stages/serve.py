@@ -9,16 +9,16 @@ from rich.console import Console
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
 from lifecycle.ops.cost import CostMeter
-from lifecycle.ops.registry import Registry, RegistryError, verify
+from lifecycle.ops.registry import Registry, RegistryError, Version, verify
 from lifecycle.ops.request_log import RequestLog, RequestRecord
 from lifecycle.serving.app import create_app
 from lifecycle.serving.job import Served
-from lifecycle.serving.record import FinishedRequest
+from lifecycle.serving.record import FinishedRequest, RequestObserver
 from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.make import start_jax
-from lifecycle.stages.register import open_registry
+from lifecycle.stages.register import PRODUCTION, open_registry
 
 REQUESTS = "requests.db"
 
@@ -42,32 +42,32 @@ def serve(config: RunConfig) -> None:
 
 
 def _models(config: RunConfig, registry: Registry, meter: CostMeter, opened: ExitStack) -> Mapping[str, Served]:
-    """One engine per version, under the name of each alias that points to it and under its short hash."""
+    """One engine per version, under each alias that points to it, production first, and under its short hash."""
     aliases = registry.aliases()
     if not aliases:
         raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
-    models: dict[str, Served] = {}
-    for alias, version_hash in aliases.items():
-        version = registry.resolve(version_hash)
-        if version.short not in models:
-            verify(version)
-            engine = opened.enter_context(
-                Engine(
-                    load_bundle(version.path),
-                    num_slots=config.serve.num_slots,
-                    max_queue=config.serve.max_queue,
-                    max_seq_len=config.serve.max_seq_len,
-                    on_step=meter.step,
-                    warm_up=True,
-                )
-            )
-            created = int(datetime.fromisoformat(version.manifest.created).timestamp())
-            models[version.short] = Served(engine, created)
-        models[alias] = models[version.short]
-    return models
+    by_hash = {name: _start(config, registry.resolve(name), meter, opened) for name in dict.fromkeys(aliases.values())}
+    names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
+    return {alias: by_hash[aliases[alias]] for alias in names} | {
+        registry.resolve(name).short: served for name, served in by_hash.items()
+    }
 
 
-def _recorder(log: RequestLog, meter: CostMeter):
+def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:
+    verify(version)
+    engine = Engine(
+        load_bundle(version.path),
+        num_slots=config.serve.num_slots,
+        max_queue=config.serve.max_queue,
+        max_seq_len=config.serve.max_seq_len,
+        on_step=meter.step,
+        warm_up=True,
+    )
+    opened.enter_context(engine)
+    return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))
+
+
+def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
     def record(request: FinishedRequest) -> None:
         core_s = sum(meter.finish(name) for name in request.generation_ids)
         log.write(

@@ -162,14 +162,14 @@ class _Loop:
         if is_last or self.step % config.log_every == 0:
             record = self._record(jax.device_get(metrics))
             self.progress.update(self.step, total=config.steps, **record)
-        if self.checkpoints.should_save(self.step) or is_last:
-            self._save()
         evaluation = self.job.evaluation
         if evaluation is not None and (is_last or self.step % evaluation.every == 0):
-            started = time.perf_counter()
+            started = time.perf_counter(), cpu_seconds()
             self._write(step=self.step, **evaluation.measure(self.state.params))
-            spent = time.perf_counter() - started
-            self.mark = (self.mark[0], self.mark[1] + spent, self.mark[2])  # not training's time
+            step, wall, cpu = self.mark  # what was spent here is not training's time
+            self.mark = (step, wall + time.perf_counter() - started[0], cpu + cpu_seconds() - started[1])
+        if self.checkpoints.should_save(self.step) or is_last:  # last: what a checkpoint covers has been measured
+            self._save()
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         values = {name: float(value) for name, value in metrics.items()}
