@@ -151,6 +151,7 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     sys.excepthook = _traceback_and_leave
+    sys.unraisablehook = _unless_of_a_failed_save
     try:
         app()
     except ValueError as error:  # ConfigError and its kind: what users can mend
@@ -183,3 +184,10 @@ def _leave(status: int) -> NoReturn:
 def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
     _leave(1)
+
+
+def _unless_of_a_failed_save(unraisable: "sys.UnraisableHookArgs") -> None:
+    """A checkpoint that could not be written is told once, by `CheckpointError`; each of its arrays still on the way
+    to disk would add a traceback from the storage library's threads, which find Orbax's event loop closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

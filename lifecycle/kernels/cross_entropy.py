@@ -54,7 +54,10 @@ def token_logprobs(
 def cross_entropy(
     hidden: Float[Array, "B T D"], head: Float[Array, "V D"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
 ) -> Float[Array, ""]:
-    """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly."""
+    """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
+
+    Differentiable in `hidden` and `head`; targets and weights are data.
+    """
     return -(token_logprobs(hidden, head, targets) * weights).sum()
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, hash_files, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer, wait_for
+from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
 
@@ -168,9 +169,12 @@ def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Prog
     config.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Artifact] = {}
     with _locked(config.folder):
-        for stage in needed(targets):
+        stages = needed(targets)
+        for number, stage in enumerate(stages):
             draft = _draft(config, stage, done)
             found = _find(draft)
+            if found is None and any(later.on_all_processes for later in stages[number:]):
+                build_mesh(config.mesh)  # a mesh that this job cannot have is told before hours of work, not after
             done[stage.name] = found or _run(config, stage, draft, done, progress)
     return done
 

@@ -161,7 +161,8 @@ class Checkpointer:
 def load_params(folder: Path, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
     """The parameters of `step`, or of the newest whole checkpoint of a run, without the optimizer's state.
 
-    `shardings` has the parameters' structure; without it they lie on the first device. Raises `CheckpointError`.
+    `shardings` has the parameters' structure, and all processes of the job call alike; without it the calling process
+    reads alone, to its first device. Raises `CheckpointError`.
     """
     folder = folder.absolute()
     step = _newest_whole(folder) if step is None else step
@@ -169,7 +170,7 @@ def load_params(folder: Path, step: int | None = None, shardings: PyTree | None 
         raise CheckpointError(f"{folder}: no checkpoint here")
     path = folder / str(step)
     _require_whole(path)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = _saved_shapes(path / "params")
     shapes = {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in saved.items()}
     num_layers = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith(f"{BLOCKS}.")), default=-1)
@@ -177,9 +178,20 @@ def load_params(folder: Path, step: int | None = None, shardings: PyTree | None 
         like = jax.eval_shape(partial(stack, num_layers=num_layers), shapes)
         placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
         shapes = _abstract(placed)
-    with ocp.StandardCheckpointer() as reader:
+    with _reader(alone=shardings is None) as reader:
         flat = reader.restore(path / "params", shapes)
     return jax.jit(partial(stack, num_layers=num_layers), out_shardings=shardings)(flat)
+
+
+def _reader(alone: bool) -> ocp.StandardCheckpointer:
+    """A reader for all processes of the job together, or for this one, which then meets none in Orbax's barriers."""
+    if not alone or jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _split(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -91,7 +91,8 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
 
 
 def orthogonalise(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
-    """The nearest semi-orthogonal matrix, `U V'` of the singular value decomposition, to a few per cent."""
+    """About the nearest semi-orthogonal matrix, `U V'` of the singular value decomposition: its singular values are
+    between 0.81 and 1.13 where the input's are above 1e-3 of its Frobenius norm."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.swapaxes(-1, -2) if is_tall else matrix
     x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.01 + 1e-20
