@@ -1,0 +1,133 @@
+"""The config tree: what is wrong is named with its place and the nearest right name; presets and overrides resolve."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from lifecycle.core.config import ConfigError, Section, digest, load_config, validate
+
+
+class Source(Section):
+    path: str
+    weight: float = 1.0
+
+
+class Model(Section):
+    preset_folder: ClassVar[str | None] = "models"
+    d_model: int
+    num_layers: int = 2
+
+
+class Run(Section):
+    model: Model
+    sources: list[Source] = Field(default=[])
+    drafts: list[Model] | None = None
+    extra: Source | None = None
+    steps: int = 1
+    pair: tuple[Source, ...] = ()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "small.yaml").write_text("d_model: 8\nnum_layers: 3\n")
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def load(folder: Path, text: str, *overrides: str) -> Run:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return load_config(Run, path, overrides)
+
+
+def test_presets_resolve_bare_and_with_changes(folder: Path) -> None:
+    assert load(folder, "model: small").model == Model(d_model=8, num_layers=3)
+    assert load(folder, "model: {preset: small, num_layers: 5}").model == Model(d_model=8, num_layers=5)
+
+
+def test_presets_resolve_in_lists(folder: Path) -> None:
+    run = load(folder, "model: small\ndrafts: [small, {d_model: 4}]")
+    assert run.drafts == [Model(d_model=8, num_layers=3), Model(d_model=4)]
+
+
+def test_overrides_change_scalars_and_presets(folder: Path) -> None:
+    run = load(folder, "model: small", "model.d_model=16", "steps=7", "extra.path=a=b", "extra.weight=2e-1")
+    assert run.model == Model(d_model=16, num_layers=3)
+    assert run.steps == 7 and run.extra == Source(path="a=b", weight=0.2)
+    assert load(folder, "model: small", "model={d_model: 4}").model.d_model == 4
+
+
+def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
+    run = load(folder, "model: small\nsources:\n- {path: a}\n- {path: b, weight: 2}\npair: [{path: c}]")
+    assert run.sources == [Source(path="a"), Source(path="b", weight=2)] and run.pair == (Source(path="c"),)
+    with pytest.raises(ConfigError, match=r"sources\.1\.wieght: no such setting; did you mean 'weight'\?"):
+        load(folder, "model: small\nsources:\n- {path: a}\n- {path: b, wieght: 2}")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("model: small\nstep: 3", (), r"run\.yaml:\n  step: no such setting; did you mean 'steps'\?"),
+        ("model: small", ("model.num_layer=3",), r"model\.num_layer: no such setting; did you mean 'num_layers'\?"),
+        ("model: small\nqqq: 1", (), r"qqq: no such setting; known: drafts, extra, model, pair, sources, steps"),
+        ("model: small\nsteps: many", (), r"steps: .*valid integer.*\(given: 'many'\)"),
+        ("model: {num_layers: 2}", (), r"model\.d_model: Field required$"),
+        ("extra: {path: a, pth: b}\nmodel: small", (), r"extra\.pth: no such setting; did you mean 'path'\?"),
+        ("model: smal", (), r"no preset 'smal' in models/ .*; did you mean 'small'\?"),
+        ("model: ../secret", (), r"preset '../secret': a preset is a bare name"),
+        ("model: {preset: .hidden}", (), r"preset '.hidden': a preset is a bare name"),
+        ("a: [1", (), r"run\.yaml: not valid YAML: (?s:.*)line 1"),
+        ("- 1\n- 2", (), r"run\.yaml: expected a mapping of sections, found list"),
+        ("", (), r"run\.yaml: expected a mapping of sections, found NoneType"),
+        ("model: small", ("steps",), r"override 'steps': expected key=value"),
+        ("model: small", ("=3",), r"override '=3': expected key=value"),
+        ("model: small\nsteps: 3", ("steps.more=3",), r"override 'steps.more=3': steps is not a section"),
+        ("model: small", ("steps=[1",), r"override 'steps=\[1': the value is not valid YAML"),
+    ],
+)
+def test_what_is_wrong_is_named(folder: Path, text: str, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(folder, text, *overrides)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such config file"):
+        load_config(Run, tmp_path / "gone.yaml")
+
+
+def test_all_errors_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(Run, {"model": {"d_model": "x", "nm": 1}, "steps": "y"})
+    assert str(caught.value).count("\n") == 3
+
+
+def test_a_section_is_frozen_and_its_plain_form_builds_it_again() -> None:
+    run = Run(model=Model(d_model=4), sources=[Source(path="a")])
+    with pytest.raises(ValueError, match="frozen"):
+        run.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert validate(Run, run.plain()) == run
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def reordered(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.dictionaries(st.text(max_size=5), VALUES, min_size=1))
+def test_a_digest_depends_on_values_and_not_on_the_order_of_keys(tree: dict) -> None:
+    assert digest(reordered(tree)) == digest(tree)
+    key = next(iter(tree))
+    assert digest(tree | {key: [tree[key]]}) != digest(tree)

@@ -1,0 +1,140 @@
+"""Attention against an independent NumPy implementation and the reference: values, all gradients, masks, dtypes."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from lifecycle.core.typing import Array
+from lifecycle.kernels.attention import Mask, attention, reference_attention
+
+type Attention = Callable[..., Array]
+
+ONE_OP = 1e-5  # float32, one operation
+JITTED = jax.jit(attention)
+BFLOAT16 = 2e-2  # three bfloat16 roundings of values of about 1
+
+
+def inputs(
+    batch: int, queries: int, keys: int, heads: int, kv_heads: int, head_dim: int, seed: int = 0
+) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    shapes = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+    return [draw.normal(size=(batch, *shape, head_dim)).astype(np.float32) for shape in shapes]
+
+
+def row_mask(segments: np.ndarray) -> Mask:
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    ids = jnp.asarray(segments)
+    return Mask(index, index, ids, ids)
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(
+    function: Attention, q: Array, k: Array, v: Array, mask: Mask
+) -> tuple[Array, tuple[Array, ...]]:
+    """The output, and the gradients of its sum."""
+    out, pull = jax.vjp(lambda *x: function(*x, mask), q, k, v)
+    return out, pull(jnp.ones_like(out))
+
+
+def numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: Mask) -> np.ndarray:
+    """Query by query, head by head, key by key, in float64."""
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        kv_head = h // (q.shape[2] // k.shape[2])
+        seen = [s for s in range(k.shape[1]) if mask.query_positions[b, t] >= mask.key_positions[b, s]]
+        if mask.query_segments is not None and mask.key_segments is not None:
+            seen = [s for s in seen if mask.query_segments[b, t] == mask.key_segments[b, s]]
+        scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, kv_head] for s in seen]) / q.shape[-1] ** 0.5
+        weights = np.exp(scores - scores.max(initial=-np.inf))
+        for weight, s in zip(weights / weights.sum(), seen, strict=True):
+            out[b, t, h] += weight * v[b, s, kv_head]
+    return out
+
+
+PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 3], [1, 1, 2, 2, 2, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_values_are_those_of_an_independent_implementation(kv_heads: int) -> None:
+    q, k, v = inputs(2, 8, 8, 4, kv_heads, 6)
+    mask = row_mask(PACKED)
+    expected = numpy_attention(q, k, v, mask)
+    for function in (attention, reference_attention):
+        found = jax.jit(function)(*map(jnp.asarray, (q, k, v)), mask)
+        np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_positions_and_segments(data: st.DataObject) -> None:
+    """Cache-like masks: queries and keys of different number, at any positions, also rows that see no key."""
+    ids = st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=2, max_size=2)
+    keys, key_segments = (jnp.array(data.draw(ids)) for _ in range(2))
+    positions, segments = (jnp.array(data.draw(ids))[:, :3] for _ in range(2))
+    mask = Mask(positions, keys, segments, key_segments)
+    q, k, v = inputs(2, 3, 5, 6, 2, 4)
+    found = JITTED(*map(jnp.asarray, (q, k, v)), mask)
+    np.testing.assert_allclose(found, numpy_attention(q, k, v, mask), atol=ONE_OP, rtol=0)
+
+
+@pytest.mark.parametrize("segments", [None, PACKED], ids=["causal", "packed"])
+def test_all_gradients_are_those_of_the_reference(segments: np.ndarray | None) -> None:
+    q, k, v = map(jnp.asarray, inputs(2, 8, 8, 4, 2, 6))
+    index = jnp.broadcast_to(jnp.arange(8), (2, 8))
+    mask = row_mask(segments) if segments is not None else Mask(index, index)
+    weight = jnp.asarray(inputs(2, 8, 8, 4, 2, 6, seed=1)[0])
+
+    def gradients(function: Attention) -> tuple[Array, ...]:
+        return jax.jit(jax.grad(lambda *x: (function(*x, mask) * weight).sum(), (0, 1, 2)))(q, k, v)
+
+    for found, expected in zip(gradients(attention), gradients(reference_attention), strict=True):
+        np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
+    check_grads(
+        jax.jit(lambda q, k, v: attention(q, k, v, mask)), (q, k, v), order=1, modes=["rev"], atol=1e-2, rtol=1e-2
+    )
+
+
+def test_a_query_without_keys_gives_zeros_and_no_gradient() -> None:
+    q, k, v = map(jnp.asarray, inputs(1, 4, 3, 2, 1, 4))
+    mask = Mask(jnp.array([[0, 1, 2, 3]]), jnp.array([[2, 3, 9]]))  # the first two queries come before all keys
+    for function in (attention, reference_attention):
+        out, grads = value_and_gradients(function, q, k, v, mask)
+        assert not out[:, :2].any() and out[:, 2:].all()
+        assert not grads[0][:, :2].any() and not grads[1][:, 2].any() and not grads[2][:, 2].any()
+        assert all(np.isfinite(grad).all() for grad in grads)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = map(jnp.asarray, inputs(1, 4, 4, 2, 2, 4))
+    mask = row_mask(np.ones((1, 4), np.int32))
+    out, grads = value_and_gradients(attention, q * 1e4, k * 1e4, v, mask)
+    assert np.isfinite(out).all() and all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_are_kept_and_scores_are_float32(dtype: jnp.dtype) -> None:
+    q, k, v = (jnp.asarray(x, dtype) for x in inputs(2, 8, 8, 4, 2, 6))
+    mask = row_mask(PACKED)
+    exact = numpy_attention(*(np.asarray(x.astype(jnp.float32)) for x in (q, k, v)), mask=mask)
+    out, grads = value_and_gradients(attention, q, k, v, mask)
+    assert out.dtype == dtype and [grad.dtype for grad in grads] == [dtype] * 3
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=BFLOAT16 if dtype == jnp.bfloat16 else ONE_OP)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    wide = value_and_gradients(attention, q, k, v, mask)[1]
+    for found, expected in zip(grads, wide, strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=4 * BFLOAT16, rtol=BFLOAT16)
+
+
+def test_segments_of_a_row_do_not_see_each_other() -> None:
+    q, k, v = map(jnp.asarray, inputs(2, 8, 8, 4, 2, 6))
+    mask = row_mask(PACKED)
+    other = attention(q, k.at[0, :3].set(7.0), v.at[0, :3].set(7.0), mask)
+    assert np.array_equal(other[0, 3:], attention(q, k, v, mask)[0, 3:])

@@ -1,0 +1,129 @@
+"""Blocked cross-entropy and log-probabilities against optax, and that logits `[B, T, V]` never exist."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+from lifecycle.core.typing import Array
+from lifecycle.kernels import cross_entropy as module
+from lifecycle.kernels.cross_entropy import cross_entropy, project, token_logprobs
+from lifecycle.model.decoder import abstract_params
+from tests.tiny import MODEL, SEQ_LEN, objective_of
+
+ONE_OP = 1e-5
+B, T, D, V = 3, 13, 8, 40
+
+
+def inputs(dtype: Any = jnp.float32) -> tuple[Array, Array, Array, Array]:
+    keys = jax.random.split(jax.random.key(0), 4)
+    weights = jnp.where(jax.random.uniform(keys[3], (B, T)) < 0.3, 0.0, jax.random.uniform(keys[3], (B, T)))
+    hidden, head = jax.random.normal(keys[0], (B, T, D), dtype), jax.random.normal(keys[1], (V, D), dtype)
+    return hidden, head, jax.random.randint(keys[2], (B, T), 0, V), weights
+
+
+def plain(hidden: Array, head: Array, targets: Array) -> Array:
+    logits = jnp.einsum("btd,vd->btv", hidden, head, precision="highest", preferred_element_type=jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+@pytest.fixture(params=[12, 15, 512], ids=lambda block: f"block{block}")
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 4 and of 5 positions, neither of which divides 13, and one for the whole row."""
+    monkeypatch.setattr(module, "BLOCK", request.param)
+
+
+def value_and_gradients(function: Callable[..., Array], *args: Array) -> list[Array]:
+    """Compiled afresh, whatever the block size was before."""
+    value, grads = jax.jit(jax.value_and_grad(lambda *x: function(*x), (0, 1)))(*args)
+    return [value, *grads]
+
+
+@pytest.mark.usefixtures("block")
+def test_cross_entropy_is_optax_value_and_gradients() -> None:
+    hidden, head, targets, weights = inputs()
+    ours = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
+    theirs = value_and_gradients(lambda h, w: (plain(h, w, targets) * weights).sum(), hidden, head)
+    for found, exact in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
+    assert jax.jit(cross_entropy)(hidden, head, targets, weights) == pytest.approx(float(theirs[0]), rel=1e-6)
+
+
+@pytest.mark.usefixtures("block")
+def test_log_probabilities_are_optax_value_and_gradients() -> None:
+    hidden, head, targets, weights = inputs()
+    found = jax.jit(lambda *x: token_logprobs(*x))(hidden, head, targets)
+    np.testing.assert_allclose(found, -plain(hidden, head, targets), atol=ONE_OP)
+    ours = value_and_gradients(lambda h, w: (token_logprobs(h, w, targets) * weights).sum(), hidden, head)
+    theirs = value_and_gradients(lambda h, w: -(plain(h, w, targets) * weights).sum(), hidden, head)
+    for mine, exact in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, exact, atol=ONE_OP, rtol=1e-6)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    hidden, head, targets, weights = inputs()
+    loss = jax.jit(lambda h, w: cross_entropy(h, w, targets, weights))
+    check_grads(loss, (hidden, head), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    logprobs = jax.jit(lambda h, w: token_logprobs(h, w, targets))
+    check_grads(logprobs, (hidden, head), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_an_incoming_gradient_scales_both() -> None:
+    hidden, head, targets, weights = inputs()
+    once = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
+    twice = value_and_gradients(lambda h, w: -2 * cross_entropy(h, w, targets, weights), hidden, head)
+    for a, b in zip(once, twice, strict=True):
+        np.testing.assert_allclose(b, -2 * a, rtol=1e-6)
+
+
+def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients() -> None:
+    hidden, head, targets, weights = inputs(jnp.bfloat16)
+    value, *grads = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
+    exact = (plain(hidden.astype(jnp.float32), head.astype(jnp.float32), targets) * weights).sum()
+    assert value.dtype == jnp.float32 and [grad.dtype for grad in grads] == [jnp.bfloat16] * 2
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+    assert token_logprobs(hidden, head, targets).dtype == project(hidden, head).dtype == jnp.float32
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden, head, targets, weights = inputs()
+    value, *grads = value_and_gradients(cross_entropy, hidden * 1e3, head, targets, weights)
+    assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)
+
+
+def array_shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shape of every array that a program makes, in the programs inside it too."""
+    for equation in jaxpr.eqns:
+        yield from (out.aval.shape for out in equation.outvars if hasattr(out.aval, "shape"))
+        for parameter in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from array_shapes(inner)
+
+
+def full_logits(function: Callable[..., Any], *args: Any, positions: int, vocab: int) -> list[tuple[int, ...]]:
+    """Shapes in the program of `function` that hold the logits of all positions at once."""
+    shapes = array_shapes(jax.make_jaxpr(function)(*args).jaxpr)
+    return [shape for shape in shapes if vocab in shape and np.prod(shape) >= positions * vocab]
+
+
+@pytest.mark.parametrize("objective", ["next_token", "dpo", "orpo"])
+def test_logits_of_a_whole_batch_never_exist_in_training(objective: str) -> None:
+    rows, length, pairs = 64, 2 * SEQ_LEN, 3
+    ids, floats = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
+    batch = {"tokens": ids, "targets": ids, "positions": ids, "segment_ids": ids, "loss_mask": floats}
+    batch["pair_mask"] = jax.ShapeDtypeStruct((rows, pairs), jnp.float32)
+    batch["ref_logprobs"] = jax.ShapeDtypeStruct((rows, pairs, 2), jnp.float32)
+    step = jax.value_and_grad(lambda params, batch: objective_of(objective)(params, batch)[0])
+    assert not full_logits(step, abstract_params(MODEL), batch, positions=rows * length, vocab=MODEL.vocab_size)
+
+
+def test_the_search_for_full_logits_finds_them() -> None:
+    hidden, head, targets, _ = inputs()
+    nested = jax.jit(lambda h: jax.lax.map(lambda _: plain(h, head, targets), jnp.arange(2)))
+    assert (B, T, V) in full_logits(nested, hidden, positions=B * T, vocab=V)

@@ -1,0 +1,81 @@
+"""The import rule of BUILD.md: rooms import one way, and no framework but JAX's is imported anywhere."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lifecycle"
+
+# room -> rooms it may import, beside itself
+MAY_IMPORT = {
+    "core": "",
+    "text": "core",
+    "kernels": "core",
+    "data": "core text",
+    "model": "core text kernels",
+    "training": "core text kernels data model",
+    "inference": "core text kernels model",
+    "serving": "core text kernels data model inference",
+    "ops": "core text kernels data model training inference",
+    "stages": "core text kernels data model training inference serving ops",
+    "cli": "core text kernels data model training inference serving ops stages",
+}
+FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
+PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imported modules, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module of this package; `lifecycle` itself (its version) belongs to none."""
+    _, _, rest = module.partition("lifecycle.")
+    return rest.partition(".")[0] if module.startswith("lifecycle.") and rest != "__version__" else None
+
+
+def violations(file: str, source: str) -> list[str]:
+    room = Path(file).parts[0].removesuffix(".py")
+    modules = list(imported(ast.parse(source, file)))
+    allowed = {room, *MAY_IMPORT.get(room, "").split()}
+    wrong = [module for module in modules if room_of(module) not in {None, *allowed}]
+    wrong += [module for module in modules if module.partition(".")[0] in FOREIGN | PICKLES]
+    return [f"{file} imports {module}" for module in wrong]
+
+
+FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_its_room_may(file: str) -> None:
+    assert not violations(file, (PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def test_every_room_has_its_rule_and_the_rule_has_no_circles() -> None:
+    assert {Path(file).parts[0].removesuffix(".py") for file in FILES} <= MAY_IMPORT.keys()
+    for room, others in MAY_IMPORT.items():
+        assert all(room not in MAY_IMPORT[other].split() for other in others.split())
+    assert [room for room, others in MAY_IMPORT.items() if "stages" in others.split()] == ["cli"]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("training/loop.py", "def f():\n    from lifecycle.inference.engine import Engine"),
+        ("inference/engine.py", "import lifecycle.training.step as s"),
+        ("ops/gates.py", "from lifecycle import stages"),
+        ("core/mesh.py", "from lifecycle.model.config import ModelConfig"),
+        ("model/weights.py", "import torch.nn"),
+        ("data/shards.py", "import pickle"),
+    ],
+)
+def test_the_rule_finds_what_breaks_it(file: str, source: str) -> None:
+    assert violations(file, source)

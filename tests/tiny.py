@@ -1,0 +1,170 @@
+"""A debug model, rows for it, and training runs of seconds: what the tests of the step, the loop and the mesh share.
+
+As a program it is one process of a training job, for the tests that kill it or start several:
+`python tests/tiny.py OUT SETTINGS`, the settings as JSON (`Settings`); the writing process prints the stats as JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lifecycle.core import distributed
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.core.progress import Silent
+from lifecycle.model.config import ModelConfig
+from lifecycle.training.config import OptimizerConfig, PreferConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.heldout import ReferenceRows
+from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.preference import dpo, orpo
+from lifecycle.training.packing import DocumentRows, PairRows, RowSource
+from lifecycle.training.step import Objective
+
+MODEL = ModelConfig(
+    vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
+    use_qk_norm=True, compute_dtype="float32",
+)  # fmt: skip
+SEQ_LEN = 32
+
+
+class Documents:
+    """Token documents in memory; the next token is mostly the last one plus three: something to learn."""
+
+    def __init__(self, num: int, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        self.lengths = draw.integers(5, 60, num)
+        self.index = {"seed": seed}
+        self._tokens = [self._document(draw, int(length)) for length in self.lengths]
+
+    def _document(self, draw: np.random.Generator, length: int) -> np.ndarray:
+        steps = np.where(draw.random(length) < 0.8, 3, draw.integers(0, MODEL.vocab_size, length))
+        return (np.cumsum(steps) % MODEL.vocab_size).astype(np.int32)
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        return self._tokens[document]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded row: ids, and which of them are learned."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+
+
+def example(draw: np.random.Generator, prompt: list[int], answer_len: int) -> Example:
+    """The prompt, then a random answer, which alone is learned."""
+    answer = draw.integers(0, MODEL.vocab_size, answer_len).tolist()
+    return Example(prompt + answer, [False] * len(prompt) + [True] * answer_len)
+
+
+@cache
+def document_rows(seed: int = 0) -> DocumentRows:
+    return DocumentRows(Documents(60, seed), SEQ_LEN, seed)
+
+
+@cache
+def pair_rows(seed: int = 0) -> ReferenceRows:
+    """Preference pairs of unequal lengths, up to a few in a row, with made-up reference log-probabilities."""
+    draw = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(60):
+        prompt = draw.integers(0, MODEL.vocab_size, int(draw.integers(1, 5))).tolist()
+        pairs.append(tuple(example(draw, prompt, int(draw.integers(1, 8))) for _ in range(2)))
+    rows = PairRows(pairs, SEQ_LEN, seed)
+    return ReferenceRows(rows, -20 * draw.random((rows.num_pairs, 2), np.float32))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs between the runs of the tests."""
+
+    objective: str = "next_token"
+    steps: int = 10
+    optimizer: str = "adamw"
+    grad_accum: int = 2
+    global_batch_size: int = 16
+    checkpoint_every: int = 1000
+    learning_rate: float = 3e-3
+    seed: int = 0
+    data_seed: int = 0
+    kill_at: int | None = None
+    kill_after: int | None = None  # the checkpoint that is whole by then
+    mesh: dict[str, int] = field(default_factory=dict)
+
+    def train(self) -> TrainConfig:
+        schedule = ScheduleConfig(warmup_steps=2)
+        optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
+        return TrainConfig(
+            steps=self.steps,
+            seq_len=SEQ_LEN,
+            global_batch_size=self.global_batch_size,
+            grad_accum=self.grad_accum,
+            optimizer=OptimizerConfig(**optimizer, schedule=schedule),
+            log_every=1,
+            checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=2,
+        )
+
+
+def objective_of(name: str) -> Objective:
+    if name == "next_token":
+        return partial(next_token, MODEL)
+    prefer = PreferConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5 if name == "dpo" else 0.0)
+    return partial({"dpo": dpo, "orpo": orpo}[name], MODEL, prefer)
+
+
+def rows_of(settings: Settings) -> RowSource:
+    return document_rows(settings.data_seed) if settings.objective == "next_token" else pair_rows(settings.data_seed)
+
+
+def tiny_job(out: Path, settings: Settings) -> Job:
+    return Job(
+        model=MODEL,
+        train=settings.train(),
+        mesh=build_mesh(MeshConfig(**settings.mesh)),
+        objective=objective_of(settings.objective),
+        rows=rows_of(settings),
+        start=jax.random.key(settings.seed),
+        out=out,
+    )
+
+
+class KillAt(Silent):
+    """Kills its own process, as the kernel would, when a step is told and a file is there."""
+
+    def __init__(self, step: int | None, file: Path | None) -> None:
+        self.step, self.file = step, file
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        if done == self.step:
+            while self.file is not None and not self.file.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command(out: Path, settings: Settings) -> list[str]:
+    """The command line of one process of this job."""
+    return [sys.executable, __file__, str(out), json.dumps(asdict(settings))]
+
+
+def main() -> None:
+    distributed.start()
+    out, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
+    checkpoint = out / CHECKPOINTS / str(settings.kill_after) if settings.kill_after is not None else None
+    stats = run_job(tiny_job(out, settings), KillAt(settings.kill_at, checkpoint))
+    if distributed.is_writer():
+        print(json.dumps(stats))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Passes without learning: every row counts once, padding not at all, and references land beside their pairs."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.model.decoder import init_params
+from lifecycle.training.heldout import ReferenceRows, heldout_means, place, reference_logprobs
+from lifecycle.training.loader import one_epoch
+from lifecycle.training.objectives.preference import pair_logprobs
+from lifecycle.training.packing import PairRows
+from tests.tiny import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
+
+MESH = build_mesh(MeshConfig())
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+@pytest.mark.parametrize("objective", ["next_token", "dpo"])
+def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> None:
+    rows = rows_of(Settings(objective=objective))
+    assert rows.num_rows % 7  # the last batch is filled up
+    found = [heldout_means(objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    (whole,) = (place(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
+    loss, count, aux = jax.jit(objective_of(objective))(params, whole)
+    expected = {"heldout_loss": loss / count} | {f"heldout_{name}": value / count for name, value in aux.items()}
+    assert found[0] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+
+
+def pairs() -> list[tuple[Example, Example]]:
+    draw = np.random.default_rng(0)
+    return [(example(draw, [1, 2, 3], 1 + i % 6), example(draw, [1, 2, 3], 1 + i % 4)) for i in range(23)]
+
+
+def alone(params: Any, answer: Example) -> float:
+    """The answer's log-probability from a row of its own."""
+    row = PairRows([(answer, Example([1, 2], [False, True]))], SEQ_LEN, seed=0)
+    batch = {name: jnp.asarray(array)[None] for name, array in row.row(0).items()}
+    return float(PAIR_LOGPROBS(params, batch)[0][0, 0, 0])
+
+
+PAIR_LOGPROBS = jax.jit(partial(pair_logprobs, MODEL))
+
+
+def test_references_lie_beside_their_pairs(params: Any) -> None:
+    listed = pairs()
+    rows = PairRows(listed, SEQ_LEN, seed=0)
+    table = reference_logprobs(MODEL, params, rows, 4, MESH)
+    for index, pair in enumerate(listed):
+        np.testing.assert_allclose(table[index], [alone(params, answer) for answer in pair], atol=1e-4)
+    referenced = ReferenceRows(rows, table)
+    assert (referenced.num_rows, referenced.fingerprint) == (rows.num_rows, rows.fingerprint)
+    seen = set()
+    for index in range(3 * rows.num_rows):  # later epochs put the pairs elsewhere
+        row = referenced.row(index)
+        for pair, is_pair, reference in zip(row["pair_ids"], row["pair_mask"], row["ref_logprobs"], strict=True):
+            np.testing.assert_array_equal(reference, table[pair] if is_pair else [0, 0])
+            seen |= {int(pair)} if is_pair else set()
+    assert seen == set(range(23))

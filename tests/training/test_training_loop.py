@@ -1,0 +1,156 @@
+"""The loop: kills leave no trace, divergence and changed data are refused, log and checkpoints tell what was."""
+
+import math
+import random
+import signal
+import subprocess
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import read_log
+from lifecycle.training.checkpoint import load_params
+from lifecycle.training.loader import DataStateError
+from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
+from lifecycle.training.objectives.language import next_token
+from tests.tiny import MODEL, Settings, command, tiny_job
+
+RUN = Settings(steps=12, checkpoint_every=4)
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, int | None, dict[str, Any]]] = []
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        self.updates.append((done, total, metrics))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Told]:
+    out, told = tmp_path_factory.mktemp("undisturbed"), Told()
+    return out, run_job(tiny_job(out, RUN), told), told
+
+
+def trained(out: Path) -> list[dict[str, Any]]:
+    """The log's records of training steps, without those of compilations and measurements."""
+    return [record for record in read_log(out / METRICS) if "loss" in record]
+
+
+def steps_of(out: Path) -> list[int]:
+    return [record["step"] for record in trained(out)]
+
+
+def checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name) for path in (out / CHECKPOINTS).iterdir())
+
+
+def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:
+    out, stats, told = undisturbed
+    records = trained(out)
+    assert steps_of(out) == list(range(1, 13))
+    assert checkpoints(out) == [8, 12]
+    expected = {"step", "loss", "count", "grad_norm", "learning_rate", "tokens_per_s", "cpu_s"}
+    assert all(record.keys() == expected and record["tokens_per_s"] > 0 for record in records)
+    assert [(done, total) for done, total, _ in told.updates] == [(step, 12) for step in range(1, 13)]
+    assert told.updates[-1][2]["loss"] == records[-1]["loss"] == stats["loss"] < records[0]["loss"] - 0.5
+    assert stats["steps"] == 12 and stats["tokens"] == 12 * 16 * 32
+    assert stats["params_hash"] == hash_params(load_params(out / CHECKPOINTS))
+
+
+def test_a_run_killed_twice_ends_with_the_same_bits(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """SIGKILL at two random steps: one about the first checkpoint, one later; then to the end."""
+    kills = [random.randint(1, 6), random.randint(7, 11)]
+    for kill_at, kill_after in zip(kills, (None, 4), strict=True):
+        settings = replace(RUN, kill_at=kill_at, kill_after=kill_after)
+        ended = subprocess.run(command(tmp_path, settings), capture_output=True, text=True)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert steps_of(tmp_path)[-1] == kill_at
+    stats = run_job(tiny_job(tmp_path, RUN), Silent())
+    starts = [record["step"] for record in read_log(tmp_path / METRICS) if "compile_s" in record]
+    assert starts[-1] >= 4, "the last run went on from a checkpoint"
+    out, expected, _ = undisturbed
+    assert stats["params_hash"] == expected["params_hash"], f"killed at steps {kills}"
+    assert steps_of(tmp_path) == list(range(1, 13)), f"killed at steps {kills}"
+    losses = [[record["loss"] for record in trained(folder)] for folder in (tmp_path, out)]
+    assert losses[0] == losses[1], f"killed at steps {kills}"
+
+
+def test_a_finished_run_is_not_run_again(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:
+    out, stats, _ = undisturbed
+    before = (out / METRICS).read_text()
+    told = Told()
+    assert run_job(tiny_job(out, RUN), told)["params_hash"] == stats["params_hash"]
+    assert told.updates == [] and (out / METRICS).read_text() == before
+
+
+def test_changed_data_and_batches_are_refused(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:
+    out = undisturbed[0]
+    with pytest.raises(DataStateError, match=r"checkpoint at step 12 was made from other data"):
+        run_job(tiny_job(out, replace(RUN, steps=16, data_seed=1)), Silent())
+    with pytest.raises(DataStateError, match=r"counts batches of 16 rows, now they have 8; set global_batch_size=16"):
+        run_job(tiny_job(out, replace(RUN, steps=16, global_batch_size=8)), Silent())
+    assert steps_of(out) == list(range(1, 13)) and checkpoints(out) == [8, 12]
+
+
+def diverging(params: Any, batch: Any, at: int) -> Any:
+    """NaN from the batch on whose rows' first tokens have a certain sum: the loss of one step."""
+    loss, count, aux = next_token(MODEL, params, batch)
+    return jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, loss), count, aux
+
+
+def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:
+    settings = Settings(steps=12, checkpoint_every=2, grad_accum=1)
+    job = tiny_job(tmp_path, settings)
+    rows = [job.rows.row(index)["tokens"][0] for index in range(12 * 16)]
+    sums = [int(sum(rows[step * 16 : (step + 1) * 16])) for step in range(12)]
+    assert sums.count(sums[6]) == 1
+    with pytest.raises(DivergedError, match=r"step 7: .*'loss': nan.*not finite\. The checkpoints .* lower optimizer"):
+        run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
+    assert checkpoints(tmp_path) == [4, 6] and steps_of(tmp_path) == list(range(1, 7))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)))
+
+
+def test_a_measurement_is_logged_when_due_and_after_the_last_step(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def measure(params: Any) -> dict[str, float]:
+        seen.append(hash_params(params))
+        return {"heldout_loss": float(len(seen))}
+
+    job = replace(tiny_job(tmp_path, Settings(steps=5)), evaluation=Evaluation(every=2, measure=measure))
+    stats = run_job(job, Silent())
+    measured = [record for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
+    assert measured == [{"step": s, "heldout_loss": n} for n, s in enumerate((2, 4, 5), 1)]
+    assert len(set(seen)) == 3 and seen[-1] == stats["params_hash"] and math.isfinite(stats["loss"])
+
+
+def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path) -> None:
+    start = load_params(undisturbed[0] / CHECKPOINTS)
+    job = replace(tiny_job(tmp_path, Settings(steps=1, learning_rate=1e-9)), start=start)
+    run_job(job, Silent())
+    (record,) = trained(tmp_path)
+    assert record["loss"] < undisturbed[1]["loss"] + 0.3  # where the first run ended, not where it began
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)), strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+def test_a_hash_sees_every_bit_name_and_shape() -> None:
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.zeros((2, 1))}
+    others = [
+        {"a": jnp.array([1.0, np.nextafter(np.float32(2), np.float32(3))]), "b": params["b"]},
+        {"a": params["a"], "c": params["b"]},
+        {"a": params["a"], "b": jnp.zeros((1, 2))},
+        {"a": params["a"].astype(jnp.bfloat16), "b": params["b"]},
+    ]
+    hashes = {hash_params(tree) for tree in (params, *others)}
+    assert len(hashes) == 5 and hash_params(dict(params)) in hashes

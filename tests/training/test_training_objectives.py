@@ -1,0 +1,189 @@
+"""Objectives against their papers' formulas, computed by NumPy in float64 from full logits."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.model.weights import load_config, load_weights
+from lifecycle.training.config import PreferConfig
+from lifecycle.training.heldout import ReferenceRows
+from lifecycle.training.loader import one_epoch
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.preference import dpo, orpo, pair_logprobs
+from lifecycle.training.packing import PairRows
+from tests.tiny import MODEL, SEQ_LEN, Example, Settings, rows_of
+
+WHOLE_MODEL = 1e-5
+TRL = 1e-4
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, np.ndarray]:
+    host = next(one_epoch(rows_of(Settings(objective="dpo")), global_batch_size=4))
+    host["pair_mask"][1, 0] = 0  # a pair that does not count
+    return host
+
+
+def prefer(**settings: Any) -> PreferConfig:
+    return PreferConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, **settings)
+
+
+def log_probabilities(params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """`log p(target)` at each position, float64, from full logits."""
+    names = ("tokens", "positions", "segment_ids")
+    arrays = [jnp.asarray(batch[name]) for name in names]
+    full = np.asarray(jax.jit(lambda p: logits(MODEL, p, forward(MODEL, p, *arrays)))(params), np.float64)
+    top = full.max(-1, keepdims=True)
+    normal = full - top - np.log(np.exp(full - top).sum(-1, keepdims=True))
+    return np.take_along_axis(normal, batch["targets"][..., None], -1)[..., 0]
+
+
+def answers(params: Any, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Each pair that counts: sums of log-probabilities, lengths and reference values, (chosen, rejected)."""
+    found = log_probabilities(params, batch)
+    listed = []
+    for row, pair in np.argwhere(batch["pair_mask"] > 0):
+        segments, learns = batch["segment_ids"][row], batch["loss_mask"][row] > 0
+        learned = [(segments == segment) & learns for segment in (2 * pair + 1, 2 * pair + 2)]
+        listed.append({
+            "sums": np.array([found[row][where].sum() for where in learned]),
+            "lengths": np.array([where.sum() for where in learned]),
+            "reference": batch["ref_logprobs"][row, pair].astype(np.float64),
+        })  # fmt: skip
+    return listed
+
+
+def log_sigmoid(x: Any) -> Any:
+    return -np.log1p(np.exp(-x))
+
+
+def run(objective: Any, params: Any, batch: dict[str, np.ndarray]) -> tuple[float, float, dict[str, float]]:
+    loss, count, aux = jax.jit(objective)(params, batch)
+    return float(loss), float(count), {name: float(value) for name, value in aux.items()}
+
+
+def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]) -> None:
+    batch = next(one_epoch(rows_of(Settings()), global_batch_size=4))
+    loss, count, aux = run(partial(next_token, MODEL), params, batch)
+    assert loss == pytest.approx(-(log_probabilities(params, batch) * batch["loss_mask"]).sum(), rel=WHOLE_MODEL)
+    assert count == batch["loss_mask"].sum() < batch["loss_mask"].size and aux == {}
+
+
+def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
+    sums, lengths = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
+    expected = answers(params, pairs)
+    where = pairs["pair_mask"] > 0
+    assert where.sum() == len(expected) > 4 and len({tuple(e["lengths"]) for e in expected}) > 3
+    np.testing.assert_allclose(sums[where], [e["sums"] for e in expected], rtol=WHOLE_MODEL)
+    np.testing.assert_array_equal(lengths[where], [e["lengths"] for e in expected])
+    no_pair = ~where
+    no_pair[1, 0] = False  # masked by hand: its segments are there
+    assert no_pair.any() and not np.asarray(sums)[no_pair].any() and not np.asarray(lengths)[no_pair].any()
+
+
+@pytest.mark.parametrize("sft_weight", [0.0, 0.7])
+def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: float) -> None:
+    beta = 0.3
+    loss, count, aux = run(partial(dpo, MODEL, prefer(beta=beta, sft_weight=sft_weight)), params, pairs)
+    expected = answers(params, pairs)
+    rewards = np.array([beta * (e["sums"] - e["reference"]) for e in expected])
+    margins = rewards[:, 0] - rewards[:, 1]
+    sft = [-e["sums"][0] / e["lengths"][0] for e in expected]
+    assert count == len(expected)
+    losses = [-log_sigmoid(margin) + sft_weight * own for margin, own in zip(margins, sft, strict=True)]
+    assert loss == pytest.approx(sum(losses), rel=WHOLE_MODEL)
+    assert aux == pytest.approx({
+        "margins": margins.sum(), "accuracy": (margins > 0).sum(),
+        "rewards_chosen": rewards[:, 0].sum(), "rewards_rejected": rewards[:, 1].sum(),
+        "logprobs_chosen": sum(e["sums"][0] for e in expected),
+        "logprobs_rejected": sum(e["sums"][1] for e in expected),
+    }, rel=WHOLE_MODEL)  # fmt: skip
+
+
+def test_dpo_at_the_reference_is_log_two_and_half_right(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
+    reference = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)[0]
+    loss, count, aux = run(partial(dpo, MODEL, prefer()), params, pairs | {"ref_logprobs": np.asarray(reference)})
+    assert loss / count == pytest.approx(np.log(2), rel=1e-5) and aux["margins"] == pytest.approx(0, abs=1e-4)
+
+
+def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
+    lam = 0.25
+    loss, count, aux = run(partial(orpo, MODEL, prefer(beta=lam)), params, pairs)
+    expected = answers(params, pairs)
+    means = np.array([e["sums"] / e["lengths"] for e in expected])
+    odds = np.log(np.exp(means) / (1 - np.exp(means)))
+    margins = odds[:, 0] - odds[:, 1]
+    assert count == len(expected)
+    assert loss == pytest.approx((-means[:, 0] - lam * log_sigmoid(margins)).sum(), rel=WHOLE_MODEL)
+    assert aux["margins"] == pytest.approx(margins.sum(), rel=WHOLE_MODEL, abs=1e-4)
+    assert aux["accuracy"] == (margins > 0).sum()
+
+
+@pytest.mark.parametrize("objective", [dpo, orpo])
+def test_preferences_stay_finite_for_a_model_that_is_certain(
+    params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any
+) -> None:
+    certain = params | {"head": params["head"] * 1e4}
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: objective(MODEL, prefer(), p, pairs)[0]))(certain)
+    assert np.isfinite(loss) and all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("objective", [dpo, orpo])
+def test_a_step_down_the_gradient_prefers_the_chosen_answers(
+    params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any
+) -> None:
+    def loss_and_margin(params: Any) -> tuple[jax.Array, jax.Array]:
+        loss, _, aux = objective(MODEL, prefer(beta=1.0), params, pairs)
+        return loss, aux["margins"]
+
+    run = jax.jit(jax.value_and_grad(loss_and_margin, has_aux=True))
+    (_, before), grads = run(params)
+    (_, after), _ = run(jax.tree.map(lambda p, g: p - 1e-4 * g, params, grads))
+    assert after > before
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    """TRL's values for pairs under the golden Llama, and those pairs packed here."""
+    stored = dict(np.load(GOLDEN / "preference.npz"))
+    pairs = [
+        tuple(Example(ids[:size].tolist(), learned[:size].tolist()) for ids, learned, size in zip(*row, strict=True))
+        for row in zip(stored["tokens"], stored["learned"], stored["lengths"], strict=True)
+    ]
+    rows = ReferenceRows(PairRows([(a, b) for a, b in pairs], 48, seed=0), stored["ref_logprobs"])
+    assert rows.num_rows < len(pairs)  # packed
+    return stored | next(one_epoch(rows, global_batch_size=rows.num_rows))
+
+
+def test_dpo_is_trls(golden: dict[str, np.ndarray]) -> None:
+    config = load_config(GOLDEN / "llama")
+    loss, count, aux = run(
+        partial(dpo, config, prefer(beta=float(golden["beta"]))), load_weights(config, GOLDEN / "llama"), golden
+    )
+    assert count == 6
+    assert loss / count == pytest.approx(float(golden["dpo_loss"]), abs=TRL)
+    assert aux["margins"] / count == pytest.approx(float(golden["dpo_margin"]), abs=TRL)
+    rewards = [aux[name] / count for name in ("rewards_chosen", "rewards_rejected")]
+    np.testing.assert_allclose(rewards, golden["dpo_rewards"], atol=TRL)
+
+
+def test_orpo_is_trls(golden: dict[str, np.ndarray]) -> None:
+    """With the loss on the chosen answer alone, as in the paper; TRL also learns the prompt."""
+    config = load_config(GOLDEN / "llama")
+    loss, count, _ = run(
+        partial(orpo, config, prefer(beta=float(golden["beta"]))), load_weights(config, GOLDEN / "llama"), golden
+    )
+    expected = -golden["orpo_logprobs"][:, 0].sum() - golden["orpo_ratio_losses"].sum()
+    assert count == 6 and loss / count == pytest.approx(expected / count, abs=TRL)

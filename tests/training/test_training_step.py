@@ -1,0 +1,140 @@
+"""The step: accumulation is exact, one program, the same bits from the same seed, nothing moved unasked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.model.decoder import init_params
+from lifecycle.training.heldout import place
+from lifecycle.training.loader import one_epoch
+from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.step import TrainState, init_state, make_train_step, state_from_params, state_shardings
+from tests.tiny import MODEL, Settings, objective_of, rows_of
+
+EXACT = 1e-6
+MESH = build_mesh(MeshConfig())
+# its state after a step is the gradient, its update is minus the gradient
+GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+def stepped(
+    objective: str, grad_accum: int, batch: dict[str, jax.Array], params: Any
+) -> tuple[TrainState, dict[str, float]]:
+    shardings = state_shardings(MODEL, GRADIENT, MESH)
+    state = TrainState(jax.tree.map(jnp.copy, params), GRADIENT.init(params), jnp.int32(0))
+    state, metrics = make_train_step(objective_of(objective), GRADIENT, MESH, shardings, grad_accum)(state, batch)
+    return state, jax.device_get(metrics)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One step on one batch: whole, and in four micro-batches."""
+
+    objective: str
+    batch: dict[str, jax.Array]
+    whole: tuple[TrainState, dict[str, float]]
+    parts: tuple[TrainState, dict[str, float]]
+
+
+@pytest.fixture(scope="module", params=["next_token", "dpo", "orpo"])
+def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
+    """A real packed batch; the masks of its micro-batches are made very unequal."""
+    name = request.param
+    host = next(one_epoch(rows_of(Settings(objective=name)), global_batch_size=8))
+    mask = "loss_mask" if name == "next_token" else "pair_mask"
+    host[mask][::2] *= np.arange(host[mask].shape[1]) < 1  # every second row keeps at most its first position or pair
+    batch = place(host, MESH)
+    return Steps(name, batch, stepped(name, 1, batch, params), stepped(name, 4, batch, params))
+
+
+def assert_close(left: Any, right: Any, tolerance: float) -> None:
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
+
+
+def test_accumulation_equals_the_whole_batch(steps: Steps) -> None:
+    (whole, metrics), (parts, others) = steps.whole, steps.parts
+    assert metrics.keys() == others.keys() and metrics["count"] == others["count"] > 0
+    for name, value in metrics.items():
+        assert others[name] == pytest.approx(value, rel=EXACT, abs=EXACT), name
+    assert_close(whole.opt_state, parts.opt_state, EXACT)  # the mean gradient
+    assert_close(whole.params, parts.params, EXACT)
+
+
+def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps: Steps, params: Any) -> None:
+    def mean(params: Any) -> jax.Array:
+        loss, count, _ = objective_of(steps.objective)(params, steps.batch)
+        return loss / count
+
+    value, grads = jax.jit(jax.value_and_grad(mean))(params)
+    state, metrics = steps.parts
+    assert metrics["loss"] == pytest.approx(float(value), rel=EXACT)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+    assert_close(state.opt_state[0].trace, grads, EXACT)
+    assert_close(state.params, jax.tree.map(jnp.subtract, params, grads), EXACT)
+    assert state.step == 1
+
+
+def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
+    batch = place(next(one_epoch(rows_of(Settings()), global_batch_size=2)), MESH)
+    batch["loss_mask"] = jnp.zeros_like(batch["loss_mask"])
+    state, metrics = stepped("next_token", 1, batch, params)
+    assert metrics["loss"] == metrics["count"] == metrics["grad_norm"] == 0
+    assert_close(state.params, params, 0)
+
+
+def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> None:
+    """Two runs of five steps from one seed, in one program, its state donated and nothing moved."""
+    settings = Settings()
+    optimizer = build_optimizer(settings.train().optimizer, 5)
+    shardings = state_shardings(MODEL, optimizer, MESH)
+    traced = []
+
+    def objective(params: Any, batch: Any) -> Any:
+        traced.append(1)
+        return objective_of("next_token")(params, batch)
+
+    step: Any = make_train_step(objective, optimizer, MESH, shardings, grad_accum=1)
+    epoch = one_epoch(rows_of(settings), global_batch_size=4)
+    batches = [place(next(epoch), MESH) for _ in range(5)]
+    ends, losses = [], []
+    for _ in range(2):
+        state = init_state(MODEL, optimizer, shardings, jax.random.key(7))
+        kept = []
+        for batch in batches:
+            before = state.params["embed"]
+            with jax.transfer_guard("disallow"):
+                state, metrics = step(state, batch)
+            assert before.is_deleted()  # donated: no second copy of the weights
+            kept.append(metrics["loss"])
+        ends.append(state)
+        losses.append([float(loss) for loss in kept])
+    assert len(traced) == 1 and step._cache_size() == 1
+    assert losses[0] == losses[1] and losses[0][-1] != losses[0][0]
+    for left, right in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
+        assert np.array_equal(left, right)
+
+
+def test_the_transfer_guard_sees_what_is_moved() -> None:
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"), jax.transfer_guard("disallow"):
+        jnp.add(jnp.ones(3), np.ones(3))
+
+
+def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any) -> None:
+    optimizer = build_optimizer(Settings().train().optimizer, 5)
+    shardings = state_shardings(MODEL, optimizer, MESH)
+    state = state_from_params(params, optimizer, shardings)
+    assert_close(state.params, params, 0)
+    assert state.step == 0 and jax.tree.structure(state.opt_state) == jax.tree.structure(optimizer.init(params))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
