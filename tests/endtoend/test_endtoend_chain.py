@@ -1,0 +1,111 @@
+"""The whole chain by the command line: what it writes, what a second command runs, where a version came from."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Debug
+
+from lifecycle.stages.chain import STAGES
+
+AFTER_SFT = {
+    "sft", "prefer", "evaluate-sft", "evaluate-prefer", "bundle", "registration", "report",
+}  # fmt: skip
+
+
+def made(run: Debug) -> dict[str, str]:
+    """Folder name of each finished artefact -> when it was made."""
+    return {name: artifact.manifest.created for name, artifact in run.artifacts().items()}
+
+
+def cpu_seconds_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def test_the_chain_makes_every_artefact_and_says_what_next(undisturbed: Debug) -> None:
+    stages = {artifact.manifest.stage for artifact in undisturbed.artifacts().values()}
+    assert stages == set(STAGES)
+    assert not list(undisturbed.folder.glob("*.partial"))
+    for name in ("model.safetensors", "config.json", "chat_template.jinja", "generation_config.json"):
+        assert (undisturbed.artifact("bundle").path / name).stat().st_size > 0
+    report = undisturbed.artifact("report").path
+    assert "<html" in (report / "report.html").read_text() and "# " in (report / "report.md").read_text()
+    output = (undisturbed.root / "output.txt").read_text()
+    assert str(report / "report.html") in output
+    assert output.count("\nQ  ") >= 3 and output.count("\nA  ") >= 3
+    for verb in ("chat", "serve", "trace"):
+        assert f"lifecycle {verb} {undisturbed.config}" in output
+
+
+def test_the_chain_learns(undisturbed: Debug) -> None:
+    records = [json.loads(line) for line in (undisturbed.artifact("pretrain").path / "metrics.jsonl").open()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    measured = [record["heldout_bits_per_byte"] for record in records if "heldout_bits_per_byte" in record]
+    assert losses[-1] < 0.8 * losses[0]
+    assert measured == sorted(measured, reverse=True) and len(measured) == 3
+
+
+def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
+    before, spent = made(undisturbed), cpu_seconds_of_children()
+    undisturbed.succeed("run")
+    assert made(undisturbed) == before
+    assert cpu_seconds_of_children() - spent < 5  # CPU seconds: on an idle machine the wall clock shows less than that
+
+
+def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
+    before = made(undisturbed)
+    undisturbed.succeed("run", "pretrain.log_every=1", "sft.checkpoint_every=100", "data.workers=2", "serve.port=1")
+    assert made(undisturbed) == before
+
+
+def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path)
+    before = made(run)
+    run.succeed("run", "sft.optimizer.learning_rate=0.002")
+    after = made(run)
+    assert {name: after[name] for name in before} == before
+    assert {run.artifacts()[name].manifest.stage for name in after.keys() - before.keys()} == AFTER_SFT
+
+
+def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturbed: Debug) -> None:
+    bundle = undisturbed.artifact("bundle").content_hash
+    by_alias = json.loads(undisturbed.succeed("trace", "--json"))
+    by_prefix = json.loads(undisturbed.succeed("trace", bundle[:10], "--json"))
+    assert by_alias["version"] == by_prefix["version"] == bundle
+    nodes = list(_nodes(by_alias["chain"]))
+    assert {node["stage"] for node in nodes} >= {
+        "bundle",
+        "prefer",
+        "sft",
+        "pretrain",
+        "tokens",
+        "tokenizer",
+        "documents",
+    }
+    text = json.dumps([node for node in nodes if node["stage"] == "documents"])
+    for wanted in ("min_words", "jaccard", "min_overlap", "asyncio/events.py", "sha256"):
+        assert wanted in text
+    shown = undisturbed.succeed("trace", "production")
+    for wanted in ("documents", "min_words", "asyncio", bundle[:8]):
+        assert wanted in shown
+
+
+@pytest.mark.slow
+def test_a_worse_model_becomes_candidate_and_not_production(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path)
+    old = json.loads(run.succeed("trace", "production", "--json"))["version"]
+    run.succeed("export", "pretrain.steps=1", "sft.steps=1")
+    assert json.loads(run.succeed("trace", "production", "--json"))["version"] == old
+    candidate = json.loads(run.succeed("trace", "candidate", "--json"))["version"]
+    assert candidate != old
+    (refused,) = (a.stats for a in run.artifacts().values() if a.stats.get("promoted") is False)
+    assert refused["version"] == candidate and "REFUSE text" in refused["gate"]
+
+
+def _nodes(node: dict[str, Any]):
+    yield node
+    for child in node.get("inputs", {}).values():
+        yield from _nodes(child)

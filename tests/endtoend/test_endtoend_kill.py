@@ -1,0 +1,115 @@
+"""`kill -9` at any moment, the same command again: it goes on, the weights bit-equal to an undisturbed run's."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import LIMIT_S, Debug
+
+from lifecycle.core.runlog import read_log
+
+POLL_S = 0.002
+# A moment in each stage, in the order in which a run meets them: the first file that matches says it has come.
+MOMENTS = (
+    "documents-*.partial",
+    "tokenizer-*.partial",
+    "tokens-*.partial",
+    "rows-*.partial",
+    "pretrain-*.partial/checkpoints/10/files.json",
+    "pretrain-*.partial/checkpoints/15.orbax-checkpoint-tmp*",
+    "pretrain-*.partial/checkpoints/30",
+    "sft-*.partial",
+    "sft-*.partial/checkpoints/6",
+    "prefer-*.partial/reference-*.npy",
+    "prefer-*.partial/checkpoints/4.orbax-checkpoint-tmp*",
+    "evaluate-prefer-*.partial",
+    "bundle-*.partial",
+    "registration-*.partial",
+    "report-*.partial",
+)
+SAME = ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "bundle")
+
+
+def kill_when(process: subprocess.Popen[str], has_come: Callable[[], bool]) -> bool:
+    """Kills the process at that moment; False if it ended before."""
+    deadline = time.monotonic() + LIMIT_S
+    while not has_come():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "the moment did not come"
+        time.sleep(POLL_S)
+    process.kill()
+    process.wait()
+    return True
+
+
+def wait_for_group(pid: int) -> None:
+    """Until the worker processes of a killed run have ended too."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    raise AssertionError("a killed run left processes behind")
+
+
+def hashes(run: Debug) -> dict[str, str]:
+    return {stage: run.artifact(stage).content_hash for stage in SAME}
+
+
+def curve(run: Debug, stage: str) -> list[tuple[int, float]]:
+    """What was measured, by step."""
+    records = read_log(run.artifact(stage).path / "metrics.jsonl")
+    names = ("loss", "heldout_loss", "heldout_bits_per_byte")
+    return [(record["step"], record[name]) for record in records for name in names if name in record]
+
+
+@pytest.mark.slow
+def test_killed_once_in_every_stage_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.beside(tmp_path, "data.workers=2")
+    for moment in MOMENTS:
+        process = run.begin("run")
+        came = kill_when(process, lambda moment=moment: any(run.folder.glob(moment)))
+        wait_for_group(process.pid)
+        assert came, f"the run ended before {moment}"
+    run.succeed("run")
+    assert hashes(run) == hashes(undisturbed)
+    assert not list(run.folder.glob("*.partial"))
+    for stage in ("pretrain", "sft", "prefer"):  # no step twice, none left out, and the same numbers
+        assert curve(run, stage) == curve(undisturbed, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path, seed: int) -> None:
+    run, draw = undisturbed.beside(tmp_path), random.Random(seed)
+    for patience_s in (3, 5, 7, 9, 11, 13, 15, 18):
+        process = run.begin("run")
+        moment = time.monotonic() + draw.uniform(0.5, patience_s)
+        if not kill_when(process, lambda moment=moment: time.monotonic() > moment):
+            break
+        wait_for_group(process.pid)
+    run.succeed("run")
+    assert hashes(run) == hashes(undisturbed)
+
+
+def test_a_run_folder_has_one_owner(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.beside(tmp_path)
+    process = run.begin("run")
+    deadline = time.monotonic() + LIMIT_S
+    while not any(run.folder.glob("documents-*")) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    process.send_signal(signal.SIGSTOP)
+    message = run.fail("run")
+    assert f"{run.folder}: another run is working here" in message and "name=" in message
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130  # Ctrl-C: stopped, and the same command goes on

@@ -1,0 +1,88 @@
+"""`launch/local.sh`: several processes of one job on one machine, and the same model out of them as out of one."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import LIMIT_S, REPOSITORY, Debug, environment
+
+from lifecycle.core.runlog import read_log
+from lifecycle.model.names import unstack
+from lifecycle.training.checkpoint import load_params
+
+LAUNCH = str(REPOSITORY / "launch" / "local.sh")
+
+
+def launch(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [LAUNCH, *command], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_each_line_says_which_process_wrote_it_and_all_know_of_each_other() -> None:
+    process = launch("3", "bash", "-c", "echo $LIFECYCLE_COORDINATOR $LIFECYCLE_NUM_PROCESSES $LIFECYCLE_PROCESS_ID")
+    lines = sorted(process.communicate(timeout=60)[0].splitlines())
+    address = lines[0].split()[1]
+    assert lines == [f"[{index}] {address} 3 {index}" for index in range(3)]
+    assert address.startswith("127.0.0.1:") and process.returncode == 0
+
+
+def test_the_first_failure_ends_the_others_and_is_the_exit_status() -> None:
+    started = time.monotonic()
+    process = launch("2", "bash", "-c", "echo here; [ $LIFECYCLE_PROCESS_ID = 0 ] || exit 7; exec sleep 100")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 7
+    assert time.monotonic() - started < 30
+    assert "[1] here" in output
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_reach_every_process(number: signal.Signals, status: int) -> None:
+    catch = f"trap 'echo caught; exit 0' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.1; done"
+    process = launch("2", "bash", "-c", catch)
+    assert process.stdout is not None
+    assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
+    process.send_signal(number)
+    assert {"[0] caught", "[1] caught"} <= set(process.communicate(timeout=60)[0].splitlines())
+    assert process.returncode == status
+
+
+@pytest.mark.parametrize("arguments", [(), ("2",), ("none", "true"), ("0", "true")])
+def test_a_wrong_call_is_told_the_right_one(arguments: tuple[str, ...]) -> None:
+    process = launch(*arguments)
+    assert "usage: launch/local.sh N COMMAND" in process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+
+
+def curve(run: Debug, stage: str) -> dict[str, list[float]]:
+    """Every measured number of a training stage, in the order of the steps."""
+    found: dict[str, list[float]] = {}
+    for record in read_log(run.artifact(stage).path / "metrics.jsonl"):
+        for name, value in record.items():
+            if name not in ("tokens_per_s", "cpu_s", "compile_s"):
+                found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_with_two_devices(undisturbed: Debug, tmp_path: Path) -> None:
+    parts = ("documents", "tokenizer", "tokens", "rows")
+    one = undisturbed.copy(tmp_path / "one", *parts)
+    two = undisturbed.copy(tmp_path / "two", *parts)
+    one.succeed("prefer", "mesh.fsdp=2", devices=2)
+    process = launch("2", *two.command("run", "mesh.fsdp=2"))  # to the end: the others wait where one works alone
+    output = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0, output
+    for stage in ("pretrain", "sft", "prefer"):
+        here, there = curve(one, stage), curve(two, stage)
+        assert here.keys() == there.keys()
+        for name in here:
+            np.testing.assert_allclose(there[name], here[name], rtol=1e-5, atol=1e-5, err_msg=f"{stage} {name}")
+        weights, others = (unstack(load_params(run.artifact(stage).path / "checkpoints")) for run in (one, two))
+        for name, array in weights.items():
+            np.testing.assert_allclose(others[name], array, rtol=1e-5, atol=1e-5, err_msg=f"{stage} {name}")
+    assert two.artifact("registration").stats["promoted"]

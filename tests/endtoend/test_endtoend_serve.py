@@ -1,0 +1,81 @@
+"""`lifecycle serve` and `lifecycle chat` on the finished chain, asked as a user would ask."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from command_line import LIMIT_S, Debug, environment
+from openai import OpenAI
+
+QUESTION = "What does `json.dumps` do?"
+
+
+@pytest.fixture(scope="module")
+def server(undisturbed: Debug) -> Iterator[str]:
+    """The address of a server on a free port."""
+    log = undisturbed.root / "serve.txt"
+    with log.open("w") as output:
+        process = undisturbed.begin("serve", "serve.port=0", output=output)
+    try:
+        yield _address(process, undisturbed)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+
+
+def _address(process: subprocess.Popen[str], run: Debug) -> str:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"serving at (http://\S+)", (run.root / "serve.txt").read_text())
+        if found:
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError((run.root / "serve.txt").read_text())
+
+
+def test_the_openai_client_gets_the_same_answer_whole_and_streamed(server: str, undisturbed: Debug) -> None:
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    assert "production" in {model.id for model in client.models.list()}
+    ask = {
+        "model": "production",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    parts = client.chat.completions.create(**ask, stream=True)
+    streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert whole and streamed == whole
+
+
+def test_every_request_is_logged_with_the_version_that_answered(server: str, undisturbed: Debug) -> None:
+    body = {"model": "production", "prompt": "def ", "temperature": 0, "max_tokens": 4}
+    assert httpx.post(f"{server}/v1/completions", json=body, timeout=LIMIT_S).status_code == 200
+    deadline, versions = time.monotonic() + 10, set[str]()
+    while not versions and time.monotonic() < deadline:  # written in batches, by a thread of its own
+        with sqlite3.connect(f"file:{undisturbed.folder / 'requests.db'}?mode=ro", uri=True) as database:
+            versions = {version for (version,) in database.execute("SELECT version FROM requests")}
+    assert versions == {undisturbed.artifact("bundle").content_hash}
+
+
+def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:
+    port = server.rsplit(":", 1)[1]
+    assert f"port {port} is in use" in undisturbed.fail("serve", f"serve.port={port}")
+
+
+def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
+    ended = subprocess.run(
+        undisturbed.command("chat"),
+        env=environment(), input=f"{QUESTION}\n/quit\n", capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "production is version" in ended.stdout and "model" in ended.stdout
+
+
+def test_chat_with_an_unknown_version_names_the_known_ones(undisturbed: Debug) -> None:
+    assert "production" in undisturbed.fail("chat", "nosuch")

@@ -1,0 +1,65 @@
+"""A user's own rows: read, split the same way in every run, and broken ones told with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.progress import Silent
+from lifecycle.stages import rows
+from lifecycle.stages.config import RunConfig
+from lifecycle.text.rows import read_rows
+
+DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+
+
+def config(sft: Path, preference: Path, *overrides: str) -> RunConfig:
+    own = ("rows.docstrings=false", f"rows.sft=[{sft}]", f"rows.preference=[{preference}]")
+    return load_config(RunConfig, DEBUG, [*own, *overrides])
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": text, "completion": "yes", "chosen": "a", "rejected": "b"}) + "\n" for text in texts
+        )
+    )
+    return path
+
+
+def prompts(path: Path) -> list[str]:
+    return [row["prompt"] for _, row in read_rows(path)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30))
+def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    sides: list[dict[str, str]] = []
+    for number, chosen in enumerate((texts, texts[::2])):
+        out = folder / str(number)
+        out.mkdir()
+        own = write(folder / f"{number}.jsonl", chosen)
+        rows.run(config(own, own, "rows.heldout_fraction=0.5"), {}, out, Silent())
+        sides.append({text: side for side in ("train", "heldout") for text in prompts(out / f"sft-{side}.jsonl")})
+        assert sorted(sides[number]) == sorted(chosen)
+    assert all(sides[0][text] == side for text, side in sides[1].items())
+
+
+def test_a_run_without_rows_says_which_settings_give_some(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", ["one"])
+    without = load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.sft=[{own}]"])
+    with pytest.raises(ConfigError, match=r"none for preference; list files in rows\.preference"):
+        rows.run(without, {}, tmp_path, Silent())
+
+
+def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", ["one", "two"])
+    own.write_text(own.read_text() + "{\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl:3"):
+        rows.run(config(own, own), {}, tmp_path, Silent())
