@@ -93,9 +93,10 @@ def _attend_gradient(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Arra
     q, k, v, weights, out = saved
     inner = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
     grad_scores = (weights * (_matmul(grad, v, 3, 3) - inner)).astype(q.dtype)
-    grad_v = _matmul(weights, grad, 2, 2).astype(v.dtype)
+    grad_v = _matmul(grad, weights, 2, 2).swapaxes(2, 3).astype(v.dtype)
     grad_q = _matmul(grad_scores, k, 3, 2).astype(q.dtype)
-    return grad_q, _matmul(grad_scores, q, 2, 2).astype(k.dtype), grad_v, None
+    grad_k = _matmul(q, grad_scores, 2, 2).swapaxes(2, 3).astype(k.dtype)
+    return grad_q, grad_k, grad_v, None
 
 
 _grouped_attention.defvjp(_attend, _attend_gradient)
