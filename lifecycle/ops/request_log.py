@@ -47,10 +47,9 @@ SCHEMA = Schema(
 
 
 class RequestLogConfig(Section):
-    """Whether texts are logged, and what a core costs."""
+    """Whether texts are logged."""
 
     content: bool = False
-    price: PriceConfig = PriceConfig()
 
 
 # What SQLite cannot hold is refused or replaced here, in the caller: one such record would hold up the whole log.
@@ -92,10 +91,17 @@ class LogCounts:
 class RequestLog:
     """Appends records to a log file from any thread, without waiting."""
 
-    def __init__(self, path: Path, config: RequestLogConfig | None = None, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: RequestLogConfig | None = None,
+        price: PriceConfig | None = None,
+        capacity: int = CAPACITY,
+    ) -> None:
         """Opens or makes the file; raises `DatabaseError` if it is not a request log."""
         self.path = path
         self.config = config or RequestLogConfig()
+        self.price = price or PriceConfig()
         create_database(path, SCHEMA)
         with session(path, SCHEMA):  # a file of another kind is refused now and not at the first request
             pass
@@ -165,7 +171,7 @@ class RequestLog:
                 return True
 
     def _insert(self, batch: list[RequestRecord]) -> None:
-        price = self.config.price
+        price = self.price
         rows = [(*record.model_dump().values(), price.money(record.core_s), price.currency) for record in batch]
         with session(self.path, SCHEMA, write=True) as db:
             db.executemany(_INSERT, rows)

@@ -47,7 +47,7 @@ def _summary(artifacts: dict[str, Artifact]) -> Table:
 
 
 def _say_what_next(console: Console, report: Artifact, run: str) -> None:
-    for sample in report.stats["samples"]:
+    for sample in report.stats["samples"][:3]:
         console.print(f"\nQ  {sample['question']}\nA  {sample['answer']}", markup=False, highlight=False)
     console.print(f"\nreport  {report.path / 'report.html'}", markup=False)
     for verb in ("chat", "serve", "trace"):

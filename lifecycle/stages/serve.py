@@ -32,7 +32,7 @@ def serve(config: RunConfig) -> None:
     with ExitStack() as opened:
         opened.callback(listener.close)
         models = _models(config, open_registry(config), meter, opened)
-        log = RequestLog(config.folder / REQUESTS, config.requests)
+        log = RequestLog(config.folder / REQUESTS, config.requests, config.price)
         opened.callback(log.close)
         app = create_app(models, config.serve, [_recorder(log, meter)])
         for name, served in models.items():

@@ -81,7 +81,7 @@ def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
         def start(self, stage: str, total: int | None = None) -> None:
             self.seen = [total or 0]
 
-        def update(self, done: int, **metrics: object) -> None:
+        def update(self, done: int, total: int | None = None, **metrics: object) -> None:
             self.seen.append(done)
 
     progress = Recorder()

@@ -8,7 +8,7 @@ import pytest
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.database import DatabaseError
 from lifecycle.ops.monitor import Window, endings, percentiles, usage
-from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
+from lifecycle.ops.request_log import RequestLog, RequestRecord
 
 DAY = 86_400.0
 
@@ -16,7 +16,7 @@ DAY = 86_400.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two days; version a has 100 answers of 1 to 100 ms, version b one answer, one refusal and one failure."""
-    log = RequestLog(tmp_path / "log.sqlite", RequestLogConfig(price=PriceConfig(core_hour=36.0)))
+    log = RequestLog(tmp_path / "log.sqlite", price=PriceConfig(core_hour=36.0))
     for i in range(100):
         log.write(
             RequestRecord(

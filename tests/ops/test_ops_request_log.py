@@ -40,7 +40,7 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 def test_records_are_written_with_their_cost(tmp_path: Path) -> None:
-    log = RequestLog(tmp_path / "log.sqlite", RequestLogConfig(price=PriceConfig(core_hour=3.6, currency="EUR")))
+    log = RequestLog(tmp_path / "log.sqlite", price=PriceConfig(core_hour=3.6, currency="EUR"))
     fields = {
         "finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 9, "latency_s": 0.5, "first_token_s": 0.1,
         "core_s": 2.0,
