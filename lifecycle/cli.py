@@ -27,7 +27,7 @@ type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value
 
 type VersionOrOverrides = Annotated[
     str,
-    Parameter(help="A version (alias, hash or its beginning; production if none is given), then key=value settings"),
+    Parameter(help="A version: alias, hash or its beginning (production if none is given); then key=value settings"),
 ]
 
 # XLA's client for CPUs logs through this; errors stay visible

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.ops.gates import promote as move_if_allowed
-from lifecycle.ops.monitor import percentiles, usage
+from lifecycle.ops.monitor import endings, percentiles, usage
 from lifecycle.ops.registry import RegistryError
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.register import PRODUCTION, open_registry
@@ -58,6 +58,8 @@ def show_usage(config: RunConfig) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table)
+    ended = (" ".join(filter(None, (str(status), reason, f"{n:,}"))) for (status, reason), n in endings(log).items())
+    console.print(f"{'endings':<12} {'  '.join(ended)}", highlight=False)
     for title, found in (
         ("latency", percentiles(log, "latency_s")),
         ("first token", percentiles(log, "first_token_s")),
