@@ -31,7 +31,7 @@ type VersionOrOverrides = Annotated[
 ]
 
 # XLA's client for CPUs logs through this; errors stay visible
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR", "DAFT_PROGRESS_BAR": "0"}
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 
 MAKERS = {
     "data": "Prepare documents, token shards and chat rows.",

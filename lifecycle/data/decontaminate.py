@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.core.config import ConfigError
@@ -67,8 +69,11 @@ def heldout_items(documents: Iterable[Document]) -> list[TestItem]:
 
 
 def eval_items(files: Iterable[Path]) -> list[TestItem]:
-    """All texts in the rows of JSONL files, each an item. Raises `ConfigError` with file and line for a broken row."""
-    return [item for path in files for item in _eval_file(path)]
+    """All texts in the rows of JSONL files and in the column `text` of Parquet files, each an item.
+
+    Raises `ConfigError` with file and line for a broken row.
+    """
+    return [item for path in files for item in (_eval_parquet if path.suffix == ".parquet" else _eval_file)(path)]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class _Table:
 
 def _eval_file(path: Path) -> Iterator[TestItem]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 and its like end no JSON line
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"evaluation rows {path}: {error}; they are needed to keep them out of training text"
@@ -185,6 +190,14 @@ def _eval_file(path: Path) -> Iterator[TestItem]:
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}; evaluation rows are JSON lines") from None
         yield from (TestItem(f"{path.name}:{number}", "eval_overlap", text) for text in _texts(row))
+
+
+def _eval_parquet(path: Path) -> Iterator[TestItem]:
+    try:
+        texts = pq.read_table(path, columns=["text"]).column("text").to_pylist()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise ConfigError(f"evaluation rows {path}: {error}; a Parquet file needs a column `text`") from None
+    return (TestItem(f"{path.name}:{number}", "eval_overlap", text) for number, text in enumerate(texts) if text)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -73,8 +73,8 @@ def find_duplicates(path: Path, jaccard: float) -> Duplicates:
     Run in a process of its own: where both Daft and JAX are loaded, the interpreter has been seen to crash while it
     ends (3 of 100 runs).
     """
-    os.environ["DAFT_ANALYTICS_ENABLED"] = "0"  # both are read when Daft is imported
-    os.environ["DAFT_PROGRESS_BAR"] = "0"
+    # no telemetry, and nothing on the terminal, where the stage's own progress is
+    os.environ.update({name: "0" for name in ("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID")})
     import daft
 
     from lifecycle.data import candidates

@@ -92,7 +92,7 @@ def decode(data: bytes, format: str, path: str) -> str:
     encoding = _bom(data) or _declared(data, format, path)
     try:
         text = data.decode(encoding or "utf-8", "replace" if encoding else "strict")
-    except (UnicodeDecodeError, LookupError):
+    except (UnicodeError, LookupError):  # a codec such as `idna` or `undefined` raises the former's bare kind
         text = _decode_detected(data)
     if len(_CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
         raise UnreadableError("undecodable", "more than 1 in 100 characters are control characters or replacements")
@@ -120,7 +120,7 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
         if found := pattern.match(text):
             try:
                 front = load(found[1])
-            except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError):
+            except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
                 continue  # a rule between two paragraphs looks like it
             if isinstance(front, dict):
                 return text[found.end() :], _plain_values(front)
@@ -131,7 +131,7 @@ def parse_python_dict(text: str) -> Iterator[tuple[str, str]]:
     """The string values of the dict literals that a Python module assigns, by key; parsed, never executed."""
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last: the parser's stack is full
         raise UnreadableError("broken_python", f"not parseable as Python: {error}") from None
     for node in module.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):

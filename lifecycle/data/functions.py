@@ -120,7 +120,7 @@ def _in_document(path: str, text: str, reasons: Counter[str]) -> Iterator[Functi
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):  # Python 2, null bytes, nesting beyond the parser's stack
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Python 2, null bytes, nesting beyond the stack
         reasons["documents that do not parse"] += 1
         return
     yield from _in_body(module, "", tree.body)

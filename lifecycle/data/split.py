@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import Document
 
+LEAST_HELDOUT = 2  # an interval of bits per byte needs two documents
+
 
 def heldout_flags(documents: Sequence[Document], fraction: float, seed: int) -> list[bool]:
-    """Per document, whether it is held out; at least one is, and at least one is not.
+    """Per document, whether it is held out; at least two are (one of two documents), and at least one is not.
 
     Raises `ConfigError` for fewer than two documents.
     """
@@ -29,8 +31,9 @@ def heldout_flags(documents: Sequence[Document], fraction: float, seed: int) -> 
     for own in members.values():
         if len(own) * fraction >= 1 and not any(flags[at] for at in own):
             flags[min(own, key=places.__getitem__)] = True
-    if not any(flags):  # a corpus of a few documents
-        flags[places.index(min(places))] = True
+    unlikely = sorted((at for at, flag in enumerate(flags) if not flag), key=places.__getitem__)
+    for at in unlikely[: max(0, min(LEAST_HELDOUT, len(flags) - 1) - sum(flags))]:  # a corpus of a few documents
+        flags[at] = True
     if all(flags):
         flags[places.index(max(places))] = False
     return flags

@@ -76,6 +76,9 @@ def _documents(config: RunConfig) -> dict[str, Any]:
 
 def _rows(config: RunConfig) -> dict[str, Any]:
     files = [*config.rows.sft, *config.rows.preference]
+    for path in files:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file of rows; correct rows.sft or rows.preference")
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
     return {**config.rows.plain(), "contents": contents, "seed": config.seed}
 

@@ -32,7 +32,7 @@ class RunConfig(Section):
 
     name: str = Field(min_length=1)
     root: Path = Path("runs")  # artefacts, registry and logs of the run go to `<root>/<name>`
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig

@@ -1,6 +1,7 @@
 """Stage `rows`: rows for SFT, preference tuning and evaluation, from docstrings and from the user's own files."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
-from lifecycle.text.rows import read_rows, write_rows
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatError, ChatTemplate
+from lifecycle.text.interface import TokenizerError
+from lifecycle.text.rows import EmptyAnswer, RowEncoder, RowError, read_rows, write_rows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     stats: dict[str, Any] = {}
+    for left in out.glob("*.jsonl"):  # by a run that was killed; own rows would be added to them a second time
+        left.unlink()
     if config.rows.docstrings:
         progress.note("reading docstrings")
         stats = make_docstring_rows(inputs["documents"].path, out, config.seed)
@@ -26,14 +32,31 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def _add(name: str, files: tuple[Path, ...], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
-    """Adds own rows to `<name>-train.jsonl` and `<name>-heldout.jsonl`, each to the same side in every run."""
-    rows = [row for file in files for _, row in read_rows(file)]
+    """Adds own rows to `<name>-train.jsonl` and `<name>-heldout.jsonl`, each to the same side in every run, but
+    for the few rows of which chance would leave one side empty."""
+    rows = [row for file in files for row in _checked(name, file)]
+    shares = [random.Random(f"{seed} {digest(row)}").random() for row in rows]
+    low, high = min(shares, default=0.0), max(shares, default=0.0)
     split: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
-    for row in rows:
-        share = random.Random(f"{seed} {digest(row)}").random()
-        split["heldout" if share < heldout_fraction else "train"].append(row)
+    for row, share in zip(rows, shares, strict=True):
+        is_heldout = share < high and (share < heldout_fraction or share == low)  # of few rows, one on each side
+        split["heldout" if is_heldout else "train"].append(row)
     for side, added in split.items():
         path = out / f"{name}-{side}.jsonl"
         before = [row for _, row in read_rows(path)] if path.is_file() else []
         write_rows(path, before + added)
     return {side: len(added) for side, added in split.items()}
+
+
+def _checked(name: str, file: Path) -> Iterator[dict[str, Any]]:
+    """A file's rows; what is wrong with one is told with the user's file and line, and before hours of pre-training."""
+    encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer will do: columns, roles and types are looked at
+    encode = encoder.encode_sft if name == "sft" else encoder.encode_preference
+    for line, row in read_rows(file):
+        try:
+            encode(row)
+        except EmptyAnswer:
+            pass  # the training stage drops and lists it
+        except (RowError, ChatError, TokenizerError) as error:
+            raise RowError(f"{file}:{line}: {error}") from None
+        yield row

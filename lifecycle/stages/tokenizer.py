@@ -11,7 +11,8 @@ from lifecycle.text.tokenizer import bytes_per_token, load_tokenizer, train_toke
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     documents = inputs["documents"].path
-    progress.note(f"training on {config.tokenizer.sample_bytes / 1e6:.0f} MB of kept text")
+    if config.tokenizer.kind == "sentencepiece" and config.tokenizer.path is None:
+        progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
     kept = (row["text"] for row in read_documents(documents, "kept", ["text"]))
     stats = train_tokenizer(config.tokenizer, kept, out, config.seed)
     config.model.with_vocab(stats["vocab_size"])

@@ -4,6 +4,8 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.core.config import ConfigError
@@ -101,3 +103,17 @@ def test_broken_rows_are_errors_with_their_place(tmp_path: Path) -> None:
         eval_items([path])
     with pytest.raises(ConfigError, match=r"none\.jsonl"):
         eval_items([tmp_path / "none.jsonl"])
+
+
+def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> None:
+    text = prose(40, 40)
+    pq.write_table(pa.table({"text": [prose(41, 40), text, None]}), tmp_path / "eval.parquet")
+    dirty = document(f"{prose(42, 100)} {text}")
+    decontaminate([dirty], eval_items([tmp_path / "eval.parquet"]), CONFIG)
+    assert "eval.parquet:1" in (dirty.detail or "")
+    pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(ConfigError, match=r"other\.parquet.*column `text`"):
+        eval_items([tmp_path / "other.parquet"])
+    path = tmp_path / "eval.jsonl"
+    path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [found.text for found in eval_items([path])] == ["one\u2028two\x85three"]

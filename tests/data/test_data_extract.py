@@ -171,3 +171,20 @@ def test_parquet_rows_with_their_format(tmp_path: Path) -> None:
     assert (second.path, second.reason) == ("a.parquet:2", "broken_row")
     missing = skipped(extract(path, path.read_bytes()))
     assert missing.reason == "no_usable_row" and "content, lang" in missing.detail
+
+
+@pytest.mark.parametrize("codec", ["undefined", "idna"])
+def test_a_cookie_that_names_a_codec_for_something_else_does_not_stop_the_run(tmp_path: Path, codec: str) -> None:
+    text = f"# -*- coding: {codec} -*-\nx = 1\n"
+    assert document(extract(tmp_path / "a.py", text)).text == text
+
+
+@pytest.mark.parametrize("front", ["---\n{}\n---\n", "+++\na = {}\n+++\n"])
+def test_front_matter_nested_beyond_the_stack_is_text(tmp_path: Path, front: str) -> None:
+    text = front.format("[" * 5000) + "Text.\n"
+    assert document(extract(tmp_path / "a.md", text)).text == text
+
+
+def test_python_beyond_the_parsers_stack_is_skipped(tmp_path: Path) -> None:
+    found = skipped(extract(tmp_path / "a.py", "x = " + "-" * 90_000 + "1\n", format="python_dict"))
+    assert found.reason == "broken_python"

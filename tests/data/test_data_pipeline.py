@@ -191,5 +191,6 @@ def test_split_size_growth_and_every_source() -> None:
     unlucky = [text for text, flag in zip(texts, flags, strict=True) if not flag][:40]
     both = _documents(texts, "large") + _documents(unlucky, "small")
     assert sum(heldout_flags(both, 0.05, 0)[4000:]) == 1
+    assert [sum(heldout_flags(_documents(texts[:count]), 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
     with pytest.raises(ConfigError, match="1 document left"):
         heldout_flags(_documents(["alone"]), 0.5, 0)
