@@ -74,7 +74,7 @@ def find_duplicates(path: Path, jaccard: float) -> Duplicates:
     ends (3 of 100 runs).
     """
     # no telemetry, and nothing on the terminal, where the stage's own progress is
-    os.environ.update({name: "0" for name in ("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID")})
+    os.environ.update(dict.fromkeys(("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID"), "0"))
     import daft
 
     from lifecycle.data import candidates
