@@ -126,8 +126,9 @@ class Draft:
     def commit(self, stats: Mapping[str, Any], content_hash: str | None = None) -> Artifact:
         """Writes the manifest and renames the folder; `content_hash` replaces the hash over the files."""
         wall, cpu = self._spent()
-        for leftover in (LEDGER, MANIFEST):
-            (self.path / leftover).unlink(missing_ok=True)
+        for name in (LEDGER, MANIFEST):  # and what a kill left of writing them
+            for leftover in (self.path / name, _temporary(self.path / name)):
+                leftover.unlink(missing_ok=True)
         files = {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(self.path.rglob("*")) if p.is_file()}
         manifest = Manifest(
             stage=self.stage, key=self.key, content_hash=content_hash or hash_files(self.path, files),
@@ -177,12 +178,16 @@ def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it whole."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def cpu_seconds() -> float:

@@ -138,7 +138,8 @@ def _explain(kind: type[Section], issue: Mapping[str, Any]) -> str:
     location = [str(part) for part in issue["loc"]]
     name = ".".join(location)
     if issue["type"] != "extra_forbidden":
-        given = "" if issue["type"] == "missing" else f" (given: {issue['input']!r})"
+        is_section = issue["type"] == "missing" or isinstance(issue["input"], dict)  # too long to be shown
+        given = "" if is_section else f" (given: {issue['input']!r})"
         return f"{name or 'config'}: {issue['msg'].removeprefix('Value error, ')}{given}"
     owner: type[Section] | None = kind
     for part in location[:-1]:

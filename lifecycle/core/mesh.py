@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from pydantic import Field
 
 from lifecycle.core.config import ConfigError, Section
 
@@ -32,9 +33,9 @@ RULES: dict[str, tuple[str, ...]] = {
 class MeshConfig(Section):
     """Sizes of the mesh axes this version implements; their product is the number of devices used."""
 
-    replica: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    replica: int = Field(default=1, ge=1)
+    fsdp: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)
 
     @property
     def size(self) -> int:
@@ -44,9 +45,6 @@ class MeshConfig(Section):
 def build_mesh(config: MeshConfig) -> Mesh:
     """The mesh over the job's devices; raises `ConfigError` when the sizes and the devices do not fit."""
     sizes = {axis: getattr(config, axis, 1) for axis in AXES}
-    for axis, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"mesh.{axis}={size}: an axis has at least one device")
     available = jax.device_count()
     if config.size > available or (jax.process_count() > 1 and config.size != available):
         raise ConfigError(_misfit(sizes, config.size, available))

@@ -195,8 +195,9 @@ def _eval_file(path: Path) -> Iterator[TestItem]:
 def _eval_parquet(path: Path) -> Iterator[TestItem]:
     try:
         texts = pq.read_table(path, columns=["text"]).column("text").to_pylist()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise ConfigError(f"evaluation rows {path}: {error}; a Parquet file needs a column `text`") from None
+    except (OSError, pa.ArrowException) as error:
+        problem = str(error).partition("\n")[0]
+        raise ConfigError(f"evaluation rows {path}: {problem}; a Parquet file needs a column `text`") from None
     return (TestItem(f"{path.name}:{number}", "eval_overlap", text) for number, text in enumerate(texts) if text)
 
 

@@ -5,6 +5,7 @@ for which reason and on what evidence. The files are byte-equal for equal docume
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +41,16 @@ SCHEMA = pa.schema(
 )
 
 
+_PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z", re.DOTALL | re.IGNORECASE)
+
+
 @dataclass(slots=True)
 class Document:
     """One document on its way. `step` is set when a step removes it: then `reason` and `detail` say why."""
 
     text: str
     source: str
-    path: str  # below the source's folder; `file#key` or `file:line` for a part of a file
+    path: str  # below the source's folder; `file#key` or `file:line` for a part of a file: see `file_of`
     license: str
     format: str
     meta: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +71,11 @@ class Document:
         """Marks the document as removed; the first step to do so counts."""
         if self.step is None:
             self.step, self.reason, self.detail = step, reason, detail
+
+
+def file_of(path: str) -> str:
+    """The file of a document's path, without the key or the line of its part."""
+    return _PART.sub(r"\1", path)
 
 
 def write_documents(folder: Path, split: Split, documents: Sequence[Document]) -> None:

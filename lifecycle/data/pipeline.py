@@ -36,8 +36,8 @@ def prepare_documents(
 ) -> dict[str, Any]:
     """Writes `kept-*`, `heldout-*` and `removed-*.parquet` and `funnel.json` into `out`; returns their summary.
 
-    `eval_rows` are JSONL and Parquet files whose texts must not be in the training documents. Raises `ConfigError` when a source
-    cannot be used or no training document is left, naming the steps and settings that took them.
+    `eval_rows` are JSONL and Parquet files whose texts must not be in the training documents. Raises `ConfigError` when
+    a source cannot be used or no training document is left, naming the steps and settings that took them.
     """
     test_rows = eval_items(eval_rows)
     files = list_files(config)

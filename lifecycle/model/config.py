@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from lifecycle.core.config import ConfigError, Section
 from lifecycle.core.mesh import MeshConfig, require_divides
@@ -13,16 +13,16 @@ class ModelConfig(Section):
 
     preset_folder: ClassVar[str | None] = "models"
 
-    vocab_size: int
-    d_model: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_seq_len: int = 2048
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    vocab_size: int = Field(gt=0)
+    d_model: int = Field(gt=0)
+    d_ff: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    max_seq_len: int = Field(default=2048, gt=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
     use_qk_norm: bool = False
     tie_embeddings: bool = False
     compute_dtype: Literal["float32", "bfloat16"] | None = None  # None: float32 on CPU, bfloat16 elsewhere

@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from lifecycle.core.artifact import Artifact, ArtifactError, open_artifact
 from lifecycle.core.config import digest
+from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 
 SHOWN_FILES = 5  # of each source, in the drawing; the data has them all
@@ -86,7 +87,7 @@ def source_files(folder: Path) -> dict[str, Node]:
         if {"source", "path"} <= set(pq.read_schema(table).names):
             columns = pq.read_table(table, columns=["source", "path"])
             for row in columns.group_by(["source", "path"]).aggregate([]).to_pylist():
-                found[row["source"]].add(row["path"])
+                found[row["source"]].add(file_of(row["path"]))
     return {
         source: {"count": len(paths), "paths_hash": digest(sorted(paths)), "paths": sorted(paths)}
         for source, paths in sorted(found.items())

@@ -137,6 +137,10 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    refusal: None = None  # these are in an answer's message, which clients send back as it came
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     @property
     def plain(self) -> dict[str, str]:

@@ -46,6 +46,8 @@ class Stage:
     settings: Callable[[RunConfig], dict[str, Any]]
     on_all_processes: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)  # of the module's run(), for stages that share a module
+    # for a stage whose work lies outside its artefact too: whether that is still as the artefact says
+    still_holds: Callable[[RunConfig, Artifact], bool] = lambda config, artifact: True
 
     def load(self) -> StageRun:
         return import_module(f"lifecycle.stages.{self.module}").run
@@ -89,6 +91,12 @@ def _evaluation(config: RunConfig) -> dict[str, Any]:
     return {"evaluate": config.evaluate.plain(), "rows": local_rows(config.evaluate)}
 
 
+def _is_registered(config: RunConfig, artifact: Artifact) -> bool:
+    from lifecycle.stages.register import is_candidate
+
+    return is_candidate(config, artifact)
+
+
 def _evaluate(trained: str) -> Stage:
     inputs = (trained, "tokenizer", "documents", "rows")
     title = f"evaluate {trained}"
@@ -109,7 +117,12 @@ _STAGES = (
     _evaluate("prefer"),
     Stage("bundle", "export", "export", ("prefer", "tokenizer"), lambda c: {"model": c.model.plain()}),
     Stage(
-        "registration", "register", "register", ("bundle", "evaluate-prefer"), lambda c: {"gate": c.gate.plain()}
+        "registration",
+        "register",
+        "register",
+        ("bundle", "evaluate-prefer"),
+        lambda c: {"gate": c.gate.plain()},
+        still_holds=_is_registered,
     ),
     Stage(
         "report",
@@ -160,7 +173,7 @@ def plan(config: RunConfig, targets: tuple[str, ...]) -> list[Planned]:
     planned = []
     for stage in needed(targets):
         draft = _draft(config, stage, done) if all(name in done for name in stage.inputs) else None
-        artifact = _find(draft) if draft is not None else None
+        artifact = _find(config, stage, draft) if draft is not None else None
         if artifact is not None:
             done[stage.name] = artifact
         planned.append(Planned(stage, draft, artifact))
@@ -175,7 +188,7 @@ def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Prog
         stages = needed(targets)
         for number, stage in enumerate(stages):
             draft = _draft(config, stage, done)
-            found = _find(draft)
+            found = _find(config, stage, draft)
             if found is None and any(later.on_all_processes for later in stages[number:]):
                 build_mesh(config.mesh)  # a mesh that this job cannot have is told before hours of work, not after
             done[stage.name] = found or _run(config, stage, draft, done, progress)
@@ -186,12 +199,13 @@ def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
     return Draft(config.folder, stage.name, stage.settings(config), {name: done[name] for name in stage.inputs})
 
 
-def _find(draft: Draft) -> Artifact | None:
-    """The finished artefact of a draft; one whose files are damaged counts as missing and is made again."""
+def _find(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:
+    """The finished artefact of a draft; one that is damaged or no longer holds counts as missing and is made again."""
     try:
-        return open_artifact(draft.final_path)
+        artifact = open_artifact(draft.final_path)
     except ArtifactError:
         return None
+    return artifact if stage.still_holds(config, artifact) else None
 
 
 def _run(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress: Progress) -> Artifact:

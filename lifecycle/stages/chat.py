@@ -15,7 +15,7 @@ QUIT = ("/quit", "/exit")
 def chat(config: RunConfig, name: str) -> None:
     """Reads questions until /quit or the end of input. /new begins another conversation."""
     start_jax(config.folder)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     version = open_registry(config).resolve(name)
     verify(version)
     with Engine(load_bundle(version.path), num_slots=1) as engine:

@@ -26,7 +26,7 @@ def start_jax(folder: Path) -> None:
 def make(verb: str, config: RunConfig, path: Path, overrides: tuple[str, ...]) -> None:
     """Brings what `verb` stands for up to date and prints where it is; path and overrides: as the user gave them."""
     start_jax(config.folder)
-    console = Console()
+    console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
         artifacts = bring_up_to_date(config, TARGETS[verb], progress)
     if not distributed.is_writer():

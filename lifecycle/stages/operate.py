@@ -1,6 +1,6 @@
 """The operator's verbs: which versions there are, move an alias, take it back, what the requests cost."""
 
-import getpass
+import os
 
 from rich.console import Console
 from rich.table import Table
@@ -31,14 +31,14 @@ def show_versions(config: RunConfig) -> None:
 def promote(config: RunConfig, version: str) -> None:
     """Moves `production` to a version if the gate lets it; raises `GateRefused` with the report otherwise."""
     report, move = move_if_allowed(
-        open_registry(config), version, who=getpass.getuser(), why="promoted by hand", config=config.gate
+        open_registry(config), version, who=_who(), why="promoted by hand", config=config.gate
     )
     Console().print(f"{report}\n{move}", markup=False, highlight=False)
 
 
 def rollback(config: RunConfig) -> None:
     """Moves `production` back to where it was before."""
-    move = open_registry(config).rollback(PRODUCTION, who=getpass.getuser(), why="rolled back by hand")
+    move = open_registry(config).rollback(PRODUCTION, who=_who(), why="rolled back by hand")
     Console().print(str(move), markup=False, highlight=False)
 
 
@@ -66,3 +66,8 @@ def show_usage(config: RunConfig) -> None:
     ):
         text = "  ".join(f"p{percent:g} {value * 1e3:.0f} ms" for percent, value in found.items())
         console.print(f"{title:<12} {text}", highlight=False)
+
+
+def _who() -> str:
+    """The user for the history; a container's user may have no name."""
+    return os.environ.get("USER") or f"uid {os.getuid()}"

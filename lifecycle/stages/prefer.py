@@ -22,7 +22,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.objectives.preference import dpo, orpo
-from lifecycle.training.packing import PairRows
+from lifecycle.training.packing import PairRows, RowSource
 
 OBJECTIVES = {"dpo": dpo, "orpo": orpo}
 
@@ -33,12 +33,15 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     encoder = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer))
     start = trained_params(inputs["sft"], model, mesh)
     reports: list[dict[str, Any]] = []
-    rows: dict[str, ReferenceRows] = {}
+    rows: dict[str, RowSource] = {}
     for split in ("train", "heldout"):
         path = inputs["rows"].path / f"preference-{split}.jsonl"
         pairs, report = load_rows(path, encoder.encode_preference, train.seq_len // 2)  # so that both answers fit a row
         reports.append(report.plain())
         packed = PairRows(pairs, train.seq_len, config.seed)
+        if train.objective == "orpo":  # it has no reference
+            rows[split] = packed
+            continue
         name = digest([inputs["sft"].content_hash, packed.fingerprint])
         progress.note(f"reference log-probabilities of {len(pairs)} pairs")
         table = _reference(out / f"reference-{name[:16]}.npy", model, start, packed, train.global_batch_size, mesh)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.artifact import Artifact, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.ops.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote
@@ -19,6 +19,14 @@ WHO = "lifecycle"
 def open_registry(config: RunConfig) -> Registry:
     """The run's registry."""
     return Registry(config.folder / REGISTRY)
+
+
+def is_candidate(config: RunConfig, registration: Artifact) -> bool:
+    """Whether the registry still has this registration's version as its candidate: not after it was deleted, nor after
+    another run of this folder has registered a version of its own."""
+    if not (config.folder / REGISTRY).is_file():
+        return False
+    return open_registry(config).aliases().get("candidate") == registration.stats["version"]
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:

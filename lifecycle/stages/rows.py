@@ -15,11 +15,13 @@ from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.interface import TokenizerError
 from lifecycle.text.rows import EmptyAnswer, RowEncoder, RowError, read_rows, write_rows
 
+FILES = ("sft-train", "sft-heldout", "preference-train", "preference-heldout")  # to which own rows are added
+
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     stats: dict[str, Any] = {}
-    for left in out.glob("*.jsonl"):  # by a run that was killed; own rows would be added to them a second time
-        left.unlink()
+    for name in FILES:  # a killed run may have left some; own rows would be added to them a second time
+        (out / f"{name}.jsonl").unlink(missing_ok=True)
     if config.rows.docstrings:
         progress.note("reading docstrings")
         stats = make_docstring_rows(inputs["documents"].path, out, config.seed)

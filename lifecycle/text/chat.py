@@ -22,6 +22,10 @@ from lifecycle.text.interface import IM_END, IM_START, Tokenizer, read_config
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
+# What running somebody's template may raise: jinja2's own, and what its expressions and the sandbox's limits do.
+TEMPLATE_ERRORS = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}"
@@ -139,7 +143,9 @@ class ChatTemplate:
         }
         try:
             return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
-        except (TemplateError, TypeError, KeyError) as error:
+        except ChatError:
+            raise
+        except TEMPLATE_ERRORS as error:
             raise ChatError(f"chat template: {error}") from None
 
     def _turn_end(self, ids: list[int]) -> int:

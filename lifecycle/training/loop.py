@@ -38,6 +38,7 @@ from lifecycle.training.step import (
     batch_sharding,
     init_state,
     make_train_step,
+    process_share,
     state_from_params,
     state_shardings,
 )
@@ -117,12 +118,13 @@ class _Loop:
         if is_writer():
             rewind(self.log_path, self.step)
             self.log = RunLog(self.log_path)
+        part, parts = process_share(job.mesh)
         self.batches = make_loader(
             job.rows,
             global_batch_size=job.train.global_batch_size,
             start_step=self.step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
     def _fresh_state(self) -> TrainState:
@@ -151,9 +153,10 @@ class _Loop:
 
     def _next_batch(self) -> dict[str, jax.Array]:
         assert self.batches is not None
-        host = next(self.batches)
+        host, rows = next(self.batches), self.job.train.global_batch_size
         return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding, array) for name, array in host.items()
+            name: jax.make_array_from_process_local_data(self.batch_sharding, array, (rows, *array.shape[1:]))
+            for name, array in host.items()
         }
 
     def _after_step(self, metrics: dict[str, jax.Array]) -> None:

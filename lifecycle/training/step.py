@@ -5,6 +5,7 @@ count divides once: accumulation and data parallelism are exact whatever the mas
 shardings of state and batch; XLA's partitioner places the collectives.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import sharding, tree_shardings
 from lifecycle.core.typing import Array, Batch, PRNGKeyArray
 from lifecycle.model.config import ModelConfig
@@ -119,3 +121,19 @@ def state_from_params(params: Params, optimizer: optax.GradientTransformation, s
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over the mesh's data axes."""
     return sharding(mesh, "batch")
+
+
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """(which part of a batch's rows this process's devices hold, of how many): processes that share a model's tensors
+    hold the same rows. Raises `ConfigError` when the parts are not alike."""
+    rows = batch_sharding(mesh)
+    ways = math.prod(mesh.shape[axis] for axis in rows.spec[0])
+    held = rows.addressable_devices_indices_map((ways,)).values()
+    starts = sorted({index[0].start or 0 for index in held if index is not None})
+    part, rest = divmod(starts[0], len(starts))
+    if rest or ways % len(starts) or starts != list(range(starts[0], starts[0] + len(starts))):
+        raise ConfigError(
+            f"mesh: one process's devices hold rows {starts} of {ways} groups; choose mesh.tensor so that it divides "
+            "the devices of a process, or is a multiple of them"
+        )
+    return part, ways // len(starts)

@@ -118,6 +118,17 @@ def test_the_ledger_is_kept_while_a_stage_works(tmp_path: Path, monkeypatch: pyt
     assert json.loads(ledger.read_text())["wall_s"] > 0
 
 
+def test_what_a_kill_left_of_writing_manifest_or_ledger_is_not_part_of_the_artefact(tmp_path: Path) -> None:
+    undisturbed = made(tmp_path / "one")
+    draft = Draft(tmp_path / "two", "data", {"a": 1}, {})
+    for name in (MANIFEST, LEDGER):
+        (draft.open() / f"{name}.tmp").write_text("{")
+    (draft.path / "sub").mkdir()
+    (draft.path / "sub" / "rows.txt").write_text("abc")
+    artifact = draft.commit({"rows": 3})
+    assert open_artifact(artifact.path).content_hash == undisturbed.content_hash
+
+
 def test_code_version_begins_with_the_package_version() -> None:
     assert re.fullmatch(r"0\.1\.0(\+[0-9a-f]{7,}(\.dirty)?)?", artifacts.code_version())
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lifecycle.core.config import ConfigError, Section, digest, load_config, validate
 
@@ -104,6 +104,18 @@ def test_all_errors_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         validate(Run, {"model": {"d_model": "x", "nm": 1}, "steps": "y"})
     assert str(caught.value).count("\n") == 3
+
+
+def test_an_error_of_a_whole_section_does_not_show_all_of_it() -> None:
+    class Checked(Section):
+        a: int
+
+        @model_validator(mode="after")
+        def _check(self) -> "Checked":
+            raise ValueError("a does not fit")
+
+    with pytest.raises(ConfigError, match=r"a does not fit$"):
+        validate(Checked, {"a": 1})
 
 
 def test_a_section_is_frozen_and_its_plain_form_builds_it_again() -> None:

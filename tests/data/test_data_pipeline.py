@@ -16,7 +16,7 @@ from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import SPLITS, Document, read_documents
+from lifecycle.data.documents import SPLITS, Document, file_of, read_documents
 from lifecycle.data.pipeline import prepare_documents
 from lifecycle.data.split import heldout_flags
 
@@ -194,3 +194,19 @@ def test_split_size_growth_and_every_source() -> None:
     assert [sum(heldout_flags(_documents(texts[:count]), 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
     with pytest.raises(ConfigError, match="1 document left"):
         heldout_flags(_documents(["alone"]), 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("a/b.py", "a/b.py"),
+        ("topics.py#in", "topics.py"),
+        ("topics.py#a.b#c\nd", "topics.py"),
+        ("rows.JSONL:12", "rows.JSONL"),
+        ("x.parquet:3", "x.parquet"),
+        ("notes.txt:3", "notes.txt:3"),
+        ("c#/a.txt", "c#/a.txt"),
+    ],
+)
+def test_the_file_that_a_document_is_a_part_of(path: str, file: str) -> None:
+    assert file_of(path) == file

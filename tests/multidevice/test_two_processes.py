@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
@@ -52,13 +53,15 @@ def run_processes(out: Path, settings: Settings, count: int, devices: int) -> li
     return [output for output, _ in ended]
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Weights sharded over both processes, each of two devices, with packing, accumulation and checkpoints."""
+@pytest.mark.parametrize(("mesh", "devices"), [({"fsdp": 4}, 2), ({"tensor": 2}, 1)], ids=["rows", "heads"])
+def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], devices: int) -> None:
+    """Weights sharded over both processes, with packing, accumulation and checkpoints: each process has its own rows,
+    or both have the same rows and a part of each weight."""
     settings = Settings(steps=8, checkpoint_every=4)
     one, two = tmp_path / "one", tmp_path / "two"
     stats = run_job(tiny_job(one, settings), Silent())
-    sharded = Settings(steps=8, checkpoint_every=4, mesh={"fsdp": 4})
-    outputs = run_processes(two, sharded, count=2, devices=2)
+    sharded = Settings(steps=8, checkpoint_every=4, mesh=mesh)
+    outputs = run_processes(two, sharded, count=2, devices=devices)
     told = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in outputs]
     assert [len(lines) for lines in told] == [1, 0]  # one process writes; gloo prints a line of its own
     curves = [[r["loss"] for r in read_log(folder / METRICS) if "loss" in r] for folder in (one, two)]

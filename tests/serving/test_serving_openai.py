@@ -33,6 +33,13 @@ def test_a_chat_equals_the_engine_on_the_rendered_prompt(server: Running) -> Non
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 9)
 
 
+def test_an_answers_message_can_be_sent_back_as_it_came(server: Running) -> None:
+    ask = server.client.chat.completions.create
+    first = ask(model="production", messages=HELLO, max_tokens=2).choices[0].message
+    messages: list[Any] = [*HELLO, first, {"role": "user", "content": "and?"}]
+    assert ask(model="production", messages=messages, max_tokens=2).choices[0].finish_reason
+
+
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
 def test_a_streamed_chat_says_the_same_as_a_whole_one(server: Running, limit: str) -> None:
     ask: dict[str, Any] = {"model": "production", "messages": HELLO, "seed": 5, limit: 60}

@@ -10,6 +10,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, ChatError, ChatTemplate, Rendered
 from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -146,3 +147,17 @@ def test_a_tokenizer_without_the_template_s_special_tokens_is_refused(tmp_path: 
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     with pytest.raises(ChatError, match=r"no special token <\|im_start\|> or <\|im_end\|>"):
         ChatTemplate(load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 1 / 0 }}",
+        "{{ range(10 ** 9) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ ''.encode('rot13') }}",
+    ],
+)
+def test_whatever_a_template_raises_is_told_as_its_fault(source: str) -> None:
+    with pytest.raises(ChatError, match=r"^chat template: "):
+        ChatTemplate(ByteTokenizer(), source).render([{"role": "user", "content": "a"}])

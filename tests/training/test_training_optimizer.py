@@ -32,6 +32,11 @@ def test_warm_up_stable_decay() -> None:
     np.testing.assert_allclose(found[80:101], PEAK * np.linspace(1, 0.1, 21), rtol=1e-5)
 
 
+def test_a_decay_longer_than_what_the_warm_up_leaves_still_ends_with_the_run() -> None:
+    found = rates(100, kind="wsd", warmup_steps=20, decay_share=1.0, final_share=0.0)
+    np.testing.assert_allclose(found[20:101], PEAK * np.linspace(1, 0, 81), atol=1e-6 * PEAK)
+
+
 def test_cosine() -> None:
     found = rates(100, kind="cosine", warmup_steps=20, final_share=0.1)
     expected = PEAK * (0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(81) / 80)) / 2)

@@ -1,0 +1,32 @@
+"""What the training stages hand to the next: the last step's weights or an error."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+import pytest
+
+from lifecycle.core.artifact import Artifact
+from lifecycle.stages.training import trained_params
+from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
+from lifecycle.training.loop import CHECKPOINTS
+
+
+@dataclass
+class Trained:
+    path: Path
+    stats: dict[str, Any] = field(default_factory=lambda: {"steps": 2})
+
+
+def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, every=1, keep=2)
+    for step in (1, 2):
+        state = {"params": {"embed": jnp.full((4,), step, jnp.float32)}, "opt_state": {"count": jnp.array(step)}}
+        checkpoints.save(step, state, {"step": step}, {"step": step})
+    checkpoints.close()
+    artifact = cast(Artifact, Trained(tmp_path))
+    assert trained_params(artifact)["embed"].tolist() == [2, 2, 2, 2]
+    (tmp_path / CHECKPOINTS / "2" / FILES).write_text("{")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        trained_params(artifact)
