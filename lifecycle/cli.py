@@ -158,6 +158,9 @@ def main() -> None:
         _say(str(error), style="red")
         _leave(1)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _say(f"{error}; choose a folder that may be written with root=FOLDER", style="red")
+            _leave(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _say(f"{error}; make room and run the same command again: it goes on from here", style="red")

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -151,7 +151,8 @@ class Draft:
         def keep() -> None:
             while not stop.wait(LEDGER_EVERY_S):
                 wall, cpu = self._spent()
-                write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
+                with suppress(OSError):  # a full disk is the stage's to tell; a lost entry costs a few seconds' record
+                    write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
 
         thread = threading.Thread(target=keep, name="cost ledger", daemon=True)
         thread.start()

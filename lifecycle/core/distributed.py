@@ -5,14 +5,10 @@ finds by itself (Slurm, GKE, TPU pods) with `LIFECYCLE_DISTRIBUTED=auto`. All pr
 """
 
 import os
-import time
-from pathlib import Path
 
 import jax
 
 from lifecycle.core.config import ConfigError
-
-POLL_S = 0.5
 
 
 def start() -> None:
@@ -36,9 +32,3 @@ def start() -> None:
 def is_writer() -> bool:
     """Whether this process writes what is written once per job."""
     return jax.process_index() == 0
-
-
-def wait_for(path: Path) -> None:
-    """Waits until the writing process has made `path`; the launcher ends this process if that one fails."""
-    while not path.exists():
-        time.sleep(POLL_S)

@@ -29,6 +29,7 @@ from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.prompts import chat_prompt, text_prompts
 from lifecycle.serving.record import Recorder, RequestObserver
 from lifecycle.serving.schemas import ChatRequest, CompletionRequest, parse
+from lifecycle.text.interface import Tokenizer
 
 MAX_BODY_BYTES = 4 << 20  # a million tokens of text; tokenizing it takes about a second
 PAGE = Path(__file__).parent / "chat.html"
@@ -124,9 +125,7 @@ class Api:
             served = self._serve(ask.model, recorder)
             model = served.engine.model
             prompts = await asyncio.to_thread(text_prompts, ask, model)
-            recorder.record.prompt = "\n".join(
-                p if isinstance(p, str) else model.tokenizer.decode(p) for p in ask.prompts
-            )
+            recorder.record.prompt = await asyncio.to_thread(_prompt_text, ask, model.tokenizer)
             form = _form("text", ask, served, ask.logprobs is not None)
             return await self._answer(request, ask, served, prompts, form, recorder)
 
@@ -214,6 +213,10 @@ async def _json_body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
     return body
+
+
+def _prompt_text(ask: CompletionRequest, tokenizer: Tokenizer) -> str:
+    return "\n".join(p if isinstance(p, str) else tokenizer.decode(p) for p in ask.prompts)
 
 
 def _form(

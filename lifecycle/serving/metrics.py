@@ -56,7 +56,8 @@ class Metrics:
         active = GaugeMetricFamily("lifecycle_active_slots", "Slots with a request.", labels=names)
         slots = GaugeMetricFamily("lifecycle_slots", "Slots of the engine.", labels=names)
         steps = CounterMetricFamily("lifecycle_decode_steps_total", "Decode steps of the engine.", labels=names)
-        for name, served in self._models.items():
+        engines = {id(served.engine): (name, served) for name, served in reversed(list(self._models.items()))}
+        for name, served in engines.values():  # an engine with several names counts once, under the first
             stats, labels = served.engine.stats, [name, served.version]
             waiting.add_metric(labels, stats.waiting)
             active.add_metric(labels, stats.active)

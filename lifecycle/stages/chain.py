@@ -6,6 +6,7 @@ everything else runs on the first, and the others wait for its artefact.
 """
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing import Any, Protocol
 
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, hash_files, open_artifact
 from lifecycle.core.config import ConfigError
-from lifecycle.core.distributed import is_writer, wait_for
+from lifecycle.core.distributed import is_writer
 from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
+
+POLL_S = 0.5  # how often a process looks for what another one makes
 
 type Inputs = Mapping[str, Artifact]
 
@@ -210,17 +213,22 @@ def _find(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:
 
 def _run(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress: Progress) -> Artifact:
     if not stage.on_all_processes and not is_writer():
-        wait_for(draft.final_path)
-        return open_artifact(draft.final_path)
+        return _wait(config, stage, draft)
     progress.start(stage.title)
     out = draft.open()
     inputs = {name: done[name] for name in stage.inputs}
     with draft.keeping_costs() if is_writer() else nullcontext():
         outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
     if not is_writer():
-        wait_for(draft.final_path)
-        return open_artifact(draft.final_path)
+        return _wait(config, stage, draft)
     return draft.commit(outcome.stats, outcome.content_hash)
+
+
+def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
+    """What the writing process makes, once it is whole; the launcher ends this process if that one fails."""
+    while (artifact := _find(config, stage, draft)) is None:
+        time.sleep(POLL_S)
+    return artifact
 
 
 @contextmanager

@@ -26,10 +26,10 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<22}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             console=console,
@@ -54,7 +54,8 @@ class Live:
         self._bars.update(self._task, completed=done, text=describe(metrics))
 
     def note(self, text: str) -> None:
-        self._bars.update(self._task, text=text)
+        """Above the bars, where it stays: it may be a warning."""
+        self._bars.console.print(text, style="dim", markup=False, highlight=False)
 
     def _finish(self) -> None:
         if self._task is not None:
@@ -66,7 +67,8 @@ class Plain:
     """Lines for logs: when a stage starts, what it notes, and every ten seconds how far it is."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._stage, self._total, self._last = console, "", None, 0.0
+        self._console, self._stage, self._total = console, "", None
+        self._started = self._last = 0.0
 
     def __enter__(self) -> "Plain":
         return self
@@ -75,17 +77,25 @@ class Plain:
         self._console.file.flush()
 
     def start(self, stage: str, total: int | None = None) -> None:
-        self._stage, self._total, self._last = stage, total, time.monotonic()
+        self._stage, self._total = stage, total
+        self._started = self._last = time.monotonic()
         self._print("")
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         self._total = total or self._total
         if time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
-            self._print(f"{done}/{self._total or '?'}  {describe(metrics)}")
+            self._print(f"{done}/{self._total or '?'}  {describe(metrics)}  {self._left(done)}".rstrip())
 
     def note(self, text: str) -> None:
         self._print(text)
+
+    def _left(self, done: int) -> str:
+        """Time left, at the mean speed since the start."""
+        if not done or self._total is None:
+            return ""
+        seconds = (time.monotonic() - self._started) * (self._total - done) / done
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
 
     def _print(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}"

@@ -51,4 +51,4 @@ def _say_what_next(console: Console, report: Artifact, run: str) -> None:
         console.print(f"\nQ  {sample['question']}\nA  {sample['answer']}", markup=False, highlight=False)
     console.print(f"\nreport  {report.path / 'report.html'}", markup=False)
     for verb in ("chat", "serve", "trace"):
-        console.print(f"{verb:<7} lifecycle {verb} {run}", markup=False, highlight=False)
+        console.print(f"{verb:<7} uv run lifecycle {verb} {run}", markup=False, highlight=False)

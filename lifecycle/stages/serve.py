@@ -1,8 +1,9 @@
 """`lifecycle serve`: the registry's aliases as models of an OpenAI-compatible server, every request logged."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from threading import Event, Thread
 
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from lifecycle.stages.make import start_jax
 from lifecycle.stages.register import PRODUCTION, open_registry
 
 REQUESTS = "requests.db"
+FOLLOW_S = 1.0  # how often the registry is looked at
 
 
 def serve(config: RunConfig) -> None:
@@ -31,26 +33,71 @@ def serve(config: RunConfig) -> None:
     meter = CostMeter()
     with ExitStack() as opened:
         opened.callback(listener.close)
-        models = _models(config, open_registry(config), meter, opened)
+        models = AliasedModels(open_registry(config), lambda version: _start(config, version, meter, opened), console)
+        if not models:
+            raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
         log = RequestLog(config.folder / REQUESTS, config.requests, config.price)
         opened.callback(log.close)
+        opened.enter_context(models.following())
         app = create_app(models, config.serve, [_recorder(log, meter)])
-        for name, served in models.items():
-            console.print(f"{name:<12} {served.version[:12]}", markup=False, highlight=False)
         console.print(f"serving at {url(listener)}  (Ctrl-C ends it)", markup=False, highlight=False)
         answer(app, listener)
 
 
-def _models(config: RunConfig, registry: Registry, meter: CostMeter, opened: ExitStack) -> Mapping[str, Served]:
-    """One engine per version, under each alias that points to it, production first, and under its short hash."""
-    aliases = registry.aliases()
-    if not aliases:
-        raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
-    by_hash = {name: _start(config, registry.resolve(name), meter, opened) for name in dict.fromkeys(aliases.values())}
-    names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
-    return {alias: by_hash[aliases[alias]] for alias in names} | {
-        registry.resolve(name).short: served for name, served in by_hash.items()
-    }
+class AliasedModels(Mapping[str, Served]):
+    """Models by alias, production first, and by short hash; an alias that moves is followed within a second or two.
+
+    A version stays loaded once it was served, so that moving back is immediate. One that cannot be loaded is told, and
+    the alias goes on answering with the version it had.
+    """
+
+    def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
+        self._registry, self._start, self._console = registry, start, console
+        self._aliases: dict[str, str] = {}
+        self._by_hash: dict[str, Served] = {}
+        self._table: dict[str, Served] = {}
+        self._refresh()
+
+    def __getitem__(self, name: str) -> Served:
+        return self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Looks at the registry every second, in a thread, while the block runs."""
+        stop = Event()
+
+        def follow() -> None:
+            while not stop.wait(FOLLOW_S):
+                try:
+                    self._refresh()
+                except ValueError as error:  # of the registry or of a bundle
+                    self._console.print(f"an alias is not followed: {error}", markup=False, highlight=False)
+
+        thread = Thread(target=follow, name="aliases", daemon=True)
+        thread.start()
+        yield
+        stop.set()
+        thread.join()
+
+    def _refresh(self) -> None:
+        aliases = self._registry.aliases()
+        if aliases == self._aliases:
+            return
+        self._aliases = aliases  # before the versions are loaded: one that fails is told once
+        for version in set(aliases.values()) - self._by_hash.keys():
+            self._by_hash[version] = self._start(self._registry.resolve(version))
+        names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
+        table = {alias: self._by_hash[aliases[alias]] for alias in names}
+        table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
+        self._table = table  # swapped whole: requests see the old table or the new one
+        for alias in names:
+            self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
 
 
 def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:

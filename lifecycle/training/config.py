@@ -72,3 +72,9 @@ class PreferConfig(TrainConfig):
     beta: float = Field(default=0.1, gt=0)
     # DPO: the weight of the chosen answers' own loss.
     sft_weight: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _weight_is_used(self) -> "PreferConfig":
+        if self.objective == "orpo" and self.sft_weight:
+            raise ValueError("sft_weight belongs to dpo: orpo's loss already holds the chosen answers' own")
+        return self

@@ -53,7 +53,7 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A measurement during training: `measure(params)` every `every` steps and after the last."""
+    """A measurement: `measure(params)` before the first step, every `every` steps and after the last."""
 
     every: int
     measure: Callable[[Params], dict[str, float]]
@@ -143,6 +143,8 @@ class _Loop:
         compiled = step.lower(self.state, batch).compile()  # any other shape would be an error, not a second program
         self._write(step=self.step, compile_s=time.perf_counter() - started)
         self.mark = (self.step, time.perf_counter(), cpu_seconds())
+        if self.job.evaluation is not None and self.step == 0:  # where the run starts from
+            self._evaluate(self.job.evaluation)
         while self.step < config.steps:
             with jax.transfer_guard("disallow"):
                 self.state, metrics = compiled(self.state, batch)
@@ -162,17 +164,21 @@ class _Loop:
     def _after_step(self, metrics: dict[str, jax.Array]) -> None:
         config = self.job.train
         is_last = self.step == config.steps
-        if is_last or self.step % config.log_every == 0:
+        is_saved = is_last or self.checkpoints.should_save(self.step)
+        if is_saved or self.step % config.log_every == 0:  # what is saved has been seen to be finite
             record = self._record(jax.device_get(metrics))
             self.progress.update(self.step, total=config.steps, **record)
         evaluation = self.job.evaluation
         if evaluation is not None and (is_last or self.step % evaluation.every == 0):
-            started = time.perf_counter(), cpu_seconds()
-            self._write(step=self.step, **evaluation.measure(self.state.params))
-            step, wall, cpu = self.mark  # what was spent here is not training's time
-            self.mark = (step, wall + time.perf_counter() - started[0], cpu + cpu_seconds() - started[1])
-        if self.checkpoints.should_save(self.step) or is_last:  # last: what a checkpoint covers has been measured
+            self._evaluate(evaluation)
+        if is_saved:  # last: what a checkpoint covers has been measured
             self._save()
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        started = time.perf_counter(), cpu_seconds()
+        self._write(step=self.step, **evaluation.measure(self.state.params))
+        step, wall, cpu = self.mark  # what was spent here is not training's time
+        self.mark = (step, wall + time.perf_counter() - started[0], cpu + cpu_seconds() - started[1])
 
     def _record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         values = {name: float(value) for name, value in metrics.items()}

@@ -37,7 +37,7 @@ def test_the_chain_makes_every_artefact_and_says_what_next(undisturbed: Debug) -
     assert str(report / "report.html") in output
     assert output.count("\nQ  ") >= 3 and output.count("\nA  ") >= 3
     for verb in ("chat", "serve", "trace"):
-        assert f"lifecycle {verb} {undisturbed.config}" in output
+        assert f"uv run lifecycle {verb} {undisturbed.config}" in output
 
 
 def test_the_chain_learns(undisturbed: Debug) -> None:
@@ -45,7 +45,7 @@ def test_the_chain_learns(undisturbed: Debug) -> None:
     losses = [record["loss"] for record in records if "loss" in record]
     measured = [record["heldout_bits_per_byte"] for record in records if "heldout_bits_per_byte" in record]
     assert losses[-1] < 0.8 * losses[0]
-    assert measured == sorted(measured, reverse=True) and len(measured) == 3
+    assert measured == sorted(measured, reverse=True) and len(measured) == 4
 
 
 def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
@@ -68,6 +68,16 @@ def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: De
     after = made(run)
     assert {name: after[name] for name in before} == before
     assert {run.artifacts()[name].manifest.stage for name in after.keys() - before.keys()} == AFTER_SFT
+
+
+def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path)
+    before = run.artifact("bundle").content_hash
+    for file in run.folder.glob("registry.db*"):
+        file.unlink()
+    run.succeed("run")
+    assert json.loads(run.succeed("trace", "production", "--json"))["version"] == before
+    assert made(run).keys() == made(undisturbed).keys()
 
 
 def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturbed: Debug) -> None:

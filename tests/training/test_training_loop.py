@@ -120,7 +120,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)))
 
 
-def test_a_measurement_is_logged_when_due_and_after_the_last_step(tmp_path: Path) -> None:
+def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def measure(params: Any) -> dict[str, float]:
@@ -130,8 +130,8 @@ def test_a_measurement_is_logged_when_due_and_after_the_last_step(tmp_path: Path
     job = replace(tiny_job(tmp_path, Settings(steps=5)), evaluation=Evaluation(every=2, measure=measure))
     stats = run_job(job, Silent())
     measured = [record for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
-    assert measured == [{"step": s, "heldout_loss": n} for n, s in enumerate((2, 4, 5), 1)]
-    assert len(set(seen)) == 3 and seen[-1] == stats["params_hash"] and math.isfinite(stats["loss"])
+    assert measured == [{"step": s, "heldout_loss": n} for n, s in enumerate((0, 2, 4, 5), 1)]
+    assert len(set(seen)) == 4 and seen[-1] == stats["params_hash"] and math.isfinite(stats["loss"])
 
 
 def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: f
     assert loss == pytest.approx(sum(losses), rel=WHOLE_MODEL)
     assert aux == pytest.approx({
         "margins": margins.sum(), "accuracy": (margins > 0).sum(),
+        "likelihood_accuracy": sum(e["sums"][0] / e["lengths"][0] > e["sums"][1] / e["lengths"][1] for e in expected),
         "rewards_chosen": rewards[:, 0].sum(), "rewards_rejected": rewards[:, 1].sum(),
         "logprobs_chosen": sum(e["sums"][0] for e in expected),
         "logprobs_rejected": sum(e["sums"][1] for e in expected),
@@ -128,7 +129,7 @@ def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
     assert count == len(expected)
     assert loss == pytest.approx((-means[:, 0] - lam * log_sigmoid(margins)).sum(), rel=WHOLE_MODEL)
     assert aux["margins"] == pytest.approx(margins.sum(), rel=WHOLE_MODEL, abs=1e-4)
-    assert aux["accuracy"] == (margins > 0).sum()
+    assert aux["accuracy"] == (margins > 0).sum() and aux["likelihood_accuracy"] == (means[:, 0] > means[:, 1]).sum()
 
 
 @pytest.mark.parametrize("objective", [dpo, orpo])

@@ -14,6 +14,8 @@ def significant(value: float, digits: int = 4) -> str:
     """Four significant digits, without an exponent where a reader can do without."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return str(value)
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -4 or magnitude > 8:
         return f"{value:.{digits - 1}e}"

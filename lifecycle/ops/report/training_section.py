@@ -11,7 +11,15 @@ from lifecycle.ops.report.numbers import TRAINED, Numbers, Training
 CURVES = (
     ("Loss", "nats", (("loss", "training"), ("heldout_loss", "held out"))),
     ("Held-out text during training", "bits per byte", (("heldout_bits_per_byte", "held out"),)),
-    ("Preference accuracy", "share of pairs", (("accuracy", "training"), ("heldout_accuracy", "held out"))),
+    (
+        "Preference accuracy",
+        "share of pairs",
+        (
+            ("accuracy", "training"),
+            ("heldout_accuracy", "held out"),
+            ("heldout_likelihood_accuracy", "held out, by likelihood"),
+        ),
+    ),
     ("Preference margin", "chosen minus rejected", (("margins", "training"), ("heldout_margins", "held out"))),
     (
         "Held-out log-probabilities",

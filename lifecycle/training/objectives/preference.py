@@ -43,7 +43,7 @@ def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch)
     margins = rewards[..., 0] - rewards[..., 1]
     mask = batch["pair_mask"]
     losses = -jax.nn.log_sigmoid(margins) + prefer.sft_weight * _mean_loss(logprobs, lengths)
-    aux = _pair_sums(logprobs, margins, mask) | {
+    aux = _pair_sums(logprobs, lengths, margins, mask) | {
         "rewards_chosen": (rewards[..., 0] * mask).sum(),
         "rewards_rejected": (rewards[..., 1] * mask).sum(),
     }
@@ -62,19 +62,29 @@ def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch
     margins = odds[..., 0] - odds[..., 1]
     mask = batch["pair_mask"]
     losses = -means[..., 0] - prefer.beta * jax.nn.log_sigmoid(margins)
-    return (losses * mask).sum(), mask.sum(), _pair_sums(logprobs, margins, mask)
+    return (losses * mask).sum(), mask.sum(), _pair_sums(logprobs, lengths, margins, mask)
 
 
 def _mean_loss(logprobs: Array, lengths: Array) -> Array:
     return -logprobs[..., 0] / jnp.maximum(lengths[..., 0], 1)
 
 
-def _pair_sums(logprobs: Array, margins: Array, mask: Array) -> dict[str, Array]:
-    """What every preference objective logs; a tie counts as half right."""
-    right = jnp.where(margins > 0, 1.0, jnp.where(margins == 0, 0.5, 0.0))
+def _pair_sums(logprobs: Array, lengths: Array, margins: Array, mask: Array) -> dict[str, Array]:
+    """What every preference objective logs.
+
+    `accuracy` is the share of pairs with a positive margin; DPO's is relative to the reference, so a half before
+    training. `likelihood_accuracy` compares mean log-probabilities per token and says what the model itself prefers.
+    """
+    means = logprobs / jnp.maximum(lengths, 1)
     return {
         "margins": (margins * mask).sum(),
-        "accuracy": (right * mask).sum(),
+        "accuracy": (_share_right(margins) * mask).sum(),
+        "likelihood_accuracy": (_share_right(means[..., 0] - means[..., 1]) * mask).sum(),
         "logprobs_chosen": (logprobs[..., 0] * mask).sum(),
         "logprobs_rejected": (logprobs[..., 1] * mask).sum(),
     }
+
+
+def _share_right(difference: Array) -> Array:
+    """1 where positive, 0 where negative; a tie counts as half right."""
+    return (jnp.sign(difference) + 1) / 2
