@@ -1,4 +1,6 @@
-"""Training speed as a share of the machine's matrix-product rate: `uv run python benchmarks/train_step.py CONFIG`.
+"""Training speed as a share of the machine's matrix-product rate.
+
+    uv run python benchmarks/train_step.py [CONFIG [key=value ...]]
 
 Times the real train step of a run's pre-training (model, batch, optimizer and all) beside a large float32 product, turn
 by turn, so that both see the same load of a shared machine. Prints the medians of wall time and of CPU time; the share
@@ -36,7 +38,8 @@ def spent(work) -> tuple[float, float]:
 
 def main() -> None:
     """Runs the benchmark for the config named on the command line."""
-    config = load_config(RunConfig, sys.argv[1], sys.argv[2:])
+    path, *overrides = sys.argv[1:] or ["configs/quickstart.yaml"]
+    config = load_config(RunConfig, path, overrides)
     train, model, mesh = config.pretrain, config.model, build_mesh(config.mesh)
     optimizer = build_optimizer(train.optimizer, train.steps)
     shardings = state_shardings(model, optimizer, mesh)

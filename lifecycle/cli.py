@@ -7,6 +7,7 @@ Verbs that make something (`data` ... `run`) bring their artefacts up to date an
 import errno
 import json
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +165,9 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _say(f"{error}; make room and run the same command again: it goes on from here", style="red")
+        _leave(1)
+    except sqlite3.OperationalError as error:  # of the registry or the request log: locked, or the disk is full
+        _say(f"{error}; mend that and run the same command again: it goes on from here", style="red")
         _leave(1)
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")

@@ -189,7 +189,7 @@ def _eval_file(path: Path) -> Iterator[TestItem]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}; evaluation rows are JSON lines") from None
-        yield from (TestItem(f"{path.name}:{number}", "eval_overlap", text) for text in _texts(row))
+        yield from (TestItem(f"{path.name}:{number}", "eval_overlap", text) for text in texts_in(row))
 
 
 def _eval_parquet(path: Path) -> Iterator[TestItem]:
@@ -201,12 +201,12 @@ def _eval_parquet(path: Path) -> Iterator[TestItem]:
     return (TestItem(f"{path.name}:{number}", "eval_overlap", text) for number, text in enumerate(texts) if text)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for element in value:
-            yield from _texts(element)
+            yield from texts_in(element)
     elif isinstance(value, dict):
         for element in value.values():
-            yield from _texts(element)
+            yield from texts_in(element)

@@ -8,12 +8,15 @@ machine's.
 
 import math
 import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
 
 from lifecycle.core.config import Section
+
+REMEMBERED = 64  # requests that ended last; more cannot have a step under way
 
 
 class PriceConfig(Section):
@@ -40,14 +43,18 @@ class CostMeter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shares: dict[str, list[float]] = {}
+        self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
     def step(self, core_s: float, tokens: Mapping[str, int]) -> None:
         """Charges one step: `tokens` has, by request, how many of its tokens went through the model."""
         with self._lock:
             for request, share in allocate(core_s, tokens).items():
+                if request in self._ended:  # cancelled while its step ran: that step stays unpaid
+                    continue
                 self._shares.setdefault(request, []).append(share)
 
     def finish(self, request: str) -> float:
         """The core-seconds of a request that has ended, which is then forgotten; 0 if it never ran."""
         with self._lock:
+            self._ended.append(request)
             return math.fsum(self._shares.pop(request, ()))

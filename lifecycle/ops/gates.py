@@ -117,9 +117,11 @@ def _judge_task(name: str, before: EvalResult | None, after: EvalResult | None, 
     if before is None:
         return Verdict(name, True, "measured for the first time", before, after)
     if (before.definition, before.metric) != (after.definition, after.metric):
-        return Verdict(
-            name, False, "the task's definition has changed; evaluate the current version by the new one", before, after
+        reason = (
+            "the task's definition has changed; run the current version's own config with the new tasks first "
+            "(nothing is trained again)"
         )
+        return Verdict(name, False, reason, before, after)
     comparison = compare(before, after, config.level)
     gain = comparison.difference if after.higher_is_better else -comparison.difference
     if gain >= 0:

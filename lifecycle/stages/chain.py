@@ -85,7 +85,12 @@ def _rows(config: RunConfig) -> dict[str, Any]:
         if not path.is_file():
             raise ConfigError(f"{path}: no such file of rows; correct rows.sft or rows.preference")
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
-    return {**config.rows.plain(), "contents": contents, "seed": config.seed}
+    against: dict[str, Any] = {}
+    if files:  # own rows are compared with the evaluation's
+        from lifecycle.ops.evals.tasks import local_rows
+
+        against = {"eval_rows": local_rows(config.evaluate), **config.data.decontamination.plain()}
+    return {**config.rows.plain(), "contents": contents, "against": against, "seed": config.seed}
 
 
 def _evaluation(config: RunConfig) -> dict[str, Any]:

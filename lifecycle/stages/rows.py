@@ -7,7 +7,9 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.core.progress import Progress
+from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
+from lifecycle.ops.evals.tasks import local_files
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.byte_tokenizer import ByteTokenizer
@@ -25,18 +27,28 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     if config.rows.docstrings:
         progress.note("reading docstrings")
         stats = make_docstring_rows(inputs["documents"].path, out, config.seed)
+    tests = [file for files in local_files(config.evaluate).values() for file in files]
+    index = OverlapIndex(eval_items(tests), config.data.decontamination.ngram)
     for name, files in (("sft", config.rows.sft), ("preference", config.rows.preference)):
         if files:
-            stats[f"own_{name}"] = _add(name, files, out, config.rows.heldout_fraction, config.seed)
+            rows = [row for file in files for row in _checked(name, file)]
+            clean = [row for row in rows if _overlap(row, index) < config.data.decontamination.min_overlap]
+            added = _add(name, clean, out, config.rows.heldout_fraction, config.seed)
+            stats[f"own_{name}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}
         if not (out / f"{name}-train.jsonl").is_file():
             raise ConfigError(f"rows: there are none for {name}; list files in rows.{name} or set rows.docstrings=true")
     return Outcome(stats)
 
 
-def _add(name: str, files: tuple[Path, ...], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
+def _overlap(row: dict[str, Any], index: OverlapIndex) -> float:
+    """The largest share that any text of a row has in common with an evaluation row."""
+    hits = (index.worst(index.match(text)) for text in texts_in(row))
+    return max((hit.share for hit in hits if hit), default=0.0)
+
+
+def _add(name: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
     """Adds own rows to `<name>-train.jsonl` and `<name>-heldout.jsonl`, each to the same side in every run, but
     for the few rows of which chance would leave one side empty."""
-    rows = [row for file in files for row in _checked(name, file)]
     shares = [random.Random(f"{seed} {digest(row)}").random() for row in rows]
     low, high = min(shares, default=0.0), max(shares, default=0.0)
     split: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}

@@ -50,3 +50,11 @@ def test_price() -> None:
     assert PriceConfig(core_hour=0.36).money(10.0) == pytest.approx(0.001)
     with pytest.raises(ConfigError, match="core_hour"):
         validate(PriceConfig, {"core_hour": -1})
+
+
+def test_a_step_that_was_under_way_when_its_request_ended_leaves_nothing_behind() -> None:
+    meter = CostMeter()
+    meter.step(1.0, {"a": 1})
+    assert meter.finish("a") == 1.0
+    meter.step(1.0, {"a": 1, "b": 1})
+    assert meter.finish("a") == 0.0 and meter.finish("b") == 0.5

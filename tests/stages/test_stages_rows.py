@@ -55,6 +55,20 @@ def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
         assert all(sides[0][text] == side for text, side in sides[1].items())
 
 
+def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Path) -> None:
+    asked = "How many marbles are left when Ann gives three of her twelve marbles to Ben and two to Cy?"
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"prompt": p, "answer": "7"}) + "\n" for p in (asked, "What is one and one?")))
+    own = write(tmp_path / "own.jsonl", [f"Please answer. {asked} Thanks.", "one", "two", "three"])
+    tasks = f"evaluate.tasks=[{{name: marbles, kind: generate, rows: {task}}}]"
+    out = tmp_path / "out"
+    out.mkdir()
+    stats = rows.run(config(own, own, tasks), {}, out, Silent()).stats
+    assert stats["own_sft"]["overlap_evaluation"] == stats["own_preference"]["overlap_evaluation"] == 1
+    kept = prompts(out / "sft-train.jsonl") + prompts(out / "sft-heldout.jsonl")
+    assert sorted(kept) == ["one", "three", "two"]
+
+
 def test_a_run_without_rows_says_which_settings_give_some(tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", ["one"])
     without = load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.sft=[{own}]"])
