@@ -88,7 +88,9 @@ def judge(
     if before is None:
         return GateReport(verdicts, "passed: the first version, nothing to fall below")
     if not after:
-        unmeasured = Verdict("evaluations", False, "the new version has none; run the evaluate stage and attach them")
+        unmeasured = Verdict(
+            "evaluations", False, "the new version has none; run the evaluate stage and register it again with them"
+        )
         return GateReport((unmeasured,), "refused: nothing was measured")
     return GateReport(verdicts, f"passed: no task is significantly worse (one-sided, {(1 - config.level) / 2:.3g})")
 

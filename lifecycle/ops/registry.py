@@ -108,6 +108,7 @@ class Registry:
     def register(self, bundle: Path, kind: str, evaluations: Iterable[EvalResult] = ()) -> Version:
         """Adds a bundle (a finished artefact); if its version is there already, notes where it lies now.
 
+        Evaluations are added to those it has: a task that was measured again comes after its older result and counts.
         kind: what sort of model it is, for example `base` or `chat`. Reads the whole bundle: its content must be
         what its manifest says.
         """
@@ -129,11 +130,6 @@ class Registry:
                 db.execute("UPDATE versions SET path = ? WHERE hash = ?", (self._relative(bundle), found["hash"]))
             _attach(db, manifest.content_hash, evaluations)
         return self.resolve(manifest.content_hash)
-
-    def attach(self, name: str, evaluations: Iterable[EvalResult]) -> None:
-        """Adds evaluations to a version; a task measured again does not replace its older result but comes after it."""
-        with self._session(write=True) as db:
-            _attach(db, self._find(db, name)["hash"], evaluations)
 
     def evaluations(self, name: str) -> dict[str, EvalResult]:
         """The newest result of each task, details of the examples left out."""

@@ -116,7 +116,7 @@ class _Loop:
             step = jax.device_put(np.int32(self.step), self.shardings.step)
             self.state = TrainState(restored["params"], restored["opt_state"], step)
         if is_writer():
-            rewind(self.log_path, self.step)
+            rewind(self.log_path, self.step or -1)  # of a run that starts again, not even its first measurement stays
             self.log = RunLog(self.log_path)
         part, parts = process_share(job.mesh)
         self.batches = make_loader(

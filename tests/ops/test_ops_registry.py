@@ -186,10 +186,10 @@ def test_evaluations_add_up_and_the_newest_counts(registry: Registry, make_artif
     bundle = make_artifact("export", {"w": "a"})
     first, second = make_result("t", [1.0, 0.0]), make_result("t", [1.0, 1.0])
     version = registry.register(bundle.path, "chat", [first])
-    registry.attach(version.hash, [first])
-    registry.attach(version.hash, [second, make_result("u", [2.0, 3.0])])
+    registry.register(bundle.path, "chat", [first])
+    registry.register(bundle.path, "chat", [second, make_result("u", [2.0, 3.0])])
     assert {task: result.mean for task, result in registry.evaluations(version.hash).items()} == {"t": 1.0, "u": 2.5}
-    registry.attach(version.hash, [first])
+    registry.register(bundle.path, "chat", [first])
     assert registry.evaluations(version.hash)["t"] == first
     with sqlite3.connect(registry.path) as db:
         assert db.execute("SELECT count(*) FROM evaluations WHERE task = 't'").fetchone() == (3,)

@@ -120,6 +120,24 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)))
 
 
+def test_a_run_stopped_before_its_first_checkpoint_logs_its_start_once(tmp_path: Path) -> None:
+    is_first = True
+
+    def measure(_: Any) -> dict[str, float]:
+        if is_first and (tmp_path / METRICS).read_text().count("loss"):
+            raise KeyboardInterrupt
+        return {"heldout_loss": 1.0}
+
+    job = replace(tiny_job(tmp_path, Settings(steps=4)), evaluation=Evaluation(every=2, measure=measure))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, Silent())
+    assert checkpoints(tmp_path) == []
+    is_first = False
+    run_job(job, Silent())
+    measured = [record["step"] for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
+    assert measured == [0, 2, 4] and steps_of(tmp_path) == [1, 2, 3, 4]
+
+
 def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(tmp_path: Path) -> None:
     seen: list[str] = []
 
