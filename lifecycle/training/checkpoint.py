@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,18 @@ DAMAGED = ".damaged"  # what is appended to a damaged checkpoint's folder name
 # What a failed write comes out as: the file system's error, or the storage library's.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
-# Orbax logs one failed write a dozen times, each with its stack; it is raised here, once, with what to do.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+
+def _is_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether Orbax wrote the record, or asyncio did about an exception of one of Orbax's tasks."""
+    error = record.exc_info[1] if record.exc_info else None
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
+    return any("orbax" in Path(file).parts for file in (record.pathname, *files))
+
+
+# Orbax logs one failed write a dozen times, each with its stack, and leaves the failures of the other writes to
+# asyncio, which logs them when they are collected; the failure is raised here, once, with what to do.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(lambda record: not _is_of_orbax(record))
 
 type Shapes = dict[str, jax.ShapeDtypeStruct]
 

@@ -1,11 +1,13 @@
 """Checkpoints: what is restored is bit by bit what was saved, damage is found, a failed save is raised."""
 
+import asyncio
+import gc
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +351,29 @@ def test_restores_on_another_mesh(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ON_ANOTHER_MESH, str(tmp_path / "checkpoints")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "restored on 2 meshes" in done.stdout, done.stderr
+
+
+def test_a_failed_write_that_nobody_waited_for_is_not_logged_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    """Orbax writes many arrays at once; when the first fails, asyncio logs the others as they are collected."""
+    code = compile(
+        "def write():\n    raise ValueError('No space left on device')", "/x/orbax/checkpoint/save.py", "exec"
+    )
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+
+    async def abandon(write: Callable[[], None]) -> None:
+        async def task() -> None:
+            write()
+
+        running = asyncio.ensure_future(task())
+        await asyncio.sleep(0)
+        del running
+        gc.collect()
+
+    def own() -> None:
+        raise ValueError("another part's failure")
+
+    asyncio.run(abandon(scope["write"]))
+    assert not caplog.records
+    asyncio.run(abandon(own))
+    assert [record.exc_info is not None for record in caplog.records] == [True]
