@@ -24,7 +24,8 @@ from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.step import batch_sharding, init_state, make_train_step, state_shardings
+from lifecycle.training.placement import place_batch
+from lifecycle.training.step import init_state, make_train_step, state_shardings
 
 ROUNDS = 20
 
@@ -44,8 +45,8 @@ def main() -> None:
     optimizer = build_optimizer(train.optimizer, train.steps)
     shardings = state_shardings(model, optimizer, mesh)
     state = init_state(model, optimizer, shardings, jax.random.key(0))
-    step = make_train_step(partial(next_token, model), optimizer, mesh, shardings, train.grad_accum)
-    batch = jax.device_put(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), batch_sharding(mesh))
+    step = make_train_step(partial(next_token, model, remat=train.remat), optimizer, mesh, shardings, train.grad_accum)
+    batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     started = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     print(f"compile             {time.perf_counter() - started:.1f} s")

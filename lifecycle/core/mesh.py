@@ -18,33 +18,42 @@ from lifecycle.core.config import ConfigError, Section
 
 AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
 
-# A parameter's dimension and an activation's dimension have different names, so one table serves both.
+# A parameter's dimension and an activation's dimension have different names, so one table serves both. Parameters lie
+# cut over all data axes (Rajbhandari et al. 2020, "ZeRO", stage 3); between the layers' products a row's positions are
+# cut over `tensor` too (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2.2).
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("replica", "fsdp"),  # rows of a batch
+    "batch": ("replica", "fsdp", "expert"),  # rows of a batch
+    "seq": ("context",),  # positions of a row, inside attention and feed-forward
+    "norm_seq": ("tensor",),  # what of `seq`'s part a device holds between them
     "vocab": ("tensor",),
-    "embed": ("fsdp",),  # d_model of a parameter
+    "embed": ("fsdp", "expert", "context"),  # d_model of a parameter
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
-    "layers": (),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "context"),  # d_model of an expert's parameter
+    "layers": ("stage",),
 }
 
 
 class MeshConfig(Section):
-    """Sizes of the mesh axes this version implements; their product is the number of devices used."""
+    """Sizes of the mesh axes; their product is the number of devices used."""
 
     replica: int = Field(default=1, ge=1)
+    stage: int = Field(default=1, ge=1)
     fsdp: int = Field(default=1, ge=1)
+    expert: int = Field(default=1, ge=1)
+    context: int = Field(default=1, ge=1)
     tensor: int = Field(default=1, ge=1)
 
     @property
     def size(self) -> int:
-        return self.replica * self.fsdp * self.tensor
+        return math.prod(getattr(self, axis) for axis in AXES)
 
 
 def build_mesh(config: MeshConfig) -> Mesh:
     """The mesh over the job's devices; raises `ConfigError` when the sizes and the devices do not fit."""
-    sizes = {axis: getattr(config, axis, 1) for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     available = jax.device_count()
     if config.size > available or (jax.process_count() > 1 and config.size != available):
         raise ConfigError(_misfit(sizes, config.size, available))
@@ -64,7 +73,7 @@ def _misfit(sizes: dict[str, int], wanted: int, available: int) -> str:
 
 def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> None:
     """Raises `ConfigError` unless the mesh axes behind `logical` divide `size`; names the axis and the nearest fit."""
-    sizes = {axis: getattr(mesh, axis) for axis in RULES[logical] if getattr(mesh, axis, 1) > 1}
+    sizes = {axis: getattr(mesh, axis) for axis in RULES[logical] if getattr(mesh, axis) > 1}
     ways = math.prod(sizes.values())
     if size % ways == 0:
         return

@@ -1,72 +1,117 @@
 """Attention over a described mask: never a dense boolean of `T x T` from outside.
 
-`attention(q, k, v, mask)` is the one entry. The mask says which keys a query may see by position and segment; every
-implementation builds what it needs of it by itself. Here: a plain reference, and an implementation for CPUs whose
-gradient is written out so that no transposed copy of a large array is made (on two AVX-512 cores, 8 rows of 256
-positions, 4 layers: 24 ms less of a 116 ms step than differentiating the reference).
+`attention(q, k, v, mask)` is the one entry and the one place where an implementation is chosen. The mask says which
+keys a query may see by position and segment; every implementation builds what it needs of it by itself. Here: a plain
+reference, and an implementation for any device whose gradient is written out so that no transposed copy of a large
+array is made (on two AVX-512 cores, 8 rows of 256 positions, 4 layers: 24 ms less of a 116 ms step than
+differentiating the reference).
 """
 
-from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.typing import Array, Bool, Float, Int
-
-MASKED = -1e30  # finite, so that a row without keys gives zeros and not NaN
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mask:
-    """Causal, within a segment: query `i` sees key `j` iff positions allow it and both have the same segment.
-
-    `query_positions` and `key_positions` are indices on one axis (a row's, or a cache's); segments may be None, which
-    means that all belong together.
-    """
-
-    query_positions: Int[Array, "B T"]
-    key_positions: Int[Array, "B S"]
-    query_segments: Int[Array, "B T"] | None = None
-    key_segments: Int[Array, "B S"] | None = None
-
-    def dense(self) -> Bool[Array, "B T S"]:
-        seen = self.query_positions[:, :, None] >= self.key_positions[:, None, :]
-        if self.query_segments is not None and self.key_segments is not None:
-            seen &= self.query_segments[:, :, None] == self.key_segments[:, None, :]
-        return seen
+from lifecycle.core.typing import Array, Float
+from lifecycle.kernels import cudnn
+from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 
 
 def reference_attention(
-    q: Float[Array, "B T H Dh"], k: Float[Array, "B S K Dh"], v: Float[Array, "B S K Dh"], mask: Mask
-) -> Float[Array, "B T H Dh"]:
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B S K Dk"],
+    v: Float[Array, "B S K Dv"],
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+) -> Float[Array, "B T H Dv"]:
     """The definition, head by head: what every other implementation is tested against."""
     groups = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
-    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
+    scores *= q.shape[-1] ** -0.5 if scale is None else scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
     seen = mask.dense()[:, None]
-    weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1), 0.0)
+    scores = jnp.where(seen, scores, MASKED)
+    if sinks is not None:  # a key that every query sees and whose value is zero (gpt-oss)
+        column = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*scores.shape[:3], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    weights = jnp.where(seen, jax.nn.softmax(scores, axis=-1)[..., : k.shape[1]], 0.0)
     return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
 
 
 def attention(
-    q: Float[Array, "B T H Dh"], k: Float[Array, "B S K Dh"], v: Float[Array, "B S K Dh"], mask: Mask
-) -> Float[Array, "B T H Dh"]:
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B S K Dk"],
+    v: Float[Array, "B S K Dv"],
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+) -> Float[Array, "B T H Dv"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) with grouped heads (Ainslie et al. 2023).
 
     Scores and softmax are float32 whatever the inputs' dtype. A query that sees no key (padding) yields zeros.
-    The query heads of one group are laid out as further rows of its key head, `[B, K, T*G, Dh]`: a single key head then
+    `scale` multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2,
+    section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
+
+    Over a row (`mask.row_ways`), TPUs run splash and NVIDIA's GPUs cuDNN, the latter where it can: see `takes`. All
+    else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
+    `OUT_NAME` for a remat policy.
+    """
+    platform, chip = _made_for()
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+    if mask.row_ways is not None and platform == "tpu":
+        from lifecycle.kernels import splash  # a second of imports that only TPUs need
+
+        blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
+        return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
+    if mask.row_ways is not None and platform == "gpu" and cudnn.takes(q, k, v, soft_cap, sinks):
+        return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
+    return grouped_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
+
+
+def _made_for() -> tuple[str, str]:
+    """Platform and kind of the devices of the mesh in scope, be it a topology that nobody has here, or of our own.
+
+    Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
+    branch not taken beside splash's log-sum-exp, and it does not tell the chip, on which the tiles depend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return device.platform, device.device_kind
+
+
+def grouped_attention(
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B S K Dk"],
+    v: Float[Array, "B S K Dv"],
+    mask: Mask,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """Attention in plain products, for any mask on any device; the scores of all keys exist at once.
+
+    The query heads of one group are laid out as further rows of its key head, `[B, K, T*G, Dk]`: a single key head then
     needs no transposition at all.
     """
     batch, length, heads, head_dim = q.shape
-    groups = k.shape[2]
+    groups, value_dim = v.shape[2:]
     per_group = heads // groups
-    q = (q * head_dim**-0.5).reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2)
+    q = (q * scale).reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2)
     rows = q.reshape(batch, groups, length * per_group, head_dim)
     seen = jnp.repeat(mask.dense(), per_group, axis=1)[:, None]
-    out = _grouped_attention(rows, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
-    out = out.reshape(batch, groups, length, per_group, head_dim).swapaxes(1, 2)
-    return out.reshape(batch, length, heads, head_dim)
+    if sinks is not None:
+        sinks = jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, per_group), (1, length, 1)).reshape(groups, -1, 1)
+    out = _grouped_attention(rows, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, sinks, soft_cap)
+    out = out.reshape(batch, groups, length, per_group, value_dim).swapaxes(1, 2)
+    return out.reshape(batch, length, heads, value_dim)
 
 
 def _matmul(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
@@ -75,28 +120,47 @@ def _matmul(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _grouped_attention(q: Array, k: Array, v: Array, seen: Array) -> Array:
-    return _attend(q, k, v, seen)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _grouped_attention(q: Array, k: Array, v: Array, seen: Array, sinks: Array | None, soft_cap: float | None) -> Array:
+    return _attend(q, k, v, seen, sinks, soft_cap)[0]
 
 
-def _attend(q: Array, k: Array, v: Array, seen: Array) -> tuple[Array, tuple[Array, ...]]:
-    scores = jnp.where(seen, _matmul(q, k, 3, 3), MASKED)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    has_key = scores.max(-1, keepdims=True) > MASKED
-    weights = (weights * jnp.where(has_key, 1 / weights.sum(-1, keepdims=True), 0.0)).astype(v.dtype)
-    out = _matmul(weights, v, 3, 2).astype(v.dtype)
-    return out, (q, k, v, weights, out)
+def _attend(
+    q: Array, k: Array, v: Array, seen: Array, sinks: Array | None, soft_cap: float | None
+) -> tuple[Array, tuple[Array | None, ...]]:
+    scores, slope = _matmul(q, k, 3, 3), None
+    if soft_cap is not None:
+        bounded = jnp.tanh(scores / soft_cap)
+        scores, slope = soft_cap * bounded, 1 - bounded * bounded
+    scores = jnp.where(seen, scores, MASKED)
+    top = scores.max(-1, keepdims=True)
+    has_key = top > MASKED
+    top = top if sinks is None else jnp.maximum(top, sinks)
+    weights = jnp.exp(scores - top)
+    total, sink_weight = weights.sum(-1, keepdims=True), None
+    if sinks is not None:
+        sink_weight = jnp.exp(sinks - top)
+        total = total + sink_weight
+        sink_weight = sink_weight / total
+    weights = (weights * jnp.where(has_key, 1 / total, 0.0)).astype(v.dtype)
+    out = checkpoint_name(_matmul(weights, v, 3, 2).astype(v.dtype), OUT_NAME)
+    return out, (q, k, v, weights, out, slope, sink_weight)
 
 
-def _attend_gradient(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, weights, out = saved
+def _attend_gradient(
+    soft_cap: float | None, saved: tuple[Array, ...], grad: Array
+) -> tuple[Array, Array, Array, None, Array | None]:
+    q, k, v, weights, out, slope, sink_weight = saved
     inner = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
-    grad_scores = (weights * (_matmul(grad, v, 3, 3) - inner)).astype(q.dtype)
+    grad_scores = weights * (_matmul(grad, v, 3, 3) - inner)
+    if soft_cap is not None:
+        grad_scores *= slope
+    grad_scores = grad_scores.astype(q.dtype)
     grad_v = _matmul(grad, weights, 2, 2).swapaxes(2, 3).astype(v.dtype)
     grad_q = _matmul(grad_scores, k, 3, 2).astype(q.dtype)
     grad_k = _matmul(q, grad_scores, 2, 2).swapaxes(2, 3).astype(k.dtype)
-    return grad_q, grad_k, grad_v, None
+    grad_sinks = None if sink_weight is None else -(sink_weight * inner).sum(0)
+    return grad_q, grad_k, grad_v, None, grad_sinks
 
 
 _grouped_attention.defvjp(_attend, _attend_gradient)

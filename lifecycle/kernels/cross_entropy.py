@@ -4,27 +4,37 @@
 and computes the gradient in the forward pass, block by block, while the logits are at hand: three matmuls in all and
 no recomputation, at the price of one `[V, D]` accumulator (the idea of Wijmans et al. 2024, "Cut Your Losses in
 Large-Vocabulary Language Models"). Blocks cut the time axis, so a batch axis that is sharded stays so.
+
+In a manual `jax.shard_map` the hidden states' positions are cut over `norm_seq` and the head's rows over `vocab`; what
+comes back is alike on all devices of these axes.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from lifecycle.core.collectives import gather, index, maximum, shared_sum, total, ways
 from lifecycle.core.typing import Array, Float, Int
 
-# Positions in a block: 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower.
-BLOCK = 256
+# Positions in a block. 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower. An
+# accelerator's matrix unit wants many rows, and each block reads and writes the gradient's accumulator once.
+BLOCK = {"float32": 256, "bfloat16": 4096}
 
 
-def project(hidden: Float[Array, "*rows D"], head: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
+def project(
+    hidden: Float[Array, "*rows D"], head: Float[Array, "V D"], soft_cap: float | None = None
+) -> Float[Array, "*rows V"]:
     """Logits in float32, contracting `head` as it lies (never `hidden @ head.T`: 8 times slower for one row on CPU)."""
     dims = (((hidden.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(hidden, head, dims, preferred_element_type=jnp.float32)
+    logits = jax.lax.dot_general(hidden, head, dims, preferred_element_type=jnp.float32)
+    return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
-def _blocked(x: Array) -> Array:
-    """`[B, T, ...]` to `[blocks, B, t, ...]` with about `BLOCK` positions in each; the end is padded with zeros."""
+def _blocked(x: Array, size: int) -> Array:
+    """`[B, T, ...]` to `[blocks, B, t, ...]` with at most `size` positions in each; the end is padded with zeros."""
     batch, length = x.shape[:2]
-    size = min(length, max(1, BLOCK // batch))
+    size = min(length, max(1, size // batch))
     num = -(-length // size)
     x = jnp.pad(x, [(0, 0), (0, num * size - length)] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(batch, num, size, *x.shape[2:]).swapaxes(0, 1)
@@ -35,64 +45,100 @@ def _unblocked(blocks: Array, length: int) -> Array:
     return blocks.swapaxes(0, 1).reshape(batch, num * size, *blocks.shape[3:])[:, :length]
 
 
-@jax.checkpoint  # the backward pass makes a block's logits again rather than keep all blocks' logits
-def _block_logprobs(hidden: Array, head: Array, targets: Array) -> Array:
-    logits = project(hidden, head)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+def _is_target(head: Array, targets: Array) -> Array:
+    """Which of this device's logits is the target's, `[*rows, V]`; none where another device has it."""
+    return jnp.arange(head.shape[0]) == (targets - index("vocab") * head.shape[0])[..., None]
+
+
+def _chosen(logits: Array, head: Array, targets: Array) -> Array:
+    """This device's part of the targets' logits: zero where another device has it."""
+    if ways("vocab") == 1:
+        return jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return jnp.where(_is_target(head, targets), logits, 0.0).sum(-1, keepdims=True)
+
+
+@partial(jax.checkpoint, static_argnums=3)  # the backward pass makes a block's logits again rather than keep them all
+def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
+    logits = project(hidden, head, soft_cap)
+    top = maximum(logits.max(-1, keepdims=True), "vocab")
+    norm = total(jnp.exp(logits - top).sum(-1, keepdims=True), "vocab")
+    return (total(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
 
 
 def token_logprobs(
-    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], targets: Int[Array, "B T"]
+    hidden: Float[Array, "B t D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    soft_cap: float | None = None,
 ) -> Float[Array, "B T"]:
     """Log-probability of each target; differentiable in `hidden` and `head`."""
-    blocks = (_blocked(hidden), _blocked(targets))
-    found = jax.lax.map(lambda block: _block_logprobs(block[0], head, block[1]), blocks)
+    return _logprobs(gather(hidden, "norm_seq", 1), head, targets, soft_cap)
+
+
+def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
+    size = BLOCK[hidden.dtype.name]
+    blocks = (_blocked(hidden, size), _blocked(targets, size))
+    found = jax.lax.map(lambda block: _block_logprobs(block[0], head, block[1], soft_cap), blocks)
     return _unblocked(found, targets.shape[1])
 
 
-@jax.custom_vjp
 def cross_entropy(
-    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+    hidden: Float[Array, "B t D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    soft_cap: float | None = None,
 ) -> Float[Array, ""]:
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
     Differentiable in `hidden` and `head`; targets and weights are data.
     """
-    return -(token_logprobs(hidden, head, targets) * weights).sum()
+    return _cross_entropy(gather(hidden, "norm_seq", 1), head, targets, weights, soft_cap)
 
 
-def _block_loss(hidden: Array, head: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
+def _block_loss(
+    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None
+) -> tuple[Array, Array]:
     """One block's loss and the gradient of it in the logits."""
-    logits = project(hidden, head)
-    top = logits.max(-1, keepdims=True)
+    logits = project(hidden, head, soft_cap)
+    top = maximum(logits.max(-1, keepdims=True), "vocab")
     exps = jnp.exp(logits - top)
-    total = exps.sum(-1, keepdims=True)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    norm = shared_sum(exps.sum(-1, keepdims=True), "vocab")
+    chosen = shared_sum(_chosen(logits, head, targets), "vocab")
     weights = weights[..., None]
-    is_target = jnp.arange(head.shape[0]) == targets[..., None]
-    grad = exps * (weights / total) - jnp.where(is_target, weights, 0.0)
-    return (weights * (jnp.log(total) + top - chosen)).sum(), grad.astype(hidden.dtype)
+    grad = exps * (weights / norm) - jnp.where(_is_target(head, targets), weights, 0.0)
+    if soft_cap is not None:
+        grad *= 1 - (logits / soft_cap) ** 2
+    return (weights * (jnp.log(norm) + top - chosen)).sum(), grad.astype(hidden.dtype)
 
 
-def _cross_entropy(hidden: Array, head: Array, targets: Array, weights: Array) -> tuple[Array, tuple[Array, ...]]:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None) -> Array:
+    return -(_logprobs(hidden, head, targets, soft_cap) * weights).sum()
+
+
+def _with_gradient(
+    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None
+) -> tuple[Array, tuple[Array, ...]]:
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # two dimensions: XLA's CPU product copies for three
-        block_loss, grad = _block_loss(rows, head, *rest)
+        block_loss, grad = _block_loss(rows, head, *rest, soft_cap)
         dims = (((0,), (0,)), ((), ()))
         grad_head += jax.lax.dot_general(rows, grad, dims, preferred_element_type=jnp.float32)
         return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
     # [D, V] while it is summed up: XLA's CPU product transposes its left side, and `rows` is the smaller one
     zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
-    (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, tuple(map(_blocked, (hidden, targets, weights))))
+    size = BLOCK[hidden.dtype.name]
+    blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
+    (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, blocks)
     return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_head.T.astype(head.dtype))
 
 
-def _cross_entropy_gradient(saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, None, None]:
+def _gradient(_: float | None, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, None, None]:
     grad_hidden, grad_head = saved
     return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None
 
 
-cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
+_cross_entropy.defvjp(_with_gradient, _gradient)

@@ -1,7 +1,11 @@
-"""Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2), halves layout as in Llama's published weights.
+"""Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2), halves layout as in Llama's published weights,
+and what stretches its frequencies to sequences longer than those trained on.
 
 The gradient of a rotation is the rotation back, written out: differentiating the concatenation pads and adds instead.
 """
+
+import math
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +13,83 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float, Int
 
 
-def rotary_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "2 B T 1 Dh/2"]:
-    """Cosines and sines of the positions' angles, float32, for all layers and heads at once."""
-    frequencies = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
+class Scaling(Protocol):
+    """What is read of a model's `rope_scaling`; its fields are explained there (`model/config.py`)."""
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_seq_len: int
+    low_freq_factor: float
+    high_freq_factor: float
+    beta_fast: float
+    beta_slow: float
+    mscale: float | None
+    mscale_all_dim: float | None
+    truncate: bool
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], rope_dim: int, theta: float, scaling: Scaling | None = None
+) -> Float[Array, "2 B T 1 Dh/2"]:
+    """Cosines and sines of the positions' angles, float32, for all layers and heads at once.
+
+    `yarn` multiplies both by its attention factor, so a rotation also scales queries and keys.
+    """
+    frequencies = theta ** (-jnp.arange(rope_dim // 2, dtype=jnp.float32) / (rope_dim // 2))
+    if scaling is not None:
+        frequencies = _stretched(frequencies, theta, scaling)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    return turns if scaling is None else turns * rotation_scale(scaling)
+
+
+def _stretched(frequencies: Array, theta: float, scaling: Scaling) -> Array:
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    kept = _llama3_kept(frequencies, scaling) if scaling.kind == "llama3" else _yarn_kept(frequencies, theta, scaling)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def _llama3_kept(frequencies: Array, scaling: Scaling) -> Array:
+    """The share of each frequency that stays: 1 for waves short against the original length, 0 for long ones."""
+    rotations = scaling.original_max_seq_len * frequencies / (2 * math.pi)
+    ramp = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return jnp.clip(ramp, 0, 1)
+
+
+def _yarn_kept(frequencies: Array, theta: float, scaling: Scaling) -> Array:
+    """The same share by YaRN's ramp, linear in the dimension between two numbers of rotations (its section 3.2)."""
+    half = frequencies.shape[0]
+
+    def place(rotations: float) -> float:  # the dimension that turns so often over the original length
+        return half * math.log(scaling.original_max_seq_len / (rotations * 2 * math.pi)) / math.log(theta)
+
+    low, high = place(scaling.beta_fast), place(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    width = high - low or 0.001  # as published: a step, not a division by zero
+    return 1 - jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / width, 0, 1)
+
+
+def rotation_scale(scaling: Scaling) -> float:
+    """YaRN's attention factor, by which cosines and sines grow (its section 3.4; DeepSeek's ratio of two scales)."""
+    if scaling.kind != "yarn":
+        return 1.0
+    if scaling.mscale and scaling.mscale_all_dim:
+        return _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
+    return _mscale(scaling.factor, 1.0)
+
+
+def score_scale(scaling: Scaling | None) -> float:
+    """What latent attention's scores are multiplied with beside their usual scale (DeepSeek's `mscale_all_dim`)."""
+    if scaling is None or not scaling.mscale_all_dim:
+        return 1.0
+    return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 @jax.custom_vjp

@@ -54,6 +54,11 @@ class LayerCache:
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype | str = "float32") -> KVCache:
-    """An empty cache for `batch` rows of at most `length` tokens."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    """An empty cache for `batch` rows of at most `length` tokens.
+
+    Latent attention keeps one "head" of `kv_lora_rank + rope_head_dim` as keys; its values are a part of them.
+    """
+    rows, mla = (config.num_layers, batch, length), config.mla
+    keys = (config.num_kv_heads, config.head_dim) if mla is None else (1, mla.kv_lora_rank + mla.rope_head_dim)
+    values = keys if mla is None else (1, 0)
+    return KVCache(jnp.zeros((*rows, *keys), dtype), jnp.zeros((*rows, *values), dtype))

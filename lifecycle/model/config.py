@@ -1,4 +1,4 @@
-"""What a decoder is made of. A family (Llama, Qwen, ...) is a choice of these values, not a class."""
+"""What a decoder is made of. A family (Llama, Gemma, DeepSeek, ...) is a choice of these values, not a class."""
 
 from typing import ClassVar, Literal
 
@@ -7,12 +7,86 @@ from pydantic import Field, model_validator
 from lifecycle.core.config import ConfigError, Section
 from lifecycle.core.mesh import MeshConfig, require_divides
 
+LayerKind = Literal["global", "local", "nope"]  # sees all before it; sees a window; all, without positions
+
+# What of a layer can wait in memory for its backward pass, in the order of the computation: queries, keys and values as
+# attention takes them; attention's output, with its log-sum-exp; the sum after the attention branch; a gated
+# feed-forward's two halves.
+RematName = Literal["q", "k", "v", "attention_out", "middle", "gate", "up"]
+Remat = dict[RematName, Literal["save", "offload", "recompute"]]
+
+
+class RopeScaling(Section):
+    """How trained rotary frequencies are stretched to longer sequences.
+
+    `linear` divides them by `factor` (Chen et al. 2023); `llama3` only the slow ones, with a ramp between two wave
+    lengths (Llama 3.1's published code); `yarn` ramps between two numbers of rotations and scales the attention
+    (Peng et al. 2023, sections 3.2 and 3.4; `mscale` as in DeepSeek-V2, section 3.1.4).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float = Field(gt=0)
+    original_max_seq_len: int = Field(default=8192, gt=0)
+    low_freq_factor: float = Field(default=1.0, gt=0)  # llama3: waves longer than original / this are scaled whole
+    high_freq_factor: float = Field(default=4.0, gt=0)  # llama3: waves shorter than original / this stay
+    beta_fast: float = Field(default=32.0, gt=0)  # yarn: more rotations than this over the original length stay
+    beta_slow: float = Field(default=1.0, gt=0)  # yarn: fewer than this are scaled whole
+    mscale: float | None = None  # yarn: the ratio of these two scales cosines and sines, and mscale_all_dim's square
+    mscale_all_dim: float | None = None  # the scores (MLA only)
+    truncate: bool = True  # yarn: the ramp's ends are rounded outwards to whole dimensions
+
+
+class MlaConfig(Section):
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values through one latent of `kv_lora_rank`,
+    and a rotary key of `rope_head_dim` that all heads share. `head_dim` is `nope_head_dim + rope_head_dim`."""
+
+    q_lora_rank: int | None = Field(default=None, gt=0)  # None: queries straight from d_model
+    kv_lora_rank: int = Field(gt=0)
+    nope_head_dim: int = Field(gt=0)
+    rope_head_dim: int = Field(gt=0)
+    v_head_dim: int = Field(gt=0)
+
+
+class MoeConfig(Section):
+    """A layer of experts, of which each token uses a few; never drops a token."""
+
+    num_experts: int = Field(gt=1)
+    experts_per_token: int = Field(gt=0)
+    d_ff: int = Field(gt=0)  # of one expert
+    num_shared_experts: int = Field(default=0, ge=0)  # used by every token: one SwiGLU of this many times d_ff
+    first_dense_layers: int = Field(default=0, ge=0)  # these first layers have a dense feed-forward of model.d_ff
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    use_normalised_weights: bool = True  # the chosen experts' weights sum to one
+    routed_scale: float = Field(default=1.0, gt=0)
+    # Choose among the experts of the best groups only (DeepSeek-V3, section 2.1.2); 1 of 1: no groups.
+    num_groups: int = Field(default=1, gt=0)
+    groups_per_token: int = Field(default=1, gt=0)
+    use_selection_bias: bool = False  # added to the scores for choosing, not for weighing (DeepSeek-V3, equation 16)
+    use_bias: bool = False  # biases of the router and of the experts (gpt-oss)
+    balance_weight: float = Field(default=0.0, ge=0)  # load-balancing loss (Switch Transformers, equation 4)
+    z_weight: float = Field(default=0.0, ge=0)  # router z-loss (ST-MoE, equation 5)
+    bias_rate: float = Field(default=0.0, ge=0)  # a step's change of the selection bias towards an even load
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoeConfig":
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is more than num_experts={self.num_experts}")
+        if self.num_experts % self.num_groups or self.groups_per_token > self.num_groups:
+            raise ValueError(
+                f"num_groups={self.num_groups} must divide num_experts={self.num_experts} and be at least "
+                f"groups_per_token={self.groups_per_token}"
+            )
+        if self.bias_rate and not self.use_selection_bias:
+            raise ValueError("bias_rate changes the selection bias; set use_selection_bias=true")
+        return self
+
 
 class ModelConfig(Section):
-    """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """A decoder: RMSNorm, RoPE, grouped-query or latent attention, gated feed-forward or experts."""
 
     preset_folder: ClassVar[str | None] = "models"
 
+    family: str = "llama"  # the published layout that weights are read and written in (model/families)
     vocab_size: int = Field(gt=0)
     d_model: int = Field(gt=0)
     d_ff: int = Field(gt=0)
@@ -21,9 +95,29 @@ class ModelConfig(Section):
     num_kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
     max_seq_len: int = Field(default=2048, gt=1)
+
+    # The layers' kinds, repeated over the depth; a local layer's query sees its last `window` keys, itself included.
+    layer_pattern: tuple[LayerKind, ...] = Field(default=("global",), min_length=1)
+    window: int | None = Field(default=None, gt=0)
     rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = Field(default=None, gt=0)  # local layers' own, not scaled
+
     norm_eps: float = Field(default=1e-6, gt=0)
-    use_qk_norm: bool = False
+    norm_position: Literal["pre", "post", "sandwich"] = "pre"  # of a branch: before, after (inside the sum), or both
+    norm_offset: float = 0.0  # added to a norm's learned scale (Gemma: 1)
+    qk_norm: Literal["none", "head", "projection"] = "none"  # per head, or over all heads' dimensions at once
+    attention_bias: Literal["none", "qkv", "qkvo"] = "none"
+    attention_scale: float | None = Field(default=None, gt=0)  # of the scores; None: head_dim ** -0.5
+    attention_soft_cap: float | None = Field(default=None, gt=0)  # cap * tanh(scores / cap)
+    use_sinks: bool = False  # a learned logit per head that takes part in the softmax (gpt-oss)
+    mla: MlaConfig | None = None
+
+    activation: Literal["silu", "gelu", "clamped"] = "silu"  # of the gate; gelu: tanh form; clamped: gpt-oss
+    moe: MoeConfig | None = None
+
+    use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
+    logits_soft_cap: float | None = Field(default=None, gt=0)
     tie_embeddings: bool = False
     compute_dtype: Literal["float32", "bfloat16"] | None = None  # None: float32 on CPU, bfloat16 elsewhere
 
@@ -31,19 +125,65 @@ class ModelConfig(Section):
     def _check(self) -> "ModelConfig":
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; RoPE rotates pairs of dimensions")
+        if self.rope_dim % 2:
+            raise ValueError(f"head_dim={self.rope_dim} is odd; RoPE rotates pairs of dimensions")
+        if ("local" in self.layer_pattern) != (self.window is not None):
+            raise ValueError("a local layer in layer_pattern needs window=..., and window needs a local layer")
+        if self.local_rope_theta is not None and "local" not in self.layer_pattern:
+            raise ValueError("local_rope_theta needs a local layer in layer_pattern")
+        if self.mla is not None:
+            self._check_mla(self.mla)
+        if self.moe is not None and self.moe.first_dense_layers >= self.num_layers:
+            raise ValueError(
+                f"moe.first_dense_layers={self.moe.first_dense_layers} leaves no layer of num_layers={self.num_layers}"
+            )
         return self
+
+    def _check_mla(self, mla: MlaConfig) -> None:
+        if self.head_dim != mla.nope_head_dim + mla.rope_head_dim:
+            raise ValueError(
+                f"head_dim={self.head_dim} is not mla.nope_head_dim + mla.rope_head_dim="
+                f"{mla.nope_head_dim + mla.rope_head_dim}"
+            )
+        if self.num_kv_heads != self.num_heads:
+            raise ValueError("with mla every head has its own keys: set num_kv_heads to num_heads")
+        if self.qk_norm != "none" or self.attention_bias != "none" or self.use_sinks:
+            raise ValueError("mla has no qk_norm, attention_bias or use_sinks")
+
+    @property
+    def rope_dim(self) -> int:
+        """How many of a head's dimensions are rotated."""
+        return self.head_dim if self.mla is None else self.mla.rope_head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.head_dim if self.mla is None else self.mla.v_head_dim
+
+    @property
+    def bias_rate(self) -> float:
+        return self.moe.bias_rate if self.moe is not None else 0.0
+
+    def kind(self, layer: int) -> LayerKind:
+        return self.layer_pattern[layer % len(self.layer_pattern)]
+
+    def is_moe(self, layer: int) -> bool:
+        return self.moe is not None and layer >= self.moe.first_dense_layers
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """Raises `ConfigError` when a mesh axis does not divide the dimension it shards."""
-        for logical, size, what in (
+        sizes: list[tuple[str, int, str]] = [
             ("embed", self.d_model, "model.d_model"),
             ("heads", self.num_heads, "model.num_heads"),
-            ("kv_heads", self.num_kv_heads, "model.num_kv_heads"),
-            ("mlp", self.d_ff, "model.d_ff"),
             ("vocab", self.vocab_size, "model.vocab_size"),
-        ):
+        ]
+        if self.mla is None:
+            sizes.append(("kv_heads", self.num_kv_heads, "model.num_kv_heads"))
+        if self.moe is None or self.moe.first_dense_layers:
+            sizes.append(("mlp", self.d_ff, "model.d_ff"))
+        if self.moe is not None:
+            sizes.append(("experts", self.moe.num_experts, "model.moe.num_experts"))
+            sizes.append(("mlp", self.moe.d_ff, "model.moe.d_ff"))
+        for logical, size, what in sizes:
             require_divides(mesh, logical, size, what)
 
     def with_vocab(self, vocab_size: int) -> "ModelConfig":
@@ -57,20 +197,75 @@ class ModelConfig(Section):
 
 
 def num_params(config: ModelConfig) -> int:
-    """Parameters of the model, tied ones counted once."""
+    """Parameters of the model, tied ones counted once; a selection bias is not one (no gradient moves it)."""
     c = config
-    attention = c.d_model * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
-    qk_norm = 2 * c.head_dim if c.use_qk_norm else 0
-    layer = attention + qk_norm + 3 * c.d_model * c.d_ff + 2 * c.d_model
-    return c.num_layers * layer + c.d_model + c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
+    attention = _attention_matrices(c) + _attention_vectors(c)
+    norms = (4 if c.norm_position == "sandwich" else 2) * c.d_model
+    dense, sparse = 3 * c.d_model * c.d_ff, 0
+    if c.moe is not None:
+        m = c.moe
+        sparse = c.d_model * m.num_experts + 3 * c.d_model * m.d_ff * (m.num_experts + m.num_shared_experts)
+        sparse += m.num_experts * (1 + 2 * m.d_ff + c.d_model) if m.use_bias else 0
+    feed_forward = sum(sparse if c.is_moe(layer) else dense for layer in range(c.num_layers))
+    tables = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
+    return c.num_layers * (attention + norms) + feed_forward + c.d_model + tables
 
 
-def forward_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Matmul FLOPs of a forward pass per token; causal attention counted half: the work needed, not the square.
+def num_active_params(config: ModelConfig) -> int:
+    """Parameters that one token uses: of the experts, the chosen and the shared ones."""
+    if config.moe is None:
+        return num_params(config)
+    m = config.moe
+    idle = (m.num_experts - m.experts_per_token) * 3 * config.d_model * m.d_ff
+    if m.use_bias:
+        idle += (m.num_experts - m.experts_per_token) * (2 * m.d_ff + config.d_model)
+    return num_params(config) - idle * (config.num_layers - m.first_dense_layers)
 
-    Training costs three times this: the backward pass has two matmuls for each one here.
+
+def _attention_matrices(c: ModelConfig) -> int:
+    """Elements of one layer's attention projections."""
+    if c.mla is None:
+        return c.d_model * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
+    m = c.mla
+    queries = c.num_heads * c.head_dim
+    q = c.d_model * queries if m.q_lora_rank is None else m.q_lora_rank * (c.d_model + queries)
+    kv = c.d_model * (m.kv_lora_rank + m.rope_head_dim)
+    kv += m.kv_lora_rank * c.num_heads * (m.nope_head_dim + m.v_head_dim)
+    return q + kv + c.num_heads * m.v_head_dim * c.d_model
+
+
+def _attention_vectors(c: ModelConfig) -> int:
+    """Norm scales, biases and sinks of one layer's attention."""
+    if c.mla is not None:
+        return c.mla.kv_lora_rank + (c.mla.q_lora_rank or 0)
+    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    norm = {"none": 0, "head": 2 * c.head_dim, "projection": queries + keys}[c.qk_norm]
+    bias = {"none": 0, "qkv": queries + 2 * keys, "qkvo": queries + 2 * keys + c.d_model}[c.attention_bias]
+    return norm + bias + (c.num_heads if c.use_sinks else 0)
+
+
+def forward_flops_per_token(config: ModelConfig, seq_len: int, count_causal_half: bool = True) -> float:
+    """Matmul FLOPs of a forward pass per token, experts that a token uses only.
+
+    Causal attention is counted half, and a window as what it sees: the work needed, not the square; with
+    `count_causal_half=False` as if every key were seen. Training costs three times this: the backward pass has two
+    matmuls for each one here.
     """
     c = config
-    weights = c.d_model * c.head_dim * 2 * (c.num_heads + c.num_kv_heads) + 3 * c.d_model * c.d_ff
-    scores = 2 * c.num_heads * c.head_dim * seq_len / 2  # q k' and p v, over half the keys on average
-    return 2 * (c.num_layers * (weights + scores) + c.d_model * c.vocab_size)
+    weights = c.num_layers * _attention_matrices(c)
+    for layer in range(c.num_layers):
+        if c.moe is not None and c.is_moe(layer):
+            used = c.moe.experts_per_token + c.moe.num_shared_experts
+            weights += c.d_model * (c.moe.num_experts + 3 * c.moe.d_ff * used)
+        else:
+            weights += 3 * c.d_model * c.d_ff
+    keys = sum(_keys_seen(c, layer, seq_len) if count_causal_half else seq_len for layer in range(c.num_layers))
+    scores = c.num_heads * (c.head_dim + c.v_head_dim) * keys  # q k' and p v
+    return 2 * (weights + scores + c.d_model * c.vocab_size)
+
+
+def _keys_seen(c: ModelConfig, layer: int, seq_len: int) -> float:
+    """Keys that a query sees in the mean over a sequence."""
+    if c.window is None or c.kind(layer) != "local" or c.window >= seq_len:
+        return seq_len / 2
+    return c.window - c.window**2 / (2 * seq_len)

@@ -1,23 +1,30 @@
 """The decoder: parameters as a plain tree of arrays, and pure functions over them.
 
 `flax.nnx` defines the layers and their initial values and stays out of the hot path: modules are split once into a
-static definition and a tree of arrays, and merged only inside a trace. All layers are alike, so their arrays are
-stacked on a leading axis and applied by `jax.lax.scan`; on disk every layer has its own names (`model/names.py`).
+static definition and a tree of arrays, and merged only inside a trace. Layers that are alike are stacked on a leading
+axis and applied by `jax.lax.scan` (`model/stacks.py`); on disk every layer has its own names (`model/names.py`).
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lifecycle.core.collectives import exchange, gather, index, scatter_sum, ways
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int, PRNGKeyArray
-from lifecycle.kernels.attention import Mask
 from lifecycle.kernels.cross_entropy import project
+from lifecycle.kernels.mask import Mask, row_order
 from lifecycle.kernels.rotary import rotary_angles
+from lifecycle.model.block import Aux, Block, Trunk
 from lifecycle.model.cache import KVCache
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Block, Trunk
+from lifecycle.model.config import LayerKind, ModelConfig, Remat
+from lifecycle.model.layers import Positions, whole_row
+from lifecycle.model.remat import rematerialised
+from lifecycle.model.stacks import LayerGroup, layer_groups
 
 type Params = dict[str, Any]
 
@@ -25,36 +32,59 @@ type Params = dict[str, Any]
 # sizes that a CPU can train. Unrolling costs compile time, linear in the layers, so it stops here.
 CPU_UNROLLED_LAYERS = 8
 
-LOGICAL_AXES: dict[str, tuple[str | None, ...]] = {
-    "embed": ("vocab", "embed"),
-    "head": ("vocab", "embed"),
-    "q": ("embed", "heads"),
-    "k": ("embed", "kv_heads"),
-    "v": ("embed", "kv_heads"),
-    "o": ("heads", "embed"),
-    "gate": ("embed", "mlp"),
-    "up": ("embed", "mlp"),
-    "down": ("mlp", "embed"),
-    "scale": (None,),
+# Logical axes by the end of an array's path; the last entry that fits counts.
+LOGICAL_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+    ("embed",): ("vocab", "embed"),
+    ("head",): ("vocab", "embed"),
+    ("scale",): (None,),
+    ("attention", "q"): ("embed", "heads"),
+    ("attention", "k"): ("embed", "kv_heads"),
+    ("attention", "v"): ("embed", "kv_heads"),
+    ("attention", "o"): ("heads", "embed"),
+    ("q_bias",): ("heads",),
+    ("k_bias",): ("kv_heads",),
+    ("v_bias",): ("kv_heads",),
+    ("o_bias",): (None,),
+    ("sinks",): ("heads",),
+    ("q_down",): ("embed", None),
+    ("q_up",): ("embed", "heads"),  # its first dimension is the latent's, cut like d_model
+    ("kv_down",): ("embed", None),
+    ("kv_up",): ("embed", "heads"),
+    ("gate",): ("embed", "mlp"),
+    ("up",): ("embed", "mlp"),
+    ("down",): ("mlp", "embed"),
+    ("router",): ("embed", None),
+    ("router_bias",): (None,),
+    ("selection_bias",): (None,),
+    ("experts", "gate"): ("experts", "expert_embed", "mlp"),
+    ("experts", "up"): ("experts", "expert_embed", "mlp"),
+    ("experts", "down"): ("experts", "mlp", "expert_embed"),
+    ("experts", "gate_bias"): ("experts", "mlp"),
+    ("experts", "up_bias"): ("experts", "mlp"),
+    ("experts", "down_bias"): ("experts", None),
 }
+PROJECTION_NORMS = {"q_norm": "heads", "k_norm": "kv_heads"}  # cut when they span all heads
+GATHERED = ("embed", "expert_embed")  # what of a layer's weights is put together before it is used
+# Small, and added or multiplied where float32 is computed anyway.
+KEPT_IN_FLOAT32 = ("scale", "router", "router_bias", "selection_bias", "sinks")
 
 
-def _definitions(config: ModelConfig) -> tuple[Any, Any]:
-    """The static halves of a block and of the trunk."""
-    block = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
-    return block, nnx.split(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))[0]
+def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
+    """Fresh parameters in float32: the trunk's, and `blocks` by stack. Meant to run under `jax.jit` with
+    `out_shardings`, so that no host holds a whole model."""
+    trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1)
+    blocks: Params = {}
+    for group in layer_groups(config):
+        is_moe = config.is_moe(group.first)
+        for place, name in enumerate(group.stacks):
+            first = group.first + place
+            keys = jnp.stack(block_keys[first : first + group.period * group.repeats : group.period])
+            blocks[name] = jax.vmap(lambda k, m=is_moe: _arrays(Block(config, m, nnx.Rngs(k))))(keys)
+    return {**_arrays(Trunk(config, nnx.Rngs(trunk_key))), "blocks": blocks}
 
 
 def _arrays(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(module))
-
-
-def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Fresh parameters in float32: the trunk's, and `blocks` with a leading layer axis. Meant to run under `jax.jit`
-    with `out_shardings`, so that no host holds a whole model."""
-    trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1)
-    blocks = jax.vmap(lambda k: _arrays(Block(config, nnx.Rngs(k))))(jnp.stack(block_keys))
-    return {**_arrays(Trunk(config, nnx.Rngs(trunk_key))), "blocks": blocks}
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -64,17 +94,23 @@ def abstract_params(config: ModelConfig) -> Params:
 
 def logical_axes(config: ModelConfig) -> Params:
     """A tree like the parameters' whose leaves are tuples of logical axis names."""
+    is_cut = config.qk_norm == "projection"
 
     def names(path: tuple[Any, ...], _: Any) -> tuple[str | None, ...]:
-        keys = [entry.key for entry in path]
-        own = LOGICAL_AXES[keys[-1]]
+        keys = tuple(entry.key for entry in path)
+        cut = next((PROJECTION_NORMS[key] for key in keys if key in PROJECTION_NORMS), None) if is_cut else None
+        own = _axes_of(keys) if cut is None else (cut,)
         return ("layers", *own) if keys[0] == "blocks" else own
 
     return jax.tree_util.tree_map_with_path(names, abstract_params(config))
 
 
+def _axes_of(keys: tuple[str, ...]) -> tuple[str | None, ...]:
+    return [axes for end, axes in LOGICAL_AXES.items() if keys[-len(end) :] == end][-1]
+
+
 def compute_dtype(config: ModelConfig) -> str:
-    return config.compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return config.compute_dtype or ("float32" if platform() == "cpu" else "bfloat16")
 
 
 def forward(
@@ -88,9 +124,31 @@ def forward(
 
     `positions` restart in each segment (they set the rotary angles); within a row, order is the index.
     """
-    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    mask = Mask(index, index, segment_ids, segment_ids)
-    return _run(config, params, tokens, positions, mask, None)[0]
+    return forward_train(config, params, tokens, positions, segment_ids)[0]
+
+
+def forward_train(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    remat: Remat | None = None,
+) -> tuple[Float[Array, "B T D"], dict[str, Aux]]:
+    """`forward` with what a step needs: rematerialisation, and what the routers say, by stack (leading axis: layer).
+
+    In a manual `jax.shard_map` the arrays are this device's part: rows over `batch`, positions over `seq` in the
+    order of `row_order`; the hidden states' positions are cut over `norm_seq` as well.
+    """
+    parts = ways("seq")
+    order = jnp.asarray(row_order(tokens.shape[1] * parts, parts)).reshape(parts, -1)[index("seq")]
+    queries = jnp.broadcast_to(order, tokens.shape)
+    keys = jnp.broadcast_to(jnp.arange(tokens.shape[1] * parts), (tokens.shape[0], tokens.shape[1] * parts))
+    mask = Mask(queries, keys, segment_ids, row_ways=parts)
+    if segment_ids is not None:
+        mask = Mask(queries, keys, segment_ids, whole_row(segment_ids, mask), row_ways=parts)
+    hidden, aux, _ = _run(config, params, tokens, positions, mask, None, remat)
+    return hidden, aux
 
 
 def forward_cached(
@@ -101,38 +159,119 @@ def forward_cached(
     A token at a position `>= cache.length` is padding: it writes nothing and its hidden state means nothing.
     """
     keys = jnp.broadcast_to(jnp.arange(cache.length), (tokens.shape[0], cache.length))
-    hidden, new_cache = _run(config, params, tokens, positions, Mask(positions, keys), cache)
+    hidden, _, new_cache = _run(config, params, tokens, positions, Mask(positions, keys), cache, None)
     assert new_cache is not None
     return hidden, new_cache
 
 
 def _run(
-    config: ModelConfig, params: Params, tokens: Array, positions: Array, mask: Mask, cache: KVCache | None
-) -> tuple[Array, KVCache | None]:
-    block_def, trunk_def = _definitions(config)
-    dtype = compute_dtype(config)
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
-    trunk = nnx.merge(trunk_def, nnx.State({k: v for k, v in params.items() if k != "blocks"}))
-    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Mask,
+    cache: KVCache | None,
+    remat: Remat | None,
+) -> tuple[Array, dict[str, Aux], KVCache | None]:
+    places = {kind: _positions(config, kind, positions, mask) for kind in dict.fromkeys(config.layer_pattern)}
+    carry = (embed(config, params["embed"], tokens), cache)
+    aux: dict[str, Aux] = {}
+    for group in layer_groups(config):
+        layers = [_layer(config, group.first + place, places, remat) for place in range(group.period)]
+        carry, found = _run_group(group, layers, params["blocks"], carry)
+        aux |= {name: stats for name, stats in zip(group.stacks, found, strict=True) if stats}
+    x, cache = carry
+    trunk = nnx.merge(_definition(config, None), nnx.State({k: v for k, v in params.items() if k != "blocks"}))
+    return trunk.norm(x), aux, cache
 
-    def layer(carry: tuple[Array, KVCache | None], inputs: tuple[Params, Array]) -> tuple[Any, None]:
+
+def _positions(config: ModelConfig, kind: LayerKind, positions: Array, mask: Mask) -> Positions:
+    c = config
+    if kind == "local" and c.local_rope_theta is not None:
+        angles = rotary_angles(positions, c.rope_dim, c.local_rope_theta)
+    else:
+        angles = rotary_angles(positions, c.rope_dim, c.rope_theta, c.rope_scaling)
+    return Positions(None if kind == "nope" else angles, replace(mask, window=c.window) if kind == "local" else mask)
+
+
+type Layer = Callable[[Array, Params, KVCache | None, Array], tuple[Array, Aux, KVCache | None]]
+
+
+def _layer(config: ModelConfig, number: int, places: dict[LayerKind, Positions], remat: Remat | None) -> Layer:
+    """Layer `number` of its group as a function of its input, its own part of the weights, and the whole cache."""
+    definition, positions = _definition(config, config.is_moe(number)), places[config.kind(number)]
+
+    def layer(x: Array, weights: Params, cache: KVCache | None, at: Array) -> tuple[Array, Aux, KVCache | None]:
+        block = nnx.merge(definition, nnx.State(_gathered(config, weights)))
+        x, aux, view = block(x, positions, None if cache is None else cache.layer(at))
+        return x, aux, None if view is None else view.whole
+
+    return layer if remat is None else rematerialised(layer, remat)
+
+
+def _run_group(group: LayerGroup, layers: list[Layer], blocks: Params, carry: Any) -> tuple[Any, list[Aux]]:
+    """Scans over the repeats of a group; what the routers say comes back by stack."""
+
+    def period(carry: Any, inputs: tuple[list[Params], Array]) -> tuple[Any, list[Aux]]:
         x, cache = carry
-        block_params, index = inputs
-        block = nnx.merge(block_def, nnx.State(block_params))
-        x, view = block(x, angles, mask, cache.layer(index) if cache is not None else None)
-        return (x, view.whole if view is not None else None), None
+        weights, first = inputs
+        found: list[Aux] = []
+        for place, layer in enumerate(layers):
+            x, aux, cache = layer(x, weights[place], cache, first + place)
+            found.append(aux)
+        return (x, cache), found
 
-    unroll = config.num_layers if jax.default_backend() == "cpu" and config.num_layers <= CPU_UNROLLED_LAYERS else 1
-    layers = (params["blocks"], jnp.arange(config.num_layers))
-    (x, cache), _ = jax.lax.scan(layer, (trunk.embed[...][tokens], cache), layers, unroll=unroll)
-    return trunk.norm(x), cache
+    numbers = group.first + group.period * jnp.arange(group.repeats)
+    is_short = platform() == "cpu" and group.repeats * group.period <= CPU_UNROLLED_LAYERS
+    stacks = [blocks[name] for name in group.stacks]
+    return jax.lax.scan(period, carry, (stacks, numbers), unroll=group.repeats if is_short else 1)
+
+
+def _definition(config: ModelConfig, is_moe: bool | None) -> Any:
+    """The static half of a block, or (None) of the trunk."""
+    if is_moe is None:
+        return nnx.split(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))[0]
+
+
+def _gathered(config: ModelConfig, weights: Params) -> Params:
+    """A layer's weights in the compute dtype, whole in `d_model`."""
+    dtype = compute_dtype(config)
+
+    def weight(path: tuple[Any, ...], array: Array) -> Array:
+        keys = tuple(entry.key for entry in path)
+        array = array if keys[-1] in KEPT_IN_FLOAT32 else array.astype(dtype)
+        for dim, logical in enumerate(_axes_of(keys)):
+            array = gather(array, logical, dim) if logical in GATHERED else array
+        return array
+
+    return jax.tree_util.tree_map_with_path(weight, weights)
+
+
+def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The tokens' rows of the table, in the compute dtype.
+
+    Where the table is cut in `d_model`, each device looks up its columns for the tokens of all and they are exchanged:
+    for 16,384 tokens of 4,096 dimensions an eighth of the bytes of gathering a table of 128,256 rows.
+    """
+    tokens = gather(tokens[None], "embed", 0)
+    if ways("vocab") > 1:
+        tokens = tokens - index("vocab") * table.shape[0]
+        is_here = (tokens >= 0) & (tokens < table.shape[0])
+        rows = jnp.where(is_here[..., None], table[jnp.where(is_here, tokens, 0)], 0.0)
+    else:
+        rows = table[tokens]
+    rows = exchange(rows.astype(compute_dtype(config)), "embed", 0, 3)[0]
+    rows = scatter_sum(rows, "norm_seq", 1)
+    return rows * jnp.asarray(config.d_model**0.5, rows.dtype) if config.use_embed_scale else rows
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
-    """The output projection, in the compute dtype."""
-    return params["embed" if config.tie_embeddings else "head"].astype(compute_dtype(config))
+    """The output projection, in the compute dtype: this device's part of the vocabulary."""
+    table = params["embed" if config.tie_embeddings else "head"]
+    return gather(table.astype(compute_dtype(config)), "embed", 1)
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits in float32. For a few positions; over whole rows use `kernels.cross_entropy`."""
-    return project(hidden, head(config, params))
+    return project(hidden, head(config, params), config.logits_soft_cap)

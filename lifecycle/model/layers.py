@@ -1,15 +1,23 @@
-"""The decoder's layers, as the papers write them. Nothing here knows of devices, batches or optimizers.
+"""The decoder's layers, as the papers write them.
 
-Weights of products are stored `[in, out]`, the heads flattened into one dimension.
+Weights of products are stored `[in, out]`, the heads flattened into one dimension. A layer knows logical axes, never a
+mesh: on a mesh its weights arrive whole in `d_model` and cut over the heads or `d_ff` that this device computes, so
+the number of heads is read off the weights, and `gather` and `scatter_sum` over `norm_seq` change between the
+positions that a device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from lifecycle.core.collectives import gather, scatter_sum, shared_sum, ways
 from lifecycle.core.typing import Array, Float
-from lifecycle.kernels.attention import Mask, attention
-from lifecycle.kernels.linear import linear, swiglu
+from lifecycle.kernels.attention import attention
+from lifecycle.kernels.linear import gated, linear
+from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
@@ -20,89 +28,128 @@ def scaled_normal(rngs: nnx.Rngs, rows: int, columns: int, scale: float = 1.0) -
     return nnx.Param(jax.random.normal(rngs.params(), (rows, columns)) * (scale * rows**-0.5))
 
 
-class RMSNorm(nnx.Module):
-    """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32."""
+def branch_scale(config: ModelConfig) -> float:
+    """What the last weight of a branch is scaled by, so that the sum of all branches keeps its size with the depth."""
+    return (2 * config.num_layers) ** -0.5
 
-    def __init__(self, size: int, eps: float) -> None:
-        self.scale = nnx.Param(jnp.ones(size))
-        self.eps = eps
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32.
+
+    `cut`: the logical axis over which the normalised dimension is cut on a mesh, if it is.
+    """
+
+    def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
+        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset, jnp.float32))
+        self.size, self.eps, self.offset, self.cut = size, config.norm_eps, config.norm_offset, cut
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (normed * self.scale[...]).astype(x.dtype)
+        if self.cut is None:
+            mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        else:
+            mean_square = shared_sum(jnp.sum(wide * wide, axis=-1, keepdims=True), self.cut) / self.size
+        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
+
+
+class Positions:
+    """What a layer must know of the tokens' places: rotary angles (None: it has no positions) and who sees whom."""
+
+    def __init__(self, angles: Array | None, mask: Mask) -> None:
+        self.angles, self.mask = angles, mask
+
+    def turn(self, x: Float[Array, "B T H Dh"]) -> Float[Array, "B T H Dh"]:
+        return x if self.angles is None else rotate(x, self.angles)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with RoPE and, if asked for, normalised queries and keys."""
+    """Grouped-query attention (Ainslie et al. 2023) with RoPE and what families add to it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
-        self.q = scaled_normal(rngs, c.d_model, c.num_heads * c.head_dim)
-        self.k = scaled_normal(rngs, c.d_model, c.num_kv_heads * c.head_dim)
-        self.v = scaled_normal(rngs, c.d_model, c.num_kv_heads * c.head_dim)
-        self.o = scaled_normal(rngs, c.num_heads * c.head_dim, c.d_model, (2 * c.num_layers) ** -0.5)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.use_qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.use_qk_norm else None
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self.q = scaled_normal(rngs, c.d_model, queries)
+        self.k = scaled_normal(rngs, c.d_model, keys)
+        self.v = scaled_normal(rngs, c.d_model, keys)
+        self.o = scaled_normal(rngs, queries, c.d_model, branch_scale(c))
+        has_bias = c.attention_bias != "none"
+        self.q_bias = nnx.Param(jnp.zeros(queries)) if has_bias else None
+        self.k_bias = nnx.Param(jnp.zeros(keys)) if has_bias else None
+        self.v_bias = nnx.Param(jnp.zeros(keys)) if has_bias else None
+        self.o_bias = nnx.Param(jnp.zeros(c.d_model)) if c.attention_bias == "qkvo" else None
+        self.sinks = nnx.Param(jnp.zeros(c.num_heads)) if c.use_sinks else None
+        self.q_norm = _head_norm(c, queries, "heads")
+        self.k_norm = _head_norm(c, keys, "kv_heads")
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Array, mask: Mask, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        c = self.config
-        q = linear(x, self.q[...]).reshape(*x.shape[:2], c.num_heads, c.head_dim)
-        k = linear(x, self.k[...]).reshape(*x.shape[:2], c.num_kv_heads, c.head_dim)
-        v = linear(x, self.v[...]).reshape(*x.shape[:2], c.num_kv_heads, c.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angles), rotate(k, angles)
+        self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
+        c, mask = self.config, positions.mask
+        x = gather(x, "norm_seq", 1)
+        q = positions.turn(self._heads(linear(x, self.q[...]), self.q_bias, self.q_norm))
+        k = positions.turn(self._heads(linear(x, self.k[...]), self.k_bias, self.k_norm))
+        v = self._heads(linear(x, self.v[...]), self.v_bias, None)
+        q, k, v = checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
         if cache is not None:
             cache = cache.write(k, v, mask.query_positions)
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        out = attention(q, k, v, mask).reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return linear(out, self.o[...]), cache
+        else:
+            k, v = whole_row(k, mask), whole_row(v, mask)
+        sinks = self.sinks[...] if self.sinks is not None else None
+        out = attention(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
+        out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
+        out = scatter_sum(out, "norm_seq", 1)
+        return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
+
+    def _heads(self, x: Array, bias: nnx.Param | None, norm: RMSNorm | None) -> Float[Array, "B T H Dh"]:
+        if bias is not None:
+            x = x + bias[...].astype(x.dtype)
+        shape = (*x.shape[:2], -1, self.config.head_dim)
+        if norm is None:
+            return x.reshape(shape)
+        return norm(x).reshape(shape) if norm.cut is not None else norm(x.reshape(shape))
+
+
+def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:
+    """The norm of queries or keys: of each head, or of all heads' `width` dimensions, which a mesh cuts."""
+    if config.qk_norm == "none":
+        return None
+    return RMSNorm(config.head_dim, config) if config.qk_norm == "head" else RMSNorm(width, config, cut)
+
+
+def whole_row(x: Float[Array, "B T K Dh"], mask: Mask) -> Float[Array, "B S K Dh"]:
+    """Keys or values of the whole row in plain order, from this device's part of it."""
+    parts = ways("seq")
+    if parts == 1:
+        return x
+    assert mask.row_ways == parts
+    x = gather(x, "seq", 1)
+    # device i holds chunks i and 2n - 1 - i of 2n: back into order
+    chunks = x.reshape(x.shape[0], 2 * parts, -1, *x.shape[2:])
+    order = [2 * i if i < parts else 2 * (2 * parts - 1 - i) + 1 for i in range(2 * parts)]
+    return jnp.concatenate([chunks[:, place] for place in order], axis=1)
 
 
 class FeedForward(nnx.Module):
-    """SwiGLU (Shazeer 2020)."""
+    """A gated linear unit (Shazeer 2020)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        c = config
-        self.gate = scaled_normal(rngs, c.d_model, c.d_ff)
-        self.up = scaled_normal(rngs, c.d_model, c.d_ff)
-        self.down = scaled_normal(rngs, c.d_ff, c.d_model, (2 * c.num_layers) ** -0.5)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, d_ff: int | None = None) -> None:
+        c, d_ff = config, d_ff or config.d_ff
+        self.activation: Literal["silu", "gelu", "clamped"] = c.activation
+        self.gate = scaled_normal(rngs, c.d_model, d_ff)
+        self.up = scaled_normal(rngs, c.d_model, d_ff)
+        self.down = scaled_normal(rngs, d_ff, c.d_model, branch_scale(c))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return linear(swiglu(linear(x, self.gate[...]), linear(x, self.up[...])), self.down[...])
+        """`x` holds all positions of this device's heads; what comes back is a part of the sum over `mlp`."""
+        gate = checkpoint_name(linear(x, self.gate[...]), "gate")
+        up = checkpoint_name(linear(x, self.up[...]), "up")
+        return linear(gated(gate, up, self.activation), self.down[...])
 
 
-class Block(nnx.Module):
-    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+class DenseFeedForward(FeedForward):
+    """The feed-forward of a layer without experts."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config, rngs)
-        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config, rngs)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], angles: Array, mask: Mask, cache: LayerCache | None = None
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        attended, cache = self.attention(self.attention_norm(x), angles, mask, cache)
-        x = x + attended
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
-
-
-class Trunk(nnx.Module):
-    """What is not a layer: the embedding, the last norm and, unless it is the embedding, the head."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        c = config
-        self.embed = nnx.Param(jax.random.normal(rngs.params(), (c.vocab_size, c.d_model)) * c.d_model**-0.5)
-        self.norm = RMSNorm(c.d_model, c.norm_eps)
-        self.head = None if c.tie_embeddings else scaled_normal_table(rngs, c)
-
-
-def scaled_normal_table(rngs: nnx.Rngs, config: ModelConfig) -> nnx.Param:
-    """The untied head, `[V, D]` like the embedding."""
-    shape = (config.vocab_size, config.d_model)
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return scatter_sum(super().__call__(gather(x, "norm_seq", 1)), "norm_seq", 1)

@@ -40,7 +40,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
     folder = inputs["tokenizer"].path
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate.load(folder, tokenizer)
-    evaluated = Evaluated(Model(config.model, trained_params(inputs[trained]), tokenizer, template))
+    evaluated = Evaluated(Model(config.model, trained_params(inputs[trained], config.model), tokenizer, template))
     folders = {name: artifact.path for name, artifact in inputs.items()}
     encoder = TextEncoder(tokenizer, template)
     return Outcome({"tasks": evaluate(config.evaluate, folders, encoder, evaluated, evaluated, out, progress)})

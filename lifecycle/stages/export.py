@@ -22,7 +22,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    save_weights(config.model, trained_params(inputs["prefer"]), out, **ids)
+    save_weights(config.model, trained_params(inputs["prefer"], config.model), out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
     write_text(out / "generation_config.json", json.dumps({**ids, "eos_token_id": stops}, indent=2) + "\n")
     progress.note("bundle written")

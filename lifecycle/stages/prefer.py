@@ -48,7 +48,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         rows[split] = ReferenceRows(packed, table)
     list_dropped(out, reports)
     objective = partial(OBJECTIVES[train.objective], model, train)
-    heldout = heldout_means(objective, rows["heldout"], train.global_batch_size, mesh)
+    heldout = heldout_means(model, objective, rows["heldout"], train.global_batch_size, mesh)
     job = Job(
         model=model,
         train=train,

@@ -31,7 +31,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         model=model,
         train=train,
         mesh=build_mesh(config.mesh),
-        objective=partial(next_token, model),
+        objective=partial(next_token, model, remat=train.remat),
         rows=DocumentRows(shards, train.seq_len, config.seed),
         start=jax.random.key(config.seed),
         out=out,

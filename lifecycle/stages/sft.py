@@ -34,7 +34,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         replay = DocumentRows(shards, train.seq_len, config.seed + 1)  # another order than pre-training's
         weights = {"chat": 1 - train.replay_share, "replay": train.replay_share}
         rows = Mixture({"chat": rows, "replay": replay}, weights)
-    objective = partial(next_token, model)
+    objective = partial(next_token, model, remat=train.remat)
     job = Job(
         model=model,
         train=train,
@@ -43,6 +43,6 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         rows=rows,
         start=trained_params(inputs["pretrain"], model, mesh),
         out=out,
-        evaluation=Evaluation(train.eval_every, heldout_means(objective, heldout, train.global_batch_size, mesh)),
+        evaluation=Evaluation(train.eval_every, heldout_means(model, objective, heldout, train.global_batch_size, mesh)),
     )
     return run_training(job, progress, {"examples": report.kept, "dropped": dict(report.dropped)})

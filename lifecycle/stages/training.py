@@ -12,7 +12,7 @@ from lifecycle.core.machine import matmul_peak
 from lifecycle.core.mesh import tree_shardings
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, compute_dtype, logical_axes
+from lifecycle.model.decoder import Params, abstract_params, compute_dtype, logical_axes
 from lifecycle.stages.chain import Outcome
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
@@ -28,13 +28,13 @@ def run_training(job: Job, progress: Progress, facts: dict[str, Any]) -> Outcome
     return Outcome(stats | facts | peak, content_hash=stats["params_hash"])
 
 
-def trained_params(artifact: Artifact, model: ModelConfig | None = None, mesh: Mesh | None = None) -> Params:
+def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
     """The final weights of a training stage's artefact: laid over `mesh`, or whole on this process's first device.
 
     The last step's, never those of an earlier checkpoint that is still whole where the last is damaged.
     """
-    shardings = tree_shardings(mesh, logical_axes(model)) if model is not None and mesh is not None else None
-    return load_params(artifact.path / CHECKPOINTS, artifact.stats["steps"], shardings)
+    shardings = tree_shardings(mesh, logical_axes(model)) if mesh is not None else None
+    return load_params(artifact.path / CHECKPOINTS, abstract_params(model), artifact.stats["steps"], shardings)
 
 
 def list_dropped(out: Path, reports: list[dict[str, Any]]) -> None:

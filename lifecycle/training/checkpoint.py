@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.artifact import write_text
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
-from lifecycle.model.names import BLOCKS, canonical_name, is_stacked, stack, stack_like, unstack
+from lifecycle.model.names import canonical_name, is_stacked, layer_names, stack_like, unstack
 
 FILES = "files.json"
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
@@ -169,11 +169,11 @@ class Checkpointer:
             write_text(path / FILES, json.dumps(_list_files(path), indent=1))
 
 
-def load_params(folder: Path, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
+def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
     """The parameters of `step`, or of the newest whole checkpoint of a run, without the optimizer's state.
 
-    `shardings` has the parameters' structure, and all processes of the job call alike; without it the calling process
-    reads alone, to its first device. Raises `CheckpointError`.
+    `like` and `shardings` have the parameters' structure, with shapes and with where they go; all processes of the job
+    call alike. Without `shardings` the calling process reads alone, to its first device. Raises `CheckpointError`.
     """
     folder = folder.absolute()
     step = _newest_whole(folder) if step is None else step
@@ -181,17 +181,13 @@ def load_params(folder: Path, step: int | None = None, shardings: PyTree | None 
         raise CheckpointError(f"{folder}: no checkpoint here")
     path = folder / str(step)
     _require_whole(path)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = _saved_shapes(path / "params")
-    shapes = {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in saved.items()}
-    num_layers = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith(f"{BLOCKS}.")), default=-1)
-    if shardings is not None:
-        like = jax.eval_shape(partial(stack, num_layers=num_layers), shapes)
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
-        shapes = _abstract(placed)
+    alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
+    shapes = _abstract(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places))
+    _require_same(path, "params", shapes)
     with _reader(alone=shardings is None) as reader:
         flat = reader.restore(path / "params", shapes)
-    return jax.jit(partial(stack, num_layers=num_layers), out_shardings=shardings)(flat)
+    return jax.jit(partial(stack_like, like=like), out_shardings=shardings)(flat)
 
 
 def _reader(alone: bool) -> ocp.StandardCheckpointer:
@@ -218,7 +214,7 @@ def _abstract(tree: PyTree) -> Shapes:
         if is_stacked(path, leaf):
             place = _without_first_axis(leaf.sharding)
             layer = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
-            flat |= {canonical_name(path, number): layer for number in range(leaf.shape[0])}
+            flat |= dict.fromkeys(layer_names(path, leaf), layer)
         else:
             flat[canonical_name(path)] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     return flat

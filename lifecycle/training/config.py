@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import Section
+from lifecycle.model.config import Remat
 
 
 class ScheduleConfig(Section):
@@ -36,6 +37,8 @@ class TrainConfig(Section):
     seq_len: int = Field(gt=1)
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)
+    # What of a layer waits in memory for the backward pass: None: everything; {}: its input only; or by name.
+    remat: Remat | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
     log_every: int = Field(default=10, gt=0)

@@ -7,22 +7,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.mesh import spec
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
 from lifecycle.training.loader import HostBatch, one_epoch
 from lifecycle.training.objectives.preference import pair_logprobs
+from lifecycle.training.objectives.router import LOAD, Sums
 from lifecycle.training.packing import PairRows, Row, RowSource
-from lifecycle.training.step import Objective, batch_sharding
-
-
-def place(host: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
-    """A global batch that every process holds, laid over the mesh."""
-    rows = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_callback(array.shape, rows, lambda index, whole=array: whole[index])
-        for name, array in host.items()
-    }
+from lifecycle.training.placement import on_mesh, place_batch, sum_over_mesh
+from lifecycle.training.step import Objective, param_specs
 
 
 def _each_batch[T](
@@ -33,24 +27,30 @@ def _each_batch[T](
 
     def results(params: Params) -> Iterator[tuple[HostBatch, T]]:
         for host in one_epoch(rows, global_batch_size=batch_size):
-            yield host, jax.device_get(jitted(params, place(host, mesh)))
+            yield host, jax.device_get(jitted(params, place_batch(host, mesh)))
 
     return results
 
 
 def heldout_means(
-    objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
+    model: ModelConfig, objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
 ) -> Callable[[Params], dict[str, float]]:
     """A function from parameters to `heldout_loss` and the objective's own means, each over all of `rows`."""
-    results = _each_batch(objective, rows, batch_size, mesh)
+
+    def local(params: Params, batch: Batch) -> Sums:
+        loss, count, aux = objective(params, batch)
+        return sum_over_mesh((loss, count, {name: value for name, value in aux.items() if name != LOAD}), mesh)
+
+    sums = on_mesh(local, mesh, param_specs(model), P())
+    results = _each_batch(sums, rows, batch_size, mesh)
 
     def measure(params: Params) -> dict[str, float]:
         loss, count, aux = 0.0, 0.0, dict[str, float]()
         for _, (part_loss, part_count, part_aux) in results(params):
             loss, count = loss + float(part_loss), count + float(part_count)
             aux = {name: aux.get(name, 0.0) + float(value) for name, value in part_aux.items()}
-        sums = {"loss": loss, **aux}
-        return {f"heldout_{name}": value / count for name, value in sums.items()}
+        means = {"loss": loss, **aux}
+        return {f"heldout_{name}": value / count for name, value in means.items()}
 
     return measure
 
@@ -58,7 +58,8 @@ def heldout_means(
 def reference_logprobs(config: ModelConfig, params: Params, rows: PairRows, batch_size: int, mesh: Mesh) -> np.ndarray:
     """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters."""
     table = np.zeros((rows.num_pairs, 2), np.float32)
-    answers = _each_batch(lambda p, batch: pair_logprobs(config, p, batch)[0], rows, batch_size, mesh)
+    logprobs = on_mesh(lambda p, batch: pair_logprobs(config, p, batch)[0], mesh, param_specs(config), spec("batch"))
+    answers = _each_batch(logprobs, rows, batch_size, mesh)
     for host, found in answers(params):
         is_pair = host["pair_mask"] > 0
         table[host["pair_ids"][is_pair]] = found[is_pair]

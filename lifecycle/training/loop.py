@@ -32,13 +32,12 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.loader import HostBatch, data_state, make_loader, resume_step
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.packing import RowSource
+from lifecycle.training.placement import place_batch, process_share
 from lifecycle.training.step import (
     Objective,
     TrainState,
-    batch_sharding,
     init_state,
     make_train_step,
-    process_share,
     state_from_params,
     state_shardings,
 )
@@ -99,7 +98,7 @@ class _Loop:
         self.optimizer = build_optimizer(config.optimizer, config.steps)
         self.schedule = build_schedule(config.optimizer, config.steps)
         self.shardings = state_shardings(job.model, self.optimizer, job.mesh)
-        self.batch_sharding = batch_sharding(job.mesh)
+        self.part, self.parts = process_share(job.mesh)
         self.checkpoints = Checkpointer(
             job.out / CHECKPOINTS, every=config.checkpoint_every, keep=config.keep_checkpoints, progress=progress
         )
@@ -118,13 +117,12 @@ class _Loop:
         if is_writer():
             rewind(self.log_path, self.step or -1)  # of a run that starts again, not even its first measurement stays
             self.log = RunLog(self.log_path)
-        part, parts = process_share(job.mesh)
         self.batches = make_loader(
             job.rows,
             global_batch_size=job.train.global_batch_size,
             start_step=self.step,
-            process_index=part,
-            process_count=parts,
+            process_index=self.part,
+            process_count=self.parts,
         )
 
     def _fresh_state(self) -> TrainState:
@@ -139,7 +137,14 @@ class _Loop:
             return
         batch = self._next_batch()
         started = time.perf_counter()
-        step = make_train_step(self.job.objective, self.optimizer, self.job.mesh, self.shardings, config.grad_accum)
+        step = make_train_step(
+            self.job.objective,
+            self.optimizer,
+            self.job.mesh,
+            self.shardings,
+            config.grad_accum,
+            self.job.model.bias_rate,
+        )
         compiled = step.lower(self.state, batch).compile()  # any other shape would be an error, not a second program
         self._write(step=self.step, compile_s=time.perf_counter() - started)
         self.mark = (self.step, time.perf_counter(), cpu_seconds())
@@ -155,11 +160,7 @@ class _Loop:
 
     def _next_batch(self) -> dict[str, jax.Array]:
         assert self.batches is not None
-        host, rows = next(self.batches), self.job.train.global_batch_size
-        return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding, array, (rows, *array.shape[1:]))
-            for name, array in host.items()
-        }
+        return place_batch(next(self.batches), self.job.mesh, self.part, self.parts)
 
     def _after_step(self, metrics: dict[str, jax.Array]) -> None:
         config = self.job.train

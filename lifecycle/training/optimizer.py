@@ -45,7 +45,7 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation from mean gradients to updates; weight decay spares norms' scales and is decoupled."""
+    """The transformation from mean gradients to updates; weight decay spares vectors and is decoupled."""
     adam = optax.scale_by_adam(config.beta1, config.beta2, eps=1e-10)
     rule = adam
     if config.name == "muon":
@@ -58,9 +58,13 @@ def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransf
     )
 
 
+def _is_vector(name: str) -> bool:
+    """Whether a parameter of this name is no matrix: a norm's scale, a bias, attention's sinks."""
+    return name in ("scale", "sinks") or name.endswith("_bias")
+
+
 def _is_layer_matrix(path: tuple[Any, ...], _: Any) -> bool:
-    keys = [entry.key for entry in path]
-    return keys[0] == "blocks" and keys[-1] != "scale"
+    return path[0].key == "blocks" and not _is_vector(path[-1].key)
 
 
 def _muon_labels(params: Params) -> Any:
@@ -68,7 +72,7 @@ def _muon_labels(params: Params) -> Any:
 
 
 def _decayed(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not _is_vector(path[-1].key), params)
 
 
 class MuonState(NamedTuple):

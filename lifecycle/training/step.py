@@ -1,11 +1,12 @@
 """The one train step: `(state, batch) -> (state, metrics)`, jitted once, state donated.
 
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
-count divides once: accumulation and data parallelism are exact whatever the masks. The mesh is declared by the
-shardings of state and batch; XLA's partitioner places the collectives.
+count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients are computed in
+one manual `jax.shard_map` (`training/placement.py`); gradients cross the axes that hold whole copies of a parameter
+once a step, after the last micro-batch. The optimizer is elementwise, or a product per matrix, and is left to XLA's
+partitioner: its state lies like its parameters.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,12 +17,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import sharding, tree_shardings
+from lifecycle.core.mesh import spec, tree_shardings
 from lifecycle.core.typing import Array, Batch, PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, init_params, logical_axes
-from lifecycle.training.objectives.language import Sums
+from lifecycle.model.routing import bias_update
+from lifecycle.training.objectives.router import LOAD, Sums
+from lifecycle.training.placement import on_mesh, sum_gradients, sum_over_mesh
 
 type Objective = Callable[[Params, Batch], Sums]
 type Metrics = dict[str, Array]
@@ -43,25 +45,49 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     grad_accum: int = 1,
+    bias_rate: float = 0.0,
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each lies evenly over
-    the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means.
+    the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: by how
+    much a router's selection bias moves towards an even load (`MoeConfig`).
     """
 
+    specs = jax.tree.map(lambda place: place.spec, shardings.params)
+
+    def local(params: Params, batch: Batch) -> tuple[Sums, Params]:
+        sums, grads = _summed_gradients(objective, params, batch, grad_accum)
+        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs)
+
+    gradients = on_mesh(local, mesh, specs, (P(), specs))
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, count, aux), grads = _summed_gradients(objective, state.params, batch, grad_accum)
+        (loss, count, aux), grads = gradients(state.params, batch)
         divisor = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
+        load: Any = aux.pop(LOAD, {})
+        params = _balanced(params, load, bias_rate)
         metrics = {"loss": loss / divisor, "count": count, "grad_norm": optax.global_norm(grads)}
         metrics |= {name: value / divisor for name, value in aux.items()}
         return TrainState(params, opt_state, state.step + 1), metrics
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def _balanced(params: Params, load: dict[str, Array], rate: float) -> Params:
+    """The parameters with each router's selection bias moved by its experts' `load`."""
+    if not rate:
+        return params
+    blocks = dict(params["blocks"])
+    for stack, choices in load.items():
+        layer = blocks[stack]["feed_forward"]
+        bias = bias_update(choices, layer["selection_bias"], rate)
+        blocks[stack] = blocks[stack] | {"feed_forward": layer | {"selection_bias": bias}}
+    return params | {"blocks": blocks}
 
 
 def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:
@@ -83,6 +109,11 @@ def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_a
     return sums, grads
 
 
+def param_specs(config: ModelConfig) -> Any:
+    """Where each parameter is cut: a tree like theirs of partition specs."""
+    return jax.tree.map(lambda names: spec(*names), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
+
+
 def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shardings of the whole state: parameters by their logical axes, optimizer state like its parameters."""
     params = tree_shardings(mesh, logical_axes(config))
@@ -95,6 +126,19 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
 
     shapes = jax.eval_shape(lambda key: optimizer.init(init_params(config, key)), jax.random.key(0))
     return TrainState(params, jax.tree_util.tree_map_with_path(place, shapes), everywhere)
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """Shapes and places of the whole state, without any array."""
+
+    def build(key: PRNGKeyArray) -> TrainState:
+        params = init_params(config, key)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def place(shape: Any, where: NamedSharding) -> Any:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+    return jax.tree.map(place, jax.eval_shape(build, jax.random.key(0)), shardings)
 
 
 def init_state(
@@ -116,24 +160,3 @@ def state_from_params(params: Params, optimizer: optax.GradientTransformation, s
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     return jax.jit(build, out_shardings=shardings)(params)
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the mesh's data axes."""
-    return sharding(mesh, "batch")
-
-
-def process_share(mesh: Mesh) -> tuple[int, int]:
-    """(which part of a batch's rows this process's devices hold, of how many): processes that share a model's tensors
-    hold the same rows. Raises `ConfigError` when the parts are not alike."""
-    rows = batch_sharding(mesh)
-    ways = math.prod(mesh.shape[axis] for axis in rows.spec[0])
-    held = rows.addressable_devices_indices_map((ways,)).values()
-    starts = sorted({index[0].start or 0 for index in held if index is not None})
-    part, rest = divmod(starts[0], len(starts))
-    if rest or ways % len(starts) or starts != list(range(starts[0], starts[0] + len(starts))):
-        raise ConfigError(
-            f"mesh: one process's devices hold rows {starts} of {ways} groups; choose mesh.tensor so that it divides "
-            "the devices of a process, or is a multiple of them"
-        )
-    return part, ways // len(starts)

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 from command_line import LIMIT_S, REPOSITORY, Debug, environment
 
+from lifecycle.core.config import load_config
 from lifecycle.core.runlog import read_log
+from lifecycle.model.decoder import abstract_params
 from lifecycle.model.names import unstack
+from lifecycle.stages.config import RunConfig
 from lifecycle.training.checkpoint import load_params
 
 LAUNCH = str(REPOSITORY / "launch" / "local.sh")
+
+
+def trained(run: Debug, stage: str) -> dict[str, np.ndarray]:
+    """A stage's final weights by canonical name."""
+    like = abstract_params(load_config(RunConfig, run.config, run.settings).model)
+    return unstack(load_params(run.artifact(stage).path / "checkpoints", like))
 
 
 def launch(*command: str) -> subprocess.Popen[str]:
@@ -82,7 +91,7 @@ def test_two_processes_train_like_one_with_two_devices(undisturbed: Debug, tmp_p
         assert here.keys() == there.keys()
         for name in here:
             np.testing.assert_allclose(there[name], here[name], rtol=1e-5, atol=1e-5, err_msg=f"{stage} {name}")
-        weights, others = (unstack(load_params(run.artifact(stage).path / "checkpoints")) for run in (one, two))
+        weights, others = (trained(run, stage) for run in (one, two))
         for name, array in weights.items():
             np.testing.assert_allclose(others[name], array, rtol=1e-5, atol=1e-5, err_msg=f"{stage} {name}")
     assert two.artifact("registration").stats["promoted"]

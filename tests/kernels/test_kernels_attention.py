@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels.attention import Mask, attention, reference_attention
+from lifecycle.kernels.attention import attention, reference_attention
+from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
 
 type Attention = Callable[..., Array]
 
@@ -22,17 +23,24 @@ BFLOAT16 = 2e-2  # three bfloat16 roundings of values of about 1
 
 
 def inputs(
-    batch: int, queries: int, keys: int, heads: int, kv_heads: int, head_dim: int, seed: int = 0
+    batch: int,
+    queries: int,
+    keys: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    seed: int = 0,
+    value_dim: int | None = None,
 ) -> list[np.ndarray]:
     draw = np.random.default_rng(seed)
-    shapes = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
-    return [draw.normal(size=(batch, *shape, head_dim)).astype(np.float32) for shape in shapes]
+    shapes = ((queries, heads, head_dim), (keys, kv_heads, head_dim), (keys, kv_heads, value_dim or head_dim))
+    return [draw.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
 
 
-def row_mask(segments: np.ndarray) -> Mask:
+def row_mask(segments: np.ndarray, window: int | None = None) -> Mask:
     index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     ids = jnp.asarray(segments)
-    return Mask(index, index, ids, ids)
+    return Mask(index, index, ids, ids, window)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -44,18 +52,29 @@ def value_and_gradients(
     return out, pull(jnp.ones_like(out))
 
 
-def numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: Mask) -> np.ndarray:
+def numpy_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: Mask,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: np.ndarray | None = None,
+) -> np.ndarray:
     """Query by query, head by head, key by key, in float64."""
-    out = np.zeros(q.shape)
+    out = np.zeros((*q.shape[:3], v.shape[-1]))
     for b, t, h in np.ndindex(q.shape[:3]):
-        kv_head = h // (q.shape[2] // k.shape[2])
-        seen = [s for s in range(k.shape[1]) if mask.query_positions[b, t] >= mask.key_positions[b, s]]
+        kv_head, position = h // (q.shape[2] // k.shape[2]), int(mask.query_positions[b, t])
+        lowest = position - mask.window + 1 if mask.window is not None else 0
+        seen = [s for s in range(k.shape[1]) if lowest <= mask.key_positions[b, s] <= position]
         if mask.query_segments is not None and mask.key_segments is not None:
             seen = [s for s in seen if mask.query_segments[b, t] == mask.key_segments[b, s]]
-        scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, kv_head] for s in seen]) / q.shape[-1] ** 0.5
-        weights = np.exp(scores - scores.max(initial=-np.inf))
-        for weight, s in zip(weights / weights.sum(), seen, strict=True):
-            out[b, t, h] += weight * v[b, s, kv_head]
+        scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, kv_head] for s in seen])
+        scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = scores if soft_cap is None else soft_cap * np.tanh(scores / soft_cap)
+        total = np.exp(scores).sum() + (0 if sinks is None else np.exp(np.float64(sinks[h])))
+        for score, s in zip(scores, seen, strict=True):
+            out[b, t, h] += np.exp(score) / total * v[b, s, kv_head]
     return out
 
 
@@ -138,3 +157,89 @@ def test_segments_of_a_row_do_not_see_each_other() -> None:
     mask = row_mask(PACKED)
     other = attention(q, k.at[0, :3].set(7.0), v.at[0, :3].set(7.0), mask)
     assert np.array_equal(other[0, 3:], attention(q, k, v, mask)[0, 3:])
+
+
+FEATURES = {
+    "window": ({"window": 3}, {}),
+    "scale": ({}, {"scale": 0.7}),
+    "soft cap": ({}, {"soft_cap": 1.5}),
+    "sinks": ({}, {"sinks": np.array([0.3, -1.0, 2.0, 0.0], np.float32)}),
+    "all": ({"window": 2}, {"scale": 1.3, "soft_cap": 2.0, "sinks": np.array([0.3, -1.0, 2.0, 0.0], np.float32)}),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_families_add_by_an_independent_implementation(name: str) -> None:
+    of_mask, of_scores = FEATURES[name]
+    q, k, v = inputs(2, 8, 8, 4, 2, 6, value_dim=5)
+    mask = row_mask(PACKED, **of_mask)
+    expected = numpy_attention(q, k, v, mask, **of_scores)
+    for function in (attention, reference_attention):
+        found = jax.jit(partial(function, **of_scores))(*map(jnp.asarray, (q, k, v)), mask)
+        np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_gradients_of_what_families_add_are_those_of_the_reference(name: str) -> None:
+    of_mask, of_scores = FEATURES[name]
+    arguments = dict(zip("qkv", map(jnp.asarray, inputs(2, 8, 8, 4, 2, 6, value_dim=5)), strict=True))
+    options = {key: value for key, value in of_scores.items() if key != "sinks"}
+    if "sinks" in of_scores:
+        arguments["sinks"] = jnp.asarray(of_scores["sinks"])
+    mask = row_mask(PACKED, **of_mask)
+    weight = jnp.cos(jnp.arange(2.0 * 8 * 4 * 5)).reshape(2, 8, 4, 5)
+
+    def gradients(function: Attention) -> dict[str, Array]:
+        return jax.jit(jax.grad(lambda x: (function(**x, mask=mask, **options) * weight).sum()))(arguments)
+
+    found, expected = gradients(attention), gradients(reference_attention)
+    for key in arguments:
+        np.testing.assert_allclose(found[key], expected[key], atol=ONE_OP, rtol=0, err_msg=key)
+        assert found[key].any()
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_mask_with_window_cap_and_sinks(data: st.DataObject) -> None:
+    """Masks as a cache gives them: also queries that see nothing but the sink."""
+    ids = st.lists(st.integers(0, 6), min_size=5, max_size=5)
+    keys, key_segments, positions, segments = (jnp.array([data.draw(ids)]) for _ in range(4))
+    window = data.draw(st.none() | st.integers(1, 7))
+    options = {"soft_cap": data.draw(st.none() | st.floats(0.5, 50)), "scale": data.draw(st.none() | st.floats(0.1, 2))}
+    sinks = data.draw(st.none() | st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4))
+    mask = Mask(positions[:, :3], keys, segments[:, :3], key_segments, window)
+    q, k, v = inputs(1, 3, 5, 4, 2, 4, value_dim=3)
+    row = None if sinks is None else np.array(sinks, np.float32)
+    found = attention(*map(jnp.asarray, (q, k, v)), mask, sinks=None if row is None else jnp.asarray(row), **options)
+    np.testing.assert_allclose(found, numpy_attention(q, k, v, mask, sinks=row, **options), atol=ONE_OP, rtol=0)
+
+
+def test_with_a_sink_too_a_query_without_keys_gives_zeros_and_no_gradient() -> None:
+    q, k, v = map(jnp.asarray, inputs(1, 2, 3, 2, 1, 4))
+    mask = Mask(jnp.array([[0, 9]]), jnp.array([[2, 3, 9]]))
+    for function in (attention, reference_attention):
+        with_sinks = partial(function, sinks=jnp.array([-1e4, 3.0]), soft_cap=5.0)
+        out, grads = value_and_gradients(with_sinks, q, k, v, mask)
+        assert not out[:, 0].any() and out[:, 1].all()
+        assert not grads[0][:, 0].any() and all(np.isfinite(grad).all() for grad in grads)
+
+
+def test_a_remat_policy_finds_the_output_by_its_name() -> None:
+    q, k, v = map(jnp.asarray, inputs(1, 8, 8, 2, 1, 4))
+    policy = jax.checkpoint_policies.save_only_these_names(OUT_NAME)
+    traced = jax.make_jaxpr(jax.checkpoint(lambda *x: attention(*x, row_mask(PACKED[:1])), policy=policy))(q, k, v)
+    assert f"name={OUT_NAME}" in str(traced)
+
+
+@pytest.mark.parametrize(("length", "ways"), [(12, 1), (7, 1), (16, 2), (48, 4), (96, 8)])
+def test_row_order_gives_each_device_the_same_causal_work(length: int, ways: int) -> None:
+    order = row_order(length, ways)
+    assert sorted(order) == list(range(length))
+    parts = order.reshape(ways, -1)
+    assert len({int((part + 1).sum()) for part in parts}) == 1  # a query at p sees p + 1 keys
+    assert all((np.diff(part) == 1).sum() >= len(part) - 2 for part in parts)  # two runs at most
+
+
+def test_row_order_refuses_unequal_chunks_and_names_the_fix() -> None:
+    with pytest.raises(ValueError, match=r"seq_len to a multiple of 8 \(nearest: 24\) or a smaller mesh.context"):
+        row_order(30, 4)

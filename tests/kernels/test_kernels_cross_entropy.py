@@ -35,7 +35,7 @@ def plain(hidden: Array, head: Array, targets: Array) -> Array:
 @pytest.fixture(params=[12, 15, 512], ids=lambda block: f"block{block}")
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 4 and of 5 positions, neither of which divides 13, and one for the whole row."""
-    monkeypatch.setattr(module, "BLOCK", request.param)
+    monkeypatch.setitem(module.BLOCK, "float32", request.param)
 
 
 def value_and_gradients(function: Callable[..., Array], *args: Array) -> list[Array]:

@@ -65,7 +65,7 @@ CONFIGS = st.builds(
     lambda heads, groups, **sizes: ModelConfig(num_heads=heads * groups, num_kv_heads=groups, **sizes),
     heads=st.integers(1, 3), groups=st.integers(1, 2), vocab_size=st.integers(1, 40), d_model=st.integers(1, 16),
     d_ff=st.integers(1, 16), num_layers=st.integers(1, 4), head_dim=st.sampled_from([2, 4, 6]),
-    use_qk_norm=st.booleans(), tie_embeddings=st.booleans(),
+    qk_norm=st.sampled_from(["none", "head", "projection"]), tie_embeddings=st.booleans(),
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_parameters_are_counted_and_every_one_has_its_axes(config: ModelConfig) 
     for shape, names in zip(jax.tree.leaves(shapes), all_names, strict=True):
         assert len(shape.shape) == len(names) and set(names) <= {*RULES, None}
     assert ("head" in shapes) != config.tie_embeddings
-    assert ("q_norm" in shapes["blocks"]["attention"]) == config.use_qk_norm
+    assert ("q_norm" in shapes["blocks"]["0+1"]["attention"]) == (config.qk_norm != "none")
 
 
 def test_flops_are_twice_the_weights_and_half_the_square_of_attention() -> None:
@@ -118,7 +118,7 @@ def test_initial_values_keep_sizes_and_depend_on_the_key_only() -> None:
     config = MODEL.model_copy(update={"d_model": 128, "d_ff": 256})
     one, two, other = (jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
-    blocks = one["blocks"]
+    blocks = one["blocks"]["0+1"]
     for array, std in (
         (one["embed"], 128**-0.5),
         (blocks["attention"]["q"], 128**-0.5),

@@ -12,11 +12,12 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
-from lifecycle.training.heldout import heldout_means, place, reference_logprobs
+from lifecycle.training.heldout import heldout_means, reference_logprobs
 from lifecycle.training.loader import make_loader
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
-from lifecycle.training.step import TrainState, batch_sharding, init_state, make_train_step, state_shardings
+from lifecycle.training.placement import batch_sharding, place_batch
+from lifecycle.training.step import TrainState, init_state, make_train_step, state_shardings
 from tests.tiny import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
 
 CLOSE = 1e-5
@@ -45,7 +46,7 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     losses, gradient = [], []
     batches = make_loader(rows_of(settings), global_batch_size=settings.global_batch_size)
     for _, host in zip(range(STEPS), batches, strict=False):
-        state, metrics = step(state, place(host, mesh))
+        state, metrics = step(state, place_batch(host, mesh))
         losses.append(float(metrics["loss"]))
         gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state[0].trace)]
     batches.close()
@@ -73,9 +74,9 @@ def test_parameters_and_optimizer_state_are_really_sharded() -> None:
 
     layers = MODEL.num_layers
     assert pieces(state.params["embed"]) == {(48, 16)}
-    assert pieces(state.params["blocks"]["attention"]["q"]) == {(layers, 16, 16)}
-    assert pieces(state.params["blocks"]["attention"]["o"]) == {(layers, 16, 16)}
-    assert pieces(state.params["blocks"]["feed_forward"]["down"]) == {(layers, 32, 16)}
+    assert pieces(state.params["blocks"]["0+1"]["attention"]["q"]) == {(layers, 16, 16)}
+    assert pieces(state.params["blocks"]["0+1"]["attention"]["o"]) == {(layers, 16, 16)}
+    assert pieces(state.params["blocks"]["0+1"]["feed_forward"]["down"]) == {(layers, 32, 16)}
     assert pieces(state.params["norm"]["scale"]) == {(32,)}
     whole = {array.shape: pieces(array) for array in jax.tree.leaves(state.params)}
     copies = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 0]
@@ -104,7 +105,7 @@ def test_measurements_do_not_depend_on_the_mesh() -> None:
     for config in MESHES.values():
         mesh = build_mesh(config)
         params = jax.device_put(jax.device_get(state.params), state_shardings(MODEL, optax.identity(), mesh).params)
-        measured = heldout_means(objective_of("dpo"), rows_of(settings), 8, mesh)(params)
+        measured = heldout_means(MODEL, objective_of("dpo"), rows_of(settings), 8, mesh)(params)
         found.append((measured, reference_logprobs(MODEL, params, rows, 4, mesh)))
     assert found[0][0] == pytest.approx(found[1][0], abs=CLOSE)
     assert found[0][1].shape == (21, 2) and (found[0][1] < 0).all()
@@ -124,7 +125,7 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
     place_at = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
     state = TrainState(place_at(shapes, shardings.params), optax.EmptyState(), jax.ShapeDtypeStruct((), jnp.int32))
     batch = jax.eval_shape(lambda: {name: jnp.zeros((16, 8)) for name in ("tokens", "loss_mask")})
-    batch = place_at(batch, {name: batch_sharding(mesh) for name in batch})
+    batch = place_at(batch, {name: batch_sharding(mesh, name) for name in batch})
     step = make_train_step(objective, optimizer, mesh, shardings, grad_accum=2)
     program = step.lower(state, batch).compile().as_text() or ""
     assert "all-reduce" in program

@@ -35,8 +35,10 @@ def fresh_state(seed: int = 0, width: int = 8) -> dict[str, Any]:
     params = {
         "embed": jax.random.normal(keys[0], (32, width)),
         "blocks": {
-            "attention": {"q": jax.random.normal(keys[1], (LAYERS, width, width))},
-            "norm": {"scale": jax.random.normal(keys[2], (LAYERS, width), jnp.bfloat16)},
+            "0+1": {
+                "attention": {"q": jax.random.normal(keys[1], (LAYERS, width, width))},
+                "norm": {"scale": jax.random.normal(keys[2], (LAYERS, width), jnp.bfloat16)},
+            },
         },
     }
     return {"params": params, "opt_state": optax.adamw(1e-3).init(params), "step": jnp.int32(2**31 - 1)}
@@ -177,7 +179,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path, dam
     assert_bit_equal(restored, fresh_state(1))
     checkpoints.save(2, fresh_state(2), {}, {})  # the step can be saved again
     checkpoints.close()
-    assert_bit_equal(load_params(tmp_path), fresh_state(2)["params"])
+    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(2)["params"])
 
 
 def test_a_step_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_no_whole_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None
         with pytest.raises(CheckpointError, match=r"no checkpoint is whole \(step 2: .*; step 1: .*\)"):
             Checkpointer(tmp_path, every=1, keep=9)
     with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        load_params(tmp_path)
+        load_params(tmp_path, fresh_state()["params"])
 
 
 def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_failed_save_is_raised_after_a_later_step(tmp_path: Path, request: pyt
             checkpoints.should_save(3)
             time.sleep(0.01)
     checkpoints.close()
-    assert_bit_equal(load_params(tmp_path), fresh_state(1)["params"])
+    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
 
 
 def test_a_failed_save_is_raised_at_close(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -266,7 +268,7 @@ def test_a_failed_save_is_raised_at_close(tmp_path: Path, request: pytest.Fixtur
     request.getfixturevalue("full_disk")
     with pytest.raises(CheckpointError, match="File too large"):
         failing_save(tmp_path).close()
-    assert_bit_equal(load_params(tmp_path), fresh_state(1)["params"])
+    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_load_params_without_a_checkpoint(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "not there"):
         with pytest.raises(CheckpointError, match="no checkpoint here"):
-            load_params(folder)
+            load_params(folder, fresh_state()["params"])
 
 
 ON_ANOTHER_MESH = """
@@ -328,7 +330,7 @@ folder = Path(sys.argv[1])
 saved = state_on(0, fsdp=2, tensor=2, replica=2)
 first = Checkpointer(folder, every=1, keep=1)
 first.save(1, saved, {}, {})
-assert tuple(first._unstacked(saved)["params.blocks.0.attention.q"].sharding.spec) == ("fsdp", "tensor")
+assert tuple(first._unstacked(saved)["params.blocks.0.attention.q"].sharding.spec) == (("fsdp", "expert", "context"), "tensor")
 first.close()
 for sizes in ({}, {"fsdp": 4, "tensor": 2}):
     like = state_on(1, **sizes)
@@ -338,7 +340,7 @@ for sizes in ({}, {"fsdp": 4, "tensor": 2}):
     checkpoints.close()
     assert equal(found, saved) and not equal(found, like)
     assert alike(found, like)
-    params = load_params(folder, shardings=jax.tree.map(lambda x: x.sharding, like["params"]))
+    params = load_params(folder, like["params"], shardings=jax.tree.map(lambda x: x.sharding, like["params"]))
     assert equal(params, saved["params"])
     assert alike(params, like["params"])
 print("restored on 2 meshes")

@@ -10,10 +10,11 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
-from lifecycle.training.heldout import ReferenceRows, heldout_means, place, reference_logprobs
+from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.preference import pair_logprobs
 from lifecycle.training.packing import PairRows
+from lifecycle.training.placement import place_batch
 from tests.tiny import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 
 MESH = build_mesh(MeshConfig())
@@ -28,9 +29,9 @@ def params() -> Any:
 def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> None:
     rows = rows_of(Settings(objective=objective))
     assert rows.num_rows % 7  # the last batch is filled up
-    found = [heldout_means(objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
+    found = [heldout_means(MODEL, objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    (whole,) = (place(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
+    (whole,) = (place_batch(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
     loss, count, aux = jax.jit(objective_of(objective))(params, whole)
     expected = {"heldout_loss": loss / count} | {f"heldout_{name}": value / count for name, value in aux.items()}
     assert found[0] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)

@@ -16,6 +16,7 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
+from lifecycle.model.decoder import abstract_params
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loader import DataStateError
 from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
@@ -62,7 +63,7 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     assert [(done, total) for done, total, _ in told.updates] == [(step, 12) for step in range(1, 13)]
     assert told.updates[-1][2]["loss"] == records[-1]["loss"] == stats["loss"] < records[0]["loss"] - 0.5
     assert stats["steps"] == 12 and stats["tokens"] == 12 * 16 * 32
-    assert stats["params_hash"] == hash_params(load_params(out / CHECKPOINTS))
+    assert stats["params_hash"] == hash_params(load_params(out / CHECKPOINTS, abstract_params(MODEL)))
 
 
 def test_a_run_killed_twice_ends_with_the_same_bits(
@@ -117,7 +118,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     with pytest.raises(DivergedError, match=r"step 7: .*'loss': nan.*not finite\. The checkpoints .* lower optimizer"):
         run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
     assert checkpoints(tmp_path) == [4, 6] and steps_of(tmp_path) == list(range(1, 7))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL))))
 
 
 def test_a_run_stopped_before_its_first_checkpoint_logs_its_start_once(tmp_path: Path) -> None:
@@ -153,12 +154,12 @@ def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(t
 
 
 def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path) -> None:
-    start = load_params(undisturbed[0] / CHECKPOINTS)
+    start = load_params(undisturbed[0] / CHECKPOINTS, abstract_params(MODEL))
     job = replace(tiny_job(tmp_path, Settings(steps=1, learning_rate=1e-9)), start=start)
     run_job(job, Silent())
     (record,) = trained(tmp_path)
     assert record["loss"] < undisturbed[1]["loss"] + 0.3  # where the first run ended, not where it began
-    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(load_params(tmp_path / CHECKPOINTS)), strict=True):
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL))), strict=True):
         np.testing.assert_allclose(before, after, atol=1e-6)
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, forward, init_params, logits
 from lifecycle.model.weights import load_config, load_weights
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.heldout import ReferenceRows
@@ -17,6 +18,7 @@ from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.objectives.preference import dpo, orpo, pair_logprobs
 from lifecycle.training.packing import PairRows
+from tests.golden.family_weights import write_model
 from tests.tiny import MODEL, SEQ_LEN, Example, Settings, rows_of
 
 WHOLE_MODEL = 1e-5
@@ -156,8 +158,15 @@ def test_a_step_down_the_gradient_prefers_the_chosen_answers(
 
 
 @pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, Params]:
+    folder = tmp_path_factory.mktemp("llama2")
+    write_model(GOLDEN / "families/llama2", folder)
+    return load_config(folder), load_weights(load_config(folder), folder)
+
+
+@pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    """TRL's values for pairs under the golden Llama, and those pairs packed here."""
+    """TRL's values for pairs under the golden Llama 2, and those pairs packed here."""
     stored = dict(np.load(GOLDEN / "preference.npz"))
     pairs = [
         tuple(Example(ids[:size].tolist(), learned[:size].tolist()) for ids, learned, size in zip(*row, strict=True))
@@ -168,11 +177,9 @@ def golden() -> dict[str, np.ndarray]:
     return stored | next(one_epoch(rows, global_batch_size=rows.num_rows))
 
 
-def test_dpo_is_trls(golden: dict[str, np.ndarray]) -> None:
-    config = load_config(GOLDEN / "llama")
-    loss, count, aux = run(
-        partial(dpo, config, prefer(beta=float(golden["beta"]))), load_weights(config, GOLDEN / "llama"), golden
-    )
+def test_dpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
+    config, weights = llama
+    loss, count, aux = run(partial(dpo, config, prefer(beta=float(golden["beta"]))), weights, golden)
     assert count == 6
     assert loss / count == pytest.approx(float(golden["dpo_loss"]), abs=TRL)
     assert aux["margins"] / count == pytest.approx(float(golden["dpo_margin"]), abs=TRL)
@@ -180,11 +187,9 @@ def test_dpo_is_trls(golden: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(rewards, golden["dpo_rewards"], atol=TRL)
 
 
-def test_orpo_is_trls(golden: dict[str, np.ndarray]) -> None:
+def test_orpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
     """With the loss on the chosen answer alone, as in the paper; TRL also learns the prompt."""
-    config = load_config(GOLDEN / "llama")
-    loss, count, _ = run(
-        partial(orpo, config, prefer(beta=float(golden["beta"]))), load_weights(config, GOLDEN / "llama"), golden
-    )
+    config, weights = llama
+    loss, count, _ = run(partial(orpo, config, prefer(beta=float(golden["beta"]))), weights, golden)
     expected = -golden["orpo_logprobs"][:, 0].sum() - golden["orpo_ratio_losses"].sum()
     assert count == 6 and loss / count == pytest.approx(expected / count, abs=TRL)

@@ -94,7 +94,7 @@ def test_adamw_is_optax_adamw(params: dict[str, Any]) -> None:
     exact: Any = other.update(grads, other.init(params), params)[0]
     for name in ("embed", "head"):
         np.testing.assert_allclose(found[name], exact[name], rtol=1e-5, atol=1e-9)
-    found, exact = found["blocks"], exact["blocks"]
+    found, exact = found["blocks"]["0+1"], exact["blocks"]["0+1"]
     np.testing.assert_allclose(found["attention"]["q"], exact["attention"]["q"], rtol=1e-5, atol=1e-9)
 
 
@@ -122,7 +122,7 @@ def test_muon_takes_the_layers_matrices_and_adam_all_else(params: dict[str, Any]
 
 
 def test_a_muon_update_is_orthogonal_layer_by_layer_at_adams_size(params: dict[str, Any]) -> None:
-    updates = first_update(params, random_like(params), name="muon")[0]["blocks"]
+    updates = first_update(params, random_like(params), name="muon")[0]["blocks"]["0+1"]
     for update in (updates["attention"]["k"], updates["feed_forward"]["up"], updates["feed_forward"]["down"]):
         rows, columns = update.shape[-2:]
         size = PEAK * 0.2 * max(rows, columns) ** 0.5

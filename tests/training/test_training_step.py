@@ -11,9 +11,9 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
-from lifecycle.training.heldout import place
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.placement import place_batch
 from lifecycle.training.step import TrainState, init_state, make_train_step, state_from_params, state_shardings
 from tests.tiny import MODEL, Settings, objective_of, rows_of
 
@@ -54,7 +54,7 @@ def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     host = next(one_epoch(rows_of(Settings(objective=name)), global_batch_size=8))
     mask = "loss_mask" if name == "next_token" else "pair_mask"
     host[mask][::2] *= np.arange(host[mask].shape[1]) < 1  # every second row keeps at most its first position or pair
-    batch = place(host, MESH)
+    batch = place_batch(host, MESH)
     return Steps(name, batch, stepped(name, 1, batch, params), stepped(name, 4, batch, params))
 
 
@@ -87,7 +87,7 @@ def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps
 
 
 def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
-    batch = place(next(one_epoch(rows_of(Settings()), global_batch_size=2)), MESH)
+    batch = place_batch(next(one_epoch(rows_of(Settings()), global_batch_size=2)), MESH)
     batch["loss_mask"] = jnp.zeros_like(batch["loss_mask"])
     state, metrics = stepped("next_token", 1, batch, params)
     assert metrics["loss"] == metrics["count"] == metrics["grad_norm"] == 0
@@ -107,7 +107,7 @@ def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> Non
 
     step: Any = make_train_step(objective, optimizer, MESH, shardings, grad_accum=1)
     epoch = one_epoch(rows_of(settings), global_batch_size=4)
-    batches = [place(next(epoch), MESH) for _ in range(5)]
+    batches = [place_batch(next(epoch), MESH) for _ in range(5)]
     ends, losses = [], []
     for _ in range(2):
         state = init_state(MODEL, optimizer, shardings, jax.random.key(7))

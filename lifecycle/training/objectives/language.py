@@ -1,15 +1,16 @@
 """Next-token prediction: pre-training (every token counts) and SFT (the mask leaves the assistant's tokens)."""
 
-from lifecycle.core.typing import Array, Batch
+from lifecycle.core.typing import Batch
 from lifecycle.kernels.cross_entropy import cross_entropy
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward, head
+from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.model.decoder import Params, forward_train, head
+from lifecycle.training.objectives.router import Sums, with_routers
 
-type Sums = tuple[Array, Array, dict[str, Array]]
 
-
-def next_token(config: ModelConfig, params: Params, batch: Batch) -> Sums:
+def next_token(config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None) -> Sums:
     """Summed negative log-likelihood in nats over the positions of `loss_mask`, and how many there are."""
-    hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-    loss = cross_entropy(hidden, head(config, params), batch["targets"], batch["loss_mask"])
-    return loss, batch["loss_mask"].sum(), {}
+    inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+    hidden, routers = forward_train(config, params, *inputs, remat=remat)
+    mask = batch["loss_mask"]
+    loss = cross_entropy(hidden, head(config, params), batch["targets"], mask, config.logits_soft_cap)
+    return with_routers(config, (loss, mask.sum(), {}), routers)

@@ -8,28 +8,32 @@ tokens. Beside the usual arrays the batch carries `pair_mask [B, P]` and, for DP
 import jax
 import jax.numpy as jnp
 
+from lifecycle.core.collectives import part, total
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward, head
+from lifecycle.model.block import Aux
+from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.training.config import PreferConfig
-from lifecycle.training.objectives.language import Sums
+from lifecycle.training.objectives.router import Sums, with_routers
 
 
 def pair_logprobs(
-    config: ModelConfig, params: Params, batch: Batch
-) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"]]:
-    """Log-probability of each answer, chosen first, and its number of tokens; zeros where there is no pair."""
-    hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-    found = token_logprobs(hidden, head(config, params), batch["targets"]) * batch["loss_mask"]
+    config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None
+) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"], dict[str, Aux]]:
+    """Log-probability of each answer, chosen first, and its number of tokens; zeros where there is no pair. Also what
+    the routers say."""
+    inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+    hidden, routers = forward_train(config, params, *inputs, remat=remat)
+    found = token_logprobs(hidden, head(config, params), batch["targets"], config.logits_soft_cap) * batch["loss_mask"]
     batch_size, num_pairs = batch["pair_mask"].shape
     segments = 2 * num_pairs + 1
 
     def per_segment(values: Array) -> Array:
         totals = jax.vmap(lambda v, ids: jax.ops.segment_sum(v, ids, segments))(values, batch["segment_ids"])
-        return totals[:, 1:].reshape(batch_size, num_pairs, 2)
+        return total(totals[:, 1:].reshape(batch_size, num_pairs, 2), "seq")
 
-    return per_segment(found), per_segment(batch["loss_mask"])
+    return per_segment(found), per_segment(batch["loss_mask"]), routers
 
 
 def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
@@ -38,7 +42,7 @@ def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch)
     With `sft_weight`, the chosen answers' mean loss is added (Pang et al. 2024, "Iterative Reasoning Preference
     Optimization", equation 1).
     """
-    logprobs, lengths = pair_logprobs(config, params, batch)
+    logprobs, lengths, routers = pair_logprobs(config, params, batch, prefer.remat)
     rewards = prefer.beta * (logprobs - batch["ref_logprobs"])
     margins = rewards[..., 0] - rewards[..., 1]
     mask = batch["pair_mask"]
@@ -47,7 +51,7 @@ def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch)
         "rewards_chosen": (rewards[..., 0] * mask).sum(),
         "rewards_rejected": (rewards[..., 1] * mask).sum(),
     }
-    return (losses * mask).sum(), mask.sum(), aux
+    return with_routers(config, _summed(losses, mask, aux), routers)
 
 
 def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
@@ -55,14 +59,21 @@ def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch
 
     Log-probabilities are means per token, as in the paper; `beta` is its lambda.
     """
-    logprobs, lengths = pair_logprobs(config, params, batch)
+    logprobs, lengths, routers = pair_logprobs(config, params, batch, prefer.remat)
     means = logprobs / jnp.maximum(lengths, 1)
     # log odds = log p - log(1 - p); the minimum keeps log1p finite where p rounds to 1
     odds = means - jnp.log1p(-jnp.exp(jnp.minimum(means, -1e-6)))
     margins = odds[..., 0] - odds[..., 1]
     mask = batch["pair_mask"]
     losses = -means[..., 0] - prefer.beta * jax.nn.log_sigmoid(margins)
-    return (losses * mask).sum(), mask.sum(), _pair_sums(logprobs, lengths, margins, mask)
+    sums = _summed(losses, mask, _pair_sums(logprobs, lengths, margins, mask))
+    return with_routers(config, sums, routers)
+
+
+def _summed(losses: Array, mask: Array, aux: dict[str, Array]) -> Sums:
+    """Sums over pairs; every device of a row's positions has found the same, so each gives a part of it."""
+    parts = {name: part(value, "seq") for name, value in aux.items()}
+    return part((losses * mask).sum(), "seq"), part(mask.sum(), "seq"), parts
 
 
 def _mean_loss(logprobs: Array, lengths: Array) -> Array:

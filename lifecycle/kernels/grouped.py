@@ -1,0 +1,168 @@
+"""Grouped matrix product: rows sorted by group, each group's rows times that group's own matrix.
+
+It is the product behind a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in
+proportion to the rows that are there. Rows behind the last group come out zero, whatever they held; that must hold in
+the gradients too, for the buffers of exchanged tokens are seldom full.
+
+The implementation is chosen by the platform that the trace is for (`core/platform.py`):
+
+- TPU: the Pallas kernels `gmm` and `tgmm` of JAX's megablox. `jax.lax.ragged_dot` becomes a kernel there as well, but
+  at Mixtral's sizes (16384 rows, 8 x 4096 x 14336, v5p) with tiles of 128 rows and 256 columns, so 85 FLOPs for each
+  byte read where the chip needs 166 to be busy, with a float32 result of 0.9 GB beside the bfloat16 one, and with a
+  transposed copy of all weights in the backward pass. megablox reads transposed weights in place, writes bfloat16, and
+  takes tiles of 512 x 1024 x 1024: 341 FLOPs a byte.
+- CPU: a loop over tiles of rows, each with its group's matrix. `ragged_dot` multiplies all rows by all matrices there:
+  99 ms where a plain product of the same rows takes 9 (4096 rows, 8 x 384 x 512).
+- elsewhere: `jax.lax.ragged_dot`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import RaggedDotDimensionNumbers
+
+from lifecycle.core.platform import platform
+from lifecycle.core.typing import Array, Float, Int
+
+CPU_ROWS = 128  # of one step of the CPU's loop
+
+
+@jax.custom_vjp
+def grouped_matmul(
+    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "N F"]:
+    """`x[i] @ weights[g]` for the rows `i` of each group `g`; zero behind the last group; accumulated in float32.
+
+    The first `group_sizes[0]` rows of `x` are group 0's, and so on; the sizes' sum is at most `N`. The result has `x`'s
+    dtype.
+    """
+    return _product(x, weights, group_sizes, transposed=False)
+
+
+def _forward(x: Array, weights: Array, group_sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _product(x, weights, group_sizes, transposed=False), (x, weights, group_sizes)
+
+
+def _backward(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
+    x, weights, group_sizes = saved
+    return _product(grad, weights, group_sizes, transposed=True), _group_products(x, grad, group_sizes), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
+    """The group of each row; `E` behind the last group."""
+    return (jnp.arange(num_rows)[:, None] >= jnp.cumsum(group_sizes)).sum(axis=1)
+
+
+def _product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
+    """`x @ weights`, or `x @ weights'`, group by group, in `x`'s dtype."""
+    implementations = {"cpu": cpu_product, "tpu": tpu_product}
+    return implementations.get(platform(), ragged_product)(x, weights, group_sizes, transposed)
+
+
+def _group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D F"]:
+    """`x[rows of g]' @ y[rows of g]` for each group, in `x`'s dtype: the weights' gradient."""
+    implementations = {"cpu": cpu_group_products, "tpu": tpu_group_products}
+    return implementations.get(platform(), ragged_group_products)(x, y, group_sizes)
+
+
+# TPU ------------------------------------------------------------------------------------------------------------------
+
+
+def tpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool, interpret: bool = False) -> Array:
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
+
+    rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
+    tiles = (_row_tile(rows, weights.shape[0]), _tile(x.shape[1]), _tile(columns))
+    out = gmm(
+        _pad_rows(x, tiles[0]), weights, group_sizes, x.dtype, tiles, transpose_rhs=transposed, interpret=interpret
+    )[:rows]
+    filled = jnp.arange(rows) < group_sizes.sum()  # the kernel leaves tiles that no group touches unwritten
+    return jnp.where(filled[:, None], out, 0)
+
+
+def tpu_group_products(x: Array, y: Array, group_sizes: Array, interpret: bool = False) -> Array:
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    tiles = (_row_tile(x.shape[0], group_sizes.shape[0]), _tile(x.shape[1]), _tile(y.shape[1]))
+    x, y = _pad_rows(x, tiles[0]), _pad_rows(y, tiles[0])
+    return tgmm(x.T, y, group_sizes, x.dtype, tiles, interpret=interpret)  # its own transposition undoes this one
+
+
+def _row_tile(rows: int, groups: int) -> int:
+    """Rows of a tile, such that no row need be added if 128 divides `rows`. A group's last tile is half empty in the
+    mean, so small groups take small tiles."""
+    return next((tile for tile in (512, 256) if rows >= 2 * tile * groups and rows % tile == 0), 128)
+
+
+def _tile(size: int) -> int:
+    """A tile's width, a multiple of 128: the least padded work, where each further tile costs as much as 64 columns."""
+    return size if size <= 1024 else min(range(1024, 127, -128), key=lambda width: -(-size // width) * (width + 64))
+
+
+def _pad_rows(x: Array, tile: int) -> Array:
+    missing = -x.shape[0] % tile
+    return jnp.pad(x, ((0, missing), (0, 0))) if missing else x
+
+
+# CPU ------------------------------------------------------------------------------------------------------------------
+
+
+def cpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
+    rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
+    x = _pad_rows(x, CPU_ROWS)
+
+    def step(group: Array, start: Array, mask: Array, out: Array) -> Array:
+        tile = jax.lax.dynamic_slice_in_dim(x, start, CPU_ROWS)
+        product = jax.lax.dot_general(
+            tile, weights[group], (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        before = jax.lax.dynamic_slice_in_dim(out, start, CPU_ROWS)
+        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(mask, product.astype(x.dtype), before), start, 0)
+
+    return _for_tiles(group_sizes, step, jnp.zeros((x.shape[0], columns), x.dtype))[:rows]
+
+
+def cpu_group_products(x: Array, y: Array, group_sizes: Array) -> Array:
+    x, y = _pad_rows(x, CPU_ROWS), _pad_rows(y, CPU_ROWS)
+
+    def step(group: Array, start: Array, mask: Array, out: Array) -> Array:
+        left = jnp.where(mask, jax.lax.dynamic_slice_in_dim(x, start, CPU_ROWS), 0)
+        right = jnp.where(mask, jax.lax.dynamic_slice_in_dim(y, start, CPU_ROWS), 0)
+        product = jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_index_in_dim(out, out[group] + product, group, 0)
+
+    zeros = jnp.zeros((group_sizes.shape[0], x.shape[1], y.shape[1]), jnp.float32)
+    return _for_tiles(group_sizes, step, zeros).astype(x.dtype)
+
+
+def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
+    """Folds `step(group, first row, rows of the tile that are the group's [CPU_ROWS, 1], out)` over all tiles that
+    hold rows of a group; a tile with rows of several groups comes once for each."""
+    ends = jnp.cumsum(group_sizes)
+    starts = ends - group_sizes
+    tiles = jnp.where(group_sizes > 0, (ends - 1) // CPU_ROWS - starts // CPU_ROWS + 1, 0)
+    visits = jnp.cumsum(tiles)
+
+    def visit(number: Array, out: Array) -> Array:
+        group = jnp.searchsorted(visits, number, side="right")
+        start = (starts[group] // CPU_ROWS + number - visits[group] + tiles[group]) * CPU_ROWS
+        rows = start + jnp.arange(CPU_ROWS)
+        return step(group, start, ((rows >= starts[group]) & (rows < ends[group]))[:, None], out)
+
+    return jax.lax.fori_loop(0, visits[-1], visit, out)
+
+
+# Elsewhere ------------------------------------------------------------------------------------------------------------
+
+
+def ragged_product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
+    weights = weights.swapaxes(1, 2) if transposed else weights
+    return jax.lax.ragged_dot(x, weights, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def ragged_group_products(x: Array, y: Array, group_sizes: Array) -> Array:
+    contract_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+    out = jax.lax.ragged_dot_general(x, y, group_sizes, contract_rows, preferred_element_type=jnp.float32)
+    return out.astype(x.dtype)

@@ -1,0 +1,241 @@
+"""Ring attention (Liu et al. 2023): keys and values travel round the context axis; no device ever holds a whole row's.
+
+Each device keeps its queries and, part by part, merges what they find into a running maximum, sum and output (the
+online softmax of Milakov and Gimelshein 2018); the gradient goes round once more and carries the keys' gradients home.
+Products are plain: the scores of half the queries against one block of keys exist at once. The result depends on
+positions and segments only; a load-balanced order (`row_order`) makes the devices' work equal, because what a half can
+not see is skipped.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core import collectives
+from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.mask import MASKED, Mask
+
+BLOCK = 512  # keys at once, at most
+
+
+class Settings(NamedTuple):
+    """What is known when the program is made."""
+
+    axes: tuple[str, ...]
+    ways: int
+    window: int | None
+    soft_cap: float | None
+
+
+class Part(NamedTuple):
+    """What travels: some positions' keys and values. Rows of a half of queries are laid out the same way."""
+
+    k: Float[Array, "B K S Dk"]
+    v: Float[Array, "B K S Dv"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+
+
+class Found(NamedTuple):
+    """What rows of queries have seen so far, in float32."""
+
+    top: Float[Array, "B K R 1"]
+    total: Float[Array, "B K R 1"]
+    out: Float[Array, "B K R Dv"]  # to be divided by `total`
+
+
+class Rows(NamedTuple):
+    """Half of a device's queries, a group's heads as further rows of their key head."""
+
+    q: Float[Array, "B K R Dk"]
+    positions: Int[Array, "B R"]
+    segments: Int[Array, "B R"]
+
+
+def ring_attention(
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B T K Dk"],
+    v: Float[Array, "B T K Dv"],
+    mask: Mask,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """`attention` inside a manual `shard_map`, of this device's queries over all devices' keys.
+
+    `k`, `v` and `mask` are of this device's part of the row (its key positions are its query positions). Float32 sums,
+    whatever the inputs' dtype; a query that sees no key yields zeros. Outside a mesh it is attention over the part.
+    """
+    batch, length, heads, head_dim = q.shape
+    assert length % 2 == 0, "a part of a load-balanced row is two chunks"
+    groups = k.shape[2]
+    q = q * (head_dim**-0.5 if scale is None else scale)
+    rows = q.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2).reshape(batch, groups, -1, head_dim)
+    if sinks is not None:
+        sinks = jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, -1), (1, length, 1)).reshape(groups, -1, 1)
+    segments = mask.key_segments if mask.key_segments is not None else jnp.zeros_like(mask.key_positions)
+    part = Part(k.swapaxes(1, 2), v.swapaxes(1, 2), mask.key_positions, segments)
+    settings = Settings(collectives.axes_of("seq"), collectives.ways("seq"), mask.window, soft_cap)
+    out = _ring(rows, part, sinks, settings)
+    out = out.reshape(batch, groups, length, -1, v.shape[-1]).swapaxes(1, 2)
+    return out.reshape(batch, length, heads, v.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _ring(q: Array, part: Part, sinks: Array | None, settings: Settings) -> Array:
+    return _forward(q, part, sinks, settings)[0]
+
+
+def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> tuple[Array, tuple]:
+    """Once round; saved for the gradient: the inputs, the output and each row's log-sum-exp."""
+    halves = _halves(q, part)
+    sink_halves = (None, None) if sinks is None else _split(sinks)
+    start = tuple(_nothing(rows, part.v, half) for rows, half in zip(halves, sink_halves, strict=True))
+
+    def hop(carry: tuple[Part, tuple[Found, ...]], _: None) -> tuple[tuple[Part, tuple[Found, ...]], None]:
+        part, found = carry
+        coming = _next(part, settings)  # under way while this part is used
+        blocks = _blocks(part)
+        step = partial(_see, settings=settings)
+        found = tuple(
+            jax.lax.scan(partial(step, rows), state, blocks)[0] for rows, state in zip(halves, found, strict=True)
+        )
+        return (coming, found), None
+
+    (_, ended), _ = jax.lax.scan(hop, (part, start), None, length=settings.ways)
+    top, total, out = (jnp.concatenate(x, axis=2) for x in zip(*ended, strict=True))
+    out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1), 0).astype(q.dtype)
+    log_sum = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1)), 0)
+    return out, (q, part, sinks, out, log_sum)
+
+
+def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Part, Array | None]:
+    """Once round with the keys' gradients on board; after as many hops as devices they are at home."""
+    q, part, sinks, out, log_sum = saved
+    inner = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
+    halves = tuple(zip(_halves(q, part), *(_split(x) for x in (grad, inner, log_sum)), strict=True))
+    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (part.k, part.v)]
+    start = part, zeros, tuple(jnp.zeros(half[0].q.shape, jnp.float32) for half in halves)
+
+    def hop(carry: tuple, _: None) -> tuple[tuple, None]:
+        part, (grad_k, grad_v), grad_q = carry
+        coming = _next(part, settings)
+        blocks = (_blocks(part), _block(grad_k), _block(grad_v))
+        sums = []
+        for half, so_far in zip(halves, grad_q, strict=True):
+            so_far, (k_blocks, v_blocks) = jax.lax.scan(partial(_unsee, half, settings=settings), so_far, blocks)
+            blocks = (blocks[0], k_blocks, v_blocks)
+            sums.append(so_far)
+        on_board = _next([_unblock(x) for x in blocks[1:]], settings)
+        return (coming, on_board, tuple(sums)), None
+
+    (_, (grad_k, grad_v), grad_q), _ = jax.lax.scan(hop, start, None, length=settings.ways)
+    grad_part = Part(grad_k.astype(part.k.dtype), grad_v.astype(part.v.dtype), None, None)  # type: ignore[arg-type]
+    grad_sinks = None if sinks is None else -(jnp.exp(sinks - log_sum) * inner).sum(0)
+    return jnp.concatenate(grad_q, axis=2).astype(q.dtype), grad_part, grad_sinks
+
+
+_ring.defvjp(_forward, _gradient)
+
+
+def _see(rows: Rows, found: Found, keys: Part, *, settings: Settings) -> tuple[Found, None]:
+    """What the rows have seen, with one more block of keys."""
+
+    def look() -> Found:
+        scores, seen, _ = _scores(rows, keys, settings)
+        top = jnp.maximum(found.top, scores.max(-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(scores - top), 0)
+        kept = jnp.exp(found.top - top)
+        total = found.total * kept + weights.sum(-1, keepdims=True)
+        return Found(top, total, found.out * kept + _matmul(weights.astype(keys.v.dtype), keys.v, 3, 2))
+
+    return jax.lax.cond(_may_see(rows, keys, settings.window), look, lambda: found), None
+
+
+def _unsee(
+    half: tuple[Rows, Array, Array, Array], grad_q: Array, block: tuple[Part, Array, Array], *, settings: Settings
+) -> tuple[Array, tuple[Array, Array]]:
+    """The gradients of what half of the queries and one block of keys had to do with each other, added up."""
+    rows, grad, inner, log_sum = half
+    keys, grad_k, grad_v = block
+
+    def look() -> tuple[Array, tuple[Array, Array]]:
+        scores, seen, slope = _scores(rows, keys, settings)
+        weights = jnp.where(seen, jnp.exp(scores - log_sum), 0)
+        grad_scores = weights * (_matmul(grad, keys.v, 3, 3) - inner)
+        grad_scores = (grad_scores if slope is None else grad_scores * slope).astype(rows.q.dtype)
+        more_k = grad_k + _matmul(grad_scores, rows.q, 2, 2)
+        more_v = grad_v + _matmul(weights.astype(grad.dtype), grad, 2, 2)
+        return grad_q + _matmul(grad_scores, keys.k, 3, 2), (more_k, more_v)
+
+    return jax.lax.cond(_may_see(rows, keys, settings.window), look, lambda: (grad_q, (grad_k, grad_v)))
+
+
+def _scores(rows: Rows, keys: Part, settings: Settings) -> tuple[Array, Array, Array | None]:
+    """Scores `[B, K, R, S]` in float32, which of them are seen, and the soft cap's slope."""
+    scores, slope = _matmul(rows.q, keys.k, 3, 3), None
+    if settings.soft_cap is not None:
+        bounded = jnp.tanh(scores / settings.soft_cap)
+        scores, slope = settings.soft_cap * bounded, 1 - bounded * bounded
+    seen = Mask(rows.positions, keys.positions, rows.segments, keys.segments, settings.window).dense()[:, None]
+    return jnp.where(seen, scores, MASKED), seen, slope
+
+
+def _may_see(rows: Rows, keys: Part, window: int | None) -> Array:
+    """Whether the positions let any row see any key."""
+    may = rows.positions.max() >= keys.positions.min()
+    return may if window is None else may & (keys.positions.max() > rows.positions.min() - window)
+
+
+def _nothing(rows: Rows, v: Array, sinks: Array | None) -> Found:
+    """Before any key; a sink has a share of the softmax from the start, and no value."""
+    shape = (*rows.q.shape[:3], 1)
+    out = jnp.zeros((*shape[:3], v.shape[-1]), jnp.float32)
+    if sinks is None:
+        return Found(jnp.full(shape, MASKED), jnp.zeros(shape), out)
+    return Found(jnp.broadcast_to(sinks, shape), jnp.ones(shape), out)
+
+
+def _halves(q: Array, part: Part) -> tuple[Rows, ...]:
+    per_group = q.shape[2] // part.positions.shape[1]
+    positions, segments = (jnp.repeat(x, per_group, axis=1) for x in (part.positions, part.segments))
+    return tuple(map(Rows, _split(q), _split(positions, 1), _split(segments, 1)))
+
+
+def _split(x: Array, axis: int = -2) -> tuple[Array, ...]:
+    """Both halves of the rows."""
+    return tuple(jnp.split(x, 2, axis=axis))
+
+
+def _next[T](tree: T, settings: Settings) -> T:
+    """What the device before this one holds."""
+    if settings.ways == 1:
+        return tree
+    hops = [(i, (i + 1) % settings.ways) for i in range(settings.ways)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, settings.axes, hops), tree)
+
+
+def _blocks(part: Part) -> Part:
+    return Part(_block(part.k), _block(part.v), _block(part.positions, 1), _block(part.segments, 1))
+
+
+def _block(x: Array, axis: int = 2) -> Array:
+    """Cuts the keys' axis into blocks, which come first; both halves of a load-balanced part into whole blocks."""
+    half = x.shape[axis] // 2
+    size = max(size for size in range(1, min(BLOCK, half) + 1) if half % size == 0)
+    shape = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+
+def _unblock(blocks: Array) -> Array:
+    x = jnp.moveaxis(blocks, 0, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _matmul(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
+    """A product per (row, key head), accumulated in float32."""
+    dims = (((contract_a,), (contract_b,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)

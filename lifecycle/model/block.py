@@ -1,0 +1,63 @@
+"""One layer of the decoder, and what is not a layer."""
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lifecycle.core.typing import Array, Float
+from lifecycle.model.cache import LayerCache
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers import Attention, DenseFeedForward, Positions, RMSNorm
+from lifecycle.model.mla import LatentAttention
+from lifecycle.model.moe import MoE
+
+type Aux = dict[str, Array]  # what a layer's router says of the tokens it saw; empty for a dense layer
+
+
+class Block(nnx.Module):
+    """Attention, then feed-forward or experts, each a branch that is added to its input.
+
+    Norms stand before a branch (`x + f(norm(x))`), after it (`x + norm(f(x))`, OLMo 2), or on both sides (Gemma 2).
+    """
+
+    def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs) -> None:
+        c = config
+        has_pre, has_post = c.norm_position != "post", c.norm_position != "pre"
+        self.attention_norm = RMSNorm(c.d_model, c) if has_pre else None
+        self.attention = Attention(c, rngs) if c.mla is None else LatentAttention(c, rngs)
+        self.attention_post_norm = RMSNorm(c.d_model, c) if has_post else None
+        self.feed_forward_norm = RMSNorm(c.d_model, c) if has_pre else None
+        self.feed_forward = MoE(c, rngs) if is_moe else DenseFeedForward(c, rngs)
+        self.feed_forward_post_norm = RMSNorm(c.d_model, c) if has_post else None
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None = None
+    ) -> tuple[Float[Array, "B T D"], Aux, LayerCache | None]:
+        attended, cache = self.attention(_normed(self.attention_norm, x), positions, cache)
+        x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
+        fed, aux = _with_aux(self.feed_forward, _normed(self.feed_forward_norm, x))
+        return x + _normed(self.feed_forward_post_norm, fed), aux, cache
+
+
+def _normed(norm: RMSNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
+
+
+def _with_aux(layer: MoE | DenseFeedForward, x: Array) -> tuple[Array, Aux]:
+    return layer(x) if isinstance(layer, MoE) else (layer(x), {})
+
+
+class Trunk(nnx.Module):
+    """What is not a layer: the embedding, the last norm and, unless it is the embedding, the head."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        c = config
+        self.embed = _table(c, rngs)
+        self.norm = RMSNorm(c.d_model, c)
+        self.head = None if c.tie_embeddings else _table(c, rngs)
+
+
+def _table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    """`[V, D]`, one row a token."""
+    shape = (config.vocab_size, config.d_model)
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)

@@ -1,0 +1,113 @@
+"""Multi-head latent attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1).
+
+Keys and values come from one latent of `kv_lora_rank` dimensions a token, positions through a rotary key that all
+heads share. Without a cache both are expanded to each head's keys and values. The cache keeps the latent and the
+rotary key only: the query is taken to the latent's side (`q' (W c) = (W' q)' c`), the latent serves as key and value
+of all heads, and the head's values are made of what attention returns.
+
+The latents are the narrow place (576 dimensions a token against 7168 in DeepSeek-V3), so on a mesh it is they that
+are gathered: over `tensor` from the positions that a device normalises, over `context` to the whole row. So each of n
+`context` devices expands the whole row for its heads (there 2.8 % of a layer's FLOPs, n times over) and receives a 71st
+of the bytes that expanded keys and values have.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lifecycle.core.collectives import gather, scatter_sum
+from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.attention import attention
+from lifecycle.kernels.linear import linear
+from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.rotary import score_scale
+from lifecycle.model.cache import LayerCache
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.layers import Positions, RMSNorm, branch_scale, scaled_normal, whole_row
+
+LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_eps`
+
+
+class LatentAttention(nnx.Module):
+    """Attention through latents; letters beside the legend's: `R` is `kv_lora_rank`, `Dr` is `rope_head_dim`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        c = self.config = config
+        assert c.mla is not None
+        m = self.sizes = c.mla
+        queries, expanded = c.num_heads * c.head_dim, c.num_heads * (m.nope_head_dim + m.v_head_dim)
+        rank = m.q_lora_rank
+        self.q = scaled_normal(rngs, c.d_model, queries) if rank is None else None
+        self.q_down = scaled_normal(rngs, c.d_model, rank) if rank is not None else None
+        self.q_down_norm = _latent_norm(rank, c) if rank is not None else None
+        self.q_up = scaled_normal(rngs, rank, queries) if rank is not None else None
+        self.kv_down = scaled_normal(rngs, c.d_model, m.kv_lora_rank + m.rope_head_dim)
+        self.kv_down_norm = _latent_norm(m.kv_lora_rank, c)
+        self.kv_up = scaled_normal(rngs, m.kv_lora_rank, expanded)
+        self.o = scaled_normal(rngs, c.num_heads * m.v_head_dim, c.d_model, branch_scale(c))
+
+    def __call__(
+        self, x: Float[Array, "B t D"], positions: Positions, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
+        q, keys = self._queries(x, positions), self._latent_keys(x, positions)
+        if cache is None:
+            out = self._expanded(q, whole_row(keys, positions.mask), positions.mask)
+        else:
+            cache = cache.write(keys, keys[..., :0], positions.mask.query_positions)
+            out = self._absorbed(q, cache.k.astype(q.dtype), positions.mask)
+        out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
+        return scatter_sum(out, "norm_seq", 1), cache
+
+    def _queries(self, x: Array, positions: Positions) -> Float[Array, "B T H Dh"]:
+        if self.q_down is not None and self.q_up is not None and self.q_down_norm is not None:
+            latent = checkpoint_name(linear(x, self.q_down[...]), "q_latent")
+            q = linear(gather(self.q_down_norm(latent), "norm_seq", 1), self.q_up[...])
+        else:
+            assert self.q is not None
+            q = linear(gather(x, "norm_seq", 1), self.q[...])
+        q = q.reshape(*q.shape[:2], -1, self.config.head_dim)
+        plain, turned = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
+        return checkpoint_name(jnp.concatenate([plain, positions.turn(turned)], axis=-1), "q")
+
+    def _latent_keys(self, x: Array, positions: Positions) -> Float[Array, "B T 1 R+Dr"]:
+        """The normed latent, then the turned rotary key: what the cache keeps of a token."""
+        both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
+        latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
+        both = gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
+        latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
+        return jnp.concatenate([latent, positions.turn(rotary)], axis=-1)
+
+    def _expanded(self, q: Array, latent_keys: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
+        """Attention with every head's own keys and values."""
+        m = self.sizes
+        latent, rotary = jnp.split(latent_keys, [m.kv_lora_rank], axis=-1)
+        both = linear(latent[:, :, 0], self.kv_up[...])
+        both = both.reshape(*both.shape[:2], -1, m.nope_head_dim + m.v_head_dim)
+        k, v = jnp.split(both, [m.nope_head_dim], axis=-1)
+        k = jnp.concatenate([k, jnp.broadcast_to(rotary, (*k.shape[:-1], m.rope_head_dim))], axis=-1)
+        return self._attend(q, checkpoint_name(k, "k"), checkpoint_name(v, "v"), mask)
+
+    def _absorbed(self, q: Array, latent_keys: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
+        """The same attention on the latents' side: one key head, whose first `R` dimensions are the values."""
+        m = self.sizes
+        up = self.kv_up[...].reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
+        key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
+        plain, turned = jnp.split(q, [m.nope_head_dim], axis=-1)
+        q = jnp.concatenate([_einsum("bthn,rhn->bthr", plain, key_up), turned], axis=-1)
+        seen = self._attend(q, latent_keys, latent_keys[..., : m.kv_lora_rank], mask)
+        return _einsum("bthr,rhv->bthv", seen, value_up)
+
+    def _attend(self, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+        """The scale is that of the expanded head, whichever side the product is taken on."""
+        c = self.config
+        scale = (c.attention_scale or c.head_dim**-0.5) * score_scale(c.rope_scaling)
+        return attention(q, k, v, mask, scale=scale, soft_cap=c.attention_soft_cap)
+
+
+def _latent_norm(size: int, config: ModelConfig) -> RMSNorm:
+    return RMSNorm(size, config.model_copy(update={"norm_eps": LATENT_NORM_EPS}))
+
+
+def _einsum(formula: str, x: Array, weight: Array) -> Array:
+    """A product per head, accumulated in float32."""
+    return jnp.einsum(formula, x, weight, preferred_element_type=jnp.float32).astype(x.dtype)

@@ -1,0 +1,234 @@
+"""A layer of experts, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021).
+
+Each token's rows are sorted by expert, sent to the experts' devices, multiplied group by group and summed where they
+came from (`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and no row is computed that is not
+there. A row's weight multiplies the hidden activations, before the last product: so the gradient of a weight needs
+neither that product nor the way back once more when activations are recomputed.
+
+On a mesh, experts are cut over `expert`, and each expert's `d_ff` over `tensor`, whose devices see all their positions.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lifecycle.core.collectives import gather, index, scatter_sum, total, ways
+from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.kernels.grouped import group_ids, grouped_matmul
+from lifecycle.kernels.linear import gated, linear
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.dispatch import (
+    all_counts,
+    buffer_rows,
+    expert_order,
+    move,
+    round_slices,
+    rounds_needed,
+    to_experts,
+    to_tokens,
+)
+from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
+from lifecycle.model.routing import RouterSums, expert_load, route, router_logits, router_sums
+
+type Activation = Literal["silu", "gelu", "clamped"]
+type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
+
+
+class Experts(nnx.Module):
+    """The weights of all experts of a layer, one after the other."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        moe = config.moe
+        assert moe is not None
+        num, d_model, d_ff = moe.num_experts, config.d_model, moe.d_ff
+        self.gate = _normal(rngs, (num, d_model, d_ff))
+        self.up = _normal(rngs, (num, d_model, d_ff))
+        self.down = _normal(rngs, (num, d_ff, d_model), branch_scale(config))
+        self.gate_bias = nnx.Param(jnp.zeros((num, d_ff))) if moe.use_bias else None
+        self.up_bias = nnx.Param(jnp.zeros((num, d_ff))) if moe.use_bias else None
+        self.down_bias = nnx.Param(jnp.zeros((num, d_model))) if moe.use_bias else None
+
+    def weights(self) -> Weights:
+        """What the products of rows need; the last bias is added where a token's rows are summed."""
+        found = {"gate": self.gate, "up": self.up, "down": self.down}
+        if self.gate_bias is not None and self.up_bias is not None:
+            found |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
+        return {name: param[...] for name, param in found.items()}
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, int, int], scale: float = 1.0) -> nnx.Param:
+    """`scaled_normal` for each expert."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * shape[1] ** -0.5))
+
+
+class MoE(nnx.Module):
+    """Router, experts, and what every token uses besides."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        moe = self.moe = config.moe
+        assert moe is not None
+        self.activation: Activation = config.activation
+        self.router = scaled_normal(rngs, config.d_model, moe.num_experts)
+        self.router_bias = nnx.Param(jnp.zeros(moe.num_experts)) if moe.use_bias else None
+        self.selection_bias = nnx.Param(jnp.zeros(moe.num_experts)) if moe.use_selection_bias else None
+        self.experts = Experts(config, rngs)
+        shared_d_ff = moe.num_shared_experts * moe.d_ff
+        self.shared = FeedForward(config, rngs, shared_d_ff) if shared_d_ff else None
+
+    def __call__(
+        self, x: Float[Array, "B T D"], is_token: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], RouterSums]:
+        """The layer's output, and sums over this device's rows and positions (alike over `tensor`): those of
+        `router_sums`, and `dropped`, the choices of experts that were not computed; summed over all devices it is 0.
+
+        A position that is not of `is_token` (padding) goes to no expert and counts nowhere; its output is what every
+        token gets besides.
+        """
+        assert self.moe is not None
+        present = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
+        logits = router_logits(x.reshape(-1, x.shape[-1]), self.router[...], _value(self.router_bias))
+        experts, weights = route(self.moe, logits, _value(self.selection_bias))
+        sums = router_sums(self.moe, logits, experts, present.reshape(-1))
+        experts = jnp.where(present[..., None], experts.reshape(*x.shape[:2], -1), self.moe.num_experts)
+        weights = jnp.where(present[..., None], weights.reshape(experts.shape), 0.0)
+
+        seen = gather(x, "norm_seq", 1)
+        out, dropped = self._routed(seen, gather(experts, "norm_seq", 1), gather(weights, "norm_seq", 1))
+        if self.shared is not None:
+            out += self.shared(seen)
+        out = scatter_sum(out, "norm_seq", 1)
+        if self.experts.down_bias is not None:
+            out += self._last_bias(experts, weights).astype(out.dtype)
+        return out, {**{name: total(value, "norm_seq") for name, value in sums.items()}, "dropped": dropped}
+
+    def _routed(
+        self, x: Float[Array, "B T D"], experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+        """The experts' weighted sum for each position, without the last bias, and the choices not computed."""
+        assert self.moe is not None
+        copies = self.moe.experts_per_token
+        order, load = expert_order(experts.reshape(-1, copies)), expert_load(experts, self.moe.num_experts)
+        rows = to_experts(x.reshape(-1, x.shape[-1]), order, copies)
+        row_weights = to_experts(weights.reshape(-1), order, 1)
+        if ways("experts") > 1:
+            rows, computed = _exchanged(self.activation, copies, load, rows, row_weights, self.experts.weights())
+        else:
+            rows = of_experts(self.activation, rows, row_weights, self.experts.weights(), load)
+            computed = load.sum()
+        return to_tokens(rows, order, copies).reshape(x.shape), (load.sum() - computed).astype(jnp.float32)
+
+    def _last_bias(self, experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]) -> Float[Array, "B T D"]:
+        """The weighted sum of the chosen experts' last biases: a product, whose gradient needs no scatter."""
+        assert self.moe is not None and self.experts.down_bias is not None
+        bias = gather(self.experts.down_bias[...], "experts", 0)
+        is_chosen = experts[..., None] == jnp.arange(self.moe.num_experts)
+        return linear(jnp.where(is_chosen, weights[..., None], 0.0).sum(axis=-2).astype(bias.dtype), bias)
+
+
+def _value(param: nnx.Param | None) -> Array | None:
+    return None if param is None else param[...]
+
+
+def of_experts(
+    activation: Activation,
+    rows: Float[Array, "R D"],
+    row_weights: Float[Array, " R"],
+    weights: Weights,
+    group_sizes: Int[Array, " X"],
+) -> Float[Array, "R D"]:
+    """Each row through its group's expert, times its weight, without the last bias; zero behind the last group."""
+    ids = group_ids(group_sizes, rows.shape[0])
+
+    def product(name: str) -> Array:
+        out = grouped_matmul(rows, weights[name], group_sizes)
+        if f"{name}_bias" not in weights:
+            return checkpoint_name(out, name)
+        is_own = jax.nn.one_hot(ids, group_sizes.shape[0], dtype=rows.dtype)
+        return checkpoint_name(out + linear(is_own, weights[f"{name}_bias"]), name)
+
+    hidden = gated(product("gate"), product("up"), activation)
+    hidden = (hidden.astype(jnp.float32) * row_weights[:, None]).astype(rows.dtype)
+    return grouped_matmul(hidden, weights["down"], group_sizes)
+
+
+def _exchanged(
+    activation: Activation, copies: int, load: Array, rows: Array, row_weights: Array, weights: Weights
+) -> tuple[Float[Array, "R D"], Int[Array, ""]]:
+    """`of_experts` where the experts are other devices': this device's rows there and back. Also how many rows of
+    others this device has computed."""
+    counts = all_counts(load)
+    room, worst = buffer_rows(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
+    received = counts[:, index("experts")].sum()
+    if worst == 1:
+        return _round(activation, room, counts, 0, rows, row_weights, weights), jnp.minimum(received, room)
+    num_rounds = rounds_needed(counts, room)
+    out = _rounds(activation, room, rows, row_weights, weights, counts, num_rounds)
+    return out, jnp.minimum(received, num_rounds * room)
+
+
+def _round(
+    activation: Activation,
+    room: int,
+    counts: Array,
+    number: Array | int,
+    rows: Array,
+    row_weights: Array,
+    weights: Weights,
+) -> Float[Array, "R D"]:
+    """The outputs for those of this device's rows that have their turn in round `number`, zero for the others."""
+    slices = round_slices(counts, number, room)
+    sent = rows.shape[0]
+    here = checkpoint_name(move(rows, slices, sent, room), "expert_rows")
+    here_weights = move(row_weights, slices, sent, room)
+    out = of_experts(activation, here, here_weights, weights, slices.receive_sizes.sum(axis=0))
+    return move(out, slices.back(), room, sent)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounds(
+    activation: Activation,
+    room: int,
+    rows: Array,
+    row_weights: Array,
+    weights: Weights,
+    counts: Array,
+    num_rounds: Array,
+) -> Float[Array, "R D"]:
+    """All rounds. Mostly it is the first alone, whose gradient is like any other function's; the others' gradient
+    computes them again, so nothing is kept of them and their number may depend on the data."""
+    return _rounds_forward(activation, room, rows, row_weights, weights, counts, num_rounds)[0]
+
+
+def _rounds_forward(
+    activation: Activation,
+    room: int,
+    rows: Array,
+    row_weights: Array,
+    weights: Weights,
+    counts: Array,
+    num_rounds: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    floats = (rows, row_weights, weights)
+    first, pull_first = jax.vjp(partial(_round, activation, room, counts, 0), *floats)
+
+    def add(number: Array, out: Array) -> Array:
+        return out + _round(activation, room, counts, number, *floats)
+
+    return jax.lax.fori_loop(1, num_rounds, add, first), (pull_first, floats, counts, num_rounds)
+
+
+def _rounds_backward(activation: Activation, room: int, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
+    pull_first, floats, counts, num_rounds = saved
+
+    def add(number: Array, grads: Any) -> Any:
+        _, pull = jax.vjp(partial(_round, activation, room, counts, number), *floats)
+        return jax.tree.map(jnp.add, grads, pull(grad))
+
+    return (*jax.lax.fori_loop(1, num_rounds, add, pull_first(grad)), None, None)
+
+
+_rounds.defvjp(_rounds_forward, _rounds_backward)

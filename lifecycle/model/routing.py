@@ -1,0 +1,108 @@
+"""Which experts a token goes to and with what weights, and what is measured and paid for it.
+
+One function holds the routers of the open families: Mixtral and Qwen3-MoE (softmax over all experts, the best k,
+normalised or not), gpt-oss (softmax over the best k's logits, which is the same as the former normalised), DeepSeek-V3
+(sigmoid scores, a bias that takes part in the choice only, choice among the best groups). All of it in float32: a
+rounded logit changes the choice, and with it the whole output.
+
+Statistics are sums over tokens, so that they may be added over devices and micro-batches before anything is divided.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.model.config import MoeConfig
+
+type RouterSums = dict[str, Array]
+
+
+def router_logits(
+    x: Float[Array, "N D"], router: Float[Array, "D E"], bias: Float[Array, " E"] | None
+) -> Float[Array, "N E"]:
+    """The router's product in float32; on TPUs in three bfloat16 passes, which keep 16 bits of the factors."""
+    logits = jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32), precision=jax.lax.Precision.HIGH)
+    return logits if bias is None else logits + bias.astype(jnp.float32)
+
+
+def route(
+    moe: MoeConfig, logits: Float[Array, "N E"], selection_bias: Float[Array, " E"] | None
+) -> tuple[Int[Array, "N k"], Float[Array, "N k"]]:
+    """Each token's experts, best first, and their weights (DeepSeek-V3, equations 12 to 16)."""
+    scores = jax.nn.softmax(logits) if moe.score == "softmax" else jax.nn.sigmoid(logits)
+    for_choice = jax.lax.stop_gradient(scores)
+    if selection_bias is not None:
+        for_choice += jax.lax.stop_gradient(selection_bias)
+    if moe.num_groups > 1:
+        for_choice = _in_best_groups(moe, for_choice)
+    experts = jax.lax.top_k(for_choice, moe.experts_per_token)[1]
+    weights = _at(scores, experts)
+    if moe.use_normalised_weights:
+        weights /= weights.sum(axis=-1, keepdims=True) + 1e-20  # DeepSeek's; sigmoids may all be zero
+    return experts, weights * moe.routed_scale
+
+
+def _in_best_groups(moe: MoeConfig, scores: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    """The scores, minus infinity outside the groups whose two best experts have the largest sums."""
+    grouped = scores.reshape(-1, moe.num_groups, moe.num_experts // moe.num_groups)
+    group_scores = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(axis=-1)
+    best = jax.lax.top_k(group_scores, moe.groups_per_token)[1]
+    is_best = (best[..., None] == jnp.arange(moe.num_groups)).any(axis=1)
+    return jnp.where(is_best[..., None], grouped, -jnp.inf).reshape(scores.shape)
+
+
+def _at(scores: Float[Array, "N E"], experts: Int[Array, "N k"]) -> Float[Array, "N k"]:
+    """`scores[i, experts[i]]` as a sum of products, whose gradient needs no scatter."""
+    is_chosen = experts[..., None] == jnp.arange(scores.shape[-1])
+    return jnp.where(is_chosen, scores[:, None, :], 0.0).sum(axis=-1)
+
+
+def expert_load(experts: Int[Array, "*rows"], num_experts: int) -> Int[Array, " E"]:
+    """How many of the choices fall on each expert; a number that is no expert's counts nowhere."""
+    return (experts.reshape(-1, 1) == jnp.arange(num_experts)).sum(axis=0, dtype=jnp.int32)
+
+
+def router_sums(
+    moe: MoeConfig, logits: Float[Array, "N E"], experts: Int[Array, "N k"], is_token: Bool[Array, " N"]
+) -> RouterSums:
+    """What a router did with the tokens of `is_token`, as float32 sums over them.
+
+    `load` [E]: choices of each expert. `probability` [E]: softmax of the logits, or sigmoids divided by their sum;
+    `z`: squared log-sum-exp of the logits; both have gradients. `entropy`: of the probabilities, in nats.
+    `tokens`: how many there are.
+    """
+    scores = jax.nn.softmax(logits) if moe.score == "softmax" else jax.nn.sigmoid(logits)
+    probabilities = scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
+    entropies = jax.lax.stop_gradient(jax.scipy.special.entr(probabilities).sum(axis=-1))
+    load = expert_load(jnp.where(is_token[:, None], experts, moe.num_experts), moe.num_experts)
+    return {
+        "load": load.astype(jnp.float32),
+        "probability": jnp.where(is_token[:, None], probabilities, 0.0).sum(axis=0),
+        "z": jnp.where(is_token, jax.nn.logsumexp(logits, axis=-1) ** 2, 0.0).sum(),
+        "entropy": jnp.where(is_token, entropies, 0.0).sum(),
+        "tokens": is_token.sum(dtype=jnp.float32),
+    }
+
+
+def balance_loss(
+    load: Float[Array, "*layers E"], probability: Float[Array, "*layers E"], tokens: Float[Array, "*layers"]
+) -> Float[Array, "*layers"]:
+    """The load-balancing loss of each layer: `E sum_e (load_e / tokens) (probability_e / tokens)` (Fedus et al. 2021,
+    "Switch Transformers", equation 4), at least `experts_per_token`, which an even load has.
+
+    It is linear in `probability`: with `load` and `tokens` summed over all devices and this device's `probability`, it
+    is this device's part of the loss. `load` has no gradient.
+    """
+    shares = jax.lax.stop_gradient(load / tokens[..., None])
+    return load.shape[-1] * (shares * probability).sum(axis=-1) / tokens
+
+
+def z_loss(z: Float[Array, "*layers"], tokens: Float[Array, "*layers"]) -> Float[Array, "*layers"]:
+    """The mean squared log-sum-exp of a router's logits (Zoph et al. 2022, "ST-MoE", equation 5); linear in `z`."""
+    return z / tokens
+
+
+def bias_update(load: Float[Array, "*layers E"], bias: Float[Array, "*layers E"], rate: float) -> Array:
+    """The selection bias after a step in which the experts had `load` choices, of all devices and micro-batches: an
+    expert above the mean loses `rate`, one below gains it (DeepSeek-V3, section 2.1.2)."""
+    return bias + rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)

@@ -1,0 +1,36 @@
+"""Which layers are alike, so that they lie in one stack and one scan applies them.
+
+A pattern of layer kinds (local/global) is scanned over its period; what does not fill a period, and the dense layers
+before a mixture of experts, are groups of their own. 126 layers trace in the time of one period.
+"""
+
+from dataclasses import dataclass
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.names import stack_name
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers `first` to `first + period * repeats - 1`: `period` stacks of `repeats` layers each."""
+
+    first: int
+    period: int
+    repeats: int
+
+    @property
+    def stacks(self) -> list[str]:
+        return [stack_name(self.first + place, self.period) for place in range(self.period)]
+
+
+def layer_groups(config: ModelConfig) -> list[LayerGroup]:
+    """The model's layers in order."""
+    dense = 0 if config.moe is None else config.moe.first_dense_layers
+    return [*_groups(config, 0, dense), *_groups(config, dense, config.num_layers)]
+
+
+def _groups(config: ModelConfig, start: int, end: int) -> list[LayerGroup]:
+    period = len(config.layer_pattern) if len(set(config.layer_pattern)) > 1 else 1
+    repeats, rest = divmod(end - start, period)
+    groups = [LayerGroup(start, period, repeats), LayerGroup(end - rest, rest, 1)]
+    return [group for group in groups if group.period * group.repeats]

@@ -1,0 +1,103 @@
+"""How batches lie on the mesh, and how a function of parameters and a batch runs on it.
+
+A function runs on every device on that device's part, in one fully manual `jax.shard_map`: the model's own collectives
+(`core/collectives.py`) are all there is, so what crosses the network is written in the model and not guessed by a
+partitioner.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.mesh import sharding, spec
+from lifecycle.core.typing import Batch, PyTree
+from lifecycle.kernels.mask import row_order
+from lifecycle.model.decoder import Params
+
+# Arrays of a batch whose second dimension is a row's positions.
+BY_POSITION = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
+
+
+def batch_spec(name: str) -> P:
+    """Where the array `name` of a batch is cut: rows, and positions if it has them."""
+    return spec("batch", "seq") if name in BY_POSITION else spec("batch")
+
+
+def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
+    return NamedSharding(mesh, batch_spec(name))
+
+
+def place_batch(host: Mapping[str, np.ndarray], mesh: Mesh, part: int = 0, parts: int = 1) -> dict[str, jax.Array]:
+    """A batch laid over the mesh; `host` has this process's rows, part `part` of `parts` of the global batch's.
+
+    With a context axis, positions go to devices in load-balanced order.
+    """
+    ways = mesh.shape["context"]
+
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        if ways > 1 and name in BY_POSITION:
+            array = array[:, row_order(array.shape[1], ways)]
+        first = part * array.shape[0]
+
+        def piece(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None
+            rows = slice((at[0].start or 0) - first, (at[0].stop or first + array.shape[0]) - first)
+            return array[(rows, *at[1:])]
+
+        shape = (array.shape[0] * parts, *array.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, name), piece)
+
+    return {name: place(name, array) for name, array in host.items()}
+
+
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """(which part of a batch's rows this process's devices hold, of how many): processes that share a row's positions
+    or a model's tensors hold the same rows. Raises `ConfigError` when the parts are not alike."""
+    rows = sharding(mesh, "batch")
+    ways = math.prod(mesh.shape[axis] for axis in rows.spec[0])
+    held = rows.addressable_devices_indices_map((ways,)).values()
+    starts = sorted({index[0].start or 0 for index in held if index is not None})
+    part, rest = divmod(starts[0], len(starts))
+    if rest or ways % len(starts) or starts != list(range(starts[0], starts[0] + len(starts))):
+        raise ConfigError(
+            f"mesh: one process's devices hold rows {starts} of {ways} groups; choose mesh.tensor so that it divides "
+            "the devices of a process, or is a multiple of them"
+        )
+    return part, ways // len(starts)
+
+
+def on_mesh[R](
+    function: Callable[[Params, Batch], R], mesh: Mesh, params: PyTree, out_specs: PyTree
+) -> Callable[[Params, Batch], R]:
+    """`function` run by every device on its part of the parameters (specs `params`) and of the batch."""
+
+    def run(values: Params, batch: Batch) -> R:
+        specs = (params, {name: batch_spec(name) for name in batch})
+        manual = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return manual(values, dict(batch))
+
+    return run
+
+
+def sum_over_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Sums of what devices found on their own rows and positions; alike over `tensor` already."""
+    axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def sum_gradients(grads: Params, mesh: Mesh, params: Any) -> Params:
+    """Each gradient summed over the axes that its parameter (specs `params`) is not cut over: the others were summed
+    as the parameter's parts were gathered."""
+
+    def whole(grad: jax.Array, place: P) -> jax.Array:
+        cut = {axis for entry in place for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        axes = tuple(axis for axis in mesh.axis_names if axis not in cut and mesh.shape[axis] > 1)
+        return jax.lax.psum(grad, axes) if axes else grad
+
+    return jax.tree.map(whole, grads, params)

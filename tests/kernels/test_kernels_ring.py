@@ -1,0 +1,143 @@
+"""Ring attention on eight virtual devices against the reference on one: values and all gradients."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.mesh import AXES
+from lifecycle.core.typing import Array
+from lifecycle.kernels import ring
+from lifecycle.kernels.attention import reference_attention
+from lifecycle.kernels.mask import Mask, row_order
+from lifecycle.kernels.ring import ring_attention
+
+ONE_OP = 1e-5
+SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
+
+
+def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32, seed: int = 0) -> dict[str, Array]:
+    draw = np.random.default_rng(seed)
+    shapes = {"q": (4, dims[0]), "k": (2, dims[0]), "v": (2, dims[1])}
+    return {name: jnp.asarray(draw.normal(size=(2, length, *shape)), dtype) for name, shape in shapes.items()}
+
+
+def row(length: int, segment: int | None = None, window: int | None = None) -> Mask:
+    index = jnp.broadcast_to(jnp.arange(length), (2, length))
+    ids = None if segment is None else 1 + (index + jnp.arange(2)[:, None]) // segment
+    return Mask(index, index, ids, ids, window)
+
+
+def on_devices(ways: int, mask: Mask, **options: Any) -> Callable[..., Array]:
+    """Ring attention of whole rows, each device holding its load-balanced part; two batch groups beside."""
+    mesh = Mesh(np.array(jax.devices()[: 2 * min(ways, 4)]).reshape(1, 1, -1, 1, min(ways, 4), 1), AXES)
+    if ways == 8:
+        mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 1, 1, 8, 1), AXES)
+    order = row_order(mask.key_positions.shape[1], ways)
+    segments = mask.key_segments
+
+    def part(q: Array, k: Array, v: Array, sinks: Array | None, positions: Array, ids: Array | None) -> Array:
+        return ring_attention(q, k, v, Mask(positions, positions, ids, ids, mask.window, ways), sinks=sinks, **options)
+
+    cut = P("fsdp", "context")
+    specs = (cut, cut, cut, P(), cut, cut)
+    parts = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
+
+    def attend(q: Array, k: Array, v: Array, sinks: Array | None = None) -> Array:
+        ids = None if segments is None else segments[:, order]
+        out = parts(q[:, order], k[:, order], v[:, order], sinks, mask.key_positions[:, order], ids)
+        return jnp.zeros_like(out).at[:, order].set(out)
+
+    return attend
+
+
+def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:
+    def loss(inputs: dict[str, Array]) -> tuple[Array, Array]:
+        out = function(**inputs)
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+    return {"out": out, **gradients}
+
+
+def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
+        assert array.any()
+
+
+CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
+    "two ways": (2, row(32), {}),
+    "four ways": (4, row(64), {}),
+    "eight ways": (8, row(64), {}),
+    "segments": (4, row(64, segment=11), {}),
+    "window": (8, row(64, window=9), {}),
+    "soft cap": (2, row(32), {"soft_cap": 1.5}),
+    "sinks": (4, row(64), {"sinks": SINKS}),
+    "all": (8, row(64, segment=21, window=17), {"soft_cap": 2.0, "sinks": SINKS, "scale": 0.6}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
+    ways, mask, options = CASES[name]
+    inputs = arrays(mask.key_positions.shape[1], dims=(8, 6))
+    if "sinks" in options:
+        inputs["sinks"] = options["sinks"]
+    static = {key: value for key, value in options.items() if key != "sinks"}
+    found = value_and_gradients(on_devices(ways, mask, **static), inputs)
+    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask, **static), inputs))
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 5])
+def test_blocks_of_keys_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "BLOCK", block)
+    mask = row(48, segment=13, window=20)
+    inputs = arrays(48)
+    found = value_and_gradients(on_devices(2, mask), inputs)
+    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask), inputs))
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_any_positions_and_segments_in_any_order(data: st.DataObject) -> None:
+    """Nothing depends on the load-balanced order; a query that sees no key yields zeros."""
+    ids = st.lists(st.integers(0, 5), min_size=8, max_size=8)
+    positions, segments = (jnp.array([data.draw(ids), data.draw(ids)]) for _ in range(2))
+    window = data.draw(st.none() | st.integers(1, 5))
+    mask = Mask(positions, positions, segments, segments, window)
+    inputs = arrays(8)
+    found = ring_attention(**inputs, mask=mask)
+    np.testing.assert_allclose(found, reference_attention(**inputs, mask=mask), atol=ONE_OP)
+
+
+def test_a_query_that_sees_no_key_gives_zeros_and_no_gradient() -> None:
+    inputs = arrays(4)
+    mask = Mask(*(jnp.array([[0, 1, 2, 3]] * 2),) * 2, *(jnp.array([[1, 1, 2, 2]] * 2), jnp.array([[3, 3, 2, 2]] * 2)))
+    mask = Mask(mask.query_positions, mask.key_positions, mask.key_segments, mask.key_segments, window=1)
+    found = value_and_gradients(partial(ring_attention, mask=mask), inputs)
+    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask), inputs))
+
+
+def test_no_device_ever_holds_a_whole_rows_keys_or_scores() -> None:
+    length, ways = 64, 4
+    text = jax.jit(on_devices(ways, row(length))).lower(**arrays(length)).as_text()
+    manual = text[text.index("sdy.manual_computation") :]
+    assert "collective_permute" in manual and "all_gather" not in manual
+    assert f"x{length}x" not in manual[: manual.index("sdy.return")]
+
+
+def test_bfloat16_stays_bfloat16_with_float32_sums() -> None:
+    inputs = arrays(64, dtype=jnp.bfloat16)
+    found = value_and_gradients(on_devices(4, row(64)), inputs)
+    assert {x.dtype for x in found.values()} == {jnp.dtype(jnp.bfloat16)}
+    exact = reference_attention(**{name: x.astype(jnp.float32) for name, x in inputs.items()}, mask=row(64))
+    np.testing.assert_allclose(found["out"].astype(jnp.float32), exact, atol=2e-2)

@@ -1,0 +1,231 @@
+"""Splash under our schedule: interpreted against the reference, and compiled for chips that are not here."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental import topologies
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as library
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.mesh import AXES
+from lifecycle.core.typing import Array
+from lifecycle.kernels import attention as dispatch
+from lifecycle.kernels.attention import attention, reference_attention
+from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
+from lifecycle.kernels.splash import Blocks, _infos, blocks_of, splash_attention
+
+ONE_OP = 1e-5
+SMALL = Blocks(128, 128, 128)
+
+
+def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch: int = 2) -> dict[str, Array]:
+    draw = np.random.default_rng(0)
+    shapes = {"q": (heads, dims[0]), "k": (kv_heads, dims[0]), "v": (kv_heads, dims[1])}
+    return {name: jnp.asarray(draw.normal(size=(batch, length, *shape)), jnp.float32) for name, shape in shapes.items()}
+
+
+def row(length: int, batch: int = 2, segment: int | None = None, window: int | None = None, ways: int = 1) -> Mask:
+    """A row's mask; segments of `segment` positions each, shifted by a third from row to row."""
+    index = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    ids = None if segment is None else 1 + (index + segment // 3 * jnp.arange(batch)[:, None]) // segment
+    return Mask(index, index, ids, ids, window, ways)
+
+
+def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:
+    def loss(inputs: dict[str, Array]) -> tuple[Array, Array]:
+        out = function(**inputs)
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+    return {"out": out, **gradients}
+
+
+def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
+        assert array.any()
+
+
+SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
+CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
+    "causal": (row(256), {}, (16, 16)),
+    "a length of no whole block": (row(200), {}, (16, 16)),
+    "segments": (row(256, segment=90), {}, (16, 16)),
+    "window": (row(384, window=70), {}, (16, 16)),
+    "soft cap": (row(128), {"soft_cap": 2.0}, (16, 16)),
+    "sinks": (row(128, segment=50), {"sinks": SINKS}, (16, 16)),
+    "values narrower than keys": (row(128), {"scale": 0.3}, (24, 16)),
+    "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
+    mask, options, dims = CASES[name]
+    inputs = arrays(mask.key_positions.shape[1], 4, 2, dims)
+    inputs |= {"sinks": options["sinks"]} if "sinks" in options else {}
+    options = {"scale": dims[0] ** -0.5, "soft_cap": options.get("soft_cap")} | {
+        key: value for key, value in options.items() if key == "scale"
+    }
+    splash = partial(splash_attention, mask=mask, blocks=SMALL, interpret=True, **options)
+    assert_same(
+        value_and_gradients(splash, inputs), value_and_gradients(partial(reference_attention, mask=mask, **options), inputs)
+    )
+
+
+@pytest.mark.parametrize("window", [None, 130])
+def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) -> None:
+    ways, length = 4, 1024
+    inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)
+    order = row_order(length, ways)
+    mesh = Mesh(np.array(jax.devices()[:ways]).reshape(1, 1, 1, 1, ways, 1), AXES)
+
+    def part(q: Array, k: Array, v: Array, positions: Array, queries: Array, keys: Array) -> Array:
+        own = Mask(positions, mask.key_positions, queries, keys, window, ways)
+        return splash_attention(q, k, v, own, scale=0.5, blocks=SMALL, interpret=True)
+
+    cut = P(None, "context")
+    parts = jax.shard_map(part, mesh=mesh, in_specs=(cut, P(), P(), cut, cut, P()), out_specs=cut, check_vma=False)
+
+    def splash(q: Array, k: Array, v: Array) -> Array:
+        assert mask.query_segments is not None
+        out = parts(q[:, order], k, v, mask.query_positions[:, order], mask.query_segments[:, order], mask.key_segments)
+        return jnp.zeros_like(out).at[:, order].set(out)
+
+    expected = value_and_gradients(partial(reference_attention, mask=mask, scale=0.5), inputs)
+    assert_same(value_and_gradients(splash, inputs), expected)
+
+
+def test_bfloat16_stays_bfloat16() -> None:
+    inputs = {name: x.astype(jnp.bfloat16) for name, x in arrays(128, 2, 1, (16, 16)).items()}
+    found = value_and_gradients(
+        partial(splash_attention, mask=row(128), scale=0.25, blocks=SMALL, interpret=True), inputs
+    )
+    assert {x.dtype for x in found.values()} == {jnp.dtype(jnp.bfloat16)}
+    exact = reference_attention(**{name: x.astype(jnp.float32) for name, x in inputs.items()}, mask=row(128))
+    np.testing.assert_allclose(found["out"].astype(jnp.float32), exact, atol=0.03)
+
+
+@settings(max_examples=30)
+@given(blocks=st.integers(1, 6), ways=st.sampled_from([1, 2, 4]), window=st.none() | st.integers(1, 700))
+def test_the_schedule_visits_what_the_librarys_own_visits(blocks: int, ways: int, window: int | None) -> None:
+    """The library finds seen blocks by looking at every pair of positions; ours reasons with a block's ends."""
+    length = 128 * 2 * ways * blocks
+    order = row_order(length, ways)
+    dense = library.CausalMask((length, length))
+    if window is not None:
+        dense &= library.LocalMask((length, length), (window - 1, 0), offset=0)
+    dense = library.NumpyMask(np.asarray(dense[:, :])[order])
+    theirs, _ = process_mask(library.MultiHeadMask([dense]), (128, 128), q_seq_shards=ways)
+    forward, _, backward = _infos((length // ways, length), ways, window, 128, 128)
+    seen = np.asarray(dense[:, :]).reshape(ways, 2 * blocks, 128, -1, 128).any((2, 4))
+    for device in range(ways):
+        for query, keys in enumerate(seen[device]):
+            runs = np.asarray(forward.block_mask)[device, 0, query] == 1
+            assert np.asarray(forward.data_next)[device, 0, query][runs].tolist() == np.flatnonzero(keys).tolist()
+        for key, queries in enumerate(seen[device].T):
+            runs = np.asarray(backward.block_mask)[device, 0, :, key] == 1
+            assert np.asarray(backward.data_next)[device, 0, :, key][runs].tolist() == np.flatnonzero(queries).tolist()
+    assert forward.block_mask.shape[-1] == theirs.block_mask.shape[-1]  # no longer than the library's grid
+
+
+def test_a_long_rows_schedule_takes_no_time() -> None:
+    _infos.cache_clear()
+    forward, _, backward = _infos((131072 // 16, 131072), 16, None, 1024, 1024)
+    assert forward.data_next.shape == (16, 1, 8, 128) and forward.data_next.dtype == np.int8
+    assert backward.q_sequence.nbytes == 131072 * 4
+
+
+def test_a_remat_policy_saves_output_and_log_sum_exp() -> None:
+    inputs = arrays(128, 2, 1, (16, 16), batch=1)
+    run = partial(splash_attention, mask=row(128, 1), scale=0.25, blocks=SMALL, interpret=True)
+
+    def kernels(policy: Any) -> int:
+        function = jax.checkpoint(lambda x: run(**x).sum(), policy=policy)
+        return str(jax.make_jaxpr(jax.grad(function))(inputs)).count("name=splash_mha_fwd")
+
+    saved = kernels(jax.checkpoint_policies.save_only_these_names(OUT_NAME))
+    assert kernels(jax.checkpoint_policies.nothing_saveable) == saved + 1
+
+
+# Chips that are not here
+
+
+@pytest.fixture
+def v5p(monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra `tpu`")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    return Mesh(np.array(devices).reshape(1, 1, 4, 1, 1, 1), AXES)
+
+
+def lowered(mesh: Mesh, length: int, heads: int, kv_heads: int, dims: tuple[int, int], **options: Any) -> Any:
+    """`attention` and its gradients on each device of a mesh, two rows to a device, in bfloat16."""
+
+    def step(q: Array, k: Array, v: Array, ids: Array) -> Any:
+        index = jnp.broadcast_to(jnp.arange(length), ids.shape)
+        mask = Mask(index, index, ids, ids, options.get("window"), 1)
+        with_cap = partial(attention, mask=mask, soft_cap=options.get("soft_cap"), sinks=options.get("sinks"))
+        return jax.grad(lambda *x: with_cap(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+    batch = P("fsdp")
+    cut = jax.shard_map(step, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=False)
+
+    def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((8, length, *shape), dtype, sharding=jax.NamedSharding(mesh, batch))
+
+    inputs = array(heads, dims[0]), array(kv_heads, dims[0]), array(kv_heads, dims[1]), array(dtype=jnp.int32)
+    return jax.jit(cut).lower(*inputs)
+
+
+@pytest.mark.aot
+def test_for_a_topology_only_splash_is_in_the_program(v5p: Mesh) -> None:
+    text = lowered(v5p, 256, 4, 2, (128, 128)).as_text()
+    assert text.count("tpu_custom_call") == 3  # forward; dk and dv; dq
+    assert "stablehlo.exponential" not in text  # that of a softmax; a kernel's is bytecode
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dims", "options"),
+    [
+        (32, 8, (128, 128), {}),  # Llama-3.1-8B
+        (64, 8, (64, 64), {"window": 128, "sinks": jnp.zeros(64)}),  # gpt-oss
+        pytest.param(16, 8, (256, 256), {"window": 4096, "soft_cap": 50.0}, marks=pytest.mark.slow),  # Gemma 2
+        pytest.param(16, 16, (192, 128), {}, marks=pytest.mark.slow),  # DeepSeek, a tensor-parallel part of its heads
+    ],
+    ids=["llama", "gpt-oss", "gemma", "deepseek"],
+)
+def test_families_compile_for_v5p(
+    v5p: Mesh, heads: int, kv_heads: int, dims: tuple[int, int], options: dict[str, Any]
+) -> None:
+    compiled = lowered(v5p, 8192, heads, kv_heads, dims, **options).compile()
+    scores = 2 * heads * 8192 * 8192 * 2
+    assert compiled.memory_analysis().temp_size_in_bytes < scores / 4  # no scores in memory
+
+
+def test_tiles_by_chip_and_head() -> None:
+    assert blocks_of("TPU v5", 128) == Blocks(1024, 1024, 512)
+    assert blocks_of("TPU v6 lite", 128).q == 2048
+    assert blocks_of("TPU v5", 512) == Blocks(512, 512, 256)
+
+
+def test_a_cache_is_not_for_splash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `row_ways` positions are unknown, on a TPU too; with it, this process would run a TPU's kernel."""
+    inputs = arrays(128, 2, 1, (16, 16))
+    monkeypatch.setattr(dispatch, "_made_for", lambda: ("tpu", "TPU v5"))
+    index = row(128).key_positions
+    np.testing.assert_allclose(
+        attention(**inputs, mask=Mask(index, index)), reference_attention(**inputs, mask=row(128)), atol=ONE_OP
+    )
+    assert "splash_mha_fwd" in str(jax.make_jaxpr(lambda x: attention(**x, mask=row(128)))(inputs))

@@ -1,0 +1,81 @@
+"""Every mesh axis, alone and together, gives one device's loss and gradients: dense models and mixtures of experts."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+from lifecycle.training.loader import one_epoch
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.placement import place_batch
+from lifecycle.training.step import init_state, make_train_step, state_shardings
+from tests.tiny import Settings, rows_of
+
+CLOSE = 1e-5
+# Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices.
+DENSE = ModelConfig(
+    vocab_size=96, d_model=32, d_ff=64, num_layers=3, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
+    layer_pattern=("local", "global"), window=9, qk_norm="head", compute_dtype="float32", tie_embeddings=True,
+)  # fmt: skip
+PROJECTION = DENSE.model_copy(
+    update={"qk_norm": "projection", "attention_bias": "qkvo", "use_sinks": True, "logits_soft_cap": 3.0,
+            "norm_position": "sandwich", "tie_embeddings": False, "use_embed_scale": True}
+)  # fmt: skip
+EXPERTS = MoeConfig(
+    num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, first_dense_layers=1, score="sigmoid",
+    use_selection_bias=True, bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
+)  # fmt: skip
+MOE = DENSE.model_copy(update={"moe": EXPERTS, "layer_pattern": ("global",), "window": None})
+LATENT = MOE.model_copy(
+    update={"qk_norm": "none", "mla": MlaConfig(q_lora_rank=16, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4,
+            v_head_dim=8), "head_dim": 12}
+)  # fmt: skip
+MODELS = {"dense": DENSE, "projection": PROJECTION, "experts": MOE, "latent": LATENT}
+ALONE = [{axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")] + [{"context": 4}]
+TOGETHER = [
+    {"fsdp": 4, "tensor": 2},
+    {"fsdp": 2, "context": 4},
+    {"expert": 4, "fsdp": 2},
+    {"replica": 2, "fsdp": 2, "tensor": 2},
+    {"expert": 2, "context": 2, "tensor": 2},
+]
+# Gradients as they come: the update is their negative, and what the state keeps is they.
+GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
+
+
+@cache
+def first_step(name: str, **axes: int) -> tuple[dict[str, float], Any, Any]:
+    """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
+    config, mesh = MODELS[name], build_mesh(MeshConfig(**axes))
+    shardings = state_shardings(config, GRADIENT, mesh)
+    state = init_state(config, GRADIENT, shardings, jax.random.key(0))
+    step = make_train_step(partial(next_token, config, remat={}), GRADIENT, mesh, shardings, 2, config.bias_rate)
+    host = next(one_epoch(rows_of(Settings()), global_batch_size=16))
+    state, metrics = step(state, place_batch(host, mesh))
+    metrics = {key: float(value) for key, value in metrics.items()}
+    return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
+
+
+def name_of(axes: dict[str, int]) -> str:
+    return "-".join(f"{axis}{size}" for axis, size in axes.items())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("axes", ALONE + TOGETHER, ids=name_of)
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
+    metrics, grads, params = first_step(model, **axes)
+    expected, exact, updated = first_step(model)
+    assert metrics == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
+    largest = 0.0
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        own = dict(jax.tree_util.tree_leaves_with_path(exact))[path]
+        np.testing.assert_allclose(grad, own, atol=CLOSE, rtol=0, err_msg=jax.tree_util.keystr(path))
+        largest = max(largest, np.abs(own).max())
+    assert largest > 1e-2
+    for found, own in zip(jax.tree.leaves(params), jax.tree.leaves(updated), strict=True):
+        np.testing.assert_allclose(found, own, atol=CLOSE, rtol=0)

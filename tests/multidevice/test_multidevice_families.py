@@ -1,0 +1,94 @@
+"""Loss and every gradient of the families' tiny models on eight devices equal one device's.
+
+The weights are the golden ones; rows are packed. Four families hold between them everything that a layer may have.
+"""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.core.typing import Array, Batch
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, logical_axes
+from lifecycle.model.weights import load_config, load_weights
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
+from lifecycle.training.step import param_specs
+from tests.golden.family_weights import write_model
+
+GOLDEN = Path(__file__).parents[1] / "golden/families"
+CLOSE = 1e-5
+SPLIT = 10  # row 0 is two documents, row 1 is one and padding
+FAMILIES = ["gemma3_text", "olmo2", "gpt_oss", "deepseek_v3"]
+MESHES = {
+    "one": MeshConfig(),
+    "expert x context x tensor": MeshConfig(expert=2, context=2, tensor=2),
+    "fsdp x context x tensor": MeshConfig(fsdp=2, context=2, tensor=2),
+    "replica x fsdp x tensor": MeshConfig(replica=2, fsdp=2, tensor=2),
+}
+QUICK = "expert x context x tensor"
+CASES = [
+    pytest.param(family, mesh, marks=() if mesh == QUICK else pytest.mark.slow)
+    for mesh in list(MESHES)[1:]
+    for family in FAMILIES
+]
+
+
+def batch_of(family: str) -> dict[str, np.ndarray]:
+    tokens = np.tile(np.load(GOLDEN / family / "expected.npz")["tokens"], (2, 1))
+    place = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    is_second = (place >= SPLIT) & (np.arange(len(tokens))[:, None] % 2 == 0)
+    is_padding = (place >= tokens.shape[1] - 4) & (np.arange(len(tokens))[:, None] % 2 == 1)
+    segments = np.where(is_padding, 0, 1 + is_second)
+    ends = np.diff(segments, axis=1, append=-1) != 0
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "positions": (place - SPLIT * is_second).astype(np.int32),
+        "segment_ids": segments.astype(np.int32),
+        "loss_mask": (~ends & ~is_padding).astype(np.float32),
+    }
+
+
+@cache
+def model_of(family: str) -> tuple[ModelConfig, Params]:
+    with TemporaryDirectory() as name:
+        write_model(GOLDEN / family, Path(name))
+        config = load_config(Path(name)).model_copy(update={"compute_dtype": "float32"})
+        return config, load_weights(config, Path(name))
+
+
+@cache
+def loss_and_gradients(family: str, mesh_name: str) -> tuple[Array, Params]:
+    """The mean loss and its gradients, computed on a mesh."""
+    config, params = model_of(family)
+    mesh, specs = build_mesh(MESHES[mesh_name]), param_specs(config)
+
+    def local(params: Params, part: Batch) -> tuple[Array, Params]:
+        def loss(params: Params) -> tuple[Array, Array]:
+            return next_token(config, params, part)[:2]
+
+        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        total, count = sum_over_mesh((total, count), mesh)
+        return total / count, jax.tree.map(lambda g: g / count, sum_gradients(grads, mesh, specs))
+
+    run = jax.jit(on_mesh(local, mesh, specs, (P(), specs)))
+    batch = place_batch(batch_of(family), mesh)
+    return run(jax.device_put(params, tree_shardings(mesh, logical_axes(config))), batch)
+
+
+@pytest.mark.parametrize(("family", "mesh"), CASES)
+def test_a_mesh_has_one_devices_loss_and_gradients(family: str, mesh: str) -> None:
+    one, exact = loss_and_gradients(family, "one")
+    loss, found = loss_and_gradients(family, mesh)
+    np.testing.assert_allclose(loss, one, atol=CLOSE, rtol=0)
+    for (path, grad), wanted in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(exact), strict=True):
+        scale, name = max(1.0, float(np.abs(wanted).max())), jax.tree_util.keystr(path)
+        np.testing.assert_allclose(grad, wanted, atol=CLOSE * scale, rtol=0, err_msg=name)
+        assert np.abs(wanted).max() > 1e-4 or "selection_bias" in name  # a gradient that says something

@@ -1,0 +1,170 @@
+"""A layer of experts on meshes of 8 devices equals the same layer on one: outputs, statistics and every gradient."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.collectives import gather
+from lifecycle.core.mesh import RULES, MeshConfig, build_mesh, spec
+from lifecycle.model.config import ModelConfig, MoeConfig
+from lifecycle.model.decoder import GATHERED, LOGICAL_AXES
+from lifecycle.model.dispatch import buffer_rows
+from lifecycle.model.moe import MoE
+from lifecycle.model.routing import balance_loss, z_loss
+
+ROWS, POSITIONS, D_MODEL = 8, 32, 16
+TOKENS = P(("replica", "fsdp", "expert"), ("context", "tensor"))
+DATA_AXES = ("replica", "fsdp", "expert", "context")
+
+PLAIN = MoeConfig(num_experts=8, experts_per_token=2, d_ff=24)
+GROUPED = MoeConfig(
+    num_experts=16, experts_per_token=4, d_ff=8, num_shared_experts=2, score="sigmoid", num_groups=4,
+    groups_per_token=2, use_selection_bias=True, routed_scale=2.5,
+)  # fmt: skip
+BIASED = MoeConfig(num_experts=8, experts_per_token=3, d_ff=24, use_bias=True)
+KINDS = {"plain": PLAIN, "grouped": GROUPED, "biased": BIASED}
+
+MESHES = {
+    "expert": {"expert": 8},
+    "fsdp": {"fsdp": 8},
+    "expert x fsdp": {"expert": 4, "fsdp": 2},
+    "expert x tensor": {"expert": 4, "tensor": 2},
+    "expert x context": {"expert": 2, "context": 4},
+    "replica x expert x tensor": {"replica": 2, "expert": 2, "tensor": 2},
+}
+
+type Params = dict[str, Any]
+type Result = tuple[jax.Array, dict[str, jax.Array], tuple[Params, jax.Array]]
+
+
+def model_config(moe: MoeConfig) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=96, d_model=D_MODEL, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        activation="clamped" if moe.use_bias else "silu", moe=moe, compute_dtype="float32",
+    )  # fmt: skip
+
+
+def layer(moe: MoeConfig) -> tuple[Any, Params]:
+    """A layer whose biases are not zero, as its definition and its arrays."""
+    definition, state = nnx.split(MoE(model_config(moe), nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    return definition, jax.tree.map(lambda array: array + 0.1 * jax.random.normal(next(keys), array.shape), params)
+
+
+def axes_of_param(path: tuple[Any, ...]) -> tuple[str | None, ...]:
+    keys = ("feed_forward", *(entry.key for entry in path))
+    return [axes for end, axes in LOGICAL_AXES.items() if keys[-len(end) :] == end][-1]
+
+
+def whole_in_d_model(params: Params) -> Params:
+    """What the decoder does with a layer's weights before it uses them."""
+
+    def weight(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
+        for dim, logical in enumerate(axes_of_param(path)):
+            array = gather(array, logical, dim) if logical in GATHERED else array
+        return array
+
+    return jax.tree_util.tree_map_with_path(weight, params)
+
+
+def run(
+    definition: Any, mesh: Mesh, present: bool, params: Params, x: jax.Array, pull: jax.Array, is_token: jax.Array
+) -> Result:
+    """Outputs, statistics and gradients of a loss with the router's own losses in it, on this device's part."""
+    every = tuple(axis for axis in DATA_AXES if mesh.shape[axis] > 1)
+
+    def loss(params: Params, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        out, sums = nnx.merge(definition, nnx.State(whole_in_d_model(params)))(x, is_token if present else None)
+        load, tokens = (jax.lax.psum(jax.lax.stop_gradient(sums[name]), every) for name in ("load", "tokens"))
+        router = 0.5 * balance_loss(load, sums["probability"], tokens) + 0.1 * z_loss(sums["z"], tokens)
+        return (out * pull).sum() + router, (out, sums)
+
+    (grads, grad_x), (out, sums) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+    def summed(path: tuple[Any, ...], grad: jax.Array) -> jax.Array:
+        cut = {axis for name in axes_of_param(path) if name is not None for axis in RULES[name]}
+        return jax.lax.psum(grad, tuple(axis for axis in mesh.axis_names if axis not in cut))
+
+    return out, jax.lax.psum(sums, every), (jax.tree_util.tree_map_with_path(summed, grads), grad_x)
+
+
+def on_mesh(moe: MoeConfig, sizes: dict[str, int], present: bool = False) -> Callable[..., Result]:
+    definition, params = layer(moe)
+    mesh = build_mesh(MeshConfig(**sizes))
+    specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes_of_param(path)), params)
+    return jax.jit(
+        jax.shard_map(
+            partial(run, definition, mesh, present),
+            mesh=mesh,
+            in_specs=(specs, TOKENS, TOKENS, TOKENS),
+            out_specs=(TOKENS, P(), (specs, TOKENS)),
+            check_vma=False,
+        )
+    )
+
+
+def inputs(positions: int = POSITIONS) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, pull = jax.random.normal(jax.random.key(2), (2, ROWS, positions, D_MODEL))
+    return x, pull, jax.random.uniform(jax.random.key(3), (ROWS, positions)) < 0.7
+
+
+def assert_equal(found: Any, wanted: Any) -> None:
+    """To 1e-5 of each array's size."""
+    flat = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True)
+    for (path, a), b in flat:
+        a, b = np.asarray(a), np.asarray(b)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())), err_msg=name)
+
+
+@cache
+def one_device(kind: str) -> Result:
+    return on_mesh(KINDS[kind], {"fsdp": 1})(layer(KINDS[kind])[1], *inputs())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [("plain", mesh) for mesh in MESHES]
+    + [(kind, mesh) for kind in ("grouped", "biased") for mesh in ("expert x fsdp", "replica x expert x tensor")],
+)
+def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
+    moe, wanted = KINDS[kind], one_device(kind)
+    assert_equal(on_mesh(moe, MESHES[mesh])(layer(moe)[1], *inputs()), wanted)
+    assert float(wanted[1]["dropped"]) == 0
+    assert float(wanted[1]["load"].sum()) == ROWS * POSITIONS * moe.experts_per_token
+    grads = wanted[2][0]
+    still = {"selection_bias"} & grads.keys()
+    assert all(not np.any(grads[name]) for name in still)
+    assert all(np.any(grad) for name, tree in grads.items() if name not in still for grad in jax.tree.leaves(tree))
+
+
+def test_padding_goes_to_no_expert_on_a_mesh_either() -> None:
+    params = layer(PLAIN)[1]
+    meshes = ({"expert": 4, "tensor": 2}, {"fsdp": 1})
+    found, wanted = (on_mesh(PLAIN, mesh, present=True)(params, *inputs()) for mesh in meshes)
+    assert_equal(found, wanted)
+    is_token = inputs()[2]
+    assert float(found[1]["load"].sum()) == 2 * float(is_token.sum())
+    assert not np.any(np.asarray(found[0])[~np.asarray(is_token)])
+
+
+@pytest.mark.parametrize("sizes", [{"expert": 8}, {"expert": 4, "tensor": 2}], ids=["expert", "expert x tensor"])
+def test_more_rows_than_a_buffer_holds_come_in_further_rounds(sizes: dict[str, int]) -> None:
+    params = layer(PLAIN)[1]
+    x, pull, is_token = inputs(positions=128)
+    x = x + 3.0 * params["router"][:, 5] / jnp.linalg.norm(params["router"][:, 5])  # nearly all choose expert 5
+    found, wanted = (on_mesh(PLAIN, mesh)(params, x, pull, is_token) for mesh in (sizes, {"fsdp": 1}))
+    assert_equal(found, wanted)
+    peers = sizes["expert"]
+    room, rounds = buffer_rows(ROWS * 128 // peers, 2, 8 // peers, peers)
+    assert rounds > 1 and float(found[1]["load"][5]) > 1.5 * room
+    assert float(found[1]["dropped"]) == 0
