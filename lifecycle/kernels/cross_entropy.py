@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import gather, index, maximum, shared_sum, total, ways
+from lifecycle.core.collectives import gather, index, maximum, scatter_sum, shared_sum, total, ways
 from lifecycle.core.typing import Array, Float, Int
 
 # Positions in a block. 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower. An
@@ -65,14 +65,20 @@ def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float 
     return (total(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
 
 
+def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
+    """The head in the compute dtype, whole in `d_model`. Parts are joined along their first dimension: along the
+    second the TPU compiler copies the whole into order."""
+    return gather(table.astype(dtype).T, "embed", 0).T
+
+
 def token_logprobs(
     hidden: Float[Array, "B t D"],
-    head: Float[Array, "V D"],
+    table: Float[Array, "V D"],
     targets: Int[Array, "B T"],
     soft_cap: float | None = None,
 ) -> Float[Array, "B T"]:
-    """Log-probability of each target; differentiable in `hidden` and `head`."""
-    return _logprobs(gather(hidden, "norm_seq", 1), head, targets, soft_cap)
+    """Log-probability of each target; differentiable in `hidden` and `table`."""
+    return _logprobs(gather(hidden, "norm_seq", 1), _gathered(table, hidden.dtype), targets, soft_cap)
 
 
 def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
@@ -84,16 +90,17 @@ def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None
 
 def cross_entropy(
     hidden: Float[Array, "B t D"],
-    head: Float[Array, "V D"],
+    table: Float[Array, "V D"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     soft_cap: float | None = None,
 ) -> Float[Array, ""]:
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
-    Differentiable in `hidden` and `head`; targets and weights are data.
+    Differentiable in `hidden` and `table` (the head's parameter, on a mesh this device's part of it); targets and
+    weights are data.
     """
-    return _cross_entropy(gather(hidden, "norm_seq", 1), head, targets, weights, soft_cap)
+    return _cross_entropy(gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap)
 
 
 def _block_loss(
@@ -113,27 +120,32 @@ def _block_loss(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None) -> Array:
-    return -(_logprobs(hidden, head, targets, soft_cap) * weights).sum()
+def _cross_entropy(hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None) -> Array:
+    return -(_logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap) * weights).sum()
 
 
 def _with_gradient(
-    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None
 ) -> tuple[Array, tuple[Array, ...]]:
+    head, is_cut = _gathered(table, hidden.dtype), ways("embed") > 1
+
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # two dimensions: XLA's CPU product copies for three
         block_loss, grad = _block_loss(rows, head, *rest, soft_cap)
-        dims = (((0,), (0,)), ((), ()))
-        grad_head += jax.lax.dot_general(rows, grad, dims, preferred_element_type=jnp.float32)
+        factors = (grad, rows) if is_cut else (rows, grad)
+        grad_head += jax.lax.dot_general(*factors, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
-    # [D, V] while it is summed up: XLA's CPU product transposes its left side, and `rows` is the smaller one
-    zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
+    # [D, V] while it is summed up: XLA's CPU product transposes its left side, and `rows` is the smaller one. Where
+    # it is scattered afterwards, [V, D], which the TPU compiler takes without a copy of the whole. What is kept for the
+    # backward pass is this device's part, in float32.
+    zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape if is_cut else head.shape[::-1], jnp.float32))
     size = BLOCK[hidden.dtype.name]
     blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
     (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, blocks)
-    return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_head.T.astype(head.dtype))
+    grad_table = (scatter_sum(grad_head, "embed", 1) if is_cut else grad_head.T).astype(table.dtype)
+    return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_table)
 
 
 def _gradient(_: float | None, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, None, None]:

@@ -17,12 +17,14 @@ CLAMP, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's published values
 
 @jax.custom_vjp
 def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"]) -> Float[Array, "*rows F"]:
-    """`x @ weight`, accumulated in float32."""
-    return _contract(x, weight, (x.ndim - 1,), (0,)).astype(x.dtype)
+    """`x @ weight`, in `x`'s dtype."""
+    return _contract(x, weight, (x.ndim - 1,), (0,))
 
 
 def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
-    return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=jnp.float32)
+    """Accelerators accumulate a bfloat16 product in float32 and round once; asked for a float32 result, the TPU compiler
+    writes it to memory and rounds it later."""
+    return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=a.dtype)
 
 
 def _linear(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -32,8 +34,8 @@ def _linear(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, weight = saved
     rows = tuple(range(x.ndim - 1))
-    grad_x = _contract(grad, weight, (x.ndim - 1,), (1,)).astype(x.dtype)
-    return grad_x, _contract(x, grad, rows, rows).astype(weight.dtype)
+    grad_x = _contract(grad, weight, (x.ndim - 1,), (1,))
+    return grad_x, _contract(x, grad, rows, rows)
 
 
 linear.defvjp(_linear, _linear_gradient)

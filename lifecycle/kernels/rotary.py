@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 
 
@@ -30,8 +31,10 @@ class Scaling(Protocol):
 
 def rotary_angles(
     positions: Int[Array, "B T"], rope_dim: int, theta: float, scaling: Scaling | None = None
-) -> Float[Array, "2 B T 1 Dh/2"]:
-    """Cosines and sines of the positions' angles, float32, for all layers and heads at once.
+) -> Float[Array, "2 B T 1 Dr"]:
+    """Cosines and sines of the positions' angles, float32, for all layers and heads at once; `Dr` is half of the
+    rotated dimensions. On TPUs it is all of them: there halves of a lane's 128 are dear, and the swap of the halves is
+    a product with a signed permutation, which the compiler joins with the rest in one pass.
 
     `yarn` multiplies both by its attention factor, so a rotation also scales queries and keys.
     """
@@ -39,6 +42,8 @@ def rotary_angles(
     if scaling is not None:
         frequencies = _stretched(frequencies, theta, scaling)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    if platform() == "tpu":
+        angles = jnp.concatenate([angles, angles], axis=-1)
     turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
     return turns if scaling is None else turns * rotation_scale(scaling)
 
@@ -93,15 +98,25 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 @jax.custom_vjp
-def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dh/2"]) -> Float[Array, "B T H Dh"]:
+def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
     """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32."""
     return _turn(x, angles[0], angles[1])
 
 
 def _turn(x: Array, cos: Array, sin: Array) -> Array:
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    wide = x.astype(jnp.float32)
+    if cos.shape[-1] == x.shape[-1]:
+        swapped = jnp.dot(x, _swap(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
+        return (wide * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+    first, second = jnp.split(wide, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def _swap(size: int, dtype: jnp.dtype) -> Float[Array, "Dh Dh"]:
+    """`x @ swap` is `(-second half, first half)`, exactly."""
+    half = size // 2
+    return jnp.eye(size, k=half, dtype=dtype) - jnp.eye(size, k=-half, dtype=dtype)
 
 
 def _rotate(x: Array, angles: Array) -> tuple[Array, Array]:

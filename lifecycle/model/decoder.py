@@ -242,7 +242,9 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
         keys = tuple(entry.key for entry in path)
         array = array if keys[-1] in KEPT_IN_FLOAT32 else array.astype(dtype)
         for dim, logical in enumerate(_axes_of(keys)):
-            array = gather(array, logical, dim) if logical in GATHERED else array
+            if logical in GATHERED and ways(logical) > 1:
+                # joined along the first dimension: along another the TPU compiler copies the whole into order
+                array = jnp.moveaxis(gather(jnp.moveaxis(array, dim, 0), logical, 0), 0, dim)
         return array
 
     return jax.tree_util.tree_map_with_path(weight, weights)
@@ -267,11 +269,10 @@ def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
-    """The output projection, in the compute dtype: this device's part of the vocabulary."""
-    table = params["embed" if config.tie_embeddings else "head"]
-    return gather(table.astype(compute_dtype(config)), "embed", 1)
+    """The output projection as it lies in the parameters."""
+    return params["embed" if config.tie_embeddings else "head"]
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits in float32. For a few positions; over whole rows use `kernels.cross_entropy`."""
-    return project(hidden, head(config, params), config.logits_soft_cap)
+    return project(hidden, head(config, params).astype(hidden.dtype), config.logits_soft_cap)
