@@ -177,6 +177,13 @@ def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
     return total.hexdigest()
 
 
+def content_hash(folder: Path) -> str:
+    """The content hash of an artefact's folder, or the hash over the files of one without a manifest."""
+    if (folder / MANIFEST).is_file():
+        return open_artifact(folder).content_hash
+    return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it whole."""
     temporary = _temporary(path)

@@ -57,6 +57,12 @@ def exchange(x: Array, logical: str, split: int, concat: int) -> Array:
     return jax.lax.all_to_all(x, axes, split, concat, tiled=True) if axes else x
 
 
+def shift(x: Array, logical: str) -> Array:
+    """What the device before this one has; the first one gets the last one's."""
+    axes, num = axes_of(logical), ways(logical)
+    return jax.lax.ppermute(x, axes, [(i, (i + 1) % num) for i in range(num)]) if axes else x
+
+
 def shared_sum(x: Array, logical: str) -> Array:
     """The sum over the axis, which each device goes on to use in its own way: the gradient is summed too."""
     axes = axes_of(logical)

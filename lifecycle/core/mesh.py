@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp", "expert"),  # rows of a batch
     "seq": ("context",),  # positions of a row, inside attention and feed-forward
     "norm_seq": ("tensor",),  # what of `seq`'s part a device holds between them
+    "loss_rows": ("replica", "fsdp", "expert", "stage"),  # rows whose loss a device computes
     "vocab": ("tensor",),
     "embed": ("fsdp", "expert", "context"),  # d_model of a parameter
     "heads": ("tensor",),
@@ -86,6 +87,18 @@ def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> Non
             )
     shape = " x ".join(f"mesh.{axis}={asked}" for axis, asked in sizes.items())
     raise ConfigError(f"{shape} does not divide {what}={size}, and no size of one of them alone mends it; change both")
+
+
+def require_cuts_rows(mesh: MeshConfig, seq_len: int, what: str) -> None:
+    """Raises `ConfigError` unless `context` and `tensor` cut a row's positions evenly: two chunks a context device, so
+    that each has the same causal work, and between a layer's products a part for each of `tensor`."""
+    unit = (2 * mesh.context if mesh.context > 1 else 1) * mesh.tensor
+    if seq_len % unit:
+        nearest = max(unit, round(seq_len / unit) * unit)
+        raise ConfigError(
+            f"mesh.context={mesh.context} and mesh.tensor={mesh.tensor} cut a row into {unit} parts; {what}={seq_len} "
+            f"is no multiple of it; nearest that is: {nearest}"
+        )
 
 
 def spec(*logical: str | None) -> P:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core import collectives
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.mask import MASKED, Mask
+from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 
 BLOCK = 512  # keys at once, at most
 
@@ -66,8 +67,8 @@ def ring_attention(
 ) -> Float[Array, "B T H Dv"]:
     """`attention` inside a manual `shard_map`, of this device's queries over all devices' keys.
 
-    `k`, `v` and `mask` are of this device's part of the row (its key positions are its query positions). Float32 sums,
-    whatever the inputs' dtype; a query that sees no key yields zeros. Outside a mesh it is attention over the part.
+    `k`, `v` and `mask` are of this device's part of the row: its keys are at its queries' positions, so every query
+    sees at least itself. Sums are float32 whatever the inputs' dtype. Outside a mesh it is attention over the part.
     """
     batch, length, heads, head_dim = q.shape
     assert length % 2 == 0, "a part of a load-balanced row is two chunks"
@@ -107,8 +108,8 @@ def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> t
 
     (_, ended), _ = jax.lax.scan(hop, (part, start), None, length=settings.ways)
     top, total, out = (jnp.concatenate(x, axis=2) for x in zip(*ended, strict=True))
-    out = jnp.where(total > 0, out / jnp.where(total > 0, total, 1), 0).astype(q.dtype)
-    log_sum = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1)), 0)
+    out = checkpoint_name((out / total).astype(q.dtype), OUT_NAME)
+    log_sum = checkpoint_name(top + jnp.log(total), OUT_NAME)
     return out, (q, part, sinks, out, log_sum)
 
 

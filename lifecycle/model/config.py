@@ -1,6 +1,6 @@
 """What a decoder is made of. A family (Llama, Gemma, DeepSeek, ...) is a choice of these values, not a class."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,8 +11,10 @@ LayerKind = Literal["global", "local", "nope"]  # sees all before it; sees a win
 
 # What of a layer can wait in memory for its backward pass, in the order of the computation: queries, keys and values as
 # attention takes them; attention's output, with its log-sum-exp; the sum after the attention branch; a gated
-# feed-forward's two halves.
-RematName = Literal["q", "k", "v", "attention_out", "middle", "gate", "up"]
+# feed-forward's two halves. Latent attention has its latents besides, experts the rows that came to them.
+RematName = Literal[
+    "q_latent", "kv_latent", "q", "k", "v", "attention_out", "middle", "expert_rows", "gate", "up"
+]  # fmt: skip
 Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 
 
@@ -163,6 +165,18 @@ class ModelConfig(Section):
     def bias_rate(self) -> float:
         return self.moe.bias_rate if self.moe is not None else 0.0
 
+    @property
+    def remat_names(self) -> tuple[RematName, ...]:
+        """What this model's layers have of `RematName`."""
+        absent: set[RematName] = set()
+        if self.moe is None:
+            absent |= {"expert_rows"}
+        if self.mla is None:
+            absent |= {"q_latent", "kv_latent"}
+        elif self.mla.q_lora_rank is None:
+            absent |= {"q_latent"}
+        return tuple(name for name in get_args(RematName) if name not in absent)
+
     def kind(self, layer: int) -> LayerKind:
         return self.layer_pattern[layer % len(self.layer_pattern)]
 
@@ -183,8 +197,24 @@ class ModelConfig(Section):
         if self.moe is not None:
             sizes.append(("experts", self.moe.num_experts, "model.moe.num_experts"))
             sizes.append(("mlp", self.moe.d_ff, "model.moe.d_ff"))
+        if self.mla is not None:
+            sizes.append(("embed", self.mla.kv_lora_rank, "model.mla.kv_lora_rank"))
+            sizes += [("embed", self.mla.q_lora_rank, "model.mla.q_lora_rank")] if self.mla.q_lora_rank else []
         for logical, size, what in sizes:
             require_divides(mesh, logical, size, what)
+        self._check_stages(mesh.stage)
+
+    def _check_stages(self, stages: int) -> None:
+        """Raises `ConfigError` unless a pipeline's stages get whole periods of layers that are all alike."""
+        period = len(self.layer_pattern) if len(set(self.layer_pattern)) > 1 else 1
+        is_mixed = self.moe is not None and self.moe.first_dense_layers > 0
+        if stages > 1 and (is_mixed or self.num_layers % (period * stages)):
+            fitting = [n for n in range(1, stages) if not is_mixed and self.num_layers % (period * n) == 0]
+            raise ConfigError(
+                f"mesh.stage={stages}: each stage takes the same number of whole periods of layer_pattern ({period} "
+                f"layers), and no dense layers before experts; model.num_layers={self.num_layers}. "
+                f"The largest that fits: mesh.stage={max(fitting, default=1)}"
+            )
 
     def with_vocab(self, vocab_size: int) -> "ModelConfig":
         """This config, checked against the tokenizer's vocabulary."""

@@ -7,6 +7,7 @@ axis and applied by `jax.lax.scan` (`model/stacks.py`); on disk every layer has 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,10 +24,12 @@ from lifecycle.model.block import Aux, Block, Trunk
 from lifecycle.model.cache import KVCache
 from lifecycle.model.config import LayerKind, ModelConfig, Remat
 from lifecycle.model.layers import Positions, whole_row
+from lifecycle.model.pipeline import among_layers, run_pipeline, take_row
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.stacks import LayerGroup, layer_groups
 
 type Params = dict[str, Any]
+type Places = dict[LayerKind, Positions]
 
 # On a CPU a scan over layers copies every saved activation into and out of its stack: a third of the step's time at the
 # sizes that a CPU can train. Unrolling costs compile time, linear in the layers, so it stops here.
@@ -138,7 +141,8 @@ def forward_train(
     """`forward` with what a step needs: rematerialisation, and what the routers say, by stack (leading axis: layer).
 
     In a manual `jax.shard_map` the arrays are this device's part: rows over `batch`, positions over `seq` in the
-    order of `row_order`; the hidden states' positions are cut over `norm_seq` as well.
+    order of `row_order`; the hidden states' positions are cut over `norm_seq` as well, and their rows are `own_rows` of
+    a pipeline.
     """
     parts = ways("seq")
     order = jnp.asarray(row_order(tokens.shape[1] * parts, parts)).reshape(parts, -1)[index("seq")]
@@ -173,16 +177,44 @@ def _run(
     cache: KVCache | None,
     remat: Remat | None,
 ) -> tuple[Array, dict[str, Aux], KVCache | None]:
-    places = {kind: _positions(config, kind, positions, mask) for kind in dict.fromkeys(config.layer_pattern)}
-    carry = (embed(config, params["embed"], tokens), cache)
+    places = _places(config, positions, mask)
+    x = embed(config, params["embed"], tokens)
+    if ways("layers") > 1:
+        x, aux = _run_stages(config, params["blocks"], x, positions, mask, remat)
+    else:
+        x, aux, cache = _run_layers(config, params["blocks"], x, places, cache, remat)
+    trunk = nnx.merge(_definition(config, None), nnx.State({k: v for k, v in params.items() if k != "blocks"}))
+    return trunk.norm(x), aux, cache
+
+
+def _run_layers(
+    config: ModelConfig, blocks: Params, x: Array, places: Places, cache: KVCache | None, remat: Remat | None
+) -> tuple[Array, dict[str, Aux], KVCache | None]:
+    """All layers that this device has, one after the other."""
     aux: dict[str, Aux] = {}
     for group in layer_groups(config):
         layers = [_layer(config, group.first + place, places, remat) for place in range(group.period)]
-        carry, found = _run_group(group, layers, params["blocks"], carry)
+        (x, cache), found = _run_group(group, layers, blocks, (x, cache))
         aux |= {name: stats for name, stats in zip(group.stacks, found, strict=True) if stats}
-    x, cache = carry
-    trunk = nnx.merge(_definition(config, None), nnx.State({k: v for k, v in params.items() if k != "blocks"}))
-    return trunk.norm(x), aux, cache
+    return x, aux, cache
+
+
+def _run_stages(
+    config: ModelConfig, blocks: Params, x: Array, positions: Array, mask: Mask, remat: Remat | None
+) -> tuple[Array, dict[str, Aux]]:
+    """The layers of all devices of a pipeline; the rows that come back are `own_rows`."""
+
+    def stage(x: Array, row: Array) -> tuple[Array, dict[str, Aux]]:
+        own = jax.tree.map(partial(take_row, row=row), mask)
+        x, aux, _ = _run_layers(config, blocks, x, _places(config, take_row(positions, row), own), None, remat)
+        return x, aux
+
+    x, aux = run_pipeline(stage, x)
+    return x, among_layers(aux)
+
+
+def _places(config: ModelConfig, positions: Array, mask: Mask) -> Places:
+    return {kind: _positions(config, kind, positions, mask) for kind in dict.fromkeys(config.layer_pattern)}
 
 
 def _positions(config: ModelConfig, kind: LayerKind, positions: Array, mask: Mask) -> Positions:
@@ -197,7 +229,7 @@ def _positions(config: ModelConfig, kind: LayerKind, positions: Array, mask: Mas
 type Layer = Callable[[Array, Params, KVCache | None, Array], tuple[Array, Aux, KVCache | None]]
 
 
-def _layer(config: ModelConfig, number: int, places: dict[LayerKind, Positions], remat: Remat | None) -> Layer:
+def _layer(config: ModelConfig, number: int, places: Places, remat: Remat | None) -> Layer:
     """Layer `number` of its group as a function of its input, its own part of the weights, and the whole cache."""
     definition, positions = _definition(config, config.is_moe(number)), places[config.kind(number)]
 
@@ -221,10 +253,10 @@ def _run_group(group: LayerGroup, layers: list[Layer], blocks: Params, carry: An
             found.append(aux)
         return (x, cache), found
 
-    numbers = group.first + group.period * jnp.arange(group.repeats)
-    is_short = platform() == "cpu" and group.repeats * group.period <= CPU_UNROLLED_LAYERS
-    stacks = [blocks[name] for name in group.stacks]
-    return jax.lax.scan(period, carry, (stacks, numbers), unroll=group.repeats if is_short else 1)
+    stacks, repeats = [blocks[name] for name in group.stacks], group.repeats // ways("layers")
+    numbers = group.first + group.period * jnp.arange(repeats)
+    is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
+    return jax.lax.scan(period, carry, (stacks, numbers), unroll=repeats if is_short else 1)
 
 
 def _definition(config: ModelConfig, is_moe: bool | None) -> Any:

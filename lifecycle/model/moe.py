@@ -25,9 +25,11 @@ from lifecycle.model.dispatch import (
     all_counts,
     buffer_rows,
     expert_order,
-    move,
+    from_buffer,
     round_slices,
     rounds_needed,
+    tiled,
+    to_buffer,
     to_experts,
     to_tokens,
 )
@@ -112,7 +114,7 @@ class MoE(nnx.Module):
         assert self.moe is not None
         copies = self.moe.experts_per_token
         order, load = expert_order(experts.reshape(-1, copies)), expert_load(experts, self.moe.num_experts)
-        rows = to_experts(x.reshape(-1, x.shape[-1]), order, copies)
+        rows = to_experts(tiled(x.reshape(-1, x.shape[-1])), order, copies)
         row_weights = to_experts(weights.reshape(-1), order, 1)
         if ways("experts") > 1:
             rows, computed = _exchanged(self.activation, copies, load, rows, row_weights, self.experts.weights())
@@ -135,12 +137,14 @@ def _value(param: nnx.Param | None) -> Array | None:
 
 def of_experts(
     activation: Activation,
-    rows: Float[Array, "R D"],
+    rows: Float[Array, "R ..."],
     row_weights: Float[Array, " R"],
     weights: Weights,
     group_sizes: Int[Array, " X"],
-) -> Float[Array, "R D"]:
-    """Each row through its group's expert, times its weight, without the last bias; zero behind the last group."""
+) -> Float[Array, "R ..."]:
+    """Each row through its group's expert, times its weight, without the last bias; zero behind the last group. A row
+    may be in several dimensions."""
+    shape, rows = rows.shape, rows.reshape(rows.shape[0], -1)
     ids = group_ids(group_sizes, rows.shape[0])
 
     def product(name: str) -> Array:
@@ -152,12 +156,12 @@ def of_experts(
 
     hidden = gated(product("gate"), product("up"), activation)
     hidden = (hidden.astype(jnp.float32) * row_weights[:, None]).astype(rows.dtype)
-    return grouped_matmul(hidden, weights["down"], group_sizes)
+    return grouped_matmul(hidden, weights["down"], group_sizes).reshape(shape)
 
 
 def _exchanged(
     activation: Activation, copies: int, load: Array, rows: Array, row_weights: Array, weights: Weights
-) -> tuple[Float[Array, "R D"], Int[Array, ""]]:
+) -> tuple[Float[Array, "R ..."], Int[Array, ""]]:
     """`of_experts` where the experts are other devices': this device's rows there and back. Also how many rows of
     others this device has computed."""
     counts = all_counts(load)
@@ -178,14 +182,14 @@ def _round(
     rows: Array,
     row_weights: Array,
     weights: Weights,
-) -> Float[Array, "R D"]:
+) -> Float[Array, "R ..."]:
     """The outputs for those of this device's rows that have their turn in round `number`, zero for the others."""
-    slices = round_slices(counts, number, room)
+    slices = round_slices(counts, number, room, index("experts"))
     sent = rows.shape[0]
-    here = checkpoint_name(move(rows, slices, sent, room), "expert_rows")
-    here_weights = move(row_weights, slices, sent, room)
+    here = checkpoint_name(to_buffer(rows, slices, sent, room), "expert_rows")
+    here_weights = to_buffer(row_weights, slices, sent, room)
     out = of_experts(activation, here, here_weights, weights, slices.receive_sizes.sum(axis=0))
-    return move(out, slices.back(), room, sent)
+    return from_buffer(out, slices, sent, room)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -197,7 +201,7 @@ def _rounds(
     weights: Weights,
     counts: Array,
     num_rounds: Array,
-) -> Float[Array, "R D"]:
+) -> Float[Array, "R ..."]:
     """All rounds. Mostly it is the first alone, whose gradient is like any other function's; the others' gradient
     computes them again, so nothing is kept of them and their number may depend on the data."""
     return _rounds_forward(activation, room, rows, row_weights, weights, counts, num_rounds)[0]

@@ -6,9 +6,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import Section
-from lifecycle.core.mesh import MeshConfig, require_divides
+from lifecycle.core.mesh import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.data.config import DataConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.families.lookup import family_of
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.evals.tasks import EvalConfig
 from lifecycle.ops.gates import GateConfig
@@ -54,10 +55,18 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         self.model.check_mesh(self.mesh)
+        family_of(self.model).config_to(self.model)  # what no export could say is told now, not after the training
         for name in ("pretrain", "sft", "prefer"):
             train: TrainConfig = getattr(self, name)
             rows = train.global_batch_size // train.grad_accum
-            require_divides(self.mesh, "batch", rows, f"{name}.global_batch_size / {name}.grad_accum")
+            require_divides(self.mesh, "loss_rows", rows, f"{name}.global_batch_size / {name}.grad_accum")
+            require_cuts_rows(self.mesh, train.seq_len, f"{name}.seq_len")
+            unknown = set(train.remat or {}) - set(self.model.remat_names)
+            if unknown:
+                raise ValueError(
+                    f"{name}.remat: this model has no {', '.join(sorted(unknown))}; it has "
+                    f"{', '.join(self.model.remat_names)}"
+                )
             if train.seq_len > self.model.max_seq_len:
                 raise ValueError(
                     f"{name}.seq_len={train.seq_len} is above model.max_seq_len={self.model.max_seq_len}; raise that"

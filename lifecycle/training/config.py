@@ -1,5 +1,6 @@
 """Settings of the training stages. No import here needs JAX's libraries, so that reading a config is quick."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,8 @@ class TrainConfig(Section):
     """What every training stage has. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     steps: int = Field(gt=0)
+    # A bundle whose weights the stage starts from, in place of the stage before's (pre-training: of fresh ones).
+    init: Path | None = None
     seq_len: int = Field(gt=1)
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)

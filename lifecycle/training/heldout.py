@@ -58,7 +58,9 @@ def heldout_means(
 def reference_logprobs(config: ModelConfig, params: Params, rows: PairRows, batch_size: int, mesh: Mesh) -> np.ndarray:
     """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters."""
     table = np.zeros((rows.num_pairs, 2), np.float32)
-    logprobs = on_mesh(lambda p, batch: pair_logprobs(config, p, batch)[0], mesh, param_specs(config), spec("batch"))
+    logprobs = on_mesh(
+        lambda p, batch: pair_logprobs(config, p, batch)[0], mesh, param_specs(config), spec("loss_rows")
+    )
     answers = _each_batch(logprobs, rows, batch_size, mesh)
     for host, found in answers(params):
         is_pair = host["pair_mask"] > 0

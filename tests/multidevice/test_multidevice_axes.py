@@ -44,14 +44,20 @@ TOGETHER = [
     {"replica": 2, "fsdp": 2, "tensor": 2},
     {"expert": 2, "context": 2, "tensor": 2},
 ]
+# A pipeline's stages hold whole periods of layers that are alike.
+EVEN = {
+    "dense": DENSE.model_copy(update={"num_layers": 4}),
+    "experts": MOE.model_copy(update={"num_layers": 4, "moe": EXPERTS.model_copy(update={"first_dense_layers": 0})}),
+}
+STAGES = [{"stage": 2}, {"stage": 2, "fsdp": 4}, {"stage": 2, "expert": 2, "tensor": 2}]
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
 
 @cache
-def first_step(name: str, **axes: int) -> tuple[dict[str, float], Any, Any]:
+def first_step(name: str, is_even: bool = False, **axes: int) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
-    config, mesh = MODELS[name], build_mesh(MeshConfig(**axes))
+    config, mesh = (EVEN if is_even else MODELS)[name], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     state = init_state(config, GRADIENT, shardings, jax.random.key(0))
     step = make_train_step(partial(next_token, config, remat={}), GRADIENT, mesh, shardings, 2, config.bias_rate)
@@ -68,8 +74,18 @@ def name_of(axes: dict[str, int]) -> str:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("axes", ALONE + TOGETHER, ids=name_of)
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
-    metrics, grads, params = first_step(model, **axes)
-    expected, exact, updated = first_step(model)
+    require_equal(first_step(model, **axes), first_step(model))
+
+
+@pytest.mark.parametrize("model", EVEN)
+@pytest.mark.parametrize("axes", STAGES, ids=name_of)
+def test_a_pipeline_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
+    require_equal(first_step(model, is_even=True, **axes), first_step(model, is_even=True))
+
+
+def require_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:
+    metrics, grads, params = step
+    expected, exact, updated = on_one_device
     assert metrics == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
     largest = 0.0
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):

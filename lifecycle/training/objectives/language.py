@@ -4,6 +4,7 @@ from lifecycle.core.typing import Batch
 from lifecycle.kernels.cross_entropy import cross_entropy
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
+from lifecycle.model.pipeline import own_rows
 from lifecycle.training.objectives.router import Sums, with_routers
 
 
@@ -11,6 +12,6 @@ def next_token(config: ModelConfig, params: Params, batch: Batch, remat: Remat |
     """Summed negative log-likelihood in nats over the positions of `loss_mask`, and how many there are."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, routers = forward_train(config, params, *inputs, remat=remat)
-    mask = batch["loss_mask"]
-    loss = cross_entropy(hidden, head(config, params), batch["targets"], mask, config.logits_soft_cap)
+    targets, mask = own_rows(batch["targets"]), own_rows(batch["loss_mask"])
+    loss = cross_entropy(hidden, head(config, params), targets, mask, config.logits_soft_cap)
     return with_routers(config, (loss, mask.sum(), {}), routers)

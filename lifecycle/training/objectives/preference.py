@@ -14,6 +14,7 @@ from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.block import Aux
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
+from lifecycle.model.pipeline import own_rows
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.objectives.router import Sums, with_routers
 
@@ -22,9 +23,10 @@ def pair_logprobs(
     config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None
 ) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"], dict[str, Aux]]:
     """Log-probability of each answer, chosen first, and its number of tokens; zeros where there is no pair. Also what
-    the routers say."""
+    the routers say. On a mesh: of this device's rows, `own_rows` of a pipeline."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, routers = forward_train(config, params, *inputs, remat=remat)
+    batch = {name: own_rows(array) for name, array in batch.items()}
     found = token_logprobs(hidden, head(config, params), batch["targets"], config.logits_soft_cap) * batch["loss_mask"]
     batch_size, num_pairs = batch["pair_mask"].shape
     segments = 2 * num_pairs + 1
@@ -43,9 +45,9 @@ def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch)
     Optimization", equation 1).
     """
     logprobs, lengths, routers = pair_logprobs(config, params, batch, prefer.remat)
-    rewards = prefer.beta * (logprobs - batch["ref_logprobs"])
+    rewards = prefer.beta * (logprobs - own_rows(batch["ref_logprobs"]))
     margins = rewards[..., 0] - rewards[..., 1]
-    mask = batch["pair_mask"]
+    mask = own_rows(batch["pair_mask"])
     losses = -jax.nn.log_sigmoid(margins) + prefer.sft_weight * _mean_loss(logprobs, lengths)
     aux = _pair_sums(logprobs, lengths, margins, mask) | {
         "rewards_chosen": (rewards[..., 0] * mask).sum(),
@@ -64,7 +66,7 @@ def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch
     # log odds = log p - log(1 - p); the minimum keeps log1p finite where p rounds to 1
     odds = means - jnp.log1p(-jnp.exp(jnp.minimum(means, -1e-6)))
     margins = odds[..., 0] - odds[..., 1]
-    mask = batch["pair_mask"]
+    mask = own_rows(batch["pair_mask"])
     losses = -means[..., 0] - prefer.beta * jax.nn.log_sigmoid(margins)
     sums = _summed(losses, mask, _pair_sums(logprobs, lengths, margins, mask))
     return with_routers(config, sums, routers)

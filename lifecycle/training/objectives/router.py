@@ -36,7 +36,7 @@ def with_routers(config: ModelConfig, sums: Sums, found: dict[str, Aux]) -> Sums
 
 
 def _over_devices(x: Array) -> Array:
-    return total(total(x, "batch"), "seq")
+    return total(total(total(x, "batch"), "seq"), "layers")
 
 
 def _terms(moe: MoeConfig, found: Aux) -> dict[str, Array]:
@@ -47,6 +47,6 @@ def _terms(moe: MoeConfig, found: Aux) -> dict[str, Array]:
         "router_balance": balance_loss(load, found["probability"], tokens),
         "router_z": z_loss(found["z"], tokens),
         "router_entropy": found["entropy"] / tokens,
-        "router_max_load": load.max(axis=-1) / even / (ways("batch") * ways("seq")),
+        "router_max_load": load.max(axis=-1) / even / (ways("batch") * ways("seq") * ways("layers")),
         "router_dropped": found["dropped"] / (moe.experts_per_token * tokens),
     }

@@ -1,0 +1,212 @@
+"""Flash attention over a row on TPUs (Dao 2023, "FlashAttention-2"), in the layout that a model has.
+
+JAX's splash kernels want heads before positions, `[H, T, Dh]`; between the projections lies `[B, T, H * Dh]`. Here a
+block is cut out of that layout as it is, a head being a column of blocks, so nothing is transposed in memory; the
+log-sum-exp and the segments are small arrays with positions along the lanes. What must hold: every query sees at least
+one key, as it does in a row, where it sees itself.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lifecycle.core import collectives
+from lifecycle.core.typing import Array, Float
+from lifecycle.kernels import flash_blocks as fb
+from lifecycle.kernels.flash_backward import backward
+from lifecycle.kernels.flash_blocks import LANES, LOG2_E, Blocks, Plan
+from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
+
+Segments = tuple[Array, Array] | None
+
+
+def blocks_of(chip: str, head_dim: int) -> Blocks:
+    return Blocks(1024, 1024, 512, 512)
+
+
+def flash_attention(
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B S K Dk"],
+    v: Float[Array, "B S K Dv"],
+    mask: Mask,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    blocks: Blocks,
+    interpret: bool = False,
+) -> Float[Array, "B T H Dv"]:
+    """`attention` for a mask with `row_ways`.
+
+    Over more than one way it is called inside a manual `shard_map`. Lengths are padded to whole blocks and heads to
+    whole lanes of 128, both by copies. `interpret` runs the kernels' Python on a CPU.
+    """
+    assert mask.row_ways is not None, "the kernels need positions that are known when the program is made"
+    batch, length, num_heads, _ = q.shape
+    assert length * mask.row_ways == k.shape[1]
+    lanes = [-(-x.shape[-1] // LANES) * LANES for x in (k, v)]
+    plan = Plan(
+        num_heads, k.shape[2], lanes[0], lanes[1], k.shape[1], mask.row_ways, mask.window, scale, soft_cap, blocks,
+        interpret,
+    )  # fmt: skip
+    segments = None
+    if mask.query_segments is not None and mask.key_segments is not None:
+        segments = _queries(mask.query_segments, plan, "edge"), _filled(mask.key_segments, plan.kv.length)
+    flat_q = _queries(_flat(q, plan.key_dim), plan, "constant")
+    flat_k, flat_v = (_filled(_flat(x, dim), plan.kv.length) for x, dim in ((k, lanes[0]), (v, lanes[1])))
+    out = _flash(plan, flat_q, flat_k, flat_v, segments, sinks)
+    out = out.reshape(batch, plan.chunks, plan.q.length, num_heads, lanes[1])
+    return out[:, :, : plan.chunk, :, : v.shape[-1]].reshape(batch, length, num_heads, v.shape[-1])
+
+
+def _flat(x: Array, lanes: int) -> Array:
+    """`[B, T, H * lanes]`: free where heads are whole lanes."""
+    x = jnp.pad(x, [(0, 0)] * 3 + [(0, lanes - x.shape[-1])])
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _filled(x: Array, length: int, mode: str = "constant") -> Array:
+    """`[B, T, ...]` filled up to `length`."""
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2), mode=mode)
+
+
+def _queries(x: Array, plan: Plan, mode: str) -> Array:
+    """The pieces of `[B, T, ...]`, each filled up to whole blocks."""
+    pieces = _filled(x.reshape(-1, plan.chunk, *x.shape[2:]), plan.q.length, mode)
+    return pieces.reshape(x.shape[0], -1, *x.shape[2:])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None) -> Array:
+    return _forward(plan, q, k, v, segments, sinks)[0]
+
+
+def _flash_forward(plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None) -> tuple:
+    out, sums = (checkpoint_name(x, OUT_NAME) for x in _forward(plan, q, k, v, segments, sinks))
+    return out, (q, k, v, segments, sinks, out, sums)
+
+
+def _flash_backward(plan: Plan, saved: tuple, grad: Array) -> tuple:
+    q, k, v, segments, sinks, out, sums = saved
+    dq, dk, dv, inner = backward(plan, _device(plan), q, k, v, segments, out, sums, grad)
+    dsinks = None
+    if sinks is not None:
+        share = jnp.exp2(sinks.astype(jnp.float32)[:, None, None] * LOG2_E - sums)
+        dsinks = -(share * inner).sum((0, 2, 3)).astype(sinks.dtype)
+    return dq, dk, dv, None, dsinks
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _device(plan: Plan) -> Array | int:
+    return collectives.index("seq") if plan.ways > 1 else 0
+
+
+def _forward(
+    plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None
+) -> tuple[Float[Array, "B T HDv"], Float[Array, "B H 1 T"]]:
+    """Output, and the base-2 logarithm of each query's sum of exponentials."""
+    batch, (bq, bkv) = q.shape[0], (plan.q.block, plan.kv.block)
+    steps = jnp.asarray(fb.forward_steps(plan))[_device(plan)]
+    ids = [x[:, None] for x in segments] if segments else [None, None]
+    prefetch = [steps, jnp.asarray(fb.starts(plan))[_device(plan)]]
+    prefetch += [fb.spans(x, size) for x, size in zip(segments or (None, None), (bq, bkv), strict=True)]
+    group = plan.per_group
+
+    def at(which: int, head: int | None):  # a block of rows `which` of the steps, at a head's column
+        return lambda b, h, s, steps, *_: (b, steps[which, s], h // head if head else 0)
+
+    def along(which: int):  # the same of an array with positions along the lanes
+        return lambda b, h, s, steps, *_: (b, 0, steps[which, s])
+
+    specs = [
+        pl.BlockSpec((None, bq, plan.key_dim), at(fb.QUERY, 1)),
+        pl.BlockSpec((None, bkv, plan.key_dim), at(fb.KEY, group)),
+        pl.BlockSpec((None, bkv, plan.value_dim), at(fb.KEY, group)),
+        pl.BlockSpec((None, 1, bq), along(fb.QUERY)) if segments else None,
+        pl.BlockSpec((None, 1, bkv), along(fb.KEY)) if segments else None,
+        None if sinks is None else pl.BlockSpec(memory_space=pltpu.SMEM),
+    ]
+    return pl.pallas_call(
+        partial(_forward_kernel, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetch),
+            grid=(batch, plan.num_heads, steps.shape[-1]),
+            in_specs=specs,
+            out_specs=[
+                pl.BlockSpec((None, bq, plan.value_dim), at(fb.QUERY, 1)),
+                pl.BlockSpec((None, None, 1, bq), lambda b, h, s, steps, *_: (b, h, 0, steps[fb.QUERY, s])),
+            ],
+            scratch_shapes=[pltpu.VMEM((bq, width), jnp.float32) for width in (LANES, LANES, plan.value_dim)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, q.shape[1], plan.num_heads * plan.value_dim), v.dtype),
+            jax.ShapeDtypeStruct((batch, plan.num_heads, 1, q.shape[1]), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        name="flash_fwd",
+        interpret=plan.interpret,
+    )(*prefetch, q, k, v, *ids, None if sinks is None else sinks.astype(jnp.float32))
+
+
+def _forward_kernel(
+    plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, sinks, out, sums, top, total, sum_of
+):  # refs
+    """One step: a query block of one head against a key block. `total` holds the sums by lane until the end."""
+    row, head, step = (pl.program_id(i) for i in range(3))
+    flags = steps[fb.FLAGS, step]
+    runs, masked = fb.what_to_do(steps, row, step, q_spans, k_spans)
+    distance = starts[steps[fb.QUERY, step]] - steps[fb.KEY, step] * plan.kv.block
+
+    @pl.when(flags & fb.FIRST != 0)
+    def _begin():
+        start = MASKED if sinks is None else sinks[head] * LOG2_E
+        top[...] = jnp.full_like(top, start)
+        lane = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
+        total[...] = jnp.where(lane == 0, 0.0 if sinks is None else 1.0, 0.0)
+        sum_of[...] = jnp.zeros_like(sum_of)
+
+    def attend(is_masked: bool):
+        size = fb.part_of(plan.kv.block, plan.blocks.compute)
+        for first in range(0, plan.kv.block, size):
+            part = pl.ds(first, size)
+            products = jax.lax.dot_general(q[...], k[part, :], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+            scores, _ = fb.bounded(products, plan.scale, plan.soft_cap)
+            if is_masked:
+                seen = fb.seen_pairs(scores.shape, 0, distance - first, plan.window)
+                if q_ids is not None:
+                    seen = jnp.logical_and(seen, fb.column(q_ids[...]) == k_ids[:, part])
+                scores = jnp.where(seen, scores, MASKED)
+            _add(scores, v[part, :], top, total, sum_of)
+
+    pl.when(jnp.logical_and(runs, masked))(lambda: attend(True))
+    pl.when(jnp.logical_and(runs, jnp.logical_not(masked)))(lambda: attend(False))
+
+    @pl.when(flags & fb.LAST != 0)
+    def _end():
+        whole = total[...].sum(-1, keepdims=True)
+        whole = jnp.where(whole == 0, 1.0, whole)  # of padding, when its segment ends before
+        out[...] = (sum_of[...] / whole).astype(out.dtype)
+        sums[...] = (top[...] + jnp.log2(whole)).T[:1]
+
+
+def _add(scores: Array, values: Array, top, total, sum_of) -> None:
+    """Takes a part of the keys into the running maximum, sums and output."""
+    before = top[...]
+    now = jnp.maximum(before, scores.max(-1, keepdims=True))
+    weights = jnp.exp2(scores - _wide(now, scores.shape[1]))
+    shrink = jnp.exp2(before - now)
+    top[...] = now
+    by_lane = sum(weights[:, i : i + LANES] for i in range(0, weights.shape[1], LANES))
+    total[...] = total[...] * shrink + by_lane
+    product = jnp.dot(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    sum_of[...] = sum_of[...] * _wide(shrink, values.shape[1]) + product
+
+
+def _wide(x: Array, width: int) -> Array:
+    return jnp.tile(x, (1, width // LANES))

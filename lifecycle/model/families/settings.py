@@ -1,0 +1,153 @@
+"""Settings of a family: how keys of a published `config.json` and fields of `ModelConfig` say the same thing.
+
+Each setting works both ways. `read` takes what it knows from the file's tree and gives fields by dotted name; `write`
+gives the keys back. What a file asks for and this decoder does not compute is refused, never passed over.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lifecycle.model.config import LayerKind, ModelConfig
+
+type Tree = Mapping[str, Any]
+type Fields = dict[str, Any]
+
+LAYER_TYPES: dict[str, LayerKind] = {"full_attention": "global", "sliding_attention": "local"}
+
+
+class WeightsError(ValueError):
+    """Weights or a config that do not fit; the message lists what is wrong."""
+
+
+class MissingKey(Exception):
+    """A key that a config.json must have; all of them are told together."""
+
+
+class Setting(Protocol):
+    def read(self, tree: Tree, /) -> Fields: ...
+
+    def write(self, config: ModelConfig, /) -> dict[str, Any]: ...
+
+
+REQUIRED = object()
+type Default = Any  # a value, or a function from the tree to one
+
+
+@dataclass(frozen=True)
+class Key:
+    """One field under one key. `default` is what a file without the key means; `null` means that too, unless
+    `is_nullable`."""
+
+    ours: str
+    published: str
+    default: Default = REQUIRED
+    is_nullable: bool = False
+
+    def read(self, tree: Tree) -> Fields:
+        value = tree.get(self.published)
+        if value is not None or (self.is_nullable and self.published in tree):
+            return {self.ours: value}
+        if self.default is REQUIRED:
+            raise MissingKey(self.published)
+        return {self.ours: self.default(tree) if callable(self.default) else self.default}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {self.published: field_of(config, self.ours)}
+
+
+@dataclass(frozen=True)
+class Always:
+    """A field that has one value in all models of a family."""
+
+    ours: str
+    value: Any
+
+    def read(self, tree: Tree) -> Fields:
+        return {self.ours: self.value}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Only:
+    """A key of which this decoder computes one value; a file that says another is refused."""
+
+    published: str
+    value: Any
+    is_written: bool = False
+
+    def read(self, tree: Tree) -> Fields:
+        if tree.get(self.published, self.value) not in (self.value, None):
+            found = tree[self.published]
+            raise WeightsError(
+                f"config.json: {self.published}={found!r}; this decoder computes {self.published}={self.value!r} only"
+            )
+        return {}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {self.published: self.value} if self.is_written else {}
+
+
+@dataclass(frozen=True)
+class Both:
+    """A setting with its own two ways."""
+
+    read: Callable[[Tree], Fields]
+    write: Callable[[ModelConfig], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LayerKinds:
+    """`layer_types` and `sliding_window`: which layers see a window. `default` gives the kinds of a file that does not
+    list them; a family without windows does not write them either."""
+
+    default: Callable[[Tree], list[LayerKind]]
+    is_written: bool = True
+
+    def read(self, tree: Tree) -> Fields:
+        listed = tree.get("layer_types")
+        kinds: list[LayerKind] = self.default(tree) if listed is None else [_kind(name) for name in listed]
+        if len(kinds) != tree["num_hidden_layers"]:
+            raise WeightsError(
+                f"config.json: layer_types has {len(kinds)} layers, num_hidden_layers={tree['num_hidden_layers']}"
+            )
+        window = tree.get("sliding_window") if "local" in kinds else None
+        return {"layer_pattern": shortest_pattern(kinds), "window": window}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        if not self.is_written:
+            return {}
+        names = {kind: name for name, kind in LAYER_TYPES.items()} | {"nope": "full_attention"}
+        kinds = [config.kind(layer) for layer in range(config.num_layers)]
+        return {"layer_types": [names[kind] for kind in kinds], "sliding_window": config.window}
+
+
+def _kind(name: str) -> LayerKind:
+    if name not in LAYER_TYPES:
+        raise WeightsError(f"config.json: layer type {name!r}; this decoder computes {', '.join(LAYER_TYPES)}")
+    return LAYER_TYPES[name]
+
+
+def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest pattern that, repeated, gives these layers."""
+    fits = (n for n in range(1, len(kinds)) if all(kinds[i] == kinds[i % n] for i in range(n, len(kinds))))
+    return tuple(kinds[: next(fits, len(kinds))])
+
+
+def all_global(tree: Tree) -> list[LayerKind]:
+    return ["global"] * tree["num_hidden_layers"]
+
+
+def local_then_global(period: int) -> Callable[[Tree], list[LayerKind]]:
+    """The last layer of each period sees all, the others a window."""
+    return lambda tree: ["local" if (i + 1) % period else "global" for i in range(tree["num_hidden_layers"])]
+
+
+def field_of(config: ModelConfig, name: str) -> Any:
+    """The field with this dotted name; None inside a section that is not set."""
+    value: Any = config
+    for key in name.split("."):
+        value = None if value is None else getattr(value, key)
+    return value

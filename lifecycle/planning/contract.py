@@ -1,0 +1,100 @@
+"""What a train step promises about the mesh, read from its trace: no device, no compiler, a second a model.
+
+The step's collectives are written in the model's own code, so its trace holds all of them: how often each kind runs
+over which axes, with how many bytes a device. Beside them stand where every parameter is cut and what part of each
+named activation a device holds. The lines are kept per shipped config; one that changes is a change to look at.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from lifecycle.core.mesh import AXES, MeshConfig
+from lifecycle.model.config import ModelConfig
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.lowering import abstract_batch
+from lifecycle.training.objectives.language import next_token
+from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.step import abstract_state, make_train_step, param_specs, state_shardings
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ragged_all_to_all", "ppermute")
+V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
+
+
+def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[str]:
+    """The lines for one config, as it is traced for TPUs."""
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    traced = _trace(model, train, AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P))
+    return [
+        "parameter | whole | cut | a device's part",
+        *_parameters(model, sizes),
+        "activation | a device's part",
+        *sorted({line for equation, _ in _equations(traced, 1) for line in _named(equation)}),
+        "collective | axes | times a step | bytes a device and step",
+        *_collectives(traced),
+    ]
+
+
+def _trace(model: ModelConfig, train: TrainConfig, mesh: Any) -> Any:
+    optimizer = build_optimizer(train.optimizer, train.steps)
+    shardings = state_shardings(model, optimizer, mesh)
+    objective = partial(next_token, model, remat=train.remat)
+    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
+    return step.trace(abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)).jaxpr.jaxpr
+
+
+def _parameters(model: ModelConfig, sizes: dict[str, int]) -> Iterator[str]:
+    from lifecycle.model.decoder import abstract_params
+
+    specs = dict(jax.tree_util.tree_leaves_with_path(param_specs(model)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
+        entries = [entry if isinstance(entry, tuple) else (entry,) for entry in specs[path]]
+        cut = [tuple(axis for axis in entry if axis is not None and sizes[axis] > 1) for entry in entries]
+        cut += [()] * (leaf.ndim - len(cut))
+        part = [size // math.prod(sizes[axis] for axis in axes) for size, axes in zip(leaf.shape, cut, strict=True)]
+        words = ["+".join(axes) or "-" for axes in cut]
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        yield f"{name} | {_shape(leaf.shape)} | {' '.join(words)} | {_shape(part)}"
+
+
+def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
+    """Every equation with how often it runs; a loop without a known length counts once."""
+    for equation in jaxpr.eqns:
+        yield equation, times
+        inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield from _equations(part, inner)
+
+
+def _named(equation: Any) -> Iterator[str]:
+    if equation.primitive.name == "name":
+        value = equation.outvars[0].aval
+        yield f"{equation.params['name']} | {value.dtype.name} {_shape(value.shape)}"
+
+
+def _collectives(jaxpr: Any) -> Iterator[str]:
+    times: Counter[tuple[str, str]] = Counter()
+    moved: Counter[tuple[str, str]] = Counter()
+    for equation, number in _equations(jaxpr, 1):
+        name = equation.primitive.name
+        if name in COLLECTIVES:
+            axes = equation.params.get("axes", equation.params.get("axis_name"))
+            key = name, "+".join(axes) if isinstance(axes, tuple) else str(axes)
+            arrays = equation.outvars if name == "all_gather" else equation.invars
+            arrays = arrays[:1] if name == "ragged_all_to_all" else arrays  # the others are tables of its slices
+            times[key] += number
+            moved[key] += number * sum(var.aval.size * var.aval.dtype.itemsize for var in arrays)
+    for key in sorted(times):
+        yield f"{key[0]} | {key[1]} | {times[key]} | {moved[key]}"
+
+
+def _shape(sizes: Any) -> str:
+    return "x".join(map(str, sizes)) or "scalar"

@@ -1,0 +1,207 @@
+"""From a compiled program to seconds, tokens, days and money, with its derivation and how far to trust it.
+
+The expected step is the program's schedule played through (`timeline.py`): the compiler's cycles at the chip's clock,
+kernels at an assumed share of the peak, collectives at the networks' rates where the schedule does not hide them.
+Beside it stand three rooflines, each a floor of its own, and a range: everything hidden and fast kernels, nothing
+hidden and slow ones. Nothing here was measured on a chip.
+
+MFU is model FLOPs over what the devices could do in the same time. Causal attention counts half, what a query really
+sees (the stricter convention); beside it the older one, which counts the whole square (Chowdhery et al. 2022, appendix
+B).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lifecycle.planning.chips import Chip
+from lifecycle.planning.collectives import Collective
+from lifecycle.planning.kernels import ASSUMED_SHARE, KernelWork
+from lifecycle.planning.network import Network
+from lifecycle.planning.program import Program
+from lifecycle.planning.timeline import Timeline, Times
+from lifecycle.planning.topology import Topology
+
+KERNEL_RANGE = (0.4, 0.8)  # shares of the peak for the range
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the model itself needs for one run of the program, on all devices together."""
+
+    tokens: int
+    flops: float  # causal attention counted half, experts that a token uses
+    flops_full_attention: float
+    runs: int  # of the program, in the whole training run
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind over the same axes, per device and run of the program."""
+
+    kind: str
+    axes: tuple[str, ...]
+    runs: int
+    payload_bytes: int
+    overlapped_bytes: int  # of collectives that have something scheduled beside them
+    seconds: float  # of the network, if nothing else used it
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One run of the program, per device."""
+
+    cycles: int
+    product_cycles: int
+    matmul_flops: float
+    kernels: tuple[KernelWork, ...]
+    hbm_traffic_bytes: float
+    traffic: tuple[Traffic, ...]
+    compute_roofline_s: float
+    hbm_roofline_s: float
+    network_roofline_s: float
+    times: Times
+    step_s: float
+    fastest_s: float
+    slowest_s: float
+    trust: tuple[str, ...]
+
+    @property
+    def kernel_flops(self) -> float:
+        return sum(k.total_flops for k in self.kernels)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an estimated step means for a run."""
+
+    model_flops: float  # per device and step
+    recompute_overhead: float  # products of the program and its kernels over the model's own, minus one
+    tokens_per_s: float
+    tokens_per_s_per_chip: float
+    mfu: float
+    mfu_full_attention: float
+    tokens: int
+    days: float
+    money: float | None  # USD; None: no price known
+
+
+def estimate(
+    program: Program,
+    found: Sequence[Collective],
+    kernels: Sequence[KernelWork],
+    network: Network,
+    topology: Topology,
+) -> Estimate:
+    """The expected run of a TPU program and everything it is derived from."""
+    chip = topology.chip
+    assert chip.clock_hz is not None, f"{chip.name} has no cycle estimates"
+    times = _played(program, found, kernels, network, chip, ASSUMED_SHARE)
+    traffic = _traffic(found, network)
+    kernel_flops = sum(k.total_flops for k in kernels)
+    hbm_s = program.hbm_bytes / chip.hbm_bytes_per_s
+    step_s = max(times.total_s, hbm_s)
+    slow, fast = KERNEL_RANGE
+    compute_s = program.cycles / chip.clock_hz
+    fastest_s = max(compute_s + _kernel_s(kernels, chip, fast), sum(t.seconds for t in traffic), hbm_s)
+    slowest_s = compute_s + _kernel_s(kernels, chip, slow) + sum(t.seconds for t in traffic)
+    return Estimate(
+        cycles=program.cycles,
+        product_cycles=program.product_cycles,
+        matmul_flops=program.matmul_flops,
+        kernels=tuple(kernels),
+        hbm_traffic_bytes=program.hbm_bytes,
+        traffic=traffic,
+        compute_roofline_s=(program.matmul_flops + kernel_flops) / chip.bf16_flops,
+        hbm_roofline_s=hbm_s,
+        network_roofline_s=sum(t.seconds for t in traffic),
+        times=times,
+        step_s=step_s,
+        fastest_s=min(step_s, fastest_s),
+        slowest_s=max(step_s, slowest_s),
+        trust=_trust(program, found, kernels, times, topology),
+    )
+
+
+def budget(found: Estimate, topology: Topology, work: Work) -> Budget:
+    """A run of `work.runs` steps like this one."""
+    chip = topology.chip
+    peak = topology.num_devices * chip.bf16_flops
+    hours = work.runs * found.step_s / 3600
+    done = (found.matmul_flops + found.kernel_flops) * topology.num_devices
+    return Budget(
+        model_flops=work.flops / topology.num_devices,
+        recompute_overhead=done / work.flops - 1,
+        tokens_per_s=work.tokens / found.step_s,
+        tokens_per_s_per_chip=work.tokens / found.step_s / topology.num_chips,
+        mfu=work.flops / found.step_s / peak,
+        mfu_full_attention=work.flops_full_attention / found.step_s / peak,
+        tokens=work.tokens * work.runs,
+        days=hours / 24,
+        money=None if chip.price_per_hour is None else hours * topology.num_chips * chip.price_per_hour,
+    )
+
+
+def _played(
+    program: Program,
+    found: Sequence[Collective],
+    kernels: Sequence[KernelWork],
+    network: Network,
+    chip: Chip,
+    share: float,
+) -> Times:
+    """The schedule's times with kernels at this share of the peak; kernels of one name take their mean."""
+    assert chip.clock_hz is not None
+    names = {k.name for k in kernels}
+    means = {
+        name: sum(k.total_flops for k in kernels if k.name == name)
+        / sum(k.calls for k in kernels if k.name == name)
+        / (chip.bf16_flops * share)
+        for name in names
+    }
+    return Timeline(program, found, chip.clock_hz, means, network.seconds).run()
+
+
+def _kernel_s(kernels: Sequence[KernelWork], chip: Chip, share: float) -> float:
+    return sum(k.total_flops for k in kernels) / (chip.bf16_flops * share)
+
+
+def _traffic(found: Sequence[Collective], network: Network) -> tuple[Traffic, ...]:
+    """Collectives summed by kind and axes, the largest first."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
+    for collective in found:
+        groups.setdefault((collective.kind, collective.axes), []).append(collective)
+    rows = [
+        Traffic(
+            kind=kind,
+            axes=axes,
+            runs=sum(c.runs for c in members),
+            payload_bytes=sum(c.runs * c.payload_bytes for c in members),
+            overlapped_bytes=sum(c.runs * c.payload_bytes for c in members if c.has_work_beside),
+            seconds=sum(c.runs * network.seconds(c) for c in members),
+        )
+        for (kind, axes), members in groups.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.payload_bytes))
+
+
+def _trust(
+    program: Program, found: Sequence[Collective], kernels: Sequence[KernelWork], times: Times, topology: Topology
+) -> tuple[str, ...]:
+    """What the figures rest on and what they leave out, in sentences."""
+    kernel, exposed = times.kernel_s / times.total_s, times.exposed_s / times.total_s
+    lines = [
+        "Memory, FLOPs, bytes and the schedule are the compiler's own and exact for this program and compiler version.",
+        "Cycles are the compiler's estimate at the clock that the stated peak implies; a chip that throttles, waits "
+        "for its host or loads data late is slower. No chip was there to compare.",
+        f"{kernel:.0%} of the step are Pallas kernels, whose time the compiler does not know: taken at "
+        f"{ASSUMED_SHARE:.0%} of the peak; the range shows {KERNEL_RANGE[0]:.0%} to {KERNEL_RANGE[1]:.0%}.",
+        f"{exposed:.0%} of the step are waits for the network at the links' full rates, without contention.",
+    ]
+    unknown = sorted({k.name for k in kernels if k.flops is None})
+    if unknown:
+        lines.append(f"Kernels of unknown cost count as nothing: {', '.join(unknown)}.")
+    if program.unknown_loops:
+        lines.append(f"Loops of unknown length count once: {', '.join(program.unknown_loops)}.")
+    if topology.num_slices > 1 and not any("replica" in c.axes for c in found):
+        lines.append("No collective crosses the slices: the program may not be what was meant.")
+    return tuple(lines)

@@ -1,0 +1,69 @@
+"""FLOPs of Pallas kernels, from their names and operands: the compiler's estimates and its text say nothing of them.
+
+Attention kernels are told apart by name: `fwd` multiplies twice (q k', p v); `dq` three times (again q k', then dO v',
+dS k); `dkv` four times (q k', dO v', P' dO, dS' q), and one more where no `dq` kernel runs beside it (the fused
+backward). Grouped products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lifecycle.planning.hlo import Shape
+from lifecycle.planning.program import Kernel
+
+ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
+FLOATS = {"bf16", "f32", "f16"}
+# The share of the matrix units' peak that a kernel is taken to reach: an assumption. Nothing was measured, and no
+# figure for these kernels was found; a plan shows what other shares would mean.
+ASSUMED_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """A kernel's calls in one run of the program, and FLOPs of one call; `None` if its name tells nothing."""
+
+    name: str
+    calls: int
+    flops: float | None
+
+    @property
+    def total_flops(self) -> float:
+        return self.calls * (self.flops or 0.0)
+
+
+def kernel_work(kernels: Sequence[Kernel], seen_share: float) -> list[KernelWork]:
+    """FLOPs of each kernel; of attention's square the share that a query sees, 0.5 for long causal rows."""
+    has_dq = any(ATTENTION.search(k.name) and "dq" in k.name for k in kernels)
+    return [KernelWork(k.name, k.calls, _flops(k, seen_share, has_dq)) for k in kernels]
+
+
+def _flops(kernel: Kernel, seen_share: float, has_dq: bool) -> float | None:
+    floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
+    if "gmm" in kernel.name:
+        return _grouped(kernel, floats)
+    if ATTENTION.search(kernel.name) is None:
+        return None
+    arrays = [shape for shape in floats if len(shape.dims) >= 3]
+    if len(arrays) < 3:
+        return None
+    q, k, v = arrays[:3]
+    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * seen_share
+    score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1]
+    if "dkv" in kernel.name:
+        return 2 * score + 2 * value + (0 if has_dq else score)
+    if "dq" in kernel.name:
+        return 2 * score + value
+    return score + value
+
+
+def _grouped(kernel: Kernel, floats: Sequence[Shape]) -> float | None:
+    """Rows m of width k by matrices [g, k, n], or for `tgmm` the sums of k by n products over rows."""
+    result = kernel.results[0].dims
+    rows = next((shape.dims for shape in floats if len(shape.dims) == 2), None)
+    if rows is None:
+        return None
+    if "tgmm" in kernel.name and len(result) == 3:
+        return 2.0 * math.prod(rows) * (result[2] if result[1] in rows else result[1])
+    return 2.0 * math.prod(rows) * result[-1]

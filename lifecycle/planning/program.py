@@ -1,0 +1,228 @@
+"""What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
+
+XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry: a loop's body counts as
+often as it runs, of a conditional's branches the costliest. Cycles are the TPU compiler's own estimates
+(`estimated_cycles`) for the core that does the products; what goes on beside it (copies, collectives, the sparse cores'
+work) has none. Pallas kernels have none either: they are counted by name.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from lifecycle.planning.flops import flops_of, product_flops
+from lifecycle.planning.hlo import HBM, Computation, Instruction, Module, Shape
+from lifecycle.planning.loops import trip_count
+
+KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_COPY_NUMBER = re.compile(r"(\.(\d+|clone|cloned|remat\d*))+$")
+# Names for what is there already, or containers of instructions that count themselves
+_NO_TRAFFIC = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An instruction, where it stands and how often it runs; `is_beside` if another core than the main one runs it."""
+
+    instruction: Instruction
+    within: Computation
+    count: int
+    is_beside: bool = False
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel's calls of one kind: same name, same operands."""
+
+    name: str
+    operands: tuple[Shape, ...]
+    results: tuple[Shape, ...]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Cycles by what the model's code was doing."""
+
+    operation: str
+    is_product: bool
+    cycles: int
+    runs: int
+
+
+class Program:
+    """One module, measured. Every figure is per device and run."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.unknown_loops: list[str] = []
+        self._cycles_of = cache(self._computation_cycles)
+        self._flops_of = cache(self._computation_flops)
+        self.executed = tuple(self._walk(module.entry, 1, False))
+
+    @property
+    def cycles(self) -> int:
+        """The main core's estimated cycles, without kernels and collectives."""
+        return self._cycles_of(self.module.entry.name)
+
+    @property
+    def product_cycles(self) -> int:
+        """Those of instructions with a matrix product in them."""
+        return sum(e.instruction.cycles * e.count for e in self._main() if self.flops_in(e.instruction, e.within))
+
+    @property
+    def matmul_flops(self) -> float:
+        """FLOPs of matrix products outside kernels."""
+        return sum(self.flops_in(e.instruction, e.within) * e.count for e in self.executed)
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Bytes that instructions and kernels read from and write to HBM."""
+        return sum(self.traffic(e.instruction, e.within) * e.count for e in self.executed)
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
+        for e in self.executed:
+            if is_kernel(e.instruction):
+                operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
+                calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
+        return tuple(Kernel(*key, number) for key, number in calls.items())
+
+    def spenders(self, most: int = 20) -> list[Spender]:
+        """What the cycles are spent on, the largest first; operations by the name that JAX gave them."""
+        cycles: dict[tuple[str, bool], list[int]] = defaultdict(lambda: [0, 0])
+        for e in self._main():
+            if e.instruction.cycles:
+                key = operation(e.instruction), bool(self.flops_in(e.instruction, e.within))
+                cycles[key][0] += e.instruction.cycles * e.count
+                cycles[key][1] += e.count
+        found = [Spender(name, product, total, runs) for (name, product), (total, runs) in cycles.items()]
+        return sorted(found, key=lambda s: -s.cycles)[:most]
+
+    def cycles_in(self, instruction: Instruction, within: Computation) -> int:
+        """Cycles of one run of an instruction, loops and calls inside included."""
+        if instruction.opcode == "while":
+            return self._cycles_of(instruction.called["body"]) * self.trips(instruction, within)
+        if instruction.opcode == "call":
+            return self._cycles_of(instruction.called["to_apply"])
+        if instruction.opcode == "conditional":
+            return max(self._cycles_of(name) for name in instruction.called.values())
+        return instruction.cycles
+
+    def flops_in(self, instruction: Instruction, within: Computation) -> float:
+        """FLOPs of an instruction that is a matrix product, or a fusion around some."""
+        if instruction.opcode == "fusion":
+            return self._flops_of(instruction.called["calls"])
+        return product_flops(instruction, within)
+
+    def traffic(self, instruction: Instruction, within: Computation) -> float:
+        """Bytes that one run moves to and from HBM. A slice of a larger array counts as the slice."""
+        if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith(("-start", "-done", "-update")):
+            return _prefetched(instruction) if instruction.opcode in ("copy-start", "slice-start") else 0.0
+        operands = [within.by_name[name] for name in instruction.operands]
+        if instruction.opcode == "fusion":
+            return self._fusion_traffic(instruction, operands)
+        if instruction.opcode == "dynamic-update-slice":
+            return 2.0 * _hbm(operands[1].shapes)
+        if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+            return 2.0 * _hbm(instruction.shapes)
+        return sum(_hbm(o.shapes) for o in operands) + _hbm(instruction.shapes)
+
+    def _main(self) -> Iterator[Executed]:
+        return (e for e in self.executed if not e.is_beside)
+
+    def _walk(self, computation: Computation, count: int, is_beside: bool) -> Iterator[Executed]:
+        for instruction in computation.instructions:
+            yield Executed(instruction, computation, count, is_beside)
+            for name, times, beside in self._inside(instruction, computation):
+                yield from self._walk(self.module.computations[name], count * times, is_beside or beside)
+
+    def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
+        """Computations whose instructions run on their own because of this one: name, how often, beside or not."""
+        if instruction.opcode == "while":
+            return [(instruction.called["body"], self.trips(instruction, within), False)]
+        if instruction.opcode == "conditional":
+            return [(max(instruction.called.values(), key=self._cycles_of), 1, False)]
+        if instruction.opcode == "call":
+            return [(instruction.called["to_apply"], 1, False)]
+        if instruction.opcode in ("call-start", "async-start"):
+            return [(name, 1, True) for name in instruction.called.values()]
+        return []
+
+    def trips(self, loop: Instruction, within: Computation) -> int:
+        trips = trip_count(self.module, loop, within)
+        if trips is None and loop.name not in self.unknown_loops:
+            self.unknown_loops.append(loop.name)
+        return 1 if trips is None else trips
+
+    def _computation_cycles(self, name: str) -> int:
+        computation = self.module.computations[name]
+        return sum(self.cycles_in(i, computation) for i in computation.instructions)
+
+    def _computation_flops(self, name: str) -> float:
+        computation = self.module.computations[name]
+        nested = (i.called["calls"] for i in computation.instructions if i.opcode == "fusion")
+        return flops_of(computation) + sum(self._flops_of(inner) for inner in nested)
+
+    def _fusion_traffic(self, fusion: Instruction, operands: list[Instruction]) -> float:
+        inside = self.module.computations[fusion.called["calls"]]
+        read = sum(self._read_of(inside, i, operand) for i, operand in enumerate(operands))
+        root = inside.root
+        if root.opcode == "dynamic-update-slice":  # written in place
+            return read + _hbm_like(inside.by_name[root.operands[1]].shapes, fusion.shapes[0])
+        return read + _hbm(fusion.shapes)
+
+    def _read_of(self, inside: Computation, index: int, operand: Instruction) -> float:
+        """Bytes that a fusion reads of an operand: all, or the slices that it takes."""
+        if operand.shapes[0].space != HBM or index not in inside.parameters:
+            return 0.0
+        name = inside.parameters[index].name
+        users = inside.users(name)
+        if users and all(u.opcode in ("dynamic-slice", "slice") for u in users):
+            return float(sum(u.shapes[0].num_bytes for u in users))
+        if users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == name for u in users):
+            return 0.0
+        return _hbm(operand.shapes)
+
+
+def operation(instruction: Instruction) -> str:
+    """What the model's code called it: the end of JAX's name, without loops and transformations around it."""
+    found = _OP_NAME.search(instruction.attributes)
+    if found is None:
+        return f"({instruction.opcode})"
+    parts = [p for p in found[1].split("/") if p not in ("while", "body", "eval_jaxpr", "closed_call", "cond")]
+    backward = any("transpose(" in p for p in parts)
+    remade = "rematted_computation" in parts
+    names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
+    return f"{'/'.join(names[-2:]) or parts[-1]}{' recomputed' if remade else ' backward' if backward else ''}"
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and KERNEL_TARGET in instruction.attributes
+
+
+def kernel_name(instruction: Instruction) -> str:
+    return _COPY_NUMBER.sub("", instruction.name)
+
+
+def _prefetched(start: Instruction) -> float:
+    """A copy that goes on beside the computation: what of its two ends is in HBM. Its result is a tuple of the target,
+    the source and a mark."""
+    target, source = start.shapes[:2]
+    size = min(target.num_bytes, source.num_bytes)
+    return float(size * ((target.space == HBM) + (source.space == HBM)))
+
+
+def _hbm(shapes: tuple[Shape, ...]) -> float:
+    return float(sum(shape.num_bytes for shape in shapes if shape.space == HBM))
+
+
+def _hbm_like(shapes: tuple[Shape, ...], where: Shape) -> float:
+    return float(sum(shape.num_bytes for shape in shapes)) if where.space == HBM else 0.0

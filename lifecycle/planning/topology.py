@@ -1,0 +1,169 @@
+"""Devices that are not here: a slice's topology by name, from the TPU compiler, and our mesh over it.
+
+`v5p:4x4x4` is a chip and a shape in chips; `*2` behind it asks for two such slices, joined by the data-centre network.
+The compiler's library reads its environment when it is loaded, so `prepare` comes before the first topology.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.mesh import AXES, MeshConfig
+from lifecycle.planning.chips import CHIPS, Chip, find_chip
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+# The compiler's library without its chips: JAX itself runs on the CPU, and the library neither asks a cloud's metadata
+# server what machine this is nor takes the lock that keeps two programs from one chip.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any one: the library says on stderr that it could not find out
+    "TPU_WORKER_HOSTNAMES": "localhost",  # and this
+}
+PATTERN = re.compile(r"(?P<chip>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)(\*(?P<slices>\d+))?")
+WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring where it is a whole pod's side; a 3-D one in whole cubes of 4
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A number of equal slices of one kind of chip. `shape` counts chips; GPUs have one number, all of them."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    num_slices: int = 1
+
+    @property
+    def name(self) -> str:
+        slices = f"*{self.num_slices}" if self.num_slices > 1 else ""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}{slices}"
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.shape) * self.num_slices
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Which dimensions close to a ring. Without being told so the compiler turns gathers over all dimensions into
+        sums of zero-filled arrays: twice the traffic."""
+        if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
+            return (False, False, False)  # the optical switches that close rings join whole cubes only
+        closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
+        return (*closed, False, False, False)[:3]  # pyright: ignore[reportReturnType]
+
+
+def parse_topology(text: str) -> Topology:
+    """Reads `chip:shape` or `chip:shape*slices`; raises `ConfigError` that shows the form or names what is near."""
+    match = PATTERN.fullmatch(text.strip().lower())
+    if match is None:
+        raise ConfigError(f"topology={text}: expected CHIP:SHAPE, as v5p:4x4x4, v6e:16x16, h100:8 or v5p:4x4x4*2")
+    chip = find_chip(match["chip"])
+    shape = tuple(int(side) for side in match["shape"].split("x"))
+    dims = chip.torus_dims or 1
+    if len(shape) != dims or not all(shape):
+        example = {1: "8", 2: "4x8", 3: "4x4x8"}[dims]
+        raise ConfigError(
+            f"topology={text}: a {chip.name} shape has {dims} number{'s' * (dims > 1)}, as {chip.name}:{example}"
+        )
+    return Topology(chip, shape, int(match["slices"] or 1))
+
+
+def prepare() -> None:
+    """Sets what lets the TPU compiler load without a TPU; to be called before JAX touches a device."""
+    import jax
+
+    os.environ.update(ENVIRONMENT)
+    jax.config.update("jax_platforms", "cpu")  # JAX read its own variable when it was imported
+
+
+def has_compiler() -> bool:
+    return find_spec("libtpu") is not None
+
+
+@cache
+def devices(topology: Topology) -> tuple[Any, ...]:
+    """The topology's devices, for compilation only. Raises `ConfigError` when there is no compiler for them."""
+    if not topology.chip.is_tpu:
+        raise ConfigError(
+            f"topology={topology.name}: only TPU programs can be compiled without the chip; "
+            f"choose one of {', '.join(c.name for c in CHIPS.values() if c.is_tpu)}"
+        )
+    if not has_compiler():
+        raise ConfigError(
+            "the TPU compiler (libtpu) is not installed; mend: uv sync --extra tpu, or pip install 'lifecycle[tpu]'"
+        )
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"wrap": topology.wrap}
+    if topology.num_slices > 1:
+        options["num_slices"] = topology.num_slices
+    if topology.chip.chip_config is not None:
+        options["chip_config_name"] = topology.chip.chip_config
+    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    try:
+        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    except JaxRuntimeError as error:
+        raise ConfigError(
+            f"topology={topology.name}: the TPU compiler refuses it: {str(error).splitlines()[0]}; "
+            "sides are 1, 2 or multiples of 4 as a rule"
+        ) from None
+
+
+def mesh_over(topology: Topology, config: MeshConfig) -> "Mesh":
+    """Our mesh over the topology: `replica` across slices, the other axes laid along the torus.
+
+    Raises `ConfigError` when the sizes do not use every device, or when an axis that needs the fast network would
+    cross slices.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    check_fits(topology, sizes)
+    from jax.experimental import mesh_utils
+    from jax.sharding import Mesh
+
+    found = devices(topology)
+    shape = tuple(sizes.values())
+    if topology.num_slices == 1:
+        laid = mesh_utils.create_device_mesh(shape, found, allow_split_physical_axes=True)
+    else:
+        inside = (sizes["replica"] // topology.num_slices, *shape[1:])
+        across = (topology.num_slices, *(1 for _ in shape[1:]))
+        laid = mesh_utils.create_hybrid_device_mesh(inside, across, found, allow_split_physical_axes=True)
+    return Mesh(laid, AXES)
+
+
+def mesh_of_one(topology: Topology) -> "Mesh":
+    """Our mesh over the topology's first device."""
+    import numpy as np
+    from jax.sharding import Mesh
+
+    return Mesh(np.array(devices(topology)[:1]).reshape([1] * len(AXES)), AXES)
+
+
+def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
+    """Raises `ConfigError` unless the mesh is exactly the topology's devices, with `replica` across its slices."""
+    product = math.prod(sizes.values())
+    if product != topology.num_devices:
+        shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
+        others = product // sizes["fsdp"]
+        whole, rest = divmod(topology.num_devices, others)
+        mend = f"mesh.fsdp={whole}" if whole and not rest else "axes whose product is that"
+        raise ConfigError(
+            f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {mend}"
+        )
+    if sizes["replica"] % topology.num_slices:
+        raise ConfigError(
+            f"mesh.replica={sizes['replica']} does not divide by the {topology.num_slices} slices of {topology.name}; "
+            f"whole copies lie across slices: choose mesh.replica={topology.num_slices}"
+        )
