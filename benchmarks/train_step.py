@@ -45,7 +45,7 @@ def main() -> None:
     optimizer = build_optimizer(train.optimizer, train.steps)
     shardings = state_shardings(model, optimizer, mesh)
     state = init_state(model, optimizer, shardings, jax.random.key(0))
-    step = make_train_step(partial(next_token, model, remat=train.remat), optimizer, mesh, shardings, train.grad_accum)
+    step = make_train_step(partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks), optimizer, mesh, shardings, train.grad_accum)
     batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     started = time.perf_counter()
     compiled = step.lower(state, batch).compile()

@@ -3,7 +3,8 @@
 `token_logprobs(hidden, head, targets)` gives each target's log-probability. `cross_entropy` gives their weighted sum
 and computes the gradient in the forward pass, block by block, while the logits are at hand: three matmuls in all and
 no recomputation, at the price of one `[V, D]` accumulator (the idea of Wijmans et al. 2024, "Cut Your Losses in
-Large-Vocabulary Language Models"). Blocks cut the time axis, so a batch axis that is sharded stays so.
+Large-Vocabulary Language Models"). Blocks cut the time axis, so a batch axis that is sharded stays so. Where even the
+accumulator is too large, chunks of the vocabulary instead: `cross_entropy(chunks=...)`.
 
 In a manual `jax.shard_map` the hidden states' positions are cut over `norm_seq` and the head's rows over `vocab`; what
 comes back is alike on all devices of these axes.
@@ -95,13 +96,16 @@ def cross_entropy(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     soft_cap: float | None = None,
+    chunks: int = 1,
 ) -> Float[Array, ""]:
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
     Differentiable in `hidden` and `table` (the head's parameter, on a mesh this device's part of it); targets and
-    weights are data.
+    weights are data. With `chunks` above 1 the vocabulary is gone through twice in as many parts: the logits' product
+    is computed twice, and neither the whole head nor a gradient of its size takes memory (for 70B parameters and a
+    vocabulary of 128,256 that is 12 GB a device).
     """
-    return _cross_entropy(gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap)
+    return _cross_entropy(gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
 
 
 def _block_loss(
@@ -120,14 +124,18 @@ def _block_loss(
     return (weights * (jnp.log(norm) + top - chosen)).sum(), grad.astype(hidden.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+) -> Array:
     return -(_logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap) * weights).sum()
 
 
 def _with_gradient(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None
-) -> tuple[Array, tuple[Array, ...]]:
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+) -> tuple[Array, tuple[Array, Array]]:
+    if chunks > 1:
+        return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks)
     head, is_cut = _gathered(table, hidden.dtype), ways("embed") > 1
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
@@ -144,16 +152,54 @@ def _with_gradient(
     zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape if is_cut else head.shape[::-1], jnp.float32))
     size = BLOCK[hidden.dtype.name]
     blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
-    # The last block by itself: what is scattered is rounded like all gathered weights' gradients, and the compiler
-    # rounds in the last product's own pass (a pass of its own over [V, D] is 8 M cycles of the 8B model's 3,900 M).
-    carry, parts = jax.lax.scan(step, zero, tuple(x[:-1] for x in blocks))
-    (loss, grad_head), part = step(carry, tuple(x[-1] for x in blocks))
-    grad_blocks = jnp.concatenate([parts, part[None]])
+    (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, blocks)
+    # rounded like all gathered weights' gradients before they cross the network
     grad_table = scatter_sum(grad_head.astype(hidden.dtype), "embed", 1) if is_cut else grad_head.T
     return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_table.astype(table.dtype))
 
 
-def _gradient(_: float | None, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, None, None]:
+def _in_two_passes(
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+) -> tuple[Array, tuple[Array, Array]]:
+    """The loss and its gradients, over chunks of the vocabulary: first every position's normaliser, then the logits
+    again and what follows from them. Nothing of the size of the head is ever whole, neither it nor its gradient."""
+    rows, ids, scale = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1, 1)
+    parts = table.reshape(chunks, -1, table.shape[1])
+    firsts = index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
+
+    def is_target(first: Array) -> Array:
+        return jnp.arange(parts.shape[1]) == (ids - first)[:, None]
+
+    def normalise(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        top, norm, chosen = carry
+        logits = project(rows, _gathered(chunk[0], hidden.dtype), soft_cap)
+        new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
+        norm = norm * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum(-1, keepdims=True)
+        chosen += jnp.where(is_target(chunk[1]), logits, 0.0).sum(-1, keepdims=True)
+        return (new_top, norm, chosen), None
+
+    zeros = jnp.zeros((rows.shape[0], 1), jnp.float32)
+    (top, norm, chosen), _ = jax.lax.scan(normalise, (zeros - jnp.inf, zeros, zeros), (parts, firsts))
+    highest = maximum(top, "vocab")
+    log_norm = jnp.log(shared_sum(norm * jnp.exp(top - highest), "vocab")) + highest
+    loss = (scale * (log_norm - shared_sum(chosen, "vocab"))).sum()
+
+    def differentiate(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        head = _gathered(chunk[0], hidden.dtype)
+        logits = project(rows, head, soft_cap)
+        grad = scale * (jnp.exp(logits - log_norm) - jnp.where(is_target(chunk[1]), 1.0, 0.0))
+        if soft_cap is not None:
+            grad *= 1 - (logits / soft_cap) ** 2
+        grad = grad.astype(hidden.dtype)
+        grad_rows += jnp.dot(grad, head, preferred_element_type=jnp.float32)
+        grad_head = jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=hidden.dtype)
+        return grad_rows, scatter_sum(grad_head, "embed", 1)
+
+    grad_rows, grad_parts = jax.lax.scan(differentiate, jnp.zeros(rows.shape, jnp.float32), (parts, firsts))
+    return loss, (grad_rows.astype(hidden.dtype).reshape(hidden.shape), grad_parts.reshape(table.shape))
+
+
+def _gradient(_: float | None, __: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array, None, None]:
     grad_hidden, grad_head = saved
     return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None
 

@@ -25,7 +25,7 @@ Segments = tuple[Array, Array] | None
 
 
 def blocks_of(chip: str, head_dim: int) -> Blocks:
-    return Blocks(1024, 1024, 512, 512)
+    return Blocks(2048, 2048, 512)
 
 
 def flash_attention(
@@ -115,7 +115,7 @@ def _forward(
     steps = jnp.asarray(fb.forward_steps(plan))[_device(plan)]
     ids = [x[:, None] for x in segments] if segments else [None, None]
     prefetch = [steps, jnp.asarray(fb.starts(plan))[_device(plan)]]
-    prefetch += [fb.spans(x, size) for x, size in zip(segments or (None, None), (bq, bkv), strict=True)]
+    prefetch += fb.spans(plan, segments)
     group = plan.per_group
 
     def at(which: int, head: int | None):  # a block of rows `which` of the steps, at a head's column
@@ -158,10 +158,7 @@ def _forward_kernel(
     plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, sinks, out, sums, top, total, sum_of
 ):  # refs
     """One step: a query block of one head against a key block. `total` holds the sums by lane until the end."""
-    row, head, step = (pl.program_id(i) for i in range(3))
-    flags = steps[fb.FLAGS, step]
-    runs, masked = fb.what_to_do(steps, row, step, q_spans, k_spans)
-    distance = starts[steps[fb.QUERY, step]] - steps[fb.KEY, step] * plan.kv.block
+    head, flags = pl.program_id(1), steps[fb.FLAGS, pl.program_id(2)]
 
     @pl.when(flags & fb.FIRST != 0)
     def _begin():
@@ -171,28 +168,28 @@ def _forward_kernel(
         total[...] = jnp.where(lane == 0, 0.0 if sinks is None else 1.0, 0.0)
         sum_of[...] = jnp.zeros_like(sum_of)
 
-    def attend(is_masked: bool):
-        size = fb.part_of(plan.kv.block, plan.blocks.compute)
-        for first in range(0, plan.kv.block, size):
-            part = pl.ds(first, size)
-            products = jax.lax.dot_general(q[...], k[part, :], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-            scores, _ = fb.bounded(products, plan.scale, plan.soft_cap)
-            if is_masked:
-                seen = fb.seen_pairs(scores.shape, 0, distance - first, plan.window)
-                if q_ids is not None:
-                    seen = jnp.logical_and(seen, fb.column(q_ids[...]) == k_ids[:, part])
-                scores = jnp.where(seen, scores, MASKED)
-            _add(scores, v[part, :], top, total, sum_of)
+    def add(i: Array, j: Array, distance: Array, is_masked: bool):
+        queries, keys = (fb.rows(n, size) for n, size in zip((i, j), plan.tiles, strict=True))
+        scores, _ = fb.bounded(fb.times_rows(q[queries, :], k[keys, :]), plan.scale, plan.soft_cap)
+        if is_masked:
+            seen = fb.seen_pairs(scores.shape, 0, distance, plan.window)
+            if q_ids is not None:
+                seen = jnp.logical_and(seen, fb.column(q_ids[:, queries]) == k_ids[:, keys])
+            scores = jnp.where(seen, scores, MASKED)
+        _add(scores, v[keys, :], *(x.at[queries, :] for x in (top, total, sum_of)))
 
-    pl.when(jnp.logical_and(runs, masked))(lambda: attend(True))
-    pl.when(jnp.logical_and(runs, jnp.logical_not(masked)))(lambda: attend(False))
+    fb.each_tile(plan, steps, starts, q_spans, k_spans, add)
 
     @pl.when(flags & fb.LAST != 0)
     def _end():
-        whole = total[...].sum(-1, keepdims=True)
-        whole = jnp.where(whole == 0, 1.0, whole)  # of padding, when its segment ends before
-        out[...] = (sum_of[...] / whole).astype(out.dtype)
-        sums[...] = (top[...] + jnp.log2(whole)).T[:1]
+        whole = _safe(total[...].sum(-1, keepdims=True))
+        out[...] = (sum_of[...] * (1 / whole)).astype(out.dtype)
+        sums[...] = top[...].T[:1] + jnp.log2(_safe(total[...].T.sum(0, keepdims=True)))
+
+
+def _safe(total: Array) -> Array:
+    """Padding may see no key at all."""
+    return jnp.where(total == 0, 1.0, total)
 
 
 def _add(scores: Array, values: Array, top, total, sum_of) -> None:

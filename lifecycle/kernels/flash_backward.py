@@ -52,7 +52,6 @@ def _run(
     steps = jnp.asarray(fb.backward_steps(plan, blocks))[device]
     first = jnp.asarray(fb.starts(plan)[:, blocks[0] : blocks[1]])[device]
     ids = [x[:, None] for x in segments] if segments else [None, None]
-    spans = [fb.spans(x, size) for x, size in zip(segments or (None, None), (bq, bkv), strict=True)]
     dims = plan.key_dim, plan.value_dim
 
     def query(b, h, s, steps, *_):  # a head's block of the flat layout
@@ -105,7 +104,7 @@ def _run(
         ),
         name="flash_bwd",
         interpret=plan.interpret,
-    )(steps, first, *spans, q, k, v, *ids, out, sums, grad)
+    )(steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, sums, grad)
 
 
 def _kernel(
@@ -113,11 +112,8 @@ def _kernel(
     dv_sum,
 ):  # refs  # fmt: skip
     """One step: a key block against a query block of one of the group's heads; keys along the sublanes."""
-    row, step = pl.program_id(0), pl.program_id(2)
-    query, head, flags = (steps[i, step] for i in (fb.QUERY, fb.HEAD, fb.FLAGS))
-    runs, masked = fb.what_to_do(steps, row, step, q_spans, k_spans)
-    distance = starts[query] - steps[fb.KEY, step] * plan.kv.block
-    here = pl.ds(query * plan.q.block, plan.q.block)
+    query, head, flags = (steps[i, pl.program_id(2)] for i in (fb.QUERY, fb.HEAD, fb.FLAGS))
+    here = fb.rows(query, plan.q.block)
 
     @pl.when(flags & fb.FIRST != 0)
     def _begin_keys():
@@ -130,28 +126,25 @@ def _kernel(
         products = out[...].astype(jnp.float32) * grad[...].astype(jnp.float32)
         inner[head, :, here] = products.T.sum(0, keepdims=True)
 
-    def add(is_masked: bool):
-        size = fb.part_of(plan.kv.block, plan.blocks.compute_backward)
-        for first in range(0, plan.kv.block, size):
-            part = pl.ds(first, size)
-            products = _times_rows(k[part, :], q[...])
-            scores, slope = fb.bounded(products, plan.scale, plan.soft_cap)
-            if is_masked:
-                seen = fb.seen_pairs(scores.shape, 1, distance - first, plan.window)
-                if q_ids is not None:
-                    seen = jnp.logical_and(seen, fb.column(k_ids[:, part]) == q_ids[...])
-                scores = jnp.where(seen, scores, MASKED)
-            weights = jnp.exp2(scores - sums[...])
-            dv_sum[part, :] += jnp.dot(weights.astype(grad.dtype), grad[...], preferred_element_type=jnp.float32)
-            dscores = weights * (_times_rows(v[part, :], grad[...]) - inner[head, :, here])
-            dscores = (dscores if slope is None else dscores * slope).astype(q.dtype)
-            dk_sum[part, :] += jnp.dot(dscores, q[...], preferred_element_type=jnp.float32)
-            dq_sum[head, here, :] += jax.lax.dot_general(
-                dscores, k[part, :], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-            )
+    def add(i: Array, j: Array, distance: Array, is_masked: bool):
+        queries, keys = (fb.rows(n, size) for n, size in zip((i, j), plan.tiles, strict=True))
+        own = pl.ds(pl.multiple_of(query * plan.q.block + i * plan.tiles[0], plan.tiles[0]), plan.tiles[0])
+        scores, slope = fb.bounded(fb.times_rows(k[keys, :], q[queries, :]), plan.scale, plan.soft_cap)
+        if is_masked:
+            seen = fb.seen_pairs(scores.shape, 1, distance, plan.window)
+            if q_ids is not None:
+                seen = jnp.logical_and(seen, fb.column(k_ids[:, keys]) == q_ids[:, queries])
+            scores = jnp.where(seen, scores, MASKED)
+        weights = jnp.exp2(scores - sums[:, queries])
+        dv_sum[keys, :] += jnp.dot(weights.astype(grad.dtype), grad[queries, :], preferred_element_type=jnp.float32)
+        dscores = weights * (fb.times_rows(v[keys, :], grad[queries, :]) - inner[head, :, own])
+        dscores = (dscores if slope is None else dscores * slope).astype(q.dtype)
+        dk_sum[keys, :] += jnp.dot(dscores, q[queries, :], preferred_element_type=jnp.float32)
+        dq_sum[head, own, :] += jax.lax.dot_general(
+            dscores, k[keys, :], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
 
-    pl.when(jnp.logical_and(runs, masked))(lambda: add(True))
-    pl.when(jnp.logical_and(runs, jnp.logical_not(masked)))(lambda: add(False))
+    fb.each_tile(plan, steps, starts, q_spans, k_spans, add)
 
     @pl.when(flags & fb.DONE != 0)
     def _end_queries():
@@ -161,8 +154,3 @@ def _kernel(
     def _end_keys():
         dk[...] = (dk_sum[...] * plan.scale).astype(dk.dtype)
         dv[...] = dv_sum[...].astype(dv.dtype)
-
-
-def _times_rows(a: Array, b: Array) -> Array:
-    """`a b'` in float32."""
-    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

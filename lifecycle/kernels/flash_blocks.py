@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
 
 from lifecycle.core.typing import Array, Int
 from lifecycle.kernels.mask import row_order
@@ -22,17 +23,16 @@ LANES = 128  # a tile's width; a block's length is a multiple of it
 LOG2_E = 1.4426950408889634  # e ** x = 2 ** (x * LOG2_E): the chip's own exponential is base 2
 
 QUERY, KEY, FLAGS, HEAD, DONE_QUERY, DONE_HEAD = range(6)  # rows of a list of steps
-FIRST, LAST, RUNS, MASKED, NEW, DONE = (1 << i for i in range(6))  # bits of its FLAGS
+FIRST, LAST, RUNS, NEW, DONE = (1 << i for i in range(5))  # bits of its FLAGS
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Lengths of the kernels' tiles, at most, and their room."""
+    """What a kernel loads at once and what it multiplies at once, in positions and at most, and its room."""
 
     q: int
     kv: int
-    compute: int  # the part of a key block that is multiplied at once, forward
-    compute_backward: int
+    tile: int
     dq_bytes: int = 36 << 20  # float32 gradients of queries that stay in VMEM while the keys pass
     vmem_bytes: int = 60 << 20  # what a kernel may take in all
 
@@ -94,11 +94,16 @@ class Plan:
         return fit(self.keys, self.blocks.kv)
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Queries and keys that are multiplied at once."""
+        return _part(self.q.block, self.blocks.tile), _part(self.kv.block, self.blocks.tile)
+
+    @property
     def num_q(self) -> int:
         return self.chunks * self.q.num
 
 
-def part_of(size: int, most: int) -> int:
+def _part(size: int, most: int) -> int:
     """The longest whole number of lanes that divides a block and is at most `most`."""
     return max(part for part in range(LANES, size + 1, LANES) if size % part == 0 and (part <= most or part == LANES))
 
@@ -110,29 +115,24 @@ def starts(plan: Plan) -> np.ndarray:
     return (order[..., :1] + np.arange(plan.q.num) * plan.q.block).reshape(plan.ways, -1).astype(np.int32)
 
 
-def _seen(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """`[ways, query blocks, key blocks]`: whether any query sees any key by their positions, and whether all do."""
+def _seen(plan: Plan) -> np.ndarray:
+    """`[ways, query blocks, key blocks]`: whether any query sees any key by their positions."""
     low = starts(plan)[..., None]
     real = np.minimum(plan.q.block, plan.chunk - np.arange(plan.q.num) * plan.q.block)  # without padding
     top = low + np.tile(real, plan.chunks)[:, None] - 1
     first = np.arange(plan.kv.num) * plan.kv.block
-    last = first + plan.kv.block - 1
-    some, whole = top >= first, low >= last
-    if plan.window is None:
-        return some, whole
-    return some & (last > low - plan.window), whole & (first > top - plan.window)
+    seen = top >= first
+    return seen if plan.window is None else seen & (first + plan.kv.block > low - plan.window + 1)
 
 
 @cache
 def forward_steps(plan: Plan) -> np.ndarray:
     """`[ways, 3, steps]`: rows QUERY, KEY, FLAGS; query block by query block."""
-    some, whole = _seen(plan)
     lists = []
-    for device in range(plan.ways):
-        query, key = np.nonzero(some[device])
+    for seen in _seen(plan):
+        query, key = np.nonzero(seen)
         edge = np.diff(query, prepend=-1, append=-1) != 0
-        flags = FIRST * edge[:-1] + LAST * edge[1:] + RUNS + MASKED * ~whole[device][query, key]
-        lists.append(np.stack([query, key, flags]))
+        lists.append(np.stack([query, key, FIRST * edge[:-1] + LAST * edge[1:] + RUNS]))
     return _stacked(lists)
 
 
@@ -143,22 +143,19 @@ def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
     NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them lies
     in the output's window: that which is done next, else the one done last, so each is written once, when it is whole.
     """
-    some, whole = (x[:, blocks[0] : blocks[1]] for x in _seen(plan))
-    lists = [_backward_list(some[device], whole[device], plan.per_group) for device in range(plan.ways)]
-    return _stacked(lists)
+    return _stacked([_backward_list(seen, plan.per_group) for seen in _seen(plan)[:, blocks[0] : blocks[1]]])
 
 
-def _backward_list(some: np.ndarray, whole: np.ndarray, per_group: int) -> np.ndarray:
-    num_kv = some.shape[1]
-    visits = some.copy()
-    visits[0, ~some.any(0)] = True  # a key that nobody sees: one step, to write zeros
-    key, head, query = np.nonzero(np.broadcast_to(visits.T[:, None], (num_kv, per_group, some.shape[0])))
+def _backward_list(seen: np.ndarray, per_group: int) -> np.ndarray:
+    num_q, num_kv = seen.shape
+    visits = seen.copy()
+    visits[0, ~seen.any(0)] = True  # a key that nobody sees: one step, to write zeros
+    key, head, query = np.nonzero(np.broadcast_to(visits.T[:, None], (num_kv, per_group, num_q)))
     edge = np.diff(key, prepend=-1, append=-1) != 0
-    runs = some[query, key]
-    new = runs & (key == some.argmax(1)[query])
-    done = runs & (key == num_kv - 1 - some[:, ::-1].argmax(1)[query])
-    bits = ((FIRST, edge[:-1]), (LAST, edge[1:]), (RUNS, runs), (MASKED, ~whole[query, key]), (NEW, new), (DONE, done))
-    flags = sum(bit * is_set for bit, is_set in bits)
+    runs = seen[query, key]
+    new = runs & (key == seen.argmax(1)[query])
+    done = runs & (key == num_kv - 1 - seen[:, ::-1].argmax(1)[query])
+    flags = sum(bit * is_set for bit, is_set in zip((FIRST, LAST, RUNS, NEW, DONE), (edge[:-1], edge[1:], runs, new, done)))
     finished = np.flatnonzero(done)
     window = finished[np.minimum(np.searchsorted(finished, np.arange(len(key))), len(finished) - 1)]
     return np.stack([query, key, flags, head, query[window], head[window]])
@@ -173,25 +170,53 @@ def _stacked(lists: list[np.ndarray]) -> np.ndarray:
     return np.stack(padded).astype(np.int32)
 
 
-def spans(segments: Int[Array, "B T"] | None, block: int) -> Int[Array, "B 2 blocks"] | None:
-    """The lowest and the highest segment of each block."""
+def spans(plan: Plan, segments: tuple[Array, Array] | None) -> list[Int[Array, "B 2 tiles"]] | list[None]:
+    """The lowest and the highest segment of each tile of the queries, and of the keys."""
     if segments is None:
-        return None
-    cut = segments.reshape(segments.shape[0], -1, block)
-    return jnp.stack([cut.min(-1), cut.max(-1)], axis=1)
+        return [None, None]
+    cuts = [ids.reshape(ids.shape[0], -1, tile) for ids, tile in zip(segments, plan.tiles, strict=True)]
+    return [jnp.stack([cut.min(-1), cut.max(-1)], axis=1) for cut in cuts]
 
 
-def what_to_do(steps, row, step, q_spans, k_spans) -> tuple[Array, Array]:  # refs of a kernel: untyped
-    """Whether this step computes, and whether it needs a mask."""
+def each_tile(plan, steps, starts, q_spans, k_spans, add) -> None:  # refs of a kernel: untyped
+    """`add(i, j, distance, is_masked)` for this step's tiles of which something may be seen.
+
+    Tile `i` of the query block lies `distance` positions behind tile `j` of the key block.
+    """
+    row, step = pl.program_id(0), pl.program_id(2)
     query, key, flags = (steps[i, step] for i in (QUERY, KEY, FLAGS))
-    runs, masked = flags & RUNS != 0, flags & MASKED != 0
-    if q_spans is None:
-        return runs, masked
-    q_low, q_top = q_spans[row, 0, query], q_spans[row, 1, query]
-    k_low, k_top = k_spans[row, 0, key], k_spans[row, 1, key]
+    num = plan.q.block // plan.tiles[0], plan.kv.block // plan.tiles[1]
+
+    def one(t: Array, _: None) -> None:
+        i, j = t // num[1], t % num[1]
+        distance = starts[query] + i * plan.tiles[0] - key * plan.kv.block - j * plan.tiles[1]
+        some, whole = _position_test(plan, distance)
+        if q_spans is not None:
+            ranges = [x[row, k, n] for x, n in ((q_spans, query * num[0] + i), (k_spans, key * num[1] + j)) for k in (0, 1)]
+            meet, alike = _segment_test(*ranges)
+            some, whole = jnp.logical_and(some, meet), jnp.logical_and(whole, alike)
+        pl.when(jnp.logical_and(some, whole))(lambda: add(i, j, distance, False))
+        pl.when(jnp.logical_and(some, jnp.logical_not(whole)))(lambda: add(i, j, distance, True))
+
+    pl.when(flags & RUNS != 0)(lambda: jax.lax.fori_loop(0, num[0] * num[1], one, None))
+
+
+def _position_test(plan: Plan, distance: Array) -> tuple[Array, Array]:
+    """Whether some of a tile's pairs are seen by their positions, and whether all are."""
+    queries, keys = plan.tiles
+    some, whole = distance + queries > 0, distance >= keys - 1
+    if plan.window is None:
+        return some, whole
+    return (
+        jnp.logical_and(some, distance < plan.window + keys - 1),
+        jnp.logical_and(whole, distance + queries <= plan.window),
+    )
+
+
+def _segment_test(q_low: Array, q_top: Array, k_low: Array, k_top: Array) -> tuple[Array, Array]:
+    """The same of segments, by a tile's lowest and highest."""
     meet = jnp.logical_and(q_low <= k_top, k_low <= q_top)
-    alike = jnp.logical_and(jnp.minimum(q_low, k_low) == q_top, k_top == q_top)
-    return jnp.logical_and(runs, meet), jnp.logical_or(masked, jnp.logical_not(alike))
+    return meet, jnp.logical_and(jnp.minimum(q_low, k_low) == q_top, jnp.maximum(q_top, k_top) == k_low)
 
 
 def seen_pairs(shape: tuple[int, int], query_dim: int, distance: Array, window: int | None) -> Array:
@@ -213,3 +238,13 @@ def bounded(products: Array, scale: float, soft_cap: float | None) -> tuple[Arra
         return products * (scale * LOG2_E), None
     bent = jnp.tanh(products * (scale / soft_cap))
     return bent * (soft_cap * LOG2_E), 1 - bent * bent
+
+
+def rows(index: Array, size: int):
+    """The slice of a ref that is its tile or block `index`."""
+    return pl.ds(pl.multiple_of(index * size, size), size)
+
+
+def times_rows(a: Array, b: Array) -> Array:
+    """`a b'` in float32."""
+    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

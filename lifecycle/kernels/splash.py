@@ -25,7 +25,6 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
 
 LANES = 128  # a block's length is a multiple of it
-WIDE_HEAD = 256  # up to here a head's tiles fit into the 16 MB of VMEM that a kernel has unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,15 @@ class Blocks:
 def blocks_of(chip: str, head_dim: int) -> Blocks:
     """Tiles for a chip (JAX's `device_kind`).
 
-    v6e and tpu7x have room for 2,048 (public MaxText recipes measured best with them); on v4, v5e and v5p they do not
-    compile under the default limit. No chip runs JAX's one-kernel backward pass: it saves two of seven products, but
-    writes one dq per key block and adds them up, for Llama-3.1-8B on v5p 0.6 GB and 6.5 M cycles (3.7 ms) a layer.
+    v6e and tpu7x have room for 2,048 (what public MaxText recipes use there) with heads of up to 128; with 256 tpu7x's
+    compiler runs out of VMEM, as those of v4, v5e and v5p do with 128 under their default limit.
+
+    No chip runs JAX's one-kernel backward pass: it saves two of seven products, but writes one dq per key block and
+    adds them up, for Llama-3.1-8B on v5p 0.6 GB and 6.5 M cycles (3.7 ms) a layer.
     """
-    blocks = Blocks(2048, 2048, 1024) if chip in ("TPU v6 lite", "TPU7x") else Blocks(1024, 1024, 512)
-    return blocks if head_dim <= WIDE_HEAD else Blocks(blocks.q // 2, blocks.kv // 2, blocks.compute // 2)
+    if chip in ("TPU v6 lite", "TPU7x") and head_dim <= 128:
+        return Blocks(2048, 2048, 1024)
+    return Blocks(1024, 1024, 512) if head_dim <= 256 else Blocks(512, 512, 256)
 
 
 class Schedule(NamedTuple):

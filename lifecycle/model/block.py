@@ -33,6 +33,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None = None
     ) -> tuple[Float[Array, "B T D"], Aux, LayerCache | None]:
+        x = checkpoint_name(x, "input")
         attended, cache = self.attention(_normed(self.attention_norm, x), positions, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
         fed, aux = _with_aux(self.feed_forward, _normed(self.feed_forward_norm, x))

@@ -9,11 +9,12 @@ from lifecycle.core.mesh import MeshConfig, require_divides
 
 LayerKind = Literal["global", "local", "nope"]  # sees all before it; sees a window; all, without positions
 
-# What of a layer can wait in memory for its backward pass, in the order of the computation: queries, keys and values as
-# attention takes them; attention's output, with its log-sum-exp; the sum after the attention branch; a gated
-# feed-forward's two halves. Latent attention has its latents besides, experts the rows that came to them.
+# What of a layer can wait in memory for its backward pass, in the order of the computation: its input (saved unless it
+# is offloaded: nothing can be computed again without it); queries, keys and values as attention takes them; attention's
+# output, with its log-sum-exp; the sum after the attention branch; a gated feed-forward's two halves. Latent attention
+# has its latents besides, experts the rows that came to them.
 RematName = Literal[
-    "q_latent", "kv_latent", "q", "k", "v", "attention_out", "middle", "expert_rows", "gate", "up"
+    "input", "q_latent", "kv_latent", "q", "k", "v", "attention_out", "middle", "expert_rows", "gate", "up"
 ]  # fmt: skip
 Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 

@@ -274,9 +274,7 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
         keys = tuple(entry.key for entry in path)
         array = array if keys[-1] in KEPT_IN_FLOAT32 else array.astype(dtype)
         for dim, logical in enumerate(_axes_of(keys)):
-            if logical in GATHERED and ways(logical) > 1:
-                # joined along the first dimension: along another the TPU compiler copies the whole into order
-                array = jnp.moveaxis(gather(jnp.moveaxis(array, dim, 0), logical, 0), 0, dim)
+            array = gather(array, logical, dim) if logical in GATHERED else array
         return array
 
     return jax.tree_util.tree_map_with_path(weight, weights)

@@ -16,7 +16,7 @@ from lifecycle.ops.gates import GateConfig
 from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.serving.config import ServeConfig
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import PreferConfig, PretrainConfig, SftConfig, TrainConfig
+from lifecycle.training.config import LanguageConfig, PreferConfig, PretrainConfig, SftConfig, TrainConfig
 
 
 class RowsConfig(Section):
@@ -60,6 +60,12 @@ class RunConfig(Section):
             train: TrainConfig = getattr(self, name)
             rows = train.global_batch_size // train.grad_accum
             require_divides(self.mesh, "loss_rows", rows, f"{name}.global_batch_size / {name}.grad_accum")
+            chunks = train.loss_chunks if isinstance(train, LanguageConfig) else 1
+            if self.model.vocab_size % (chunks * self.mesh.tensor):
+                raise ValueError(
+                    f"{name}.loss_chunks={chunks} and mesh.tensor={self.mesh.tensor} do not divide "
+                    f"model.vocab_size={self.model.vocab_size}"
+                )
             require_cuts_rows(self.mesh, train.seq_len, f"{name}.seq_len")
             unknown = set(train.remat or {}) - set(self.model.remat_names)
             if unknown:

@@ -15,7 +15,7 @@ from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_par
 from lifecycle.model.decoder import Params
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.training import run_training
+from lifecycle.stages.training import imported_params, run_training
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.objectives.language import next_token
@@ -23,17 +23,17 @@ from lifecycle.training.packing import DocumentRows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    train, model = config.pretrain, config.model
+    train, model, mesh = config.pretrain, config.model, build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     shards = TokenShards(inputs["tokens"].path, "train", tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", tokenizer)
     job = Job(
         model=model,
         train=train,
-        mesh=build_mesh(config.mesh),
-        objective=partial(next_token, model, remat=train.remat),
+        mesh=mesh,
+        objective=partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks),
         rows=DocumentRows(shards, train.seq_len, config.seed),
-        start=jax.random.key(config.seed),
+        start=imported_params(train.init, model, tokenizer, mesh) if train.init else jax.random.key(config.seed),
         out=out,
         evaluation=heldout_bits(model, heldout, tokenizer.byte_lengths, train.eval_bytes, train.eval_every),
     )

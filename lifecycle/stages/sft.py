@@ -8,7 +8,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.training import list_dropped, run_training, trained_params
+from lifecycle.stages.training import list_dropped, run_training, start_params
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.rows import RowEncoder, load_rows
 from lifecycle.text.tokenizer import load_tokenizer
@@ -34,15 +34,17 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         replay = DocumentRows(shards, train.seq_len, config.seed + 1)  # another order than pre-training's
         weights = {"chat": 1 - train.replay_share, "replay": train.replay_share}
         rows = Mixture({"chat": rows, "replay": replay}, weights)
-    objective = partial(next_token, model, remat=train.remat)
+    objective = partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks)
     job = Job(
         model=model,
         train=train,
         mesh=mesh,
         objective=objective,
         rows=rows,
-        start=trained_params(inputs["pretrain"], model, mesh),
+        start=start_params(config, "sft", inputs, mesh),
         out=out,
-        evaluation=Evaluation(train.eval_every, heldout_means(model, objective, heldout, train.global_batch_size, mesh)),
+        evaluation=Evaluation(
+            train.eval_every, heldout_means(model, objective, heldout, train.global_batch_size, mesh)
+        ),
     )
     return run_training(job, progress, {"examples": report.kept, "dropped": dict(report.dropped)})

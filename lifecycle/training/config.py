@@ -57,14 +57,21 @@ class TrainConfig(Section):
         return self
 
 
-class PretrainConfig(TrainConfig):
+class LanguageConfig(TrainConfig):
+    """Next-token prediction, on whatever rows."""
+
+    # Parts in which the loss goes through the vocabulary, twice; 1: once, by blocks of positions. Saves memory.
+    loss_chunks: int = Field(default=1, gt=0)
+
+
+class PretrainConfig(LanguageConfig):
     """Next-token prediction on the token shards."""
 
     # Held-out text measured on the way; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
 
 
-class SftConfig(TrainConfig):
+class SftConfig(LanguageConfig):
     """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
 
     replay_share: float = Field(default=0.0, ge=0, lt=1)

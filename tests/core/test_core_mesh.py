@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError, validate
-from lifecycle.core.mesh import AXES, RULES, MeshConfig, build_mesh, require_divides, sharding, spec, tree_shardings
+from lifecycle.core.mesh import (
+    AXES,
+    RULES,
+    MeshConfig,
+    build_mesh,
+    require_cuts_rows,
+    require_divides,
+    sharding,
+    spec,
+    tree_shardings,
+)
 from lifecycle.model.config import ModelConfig
 
 
@@ -30,13 +40,13 @@ def test_every_rule_names_axes_of_the_mesh() -> None:
 
 
 def test_specs_follow_the_rules() -> None:
-    assert spec("batch", None, "heads") == P(("replica", "fsdp"), None, "tensor")
-    assert spec("layers", "embed") == P(None, "fsdp")
+    assert spec("batch", None, "heads") == P(("replica", "fsdp", "expert"), None, "tensor")
+    assert spec("layers", "embed") == P("stage", ("fsdp", "expert", "context"))
     mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
     placed = jax.device_put(jnp.zeros((4, 6)), sharding(mesh, "embed", "mlp"))
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
     tree = tree_shardings(mesh, {"a": ("embed",), "b": {"c": (None, "mlp")}})
-    assert tree["a"].spec == P("fsdp") and tree["b"]["c"].spec == P(None, "tensor")
+    assert tree["a"].spec == P(("fsdp", "expert", "context")) and tree["b"]["c"].spec == P(None, "tensor")
 
 
 def test_the_nearest_dividing_size_is_named() -> None:
@@ -88,3 +98,9 @@ def test_feed_forward_and_vocabulary_are_checked_too(field: str, size: int) -> N
     model = ModelConfig.model_validate(sizes | {"num_heads": 4, "num_kv_heads": 4, field: size})
     with pytest.raises(ConfigError, match=rf"mesh\.tensor=4 does not divide model\.{field}={size}; .*mesh\.tensor=2$"):
         model.check_mesh(MeshConfig(tensor=4))
+
+
+def test_a_row_that_is_not_cut_evenly_names_the_nearest_length() -> None:
+    require_cuts_rows(MeshConfig(context=4, tensor=2), 128, "pretrain.seq_len")
+    with pytest.raises(ConfigError, match=r"16 parts; pretrain\.seq_len=100 .*nearest that is: 96$"):
+        require_cuts_rows(MeshConfig(context=4, tensor=2), 100, "pretrain.seq_len")

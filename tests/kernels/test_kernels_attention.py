@@ -210,7 +210,8 @@ def test_any_mask_with_window_cap_and_sinks(data: st.DataObject) -> None:
     mask = Mask(positions[:, :3], keys, segments[:, :3], key_segments, window)
     q, k, v = inputs(1, 3, 5, 4, 2, 4, value_dim=3)
     row = None if sinks is None else np.array(sinks, np.float32)
-    found = attention(*map(jnp.asarray, (q, k, v)), mask, sinks=None if row is None else jnp.asarray(row), **options)
+    on_device = map(jnp.asarray, (q, k, v))
+    found = partial(attention, mask=mask, **options)(*on_device, sinks=None if row is None else jnp.asarray(row))
     np.testing.assert_allclose(found, numpy_attention(q, k, v, mask, sinks=row, **options), atol=ONE_OP, rtol=0)
 
 
@@ -227,7 +228,8 @@ def test_with_a_sink_too_a_query_without_keys_gives_zeros_and_no_gradient() -> N
 def test_a_remat_policy_finds_the_output_by_its_name() -> None:
     q, k, v = map(jnp.asarray, inputs(1, 8, 8, 2, 1, 4))
     policy = jax.checkpoint_policies.save_only_these_names(OUT_NAME)
-    traced = jax.make_jaxpr(jax.checkpoint(lambda *x: attention(*x, row_mask(PACKED[:1])), policy=policy))(q, k, v)
+    attend = partial(attention, mask=row_mask(PACKED[:1]))
+    traced = jax.make_jaxpr(jax.checkpoint(attend, policy=policy))(q, k, v)
     assert f"name={OUT_NAME}" in str(traced)
 
 

@@ -24,8 +24,8 @@ ONE_OP = 1e-5
 SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
 
 
-def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32, seed: int = 0) -> dict[str, Array]:
-    draw = np.random.default_rng(seed)
+def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
     shapes = {"q": (4, dims[0]), "k": (2, dims[0]), "v": (2, dims[1])}
     return {name: jnp.asarray(draw.normal(size=(2, length, *shape)), dtype) for name, shape in shapes.items()}
 
@@ -109,7 +109,7 @@ def test_blocks_of_keys_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch)
 @settings(max_examples=10)
 @given(st.data())
 def test_any_positions_and_segments_in_any_order(data: st.DataObject) -> None:
-    """Nothing depends on the load-balanced order; a query that sees no key yields zeros."""
+    """Nothing depends on the load-balanced order, not even that positions differ."""
     ids = st.lists(st.integers(0, 5), min_size=8, max_size=8)
     positions, segments = (jnp.array([data.draw(ids), data.draw(ids)]) for _ in range(2))
     window = data.draw(st.none() | st.integers(1, 5))
@@ -117,14 +117,6 @@ def test_any_positions_and_segments_in_any_order(data: st.DataObject) -> None:
     inputs = arrays(8)
     found = ring_attention(**inputs, mask=mask)
     np.testing.assert_allclose(found, reference_attention(**inputs, mask=mask), atol=ONE_OP)
-
-
-def test_a_query_that_sees_no_key_gives_zeros_and_no_gradient() -> None:
-    inputs = arrays(4)
-    mask = Mask(*(jnp.array([[0, 1, 2, 3]] * 2),) * 2, *(jnp.array([[1, 1, 2, 2]] * 2), jnp.array([[3, 3, 2, 2]] * 2)))
-    mask = Mask(mask.query_positions, mask.key_positions, mask.key_segments, mask.key_segments, window=1)
-    found = value_and_gradients(partial(ring_attention, mask=mask), inputs)
-    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask), inputs))
 
 
 def test_no_device_ever_holds_a_whole_rows_keys_or_scores() -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.kernels import rotary
 from lifecycle.kernels.rotary import rotary_angles, rotate, rotation_scale, score_scale
 from lifecycle.model.config import RopeScaling
 
@@ -42,6 +43,22 @@ def test_a_rotation_by_scaled_angles_has_the_transposed_gradient() -> None:
     turned, pull = jax.vjp(lambda x: rotate(x, angles), x)
     np.testing.assert_allclose((turned * grad).sum(), (x * pull(grad)[0]).sum(), rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(turned), jnp.linalg.norm(x) * (0.1 * math.log(32) + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tpu_turns_as_a_cpu_does(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the halves are swapped by a product; values and gradients are the same to the last bit."""
+    rope_dim, theta, scaling = SETTINGS["gpt_oss"]
+    x, grad = jax.random.normal(jax.random.key(0), (2, 1, 5, 3, rope_dim)).astype(dtype)
+
+    def turned_and_back() -> tuple[jax.Array, jax.Array]:
+        angles = rotary_angles(jnp.array([[0, 1, 2, 9, 300]]), rope_dim, theta, scaling)
+        turned, pull = jax.vjp(lambda x: rotate(x, angles), x)
+        return turned, pull(grad)[0]
+
+    exact = turned_and_back()
+    monkeypatch.setattr(rotary, "platform", lambda: "tpu")
+    assert all(np.array_equal(found, wanted) for found, wanted in zip(turned_and_back(), exact, strict=True))
 
 
 def test_scores_are_scaled_by_the_square_of_mscale_all_dim_only() -> None:

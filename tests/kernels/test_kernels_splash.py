@@ -27,7 +27,7 @@ ONE_OP = 1e-5
 SMALL = Blocks(128, 128, 128)
 
 
-def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch: int = 2) -> dict[str, Array]:
+def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch: int = 2) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     shapes = {"q": (heads, dims[0]), "k": (kv_heads, dims[0]), "v": (kv_heads, dims[1])}
     return {name: jnp.asarray(draw.normal(size=(batch, length, *shape)), jnp.float32) for name, shape in shapes.items()}
@@ -78,7 +78,8 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     }
     splash = partial(splash_attention, mask=mask, blocks=SMALL, interpret=True, **options)
     assert_same(
-        value_and_gradients(splash, inputs), value_and_gradients(partial(reference_attention, mask=mask, **options), inputs)
+        value_and_gradients(splash, inputs),
+        value_and_gradients(partial(reference_attention, mask=mask, **options), inputs),
     )
 
 
@@ -97,7 +98,7 @@ def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) 
     parts = jax.shard_map(part, mesh=mesh, in_specs=(cut, P(), P(), cut, cut, P()), out_specs=cut, check_vma=False)
 
     def splash(q: Array, k: Array, v: Array) -> Array:
-        assert mask.query_segments is not None
+        assert mask.query_segments is not None and mask.key_segments is not None
         out = parts(q[:, order], k, v, mask.query_positions[:, order], mask.query_segments[:, order], mask.key_segments)
         return jnp.zeros_like(out).at[:, order].set(out)
 
@@ -115,7 +116,7 @@ def test_bfloat16_stays_bfloat16() -> None:
     np.testing.assert_allclose(found["out"].astype(jnp.float32), exact, atol=0.03)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(blocks=st.integers(1, 6), ways=st.sampled_from([1, 2, 4]), window=st.none() | st.integers(1, 700))
 def test_the_schedule_visits_what_the_librarys_own_visits(blocks: int, ways: int, window: int | None) -> None:
     """The library finds seen blocks by looking at every pair of positions; ours reasons with a block's ends."""
@@ -135,14 +136,17 @@ def test_the_schedule_visits_what_the_librarys_own_visits(blocks: int, ways: int
         for key, queries in enumerate(seen[device].T):
             runs = np.asarray(backward.block_mask)[device, 0, :, key] == 1
             assert np.asarray(backward.data_next)[device, 0, :, key][runs].tolist() == np.flatnonzero(queries).tolist()
-    assert forward.block_mask.shape[-1] == theirs.block_mask.shape[-1]  # no longer than the library's grid
+    assert (
+        np.asarray(forward.block_mask).shape[-1] == np.asarray(theirs.block_mask).shape[-1]
+    )  # no longer than the library's grid
 
 
 def test_a_long_rows_schedule_takes_no_time() -> None:
     _infos.cache_clear()
     forward, _, backward = _infos((131072 // 16, 131072), 16, None, 1024, 1024)
-    assert forward.data_next.shape == (16, 1, 8, 128) and forward.data_next.dtype == np.int8
-    assert backward.q_sequence.nbytes == 131072 * 4
+    steps = np.asarray(forward.data_next)
+    assert steps.shape == (16, 1, 8, 128) and steps.dtype == np.int8
+    assert np.asarray(backward.q_sequence).shape == (16, 8192)
 
 
 def test_a_remat_policy_saves_output_and_log_sum_exp() -> None:
@@ -216,7 +220,7 @@ def test_families_compile_for_v5p(
 
 def test_tiles_by_chip_and_head() -> None:
     assert blocks_of("TPU v5", 128) == Blocks(1024, 1024, 512)
-    assert blocks_of("TPU v6 lite", 128).q == 2048
+    assert blocks_of("TPU v6 lite", 128).q == 2048 and blocks_of("TPU7x", 256).q == 1024
     assert blocks_of("TPU v5", 512) == Blocks(512, 512, 256)
 
 

@@ -1,5 +1,7 @@
 """The step: accumulation is exact, one program, the same bits from the same seed, nothing moved unasked."""
 
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +140,19 @@ def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any
     assert_close(state.params, params, 0)
     assert state.step == 0 and jax.tree.structure(state.opt_state) == jax.tree.structure(optimizer.init(params))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_launching_a_step_takes_python_less_than_a_millisecond(params: Any) -> None:
+    """What the host does for a step beside the devices' work: the launching thread's own CPU time, in the median."""
+    optimizer = build_optimizer(Settings().train().optimizer, 5)
+    shardings = state_shardings(MODEL, optimizer, MESH)
+    state = state_from_params(jax.tree.map(jnp.copy, params), optimizer, shardings)
+    batch = place_batch(next(one_epoch(rows_of(Settings()), global_batch_size=4)), MESH)
+    step = make_train_step(objective_of("next_token"), optimizer, MESH, shardings).lower(state, batch).compile()
+    seconds = []
+    for _ in range(30):
+        started = time.thread_time()
+        state, _ = step(state, batch)
+        seconds.append(time.thread_time() - started)
+        jax.block_until_ready(state)
+    assert statistics.median(seconds) < 1e-3

@@ -8,10 +8,12 @@ from lifecycle.model.pipeline import own_rows
 from lifecycle.training.objectives.router import Sums, with_routers
 
 
-def next_token(config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None) -> Sums:
+def next_token(
+    config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None, loss_chunks: int = 1
+) -> Sums:
     """Summed negative log-likelihood in nats over the positions of `loss_mask`, and how many there are."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, routers = forward_train(config, params, *inputs, remat=remat)
     targets, mask = own_rows(batch["targets"]), own_rows(batch["loss_mask"])
-    loss = cross_entropy(hidden, head(config, params), targets, mask, config.logits_soft_cap)
+    loss = cross_entropy(hidden, head(config, params), targets, mask, config.logits_soft_cap, loss_chunks)
     return with_routers(config, (loss, mask.sum(), {}), routers)
