@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import cyclopts
 from cyclopts import Parameter
@@ -30,6 +30,13 @@ type VersionOrOverrides = Annotated[
     str,
     Parameter(help="A version: alias, hash or its beginning (production if none is given); then key=value settings"),
 ]
+
+imports = cyclopts.App(name="import", help="Make a bundle of a published model: weights, tokenizer, chat template.")
+app.command(imports)
+
+type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
+type Dtype = Literal["float32", "float16", "bfloat16"]
+type TokenizerPath = Annotated[Path | None, Parameter(help="A folder whose tokenizer is taken instead of its own.")]
 
 # XLA's client for CPUs logs through this; errors stay visible
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
@@ -66,10 +73,10 @@ for _verb in MAKERS:
 
 @app.command
 def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Say what a run would find, what it would make, and how large the model and its state are."""
+    """Say what a run would find and make; with topology=v5p:4x4x4, what the TPU compiler says of its steps."""
     from lifecycle.stages.plan import show_plan
 
-    show_plan(read_config(config, overrides), Console())
+    show_plan(config, overrides, Console())
 
 
 @app.command
@@ -89,11 +96,35 @@ def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
     start(read_config(config, overrides))
 
 
-@app.command
-def chat(config: ConfigPath, /, *version_or_overrides: VersionOrOverrides) -> None:
-    """Talk to a version in the terminal."""
-    from lifecycle.stages.chat import chat as talk
+@imports.command
+def gguf(source: Path, out: Out, /, *, dtype: Dtype = "float32", tokenizer: TokenizerPath = None) -> None:
+    """Read a GGUF file of a Llama, quantised or not."""
+    from lifecycle.stages.import_weights import import_gguf
 
+    import_gguf(source, out, dtype, tokenizer)
+
+
+@imports.command
+def safetensors(source: Path, out: Out, /, *, dtype: Dtype | None = None, tokenizer: TokenizerPath = None) -> None:
+    """Read a folder with safetensors and config.json, of any family; tensors keep their dtype unless one is given."""
+    from lifecycle.stages.import_weights import import_safetensors
+
+    import_safetensors(source, out, dtype, tokenizer)
+
+
+@app.command
+def chat(
+    config: Annotated[Path, Parameter(help="The run's YAML file, or a bundle's folder.")],
+    /,
+    *version_or_overrides: VersionOrOverrides,
+) -> None:
+    """Talk to a version, or to a bundle, in the terminal."""
+    from lifecycle.stages.chat import chat as talk
+    from lifecycle.stages.chat import chat_with_bundle
+
+    if config.is_dir():
+        chat_with_bundle(config)
+        return
     version, overrides = _version_first(version_or_overrides)
     talk(read_config(config, overrides), version)
 

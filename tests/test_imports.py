@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "inference": "core text kernels model",
     "serving": "core text kernels data model inference",
     "ops": "core text kernels data model training inference",
-    "stages": "core text kernels data model training inference serving ops",
-    "cli": "core text kernels data model training inference serving ops stages",
+    "planning": "core text kernels data model training inference",
+    "stages": "core text kernels data model training inference serving ops planning",
+    "cli": "core text kernels data model training inference serving ops planning stages",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -31,7 +31,7 @@ from lifecycle.training.step import Objective
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
-    qk_norm="head", compute_dtype="float32",
+    family="qwen3", qk_norm="head", compute_dtype="float32",
 )  # fmt: skip
 SEQ_LEN = 32
 

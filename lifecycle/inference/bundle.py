@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import MANIFEST, hash_files, open_artifact
+from lifecycle.core.artifact import content_hash
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
@@ -22,10 +22,7 @@ def load_bundle(folder: Path) -> Model:
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
     `ValueError` that names the file for what is missing, damaged or does not fit together.
     """
-    if (folder / MANIFEST).is_file():
-        version = open_artifact(folder).content_hash
-    else:
-        version = hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
+    version = content_hash(folder)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)

@@ -1,141 +1,73 @@
-"""Weights and config in the layout that other tools open: safetensors with per-layer names and `config.json`.
+"""Weights and config in the layout that other tools open: safetensors with per-layer names, and `config.json`.
 
-A family is a table of names and a few config keys. What must hold: what `save_weights` writes, `load_weights` reads
-back bit-equal, and a file that does not fit is refused whole, every missing, unknown or misshapen tensor named.
+Which names and keys is the family's to say (`model/families`). What must hold: what is saved is loaded bit by bit;
+memory holds one tensor beside the shards that stay; and a checkpoint that does not fit is refused whole, every
+missing, unknown or misshapen tensor named, before a byte of it is read.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from lifecycle.core.artifact import write_text
+from lifecycle.model.block_scaled import BlockScaled
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params
+from lifecycle.model.families.family import Family, Wrapper
+from lifecycle.model.families.layout import (
+    EXPERT,
+    Index,
+    Layout,
+    Shape,
+    TensorSource,
+    published_tensors,
+    read_array,
+    write_tensor,
+)
+from lifecycle.model.families.lookup import config_from, family_of
+from lifecycle.model.families.settings import WeightsError
+from lifecycle.model.names import canonical_name, is_stacked, layer_names
+from lifecycle.model.safetensors_files import (
+    INDEX,
+    LARGEST_FILE_BYTES,
+    WEIGHTS,
+    Planned,
+    SafetensorsReader,
+    listing,
+    write_safetensors,
+)
+from lifecycle.model.tensor_parts import whole
 
-WEIGHTS = "model.safetensors"
+__all__ = [
+    "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "array_shapes", "config_from_hf", "config_to_hf", "family_of",
+    "load_config", "load_weights", "params_from", "save_weights", "write_weights",
+]  # fmt: skip
+
 CONFIG = "config.json"
+FLOAT32 = np.dtype(np.float32)
+ALWAYS_FLOAT32 = "selection_bias"  # its steps are smaller than bfloat16's
 
-# canonical name -> (published name, stored transposed there: products are [out, in])
-TRUNK_NAMES = {
-    "embed": ("model.embed_tokens.weight", False),
-    "norm.scale": ("model.norm.weight", False),
-    "head": ("lm_head.weight", False),
-}
-LAYER_NAMES = {
-    "attention_norm.scale": ("input_layernorm.weight", False),
-    "attention.q": ("self_attn.q_proj.weight", True),
-    "attention.k": ("self_attn.k_proj.weight", True),
-    "attention.v": ("self_attn.v_proj.weight", True),
-    "attention.o": ("self_attn.o_proj.weight", True),
-    "attention.q_norm.scale": ("self_attn.q_norm.weight", False),
-    "attention.k_norm.scale": ("self_attn.k_norm.weight", False),
-    "feed_forward_norm.scale": ("post_attention_layernorm.weight", False),
-    "feed_forward.gate": ("mlp.gate_proj.weight", True),
-    "feed_forward.up": ("mlp.up_proj.weight", True),
-    "feed_forward.down": ("mlp.down_proj.weight", True),
-}
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # without and with normalised q and k
-CONFIG_KEYS = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "max_seq_len": "max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-}
-# what a published config may also say, and the one value of it that this decoder computes
-COMPUTED = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "rope_type": "default",
-    "use_sliding_window": False,
-}
+type Spans = tuple[tuple[int, int], ...]  # (start, stop) a dimension
 
 
-class WeightsError(ValueError):
-    """Weights or a config that do not fit; the message lists what is wrong."""
+def config_to_hf(config: ModelConfig, dtype: np.dtype = FLOAT32, **token_ids: int) -> dict[str, Any]:
+    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`.
+
+    Raises `WeightsError` naming what of it the family's form cannot say.
+    """
+    more = {"initializer_range": config.d_model**-0.5, "use_cache": True, "torch_dtype": dtype.name}
+    return family_of(config).config_to(config) | more | token_ids
 
 
-def config_to_hf(config: ModelConfig, **token_ids: int) -> dict[str, Any]:
-    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`."""
-    family = "qwen3" if config.use_qk_norm else "llama"
-    fields = {published: getattr(config, ours) for ours, published in CONFIG_KEYS.items()}
-    return {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
-        **fields,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": config.d_model**-0.5,
-        "use_cache": True,
-        "torch_dtype": "float32",
-        **token_ids,
-    }
-
-
-def config_from_hf(tree: dict[str, Any]) -> ModelConfig:
+def config_from_hf(tree: Mapping[str, Any]) -> ModelConfig:
     """Reads a published config; refuses families and settings that this decoder does not compute."""
-    family = tree.get("model_type")
-    if family not in ARCHITECTURES:
-        raise WeightsError(f"config.json: model_type {family!r} is not one of {', '.join(ARCHITECTURES)}")
-    rope = tree.get("rope_parameters") or {}  # newer files nest what older ones have at the top
-    defaults = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    tree = defaults | {"tie_word_embeddings": False} | tree | {"rope_type": rope.get("rope_type", "default")}
-    for key, computed in COMPUTED.items():
-        if tree.get(key, computed) != computed:
-            raise WeightsError(f"config.json: {key}={tree[key]!r}; this decoder computes {key}={computed!r} only")
-    if tree.get("head_dim") is None and "hidden_size" in tree and "num_attention_heads" in tree:
-        tree["head_dim"] = tree["hidden_size"] // tree["num_attention_heads"]
-    missing = [key for key in CONFIG_KEYS.values() if key not in tree]
-    if missing:
-        raise WeightsError(f"config.json: missing {', '.join(missing)}")
-    fields = {ours: tree[published] for ours, published in CONFIG_KEYS.items()}
-    return ModelConfig(**fields, use_qk_norm=family == "qwen3")
-
-
-def tensor_names(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], int | None, bool]]:
-    """(published name, path in the parameter tree, layer, is stored transposed) of every tensor of the model."""
-    for path, _ in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        keys = tuple(entry.key for entry in path)
-        if keys[0] != "blocks":
-            published, transposed = TRUNK_NAMES[".".join(keys)]
-            yield published, keys, None, transposed
-            continue
-        published, transposed = LAYER_NAMES[".".join(keys[1:])]
-        for layer in range(config.num_layers):
-            yield f"model.layers.{layer}.{published}", keys, layer, transposed
-
-
-def _leaf(params: Params, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        params = params[key]
-    return params
-
-
-def save_weights(config: ModelConfig, params: Params, folder: Path, **token_ids: int) -> None:
-    """Writes `model.safetensors` and `config.json`; the same parameters give the same bytes."""
-    tensors: dict[str, np.ndarray] = {}
-    for published, keys, layer, transposed in tensor_names(config):
-        leaf = _leaf(params, keys)
-        array = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
-        tensors[published] = np.ascontiguousarray(array.T if transposed else array)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_text(folder / CONFIG, json.dumps(config_to_hf(config, **token_ids), indent=2) + "\n")
+    return config_from(tree)
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -143,48 +75,227 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise WeightsError(f"{folder}: no {CONFIG} here; is it a bundle?")
-    return config_from_hf(json.loads(path.read_text(encoding="utf-8")))
-
-
-def load_weights(config: ModelConfig, folder: Path) -> Params:
-    """Reads `model.safetensors` as parameters in float32; raises `WeightsError` listing all that does not fit."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise WeightsError(f"{folder}: no {WEIGHTS} here")
     try:
-        with safe_open(path, framework="np") as file:
-            return _read(config, file, path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({error}); export or copy it again") from None
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({error}); copy it again") from None
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{path}: expected a mapping, found {type(tree).__name__}")
+    return config_from_hf(tree)
 
 
-def _read(config: ModelConfig, file: Any, path: Path) -> Params:
-    shapes = abstract_params(config)
-    present = set(file.keys())
-    wrong: list[str] = []
-    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
-    for published, keys, layer, transposed in tensor_names(config):
-        if published not in present:
-            wrong.append(f"missing {published}")
-            continue
-        present.discard(published)
-        array = file.get_tensor(published)
-        array = array.T if transposed else array
-        expected = _leaf(shapes, keys).shape[0 if layer is None else 1 :]
-        if array.shape != expected:
-            wrong.append(f"{published}: shape {array.shape}, the config says {expected}")
-        stacks.setdefault(keys, []).append(array.astype(np.float32))
-    wrong += [f"unknown {name}" for name in sorted(present)]
+def array_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Shapes of the model's arrays by canonical name, layer by layer."""
+    shapes: dict[str, Shape] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        if is_stacked(path, leaf):
+            shapes.update((name, leaf.shape[1:]) for name in layer_names(path, leaf))
+        else:
+            shapes[canonical_name(path)] = leaf.shape
+    return dict(sorted(shapes.items(), key=lambda item: _depth(item[0])))
+
+
+def _depth(array: str) -> int:
+    """Layers in order after the trunk: what a layer needs lies together in a file."""
+    return int(array.split(".")[1]) if array.startswith("blocks.") else -1
+
+
+def load_weights(config: ModelConfig, path: Path, shardings: Any = None, dtype: np.dtype | type = np.float32) -> Params:
+    """The parameters in a folder or file of safetensors, laid over `shardings` (a tree like the parameters'), or whole
+    on this process's first device. Raises `WeightsError` listing all that does not fit."""
+    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, dtype)
+
+
+def open_weights(config: ModelConfig, path: Path) -> TensorSource:
+    """The tensors of the config's model in a folder or file of safetensors; of a model of several parts, the text's."""
+    source, wrapper = BlockScaled(SafetensorsReader(path)), family_of(config).wrapper
+    if wrapper is None or not any(name.startswith(wrapper.prefix) for name in source.shapes):
+        return source
+    return _TextPart(source, wrapper)
+
+
+class _TextPart:
+    """The tensors below a prefix, without it; the other parts' are not there, what is in no part is."""
+
+    def __init__(self, source: TensorSource, wrapper: Wrapper) -> None:
+        self._source = source
+        own = [name for name in source.shapes if not name.startswith(wrapper.others)]
+        self._names = {name.removeprefix(wrapper.prefix): name for name in own}
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        shapes = self._source.shapes
+        return {name: shapes[there] for name, there in self._names.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._source.dtype(self._names[name])
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._source.read(self._names[name], index)
+
+
+def params_from(
+    config: ModelConfig,
+    family: Family,
+    source: TensorSource,
+    where: str,
+    shardings: Any = None,
+    dtype: np.dtype | type = np.float32,
+) -> Params:
+    """The parameters that lie in `source` in a family's layout, each shard read by itself."""
+    require_fit(config, family, source, where)
+    abstract = abstract_params(config)
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), abstract)
+
+    def leaf(path: Any, shape: Any, sharding: Sharding) -> jax.Array:
+        stacked = is_stacked(path, shape)
+        arrays = list(layer_names(path, shape)) if stacked else [canonical_name(path)]
+
+        def fill(spans: Spans, out: np.ndarray) -> None:
+            index = tuple(slice(*span) for span in spans)
+            if not stacked:
+                read_array(config, family.layout, source, arrays[0], index, out)
+                return
+            for position, array in enumerate(arrays[index[0]]):
+                read_array(config, family.layout, source, array, index[1:], out[position])
+
+        return _sharded(shape.shape, sharding, dtype_of(arrays[0], np.dtype(dtype)), fill)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract, shardings)
+
+
+def dtype_of(array: str, dtype: np.dtype) -> np.dtype:
+    """The dtype of an array in a model of this dtype."""
+    return FLOAT32 if array.endswith(ALWAYS_FLOAT32) else dtype
+
+
+def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:
+    """An array made shard by shard: host memory holds one shard at a time, whatever the number of devices."""
+    devices: dict[Spans, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        whole_index = index if index is not None else (slice(None),) * len(shape)
+        spans = tuple(part.indices(size)[:2] for part, size in zip(whole_index, shape, strict=True))
+        devices.setdefault(spans, []).append(device)
+    shards: list[jax.Array] = []
+    for spans, owners in devices.items():
+        part = np.empty([stop - start for start, stop in spans], dtype)
+        fill(spans, part)
+        shards += jax.block_until_ready([jax.device_put(part, owner) for owner in owners])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
+    """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
+    shapes = array_shapes(config)
+    if homeless := [array for array in shapes if family.layout.place(array) is None]:
+        raise WeightsError(f"family {family.name!r} has no name for {', '.join(homeless[:8])}; set model.family")
+    expected = published_tensors(config, family.layout, shapes)
+    found = source.shapes
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    for name, tensor in expected.items():
+        if name in found and found[name] != tensor.shape:
+            wrong.append(f"{name}: shape {found[name]}, the config says {tensor.shape}")
+    for name in sorted(set(found) - set(expected)):
+        if family.layout.is_place(name, "head") and config.tie_embeddings:
+            wrong += _unlike_embedding(family.layout, source, name)
+        elif not family.ignores(config, name):
+            wrong.append(f"unknown {name}")
     if wrong:
-        raise WeightsError(f"{path} does not fit its config:\n" + "\n".join(f"  {line}" for line in wrong))
-    return _tree({keys: np.stack(v) if keys[0] == "blocks" else v[0] for keys, v in stacks.items()})
+        hint = _layers_hint(found, config)
+        raise WeightsError(
+            f"{where} does not fit its config:\n{listing(wrong)}\n{hint}take {CONFIG} and weights from one place, "
+            "and all files of them"
+        )
 
 
-def _tree(leaves: dict[tuple[str, ...], np.ndarray]) -> Params:
-    tree: Params = {}
-    for keys, array in leaves.items():
-        node = tree
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = jnp.asarray(array)
-    return tree
+def _unlike_embedding(layout: Layout, source: TensorSource, head: str) -> list[str]:
+    """Some files of tied models hold the head too; it must be the embedding."""
+    embed = layout.trunk["embed"].name
+    shape = source.shapes.get(embed)
+    if shape is None or source.shapes[head] != shape or not _is_equal(source, head, embed, shape):
+        return [f"{head} is not {embed}, which the config ties it to (tie_word_embeddings)"]
+    return []
+
+
+def _is_equal(source: TensorSource, left: str, right: str, shape: Shape, rows: int = 4096) -> bool:
+    spans = [(slice(start, min(start + rows, shape[0])), slice(0, shape[1])) for start in range(0, shape[0], rows)]
+    return all(np.array_equal(source.read(left, span), source.read(right, span)) for span in spans)
+
+
+def _layers_hint(found: Mapping[str, Shape], config: ModelConfig) -> str:
+    numbers = [int(match[1]) for name in found if (match := re.search(r"\.(\d+)\.", name))]
+    held = max(numbers, default=-1) + 1
+    differs = config.moe is None and held != config.num_layers
+    return f"the weights hold {held} layers, the config says {config.num_layers}; " if differs else ""
+
+
+def save_weights(
+    config: ModelConfig,
+    params: Params,
+    folder: Path,
+    dtype: np.dtype | type = np.float32,
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+    **token_ids: int,
+) -> None:
+    """Writes the weights, tensor by tensor, and `config.json`; the same parameters give the same bytes."""
+    leaves: dict[str, tuple[Any, int | None]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_stacked(path, leaf):
+            leaves |= {name: (leaf, place) for place, name in enumerate(layer_names(path, leaf))}
+        else:
+            leaves[canonical_name(path)] = (leaf, None)
+
+    def read(array: str, expert: int | None) -> np.ndarray:
+        leaf, place = leaves[array]
+        part = leaf if place is None else leaf[place]
+        return np.asarray(jax.device_get(part if expert is None else part[expert]))
+
+    def dtypes(published: str, arrays: tuple[str, ...]) -> np.dtype:
+        return dtype_of(arrays[0], np.dtype(dtype))
+
+    write_weights(config, read, folder, dtypes, largest_file_bytes)
+    write_config(config, folder, np.dtype(dtype), **token_ids)
+
+
+def write_weights(
+    config: ModelConfig,
+    read: Callable[[str, int | None], np.ndarray],
+    folder: Path,
+    dtypes: Callable[[str, tuple[str, ...]], np.dtype],
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+) -> None:
+    """Writes a model in its family's layout; `read(array, expert)` gives an array by canonical name, or one expert's
+    part of it; `dtypes(published name, arrays in it)` says how it is stored."""
+    family = family_of(config)
+    family.config_to(config)  # refused before anything is written
+    tensors = published_tensors(config, family.layout, array_shapes(config))
+    planned = {
+        name: Planned(dtypes(name, tuple(part.array for part in tensor.parts)), tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+    def write(name: str) -> np.ndarray:
+        return write_tensor(config, tensors[name], read, planned[name].dtype)
+
+    write_safetensors(folder, planned, write, largest_file_bytes)
+
+
+def write_config(config: ModelConfig, folder: Path, dtype: np.dtype = FLOAT32, **token_ids: int) -> None:
+    write_text(folder / CONFIG, json.dumps(config_to_hf(config, dtype, **token_ids), indent=2) + "\n")
+
+
+def read_from(config: ModelConfig, layout: Layout, source: TensorSource) -> Callable[[str, int | None], np.ndarray]:
+    """The `read` of `write_weights` for a model that lies in another file, in the dtypes it has there."""
+    shapes = array_shapes(config)
+
+    def read(array: str, expert: int | None) -> np.ndarray:
+        shape, place = shapes[array], layout.place(array)
+        assert place is not None
+        index = whole(shape) if expert is None else (slice(expert, expert + 1), *whole(shape[1:]))
+        dtype = source.dtype(place.name.replace(EXPERT, str(expert)))
+        out = np.empty([part.stop - part.start for part in index], dtype)
+        read_array(config, layout, source, array, index, out)
+        return out if expert is None else out[0]
+
+    return read

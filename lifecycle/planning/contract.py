@@ -16,7 +16,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.model.config import ModelConfig
-from lifecycle.training.config import TrainConfig
+from lifecycle.training.config import LanguageConfig
 from lifecycle.training.lowering import abstract_batch
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.optimizer import build_optimizer
@@ -26,7 +26,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ra
 V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
 
 
-def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[str]:
+def contract(model: ModelConfig, train: LanguageConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, as it is traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     traced = _trace(model, train, AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P))
@@ -40,10 +40,10 @@ def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[s
     ]
 
 
-def _trace(model: ModelConfig, train: TrainConfig, mesh: Any) -> Any:
+def _trace(model: ModelConfig, train: LanguageConfig, mesh: Any) -> Any:
     optimizer = build_optimizer(train.optimizer, train.steps)
     shardings = state_shardings(model, optimizer, mesh)
-    objective = partial(next_token, model, remat=train.remat)
+    objective = partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks)
     step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
     return step.trace(abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)).jaxpr.jaxpr
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.planning.estimate import Work
-from lifecycle.training.config import TrainConfig
+from lifecycle.training.config import LanguageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -24,7 +24,7 @@ def seen_share(model: ModelConfig, seq_len: int) -> float:
     return 1 - (full - half) / square
 
 
-def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> Any:
+def lower_train(model: ModelConfig, train: LanguageConfig, mesh: "Mesh") -> Any:
     """Pre-training's step for the mesh's devices, a `jax.stages.Lowered`."""
     from lifecycle.training.lowering import lower_train_step
 

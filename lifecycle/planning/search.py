@@ -6,8 +6,10 @@ that fit, by the same estimate that a single plan shows.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import MeshConfig, require_divides
@@ -50,7 +52,8 @@ class Found:
     num_candidates: int
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-ready."""
+        return TypeAdapter(Found).dump_python(self, mode="json")
 
 
 def meshes(topology: Topology, model: ModelConfig, train: TrainConfig) -> tuple[list[MeshConfig], list[Rejected]]:

@@ -9,12 +9,12 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from lifecycle.core.artifact import Artifact, ArtifactError, Draft, hash_files, open_artifact
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, hash_files, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.mesh import build_mesh
@@ -48,6 +48,7 @@ class Stage:
     inputs: tuple[str, ...]
     settings: Callable[[RunConfig], dict[str, Any]]
     on_all_processes: bool = False
+    start: str | None = None  # the input whose weights it goes on from, unless its config names a bundle
     arguments: dict[str, Any] = field(default_factory=dict)  # of the module's run(), for stages that share a module
     # for a stage whose work lies outside its artefact too: whether that is still as the artefact says
     still_holds: Callable[[RunConfig, Artifact], bool] = lambda config, artifact: True
@@ -62,6 +63,12 @@ def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
         train = getattr(config, name).plain()
         for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
             del train[key]
+        if (bundle := getattr(config, name).init) is not None:
+            if not bundle.is_dir():
+                raise ConfigError(
+                    f"{name}.init={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
+                )
+            train["init"] = content_hash(bundle)
         return {"train": train, "model": config.model.plain(), "mesh": config.mesh.plain(), "seed": config.seed}
 
     return settings
@@ -117,8 +124,8 @@ _STAGES = (
     Stage("tokens", "token shards", "tokens", ("documents", "tokenizer"), lambda c: {}),
     Stage("rows", "chat rows", "rows", ("documents",), _rows),
     Stage("pretrain", "pre-training", "pretrain", ("tokens", "tokenizer"), _training("pretrain"), True),
-    Stage("sft", "fine-tuning", "sft", ("pretrain", "rows", "tokens", "tokenizer"), _training("sft"), True),
-    Stage("prefer", "preference tuning", "prefer", ("sft", "rows", "tokenizer"), _training("prefer"), True),
+    Stage("sft", "fine-tuning", "sft", ("pretrain", "rows", "tokens", "tokenizer"), _training("sft"), True, "pretrain"),
+    Stage("prefer", "preference tuning", "prefer", ("sft", "rows", "tokenizer"), _training("prefer"), True, "sft"),
     Stage("baseline", "trigram baseline", "baseline", ("documents", "tokens", "pretrain"), lambda c: {"seed": c.seed}),
     _evaluate("pretrain"),
     _evaluate("sft"),
@@ -157,13 +164,22 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def needed(targets: tuple[str, ...]) -> list[Stage]:
-    """The stages that the targets need, in an order in which each comes after its inputs."""
+def needed(targets: tuple[str, ...], config: RunConfig | None = None) -> list[Stage]:
+    """The stages that the targets need, in an order in which each comes after its inputs; without a config, those of a
+    run in which no stage starts from a bundle."""
+    stages = _STAGES if config is None else [_as_configured(stage, config) for stage in _STAGES]
     wanted = set(targets)
-    for stage in reversed(_STAGES):
+    for stage in reversed(stages):
         if stage.name in wanted:
             wanted.update(stage.inputs)
-    return [stage for stage in _STAGES if stage.name in wanted]
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def _as_configured(stage: Stage, config: RunConfig) -> Stage:
+    """A stage that starts from a bundle does not need the one before it."""
+    if stage.start is None or getattr(config, stage.name).init is None:
+        return stage
+    return replace(stage, inputs=tuple(name for name in stage.inputs if name != stage.start))
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,7 @@ def plan(config: RunConfig, targets: tuple[str, ...]) -> list[Planned]:
     """What a run would find and what it would have to make; makes nothing."""
     done: dict[str, Artifact] = {}
     planned = []
-    for stage in needed(targets):
+    for stage in needed(targets, config):
         draft = _draft(config, stage, done) if all(name in done for name in stage.inputs) else None
         artifact = _find(config, stage, draft) if draft is not None else None
         if artifact is not None:
@@ -193,7 +209,7 @@ def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Prog
     config.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Artifact] = {}
     with _locked(config.folder):
-        stages = needed(targets)
+        stages = needed(targets, config)
         for number, stage in enumerate(stages):
             draft = _draft(config, stage, done)
             found = _find(config, stage, draft)

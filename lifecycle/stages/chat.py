@@ -1,9 +1,12 @@
 """`lifecycle chat`: a conversation in the terminal, streamed as it is made."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import ContextLengthError, Engine
+from lifecycle.inference.model import Model
 from lifecycle.ops.registry import verify
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.make import start_jax
@@ -15,11 +18,21 @@ QUIT = ("/quit", "/exit")
 def chat(config: RunConfig, name: str) -> None:
     """Reads questions until /quit or the end of input. /new begins another conversation."""
     start_jax(config.folder)
-    console = Console(highlight=False, markup=False, emoji=False)
     version = open_registry(config).resolve(name)
     verify(version)
-    with Engine(load_bundle(version.path), num_slots=1) as engine:
-        console.print(f"{name} is version {version.short}. /new begins again, /quit ends.", style="dim")
+    _talk(load_bundle(version.path), f"{name} is version {version.short}")
+
+
+def chat_with_bundle(folder: Path) -> None:
+    """The same with a bundle that is in no registry: one that was imported or that another tool made."""
+    model = load_bundle(folder)
+    _talk(model, f"{folder} is version {model.version[:12]}")
+
+
+def _talk(model: Model, introduction: str) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    with Engine(model, num_slots=1) as engine:
+        console.print(f"{introduction}. /new begins again, /quit ends.", style="dim")
         messages: list[dict[str, str]] = []
         while (question := _ask(console)) is not None:
             if question == "/new":

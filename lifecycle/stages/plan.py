@@ -1,21 +1,184 @@
-"""`lifecycle plan`: what a run would find and make, and the sizes that its config implies."""
+"""`lifecycle plan`: what a run would find and make, and, for a topology, what the compiler says of it.
+
+lifecycle plan CONFIG                                   the chain's state and the sizes that the config implies
+lifecycle plan CONFIG topology=v5p:4x4x4                the whole train step compiled for chips that are not here
+lifecycle plan CONFIG topology=v5e:1x1 stage=decode     the engine's prefill and decode
+lifecycle plan CONFIG topology=v6e:16x16 search=true    meshes, micro-batches and rematerialisation compared
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from lifecycle.core.config import ConfigError, Section, load_config, validate
+from lifecycle.core.mesh import MeshConfig
+from lifecycle.core.progress import Progress
 from lifecycle.model.config import forward_flops_per_token, num_params
+from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import TARGETS, plan
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import TrainConfig
+from lifecycle.stages.display import progress_on
+from lifecycle.training.config import LanguageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from lifecycle.planning.plan import Planned
 
 FLOAT32_BYTES = 4
 MOMENTS = {"adamw": 2, "muon": 2}  # Muon keeps one for the layers' matrices, Adam two for the rest: an upper bound
+IRRELEVANT = {"steps", "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "eval_bytes"}  # to a program
 
 
-def show_plan(config: RunConfig, console: Console) -> None:
-    """Prints two tables: the stages, and what each training stage costs."""
-    console.print(_stages(config))
-    console.print(_sizes(config))
+class PlanConfig(Section):
+    """What `plan` itself takes beside a run's settings."""
+
+    topology: str | None = None
+    stage: Literal["pretrain", "decode"] = "pretrain"
+    search: bool = False
+    is_tuned: bool = True  # compile with the chip's raised VMEM limit
+
+
+def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
+    """The verb: `words` are settings of the run and of the plan, mixed."""
+    own, others = split(words)
+    config = load_config(RunConfig, path, others)
+    if own.topology is None:
+        console.print(_stages(config))
+        console.print(_sizes(config))
+        return
+    prepare()
+    topology = parse_topology(own.topology)
+    try:
+        with progress_on(Console(stderr=True)) as progress:
+            _compile(config, own, topology, console, progress)
+    except KeyboardInterrupt:
+        # A compilation cannot be stopped, and at its exit Python would wait for its thread (31 s were seen).
+        console.print("stopped; what was compiled is kept, the same command goes on from here")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+
+
+def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
+    if own.search:
+        from lifecycle.stages.plan_search import search_and_show
+
+        search_and_show(config, own, topology, console, progress)
+    elif own.stage == "decode":
+        plan_decode(config, own, topology, console, progress)
+    else:
+        plan_training(config, own, topology, console, progress)
+
+
+def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
+    """The plan's own settings, and what is left for the run's. Raises `ConfigError` for a name that is nearly ours."""
+    import yaml
+
+    tree, others = {}, []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name in PlanConfig.model_fields:
+            tree[name] = yaml.safe_load(value)
+            continue
+        near = difflib.get_close_matches(name, PlanConfig.model_fields, n=1, cutoff=0.75)
+        if near and name not in RunConfig.model_fields:
+            raise ConfigError(f"{name}: no such setting; did you mean {near[0]!r}?")
+        others.append(word)
+    return validate(PlanConfig, tree, where="plan"), tuple(others)
+
+
+def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
+    """The pre-training step on the config's mesh."""
+    from lifecycle.planning.display import show
+    from lifecycle.planning.estimate import budget
+    from lifecycle.planning.lowering import train_work
+
+    planned = planned_training(config, config.mesh, config.pretrain, own, topology, progress)
+    work = train_work(config.model, config.pretrain)
+    found = None if planned.estimate is None else budget(planned.estimate, topology, work)
+    show(planned, found, console)
+    write_beside(config, planned.program, topology, {**planned.plain(), "budget": found and vars(found)}, console)
+
+
+def planned_training(
+    config: RunConfig,
+    mesh_config: MeshConfig,
+    train: LanguageConfig,
+    own: PlanConfig,
+    topology: Topology,
+    progress: Progress,
+) -> "Planned":
+    """A plan of the train step, from the kept ones if nothing that it depends on has changed."""
+    from lifecycle.planning.lowering import lower_train, seen_share
+    from lifecycle.planning.plan import Kept, compiler_options, plan_program
+    from lifecycle.planning.topology import mesh_over
+
+    mesh = mesh_over(topology, mesh_config)
+    options = compiler_options(topology.chip) if own.is_tuned else {}
+    settings = {name: value for name, value in train.plain().items() if name not in IRRELEVANT}
+    key = {
+        "program": "pretrain",
+        "topology": topology.name,
+        "mesh": mesh_config.plain(),
+        "model": config.model.plain(),
+        "train": settings,
+        "options": options,
+    }
+    kept = Kept()
+    planned = kept.get(key)
+    if planned is None:
+        progress.start(f"compiling for {topology.name}")
+        share = seen_share(config.model, train.seq_len)
+        lower = lambda: lower_train(config.model, train, mesh)  # noqa: E731 a name says what it is
+        planned = plan_program("pretrain", topology, mesh, lower, share, options, progress)
+        kept.put(key, planned)
+    return planned
+
+
+def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
+    """The engine's two programs; they run on one device."""
+    from lifecycle.planning.display import show
+    from lifecycle.planning.lowering import lower_decode, lower_prefill
+    from lifecycle.planning.plan import Kept, compiler_options, plan_program
+    from lifecycle.planning.topology import mesh_of_one
+
+    if topology.num_chips != 1:
+        one = "x".join("1" for _ in topology.shape)
+        raise ConfigError(
+            f"topology={topology.name}: the engine decodes on one device, this has {topology.num_devices}; "
+            f"choose topology={topology.chip.name}:{one}"
+        )
+    mesh, length = mesh_of_one(topology), config.serve.max_seq_len or config.model.max_seq_len
+    options = compiler_options(topology.chip) if own.is_tuned else {}
+    kept = Kept()
+    for name, lower in (("prefill", lower_prefill), ("decode", lower_decode)):
+        sizes = {"num_slots": config.serve.num_slots, "length": length}
+        key = {"program": name, "topology": topology.name, "model": config.model.plain(), **sizes, "options": options}
+        planned = kept.get(key)
+        if planned is None:
+            progress.start(f"compiling {name} for {topology.name}")
+            program = lambda lower=lower: lower(config.model, config.serve.num_slots, length, mesh)  # noqa: E731
+            planned = plan_program(name, topology, mesh, program, 1.0, options, progress)
+            kept.put(key, planned)
+        show(planned, None, console)
+        write_beside(config, name, topology, planned.plain(), console)
+
+
+def write_beside(
+    config: RunConfig, program: str, topology: Topology, plain: Mapping[str, Any], console: Console
+) -> None:
+    """The plan as JSON in the run's folder."""
+    name = topology.name.replace(":", "-").replace("*", "-slices")
+    path = config.folder / f"plan-{program}-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    console.print(f"written: {path}", highlight=False)
 
 
 def _stages(config: RunConfig) -> Table:
@@ -46,7 +209,7 @@ def _sizes(config: RunConfig) -> Table:
         train: TrainConfig = getattr(config, name)
         tokens = train.steps * train.global_batch_size * train.seq_len
         flops = 3 * forward_flops_per_token(config.model, train.seq_len) * tokens
-        shards = config.mesh.fsdp * config.mesh.tensor
+        shards = config.mesh.size // config.mesh.replica
         state = parameters * FLOAT32_BYTES * (1 + MOMENTS[train.optimizer.name]) / shards
         table.add_row(name, f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
     return table

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.core.artifact import content_hash
 from lifecycle.core.config import digest
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.mesh import build_mesh
@@ -15,7 +16,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.training import list_dropped, run_training, trained_params
+from lifecycle.stages.training import list_dropped, run_training, start_params
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.rows import RowEncoder, load_rows
 from lifecycle.text.tokenizer import load_tokenizer
@@ -31,7 +32,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     train, model, mesh = config.prefer, config.model, build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     encoder = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer))
-    start = trained_params(inputs["sft"], model, mesh)
+    start = start_params(config, "prefer", inputs, mesh)
     reports: list[dict[str, Any]] = []
     rows: dict[str, RowSource] = {}
     for split in ("train", "heldout"):
@@ -42,7 +43,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         if train.objective == "orpo":  # it has no reference
             rows[split] = packed
             continue
-        name = digest([inputs["sft"].content_hash, packed.fingerprint])
+        started = content_hash(train.init) if train.init is not None else inputs["sft"].content_hash
+        name = digest([started, packed.fingerprint])
         progress.note(f"reference log-probabilities of {len(pairs)} pairs")
         table = _reference(out / f"reference-{name[:16]}.npy", model, start, packed, train.global_batch_size, mesh)
         rows[split] = ReferenceRows(packed, table)

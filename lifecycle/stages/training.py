@@ -7,14 +7,21 @@ from typing import Any
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact, write_text
+from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.machine import matmul_peak
 from lifecycle.core.mesh import tree_shardings
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params, compute_dtype, logical_axes
-from lifecycle.stages.chain import Outcome
+from lifecycle.model.families.family import differences
+from lifecycle.model.weights import load_config, load_weights
+from lifecycle.stages.chain import STAGES, Inputs, Outcome
+from lifecycle.stages.config import RunConfig
+from lifecycle.text.interface import Tokenizer
+from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoint import load_params
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
 
 DROPPED_ROWS = "dropped_rows.json"
@@ -35,6 +42,29 @@ def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = N
     """
     shardings = tree_shardings(mesh, logical_axes(model)) if mesh is not None else None
     return load_params(artifact.path / CHECKPOINTS, abstract_params(model), artifact.stats["steps"], shardings)
+
+
+def start_params(config: RunConfig, name: str, inputs: Inputs, mesh: Mesh) -> Params:
+    """The weights that a stage goes on from: of the bundle that its config names, else of the stage before."""
+    train: TrainConfig = getattr(config, name)
+    if train.init is not None:
+        return imported_params(train.init, config.model, load_tokenizer(inputs["tokenizer"].path), mesh)
+    before = STAGES[name].start
+    assert before is not None, f"{name} goes on from no stage"
+    return trained_params(inputs[before], config.model, mesh)
+
+
+def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:
+    """A bundle's weights, laid over `mesh`; raises `ConfigError` for another model or vocabulary than this run's."""
+    held = load_config(bundle)
+    if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
+        raise ConfigError(f"{bundle} holds another model, of {', '.join(wrong)}; set those in this run's model section")
+    if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"{bundle} was trained with another vocabulary than this run's; take its own: tokenizer.kind=hf (or "
+            f"sentencepiece) and tokenizer.path={bundle}"
+        )
+    return load_weights(model, bundle, tree_shardings(mesh, logical_axes(model)))
 
 
 def list_dropped(out: Path, reports: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""Makes the preference objectives' golden values with TRL's own loss functions on the golden Llama.
+"""Makes the preference objectives' golden values with TRL's own loss functions on the golden Llama 2.
 
-Run after `make_decoder_golden.py`, in the same environment with `trl` beside (made with TRL 1.16.0):
+Run after `make_family_golden.py`, in the same environment with `trl` beside (made with TRL 1.16.0):
 
     /tmp/parity/bin/pip install trl && /tmp/parity/bin/python tests/golden/make_preference_golden.py
 
@@ -11,6 +11,7 @@ Writes `preference.npz`: `tokens, learned [P, 2, T]` (chosen first; `learned` ma
 """
 # pyright: reportMissingImports=false
 
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from family_weights import write_model
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 HERE = Path(__file__).parent
-NUM_PAIRS, LENGTH, BETA = 6, 20, 0.2
+NUM_PAIRS, LENGTH, BETA, VOCAB = 6, 20, 0.2, 64
 
 
 def pairs() -> dict[str, np.ndarray]:
@@ -31,9 +33,9 @@ def pairs() -> dict[str, np.ndarray]:
     arrays = {"tokens": np.zeros((NUM_PAIRS, 2, LENGTH), np.int64), "learned": np.zeros((NUM_PAIRS, 2, LENGTH), bool)}
     arrays["lengths"] = np.zeros((NUM_PAIRS, 2), np.int64)
     for pair in range(NUM_PAIRS):
-        prompt = draw.integers(0, 96, draw.integers(1, 6))
+        prompt = draw.integers(0, VOCAB, draw.integers(1, 6))
         for side in range(2):
-            answer = draw.integers(0, 96, draw.integers(1, 12))
+            answer = draw.integers(0, VOCAB, draw.integers(1, 12))
             row = np.concatenate([prompt, answer])
             arrays["tokens"][pair, side, : len(row)] = row
             arrays["learned"][pair, side, len(prompt) : len(row)] = True
@@ -70,7 +72,9 @@ def main() -> None:
     arrays = pairs()
     # TRL's order: all chosen rows, then all rejected ones
     tokens, learned = (torch.from_numpy(arrays[name]).transpose(0, 1).flatten(0, 1) for name in ("tokens", "learned"))
-    model = AutoModelForCausalLM.from_pretrained(HERE / "llama", attn_implementation="eager").eval()
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(HERE / "families/llama2", Path(folder))
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(tokens).logits  # causal: padding at the end changes nothing before it
     labels = tokens.masked_fill(~learned, -100)

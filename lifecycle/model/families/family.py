@@ -84,8 +84,8 @@ class Family:
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):
             raise WeightsError(
-                f"config.json: quantization_config with quant_method={method!r} is not read for {self.name!r}; take the "
-                "model in bfloat16"
+                f"config.json: quantization_config with quant_method={method!r} is not read for {self.name!r}; "
+                "take the model in bfloat16"
             )
         fields: dict[str, Any] = {"family": self.name}
         missing: list[str] = []

@@ -1,0 +1,115 @@
+"""`docs/fit.md`: which shipped model fits where and how fast it would be, by the compiler. One command makes it:
+
+    uv run python -m lifecycle.stages.fit docs/fit.md
+
+Each row is a plan of the real train step. Plans are kept, so a run that is stopped goes on where it was, and the page
+is written anew after every row: minutes to an hour of compilation for all, nothing where nothing has changed.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from lifecycle.core.config import load_config
+from lifecycle.core.progress import Progress
+from lifecycle.model.config import num_active_params, num_params
+from lifecycle.planning.estimate import Budget, budget
+from lifecycle.planning.layout import mesh_name
+from lifecycle.planning.lowering import train_work
+from lifecycle.planning.plan import Planned, versions
+from lifecycle.planning.topology import parse_topology, prepare
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.display import progress_on
+from lifecycle.stages.plan import PlanConfig, planned_training
+
+COLUMNS = (
+    "model", "parameters", "topology", "chips", "mesh", "rows x positions", "keeps", "peak GB per device", "of it",
+    "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the page: a shipped run config with changes, on a topology."""
+
+    config: str
+    topology: str
+    changes: tuple[str, ...] = ()
+
+
+def _data_parallel(config: str, topology: str, devices: int, rows_per_device: int, *changes: str) -> Row:
+    """A row whose mesh is `fsdp` over everything, with so many rows for each device."""
+    rows = devices * rows_per_device
+    stages = ("pretrain", "sft", "prefer")  # a run's other stages are on the same mesh
+    batches = (f"{stage}.{field}" for stage in stages for field in (f"global_batch_size={rows}", "grad_accum=1"))
+    return Row(config, topology, (f"mesh.fsdp={devices}", *batches, *changes))
+
+
+ROWS = (
+    Row("llama3_8b_v5p_128", "v5p:4x4x4"),
+    _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
+    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2),
+    Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "pretrain.global_batch_size=256")),
+    _data_parallel("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
+    Row("llama3_8b_v6e_256", "v6e:16x16"),
+    Row("llama3_8b_128k_v5p_128", "v5p:4x4x4"),
+    Row("llama3_70b_v6e_256", "v6e:16x16"),
+    Row("mixtral_8x7b_v5p_128", "v5p:4x4x4"),
+    Row("deepseek_v3_v5p_1024", "v5p:8x8x8"),
+    _data_parallel("smollm2_135m", "v5e:1x1", 1, 4),
+    _data_parallel("smollm2_135m", "v5e:4x4", 16, 4),
+)
+
+
+def make(folder: Path, out: Path, console: Console) -> None:
+    """Plans every row and writes the page."""
+    prepare()
+    lines: list[str] = []
+    with progress_on(console) as progress:
+        for row in ROWS:
+            progress.note(f"{row.config} on {row.topology}")
+            lines.append(_line(row, folder, progress))
+            out.write_text(_page(lines), encoding="utf-8")
+
+
+def _line(row: Row, folder: Path, progress: Progress) -> str:
+    config = load_config(RunConfig, folder / f"{row.config}.yaml", row.changes)
+    topology, train = parse_topology(row.topology), config.pretrain
+    planned = planned_training(config, config.mesh, train, PlanConfig(topology=row.topology), topology, progress)
+    found = None
+    if planned.fits and planned.estimate is not None:
+        found = budget(planned.estimate, topology, train_work(config.model, train))
+    total, active = num_params(config.model), num_active_params(config.model)
+    size = f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
+    keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
+    rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
+    cells = (row.config, size, topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
+    return "| " + " | ".join((*cells, *_results(planned, found, topology.chip.hbm_bytes))) + " |"
+
+
+def _results(planned: Planned, found: Budget | None, hbm_bytes: int) -> tuple[str, ...]:
+    memory = f"{planned.needs_bytes / 1e9:,.1f}", f"{planned.needs_bytes / hbm_bytes:.0%}"
+    if found is None or planned.estimate is None:
+        return (*memory, "does not fit", "", "", "")
+    price = "" if found.money is None else f"{found.money / found.tokens * 1e9:,.0f}"
+    speed = f"{planned.estimate.step_s * 1e3:,.0f}", f"{found.tokens_per_s_per_chip:,.0f}", f"{found.mfu:.0%}"
+    return (*memory, *speed, price)
+
+
+def _page(lines: list[str]) -> str:
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    head = (
+        "# What fits where\n\n"
+        "Made by `uv run python -m lifecycle.stages.fit docs/fit.md`; do not edit. Memory is the TPU compiler's, for\n"
+        "the whole real train step. Times are estimates, as `lifecycle plan` derives and qualifies them: nobody ran\n"
+        "these on chips. MFU counts causal attention half. Bytes are decimal.\n\n"
+        f"Compiled with {made}.\n\n"
+    )
+    rule = "|" + "---|" * len(COLUMNS)
+    return head + "\n".join(("| " + " | ".join(COLUMNS) + " |", rule, *lines)) + "\n"
+
+
+if __name__ == "__main__":
+    make(Path("configs"), Path(sys.argv[1] if len(sys.argv) > 1 else "docs/fit.md"), Console())

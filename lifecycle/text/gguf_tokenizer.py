@@ -1,0 +1,97 @@
+"""A tokenizer out of a GGUF file's metadata, as the `tokenizer.json` folder that the rest of the project reads.
+
+GGUF holds a byte-level BPE vocabulary as lists: tokens, merges, a type for each token, and the *name* of the pattern
+that cuts text before merging. What must hold: an unknown pattern is refused, since another one gives other ids.
+Sources: ggml's `docs/gguf.md`, "Tokenizer"; the patterns are those of the published `tokenizer.json` files.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from lifecycle.core.artifact import write_text
+from lifecycle.text.chat import TEMPLATE_FILE
+from lifecycle.text.hf_tokenizer import JSON_FILE, KIND, HFTokenizer
+from lifecycle.text.interface import CONFIG_FILE, TokenizerError
+
+CONTROL, USER_DEFINED = 3, 4  # token types
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How text is cut before merging: by a pattern (GPT-2's if None), and into single digits before that."""
+
+    pattern: str | None = None
+    has_single_digits: bool = False
+    has_nfc: bool = False
+    ignores_merges: bool = False  # a word that is a token is not merged
+
+
+CUTTINGS = {
+    "gpt-2": Cutting(),
+    "smollm": Cutting(has_single_digits=True),
+    "llama-bpe": Cutting(CONTRACTIONS + WORDS + r"\p{N}{1,3}" + REST, ignores_merges=True),
+    "qwen2": Cutting(CONTRACTIONS + WORDS + r"\p{N}" + REST, has_nfc=True),
+}
+
+
+def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HFTokenizer:
+    """Writes `tokenizer.json`, `tokenizer_config.json` and the chat template, if the file has one."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise TokenizerError(
+            f"{where}: tokenizer of kind {kind!r}; 'gpt2' (byte-level BPE) is read from GGUF: give the folder of the "
+            "model's own tokenizer with --tokenizer"
+        )
+    name = metadata.get("tokenizer.ggml.pre", "gpt-2")
+    if name not in CUTTINGS:
+        raise TokenizerError(
+            f"{where}: text is cut by the pattern {name!r}; known: {', '.join(CUTTINGS)}: give the folder of the "
+            "model's own tokenizer with --tokenizer"
+        )
+    tokenizer = _build(metadata, CUTTINGS[name])
+    tokenizer.save(str(folder / JSON_FILE))
+    _write_names(metadata, folder)
+    if template := metadata.get("tokenizer.chat_template"):
+        write_text(folder / TEMPLATE_FILE, template)
+    found = HFTokenizer(folder / JSON_FILE)
+    found.save(folder)
+    return found
+
+
+def _build(metadata: Mapping[str, Any], cutting: Cutting) -> Tokenizer:
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=cutting.ignores_merges))
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cutting.has_single_digits else []
+    if cutting.pattern is not None:
+        steps.append(pre_tokenizers.Split(Regex(cutting.pattern), "isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cutting.pattern is None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if cutting.has_nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    added = [(token, kind == CONTROL) for token, kind in zip(tokens, types, strict=True)
+             if kind in (CONTROL, USER_DEFINED)]  # fmt: skip
+    tokenizer.add_tokens([AddedToken(token, special=is_special, normalized=False) for token, is_special in added])
+    return tokenizer
+
+
+def _write_names(metadata: Mapping[str, Any], folder: Path) -> None:
+    """The names of the framing tokens, as other tools keep them beside a `tokenizer.json`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    config: dict[str, Any] = {"kind": KIND}
+    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if number is not None:
+            config[name] = tokens[number]
+    write_text(folder / CONFIG_FILE, json.dumps(config))

@@ -1,0 +1,139 @@
+"""Latent attention: the paper's formulas head by head, its gradients, and the cache that holds latents only.
+
+Numbers of other implementations: `test_model_parity_golden.py`, DeepSeek V3. Meshes: `test_multidevice_families.py`.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lifecycle.core.typing import Array
+from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.rotary import rotary_angles
+from lifecycle.model.cache import init_cache
+from lifecycle.model.config import MlaConfig, ModelConfig, RopeScaling
+from lifecycle.model.layers import Positions
+from lifecycle.model.mla import LatentAttention
+
+ONE_OP = 1e-5
+ROWS, LENGTH = 2, 9
+MLA = MlaConfig(q_lora_rank=10, kv_lora_rank=12, nope_head_dim=6, rope_head_dim=4, v_head_dim=5)
+SIZES = ModelConfig(
+    vocab_size=32, d_model=16, d_ff=32, num_layers=1, num_heads=3, num_kv_heads=3, head_dim=10, mla=MLA,
+    compute_dtype="float32",
+)  # fmt: skip
+CONFIGS = {
+    "latent queries": SIZES,
+    "direct queries": SIZES.model_copy(update={"mla": MLA.model_copy(update={"q_lora_rank": None})}),
+    "yarn": SIZES.model_copy(
+        update={"rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_max_seq_len=16, mscale_all_dim=1.0)}
+    ),
+}
+
+type Weights = dict[str, Any]
+
+
+def positions_of(config: ModelConfig, places: Array, keys: Array) -> Positions:
+    assert config.mla is not None
+    angles = rotary_angles(places, config.mla.rope_head_dim, config.rope_theta, config.rope_scaling)
+    return Positions(angles, Mask(places, keys))
+
+
+def all_places(length: int = LENGTH) -> Array:
+    return jnp.broadcast_to(jnp.arange(length), (ROWS, length))
+
+
+def layer(config: ModelConfig) -> tuple[Any, Weights]:
+    """The layer's definition and its weights, the norms' scales not one."""
+    definition, state = nnx.split(LatentAttention(config, nnx.Rngs(0)))
+    weights = nnx.to_pure_dict(state)
+    keys = iter(jax.random.split(jax.random.key(1), 20))
+    return definition, jax.tree.map(lambda w: w + 0.1 * jax.random.normal(next(keys), w.shape), weights)
+
+
+def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
+    """Section 2.1 of DeepSeek-V2 as it stands there, one head at a time, positions as complex numbers."""
+    m, scaling = config.mla, config.rope_scaling
+    assert m is not None
+    cos, sin = rotary_angles(all_places(), m.rope_head_dim, config.rope_theta, scaling)[:, :, :, 0]
+
+    def norm(x: Array, scale: Array) -> Array:
+        return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * scale
+
+    def turned(x: Array) -> Array:
+        pairs = (x[..., : m.rope_head_dim // 2] + 1j * x[..., m.rope_head_dim // 2 :]) * (cos + 1j * sin)
+        return jnp.concatenate([pairs.real, pairs.imag], -1)
+
+    if m.q_lora_rank is None:
+        queries = x @ weights["q"]
+    else:
+        queries = norm(x @ weights["q_down"], weights["q_down_norm"]["scale"]) @ weights["q_up"]
+    down = x @ weights["kv_down"]
+    latent = norm(down[..., : m.kv_lora_rank], weights["kv_down_norm"]["scale"])
+    key_turned = turned(down[..., m.kv_lora_rank :])
+    seen = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+    scale = config.head_dim**-0.5 * (1.0 if scaling is None else (0.1 * np.log(4.0) + 1) ** 2)
+    outs = []
+    for head in range(config.num_heads):
+        query = queries[..., head * config.head_dim : (head + 1) * config.head_dim]
+        both = latent @ jnp.split(weights["kv_up"], config.num_heads, axis=1)[head]
+        key, value = both[..., : m.nope_head_dim], both[..., m.nope_head_dim :]
+        scores = jnp.einsum("btd,bsd->bts", query[..., : m.nope_head_dim], key)
+        scores += jnp.einsum("btd,bsd->bts", turned(query[..., m.nope_head_dim :]), key_turned)
+        outs.append(jax.nn.softmax(jnp.where(seen, scores * scale, -jnp.inf), axis=-1) @ value)
+    return jnp.concatenate(outs, -1) @ weights["o"]
+
+
+def ours(config: ModelConfig, definition: Any, weights: Weights, x: Array) -> Array:
+    places = positions_of(config, all_places(), all_places())
+    return nnx.merge(definition, nnx.State(weights))(x, places, None)[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_gradients_are_those_of_the_paper(name: str) -> None:
+    config = CONFIGS[name]
+    definition, weights = layer(config)
+    x, pull = jax.random.normal(jax.random.key(2), (2, ROWS, LENGTH, config.d_model))
+    found, back = jax.vjp(jax.jit(partial(ours, config, definition)), weights, x)
+    exact, exact_back = jax.vjp(jax.jit(partial(plain_attention, config)), weights, x)
+    np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=0)
+    for grad, wanted in zip(jax.tree.leaves(back(pull)), jax.tree.leaves(exact_back(pull)), strict=True):
+        np.testing.assert_allclose(grad, wanted, atol=ONE_OP * max(1, float(np.abs(wanted).max())), rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
+    """Chunks with a cache, where queries go to the latent, against the whole row, where the latent becomes keys."""
+    config = CONFIGS[name]
+    definition, weights = layer(config)
+    x = jax.random.normal(jax.random.key(2), (ROWS, LENGTH, config.d_model))
+    exact = ours(config, definition, weights, x)
+    attention, cache = nnx.merge(definition, nnx.State(weights)), init_cache(config, ROWS, LENGTH)
+    for start, stop in [(0, 4), (4, 5), (5, LENGTH)]:
+        places = positions_of(config, all_places()[:, start:stop], all_places())
+        found, view = attention(x[:, start:stop], places, cache.layer(0))
+        assert view is not None
+        cache = view.whole
+        np.testing.assert_allclose(found, exact[:, start:stop], atol=ONE_OP, rtol=0)
+    assert cache.k.shape == (1, ROWS, LENGTH, 1, 12 + 4) and cache.v.size == 0  # a latent and one rotary key a token
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_stays_bfloat16(name: str) -> None:
+    config = CONFIGS[name]
+    definition, weights = layer(config)
+    x = jax.random.normal(jax.random.key(2), (ROWS, LENGTH, config.d_model))
+    exact = ours(config, definition, weights, x)
+    narrow, x = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (weights, x))
+    whole = ours(config, definition, narrow, x)
+    places = positions_of(config, all_places(), all_places())
+    attention, cache = nnx.merge(definition, nnx.State(narrow)), init_cache(config, ROWS, LENGTH, "bfloat16")
+    cached = attention(x, places, cache.layer(0))[0]
+    for found in (whole, cached):
+        assert found.dtype == jnp.bfloat16
+        assert np.sqrt(np.mean((found.astype(jnp.float32) - exact) ** 2)) < 0.03 * exact.std()

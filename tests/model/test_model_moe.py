@@ -1,0 +1,329 @@
+"""Routing as the families publish it, and the layer against one that computes every expert for every token."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from lifecycle.kernels.linear import gated
+from lifecycle.model.config import ModelConfig, MoeConfig
+from lifecycle.model.dispatch import Slices, buffer_rows, expert_order, round_slices, to_experts, to_tokens
+from lifecycle.model.moe import MoE
+from lifecycle.model.routing import balance_loss, bias_update, expert_load, route, router_logits, router_sums, z_loss
+
+MIXTRAL = MoeConfig(num_experts=8, experts_per_token=2, d_ff=24)
+QWEN3 = MoeConfig(num_experts=8, experts_per_token=3, d_ff=24, use_normalised_weights=False)
+DEEPSEEK = MoeConfig(
+    num_experts=16, experts_per_token=4, d_ff=8, num_shared_experts=2, score="sigmoid", num_groups=4,
+    groups_per_token=2, use_selection_bias=True, routed_scale=2.5,
+)  # fmt: skip
+GPT_OSS = MoeConfig(num_experts=8, experts_per_token=4, d_ff=24, use_bias=True)
+FAMILIES = {"mixtral": MIXTRAL, "qwen3": QWEN3, "deepseek": DEEPSEEK, "gpt-oss": GPT_OSS}
+
+
+def draw(*shape: int, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def layer(moe: MoeConfig, **changes: Any) -> MoE:
+    """A layer whose biases are not zero."""
+    config = ModelConfig(
+        vocab_size=96, d_model=16, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        activation="clamped" if moe.use_bias else "silu", moe=moe, compute_dtype="float32", **changes,
+    )  # fmt: skip
+    definition, state = nnx.split(MoE(config, nnx.Rngs(0)))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    return nnx.merge(definition, jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), state))
+
+
+# Routing --------------------------------------------------------------------------------------------------------------
+
+
+def chosen(moe: MoeConfig, logits: np.ndarray, bias: np.ndarray | None) -> dict[int, float]:
+    """One token's experts and weights, from the papers' text, in plain Python."""
+    e = np.exp(logits.astype(np.float64))
+    scores = e / e.sum() if moe.score == "softmax" else e / (1 + e)
+    for_choice = scores if bias is None else scores + bias
+    per_group = moe.num_experts // moe.num_groups
+    groups = for_choice.reshape(moe.num_groups, per_group)
+    best = sorted(range(moe.num_groups), key=lambda g: -sum(sorted(groups[g])[-2:]))[: moe.groups_per_token]
+    open_to_choice = [i for i in range(moe.num_experts) if i // per_group in best]
+    picked = sorted(open_to_choice, key=lambda i: -for_choice[i])[: moe.experts_per_token]
+    total = sum(scores[i] for i in picked) if moe.use_normalised_weights else 1.0
+    return {i: moe.routed_scale * scores[i] / total for i in picked}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_each_token_goes_where_the_paper_says_with_that_weight(family: str, seed: int) -> None:
+    moe, logits = FAMILIES[family], 2 * draw(50, FAMILIES[family].num_experts, seed=seed)
+    bias = 0.3 * draw(moe.num_experts, seed=seed + 9) if moe.use_selection_bias else None
+    experts, weights = route(moe, logits, bias)
+    for row in range(50):
+        wanted = chosen(moe, np.asarray(logits[row]), None if bias is None else np.asarray(bias))
+        found = dict(zip(experts[row].tolist(), weights[row].tolist(), strict=True))
+        assert list(found) == list(wanted)
+        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+
+
+def test_softmax_over_the_best_logits_is_the_normalised_softmax_over_all() -> None:
+    """gpt-oss's router, word by word, beside the one that all families share."""
+    logits = 3 * draw(40, 8)
+    best, experts = jax.lax.top_k(logits, 4)
+    found = route(GPT_OSS, logits, None)
+    np.testing.assert_array_equal(found[0], experts)
+    np.testing.assert_allclose(found[1], jax.nn.softmax(best), rtol=1e-5)
+
+
+def test_the_selection_bias_chooses_but_does_not_weigh_and_has_no_gradient() -> None:
+    moe = DEEPSEEK.model_copy(update={"num_groups": 1, "groups_per_token": 1})
+    logits, bias = draw(20, 16), jnp.zeros(16).at[3].set(10.0)
+    experts, weights = route(moe, logits, bias)
+    assert np.all(experts[:, 0] == 3)
+    scores = np.take_along_axis(np.asarray(jax.nn.sigmoid(logits)), np.asarray(experts), axis=1)
+    np.testing.assert_allclose(weights, 2.5 * scores / scores.sum(axis=1, keepdims=True), rtol=1e-5)
+    assert not np.any(jax.grad(lambda bias: (route(moe, logits, bias)[1] ** 2).sum())(bias))
+
+
+def test_weights_have_the_gradient_of_what_they_are() -> None:
+    logits = draw(6, 8)
+    for moe in (MIXTRAL, QWEN3):
+        check_grads(lambda logits, m=moe: route(m, logits, None)[1], (logits,), order=1, modes=["rev"])
+
+
+def test_a_router_computes_in_float32_whatever_its_input() -> None:
+    x, router = draw(9, 16).astype(jnp.bfloat16), draw(16, 8)
+    logits = router_logits(x, router, None)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, x.astype(jnp.float32) @ router, rtol=1e-6, atol=1e-6)
+
+
+# Statistics and losses ------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_over_tokens_only_and_add_up() -> None:
+    logits, is_token = 2 * draw(60, 8), jnp.arange(60) % 3 > 0
+    experts = route(MIXTRAL, logits, None)[0]
+    sums = router_sums(MIXTRAL, logits, experts, is_token)
+    kept = np.asarray(jax.nn.softmax(logits))[np.asarray(is_token)]
+    np.testing.assert_array_equal(sums["load"], np.bincount(np.asarray(experts)[is_token].ravel(), minlength=8))
+    np.testing.assert_allclose(sums["probability"], kept.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(sums["entropy"], -(kept * np.log(kept)).sum(), rtol=1e-5)
+    assert sums["tokens"] == 40
+    parts = [router_sums(MIXTRAL, logits[s], experts[s], is_token[s]) for s in (slice(0, 25), slice(25, 60))]
+    for name, value in sums.items():
+        np.testing.assert_allclose(parts[0][name] + parts[1][name], value, rtol=1e-5)
+
+
+def test_the_balance_loss_is_least_for_an_even_load() -> None:
+    even = balance_loss(jnp.full(8, 20.0), jnp.full(8, 10.0), jnp.float32(80))
+    assert even == pytest.approx(MIXTRAL.experts_per_token)
+    one = balance_loss(jnp.zeros(8).at[0].set(160.0), jnp.zeros(8).at[0].set(80.0), jnp.float32(80))
+    assert one == pytest.approx(16.0)
+
+
+def test_the_balance_loss_is_the_published_formula_and_a_sum_of_parts() -> None:
+    logits = 2 * draw(64, 8)
+    experts = route(MIXTRAL, logits, None)[0]
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    fraction = np.bincount(np.asarray(experts).ravel(), minlength=8) / 64
+    wanted = 8 * (fraction * probabilities.mean(axis=0)).sum()
+    whole = router_sums(MIXTRAL, logits, experts, jnp.ones(64, bool))
+    assert balance_loss(whole["load"], whole["probability"], whole["tokens"]) == pytest.approx(wanted, rel=1e-5)
+    halves = [router_sums(MIXTRAL, logits[s], experts[s], jnp.ones(32, bool)) for s in (slice(0, 32), slice(32, 64))]
+    parts = [balance_loss(whole["load"], half["probability"], whole["tokens"]) for half in halves]
+    assert sum(parts) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_z_loss_is_the_mean_squared_log_sum_exp() -> None:
+    logits = 2 * draw(10, 8)
+    sums = router_sums(MIXTRAL, logits, route(MIXTRAL, logits, None)[0], jnp.ones(10, bool))
+    wanted = np.mean(np.log(np.exp(np.asarray(logits, np.float64)).sum(axis=1)) ** 2)
+    assert z_loss(sums["z"], sums["tokens"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_bias_moves_towards_an_even_load_and_evens_it() -> None:
+    np.testing.assert_allclose(
+        bias_update(jnp.array([[1.0, 2.0, 6.0]]), jnp.array([[0.1, 0.2, 0.3]]), 0.01), [[0.11, 0.21, 0.29]], rtol=1e-6
+    )
+    moe = DEEPSEEK.model_copy(update={"num_groups": 1, "groups_per_token": 1})
+    logits, bias = draw(512, 16) + jnp.linspace(-1, 1, 16), jnp.zeros(16)
+    loads = []
+    for _ in range(200):
+        loads.append(expert_load(route(moe, logits, bias)[0], 16))
+        bias = bias_update(loads[-1].astype(jnp.float32), bias, 0.005)
+    assert loads[0].max() > 2 * 128 and loads[-1].max() < 1.2 * 128
+
+
+# Dispatch -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(1, 4).flatmap(
+        lambda peers: st.integers(1, 3).flatmap(
+            lambda here: st.lists(
+                st.lists(st.integers(0, 9), min_size=peers * here, max_size=peers * here),
+                min_size=peers, max_size=peers,
+            ).map(lambda counts: np.array(counts, np.int32).reshape(peers, peers, here))
+        )
+    ),
+    st.integers(1, 12),
+)  # fmt: skip
+def test_rounds_move_every_row_once_to_its_expert_and_back(counts: np.ndarray, room: int) -> None:
+    """Plays all devices: rows are (sender, receiver, expert, number); a buffer's rows lie by expert."""
+    peers, _, here = counts.shape
+    own = [
+        [(s, d, e, n) for d in range(peers) for e in range(here) for n in range(counts[s, d, e])] for s in range(peers)
+    ]
+    arrived: list[list[tuple[int, ...]]] = [[] for _ in range(peers)]
+    for number in range(-(-int(counts.sum(axis=(0, 2)).max()) // room)):
+        tables = [slices_of(counts, number, room, device) for device in range(peers)]
+        buffers: list[dict[int, tuple[int, ...]]] = [{} for _ in range(peers)]
+        for s, d, e in np.ndindex(counts.shape):
+            sent, got = tables[s], tables[d]
+            assert sent.send_sizes[d, e] == got.receive_sizes[s, e]
+            for step in range(int(sent.send_sizes[d, e])):
+                row, place = int(sent.send_starts[d, e]) + step, int(sent.target_starts[d, e]) + step
+                assert place == int(got.receive_starts[s, e]) + step and row == int(got.origin_starts[s, e]) + step
+                assert place not in buffers[d]
+                buffers[d][place] = own[s][row]
+        for device, buffer in enumerate(buffers):
+            assert sorted(buffer) == list(range(len(buffer))) and len(buffer) <= room
+            assert len(buffer) == int(tables[device].receive_sizes.sum())
+            arrived[device] += [buffer[place] for place in sorted(buffer)]
+    for device in range(peers):
+        assert sorted(arrived[device]) == sorted(row for rows in own for row in rows if row[1] == device)
+        assert [row[2] for row in arrived[device]] == sorted(row[2] for row in arrived[device])
+
+
+@jax.jit
+def jitted_slices(counts: jax.Array, number: int, room: int, device: int) -> Slices:
+    return round_slices(counts, number, room, device)
+
+
+def slices_of(counts: np.ndarray, number: int, room: int, device: int) -> Slices:
+    return jax.tree.map(np.asarray, jitted_slices(jnp.asarray(counts), number, room, device))
+
+
+def test_a_buffer_holds_a_quarter_more_than_an_even_load_and_no_more_than_can_come() -> None:
+    assert buffer_rows(8192, 2, 1, 8) == (20480, 4)
+    assert buffer_rows(8192, 2, 4, 2) == (20480, 2)
+    assert buffer_rows(4, 2, 1, 8) == (32, 1)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5))
+def test_sorting_and_summing_are_transposes(tokens: int, copies: int, seed: int) -> None:
+    experts = jax.random.randint(jax.random.key(seed), (tokens, copies), 0, 4)
+    order = expert_order(experts)
+    assert np.all(np.diff(np.asarray(experts).ravel()[order.order]) >= 0)
+    x, y = draw(tokens, 3, seed=seed), draw(tokens * copies, 3, seed=seed + 1)
+    rows, pull = jax.vjp(lambda x: to_experts(x, order, copies), x)
+    np.testing.assert_allclose(jnp.vdot(rows, y), jnp.vdot(x, to_tokens(y, order, copies)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pull(y)[0], to_tokens(y, order, copies), rtol=1e-6)
+    np.testing.assert_allclose(jax.vjp(lambda y: to_tokens(y, order, copies), y)[1](x)[0], rows, rtol=1e-6)
+
+
+# The layer ------------------------------------------------------------------------------------------------------------
+
+
+def dense(module: MoE, x: jax.Array) -> jax.Array:
+    """Every expert for every token, then the weighted sum."""
+    flat, e = x.reshape(-1, x.shape[-1]), module.experts
+    assert module.moe is not None
+
+    def value(param: nnx.Param | None) -> jax.Array | float:
+        return 0.0 if param is None else param[...][:, None]
+
+    bias = None if module.selection_bias is None else module.selection_bias[...]
+    router_bias = None if module.router_bias is None else module.router_bias[...]
+    experts, weights = route(module.moe, router_logits(flat, module.router[...], router_bias), bias)
+    gate = jnp.einsum("nd,edf->enf", flat, e.gate[...]) + value(e.gate_bias)
+    up = jnp.einsum("nd,edf->enf", flat, e.up[...]) + value(e.up_bias)
+    outs = jnp.einsum("enf,efd->end", gated(gate, up, module.activation), e.down[...]) + value(e.down_bias)
+    mixed = (weights[..., None] * outs.transpose(1, 0, 2)[jnp.arange(len(flat))[:, None], experts]).sum(axis=1)
+    out = mixed.reshape(x.shape)
+    return out if module.shared is None else out + module.shared(x)
+
+
+def gradients(module: MoE, function: Any, x: jax.Array, pull: jax.Array) -> Any:
+    definition, state = nnx.split(module)
+    loss = jax.jit(jax.grad(lambda state, x: (function(nnx.merge(definition, state), x) * pull).sum(), (0, 1)))
+    return loss(state, x)
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layer_is_the_dense_reference_with_its_gradients(family: str) -> None:
+    module, x, pull = layer(FAMILIES[family]), draw(2, 23, 16), draw(2, 23, 16, seed=1)
+    assert_close(module(x)[0], dense(module, x))
+    assert_close(gradients(module, lambda m, x: m(x)[0], x, pull), gradients(module, dense, x, pull))
+
+
+def test_a_layer_says_what_its_router_did() -> None:
+    sums = layer(MIXTRAL)(draw(2, 23, 16))[1]
+    assert set(sums) == {"load", "probability", "z", "entropy", "tokens", "dropped"}
+    assert sums["load"].sum() == 2 * 46 and sums["tokens"] == 46 and sums["dropped"] == 0
+    assert sums["probability"].sum() == pytest.approx(46, rel=1e-5)
+    assert 0 < sums["entropy"] < 46 * np.log(8)
+
+
+@jax.jit
+def mixtral_layer(x: jax.Array) -> jax.Array:
+    return layer(MIXTRAL)(x)[0]
+
+
+@settings(max_examples=20)
+@given(st.permutations(range(12)))
+def test_tokens_do_not_see_each_other(order: list[int]) -> None:
+    x, places = draw(1, 12, 16), np.array(order)
+    np.testing.assert_allclose(mixtral_layer(x[:, places]), mixtral_layer(x)[:, places], rtol=1e-5, atol=1e-6)
+
+
+def test_all_tokens_to_the_same_experts_and_none_to_the_others() -> None:
+    module, x = layer(MIXTRAL), jnp.broadcast_to(draw(1, 1, 16), (3, 11, 16))
+    out, sums = module(x)
+    assert sorted(np.asarray(sums["load"]).tolist()) == [0.0] * 6 + [33.0] * 2
+    assert_close(out, dense(module, x))
+    grads = gradients(module, lambda m, x: m(x)[0], x, jnp.ones_like(x))[0]["experts"]["gate"][...]
+    used = np.asarray(sums["load"]) > 0
+    assert np.all(np.any(np.asarray(grads), axis=(1, 2)) == used)
+
+
+def test_padding_costs_nothing_and_gets_what_every_token_gets_besides() -> None:
+    module, x = layer(DEEPSEEK), draw(2, 20, 16)
+    is_token = jnp.arange(20) < jnp.array([[15], [7]])
+    out, sums = module(x, is_token)
+    assert sums["load"].sum() == 4 * 22 and sums["tokens"] == 22
+    assert_close(out[is_token], module(x)[0][is_token])
+    assert module.shared is not None
+    assert_close(out[~is_token], module.shared(x)[~is_token])
+
+
+def test_clamped_experts_are_gpt_oss_s() -> None:
+    """Its activation by hand, for numbers on both sides of the clamps."""
+    gate, up = jnp.array([-9.0, 3.0, 9.0, 7.5]), jnp.array([-9.0, 2.0, 9.0, -7.5])
+    low, high = np.minimum(np.asarray(gate), 7.0), np.clip(np.asarray(up), -7.0, 7.0)
+    np.testing.assert_allclose(gated(gate, up, "clamped"), low / (1 + np.exp(-1.702 * low)) * (high + 1), rtol=1e-5)
+
+
+def test_bfloat16_stays_bfloat16_and_near_float32() -> None:
+    module, x = layer(MIXTRAL), draw(2, 23, 16)
+    definition, state = nnx.split(module)
+    half = nnx.merge(definition, jax.tree.map(lambda array: array.astype(jnp.bfloat16), state))
+    half.router = nnx.Param(module.router[...])
+    out = half(x.astype(jnp.bfloat16))[0]
+    assert out.dtype == jnp.bfloat16
+    exact = module(x.astype(jnp.bfloat16).astype(jnp.float32))[0]
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=0.05, atol=0.05)

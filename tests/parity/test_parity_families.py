@@ -1,0 +1,102 @@
+"""Every family live against transformers, in the environment that LIFECYCLE_PARITY_PYTHON names: our export opened by
+`AutoModelForCausalLM`, and the golden values made again."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.model.weights import CONFIG, load_config, save_weights
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FAMILIES = sorted(path.parent.name for path in GOLDEN.glob(f"families/*/{CONFIG}"))
+WHOLE_MODEL = 1e-4  # float32, a whole model
+LENGTH = 40
+PYTHON = os.environ.get("LIFECYCLE_PARITY_PYTHON")
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(PYTHON is None, reason="LIFECYCLE_PARITY_PYTHON names no Python with torch and transformers"),
+]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model of ours as it was saved, and the tokens that transformers is given."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokens: np.ndarray
+    folder: Path
+
+
+def run_there(script: Path, *arguments: str | Path) -> None:
+    done = subprocess.run([str(PYTHON), str(script), *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@cache
+def config_of(family: str) -> ModelConfig:
+    """The golden model's shape, deeper by a layer so that the patterns end elsewhere."""
+    config = load_config(GOLDEN / "families" / family)
+    return config.model_copy(update={"num_layers": config.num_layers + 1, "compute_dtype": "float32"})
+
+
+def noisy_params(config: ModelConfig, seed: int) -> dict[str, Any]:
+    """Fresh parameters, no two alike and none at its initial one or zero."""
+    key, *keys = jax.random.split(jax.random.key(seed), 1000)
+    leaves, tree = jax.tree.flatten(jax.jit(init_params, static_argnums=0)(config, key))
+    noisy = [x + 0.2 * jax.random.normal(own, x.shape) for x, own in zip(leaves, keys[: len(leaves)], strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """All families, saved by us and opened there in one process."""
+    models: dict[str, Exported] = {}
+    for seed, family in enumerate(FAMILIES):
+        folder, config = tmp_path_factory.mktemp(family), config_of(family)
+        tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
+        models[family] = Exported(config, noisy_params(config, seed), tokens, folder)
+        save_weights(config, models[family].params, folder, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        np.save(folder / "tokens.npy", tokens)
+    run_there(Path(__file__).with_name("open_models.py"), *(model.folder for model in models.values()))
+    return models
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_opens_what_is_exported(exported: dict[str, Exported], family: str) -> None:
+    model = exported[family]
+    tokens = jnp.asarray(model.tokens)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    run = jax.jit(lambda p: logits(model.config, p, forward(model.config, p, tokens, positions)))
+    expected = np.load(model.folder / "logits.npy")
+    np.testing.assert_allclose(run(model.params), expected, atol=WHOLE_MODEL, rtol=0)
+    assert expected.std() > 0.5  # logits of a size at which the tolerance says something
+
+
+@pytest.fixture(scope="module")
+def made_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    run_there(GOLDEN / "make_family_golden.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_golden_values_are_what_transformers_computes_now(made_again: Path, family: str) -> None:
+    stored, new = GOLDEN / "families" / family, made_again / family
+    assert (new / "tensors.json").read_text() == (stored / "tensors.json").read_text()
+    assert load_config(new) == load_config(stored)
+    expected, found = np.load(stored / "expected.npz"), np.load(new / "expected.npz")
+    for name in ("tokens", "greedy"):
+        assert np.array_equal(found[name], expected[name]), name
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=WHOLE_MODEL, rtol=0)

@@ -1,0 +1,87 @@
+"""Stages that start from a bundle: what they need, what decides their key, and bundles that do not fit the run."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.core.artifact import content_hash
+from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import init_params
+from lifecycle.model.weights import save_weights
+from lifecycle.stages.chain import STAGES, needed
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.training import imported_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+
+DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
+MODEL = ModelConfig(
+    vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
+)
+
+
+def read(*overrides: str) -> RunConfig:
+    return load_config(RunConfig, DEBUG, overrides)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    save_weights(MODEL, init_params(MODEL, jax.random.key(0)), folder)
+    ByteTokenizer().save(folder)
+    return folder
+
+
+def test_a_stage_that_starts_from_a_bundle_does_not_need_the_one_before(bundle: Path) -> None:
+    names = [stage.name for stage in needed(("sft",), read(f"sft.init={bundle}"))]
+    assert names == ["documents", "tokenizer", "tokens", "rows", "sft"]
+    names = [stage.name for stage in needed(("prefer",), read(f"prefer.init={bundle}"))]
+    assert names == ["documents", "tokenizer", "rows", "prefer"]
+    assert needed(("prefer",), read(f"pretrain.init={bundle}")) == needed(("prefer",))
+
+
+def test_the_bundles_content_decides_the_key_and_not_its_place(bundle: Path) -> None:
+    settings = STAGES["sft"].settings
+    first = settings(read(f"sft.init={bundle}"))
+    assert first["train"]["init"] == content_hash(bundle) and settings(read())["train"]["init"] is None
+    moved = bundle.rename(bundle.with_name("moved"))
+    assert settings(read(f"sft.init={moved}")) == first
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    assert settings(read(f"sft.init={moved}")) != first
+    with pytest.raises(ConfigError, match=r"sft\.init=.*bundle: no such folder; give a bundle"):
+        settings(read(f"sft.init={bundle}"))
+
+
+def test_its_weights_are_laid_over_the_mesh(bundle: Path) -> None:
+    mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
+    shorter = MODEL.model_copy(update={"max_seq_len": 32})
+    params = imported_params(bundle, shorter, ByteTokenizer(), mesh)
+    assert params["embed"].addressable_shards[0].data.shape == (132, 16)
+    assert np.array_equal(params["embed"], init_params(MODEL, jax.random.key(0))["embed"])
+
+
+def test_another_model_or_vocabulary_is_refused(bundle: Path) -> None:
+    mesh = build_mesh(MeshConfig())
+    with pytest.raises(ConfigError, match=r"holds another model, of rope_theta=10000\.0; set those"):
+        imported_params(bundle, MODEL.model_copy(update={"rope_theta": 5000.0}), ByteTokenizer(), mesh)
+    other = ByteTokenizer()
+    other.eos_id = other.bos_id
+    with pytest.raises(ConfigError, match=r"trained with another vocabulary.*tokenizer\.path="):
+        imported_params(bundle, MODEL, other, mesh)
+
+
+def test_a_model_that_no_family_can_say_is_told_when_the_config_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"family 'qwen3' cannot say qk_norm='projection'; set model\.family"):
+        read("model.qk_norm=projection")
+    with pytest.raises(ConfigError, match=r"model\.family 'qwen4' is not a family .*did you mean 'qwen3'\?"):
+        read("model.family=qwen4")
+
+
+def test_the_schema_names_the_setting() -> None:
+    schema = json.dumps(RunConfig.model_json_schema())
+    assert schema.count('"init"') >= 3
