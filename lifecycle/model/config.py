@@ -38,6 +38,14 @@ class RopeScaling(Section):
     mscale_all_dim: float | None = None  # the scores (MLA only)
     truncate: bool = True  # yarn: the ramp's ends are rounded outwards to whole dimensions
 
+    @model_validator(mode="after")
+    def _check(self) -> "RopeScaling":
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor} must be below high_freq_factor={self.high_freq_factor}"
+            )
+        return self
+
 
 class MlaConfig(Section):
     """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values through one latent of `kv_lora_rank`,

@@ -22,7 +22,7 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 
 # Rows of a receiver's buffer, in units of an even load. A second round reads all expert weights once more, so it should
-# be rare; each half adds as much to the largest arrays of the layer.
+# be rare; but the largest arrays of the layer have this many rows, and so has the elementwise work on them.
 ROOM = 1.25
 
 
@@ -127,8 +127,9 @@ def _picked(x: Array, slices: Slices, rows: int) -> Array:
 
 
 def tiled(x: Float[Array, "N D"]) -> Float[Array, "N ..."]:
-    """`x` with rows of whole 8 x 128 tiles, where they are: then a row lies in one piece in a TPU's memory. Moving
-    rows of Mixtral's layer in the usual layout takes twice the cycles, and ten times as long to compile."""
+    """`x` with rows of whole 8 x 128 tiles, where they are: then a row lies in one piece in a TPU's memory. Compiled
+    for v5p with Mixtral's rows, a buffer is filled in 51 cycles a row instead of 187, and a gather compiles in 0.3 s
+    instead of 3.3 s."""
     return x.reshape(x.shape[0], -1, 128) if x.shape[1] % 1024 == 0 else x
 
 
@@ -154,8 +155,8 @@ def to_experts(x: Float[Array, "N ..."], order: Order, copies: int) -> Float[Arr
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def to_tokens(rows: Float[Array, "R ..."], order: Order, copies: int) -> Float[Array, "N ..."]:
     """The sums, in float32, of the `copies` rows that belong to a token: the transpose of `to_experts`."""
-    # One gather for each copy: a [N, copies, D] array is laid out with few rows a tile on TPUs, and its sum takes 12
-    # times as long (3.2 M of 57 M cycles of Mixtral's layer, twice).
+    # One gather for each copy: a [N, copies, D] array is laid out badly on TPUs, and its sum took 3.2 M cycles for
+    # Mixtral's 8192 tokens on v5p where this takes 0.3 M.
     places = order.inverse.reshape(-1, copies).T
     own = (rows.at[place].get(mode="promise_in_bounds").astype(jnp.float32) for place in places)
     return sum(own, start=jnp.float32(0)).astype(rows.dtype)

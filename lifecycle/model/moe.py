@@ -1,7 +1,7 @@
 """A layer of experts, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021).
 
 Each token's rows are sorted by expert, sent to the experts' devices, multiplied group by group and summed where they
-came from (`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and no row is computed that is not
+came from (`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and the products work on rows that are
 there. A row's weight multiplies the hidden activations, before the last product: so the gradient of a weight needs
 neither that product nor the way back once more when activations are recomputed.
 

@@ -50,6 +50,7 @@ __all__ = [
 ]  # fmt: skip
 
 CONFIG = "config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FLOAT32 = np.dtype(np.float32)
 ALWAYS_FLOAT32 = "selection_bias"  # its steps are smaller than bfloat16's
 
@@ -57,12 +58,13 @@ type Spans = tuple[tuple[int, int], ...]  # (start, stop) a dimension
 
 
 def config_to_hf(config: ModelConfig, dtype: np.dtype = FLOAT32, **token_ids: int) -> dict[str, Any]:
-    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`.
+    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`. One that is not
+    given is null: left out, another tool takes the family's own, which may lie outside this vocabulary.
 
     Raises `WeightsError` naming what of it the family's form cannot say.
     """
     more = {"initializer_range": config.d_model**-0.5, "use_cache": True, "torch_dtype": dtype.name}
-    return family_of(config).config_to(config) | more | token_ids
+    return family_of(config).config_to(config) | more | dict.fromkeys(TOKEN_IDS) | token_ids
 
 
 def config_from_hf(tree: Mapping[str, Any]) -> ModelConfig:

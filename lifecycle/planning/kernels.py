@@ -2,7 +2,8 @@
 
 Attention kernels are told apart by name: `fwd` multiplies twice (q k', p v); `dq` three times (again q k', then dO v',
 dS k); `dkv` four times (q k', dO v', P' dO, dS' q), and one more where no `dq` kernel runs beside it (the fused
-backward). Grouped products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices).
+backward). Grouped products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); their rows
+are the buffer's, of which some may stay empty: an upper bound.
 """
 
 import math

@@ -218,9 +218,9 @@ def test_a_buffer_holds_a_quarter_more_than_an_even_load_and_no_more_than_can_co
     assert buffer_rows(4, 2, 1, 8) == (32, 1)
 
 
-@settings(max_examples=20)
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 5))
-def test_sorting_and_summing_are_transposes(tokens: int, copies: int, seed: int) -> None:
+@pytest.mark.parametrize("copies", [1, 3])
+def test_sorting_and_summing_are_transposes(copies: int) -> None:
+    tokens, seed = 7, copies
     experts = jax.random.randint(jax.random.key(seed), (tokens, copies), 0, 4)
     order = expert_order(experts)
     assert np.all(np.diff(np.asarray(experts).ravel()[order.order]) >= 0)

@@ -84,7 +84,7 @@ def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]
 
 
 def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
-    sums, lengths = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
+    sums, lengths, _ = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
     expected = answers(params, pairs)
     where = pairs["pair_mask"] > 0
     assert where.sum() == len(expected) > 4 and len({tuple(e["lengths"]) for e in expected}) > 3
