@@ -18,14 +18,8 @@ from lifecycle.core import collectives
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.flash_backward import backward
-from lifecycle.kernels.flash_blocks import LANES, LOG2_E, Blocks, Plan
+from lifecycle.kernels.flash_blocks import LANES, LOG2_E, Blocks, Plan, Segments
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
-
-Segments = tuple[Array, Array] | None
-
-
-def blocks_of(chip: str, head_dim: int) -> Blocks:
-    return Blocks(2048, 2048, 512)
 
 
 def flash_attention(
@@ -148,7 +142,9 @@ def _forward(
             jax.ShapeDtypeStruct((batch, q.shape[1], plan.num_heads * plan.value_dim), v.dtype),
             jax.ShapeDtypeStruct((batch, plan.num_heads, 1, q.shape[1]), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=plan.blocks.vmem_bytes
+        ),
         name="flash_fwd",
         interpret=plan.interpret,
     )(*prefetch, q, k, v, *ids, None if sinks is None else sinks.astype(jnp.float32))
@@ -172,10 +168,8 @@ def _forward_kernel(
         queries, keys = (fb.rows(n, size) for n, size in zip((i, j), plan.tiles, strict=True))
         scores, _ = fb.bounded(fb.times_rows(q[queries, :], k[keys, :]), plan.scale, plan.soft_cap)
         if is_masked:
-            seen = fb.seen_pairs(scores.shape, 0, distance, plan.window)
-            if q_ids is not None:
-                seen = jnp.logical_and(seen, fb.column(q_ids[:, queries]) == k_ids[:, keys])
-            scores = jnp.where(seen, scores, MASKED)
+            ids = (None, None) if q_ids is None else (q_ids[:, queries], k_ids[:, keys])
+            scores = fb.masked(plan, scores, 0, distance, *ids)
         _add(scores, v[keys, :], *(x.at[queries, :] for x in (top, total, sum_of)))
 
     fb.each_tile(plan, steps, starts, q_spans, k_spans, add)

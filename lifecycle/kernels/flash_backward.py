@@ -14,12 +14,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import flash_blocks as fb
-from lifecycle.kernels.flash_blocks import Plan
-from lifecycle.kernels.mask import MASKED
+from lifecycle.kernels.flash_blocks import Plan, Segments
 
 
 def backward(
-    plan: Plan, device: Array | int, q: Array, k: Array, v: Array, segments: tuple[Array, Array] | None, out: Array,
+    plan: Plan, device: Array | int, q: Array, k: Array, v: Array, segments: Segments, out: Array,
     sums: Array, grad: Array,
 ) -> tuple[Array, Array, Array, Float[Array, "B H 1 T"]]:  # fmt: skip
     """Gradients of `q`, `k`, `v`, and each query's `sum(out * grad)`.
@@ -40,14 +39,14 @@ def backward(
         inputs = q[:, cut], k, v, ids, out[:, cut], sums[..., cut], grad[:, cut]
         parts.append(_run(plan, device, blocks, *inputs, jnp.dtype(jnp.float32)))
     dq, dk, dv, inner = zip(*parts, strict=True)
-    dk, dv = (sum(x[1:], x[0]).astype(k.dtype) for x in (dk, dv))
+    dk, dv = (jnp.stack(x).sum(0).astype(k.dtype) for x in (dk, dv))
     return jnp.concatenate(dq, 1), dk, dv, jnp.concatenate(inner, 3)
 
 
 def _run(
     plan: Plan, device: Array | int, blocks: tuple[int, int], q: Array, k: Array, v: Array,
-    segments: tuple[Array, Array] | None, out: Array, sums: Array, grad: Array, dtype: jnp.dtype,
-) -> tuple[Array, ...]:  # fmt: skip
+    segments: Segments, out: Array, sums: Array, grad: Array, dtype: jnp.dtype,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     batch, length, (bq, bkv), group = q.shape[0], q.shape[1], (plan.q.block, plan.kv.block), plan.per_group
     steps = jnp.asarray(fb.backward_steps(plan, blocks))[device]
     first = jnp.asarray(fb.starts(plan)[:, blocks[0] : blocks[1]])[device]
@@ -75,7 +74,7 @@ def _run(
         ),
         pl.BlockSpec((None, bq, dims[1]), query),
     ]
-    return pl.pallas_call(
+    dq, dk, dv, inner = pl.pallas_call(
         partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
@@ -105,6 +104,7 @@ def _run(
         name="flash_bwd",
         interpret=plan.interpret,
     )(steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, sums, grad)
+    return dq, dk, dv, inner
 
 
 def _kernel(
@@ -131,10 +131,8 @@ def _kernel(
         own = pl.ds(pl.multiple_of(query * plan.q.block + i * plan.tiles[0], plan.tiles[0]), plan.tiles[0])
         scores, slope = fb.bounded(fb.times_rows(k[keys, :], q[queries, :]), plan.scale, plan.soft_cap)
         if is_masked:
-            seen = fb.seen_pairs(scores.shape, 1, distance, plan.window)
-            if q_ids is not None:
-                seen = jnp.logical_and(seen, fb.column(k_ids[:, keys]) == q_ids[:, queries])
-            scores = jnp.where(seen, scores, MASKED)
+            ids = (None, None) if q_ids is None else (q_ids[:, queries], k_ids[:, keys])
+            scores = fb.masked(plan, scores, 1, distance, *ids)
         weights = jnp.exp2(scores - sums[:, queries])
         dv_sum[keys, :] += jnp.dot(weights.astype(grad.dtype), grad[queries, :], preferred_element_type=jnp.float32)
         dscores = weights * (fb.times_rows(v[keys, :], grad[queries, :]) - inner[head, :, own])

@@ -7,9 +7,10 @@ block's lowest and highest id lie beside the list, and a pair whose ranges do no
 Pairs that are seen whole run without a mask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from lifecycle.core.typing import Array, Int
-from lifecycle.kernels.mask import row_order
+from lifecycle.kernels.mask import MASKED, row_order
+
+type Ref = Any  # a kernel's view of an array in VMEM or scalar memory; Pallas has no public type for it
+type Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
 
 LANES = 128  # a tile's width; a block's length is a multiple of it
 LOG2_E = 1.4426950408889634  # e ** x = 2 ** (x * LOG2_E): the chip's own exponential is base 2
@@ -33,8 +37,24 @@ class Blocks:
     q: int
     kv: int
     tile: int
-    dq_bytes: int = 36 << 20  # float32 gradients of queries that stay in VMEM while the keys pass
-    vmem_bytes: int = 60 << 20  # what a kernel may take in all
+    dq_bytes: int = 36 << 20  # of float32 gradients of queries, which stay in VMEM while the keys pass
+    vmem_bytes: int = 60 << 20  # that a kernel may take in all
+
+
+def blocks_of(chip: str, head_dim: int) -> Blocks:
+    """Blocks for a chip (JAX's `device_kind`).
+
+    A step costs about 400 cycles whatever it does, so blocks are long; what is multiplied at once is short, since half
+    of each tile on the diagonal is for nothing. Counted in v5p's own instructions for a row of 8,192 (cycles of one
+    head, forward + backward): 2,048 in tiles of 512: 178 K + 347 K; JAX's splash with its best blocks: 198 K + 534 K.
+    Of 128 MB of VMEM (v5e, v6e) 100 are taken, of 64 MB 60; v4 has 16.
+    """
+    lanes = -(-head_dim // LANES)
+    if chip == "TPU v4":
+        return Blocks(1024 // lanes, 1024 // lanes, 512 // lanes, dq_bytes=5 << 20, vmem_bytes=16 << 20)
+    large = chip in ("TPU v5 lite", "TPU v6 lite")
+    size = 2048 // lanes
+    return Blocks(size, size, 512, 64 << 20, 100 << 20) if large else Blocks(size, size, 512)
 
 
 class Fit(NamedTuple):
@@ -138,7 +158,8 @@ def forward_steps(plan: Plan) -> np.ndarray:
 
 @cache
 def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
-    """`[ways, 6, steps]`: key block by key block, in each the group's heads, in each its queries in `blocks` (from, to).
+    """`[ways, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from `blocks[0]`
+    to `blocks[1]`.
 
     NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them lies
     in the output's window: that which is done next, else the one done last, so each is written once, when it is whole.
@@ -155,7 +176,8 @@ def _backward_list(seen: np.ndarray, per_group: int) -> np.ndarray:
     runs = seen[query, key]
     new = runs & (key == seen.argmax(1)[query])
     done = runs & (key == num_kv - 1 - seen[:, ::-1].argmax(1)[query])
-    flags = sum(bit * is_set for bit, is_set in zip((FIRST, LAST, RUNS, NEW, DONE), (edge[:-1], edge[1:], runs, new, done)))
+    bits = (FIRST, edge[:-1]), (LAST, edge[1:]), (RUNS, runs), (NEW, new), (DONE, done)
+    flags = sum(bit * is_set for bit, is_set in bits)
     finished = np.flatnonzero(done)
     window = finished[np.minimum(np.searchsorted(finished, np.arange(len(key))), len(finished) - 1)]
     return np.stack([query, key, flags, head, query[window], head[window]])
@@ -170,15 +192,17 @@ def _stacked(lists: list[np.ndarray]) -> np.ndarray:
     return np.stack(padded).astype(np.int32)
 
 
-def spans(plan: Plan, segments: tuple[Array, Array] | None) -> list[Int[Array, "B 2 tiles"]] | list[None]:
-    """The lowest and the highest segment of each tile of the queries, and of the keys."""
+def spans(plan: Plan, segments: Segments) -> list[Array] | list[None]:
+    """`[B, 2, tiles]` of the queries and of the keys: the lowest and the highest segment of each tile."""
     if segments is None:
         return [None, None]
     cuts = [ids.reshape(ids.shape[0], -1, tile) for ids, tile in zip(segments, plan.tiles, strict=True)]
     return [jnp.stack([cut.min(-1), cut.max(-1)], axis=1) for cut in cuts]
 
 
-def each_tile(plan, steps, starts, q_spans, k_spans, add) -> None:  # refs of a kernel: untyped
+def each_tile(
+    plan: Plan, steps: Ref, starts: Ref, q_spans: Ref, k_spans: Ref, add: Callable[[Array, Array, Array, bool], None]
+) -> None:
     """`add(i, j, distance, is_masked)` for this step's tiles of which something may be seen.
 
     Tile `i` of the query block lies `distance` positions behind tile `j` of the key block.
@@ -192,7 +216,9 @@ def each_tile(plan, steps, starts, q_spans, k_spans, add) -> None:  # refs of a 
         distance = starts[query] + i * plan.tiles[0] - key * plan.kv.block - j * plan.tiles[1]
         some, whole = _position_test(plan, distance)
         if q_spans is not None:
-            ranges = [x[row, k, n] for x, n in ((q_spans, query * num[0] + i), (k_spans, key * num[1] + j)) for k in (0, 1)]
+            ranges = [
+                x[row, k, n] for x, n in ((q_spans, query * num[0] + i), (k_spans, key * num[1] + j)) for k in (0, 1)
+            ]
             meet, alike = _segment_test(*ranges)
             some, whole = jnp.logical_and(some, meet), jnp.logical_and(whole, alike)
         pl.when(jnp.logical_and(some, whole))(lambda: add(i, j, distance, False))
@@ -219,15 +245,20 @@ def _segment_test(q_low: Array, q_top: Array, k_low: Array, k_top: Array) -> tup
     return meet, jnp.logical_and(jnp.minimum(q_low, k_low) == q_top, jnp.maximum(q_top, k_top) == k_low)
 
 
-def seen_pairs(shape: tuple[int, int], query_dim: int, distance: Array, window: int | None) -> Array:
-    """Causal and window, of a tile whose first query lies `distance` behind its first key."""
-    iota = [jax.lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (query_dim, 1 - query_dim)]
+def masked(plan: Plan, scores: Array, query_dim: int, distance: Array, q_ids: Ref, k_ids: Ref) -> Array:
+    """A tile's scores, those of pairs that are not seen replaced; ids as `[1, n]` or None."""
+    iota = [jax.lax.broadcasted_iota(jnp.int32, scores.shape, dim) for dim in (query_dim, 1 - query_dim)]
     behind = iota[0] - iota[1]
     seen = behind >= -distance
-    return seen if window is None else jnp.logical_and(seen, behind < window - distance)
+    if plan.window is not None:
+        seen = jnp.logical_and(seen, behind < plan.window - distance)
+    if q_ids is not None:
+        down, across = (q_ids, k_ids) if query_dim == 0 else (k_ids, q_ids)
+        seen = jnp.logical_and(seen, _column(down) == across)
+    return jnp.where(seen, scores, MASKED)
 
 
-def column(row: Array) -> Array:
+def _column(row: Array) -> Array:
     """`[1, n]` as `[n, 1]`."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float
 
-
 CLAMP, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's published values
 
 
@@ -23,8 +22,8 @@ def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"]) -> Float[Arr
 
 
 def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
-    """Accelerators accumulate a bfloat16 product in float32 and round once; asked for a float32 result, the TPU compiler
-    writes it to memory and rounds it later."""
+    """Accelerators accumulate a bfloat16 product in float32 and round once; asked for a float32 result, the TPU
+    compiler writes it to memory and rounds it later."""
     return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=a.dtype)
 
 

@@ -36,6 +36,7 @@ from lifecycle.model.dispatch import (
 from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
 from lifecycle.model.routing import RouterSums, expert_load, route, router_logits, router_sums
 
+SELDOM = "seldom"  # the scope of loops that mostly run no time: who reads a compiled program counts them so
 type Activation = Literal["silu", "gelu", "clamped"]
 type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
 
@@ -222,7 +223,9 @@ def _rounds_forward(
     def add(number: Array, out: Array) -> Array:
         return out + _round(activation, room, counts, number, *floats)
 
-    return jax.lax.fori_loop(1, num_rounds, add, first), (pull_first, floats, counts, num_rounds)
+    with jax.named_scope(SELDOM):
+        out = jax.lax.fori_loop(1, num_rounds, add, first)
+    return out, (pull_first, floats, counts, num_rounds)
 
 
 def _rounds_backward(activation: Activation, room: int, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
@@ -232,7 +235,9 @@ def _rounds_backward(activation: Activation, room: int, saved: tuple[Any, ...], 
         _, pull = jax.vjp(partial(_round, activation, room, counts, number), *floats)
         return jax.tree.map(jnp.add, grads, pull(grad))
 
-    return (*jax.lax.fori_loop(1, num_rounds, add, pull_first(grad)), None, None)
+    with jax.named_scope(SELDOM):
+        grads = jax.lax.fori_loop(1, num_rounds, add, pull_first(grad))
+    return (*grads, None, None)
 
 
 _rounds.defvjp(_rounds_forward, _rounds_backward)

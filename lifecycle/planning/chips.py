@@ -34,7 +34,6 @@ class Chip:
     link_bytes_per_s: float  # of one link, one way
     dcn_bytes_per_s: float  # of the network between slices or hosts, per chip
     flops_per_cycle: int | None  # per device, bfloat16; None: no compiler estimates its cycles
-    scoped_vmem_kib: int | None  # the compiler's limit for a fusion's working memory, raised; None: leave it
     price_per_hour: float | None  # USD per chip, on demand, United States
     sources: str
     devices_per_chip: int = 1
@@ -66,7 +65,6 @@ CHIPS = {
             link_bytes_per_s=45e9,
             dcn_bytes_per_s=6.25e9,
             flops_per_cycle=2 * 4 * 128 * 128 * 2,
-            scoped_vmem_kib=None,  # changes nothing for the product above, at any value tried
             price_per_hour=3.22,
             torus_dims=3,
             chip_config="megacore",
@@ -83,7 +81,6 @@ CHIPS = {
             link_bytes_per_s=50e9,
             dcn_bytes_per_s=6.4e12 / 8 / 256,
             flops_per_cycle=4 * 128 * 128 * 2,
-            scoped_vmem_kib=81920,  # above it the product above gains nothing
             price_per_hour=1.20,
             torus_dims=2,
             sources="peak, HBM, ICI 400 GB/s both ways, DCN 6.4 Tbps a pod: docs.cloud.google.com/tpu/docs/v5e; price: "
@@ -99,7 +96,6 @@ CHIPS = {
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=50e9 / 8,
             flops_per_cycle=2 * 4 * 128 * 128 * 2,
-            scoped_vmem_kib=65536,  # all of a core's
             price_per_hour=4.20,
             torus_dims=3,
             sources="peak, HBM, ICI 1200 GB/s both ways, DCN 50 Gbps a chip: docs.cloud.google.com/tpu/docs/v5p; int8: "
@@ -115,7 +111,6 @@ CHIPS = {
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=25.6e12 / 8 / 256,
             flops_per_cycle=4 * 256 * 256 * 2,
-            scoped_vmem_kib=98304,
             price_per_hour=2.70,
             torus_dims=2,
             sources="peak, HBM, ICI 800 GB/s both ways, DCN 25.6 Tbps a pod: docs.cloud.google.com/tpu/docs/v6e; "
@@ -131,7 +126,6 @@ CHIPS = {
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=12.5e9,
             flops_per_cycle=4 * 256 * 256 * 2,
-            scoped_vmem_kib=65536,  # all of a core's: above it the product above gains nothing
             price_per_hour=None,
             devices_per_chip=2,
             torus_dims=3,
@@ -148,7 +142,6 @@ CHIPS = {
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
             flops_per_cycle=None,
-            scoped_vmem_kib=None,
             price_per_hour=9.88,
             sources="SXM, 80 GB: nvidia.com/en-us/data-center/h100 (NVLink 900 GB/s both ways), 400 Gbps a GPU between "
             "hosts as in a DGX; price: a public page's 2026 quotation of cloud.google.com/compute/gpus-pricing",
@@ -163,7 +156,6 @@ CHIPS = {
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
             flops_per_cycle=None,
-            scoped_vmem_kib=None,
             price_per_hour=10.0,
             sources="SXM: nvidia.com/en-us/data-center/h200, 400 Gbps a GPU between hosts as in a DGX; price: 'around "
             "$10/hour' in jax-ml.github.io/scaling-book/gpus, 2025",
@@ -178,7 +170,6 @@ CHIPS = {
             link_bytes_per_s=300e9,
             dcn_bytes_per_s=25e9,
             flops_per_cycle=None,
-            scoped_vmem_kib=None,
             price_per_hour=3.93,
             sources="SXM, 80 GB: nvidia.com/en-us/data-center/a100 (NVLink 600 GB/s both ways), 200 Gbps a GPU between "
             "hosts as in a DGX; price: a public page's 2026 quotation of cloud.google.com/compute/gpus-pricing",

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 import lifecycle
 from lifecycle.core.config import digest
 from lifecycle.core.progress import Progress
-from lifecycle.planning.chips import GIB, Chip
+from lifecycle.planning.chips import GIB
 from lifecycle.planning.estimate import Estimate, estimate
 from lifecycle.planning.memory import Memory, memory_of
 from lifecycle.planning.program import Program, Spender
@@ -54,12 +54,6 @@ class Planned:
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def compiler_options(chip: Chip) -> dict[str, str]:
-    """What the program is compiled with: the scoped VMEM limit raised, so that products keep larger blocks at hand."""
-    limit = chip.scoped_vmem_kib
-    return {} if limit is None else {"xla_tpu_scoped_vmem_limit_kib": str(limit)}
 
 
 def plan_program(

@@ -1,9 +1,10 @@
 """What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
 
 XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry: a loop's body counts as
-often as it runs, of a conditional's branches the costliest. Cycles are the TPU compiler's own estimates
-(`estimated_cycles`) for the core that does the products; what goes on beside it (copies, collectives, the sparse cores'
-work) has none. Pallas kernels have none either: they are counted by name.
+often as it runs (not at all if the model's code says that it seldom does), of a conditional's branches the costliest.
+Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; what goes on
+beside it (copies, collectives, the sparse cores' work) has none. Pallas kernels have none either: they are counted by
+name.
 """
 
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from lifecycle.model.moe import SELDOM
 from lifecycle.planning.flops import flops_of, product_flops
 from lifecycle.planning.hlo import HBM, Computation, Instruction, Module, Shape
 from lifecycle.planning.loops import trip_count
@@ -158,6 +160,8 @@ class Program:
 
     def trips(self, loop: Instruction, within: Computation) -> int:
         trips = trip_count(self.module, loop, within)
+        if trips is None and _is_seldom(loop):
+            return 0
         if trips is None and loop.name not in self.unknown_loops:
             self.unknown_loops.append(loop.name)
         return 1 if trips is None else trips
@@ -190,6 +194,11 @@ class Program:
         if users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == name for u in users):
             return 0.0
         return _hbm(operand.shapes)
+
+
+def _is_seldom(loop: Instruction) -> bool:
+    found = _OP_NAME.search(loop.attributes)
+    return found is not None and re.search(rf"\b{SELDOM}\b", found[1]) is not None
 
 
 def operation(instruction: Instruction) -> str:

@@ -115,12 +115,13 @@ def planned_training(
     progress: Progress,
 ) -> "Planned":
     """A plan of the train step, from the kept ones if nothing that it depends on has changed."""
+    from lifecycle.core.platform import compiler_options
     from lifecycle.planning.lowering import lower_train, seen_share
-    from lifecycle.planning.plan import Kept, compiler_options, plan_program
+    from lifecycle.planning.plan import Kept, plan_program
     from lifecycle.planning.topology import mesh_over
 
     mesh = mesh_over(topology, mesh_config)
-    options = compiler_options(topology.chip) if own.is_tuned else {}
+    options = compiler_options(mesh.devices.flat[0].device_kind) if own.is_tuned else {}
     settings = {name: value for name, value in train.plain().items() if name not in IRRELEVANT}
     key = {
         "program": "pretrain",
@@ -143,9 +144,10 @@ def planned_training(
 
 def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
     """The engine's two programs; they run on one device."""
+    from lifecycle.core.platform import compiler_options
     from lifecycle.planning.display import show
     from lifecycle.planning.lowering import lower_decode, lower_prefill
-    from lifecycle.planning.plan import Kept, compiler_options, plan_program
+    from lifecycle.planning.plan import Kept, plan_program
     from lifecycle.planning.topology import mesh_of_one
 
     if topology.num_chips != 1:
@@ -155,7 +157,7 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
             f"choose topology={topology.chip.name}:{one}"
         )
     mesh, length = mesh_of_one(topology), config.serve.max_seq_len or config.model.max_seq_len
-    options = compiler_options(topology.chip) if own.is_tuned else {}
+    options = compiler_options(mesh.devices.flat[0].device_kind) if own.is_tuned else {}
     kept = Kept()
     for name, lower in (("prefill", lower_prefill), ("decode", lower_decode)):
         sizes = {"num_slots": config.serve.num_slots, "length": length}

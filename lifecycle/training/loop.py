@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.distributed import is_writer
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog, read_log, rewind
 from lifecycle.core.typing import PRNGKeyArray
@@ -145,7 +146,10 @@ class _Loop:
             config.grad_accum,
             self.job.model.bias_rate,
         )
-        compiled = step.lower(self.state, batch).compile()  # any other shape would be an error, not a second program
+        options = compiler_options(self.job.mesh.devices.flat[0].device_kind)
+        compiled = step.lower(self.state, batch).compile(
+            options
+        )  # another shape would be an error, not a second program
         self._write(step=self.step, compile_s=time.perf_counter() - started)
         self.mark = (self.step, time.perf_counter(), cpu_seconds())
         if self.job.evaluation is not None and self.step == 0:  # where the run starts from

@@ -1,8 +1,6 @@
 """Shardings, named activations and collectives of every shipped config with a mesh are what they were."""
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +10,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.planning.contract import contract
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig
-
-sys.path.append(str(Path(__file__).parents[1] / "golden"))
-
-from make_contracts import FOLDER, REPOSITORY, lines_of, shipped
+from tests.golden.make_contracts import FOLDER, REPOSITORY, lines_of, shipped
 
 
 def test_every_shipped_config_with_a_mesh_has_its_contract() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import AXES, MeshConfig
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig, MoeConfig, num_params
 from lifecycle.planning import plan, search, topology
@@ -20,7 +21,7 @@ from lifecycle.planning.estimate import Estimate
 from lifecycle.planning.layout import POLICIES, Candidate, forecast
 from lifecycle.planning.lowering import seen_share, train_work
 from lifecycle.planning.network import Network
-from lifecycle.planning.plan import Kept, Planned, compiler_options, plan_program
+from lifecycle.planning.plan import Kept, Planned, plan_program
 from lifecycle.planning.timeline import Times
 from lifecycle.planning.topology import check_fits, mesh_over, parse_topology
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
@@ -128,7 +129,7 @@ def test_what_does_not_fit_is_a_plan_with_what_it_needs() -> None:
     lowered = SimpleNamespace(compile=compile_)
     mesh: Any = SimpleNamespace(shape={"fsdp": 64})
     cube = parse_topology("v5p:4x4x4")
-    got = plan_program("pretrain", cube, mesh, lambda: lowered, 0.5, compiler_options(cube.chip), Silent())
+    got = plan_program("pretrain", cube, mesh, lambda: lowered, 0.5, compiler_options("TPU v5"), Silent())
     assert (got.fits, got.needs_bytes, got.estimate) == (False, 608 * 2**30, None)
     assert got.options == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
 

@@ -113,6 +113,13 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named() -> None:
     assert program.unknown_loops == ["w"]
 
 
+def test_a_loop_that_the_model_calls_seldom_does_not_count() -> None:
+    text = loop("constant(0)", "1", 'custom-call(), custom_call_target="Length"')
+    marked = text.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/transpose(jvp())/seldom/while"}')
+    program = Program(parse_module(marked))
+    assert program.cycles == 0 and not program.unknown_loops
+
+
 def test_a_trip_count_that_xla_knows_is_taken() -> None:
     text = loop("constant(0)", "1", 'custom-call(), custom_call_target="Length"')
     known = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}')

@@ -16,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.core.progress import Silent
-from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params
+from lifecycle.model.names import unstack
+from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
 
 LAYERS = 3
 
@@ -294,6 +298,42 @@ def test_load_params_without_a_checkpoint(tmp_path: Path) -> None:
             load_params(folder, fresh_state()["params"])
 
 
+def test_arrays_are_read_one_by_one(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    params = fresh_state()["params"]
+    for step, read in ((2, read_params(tmp_path, params)), (1, read_params(tmp_path, params, step=1))):
+        saved = unstack(fresh_state(step)["params"])
+        assert_bit_equal({name: read(name, None) for name in saved}, saved)
+
+
+@pytest.mark.parametrize("ways", [1, 4])
+def test_parts_are_read_in_any_order(tmp_path: Path, ways: int) -> None:
+    """Of an array that lies on the disk as one chunk, and of one that was cut over its first dimension."""
+    experts = {name: jax.random.normal(jax.random.key(n), (8, 4, 6)) for n, name in enumerate(("gate", "up"))}
+    cut = NamedSharding(build_mesh(MeshConfig(fsdp=ways)), P("fsdp"))
+    checkpoints = Checkpointer(tmp_path, every=1, keep=1)
+    checkpoints.save(1, {"params": jax.device_put(experts, cut), "step": jnp.int32(1)}, {}, {})
+    checkpoints.close()
+    read = read_params(tmp_path, experts)
+    for expert in (0, 1, 7, 3, 2, 2):
+        for name in ("gate", "up", "gate"):
+            assert np.array_equal(read(name, expert), experts[name][expert])
+        assert np.array_equal(read("up", None), experts["up"])
+
+
+def test_a_damaged_checkpoint_or_one_of_another_model_is_not_read(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    params = fresh_state()["params"]
+    with pytest.raises(CheckpointError, match=r"params blocks\.0\.attention\.q is \(8, 8\).*has it as \(16, 16\)"):
+        read_params(tmp_path, fresh_state(width=16)["params"])
+    flip_a_bit(tmp_path / "2")
+    with pytest.raises(CheckpointError, match="has changed"):
+        read_params(tmp_path, params, step=2)
+    assert_bit_equal(read_params(tmp_path, params)("embed", None), fresh_state(1)["params"]["embed"])
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        read_params(tmp_path / "1" / "not there", params)
+
+
 ON_ANOTHER_MESH = """
 import sys
 from pathlib import Path
@@ -330,7 +370,8 @@ folder = Path(sys.argv[1])
 saved = state_on(0, fsdp=2, tensor=2, replica=2)
 first = Checkpointer(folder, every=1, keep=1)
 first.save(1, saved, {}, {})
-assert tuple(first._unstacked(saved)["params.blocks.0.attention.q"].sharding.spec) == (("fsdp", "expert", "context"), "tensor")
+layer = first._unstacked(saved)["params.blocks.0.attention.q"]
+assert tuple(layer.sharding.spec) == (("fsdp", "expert", "context"), "tensor")
 first.close()
 for sizes in ({}, {"fsdp": 4, "tensor": 2}):
     like = state_on(1, **sizes)

@@ -118,7 +118,9 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     with pytest.raises(DivergedError, match=r"step 7: .*'loss': nan.*not finite\. The checkpoints .* lower optimizer"):
         run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
     assert checkpoints(tmp_path) == [4, 6] and steps_of(tmp_path) == list(range(1, 7))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL))))
+    assert all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL)))
+    )
 
 
 def test_a_run_stopped_before_its_first_checkpoint_logs_its_start_once(tmp_path: Path) -> None:
@@ -159,7 +161,11 @@ def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, 
     run_job(job, Silent())
     (record,) = trained(tmp_path)
     assert record["loss"] < undisturbed[1]["loss"] + 0.3  # where the first run ended, not where it began
-    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL))), strict=True):
+    for before, after in zip(
+        jax.tree.leaves(start),
+        jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL))),
+        strict=True,
+    ):
         np.testing.assert_allclose(before, after, atol=1e-6)
 
 
