@@ -60,14 +60,21 @@ def attention(
     `scale` multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2,
     section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
 
-    Over a row (`mask.row_ways`), TPUs run splash and NVIDIA's GPUs cuDNN, the latter where it can: see `takes`. All
+    Over a row (`mask.row_ways`), TPUs run our flash kernels where heads are whole lanes of 128 and JAX's splash where
+    they are not (flash would pad them); NVIDIA's GPUs run cuDNN where it can: see `takes`. All
     else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
     `OUT_NAME` for a remat policy.
     """
     platform, chip = _made_for()
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-    if mask.row_ways is not None and platform == "tpu":
-        from lifecycle.kernels import splash  # a second of imports that only TPUs need
+    if mask.row_ways is not None and platform == "tpu":  # imports that take a second and only TPUs need
+        if q.shape[-1] % 128 == 0 and v.shape[-1] % 128 == 0:
+            from lifecycle.kernels.flash import flash_attention
+            from lifecycle.kernels.flash_blocks import blocks_of
+
+            blocks = blocks_of(chip, max(q.shape[-1], v.shape[-1]))
+            return flash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
+        from lifecycle.kernels import splash
 
         blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
         return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)

@@ -11,6 +11,7 @@ comes back is alike on all devices of these axes.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def _with_gradient(
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # two dimensions: XLA's CPU product copies for three
-        block_loss, grad = _block_loss(rows, head, *rest, soft_cap)
+        block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap)
         factors = (grad, rows) if is_cut else (rows, grad)
         grad_head += jax.lax.dot_general(*factors, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
@@ -170,7 +171,7 @@ def _in_two_passes(
     def is_target(first: Array) -> Array:
         return jnp.arange(parts.shape[1]) == (ids - first)[:, None]
 
-    def normalise(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+    def normalise(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[Any, None]:
         top, norm, chosen = carry
         logits = project(rows, _gathered(chunk[0], hidden.dtype), soft_cap)
         new_top = jnp.maximum(top, logits.max(-1, keepdims=True))

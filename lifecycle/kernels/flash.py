@@ -112,8 +112,8 @@ def _forward(
     prefetch += fb.spans(plan, segments)
     group = plan.per_group
 
-    def at(which: int, head: int | None):  # a block of rows `which` of the steps, at a head's column
-        return lambda b, h, s, steps, *_: (b, steps[which, s], h // head if head else 0)
+    def at(which: int, heads: int):  # a block of positions, at the column that so many query heads share
+        return lambda b, h, s, steps, *_: (b, steps[which, s], h // heads)
 
     def along(which: int):  # the same of an array with positions along the lanes
         return lambda b, h, s, steps, *_: (b, 0, steps[which, s])

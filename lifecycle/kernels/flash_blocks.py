@@ -44,9 +44,10 @@ class Blocks:
 def blocks_of(chip: str, head_dim: int) -> Blocks:
     """Blocks for a chip (JAX's `device_kind`).
 
-    A step costs about 400 cycles whatever it does, so blocks are long; what is multiplied at once is short, since half
-    of each tile on the diagonal is for nothing. Counted in v5p's own instructions for a row of 8,192 (cycles of one
-    head, forward + backward): 2,048 in tiles of 512: 178 K + 347 K; JAX's splash with its best blocks: 198 K + 534 K.
+    A step costs about 400 instructions whatever it does, so blocks are long; what is multiplied at once is short, since
+    half of a tile on the diagonal is for nothing. Counted in the compiler's instruction bundles (stalls are not in
+    them; nothing was timed), a tile of 512 x 512 that is seen whole takes, forward + backward, 1,068 + 2,393 on v5p and
+    870 + 1,469 on v6e; JAX's splash, per as many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053.
     Of 128 MB of VMEM (v5e, v6e) 100 are taken, of 64 MB 60; v4 has 16.
     """
     lanes = -(-head_dim // LANES)

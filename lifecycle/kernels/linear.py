@@ -9,7 +9,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float
 
 CLAMP, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's published values
@@ -39,27 +38,6 @@ def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Ar
 
 
 linear.defvjp(_linear, _linear_gradient)
-
-
-def to_heads(x: Float[Array, "B T D"], weight: Float[Array, "D H*Dh"], head_dim: int) -> Float[Array, "B T H Dh"]:
-    """`x @ weight`, its last dimension cut into heads.
-
-    On TPUs a product with heads of its own, in and out: the compiler then writes and reads them where attention has
-    them, instead of copying (at 2 x 8,192 tokens and 32 heads of 128 on a v5p, 3 M of a layer's 27 M cycles).
-    """
-    if platform() == "tpu":
-        weight = weight.reshape(weight.shape[0], -1, head_dim)
-        return jnp.einsum("btm,mhd->bthd", x, weight, preferred_element_type=x.dtype)
-    out = linear(x, weight)
-    return out.reshape(*out.shape[:2], -1, head_dim)
-
-
-def from_heads(x: Float[Array, "B T H Dh"], weight: Float[Array, "H*Dh D"]) -> Float[Array, "B T D"]:
-    """`x @ weight`, the heads joined into one dimension."""
-    if platform() == "tpu":
-        weight = weight.reshape(*x.shape[2:], -1)
-        return jnp.einsum("bthd,hdm->btm", x, weight, preferred_element_type=x.dtype)
-    return linear(x.reshape(*x.shape[:2], -1), weight)
 
 
 @jax.custom_vjp

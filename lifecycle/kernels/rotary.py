@@ -97,9 +97,19 @@ def _mscale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-@jax.custom_vjp
 def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
-    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32."""
+    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are whole
+    lanes of 128 are turned where they lie, by a kernel."""
+    if platform() == "tpu" and x.shape[-1] % 128 == 0:
+        from lifecycle.kernels.rotary_rows import rotate_rows
+
+        return rotate_rows(x, angles[:, :, :, 0])
+    return rotate_plainly(x, angles)
+
+
+@jax.custom_vjp
+def rotate_plainly(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
+    """The same in plain operations, for any head."""
     return _turn(x, angles[0], angles[1])
 
 
@@ -120,11 +130,11 @@ def _swap(size: int, dtype: jnp.dtype) -> Float[Array, "Dh Dh"]:
 
 
 def _rotate(x: Array, angles: Array) -> tuple[Array, Array]:
-    return rotate(x, angles), angles
+    return rotate_plainly(x, angles), angles
 
 
 def _rotate_gradient(angles: Array, grad: Array) -> tuple[Array, None]:
     return _turn(grad, angles[0], -angles[1]), None
 
 
-rotate.defvjp(_rotate, _rotate_gradient)
+rotate_plainly.defvjp(_rotate, _rotate_gradient)

@@ -3,7 +3,9 @@
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
@@ -33,11 +35,18 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None = None
     ) -> tuple[Float[Array, "B T D"], Aux, LayerCache | None]:
-        x = checkpoint_name(x, "input")
+        x = checkpoint_name(_row_major(x), "input")
         attended, cache = self.attention(_normed(self.attention_norm, x), positions, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
         fed, aux = _with_aux(self.feed_forward, _normed(self.feed_forward_norm, x))
-        return x + _normed(self.feed_forward_post_norm, fed), aux, cache
+        return _row_major(x + _normed(self.feed_forward_post_norm, fed)), aux, cache
+
+
+def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """On TPUs, hidden states that lie in memory as they are written, `D` along the lanes. Left to itself the compiler
+    puts positions there, because norms sum over `D`, and then copies what the kernels read and what is saved: 81 M of
+    the 8B model's 3,167 M cycles where all products' results are saved."""
+    return with_layout_constraint(x, Layout((0, 1, 2))) if platform() == "tpu" else x
 
 
 def _normed(norm: RMSNorm | None, x: Array) -> Array:

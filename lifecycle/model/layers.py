@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lifecycle.core.collectives import gather, scatter_sum, shared_sum, ways
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import from_heads, gated, linear, to_heads
+from lifecycle.kernels.linear import gated, linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
@@ -87,10 +87,13 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
         c, mask = self.config, positions.mask
         x = gather(x, "norm_seq", 1)
-        q = positions.turn(self._heads(x, self.q, self.q_bias, self.q_norm))
-        k = positions.turn(self._heads(x, self.k, self.k_bias, self.k_norm))
-        v = self._heads(x, self.v, self.v_bias, None)
-        q, k, v = checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
+        # named as they come out of the products: rounding what is saved costs nothing there, and what follows is cheap
+        q = checkpoint_name(linear(x, self.q[...]), "q")
+        k = checkpoint_name(linear(x, self.k[...]), "k")
+        v = checkpoint_name(linear(x, self.v[...]), "v")
+        q = positions.turn(self._heads(q, self.q_bias, self.q_norm))
+        k = positions.turn(self._heads(k, self.k_bias, self.k_norm))
+        v = self._heads(v, self.v_bias, None)
         if cache is not None:
             cache = cache.write(k, v, mask.query_positions)
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
@@ -98,18 +101,17 @@ class Attention(nnx.Module):
             k, v = whole_row(k, mask), whole_row(v, mask)
         sinks = self.sinks[...] if self.sinks is not None else None
         out = attention(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
-        out = scatter_sum(from_heads(out, self.o[...]), "norm_seq", 1)
+        out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
+        out = scatter_sum(out, "norm_seq", 1)
         return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
 
-    def _heads(
-        self, x: Array, weight: nnx.Param, bias: nnx.Param | None, norm: RMSNorm | None
-    ) -> Float[Array, "B T H Dh"]:
-        heads = to_heads(x, weight[...], self.config.head_dim)
+    def _heads(self, x: Array, bias: nnx.Param | None, norm: RMSNorm | None) -> Float[Array, "B T H Dh"]:
         if bias is not None:
-            heads += bias[...].reshape(heads.shape[2:]).astype(x.dtype)
-        if norm is None or norm.cut is None:
-            return heads if norm is None else norm(heads)
-        return norm(heads.reshape(*x.shape[:2], -1)).reshape(heads.shape)
+            x = x + bias[...].astype(x.dtype)
+        shape = (*x.shape[:2], -1, self.config.head_dim)
+        if norm is None:
+            return x.reshape(shape)
+        return norm(x).reshape(shape) if norm.cut is not None else norm(x.reshape(shape))
 
 
 def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:

@@ -1,9 +1,10 @@
 """FLOPs of Pallas kernels, from their names and operands: the compiler's estimates and its text say nothing of them.
 
-Attention kernels are told apart by name: `fwd` multiplies twice (q k', p v); `dq` three times (again q k', then dO v',
-dS k); `dkv` four times (q k', dO v', P' dO, dS' q), and one more where no `dq` kernel runs beside it (the fused
-backward). Grouped products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); their rows
-are the buffer's, of which some may stay empty: an upper bound.
+Attention kernels are told apart by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
+dO v', P' dO, dS' q, dS k), on arrays whose last dimension joins the heads. JAX's: `fwd` the same; `dq` three times
+(again q k', then dO v', dS k); `dkv` four times (q k', dO v', P' dO, dS' q). Rotations multiply no matrices. Grouped
+products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); their rows are the buffer's, of
+which some may stay empty: an upper bound.
 """
 
 import math
@@ -36,27 +37,38 @@ class KernelWork:
 
 def kernel_work(kernels: Sequence[Kernel], seen_share: float) -> list[KernelWork]:
     """FLOPs of each kernel; of attention's square the share that a query sees, 0.5 for long causal rows."""
-    has_dq = any(ATTENTION.search(k.name) and "dq" in k.name for k in kernels)
-    return [KernelWork(k.name, k.calls, _flops(k, seen_share, has_dq)) for k in kernels]
+    return [KernelWork(k.name, k.calls, _flops(k, seen_share)) for k in kernels]
 
 
-def _flops(kernel: Kernel, seen_share: float, has_dq: bool) -> float | None:
+def _flops(kernel: Kernel, seen_share: float) -> float | None:
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
     if "gmm" in kernel.name:
         return _grouped(kernel, floats)
+    if "rotate" in kernel.name:
+        return 0.0
     if ATTENTION.search(kernel.name) is None:
         return None
     arrays = [shape for shape in floats if len(shape.dims) >= 3]
     if len(arrays) < 3:
         return None
     q, k, v = arrays[:3]
+    if "flash" in kernel.name:
+        return _flash(kernel, q, k, v, seen_share)
     pairs = math.prod(q.dims[:-1]) * k.dims[-2] * seen_share
     score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1]
     if "dkv" in kernel.name:
-        return 2 * score + 2 * value + (0 if has_dq else score)
+        return 2 * score + 2 * value
     if "dq" in kernel.name:
         return 2 * score + value
     return score + value
+
+
+def _flash(kernel: Kernel, q: Shape, k: Shape, v: Shape, seen_share: float) -> float:
+    """`[B, T, H * Dk]` queries, `[B, S, K * Dk]` keys and `[B, S, K * Dv]` values: as many query heads share a key head
+    as their widths tell."""
+    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * seen_share
+    score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1] * q.dims[-1] / k.dims[-1]
+    return 3 * score + 2 * value if "bwd" in kernel.name else score + value
 
 
 def _grouped(kernel: Kernel, floats: Sequence[Shape]) -> float | None:

@@ -107,7 +107,7 @@ def test_the_compute_dtype_is_float32_on_a_cpu_unless_named(params: dict[str, An
     tokens = tokens_of(2)
     positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     hidden = jax.eval_shape(partial(forward, narrow), params, tokens, positions)
-    assert hidden.dtype == jnp.bfloat16 and head(narrow, params).dtype == jnp.bfloat16
+    assert hidden.dtype == jnp.bfloat16 and head(narrow, params).dtype == jnp.float32  # cast where it is multiplied
     found = full_logits(narrow, params, tokens, positions, np.ones_like(tokens))
     exact = expected_logits(params, tokens)
     assert found.dtype == jnp.float32

@@ -104,8 +104,10 @@ def test_an_attention_kernels_flops_follow_its_name_and_shapes() -> None:
     found = kernel_work(kernels, 0.5)
     assert [w.flops for w in found] == [forward, 1.5 * forward, 2 * forward, None]
     assert found[0].total_flops == 3 * forward
-    fused = kernel_work([kernels[0], kernels[2]], 0.5)
-    assert fused[1].flops == 2.5 * forward
+    flat, shared = Shape("bf16", (2, 4096, 32 * 128)), Shape("bf16", (2, 4096, 8 * 128))
+    names = ("jvp_flash_fwd_", "transpose_jvp_flash_bwd__", "rotate")
+    ours = kernel_work([Kernel(name, (ints, flat, shared, shared), (flat,), 1) for name in names], 0.5)
+    assert [w.flops for w in ours] == [forward, 2.5 * forward, 0.0]
 
 
 def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
