@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle import __version__
-from lifecycle.core.config import load_config
+from lifecycle.core.config import ConfigError, load_config
 from lifecycle.stages.config import RunConfig
 
 app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's whole life, one verb at a time.")
@@ -47,7 +47,7 @@ MAKERS = {
     "pretrain": "Pre-train on the token shards.",
     "sft": "Fine-tune on chat rows.",
     "prefer": "Tune on preference pairs.",
-    "evaluate": "Evaluate the weights after each stage.",
+    "evaluate": "Evaluate the weights after each stage; or a bundle, on the tasks of a file.",
     "export": "Write the bundle, register it, promote it if the gate passes.",
     "report": "Write the report, bringing the whole chain up to date.",
     "run": "The whole life: from documents to a registered model and its report.",
@@ -68,7 +68,28 @@ def _maker(verb: str) -> None:
 
 
 for _verb in MAKERS:
-    _maker(_verb)
+    if _verb != "evaluate":
+        _maker(_verb)
+
+
+@app.command(help=MAKERS["evaluate"])
+def evaluate(
+    config: Annotated[Path, Parameter(help="The run's YAML file, or a bundle's folder.")],
+    /,
+    *tasks_or_overrides: Annotated[
+        str, Parameter(help="For a bundle: the YAML file of tasks; then key=value settings")
+    ],
+) -> None:
+    if not config.is_dir():
+        from lifecycle.stages.make import make
+
+        make("evaluate", read_config(config, tasks_or_overrides), config, tasks_or_overrides)
+        return
+    if not tasks_or_overrides or "=" in tasks_or_overrides[0]:
+        raise ConfigError(f"{config} is a bundle: name the file of tasks next, as in: lifecycle evaluate BUNDLE TASKS")
+    from lifecycle.stages.evaluate_bundle import evaluate_bundle
+
+    evaluate_bundle(config, Path(tasks_or_overrides[0]), tasks_or_overrides[1:])
 
 
 @app.command

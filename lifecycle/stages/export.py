@@ -1,18 +1,25 @@
-"""Stage `bundle`: weights, config, tokenizer and chat template in the layout that other tools open."""
+"""Stage `bundle`: weights, config, tokenizer and chat template in the layout that other tools open.
+
+The weights go from the checkpoint to the bundle array by array: no more of the model is in memory than one array and
+the published tensor that it fills. They keep the checkpoint's float32, so that what was evaluated is what is exported;
+`lifecycle import safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle of it, to be evaluated by itself.
+"""
 
 import json
 import shutil
 from pathlib import Path
 
-from lifecycle.core.artifact import MANIFEST, write_text
+from lifecycle.core.artifact import MANIFEST, Artifact, write_text
 from lifecycle.core.progress import Progress
-from lifecycle.model.config import num_params
-from lifecycle.model.weights import save_weights
+from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.decoder import abstract_params
+from lifecycle.model.weights import FLOAT32, write_config, write_weights
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.training import trained_params
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.checkpoint import read_params
+from lifecycle.training.loop import CHECKPOINTS
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -22,8 +29,15 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    save_weights(config.model, trained_params(inputs["prefer"], config.model), out, **ids)
+    export_weights(config.model, inputs["prefer"], out)
+    write_config(config.model, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
     write_text(out / "generation_config.json", json.dumps({**ids, "eos_token_id": stops}, indent=2) + "\n")
     progress.note("bundle written")
     return Outcome({"parameters": num_params(config.model)})
+
+
+def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:
+    """Writes the final weights of a training stage's artefact into `out`, in the layout of the model's family."""
+    read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    write_weights(model, read, out, lambda name, arrays: FLOAT32)

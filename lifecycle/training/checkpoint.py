@@ -27,6 +27,7 @@ from lifecycle.core.artifact import write_text
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
 from lifecycle.model.names import canonical_name, is_stacked, layer_names, stack_like, unstack
+from lifecycle.training.array_reader import ArrayReader
 
 FILES = "files.json"
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
@@ -175,12 +176,7 @@ def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: 
     `like` and `shardings` have the parameters' structure, with shapes and with where they go; all processes of the job
     call alike. Without `shardings` the calling process reads alone, to its first device. Raises `CheckpointError`.
     """
-    folder = folder.absolute()
-    step = _newest_whole(folder) if step is None else step
-    if step is None:
-        raise CheckpointError(f"{folder}: no checkpoint here")
-    path = folder / str(step)
-    _require_whole(path)
+    path = _whole_step(folder, step)
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
     shapes = _abstract(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places))
@@ -188,6 +184,26 @@ def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: 
     with _reader(alone=shardings is None) as reader:
         flat = reader.restore(path / "params", shapes)
     return jax.jit(partial(stack_like, like=like), out_shardings=shardings)(flat)
+
+
+def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayReader:
+    """The parameters of `step`, or of the newest whole checkpoint of a run, to be read one by one, without a device.
+
+    `like` has the parameters' structure, with shapes and dtypes. Raises `CheckpointError`.
+    """
+    path = _whole_step(folder, step)
+    _require_same(path, "params", _abstract(like))
+    return ArrayReader(path / "params")
+
+
+def _whole_step(folder: Path, step: int | None) -> Path:
+    """The folder of a step, by default of the newest whole one; raises `CheckpointError` unless it is whole."""
+    folder = folder.absolute()
+    step = _newest_whole(folder) if step is None else step
+    if step is None:
+        raise CheckpointError(f"{folder}: no checkpoint here")
+    _require_whole(folder / str(step))
+    return folder / str(step)
 
 
 def _reader(alone: bool) -> ocp.StandardCheckpointer:

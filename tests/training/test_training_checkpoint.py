@@ -312,7 +312,8 @@ def test_parts_are_read_in_any_order(tmp_path: Path, ways: int) -> None:
     experts = {name: jax.random.normal(jax.random.key(n), (8, 4, 6)) for n, name in enumerate(("gate", "up"))}
     cut = NamedSharding(build_mesh(MeshConfig(fsdp=ways)), P("fsdp"))
     checkpoints = Checkpointer(tmp_path, every=1, keep=1)
-    checkpoints.save(1, {"params": jax.device_put(experts, cut), "step": jnp.int32(1)}, {}, {})
+    experts = jax.device_put(experts, cut)
+    checkpoints.save(1, {"params": experts, "opt_state": {"mu": experts}}, {}, {})
     checkpoints.close()
     read = read_params(tmp_path, experts)
     for expert in (0, 1, 7, 3, 2, 2):

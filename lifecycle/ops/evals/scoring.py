@@ -103,7 +103,7 @@ def run_task(
 def score_documents(
     task: TaskConfig, rows: Sequence[Row], encoder: Encoder, scorer: Scorer, progress: Progress
 ) -> EvalResult:
-    """Bits per byte of documents."""
+    """Bits per byte of documents, and the perplexity per token."""
     windows = [document_windows(_document_ids(encoder, row.columns["text"]), scorer.max_seq_len) for row in rows]
     logprobs = _loglikelihoods(task, [pair for pairs in windows for pair in pairs], scorer, progress)
     ends = np.cumsum([len(pairs) for pairs in windows])
@@ -113,7 +113,11 @@ def score_documents(
         Example(id=row.id, score=loss / math.log(2) / size, weight=size)
         for row, loss, size in zip(rows, nats, sizes, strict=True)
     ]
-    return summarise(task.name, task.kind, "bits_per_byte", task.definition, examples, higher_is_better=False)
+    tokens = sum(len(continuation) for pairs in windows for _, continuation in pairs)
+    other = {"perplexity": math.exp(math.fsum(nats) / tokens)}  # per token: comparable with one tokenizer only
+    return summarise(
+        task.name, task.kind, "bits_per_byte", task.definition, examples, higher_is_better=False, other=other
+    )
 
 
 def document_windows(ids: Sequence[int], max_seq_len: int) -> list[Pair]:

@@ -1,0 +1,40 @@
+"""Reads a checkpoint's arrays one at a time into host memory, without a device and without the rest.
+
+Orbax restores trees; an export needs one array after the other, and of a layer's experts one after the other. So this
+reads what Orbax wrote, a Zarr array for each name in an OCDBT store, by TensorStore, the library that Orbax writes it
+with. What must hold: memory holds what was asked for, and at most one chunk beside it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+
+class ArrayReader:
+    """The arrays of one item of a checkpoint by canonical name: `reader(name, None)` gives a whole array,
+    `reader(name, expert)` the part with one index of its first dimension.
+
+    While a whole array is read, memory holds its compressed chunks too. Of an array that is read by parts, it holds the
+    chunks in which the part lies until others are needed: an array is cut as the devices held it, so a layer's experts
+    may be one chunk, which would else be read and decompressed once for each of them.
+    """
+
+    def __init__(self, item: Path) -> None:
+        self._base = {"driver": "file", "path": f"{item.absolute()}/"}
+        self._held: tuple[str, int] | None = None  # of which array, from which expert on
+        self._part: np.ndarray | None = None
+
+    def __call__(self, name: str, expert: int | None) -> np.ndarray:
+        store = {"driver": "ocdbt", "base": self._base, "path": f"{name}/"}
+        array = ts.open({"driver": "zarr", "kvstore": store}, open=True).result()
+        if expert is None:
+            self._held = self._part = None
+            return array.read().result()
+        length: int = array.spec().to_json()["metadata"]["chunks"][0]
+        first = expert // length * length
+        if self._part is None or self._held != (name, first):
+            self._part = None  # freed before the next is read
+            self._part = array[first : min(first + length, array.shape[0])].read().result()
+            self._held = name, first
+        return self._part[expert - first]
