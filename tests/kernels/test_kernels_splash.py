@@ -193,9 +193,11 @@ def lowered(mesh: Mesh, length: int, heads: int, kv_heads: int, dims: tuple[int,
 
 
 @pytest.mark.aot
-def test_for_a_topology_only_splash_is_in_the_program(v5p: Mesh) -> None:
-    text = lowered(v5p, 256, 4, 2, (128, 128)).as_text()
-    assert text.count("tpu_custom_call") == 3  # forward; dk and dv; dq
+@pytest.mark.parametrize(("dim", "kernels"), [(64, 3), (128, 2)], ids=["splash", "flash"])
+def test_for_a_topology_only_kernels_are_in_the_program(v5p: Mesh, dim: int, kernels: int) -> None:
+    """Splash where heads are no whole lanes: forward; dk and dv; dq. Else flash: forward and backward."""
+    text = lowered(v5p, 256, 4, 2, (dim, dim)).as_text()
+    assert text.count("tpu_custom_call") == kernels
     assert "stablehlo.exponential" not in text  # that of a softmax; a kernel's is bytecode
 
 

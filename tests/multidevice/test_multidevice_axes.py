@@ -71,8 +71,18 @@ def name_of(axes: dict[str, int]) -> str:
     return "-".join(f"{axis}{size}" for axis, size in axes.items())
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("axes", ALONE + TOGETHER, ids=name_of)
+def cases() -> list[Any]:
+    """Experts on every mesh, dense layers on the combinations; the rest, five seconds each, among the slow tests."""
+    found = []
+    for model in MODELS:
+        for axes in ALONE + TOGETHER:
+            is_quick = model == "experts" or (model == "dense" and axes in TOGETHER)
+            marks = () if is_quick else pytest.mark.slow
+            found.append(pytest.param(model, axes, id=f"{model}-{name_of(axes)}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("model", "axes"), cases())
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     require_equal(first_step(model, **axes), first_step(model))
 
