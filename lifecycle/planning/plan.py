@@ -136,8 +136,9 @@ def _with_progress[T](work: Callable[[], T], progress: Progress) -> T:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that decide what a compiled program is."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """The libraries that decide what a compiled program is, as far as they are installed."""
+    found = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in LIBRARIES}
+    return {name: library.version for name, library in found.items() if library is not None}
 
 
 def code_hash() -> str:
