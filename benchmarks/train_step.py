@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig
-from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.placement import place_batch
 from lifecycle.training.step import init_state, make_train_step, state_shardings
@@ -68,7 +67,7 @@ class Step:
         train, model = config.pretrain, config.model
         shardings = state_shardings(model, optimizer, mesh)
         self.state, self.batch = init_state(model, optimizer, shardings, jax.random.key(0)), batch
-        objective = partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks)
+        objective = language_objective(model, train)
         step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum)
         started = time.perf_counter()
         self.compiled = step.lower(self.state, batch).compile()

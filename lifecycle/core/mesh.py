@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pydantic import Field
 
 from lifecycle.core.config import ConfigError, Section
+
+type AnyMesh = Mesh | AbstractMesh  # of devices, or of their number and kind only
 
 AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
 
@@ -106,10 +108,10 @@ def spec(*logical: str | None) -> P:
     return P(*(RULES[name] or None if name is not None else None for name in logical))
 
 
-def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
+def sharding(mesh: AnyMesh, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(*logical))
 
 
-def tree_shardings(mesh: Mesh, axes: Any) -> Any:
+def tree_shardings(mesh: AnyMesh, axes: Any) -> Any:
     """`NamedSharding`s for a tree whose leaves are tuples of logical names."""
     return jax.tree.map(lambda names: sharding(mesh, *names), axes, is_leaf=lambda x: isinstance(x, tuple))

@@ -17,6 +17,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else str(device.platform)
 
 
+def device_kind() -> str:
+    """Which device it is for, as `jax.Device.device_kind` names it."""
+    return (jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]).device_kind
+
+
 def compiler_options(device_kind: str) -> dict[str, str]:
     """What a program for such devices is compiled with, in training as in a plan."""
     limit = SCOPED_VMEM_KIB.get(device_kind)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lifecycle.core.platform import device_kind, platform
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import cudnn
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
@@ -65,9 +66,11 @@ def attention(
     else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
     `OUT_NAME` for a remat policy.
     """
-    platform, chip = _made_for()
+    # Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
+    # branch not taken beside a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
+    device, chip = platform(), device_kind()
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-    if mask.row_ways is not None and platform == "tpu":  # imports that take a second and only TPUs need
+    if mask.row_ways is not None and device == "tpu":  # imports that take a second and only TPUs need
         if q.shape[-1] % 128 == 0 and v.shape[-1] % 128 == 0:
             from lifecycle.kernels.flash import flash_attention
             from lifecycle.kernels.flash_blocks import blocks_of
@@ -78,19 +81,9 @@ def attention(
 
         blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
         return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
-    if mask.row_ways is not None and platform == "gpu" and cudnn.takes(q, k, v, soft_cap, sinks):
+    if mask.row_ways is not None and device == "gpu" and cudnn.takes(q, k, v, soft_cap, sinks):
         return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
     return grouped_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
-
-
-def _made_for() -> tuple[str, str]:
-    """Platform and kind of the devices of the mesh in scope, be it a topology that nobody has here, or of our own.
-
-    Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
-    branch not taken beside splash's log-sum-exp, and it does not tell the chip, on which the tiles depend.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return device.platform, device.device_kind
 
 
 def grouped_attention(

@@ -121,6 +121,8 @@ class ModelConfig(Section):
     attention_bias: Literal["none", "qkv", "qkvo"] = "none"
     attention_scale: float | None = Field(default=None, gt=0)  # of the scores; None: head_dim ** -0.5
     attention_soft_cap: float | None = Field(default=None, gt=0)  # cap * tanh(scores / cap)
+    # Over a context axis: every device gathers the row's keys and values, or they go round in a ring.
+    context_attention: Literal["gather", "ring"] = "gather"
     use_sinks: bool = False  # a learned logit per head that takes part in the softmax (gpt-oss)
     mla: MlaConfig | None = None
 
@@ -160,6 +162,8 @@ class ModelConfig(Section):
             raise ValueError("with mla every head has its own keys: set num_kv_heads to num_heads")
         if self.qk_norm != "none" or self.attention_bias != "none" or self.use_sinks:
             raise ValueError("mla has no qk_norm, attention_bias or use_sinks")
+        if self.context_attention == "ring":
+            raise ValueError("mla gathers the row's latents; set context_attention=gather")
 
     @property
     def rope_dim(self) -> int:

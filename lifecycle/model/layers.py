@@ -6,6 +6,7 @@ the number of heads is read off the weights, and `gather` and `scatter_sum` over
 positions that a device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -18,6 +19,7 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import gated, linear
 from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
@@ -97,10 +99,14 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(k, v, mask.query_positions)
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        else:
+        is_ring = cache is None and c.context_attention == "ring" and ways("seq") > 1
+        if is_ring:  # what a device holds of keys is what it holds of queries
+            mask = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)
+        elif cache is None:
             k, v = whole_row(k, mask), whole_row(v, mask)
         sinks = self.sinks[...] if self.sinks is not None else None
-        out = attention(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
+        attend = ring_attention if is_ring else attention
+        out = attend(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
         out = scatter_sum(out, "norm_seq", 1)
         return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache

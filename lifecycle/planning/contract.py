@@ -8,7 +8,6 @@ named activation a device holds. The lines are kept per shipped config; one that
 import math
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,11 +15,10 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import abstract_params
 from lifecycle.training.config import LanguageConfig
-from lifecycle.training.lowering import abstract_batch
-from lifecycle.training.objectives.language import next_token
-from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.step import abstract_state, make_train_step, param_specs, state_shardings
+from lifecycle.training.lowering import trace_train_step
+from lifecycle.training.step import param_specs
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ragged_all_to_all", "ppermute")
 V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
@@ -29,7 +27,8 @@ V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyrig
 def contract(model: ModelConfig, train: LanguageConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, as it is traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
-    traced = _trace(model, train, AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P))
+    devices = AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P)
+    traced = trace_train_step(model, train, devices).jaxpr.jaxpr
     return [
         "parameter | whole | cut | a device's part",
         *_parameters(model, sizes),
@@ -40,17 +39,7 @@ def contract(model: ModelConfig, train: LanguageConfig, mesh: MeshConfig) -> lis
     ]
 
 
-def _trace(model: ModelConfig, train: LanguageConfig, mesh: Any) -> Any:
-    optimizer = build_optimizer(train.optimizer, train.steps)
-    shardings = state_shardings(model, optimizer, mesh)
-    objective = partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks)
-    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
-    return step.trace(abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)).jaxpr.jaxpr
-
-
 def _parameters(model: ModelConfig, sizes: dict[str, int]) -> Iterator[str]:
-    from lifecycle.model.decoder import abstract_params
-
     specs = dict(jax.tree_util.tree_leaves_with_path(param_specs(model)))
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
         entries = [entry if isinstance(entry, tuple) else (entry,) for entry in specs[path]]

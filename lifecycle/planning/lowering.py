@@ -26,9 +26,9 @@ def seen_share(model: ModelConfig, seq_len: int) -> float:
 
 def lower_train(model: ModelConfig, train: LanguageConfig, mesh: "Mesh") -> Any:
     """Pre-training's step for the mesh's devices, a `jax.stages.Lowered`."""
-    from lifecycle.training.lowering import lower_train_step
+    from lifecycle.training.lowering import trace_train_step
 
-    return lower_train_step(model, train, mesh)
+    return trace_train_step(model, train, mesh).lower()
 
 
 def lower_decode(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") -> Any:

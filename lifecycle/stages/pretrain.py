@@ -1,7 +1,6 @@
 """Stage `pretrain`: next-token prediction on the token shards, held-out bits per byte measured on the way."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params, run_training
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.loop import Evaluation, Job
-from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.packing import DocumentRows
 
 
@@ -31,7 +30,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         model=model,
         train=train,
         mesh=mesh,
-        objective=partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks),
+        objective=language_objective(model, train),
         rows=DocumentRows(shards, train.seq_len, config.seed),
         start=imported_params(train.init, model, tokenizer, mesh) if train.init else jax.random.key(config.seed),
         out=out,

@@ -1,6 +1,5 @@
 """Stage `sft`: chat rows, loss on the assistant's tokens only, with a share of pre-training rows against forgetting."""
 
-from functools import partial
 from pathlib import Path
 
 from lifecycle.core.mesh import build_mesh
@@ -15,7 +14,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.mixture import Mixture
-from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.packing import DocumentRows, ExampleRows, RowSource
 
 
@@ -34,7 +33,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         replay = DocumentRows(shards, train.seq_len, config.seed + 1)  # another order than pre-training's
         weights = {"chat": 1 - train.replay_share, "replay": train.replay_share}
         rows = Mixture({"chat": rows, "replay": replay}, weights)
-    objective = partial(next_token, model, remat=train.remat, loss_chunks=train.loss_chunks)
+    objective = language_objective(model, train)
     job = Job(
         model=model,
         train=train,

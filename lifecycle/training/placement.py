@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import sharding, spec
+from lifecycle.core.mesh import AnyMesh, sharding, spec
 from lifecycle.core.typing import Batch, PyTree
 from lifecycle.kernels.mask import row_order
 from lifecycle.model.decoder import Params
@@ -29,7 +29,7 @@ def batch_spec(name: str) -> P:
     return spec("batch", "seq") if name in BY_POSITION else spec("batch")
 
 
-def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
     return NamedSharding(mesh, batch_spec(name))
 
 
@@ -73,7 +73,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def on_mesh[R](
-    function: Callable[[Params, Batch], R], mesh: Mesh, params: PyTree, out_specs: PyTree
+    function: Callable[[Params, Batch], R], mesh: AnyMesh, params: PyTree, out_specs: PyTree
 ) -> Callable[[Params, Batch], R]:
     """`function` run by every device on its part of the parameters (specs `params`) and of the batch."""
 
@@ -85,13 +85,13 @@ def on_mesh[R](
     return run
 
 
-def sum_over_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+def sum_over_mesh(tree: PyTree, mesh: AnyMesh) -> PyTree:
     """Sums of what devices found on their own rows and positions; alike over `tensor` already."""
     axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
     return jax.lax.psum(tree, axes) if axes else tree
 
 
-def sum_gradients(grads: Params, mesh: Mesh, params: Any) -> Params:
+def sum_gradients(grads: Params, mesh: AnyMesh, params: Any) -> Params:
     """Each gradient summed over the axes that its parameter (specs `params`) is not cut over: the others were summed
     as the parameter's parts were gathered."""
 

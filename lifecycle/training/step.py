@@ -9,15 +9,16 @@ partitioner: its state lies like its parameters.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import spec, tree_shardings
+from lifecycle.core.mesh import AnyMesh, spec, tree_shardings
 from lifecycle.core.typing import Array, Batch, PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, init_params, logical_axes
@@ -42,7 +43,7 @@ class TrainState:
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: AnyMesh,
     shardings: TrainState,
     grad_accum: int = 1,
     bias_rate: float = 0.0,
@@ -114,7 +115,7 @@ def param_specs(config: ModelConfig) -> Any:
     return jax.tree.map(lambda names: spec(*names), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
     """Shardings of the whole state: parameters by their logical axes, optimizer state like its parameters."""
     params = tree_shardings(mesh, logical_axes(config))
     everywhere = NamedSharding(mesh, P())
@@ -131,32 +132,24 @@ def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """Shapes and places of the whole state, without any array."""
 
-    def build(key: PRNGKeyArray) -> TrainState:
-        params = init_params(config, key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
     def place(shape: Any, where: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
-    return jax.tree.map(place, jax.eval_shape(build, jax.random.key(0)), shardings)
+    shapes = jax.eval_shape(lambda key: _fresh(optimizer, init_params(config, key)), jax.random.key(0))
+    return jax.tree.map(place, shapes, shardings)
 
 
 def init_state(
     config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, key: PRNGKeyArray
 ) -> TrainState:
     """A fresh state, created sharded: no host holds more than its part."""
-
-    def build(key: PRNGKeyArray) -> TrainState:
-        params = init_params(config, key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    return jax.jit(build, out_shardings=shardings)(key)
+    return jax.jit(lambda key: _fresh(optimizer, init_params(config, key)), out_shardings=shardings)(key)
 
 
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """A fresh optimizer around given parameters: how SFT starts from pre-training's weights."""
+    return jax.jit(partial(_fresh, optimizer), out_shardings=shardings)(params)
 
-    def build(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    return jax.jit(build, out_shardings=shardings)(params)
+def _fresh(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))

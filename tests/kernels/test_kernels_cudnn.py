@@ -25,7 +25,7 @@ LENGTH = 256
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_made_for", lambda: ("gpu", "NVIDIA H100"))
+    monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
     version = SimpleNamespace(cudnn_get_version=lambda: 91100)
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,40 +25,11 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
 from lifecycle.kernels.rotary import rotary_angles, rotate
 from lifecycle.kernels.rotary_rows import rotate_rows
+from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
-ONE_OP = 1e-5
 SMALL = Blocks(q=128, kv=128, tile=128)
 
 
-def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch: int = 2) -> dict[str, Any]:
-    draw = np.random.default_rng(0)
-    shapes = {"q": (heads, dims[0]), "k": (kv_heads, dims[0]), "v": (kv_heads, dims[1])}
-    return {name: jnp.asarray(draw.normal(size=(batch, length, *shape)), jnp.float32) for name, shape in shapes.items()}
-
-
-def row(length: int, batch: int = 2, segment: int | None = None, window: int | None = None, ways: int = 1) -> Mask:
-    """A row's mask; segments of `segment` positions each, shifted by a third from row to row."""
-    index = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    ids = None if segment is None else 1 + (index + segment // 3 * jnp.arange(batch)[:, None]) // segment
-    return Mask(index, index, ids, ids, window, ways)
-
-
-def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:
-    def loss(inputs: dict[str, Array]) -> tuple[Array, Array]:
-        out = function(**inputs)
-        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
-
-    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
-    return {"out": out, **gradients}
-
-
-def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
-        assert array.any()
-
-
-SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
 WIDE = Blocks(q=128, kv=512, tile=256)
 CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "causal": (row(256), {}, (16, 16)),

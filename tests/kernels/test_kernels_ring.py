@@ -19,9 +19,7 @@ from lifecycle.kernels import ring
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.mask import Mask, row_order
 from lifecycle.kernels.ring import ring_attention
-
-ONE_OP = 1e-5
-SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
+from tests.kernels.rows import ONE_OP, SINKS, assert_same, value_and_gradients
 
 
 def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -57,21 +55,6 @@ def on_devices(ways: int, mask: Mask, **options: Any) -> Callable[..., Array]:
         return jnp.zeros_like(out).at[:, order].set(out)
 
     return attend
-
-
-def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:
-    def loss(inputs: dict[str, Array]) -> tuple[Array, Array]:
-        out = function(**inputs)
-        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
-
-    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
-    return {"out": out, **gradients}
-
-
-def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
-        assert array.any()
 
 
 CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {

@@ -1,6 +1,5 @@
 """Splash under our schedule: interpreted against the reference, and compiled for chips that are not here."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,40 +21,11 @@ from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
 from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
 from lifecycle.kernels.splash import Blocks, _infos, blocks_of, splash_attention
+from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
-ONE_OP = 1e-5
 SMALL = Blocks(128, 128, 128)
 
 
-def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch: int = 2) -> dict[str, Any]:
-    draw = np.random.default_rng(0)
-    shapes = {"q": (heads, dims[0]), "k": (kv_heads, dims[0]), "v": (kv_heads, dims[1])}
-    return {name: jnp.asarray(draw.normal(size=(batch, length, *shape)), jnp.float32) for name, shape in shapes.items()}
-
-
-def row(length: int, batch: int = 2, segment: int | None = None, window: int | None = None, ways: int = 1) -> Mask:
-    """A row's mask; segments of `segment` positions each, shifted by a third from row to row."""
-    index = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    ids = None if segment is None else 1 + (index + segment // 3 * jnp.arange(batch)[:, None]) // segment
-    return Mask(index, index, ids, ids, window, ways)
-
-
-def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:
-    def loss(inputs: dict[str, Array]) -> tuple[Array, Array]:
-        out = function(**inputs)
-        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
-
-    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
-    return {"out": out, **gradients}
-
-
-def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
-        assert array.any()
-
-
-SINKS = jnp.array([0.5, -1.0, 2.0, 0.0])
 CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "causal": (row(256), {}, (16, 16)),
     "a length of no whole block": (row(200), {}, (16, 16)),
@@ -229,7 +199,7 @@ def test_tiles_by_chip_and_head() -> None:
 def test_a_cache_is_not_for_splash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `row_ways` positions are unknown, on a TPU too; with it, this process would run a TPU's kernel."""
     inputs = arrays(128, 2, 1, (16, 16))
-    monkeypatch.setattr(dispatch, "_made_for", lambda: ("tpu", "TPU v5"))
+    monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
     index = row(128).key_positions
     np.testing.assert_allclose(
         attention(**inputs, mask=Mask(index, index)), reference_attention(**inputs, mask=row(128)), atol=ONE_OP

@@ -36,6 +36,9 @@ LATENT = MOE.model_copy(
             v_head_dim=8), "head_dim": 12}
 )  # fmt: skip
 MODELS = {"dense": DENSE, "projection": PROJECTION, "experts": MOE, "latent": LATENT}
+RINGS = {
+    f"{name} ring": MODELS[name].model_copy(update={"context_attention": "ring"}) for name in ("dense", "projection")
+}
 ALONE = [{axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")] + [{"context": 4}]
 TOGETHER = [
     {"fsdp": 4, "tensor": 2},
@@ -57,7 +60,7 @@ GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 @cache
 def first_step(name: str, is_even: bool = False, **axes: int) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
-    config, mesh = (EVEN if is_even else MODELS)[name], build_mesh(MeshConfig(**axes))
+    config, mesh = (EVEN if is_even else MODELS | RINGS)[name], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     state = init_state(config, GRADIENT, shardings, jax.random.key(0))
     step = make_train_step(partial(next_token, config, remat={}), GRADIENT, mesh, shardings, 2, config.bias_rate)
@@ -65,6 +68,12 @@ def first_step(name: str, is_even: bool = False, **axes: int) -> tuple[dict[str,
     state, metrics = step(state, place_batch(host, mesh))
     metrics = {key: float(value) for key, value in metrics.items()}
     return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("model", ["dense", "projection"])
+def test_a_ring_gives_the_loss_and_gradients_of_one_device(model: str) -> None:
+    """Windows, segments, sinks and rematerialisation, keys and values travelling round the context axis."""
+    require_equal(first_step(f"{model} ring", fsdp=2, context=4), first_step(model))
 
 
 def name_of(axes: dict[str, int]) -> str:

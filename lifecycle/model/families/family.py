@@ -26,7 +26,7 @@ from lifecycle.model.families.settings import (
 )
 
 # What no published config says: how the model is trained and run, not what it is.
-NOT_OF_THE_MODEL = {"compute_dtype", "moe.balance_weight", "moe.z_weight", "moe.bias_rate"}
+NOT_OF_THE_MODEL = {"compute_dtype", "context_attention", "moe.balance_weight", "moe.z_weight", "moe.bias_rate"}
 
 
 def _head_dim(tree: Tree) -> int:

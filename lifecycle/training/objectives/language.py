@@ -1,11 +1,20 @@
 """Next-token prediction: pre-training (every token counts) and SFT (the mask leaves the assistant's tokens)."""
 
+from collections.abc import Callable
+from functools import partial
+
 from lifecycle.core.typing import Batch
 from lifecycle.kernels.cross_entropy import cross_entropy
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.model.pipeline import own_rows
+from lifecycle.training.config import LanguageConfig
 from lifecycle.training.objectives.router import Sums, with_routers
+
+
+def language_objective(config: ModelConfig, train: LanguageConfig) -> Callable[[Params, Batch], Sums]:
+    """What pre-training and SFT minimise."""
+    return partial(next_token, config, remat=train.remat, loss_chunks=train.loss_chunks)
 
 
 def next_token(
