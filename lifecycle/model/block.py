@@ -38,8 +38,12 @@ class Block(nnx.Module):
         x = checkpoint_name(_row_major(x), "input")
         attended, cache = self.attention(_normed(self.attention_norm, x), positions, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
-        fed, aux = _with_aux(self.feed_forward, _normed(self.feed_forward_norm, x))
+        fed, aux = self._fed(_normed(self.feed_forward_norm, x), positions)
         return _row_major(x + _normed(self.feed_forward_post_norm, fed)), aux, cache
+
+    def _fed(self, x: Array, positions: Positions) -> tuple[Array, Aux]:
+        layer = self.feed_forward
+        return layer(x, positions.is_token) if isinstance(layer, MoE) else (layer(x), {})
 
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -51,10 +55,6 @@ def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
 def _normed(norm: RMSNorm | None, x: Array) -> Array:
     return x if norm is None else norm(x)
-
-
-def _with_aux(layer: MoE | DenseFeedForward, x: Array) -> tuple[Array, Aux]:
-    return layer(x) if isinstance(layer, MoE) else (layer(x), {})
 
 
 class Trunk(nnx.Module):

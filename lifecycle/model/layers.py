@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.collectives import gather, scatter_sum, shared_sum, ways
-from lifecycle.core.typing import Array, Float
+from lifecycle.core.collectives import gather, index, scatter_sum, shared_sum, ways
+from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import gated, linear
 from lifecycle.kernels.mask import Mask
@@ -60,6 +60,15 @@ class Positions:
 
     def __init__(self, angles: Array | None, mask: Mask) -> None:
         self.angles, self.mask = angles, mask
+
+    @property
+    def is_token(self) -> Bool[Array, "B t"] | None:
+        """Which of the positions that this device normalises hold a token: segment 0 is padding. None: all."""
+        segments = self.mask.query_segments
+        if segments is None:
+            return None
+        size = segments.shape[1] // ways("norm_seq")
+        return jax.lax.dynamic_slice_in_dim(segments, index("norm_seq") * size, size, axis=1) != 0
 
     def turn(self, x: Float[Array, "B T H Dh"]) -> Float[Array, "B T H Dh"]:
         return x if self.angles is None else rotate(x, self.angles)

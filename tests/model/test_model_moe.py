@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 from lifecycle.kernels.linear import gated
 from lifecycle.model.config import ModelConfig, MoeConfig
+from lifecycle.model.decoder import forward_train, init_params
 from lifecycle.model.dispatch import Slices, buffer_rows, expert_order, round_slices, to_experts, to_tokens
 from lifecycle.model.moe import MoE
 from lifecycle.model.routing import balance_loss, bias_update, expert_load, route, router_logits, router_sums, z_loss
@@ -327,3 +328,18 @@ def test_bfloat16_stays_bfloat16_and_near_float32() -> None:
     assert out.dtype == jnp.bfloat16
     exact = module(x.astype(jnp.bfloat16).astype(jnp.float32))[0]
     np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=0.05, atol=0.05)
+
+
+def test_a_decoder_routes_no_padding() -> None:
+    """Segment 0 is padding: the routers of all layers count the tokens of the other segments only."""
+    config = ModelConfig(
+        vocab_size=32, d_model=16, d_ff=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8,
+        moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=8),
+    )  # fmt: skip
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    positions = jnp.broadcast_to(jnp.arange(8), segments.shape)
+    params = init_params(config, jax.random.key(0))
+    _, found = forward_train(config, params, positions, positions, segments)
+    (sums,) = found.values()
+    assert sums["tokens"].tolist() == [13, 13]
+    assert sums["load"].sum(axis=-1).tolist() == [26, 26]
