@@ -5,7 +5,11 @@ prices are per chip. Bandwidths are one way. Rates are the vendors' peaks, never
 them is the plan's business.
 
 A TPU's `hbm_bytes` is what its compiler (libtpu 0.0.50.1) lets a program use: it says so when an array does not fit.
-Vendors state more (v5p 95 GiB of 96, v6e 32 GiB).
+The vendor states, per chip, v4 32 GiB, v5e 16 GB, v5p 95 GiB, v6e 32 GB, tpu7x 192 GiB. A GPU's is the total that the
+driver reports to a program, out of which its own context takes some.
+
+A page that is named was read, as a stored copy, in November 2026; a figure is "second hand" where the vendor's own
+page was not read, and what repeats it is named.
 
 `flops_per_cycle` is what the chip's matrix units do in a cycle: units x rows x columns x 2. With the peak it gives the
 clock that turns the compiler's cycles into seconds. Its evidence: the compiler's own estimate for one bfloat16 product
@@ -28,7 +32,7 @@ class Chip:
     name: str
     hbm_bytes: int  # per device, usable
     bf16_flops: float  # per device and second, dense
-    int8_ops: float | None  # per device and second, dense; None: slower than bfloat16 or not offered
+    int8_ops: float | None  # per device and second, dense; None: the vendor states none
     hbm_bytes_per_s: float  # per device
     links: int  # of the fast network, per chip; 2 per torus dimension
     link_bytes_per_s: float  # of one link, one way
@@ -50,7 +54,12 @@ class Chip:
         return self.bf16_flops / self.flops_per_cycle if self.flops_per_cycle else None
 
 
-TPU_PRICES = "list price as several public pages of 2025 and 2026 repeat it; the vendor's own table was not read"
+TPU_PRICES = (
+    "second hand, sgl-project/sglang-jax python/sgl_jax/bench_one_batch_server.py: Google's price sheet, October 2026, "
+    "cheapest US region"
+)
+DGX = "docs.nvidia.com/dgx-basepod (8 x 400 Gbps for 8 GPUs)"
+ML_ENGINEERING = "github.com/stas00/ml-engineering compute/accelerator and network, 2026"
 
 CHIPS = {
     chip.name: chip
@@ -59,7 +68,7 @@ CHIPS = {
             name="v4",
             hbm_bytes=int(30.75 * GIB),
             bf16_flops=275e12,
-            int8_ops=None,
+            int8_ops=275e12,
             hbm_bytes_per_s=1.2e12,
             links=6,
             link_bytes_per_s=45e9,
@@ -68,8 +77,8 @@ CHIPS = {
             price_per_hour=3.22,
             torus_dims=3,
             chip_config="megacore",
-            sources="peak, HBM: docs.cloud.google.com/tpu/docs/v4 (bf16 and int8 alike); links, DCN (25 GB/s a host of "
-            f"4): jax-ml.github.io/scaling-book/tpus; price: {TPU_PRICES}",
+            sources="peak (bf16 and int8 alike), HBM rate: docs.cloud.google.com/tpu/docs/v4; links, DCN: "
+            f"jax-ml.github.io/scaling-book/tpus; price: {TPU_PRICES}",
         ),
         Chip(
             name="v5e",
@@ -83,8 +92,8 @@ CHIPS = {
             flops_per_cycle=4 * 128 * 128 * 2,
             price_per_hour=1.20,
             torus_dims=2,
-            sources="peak, HBM, ICI 400 GB/s both ways, DCN 6.4 Tbps a pod: docs.cloud.google.com/tpu/docs/v5e; price: "
-            "cloud.google.com/tpu as quoted in public pages of 2025",
+            sources="peak, HBM rate, ICI 400 GB/s both ways over 4 links, DCN 6.4 Tbps a pod of 256: "
+            f"docs.cloud.google.com/tpu/docs/v5e; price: {TPU_PRICES}",
         ),
         Chip(
             name="v5p",
@@ -98,8 +107,9 @@ CHIPS = {
             flops_per_cycle=2 * 4 * 128 * 128 * 2,
             price_per_hour=4.20,
             torus_dims=3,
-            sources="peak, HBM, ICI 1200 GB/s both ways, DCN 50 Gbps a chip: docs.cloud.google.com/tpu/docs/v5p; int8: "
-            "jax-ml.github.io/scaling-book/tpus; price: cloud.google.com/tpu as quoted in public pages of 2025",
+            sources="bf16 peak, HBM rate, ICI 1200 GB/s both ways over 6 links, DCN 50 Gbps a chip: "
+            "docs.cloud.google.com/tpu/docs/v5p; int8 (which that page does not state): "
+            f"jax-ml.github.io/scaling-book/tpus; price: {TPU_PRICES}",
         ),
         Chip(
             name="v6e",
@@ -113,28 +123,29 @@ CHIPS = {
             flops_per_cycle=4 * 256 * 256 * 2,
             price_per_hour=2.70,
             torus_dims=2,
-            sources="peak, HBM, ICI 800 GB/s both ways, DCN 25.6 Tbps a pod: docs.cloud.google.com/tpu/docs/v6e; "
-            f"price: {TPU_PRICES}",
+            sources="peak, ICI 800 GB/s both ways over 4 links, DCN 25.6 Tbps a pod of 256: "
+            "docs.cloud.google.com/tpu/docs/v6e; HBM rate: the comparison in docs.cloud.google.com/tpu/docs/tpu7x (the "
+            f"v6e page rounds it to 1600 GB/s); price: {TPU_PRICES}",
         ),
         Chip(
             name="tpu7x",
             hbm_bytes=int(94.74 * GIB),
             bf16_flops=2307e12 / 2,
-            int8_ops=None,  # has float8 instead: twice the bfloat16 rate
+            int8_ops=None,  # float8 instead, twice the bfloat16 rate
             hbm_bytes_per_s=7380e9 / 2,
             links=6,
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=12.5e9,
             flops_per_cycle=4 * 256 * 256 * 2,
-            price_per_hour=None,
+            price_per_hour=12.00,
             devices_per_chip=2,
             torus_dims=3,
-            sources="peak, HBM, ICI 200 GB/s both ways a dimension: docs.cloud.google.com/tpu/docs/tpu7x; DCN: taken "
-            "like v6e's; price: none found",
+            sources="peak, HBM rate, ICI 1200 GB/s both ways over 6 links, DCN 100 Gbps a chip: "
+            f"docs.cloud.google.com/tpu/docs/tpu7x; price: {TPU_PRICES}",
         ),
         Chip(
             name="h100",
-            hbm_bytes=80 * GIB,
+            hbm_bytes=int(79.11 * GIB),
             bf16_flops=989e12,
             int8_ops=1979e12,
             hbm_bytes_per_s=3350e9,
@@ -142,13 +153,15 @@ CHIPS = {
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
             flops_per_cycle=None,
-            price_per_hour=9.88,
-            sources="SXM, 80 GB: nvidia.com/en-us/data-center/h100 (NVLink 900 GB/s both ways), 400 Gbps a GPU between "
-            "hosts as in a DGX; price: a public page's 2026 quotation of cloud.google.com/compute/gpus-pricing",
+            price_per_hour=10.98,
+            sources="SXM, 80 GB. Memory: the total in an out-of-memory message, vllm-project/vllm issue 27508; peak, "
+            f"HBM rate, NVLink 900 GB/s both ways: NVIDIA's, second hand, {ML_ENGINEERING}; hosts: {DGX}; price: "
+            "second hand, tgarg01/silybench-data prices/gpu_hourly.yaml: Google's price list, September 2026, "
+            "a3-highgpu-1g in us-central1 with its host",
         ),
         Chip(
             name="h200",
-            hbm_bytes=int(141e9),
+            hbm_bytes=int(139.80 * GIB),
             bf16_flops=989e12,
             int8_ops=1979e12,
             hbm_bytes_per_s=4800e9,
@@ -157,12 +170,13 @@ CHIPS = {
             dcn_bytes_per_s=50e9,
             flops_per_cycle=None,
             price_per_hour=10.0,
-            sources="SXM: nvidia.com/en-us/data-center/h200, 400 Gbps a GPU between hosts as in a DGX; price: 'around "
-            "$10/hour' in jax-ml.github.io/scaling-book/gpus, 2025",
+            sources="SXM. Memory: the total in public out-of-memory messages; peak, HBM rate, NVLink 900 GB/s both "
+            f"ways: NVIDIA's, second hand, {ML_ENGINEERING}; hosts: {DGX}; price: about, on Google Cloud in August "
+            "2025, jax-ml.github.io/scaling-book/gpus",
         ),
         Chip(
             name="a100-80",
-            hbm_bytes=80 * GIB,
+            hbm_bytes=int(79.35 * GIB),
             bf16_flops=312e12,
             int8_ops=624e12,
             hbm_bytes_per_s=2039e9,
@@ -170,9 +184,12 @@ CHIPS = {
             link_bytes_per_s=300e9,
             dcn_bytes_per_s=25e9,
             flops_per_cycle=None,
-            price_per_hour=3.93,
-            sources="SXM, 80 GB: nvidia.com/en-us/data-center/a100 (NVLink 600 GB/s both ways), 200 Gbps a GPU between "
-            "hosts as in a DGX; price: a public page's 2026 quotation of cloud.google.com/compute/gpus-pricing",
+            price_per_hour=5.07,
+            sources="SXM, 80 GB. Memory: deviceQuery's total, gist.github.com/gengwg/3520df2ebf8872e5ee4818367e3a4122; "
+            f"peak, NVLink 600 GB/s both ways: NVIDIA's, second hand, {ML_ENGINEERING}; HBM rate: NVIDIA's, second "
+            "hand, glennklockwood.com/garden/processors/A100; hosts (200 Gbps a GPU): second hand, calculon-ai/"
+            "calculon systems/a100_80g.json; price: second hand, Cyclenerd/google-cloud-pricing-cost-calculator "
+            "pricing.yml: Google's price list, March 2025, an eighth of a2-ultragpu-8g in us-central1",
         ),
     )
 }

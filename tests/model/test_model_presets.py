@@ -12,9 +12,9 @@ from lifecycle.model.weights import config_from_hf, config_to_hf
 
 FOLDER = Path(__file__).parents[2] / "configs/models"
 
-# Elements of the published checkpoints' tensors (the repositories' own safetensors metadata). Gemma 3 27B: without its
-# vision tower and projector. DeepSeek V3: the main model, less the selection biases of 58 layers, which are no weights
-# that are trained: 671,026,419,200 - 58 * 256.
+# Elements of the published checkpoints' tensors, as public files quote them (model listings, loaders' logs). Gemma 3
+# 27B: without its vision tower and projector. DeepSeek V3: the main model, less the selection biases of 58 layers,
+# which are no weights that are trained: 671,026,419,200 - 58 * 256.
 PUBLISHED = {
     "llama2_7b": 6_738_415_616,
     "llama3_1_8b": 8_030_261_248,
