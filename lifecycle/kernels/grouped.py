@@ -1,8 +1,8 @@
 """Grouped matrix product: rows sorted by group, each group's rows times that group's own matrix.
 
 It is the product behind a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in
-proportion to the rows that are there. Rows behind the last group come out zero, whatever they held; that must hold in
-the gradients too, for the buffers of exchanged tokens are seldom full.
+proportion to the rows that are there. Rows behind the last group take part in nothing, whatever they hold, also in
+the gradients, for the buffers of exchanged tokens are seldom full.
 
 The implementation is chosen by the platform that the trace is for (`core/platform.py`):
 
@@ -16,6 +16,8 @@ The implementation is chosen by the platform that the trace is for (`core/platfo
 - elsewhere: `jax.lax.ragged_dot`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.lax import RaggedDotDimensionNumbers
@@ -26,25 +28,27 @@ from lifecycle.core.typing import Array, Float, Int
 CPU_ROWS = 128  # of one step of the CPU's loop
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_matmul(
-    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"]
+    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], is_filled: bool = True
 ) -> Float[Array, "N F"]:
     """`x[i] @ weights[g]` for the rows `i` of each group `g`; zero behind the last group; accumulated in float32.
 
     The first `group_sizes[0]` rows of `x` are group 0's, and so on; the sizes' sum is at most `N`. The result has `x`'s
-    dtype.
+    dtype. Unless `is_filled`, rows behind the last group are arbitrary, in the result and in the gradient of `x`: for
+    those who read none of them.
     """
-    return _product(x, weights, group_sizes, transposed=False)
+    return grouped_product(x, weights, group_sizes, is_filled=is_filled)
 
 
-def _forward(x: Array, weights: Array, group_sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return _product(x, weights, group_sizes, transposed=False), (x, weights, group_sizes)
+def _forward(x: Array, weights: Array, group_sizes: Array, is_filled: bool) -> tuple[Array, tuple[Array, Array, Array]]:
+    return grouped_matmul(x, weights, group_sizes, is_filled), (x, weights, group_sizes)
 
 
-def _backward(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
+def _backward(is_filled: bool, saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
     x, weights, group_sizes = saved
-    return _product(grad, weights, group_sizes, transposed=True), _group_products(x, grad, group_sizes), None
+    grad_x = grouped_product(grad, weights, group_sizes, transposed=True, is_filled=is_filled)
+    return grad_x, group_products(x, grad, group_sizes), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
@@ -55,13 +59,17 @@ def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
     return (jnp.arange(num_rows)[:, None] >= jnp.cumsum(group_sizes)).sum(axis=1)
 
 
-def _product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
-    """`x @ weights`, or `x @ weights'`, group by group, in `x`'s dtype."""
-    implementations = {"cpu": cpu_product, "tpu": tpu_product}
-    return implementations.get(platform(), ragged_product)(x, weights, group_sizes, transposed)
+def grouped_product(
+    x: Array, weights: Array, group_sizes: Array, transposed: bool = False, is_filled: bool = True
+) -> Array:
+    """`x @ weights`, or `x @ weights'`, group by group, in `x`'s dtype. Unless `is_filled`, what comes out behind the
+    last group is arbitrary."""
+    if platform() == "tpu":
+        return tpu_product(x, weights, group_sizes, transposed, is_filled)
+    return (cpu_product if platform() == "cpu" else ragged_product)(x, weights, group_sizes, transposed)
 
 
-def _group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D F"]:
+def group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D F"]:
     """`x[rows of g]' @ y[rows of g]` for each group, in `x`'s dtype: the weights' gradient."""
     implementations = {"cpu": cpu_group_products, "tpu": tpu_group_products}
     return implementations.get(platform(), ragged_group_products)(x, y, group_sizes)
@@ -70,7 +78,9 @@ def _group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D
 # TPU ------------------------------------------------------------------------------------------------------------------
 
 
-def tpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool, interpret: bool = False) -> Array:
+def tpu_product(
+    x: Array, weights: Array, group_sizes: Array, transposed: bool, is_filled: bool = True, interpret: bool = False
+) -> Array:
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
@@ -78,8 +88,9 @@ def tpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool, 
     out = gmm(
         _pad_rows(x, tiles[0]), weights, group_sizes, x.dtype, tiles, transpose_rhs=transposed, interpret=interpret
     )[:rows]
-    filled = jnp.arange(rows) < group_sizes.sum()  # the kernel leaves tiles that no group touches unwritten
-    return jnp.where(filled[:, None], out, 0)
+    if not is_filled:
+        return out  # the kernel leaves tiles that no group touches unwritten
+    return jnp.where((jnp.arange(rows) < group_sizes.sum())[:, None], out, 0)
 
 
 def tpu_group_products(x: Array, y: Array, group_sizes: Array, interpret: bool = False) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
 
+type Activation = Literal["silu", "gelu", "clamped"]
 CLAMP, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's published values
 
 
@@ -60,7 +61,7 @@ swiglu.defvjp(_swiglu, _swiglu_gradient)
 
 
 def gated(
-    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"], activation: Literal["silu", "gelu", "clamped"]
+    gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"], activation: Activation
 ) -> Float[Array, "*rows F"]:
     """A gated linear unit's product: SwiGLU; GEGLU with GELU's tanh form (Gemma); or gpt-oss's, whose gate is
     `x sigmoid(1.702 x)` below 7 and whose other half lies within 7 of zero and is shifted by one."""

@@ -3,10 +3,10 @@
 Rows (one for each token and expert of its choice) are sorted by expert, so by device too. Every device learns every
 other's counts and so knows where each of its slices belongs in the receiver's buffer, sorted by expert and then by
 sender: what arrives needs no further sorting. On TPUs and GPUs a slice is written to its place by
-`jax.lax.ragged_all_to_all`, which moves the rows that there are and nothing else. XLA has none for CPUs: there every
-device gathers all rows and picks its own.
+`jax.lax.ragged_all_to_all`, which moves the rows that there are and nothing else. XLA has none for CPUs: there devices
+exchange blocks of a fixed capacity with `jax.lax.all_to_all`, once if no pair of devices has more rows than a block.
 
-A receiver's buffer has a fixed number of rows. Rows beyond it come in a further round, so nothing is ever dropped and
+A receiver's buffer has a fixed number of rows. Rows beyond it come in further rounds, so nothing is ever dropped and
 no buffer is sized for the worst case, which is as many times the even load as there are devices. What must hold: the
 gradient of a move is the move back, and of sorting the undoing of it; both are gathers, no scatter.
 """
@@ -17,13 +17,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import axes_of, gather, maximum, ways
+from lifecycle.core.collectives import axes_of, exchange, gather, maximum, ways
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Bool, Float, Int
 
-# Rows of a receiver's buffer, in units of an even load. A second round reads all expert weights once more, so it should
-# be rare; but the largest arrays of the layer have this many rows, and so has the elementwise work on them.
+# Rows of a receiver's buffer in the first round, in units of an even load. A further round reads all expert weights
+# again, so it should be rare; but the largest arrays of the layer have this many rows, and so has elementwise work.
 ROOM = 1.25
+# The same in a further round. Memory is held for one even in a step that has none: with as many rows as in the first
+# round, 1.4 of Mixtral's 17 GB on a v5p 4x4x4.
+FURTHER = 0.25
+# Rows of a block between two devices, where blocks are exchanged, in units of an even load.
+BLOCK_ROOM = 1.25
 
 
 class Slices(NamedTuple):
@@ -41,12 +46,23 @@ class Slices(NamedTuple):
         return Slices(*self[3:], *self[:3])
 
 
-def buffer_rows(num_tokens: int, per_token: int, experts_here: int, peers: int) -> tuple[int, int]:
-    """(rows that a device receives in a round at most, rounds in the worst case), where each of `peers` devices has
-    `num_tokens` tokens with `per_token` choices each, and `experts_here` experts."""
-    worst = peers * num_tokens * min(per_token, experts_here)
-    rows = min(worst, -(-int(num_tokens * per_token * ROOM) // 128) * 128)
-    return rows, -(-worst // rows)
+class Room(NamedTuple):
+    """How many rows a device can receive."""
+
+    first: int  # in the first round
+    further: int  # in each of the others
+    most: int  # rounds after the first in the worst case
+
+    def after(self, further: Array | int) -> Array | int:
+        """In the first and so many further rounds."""
+        return self.first + further * self.further
+
+
+def buffer_room(num_tokens: int, per_token: int, experts_here: int, peers: int) -> Room:
+    """Each of `peers` devices has `num_tokens` tokens with `per_token` choices each, and `experts_here` experts."""
+    even, worst = num_tokens * per_token, peers * num_tokens * min(per_token, experts_here)
+    first, further = (min(worst, -(-int(even * share) // 128) * 128) for share in (ROOM, FURTHER))
+    return Room(first, further, -(-(worst - first) // further))
 
 
 def all_counts(load: Int[Array, " E"]) -> Int[Array, "W W X"]:
@@ -55,24 +71,23 @@ def all_counts(load: Int[Array, " E"]) -> Int[Array, "W W X"]:
     return gather(load[None], "experts", 0).reshape(peers, peers, -1)
 
 
-def rounds_needed(counts: Int[Array, "W W X"], rows: int) -> Int[Array, ""]:
-    """Rounds until the last row has come; the same on all devices of a slice, so that none goes on to its next
-    collective while its neighbour is in this loop."""
-    rounds = -(-counts.sum(axis=(0, 2)).max() // rows)
-    return maximum(maximum(rounds, "embed"), "norm_seq")
+def further_rounds(counts: Int[Array, "W W X"], room: Room) -> Int[Array, ""]:
+    """Rounds after the first until the last row has come; the same on all devices of a slice, so that none goes on to
+    its next collective while its neighbour is in this loop."""
+    left = jnp.maximum(counts.sum(axis=(0, 2)).max() - room.first, 0)
+    return maximum(maximum(-(-left // room.further), "embed"), "norm_seq")
 
 
-def round_slices(counts: Int[Array, "W W X"], number: Array | int, rows: int, me: Array | int) -> Slices:
-    """Device `me`'s slices of round `number`, in which each device receives rows `number * rows` up to
-    `(number + 1) * rows` of all that it is sent, in the order of its experts and then of the senders."""
+def round_slices(counts: Int[Array, "W W X"], low: Array | int, rows: int, me: Array | int) -> Slices:
+    """Device `me`'s slices of the round in which each device receives, of all that it is sent, `rows` rows from row
+    `low` on, in the order of its experts and then of the senders."""
     sent = counts.reshape(counts.shape[0], -1)
     starts = (jnp.cumsum(sent, axis=1) - sent).reshape(counts.shape)
     received = counts.transpose(1, 2, 0).reshape(counts.shape[0], -1)
     places = jnp.cumsum(received, axis=1) - received
     places = places.reshape(counts.shape[0], -1, counts.shape[0]).transpose(2, 0, 1)
-    low, high = number * rows, (number + 1) * rows
-    first = jnp.clip(places, low, high)
-    sizes = jnp.clip(places + counts, low, high) - first
+    first = jnp.clip(places, low, low + rows)
+    sizes = jnp.clip(places + counts, low, low + rows) - first
     starts = jnp.where(sizes > 0, starts + first - places, 0)
     targets = jnp.where(sizes > 0, first - low, 0)
     return Slices(starts[me], sizes[me], targets[me], targets[:, me], sizes[:, me], starts[:, me])
@@ -105,7 +120,7 @@ from_buffer.defvjp(
 
 def _moved(x: Array, slices: Slices, num_rows: int, is_filled: bool) -> Array:
     if platform() == "cpu":
-        return _picked(x, slices, num_rows)
+        return _through_blocks(x, slices, num_rows)
     shape = (num_rows, *x.shape[1:])
     out = jnp.zeros(shape, x.dtype) if is_filled or platform() != "tpu" else jax.lax.empty(shape, x.dtype)
     send_starts, send_sizes, targets, _, receive_sizes, _ = (table.reshape(-1) for table in slices)
@@ -113,17 +128,47 @@ def _moved(x: Array, slices: Slices, num_rows: int, is_filled: bool) -> Array:
     return jax.lax.ragged_all_to_all(x, out, send_starts, send_sizes, targets, receive_sizes, axis_name=axes)
 
 
-def _picked(x: Array, slices: Slices, rows: int) -> Array:
-    """The same without `ragged_all_to_all`: row `j` is the one among all devices' rows that was sent to it."""
-    everything = gather(x, "experts", 0)
-    peers = jnp.arange(slices.receive_starts.shape[0])[:, None]
-    sources = (peers * x.shape[0] + slices.origin_starts - slices.receive_starts).reshape(-1)
-    starts, sizes = slices.receive_starts.reshape(-1), slices.receive_sizes.reshape(-1)
-    here = jnp.arange(rows)[:, None]
-    is_from = (here >= starts) & (here < starts + sizes)
-    source = jnp.where(is_from, sources + here, 0).sum(axis=1)
-    is_filled = is_from.any(axis=1).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(is_filled, everything[source], 0)
+def block_rows(rows: int, others: int, peers: int) -> int:
+    """The capacity of a block between two of `peers` devices, where `rows` go out and at most `others` come in."""
+    fewer = min(rows, others)
+    return min(fewer, -(-int(fewer * BLOCK_ROOM) // peers))
+
+
+def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
+    """The same without `ragged_all_to_all`: each device packs a block for every peer, blocks change places, and each
+    device takes its rows out of those that came. What does not fit into a block comes in the next one; mostly there is
+    none. An even load moves 1.25 times a device's rows, a gather of all rows as many times as there are devices."""
+    peers = slices.send_starts.shape[0]
+    block = block_rows(x.shape[0], num_rows, peers)
+    packed = jnp.cumsum(slices.send_sizes, axis=1) - slices.send_sizes  # where a slice begins among a peer's rows
+    came = jnp.cumsum(slices.receive_sizes, axis=1) - slices.receive_sizes
+    width = x.shape[0] + num_rows  # above any place in a block's row, so that (peer, place) is one number
+    origins = came + width * jnp.arange(peers)[:, None]
+    tables = (slices.receive_starts, slices.receive_sizes, origins)
+    found, is_filled = _looked_up(jnp.arange(num_rows), *(table.reshape(-1) for table in tables))
+    peer, place = found // width, found % width
+
+    def turn(number: Array, out: Array) -> Array:
+        own = jax.vmap(partial(_looked_up, number * block + jnp.arange(block)))
+        rows, _ = own(packed, slices.send_sizes, slices.send_starts)
+        arrived = exchange(x[rows], "experts", 0, 0).reshape(peers * block, *x.shape[1:])
+        is_now = is_filled & (place // block == number)
+        taken = arrived[jnp.where(is_now, peer * block + place % block, 0)]
+        return jnp.where(is_now.reshape(-1, *[1] * (x.ndim - 1)), taken, out)
+
+    turns = -(-slices.send_sizes.sum(axis=1).max() // block)
+    turns = maximum(maximum(turns, "embed"), "norm_seq")  # as for `further_rounds`
+    return jax.lax.fori_loop(0, turns, turn, jnp.zeros((num_rows, *x.shape[1:]), x.dtype))
+
+
+def _looked_up(
+    places: Int[Array, " P"], starts: Int[Array, " S"], sizes: Int[Array, " S"], origins: Int[Array, " S"]
+) -> tuple[Int[Array, " P"], Bool[Array, " P"]]:
+    """Where each place of slices that begin at `starts` comes from, if they begin at `origins` there, and whether any
+    slice has it."""
+    here = places[:, None]
+    is_in = (here >= starts) & (here < starts + sizes)
+    return jnp.where(is_in, here - starts + origins, 0).sum(axis=1), is_in.any(axis=1)
 
 
 def tiled(x: Float[Array, "N D"]) -> Float[Array, "N ..."]:

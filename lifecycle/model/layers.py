@@ -7,7 +7,6 @@ positions that a device normalises and those that its heads see (Korthikanti et 
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lifecycle.core.collectives import gather, index, scatter_sum, shared_sum, ways
 from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import gated, linear
+from lifecycle.kernels.linear import Activation, gated, linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
@@ -154,7 +153,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, d_ff: int | None = None) -> None:
         c, d_ff = config, d_ff or config.d_ff
-        self.activation: Literal["silu", "gelu", "clamped"] = c.activation
+        self.activation: Activation = c.activation
         self.gate = scaled_normal(rngs, c.d_model, d_ff)
         self.up = scaled_normal(rngs, c.d_model, d_ff)
         self.down = scaled_normal(rngs, d_ff, c.d_model, branch_scale(c))

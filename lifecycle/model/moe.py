@@ -9,7 +9,7 @@ On a mesh, experts are cut over `expert`, and each expert's `d_ff` over `tensor`
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,18 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.collectives import gather, index, scatter_sum, total, ways
 from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.kernels.gated_rows import weighted_down
 from lifecycle.kernels.grouped import group_ids, grouped_matmul
-from lifecycle.kernels.linear import gated, linear
+from lifecycle.kernels.linear import Activation, linear
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.dispatch import (
+    Room,
     all_counts,
-    buffer_rows,
+    buffer_room,
     expert_order,
     from_buffer,
+    further_rounds,
     round_slices,
-    rounds_needed,
     tiled,
     to_buffer,
     to_experts,
@@ -37,7 +39,6 @@ from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
 from lifecycle.model.routing import RouterSums, expert_load, route, router_logits, router_sums
 
 SELDOM = "seldom"  # the scope of loops that mostly run no time: who reads a compiled program counts them so
-type Activation = Literal["silu", "gelu", "clamped"]
 type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
 
 
@@ -120,7 +121,7 @@ class MoE(nnx.Module):
         if ways("experts") > 1:
             rows, computed = _exchanged(self.activation, copies, load, rows, row_weights, self.experts.weights())
         else:
-            rows = of_experts(self.activation, rows, row_weights, self.experts.weights(), load)
+            rows = of_experts(self.activation, rows, row_weights, self.experts.weights(), load, is_filled=True)
             computed = load.sum()
         return to_tokens(rows, order, copies).reshape(x.shape), (load.sum() - computed).astype(jnp.float32)
 
@@ -142,22 +143,25 @@ def of_experts(
     row_weights: Float[Array, " R"],
     weights: Weights,
     group_sizes: Int[Array, " X"],
+    is_filled: bool,
 ) -> Float[Array, "R ..."]:
-    """Each row through its group's expert, times its weight, without the last bias; zero behind the last group. A row
-    may be in several dimensions."""
+    """Each row through its group's expert, times its weight, without the last bias. Behind the last group it is zero,
+    or arbitrary unless `is_filled`. A row may be in several dimensions."""
     shape, rows = rows.shape, rows.reshape(rows.shape[0], -1)
     ids = group_ids(group_sizes, rows.shape[0])
 
     def product(name: str) -> Array:
-        out = grouped_matmul(rows, weights[name], group_sizes)
-        if f"{name}_bias" not in weights:
+        has_bias = f"{name}_bias" in weights
+        out = grouped_matmul(rows, weights[name], group_sizes, is_filled or has_bias)
+        if not has_bias:
             return checkpoint_name(out, name)
         is_own = jax.nn.one_hot(ids, group_sizes.shape[0], dtype=rows.dtype)
         return checkpoint_name(out + linear(is_own, weights[f"{name}_bias"]), name)
 
-    hidden = gated(product("gate"), product("up"), activation)
-    hidden = (hidden.astype(jnp.float32) * row_weights[:, None]).astype(rows.dtype)
-    return grouped_matmul(hidden, weights["down"], group_sizes).reshape(shape)
+    out = weighted_down(
+        activation, product("gate"), product("up"), row_weights, weights["down"], group_sizes, is_filled
+    )
+    return out.reshape(shape)
 
 
 def _exchanged(
@@ -166,77 +170,79 @@ def _exchanged(
     """`of_experts` where the experts are other devices': this device's rows there and back. Also how many rows of
     others this device has computed."""
     counts = all_counts(load)
-    room, worst = buffer_rows(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
+    room = buffer_room(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
     received = counts[:, index("experts")].sum()
-    if worst == 1:
-        return _round(activation, room, counts, 0, rows, row_weights, weights), jnp.minimum(received, room)
-    num_rounds = rounds_needed(counts, room)
-    out = _rounds(activation, room, rows, row_weights, weights, counts, num_rounds)
-    return out, jnp.minimum(received, num_rounds * room)
+    if room.most == 0:
+        return _round(activation, room.first, counts, 0, rows, row_weights, weights), received
+    further = further_rounds(counts, room)
+    out = _rounds(activation, room, rows, row_weights, weights, counts, further)
+    return out, jnp.minimum(received, room.after(further))
 
 
 def _round(
     activation: Activation,
-    room: int,
+    size: int,
     counts: Array,
-    number: Array | int,
+    low: Array | int,
     rows: Array,
     row_weights: Array,
     weights: Weights,
 ) -> Float[Array, "R ..."]:
-    """The outputs for those of this device's rows that have their turn in round `number`, zero for the others."""
-    slices = round_slices(counts, number, room, index("experts"))
+    """The outputs for those of this device's rows that are among rows `low` to `low + size` of a receiver, zero for the
+    others."""
+    slices = round_slices(counts, low, size, index("experts"))
     sent = rows.shape[0]
-    here = checkpoint_name(to_buffer(rows, slices, sent, room), "expert_rows")
-    here_weights = to_buffer(row_weights, slices, sent, room)
-    out = of_experts(activation, here, here_weights, weights, slices.receive_sizes.sum(axis=0))
-    return from_buffer(out, slices, sent, room)
+    here = checkpoint_name(to_buffer(rows, slices, sent, size), "expert_rows")
+    here_weights = to_buffer(row_weights, slices, sent, size)
+    # Nobody fetches rows that were not received: to fill them, and their gradients, took a tenth of Mixtral's cycles.
+    out = of_experts(activation, here, here_weights, weights, slices.receive_sizes.sum(axis=0), is_filled=False)
+    return from_buffer(out, slices, sent, size)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _rounds(
     activation: Activation,
-    room: int,
+    room: Room,
     rows: Array,
     row_weights: Array,
     weights: Weights,
     counts: Array,
-    num_rounds: Array,
+    further: Array,
 ) -> Float[Array, "R ..."]:
     """All rounds. Mostly it is the first alone, whose gradient is like any other function's; the others' gradient
     computes them again, so nothing is kept of them and their number may depend on the data."""
-    return _rounds_forward(activation, room, rows, row_weights, weights, counts, num_rounds)[0]
+    return _rounds_forward(activation, room, rows, row_weights, weights, counts, further)[0]
 
 
 def _rounds_forward(
     activation: Activation,
-    room: int,
+    room: Room,
     rows: Array,
     row_weights: Array,
     weights: Weights,
     counts: Array,
-    num_rounds: Array,
+    further: Array,
 ) -> tuple[Array, tuple[Any, ...]]:
     floats = (rows, row_weights, weights)
-    first, pull_first = jax.vjp(partial(_round, activation, room, counts, 0), *floats)
+    first, pull_first = jax.vjp(partial(_round, activation, room.first, counts, 0), *floats)
 
     def add(number: Array, out: Array) -> Array:
-        return out + _round(activation, room, counts, number, *floats)
+        return out + _round(activation, room.further, counts, room.after(number), *floats)
 
     with jax.named_scope(SELDOM):
-        out = jax.lax.fori_loop(1, num_rounds, add, first)
-    return out, (pull_first, floats, counts, num_rounds)
+        out = jax.lax.fori_loop(0, further, add, first)
+    return out, (pull_first, floats, counts, further)
 
 
-def _rounds_backward(activation: Activation, room: int, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
-    pull_first, floats, counts, num_rounds = saved
+def _rounds_backward(activation: Activation, room: Room, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
+    pull_first, floats, counts, further = saved
 
     def add(number: Array, grads: Any) -> Any:
-        _, pull = jax.vjp(partial(_round, activation, room, counts, number), *floats)
+        _, pull = jax.vjp(partial(_round, activation, room.further, counts, room.after(number)), *floats)
         return jax.tree.map(jnp.add, grads, pull(grad))
 
     with jax.named_scope(SELDOM):
-        grads = jax.lax.fori_loop(1, num_rounds, add, pull_first(grad))
+        grads = jax.lax.fori_loop(0, further, add, pull_first(grad))
     return (*grads, None, None)
 
 

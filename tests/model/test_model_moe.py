@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 from lifecycle.kernels.linear import gated
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import forward_train, init_params
-from lifecycle.model.dispatch import Slices, buffer_rows, expert_order, round_slices, to_experts, to_tokens
+from lifecycle.model.dispatch import Room, Slices, buffer_room, expert_order, round_slices, to_experts, to_tokens
 from lifecycle.model.moe import MoE
 from lifecycle.model.routing import balance_loss, bias_update, expert_load, route, router_logits, router_sums, z_loss
 
@@ -176,16 +176,18 @@ def test_the_bias_moves_towards_an_even_load_and_evens_it() -> None:
         )
     ),
     st.integers(1, 12),
+    st.integers(1, 12),
 )  # fmt: skip
-def test_rounds_move_every_row_once_to_its_expert_and_back(counts: np.ndarray, room: int) -> None:
+def test_rounds_move_every_row_once_to_its_expert_and_back(counts: np.ndarray, first: int, further: int) -> None:
     """Plays all devices: rows are (sender, receiver, expert, number); a buffer's rows lie by expert."""
     peers, _, here = counts.shape
     own = [
         [(s, d, e, n) for d in range(peers) for e in range(here) for n in range(counts[s, d, e])] for s in range(peers)
     ]
     arrived: list[list[tuple[int, ...]]] = [[] for _ in range(peers)]
-    for number in range(-(-int(counts.sum(axis=(0, 2)).max()) // room)):
-        tables = [slices_of(counts, number, room, device) for device in range(peers)]
+    most = int(counts.sum(axis=(0, 2)).max())
+    for low, room in [(0, first), *((low, further) for low in range(first, most, further))]:
+        tables = [slices_of(counts, low, room, device) for device in range(peers)]
         buffers: list[dict[int, tuple[int, ...]]] = [{} for _ in range(peers)]
         for s, d, e in np.ndindex(counts.shape):
             sent, got = tables[s], tables[d]
@@ -205,18 +207,18 @@ def test_rounds_move_every_row_once_to_its_expert_and_back(counts: np.ndarray, r
 
 
 @jax.jit
-def jitted_slices(counts: jax.Array, number: int, room: int, device: int) -> Slices:
-    return round_slices(counts, number, room, device)
+def jitted_slices(counts: jax.Array, low: int, room: int, device: int) -> Slices:
+    return round_slices(counts, low, room, device)
 
 
-def slices_of(counts: np.ndarray, number: int, room: int, device: int) -> Slices:
-    return jax.tree.map(np.asarray, jitted_slices(jnp.asarray(counts), number, room, device))
+def slices_of(counts: np.ndarray, low: int, room: int, device: int) -> Slices:
+    return jax.tree.map(np.asarray, jitted_slices(jnp.asarray(counts), low, room, device))
 
 
 def test_a_buffer_holds_a_quarter_more_than_an_even_load_and_no_more_than_can_come() -> None:
-    assert buffer_rows(8192, 2, 1, 8) == (20480, 4)
-    assert buffer_rows(8192, 2, 4, 2) == (20480, 2)
-    assert buffer_rows(4, 2, 1, 8) == (32, 1)
+    assert buffer_room(8192, 2, 1, 8) == Room(20480, 4096, 11)
+    assert buffer_room(8192, 2, 4, 2) == Room(20480, 4096, 3)
+    assert buffer_room(4, 2, 1, 8) == Room(32, 32, 0)
 
 
 @pytest.mark.parametrize("copies", [1, 3])

@@ -1,0 +1,76 @@
+"""Gated activations and the product behind them: the written-out gradient and the TPU's kernel against JAX's own."""
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.kernels.gated_rows import tpu_gradients, weighted_down
+from lifecycle.kernels.grouped import group_ids
+from lifecycle.kernels.linear import Activation, gated
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation.__value__)
+SIZES = [40, 0, 57]  # rows of groups; behind them are 31 rows of none
+
+
+def inputs(columns: int = 256) -> tuple[jax.Array, ...]:
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    gate = jax.random.uniform(next(keys), (128, columns), minval=-3, maxval=8)  # below, GELU is what cancels out
+    up = 3 * jax.random.normal(next(keys), (128, columns))
+    down = jax.random.normal(next(keys), (3, columns, 24)) / 16
+    return gate, up, jax.random.uniform(next(keys), (128,)), down, jax.random.normal(next(keys), (128, 24))
+
+
+def plain(activation: Activation, gate, up, row_weights, down, group_sizes):
+    """Every row through every group's matrix, all but its own thrown away."""
+    hidden = gated(gate, up, activation) * row_weights[:, None]
+    is_own = group_ids(group_sizes, gate.shape[0])[:, None] == jnp.arange(down.shape[0])
+    return jnp.einsum("nf,xfd,nx->nd", hidden, down, is_own.astype(hidden.dtype))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_value_and_gradients_are_the_plain_products(activation: Activation) -> None:
+    *arrays, pull = inputs()
+    sizes = jnp.array(SIZES)
+    found, vjp = jax.vjp(lambda *args: weighted_down(activation, *args, sizes), *arrays)
+    wanted, wanted_vjp = jax.vjp(lambda *args: plain(activation, *args, sizes), *arrays)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for grad, wanted_grad in zip(vjp(pull), wanted_vjp(pull), strict=True):
+        np.testing.assert_allclose(grad, wanted_grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [64, 384, 2560])  # one narrow block, one of three lanes, and several blocks
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_kernel_gives_the_gradients_of_the_rows_there_are(activation: Activation, columns: int) -> None:
+    gate, up, row_weights, _, _ = inputs(columns)
+    d_hidden, num_rows = jax.random.normal(jax.random.key(7), gate.shape), jnp.array(sum(SIZES))
+    *found, d_weights = tpu_gradients(activation, gate, up, d_hidden, row_weights, num_rows, interpret=True)
+
+    hidden, pull = jax.vjp(lambda a, b, w: gated(a, b, activation) * w[:, None], gate, up, row_weights)
+    d_gate, d_up, wanted_weights = pull(d_hidden)
+    for array, wanted in zip(found, (d_gate, d_up, hidden), strict=True):
+        np.testing.assert_allclose(array[: sum(SIZES)], wanted[: sum(SIZES)], rtol=1e-5, atol=1e-5)
+    largest = float(jnp.abs(wanted_weights).max())  # sums over the columns
+    np.testing.assert_allclose(d_weights[: sum(SIZES)], wanted_weights[: sum(SIZES)], rtol=1e-5, atol=1e-5 * largest)
+    assert not np.any(d_weights[sum(SIZES) :])
+
+
+def test_bfloat16_is_computed_in_float32_and_rounded_once() -> None:
+    gate, up, row_weights, _, _ = inputs()
+    low = [array.astype(jnp.bfloat16) for array in (gate, up, jax.random.normal(jax.random.key(7), gate.shape))]
+    found = tpu_gradients("silu", *low, row_weights, jnp.array(128), interpret=True)
+    wanted = tpu_gradients("silu", *(a.astype(jnp.float32) for a in low), row_weights, jnp.array(128), interpret=True)
+    assert [array.dtype for array in found] == [jnp.bfloat16] * 3 + [jnp.float32]
+    for array, exact in zip(found[:3], wanted[:3], strict=True):
+        np.testing.assert_array_equal(array, exact.astype(jnp.bfloat16))
+
+
+def test_rows_that_belong_to_no_group_change_nothing_whatever_they_hold() -> None:
+    *arrays, pull = inputs()
+    dirty = [array.at[sum(SIZES) :].set(jnp.nan) for array in arrays[:3]]
+    _, vjp = jax.vjp(lambda *args: weighted_down("silu", *args, jnp.array(SIZES)), *dirty, arrays[3])
+    d_gate, d_up, d_weights, d_down = vjp(pull)
+    assert np.all(np.isfinite(d_down)) and np.all(np.isfinite(d_weights))
+    assert np.all(np.isfinite(d_gate[: sum(SIZES)])) and np.all(np.isfinite(d_up[: sum(SIZES)]))
