@@ -4,38 +4,92 @@ Every row of a device's micro-batch is a micro-batch of the pipeline. In tick `i
 stages send what they have to the next one, round in a ring, so after `rows + stages - 1` ticks all rows are through. A
 stage without a row of its own computes on what is at hand, and nothing of that is used: the idle share is
 `(stages - 1) / (rows + stages - 1)`. The gradient is the same ring backwards.
+
+A stage's weights come whole, in the dtype that products take, and serve all ticks. Their gradients are added up over
+the ticks in float32, whatever that dtype is, each layer's in place, and leave as one gradient in it. Left to itself a
+scan over ticks adds up in the weights' own dtype, and a scan over layers writes a tick's gradients of all layers to
+memory first: in Llama-3.1-8B's stages of 4 layers 1.7 GB more and a tenth of all cycles.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ref import freeze, new_ref
 
 from lifecycle.core.collectives import index, scatter_sum, shift, ways
 from lifecycle.core.typing import Array, Float
 
 AXIS = "layers"
 
-type Stage = Callable[[Float[Array, "1 T D"], Array], tuple[Float[Array, "1 T D"], Any]]
+# Of the tree of a stage's weights (each a `Weight`), a row's input and the row's number.
+type Stage = Callable[[Any, Float[Array, "1 T D"], Array], tuple[Float[Array, "1 T D"], Any]]
 
 
-def run_pipeline(stage: Stage, x: Float[Array, "B T D"]) -> tuple[Float[Array, "b T D"], Any]:
-    """`stage` (a function of a row's input and its number) one after the other over all stages.
+class Weight(NamedTuple):
+    """An array that all ticks use, and what stands for it where gradients are added up: of its shape, in float32.
+    The second one's values are never used."""
+
+    value: Array
+    summed: Array
+
+
+def run_pipeline(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[Float[Array, "b T D"], Any]:
+    """`stage` one after the other over all stages, with this stage's `weights` (a tree of arrays).
 
     Returns the rows that this stage goes on with (`own_rows`), and the sum over its rows of what `stage` says besides.
     """
+
+    @jax.custom_vjp
+    def run(weights: Any, x: Array) -> tuple[Array, Any]:
+        return _run_ticks(stage, jax.tree.map(lambda value: Weight(value, value), weights), x)
+
+    def forward(weights: Any, x: Array) -> tuple[tuple[Array, Any], Any]:
+        def of(summed: Any, x: Array) -> tuple[Array, Any]:
+            return _run_ticks(stage, jax.tree.map(Weight, weights, summed), x)
+
+        return jax.vjp(of, jax.tree.map(zeros, weights), x)
+
+    def backward(vjp: Any, grads: Any) -> tuple[Any, Array]:
+        sums, grad = jax.tree.map(lambda value: new_ref(zeros(value)), weights), new_ref(jnp.zeros_like(x))
+        vjp.with_refs(sums, grad)(grads)
+        return jax.tree.map(lambda value, ref: freeze(ref).astype(value.dtype), weights, sums), freeze(grad)
+
+    def zeros(value: Array) -> Array:
+        return jnp.zeros(value.shape, jnp.float32)
+
+    run.defvjp(forward, backward)
+    return run(weights, x)
+
+
+def _run_ticks(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[Float[Array, "b T D"], Any]:
     stages, here, rows = ways(AXIS), index(AXIS), x.shape[0]
 
     def tick(incoming: Array, number: Array) -> tuple[Array, tuple[Array, Any]]:
         row = jnp.clip(number - here, 0, rows - 1)
-        out, found = stage(jnp.where(here == 0, take_row(x, row), incoming), row)
+        out, found = stage(weights, jnp.where(here == 0, take_row(x, row), incoming), row)
         found = jax.tree.map(lambda value: jnp.where(row == number - here, value, 0), found)
         return shift(out, AXIS), (out, found)
 
     _, (outs, found) = jax.lax.scan(tick, jnp.zeros_like(x[:1]), jnp.arange(rows + stages - 1))
     last = jnp.where(here == stages - 1, outs[stages - 1 :, 0], 0)
     return scatter_sum(last, AXIS, 0), jax.tree.map(lambda value: value.sum(axis=0), found)
+
+
+def values(weights: Any) -> Any:
+    """The arrays of a tree of `Weight`s; the gradients of each go to its `summed`."""
+    return jax.tree.map(lambda weight: _value(*weight), weights, is_leaf=lambda node: isinstance(node, Weight))
+
+
+@jax.custom_jvp
+def _value(value: Array, summed: Array) -> Array:
+    return value
+
+
+@_value.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], tangents[1].astype(primals[0].dtype)
 
 
 def take_row(x: Array, row: Array) -> Array:

@@ -10,11 +10,13 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+from lifecycle.training.config import PreferConfig
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.language import next_token
+from lifecycle.training.objectives.preference import dpo
 from lifecycle.training.placement import place_batch
-from lifecycle.training.step import init_state, make_train_step, state_shardings
-from tests.tiny import Settings, rows_of
+from lifecycle.training.step import Objective, init_state, make_train_step, state_shardings
+from tests.tiny import SEQ_LEN, Settings, rows_of
 
 CLOSE = 1e-5
 # Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices.
@@ -48,23 +50,47 @@ TOGETHER = [
     {"expert": 2, "context": 2, "tensor": 2},
 ]
 # A pipeline's stages hold whole periods of layers that are alike.
+EVEN_EXPERTS = {"num_layers": 4, "moe": EXPERTS.model_copy(update={"first_dense_layers": 0})}
 EVEN = {
     "dense": DENSE.model_copy(update={"num_layers": 4}),
-    "experts": MOE.model_copy(update={"num_layers": 4, "moe": EXPERTS.model_copy(update={"first_dense_layers": 0})}),
+    "experts": MOE.model_copy(update=EVEN_EXPERTS),
+    "projection": PROJECTION.model_copy(update={"num_layers": 4}),
+    "latent": LATENT.model_copy(update=EVEN_EXPERTS),
+    "dense ring": DENSE.model_copy(update={"num_layers": 4, "context_attention": "ring"}),
 }
 STAGES = [{"stage": 2}, {"stage": 2, "fsdp": 4}, {"stage": 2, "expert": 2, "tensor": 2}]
+STAGES_TOGETHER = [
+    {"stage": 2, "context": 4},
+    {"replica": 2, "stage": 2, "fsdp": 2},
+    {"replica": 2, "stage": 2, "context": 2},
+    {"stage": 2, "fsdp": 2, "expert": 2},
+    {"stage": 2, "fsdp": 2, "context": 2},
+]
+STAGES_ONCE = [
+    ("experts", {"stage": 4, "tensor": 2}),
+    ("projection", {"stage": 2, "fsdp": 2, "context": 2}),
+    ("latent", {"stage": 2, "fsdp": 2, "context": 2}),
+    ("dense ring", {"stage": 2, "context": 4}),
+]
+PREFER = PreferConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5, remat={})
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
 
+def objective_of(name: str, config: ModelConfig) -> Objective:
+    return partial(next_token, config, remat={}) if name == "next_token" else partial(dpo, config, PREFER)
+
+
 @cache
-def first_step(name: str, is_even: bool = False, **axes: int) -> tuple[dict[str, float], Any, Any]:
+def first_step(
+    name: str, is_even: bool = False, objective: str = "next_token", **axes: int
+) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
     config, mesh = (EVEN if is_even else MODELS | RINGS)[name], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     state = init_state(config, GRADIENT, shardings, jax.random.key(0))
-    step = make_train_step(partial(next_token, config, remat={}), GRADIENT, mesh, shardings, 2, config.bias_rate)
-    host = next(one_epoch(rows_of(Settings()), global_batch_size=16))
+    step = make_train_step(objective_of(objective, config), GRADIENT, mesh, shardings, 2, config.bias_rate)
+    host = next(one_epoch(rows_of(Settings(objective=objective)), global_batch_size=16))
     state, metrics = step(state, place_batch(host, mesh))
     metrics = {key: float(value) for key, value in metrics.items()}
     return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
@@ -96,10 +122,27 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dic
     require_equal(first_step(model, **axes), first_step(model))
 
 
-@pytest.mark.parametrize("model", EVEN)
-@pytest.mark.parametrize("axes", STAGES, ids=name_of)
+def pipelines() -> list[Any]:
+    """Dense layers and experts on every mesh with stages, the other models once; three meshes by default."""
+    both = [(model, axes) for model in ("dense", "experts") for axes in STAGES + STAGES_TOGETHER]
+    return [
+        pytest.param(model, axes, id=f"{model}-{name_of(axes)}", marks=() if axes in STAGES else pytest.mark.slow)
+        for model, axes in both + STAGES_ONCE
+    ]
+
+
+@pytest.mark.parametrize(("model", "axes"), pipelines())
 def test_a_pipeline_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     require_equal(first_step(model, is_even=True, **axes), first_step(model, is_even=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "axes"), [("dense", {"stage": 2, "fsdp": 2, "context": 2}), ("experts", {"replica": 2, "stage": 2})]
+)
+def test_preferences_on_a_pipeline_are_those_of_one_device(model: str, axes: dict[str, int]) -> None:
+    step = partial(first_step, model, is_even=True, objective="dpo")
+    require_equal(step(**axes), step())
 
 
 def require_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:

@@ -1,7 +1,12 @@
 """Loss and every gradient of the families' tiny models on eight devices equal one device's.
 
-The weights are the golden ones, smaller; rows are packed. Four families hold between them everything that a layer may
-have.
+The weights are the golden ones; rows are packed. Four families hold between them everything that a layer may have.
+
+Every element of a gradient agrees to 1e-5 of its array's Euclidean norm (of 0.1 where that is smaller). Not to 1e-5 of
+its own size, and not to 1e-5 as such: the golden products grow what they multiply, and float32 does not determine more.
+Half a unit in the last place of every weight, up or down at random, moves an element of the embedding's gradient on
+one device by 0.9e-5 to 2.0e-5 (DeepSeek; norm 5.3), 0.4e-5 to 0.8e-5 (gpt-oss), 0.4e-5 (Gemma 3), 0.07e-5 (OLMo 2).
+The largest that a mesh differs by is 0.8e-5, 0.4e-5, 0.2e-5 and 0.05e-5.
 """
 
 from functools import cache
@@ -21,7 +26,7 @@ from lifecycle.model.weights import load_config, load_weights
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
 from lifecycle.training.step import param_specs
-from tests.golden.family_weights import MATRIX, write_model
+from tests.golden.family_weights import write_model
 
 GOLDEN = Path(__file__).parents[1] / "golden/families"
 CLOSE = 1e-5
@@ -63,10 +68,7 @@ def model_of(family: str) -> tuple[ModelConfig, Params]:
         write_model(GOLDEN / family, Path(name))
         config = load_config(Path(name)).model_copy(update={"compute_dtype": "float32"})
         params = load_weights(config, Path(name))
-    # Products that keep a size: with the golden ones, which grow it, one element of 2,048 of DeepSeek's embedding's
-    # gradient once differed by 1.04e-5.
-    blocks = jax.tree.map(lambda w: w / MATRIX if w.ndim > 2 else w, params["blocks"])
-    return config, params | {"blocks": blocks}
+    return config, params
 
 
 @cache
@@ -94,6 +96,6 @@ def test_a_mesh_has_one_devices_loss_and_gradients(family: str, mesh: str) -> No
     loss, found = loss_and_gradients(family, mesh)
     np.testing.assert_allclose(loss, one, atol=CLOSE, rtol=0)
     for (path, grad), wanted in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(exact), strict=True):
-        scale, name = max(1.0, float(np.abs(wanted).max())), jax.tree_util.keystr(path)
+        scale, name = max(0.1, float(np.linalg.norm(wanted))), jax.tree_util.keystr(path)
         np.testing.assert_allclose(grad, wanted, atol=CLOSE * scale, rtol=0, err_msg=name)
         assert np.abs(wanted).max() > 1e-4 or "selection_bias" in name  # a gradient that says something
