@@ -102,7 +102,7 @@ class Settings:
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:
-        schedule = ScheduleConfig(warmup_steps=2)
+        schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
         optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
         return TrainConfig(
             steps=self.steps,

@@ -42,7 +42,7 @@ class Blocks:
 
 
 def blocks_of(chip: str, head_dim: int) -> Blocks:
-    """Blocks for a chip (JAX's `device_kind`).
+    """Blocks for a chip (`core.platform.kind_of` names it).
 
     A step costs about 400 instructions whatever it does, so blocks are long; what is multiplied at once is short, since
     half of a tile on the diagonal is for nothing. Counted in the compiler's instruction bundles (stalls are not in

@@ -37,7 +37,7 @@ class Blocks:
 
 
 def blocks_of(chip: str, head_dim: int) -> Blocks:
-    """Tiles for a chip (JAX's `device_kind`).
+    """Tiles for a chip (`core.platform.kind_of` names it).
 
     v6e and tpu7x have room for 2,048 (what public MaxText recipes use there) with heads of up to 128; with 256 tpu7x's
     compiler runs out of VMEM, as those of v4, v5e and v5p do with 128 under their default limit.

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, open_artifact
 from lifecycle.core.config import load_config
+from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.model import Model
@@ -67,7 +68,7 @@ def scores(config: TasksConfig, bundle: Path, progress: Progress) -> Artifact:
         pass
     model, encoder = _open(bundle, config.max_seq_len)
     out = draft.open()
-    evaluated = Evaluated(model)
+    evaluated = Evaluated(model, build_mesh(MeshConfig()))
     return draft.commit({"tasks": evaluate(config, {}, encoder, evaluated, evaluated, out, progress)})
 
 

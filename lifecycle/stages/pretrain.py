@@ -5,20 +5,22 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
-from lifecycle.inference.scoring import document_nats
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.model.decoder import Params
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params, run_training
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.config import PretrainConfig
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.packing import DocumentRows
+from lifecycle.training.scoring import document_nats
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -34,7 +36,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         rows=DocumentRows(shards, train.seq_len, config.seed),
         start=imported_params(train.init, model, tokenizer, mesh) if train.init else jax.random.key(config.seed),
         out=out,
-        evaluation=heldout_bits(model, heldout, tokenizer.byte_lengths, train.eval_bytes, train.eval_every),
+        evaluation=heldout_bits(model, train, heldout, tokenizer.byte_lengths, mesh),
     )
     facts = {
         "parameters": num_params(model),
@@ -45,22 +47,23 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def heldout_bits(
-    model: ModelConfig, heldout: TokenShards, byte_lengths: np.ndarray, most_bytes: int, every: int
+    model: ModelConfig, train: PretrainConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
 ) -> Evaluation | None:
-    """Bits per byte on the first held-out documents, up to about `most_bytes`, each cut to a quarter of that so that
-    no single document decides; None where nothing is held out."""
+    """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
+    that no single document decides, in windows of `train.seq_len`; None where nothing is held out."""
     pieces, total = [], 0
     for number in range(len(heldout)):
         ids = heldout[number]
-        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), most_bytes // 4, side="right")
+        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), train.eval_bytes // 4, side="right")
         pieces.append(ids[: max(2, ends)])
         total += int(byte_lengths[pieces[-1]].sum())
-        if total >= most_bytes:
+        if total >= train.eval_bytes:
             break
     if not pieces:
         return None
 
     def measure(params: Params) -> dict[str, float]:
-        return {"heldout_bits_per_byte": sum(document_nats(model, params, pieces)) / math.log(2) / total}
+        nats = document_nats(model, params, pieces, train.seq_len, mesh)
+        return {"heldout_bits_per_byte": sum(nats) / math.log(2) / total}
 
-    return Evaluation(every, measure)
+    return Evaluation(train.eval_every, measure)

@@ -54,6 +54,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
             )
+        schedule = self.optimizer.schedule
+        if schedule.kind != "constant" and schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps={schedule.warmup_steps} leaves no step of steps={self.steps} for the "
+                f"{schedule.kind} schedule after the warm-up; set it below {self.steps}, or schedule.kind=constant"
+            )
         return self
 
 

@@ -33,7 +33,7 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.loader import HostBatch, data_state, make_loader, resume_step
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.packing import RowSource
-from lifecycle.training.placement import place_batch, process_share
+from lifecycle.training.placement import place_batch, rows_of_process
 from lifecycle.training.step import (
     Objective,
     TrainState,
@@ -99,7 +99,7 @@ class _Loop:
         self.optimizer = build_optimizer(config.optimizer, config.steps)
         self.schedule = build_schedule(config.optimizer, config.steps)
         self.shardings = state_shardings(job.model, self.optimizer, job.mesh)
-        self.part, self.parts = process_share(job.mesh)
+        self.held = rows_of_process(job.mesh, config.global_batch_size, jax.process_index())
         self.checkpoints = Checkpointer(
             job.out / CHECKPOINTS, every=config.checkpoint_every, keep=config.keep_checkpoints, progress=progress
         )
@@ -122,8 +122,7 @@ class _Loop:
             job.rows,
             global_batch_size=job.train.global_batch_size,
             start_step=self.step,
-            process_index=self.part,
-            process_count=self.parts,
+            held=self.held,
         )
 
     def _fresh_state(self) -> TrainState:
@@ -164,7 +163,7 @@ class _Loop:
 
     def _next_batch(self) -> dict[str, jax.Array]:
         assert self.batches is not None
-        return place_batch(next(self.batches), self.job.mesh, self.part, self.parts)
+        return place_batch(next(self.batches), self.job.mesh, self.job.train.global_batch_size, self.held)
 
     def _after_step(self, metrics: dict[str, jax.Array]) -> None:
         config = self.job.train

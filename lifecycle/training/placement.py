@@ -5,8 +5,7 @@ A function runs on every device on that device's part, in one fully manual `jax.
 partitioner.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import AnyMesh, sharding, spec
 from lifecycle.core.typing import Batch, PyTree
 from lifecycle.kernels.mask import row_order
@@ -33,43 +31,40 @@ def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
     return NamedSharding(mesh, batch_spec(name))
 
 
-def place_batch(host: Mapping[str, np.ndarray], mesh: Mesh, part: int = 0, parts: int = 1) -> dict[str, jax.Array]:
-    """A batch laid over the mesh; `host` has this process's rows, part `part` of `parts` of the global batch's.
+def place_batch(
+    host: Mapping[str, np.ndarray], mesh: Mesh, size: int | None = None, held: Sequence[int] | None = None
+) -> dict[str, jax.Array]:
+    """A batch of `size` rows laid over the mesh; `host` has those `held` by this process (None: it has all).
 
     With a context axis, positions go to devices in load-balanced order.
     """
-    ways = mesh.shape["context"]
+    ways, at_row = mesh.shape["context"], None if held is None else {row: at for at, row in enumerate(held)}
 
     def place(name: str, array: np.ndarray) -> jax.Array:
         if ways > 1 and name in BY_POSITION:
             array = array[:, row_order(array.shape[1], ways)]
-        first = part * array.shape[0]
+        shape = (size or array.shape[0], *array.shape[1:])
 
         def piece(at: tuple[slice, ...] | None) -> np.ndarray:
             assert at is not None
-            rows = slice((at[0].start or 0) - first, (at[0].stop or first + array.shape[0]) - first)
-            return array[(rows, *at[1:])]
+            start, stop, _ = at[0].indices(shape[0])
+            first = start if at_row is None else at_row[start]  # a device's rows lie together
+            return array[(slice(first, first + stop - start), *at[1:])]
 
-        shape = (array.shape[0] * parts, *array.shape[1:])
         return jax.make_array_from_callback(shape, batch_sharding(mesh, name), piece)
 
     return {name: place(name, array) for name, array in host.items()}
 
 
-def process_share(mesh: Mesh) -> tuple[int, int]:
-    """(which part of a batch's rows this process's devices hold, of how many): processes that share a row's positions
-    or a model's tensors hold the same rows. Raises `ConfigError` when the parts are not alike."""
-    rows = sharding(mesh, "batch")
-    ways = math.prod(mesh.shape[axis] for axis in rows.spec[0])
-    held = rows.addressable_devices_indices_map((ways,)).values()
-    starts = sorted({index[0].start or 0 for index in held if index is not None})
-    part, rest = divmod(starts[0], len(starts))
-    if rest or ways % len(starts) or starts != list(range(starts[0], starts[0] + len(starts))):
-        raise ConfigError(
-            f"mesh: one process's devices hold rows {starts} of {ways} groups; choose mesh.tensor so that it divides "
-            "the devices of a process, or is a multiple of them"
-        )
-    return part, ways // len(starts)
+def rows_of_process(mesh: Mesh, size: int, process: int) -> tuple[int, ...]:
+    """Which of a batch's `size` rows a process's devices hold, in order.
+
+    Processes that share a row's positions or a model's tensors hold the same rows; on a torus a process's devices are
+    a block of it, and their rows need not lie together.
+    """
+    places = sharding(mesh, "batch").devices_indices_map((size,))
+    held = [at for device, at in places.items() if device.process_index == process]
+    return tuple(sorted({row for at in held if at is not None for row in range(*at[0].indices(size))}))
 
 
 def on_mesh[R](

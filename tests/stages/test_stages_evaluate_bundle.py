@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.core.progress import Silent
-from lifecycle.inference.scoring import document_nats
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
 from lifecycle.model.weights import save_weights
@@ -18,6 +18,7 @@ from lifecycle.ops.evals.results import read_results
 from lifecycle.stages.evaluate_bundle import TasksConfig, scores
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
+from lifecycle.training.scoring import document_nats
 
 MODEL = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
@@ -58,7 +59,7 @@ def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> Non
     text, choice, ask = read_results(found.path)
     tokenizer = ByteTokenizer()
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) for text in TEXTS]
-    nats = float(sum(document_nats(MODEL, PARAMS, ids)))
+    nats = float(sum(document_nats(MODEL, PARAMS, ids, MODEL.max_seq_len, build_mesh(MeshConfig()))))
     tokens, size = sum(len(document) - 1 for document in ids), sum(len(text) for text in TEXTS)
     assert text.mean == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert text.other == {"perplexity": pytest.approx(math.exp(nats / tokens), rel=1e-5)}

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lifecycle.core.artifact import write_text
+from lifecycle.core.distributed import is_writer
 from lifecycle.ops.statistics import estimate
 
 RESULTS = "results.json"
@@ -97,8 +98,10 @@ def summarise(
 
 
 def write_results(results: Sequence[EvalResult], out: Path) -> dict[str, Any]:
-    """Writes results into a folder; returns their summaries, by task, for the manifest."""
+    """Writes results into a folder, in the process that writes; returns their summaries, by task, for the manifest."""
     summaries = {result.task: result.model_dump(exclude={"examples"}) for result in results}
+    if not is_writer():
+        return summaries
     for result in results:
         lines = (json.dumps(example.model_dump(), ensure_ascii=False) + "\n" for example in result.examples)
         write_text(out / f"{result.task}.jsonl", "".join(lines))

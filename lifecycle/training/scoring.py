@@ -1,0 +1,176 @@
+"""How likely given token sequences are: log p(continuation | context), and a document's total negative log-likelihood.
+
+Sequences are cut into pieces that fit the context, and short pieces share a row by segments, so that nearly all work is
+done in one compiled shape without much padding. Rows run where the weights lie, on the mesh, in the same manual
+`shard_map` as a step. What must hold: a piece's log-probabilities depend neither on its row nor on the mesh.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.mesh import RULES, AnyMesh, spec
+from lifecycle.core.typing import Array, Batch, Float
+from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.kernels.mask import row_order
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, forward, head
+from lifecycle.model.pipeline import own_rows
+from lifecycle.training.placement import on_mesh, place_batch
+from lifecycle.training.step import param_specs
+
+# Positions of a dispatch on each of the devices that have rows of their own: 56 CPU-ms for 1.3 M parameters.
+BATCH_TOKENS = 2048
+# Pieces up to this long share rows of this length; longer ones have rows of the next power of two. On a CPU attention
+# costs a row's square; elsewhere padding costs less than one more program to compile.
+SHORT_ROW = {"cpu": 256}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one length: arrays `[B, T]`, and for each piece in them (its number, row, first position, length)."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
+    places: list[tuple[int, int, int, int]]
+
+    @property
+    def batch(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in ("tokens", "targets", "positions", "segment_ids")}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are made so that a mesh can take them: a batch's number is a multiple of `ways`, a length of `unit`."""
+
+    ways: int
+    unit: int
+    shortest: int
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> "Rows":
+        ways, context = math.prod(mesh.shape[axis] for axis in RULES["loss_rows"]), mesh.shape["context"]
+        unit = (2 * context if context > 1 else 1) * mesh.shape["tensor"]
+        return cls(ways, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))
+
+    def length(self, size: int, longest: int) -> int:
+        """The row that a piece of `size` inputs goes into, where none is longer than `longest`."""
+        length = min(max(self.shortest, 1 << (size - 1).bit_length()), longest)
+        return -(-length // self.unit) * self.unit
+
+    def height(self, length: int) -> int:
+        return self.ways * max(1, BATCH_TOKENS // length)
+
+
+def loglikelihoods(
+    config: ModelConfig, params: Params, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], mesh: Mesh
+) -> list[float]:
+    """log p(continuation | context) in nats, for each pair of at least one token each; `params` lie on `mesh`.
+
+    Raises `ValueError` if context and continuation without its last token do not fit `config.max_seq_len`.
+    """
+    for number, (context, continuation) in enumerate(pairs):
+        size = len(context) + len(continuation) - 1
+        if not context or not continuation:
+            raise ValueError(f"pair {number}: context and continuation need at least one token each")
+        if size > config.max_seq_len:
+            raise ValueError(f"pair {number}: {size} tokens; the context holds {config.max_seq_len}")
+    pieces = [np.asarray([*context, *rest], np.int32) for context, rest in pairs]
+    found = piece_logprobs(config, params, pieces, config.max_seq_len, mesh)
+    return [float(logprobs[len(context) - 1 :].sum()) for logprobs, (context, _) in zip(found, pairs, strict=True)]
+
+
+def document_nats(
+    config: ModelConfig, params: Params, documents: Sequence[np.ndarray], seq_len: int, mesh: Mesh
+) -> list[float]:
+    """Total negative log-likelihood of each document's tokens after the first (the BOS, which is given).
+
+    A document longer than `seq_len` is cut into windows; each begins with the last token of the one before, so that
+    every token is predicted once, those after a cut with little context. `params` lie on `mesh`.
+    """
+    pieces: list[np.ndarray] = []
+    owners: list[int] = []
+    for number, document in enumerate(documents):
+        for start in range(0, len(document) - 1, seq_len):
+            pieces.append(np.asarray(document[start : start + seq_len + 1], np.int32))
+            owners.append(number)
+    totals = np.zeros(len(documents))
+    for owner, logprobs in zip(owners, piece_logprobs(config, params, pieces, seq_len, mesh), strict=True):
+        totals[owner] -= logprobs.sum()
+    return totals.tolist()
+
+
+def piece_logprobs(
+    config: ModelConfig, params: Params, pieces: Sequence[np.ndarray], longest: int, mesh: Mesh
+) -> list[np.ndarray]:
+    """Log-probabilities (float64) of each piece's tokens after its first; no piece has more than `longest` of them.
+
+    Every process of the job calls it alike and gets them all.
+    """
+    found: list[np.ndarray] = [np.zeros(0)] * len(pieces)
+    for packed in _pack(pieces, longest, Rows.of(mesh)):
+        order = row_order(packed.tokens.shape[1], mesh.shape["context"])
+        scored = jax.device_get(row_logprobs(config, mesh, params, place_batch(packed.batch, mesh)))
+        logprobs = np.empty(scored.shape, np.float64)
+        logprobs[:, order] = scored
+        for piece, row, start, length in packed.places:
+            found[piece] = logprobs[row, start : start + length]
+    return found
+
+
+@partial(jax.jit, static_argnames=("config", "mesh"))
+def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch) -> Float[Array, "B T"]:
+    """Log-probability of every target of a batch as `place_batch` lays it, on every device; positions stay in the
+    order that they are placed in."""
+
+    def local(params: Params, batch: Batch) -> Array:
+        hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        return token_logprobs(hidden, head(config, params), own_rows(batch["targets"]), config.logits_soft_cap)
+
+    found = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, P()))
+
+
+def _pack(pieces: Sequence[np.ndarray], longest: int, shape: Rows) -> list[Packed]:
+    """Longest first, each piece into the fullest row of its length that has room (best-fit decreasing)."""
+    rows: dict[int, list[list[int]]] = {}  # row length -> rows of piece numbers
+    by_room: dict[tuple[int, int], list[list[int]]] = {}  # (row length, positions left) -> rows
+    for number in sorted(range(len(pieces)), key=lambda i: -len(pieces[i])):
+        size = len(pieces[number]) - 1
+        length = shape.length(size, longest)
+        room = next((left for left in range(size, length + 1) if by_room.get((length, left))), None)
+        if room is None:
+            row, room = [], length
+            rows.setdefault(length, []).append(row)
+        else:
+            row = by_room[length, room].pop()
+        row.append(number)
+        by_room.setdefault((length, room - size), []).append(row)
+    batches: list[Packed] = []
+    for length, packed in rows.items():
+        height = shape.height(length)
+        batches += [_batch(pieces, packed[i : i + height], height, length) for i in range(0, len(packed), height)]
+    return batches
+
+
+def _batch(pieces: Sequence[np.ndarray], packed: Sequence[Sequence[int]], height: int, length: int) -> Packed:
+    tokens, targets, positions, segment_ids = np.zeros((4, height, length), np.int32)
+    batch = Packed(tokens, targets, positions, segment_ids, [])
+    for row, numbers in enumerate(packed):
+        start = 0
+        for segment, number in enumerate(numbers, 1):
+            piece = pieces[number]
+            place = np.s_[row, start : start + len(piece) - 1]
+            batch.tokens[place], batch.targets[place] = piece[:-1], piece[1:]
+            batch.positions[place], batch.segment_ids[place] = np.arange(len(piece) - 1), segment
+            batch.places.append((number, row, start, len(piece) - 1))
+            start += len(piece) - 1
+    return batch

@@ -1,0 +1,96 @@
+"""Held-out text is scored where the weights lie: every mesh gives one device's bits per byte, and its answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.inference.model import Model
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import init_params, logical_axes
+from lifecycle.stages.evaluate import Evaluated, gathered
+from lifecycle.stages.pretrain import heldout_bits
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.config import OptimizerConfig, PretrainConfig
+from tests.multidevice.test_multidevice_axes import ALONE, EVEN, MODELS, STAGES, TOGETHER
+
+CLOSE = 1e-6
+TRAIN = PretrainConfig(
+    steps=10, seq_len=32, global_batch_size=8, eval_every=5, eval_bytes=2000, optimizer=OptimizerConfig(name="adamw")
+)
+ON_ONE: dict[str, Any] = {}  # a model's parameters and bits on one device, by the model's name
+
+
+def documents(config: ModelConfig) -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, config.vocab_size, size) for size in draw.integers(2, 120, 60)]
+
+
+def bits(config: ModelConfig, params: Any, axes: dict[str, int]) -> float:
+    mesh = build_mesh(MeshConfig(**axes))
+    placed = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
+    texts: Any = documents(config)
+    evaluation = heldout_bits(config, TRAIN, texts, np.ones(config.vocab_size, np.int64), mesh)
+    assert evaluation is not None
+    return evaluation.measure(placed)["heldout_bits_per_byte"]
+
+
+def one_device(name: str, config: ModelConfig) -> tuple[Any, float]:
+    if name not in ON_ONE:
+        # Biases and sinks start at zero and norms at one: noise, so that each of them is seen to be cut right.
+        draw = np.random.default_rng(1)
+        fresh = jax.device_get(init_params(config, jax.random.key(0)))
+        params = jax.tree.map(lambda x: x + 0.1 * draw.standard_normal(x.shape, np.float32), fresh)
+        ON_ONE[name] = params, bits(config, params, {})
+    return ON_ONE[name]
+
+
+@pytest.mark.parametrize("axes", [*ALONE, *TOGETHER], ids=str)
+@pytest.mark.parametrize("name", ["dense", "experts"])
+def test_bits_per_byte_do_not_depend_on_the_mesh(name: str, axes: dict[str, int]) -> None:
+    params, expected = one_device(name, MODELS[name])
+    assert bits(MODELS[name], params, axes) == pytest.approx(expected, rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["projection", "latent"])
+def test_every_family_of_layers_is_scored_alike(name: str) -> None:
+    params, expected = one_device(name, MODELS[name])
+    assert bits(MODELS[name], params, TOGETHER[-1]) == pytest.approx(expected, rel=CLOSE)
+
+
+@pytest.mark.parametrize("axes", STAGES, ids=str)
+@pytest.mark.parametrize("name", sorted(EVEN))
+def test_a_pipeline_scores_as_one_device(name: str, axes: dict[str, int]) -> None:
+    params, expected = one_device(f"even {name}", EVEN[name])
+    assert bits(EVEN[name], params, axes) == pytest.approx(expected, rel=CLOSE)
+
+
+def evaluated(axes: dict[str, int]) -> Evaluated:
+    tokenizer, mesh = ByteTokenizer(), build_mesh(MeshConfig(**axes))
+    config = ModelConfig(
+        vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
+    )
+    params = jax.device_put(init_params(config, jax.random.key(3)), tree_shardings(mesh, logical_axes(config)))
+    return Evaluated(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
+
+
+def test_a_sharded_model_is_evaluated_as_a_whole_one() -> None:
+    """Choices over the mesh; generations from the weights that were gathered to one device."""
+    pairs: Sequence[tuple[list[int], list[int]]] = [([1, 2, 3], [4, 5]), ([7] * 40, [8, 9, 10])]
+    one, mesh = evaluated({}), evaluated({"fsdp": 2, "tensor": 2})
+    np.testing.assert_allclose(mesh.loglikelihoods(pairs), one.loglikelihoods(pairs), rtol=CLOSE)
+    prompts = [[5, 6, 7], [100]]
+    assert mesh.generate(prompts, 12, ()) == one.generate(prompts, 12, ())
+
+
+def test_what_generates_is_whole_on_one_device_in_the_dtype_of_its_use() -> None:
+    model, mesh = evaluated({"fsdp": 4}).model, build_mesh(MeshConfig(fsdp=4))
+    config = model.config.model_copy(update={"compute_dtype": "bfloat16"})
+    found = gathered(config, model.params, mesh)
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}
+    assert found["norm"]["scale"].dtype == "float32" and found["embed"].dtype == "bfloat16"
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, model.params)

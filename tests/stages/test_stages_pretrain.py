@@ -1,0 +1,50 @@
+"""Held-out bits per byte: windows of the training's rows, whatever the model could hold."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.stages.pretrain import heldout_bits
+from lifecycle.training.config import OptimizerConfig, PretrainConfig
+
+CONFIG = ModelConfig(
+    vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=256
+)
+TRAIN = PretrainConfig(
+    steps=1, seq_len=16, global_batch_size=1, eval_bytes=800, optimizer=OptimizerConfig(name="adamw")
+)
+
+
+def test_bits_are_of_windows_of_the_trainings_length() -> None:
+    params, mesh = init_params(CONFIG, jax.random.key(0)), build_mesh(MeshConfig())
+    params = jax.tree.map(lambda x: 8 * x, params)  # so that what is seen matters
+    draw = np.random.default_rng(0)
+    documents: Any = [draw.integers(0, 64, 100) for _ in range(3)]  # 200 bytes each: a quarter of 800, and not cut
+
+    def nats(length: int) -> float:
+        total = 0.0
+        for document in documents:
+            for start in range(0, len(document) - 1, length):
+                window = document[start : start + length + 1]
+                tokens = window[None, :-1]
+                hidden = forward(CONFIG, params, tokens, np.arange(tokens.shape[1])[None])
+                logprobs = jax.nn.log_softmax(logits(CONFIG, params, hidden))[0]
+                total -= float(logprobs[np.arange(len(window) - 1), window[1:]].sum())
+        return total
+
+    evaluation = heldout_bits(CONFIG, TRAIN, documents, np.full(64, 2), mesh)
+    assert evaluation is not None and evaluation.every == TRAIN.eval_every
+    found = evaluation.measure(params)["heldout_bits_per_byte"]
+    assert found == pytest.approx(nats(16) / math.log(2) / 600, rel=1e-5)
+    assert abs(nats(16) - nats(256)) > 1e-2 * nats(16)  # with the model's context it would be another number
+
+
+def test_nothing_held_out_is_no_measurement() -> None:
+    nothing: Any = []
+    assert heldout_bits(CONFIG, TRAIN, nothing, np.ones(64, np.int64), build_mesh(MeshConfig())) is None
