@@ -62,7 +62,8 @@ def attention(
     section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
 
     Over a row (`mask.row_ways`), TPUs run our flash kernels where heads are whole lanes of 128 and JAX's splash where
-    they are not (flash would pad them); NVIDIA's GPUs run cuDNN where it can: see `takes`. All
+    they are not (flash would pad them). NVIDIA's GPUs run cuDNN; what it cannot compute (`cudnn.hindrances`) is
+    `grouped_attention` while a layer's scores are below 1 GB a device, and refused with `ConfigError` above. All
     else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
     `OUT_NAME` for a remat policy.
     """
@@ -81,8 +82,11 @@ def attention(
 
         blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
         return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
-    if mask.row_ways is not None and device == "gpu" and cudnn.takes(q, k, v, soft_cap, sinks):
-        return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
+    if mask.row_ways is not None and device == "gpu":
+        hindrances = cudnn.hindrances(q, k, v, soft_cap, sinks)
+        if not hindrances:
+            return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
+        cudnn.require_small(q, k, hindrances)
     return grouped_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
 
 

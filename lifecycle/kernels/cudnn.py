@@ -10,16 +10,44 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.mask import OUT_NAME, Mask
 
+# Bytes of float32 scores that attention may hold at once on a GPU where cuDNN does not serve it. Plain products keep
+# their weights for the backward pass, layer by layer: at 1 GB a layer the setting has to change, not the GPU.
+LARGEST_PLAIN_SCORES = 10**9
 
-def takes(q: Array, k: Array, v: Array, soft_cap: float | None, sinks: Array | None) -> bool:
-    """Whether the kernels serve these inputs: 16-bit, heads of a multiple of 8 dimensions and not too many, an even
-    number of positions, no soft cap and no sinks."""
-    is_16_bit = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (q, k, v))
-    fits = q.shape[-1] <= _max_head_dim() and q.shape[-1] % 8 == 0 and v.shape[-1] <= q.shape[-1]
-    return is_16_bit and fits and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0 and soft_cap is None and sinks is None
+
+def hindrances(q: Array, k: Array, v: Array, soft_cap: float | None, sinks: Array | None) -> list[str]:
+    """Why the kernels do not serve these inputs, each with the setting behind it; empty where they do. They take 16-bit
+    heads of a multiple of 8 dimensions and not too many, an even number of positions, no soft cap and no sinks."""
+    found: list[str] = []
+    if any(x.dtype not in (jnp.bfloat16, jnp.float16) for x in (q, k, v)):
+        found.append(f"queries, keys and values in {q.dtype}: set model.compute_dtype=bfloat16")
+    most, dim = _max_head_dim(), q.shape[-1]
+    if dim > most or dim % 8 or v.shape[-1] > dim:
+        found.append(f"heads of {dim} dimensions with values of {v.shape[-1]}: it has up to {most} in steps of 8")
+    if q.shape[1] % 2 or k.shape[1] % 2:
+        found.append(f"an odd number of positions ({q.shape[1]} queries, {k.shape[1]} keys): set an even seq_len")
+    if soft_cap is not None:
+        found.append(f"model.attention_soft_cap={soft_cap}")
+    if sinks is not None:
+        found.append("model.use_sinks=true")
+    return found
+
+
+def require_small(q: Array, k: Array, found: list[str]) -> None:
+    """Raises `ConfigError` where plain attention would hold too many scores; `found` is why it is needed."""
+    rows, queries, heads, _ = q.shape
+    num_bytes = 4 * rows * heads * queries * k.shape[1]
+    if num_bytes > LARGEST_PLAIN_SCORES:
+        raise ConfigError(
+            f"attention on a GPU: cuDNN does not compute {'; nor '.join(found)}. Without it a layer's scores, {rows} "
+            f"rows x {heads} heads x {queries} x {k.shape[1]} in float32, take {num_bytes / 1e9:.1f} GB a device, and "
+            f"{LARGEST_PLAIN_SCORES / 1e9:.0f} GB is the most taken: change what is named, set a shorter "
+            "seq_len or a larger grad_accum, cut heads over mesh.tensor or rows over mesh.context, or train on TPUs"
+        )
 
 
 def _max_head_dim() -> int:
@@ -32,7 +60,7 @@ def _max_head_dim() -> int:
 def cudnn_attention(
     q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], v: Float[Array, "B S K Dv"], mask: Mask, *, scale: float
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `row_ways` and inputs that `takes` accepts.
+    """`attention` for a mask with `row_ways` and inputs without `hindrances`.
 
     Values narrower than keys (latent attention) are filled up with zeros, which JAX's entry asks for.
     """

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array
 from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
-from lifecycle.kernels.cudnn import takes
+from lifecycle.kernels.cudnn import LARGEST_PLAIN_SCORES, hindrances
 from lifecycle.kernels.mask import OUT_NAME, Mask
 
 LENGTH = 256
@@ -98,7 +99,46 @@ def test_what_cudnn_does_not_take_is_plain_products(options: dict[str, Any]) -> 
 
 def test_an_odd_length_is_not_taken() -> None:
     q, k = jnp.zeros((1, 7, 2, 64), jnp.bfloat16), jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
-    assert not takes(q, k, k, None, None) and takes(k, k, k, None, None)
+    assert hindrances(q, k, k, None, None) and not hindrances(k, k, k, None, None)
+
+
+def shape_of(length: int, dim: int = 64, dtype: Any = jnp.bfloat16, **options: Any) -> Any:
+    """The output of `attention` over a row of 8 query and 2 key heads, as it is traced."""
+    q, k = (jax.ShapeDtypeStruct((1, length, heads, dim), dtype) for heads in (8, 2))
+    index = jnp.arange(length)[None]
+    return jax.eval_shape(partial(attention, mask=Mask(index, index, row_ways=1), **options), q, k, k)
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        ({"dtype": jnp.float32}, "set model.compute_dtype=bfloat16"),
+        ({"soft_cap": 30.0}, "model.attention_soft_cap=30.0"),
+        ({"sinks": jnp.zeros(8)}, "model.use_sinks=true"),
+        ({"dim": 192}, "heads of 192 dimensions with values of 192: it has up to 128 in steps of 8"),
+        ({"length": 8193}, "an odd number of positions (8193 queries, 8193 keys): set an even seq_len"),
+    ],
+    ids=["float32", "soft cap", "sinks", "wide head before Hopper", "odd length"],
+)
+def test_plain_products_on_a_gpu_are_refused_where_the_scores_are_large(options: dict[str, Any], setting: str) -> None:
+    """8 heads x 8,192 x 8,192 scores of 4 bytes are 2.1 GB a layer."""
+    with pytest.raises(ConfigError) as error:
+        shape_of(**({"length": 8192} | options))
+    assert setting in str(error.value) and "take 2.1 GB a device, and 1 GB is the most" in str(error.value)
+
+
+def test_scores_up_to_a_gigabyte_are_plain_products() -> None:
+    assert 4 * 8 * 5590**2 <= LARGEST_PLAIN_SCORES < 4 * 8 * 5592**2
+    assert shape_of(5590, soft_cap=30.0).shape == (1, 5590, 8, 64)
+    with pytest.raises(ConfigError, match="1 rows x 8 heads x 5592 x 5592 in float32"):
+        shape_of(5592, soft_cap=30.0)
+    assert shape_of(65536).shape == (1, 65536, 8, 64)  # cuDNN's, of any length
+
+
+def test_a_cache_is_plain_products_of_any_size() -> None:
+    q, k = (jax.ShapeDtypeStruct((1, length, 8, 64), jnp.float32) for length in (64, 1_000_000))
+    mask = Mask(jnp.zeros((1, 64), jnp.int32), jnp.zeros((1, 1_000_000), jnp.int32))
+    assert jax.eval_shape(partial(attention, mask=mask), q, k, k).shape == (1, 64, 8, 64)
 
 
 def test_the_fallback_for_a_gpu_is_right() -> None:
