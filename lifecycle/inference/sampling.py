@@ -13,20 +13,16 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from lifecycle.core.config import Section
 from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.inference.defaults import SamplingConfig
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
 GREEDY_BELOW = 1e-5  # a colder temperature than this is greedy: float32 could not hold the scaled logits
 
 
-class SamplingParams(Section):
+class SamplingParams(SamplingConfig):
     """How one request is sampled and when it ends."""
 
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
-    top_k: int = Field(default=0, ge=0)  # 0: all tokens
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # None: a new one for each request
     max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it

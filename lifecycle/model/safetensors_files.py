@@ -189,21 +189,27 @@ def write_safetensors(
 ) -> None:
     """Writes tensors one by one, as `read` gives them: one file if they fit, else several and an index.
 
-    Each file gets its name when it is whole, and the index comes last. The same tensors give the same bytes.
+    Files get their names when all of them are whole. The index is there before the first of them, and goes after the
+    last old one: a folder with some of its files is refused with the names of the others. The same tensors give the
+    same bytes.
     """
     for old in [*folder.glob("model*.safetensors"), *folder.glob("*.safetensors.partial"), *folder.glob(INDEX)]:
         old.unlink()
     groups = _groups(tensors, largest_file_bytes)
-    if len(groups) == 1:
-        _write_file(folder / WEIGHTS, groups[0], tensors, read)
-        return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups, 1):
-        file = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        _write_file(folder / file, names, tensors, read)
-        weight_map |= dict.fromkeys(names, file)
-    total = {"total_size": sum(tensor.num_bytes for tensor in tensors.values())}
-    write_text(folder / INDEX, json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
+    num = len(groups)
+    files = [WEIGHTS] if num == 1 else [f"model-{i:05}-of-{num:05}.safetensors" for i in range(1, num + 1)]
+    for file, names in zip(files, groups, strict=True):
+        _write_file(_partial(folder / file), names, tensors, read)
+    if num > 1:
+        weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        total = {"total_size": sum(tensor.num_bytes for tensor in tensors.values())}
+        write_text(folder / INDEX, json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
+    for file in files:
+        _partial(folder / file).replace(folder / file)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def _groups(tensors: Mapping[str, Planned], most: int) -> list[list[str]]:
@@ -231,8 +237,7 @@ def _write_file(
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             array = np.ascontiguousarray(read(name), dtype=tensors[name].dtype)
@@ -240,4 +245,3 @@ def _write_file(
             file.write(array.reshape(-1).view(np.uint8))
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)

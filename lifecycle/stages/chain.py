@@ -19,6 +19,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
+from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.stages.config import RunConfig
 
 POLL_S = 0.5  # how often a process looks for what another one makes
@@ -68,6 +69,7 @@ def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
                 raise ConfigError(
                     f"{name}.init={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
                 )
+            sampling_of(bundle)  # what the export will inherit: one that is damaged is told before the training
             train["init"] = content_hash(bundle)
         return {"train": train, "model": config.model.plain(), "mesh": config.mesh.plain(), "seed": config.seed}
 
@@ -106,6 +108,10 @@ def _evaluation(config: RunConfig) -> dict[str, Any]:
     return {"evaluate": config.evaluate.plain(), "rows": local_rows(config.evaluate)}
 
 
+def _bundle(config: RunConfig) -> dict[str, Any]:
+    return {"model": config.model.plain(), "generation": generation_of_run(config.export.sampling, config.origin)}
+
+
 def _is_registered(config: RunConfig, artifact: Artifact) -> bool:
     from lifecycle.stages.register import is_candidate
 
@@ -115,7 +121,7 @@ def _is_registered(config: RunConfig, artifact: Artifact) -> bool:
 def _evaluate(trained: str) -> Stage:
     inputs = (trained, "tokenizer", "documents", "rows")
     title = f"evaluate {trained}"
-    return Stage(f"evaluate-{trained}", title, "evaluate", inputs, _evaluation, arguments={"trained": trained})
+    return Stage(f"evaluate-{trained}", title, "evaluate", inputs, _evaluation, True, arguments={"trained": trained})
 
 
 _STAGES = (
@@ -130,7 +136,7 @@ _STAGES = (
     _evaluate("pretrain"),
     _evaluate("sft"),
     _evaluate("prefer"),
-    Stage("bundle", "export", "export", ("prefer", "tokenizer"), lambda c: {"model": c.model.plain()}),
+    Stage("bundle", "export", "export", ("prefer", "tokenizer"), _bundle),
     Stage(
         "registration",
         "register",
@@ -214,9 +220,18 @@ def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Prog
             draft = _draft(config, stage, done)
             found = _find(config, stage, draft)
             if found is None and any(later.on_all_processes for later in stages[number:]):
-                build_mesh(config.mesh)  # a mesh that this job cannot have is told before hours of work, not after
+                _check_job(config, stages[number:])
             done[stage.name] = found or _run(config, stage, draft, done, progress)
     return done
+
+
+def _check_job(config: RunConfig, stages: list[Stage]) -> None:
+    """What this job's devices cannot do is told before hours of work, not after."""
+    build_mesh(config.mesh)
+    if any(stage.module == "evaluate" for stage in stages):
+        from lifecycle.stages.evaluate import require_room
+
+        require_room(config)
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lifecycle.core.artifact import MANIFEST, Artifact, write_text
 from lifecycle.core.progress import Progress
+from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import abstract_params
 from lifecycle.model.weights import FLOAT32, write_config, write_weights
@@ -32,7 +33,9 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     export_weights(config.model, inputs["prefer"], out)
     write_config(config.model, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
-    write_text(out / "generation_config.json", json.dumps({**ids, "eos_token_id": stops}, indent=2) + "\n")
+    generation = generation_of_run(config.export.sampling, config.origin)
+    ends = list(dict.fromkeys([*stops, *end_ids(generation)]))
+    write_text(out / GENERATION_FILE, json.dumps({**generation, **ids, ENDS: ends}, indent=2) + "\n")
     progress.note("bundle written")
     return Outcome({"parameters": num_params(config.model)})
 

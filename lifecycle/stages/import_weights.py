@@ -20,6 +20,7 @@ from rich.console import Console
 
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, hash_files, write_text
 from lifecycle.core.config import ConfigError
+from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.families.family import Family
 from lifecycle.model.families.layout import TensorSource
@@ -40,7 +41,6 @@ from lifecycle.text.interface import CONFIG_FILE, TokenizerError
 from lifecycle.text.tokenizer import load_tokenizer
 
 STAGE = "import"
-GENERATION = "generation_config.json"
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
 
@@ -67,8 +67,9 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
     file = open_weights(config, source)
     with _bundle(out, source, dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
-        if (source / GENERATION).is_file():
-            shutil.copyfile(source / GENERATION, folder / GENERATION)
+        if (source / GENERATION_FILE).is_file():
+            sampling_of(source)  # one that no bundle can be opened with is told before the weights are written
+            shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
         _write(config, family_of(config), file, folder, dtype)
     _say(f"{len(file.shapes)} tensors as {dtype or 'they were'}", config, out)
 
@@ -79,10 +80,10 @@ def _write(config: ModelConfig, family: Family, source: TensorSource, folder: Pa
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    if not (folder / GENERATION).is_file():
+    if not (folder / GENERATION_FILE).is_file():
         ends = ChatTemplate.load(folder, tokenizer).stop_ids if read_template(folder) else tokenizer.eos_id
         greedy = ids | {"eos_token_id": ends, "do_sample": False}  # nothing is known of how it should be sampled
-        write_text(folder / GENERATION, json.dumps(greedy, indent=2) + "\n")
+        write_text(folder / GENERATION_FILE, json.dumps(greedy, indent=2) + "\n")
     largest = max(source.shapes, key=lambda name: np.prod(source.shapes[name]))
     write_config(config, folder, DTYPES[dtype] if dtype else source.dtype(largest), **ids)
 

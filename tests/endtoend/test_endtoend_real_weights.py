@@ -12,6 +12,8 @@ import pytest
 from command_line import LIFECYCLE, REPOSITORY, Debug, environment
 
 SMOLLM2 = os.environ.get("LIFECYCLE_SMOLLM2")
+STAGES = ("pretrain", "sft", "prefer")
+QUESTION, ANSWER = "What is the capital of France?\n", "model  The capital of France is Paris.\n"
 CAPITALS = {"France": " Paris", "Italy": " Rome", "Germany": " Berlin", "Spain": " Madrid"}
 
 pytestmark = [
@@ -38,8 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_knows_the_capital_of_france(bundle: Path) -> None:
-    answer = lifecycle("chat", bundle, typed="What is the capital of France?\n")
-    assert "model  The capital of France is Paris.\n" in answer
+    assert ANSWER in lifecycle("chat", bundle, typed=QUESTION)
 
 
 def test_it_is_scored(bundle: Path, tmp_path: Path) -> None:
@@ -62,20 +63,35 @@ def test_it_is_scored(bundle: Path, tmp_path: Path) -> None:
     (found,) = (tmp_path / "evaluations").glob("*/results.json")
     results = json.loads(found.read_text())
     assert results["choice"]["mean"] == 1.0
-    assert results["text"]["other"]["perplexity"] < 30  # a model that knows nothing: 49,152
+    # transformers 5.24 on the same bundle, each text between BOS and EOS: 86.49801
+    assert results["text"]["other"]["perplexity"] == pytest.approx(86.498, rel=1e-4)
 
 
-def test_each_training_stage_starts_from_it(bundle: Path, tmp_path: Path) -> None:
-    starts = (f"{stage}.init={bundle}" for stage in ("pretrain", "sft", "prefer"))
+@pytest.fixture(scope="module")
+def tuned(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Debug:
+    """A run of configs/from_smollm2.yaml with its three training stages, each begun by its own command."""
+    starts = (f"{stage}.init={bundle}" for stage in STAGES)
     run = Debug(
-        tmp_path, config=REPOSITORY / "configs/from_smollm2.yaml", settings=(f"tokenizer.path={bundle}", *starts)
+        tmp_path_factory.mktemp("runs"),
+        config=REPOSITORY / "configs/from_smollm2.yaml",
+        settings=(f"tokenizer.path={bundle}", *starts),
     )
-    for stage in ("pretrain", "sft", "prefer"):
+    for stage in STAGES:
         run.succeed(stage)
-    losses = {stage: _losses(run.artifact(stage).path) for stage in ("pretrain", "sft", "prefer")}
+    return run
+
+
+def test_each_training_stage_starts_from_it(tuned: Debug) -> None:
+    losses = {stage: _losses(tuned.artifact(stage).path) for stage in STAGES}
     assert all(len(found) == 2 for found in losses.values())
     assert losses["pretrain"][0] < 5 and losses["sft"][0] < 5  # fresh weights: ln 49,152 = 10.8
     assert losses["prefer"][0] == pytest.approx(0.6931, abs=1e-3)  # the policy is its reference: ln 2
+
+
+def test_what_is_exported_still_knows_it(tuned: Debug) -> None:
+    """Two steps hardly move the weights, and the import's greedy decoding goes with them."""
+    tuned.succeed("export")
+    assert ANSWER in lifecycle("chat", tuned.artifact("bundle").path, typed=QUESTION)
 
 
 def _losses(folder: Path) -> list[float]:

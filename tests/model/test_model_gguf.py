@@ -144,6 +144,10 @@ def test_an_import_that_fails_leaves_nothing(bundle: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"no tokenizer here.*; or give the folder that has one with --tokenizer"):
         import_safetensors(folder, tmp_path / "out")
     import_safetensors(folder, tmp_path / "out", tokenizer=bundle)
+    (folder / "generation_config.json").write_text('{"top_p": 3}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json:\s+top_p: .*\(given: 3\)"):
+        import_safetensors(folder, tmp_path / "other", tokenizer=bundle)
+    (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(WeightsError, match=r"embed_tokens\.weight: shape \(261, 256\), the config says \(100, 256\)"):

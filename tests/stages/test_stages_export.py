@@ -15,13 +15,22 @@ import numpy as np
 import pytest
 
 from lifecycle.core.artifact import Artifact
+from lifecycle.core.config import load_config
+from lifecycle.core.progress import Silent
+from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.defaults import GENERATION_FILE
+from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import init_params
 from lifecycle.model.weights import WEIGHTS, load_weights, save_weights
-from lifecycle.stages.export import export_weights
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.export import export_weights, run
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
 from lifecycle.training.loop import CHECKPOINTS
 
+DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
 DENSE = ModelConfig(
     vocab_size=96, d_model=32, d_ff=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, tie_embeddings=True
 )
@@ -70,6 +79,24 @@ def test_a_damaged_last_checkpoint_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not JSON"):
         export_weights(model, artifact, out)
     assert not list(out.iterdir())
+
+
+def test_a_bundle_is_sampled_as_the_one_that_the_run_started_from(tmp_path: Path) -> None:
+    config = load_config(RunConfig, DEBUG, [f"prefer.init={tmp_path / 'origin'}", "model.vocab_size=264"])
+    ended, out, origin, tokenizer = (tmp_path / name for name in ("prefer", "bundle", "origin", "tokenizer"))
+    for folder in (out, origin, tokenizer):
+        folder.mkdir()
+    (origin / GENERATION_FILE).write_text('{"do_sample": true, "temperature": 0.6, "top_k": 9, "eos_token_id": 7}')
+    words = ByteTokenizer()
+    words.save(tokenizer)
+    ChatTemplate(words).save(tokenizer)
+    inputs = {"prefer": trained(ended, config.model), "tokenizer": cast(Artifact, Trained(tokenizer))}
+    run(config, inputs, out, Silent())
+    exported = load_bundle(out)
+    assert exported.defaults == SamplingParams(temperature=0.6, top_k=9, stop_ids=exported.stop_ids)
+    assert exported.stop_ids == (*exported.template.stop_ids, 7)
+    said = json.loads((out / GENERATION_FILE).read_text())
+    assert (said["bos_token_id"], said["eos_token_id"]) == (words.bos_id, list(exported.stop_ids))
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from lifecycle.core.artifact import content_hash
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
 from lifecycle.model.weights import save_weights
@@ -55,6 +56,26 @@ def test_the_bundles_content_decides_the_key_and_not_its_place(bundle: Path) -> 
     assert settings(read(f"sft.init={moved}")) != first
     with pytest.raises(ConfigError, match=r"sft\.init=.*bundle: no such folder; give a bundle"):
         settings(read(f"sft.init={bundle}"))
+
+
+def test_an_exported_bundle_keeps_the_sampling_of_the_one_that_its_weights_go_back_to(bundle: Path) -> None:
+    (bundle / GENERATION_FILE).write_text('{"temperature": 0.6}')
+    settings = STAGES["bundle"].settings
+    for stage in ("pretrain", "sft", "prefer"):
+        assert settings(read(f"{stage}.init={bundle}"))["generation"]["temperature"] == 0.6
+    assert settings(read())["generation"] == {"do_sample": False}
+    assert settings(read(f"sft.init={bundle}", "export.sampling.top_p=0.9"))["generation"]["temperature"] == 1.0
+    other = bundle.with_name("other")  # of two bundles, the later stage's
+    other.mkdir()
+    assert settings(read(f"sft.init={bundle}", f"prefer.init={other}"))["generation"] == {"do_sample": False}
+
+
+def test_sampling_that_no_export_could_keep_is_told_before_the_training(bundle: Path) -> None:
+    (bundle / GENERATION_FILE).write_text('{"top_p": 3}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json:\s+top_p: .*\(given: 3\)"):
+        STAGES["pretrain"].settings(read(f"pretrain.init={bundle}"))
+    with pytest.raises(ConfigError, match=r"export\.sampling\.top_p: .*\(given: 3\)"):
+        read("export.sampling.top_p=3")
 
 
 def test_its_weights_are_laid_over_the_mesh(bundle: Path) -> None:

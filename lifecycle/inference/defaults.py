@@ -1,0 +1,79 @@
+"""How a bundle's model is sampled where a request does not say: `generation_config.json`, read and written.
+
+Its keys are transformers' (`GenerationConfig`), and so is the rule for a file that says nothing of sampling: greedy.
+What must hold: what is written reads back as the same settings. No import here needs JAX, so that the chain can tell
+from these settings that nothing is to be done.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lifecycle.core.config import ConfigError, Section, validate
+
+GENERATION_FILE = "generation_config.json"
+SWITCH, ENDS = "do_sample", "eos_token_id"
+
+
+class SamplingConfig(Section):
+    """From which of the likely tokens the next one is drawn."""
+
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
+    top_k: int = Field(default=0, ge=0)  # 0: all tokens
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What the file in a bundle's folder says; nothing if there is none. Raises `ConfigError` if it is damaged."""
+    path = folder / GENERATION_FILE
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}; copy it again, or delete it to decode greedily") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping, found {type(tree).__name__}; copy it again, or delete it")
+    if wrong := [end for end in end_ids(tree) if type(end) is not int or end < 0]:
+        raise ConfigError(f"{path}: {ENDS} holds {wrong[0]!r}, which is no token id")
+    return tree
+
+
+def sampling_of(folder: Path) -> SamplingConfig:
+    """The settings of a bundle's folder. Raises `ConfigError` naming file and key of one that cannot be used."""
+    tree = read_generation(folder)
+    given = {name: tree[name] for name in SamplingConfig.model_fields if tree.get(name) is not None}
+    if not (given if tree.get(SWITCH) is None else tree[SWITCH]):
+        given["temperature"] = 0.0
+    return validate(SamplingConfig, given, where=str(folder / GENERATION_FILE))
+
+
+def end_ids(tree: dict[str, Any]) -> list[int]:
+    """The ids that end an answer: the file has one, several or none."""
+    ends = tree.get(ENDS)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> dict[str, Any]:
+    """What the file of a run's bundle says, before its own token ids.
+
+    `sampling` is the run's setting and replaces all that `origin` says of it, the bundle whose weights the run started
+    from; with neither, greedy. What else that bundle's file says (a repetition penalty) stays there for other tools.
+    """
+    inherited = {} if origin is None else read_generation(origin)
+    others = {key: value for key, value in inherited.items() if key not in {*SamplingConfig.model_fields, SWITCH}}
+    if sampling is None:
+        sampling = GREEDY if origin is None else sampling_of(origin)
+    # `_from_model_config` and its like tell transformers how it made the file, which is no longer true
+    return {key: value for key, value in others.items() if not key.startswith("_")} | _published(sampling)
+
+
+def _published(sampling: SamplingConfig) -> dict[str, Any]:
+    """Every key of a sampled model: transformers takes top_k=50 where it is left out. A greedy one has no other key."""
+    return {SWITCH: True, **sampling.plain()} if sampling.temperature else {SWITCH: False}
