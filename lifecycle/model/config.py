@@ -178,11 +178,10 @@ class ModelConfig(Section):
     def bias_rate(self) -> float:
         return self.moe.bias_rate if self.moe is not None else 0.0
 
-    @property
-    def remat_names(self) -> tuple[RematName, ...]:
-        """What this model's layers have of `RematName`."""
+    def remat_names(self, mesh: MeshConfig) -> tuple[RematName, ...]:
+        """What this model's layers have of `RematName` on `mesh`; rows come to experts where these are cut over it."""
         absent: set[RematName] = set()
-        if self.moe is None:
+        if self.moe is None or mesh.expert == 1:
             absent |= {"expert_rows"}
         if self.mla is None:
             absent |= {"q_latent", "kv_latent"}

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from lifecycle.core.config import Section
 from lifecycle.core.mesh import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.data.config import DataConfig
+from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.families.lookup import family_of
 from lifecycle.ops.cost import PriceConfig
@@ -28,6 +29,13 @@ class RowsConfig(Section):
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by hash of their content
 
 
+class ExportConfig(Section):
+    """The bundle that a run ends in."""
+
+    # How its model is sampled where a request does not say; None: as the bundle that the run started from, else greedy.
+    sampling: SamplingConfig | None = None
+
+
 class RunConfig(Section):
     """One complete run, from documents to a served model."""
 
@@ -43,6 +51,7 @@ class RunConfig(Section):
     sft: SftConfig
     prefer: PreferConfig
     evaluate: EvalConfig
+    export: ExportConfig = ExportConfig()
     gate: GateConfig = GateConfig()
     price: PriceConfig = PriceConfig()
     serve: ServeConfig = ServeConfig()
@@ -51,6 +60,11 @@ class RunConfig(Section):
     @property
     def folder(self) -> Path:
         return self.root / self.name
+
+    @property
+    def origin(self) -> Path | None:
+        """The bundle whose weights the last stage goes back to: the latest `init`; None for a run from fresh ones."""
+        return self.prefer.init or self.sft.init or self.pretrain.init
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -67,11 +81,11 @@ class RunConfig(Section):
                     f"model.vocab_size={self.model.vocab_size}"
                 )
             require_cuts_rows(self.mesh, train.seq_len, f"{name}.seq_len")
-            unknown = set(train.remat or {}) - set(self.model.remat_names)
-            if unknown:
+            names = self.model.remat_names(self.mesh)
+            if unknown := set(train.remat or {}) - set(names):
                 raise ValueError(
-                    f"{name}.remat: this model has no {', '.join(sorted(unknown))}; it has "
-                    f"{', '.join(self.model.remat_names)}"
+                    f"{name}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; "
+                    f"it has {', '.join(names)}"
                 )
             if train.seq_len > self.model.max_seq_len:
                 raise ValueError(
