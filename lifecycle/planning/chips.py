@@ -8,6 +8,9 @@ A TPU's `hbm_bytes` is what its compiler (libtpu 0.0.50.1) lets a program use: i
 The vendor states, per chip, v4 32 GiB, v5e 16 GB, v5p 95 GiB, v6e 32 GB, tpu7x 192 GiB. A GPU's is the total that the
 driver reports to a program, out of which its own context takes some.
 
+The link to the host is PCIe: TPUs' rates by jax-ml.github.io/scaling-book/tpus; H100 and H200 what was measured on 8
+H200 (stas00/ml-engineering network/README.md); A100 the stated rate of 16 lanes of PCIe 4. For tpu7x none was found.
+
 A page that is named was read, as a stored copy, in November 2026; a figure is "second hand" where the vendor's own
 page was not read, and what repeats it is named.
 
@@ -37,6 +40,7 @@ class Chip:
     links: int  # of the fast network, per chip; 2 per torus dimension
     link_bytes_per_s: float  # of one link, one way
     dcn_bytes_per_s: float  # of the network between slices or hosts, per chip
+    host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: no figure was found
     flops_per_cycle: int | None  # per device, bfloat16; None: no compiler estimates its cycles
     price_per_hour: float | None  # USD per chip, on demand, United States
     sources: str
@@ -73,6 +77,7 @@ CHIPS = {
             links=6,
             link_bytes_per_s=45e9,
             dcn_bytes_per_s=6.25e9,
+            host_bytes_per_s=16e9,
             flops_per_cycle=2 * 4 * 128 * 128 * 2,
             price_per_hour=3.22,
             torus_dims=3,
@@ -89,6 +94,7 @@ CHIPS = {
             links=4,
             link_bytes_per_s=50e9,
             dcn_bytes_per_s=6.4e12 / 8 / 256,
+            host_bytes_per_s=16e9,
             flops_per_cycle=4 * 128 * 128 * 2,
             price_per_hour=1.20,
             torus_dims=2,
@@ -104,6 +110,7 @@ CHIPS = {
             links=6,
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=50e9 / 8,
+            host_bytes_per_s=16e9,
             flops_per_cycle=2 * 4 * 128 * 128 * 2,
             price_per_hour=4.20,
             torus_dims=3,
@@ -120,6 +127,7 @@ CHIPS = {
             links=4,
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=25.6e12 / 8 / 256,
+            host_bytes_per_s=32e9,
             flops_per_cycle=4 * 256 * 256 * 2,
             price_per_hour=2.70,
             torus_dims=2,
@@ -136,6 +144,7 @@ CHIPS = {
             links=6,
             link_bytes_per_s=100e9,
             dcn_bytes_per_s=12.5e9,
+            host_bytes_per_s=None,
             flops_per_cycle=4 * 256 * 256 * 2,
             price_per_hour=12.00,
             devices_per_chip=2,
@@ -152,6 +161,7 @@ CHIPS = {
             links=1,
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
+            host_bytes_per_s=55e9,
             flops_per_cycle=None,
             price_per_hour=10.98,
             sources="SXM, 80 GB. Memory: the total in an out-of-memory message, vllm-project/vllm issue 27508; peak, "
@@ -168,6 +178,7 @@ CHIPS = {
             links=1,
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
+            host_bytes_per_s=55e9,
             flops_per_cycle=None,
             price_per_hour=10.0,
             sources="SXM. Memory: the total in public out-of-memory messages; peak, HBM rate, NVLink 900 GB/s both "
@@ -183,6 +194,7 @@ CHIPS = {
             links=1,
             link_bytes_per_s=300e9,
             dcn_bytes_per_s=25e9,
+            host_bytes_per_s=31.5e9,
             flops_per_cycle=None,
             price_per_hour=5.07,
             sources="SXM, 80 GB. Memory: deviceQuery's total, gist.github.com/gengwg/3520df2ebf8872e5ee4818367e3a4122; "

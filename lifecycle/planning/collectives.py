@@ -8,7 +8,8 @@ A collective stands in the text in six ways: by itself (the core waits), as `-st
 to other slices (what of it lies inside a slice stands beside it as collectives of their own), inside a computation
 that `call-start` or `async-start` hands to another core, in a fusion beside products, or as a chain of fusions: one
 starts it, some move it on beside their products, one ends it; all bear its `chain_id`. In all but the first the
-compiler has planned what is computed meanwhile: the cycles scheduled between start and done.
+compiler has planned what is computed meanwhile: the cycles scheduled between start and done. A fusion may also be a
+collective and nothing else (a sum with its slice): it has no cycles beside it.
 """
 
 import math
@@ -64,20 +65,25 @@ class Collective:
     ends: str | None  # and the one that waits for it; None: the same
 
     @property
+    def is_to_host(self) -> bool:
+        """Whether it crosses the link between the device and its host, and no network (`host.py`)."""
+        return self.axes == ("host",)
+
+    @property
     def has_work_beside(self) -> bool:
         return self.is_async and (self.cycles_beside > 0 or bool(self.kernels_beside))
 
     @property
     def wire_bytes(self) -> float:
         """What a device sends in one run."""
-        if self.kind in ("collective-permute", "collective-broadcast"):
+        if self.is_to_host or self.kind in ("collective-permute", "collective-broadcast"):
             return float(self.payload_bytes)
         share = (self.ways - 1) / self.ways
         return self.payload_bytes * share * (2 if self.kind == "all-reduce" else 1)
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """What the main core does between a collective's start and done; `ends` is the instruction that waits, if it is
     another one."""
 
@@ -101,43 +107,44 @@ def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
 
 def _at(
     program: Program, instruction: Instruction, within: Computation
-) -> Iterator[tuple[Instruction, Computation, _Window | None]]:
+) -> Iterator[tuple[Instruction, Computation, Window | None]]:
     """Collectives that an instruction is or holds, with the computation each stands in and what runs beside it."""
     if instruction.opcode in KINDS:
         yield instruction, within, None
     elif instruction.opcode in _STARTS:
-        yield instruction, within, _between(program, within, instruction, _done(instruction, within))
+        yield instruction, within, between(program, within, instruction, done_of(instruction, within))
     elif instruction.opcode in ("call-start", "async-start"):
-        window = _between(program, within, _begun(instruction, within), _done(instruction, within))
+        window = between(program, within, _begun(instruction, within), done_of(instruction, within))
         for inner, inside in _inner(program, instruction):
             yield inner, inside, window
     elif instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes):
-        done = _done(_partner(instruction, within), within)
-        yield instruction, within, _between(program, within, instruction, done)
+        done = done_of(_partner(instruction, within), within)
+        yield instruction, within, between(program, within, instruction, done)
     elif instruction.opcode == "fusion":
         for inner, inside in _inner(program, instruction):
             chain = _CHAIN.search(inner.attributes)
             if chain is None:
-                yield inner, inside, _Window(instruction.cycles)
+                yield inner, inside, Window(instruction.cycles)
             elif _has_target(inside, "AsyncCollectiveStart"):
                 done = _chain_end(program, within, chain[1])
-                yield inner, inside, _between(program, within, instruction, done)
+                yield inner, inside, between(program, within, instruction, done)
 
 
 def _collective(
-    instruction: Instruction, within: Computation, window: _Window | None, e: Executed, mesh: MeshShape
+    instruction: Instruction, within: Computation, window: Window | None, e: Executed, mesh: MeshShape
 ) -> Collective:
     if instruction.opcode == "send":
         kind, axes, ways = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
     else:
         kind = _STARTS.get(instruction.opcode, instruction.opcode)
+        kind = "reduce-scatter" if _is_cut_inside(instruction, within, e) else kind
         axes, ways = _groups(instruction, mesh)
     if kind == "all-gather":
         result = _result(instruction, within)
         payload = sum(shape.num_bytes for shape in result.shapes)
     else:
         payload = sum(s.num_bytes for name in _data(kind, instruction) for s in within.by_name[name].shapes)
-    beside = window or _Window(0)
+    beside = window or Window(0)
     return Collective(
         kind=kind,
         axes=axes,
@@ -154,6 +161,17 @@ def _collective(
     )
 
 
+def _is_cut_inside(instruction: Instruction, within: Computation, e: Executed) -> bool:
+    """Whether this is a reduce-scatter as the TPU compiler writes most of them: a fusion of its own kind round a sum
+    and the slice that a device keeps. (Its notes: emitter `SingleInputAllReduceScatterFusion`, a ring whose shards are
+    a device's parts.) A slice outside of the fusion leaves an all-reduce what it is: the whole sum comes to everyone.
+    """
+    if instruction.opcode != "all-reduce" or e.instruction.attribute("kind") != "kCustom":
+        return False
+    users = within.users(instruction.name)
+    return bool(users) and all(user.opcode in ("dynamic-slice", "slice") for user in users)
+
+
 def _data(kind: str, instruction: Instruction) -> tuple[str, ...]:
     """The operands that are sent. A ragged exchange's others are its output's buffer, offsets and sizes; a send's is a
     token."""
@@ -167,8 +185,8 @@ def _data(kind: str, instruction: Instruction) -> tuple[str, ...]:
 def _result(instruction: Instruction, within: Computation) -> Instruction:
     """The instruction whose type is the collective's result."""
     if instruction.opcode == "send":
-        return _done(_partner(instruction, within), within)
-    return _done(instruction, within) if instruction.opcode in _STARTS else instruction
+        return done_of(_partner(instruction, within), within)
+    return done_of(instruction, within) if instruction.opcode in _STARTS else instruction
 
 
 def _slice_kind(send: Instruction) -> str:
@@ -200,11 +218,11 @@ def _inner(program: Program, instruction: Instruction) -> Iterator[tuple[Instruc
                 yield from _inner(program, inner)
 
 
-def _done(start: Instruction, within: Computation) -> Instruction:
+def done_of(start: Instruction, within: Computation) -> Instruction:
     """The instruction that waits for what this one started, through updates on the way."""
     followers = [i for i in within.users(start.name) if i.opcode.endswith(("-done", "-update"))]
     assert followers, f"{start.name} in {within.name} is started and nobody waits for it"
-    return followers[0] if followers[0].opcode.endswith("-done") else _done(followers[0], within)
+    return followers[0] if followers[0].opcode.endswith("-done") else done_of(followers[0], within)
 
 
 def _begun(start: Instruction, within: Computation) -> Instruction:
@@ -229,12 +247,12 @@ def _has_target(computation: Computation, target: str) -> bool:
     return any(f'custom_call_target="{target}"' in i.attributes for i in computation.instructions)
 
 
-def _between(program: Program, within: Computation, start: Instruction, done: Instruction) -> _Window:
+def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Window:
     """Cycles and kernels of the main core that stand between two instructions."""
     names = [i.name for i in within.instructions]
     inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
     kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))
-    return _Window(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
+    return Window(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
 
 
 def _groups(instruction: Instruction, mesh: MeshShape) -> tuple[tuple[str, ...], int]:

@@ -3,6 +3,9 @@
 The step's collectives are written in the model's own code, so its trace holds all of them: how often each kind runs
 over which axes, with how many bytes a device. Beside them stand where every parameter is cut and what part of each
 named activation a device holds. The lines are kept per shipped config; one that changes is a change to look at.
+
+All configs are traced for one kind of chip, a v5p, and the first line says so. Cuts and collectives do not depend on
+it; attention's kernel does, and with it the layout of the activations that it takes and leaves: on GPUs they differ.
 """
 
 import math
@@ -11,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.model.config import ModelConfig
@@ -27,9 +30,11 @@ V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyrig
 def contract(model: ModelConfig, train: LanguageConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, as it is traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
-    devices = AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P)
+    automatic = (AxisType.Auto,) * len(AXES)  # as of a mesh of devices: the optimizer is the partitioner's
+    devices = AbstractMesh(tuple(sizes.values()), AXES, automatic, abstract_device=V5P)
     traced = trace_train_step(model, train, devices).jaxpr.jaxpr
     return [
+        f"traced for {V5P.device_kind}, whatever the run's devices",
         "parameter | whole | cut | a device's part",
         *_parameters(model, sizes),
         "activation | a device's part",

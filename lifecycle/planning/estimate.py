@@ -1,9 +1,10 @@
 """From a compiled program to seconds, tokens, days and money, with its derivation and how far to trust it.
 
 The expected step is the program's schedule played through (`timeline.py`): the compiler's cycles at the chip's clock,
-kernels at an assumed share of the peak, collectives at the networks' rates where the schedule does not hide them.
-Beside it stand three rooflines, each a floor of its own, and a range: everything hidden and fast kernels, nothing
-hidden and slow ones. Nothing here was measured on a chip.
+kernels at an assumed share of the peak or the memory's rate, collectives and copies to the host at the stated rates
+where the schedule does not hide them. Beside it stand rooflines, each a figure of its own that changes nothing of the
+step (memory traffic is an approximate count, the compiler's cycles know of memory), and a range: everything hidden and
+fast kernels, nothing hidden and slow ones. Nothing here was measured on a chip.
 
 MFU is model FLOPs over what the devices could do in the same time. Causal attention counts half, what a query really
 sees (the stricter convention); beside it the older one, which counts the whole square (Chowdhery et al. 2022, appendix
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.collectives import Collective
+from lifecycle.planning.host import AXES as HOST_AXES
 from lifecycle.planning.kernels import ASSUMED_SHARE, KernelWork
 from lifecycle.planning.network import Network
 from lifecycle.planning.program import Program
 from lifecycle.planning.timeline import Timeline, Times
 from lifecycle.planning.topology import Topology
-
-KERNEL_RANGE = (0.4, 0.8)  # shares of the peak for the range
+from lifecycle.planning.trust import KERNEL_RANGE, trust
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind over the same axes, per device and run of the program."""
+    """Collectives, or copies to or from the host, of one kind over the same axes, per device and run of the program."""
 
     kind: str
     axes: tuple[str, ...]
@@ -44,6 +45,10 @@ class Traffic:
     payload_bytes: int
     overlapped_bytes: int  # of collectives that have something scheduled beside them
     seconds: float  # of the network, if nothing else used it
+
+    @property
+    def is_to_host(self) -> bool:
+        return self.axes == HOST_AXES
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Estimate:
     fastest_s: float
     slowest_s: float
     trust: tuple[str, ...]
+    host_roofline_s: float = 0.0  # 0: nothing goes to the host
 
     @property
     def kernel_flops(self) -> float:
@@ -85,6 +91,18 @@ class Budget:
     money: float | None  # USD; None: no price known
 
 
+@dataclass(frozen=True)
+class InferenceBudget:
+    """What one run of the engine's prefill or decode means for those who ask."""
+
+    model_flops: float  # per device and run
+    tokens_per_run: int  # of a prompt's chunk; of decoding, one for each slot
+    tokens_per_s: float
+    ms_per_run: float  # of decoding: from one of a slot's tokens to the next
+    mfu: float
+    usd_per_million_tokens: float | None  # with every slot busy; None: no price known
+
+
 def estimate(
     program: Program,
     found: Sequence[Collective],
@@ -98,12 +116,12 @@ def estimate(
     times = _played(program, found, kernels, network, chip, ASSUMED_SHARE)
     traffic = _traffic(found, network)
     kernel_flops = sum(k.total_flops for k in kernels)
-    hbm_s = program.hbm_bytes / chip.hbm_bytes_per_s
-    step_s = max(times.total_s, hbm_s)
     slow, fast = KERNEL_RANGE
     compute_s = program.cycles / chip.clock_hz
-    fastest_s = max(compute_s + _kernel_s(kernels, chip, fast), sum(t.seconds for t in traffic), hbm_s)
-    slowest_s = compute_s + _kernel_s(kernels, chip, slow) + sum(t.seconds for t in traffic)
+    network_s = sum(t.seconds for t in traffic if not t.is_to_host)
+    host_s = sum(t.seconds for t in traffic if t.is_to_host)
+    fastest_s = max(compute_s + _kernel_s(kernels, chip, fast), network_s, host_s)
+    slowest_s = compute_s + _kernel_s(kernels, chip, slow) + network_s + host_s
     return Estimate(
         cycles=program.cycles,
         product_cycles=program.product_cycles,
@@ -112,13 +130,14 @@ def estimate(
         hbm_traffic_bytes=program.hbm_bytes,
         traffic=traffic,
         compute_roofline_s=(program.matmul_flops + kernel_flops) / chip.bf16_flops,
-        hbm_roofline_s=hbm_s,
-        network_roofline_s=sum(t.seconds for t in traffic),
+        hbm_roofline_s=program.hbm_bytes / chip.hbm_bytes_per_s,
+        network_roofline_s=network_s,
         times=times,
-        step_s=step_s,
-        fastest_s=min(step_s, fastest_s),
-        slowest_s=max(step_s, slowest_s),
-        trust=_trust(program, found, kernels, times, topology),
+        step_s=times.total_s,
+        fastest_s=min(times.total_s, fastest_s),
+        slowest_s=max(times.total_s, slowest_s),
+        trust=trust(program, found, kernels, times, topology),
+        host_roofline_s=host_s,
     )
 
 
@@ -141,6 +160,21 @@ def budget(found: Estimate, topology: Topology, work: Work) -> Budget:
     )
 
 
+def inference_budget(found: Estimate, topology: Topology, work: Work) -> InferenceBudget:
+    """Runs like this one, without pause and with every slot busy; the host's part of the engine is not in it."""
+    chip = topology.chip
+    tokens_per_s = work.tokens / found.step_s
+    price = None if chip.price_per_hour is None else topology.num_chips * chip.price_per_hour / 3600
+    return InferenceBudget(
+        model_flops=work.flops / topology.num_devices,
+        tokens_per_run=work.tokens,
+        tokens_per_s=tokens_per_s,
+        ms_per_run=1e3 * found.step_s,
+        mfu=work.flops / found.step_s / (topology.num_devices * chip.bf16_flops),
+        usd_per_million_tokens=None if price is None else 1e6 * price / tokens_per_s,
+    )
+
+
 def _played(
     program: Program,
     found: Sequence[Collective],
@@ -153,16 +187,15 @@ def _played(
     assert chip.clock_hz is not None
     names = {k.name for k in kernels}
     means = {
-        name: sum(k.total_flops for k in kernels if k.name == name)
+        name: _kernel_s([k for k in kernels if k.name == name], chip, share)
         / sum(k.calls for k in kernels if k.name == name)
-        / (chip.bf16_flops * share)
         for name in names
     }
     return Timeline(program, found, chip.clock_hz, means, network.seconds).run()
 
 
 def _kernel_s(kernels: Sequence[KernelWork], chip: Chip, share: float) -> float:
-    return sum(k.total_flops for k in kernels) / (chip.bf16_flops * share)
+    return sum(k.calls * k.seconds(chip, share) for k in kernels)
 
 
 def _traffic(found: Sequence[Collective], network: Network) -> tuple[Traffic, ...]:
@@ -182,26 +215,3 @@ def _traffic(found: Sequence[Collective], network: Network) -> tuple[Traffic, ..
         for (kind, axes), members in groups.items()
     ]
     return tuple(sorted(rows, key=lambda row: -row.payload_bytes))
-
-
-def _trust(
-    program: Program, found: Sequence[Collective], kernels: Sequence[KernelWork], times: Times, topology: Topology
-) -> tuple[str, ...]:
-    """What the figures rest on and what they leave out, in sentences."""
-    kernel, exposed = times.kernel_s / times.total_s, times.exposed_s / times.total_s
-    lines = [
-        "Memory, FLOPs, bytes and the schedule are the compiler's own and exact for this program and compiler version.",
-        "Cycles are the compiler's estimate at the clock that the stated peak implies; a chip that throttles, waits "
-        "for its host or loads data late is slower. No chip was there to compare.",
-        f"{kernel:.0%} of the step are Pallas kernels, whose time the compiler does not know: taken at "
-        f"{ASSUMED_SHARE:.0%} of the peak; the range shows {KERNEL_RANGE[0]:.0%} to {KERNEL_RANGE[1]:.0%}.",
-        f"{exposed:.0%} of the step are waits for the network at the links' full rates, without contention.",
-    ]
-    unknown = sorted({k.name for k in kernels if k.flops is None})
-    if unknown:
-        lines.append(f"Kernels of unknown cost count as nothing: {', '.join(unknown)}.")
-    if program.unknown_loops:
-        lines.append(f"Loops of unknown length count once: {', '.join(program.unknown_loops)}.")
-    if topology.num_slices > 1 and not any("replica" in c.axes for c in found):
-        lines.append("No collective crosses the slices: the program may not be what was meant.")
-    return tuple(lines)

@@ -17,6 +17,7 @@ BITS = {
     "f4e2m1fn": 4, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8, "f8e3m4": 8, "f8e4m3b11fnuz": 8, "f8e8m0fnu": 8,
 }  # fmt: skip
 HBM = 0  # the memory space without a mark; S(1) is a core's VMEM, S(2) its semaphores
+HOST = 5  # S(5): the host's pinned memory
 
 _HEAD = re.compile(r"(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[\d,<= ]*)\](\{(?P<layout>[^{}]*)\})?")

@@ -1,10 +1,13 @@
-"""FLOPs of Pallas kernels, from their names and operands: the compiler's estimates and its text say nothing of them.
+"""Work of Pallas kernels, from their names and operands: the compiler's estimates and its text say nothing of them.
 
 Attention kernels are told apart by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
 dO v', P' dO, dS' q, dS k), on arrays whose last dimension joins the heads. JAX's: `fwd` the same; `dq` three times
 (again q k', then dO v', dS k); `dkv` four times (q k', dO v', P' dO, dS' q). Rotations multiply no matrices. Grouped
-products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); their rows are the buffer's, of
-which some may stay empty: an upper bound.
+products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices). They multiply the rows that
+there are; where rows are exchanged between devices, those are an even load's, the buffer's rows over `dispatch.ROOM`.
+
+A kernel takes what its products take at a share of the peak, or what its operands and results take at the memory's
+rate, whichever is longer.
 """
 
 import math
@@ -12,7 +15,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lifecycle.planning.hlo import Shape
+from lifecycle.model.dispatch import ROOM
+from lifecycle.planning.chips import Chip
+from lifecycle.planning.hlo import HBM, Shape
 from lifecycle.planning.program import Kernel
 
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
@@ -24,20 +29,34 @@ ASSUMED_SHARE = 0.6
 
 @dataclass(frozen=True)
 class KernelWork:
-    """A kernel's calls in one run of the program, and FLOPs of one call; `None` if its name tells nothing."""
+    """A kernel's calls in one run of the program; FLOPs of one call, `None` if its name tells nothing; and the bytes
+    that one call's operands and results have in HBM."""
 
     name: str
     calls: int
     flops: float | None
+    hbm_bytes: float
 
     @property
     def total_flops(self) -> float:
         return self.calls * (self.flops or 0.0)
 
+    def seconds(self, chip: Chip, share: float) -> float:
+        """Of one call, with products at this share of the peak."""
+        return max((self.flops or 0.0) / (chip.bf16_flops * share), self.hbm_bytes / chip.hbm_bytes_per_s)
 
-def kernel_work(kernels: Sequence[Kernel], seen_share: float) -> list[KernelWork]:
-    """FLOPs of each kernel; of attention's square the share that a query sees, 0.5 for long causal rows."""
-    return [KernelWork(k.name, k.calls, _flops(k, seen_share)) for k in kernels]
+
+def kernel_work(kernels: Sequence[Kernel], seen_share: float, is_exchanged: bool) -> list[KernelWork]:
+    """The work of each kernel: of attention's square the share that a query sees, 0.5 for long causal rows; of grouped
+    products an even load if rows are exchanged between experts' devices."""
+    found = []
+    for k in kernels:
+        flops = _flops(k, seen_share)
+        if flops is not None and is_exchanged and "gmm" in k.name:
+            flops /= ROOM
+        moved = sum(shape.num_bytes for shape in (*k.operands, *k.results) if shape.space == HBM)
+        found.append(KernelWork(k.name, k.calls, flops, float(moved)))
+    return found
 
 
 def _flops(kernel: Kernel, seen_share: float) -> float | None:

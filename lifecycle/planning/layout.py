@@ -1,40 +1,68 @@
-"""Memory and time of a mesh, micro-batch and rematerialisation by arithmetic: what a search prunes with.
+"""The ways to run a train step that a search compares, and the memory of each by arithmetic.
 
-Per device, for the train step as it is built: float32 parameters, gradients and moments cut over all axes but
-`replica`; a layer's weights gathered in the compute dtype before use, forward and backward; Megatron pairs over
-`tensor` with the rows' positions cut between them; keys and values gathered over `context`; tokens exchanged over
-`expert`. Times take products at `PRODUCT_SHARE` of the peak and collectives as not hidden. It orders candidates; the
-compiler decides. Source of the counts: Korthikanti et al. 2022, "Reducing Activation Recomputation", sections 4 and 5;
-Rajbhandari et al. 2020, "ZeRO", section 5.
+Per device, for the step as it is built. The counts come from the model's own abstract parameters and their logical
+axes: state and gradients as they lie, a layer's weights gathered over their data axes before use; a row's positions cut
+over `tensor` between products; keys and values whole over `context` (or in a ring); rows of experts with their room. It
+prunes; the compiler decides. How near it is to compiled peaks: `tests/planning/test_planning_layout.py`. Source of the
+counts: Korthikanti et al. 2022, "Reducing Activation Recomputation", sections 4 and 5; Rajbhandari et al. 2020, "ZeRO",
+section 5.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from lifecycle.core.mesh import MeshConfig
-from lifecycle.model.config import ModelConfig, Remat, forward_flops_per_token, num_params
-from lifecycle.planning.collectives import Collective
-from lifecycle.planning.network import Network
-from lifecycle.planning.topology import Topology
+import jax
+
+from lifecycle.core.mesh import RULES, MeshConfig
+from lifecycle.kernels.cross_entropy import BLOCK
+from lifecycle.model.config import ModelConfig, Remat, RematName
+from lifecycle.model.decoder import GATHERED, abstract_params, logical_axes
+from lifecycle.model.dispatch import buffer_room
 from lifecycle.training.config import TrainConfig
 
-PRODUCT_SHARE = (
-    0.8  # of the peak: the compiler's estimate for large products with the raised VMEM limit is 0.92 to 0.98
-)
 COMPUTE_BYTES = 2  # bfloat16
+FLOAT_BYTES = 4
 STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter with its moments, float32; Muon's is at most this
-LOSS_TOKENS = 4096  # of a block of the output loss
-
-# Policies to choose from, by name: what a layer keeps beside its input.
-POLICIES: dict[str, Remat] = {
-    "nothing": {},
-    "attention": {"attention_out": "save"},
-    "attention, q, k, v": {"attention_out": "save", "q": "save", "k": "save", "v": "save"},
-    "all products": {
-        "attention_out": "save", "q": "save", "k": "save", "v": "save", "middle": "save", "gate": "save", "up": "save",
-    },
+# What a layer's backward pass holds at once, in units of the thing. Chosen so that the compiled steps' peaks come out:
+# weights that are used, the next layer's, and gradients not yet scattered; the feed-forward's halves, their product and
+# the gradients of the three; hidden states around branches and norms.
+WEIGHT_COPIES, FEED_FORWARD_COPIES, HIDDEN_COPIES = 3, 6, 8
+ROWS_COPIES = 2  # of the rows of experts, at either end of their exchange
+KEYS: list[RematName] = ["k", "v"]
+# Which kept names spare a product's second run, by the weight's name; `down` and the router have none: nothing behind
+# the one is needed, and the other is small.
+SPARED_BY: dict[str, tuple[RematName, ...]] = {
+    "q": ("q",), "k": ("k",), "v": ("v",), "o": ("middle",), "q_down": ("q_latent",), "q_up": ("q",),
+    "kv_down": ("kv_latent",), "kv_up": ("k", "v"), "gate": ("gate",), "up": ("up",),
 }  # fmt: skip
+
+
+def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[str, Remat]:
+    """What a layer may keep beside its input, by name; each also with the input in the host's memory. `own` is the
+    run's, as far as the layers have its names on this mesh: it is among them, unless it is `None` (everything, which is
+    for models that need no search)."""
+    names = model.remat_names(mesh)
+    latents: list[RematName] = [name for name in names if name.endswith("_latent")]
+    kept: dict[str, list[RematName]] = {
+        "nothing": [],
+        "attention": ["attention_out"],
+        "attention, latents" if latents else "attention, k, v": ["attention_out", *(latents or KEYS)],
+        "attention, q, k, v": ["attention_out", *latents, "q", *KEYS],
+        "all products": [name for name in names if name != "input"],
+    }
+    found: dict[str, Remat] = {name: dict.fromkeys(members, "save") for name, members in kept.items()}
+    found |= {f"{name}, input offloaded": {**policy, "input": "offload"} for name, policy in found.items()}
+    fitting = known_names(model, mesh, own)
+    if fitting is not None and fitting not in found.values():
+        found["what the config keeps"] = fitting
+    return found
+
+
+def known_names(model: ModelConfig, mesh: MeshConfig, remat: Remat | None) -> Remat | None:
+    """A policy without the names that layers do not have on this mesh."""
+    names = model.remat_names(mesh)
+    return None if remat is None else {name: what for name, what in remat.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -43,11 +71,22 @@ class Candidate:
 
     mesh: MeshConfig
     grad_accum: int
-    policy: str
+    policy: str  # the name of `remat`
+    remat: Remat
+    loss_chunks: int = 1
 
     @property
     def name(self) -> str:
-        return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}, keeps {self.policy}"
+        chunks = f", loss_chunks={self.loss_chunks}" if self.loss_chunks > 1 else ""
+        return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}{chunks}, keeps {self.policy}"
+
+    def keeps(self, *names: RematName) -> bool:
+        """Whether all of them wait for the backward pass, wherever."""
+        return all(self.remat.get(name, "recompute") != "recompute" for name in names)
+
+    @property
+    def is_offloading(self) -> bool:
+        return "offload" in self.remat.values()
 
 
 def mesh_name(mesh: MeshConfig) -> str:
@@ -55,138 +94,163 @@ def mesh_name(mesh: MeshConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What arithmetic says of a candidate, per device."""
+class Bytes:
+    """A candidate's memory, per device. `work_bytes`: gradients and the larger of the loss and a layer's backward."""
 
     state_bytes: float
     saved_bytes: float
     work_bytes: float
-    compute_s: float
-    network_s: float
 
     @property
-    def memory_bytes(self) -> float:
+    def total_bytes(self) -> float:
         return self.state_bytes + self.saved_bytes + self.work_bytes
-
-    @property
-    def step_s(self) -> float:
-        return self.compute_s + self.network_s
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """A layer's matrices and a device's share of the work."""
+class Weight:
+    """One parameter of one layer, or of the trunk (`is_moe` is `None`), whole."""
 
-    tokens: int  # of a micro-batch on a device, all positions of its context part
-    attention: int  # weights of a layer
-    feed_forward: int  # of a dense layer, or of all experts
-    used: int  # of the feed-forward, those that one token uses
-    width: int  # d_ff that a token uses: of all its experts together
+    name: str
+    is_moe: bool | None
+    layers: int
+    size: int
+    axes: tuple[str | None, ...]
+
+    def ways(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
+        """Over how many devices it is cut: as it lies, or as it is used."""
+        names = [name for name in self.axes if name is not None and not (is_gathered and name in GATHERED)]
+        return math.prod(ways(mesh, name) for name in names)
+
+    def gathered_over(self, mesh: MeshConfig) -> tuple[str, ...]:
+        found = (axis for name in self.axes if name in GATHERED for axis in RULES[name])
+        return tuple(axis for axis in found if getattr(mesh, axis) > 1)
+
+    @property
+    def is_routed(self) -> bool:
+        return "experts" in self.axes
 
 
-def forecast(
-    model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology, network: Network
-) -> Forecast:
-    """Memory and time of one step."""
-    sizes = _sizes(model, train, candidate)
-    state = num_params(model) * STATE_BYTES[train.optimizer.name] / _shards(candidate.mesh)
-    return Forecast(
-        state_bytes=state,
-        saved_bytes=model.num_layers * sizes.tokens * _saved_per_token(model, candidate, sizes),
-        work_bytes=_work_bytes(model, candidate, sizes),
-        compute_s=_compute_s(model, train, candidate, topology, sizes),
-        network_s=sum(c.runs * network.seconds(c) for c in traffic(model, candidate, sizes)),
+def ways(mesh: MeshConfig, logical: str) -> int:
+    return math.prod(getattr(mesh, axis) for axis in RULES[logical])
+
+
+def weights(model: ModelConfig) -> tuple[Weight, ...]:
+    """All parameters, by stack and by array."""
+    return _weights(model)  # pyright: ignore[reportArgumentType]  a frozen section has a hash
+
+
+@cache
+def _weights(model: ModelConfig) -> tuple[Weight, ...]:
+    """Layers of a stack are alike; a stack's name begins with its first layer's number."""
+    axes = dict(jax.tree_util.tree_leaves_with_path(logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple)))
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
+        keys = [entry.key for entry in path]
+        if keys[0] == "blocks":
+            is_moe = model.is_moe(int(keys[1].partition("+")[0]))
+            size = math.prod(leaf.shape[1:])
+            found.append(Weight(keys[-1], is_moe, leaf.shape[0], size, axes[path][1:]))
+        else:
+            found.append(Weight(keys[-1], None, 1, math.prod(leaf.shape), axes[path]))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A device's share of a micro-batch."""
+
+    tokens: int  # all positions of its context part
+    sent: int  # rows for experts, one for each token and expert of its choice
+    received: int  # rows that its own experts have room for
+
+
+def part_of(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Part:
+    mesh, moe = candidate.mesh, model.moe
+    tokens = train.global_batch_size // candidate.grad_accum // ways(mesh, "batch") * train.seq_len // mesh.context
+    if moe is None:
+        return Part(tokens, 0, 0)
+    sent = tokens * moe.experts_per_token
+    here = moe.num_experts // mesh.expert
+    received = buffer_room(tokens, moe.experts_per_token, here, mesh.expert).first if mesh.expert > 1 else sent
+    return Part(tokens, sent, received)
+
+
+def named_bytes(model: ModelConfig, mesh: MeshConfig, part: Part, is_moe: bool) -> dict[RematName, float]:
+    """Bytes of a layer's arrays that can be kept, per device."""
+    tokens = part.tokens / mesh.tensor
+    whole = tokens * (mesh.context if model.mla is not None else 1)  # latents are gathered, then expanded
+    keys, moe = model.num_kv_heads * model.head_dim, model.moe
+    half, rows = tokens * model.d_ff, 0
+    if is_moe and moe is not None:
+        half = moe.d_ff * (part.received / mesh.tensor + tokens * moe.num_shared_experts)
+        rows = part.received if mesh.expert > 1 else 0  # named where they arrive
+    found: dict[RematName, float] = {
+        "input": tokens * model.d_model,
+        "q": tokens * model.num_heads * model.head_dim,
+        "k": whole * keys,
+        "v": whole * model.num_kv_heads * model.v_head_dim,
+        "attention_out": tokens * model.num_heads * (model.v_head_dim + FLOAT_BYTES / COMPUTE_BYTES),  # log-sum-exp
+        "middle": tokens * model.d_model,
+        "expert_rows": rows * model.d_model,
+        "gate": half,
+        "up": half,
+    }
+    if model.mla is not None:
+        found["q_latent"] = tokens * (model.mla.q_lora_rank or 0)
+        found["kv_latent"] = tokens * (model.mla.kv_lora_rank + model.mla.rope_head_dim)
+    return {name: COMPUTE_BYTES * size for name, size in found.items()}
+
+
+def memory(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Bytes:
+    """The peak, in parts: while the loss is computed, or in a layer's backward pass with the gradients beside it."""
+    mesh, part = candidate.mesh, part_of(model, train, candidate)
+    held = sum(w.layers * w.size / w.ways(mesh) for w in weights(model))
+    gradients = FLOAT_BYTES * held
+    kinds = layer_kinds(model)
+    saved = sum(layers * kept_bytes(named_bytes(model, mesh, part, kind), candidate, "save") for kind, layers in kinds)
+    layer = max(_layer_bytes(model, candidate, part, kind) for kind, _ in kinds)
+    summed = gradients if candidate.grad_accum > 1 else 0.0  # of the micro-batches before
+    return Bytes(
+        state_bytes=STATE_BYTES[train.optimizer.name] * held,
+        saved_bytes=saved,
+        work_bytes=summed + max(_loss_bytes(model, candidate, part), gradients + layer),
     )
 
 
-def _shards(mesh: MeshConfig) -> int:
-    return mesh.size // mesh.replica
+def layer_kinds(model: ModelConfig) -> list[tuple[bool, int]]:
+    """(has experts, how many such layers)."""
+    experts = sum(model.is_moe(layer) for layer in range(model.num_layers))
+    return [(kind, number) for kind, number in ((False, model.num_layers - experts), (True, experts)) if number]
 
 
-def _sizes(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> _Sizes:
-    mesh, moe = candidate.mesh, model.moe
-    rows = train.global_batch_size // candidate.grad_accum // (mesh.replica * mesh.fsdp * mesh.expert)
-    head = model.num_heads * (model.head_dim + model.v_head_dim)
-    attention = model.d_model * (head + model.num_kv_heads * (model.head_dim + model.v_head_dim))
-    width = model.d_ff if moe is None else moe.d_ff * (moe.experts_per_token + moe.num_shared_experts)
-    whole = width if moe is None else moe.d_ff * (moe.num_experts + moe.num_shared_experts)
-    used, all_of_it = 3 * model.d_model * width, 3 * model.d_model * whole
-    return _Sizes(rows * train.seq_len // mesh.context, attention, all_of_it, used, width)
+def kept_bytes(sizes: dict[RematName, float], candidate: Candidate, how: str) -> float:
+    """Bytes of a layer that wait on the device, or in the host's memory. The input waits wherever nothing is said."""
+    remat: Remat = {"input": "save", **candidate.remat}
+    return sum(sizes.get(name, 0.0) for name, what in remat.items() if what == how)
 
 
-def _saved_per_token(model: ModelConfig, candidate: Candidate, sizes: _Sizes) -> float:
-    """Bytes that a layer keeps of each token."""
-    tensor = candidate.mesh.tensor
-    heads, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    by_name = {
-        "q": COMPUTE_BYTES * heads,
-        "k": COMPUTE_BYTES * keys,
-        "v": COMPUTE_BYTES * model.num_kv_heads * model.v_head_dim,
-        "attention_out": (COMPUTE_BYTES * model.v_head_dim + 4) * model.num_heads,  # with its log-sum-exp
-        "middle": COMPUTE_BYTES * model.d_model,
-        "gate": COMPUTE_BYTES * sizes.width,
-        "up": COMPUTE_BYTES * sizes.width,
-    }
-    kept = sum(by_name[name] for name, what in POLICIES[candidate.policy].items() if what == "save")
-    return (COMPUTE_BYTES * model.d_model + kept) / tensor
+def _layer_bytes(model: ModelConfig, candidate: Candidate, part: Part, is_moe: bool) -> float:
+    """What a layer's backward pass needs beside what waited for it."""
+    mesh, sizes = candidate.mesh, named_bytes(model, candidate.mesh, part, is_moe)
+    of_kind = sum(w.layers * w.size / w.ways(mesh, is_gathered=True) for w in weights(model) if w.is_moe is is_moe)
+    gathered = COMPUTE_BYTES * of_kind / dict(layer_kinds(model))[is_moe]  # of one layer
+    seen = 2 if model.context_attention == "ring" else 1 if model.mla is not None else mesh.context
+    keys = sizes["k"] + sizes["v"]
+    attention = 2 * (sizes["q"] + sizes["attention_out"] + keys * (seen if mesh.context > 1 else 1))
+    hidden = COMPUTE_BYTES * part.tokens * model.d_model
+    around = hidden * (HIDDEN_COPIES / mesh.tensor + (3 if mesh.tensor > 1 else 0))  # some of all positions
+    rows = COMPUTE_BYTES * model.d_model * (part.sent + part.received) * ROWS_COPIES if is_moe else 0
+    in_flight = 2 * kept_bytes(sizes, candidate, "offload")
+    branch = max(FEED_FORWARD_COPIES * sizes["gate"] + rows, attention)
+    return WEIGHT_COPIES * gathered + branch + around + in_flight
 
 
-def _work_bytes(model: ModelConfig, candidate: Candidate, sizes: _Sizes) -> float:
-    """Gradients, two layers' gathered weights, one layer's backward pass, a block of the loss."""
-    mesh = candidate.mesh
-    gradients = 4 * num_params(model) / _shards(mesh)
-    layer = sizes.attention + sizes.feed_forward / mesh.expert
-    gathered = 2 * COMPUTE_BYTES * layer / mesh.tensor
-    widest = 4 * model.d_model + (4 * sizes.width + 3 * model.num_heads * model.head_dim) / mesh.tensor
-    loss = 2 * 4 * min(LOSS_TOKENS, sizes.tokens) * model.vocab_size / mesh.tensor
-    table = 2 * COMPUTE_BYTES * model.vocab_size * model.d_model / mesh.tensor
-    return gradients + gathered + COMPUTE_BYTES * sizes.tokens * widest + loss + table
-
-
-def _compute_s(
-    model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology, sizes: _Sizes
-) -> float:
-    """Products at their share of the peak: three times the forward pass, and what is computed again."""
-    tokens = train.global_batch_size * train.seq_len
-    forward = tokens * forward_flops_per_token(model, train.seq_len)
-    kept = POLICIES[candidate.policy]
-    again = 2 * tokens * model.num_layers * (sizes.attention * 3 / 4 + sizes.used * 2 / 3)  # not o, not down
-    products = forward - 2 * tokens * (model.num_layers * (sizes.attention + sizes.used))
-    scores = max(0.0, products - 2 * tokens * model.d_model * model.vocab_size)
-    if "q" in kept:
-        again -= 2 * tokens * model.num_layers * sizes.attention * 3 / 4
-    if "gate" in kept:
-        again -= 2 * tokens * model.num_layers * sizes.used * 2 / 3
-    if "attention_out" not in kept:
-        again += scores
-    rate = topology.num_devices * topology.chip.bf16_flops * PRODUCT_SHARE
-    return (3 * forward + again) / rate
-
-
-def traffic(model: ModelConfig, candidate: Candidate, sizes: _Sizes) -> Sequence[Collective]:
-    """The step's collectives as far as they are large."""
-    mesh, layers, accum = candidate.mesh, model.num_layers, candidate.grad_accum
-    hidden = COMPUTE_BYTES * sizes.tokens * model.d_model
-    layer = COMPUTE_BYTES * (sizes.attention + sizes.feed_forward / mesh.expert) / mesh.tensor
-    tables = COMPUTE_BYTES * num_params(model) / mesh.tensor - layers * layer * mesh.expert
-    keys = COMPUTE_BYTES * sizes.tokens * mesh.context * 2 * model.num_kv_heads * model.head_dim / mesh.tensor
-    data = tuple(axis for axis in ("fsdp", "context") if getattr(mesh, axis) > 1)
-    rows = [
-        ("all-gather", data, layer, 2 * layers * accum),
-        ("reduce-scatter", data, layer, layers * accum),
-        ("all-gather", data, max(0.0, tables), 2 * accum),
-        ("reduce-scatter", data, max(0.0, tables), accum),
-        ("all-gather", ("tensor",), hidden, 4 * layers * accum),  # two forward, two for the transposed sums
-        ("reduce-scatter", ("tensor",), hidden, 4 * layers * accum),
-        ("all-gather", ("tensor",), hidden, (0 if "q" in POLICIES[candidate.policy] else 2) * layers * accum),
-        ("all-gather", ("context",), keys, 2 * layers * accum),
-        ("reduce-scatter", ("context",), keys, layers * accum),
-        ("all-reduce", ("replica",), 4 * num_params(model) / _shards(mesh), 1),
-    ]
-    if model.moe is not None:
-        rows.append(("all-to-all", ("expert",), hidden * model.moe.experts_per_token, 6 * layers * accum))
-    return [
-        Collective(kind, axes, ways, round(size), runs, False, 0, (), kind, "", "", None)
-        for kind, axes, size, runs in rows
-        if (ways := math.prod(getattr(mesh, axis) for axis in axes)) > 1 and runs and size >= 1
-    ]
+def _loss_bytes(model: ModelConfig, candidate: Candidate, part: Part) -> float:
+    """The head, its gradient, and a block's logits with their gradient; or the same of a part of the vocabulary."""
+    vocab = model.vocab_size / candidate.mesh.tensor / candidate.loss_chunks
+    head, hidden = vocab * model.d_model, part.tokens * model.d_model
+    logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab
+    if candidate.loss_chunks > 1:
+        return part.tokens * logits + 2 * COMPUTE_BYTES * head + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
+    block = min(BLOCK["bfloat16"], part.tokens)
+    return block * logits + (COMPUTE_BYTES + FLOAT_BYTES) * head + 2 * COMPUTE_BYTES * hidden

@@ -17,6 +17,24 @@ def train_work(model: ModelConfig, train: TrainConfig) -> Work:
     return Work(tokens=tokens, flops=half, flops_full_attention=full, runs=train.steps)
 
 
+def prefill_work(model: ModelConfig, length: int) -> Work:
+    """What the longest chunk of a prompt needs, half-way through a context of `length`: the head is for its last token
+    only."""
+    from lifecycle.inference.decode import BUCKETS
+
+    tokens = BUCKETS[-1]
+    spared = 2 * (tokens - 1) * model.d_model * model.vocab_size
+    half, full = (tokens * forward_flops_per_token(model, length, causal) - spared for causal in (True, False))
+    return Work(tokens=tokens, flops=half, flops_full_attention=full, runs=1)
+
+
+def decode_work(model: ModelConfig, num_slots: int, length: int) -> Work:
+    """What a token for each of `num_slots` needs, on average over a context of `length`: two FLOPs for each parameter
+    that it uses, and attention."""
+    half, full = (num_slots * forward_flops_per_token(model, length, causal) for causal in (True, False))
+    return Work(tokens=num_slots, flops=half, flops_full_attention=full, runs=1)
+
+
 def seen_share(model: ModelConfig, seq_len: int) -> float:
     """The share of attention's square that queries see: 0.5 where all layers are causal over the whole row."""
     half, full = (forward_flops_per_token(model, seq_len, causal) for causal in (True, False))

@@ -6,6 +6,7 @@ allocated sizes would sum to 15.91). What must hold: the parts add up to the pea
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Memory:
     peak_bytes: int
     code_bytes: int  # of the program itself; no part of the peak
     hbm_bytes: int
+    host_bytes: int  # of the host's memory for this device: what is offloaded
 
     @property
     def share(self) -> float:
@@ -45,7 +47,24 @@ def memory_of(compiled: Any, chip: Chip) -> Memory:
         peak_bytes=stats.peak_memory_in_bytes,
         code_bytes=stats.generated_code_size_in_bytes,
         hbm_bytes=chip.hbm_bytes,
+        host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
     )
+
+
+def known_bytes(lowered: Any, num_devices: int) -> dict[str, int]:
+    """Bytes per device of a program's arguments by the first field name on their path, before it is compiled.
+
+    `lowered` is a `jax.stages.Lowered`. A training step's state is known from its result, which says where it lies; on
+    one device everything is known from the arguments.
+    """
+    import jax
+
+    if num_devices == 1:
+        leaves = [(path, info.shape, info) for path, info in jax.tree_util.tree_leaves_with_path(lowered.args_info)]
+    else:
+        placed = jax.tree_util.tree_leaves_with_path(lowered.out_info)
+        leaves = [(path, info.sharding.shard_shape(info.shape), info) for path, info in placed if info.sharding]
+    return _by_field(leaves)
 
 
 def _argument_bytes(compiled: Any) -> dict[str, int]:
@@ -56,10 +75,17 @@ def _argument_bytes(compiled: Any) -> dict[str, int]:
     shapes = jax.tree_util.tree_leaves_with_path(compiled.args_info)
     places = jax.tree.leaves(compiled.input_shardings)
     assert len(shapes) == len(places), f"{len(shapes)} arguments, {len(places)} shardings"
+    leaves = ((path, place.shard_shape(info.shape), info) for (path, info), place in zip(shapes, places, strict=True))
+    return _by_field(leaves)
+
+
+def _by_field(leaves: Iterable[tuple[Any, tuple[int, ...], Any]]) -> dict[str, int]:
+    """Sums of (path, a device's shape, something with a dtype)."""
     sizes: dict[str, int] = {}
-    for (path, info), place in zip(shapes, places, strict=True):
-        is_first = getattr(path[1], "idx", None) == 0  # the path begins with args or kwargs, then the argument
+    for path, shape, info in leaves:
+        # An argument's path begins with args or kwargs, then the argument
+        is_first = len(path) > 1 and getattr(path[1], "idx", None) == 0
         fields = (str(key.name) for key in path if hasattr(key, "name"))
         name = next(fields, "params" if is_first else "")
-        sizes[name] = sizes.get(name, 0) + math.prod(place.shard_shape(info.shape)) * info.dtype.itemsize
+        sizes[name] = sizes.get(name, 0) + math.prod(shape) * info.dtype.itemsize
     return sizes

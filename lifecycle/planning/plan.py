@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from lifecycle.core.config import digest
 from lifecycle.core.progress import Progress
 from lifecycle.planning.chips import GIB
 from lifecycle.planning.estimate import Estimate, estimate
-from lifecycle.planning.memory import Memory, memory_of
+from lifecycle.planning.memory import Memory, known_bytes, memory_of
 from lifecycle.planning.program import Program, Spender
 from lifecycle.planning.topology import Topology
 
@@ -38,7 +38,8 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 @dataclass(frozen=True)
 class Planned:
-    """A program on a topology. `needs_bytes` alone is known of one that does not fit."""
+    """A program on a topology. Of one that does not fit `needs_bytes` is known, and `known_bytes`: what its parameters,
+    optimizer and other lasting arrays take of it."""
 
     topology: str
     mesh: dict[str, int]
@@ -51,6 +52,7 @@ class Planned:
     estimate: Estimate | None
     spenders: tuple[Spender, ...]
     compile_s: float
+    known_bytes: Mapping[str, int] = field(default_factory=dict)  # per device, by argument; empty for one that fits
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,15 +78,18 @@ def plan_program(
         "options": dict(options),
         "versions": versions(),
     }
+    lowered = _with_progress(lower, progress)
     try:
-        compiled = _with_progress(lambda: lower().compile(compiler_options=dict(options)), progress)
+        compiled = _with_progress(lambda: lowered.compile(compiler_options=dict(options)), progress)
     except JaxRuntimeError as error:
         needs = _NEEDS.search(str(error))
         if needs is None:
             raise
         size = int(float(needs[1]) * _UNITS[needs[2]])
         took = time.monotonic() - started
-        return Planned(**head, fits=False, needs_bytes=size, memory=None, estimate=None, spenders=(), compile_s=took)
+        parts = known_bytes(lowered, mesh.size)
+        nothing = {"memory": None, "estimate": None, "spenders": ()}
+        return Planned(**head, fits=False, needs_bytes=size, compile_s=took, known_bytes=parts, **nothing)
     memory = memory_of(compiled, topology.chip)
     found, spenders = measure(compiled.as_text(), topology, mesh, seen_share)
     return Planned(
@@ -102,6 +107,7 @@ def measure(text: str, topology: Topology, mesh: "Mesh", seen_share: float) -> t
     """The estimate of a compiled module's text, and what its cycles are spent on."""
     from lifecycle.planning.collectives import MeshShape, collectives
     from lifecycle.planning.hlo import parse_module
+    from lifecycle.planning.host import host_moves
     from lifecycle.planning.kernels import kernel_work
     from lifecycle.planning.network import Network, places_of
 
@@ -109,8 +115,9 @@ def measure(text: str, topology: Topology, mesh: "Mesh", seen_share: float) -> t
     shape = MeshShape(tuple(mesh.axis_names), mesh.devices.shape, topology.num_slices)
     network = Network(topology, shape, places_of(mesh.devices))
     found = collectives(program, shape)
-    kernels = kernel_work(program.kernels, seen_share)
-    return estimate(program, found, kernels, network, topology), tuple(program.spenders())
+    is_exchanged = any(c.kind == "ragged-all-to-all" for c in found)
+    kernels = kernel_work(program.kernels, seen_share, is_exchanged)
+    return estimate(program, [*found, *host_moves(program)], kernels, network, topology), tuple(program.spenders())
 
 
 def _with_progress[T](work: Callable[[], T], progress: Progress) -> T:

@@ -15,27 +15,25 @@ from functools import cache
 
 from lifecycle.model.moe import SELDOM
 from lifecycle.planning.flops import flops_of, product_flops
-from lifecycle.planning.hlo import HBM, Computation, Instruction, Module, Shape
+from lifecycle.planning.hlo import Computation, Instruction, Module, Shape
 from lifecycle.planning.loops import trip_count
+from lifecycle.planning.traffic import traffic
 
 KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_COPY_NUMBER = re.compile(r"(\.(\d+|clone|cloned|remat\d*))+$")
-# Names for what is there already, or containers of instructions that count themselves
-_NO_TRAFFIC = {
-    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
-}  # fmt: skip
+_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
 
 
 @dataclass(frozen=True)
 class Executed:
-    """An instruction, where it stands and how often it runs; `is_beside` if another core than the main one runs it."""
+    """An instruction, where it stands and how often it runs; `is_beside` if another core than the main one runs it, and
+    `is_chosen` if it runs because a conditional's branch was taken."""
 
     instruction: Instruction
     within: Computation
     count: int
     is_beside: bool = False
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,16 @@ class Kernel:
     operands: tuple[Shape, ...]
     results: tuple[Shape, ...]
     calls: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Conditionals of one operation: cycles of all runs, each with the costliest branch or with the cheapest."""
+
+    operation: str
+    runs: int
+    most: int
+    least: int
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,10 @@ class Program:
     def __init__(self, module: Module) -> None:
         self.module = module
         self.unknown_loops: list[str] = []
+        self.seldom_loops: list[str] = []
         self._cycles_of = cache(self._computation_cycles)
         self._flops_of = cache(self._computation_flops)
-        self.executed = tuple(self._walk(module.entry, 1, False))
+        self.executed = tuple(self._walk(module.entry, 1, False, False))
 
     @property
     def cycles(self) -> int:
@@ -85,17 +94,31 @@ class Program:
 
     @property
     def hbm_bytes(self) -> float:
-        """Bytes that instructions and kernels read from and write to HBM."""
-        return sum(self.traffic(e.instruction, e.within) * e.count for e in self.executed)
+        """Bytes that instructions and kernels read from and write to HBM, as `traffic.py` counts them."""
+        return sum(traffic(self.module, e.instruction, e.within) * e.count for e in self.executed)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
         for e in self.executed:
-            if is_kernel(e.instruction):
+            if is_kernel(e.instruction) and e.count:  # none in a loop that counts as none
                 operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
                 calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
         return tuple(Kernel(*key, number) for key, number in calls.items())
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Conditionals whose branches differ in cycles; those in another's branch are part of it."""
+        found: dict[str, Choice] = {}
+        for e in self._main():
+            if e.instruction.opcode != "conditional" or e.is_chosen:
+                continue
+            cycles = [self._cycles_of(name) for name in e.instruction.called.values()]
+            name = operation(e.instruction)
+            before = found.get(name, Choice(name, 0, 0, 0))
+            most, least = (e.count * pick(cycles) for pick in (max, min))
+            found[name] = Choice(name, before.runs + e.count, before.most + most, before.least + least)
+        return tuple(c for c in found.values() if c.most > c.least)
 
     def spenders(self, most: int = 20) -> list[Spender]:
         """What the cycles are spent on, the largest first; operations by the name that JAX gave them."""
@@ -124,27 +147,15 @@ class Program:
             return self._flops_of(instruction.called["calls"])
         return product_flops(instruction, within)
 
-    def traffic(self, instruction: Instruction, within: Computation) -> float:
-        """Bytes that one run moves to and from HBM. A slice of a larger array counts as the slice."""
-        if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith(("-start", "-done", "-update")):
-            return _prefetched(instruction) if instruction.opcode in ("copy-start", "slice-start") else 0.0
-        operands = [within.by_name[name] for name in instruction.operands]
-        if instruction.opcode == "fusion":
-            return self._fusion_traffic(instruction, operands)
-        if instruction.opcode == "dynamic-update-slice":
-            return 2.0 * _hbm(operands[1].shapes)
-        if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2.0 * _hbm(instruction.shapes)
-        return sum(_hbm(o.shapes) for o in operands) + _hbm(instruction.shapes)
-
     def _main(self) -> Iterator[Executed]:
         return (e for e in self.executed if not e.is_beside)
 
-    def _walk(self, computation: Computation, count: int, is_beside: bool) -> Iterator[Executed]:
+    def _walk(self, computation: Computation, count: int, is_beside: bool, is_chosen: bool) -> Iterator[Executed]:
         for instruction in computation.instructions:
-            yield Executed(instruction, computation, count, is_beside)
+            yield Executed(instruction, computation, count, is_beside, is_chosen)
+            chosen = is_chosen or instruction.opcode == "conditional"
             for name, times, beside in self._inside(instruction, computation):
-                yield from self._walk(self.module.computations[name], count * times, is_beside or beside)
+                yield from self._walk(self.module.computations[name], count * times, is_beside or beside, chosen)
 
     def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
         """Computations whose instructions run on their own because of this one: name, how often, beside or not."""
@@ -161,6 +172,8 @@ class Program:
     def trips(self, loop: Instruction, within: Computation) -> int:
         trips = trip_count(self.module, loop, within)
         if trips is None and _is_seldom(loop):
+            if loop.name not in self.seldom_loops:
+                self.seldom_loops.append(loop.name)
             return 0
         if trips is None and loop.name not in self.unknown_loops:
             self.unknown_loops.append(loop.name)
@@ -174,26 +187,6 @@ class Program:
         computation = self.module.computations[name]
         nested = (i.called["calls"] for i in computation.instructions if i.opcode == "fusion")
         return flops_of(computation) + sum(self._flops_of(inner) for inner in nested)
-
-    def _fusion_traffic(self, fusion: Instruction, operands: list[Instruction]) -> float:
-        inside = self.module.computations[fusion.called["calls"]]
-        read = sum(self._read_of(inside, i, operand) for i, operand in enumerate(operands))
-        root = inside.root
-        if root.opcode == "dynamic-update-slice":  # written in place
-            return read + _hbm_like(inside.by_name[root.operands[1]].shapes, fusion.shapes[0])
-        return read + _hbm(fusion.shapes)
-
-    def _read_of(self, inside: Computation, index: int, operand: Instruction) -> float:
-        """Bytes that a fusion reads of an operand: all, or the slices that it takes."""
-        if operand.shapes[0].space != HBM or index not in inside.parameters:
-            return 0.0
-        name = inside.parameters[index].name
-        users = inside.users(name)
-        if users and all(u.opcode in ("dynamic-slice", "slice") for u in users):
-            return float(sum(u.shapes[0].num_bytes for u in users))
-        if users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == name for u in users):
-            return 0.0
-        return _hbm(operand.shapes)
 
 
 def _is_seldom(loop: Instruction) -> bool:
@@ -219,19 +212,3 @@ def is_kernel(instruction: Instruction) -> bool:
 
 def kernel_name(instruction: Instruction) -> str:
     return _COPY_NUMBER.sub("", instruction.name)
-
-
-def _prefetched(start: Instruction) -> float:
-    """A copy that goes on beside the computation: what of its two ends is in HBM. Its result is a tuple of the target,
-    the source and a mark."""
-    target, source = start.shapes[:2]
-    size = min(target.num_bytes, source.num_bytes)
-    return float(size * ((target.space == HBM) + (source.space == HBM)))
-
-
-def _hbm(shapes: tuple[Shape, ...]) -> float:
-    return float(sum(shape.num_bytes for shape in shapes if shape.space == HBM))
-
-
-def _hbm_like(shapes: tuple[Shape, ...], where: Shape) -> float:
-    return float(sum(shape.num_bytes for shape in shapes)) if where.space == HBM else 0.0

@@ -1,8 +1,9 @@
 """One run of a program in time: its schedule played through with cycles, kernels and networks.
 
 The main core follows the schedule. A collective starts where the schedule starts it, one after the other on the same
-axes, and the core waits where the schedule waits for it. Times of loops are those of one run of the body, multiplied:
-what a body starts it also ends. Conditionals take their costliest branch.
+axes, and the core waits where the schedule waits for it; the link to the host is one more such axis, its waits told
+apart. Times of loops are those of one run of the body, multiplied: what a body starts it also ends. Conditionals take
+their costliest branch.
 """
 
 from collections import defaultdict
@@ -16,16 +17,19 @@ from lifecycle.planning.program import Program, is_kernel, kernel_name
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the main core: computing, in kernels, waiting for the network; and how long the network was busy."""
+    """Seconds of the main core: computing, in kernels, waiting for the network and for the host; and how long the
+    network and the link to the host were busy."""
 
     compute_s: float = 0.0
     kernel_s: float = 0.0
     exposed_s: float = 0.0
     network_s: float = 0.0
+    host_exposed_s: float = 0.0
+    host_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.compute_s + self.kernel_s + self.exposed_s
+        return self.compute_s + self.kernel_s + self.exposed_s + self.host_exposed_s
 
     def times(self, count: int) -> "Times":
         return Times(*(count * value for value in vars(self).values()))
@@ -34,16 +38,25 @@ class Times:
         return Times(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
+@dataclass(frozen=True)
+class _Arrival:
+    """When data is there, and whether it crossed the link to the host."""
+
+    at_s: float
+    is_from_host: bool
+
+
 @dataclass
 class _Clock:
     """Where a computation's run has come to."""
 
     spent: Times = Times()
     free_at: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))  # per axes
-    arrives: dict[str, float] = field(default_factory=dict)  # by the instruction that waits
+    arrives: dict[str, list[_Arrival]] = field(default_factory=lambda: defaultdict(list))  # by who waits
 
-    def wait(self, until: float) -> None:
-        self.spent = self.spent.plus(Times(exposed_s=max(0.0, until - self.spent.total_s)))
+    def wait(self, arrival: _Arrival) -> None:
+        waited = max(0.0, arrival.at_s - self.spent.total_s)
+        self.spent = self.spent.plus(Times(host_exposed_s=waited) if arrival.is_from_host else Times(exposed_s=waited))
 
 
 class Timeline:
@@ -77,13 +90,13 @@ class Timeline:
         return self._done[name]
 
     def _instruction(self, instruction: Instruction, within: Computation, clock: _Clock) -> None:
-        if instruction.name in clock.arrives:
-            clock.wait(clock.arrives.pop(instruction.name))
+        for arrival in clock.arrives.pop(instruction.name, ()):
+            clock.wait(arrival)
         begun = self._begins.get((within.name, instruction.name), ())
         arrivals = [self._start(collective, clock) for collective in begun]
         for collective, arrives in zip(begun, arrivals, strict=True):
             if collective.ends is not None:
-                clock.arrives[collective.ends] = max(arrives, clock.arrives.get(collective.ends, 0.0))
+                clock.arrives[collective.ends].append(arrives)
             elif not collective.is_async:
                 clock.wait(arrives)
         clock.spent = clock.spent.plus(self._own(instruction, within))
@@ -91,13 +104,13 @@ class Timeline:
             if collective.is_async and collective.ends is None:  # inside a fusion, beside its products
                 clock.wait(arrives)
 
-    def _start(self, collective: Collective, clock: _Clock) -> float:
+    def _start(self, collective: Collective, clock: _Clock) -> _Arrival:
         """When its data is there."""
         takes = self._network_s(collective)
         arrives = max(clock.spent.total_s, clock.free_at[collective.axes]) + takes
         clock.free_at[collective.axes] = arrives
-        clock.spent = clock.spent.plus(Times(network_s=takes))
-        return arrives
+        clock.spent = clock.spent.plus(Times(host_s=takes) if collective.is_to_host else Times(network_s=takes))
+        return _Arrival(arrives, collective.is_to_host)
 
     def _own(self, instruction: Instruction, within: Computation) -> Times:
         """What the instruction takes of the main core, with the loops and calls in it."""

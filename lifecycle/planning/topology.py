@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import AXES, MeshConfig
+from lifecycle.core.mesh import AXES, MeshConfig, lay_over, require_whole_slices
 from lifecycle.planning.chips import CHIPS, Chip, find_chip
 
 if TYPE_CHECKING:
@@ -122,33 +122,19 @@ def devices(topology: Topology) -> tuple[Any, ...]:
 
 
 def mesh_over(topology: Topology, config: MeshConfig) -> "Mesh":
-    """Our mesh over the topology: `replica` across slices, the other axes laid along the torus.
+    """Our mesh over the topology, laid as a job on such devices lays it.
 
     Raises `ConfigError` when the sizes do not use every device, or when an axis that needs the fast network would
     cross slices.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     check_fits(topology, sizes)
-    from jax.experimental import mesh_utils
-    from jax.sharding import Mesh
-
-    found = devices(topology)
-    shape = tuple(sizes.values())
-    if topology.num_slices == 1:
-        laid = mesh_utils.create_device_mesh(shape, found, allow_split_physical_axes=True)
-    else:
-        inside = (sizes["replica"] // topology.num_slices, *shape[1:])
-        across = (topology.num_slices, *(1 for _ in shape[1:]))
-        laid = mesh_utils.create_hybrid_device_mesh(inside, across, found, allow_split_physical_axes=True)
-    return Mesh(laid, AXES)
+    return lay_over(devices(topology), config)
 
 
 def mesh_of_one(topology: Topology) -> "Mesh":
     """Our mesh over the topology's first device."""
-    import numpy as np
-    from jax.sharding import Mesh
-
-    return Mesh(np.array(devices(topology)[:1]).reshape([1] * len(AXES)), AXES)
+    return lay_over(devices(topology)[:1], MeshConfig())
 
 
 def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
@@ -162,8 +148,4 @@ def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
         raise ConfigError(
             f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {mend}"
         )
-    if sizes["replica"] % topology.num_slices:
-        raise ConfigError(
-            f"mesh.replica={sizes['replica']} does not divide by the {topology.num_slices} slices of {topology.name}; "
-            f"whole copies lie across slices: choose mesh.replica={topology.num_slices}"
-        )
+    require_whole_slices(sizes["replica"], topology.num_slices, topology.name)

@@ -3,7 +3,8 @@
     uv run python -m lifecycle.stages.fit docs/fit.md
 
 Each row is a plan of the real train step. Plans are kept, so a run that is stopped goes on where it was, and the page
-is written anew after every row: minutes to an hour of compilation for all, nothing where nothing has changed.
+is written anew after every row. A row takes the compiler 1 to 4 minutes, so all of them up to an hour when all is new;
+nothing where nothing has changed.
 """
 
 import sys
@@ -32,31 +33,44 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the page: a shipped run config with changes, on a topology."""
+    """One line of the page: a shipped run config with changes, on a topology. One of them may be `model=PRESET`."""
 
     config: str
     topology: str
     changes: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The preset, if the run is given one that is not its own; else the run."""
+        presets = [change.removeprefix("model=") for change in self.changes if change.startswith("model=")]
+        return presets[-1] if presets else self.config
 
-def _data_parallel(config: str, topology: str, devices: int, rows_per_device: int, *changes: str) -> Row:
-    """A row whose mesh is `fsdp` over everything, with so many rows for each device."""
+
+def _data_parallel(
+    config: str, topology: str, devices: int, rows_per_device: int, *changes: str, replica: int = 1
+) -> Row:
+    """A row whose mesh is `fsdp` over everything, or over each of some whole copies, with so many rows a device."""
     rows = devices * rows_per_device
     stages = ("pretrain", "sft", "prefer")  # a run's other stages are on the same mesh
     batches = (f"{stage}.{field}" for stage in stages for field in (f"global_batch_size={rows}", "grad_accum=1"))
-    return Row(config, topology, (f"mesh.fsdp={devices}", *batches, *changes))
+    return Row(config, topology, (f"mesh.replica={replica}", f"mesh.fsdp={devices // replica}", *batches, *changes))
 
 
 ROWS = (
     Row("llama3_8b_v5p_128", "v5p:4x4x4"),
     _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
-    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2),
+    # over all 4,096 a device's part of a weight would be one column, which costs a tenth of the cycles (docs/log.md)
+    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=8),
     Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "pretrain.global_batch_size=256")),
     _data_parallel("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
     Row("llama3_8b_v6e_256", "v6e:16x16"),
     Row("llama3_8b_128k_v5p_128", "v5p:4x4x4"),
     Row("llama3_70b_v6e_256", "v6e:16x16"),
+    _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 1, "model=llama3_1_405b", "pretrain.remat={}"),
+    _data_parallel("llama3_8b_v5p_128", "v5p:4x4x4", 64, 1, "model=gemma3_27b"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4"),
+    Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=qwen3_30b_a3b",)),
+    Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=gpt_oss_20b",)),
     Row("deepseek_v3_v5p_1024", "v5p:8x8x8"),
     _data_parallel("smollm2_135m", "v5e:1x1", 1, 4),
     _data_parallel("smollm2_135m", "v5e:4x4", 16, 4),
@@ -69,7 +83,7 @@ def make(folder: Path, out: Path, console: Console) -> None:
     lines: list[str] = []
     with progress_on(console) as progress:
         for row in ROWS:
-            progress.note(f"{row.config} on {row.topology}")
+            progress.note(f"{row.name} on {row.topology}")
             lines.append(_line(row, folder, progress))
             out.write_text(_page(lines), encoding="utf-8")
 
@@ -85,7 +99,7 @@ def _line(row: Row, folder: Path, progress: Progress) -> str:
     size = f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
     keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
     rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
-    cells = (row.config, size, topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
+    cells = (row.name, size, topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
     return "| " + " | ".join((*cells, *_results(planned, found, topology.chip.hbm_bytes))) + " |"
 
 
@@ -104,7 +118,8 @@ def _page(lines: list[str]) -> str:
         "# What fits where\n\n"
         "Made by `uv run python -m lifecycle.stages.fit docs/fit.md`; do not edit. Memory is the TPU compiler's, for\n"
         "the whole real train step. Times are estimates, as `lifecycle plan` derives and qualifies them: nobody ran\n"
-        "these on chips. MFU counts causal attention half. Bytes are decimal.\n\n"
+        "these on chips. MFU counts causal attention half. Bytes are decimal. A line is a run of `configs/`, or a\n"
+        "preset of `configs/models/` put in place of such a run's model.\n\n"
         f"Compiled with {made}.\n\n"
     )
     rule = "|" + "---|" * len(COLUMNS)

@@ -12,8 +12,9 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 FLOAT32_BYTES = 4
 MOMENTS = {"adamw": 2, "muon": 2}  # Muon keeps one for the layers' matrices, Adam two for the rest: an upper bound
-IRRELEVANT = {"steps", "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "eval_bytes"}  # to a program
+IRRELEVANT = {  # to a program
+    "init", "steps", "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "eval_bytes",
+}  # fmt: skip
 
 
 class PlanConfig(Section):
@@ -42,6 +45,22 @@ class PlanConfig(Section):
     stage: Literal["pretrain", "decode"] = "pretrain"
     search: bool = False
     is_tuned: bool = True  # compile with the chip's raised VMEM limit
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = sorted(self.model_fields_set - {"topology"})
+        if self.topology is None and given:
+            words = " ".join(f"{name}={str(getattr(self, name)).lower()}" for name in given)
+            raise ValueError(
+                f"{words} says how to compile, but no topology for which: add topology=CHIP:SHAPE, as "
+                f"topology=v5p:4x4x4, or leave out {' and '.join(given)}"
+            )
+        if self.search and self.stage == "decode":
+            raise ValueError(
+                "search=true compares meshes for training, and stage=decode is the engine's programs, which run on one "
+                "device; leave out one of the two"
+            )
+        return self
 
 
 def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
@@ -146,7 +165,8 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     """The engine's two programs; they run on one device."""
     from lifecycle.core.platform import compiler_options
     from lifecycle.planning.display import show
-    from lifecycle.planning.lowering import lower_decode, lower_prefill
+    from lifecycle.planning.estimate import inference_budget
+    from lifecycle.planning.lowering import decode_work, lower_decode, lower_prefill, prefill_work
     from lifecycle.planning.plan import Kept, plan_program
     from lifecycle.planning.topology import mesh_of_one
 
@@ -159,17 +179,23 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     mesh, length = mesh_of_one(topology), config.serve.max_seq_len or config.model.max_seq_len
     options = compiler_options(mesh.devices.flat[0].device_kind) if own.is_tuned else {}
     kept = Kept()
-    for name, lower in (("prefill", lower_prefill), ("decode", lower_decode)):
-        sizes = {"num_slots": config.serve.num_slots, "length": length}
+    slots = config.serve.num_slots
+    programs = (
+        ("prefill", lower_prefill, prefill_work(config.model, length)),
+        ("decode", lower_decode, decode_work(config.model, slots, length)),
+    )
+    for name, lower, work in programs:
+        sizes = {"num_slots": slots, "length": length}
         key = {"program": name, "topology": topology.name, "model": config.model.plain(), **sizes, "options": options}
         planned = kept.get(key)
         if planned is None:
             progress.start(f"compiling {name} for {topology.name}")
-            program = lambda lower=lower: lower(config.model, config.serve.num_slots, length, mesh)  # noqa: E731
+            program = lambda lower=lower: lower(config.model, slots, length, mesh)  # noqa: E731
             planned = plan_program(name, topology, mesh, program, 1.0, options, progress)
             kept.put(key, planned)
-        show(planned, None, console)
-        write_beside(config, name, topology, planned.plain(), console)
+        found = None if planned.estimate is None else inference_budget(planned.estimate, topology, work)
+        show(planned, found, console)
+        write_beside(config, name, topology, {**planned.plain(), "budget": found and vars(found)}, console)
 
 
 def write_beside(

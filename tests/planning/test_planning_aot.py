@@ -5,6 +5,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import SingleDeviceSharding
 
 from lifecycle.core.mesh import AXES, MeshConfig
@@ -76,3 +77,38 @@ def test_memory_parts_add_up_to_the_peak_and_too_much_is_a_plan_that_does_not_fi
     large = plan_program("test", topology, mesh, lambda: lower(2**22 + 2**20), 1.0, {}, Silent())
     assert not large.fits
     assert large.needs_bytes > topology.chip.hbm_bytes
+    size = 2**22 + 2**20
+    assert large.known_bytes == {"params": size * 1024 * 4, "": 256 * size * 4}
+    assert sum(large.known_bytes.values()) <= large.needs_bytes
+
+
+def test_what_is_offloaded_crosses_the_link_to_the_host_and_lies_in_its_memory() -> None:
+    topology, layers, rows, width = parse_topology("v5p:1x1x1"), 6, 4096, 1024
+    mesh = mesh_of_one(topology)
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["h"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+    def layer(h: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.tanh(checkpoint_name(h, "h") @ weights), None
+
+    def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(jax.checkpoint(layer, policy=policy), x, weights)[0].astype(jnp.float32).sum()
+
+    def lower() -> jax.stages.Lowered:
+        weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=place)
+        x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16, sharding=place)
+        return jax.jit(jax.grad(loss)).lower(weights, x)
+
+    planned = plan_program("test", topology, mesh, lower, 1.0, {}, Silent())
+    kept = layers * rows * width * 2
+    assert planned.memory is not None and planned.memory.host_bytes == kept
+    assert planned.estimate is not None
+    moved = {(row.kind, row.axes): (row.runs, row.payload_bytes) for row in planned.estimate.traffic}
+    assert moved == {("to host", ("host",)): (layers, kept), ("from host", ("host",)): (layers, kept)}
+    assert planned.estimate.host_roofline_s == pytest.approx(2 * kept / 16e9)
+    assert 0 < planned.estimate.times.host_exposed_s < planned.estimate.times.host_s

@@ -82,6 +82,33 @@ def test_a_start_with_nothing_before_its_done_has_no_work_beside_it() -> None:
     assert not c.has_work_beside
 
 
+def summed(kind: str, user: str) -> str:
+    """A fusion round a sum, and what is taken of it inside."""
+    groups = "replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add"
+    return (
+        HEAD
+        + f"""%both (p: f32[8,128]) -> f32[2,128] {{
+  %p = f32[8,128]{{1,0}} parameter(0)
+  %i = s32[] constant(0)
+  %all-reduce.1 = f32[8,128]{{1,0}} all-reduce(%p), {groups}
+  ROOT %r = {user}
+}}
+
+"""
+        + entry(X, f"%y = f32[2,128]{{1,0}} fusion(%x), kind={kind}, calls=%both")
+    )
+
+
+def test_a_fusion_of_a_sum_and_its_slice_is_a_reduce_scatter_and_a_slice_behind_a_sum_is_not() -> None:
+    taken = "f32[2,128]{1,0} dynamic-slice(%all-reduce.1, %i), dynamic_slice_sizes={2,128}"
+    (c,) = found(summed("kCustom", taken))
+    assert (c.kind, c.axes, c.payload_bytes, c.wire_bytes) == ("reduce-scatter", ("fsdp",), 4096, 4096 * 3 / 4)
+    assert not c.has_work_beside
+    for kind, user in (("kOutput", taken), ("kCustom", "f32[8,128]{1,0} negate(%all-reduce.1)")):
+        (c,) = found(summed(kind, user))
+        assert (c.kind, c.wire_bytes) == ("all-reduce", 2 * 4096 * 3 / 4)
+
+
 def test_a_ragged_exchange_sends_its_first_operand() -> None:
     ints = [f"%o{n} = s32[2]{{0}} parameter({n + 2})" for n in range(4)]
     line = "%y = f32[64,128]{1,0} ragged-all-to-all(%x, %b, %o0, %o1, %o2, %o3), replica_groups=[4,2]<=[8]"

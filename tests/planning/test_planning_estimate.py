@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 
+from lifecycle.model.config import ModelConfig
 from lifecycle.planning.chips import CHIPS
 from lifecycle.planning.collectives import Collective, MeshShape, collectives
-from lifecycle.planning.estimate import Work, budget, estimate
+from lifecycle.planning.estimate import Work, budget, estimate, inference_budget
 from lifecycle.planning.hlo import Shape, parse_module
 from lifecycle.planning.kernels import KernelWork, kernel_work
+from lifecycle.planning.lowering import decode_work, prefill_work
 from lifecycle.planning.network import HOP_S, Network, Span
 from lifecycle.planning.program import Kernel, Program
 from lifecycle.planning.timeline import Timeline
 from lifecycle.planning.topology import Topology, parse_topology
 from tests.planning.programs import GOLDEN, GOLDEN_SHAPE
-from tests.planning.texts import CHAIN, HANDED_OVER, STARTED, loop
+from tests.planning.texts import CHAIN, HANDED_OVER, HEAD, STARTED, X, cycles, entry, loop
 
 GB = 10**9
 
@@ -101,12 +103,12 @@ def test_an_attention_kernels_flops_follow_its_name_and_shapes() -> None:
     forward = 4 * 2 * 32 * 4096 * 4096 * 128 / 2
     names = ("splash_mha_fwd_residuals", "splash_mha_dq", "splash_mha_dkv", "my_own")
     kernels = [Kernel(name, (ints, q, k, k), (q,), 3) for name in names]
-    found = kernel_work(kernels, 0.5)
+    found = kernel_work(kernels, 0.5, is_exchanged=False)
     assert [w.flops for w in found] == [forward, 1.5 * forward, 2 * forward, None]
     assert found[0].total_flops == 3 * forward
     flat, shared = Shape("bf16", (2, 4096, 32 * 128)), Shape("bf16", (2, 4096, 8 * 128))
     names = ("jvp_flash_fwd_", "transpose_jvp_flash_bwd__", "rotate")
-    ours = kernel_work([Kernel(name, (ints, flat, shared, shared), (flat,), 1) for name in names], 0.5)
+    ours = kernel_work([Kernel(name, (ints, flat, shared, shared), (flat,), 1) for name in names], 0.5, False)
     assert [w.flops for w in ours] == [forward, 2.5 * forward, 0.0]
 
 
@@ -115,7 +117,20 @@ def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
     forward = Kernel("gmm", (Shape("s32", (8,)), rows, matrices), (Shape("bf16", (1024, 256)),), 1)
     turned = (Shape("bf16", (64, 1024)), Shape("bf16", (1024, 256)))
     backward = Kernel("tgmm", turned, (Shape("f32", (8, 64, 256)),), 1)
-    assert [w.flops for w in kernel_work([forward, backward], 0.5)] == [2 * 1024 * 64 * 256] * 2
+    assert [w.flops for w in kernel_work([forward, backward], 0.5, is_exchanged=False)] == [2 * 1024 * 64 * 256] * 2
+    # A buffer that has room for 1.25 times an even load: that load counts.
+    even = [w.flops for w in kernel_work([forward, backward], 0.5, is_exchanged=True)]
+    assert even == pytest.approx([2 * 1024 / 1.25 * 64 * 256] * 2)
+
+
+def test_a_kernel_takes_its_products_or_its_memory_whichever_is_longer() -> None:
+    chip = CHIPS["v5p"]
+    inside, outside = Shape("bf16", (4096, 4096), space=1), Shape("bf16", (4096, 4096))
+    (rotation,) = kernel_work([Kernel("rotate", (inside, outside), (outside,), 7)], 0.5, False)
+    assert (rotation.flops, rotation.hbm_bytes) == (0.0, 2 * 2 * 4096**2)
+    assert rotation.seconds(chip, 0.6) == pytest.approx(2 * 2 * 4096**2 / 2765e9)
+    assert KernelWork("gmm", 1, 4.59e12, 1e6).seconds(chip, 0.5) == pytest.approx(0.02)
+    assert KernelWork("unknown", 1, None, 2765e6).seconds(chip, 0.5) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("text", [STARTED, CHAIN])
@@ -153,9 +168,9 @@ def test_an_estimate_adds_up_and_its_budget_is_arithmetic() -> None:
     topology = parse_topology("v5p:2x2x1")
     found = collectives(program, GOLDEN_SHAPE)
     net = Network(topology, GOLDEN_SHAPE, places(topology))
-    got = estimate(program, found, [KernelWork("splash", 2, 1e9)], net, topology)
+    got = estimate(program, found, [KernelWork("splash", 2, 1e9, 0.0)], net, topology)
     assert got.times.kernel_s == 0.0  # no such kernel stands in the schedule
-    assert got.step_s >= max(got.times.total_s, got.hbm_roofline_s, got.compute_roofline_s)
+    assert got.step_s == got.times.total_s > got.compute_roofline_s
     assert got.fastest_s <= got.step_s <= got.slowest_s
     assert got.times.compute_s == pytest.approx(program.cycles * 262_144 / 459e12)  # FLOPs a cycle over the peak
     assert got.network_roofline_s == pytest.approx(sum(t.seconds for t in got.traffic))
@@ -169,6 +184,84 @@ def test_an_estimate_adds_up_and_its_budget_is_arithmetic() -> None:
     assert made.days * 86400 == pytest.approx(7200 * got.step_s)
     assert made.money == pytest.approx(made.days * 24 * 4 * 4.20)
     assert made.recompute_overhead == pytest.approx(4 * (got.matmul_flops + 2e9) / 4e9 - 1)
+
+
+def test_memory_traffic_is_a_figure_beside_the_step_and_does_not_set_it() -> None:
+    layer = f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(100)}"
+    program = Program(parse_module(HEAD + entry(X, layer)))
+    topology = parse_topology("v5p:2x2x1")
+    got = estimate(program, [], [], Network(topology, GOLDEN_SHAPE, places(topology)), topology)
+    assert got.hbm_traffic_bytes == 2 * 8 * 128 * 4
+    assert got.hbm_roofline_s == pytest.approx(8192 / 2765e9)
+    slow = f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1)}"
+    fast = estimate(
+        Program(parse_module(HEAD + entry(X, slow))),
+        [],
+        [],
+        Network(topology, GOLDEN_SHAPE, places(topology)),
+        topology,
+    )
+    assert fast.hbm_roofline_s > fast.step_s == pytest.approx(262_144 / 459e12)
+
+
+def test_an_inference_budget_is_tokens_time_and_money_of_one_run() -> None:
+    program = Program(parse_module(HEAD + entry(X, f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1_502_990)}")))
+    topology = parse_topology("v5e:1x1")
+    one = Network(topology, MeshShape(("fsdp",), (1,)), places(topology))
+    got = estimate(program, [], [], one, topology)
+    assert got.step_s == pytest.approx(1e-3, rel=1e-5)  # at 1.503 GHz
+    made = inference_budget(got, topology, Work(tokens=8, flops=197e6, flops_full_attention=2e8, runs=1))
+    assert made.tokens_per_s == pytest.approx(8000, rel=1e-5)
+    assert (made.tokens_per_run, made.ms_per_run) == (8, pytest.approx(1.0, rel=1e-5))
+    assert made.mfu == pytest.approx(1e-3, rel=1e-5)
+    assert made.usd_per_million_tokens == pytest.approx(1e6 / 8000 / 3600 * 1.20, rel=1e-5)
+
+
+def test_the_works_of_prefill_and_decode_are_the_parameters_that_a_token_uses_and_attention() -> None:
+    model = ModelConfig(
+        vocab_size=1000, d_model=64, d_ff=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, max_seq_len=512
+    )
+    layer = 64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 128
+    seen = 2 * 4 * (16 + 16) * 512  # layers, heads, both products, positions
+    decode = decode_work(model, num_slots=8, length=512)
+    assert decode.tokens == 8
+    assert decode.flops_full_attention == 8 * 2 * (2 * layer + 64 * 1000 + seen)
+    assert decode.flops == pytest.approx(8 * 2 * (2 * layer + 64 * 1000 + seen / 2), rel=1e-2)
+    prefill = prefill_work(model, length=512)
+    assert prefill.tokens == 256
+    assert prefill.flops_full_attention == 256 * 2 * (2 * layer + seen) + 2 * 64 * 1000  # the head for one token
+
+
+def test_what_an_estimate_leaves_out_is_said_by_name() -> None:
+    text = loop("constant(0)", "1", 'custom-call(), custom_call_target="Length"')
+    marked = text.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/seldom/while"}')
+    branches = "".join(
+        f"%b{n} (p: f32[8,128]) -> f32[8,128] {{\n  %p = f32[8,128]{{1,0}} parameter(0)\n"
+        f"  ROOT %r = f32[8,128]{{1,0}} negate(%p), {cycles(n)}\n}}\n\n"
+        for n in (0, 80)
+    )
+    choice = '%c = f32[8,128]{1,0} conditional(%i, %x, %x), branch_computations={%b0, %b80}, metadata={op_name="a/see"}'
+    kernel = '%odd.3 = f32[8,128]{1,0} custom-call(%c), custom_call_target="tpu_custom_call"'
+    chosen = (
+        HEAD
+        + branches
+        + entry(X, "%i = s32[] constant(0)", choice, kernel, f"%y = f32[8,128]{{1,0}} negate(%odd.3), {cycles(20)}")
+    )
+    seldom, unknown, cond = (" ".join(trusted(t)) for t in (marked, text, chosen))
+    assert "count as none: w." in seldom
+    assert "unknown length" not in seldom
+    assert "Loops of unknown length count once: w." in unknown
+    assert (
+        "1 runs of conditionals (a/see) count their costliest branch: 80% of the cycles, with the cheapest 0%" in cond
+    )
+    assert "count as their memory traffic: odd." in cond
+    assert "memory traffic (approximate" in cond
+
+
+def trusted(text: str) -> tuple[str, ...]:
+    program, topology = Program(parse_module(text)), parse_topology("v5p:2x2x1")
+    kernels = kernel_work(program.kernels, 0.5, is_exchanged=False)
+    return estimate(program, [], kernels, Network(topology, GOLDEN_SHAPE, places(topology)), topology).trust
 
 
 def test_every_chip_has_sources_and_a_clock_that_its_matrix_units_allow() -> None:

@@ -1,8 +1,6 @@
-"""Topologies by name, plans that are kept, and the search's arithmetic: all without the TPU compiler."""
+"""Topologies by name, and plans that are kept: all without the TPU compiler."""
 
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +12,15 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
-from lifecycle.model.config import ModelConfig, MoeConfig, num_params
-from lifecycle.planning import plan, search, topology
-from lifecycle.planning.collectives import MeshShape
-from lifecycle.planning.estimate import Estimate
-from lifecycle.planning.layout import POLICIES, Candidate, forecast
+from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.planning import plan, topology
+from lifecycle.planning.estimate import Estimate, Traffic
 from lifecycle.planning.lowering import seen_share, train_work
-from lifecycle.planning.network import Network
+from lifecycle.planning.memory import Memory
 from lifecycle.planning.plan import Kept, Planned, plan_program
 from lifecycle.planning.timeline import Times
 from lifecycle.planning.topology import check_fits, mesh_over, parse_topology
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
-from tests.planning.test_planning_estimate import places
 
 LLAMA_8B = ModelConfig(
     vocab_size=128256, d_model=4096, d_ff=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128,
@@ -93,12 +88,15 @@ def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch: pytest
         topology.devices(parse_topology("h100:8"))
 
 
-def planned(step_s: float = 1.0, fits: bool = True, needs: int = 10) -> Planned:
-    times = Times(compute_s=step_s)
-    found = Estimate(1, 1, 1.0, (), 1.0, (), 1.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
-    return Planned(
-        "v5p:4x4x4", {"fsdp": 64}, "pretrain", {}, {"jax": "1"}, fits, needs, None, found if fits else None, (), 2.0
-    )
+def planned(step_s: float = 1.0, fits: bool = True, needs: int = 10, sent: int = 0, exposed_s: float = 0.0) -> Planned:
+    """A plan as if compiled, for a v5p: a second of computing unless told otherwise."""
+    times = Times(compute_s=step_s, exposed_s=exposed_s)
+    rows = (Traffic("all-gather", ("fsdp",), 1, sent, 0, 0.1),)
+    step_s += exposed_s
+    found = Estimate(1, 1, 1.0, (), 1.0, rows, 1.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
+    memory = Memory(1, 2, 3, needs - 6, needs, 0, parse_topology("v5p:4x4x4").chip.hbm_bytes, 0)
+    known = (memory, found) if fits else (None, None)
+    return Planned("v5p:4x4x4", {"fsdp": 64}, "pretrain", {}, {"jax": "1"}, fits, needs, *known, (), 2.0)
 
 
 def test_a_kept_plan_is_found_by_its_key_and_by_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +115,8 @@ def test_plans_are_kept_where_the_environment_says(tmp_path: Path, monkeypatch: 
     assert Kept().folder == tmp_path / "lifecycle" / "plans"
 
 
-def test_what_does_not_fit_is_a_plan_with_what_it_needs() -> None:
+def test_what_does_not_fit_is_a_plan_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "known_bytes", lambda _, devices: {"params": devices})
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (608.00G) exceeds available HBM (95.73G)."
@@ -127,11 +126,12 @@ def test_what_does_not_fit_is_a_plan_with_what_it_needs() -> None:
         raise jax.errors.JaxRuntimeError(message)
 
     lowered = SimpleNamespace(compile=compile_)
-    mesh: Any = SimpleNamespace(shape={"fsdp": 64})
+    mesh: Any = SimpleNamespace(shape={"fsdp": 64}, size=64)
     cube = parse_topology("v5p:4x4x4")
     got = plan_program("pretrain", cube, mesh, lambda: lowered, 0.5, compiler_options("TPU v5"), Silent())
     assert (got.fits, got.needs_bytes, got.estimate) == (False, 608 * 2**30, None)
-    assert got.options == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+    assert got.known_bytes == {"params": 64}
+    assert got.options["xla_tpu_scoped_vmem_limit_kib"] == "65536"
 
 
 def test_another_failure_of_the_compiler_is_not_swallowed() -> None:
@@ -170,130 +170,3 @@ def test_a_models_work_is_three_forward_passes_and_causal_attention_is_half() ->
     assert seen_share(LLAMA_8B, 8192) == pytest.approx(0.5)
     local = LLAMA_8B.model_copy(update={"layer_pattern": ("local", "global"), "window": 1024})
     assert 0.25 < seen_share(local, 8192) < 0.35
-
-
-def forecasts(mesh: MeshConfig, policy: str, accum: int = 1) -> Any:
-    cube = parse_topology("v5p:4x4x4")
-    shape = MeshShape(AXES, tuple(mesh.plain().values()))
-    network = Network(cube, shape, places(cube))
-    return forecast(LLAMA_8B, TRAIN, Candidate(mesh, accum, policy), cube, network)
-
-
-def test_arithmetic_orders_policies_and_micro_batches_as_they_are() -> None:
-    whole = MeshConfig(fsdp=64)
-    nothing, attention, all_ = (forecasts(whole, policy) for policy in ("nothing", "attention", "all products"))
-    assert nothing.memory_bytes < attention.memory_bytes < all_.memory_bytes
-    assert nothing.compute_s > attention.compute_s > all_.compute_s
-    # 2 rows of 8,192 positions: the compiler's peak for saving everything is 56 GB, for saving nothing 15 GB.
-    assert all_.memory_bytes == pytest.approx(56e9, rel=0.25)
-    assert nothing.memory_bytes == pytest.approx(15e9, rel=0.35)
-    two = forecasts(whole, "all products", accum=2)
-    assert two.saved_bytes == pytest.approx(all_.saved_bytes / 2)
-    assert two.network_s > 1.9 * all_.network_s
-    assert two.compute_s == all_.compute_s
-
-
-def test_arithmetic_is_near_the_floor_of_products_without_recomputation() -> None:
-    # 737.7 TFLOP per device, of which some are the loss and attention's own; at 0.8 of the peak.
-    assert forecasts(MeshConfig(fsdp=64), "all products").compute_s == pytest.approx(
-        train_work(LLAMA_8B, TRAIN).flops / 64 / 459e12 / 0.8, rel=0.15
-    )
-
-
-def test_meshes_are_all_of_the_topology_and_those_that_do_not_divide_have_their_reason() -> None:
-    cube = parse_topology("v5p:4x4x4")
-    kept, rejected = search.meshes(cube, LLAMA_8B, TRAIN)
-    assert MeshConfig(fsdp=64) in kept
-    assert MeshConfig(fsdp=16, tensor=4) in kept
-    assert all(mesh.size == 64 for mesh in kept)
-    assert all(mesh.expert == 1 for mesh in kept)
-    assert len({mesh.model_dump_json() for mesh in kept}) == len(kept)
-    assert any("num_kv_heads" in r.reason and "tensor=16" in r.name for r in rejected)
-    moe = MoeConfig(num_experts=8, experts_per_token=2, d_ff=14336)
-    mixtral = LLAMA_8B.model_copy(update={"moe": moe})
-    assert {mesh.expert for mesh in search.meshes(cube, mixtral, TRAIN)[0]} == {1, 2, 4, 8}
-
-
-def test_over_slices_whole_copies_lie_across() -> None:
-    kept, _ = search.meshes(parse_topology("v5p:4x4x4*2"), LLAMA_8B, TRAIN)
-    assert kept
-    assert all(mesh.replica % 2 == 0 and mesh.size == 128 for mesh in kept)
-
-
-def test_micro_batches_leave_whole_rows() -> None:
-    found = list(search.candidates(MeshConfig(fsdp=64), TRAIN))
-    assert {c.grad_accum for c in found} == {1, 2}
-    assert {c.policy for c in found} == set(POLICIES)
-
-
-@pytest.fixture
-def small_search(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A search over the cube whose compiler is a function of the candidate."""
-
-    def laid(which: topology.Topology, mesh: MeshConfig) -> Any:
-        sizes = tuple(mesh.plain().values())
-        return SimpleNamespace(axis_names=AXES, devices=places(which).reshape(*sizes, -1)[..., 0])
-
-    monkeypatch.setattr(search, "mesh_over", laid)
-    monkeypatch.setattr(search, "places_of", lambda _: places(parse_topology("v5p:4x4x4")))
-
-    def run(compile_one: Any, most: int = 3) -> search.Found:
-        return search.search(parse_topology("v5p:4x4x4"), LLAMA_8B, TRAIN, compile_one, lambda _: None, most)
-
-    return run
-
-
-def test_the_pick_is_the_fastest_that_fits_and_everything_else_has_a_reason(small_search: Any) -> None:
-    steps = iter([planned(3.0), planned(fits=False, needs=200 * 10**9), planned(1.0), planned(2.0)])
-    found = small_search(lambda _: next(steps))
-    assert [c.planned.fits for c in found.compiled] == [True, False, True, True]
-    assert found.pick is found.compiled[2]
-    reasons = {r.name: r.reason for r in found.rejected}
-    assert reasons[found.compiled[0].candidate.name] == "compiled: 3.00 times the pick's step"
-    assert reasons[found.compiled[1].candidate.name] == "the compiler: needs 200.0 GB"
-    assert any(reason.startswith("by arithmetic") and "GB" in reason for reason in reasons.values())
-    assert any("times the fastest" in reason for reason in reasons.values())
-    assert len(found.rejected) + 1 == found.num_candidates
-    assert "2,000.0 ms" in search.why(found)[1]
-    assert "less computing" in search.why(found)[2]
-    json.dumps(found.plain())
-
-
-def test_candidates_are_compiled_in_the_order_of_their_arithmetic(small_search: Any) -> None:
-    found = small_search(lambda _: planned())
-    expected = [c.forecast.step_s for c in found.compiled]
-    assert expected == sorted(expected)
-    assert len(expected) == 3
-
-
-def test_a_search_in_which_nothing_fits_ends_and_says_so(small_search: Any) -> None:
-    found = small_search(lambda _: planned(fits=False))
-    assert found.pick is None
-    assert len(found.compiled) == 6
-    assert "Nothing that was compiled fits" in search.why(found)[0]
-
-
-def test_what_is_known_when_a_search_is_stopped_was_told(small_search: Any) -> None:
-    told: list[Any] = []
-    answers = iter([planned()])
-
-    def compile_one(_: Candidate) -> Planned:
-        try:
-            return next(answers)
-        except StopIteration:
-            raise KeyboardInterrupt from None
-
-    with pytest.raises(KeyboardInterrupt):
-        search.search(parse_topology("v5p:4x4x4"), LLAMA_8B, TRAIN, compile_one, told.append)
-    assert len(told) == 1
-
-
-def test_a_changed_setting_is_another_plan_but_its_length_is_not() -> None:
-    from lifecycle.stages.plan import IRRELEVANT
-
-    def settings(train: PretrainConfig) -> dict[str, Any]:
-        return {name: value for name, value in train.plain().items() if name not in IRRELEVANT}
-
-    assert settings(TRAIN) == settings(TRAIN.model_copy(update={"steps": 5, "eval_every": 7}))
-    assert settings(TRAIN) != settings(TRAIN.model_copy(update={"seq_len": 4096}))
-    assert replace(planned(), fits=False) != planned()

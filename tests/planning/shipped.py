@@ -1,0 +1,48 @@
+"""Shipped runs as candidates of a search, for tests of its arithmetic."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lifecycle.core.config import load_config
+from lifecycle.core.mesh import AXES
+from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.planning.collectives import MeshShape
+from lifecycle.planning.layout import Candidate
+from lifecycle.planning.network import Network
+from lifecycle.planning.topology import Topology, parse_topology
+from lifecycle.stages.config import RunConfig
+from lifecycle.training.config import PretrainConfig
+from tests.planning.test_planning_estimate import places
+
+ROOT = Path(__file__).parents[2]
+# The first pipeline comparison of docs/meshes.md, without stages
+EIGHT_LAYERS = (
+    "model.num_layers=8", "mesh.fsdp=16", "pretrain.global_batch_size=64", "pretrain.seq_len=4096",
+    "sft.global_batch_size=64", "prefer.global_batch_size=64",
+)  # fmt: skip
+TWO_SLICES = ("mesh.replica=2", "pretrain.global_batch_size=256")
+
+
+def load(name: str, *words: str) -> RunConfig:
+    return load_config(RunConfig, ROOT / "configs" / f"{name}.yaml", words)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A run's pre-training as it is configured, or with another policy."""
+
+    model: ModelConfig
+    train: PretrainConfig
+    candidate: Candidate
+    topology: Topology
+    network: Network
+
+
+def shipped(name: str, topology: str, *words: str, remat: Remat | None = None) -> Shipped:
+    config, where = load(name, *words), parse_topology(topology)
+    kept = config.pretrain.remat if remat is None else remat
+    assert kept is not None
+    train = config.pretrain
+    candidate = Candidate(config.mesh, train.grad_accum, "own", kept, train.loss_chunks)
+    shape = MeshShape(AXES, tuple(config.mesh.plain().values()), where.num_slices)
+    return Shipped(config.model, train, candidate, where, Network(where, shape, places(where)))
