@@ -1,15 +1,10 @@
-"""Checkpoints: what is restored is bit by bit what was saved, damage is found, a failed save is raised."""
+"""Checkpoints: what is restored is bit by bit what was saved, on any mesh, in whole or in part."""
 
-import asyncio
-import gc
 import os
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,53 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.mesh import MeshConfig, build_mesh
-from lifecycle.core.progress import Silent
 from lifecycle.model.names import unstack
 from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
-
-LAYERS = 3
-
-# After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
-]
-
-
-def fresh_state(seed: int = 0, width: int = 8) -> dict[str, Any]:
-    """Parameters in float32 and bfloat16, AdamW's state, a counter."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    params = {
-        "embed": jax.random.normal(keys[0], (32, width)),
-        "blocks": {
-            "0+1": {
-                "attention": {"q": jax.random.normal(keys[1], (LAYERS, width, width))},
-                "norm": {"scale": jax.random.normal(keys[2], (LAYERS, width), jnp.bfloat16)},
-            },
-        },
-    }
-    return {"params": params, "opt_state": optax.adamw(1e-3).init(params), "step": jnp.int32(2**31 - 1)}
-
-
-def assert_bit_equal(left: Any, right: Any) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-
-def save_steps(folder: Path, *steps: int, keep: int = 9) -> None:
-    checkpoints = Checkpointer(folder, every=1, keep=keep)
-    for step in steps:
-        checkpoints.save(step, fresh_state(step), {"step": step}, {"note": f"step {step}"})
-    checkpoints.close()
+from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
 
 
 @pytest.fixture
@@ -132,149 +83,6 @@ def test_saving_a_step_again_changes_nothing(checkpoints: Checkpointer) -> None:
     assert_bit_equal(checkpoints.restore(fresh_state())[0], fresh_state(2))
 
 
-def largest_file(folder: Path) -> Path:
-    """The largest of the arrays' files."""
-    return max((path for path in folder.glob("*/**/d/*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def truncate(folder: Path) -> None:
-    os.truncate(largest_file(folder), 10)
-
-
-def flip_a_bit(folder: Path) -> None:
-    path = largest_file(folder)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def remove_a_file(folder: Path) -> None:
-    largest_file(folder).unlink()
-
-
-def forget_the_list(folder: Path) -> None:
-    (folder / "files.json").unlink()
-
-
-def cut_the_list(folder: Path) -> None:
-    os.truncate(folder / "files.json", 10)
-
-
-DAMAGES = {
-    truncate: "has 10 bytes of",
-    flip_a_bit: "has changed",
-    remove_a_file: "is missing",
-    forget_the_list: "no files.json",
-    cut_the_list: "files.json is not JSON",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path, damage: Any) -> None:
-    save_steps(tmp_path, 1, 2)
-    damage(tmp_path / "2")
-    notes = Notes()
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9, progress=notes)
-    assert checkpoints.latest_step() == 1
-    (told,) = notes.texts
-    assert str(tmp_path / "2") in told and DAMAGES[damage] in told and "going on from step 1" in told
-    restored, data, _ = checkpoints.restore(fresh_state())
-    assert data == {"step": 1}
-    assert_bit_equal(restored, fresh_state(1))
-    checkpoints.save(2, fresh_state(2), {}, {})  # the step can be saved again
-    checkpoints.close()
-    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(2)["params"])
-
-
-def test_a_step_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1)
-    for _ in range(2):
-        save_steps(tmp_path, 2)
-        truncate(tmp_path / "2")
-    save_steps(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "3"]
-
-
-def test_a_checkpoint_damaged_after_opening_is_not_restored(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
-    flip_a_bit(tmp_path / "1")
-    with pytest.raises(CheckpointError, match="has changed"):
-        checkpoints.restore(fresh_state())
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        checkpoints.restore(fresh_state(), step=5)
-    checkpoints.close()
-
-
-def test_orbax_own_metadata_is_not_needed(tmp_path: Path) -> None:
-    """It is the one file that the list leaves out."""
-    save_steps(tmp_path, 1)
-    os.truncate(tmp_path / "1" / "_CHECKPOINT_METADATA", 5)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
-    restored, data, meta = checkpoints.restore(fresh_state())
-    checkpoints.close()
-    assert_bit_equal(restored, fresh_state(1))
-    assert (data, meta) == ({"step": 1}, {"note": "step 1"})
-
-
-def test_no_whole_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1, 2)
-    for step in ("1", "2"):
-        truncate(tmp_path / step)
-    for _ in range(2):  # not a new start the second time either
-        with pytest.raises(CheckpointError, match=r"no checkpoint is whole \(step 2: .*; step 1: .*\)"):
-            Checkpointer(tmp_path, every=1, keep=9)
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        load_params(tmp_path, fresh_state()["params"])
-
-
-def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1)
-    for step in (2, 3):
-        (tmp_path / f"{step}.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
-    assert checkpoints.latest_step() == 1
-    checkpoints.save(2, fresh_state(2), {}, {})
-    checkpoints.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: writes fail as on a full disk, in whichever thread."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def failing_save(folder: Path) -> Checkpointer:
-    checkpoints = Checkpointer(folder, every=10, keep=9)
-    checkpoints.save(2, fresh_state(2, width=256), {}, {})
-    return checkpoints
-
-
-def test_a_failed_save_is_raised_after_a_later_step(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    save_steps(tmp_path, 1)
-    request.getfixturevalue("full_disk")
-    checkpoints = failing_save(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}: the checkpoint of step 2 .* it goes on from step 1"):
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            checkpoints.should_save(3)
-            time.sleep(0.01)
-    checkpoints.close()
-    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
-
-
-def test_a_failed_save_is_raised_at_close(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    save_steps(tmp_path, 1)
-    request.getfixturevalue("full_disk")
-    with pytest.raises(CheckpointError, match="File too large"):
-        failing_save(tmp_path).close()
-    assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
-
-
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     checkpoints = Checkpointer(tmp_path, every=1, keep=9)
@@ -320,19 +128,6 @@ def test_parts_are_read_in_any_order(tmp_path: Path, ways: int) -> None:
         for name in ("gate", "up", "gate"):
             assert np.array_equal(read(name, expert), experts[name][expert])
         assert np.array_equal(read("up", None), experts["up"])
-
-
-def test_a_damaged_checkpoint_or_one_of_another_model_is_not_read(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1, 2)
-    params = fresh_state()["params"]
-    with pytest.raises(CheckpointError, match=r"params blocks\.0\.attention\.q is \(8, 8\).*has it as \(16, 16\)"):
-        read_params(tmp_path, fresh_state(width=16)["params"])
-    flip_a_bit(tmp_path / "2")
-    with pytest.raises(CheckpointError, match="has changed"):
-        read_params(tmp_path, params, step=2)
-    assert_bit_equal(read_params(tmp_path, params)("embed", None), fresh_state(1)["params"]["embed"])
-    with pytest.raises(CheckpointError, match="no checkpoint here"):
-        read_params(tmp_path / "1" / "not there", params)
 
 
 ON_ANOTHER_MESH = """
@@ -395,29 +190,3 @@ def test_restores_on_another_mesh(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ON_ANOTHER_MESH, str(tmp_path / "checkpoints")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "restored on 2 meshes" in done.stdout, done.stderr
-
-
-def test_a_failed_write_that_nobody_waited_for_is_not_logged_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
-    """Orbax writes many arrays at once; when the first fails, asyncio logs the others as they are collected."""
-    code = compile(
-        "def write():\n    raise ValueError('No space left on device')", "/x/orbax/checkpoint/save.py", "exec"
-    )
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-
-    async def abandon(write: Callable[[], None]) -> None:
-        async def task() -> None:
-            write()
-
-        running = asyncio.ensure_future(task())
-        await asyncio.sleep(0)
-        del running
-        gc.collect()
-
-    def own() -> None:
-        raise ValueError("another part's failure")
-
-    asyncio.run(abandon(scope["write"]))
-    assert not caplog.records
-    asyncio.run(abandon(own))
-    assert [record.exc_info is not None for record in caplog.records] == [True]
