@@ -131,7 +131,8 @@ def work_table(found: Estimate, budget: Budget | InferenceBudget | None) -> Tabl
 def _kernel_cells(kernels: Sequence[KernelWork]) -> tuple[str, str]:
     """FLOPs, calls and bytes of the kernels of one name."""
     is_known = all(kernel.flops is not None for kernel in kernels)
-    products = flops(sum(k.total_flops for k in kernels)) if is_known else "unknown"
+    total = sum(k.total_flops for k in kernels)
+    products = "unknown" if not is_known else flops(total) if total else "no products"
     moved = gigabytes(sum(k.calls * k.hbm_bytes for k in kernels))
     return products, f"{sum(k.calls for k in kernels):,} calls, {moved} of operands and results"
 

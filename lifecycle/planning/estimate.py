@@ -161,16 +161,17 @@ def budget(found: Estimate, topology: Topology, work: Work) -> Budget:
 
 
 def inference_budget(found: Estimate, topology: Topology, work: Work) -> InferenceBudget:
-    """Runs like this one, without pause and with every slot busy; the host's part of the engine is not in it."""
+    """Runs like this one, without pause and with every slot busy; the host's part of the engine is not in it. The
+    engine's programs run on one device, whatever the chip has; it is that device's share of the chip that costs."""
     chip = topology.chip
     tokens_per_s = work.tokens / found.step_s
-    price = None if chip.price_per_hour is None else topology.num_chips * chip.price_per_hour / 3600
+    price = None if chip.price_per_hour is None else chip.price_per_hour / chip.devices_per_chip / 3600
     return InferenceBudget(
-        model_flops=work.flops / topology.num_devices,
+        model_flops=work.flops,
         tokens_per_run=work.tokens,
         tokens_per_s=tokens_per_s,
         ms_per_run=1e3 * found.step_s,
-        mfu=work.flops / found.step_s / (topology.num_devices * chip.bf16_flops),
+        mfu=work.flops / found.step_s / chip.bf16_flops,
         usd_per_million_tokens=None if price is None else 1e6 * price / tokens_per_s,
     )
 

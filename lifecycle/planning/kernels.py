@@ -3,8 +3,10 @@
 Attention kernels are told apart by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
 dO v', P' dO, dS' q, dS k), on arrays whose last dimension joins the heads. JAX's: `fwd` the same; `dq` three times
 (again q k', then dO v', dS k); `dkv` four times (q k', dO v', P' dO, dS' q). Rotations multiply no matrices. Grouped
-products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices). They multiply the rows that
-there are; where rows are exchanged between devices, those are an even load's, the buffer's rows over `dispatch.ROOM`.
+products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); what stands between them in the
+backward pass (`gated_rows`) works element by element, and moves its whole buffers. Grouped products multiply the rows
+that there are; where rows are exchanged between devices, those are an even load's, the buffer's rows over
+`dispatch.ROOM`.
 
 A kernel takes what its products take at a share of the peak, or what its operands and results take at the memory's
 rate, whichever is longer.
@@ -21,6 +23,7 @@ from lifecycle.planning.hlo import HBM, Shape
 from lifecycle.planning.program import Kernel
 
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
+ELEMENTWISE = {"rotate", "gated_rows"}  # bound by the memory's rate
 FLOATS = {"bf16", "f32", "f16"}
 # The share of the matrix units' peak that a kernel is taken to reach: an assumption. Nothing was measured, and no
 # figure for these kernels was found; a plan shows what other shares would mean.
@@ -63,7 +66,7 @@ def _flops(kernel: Kernel, seen_share: float) -> float | None:
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
     if "gmm" in kernel.name:
         return _grouped(kernel, floats)
-    if "rotate" in kernel.name:
+    if kernel.name in ELEMENTWISE:
         return 0.0
     if ATTENTION.search(kernel.name) is None:
         return None

@@ -1,4 +1,4 @@
-"""The ways to run a train step that a search compares, and the memory of each by arithmetic.
+"""The memory of one way to run a train step, by arithmetic.
 
 Per device, for the step as it is built. The counts come from the model's own abstract parameters and their logical
 axes: state and gradients as they lie, a layer's weights gathered over their data axes before use; a row's positions cut
@@ -19,6 +19,7 @@ from lifecycle.kernels.cross_entropy import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.model.decoder import GATHERED, abstract_params, logical_axes
 from lifecycle.model.dispatch import buffer_room
+from lifecycle.planning.candidates import Candidate, ways
 from lifecycle.training.config import TrainConfig
 
 COMPUTE_BYTES = 2  # bfloat16
@@ -29,68 +30,12 @@ STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter with its moments, float32
 # the gradients of the three; hidden states around branches and norms.
 WEIGHT_COPIES, FEED_FORWARD_COPIES, HIDDEN_COPIES = 3, 6, 8
 ROWS_COPIES = 2  # of the rows of experts, at either end of their exchange
-KEYS: list[RematName] = ["k", "v"]
 # Which kept names spare a product's second run, by the weight's name; `down` and the router have none: nothing behind
 # the one is needed, and the other is small.
 SPARED_BY: dict[str, tuple[RematName, ...]] = {
     "q": ("q",), "k": ("k",), "v": ("v",), "o": ("middle",), "q_down": ("q_latent",), "q_up": ("q",),
     "kv_down": ("kv_latent",), "kv_up": ("k", "v"), "gate": ("gate",), "up": ("up",),
 }  # fmt: skip
-
-
-def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[str, Remat]:
-    """What a layer may keep beside its input, by name; each also with the input in the host's memory. `own` is the
-    run's, as far as the layers have its names on this mesh: it is among them, unless it is `None` (everything, which is
-    for models that need no search)."""
-    names = model.remat_names(mesh)
-    latents: list[RematName] = [name for name in names if name.endswith("_latent")]
-    kept: dict[str, list[RematName]] = {
-        "nothing": [],
-        "attention": ["attention_out"],
-        "attention, latents" if latents else "attention, k, v": ["attention_out", *(latents or KEYS)],
-        "attention, q, k, v": ["attention_out", *latents, "q", *KEYS],
-        "all products": [name for name in names if name != "input"],
-    }
-    found: dict[str, Remat] = {name: dict.fromkeys(members, "save") for name, members in kept.items()}
-    found |= {f"{name}, input offloaded": {**policy, "input": "offload"} for name, policy in found.items()}
-    fitting = known_names(model, mesh, own)
-    if fitting is not None and fitting not in found.values():
-        found["what the config keeps"] = fitting
-    return found
-
-
-def known_names(model: ModelConfig, mesh: MeshConfig, remat: Remat | None) -> Remat | None:
-    """A policy without the names that layers do not have on this mesh."""
-    names = model.remat_names(mesh)
-    return None if remat is None else {name: what for name, what in remat.items() if name in names}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to run the step."""
-
-    mesh: MeshConfig
-    grad_accum: int
-    policy: str  # the name of `remat`
-    remat: Remat
-    loss_chunks: int = 1
-
-    @property
-    def name(self) -> str:
-        chunks = f", loss_chunks={self.loss_chunks}" if self.loss_chunks > 1 else ""
-        return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}{chunks}, keeps {self.policy}"
-
-    def keeps(self, *names: RematName) -> bool:
-        """Whether all of them wait for the backward pass, wherever."""
-        return all(self.remat.get(name, "recompute") != "recompute" for name in names)
-
-    @property
-    def is_offloading(self) -> bool:
-        return "offload" in self.remat.values()
-
-
-def mesh_name(mesh: MeshConfig) -> str:
-    return " x ".join(f"{axis}={size}" for axis, size in mesh.plain().items() if size > 1) or "one device"
 
 
 @dataclass(frozen=True)
@@ -128,10 +73,6 @@ class Weight:
     @property
     def is_routed(self) -> bool:
         return "experts" in self.axes
-
-
-def ways(mesh: MeshConfig, logical: str) -> int:
-    return math.prod(getattr(mesh, axis) for axis in RULES[logical])
 
 
 def weights(model: ModelConfig) -> tuple[Weight, ...]:

@@ -1,7 +1,8 @@
 """One program planned: compiled for a topology, measured, and remembered.
 
-A plan is kept under a hash of what it depends on: the config, the mesh, the topology, the compiler's options, this
-package's code and the versions of JAX and the compiler. What must hold: a kept plan is what compiling again would give.
+A plan is kept under a hash of what it depends on: the config, the mesh, the topology, the compiler's options (those
+of the environment too), this package's code and the versions of JAX and the compiler. What must hold: a kept plan is
+what compiling again would give.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 CODE = ("core", "kernels", "model", "training", "inference", "planning")  # what a compiled step is made of
+ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # change what is compiled
 LIBRARIES = ("jax", "jaxlib", "libtpu", "optax")
 _NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
@@ -165,7 +167,8 @@ class Kept:
         self._code = code_hash()
 
     def path(self, key: Mapping[str, Any]) -> Path:
-        whole = {**key, "code": self._code, "versions": versions()}
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        whole = {**key, "code": self._code, "versions": versions(), "environment": environment}
         return self.folder / f"{digest(whole)}.json"
 
     def get(self, key: Mapping[str, Any]) -> Planned | None:

@@ -1,7 +1,8 @@
 """What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
 
 XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry: a loop's body counts as
-often as it runs (not at all if the model's code says that it seldom does), of a conditional's branches the costliest.
+often as it runs (not at all if the model's code says that it seldom does), of a conditional's branches the costliest:
+with the most kernels, whose cycles nobody knows, and of those with as many the most cycles.
 Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; what goes on
 beside it (copies, collectives, the sparse cores' work) has none. Pallas kernels have none either: they are counted by
 name.
@@ -22,6 +23,8 @@ from lifecycle.planning.traffic import traffic
 KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
+
+_TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Program:
         self.seldom_loops: list[str] = []
         self._cycles_of = cache(self._computation_cycles)
         self._flops_of = cache(self._computation_flops)
+        self._kernels_of = cache(self._computation_kernels)
         self.executed = tuple(self._walk(module.entry, 1, False, False))
 
     @property
@@ -116,7 +120,7 @@ class Program:
             cycles = [self._cycles_of(name) for name in e.instruction.called.values()]
             name = operation(e.instruction)
             before = found.get(name, Choice(name, 0, 0, 0))
-            most, least = (e.count * pick(cycles) for pick in (max, min))
+            most, least = e.count * self._cycles_of(self.costliest(e.instruction)), e.count * min(cycles)
             found[name] = Choice(name, before.runs + e.count, before.most + most, before.least + least)
         return tuple(c for c in found.values() if c.most > c.least)
 
@@ -138,8 +142,12 @@ class Program:
         if instruction.opcode == "call":
             return self._cycles_of(instruction.called["to_apply"])
         if instruction.opcode == "conditional":
-            return max(self._cycles_of(name) for name in instruction.called.values())
+            return self._cycles_of(self.costliest(instruction))
         return instruction.cycles
+
+    def costliest(self, conditional: Instruction) -> str:
+        """The branch that counts."""
+        return max(conditional.called.values(), key=lambda name: (self._kernels_of(name), self._cycles_of(name)))
 
     def flops_in(self, instruction: Instruction, within: Computation) -> float:
         """FLOPs of an instruction that is a matrix product, or a fusion around some."""
@@ -162,7 +170,7 @@ class Program:
         if instruction.opcode == "while":
             return [(instruction.called["body"], self.trips(instruction, within), False)]
         if instruction.opcode == "conditional":
-            return [(max(instruction.called.values(), key=self._cycles_of), 1, False)]
+            return [(self.costliest(instruction), 1, False)]
         if instruction.opcode == "call":
             return [(instruction.called["to_apply"], 1, False)]
         if instruction.opcode in ("call-start", "async-start"):
@@ -182,6 +190,18 @@ class Program:
     def _computation_cycles(self, name: str) -> int:
         computation = self.module.computations[name]
         return sum(self.cycles_in(i, computation) for i in computation.instructions)
+
+    def _computation_kernels(self, name: str) -> int:
+        """How many kernels a computation holds, loops counted once."""
+        instructions = self.module.computations[name].instructions
+        inside = (
+            self._kernels_of(called)
+            for i in instructions
+            if i.opcode in ("while", "conditional", "call")
+            for role, called in i.called.items()
+            if role != "condition"
+        )
+        return sum(is_kernel(i) for i in instructions) + sum(inside)
 
     def _computation_flops(self, name: str) -> float:
         computation = self.module.computations[name]
@@ -203,7 +223,9 @@ def operation(instruction: Instruction) -> str:
     backward = any("transpose(" in p for p in parts)
     remade = "rematted_computation" in parts
     names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
-    return f"{'/'.join(names[-2:]) or parts[-1]}{' recomputed' if remade else ' backward' if backward else ''}"
+    name = "/".join(names[-2:]) or f"({instruction.opcode})"
+    name = re.sub(r"\.\d+$", "", name)  # what the compiler makes itself is numbered: broadcast.1859
+    return f"{name}{' recomputed' if remade else ' backward' if backward else ''}"
 
 
 def is_kernel(instruction: Instruction) -> bool:
@@ -211,4 +233,9 @@ def is_kernel(instruction: Instruction) -> bool:
 
 
 def kernel_name(instruction: Instruction) -> str:
-    return _COPY_NUMBER.sub("", instruction.name)
+    """Its own name: without the number, and without JAX's transformations, of which `transpose(jvp(jit(gmm)))` comes as
+    `transpose_jvp_jit_gmm___`."""
+    name = _COPY_NUMBER.sub("", instruction.name)
+    while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
+        name = name[wrapper.end() : -1]
+    return name

@@ -120,7 +120,7 @@ class Timeline:
         if instruction.opcode == "call":
             return self._computation(instruction.called["to_apply"])
         if instruction.opcode == "conditional":
-            return max((self._computation(name) for name in instruction.called.values()), key=lambda t: t.total_s)
+            return self._computation(self._program.costliest(instruction))
         if is_kernel(instruction):
             return Times(kernel_s=self._kernel_s.get(kernel_name(instruction), 0.0))
         return Times(compute_s=instruction.cycles / self._clock_hz)

@@ -9,6 +9,7 @@ want of space is not seen, so the count is no bound in either direction.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -23,12 +24,21 @@ _VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-eleme
 _SLICES = {"dynamic-slice", "slice", "gather"}
 # Their elements each need more than one of an operand's, whatever the shapes say
 _WHOLE = {"convolution", "dot", "sort", "scatter", "custom-call", "reduce-window", "all-reduce", "all-to-all"}
+# What another core or the network reads where it starts, and writes where it ends
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
+    r"-(start|done)"
+)
 _ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is space, nobody writes it
 
 
 def traffic(module: Module, instruction: Instruction, within: Computation) -> float:
     """Bytes of one run, per device. Loops and calls count nothing: their instructions count themselves."""
     opcode = instruction.opcode
+    if (part := _COLLECTIVE.fullmatch(opcode)) is not None:
+        if part[2] == "done":
+            return _hbm(instruction.shapes)
+        return sum(_hbm(within.by_name[name].shapes) for name in instruction.operands)
     if opcode.endswith("-start"):
         return _moved(instruction)
     if opcode in _NO_TRAFFIC or opcode.endswith(("-done", "-update")) or _ALLOCATES in instruction.attributes:

@@ -47,7 +47,8 @@ def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool)
     if is_exchanged and any("gmm" in k.name for k in kernels):
         yield (
             "Experts' kernels count an even load, as if every device's experts got as many rows; what stands round "
-            f"them is, by the compiler's cycles, for the whole buffer, {ROOM} times as many."
+            "them is, by the compiler's cycles, for the whole buffer, and so is their exchange from the experts back: "
+            f"{ROOM} times as many."
         )
 
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import num_active_params, num_params
+from lifecycle.planning.candidates import mesh_name
 from lifecycle.planning.estimate import Budget, budget
-from lifecycle.planning.layout import mesh_name
 from lifecycle.planning.lowering import train_work
 from lifecycle.planning.plan import Planned, versions
 from lifecycle.planning.topology import parse_topology, prepare

@@ -44,10 +44,14 @@ class PlanConfig(Section):
     topology: str | None = None
     stage: Literal["pretrain", "decode"] = "pretrain"
     search: bool = False
-    is_tuned: bool = True  # compile with the chip's raised VMEM limit
+    is_tuned: bool = True  # compile with training's options (core/platform.py), not with the compiler's defaults
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.topology is None and "topology" in self.model_fields_set:
+            raise ValueError(
+                "topology= names none: give it as topology=CHIP:SHAPE, as topology=v5p:4x4x4, or leave it out"
+            )
         given = sorted(self.model_fields_set - {"topology"})
         if self.topology is None and given:
             words = " ".join(f"{name}={str(getattr(self, name)).lower()}" for name in given)
@@ -102,8 +106,13 @@ def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
     tree, others = {}, []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and name in PlanConfig.model_fields:
-            tree[name] = yaml.safe_load(value)
+        if name in PlanConfig.model_fields:
+            if not equals:
+                raise ConfigError(f"{name}: expected {name}=VALUE")
+            try:
+                tree[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{word}: the value is not valid YAML: {error}") from None
             continue
         near = difflib.get_close_matches(name, PlanConfig.model_fields, n=1, cutoff=0.75)
         if near and name not in RunConfig.model_fields:

@@ -9,12 +9,13 @@ from rich.table import Table
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import Remat
+from lifecycle.planning.candidates import Candidate, known_names
 from lifecycle.planning.display import gigabytes, milliseconds, show
 from lifecycle.planning.estimate import budget
-from lifecycle.planning.layout import Candidate, known_names
 from lifecycle.planning.lowering import train_work
 from lifecycle.planning.plan import Planned
-from lifecycle.planning.search import Compiled, Found, Kind, Rejected, search, why
+from lifecycle.planning.reasons import Compiled, Found, Kind, Rejected, why
+from lifecycle.planning.search import search
 from lifecycle.planning.topology import Topology
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.plan import PlanConfig, planned_training, write_beside

@@ -6,8 +6,8 @@ from pathlib import Path
 from lifecycle.core.config import load_config
 from lifecycle.core.mesh import AXES
 from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.planning.candidates import Candidate
 from lifecycle.planning.collectives import MeshShape
-from lifecycle.planning.layout import Candidate
 from lifecycle.planning.network import Network
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig

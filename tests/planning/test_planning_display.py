@@ -80,7 +80,7 @@ def test_a_plan_shows_what_it_is_for_its_memory_its_work_and_what_it_means() -> 
     assert row(text, "peak ") == "peak 20.00 GB 19.5%"
     assert row(text, "of its host's memory") == "of its host's memory 17.00 GB"
     assert row(text, "compute cycles") == "compute cycles 2 M 75% in matrix products"
-    assert row(text, "kernel rotate").startswith("kernel rotate 0.00 MFLOP 64 calls, 9.60 GB")
+    assert row(text, "kernel rotate").startswith("kernel rotate no products 64 calls, 9.60 GB")
     assert row(text, "kernel odd").startswith("kernel odd unknown 2 calls, 2.00 GB")
     assert row(text, "recomputation").startswith("recomputation 2.1%")
     assert row(text, "all-gather") == "all-gather fsdp 4 29.00 GB 0% 50.00 ms"

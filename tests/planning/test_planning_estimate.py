@@ -107,9 +107,19 @@ def test_an_attention_kernels_flops_follow_its_name_and_shapes() -> None:
     assert [w.flops for w in found] == [forward, 1.5 * forward, 2 * forward, None]
     assert found[0].total_flops == 3 * forward
     flat, shared = Shape("bf16", (2, 4096, 32 * 128)), Shape("bf16", (2, 4096, 8 * 128))
-    names = ("jvp_flash_fwd_", "transpose_jvp_flash_bwd__", "rotate")
+    names = ("flash_fwd", "flash_bwd", "rotate")
     ours = kernel_work([Kernel(name, (ints, flat, shared, shared), (flat,), 1) for name in names], 0.5, False)
     assert [w.flops for w in ours] == [forward, 2.5 * forward, 0.0]
+
+
+def test_what_works_element_by_element_has_no_products_and_all_its_bytes() -> None:
+    # Mixtral's on v5p: gate, up and the hidden activations' gradient, read and written over; a column beside each
+    array, column = Shape("bf16", (20480, 14336)), Shape("f32", (20480, 1))
+    operands = (Shape("s32", (1,)), array, array, array, column)
+    (found,) = kernel_work([Kernel("gated_rows", operands, (array, array, array, column), 32)], 0.5, True)
+    assert found.flops == 0.0
+    assert found.hbm_bytes == 6 * 2 * 20480 * 14336 + 2 * 4 * 20480 + 4
+    assert found.seconds(CHIPS["v5p"], 0.6) == pytest.approx(found.hbm_bytes / 2765e9)
 
 
 def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
@@ -215,6 +225,16 @@ def test_an_inference_budget_is_tokens_time_and_money_of_one_run() -> None:
     assert (made.tokens_per_run, made.ms_per_run) == (8, pytest.approx(1.0, rel=1e-5))
     assert made.mfu == pytest.approx(1e-3, rel=1e-5)
     assert made.usd_per_million_tokens == pytest.approx(1e6 / 8000 / 3600 * 1.20, rel=1e-5)
+
+
+def test_the_engine_is_planned_on_one_of_a_chips_two_devices() -> None:
+    program = Program(parse_module(HEAD + entry(X, f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1000)}")))
+    topology = parse_topology("tpu7x:1x1x1")
+    one = Network(topology, MeshShape(("fsdp",), (1,)), places(topology)[:1])
+    got = estimate(program, [], [], one, topology)
+    made = inference_budget(got, topology, Work(tokens=8, flops=2e9, flops_full_attention=2e9, runs=1))
+    assert made.model_flops == 2e9
+    assert made.mfu == pytest.approx(2e9 / got.step_s / topology.chip.bf16_flops)
 
 
 def test_the_works_of_prefill_and_decode_are_the_parameters_that_a_token_uses_and_attention() -> None:

@@ -6,10 +6,14 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig
 from lifecycle.model.config import Remat
-from lifecycle.planning.layout import Candidate, known_names, memory, part_of, policies, weights
+from lifecycle.planning.candidates import Candidate, is_behind, known_names, policies
+from lifecycle.planning.layout import memory, part_of, weights
 from tests.planning.shipped import EIGHT_LAYERS, TWO_SLICES, load, shipped
 
 GB = 1e9
+MIXED: Remat = {
+    "input": "offload", "middle": "offload", "gate": "save", "up": "save", "attention_out": "save", "v": "save",
+}  # fmt: skip
 OFFLOADED: Remat = {"input": "offload"}
 
 
@@ -26,6 +30,7 @@ OFFLOADED: Remat = {"input": "offload"}
         ("llama3_70b_v6e_256", "v6e:16x16", (), None, 14.1),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", (), None, 71.3),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", (), OFFLOADED, 18.0),
+        ("llama3_8b_v5p_128", "v5p:4x4x4", (), MIXED, 41.8),
     ],
 )
 def test_arithmetic_is_within_a_twentieth_of_the_compilers_peak(
@@ -58,6 +63,31 @@ def test_what_the_shipped_runs_keep_is_a_policy_with_a_name(name: str, policy: s
     found = policies(config.model, config.mesh, config.pretrain.remat)
     assert found[policy] == config.pretrain.remat
     assert "what the config keeps" not in found
+
+
+def test_a_search_knows_what_may_be_half_saved_half_offloaded() -> None:
+    config = load("llama3_8b_v5p_128")
+    found = policies(config.model, config.mesh, config.pretrain.remat)
+    assert found["attention, v, gate, up, input and middle offloaded"] == MIXED
+    assert found["all products, input offloaded"] == {**found["all products"], "input": "offload"}
+    assert len({tuple(sorted(remat.items())) for remat in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_it"),
+    [
+        ({}, {"q": "save"}, True),
+        ({"q": "save"}, {}, False),
+        ({"input": "offload"}, {}, True),
+        ({"input": "offload", "q": "save"}, {"k": "save"}, False),
+        ({"middle": "offload"}, {"middle": "save"}, True),
+    ],
+)
+def test_what_has_less_at_hand_on_the_same_mesh_is_behind(ours: Remat, theirs: Remat, is_it: bool) -> None:
+    one, other = (Candidate(MeshConfig(fsdp=64), 1, "some", remat) for remat in (ours, theirs))
+    assert is_behind(one, other) is is_it
+    assert not is_behind(one, replace(other, mesh=MeshConfig(fsdp=32, tensor=2)))
+    assert not is_behind(one, replace(other, grad_accum=2))
 
 
 def test_policies_have_only_the_names_that_layers_have_on_the_mesh() -> None:

@@ -110,6 +110,16 @@ def test_a_kept_plan_is_found_by_its_key_and_by_no_other(tmp_path: Path, monkeyp
     assert Kept(tmp_path).get(key) is None
 
 
+@pytest.mark.parametrize("name", ["LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION"])
+def test_the_environments_options_for_the_compiler_are_in_a_plans_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kept, key = Kept(tmp_path), {"model": 1}
+    kept.put(key, planned())
+    monkeypatch.setenv(name, "other")
+    assert kept.get(key) is None
+
+
 def test_plans_are_kept_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Kept().folder == tmp_path / "lifecycle" / "plans"

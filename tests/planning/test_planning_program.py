@@ -5,8 +5,9 @@ import re
 import pytest
 
 from lifecycle.planning.flops import flops_of
-from lifecycle.planning.hlo import parse_module, read_shapes
-from lifecycle.planning.program import Program
+from lifecycle.planning.hlo import Instruction, parse_module, read_shapes
+from lifecycle.planning.program import Program, kernel_name
+from lifecycle.planning.timeline import Timeline
 from lifecycle.planning.traffic import traffic
 from tests.planning.programs import GOLDEN, GOLDEN_SHAPE, LAYERS, layers_flops
 from tests.planning.texts import HEAD, STARTED, X, cycles, entry, loop
@@ -147,6 +148,49 @@ def test_of_a_conditional_the_costliest_branch_counts() -> None:
 def test_a_kernels_name_is_without_numbers_and_what_it_makes(name: str) -> None:
     line = f'%{name} = f32[8,128]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call"'
     assert [k.name for k in Program(parse_module(HEAD + entry(X, line))).kernels] == ["rotate"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("jvp_jit_gmm__.15", "gmm"),
+        ("transpose_jvp_jit_gmm___.40.d_hidden", "gmm"),
+        ("transpose_jvp_jit_tgmm___.36", "tgmm"),
+        ("transpose_jvp_gated_rows__.10", "gated_rows"),
+        ("jvp_flash_fwd_", "flash_fwd"),
+        ("jit_rows", "jit_rows"),  # its own: a transformation leaves a bracket at the end
+    ],
+)
+def test_a_kernels_name_is_without_the_transformations_around_it(text: str, name: str) -> None:
+    assert kernel_name(Instruction(text, "f32[]", "custom-call", "", "", False)) == name
+
+
+def test_a_branch_with_a_kernel_counts_whatever_the_other_ones_cycles() -> None:
+    kernel = '%k.3 = f32[8,128]{1,0} custom-call(%p), custom_call_target="tpu_custom_call"'
+    branches = "".join(
+        f"%{name} (p: f32[8,128]) -> f32[8,128] {{\n  %p = f32[8,128]{{1,0}} parameter(0)\n  {line}\n}}\n\n"
+        for name, line in (
+            ("plain", f"ROOT %r = f32[8,128]{{1,0}} negate(%p), {cycles(70)}"),
+            ("fast", f"{kernel}\n  ROOT %r = f32[8,128]{{1,0}} negate(%k.3), {cycles(10)}"),
+        )
+    )
+    choice = "%c = f32[8,128]{1,0} conditional(%i, %x, %x), branch_computations={%plain, %fast}"
+    program = Program(parse_module(HEAD + branches + entry(X, "%i = s32[] constant(0)", choice)))
+    assert [(k.name, k.calls) for k in program.kernels] == [("k", 1)]
+    assert program.cycles == 10
+    assert Timeline(program, [], 1e9, {"k": 5e-9}, lambda _: 0.0).run().total_s == pytest.approx(15e-9)
+
+
+def test_what_the_compiler_made_itself_goes_by_one_name_whatever_its_numbers() -> None:
+    lines = (f'%n{i} = f32[8,128] negate(%x), metadata={{op_name="broadcast.{i}"}}, {cycles(5)}' for i in (17, 18))
+    program = Program(parse_module(HEAD + entry(X, *lines)))
+    assert [(s.operation, s.cycles, s.runs) for s in program.spenders()] == [("broadcast", 10, 2)]
+
+
+def test_what_has_only_transformations_for_a_name_goes_by_what_it_is() -> None:
+    line = f'%y = f32[8,128] negate(%x), metadata={{op_name="jit(decode)/while/body/cond"}}, {cycles(5)}'
+    program = Program(parse_module(HEAD + entry(X, line)))
+    assert [s.operation for s in program.spenders()] == ["(negate)"]
 
 
 def test_kernels_in_a_loop_that_counts_as_none_are_none() -> None:

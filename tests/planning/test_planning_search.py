@@ -11,8 +11,11 @@ from jax.errors import JaxRuntimeError
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import AXES, MeshConfig
-from lifecycle.planning import search
-from lifecycle.planning.layout import Candidate
+from lifecycle.model.config import Remat
+from lifecycle.planning import candidates, reasons, search
+from lifecycle.planning.candidates import Candidate
+from lifecycle.planning.forecast import Forecast
+from lifecycle.planning.layout import Bytes
 from lifecycle.planning.plan import Planned
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
@@ -22,10 +25,10 @@ from tests.planning.test_planning_estimate import places
 from tests.planning.test_planning_plan import planned
 
 CUBE = parse_topology("v5p:4x4x4")
-type Run = Callable[..., search.Found]
+type Run = Callable[..., reasons.Found]
 
 
-def checked(config: RunConfig) -> search.Check:
+def checked(config: RunConfig) -> candidates.Check:
     def check(candidate: Candidate) -> None:
         changed(config, candidate)
 
@@ -33,21 +36,21 @@ def checked(config: RunConfig) -> search.Check:
 
 
 def proposed(config: RunConfig, mesh: MeshConfig, topology: Topology = CUBE) -> list[Candidate]:
-    return search.candidates(mesh, topology, config.model, config.pretrain, checked(config))
+    return candidates.candidates(mesh, topology, config.model, config.pretrain, checked(config))
 
 
 def test_meshes_are_all_of_the_topology_and_whole_copies_lie_across_slices() -> None:
     config = load("llama3_8b_v5p_128")
-    found = list(search.meshes(CUBE, config.model, config.pretrain.seq_len))
+    found = list(candidates.meshes(CUBE, config.model, config.pretrain.seq_len))
     assert MeshConfig(fsdp=64) in found
     assert MeshConfig(fsdp=16, tensor=4) in found
     assert all(mesh.size == 64 and mesh.expert == 1 for mesh in found)
     assert len({mesh.model_dump_json() for mesh in found}) == len(found)
-    two = list(search.meshes(parse_topology("v5p:4x4x4*2"), config.model, config.pretrain.seq_len))
+    two = list(candidates.meshes(parse_topology("v5p:4x4x4*2"), config.model, config.pretrain.seq_len))
     assert two
     assert all(mesh.replica % 2 == 0 and mesh.size == 128 for mesh in two)
     mixtral = load("mixtral_8x7b_v5p_128")
-    assert {mesh.expert for mesh in search.meshes(CUBE, mixtral.model, 4096)} == {1, 2, 4, 8}
+    assert {mesh.expert for mesh in candidates.meshes(CUBE, mixtral.model, 4096)} == {1, 2, 4, 8}
 
 
 def test_micro_batches_are_those_that_the_run_could_have() -> None:
@@ -86,7 +89,7 @@ def test_a_mesh_that_no_run_could_have_has_the_configs_reason(
 )
 def test_the_shipped_run_is_among_its_own_candidates(name: str, topology: str) -> None:
     config, where = load(name), parse_topology(topology)
-    assert config.mesh in list(search.meshes(where, config.model, config.pretrain.seq_len))
+    assert config.mesh in list(candidates.meshes(where, config.model, config.pretrain.seq_len))
     own = (config.pretrain.grad_accum, config.pretrain.remat, config.pretrain.loss_chunks)
     found = proposed(config, config.mesh, where)
     assert own in [(c.grad_accum, c.remat, c.loss_chunks) for c in found]
@@ -95,7 +98,7 @@ def test_the_shipped_run_is_among_its_own_candidates(name: str, topology: str) -
 
 
 def test_more_parts_of_the_vocabulary_are_proposed_where_it_does_not_fit_whole() -> None:
-    one, parts = (Candidate(MeshConfig(), 1, "nothing", {}, chunks) for chunks in (1, search.LOSS_CHUNKS))
+    one, parts = (Candidate(MeshConfig(), 1, "nothing", {}, chunks) for chunks in (1, candidates.LOSS_CHUNKS))
     assert search._proposed([(2.0, one), (1.0, parts)], 1.5, own_chunks=1) == [(2.0, one), (1.0, parts)]
     assert search._proposed([(1.2, one), (1.0, parts)], 1.5, own_chunks=1) == [(1.2, one)]
 
@@ -103,9 +106,9 @@ def test_more_parts_of_the_vocabulary_are_proposed_where_it_does_not_fit_whole()
 def test_without_a_figure_for_the_hosts_link_nothing_is_offloaded_and_a_note_says_so() -> None:
     config, ironwood = load("llama3_8b_v5p_128"), parse_topology("tpu7x:2x4x4")
     assert not any(c.is_offloading for c in proposed(config, MeshConfig(fsdp=64), ironwood))
-    assert any("tpu7x" in note for note in search._notes(ironwood))
+    assert any("tpu7x" in note for note in reasons.notes(ironwood))
     assert any(c.is_offloading for c in proposed(config, MeshConfig(fsdp=64)))
-    assert search._notes(CUBE) == (search.NO_STAGES,)
+    assert reasons.notes(CUBE) == (reasons.NO_STAGES,)
 
 
 @pytest.fixture
@@ -119,8 +122,14 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(search, "mesh_over", laid)
     monkeypatch.setattr(search, "places_of", lambda _: places(CUBE))
 
-    def found(compile_one: Any, *words: str, most: int = 3, on_compiled: Any = lambda _: None) -> search.Found:
-        config = load("llama3_8b_v5p_128", *words)
+    def found(
+        compile_one: Any,
+        *words: str,
+        name: str = "llama3_8b_v5p_128",
+        most: int = 3,
+        on_compiled: Any = lambda _: None,
+    ) -> reasons.Found:
+        config = load(name, *words)
         check = checked(config)
         return search.search(CUBE, config.model, config.pretrain, check, compile_one, on_compiled, most)
 
@@ -183,6 +192,54 @@ def test_a_candidate_that_the_compiler_fails_on_is_rejected_with_its_words_and_t
     assert len(found.rejected) + 1 == found.num_candidates
 
 
+def forecasted(step_s: float) -> Forecast:
+    return Forecast(Bytes(1.0, 1.0, 1.0), 1.0, 1.0, step_s, 0.0, 0.0)
+
+
+def test_half_of_the_compiled_are_the_best_and_the_others_the_best_of_other_kinds_that_may_be_as_fast() -> None:
+    whole: Remat = {"q": "save"}
+
+    def one(policy: str, remat: Remat, **mesh: int) -> Candidate:
+        return Candidate(MeshConfig(**mesh), 1, policy, remat)
+
+    best = one("whole", whole, fsdp=64)
+    copies = [one("whole", whole, replica=n, fsdp=64 // n) for n in (2, 4, 8)]
+    behind = [one("none", {}, fsdp=64), one("none", {}, replica=16, fsdp=4)]
+    wide = one("whole", whole, fsdp=32, tensor=2)
+    other = one("other", {"k": "save"}, fsdp=64)
+    slow = one("slow", {"v": "save"}, fsdp=64)
+    order = [best, *copies, *behind, wide, other, slow]
+    times = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07, 1.2]
+    ranked = [(candidate, forecasted(s)) for candidate, s in zip(order, times, strict=True)]
+    turn = [candidate for candidate, _ in search.in_turn(ranked, 4)]
+    assert turn == [best, copies[0], wide, other, *copies[1:], *behind, slow]
+
+
+def test_what_has_more_at_hand_goes_first_and_what_it_leaves_behind_comes_when_that_does_not_fit() -> None:
+    both: tuple[Remat, ...] = ({"q": "save"}, {})
+    more, less = (Candidate(MeshConfig(fsdp=64), 1, str(remat), remat) for remat in both)
+    ranked = [(more, forecasted(1.0)), (less, forecasted(1.1))]
+    assert search.in_turn(ranked, 4) == ranked
+
+
+@pytest.mark.parametrize(
+    ("name", "topology"), [("llama3_8b_v5p_128", "v5p:4x4x4"), ("mixtral_8x7b_v5p_128", "v5p:4x4x4")]
+)
+def test_where_everything_fits_saving_it_on_the_shipped_mesh_is_compiled_first(
+    run: Run, name: str, topology: str
+) -> None:
+    tried: list[Candidate] = []
+
+    def compile_one(candidate: Candidate) -> Planned:
+        tried.append(candidate)
+        return planned()
+
+    run(compile_one, name=name, most=4)
+    config = load(name)
+    assert (tried[0].mesh, tried[0].policy) == (config.mesh, "all products")
+    assert not any(candidate.is_offloading for candidate in tried)
+
+
 def test_an_error_of_our_own_ends_a_search(run: Run) -> None:
     def compile_one(_: Candidate) -> Planned:
         raise AssertionError("ours")
@@ -196,7 +253,7 @@ def test_a_search_in_which_nothing_fits_ends_and_says_what_is_left_to_change(run
     assert found.pick is None
     assert len(found.compiled) == 6
     assert len(found.rejected) == found.num_candidates
-    nearest, mend = search.why(found)
+    nearest, mend = reasons.why(found)
     assert "needs 110.0 GB" in nearest
     assert "more devices" in mend and "pretrain.seq_len" in mend
     assert "global_batch_size" not in mend
@@ -205,7 +262,7 @@ def test_a_search_in_which_nothing_fits_ends_and_says_what_is_left_to_change(run
 def test_where_arithmetic_refuses_everything_nothing_is_compiled(run: Run) -> None:
     found = run(lambda _: pytest.fail("compiled"), "model=llama3_1_405b", "pretrain.seq_len=131072")
     assert (found.pick, found.compiled) == (None, ())
-    assert "memory by arithmetic" in search.why(found)[0]
+    assert "memory by arithmetic" in reasons.why(found)[0]
 
 
 def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
@@ -216,7 +273,7 @@ def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
     answers = iter([second, pick, last])
     found = run(lambda _: next(answers))
     assert found.pick is not None and found.pick.planned is pick
-    fastest, takes, next_best, terms = search.why(found)
+    fastest, takes, next_best, terms = reasons.why(found)
     assert "1,250.0 ms" in fastest
     assert "60.0 GB a device and leaves 42.8 GB free" in takes and "collectives move 40.0 GB" in takes
     assert "1,500.0 ms" in next_best and "30.0 GB" in next_best and "10.0 GB" in next_best

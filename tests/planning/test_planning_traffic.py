@@ -145,6 +145,8 @@ def test_adding_to_a_slice_in_place_reads_and_writes_the_slice() -> None:
         ("%y = f32[32,8,128] dynamic-update-slice(%stack, %layer, %i)", 2 * SLICE),
         ("%y = f32[32,8,128] negate(%stack)", 2 * WHOLE),
         ("%y = f32[32,8,128]{2,1,0:S(1)} copy(%stack)", WHOLE),  # to VMEM
+        ("%y = (f32[32,8,128]{2,1,0}, f32[32,8,128]{2,1,0:S(1)}) all-gather-start(%stack), dimensions={0}", WHOLE),
+        ("%y = f32[32,8,128] all-gather-done(%stack)", WHOLE),
         ('%y = f32[32,8,128] custom-call(), custom_call_target="AllocateBuffer"', 0),
         ("%y = (f32[32,8,128]{2,1,0:S(1)}, f32[32,8,128]{2,1,0}, u32[]{:S(2)}) copy-start(%stack)", WHOLE),
         ("%y = ((f32[32,8,128]{2,1,0}), f32[1,8,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%stack)", SLICE),

@@ -4,7 +4,8 @@ from itertools import takewhile
 
 import pytest
 
-from lifecycle.planning.layout import Candidate, memory, mesh_name
+from lifecycle.planning.candidates import Candidate, mesh_name
+from lifecycle.planning.layout import memory
 from lifecycle.planning.topology import check_fits, parse_topology
 from lifecycle.stages.fit import COLUMNS, ROWS, Row, _page, _results
 from tests.planning.shipped import ROOT, load

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,11 @@ from rich.console import Console
 from lifecycle.core.config import ConfigError
 from lifecycle.core.mesh import MeshConfig
 from lifecycle.core.progress import Silent
+from lifecycle.inference.decode import BUCKETS
 from lifecycle.planning import plan, topology
 from lifecycle.planning.topology import parse_topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.plan import PlanConfig, planned_training, split, write_beside
+from lifecycle.stages.plan import PlanConfig, plan_decode, planned_training, split, write_beside
 from tests.planning.shipped import ROOT, load
 from tests.planning.test_planning_plan import planned
 
@@ -41,6 +43,9 @@ def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
         (("topolgy=v5p:4x4x4",), "did you mean 'topology'"),
         (("topology=v5e:1x1", "stage=serve"), "stage"),
         (("topology=v5p:4x4x4", "search=perhaps"), "search"),
+        (("topology=v5p:4x4x4", "search"), "search: expected search=VALUE"),
+        (("topology=",), "topology= names none.*topology=v5p:4x4x4"),
+        (("topology=[v5p",), "topology=\\[v5p: the value is not valid YAML"),
         (("search=true",), "search=true says how to compile.*add topology=CHIP:SHAPE.*leave out search"),
         (("stage=decode",), "stage=decode says.*topology=v5p:4x4x4"),
         (("is_tuned=false", "search=true"), "is_tuned=false search=true says.*leave out is_tuned and search"),
@@ -119,6 +124,47 @@ def test_what_no_program_depends_on_is_in_no_key(compiler: Compiler, word: str) 
     assert not compiler.is_run(load("llama3_8b_v5p_128", word))
 
 
+def decoded(monkeypatch: pytest.MonkeyPatch, config: RunConfig, name: str, asked: list[str]) -> str:
+    """What `plan_decode` prints; `asked` gets the programs that had to be compiled."""
+
+    def compile_(program: str, *_: Any) -> plan.Planned:
+        asked.append(program)
+        return replace(planned(), program=program, topology=name)
+
+    device = SimpleNamespace(device_kind="TPU v5")
+    monkeypatch.setattr(topology, "mesh_of_one", lambda _: SimpleNamespace(devices=np.array([device])))
+    monkeypatch.setattr(plan, "plan_program", compile_)
+    console = Console(file=StringIO(), width=200, record=True)
+    plan_decode(config, PlanConfig(topology=name, stage="decode"), parse_topology(name), console, Silent())
+    return console.export_text()
+
+
+def test_a_plan_of_decoding_shows_and_writes_both_programs_and_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked: list[str] = []
+    config = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048")
+    text = decoded(monkeypatch, config, "v5p:1x1x1", asked)
+    assert asked == ["prefill", "decode"]
+    assert "one for each of 4 slots" in text and "to the first token, for each chunk" in text
+    for name in asked:
+        written = json.loads((config.folder / f"plan-{name}-v5p-1x1x1.json").read_text(encoding="utf-8"))
+        assert written["program"] == name
+        assert written["budget"]["tokens_per_run"] == (4 if name == "decode" else BUCKETS[-1])
+    decoded(monkeypatch, config, "v5p:1x1x1", asked)
+    assert len(asked) == 2
+    for word in ("serve.num_slots=8", "serve.max_seq_len=1024"):
+        other = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048", word)
+        decoded(monkeypatch, other, "v5p:1x1x1", asked)
+    assert len(asked) == 6
+
+
+def test_decoding_on_many_chips_is_refused_with_the_topology_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"decodes on one device, this has 64; choose topology=v5p:1x1x1"):
+        decoded(monkeypatch, load("llama3_8b_v5p_128"), CUBE, [])
+
+
 def test_a_plan_is_written_into_the_runs_folder(tmp_path: Path) -> None:
     config = load("llama3_8b_v5p_128", f"root={tmp_path}")
     out = StringIO()
@@ -135,6 +181,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from rich.console import Console
+from lifecycle.inference.decode import BUCKETS
 from lifecycle.planning import plan, topology
 from lifecycle.stages.plan import show_plan
 

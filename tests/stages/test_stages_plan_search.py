@@ -13,8 +13,8 @@ from rich.console import Console
 from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import Remat
-from lifecycle.planning import search
-from lifecycle.planning.layout import Candidate
+from lifecycle.planning import reasons, search
+from lifecycle.planning.candidates import Candidate
 from lifecycle.planning.plan import Planned
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages import plan_search
@@ -118,7 +118,7 @@ def test_a_search_shows_each_kind_of_reason_with_its_number_and_the_best_of_it(s
             assert member["name"] in line
     assert {r["kind"] for r in rejected} >= {"compiler: error", "memory by arithmetic", "cannot be cut"}
     assert "no such tile" in out.getvalue() and "and more" not in out.getvalue()
-    assert search.NO_STAGES.split(":")[0] in out.getvalue()
+    assert reasons.NO_STAGES.split(":")[0] in out.getvalue()
 
 
 def test_the_shown_settings_load_as_the_pick(show: Any) -> None:
