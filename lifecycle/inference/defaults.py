@@ -1,6 +1,7 @@
 """How a bundle's model is sampled where a request does not say: `generation_config.json`, read and written.
 
 Its keys are transformers' (`GenerationConfig`), and so is the rule for a file that says nothing of sampling: greedy.
+Unlike there, a setting without `do_sample` asks for sampling, and `top_k` left out is all tokens, not 50.
 What must hold: what is written reads back as the same settings. No import here needs JAX, so that the chain can tell
 from these settings that nothing is to be done.
 """

@@ -101,7 +101,7 @@ class ModelConfig(Section):
     vocab_size: int = Field(gt=0)
     d_model: int = Field(gt=0)
     d_ff: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=4096)  # far above any model: a damaged file must not ask for a billion names
     num_heads: int = Field(gt=0)
     num_kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)

@@ -6,6 +6,7 @@ hold: a file that is cut, or whose tensors are of an encoding that is not known 
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ VERSIONS = (2, 3)
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 DEFAULT_ALIGNMENT = 32
-LONGEST_STRING = 1 << 26  # bytes; a longer one is a damaged length
+LONGEST_VALUE = 1 << 26  # bytes of a string or an array of numbers; a longer one is a damaged length
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def _read_head(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Stored]]:
         metadata[key] = _value(file, *_unpack(file, "<I"))
     listed = [_tensor_info(file) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise _Damaged(f"general.alignment is {alignment!r}")
     start = -(-file.tell() // alignment) * alignment
     return metadata, _tensors(listed, start)
 
@@ -117,6 +120,9 @@ def _tensors(listed: list[tuple[str, Shape, int, int]], start: int) -> dict[str,
             f"{len(unknown)} tensors are of an encoding that is not read here, {unknown[0]} first; known: {known}: "
             "take the model in one of these"
         )
+    names = [name for name, *_ in listed]
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise _Damaged(f"tensor {doubled[0]} is listed twice")
     tensors = {name: Stored(shape, ENCODINGS[kind], start + offset) for name, shape, kind, offset in listed}
     ragged = [name for name, tensor in tensors.items() if tensor.shape[-1] % tensor.encoding.values]
     if ragged:
@@ -143,7 +149,9 @@ def _value(file: BinaryIO, kind: int) -> Any:
         if item in SCALARS:
             code = SCALARS[item][1]
             return list(_unpack(file, f"<{count}{code}"))
-        return [_value(file, item) for _ in range(count)]
+        if item != STRING:
+            raise _Damaged(f"an array of value type {item}")
+        return [_string(file) for _ in range(count)]
     if kind not in SCALARS:
         raise _Damaged(f"value type {kind}")
     return _unpack(file, SCALARS[kind])[0]
@@ -151,8 +159,6 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 def _string(file: BinaryIO) -> str:
     (length,) = _unpack(file, "<Q")
-    if length > LONGEST_STRING:
-        raise _Damaged(f"a string of {length} bytes")
     return _exactly(file, length).decode("utf-8")
 
 
@@ -161,6 +167,8 @@ def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
+    if count > LONGEST_VALUE:  # before memory of that size is asked for
+        raise _Damaged(f"a value of {count} bytes")
     data = file.read(count)
     if len(data) != count:
         raise _Damaged("it ends in its head")

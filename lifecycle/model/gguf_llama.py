@@ -19,7 +19,11 @@ from lifecycle.model.families.settings import WeightsError
 from lifecycle.model.gguf import GgufFile
 
 ARCHITECTURE = "llama"
+EMBED = "token_embd.weight"
 FACTORS = "rope_freqs.weight"  # Llama 3's scaling, as what each frequency is divided by
+REQUIRED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count", "context_length",
+            "attention.layer_norm_rms_epsilon")  # fmt: skip
+OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}  # of all published models
 
 
@@ -38,7 +42,7 @@ GGUF_LLAMA = Family(
     settings=(),  # its config is metadata, not a config.json: `config_of`
     layout=Layout(
         {
-            "embed": Place("token_embd.weight"),
+            "embed": Place(EMBED),
             "norm.scale": Place("output_norm.weight"),
             "head": Place("output.weight"),
         },
@@ -67,17 +71,14 @@ def config_of(file: GgufFile) -> ModelConfig:
             "safetensors"
         )
     own = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
-    required = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count", "context_length",
-                "attention.layer_norm_rms_epsilon")  # fmt: skip
-    if missing := [f"llama.{key}" for key in required if key not in own]:
-        raise WeightsError(f"{file.path}: its metadata lacks {', '.join(missing)}")
+    _require_numbers(file, own)
     heads = own["attention.head_count"]
     head_dim = own.get("attention.key_length", own["embedding_length"] // heads)
     _require_computed(file, own, head_dim)
     theta = _short(own.get("rope.freq_base", 10_000.0))
     fields = {
         "family": "llama",
-        "vocab_size": file.shapes["token_embd.weight"][0] if "token_embd.weight" in file.shapes else own["vocab_size"],
+        "vocab_size": file.shapes[EMBED][0] if EMBED in file.shapes else own["vocab_size"],
         "d_model": own["embedding_length"],
         "d_ff": own["feed_forward_length"],
         "num_layers": own["block_count"],
@@ -91,6 +92,19 @@ def config_of(file: GgufFile) -> ModelConfig:
         "tie_embeddings": "output.weight" not in file.shapes,
     }
     return validate(ModelConfig, fields, where=str(file.path))
+
+
+def _require_numbers(file: GgufFile, own: Mapping[str, Any]) -> None:
+    """The settings that the config is made from are there, each one number (some models have one for each layer)."""
+    required = [*REQUIRED, *([] if EMBED in file.shapes else ["vocab_size"])]
+    if missing := [f"llama.{key}" for key in required if key not in own]:
+        raise WeightsError(f"{file.path}: its metadata lacks {', '.join(missing)}; import the model from safetensors")
+    given = {key: own[key] for key in (*required, *OPTIONAL) if key in own}
+    wrong = [f"llama.{key}={value!r}" for key, value in given.items() if type(value) not in (int, float) or value <= 0]
+    if wrong:
+        raise WeightsError(
+            f"{file.path}: {', '.join(wrong)}: one positive number is read here; import the model from safetensors"
+        )
 
 
 def _require_computed(file: GgufFile, own: Mapping[str, Any], head_dim: int) -> None:

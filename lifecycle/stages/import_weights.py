@@ -56,7 +56,7 @@ def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Pa
             write_tokenizer(file.metadata, folder, str(source))
         else:
             _copy_tokenizer(tokenizer, folder)
-        _write(config, GGUF_LLAMA, file, folder, dtype)
+        _write(config, GGUF_LLAMA, file, source, folder, dtype)
     encodings = ", ".join(f"{count} {name}" for name, count in file.encodings.items())
     _say(f"{encodings} tensors as {dtype}", config, out)
 
@@ -70,13 +70,16 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
         if (source / GENERATION_FILE).is_file():
             sampling_of(source)  # one that no bundle can be opened with is told before the weights are written
             shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
-        _write(config, family_of(config), file, folder, dtype)
+        _write(config, family_of(config), file, source, folder, dtype)
     _say(f"{len(file.shapes)} tensors as {dtype or 'they were'}", config, out)
 
 
-def _write(config: ModelConfig, family: Family, source: TensorSource, folder: Path, dtype: Dtype | None) -> None:
-    """Config, generation defaults and weights, beside the tokenizer that is in `folder` already."""
-    require_fit(config, family, source, str(getattr(source, "path", "")))
+def _write(
+    config: ModelConfig, family: Family, source: TensorSource, where: Path, folder: Path, dtype: Dtype | None
+) -> None:
+    """Config, generation defaults and weights, beside the tokenizer that is in `folder` already; `where` is told of a
+    `source` that does not fit."""
+    require_fit(config, family, source, str(where))
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}

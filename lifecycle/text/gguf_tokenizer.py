@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -19,6 +19,7 @@ from lifecycle.text.hf_tokenizer import JSON_FILE, KIND, HFTokenizer
 from lifecycle.text.interface import CONFIG_FILE, TokenizerError
 
 CONTROL, USER_DEFINED = 3, 4  # token types
+FRAMING = (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"))
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,6 +57,11 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
             f"{where}: text is cut by the pattern {name!r}; known: {', '.join(CUTTINGS)}: give the folder of the "
             "model's own tokenizer with --tokenizer"
         )
+    if damage := _damage(metadata):
+        raise TokenizerError(
+            f"{where}: its tokenizer is damaged: {damage}; copy the file again, or give the folder of the model's own "
+            "tokenizer with --tokenizer"
+        )
     tokenizer = _build(metadata, CUTTINGS[name])
     tokenizer.save(str(folder / JSON_FILE))
     _write_names(metadata, folder)
@@ -64,6 +70,29 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
     found = HFTokenizer(folder / JSON_FILE)
     found.save(folder)
     return found
+
+
+def _damage(metadata: Mapping[str, Any]) -> str | None:
+    """The first thing of the lists that is not there, or does not fit the others."""
+    tokens, merges = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    if not _is_texts(tokens) or not _is_texts(merges):
+        return "it has no list of tokens, or none of merges"
+    types = metadata.get("tokenizer.ggml.token_type", tokens)
+    if not isinstance(types, list) or len(types) != len(tokens):
+        return f"it does not have one type for each of its {len(tokens)} tokens"
+    known = set(tokens)
+    for merge in merges:
+        if merge.count(" ") != 1 or not known.issuperset([*merge.split(" "), merge.replace(" ", "")]):
+            return f"merge {merge!r} does not make a token of two tokens"
+    for name, key in FRAMING:
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id", 0)
+        if type(number) is not int or number not in range(len(tokens)):
+            return f"{name} is number {number!r} of {len(tokens)} tokens"
+    return None
+
+
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _build(metadata: Mapping[str, Any], cutting: Cutting) -> Tokenizer:
@@ -90,7 +119,7 @@ def _write_names(metadata: Mapping[str, Any], folder: Path) -> None:
     """The names of the framing tokens, as other tools keep them beside a `tokenizer.json`."""
     tokens = metadata["tokenizer.ggml.tokens"]
     config: dict[str, Any] = {"kind": KIND}
-    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+    for name, key in FRAMING:
         number = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None:
             config[name] = tokens[number]

