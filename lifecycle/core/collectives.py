@@ -40,15 +40,21 @@ def index(logical: str) -> Array | int:
 
 
 def gather(x: Array, logical: str, dim: int) -> Array:
-    """The whole of dimension `dim` from its parts; the gradient is reduced and scattered back."""
-    axes = axes_of(logical)
-    return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+    """The whole of dimension `dim` from its parts; the gradient is reduced and scattered back.
+
+    One mesh axis after the other, the innermost first: over two at once the TPU compiler makes a sum of zero-filled
+    arrays of it, of twice the traffic (all attention weights of Mixtral with `fsdp=8 x expert=8` on a v5p 4x4x4).
+    """
+    for axis in reversed(axes_of(logical)):
+        x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+    return x
 
 
 def scatter_sum(x: Array, logical: str, dim: int) -> Array:
     """This device's part of dimension `dim` of the sum over the axis; the gradient is gathered."""
-    axes = axes_of(logical)
-    return jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True) if axes else x
+    for axis in axes_of(logical):  # as in `gather`
+        x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    return x
 
 
 def exchange(x: Array, logical: str, split: int, concat: int) -> Array:
