@@ -6,12 +6,19 @@ Times the real train step of a run's pre-training (model, batch, optimizer and a
 by turn, so that both see the same load of a shared machine. Prints the medians of wall time and of CPU time; the share
 in CPU time is the steadier one where other programs run. FLOPs are the model's own: matrix products only, causal
 attention counted half, no recomputation, the optimizer not counted; the second line leaves its time out too.
+
+Before that, two fresh processes make the step's program, the first with an empty compilation cache, the second from
+what the first kept, and print what tracing, lowering and the compiler (or reading the kept program) took.
 """
 
+import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +33,9 @@ from lifecycle.core.mesh import build_mesh
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.make import start_jax
 from lifecycle.training.config import PretrainConfig
+from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.placement import place_batch
@@ -49,15 +58,43 @@ def main() -> None:
     """Runs the benchmark for the config named on the command line."""
     path, *overrides = sys.argv[1:] or ["configs/quickstart.yaml"]
     config = load_config(RunConfig, path, overrides)
+    print_compile_times(config)
     train, model, mesh = config.pretrain, config.model, build_mesh(config.mesh)
     batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     whole = Step(config, mesh, batch, build_optimizer(train.optimizer, train.steps))
     gradients = Step(config, mesh, batch, optax.set_to_zero())  # forward and backward, and hardly anything else
-    print(f"compile             {whole.compile_s:.1f} s")
     matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE))
     product = jax.jit(jnp.matmul)
     times = [(spent(whole), spent(gradients), spent(lambda: product(matrix, matrix))) for _ in range(ROUNDS + 2)]
     report(model, train, times[2:])
+
+
+def print_compile_times(config: RunConfig) -> None:
+    """Seconds to the step's executable in a process that has just started, cold and from the persistent cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, last in (("cold", "compile"), ("from the cache", "read")):
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                parts = process.apply(compile_times, (config, Path(folder)))
+            for clock, taken in zip(("wall", "CPU"), zip(*parts, strict=True), strict=True):
+                traced, lowered, made = taken
+                print(
+                    f"{clock:<5} compile, {name:<14} {sum(taken):5.2f} s: "
+                    f"trace {traced:.2f}, lower {lowered:.2f}, {last} {made:.2f}"
+                )
+
+
+def compile_times(config: RunConfig, folder: Path) -> list[Spent]:
+    """What tracing, lowering and compiling take, with the cache where the command line has it for `folder`."""
+    start_jax(folder)
+    mesh = build_mesh(config.mesh)
+    clocks = [(time.perf_counter(), time.process_time())]
+    traced = trace_train_step(config.model, config.pretrain, mesh)
+    clocks.append((time.perf_counter(), time.process_time()))
+    lowered = traced.lower()
+    clocks.append((time.perf_counter(), time.process_time()))
+    lowered.compile()
+    clocks.append((time.perf_counter(), time.process_time()))
+    return [(end[0] - start[0], end[1] - start[1]) for start, end in pairwise(clocks)]
 
 
 class Step:
@@ -69,9 +106,7 @@ class Step:
         self.state, self.batch = init_state(model, optimizer, shardings, jax.random.key(0)), batch
         objective = language_objective(model, train)
         step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum)
-        started = time.perf_counter()
         self.compiled = step.lower(self.state, batch).compile()
-        self.compile_s = time.perf_counter() - started
 
     def __call__(self) -> Any:
         self.state, metrics = self.compiled(self.state, self.batch)

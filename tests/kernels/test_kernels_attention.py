@@ -245,3 +245,44 @@ def test_row_order_gives_each_device_the_same_causal_work(length: int, ways: int
 def test_row_order_refuses_unequal_chunks_and_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"seq_len to a multiple of 8 \(nearest: 24\) or a smaller mesh.context"):
         row_order(30, 4)
+
+
+def whole_row_mask(segments: np.ndarray, window: int | None) -> Mask:
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    ids = jnp.asarray(segments)
+    return Mask(index, index, ids, ids, window, row_ways=1)
+
+
+@pytest.mark.parametrize("length", [150, 300])  # three runs, the last one shorter; four
+@pytest.mark.parametrize("window", [None, 1, 40, 200])
+def test_a_row_in_runs_of_queries(length: int, window: int | None) -> None:
+    """Rows long enough for a CPU to go through them in runs, with segments that cross the runs' ends."""
+    rows = inputs(2, length, length, 2, 1, 6)
+    q, k, v = map(jnp.asarray, rows)
+    sinks, weight = np.array([0.5, -1.0], np.float32), jnp.asarray(inputs(2, length, length, 2, 1, 6, seed=1)[0])
+    segments = np.repeat([[1, 2, 3], [1, 2, 0]], [length // 5, length // 2, length - length // 5 - length // 2], axis=1)
+    mask = whole_row_mask(segments, window)
+    expected = numpy_attention(rows[0], rows[1], rows[2], jax.tree.map(np.asarray, mask), soft_cap=5.0, sinks=sinks)
+    found = jax.jit(partial(attention, soft_cap=5.0))(q, k, v, mask, sinks=jnp.asarray(sinks))
+    np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
+
+    def gradients(function: Attention) -> tuple[Array, ...]:
+        def loss(q: Array, k: Array, v: Array, sinks: Array) -> Array:
+            return (function(q, k, v, mask, soft_cap=5.0, sinks=sinks) * weight).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, jnp.asarray(sinks))
+
+    for found, wanted in zip(gradients(attention), gradients(reference_attention), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=ONE_OP, rtol=ONE_OP)
+
+
+def test_a_causal_row_costs_five_eighths_of_the_square() -> None:
+    q, k, v = map(jnp.asarray, inputs(1, 256, 256, 1, 1, 64))
+    mask = whole_row_mask(np.ones((1, 256), np.int32), None)
+
+    def flops(function: Attention) -> float:
+        costs = jax.jit(function).lower(q, k, v, mask).cost_analysis()
+        assert costs is not None
+        return costs["flops"]
+
+    assert flops(attention) / flops(reference_attention) == pytest.approx(5 / 8, abs=0.02)

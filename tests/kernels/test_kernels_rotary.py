@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.typing import Array
 from lifecycle.kernels import rotary
 from lifecycle.kernels.rotary import rotary_angles, rotate, rotation_scale, score_scale
 from lifecycle.model.config import RopeScaling
@@ -64,3 +65,14 @@ def test_a_tpu_turns_as_a_cpu_does(dtype: str, monkeypatch: pytest.MonkeyPatch) 
 def test_scores_are_scaled_by_the_square_of_mscale_all_dim_only() -> None:
     assert score_scale(None) == score_scale(SETTINGS["gpt_oss"][2]) == 1
     assert score_scale(SETTINGS["deepseek_v3"][2]) == pytest.approx((0.1 * math.log(40) + 1) ** 2)
+
+
+def test_cosines_are_taken_once_for_all_rotations() -> None:
+    """Fused into every rotation they were 7 % of the quickstart's step."""
+
+    def rotations(x: Array, positions: Array) -> Array:
+        angles = rotary_angles(positions, 32, 1e4)
+        return rotate(jnp.tanh(rotate(x, angles)), angles)
+
+    compiled = jax.jit(rotations).lower(jnp.ones((2, 16, 2, 32)), jnp.zeros((2, 16), jnp.int32)).compile()
+    assert (compiled.as_text() or "").count(" cosine(") == 1
