@@ -46,21 +46,31 @@ class Row:
         return presets[-1] if presets else self.config
 
 
+STAGES = ("pretrain", "sft", "prefer")  # a run's later stages are on the same mesh
+
+
 def _data_parallel(
-    config: str, topology: str, devices: int, rows_per_device: int, *changes: str, replica: int = 1
+    config: str, topology: str, devices: int, rows_per_device: int, *changes: str, replica: int = 1, expert: int = 1
 ) -> Row:
-    """A row whose mesh is `fsdp` over everything, or over each of some whole copies, with so many rows a device."""
-    rows = devices * rows_per_device
-    stages = ("pretrain", "sft", "prefer")  # a run's other stages are on the same mesh
-    batches = (f"{stage}.{field}" for stage in stages for field in (f"global_batch_size={rows}", "grad_accum=1"))
-    return Row(config, topology, (f"mesh.replica={replica}", f"mesh.fsdp={devices // replica}", *batches, *changes))
+    """A row whose mesh is `fsdp` over all that is not of whole copies or experts, with so many rows a device."""
+    axes = {"replica": replica, "fsdp": devices // replica // expert, "expert": expert}
+    mesh = (f"mesh.{axis}={size}" for axis, size in axes.items())
+    fields = (f"global_batch_size={devices * rows_per_device}", "grad_accum=1")
+    batches = (f"{stage}.{field}" for stage in STAGES for field in fields)
+    return Row(config, topology, (*mesh, *batches, *changes))
+
+
+def _preset(preset: str, topology: str, devices: int, rows_per_device: int = 1, seq_len: int = 8192) -> Row:
+    """A dense preset in place of the 8B run's model, with `fsdp` over everything and attention's results kept."""
+    lengths = (f"{stage}.seq_len={min(seq_len, 4096) if stage != 'pretrain' else seq_len}" for stage in STAGES)
+    return _data_parallel("llama3_8b_v6e_256", topology, devices, rows_per_device, f"model={preset}", *lengths)
 
 
 ROWS = (
     Row("llama3_8b_v5p_128", "v5p:4x4x4"),
     _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
-    # over all 4,096 a device's part of a weight would be one column, which costs a tenth of the cycles (docs/log.md)
-    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=8),
+    # with fsdp over all 4,096 a device's part of a weight is one column: a tenth more cycles (docs/log.md)
+    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=64),
     Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "pretrain.global_batch_size=256")),
     _data_parallel("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
     Row("llama3_8b_v6e_256", "v6e:16x16"),
@@ -71,7 +81,34 @@ ROWS = (
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=qwen3_30b_a3b",)),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=gpt_oss_20b",)),
+    _data_parallel(
+        "mixtral_8x7b_v5p_128", "v5p:4x4x4", 64, 2, "model=gpt_oss_120b", "pretrain.remat={input: offload}", expert=16
+    ),
+    _data_parallel(
+        "mixtral_8x7b_v5p_128",
+        "v5p:8x8x8",
+        512,
+        2,
+        "model=qwen3_235b_a22b",
+        "pretrain.remat={input: offload}",
+        expert=32,
+    ),
     Row("deepseek_v3_v5p_1024", "v5p:8x8x8"),
+    _preset("llama2_7b", "v5e:8x8", 64, seq_len=4096),
+    _preset("mistral_7b", "v6e:8x8", 64),
+    _preset("qwen2_5_7b", "v5e:8x8", 64),
+    _preset("qwen3_8b", "v6e:8x8", 64),
+    _preset("olmo2_7b", "v5p:2x4x4", 32, seq_len=4096),
+    _preset("gemma2_9b", "v5p:2x4x4", 32),
+    _preset("llama3_2_3b", "v6e:4x4", 16),
+    _preset("smollm3_3b", "v6e:4x4", 16),
+    _preset("gemma2_2b", "v5p:2x2x1", 4),
+    _preset("smollm2_1_7b", "v6e:2x4", 8),
+    _preset("llama3_2_1b", "v5e:4x4", 16),
+    _preset("gemma3_1b", "v5e:4x4", 16),
+    _preset("qwen3_0_6b", "v5e:2x4", 8),
+    _preset("qwen2_5_0_5b", "v5e:2x2", 4),
+    _preset("smollm2_360m", "v6e:1x1", 1, rows_per_device=2),
     _data_parallel("smollm2_135m", "v5e:1x1", 1, 4),
     _data_parallel("smollm2_135m", "v5e:4x4", 16, 4),
 )
