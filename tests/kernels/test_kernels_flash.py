@@ -199,11 +199,13 @@ def array(mesh: Mesh, spec: P, *shape: int, dtype: Any = jnp.bfloat16) -> jax.Sh
         ("v5p:2x2x1", 32, 8, (128, 128), {}),  # Llama-3.1-8B
         ("v6e:2x2", 64, 8, (128, 128), {}),  # Llama-3.1-70B
         ("v4:2x2x1", 32, 8, (128, 128), {}),
+        ("v5e:2x2", 32, 8, (128, 128), {}),
+        ("tpu7x:1x2x1", 32, 8, (128, 128), {}),  # two devices a chip
         ("v5p:2x2x1", 64, 8, (64, 64), {"window": 128}),  # gpt-oss
         ("v5p:2x2x1", 16, 8, (256, 256), {"window": 4096, "soft_cap": 50.0}),  # Gemma 2
         ("v5p:2x2x1", 16, 16, (192, 128), {}),  # DeepSeek, a tensor-parallel part of its heads
     ],
-    ids=["llama", "llama-70b", "v4", "gpt-oss", "gemma", "deepseek"],
+    ids=["llama", "llama-70b", "v4", "v5e", "tpu7x", "gpt-oss", "gemma", "deepseek"],
 )
 def test_families_compile(
     topology: str, heads: int, kv_heads: int, dims: tuple[int, int], options: dict[str, Any],

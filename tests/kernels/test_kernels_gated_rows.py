@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from lifecycle.kernels.gated_rows import tpu_gradients, weighted_down
 from lifecycle.kernels.grouped import group_ids
@@ -79,3 +81,31 @@ def test_rows_that_belong_to_no_group_change_nothing_whatever_they_hold() -> Non
     d_gate, d_up, d_weights, d_down = vjp(pull)
     assert np.all(np.isfinite(d_down)) and np.all(np.isfinite(d_weights))
     assert np.all(np.isfinite(d_gate[: sum(SIZES)])) and np.all(np.isfinite(d_up[: sum(SIZES)]))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:1x2x1"])
+@pytest.mark.parametrize("columns", [14336, 2880], ids=["mixtral", "gpt-oss"])
+def test_every_chip_writes_the_gradients_over_the_activations(
+    topology: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel, which fits the chip's VMEM and needs no memory beside the arrays it reads."""
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra `tpu`")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    program = jax.jit(
+        jax.shard_map(
+            partial(tpu_gradients, "silu"), mesh=Mesh(np.array([device]), "x"), in_specs=P(), out_specs=P(),
+            check_vma=False,
+        ),
+        donate_argnums=(0, 1, 2),
+    )  # fmt: skip
+    rows = jax.ShapeDtypeStruct((4096, columns), jnp.bfloat16)
+    weights, number = jax.ShapeDtypeStruct((4096,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    compiled: Any = program.lower(rows, rows, rows, weights, number).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
+    if columns % 128 == 0:  # other widths enter a program in another layout, which is copied here
+        assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4096 * columns / 2
