@@ -1,1 +1,1 @@
-"""The decode loop: sampling, prefill and decode over slots, continuous batching, scoring."""
+"""The decode loop: sampling, prefill and decode over slots, continuous batching; bundles and how they are sampled."""

@@ -151,15 +151,20 @@ type _Row = tuple[str, tuple[str, ...], float, float]  # kind, axes, bytes of a 
 
 
 def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
-    """Gathered forward and again backward, their gradients scattered; the head once, or in each pass over it."""
+    """Gathered forward and again backward, their gradients scattered; the head once, or in each pass over it. One axis
+    after the other: over an inner one only the part that the outer ones leave."""
     mesh, found = candidate.mesh, dict[tuple[str, tuple[str, ...], int], float]()
     head = "embed" if model.tie_embeddings else "head"
     for w in weights(model):
         if not (axes := w.gathered_over(mesh)) or (w.is_moe is None and w.name != head):
             continue
         gathers = 2 if w.is_moe is not None or candidate.loss_chunks > 1 else 1
-        for key, runs in ((("all-gather", axes, w.layers), gathers), (("reduce-scatter", axes, w.layers), 1)):
-            found[key] = found.get(key, 0.0) + runs * COMPUTE_BYTES * w.size / w.ways(mesh, is_gathered=True)
+        size = COMPUTE_BYTES * w.size / w.ways(mesh, is_gathered=True)
+        for axis in axes:
+            for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1)):
+                key = kind, (axis,), w.layers
+                found[key] = found.get(key, 0.0) + runs * size
+            size /= getattr(mesh, axis)
     return [(kind, axes, size, layers * candidate.grad_accum) for (kind, axes, layers), size in found.items()]
 
 

@@ -20,6 +20,7 @@ EIGHT_LAYERS = (
     "model.num_layers=8", "mesh.fsdp=16", "pretrain.global_batch_size=64", "pretrain.seq_len=4096",
     "sft.global_batch_size=64", "prefer.global_batch_size=64",
 )  # fmt: skip
+INPUT_OFFLOADED = "pretrain.remat={input: offload}"
 TWO_SLICES = ("mesh.replica=2", "pretrain.global_batch_size=256")
 
 

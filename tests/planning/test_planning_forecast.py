@@ -7,7 +7,7 @@ import pytest
 
 from lifecycle.core.mesh import MeshConfig
 from lifecycle.planning.forecast import PRODUCT_SHARE, flops, forecast, link_s, traffic
-from tests.planning.shipped import EIGHT_LAYERS, ROOT, TWO_SLICES, Shipped, shipped
+from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, ROOT, TWO_SLICES, Shipped, shipped
 
 TERA = 1e12
 MIXED = "pretrain.remat={input: offload, middle: offload, gate: save, up: save, attention_out: save, v: save}"
@@ -24,7 +24,7 @@ KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to
         ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "pretrain.remat={}"), 265, 20),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 759.7, 123.1),
         ("llama3_8b_v5p_128", "v5p:4x4x4", ("pretrain.remat={}",), 904.9, 158.3),
-        ("llama3_70b_v6e_256", "v6e:16x16", (), 4247.0, 395.8),
+        ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 4247.0, 395.8),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 94.5, 716.9),
     ],
 )
@@ -48,7 +48,7 @@ def test_flops_are_the_compiled_programs(
         ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "pretrain.remat={}"), 753),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 2481),
         ("llama3_8b_v5p_128", "v5p:4x4x4", ("pretrain.remat={}",), 2776),
-        ("llama3_70b_v6e_256", "v6e:16x16", (), 7831),
+        ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 7831),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 3593),
     ],
 )
@@ -133,7 +133,7 @@ def test_parts_of_the_vocabulary_cost_the_logits_once_more() -> None:
 
 
 def test_what_is_offloaded_crosses_the_link_to_the_host_twice() -> None:
-    run = shipped("llama3_70b_v6e_256", "v6e:16x16")
+    run = shipped("llama3_70b_v6e_256", "v6e:16x16", INPUT_OFFLOADED)
     assert link_s(run.model, run.train, run.candidate, run.topology) == pytest.approx(2 * 80 * 8192 * 8192 * 2 / 32e9)
     found = forecast(run.model, run.train, run.candidate, run.topology, run.network)
     assert found.step_s == found.compute_s + found.network_s + found.host_s
@@ -145,7 +145,7 @@ def test_what_is_offloaded_crosses_the_link_to_the_host_twice() -> None:
 @pytest.mark.parametrize(
     ("name", "topology", "words", "waits_s"),
     [
-        ("llama3_70b_v6e_256", "v6e:16x16", (), 0.0),
+        ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 0.0),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 0.135),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 0.219),
     ],
@@ -168,10 +168,12 @@ def test_more_than_products_take_cannot_be_hidden_beside_them() -> None:
 
 
 def test_in_a_ring_keys_go_round_and_are_not_gathered() -> None:
-    run = shipped("llama3_8b_128k_v5p_128", "v5p:4x4x4", "model.context_attention=ring")
-    found = moved(run)
-    assert found["all-gather", "context"] == 0
-    assert found["collective-permute", "context"] > 0
+    name, topology = "llama3_8b_128k_v5p_128", "v5p:4x4x4"
+    ring, whole = moved(shipped(name, topology, "model.context_attention=ring")), moved(shipped(name, topology))
+    # two passes of 32 layers over the keys and values of a row, which the contract has beside the weights
+    keys = 2 * 32 * 131072 * 2 * 8 * 128 * 2
+    assert whole["all-gather", "context"] - ring["all-gather", "context"] == pytest.approx(keys)
+    assert ring["collective-permute", "context"] > 0
 
 
 def test_a_norm_behind_a_branch_needs_the_branchs_product_again() -> None:

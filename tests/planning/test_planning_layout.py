@@ -8,7 +8,7 @@ from lifecycle.core.mesh import MeshConfig
 from lifecycle.model.config import Remat
 from lifecycle.planning.candidates import Candidate, is_behind, known_names, policies
 from lifecycle.planning.layout import memory, part_of, weights
-from tests.planning.shipped import EIGHT_LAYERS, TWO_SLICES, load, shipped
+from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, shipped
 
 GB = 1e9
 MIXED: Remat = {
@@ -27,7 +27,7 @@ OFFLOADED: Remat = {"input": "offload"}
         ("llama3_8b_v5p_128", "v5p:2x2x4", EIGHT_LAYERS, {}, 8.88),
         ("llama3_8b_v6e_256", "v6e:16x16", (), None, 10.3),
         ("llama3_8b_128k_v5p_128", "v5p:4x4x4", (), None, 8.3),
-        ("llama3_70b_v6e_256", "v6e:16x16", (), None, 14.1),
+        ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), None, 14.1),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", (), None, 71.3),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", (), OFFLOADED, 18.0),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (), MIXED, 41.8),
@@ -53,7 +53,7 @@ def test_where_some_is_saved_and_some_offloaded_arithmetic_is_an_eighth_too_high
         ("llama3_8b_v5p_128", "all products"),
         ("llama3_8b_v6e_256", "attention, k, v"),
         ("llama3_8b_128k_v5p_128", "nothing"),
-        ("llama3_70b_v6e_256", "nothing, input offloaded"),
+        ("llama3_70b_v6e_256", "attention, k, v, input and middle offloaded"),
         ("mixtral_8x7b_v5p_128", "all products"),
         ("deepseek_v3_v5p_1024", "attention, latents"),
     ],
