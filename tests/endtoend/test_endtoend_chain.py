@@ -14,6 +14,8 @@ AFTER_SFT = {
     "sft", "prefer", "evaluate-sft", "evaluate-prefer", "bundle", "registration", "report",
 }  # fmt: skip
 
+NO_WARM_UP = "optimizer.schedule.warmup_steps=0"
+
 
 def made(run: Debug) -> dict[str, str]:
     """Folder name of each finished artefact -> when it was made."""
@@ -107,7 +109,8 @@ def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturb
 def test_a_worse_model_becomes_candidate_and_not_production(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     old = json.loads(run.succeed("trace", "production", "--json"))["version"]
-    run.succeed("export", "pretrain.steps=1", "sft.steps=1")
+    short = (f"{stage}.{setting}" for stage in ("pretrain", "sft") for setting in ("steps=1", NO_WARM_UP))
+    run.succeed("export", *short)
     assert json.loads(run.succeed("trace", "production", "--json"))["version"] == old
     candidate = json.loads(run.succeed("trace", "candidate", "--json"))["version"]
     assert candidate != old
