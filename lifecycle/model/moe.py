@@ -148,15 +148,15 @@ def of_experts(
     """Each row through its group's expert, times its weight, without the last bias. Behind the last group it is zero,
     or arbitrary unless `is_filled`. A row may be in several dimensions."""
     shape, rows = rows.shape, rows.reshape(rows.shape[0], -1)
-    ids = group_ids(group_sizes, rows.shape[0])
+    ids, num_groups = group_ids(group_sizes, rows.shape[0]), group_sizes.shape[0]
 
     def product(name: str) -> Array:
-        has_bias = f"{name}_bias" in weights
-        out = grouped_matmul(rows, weights[name], group_sizes, is_filled or has_bias)
-        if not has_bias:
+        out = grouped_matmul(rows, weights[name], group_sizes, is_filled)
+        if f"{name}_bias" not in weights:
             return checkpoint_name(out, name)
-        is_own = jax.nn.one_hot(ids, group_sizes.shape[0], dtype=rows.dtype)
-        return checkpoint_name(out + linear(is_own, weights[f"{name}_bias"]), name)
+        out += linear(jax.nn.one_hot(ids, num_groups, dtype=rows.dtype), weights[f"{name}_bias"])
+        # The bias's gradient is a product over all rows: what is arbitrary behind the last group must not reach it.
+        return checkpoint_name(jnp.where((ids < num_groups)[:, None], out, 0), name)
 
     out = weighted_down(
         activation, product("gate"), product("up"), row_weights, weights["down"], group_sizes, is_filled

@@ -15,7 +15,7 @@ from lifecycle.kernels.linear import gated
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import forward_train, init_params
 from lifecycle.model.dispatch import Room, Slices, buffer_room, expert_order, round_slices, to_experts, to_tokens
-from lifecycle.model.moe import MoE
+from lifecycle.model.moe import MoE, of_experts
 from lifecycle.model.routing import balance_loss, bias_update, expert_load, route, router_logits, router_sums, z_loss
 
 MIXTRAL = MoeConfig(num_experts=8, experts_per_token=2, d_ff=24)
@@ -345,3 +345,25 @@ def test_a_decoder_routes_no_padding() -> None:
     (sums,) = found.values()
     assert sums["tokens"].tolist() == [13, 13]
     assert sums["load"].sum(axis=-1).tolist() == [26, 26]
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_rows_behind_the_last_group_reach_no_gradient_of_the_weights(has_bias: bool) -> None:
+    """What an exchange leaves there is whatever was in memory."""
+    sizes, keys = jnp.array([5, 0, 6]), iter(jax.random.split(jax.random.key(0), 9))
+    shapes = {"gate": (3, 8, 16), "up": (3, 8, 16), "down": (3, 16, 8)}
+    shapes |= {"gate_bias": (3, 16), "up_bias": (3, 16)} if has_bias else {}
+    weights = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+    rows, row_weights = jax.random.normal(next(keys), (16, 8)), jax.random.uniform(next(keys), (16,))
+
+    def gradients(behind: float) -> dict[str, jax.Array]:
+        dirty, dirty_weights = rows.at[11:].set(behind), row_weights.at[11:].set(behind)
+
+        def loss(weights: dict[str, jax.Array]) -> jax.Array:
+            return of_experts("silu", dirty, dirty_weights, weights, sizes, is_filled=False)[:11].sum()
+
+        return jax.grad(loss)(weights)
+
+    found, wanted = gradients(float("nan")), gradients(0.0)
+    for name, grad in found.items():
+        np.testing.assert_array_equal(grad, wanted[name], err_msg=name)
