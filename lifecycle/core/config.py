@@ -60,6 +60,17 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
+def read_json(path: Path, error: type[ValueError] = ConfigError, mend: str = "copy it again") -> dict[str, Any]:
+    """A JSON file that holds a mapping; raises `error`, with what to do, where it is damaged or something else."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as issue:
+        raise error(f"{path}: not valid JSON: {issue}; {mend}") from None
+    if not isinstance(tree, dict):
+        raise error(f"{path}: expected a mapping, found {type(tree).__name__}; {mend}")
+    return tree
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")

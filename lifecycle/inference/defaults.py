@@ -6,13 +6,12 @@ What must hold: what is written reads back as the same settings. No import here 
 from these settings that nothing is to be done.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from lifecycle.core.config import ConfigError, Section, validate
+from lifecycle.core.config import ConfigError, Section, read_json, validate
 
 GENERATION_FILE = "generation_config.json"
 SWITCH, ENDS = "do_sample", "eos_token_id"
@@ -35,12 +34,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     path = folder / GENERATION_FILE
     if not path.is_file():
         return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}; copy it again, or delete it to decode greedily") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {type(tree).__name__}; copy it again, or delete it")
+    tree = read_json(path, mend="copy it again, or delete it to decode greedily")
     if wrong := [end for end in end_ids(tree) if type(end) is not int or end < 0]:
         raise ConfigError(f"{path}: {ENDS} holds {wrong[0]!r}, which is no token id")
     return tree

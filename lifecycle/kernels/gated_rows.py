@@ -17,10 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.flash_blocks import LANES
 from lifecycle.kernels.grouped import group_products, grouped_product
 from lifecycle.kernels.linear import Activation, gated
 
-LANES = 128
 BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in and three out, each twice, 6 MB of VMEM in bfloat16
 
 
@@ -109,17 +109,16 @@ def tpu_gradients(
             in_specs=[own, own, own, of_row],
             out_specs=[own, own, own, of_row],
         ),
-        out_shape=[*(jax.ShapeDtypeStruct(gate.shape, gate.dtype) for _ in range(3)), _column(rows)],
+        out_shape=[
+            *(jax.ShapeDtypeStruct(gate.shape, gate.dtype) for _ in range(3)),
+            jax.ShapeDtypeStruct((rows, 1), jnp.float32),
+        ],
         input_output_aliases={1: 0, 2: 1, 3: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         name="gated_rows",
         interpret=interpret,
     )(num_rows[None], gate, up, d_hidden, row_weights[:, None])
     return d_gate, d_up, hidden, d_weights[:, 0]
-
-
-def _column(rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, 1), jnp.float32)
 
 
 def _kernel(activation: Activation, num_rows, gate, up, d_hidden, row_weights, *outs) -> None:  # refs

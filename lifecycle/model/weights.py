@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from lifecycle.core.artifact import write_text
+from lifecycle.core.config import read_json
 from lifecycle.model.block_scaled import BlockScaled
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params
@@ -77,13 +78,7 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise WeightsError(f"{folder}: no {CONFIG} here; is it a bundle?")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error}); copy it again") from None
-    if not isinstance(tree, dict):
-        raise WeightsError(f"{path}: expected a mapping, found {type(tree).__name__}")
-    return config_from_hf(tree)
+    return config_from_hf(read_json(path, WeightsError))
 
 
 def array_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lifecycle.core.artifact import write_text
-from lifecycle.core.config import digest
+from lifecycle.core.config import digest, read_json
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -160,13 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: expected a mapping, found {type(content).__name__}")
-    return content
+    return read_json(path, TokenizerError)
 
 
 def token_name(config: Mapping[str, Any], key: str) -> str | None:
