@@ -102,13 +102,14 @@ def logical_axes(config: ModelConfig) -> Params:
     def names(path: tuple[Any, ...], _: Any) -> tuple[str | None, ...]:
         keys = tuple(entry.key for entry in path)
         cut = next((PROJECTION_NORMS[key] for key in keys if key in PROJECTION_NORMS), None) if is_cut else None
-        own = _axes_of(keys) if cut is None else (cut,)
+        own = logical_axes_of(keys) if cut is None else (cut,)
         return ("layers", *own) if keys[0] == "blocks" else own
 
     return jax.tree_util.tree_map_with_path(names, abstract_params(config))
 
 
-def _axes_of(keys: tuple[str, ...]) -> tuple[str | None, ...]:
+def logical_axes_of(keys: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The logical axes of a parameter of one layer or of the trunk, whose path ends with `keys`."""
     return [axes for end, axes in LOGICAL_AXES.items() if keys[-len(end) :] == end][-1]
 
 
@@ -289,7 +290,7 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
     def weight(path: tuple[Any, ...], array: Array) -> Array:
         keys = tuple(entry.key for entry in path)
         array = array if keys[-1] in KEPT_IN_FLOAT32 else _rounded(array, dtype)
-        axes = _axes_of(keys)
+        axes = logical_axes_of(keys)
         for dim, logical in enumerate(axes, start=array.ndim - len(axes)):
             array = gather(array, logical, dim) if logical in GATHERED else array
         return array

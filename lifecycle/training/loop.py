@@ -96,7 +96,7 @@ def hash_params(params: Params) -> str:
 class _Loop:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress, config = job, progress, job.train
-        self.optimizer = build_optimizer(config.optimizer, config.steps)
+        self.optimizer = build_optimizer(config.optimizer, config.steps, job.mesh)
         self.schedule = build_schedule(config.optimizer, config.steps)
         self.shardings = state_shardings(job.model, self.optimizer, job.mesh)
         self.held = rows_of_process(job.mesh, config.global_batch_size, jax.process_index())

@@ -17,7 +17,7 @@ from lifecycle.training.step import abstract_state, make_train_step, state_shard
 
 def trace_train_step(model: ModelConfig, train: LanguageConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """Pre-training's whole step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
-    optimizer = build_optimizer(train.optimizer, train.steps)
+    optimizer = build_optimizer(train.optimizer, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh)
     objective = language_objective(model, train)
     step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)

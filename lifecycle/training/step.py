@@ -3,8 +3,8 @@
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
 count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients are computed in
 one manual `jax.shard_map` (`training/placement.py`); gradients cross the axes that hold whole copies of a parameter
-once a step, after the last micro-batch. The optimizer is elementwise, or a product per matrix, and is left to XLA's
-partitioner: its state lies like its parameters.
+once a step, after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, but for Muon's
+products (`training/muon.py`): its state lies like its parameters.
 """
 
 from collections.abc import Callable

@@ -39,7 +39,7 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     """Ten steps with packing and two micro-batches; the optimizer's chain begins with one that keeps the gradient."""
     settings = Settings(objective=objective, optimizer=optimizer_name)
     mesh = build_mesh(MESHES[num_devices])
-    optimizer = optax.chain(optax.trace(decay=0.0), build_optimizer(settings.train().optimizer, STEPS))
+    optimizer = optax.chain(optax.trace(decay=0.0), build_optimizer(settings.train().optimizer, STEPS, mesh))
     shardings = state_shardings(MODEL, optimizer, mesh)
     state = init_state(MODEL, optimizer, shardings, jax.random.key(0))
     step = make_train_step(objective_of(objective), optimizer, mesh, shardings, settings.grad_accum)

@@ -1,19 +1,25 @@
 """What the optimizer's part of a step sends between devices: the whole update, compiled for eight.
 
-Loss and gradients run in a manual `shard_map`, so every collective of theirs has its name in it; what has not is the
-partitioner's choice for the optimizer, which no trace shows.
+Loss, gradients and Muon's products run in a manual `shard_map`, so every collective of theirs has its name in it; what
+has not is the partitioner's choice for the rest of the optimizer, which no trace shows.
 """
 
 import math
 import re
+from collections import Counter
 from functools import cache
 
+import jax
+import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
+from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.decoder import Params, abstract_params, logical_axes
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
 from lifecycle.training.lowering import trace_train_step
+from lifecycle.training.optimizer import build_optimizer
+from tests.multidevice.test_multidevice_axes import EVEN, MODELS
 
 MODEL = ModelConfig(
     vocab_size=512, d_model=64, d_ff=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, max_seq_len=64,
@@ -63,14 +69,40 @@ def test_adamw_with_clipping_sums_one_number_a_parameter(mesh: str, cut: int) ->
     assert gradients + 3 <= found <= gradients + 2 + 2 * parameters
 
 
-def test_muon_gathers_the_matrices_of_the_layers_and_nothing_else() -> None:
-    """Its products mix all rows and columns of a matrix, so each device needs the whole. The partitioner gathers it
-    anew for most of them: 15 times each for q and o, 10 times for gate, up and down, where once would do, and sums
-    parts of the products for k and v. Embedding and head are Adam's, and stay where they are."""
-    model, optimizer = collectives("muon", "fsdp")
-    assert model["all-gather"] == collectives("adamw", "fsdp")[0]["all-gather"]
-    assert set(optimizer) == {"all-gather", "all-reduce"}
-    square, wide = 4 * 64 * 64, 4 * 64 * 128
-    assert set(optimizer["all-gather"]) == {square, wide}
-    assert len(optimizer["all-gather"]) <= 2 * 15 + 3 * 10
-    assert max(optimizer["all-reduce"]) < 2 * square  # k's and v's products; nothing of the vocabulary's size
+@pytest.mark.parametrize("mesh", MESHES)
+def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
+    """Each layer's matrix goes to one device and back, in one exchange for each dimension that is cut. Embedding and
+    head are Adam's, and stay where they are."""
+    (model, optimizer), (plain, _) = collectives("muon", mesh), collectives("adamw", mesh)
+    assert set(optimizer) <= {"all-reduce"}
+    assert all(model[kind] == plain[kind] for kind in ("all-gather", "reduce-scatter"))
+    exchanged = Counter(model["all-to-all"]) - Counter(plain.get("all-to-all", []))
+    sizes = MESHES[mesh]
+    layers = max(MODEL.num_layers, sizes.fsdp * sizes.tensor)  # filled up
+    square, narrow, wide = (layers * 64 * width // (sizes.fsdp * sizes.tensor) for width in (64, 32, 128))
+    both_ways = 2 * (2 if sizes.tensor > 1 else 1)
+    assert exchanged == {square: 2 * both_ways, narrow: 2 * both_ways, wide: 3 * both_ways}
+
+
+@pytest.mark.parametrize(
+    ("model", "axes"),
+    [("dense", {"fsdp": 2, "context": 2, "tensor": 2}), ("experts", {"fsdp": 2, "expert": 2, "tensor": 2}),
+     ("experts", {"stage": 2, "fsdp": 4}), ("latent", {"replica": 2, "fsdp": 4})],
+)  # fmt: skip
+def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:
+    """Of random gradients, for stacks of layers that divide by the devices and for those that do not."""
+    config = EVEN[model] if "stage" in axes else MODELS[model]
+    grads = jax.tree.map(
+        lambda shape: np.random.default_rng(shape.size).normal(size=shape.shape).astype(np.float32),
+        abstract_params(config),
+    )
+
+    def update(sizes: MeshConfig) -> Params:
+        mesh = build_mesh(sizes)
+        optimizer = build_optimizer(OptimizerConfig(name="muon"), 10, mesh)
+        places = tree_shardings(mesh, logical_axes(config))
+        run = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0], in_shardings=(places,))
+        return jax.device_get(run(jax.device_put(grads, places)))
+
+    for found, exact in zip(*(jax.tree.leaves(update(s)) for s in (MeshConfig(**axes), MeshConfig())), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-5, rtol=0)

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
-from lifecycle.training.optimizer import build_optimizer, build_schedule, orthogonalise, scale_by_muon
+from lifecycle.training.muon import orthogonalise, scale_by_muon
+from lifecycle.training.optimizer import build_optimizer, build_schedule
 from tests.tiny import MODEL
 
 PEAK = 2e-3
+ONE = build_mesh(MeshConfig())
 LOWEST, HIGHEST = 0.81, 1.13  # singular values of what five quintic polynomials make of those above 1e-3
 
 
@@ -65,7 +68,7 @@ def params() -> dict[str, Any]:
 
 def first_update(params: dict[str, Any], grads: dict[str, Any], **settings: Any) -> tuple[dict[str, Any], Any]:
     config = OptimizerConfig(learning_rate=PEAK, schedule=ScheduleConfig(kind="constant"), **settings)
-    optimizer = build_optimizer(config, 10)
+    optimizer = build_optimizer(config, 10, ONE)
     return jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, grads)
 
 
@@ -133,15 +136,15 @@ def test_a_muon_update_is_orthogonal_layer_by_layer_at_adams_size(params: dict[s
 
 def test_muons_momentum_is_nesterovs() -> None:
     """Two steps of different gradients, the momentum by hand in float64 (Jordan et al. 2024)."""
-    beta, (first, second) = 0.9, np.random.default_rng(0).normal(size=(2, 8, 12))
-    rule = scale_by_muon(beta)
-    _, state = rule.update({"w": jnp.asarray(first, jnp.float32)}, rule.init({"w": jnp.zeros((8, 12))}))
-    updates, _ = rule.update({"w": jnp.asarray(second, jnp.float32)}, state)
+    beta, (first, second) = 0.9, np.random.default_rng(0).normal(size=(2, 1, 8, 12))
+    rule = scale_by_muon(beta, ONE)
+    _, state = rule.update({"up": jnp.asarray(first, jnp.float32)}, rule.init({"up": jnp.zeros((1, 8, 12))}))
+    updates, _ = rule.update({"up": jnp.asarray(second, jnp.float32)}, state)
     average = beta * (1 - beta) * first + (1 - beta) * second
     ahead = beta * average + (1 - beta) * second
     expected = 0.2 * 12**0.5 * orthogonalise(jnp.asarray(ahead, jnp.float32))
     found: Any = updates
-    np.testing.assert_allclose(found["w"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["up"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (16, 40), (40, 16), (2, 3, 8, 24)])

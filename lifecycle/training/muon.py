@@ -1,0 +1,97 @@
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), and how its work lies on a mesh.
+
+The update is scaled to Adam's usual size, `0.2 sqrt(max(rows, columns))` (Liu et al. 2025, "Muon is Scalable for LLM
+Training", section 2.2), so that one learning rate and one weight decay serve both. Stacked layers are a batch of
+matrices to it.
+
+Its products mix all rows and columns of a matrix, so a matrix that is cut over devices must be put together. Each goes
+to one device: the layers, not the matrices, are cut over the same mesh axes, which takes one exchange before the
+products and one after them. Gathered on every device, each would be sent to all and orthogonalised by all.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lifecycle.core.collectives import exchange, ways
+from lifecycle.core.mesh import AnyMesh, spec
+from lifecycle.core.typing import Array, Float
+from lifecycle.model.decoder import Params, logical_axes_of
+
+# Five quintic polynomials, each the minimax choice given the ones before (Amsel et al. 2025, "The Polar Express",
+# algorithm 1, lower bound 1e-3, with its safety factor 1.01 on all but the last).
+POLAR_EXPRESS = (
+    (8.205160414005566, -22.901934987056034, 16.460724910180303),
+    (4.066395159942799, -2.8611543470860546, 0.5183995226040655),
+    (3.909595044233003, -2.8233508663174697, 0.5250370147229885),
+    (3.2855640171637236, -2.4153019596003586, 0.4852941093134937),
+    (2.2774640019498994, -1.6198217760479465, 0.3984858939343595),
+)
+
+
+class MuonState(NamedTuple):
+    momentum: Params
+
+
+def scale_by_muon(momentum: float, mesh: AnyMesh) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised; leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
+    laid over `mesh` like the parameters that their paths name."""
+
+    def init(params: Params) -> MuonState:
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Params, state: MuonState, params: Params | None = None) -> tuple[Params, MuonState]:
+        del params
+        average = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads)
+        ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, average, grads)
+        return directions(ahead), MuonState(average)
+
+    def directions(ahead: Params) -> Params:
+        axes = jax.tree_util.tree_map_with_path(
+            lambda path, _: logical_axes_of(tuple(entry.key for entry in path)), ahead
+        )
+        specs = jax.tree.map(lambda names: spec("layers", *names), axes, is_leaf=_is_names)
+
+        def local(parts: Params) -> Params:
+            return jax.tree.map(_direction, parts, axes)
+
+        return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(ahead)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _is_names(x: Any) -> bool:
+    return isinstance(x, tuple)
+
+
+def _direction(
+    stack: Float[Array, "layers *batch rows columns"], axes: tuple[str | None, ...]
+) -> Float[Array, "layers *batch rows columns"]:
+    """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions behind the first
+    have these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
+    cut = [(dim, name) for dim, name in enumerate(axes, start=1) if dim > len(axes) - 2 and name is not None]
+    num = math.prod(ways(name) for _, name in cut)
+    whole = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
+    for dim, name in cut:
+        whole = exchange(whole, name, 0, dim)
+    whole = orthogonalise(whole) * 0.2 * max(whole.shape[-2:]) ** 0.5
+    for dim, name in reversed(cut):
+        whole = exchange(whole, name, dim, 0)
+    return whole[: stack.shape[0]]
+
+
+def orthogonalise(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
+    """About the nearest semi-orthogonal matrix, `U V'` of the singular value decomposition: its singular values are
+    between 0.81 and 1.13 where the input's are above 1e-3 of its Frobenius norm."""
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.swapaxes(-1, -2) if is_tall else matrix
+    x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.01 + 1e-20
+    for step, (a, b, c) in enumerate(POLAR_EXPRESS):
+        if step < len(POLAR_EXPRESS) - 1:
+            a, b, c = a / 1.01, b / 1.01**3, c / 1.01**5
+        gram = jnp.einsum("...ij,...kj->...ik", x, x)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.swapaxes(-1, -2) if is_tall else x
