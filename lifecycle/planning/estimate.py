@@ -64,12 +64,12 @@ class Estimate:
     compute_roofline_s: float
     hbm_roofline_s: float
     network_roofline_s: float
+    host_roofline_s: float  # 0: nothing goes to the host
     times: Times
     step_s: float
     fastest_s: float
     slowest_s: float
     trust: tuple[str, ...]
-    host_roofline_s: float = 0.0  # 0: nothing goes to the host
 
     @property
     def kernel_flops(self) -> float:

@@ -93,7 +93,7 @@ def planned(step_s: float = 1.0, fits: bool = True, needs: int = 10, sent: int =
     times = Times(compute_s=step_s, exposed_s=exposed_s)
     rows = (Traffic("all-gather", ("fsdp",), 1, sent, 0, 0.1),)
     step_s += exposed_s
-    found = Estimate(1, 1, 1.0, (), 1.0, rows, 1.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
+    found = Estimate(1, 1, 1.0, (), 1.0, rows, 1.0, 0.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
     memory = Memory(1, 2, 3, needs - 6, needs, 0, parse_topology("v5p:4x4x4").chip.hbm_bytes, 0)
     known = (memory, found) if fits else (None, None)
     return Planned("v5p:4x4x4", {"fsdp": 64}, "pretrain", {}, {"jax": "1"}, fits, needs, *known, (), 2.0)
