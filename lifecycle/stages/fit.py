@@ -47,43 +47,61 @@ class Row:
 
 
 STAGES = ("pretrain", "sft", "prefer")  # a run's later stages are on the same mesh
+OFFLOADED = "pretrain.remat={input: offload}"
 
 
-def _data_parallel(
-    config: str, topology: str, devices: int, rows_per_device: int, *changes: str, replica: int = 1
+def _sharded(
+    config: str, topology: str, devices: int, rows_per_device: int, *changes: str, replica: int = 1, expert: int = 1
 ) -> Row:
-    """A row whose mesh is `fsdp` over everything, or over each of some whole copies, with so many rows a device."""
-    mesh = (f"mesh.replica={replica}", f"mesh.fsdp={devices // replica}")
+    """A row whose mesh is `fsdp` over what copies and experts leave of the devices, with so many rows a device."""
+    axes = {"replica": replica, "fsdp": devices // replica // expert, "expert": expert}
+    mesh = (f"mesh.{axis}={size}" for axis, size in axes.items())
     fields = (f"global_batch_size={devices * rows_per_device}", "grad_accum=1")
     batches = (f"{stage}.{field}" for stage in STAGES for field in fields)
     return Row(config, topology, (*mesh, *batches, *changes))
 
 
-def _preset(preset: str, topology: str, devices: int, rows_per_device: int = 1) -> Row:
+def _preset(preset: str, topology: str, devices: int, rows_per_device: int = 1, seq_len: int = 8192) -> Row:
     """A dense preset in place of the 8B run's model, with `fsdp` over everything and attention's results kept."""
-    return _data_parallel("llama3_8b_v6e_256", topology, devices, rows_per_device, f"model={preset}")
+    lengths = (f"{stage}.seq_len={seq_len}" for stage in STAGES)
+    return _sharded("llama3_8b_v6e_256", topology, devices, rows_per_device, f"model={preset}", *lengths)
 
 
 ROWS = (
     Row("llama3_8b_v5p_128", "v5p:4x4x4"),
-    _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
+    _sharded("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
     # with fsdp over all 4,096 a device's part of a weight is one column: a tenth more cycles (docs/log.md)
-    _data_parallel("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=64),
+    _sharded("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=64),
     Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "pretrain.global_batch_size=256")),
-    _data_parallel("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
+    _sharded("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
     Row("llama3_8b_v6e_256", "v6e:16x16"),
     Row("llama3_8b_128k_v5p_128", "v5p:4x4x4"),
     Row("llama3_70b_v6e_256", "v6e:16x16"),
-    _data_parallel("llama3_8b_v5p_128", "v5p:8x8x8", 512, 1, "model=llama3_1_405b", "pretrain.remat={}"),
+    _sharded("llama3_8b_v5p_128", "v5p:8x8x8", 512, 1, "model=llama3_1_405b", "pretrain.remat={}"),
+    _sharded("llama3_8b_v5p_128", "v5p:4x4x4", 64, 1, "model=gemma3_27b"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=qwen3_30b_a3b",)),
+    Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=gpt_oss_20b",)),
+    _sharded("mixtral_8x7b_v5p_128", "v5p:4x4x4", 64, 2, "model=gpt_oss_120b", OFFLOADED, expert=16),
+    _sharded("mixtral_8x7b_v5p_128", "v5p:8x8x8", 512, 2, "model=qwen3_235b_a22b", OFFLOADED, expert=32),
+    Row("deepseek_v3_v5p_1024", "v5p:8x8x8"),
+    _preset("llama2_7b", "v5e:8x8", 64, seq_len=4096),
+    _preset("mistral_7b", "v6e:8x8", 64),
+    _preset("qwen2_5_7b", "v5e:8x8", 64),
+    _preset("qwen3_8b", "v6e:8x8", 64),
+    _preset("olmo2_7b", "v5p:2x4x4", 32, seq_len=4096),
+    _preset("gemma2_9b", "v5p:2x4x4", 32),
+    _preset("llama3_2_3b", "v6e:4x4", 16),
+    _preset("smollm3_3b", "v6e:4x4", 16),
+    _preset("gemma2_2b", "v5p:2x2x1", 4),
+    _preset("smollm2_1_7b", "v6e:2x4", 8),
     _preset("llama3_2_1b", "v5e:4x4", 16),
     _preset("gemma3_1b", "v5e:4x4", 16),
     _preset("qwen3_0_6b", "v5e:2x4", 8),
     _preset("qwen2_5_0_5b", "v5e:2x2", 4),
     _preset("smollm2_360m", "v6e:1x1", 1, rows_per_device=2),
-    _data_parallel("smollm2_135m", "v5e:1x1", 1, 4),
-    _data_parallel("smollm2_135m", "v5e:4x4", 16, 4),
+    _sharded("smollm2_135m", "v5e:1x1", 1, 4),
+    _sharded("smollm2_135m", "v5e:4x4", 16, 4),
 )
 
 
