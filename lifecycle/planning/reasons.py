@@ -47,9 +47,11 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Found:
-    """A search's outcome; `pick` is `None` when nothing fits. `rejected` has the best of each kind first."""
+    """A search's outcome; `pick` is `None` when nothing fits, `own` when the run's own setting was not compiled.
+    `rejected` has the best of each kind first."""
 
     pick: Compiled | None
+    own: Compiled | None
     compiled: tuple[Compiled, ...]
     rejected: tuple[Rejected, ...]
     num_candidates: int
@@ -91,6 +93,8 @@ def why(found: Found) -> list[str]:
     pick = found.pick
     lines = [f"{pick.candidate.name}: {step_s(pick.planned) * 1e3:,.1f} ms a step, the fastest of those compiled."]
     lines.append(f"It {_memory_and_traffic(pick.planned)}.")
+    if found.own is not None:
+        lines.append(_against_own(pick, found.own))
     others = [c for c in found.compiled if c is not pick and c.planned.fits]
     if others:
         lines += _against(pick, min(others, key=lambda c: step_s(c.planned)))
@@ -98,6 +102,16 @@ def why(found: Found) -> list[str]:
     if refused:
         lines.append(f"{len(refused)} that should have fitted by arithmetic did not: the compiler found no room.")
     return lines
+
+
+def _against_own(pick: Compiled, own: Compiled) -> str:
+    if own is pick:
+        return "It is the run's own setting."
+    name = f"The run's own setting, {own.candidate.name}"
+    if not own.planned.fits:
+        return f"{name}, does not fit: it needs {own.planned.needs_bytes / 1e9:,.1f} GB."
+    mine, best = step_s(own.planned), step_s(pick.planned)
+    return f"{name}: {mine * 1e3:,.1f} ms, {mine / best:.2f} times the pick's step."
 
 
 def _memory_and_traffic(planned: Planned) -> str:

@@ -35,38 +35,47 @@ type Ranked = list[tuple[Candidate, Forecast]]
 def search(
     topology: Topology,
     model: ModelConfig,
+    mesh: MeshConfig,
     train: LanguageConfig,
     check: Check,
     compile_one: Callable[[Candidate], Planned],
     on_compiled: Callable[[Compiled], None],
     most: int = NUM_COMPILED,
 ) -> Found:
-    """Compiles `most` candidates, the best by arithmetic; `on_compiled` hears of each as soon as it is known.
+    """Compiles `most` candidates, the best by arithmetic, and what the run itself says (`mesh` and `train`), if that
+    should fit; `on_compiled` hears of each as soon as it is known.
 
     A candidate that the compiler refuses does not use up one of the `most`, up to twice that many tries.
     """
     ranked, refused, number = _ranked(topology, model, train, check)
-    order = in_turn(ranked, most)
+    left = in_turn(ranked, most)
     compiled: list[Compiled] = []
     failed: list[Rejected] = []
-    tried = 0
-    for tried, (candidate, expected) in enumerate(order):
-        if sum(c.planned.fits for c in compiled) >= most or tried >= 2 * most:
-            break
+
+    def attempt(candidate: Candidate, expected: Forecast) -> None:
         try:
             compiled.append(Compiled(candidate, expected, compile_one(candidate)))
         except (JaxRuntimeError, ValueError) as error:  # the compiler's, and what tracing refuses
             failed.append(Rejected(candidate.name, "compiler: error", _first_line(error)))
-            continue
-        on_compiled(compiled[-1])
-    else:
-        tried = len(order)
+        else:
+            on_compiled(compiled[-1])
+
+    def is_own(candidate: Candidate) -> bool:
+        settings = (mesh, train.grad_accum, train.remat, train.loss_chunks)
+        return settings == (candidate.mesh, candidate.grad_accum, candidate.remat, candidate.loss_chunks)
+
+    while left and sum(c.planned.fits for c in compiled) < most and len(compiled) + len(failed) < 2 * most:
+        attempt(*left.pop(0))
+    for place, pair in enumerate(left):
+        if is_own(pair[0]):
+            attempt(*left.pop(place))
+            break
+    own = next((c for c in compiled if is_own(c.candidate)), None)
     fitting = sorted((c for c in compiled if c.planned.fits), key=lambda c: step_s(c.planned))
-    pick = fitting[0] if fitting else None
-    rest = sorted(order[tried:], key=lambda pair: pair[1].step_s)
-    behind = [Rejected(c.name, "slower by arithmetic", slower(f, ranked[0][1])) for c, f in rest]
+    left.sort(key=lambda pair: pair[1].step_s)
+    behind = [Rejected(c.name, "slower by arithmetic", slower(f, ranked[0][1])) for c, f in left]
     rejected = (*losers(compiled, fitting), *failed, *behind, *refused)
-    return Found(pick, tuple(compiled), rejected, number, notes(topology))
+    return Found(fitting[0] if fitting else None, own, tuple(compiled), rejected, number, notes(topology))
 
 
 def in_turn(ranked: Ranked, most: int) -> Ranked:

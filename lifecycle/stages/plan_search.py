@@ -39,7 +39,7 @@ def search_and_show(
         return planned_training(config, candidate.mesh, changed(config, candidate).pretrain, own, topology, progress)
 
     try:
-        found = search(topology, config.model, config.pretrain, check, compile_one, done.append)
+        found = search(topology, config.model, config.mesh, config.pretrain, check, compile_one, done.append)
     except KeyboardInterrupt:
         console.print(compiled_table(done))
         raise

@@ -131,7 +131,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     ) -> reasons.Found:
         config = load(name, *words)
         check = checked(config)
-        return search.search(CUBE, config.model, config.pretrain, check, compile_one, on_compiled, most)
+        return search.search(CUBE, config.model, config.mesh, config.pretrain, check, compile_one, on_compiled, most)
 
     return found
 
@@ -265,6 +265,28 @@ def test_where_arithmetic_refuses_everything_nothing_is_compiled(run: Run) -> No
     assert "memory by arithmetic" in reasons.why(found)[0]
 
 
+def test_what_the_run_itself_says_is_compiled_beside_the_best(run: Run) -> None:
+    tried: list[Candidate] = []
+
+    def compile_one(candidate: Candidate) -> Planned:
+        tried.append(candidate)
+        return planned(2.0 if candidate.policy == "nothing" else 1.0)
+
+    found = run(compile_one, "pretrain.remat={}")
+    assert [c.policy == "nothing" for c in tried] == [False, False, False, True]
+    assert found.own is found.compiled[-1]
+    own = "The run's own setting, fsdp=64, grad_accum=1, keeps nothing: 2,000.0 ms, 2.00 times the pick's step."
+    assert reasons.why(found)[2] == own
+    assert len(found.rejected) + 1 == found.num_candidates
+
+    found = run(lambda c: planned(fits=c.policy != "nothing", needs=200 * 10**9), "pretrain.remat={}")
+    assert "does not fit: it needs 200.0 GB" in reasons.why(found)[2]
+
+    best = run(lambda _: planned())
+    assert best.own is best.pick and len(best.compiled) == 3
+    assert reasons.why(best)[2] == "It is the run's own setting."
+
+
 def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
     gb = 10**9
     pick = planned(1.0, needs=60 * gb, sent=40 * gb, exposed_s=0.25)
@@ -273,9 +295,10 @@ def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
     answers = iter([second, pick, last])
     found = run(lambda _: next(answers))
     assert found.pick is not None and found.pick.planned is pick
-    fastest, takes, next_best, terms = reasons.why(found)
+    fastest, takes, own, next_best, terms = reasons.why(found)
     assert "1,250.0 ms" in fastest
     assert "60.0 GB a device and leaves 42.8 GB free" in takes and "collectives move 40.0 GB" in takes
+    assert "own setting, fsdp=64" in own and "1,500.0 ms, 1.20 times the pick's step" in own
     assert "1,500.0 ms" in next_best and "30.0 GB" in next_best and "10.0 GB" in next_best
     assert "spends 500.0 ms less computing, 250.0 ms more waiting for the network" in terms
 
