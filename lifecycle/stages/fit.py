@@ -3,7 +3,7 @@
     uv run python -m lifecycle.stages.fit docs/fit.md
 
 Each row is a plan of the real train step. Plans are kept, so a run that is stopped goes on where it was, and the page
-is written anew after every row. A row takes the compiler 1 to 4 minutes, so all of them up to an hour when all is new;
+is written anew after every row. A row takes the compiler 1 to 10 minutes, so all of them two hours when all is new;
 nothing where nothing has changed.
 """
 
@@ -147,7 +147,7 @@ def _page(lines: list[str]) -> str:
         "Made by `uv run python -m lifecycle.stages.fit docs/fit.md`; do not edit. Memory is the TPU compiler's, for\n"
         "the whole real train step. Times are estimates, as `lifecycle plan` derives and qualifies them: nobody ran\n"
         "these on chips. MFU counts causal attention half. Bytes are decimal. A line is a run of `configs/`, or a\n"
-        "preset of `configs/models/` put in place of such a run's model. What has no line has not been planned.\n\n"
+        "preset of `configs/models/` put in place of such a run's model.\n\n"
         f"Compiled with {made}.\n\n"
     )
     rule = "|" + "---|" * len(COLUMNS)
