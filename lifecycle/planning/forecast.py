@@ -151,14 +151,14 @@ type _Row = tuple[str, tuple[str, ...], float, float]  # kind, axes, bytes of a 
 
 
 def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
-    """Gathered forward and again backward, their gradients scattered; the head once, or in each pass over it. One axis
-    after the other: over an inner one only the part that the outer ones leave."""
+    """Gathered forward and again backward, the head once; their gradients scattered. One axis after the other: over an
+    inner one only the part that the outer ones leave."""
     mesh, found = candidate.mesh, dict[tuple[str, tuple[str, ...], int], float]()
     head = "embed" if model.tie_embeddings else "head"
     for w in weights(model):
         if not (axes := w.gathered_over(mesh)) or (w.is_moe is None and w.name != head):
             continue
-        gathers = 2 if w.is_moe is not None or candidate.loss_chunks > 1 else 1
+        gathers = 2 if w.is_moe is not None else 1
         size = COMPUTE_BYTES * w.size / w.ways(mesh, is_gathered=True)
         for axis in axes:
             for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1)):

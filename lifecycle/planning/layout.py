@@ -187,11 +187,13 @@ def _layer_bytes(model: ModelConfig, candidate: Candidate, part: Part, is_moe: b
 
 
 def _loss_bytes(model: ModelConfig, candidate: Candidate, part: Part) -> float:
-    """The head, its gradient, and a block's logits with their gradient; or the same of a part of the vocabulary."""
+    """The head, its gradient, and a block's logits with their gradient; or, beside the head, the latter two of a part
+    of the vocabulary."""
     vocab = model.vocab_size / candidate.mesh.tensor / candidate.loss_chunks
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
     logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab
     if candidate.loss_chunks > 1:
-        return part.tokens * logits + 2 * COMPUTE_BYTES * head + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
+        heads = (candidate.loss_chunks + 2) * COMPUTE_BYTES * head
+        return part.tokens * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
     block = min(BLOCK["bfloat16"], part.tokens)
     return block * logits + (COMPUTE_BYTES + FLOAT_BYTES) * head + 2 * COMPUTE_BYTES * hidden

@@ -78,7 +78,9 @@ GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
 
 def objective_of(name: str, config: ModelConfig) -> Objective:
-    return partial(next_token, config, remat={}) if name == "next_token" else partial(dpo, config, PREFER)
+    if name == "dpo":
+        return partial(dpo, config, PREFER)
+    return partial(next_token, config, remat={}, loss_chunks=4 if name == "next_token in chunks" else 1)
 
 
 @cache
@@ -90,7 +92,8 @@ def first_step(
     shardings = state_shardings(config, GRADIENT, mesh)
     state = init_state(config, GRADIENT, shardings, jax.random.key(0))
     step = make_train_step(objective_of(objective, config), GRADIENT, mesh, shardings, 2, config.bias_rate)
-    host = next(one_epoch(rows_of(Settings(objective=objective)), global_batch_size=16))
+    rows = rows_of(Settings(objective="dpo" if objective == "dpo" else "next_token"))
+    host = next(one_epoch(rows, global_batch_size=16))
     state, metrics = step(state, place_batch(host, mesh))
     metrics = {key: float(value) for key, value in metrics.items()}
     return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
@@ -100,6 +103,13 @@ def first_step(
 def test_a_ring_gives_the_loss_and_gradients_of_one_device(model: str) -> None:
     """Windows, segments, sinks and rematerialisation, keys and values travelling round the context axis."""
     require_equal(first_step(f"{model} ring", fsdp=2, context=4), first_step(model))
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 2, "context": 2}])
+@pytest.mark.parametrize("model", ["dense", "projection"])
+def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
+    """Of a head that is the embedding, and of one of its own under a soft cap, gathered chunk by chunk."""
+    require_equal(first_step(model, objective="next_token in chunks", **axes), first_step(model))
 
 
 def name_of(axes: dict[str, int]) -> str:
