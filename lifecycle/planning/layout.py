@@ -193,7 +193,8 @@ def _loss_bytes(model: ModelConfig, candidate: Candidate, part: Part) -> float:
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
     logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab
     if candidate.loss_chunks > 1:
-        heads = (candidate.loss_chunks + 2) * COMPUTE_BYTES * head
+        waiting = candidate.loss_chunks if ways(candidate.mesh, "embed") > 1 else 0  # of a head that is gathered
+        heads = (waiting + 2) * COMPUTE_BYTES * head
         return part.tokens * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
     block = min(BLOCK["bfloat16"], part.tokens)
     return block * logits + (COMPUTE_BYTES + FLOAT_BYTES) * head + 2 * COMPUTE_BYTES * hidden
