@@ -86,8 +86,8 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "axes"),
-    [("dense", {"fsdp": 2, "context": 2, "tensor": 2}), ("experts", {"fsdp": 2, "expert": 2, "tensor": 2}),
-     ("experts", {"stage": 2, "fsdp": 4}), ("latent", {"replica": 2, "fsdp": 4})],
+    [("experts", {"fsdp": 2, "expert": 2, "tensor": 2}), ("dense", {"stage": 2, "fsdp": 4}),
+     ("latent", {"fsdp": 4, "context": 2})],
 )  # fmt: skip
 def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of random gradients, for stacks of layers that divide by the devices and for those that do not."""
