@@ -66,10 +66,9 @@ def search(
 
     while left and sum(c.planned.fits for c in compiled) < most and len(compiled) + len(failed) < 2 * most:
         attempt(*left.pop(0))
-    for place, pair in enumerate(left):
-        if is_own(pair[0]):
-            attempt(*left.pop(place))
-            break
+    if (mine := next((pair for pair in left if is_own(pair[0])), None)) is not None:
+        left.remove(mine)
+        attempt(*mine)
     own = next((c for c in compiled if is_own(c.candidate)), None)
     fitting = sorted((c for c in compiled if c.planned.fits), key=lambda c: step_s(c.planned))
     left.sort(key=lambda pair: pair[1].step_s)

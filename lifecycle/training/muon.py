@@ -40,31 +40,28 @@ def scale_by_muon(momentum: float, mesh: AnyMesh) -> optax.GradientTransformatio
     """Nesterov momentum, orthogonalised; leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
     laid over `mesh` like the parameters that their paths name."""
 
-    def init(params: Params) -> MuonState:
+    def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Params, state: MuonState, params: Params | None = None) -> tuple[Params, MuonState]:
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[Params, MuonState]:
         del params
-        average = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, grads)
-        ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, average, grads)
+        average = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, updates)
+        ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, average, updates)
         return directions(ahead), MuonState(average)
 
     def directions(ahead: Params) -> Params:
-        axes = jax.tree_util.tree_map_with_path(
-            lambda path, _: logical_axes_of(tuple(entry.key for entry in path)), ahead
-        )
-        specs = jax.tree.map(lambda names: spec("layers", *names), axes, is_leaf=_is_names)
+        specs = jax.tree_util.tree_map_with_path(lambda path, _: spec("layers", *_axes(path)), ahead)
 
         def local(parts: Params) -> Params:
-            return jax.tree.map(_direction, parts, axes)
+            return jax.tree_util.tree_map_with_path(lambda path, part: _direction(part, _axes(path)), parts)
 
         return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(ahead)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformation(init, update)
 
 
-def _is_names(x: Any) -> bool:
-    return isinstance(x, tuple)
+def _axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
+    return logical_axes_of(tuple(entry.key for entry in path))
 
 
 def _direction(

@@ -102,7 +102,7 @@ def first_step(
 @pytest.mark.parametrize("model", ["dense", "projection"])
 def test_a_ring_gives_the_loss_and_gradients_of_one_device(model: str) -> None:
     """Windows, segments, sinks and rematerialisation, keys and values travelling round the context axis."""
-    require_equal(first_step(f"{model} ring", fsdp=2, context=4), first_step(model))
+    assert_equal(first_step(f"{model} ring", fsdp=2, context=4), first_step(model))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_ring_gives_the_loss_and_gradients_of_one_device(model: str) -> None:
 )
 def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of a head that is the embedding, and of one of its own under a soft cap, gathered chunk by chunk."""
-    require_equal(first_step(model, objective="next_token in chunks", **axes), first_step(model))
+    assert_equal(first_step(model, objective="next_token in chunks", **axes), first_step(model))
 
 
 def name_of(axes: dict[str, int]) -> str:
@@ -131,7 +131,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("model", "axes"), cases())
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
-    require_equal(first_step(model, **axes), first_step(model))
+    assert_equal(first_step(model, **axes), first_step(model))
 
 
 def pipelines() -> list[Any]:
@@ -145,7 +145,7 @@ def pipelines() -> list[Any]:
 
 @pytest.mark.parametrize(("model", "axes"), pipelines())
 def test_a_pipeline_gives_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
-    require_equal(first_step(model, is_even=True, **axes), first_step(model, is_even=True))
+    assert_equal(first_step(model, is_even=True, **axes), first_step(model, is_even=True))
 
 
 @pytest.mark.slow
@@ -154,10 +154,10 @@ def test_a_pipeline_gives_the_loss_and_gradients_of_one_device(model: str, axes:
 )
 def test_preferences_on_a_pipeline_are_those_of_one_device(model: str, axes: dict[str, int]) -> None:
     step = partial(first_step, model, is_even=True, objective="dpo")
-    require_equal(step(**axes), step())
+    assert_equal(step(**axes), step())
 
 
-def require_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:
+def assert_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:
     metrics, grads, params = step
     expected, exact, updated = on_one_device
     assert metrics == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
