@@ -27,18 +27,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lifecycle.cli.make import start_jax
 from lifecycle.core.config import load_config
 from lifecycle.core.machine import PEAK_SIZE, restart_with_huge_pages
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.parallel.placement import place_batch
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.make import start_jax
 from lifecycle.training.config import PretrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.placement import place_batch
 from lifecycle.training.step import init_state, make_train_step, state_shardings
 
 ROUNDS = 20

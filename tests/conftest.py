@@ -15,3 +15,5 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 settings.register_profile("suite", deadline=None)  # wall time on a busy machine says nothing of the code
 settings.load_profile("suite")
+
+pytest_plugins = ("tests.artifacts",)

@@ -11,17 +11,21 @@ PACKAGE = Path(__file__).parents[1] / "lifecycle"
 # room -> rooms it may import, beside itself
 MAY_IMPORT = {
     "core": "",
+    "parallel": "core",
     "text": "core",
-    "kernels": "core",
     "data": "core text",
-    "model": "core text kernels",
-    "training": "core text kernels data model",
-    "inference": "core text kernels model",
-    "serving": "core text kernels data model inference",
-    "ops": "core text kernels data model training inference",
-    "planning": "core text kernels data model training inference",
-    "stages": "core text kernels data model training inference serving ops planning",
-    "cli": "core text kernels data model training inference serving ops planning stages",
+    "kernels": "core parallel",
+    "model": "core parallel kernels",
+    "weights": "core parallel kernels model",
+    "training": "core parallel text data kernels model weights",
+    "inference": "core parallel text kernels model weights",
+    "evals": "core parallel text data kernels model weights training inference",
+    "serving": "core parallel text kernels model weights inference",
+    "ops": "core parallel text data kernels model weights training inference evals",
+    "report": "core parallel text data kernels model weights training inference evals ops",
+    "planning": "core parallel text data kernels model weights training inference",
+    "stages": "core parallel text data kernels model weights training inference evals serving ops report planning",
+    "cli": "core parallel text data kernels model weights training inference evals serving ops report planning stages",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -73,8 +77,8 @@ def test_every_room_has_its_rule_and_the_rule_has_no_circles() -> None:
         ("training/loop.py", "def f():\n    from lifecycle.inference.engine import Engine"),
         ("inference/engine.py", "import lifecycle.training.step as s"),
         ("ops/gates.py", "from lifecycle import stages"),
-        ("core/mesh.py", "from lifecycle.model.config import ModelConfig"),
-        ("model/weights.py", "import torch.nn"),
+        ("parallel/mesh.py", "from lifecycle.model.config import ModelConfig"),
+        ("weights/published.py", "import torch.nn"),
         ("data/shards.py", "import pickle"),
     ],
 )

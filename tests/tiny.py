@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from lifecycle.core import distributed
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.training.config import OptimizerConfig, PreferConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job

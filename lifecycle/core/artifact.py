@@ -1,9 +1,9 @@
-"""The artefact chain: every stage reads artefacts and writes one, with a manifest.
+"""The artifact chain: every stage reads artifacts and writes one, with a manifest.
 
-An artefact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
+An artifact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
 (stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a
 stage works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an
-artefact, and a stage that was killed finds its own files again and may go on from them.
+artifact, and a stage that was killed finds its own files again and may go on from them.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ LEDGER_EVERY_S = 5.0
 
 
 class ArtifactError(ValueError):
-    """An artefact that is missing, half-written or damaged."""
+    """An artifact that is missing, half-written or damaged."""
 
 
 class Manifest(BaseModel):
-    """What an artefact is, what it was made from, when and at what cost."""
+    """What an artifact is, what it was made from, when and at what cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artefact on disk."""
+    """A finished artifact on disk."""
 
     path: Path
     manifest: Manifest
@@ -71,7 +71,7 @@ class Artifact:
 
 
 def artifact_key(stage: str, config: Mapping[str, Any], input_hashes: Mapping[str, str]) -> str:
-    """The key of the artefact that `stage` makes with this config from these inputs."""
+    """The key of the artifact that `stage` makes with this config from these inputs."""
     return digest({"stage": stage, "config": config, "inputs": dict(input_hashes)})
 
 
@@ -80,10 +80,10 @@ def artifact_path(root: Path, stage: str, key: str) -> Path:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Reads a finished artefact; raises `ArtifactError` if it is missing or its files are not the manifest's."""
+    """Reads a finished artifact; raises `ArtifactError` if it is missing or its files are not the manifest's."""
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise ArtifactError(f"{path}: no finished artefact here (no {MANIFEST}); run the stage that makes it")
+        raise ArtifactError(f"{path}: no finished artifact here (no {MANIFEST}); run the stage that makes it")
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_text(encoding="utf-8"))
     except ValidationError as error:
@@ -98,7 +98,7 @@ def open_artifact(path: Path) -> Artifact:
 
 @dataclass
 class Draft:
-    """An artefact in the making: a stage writes into `path`, then `commit` renames it."""
+    """An artifact in the making: a stage writes into `path`, then `commit` renames it."""
 
     root: Path
     stage: str
@@ -137,7 +137,7 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=wall, cpu_s=cpu,
         )  # fmt: skip
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
-        if self.final_path.exists():  # a damaged artefact of the same key is replaced
+        if self.final_path.exists():  # a damaged artifact of the same key is replaced
             shutil.rmtree(self.final_path)
         self.path.rename(self.final_path)
         return Artifact(self.final_path, manifest)
@@ -178,7 +178,7 @@ def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
 
 
 def content_hash(folder: Path) -> str:
-    """The content hash of an artefact's folder, or the hash over the files of one without a manifest."""
+    """The content hash of an artifact's folder, or the hash over the files of one without a manifest."""
     if (folder / MANIFEST).is_file():
         return open_artifact(folder).content_hash
     return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])

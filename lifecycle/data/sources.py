@@ -78,7 +78,7 @@ def format_of(path: str, source: SourceConfig) -> str:
 
 
 def source_fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Per source: number of files, bytes, and a hash of all paths and contents. For the artefact's key."""
+    """Per source: number of files, bytes, and a hash of all paths and contents. For the artifact's key."""
     totals = {source.name: hashlib.sha256() for source in config.sources}
     counts = {source.name: [0, 0] for source in config.sources}
     for entry in list_files(config):

@@ -6,9 +6,9 @@ from lifecycle.core.artifact import content_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.weights import load_config, load_weights
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.weights.published import load_config, load_weights
 
 
 def load_bundle(folder: Path) -> Model:

@@ -65,7 +65,7 @@ def attention(
     `scale` multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2,
     section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
 
-    Over a row (`mask.row_ways`), TPUs run our flash kernels where heads are whole lanes of 128 and JAX's splash where
+    Over a row (`mask.num_shards`), TPUs run our flash kernels where heads are whole lanes of 128 and JAX's splash where
     they are not (flash would pad them). NVIDIA's GPUs run cuDNN; what it cannot compute (`cudnn.hindrances`) is
     `grouped_attention` while a layer's scores are below 1 GB a device, and refused with `ConfigError` above. All
     else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
@@ -75,7 +75,7 @@ def attention(
     # branch not taken beside a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
     device, chip = platform(), device_kind()
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-    if mask.row_ways is not None and device == "tpu":  # imports that take a second and only TPUs need
+    if mask.num_shards is not None and device == "tpu":  # imports that take a second and only TPUs need
         if q.shape[-1] % 128 == 0 and v.shape[-1] % 128 == 0:
             from lifecycle.kernels.flash import flash_attention
             from lifecycle.kernels.flash_blocks import blocks_of
@@ -86,7 +86,7 @@ def attention(
 
         blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
         return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
-    if mask.row_ways is not None and device == "gpu":
+    if mask.num_shards is not None and device == "gpu":
         hindrances = cudnn.hindrances(q, k, v, soft_cap, sinks)
         if not hindrances:
             return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
@@ -107,7 +107,7 @@ def grouped_attention(
     """Attention in plain products, for any mask on any device; the scores of all keys exist at once. A CPU leaves out
     the keys that no query of a run sees: at least 9 of the quickstart's 217 core-milliseconds a step."""
     seen = mask.dense()
-    if platform() != "cpu" or mask.row_ways != 1:
+    if platform() != "cpu" or mask.num_shards != 1:
         return _at_once(q, k, v, seen, scale, soft_cap, sinks)
     seen = jax.lax.optimization_barrier(seen)  # made once: else every layer's selection compares positions again
     runs = causal_runs(q.shape[1], mask.window)

@@ -16,8 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import gather, index, maximum, scatter_sum, shared_sum, total, ways
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.parallel.collectives import (
+    all_gather,
+    axis_index,
+    axis_size,
+    pmax,
+    psum,
+    psum_identity_grad,
+    reduce_scatter,
+)
 
 # Positions in a block. 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower. An
 # accelerator's matrix unit wants many rows, and each block reads and writes the gradient's accumulator once; with 4096
@@ -50,12 +58,12 @@ def _unblocked(blocks: Array, length: int) -> Array:
 
 def _is_target(head: Array, targets: Array) -> Array:
     """Which of this device's logits is the target's, `[*rows, V]`; none where another device has it."""
-    return jnp.arange(head.shape[0]) == (targets - index("vocab") * head.shape[0])[..., None]
+    return jnp.arange(head.shape[0]) == (targets - axis_index("vocab") * head.shape[0])[..., None]
 
 
 def _chosen(logits: Array, head: Array, targets: Array) -> Array:
     """This device's part of the targets' logits: zero where another device has it."""
-    if ways("vocab") == 1:
+    if axis_size("vocab") == 1:
         return jnp.take_along_axis(logits, targets[..., None], axis=-1)
     return jnp.where(_is_target(head, targets), logits, 0.0).sum(-1, keepdims=True)
 
@@ -63,15 +71,15 @@ def _chosen(logits: Array, head: Array, targets: Array) -> Array:
 @partial(jax.checkpoint, static_argnums=3)  # the backward pass makes a block's logits again rather than keep them all
 def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
     logits = project(hidden, head, soft_cap)
-    top = maximum(logits.max(-1, keepdims=True), "vocab")
-    norm = total(jnp.exp(logits - top).sum(-1, keepdims=True), "vocab")
-    return (total(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
+    top = pmax(logits.max(-1, keepdims=True), "vocab")
+    norm = psum_identity_grad(jnp.exp(logits - top).sum(-1, keepdims=True), "vocab")
+    return (psum_identity_grad(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
 
 
 def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
     """The head in the compute dtype, whole in `d_model`. Parts are joined along their first dimension: along the
     second the TPU compiler copies the whole into order."""
-    return gather(table.astype(dtype).T, "embed", 0).T
+    return all_gather(table.astype(dtype).T, "embed", 0).T
 
 
 def token_logprobs(
@@ -81,7 +89,7 @@ def token_logprobs(
     soft_cap: float | None = None,
 ) -> Float[Array, "B T"]:
     """Log-probability of each target; differentiable in `hidden` and `table`."""
-    return _logprobs(gather(hidden, "norm_seq", 1), _gathered(table, hidden.dtype), targets, soft_cap)
+    return _logprobs(all_gather(hidden, "norm_seq", 1), _gathered(table, hidden.dtype), targets, soft_cap)
 
 
 def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
@@ -106,7 +114,7 @@ def cross_entropy(
     is computed twice, and no gradient of the whole head's size takes memory (for 70B parameters and a vocabulary of
     128,256 it takes 6 GB a device, in float32 and in the compute dtype).
     """
-    return _cross_entropy(gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
+    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
 
 
 def _block_loss(
@@ -114,10 +122,10 @@ def _block_loss(
 ) -> tuple[Array, Array]:
     """One block's loss and the gradient of it in the logits."""
     logits = project(hidden, head, soft_cap)
-    top = maximum(logits.max(-1, keepdims=True), "vocab")
+    top = pmax(logits.max(-1, keepdims=True), "vocab")
     exps = jnp.exp(logits - top)
-    norm = shared_sum(exps.sum(-1, keepdims=True), "vocab")
-    chosen = shared_sum(_chosen(logits, head, targets), "vocab")
+    norm = psum(exps.sum(-1, keepdims=True), "vocab")
+    chosen = psum(_chosen(logits, head, targets), "vocab")
     weights = weights[..., None]
     grad = exps * (weights / norm) - jnp.where(_is_target(head, targets), weights, 0.0)
     if soft_cap is not None:
@@ -137,7 +145,7 @@ def _with_gradient(
 ) -> tuple[Array, tuple[Array, Array]]:
     if chunks > 1:
         return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks)
-    head, is_cut = _gathered(table, hidden.dtype), ways("embed") > 1
+    head, is_cut = _gathered(table, hidden.dtype), axis_size("embed") > 1
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
@@ -157,7 +165,7 @@ def _with_gradient(
     blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
     (loss, grad_head), grad_blocks = jax.lax.scan(step, zero, blocks)
     # rounded like all gathered weights' gradients before they cross the network
-    grad_table = scatter_sum(grad_head.astype(hidden.dtype), "embed", 1) if is_cut else grad_head.T
+    grad_table = reduce_scatter(grad_head.astype(hidden.dtype), "embed", 1) if is_cut else grad_head.T
     return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_table.astype(table.dtype))
 
 
@@ -168,8 +176,8 @@ def _in_two_passes(
     again and what follows from them. A head that is cut is gathered once and waits in the compute dtype; its gradient
     is never whole."""
     rows, ids, scale = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1, 1)
-    parts, is_cut = table.reshape(chunks, -1, table.shape[1]), ways("embed") > 1
-    firsts = index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
+    parts, is_cut = table.reshape(chunks, -1, table.shape[1]), axis_size("embed") > 1
+    firsts = axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
 
     def is_target(first: Array) -> Array:
         return jnp.arange(parts.shape[1]) == (ids - first)[:, None]
@@ -184,9 +192,9 @@ def _in_two_passes(
 
     zeros = jnp.zeros((rows.shape[0], 1), jnp.float32)
     (top, norm, chosen), heads = jax.lax.scan(normalise, (zeros - jnp.inf, zeros, zeros), (parts, firsts))
-    highest = maximum(top, "vocab")
-    log_norm = jnp.log(shared_sum(norm * jnp.exp(top - highest), "vocab")) + highest
-    loss = (scale * (log_norm - shared_sum(chosen, "vocab"))).sum()
+    highest = pmax(top, "vocab")
+    log_norm = jnp.log(psum(norm * jnp.exp(top - highest), "vocab")) + highest
+    loss = (scale * (log_norm - psum(chosen, "vocab"))).sum()
 
     def differentiate(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         part, first = chunk
@@ -198,7 +206,7 @@ def _in_two_passes(
         grad = grad.astype(hidden.dtype)
         grad_rows += jnp.dot(grad, head, preferred_element_type=jnp.float32)
         grad_head = jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=hidden.dtype)
-        return grad_rows, scatter_sum(grad_head, "embed", 1)
+        return grad_rows, reduce_scatter(grad_head, "embed", 1)
 
     grad_rows, grad_parts = jax.lax.scan(
         differentiate, jnp.zeros(rows.shape, jnp.float32), (heads if is_cut else parts, firsts)

@@ -60,14 +60,14 @@ def _max_head_dim() -> int:
 def cudnn_attention(
     q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], v: Float[Array, "B S K Dv"], mask: Mask, *, scale: float
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `row_ways` and inputs without `hindrances`.
+    """`attention` for a mask with `num_shards` and inputs without `hindrances`.
 
     Values narrower than keys (latent attention) are filled up with zeros, which JAX's entry asks for.
     """
-    assert mask.row_ways is not None, "cuDNN's causal mask needs the queries of a row"
+    assert mask.num_shards is not None, "cuDNN's causal mask needs the queries of a row"
     value_dim = v.shape[-1]
     v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - value_dim)])
-    is_row = mask.row_ways == 1
+    is_row = mask.num_shards == 1
     is_plain = is_row and mask.query_segments is None
     window = None if mask.window is None or not is_row else (mask.window - 1, 0)
     out = jax.nn.dot_product_attention(

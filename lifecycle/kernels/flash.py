@@ -14,12 +14,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lifecycle.core import collectives
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.flash_backward import backward
 from lifecycle.kernels.flash_blocks import LANES, LOG2_E, Blocks, Plan, Segments
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
+from lifecycle.parallel import collectives
 
 
 def flash_attention(
@@ -34,17 +34,17 @@ def flash_attention(
     blocks: Blocks,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `row_ways`.
+    """`attention` for a mask with `num_shards`.
 
     Over more than one way it is called inside a manual `shard_map`. Lengths are padded to whole blocks and heads to
     whole lanes of 128, both by copies. `interpret` runs the kernels' Python on a CPU.
     """
-    assert mask.row_ways is not None, "the kernels need positions that are known when the program is made"
+    assert mask.num_shards is not None, "the kernels need positions that are known when the program is made"
     batch, length, num_heads, _ = q.shape
-    assert length * mask.row_ways == k.shape[1]
+    assert length * mask.num_shards == k.shape[1]
     lanes = [-(-x.shape[-1] // LANES) * LANES for x in (k, v)]
     plan = Plan(
-        num_heads, k.shape[2], lanes[0], lanes[1], k.shape[1], mask.row_ways, mask.window, scale, soft_cap, blocks,
+        num_heads, k.shape[2], lanes[0], lanes[1], k.shape[1], mask.num_shards, mask.window, scale, soft_cap, blocks,
         interpret,
     )  # fmt: skip
     segments = None
@@ -98,7 +98,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def _device(plan: Plan) -> Array | int:
-    return collectives.index("seq") if plan.ways > 1 else 0
+    return collectives.axis_index("seq") if plan.num_shards > 1 else 0
 
 
 def _forward(

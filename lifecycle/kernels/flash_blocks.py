@@ -18,7 +18,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from lifecycle.core.typing import Array, Int
-from lifecycle.kernels.mask import MASKED, row_order
+from lifecycle.kernels.mask import MASKED
+from lifecycle.parallel.placement import row_order
 
 type Ref = Any  # a kernel's view of an array in VMEM or scalar memory; Pallas has no public type for it
 type Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
@@ -85,7 +86,7 @@ class Plan:
     key_dim: int  # as the kernels see it: whole lanes
     value_dim: int
     keys: int  # real length of a row's keys
-    ways: int
+    num_shards: int
     window: int | None
     scale: float
     soft_cap: float | None
@@ -98,12 +99,12 @@ class Plan:
 
     @property
     def chunks(self) -> int:
-        return 1 if self.ways == 1 else 2
+        return 1 if self.num_shards == 1 else 2
 
     @property
     def chunk(self) -> int:
         """Real length of a piece."""
-        return self.keys // self.ways // self.chunks
+        return self.keys // self.num_shards // self.chunks
 
     @property
     def q(self) -> Fit:
@@ -131,13 +132,13 @@ def _part(size: int, most: int) -> int:
 
 @cache
 def starts(plan: Plan) -> np.ndarray:
-    """`[ways, query blocks]`: the position of each block's first query."""
-    order = row_order(plan.keys, plan.ways).reshape(plan.ways, plan.chunks, plan.chunk)
-    return (order[..., :1] + np.arange(plan.q.num) * plan.q.block).reshape(plan.ways, -1).astype(np.int32)
+    """`[num_shards, query blocks]`: the position of each block's first query."""
+    order = row_order(plan.keys, plan.num_shards).reshape(plan.num_shards, plan.chunks, plan.chunk)
+    return (order[..., :1] + np.arange(plan.q.num) * plan.q.block).reshape(plan.num_shards, -1).astype(np.int32)
 
 
 def _seen(plan: Plan) -> np.ndarray:
-    """`[ways, query blocks, key blocks]`: whether any query sees any key by their positions."""
+    """`[num_shards, query blocks, key blocks]`: whether any query sees any key by their positions."""
     low = starts(plan)[..., None]
     real = np.minimum(plan.q.block, plan.chunk - np.arange(plan.q.num) * plan.q.block)  # without padding
     top = low + np.tile(real, plan.chunks)[:, None] - 1
@@ -148,7 +149,7 @@ def _seen(plan: Plan) -> np.ndarray:
 
 @cache
 def forward_steps(plan: Plan) -> np.ndarray:
-    """`[ways, 3, steps]`: rows QUERY, KEY, FLAGS; query block by query block."""
+    """`[num_shards, 3, steps]`: rows QUERY, KEY, FLAGS; query block by query block."""
     lists = []
     for seen in _seen(plan):
         query, key = np.nonzero(seen)
@@ -159,8 +160,8 @@ def forward_steps(plan: Plan) -> np.ndarray:
 
 @cache
 def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
-    """`[ways, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from `blocks[0]`
-    to `blocks[1]`.
+    """`[num_shards, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from
+    `blocks[0]` to `blocks[1]`.
 
     NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them lies
     in the output's window: that which is done next, else the one done last, so each is written once, when it is whole.

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core import collectives
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
+from lifecycle.parallel import collectives
 
 BLOCK = 512  # keys at once, at most
 
@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     """What is known when the program is made."""
 
     axes: tuple[str, ...]
-    ways: int
+    num_shards: int
     window: int | None
     soft_cap: float | None
 
@@ -79,7 +79,7 @@ def ring_attention(
         sinks = jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, -1), (1, length, 1)).reshape(groups, -1, 1)
     segments = mask.key_segments if mask.key_segments is not None else jnp.zeros_like(mask.key_positions)
     part = Part(k.swapaxes(1, 2), v.swapaxes(1, 2), mask.key_positions, segments)
-    settings = Settings(collectives.axes_of("seq"), collectives.ways("seq"), mask.window, soft_cap)
+    settings = Settings(collectives.axes_of("seq"), collectives.axis_size("seq"), mask.window, soft_cap)
     out = _ring(rows, part, sinks, settings)
     out = out.reshape(batch, groups, length, -1, v.shape[-1]).swapaxes(1, 2)
     return out.reshape(batch, length, heads, v.shape[-1])
@@ -106,7 +106,7 @@ def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> t
         )
         return (coming, found), None
 
-    (_, ended), _ = jax.lax.scan(hop, (part, start), None, length=settings.ways)
+    (_, ended), _ = jax.lax.scan(hop, (part, start), None, length=settings.num_shards)
     top, total, out = (jnp.concatenate(x, axis=2) for x in zip(*ended, strict=True))
     out = checkpoint_name((out / total).astype(q.dtype), OUT_NAME)
     log_sum = checkpoint_name(top + jnp.log(total), OUT_NAME)
@@ -133,7 +133,7 @@ def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Par
         on_board = _next([_unblock(x) for x in blocks[1:]], settings)
         return (coming, on_board, tuple(sums)), None
 
-    (_, (grad_k, grad_v), grad_q), _ = jax.lax.scan(hop, start, None, length=settings.ways)
+    (_, (grad_k, grad_v), grad_q), _ = jax.lax.scan(hop, start, None, length=settings.num_shards)
     grad_part = Part(grad_k.astype(part.k.dtype), grad_v.astype(part.v.dtype), None, None)  # type: ignore[arg-type]
     grad_sinks = None if sinks is None else -(jnp.exp(sinks - log_sum) * inner).sum(0)
     return jnp.concatenate(grad_q, axis=2).astype(q.dtype), grad_part, grad_sinks
@@ -213,9 +213,9 @@ def _split(x: Array, axis: int = -2) -> tuple[Array, ...]:
 
 def _next[T](tree: T, settings: Settings) -> T:
     """What the device before this one holds."""
-    if settings.ways == 1:
+    if settings.num_shards == 1:
         return tree
-    hops = [(i, (i + 1) % settings.ways) for i in range(settings.ways)]
+    hops = [(i, (i + 1) % settings.num_shards) for i in range(settings.num_shards)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, settings.axes, hops), tree)
 
 

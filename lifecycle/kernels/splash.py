@@ -20,9 +20,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel im
 )
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from lifecycle.core import collectives
 from lifecycle.core.typing import Array, Float
-from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
+from lifecycle.kernels.mask import OUT_NAME, Mask
+from lifecycle.parallel import collectives
+from lifecycle.parallel.placement import row_order
 
 LANES = 128  # a block's length is a multiple of it
 
@@ -53,7 +54,7 @@ def blocks_of(chip: str, head_dim: int) -> Blocks:
 class Schedule(NamedTuple):
     """Which block of the other side each step of a kernel's grid loads, and whether it computes; one per device."""
 
-    block: np.ndarray  # [ways, 1, query blocks, key steps], or [ways, 1, query steps, key blocks] for dk and dv
+    block: np.ndarray  # [shards, 1, query blocks, key steps], or [shards, 1, query steps, key blocks] for dk and dv
     runs: np.ndarray
 
 
@@ -69,11 +70,11 @@ def splash_attention(
     blocks: Blocks,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `row_ways`; lengths are padded to whole blocks.
+    """`attention` for a mask with `num_shards`; lengths are padded to whole blocks.
 
     Over more than one way it is called inside a manual `shard_map`. `interpret` runs the kernels' Python on a CPU.
     """
-    assert mask.row_ways is not None, "splash needs positions that are known when the program is made"
+    assert mask.num_shards is not None, "splash needs positions that are known when the program is made"
     lengths = q.shape[1], k.shape[1]
     q = q if scale == 1 else q * scale  # a pass over memory that a caller saves by scaling with the rotation
     fit_q, fit_kv = _fit(lengths[0], blocks.q), _fit(lengths[1], blocks.kv)
@@ -115,11 +116,11 @@ def _kernel(
     lengths: tuple[int, int], mask: Mask, blocks: Blocks, soft_cap: float | None, interpret: bool
 ) -> SplashAttentionKernel:
     """The kernel of this device's queries."""
-    ways = mask.row_ways
-    assert ways is not None and lengths[0] * ways == lengths[1]
+    num_shards = mask.num_shards
+    assert num_shards is not None and lengths[0] * num_shards == lengths[1]
     q, kv = _fit(lengths[0], blocks.q), _fit(lengths[1], blocks.kv)
-    infos = _infos(lengths, ways, mask.window, q.block, kv.block)
-    device = collectives.index("seq") if ways > 1 else 0
+    infos = _infos(lengths, num_shards, mask.window, q.block, kv.block)
+    device = collectives.axis_index("seq") if num_shards > 1 else 0
     forward, dq, dkv = jax.tree.map(lambda x: jnp.asarray(x)[device], infos)
     compute = max(size for size in range(LANES, kv.block + 1, LANES) if kv.block % size == 0 and size <= blocks.compute)
     sizes = BlockSizes(
@@ -156,13 +157,13 @@ def _sees(window: int | None) -> Callable[[Array, Array], Array]:
 
 @cache
 def _infos(
-    lengths: tuple[int, int], ways: int, window: int | None, block_q: int, block_kv: int
+    lengths: tuple[int, int], num_shards: int, window: int | None, block_q: int, block_kv: int
 ) -> tuple[MaskInfo, MaskInfo, MaskInfo]:
     """The kernels' schedules (forward, dq, dk and dv), each array with a leading axis of devices."""
     fit_q, fit_kv = _fit(lengths[0], block_q), _fit(lengths[1], block_kv)
-    positions = row_order(lengths[1], ways).reshape(ways, -1)
+    positions = row_order(lengths[1], num_shards).reshape(num_shards, -1)
     positions = np.pad(positions, [(0, 0), (0, fit_q.length - lengths[0])], mode="edge").astype(np.int32)
-    seen = _seen_blocks(positions.reshape(ways, -1, block_q), fit_kv.length // block_kv, block_kv, window)
+    seen = _seen_blocks(positions.reshape(num_shards, -1, block_q), fit_kv.length // block_kv, block_kv, window)
     info = partial(MaskInfo, mask_next=None, partial_mask_blocks=None, q_sequence=positions)
     along_keys, along_queries = _packed(seen), _packed(seen.swapaxes(1, 2))
     forward = info(data_next=along_keys.block, block_mask=along_keys.runs)
@@ -171,7 +172,7 @@ def _infos(
 
 
 def _seen_blocks(positions: np.ndarray, num_kv: int, block_kv: int, window: int | None) -> np.ndarray:
-    """`[ways, query blocks, key blocks]`: whether any query of a block can see any key of the other."""
+    """`[num_shards, query blocks, key blocks]`: whether any query of a block can see any key of the other."""
     first = np.arange(num_kv) * block_kv
     seen = positions.max(-1)[..., None] >= first
     return seen if window is None else seen & (first + block_kv > positions.min(-1)[..., None] - window + 1)

@@ -2,7 +2,7 @@
 
 `flax.nnx` defines the layers and their initial values and stays out of the hot path: modules are split once into a
 static definition and a tree of arrays, and merged only inside a trace. Layers that are alike are stacked on a leading
-axis and applied by `jax.lax.scan` (`model/stacks.py`); on disk every layer has its own names (`model/names.py`).
+axis and applied by `jax.lax.scan` (`model/stacks.py`); on disk every layer has its own names (`weights/names.py`).
 """
 
 from collections.abc import Callable
@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lifecycle.core.collectives import exchange, gather, index, scatter_sum, ways
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int, PRNGKeyArray
 from lifecycle.kernels.cross_entropy import project
-from lifecycle.kernels.mask import Mask, row_order
+from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.block import Aux, Block, Trunk
 from lifecycle.model.cache import KVCache
@@ -27,6 +26,8 @@ from lifecycle.model.layers import Positions, whole_row
 from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.stacks import LayerGroup, layer_groups
+from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter
+from lifecycle.parallel.placement import row_order
 
 type Params = dict[str, Any]
 type Places = dict[LayerKind, Positions]
@@ -145,13 +146,13 @@ def forward_train(
     order of `row_order`; the hidden states' positions are cut over `norm_seq` as well, and their rows are `own_rows` of
     a pipeline.
     """
-    parts = ways("seq")
-    order = jnp.asarray(row_order(tokens.shape[1] * parts, parts)).reshape(parts, -1)[index("seq")]
+    parts = axis_size("seq")
+    order = jnp.asarray(row_order(tokens.shape[1] * parts, parts)).reshape(parts, -1)[axis_index("seq")]
     queries = jnp.broadcast_to(order, tokens.shape)
     keys = jnp.broadcast_to(jnp.arange(tokens.shape[1] * parts), (tokens.shape[0], tokens.shape[1] * parts))
-    mask = Mask(queries, keys, segment_ids, row_ways=parts)
+    mask = Mask(queries, keys, segment_ids, num_shards=parts)
     if segment_ids is not None:
-        mask = Mask(queries, keys, segment_ids, whole_row(segment_ids, mask), row_ways=parts)
+        mask = Mask(queries, keys, segment_ids, whole_row(segment_ids, mask), num_shards=parts)
     hidden, aux, _ = _run(config, params, tokens, positions, mask, None, remat)
     return hidden, aux
 
@@ -180,7 +181,7 @@ def _run(
 ) -> tuple[Array, dict[str, Aux], KVCache | None]:
     places = _places(config, positions, mask)
     x = embed(config, params["embed"], tokens)
-    if ways("layers") > 1:
+    if axis_size("layers") > 1:
         x, aux = _run_stages(config, params["blocks"], x, positions, mask, remat)
     else:
         x, aux, cache = _run_layers(config, params["blocks"], x, places, cache, remat, partial(_gathered, config))
@@ -270,7 +271,7 @@ def _run_group(group: LayerGroup, layers: list[Layer], blocks: Params, carry: An
             found.append(aux)
         return (x, cache), found
 
-    stacks, repeats = [blocks[name] for name in group.stacks], group.repeats // ways("layers")
+    stacks, repeats = [blocks[name] for name in group.stacks], group.repeats // axis_size("layers")
     numbers = group.first + group.period * jnp.arange(repeats)
     is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
     return jax.lax.scan(period, carry, (stacks, numbers), unroll=repeats if is_short else 1)
@@ -292,7 +293,7 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
         array = array if keys[-1] in KEPT_IN_FLOAT32 else _rounded(array, dtype)
         axes = logical_axes_of(keys)
         for dim, logical in enumerate(axes, start=array.ndim - len(axes)):
-            array = gather(array, logical, dim) if logical in GATHERED else array
+            array = all_gather(array, logical, dim) if logical in GATHERED else array
         return array
 
     return jax.tree_util.tree_map_with_path(weight, weights)
@@ -316,15 +317,15 @@ def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B
     Where the table is cut in `d_model`, each device looks up its columns for the tokens of all and they are exchanged:
     for 16,384 tokens of 4,096 dimensions an eighth of the bytes of gathering a table of 128,256 rows.
     """
-    tokens = gather(tokens[None], "embed", 0)
-    if ways("vocab") > 1:
-        tokens = tokens - index("vocab") * table.shape[0]
+    tokens = all_gather(tokens[None], "embed", 0)
+    if axis_size("vocab") > 1:
+        tokens = tokens - axis_index("vocab") * table.shape[0]
         is_here = (tokens >= 0) & (tokens < table.shape[0])
         rows = jnp.where(is_here[..., None], table[jnp.where(is_here, tokens, 0)], 0.0)
     else:
         rows = table[tokens]
-    rows = exchange(rows.astype(compute_dtype(config)), "embed", 0, 3)[0]
-    rows = scatter_sum(rows, "norm_seq", 1)
+    rows = all_to_all(rows.astype(compute_dtype(config)), "embed", 0, 3)[0]
+    rows = reduce_scatter(rows, "norm_seq", 1)
     return rows * jnp.asarray(config.d_model**0.5, rows.dtype) if config.use_embed_scale else rows
 
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import axes_of, exchange, gather, maximum, ways
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.parallel.collectives import all_gather, all_to_all, axes_of, axis_size, pmax
 
 # Rows of a receiver's buffer in the first round, in units of an even load. A further round reads all expert weights
 # again, so it should be rare; but the largest arrays of the layer have this many rows, and so has elementwise work.
@@ -67,15 +67,15 @@ def buffer_room(num_tokens: int, per_token: int, experts_here: int, peers: int) 
 
 def all_counts(load: Int[Array, " E"]) -> Int[Array, "W W X"]:
     """Rows from each device to each expert of each device."""
-    peers = ways("experts")
-    return gather(load[None], "experts", 0).reshape(peers, peers, -1)
+    peers = axis_size("experts")
+    return all_gather(load[None], "experts", 0).reshape(peers, peers, -1)
 
 
 def further_rounds(counts: Int[Array, "W W X"], room: Room) -> Int[Array, ""]:
     """Rounds after the first until the last row has come; the same on all devices of a slice, so that none goes on to
     its next collective while its neighbour is in this loop."""
     left = jnp.maximum(counts.sum(axis=(0, 2)).max() - room.first, 0)
-    return maximum(maximum(-(-left // room.further), "embed"), "norm_seq")
+    return pmax(pmax(-(-left // room.further), "embed"), "norm_seq")
 
 
 def round_slices(counts: Int[Array, "W W X"], low: Array | int, rows: int, me: Array | int) -> Slices:
@@ -151,13 +151,13 @@ def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
     def turn(number: Array, out: Array) -> Array:
         own = jax.vmap(partial(_looked_up, number * block + jnp.arange(block)))
         rows, _ = own(packed, slices.send_sizes, slices.send_starts)
-        arrived = exchange(x[rows], "experts", 0, 0).reshape(peers * block, *x.shape[1:])
+        arrived = all_to_all(x[rows], "experts", 0, 0).reshape(peers * block, *x.shape[1:])
         is_now = is_filled & (place // block == number)
         taken = arrived[jnp.where(is_now, peer * block + place % block, 0)]
         return jnp.where(is_now.reshape(-1, *[1] * (x.ndim - 1)), taken, out)
 
     turns = -(-slices.send_sizes.sum(axis=1).max() // block)
-    turns = maximum(maximum(turns, "embed"), "norm_seq")  # as for `further_rounds`
+    turns = pmax(pmax(turns, "embed"), "norm_seq")  # as for `further_rounds`
     return jax.lax.fori_loop(0, turns, turn, jnp.zeros((num_rows, *x.shape[1:]), x.dtype))
 
 

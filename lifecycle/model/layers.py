@@ -2,7 +2,7 @@
 
 Weights of products are stored `[in, out]`, the heads flattened into one dimension. A layer knows logical axes, never a
 mesh: on a mesh its weights arrive whole in `d_model` and cut over the heads or `d_ff` that this device computes, so
-the number of heads is read off the weights, and `gather` and `scatter_sum` over `norm_seq` change between the
+the number of heads is read off the weights, and `all_gather` and `reduce_scatter` over `norm_seq` change between the
 positions that a device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """
 
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.collectives import gather, index, scatter_sum, shared_sum, ways
 from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import Activation, gated, linear
@@ -22,6 +21,7 @@ from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, reduce_scatter
 
 
 def scaled_normal(rngs: nnx.Rngs, rows: int, columns: int, scale: float = 1.0) -> nnx.Param:
@@ -49,7 +49,7 @@ class RMSNorm(nnx.Module):
         if self.cut is None:
             mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         else:
-            mean_square = shared_sum(jnp.sum(wide * wide, axis=-1, keepdims=True), self.cut) / self.size
+            mean_square = psum(jnp.sum(wide * wide, axis=-1, keepdims=True), self.cut) / self.size
         scale = self.scale[...] + self.offset if self.offset else self.scale[...]
         return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
@@ -66,8 +66,8 @@ class Positions:
         segments = self.mask.query_segments
         if segments is None:
             return None
-        size = segments.shape[1] // ways("norm_seq")
-        return jax.lax.dynamic_slice_in_dim(segments, index("norm_seq") * size, size, axis=1) != 0
+        size = segments.shape[1] // axis_size("norm_seq")
+        return jax.lax.dynamic_slice_in_dim(segments, axis_index("norm_seq") * size, size, axis=1) != 0
 
     def turn(self, x: Float[Array, "B T H Dh"]) -> Float[Array, "B T H Dh"]:
         return x if self.angles is None else rotate(x, self.angles)
@@ -96,7 +96,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
         c, mask = self.config, positions.mask
-        x = gather(x, "norm_seq", 1)
+        x = all_gather(x, "norm_seq", 1)
         # named as they come out of the products: rounding what is saved costs nothing there, and what follows is cheap
         q = checkpoint_name(linear(x, self.q[...]), "q")
         k = checkpoint_name(linear(x, self.k[...]), "k")
@@ -107,7 +107,7 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(k, v, mask.query_positions)
             k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        is_ring = cache is None and c.context_attention == "ring" and ways("seq") > 1
+        is_ring = cache is None and c.context_attention == "ring" and axis_size("seq") > 1
         if is_ring:  # what a device holds of keys is what it holds of queries
             mask = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)
         elif cache is None:
@@ -116,7 +116,7 @@ class Attention(nnx.Module):
         attend = ring_attention if is_ring else attention
         out = attend(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
-        out = scatter_sum(out, "norm_seq", 1)
+        out = reduce_scatter(out, "norm_seq", 1)
         return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
 
     def _heads(self, x: Array, bias: nnx.Param | None, norm: RMSNorm | None) -> Float[Array, "B T H Dh"]:
@@ -137,11 +137,11 @@ def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:
 
 def whole_row(x: Float[Array, "B T K Dh"], mask: Mask) -> Float[Array, "B S K Dh"]:
     """Keys or values of the whole row in plain order, from this device's part of it."""
-    parts = ways("seq")
+    parts = axis_size("seq")
     if parts == 1:
         return x
-    assert mask.row_ways == parts
-    x = gather(x, "seq", 1)
+    assert mask.num_shards == parts
+    x = all_gather(x, "seq", 1)
     # device i holds chunks i and 2n - 1 - i of 2n: back into order
     chunks = x.reshape(x.shape[0], 2 * parts, -1, *x.shape[2:])
     order = [2 * i if i < parts else 2 * (2 * parts - 1 - i) + 1 for i in range(2 * parts)]
@@ -169,4 +169,4 @@ class DenseFeedForward(FeedForward):
     """The feed-forward of a layer without experts."""
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return scatter_sum(super().__call__(gather(x, "norm_seq", 1)), "norm_seq", 1)
+        return reduce_scatter(super().__call__(all_gather(x, "norm_seq", 1)), "norm_seq", 1)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.collectives import gather, scatter_sum
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import linear
@@ -24,6 +23,7 @@ from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import Positions, RMSNorm, branch_scale, scaled_normal, whole_row
+from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
 LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_eps`
 
@@ -56,15 +56,15 @@ class LatentAttention(nnx.Module):
             cache = cache.write(keys, keys[..., :0], positions.mask.query_positions)
             out = self._absorbed(q, cache.k.astype(q.dtype), positions.mask)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
-        return scatter_sum(out, "norm_seq", 1), cache
+        return reduce_scatter(out, "norm_seq", 1), cache
 
     def _queries(self, x: Array, positions: Positions) -> Float[Array, "B T H Dh"]:
         if self.q_down is not None and self.q_up is not None and self.q_down_norm is not None:
             latent = checkpoint_name(linear(x, self.q_down[...]), "q_latent")
-            q = linear(gather(self.q_down_norm(latent), "norm_seq", 1), self.q_up[...])
+            q = linear(all_gather(self.q_down_norm(latent), "norm_seq", 1), self.q_up[...])
         else:
             assert self.q is not None
-            q = linear(gather(x, "norm_seq", 1), self.q[...])
+            q = linear(all_gather(x, "norm_seq", 1), self.q[...])
         q = q.reshape(*q.shape[:2], -1, self.config.head_dim)
         plain, turned = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
         return checkpoint_name(jnp.concatenate([plain, positions.turn(turned)], axis=-1), "q")
@@ -73,7 +73,7 @@ class LatentAttention(nnx.Module):
         """The normed latent, then the turned rotary key: what the cache keeps of a token."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
-        both = gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
+        both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
         latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
         return jnp.concatenate([latent, positions.turn(rotary)], axis=-1)
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.collectives import gather, index, scatter_sum, total, ways
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.kernels.gated_rows import weighted_down
 from lifecycle.kernels.grouped import group_ids, grouped_matmul
@@ -37,6 +36,7 @@ from lifecycle.model.dispatch import (
 )
 from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
 from lifecycle.model.routing import RouterSums, expert_load, route, router_logits, router_sums
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
 SELDOM = "seldom"  # the scope of loops that mostly run no time: who reads a compiled program counts them so
 type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
@@ -100,14 +100,17 @@ class MoE(nnx.Module):
         experts = jnp.where(present[..., None], experts.reshape(*x.shape[:2], -1), self.moe.num_experts)
         weights = jnp.where(present[..., None], weights.reshape(experts.shape), 0.0)
 
-        seen = gather(x, "norm_seq", 1)
-        out, dropped = self._routed(seen, gather(experts, "norm_seq", 1), gather(weights, "norm_seq", 1))
+        seen = all_gather(x, "norm_seq", 1)
+        out, dropped = self._routed(seen, all_gather(experts, "norm_seq", 1), all_gather(weights, "norm_seq", 1))
         if self.shared is not None:
             out += self.shared(seen)
-        out = scatter_sum(out, "norm_seq", 1)
+        out = reduce_scatter(out, "norm_seq", 1)
         if self.experts.down_bias is not None:
             out += self._last_bias(experts, weights).astype(out.dtype)
-        return out, {**{name: total(value, "norm_seq") for name, value in sums.items()}, "dropped": dropped}
+        return out, {
+            **{name: psum_identity_grad(value, "norm_seq") for name, value in sums.items()},
+            "dropped": dropped,
+        }
 
     def _routed(
         self, x: Float[Array, "B T D"], experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]
@@ -118,7 +121,7 @@ class MoE(nnx.Module):
         order, load = expert_order(experts.reshape(-1, copies)), expert_load(experts, self.moe.num_experts)
         rows = to_experts(tiled(x.reshape(-1, x.shape[-1])), order, copies)
         row_weights = to_experts(weights.reshape(-1), order, 1)
-        if ways("experts") > 1:
+        if axis_size("experts") > 1:
             rows, computed = _exchanged(self.activation, copies, load, rows, row_weights, self.experts.weights())
         else:
             rows = of_experts(self.activation, rows, row_weights, self.experts.weights(), load, is_filled=True)
@@ -128,7 +131,7 @@ class MoE(nnx.Module):
     def _last_bias(self, experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]) -> Float[Array, "B T D"]:
         """The weighted sum of the chosen experts' last biases: a product, whose gradient needs no scatter."""
         assert self.moe is not None and self.experts.down_bias is not None
-        bias = gather(self.experts.down_bias[...], "experts", 0)
+        bias = all_gather(self.experts.down_bias[...], "experts", 0)
         is_chosen = experts[..., None] == jnp.arange(self.moe.num_experts)
         return linear(jnp.where(is_chosen, weights[..., None], 0.0).sum(axis=-2).astype(bias.dtype), bias)
 
@@ -171,7 +174,7 @@ def _exchanged(
     others this device has computed."""
     counts = all_counts(load)
     room = buffer_room(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
-    received = counts[:, index("experts")].sum()
+    received = counts[:, axis_index("experts")].sum()
     if room.most == 0:
         return _round(activation, room.first, counts, 0, rows, row_weights, weights), received
     further = further_rounds(counts, room)
@@ -190,7 +193,7 @@ def _round(
 ) -> Float[Array, "R ..."]:
     """The outputs for those of this device's rows that are among rows `low` to `low + size` of a receiver, zero for the
     others."""
-    slices = round_slices(counts, low, size, index("experts"))
+    slices = round_slices(counts, low, size, axis_index("experts"))
     sent = rows.shape[0]
     here = checkpoint_name(to_buffer(rows, slices, sent, size), "expert_rows")
     here_weights = to_buffer(row_weights, slices, sent, size)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.ref import freeze, new_ref
 
-from lifecycle.core.collectives import index, scatter_sum, shift, ways
 from lifecycle.core.typing import Array, Float
+from lifecycle.parallel.collectives import axis_index, axis_size, ppermute_next, reduce_scatter
 
 AXIS = "layers"
 
@@ -64,17 +64,17 @@ def run_pipeline(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[
 
 
 def _run_ticks(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[Float[Array, "b T D"], Any]:
-    stages, here, rows = ways(AXIS), index(AXIS), x.shape[0]
+    stages, here, rows = axis_size(AXIS), axis_index(AXIS), x.shape[0]
 
     def tick(incoming: Array, number: Array) -> tuple[Array, tuple[Array, Any]]:
         row = jnp.clip(number - here, 0, rows - 1)
         out, found = stage(weights, jnp.where(here == 0, take_row(x, row), incoming), row)
         found = jax.tree.map(lambda value: jnp.where(row == number - here, value, 0), found)
-        return shift(out, AXIS), (out, found)
+        return ppermute_next(out, AXIS), (out, found)
 
     _, (outs, found) = jax.lax.scan(tick, jnp.zeros_like(x[:1]), jnp.arange(rows + stages - 1))
     last = jnp.where(here == stages - 1, outs[stages - 1 :, 0], 0)
-    return scatter_sum(last, AXIS, 0), jax.tree.map(lambda value: value.sum(axis=0), found)
+    return reduce_scatter(last, AXIS, 0), jax.tree.map(lambda value: value.sum(axis=0), found)
 
 
 def values(weights: Any) -> Any:
@@ -100,16 +100,18 @@ def take_row(x: Array, row: Array) -> Array:
 def own_rows(x: Array) -> Array:
     """The rows of a batch whose last hidden states are this stage's: the head's work is shared by all stages. The whole
     batch where there is no pipeline."""
-    stages = ways(AXIS)
-    return x if stages == 1 else jax.lax.dynamic_slice_in_dim(x, index(AXIS) * (len(x) // stages), len(x) // stages)
+    stages = axis_size(AXIS)
+    return (
+        x if stages == 1 else jax.lax.dynamic_slice_in_dim(x, axis_index(AXIS) * (len(x) // stages), len(x) // stages)
+    )
 
 
 def among_layers(found: Any) -> Any:
     """What each stage says of its own layers, `[layers here, ...]`, as a part of a sum over stages `[layers, ...]`."""
-    stages = ways(AXIS)
+    stages = axis_size(AXIS)
 
     def placed(value: Array) -> Array:
         whole = jnp.zeros((stages * value.shape[0], *value.shape[1:]), value.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(whole, value, index(AXIS) * value.shape[0], 0)
+        return jax.lax.dynamic_update_slice_in_dim(whole, value, axis_index(AXIS) * value.shape[0], 0)
 
     return jax.tree.map(placed, found)

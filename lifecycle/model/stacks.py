@@ -7,7 +7,11 @@ before a mixture of experts, are groups of their own. 126 layers trace in the ti
 from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.names import stack_name
+
+
+def stack_name(first: int, period: int) -> str:
+    """The key, below `blocks`, of the stack of layers `first, first + period, ...`."""
+    return f"{first}+{period}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The promotion gate: a version takes an alias over only if no evaluation falls significantly below the current one's.
 
 Every task of the current version is a guard of its own: where both versions were scored on the same examples the test
-is paired, otherwise Welch's (`lifecycle.ops.statistics` says which test for which scores). A guard that cannot be
+is paired, otherwise Welch's (`lifecycle.evals.statistics` says which test for which scores). A guard that cannot be
 checked, because the new version was not measured or was measured by another definition, refuses. The first version
 passes. The levels are not corrected for the number of tasks: with k tasks a version that is just as good is refused
 up to k times as often, the price of not letting any one task slip.
@@ -14,9 +14,9 @@ from typing import Annotated
 from pydantic import Field
 
 from lifecycle.core.config import ConfigError, Section
-from lifecycle.ops.evals.results import EvalResult
+from lifecycle.evals.results import EvalResult
+from lifecycle.evals.statistics import Comparison, compare_paired, compare_unpaired
 from lifecycle.ops.registry import Move, Registry
-from lifecycle.ops.statistics import Comparison, compare_paired, compare_unpaired
 
 
 class GateConfig(Section):

@@ -1,8 +1,8 @@
-"""Lineage: from a registered version or an artefact back to the settings and files that it was made from.
+"""Lineage: from a registered version or an artifact back to the settings and files that it was made from.
 
 Walks the manifests by the folder names that they record, and checks what it meets: an input that is gone, damaged, or
 no longer the content that was used is shown as such, with the hash that was recorded, and the walk goes on elsewhere.
-The tree is plain data (JSON-ready); `render` draws it. An artefact that several others were made from is expanded
+The tree is plain data (JSON-ready); `render` draws it. An artifact that several others were made from is expanded
 where it is met first.
 """
 
@@ -44,13 +44,13 @@ def trace_version(registry: Registry, name: str) -> Node:
 
 
 def trace_artifact(path: Path) -> Node:
-    """The chain of an artefact; raises `ArtifactError` if there is none at `path`."""
+    """The chain of an artifact; raises `ArtifactError` if there is none at `path`."""
     artifact = open_artifact(path)
     return _walk(path, artifact.content_hash, artifact.manifest.stage, set())
 
 
 def _walk(path: Path, recorded: str, stage: str, met: set[Path]) -> Node:
-    """The node of the artefact at `path`, which its reader recorded with the content hash `recorded`."""
+    """The node of the artifact at `path`, which its reader recorded with the content hash `recorded`."""
     node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
     if not path.exists():
         return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
@@ -77,8 +77,8 @@ def _facts(artifact: Artifact) -> Node:
 
 
 def source_files(folder: Path) -> dict[str, Node]:
-    """By source, the files that a documents artefact was made from, with a hash over their paths; empty for other
-    artefacts.
+    """By source, the files that a documents artifact was made from, with a hash over their paths; empty for other
+    artifacts.
 
     Files whose documents were all removed by the filters are there too: removed rows are kept beside.
     """

@@ -18,8 +18,8 @@ from pathlib import Path
 from sqlite3 import Connection, Row
 
 from lifecycle.core.artifact import Manifest, hash_files, open_artifact
+from lifecycle.evals.results import EvalResult
 from lifecycle.ops.database import DatabaseError, Schema, create_database, session
-from lifecycle.ops.evals.results import EvalResult
 
 SHORTEST_PREFIX = 4
 SHOWN_HASH = 12
@@ -106,7 +106,7 @@ class Registry:
         self._folder = path.resolve().parent
 
     def register(self, bundle: Path, kind: str, evaluations: Iterable[EvalResult] = ()) -> Version:
-        """Adds a bundle (a finished artefact); if its version is there already, notes where it lies now.
+        """Adds a bundle (a finished artifact); if its version is there already, notes where it lies now.
 
         Evaluations are added to those it has: a task that was measured again comes after its older result and counts.
         kind: what sort of model it is, for example `base` or `chat`. Reads the whole bundle: its content must be

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import RULES, MeshConfig
 from lifecycle.model.config import ModelConfig, Remat, RematName
+from lifecycle.parallel.mesh import RULES, MeshConfig
 from lifecycle.planning.topology import Topology
 from lifecycle.training.config import LanguageConfig
 
@@ -65,7 +65,7 @@ def mesh_name(mesh: MeshConfig) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in mesh.plain().items() if size > 1) or "one device"
 
 
-def ways(mesh: MeshConfig, logical: str) -> int:
+def axis_size(mesh: MeshConfig, logical: str) -> int:
     return math.prod(getattr(mesh, axis) for axis in RULES[logical])
 
 
@@ -138,13 +138,13 @@ def candidates(
     for accum, chunks in itertools.product(
         _divisors(train.global_batch_size, train.global_batch_size), sorted({1, train.loss_chunks, LOSS_CHUNKS})
     ):
-        ways = [Candidate(mesh, accum, policy, remat, chunks) for policy, remat in kept.items()]
+        variants = [Candidate(mesh, accum, policy, remat, chunks) for policy, remat in kept.items()]
         try:
-            check(ways[0])
+            check(variants[0])
         except ConfigError as error:
             reasons.append(error)
         else:
-            found += ways
+            found += variants
     if not found:
         raise reasons[0]
     return found

@@ -43,7 +43,7 @@ class MeshShape:
     sizes: tuple[int, ...]
     num_slices: int = 1
 
-    def ways(self, axes: Sequence[str]) -> int:
+    def group_size(self, axes: Sequence[str]) -> int:
         return math.prod(size for axis, size in zip(self.axes, self.sizes, strict=True) if axis in axes)
 
 
@@ -53,7 +53,7 @@ class Collective:
 
     kind: str
     axes: tuple[str, ...]
-    ways: int
+    group_size: int
     payload_bytes: int
     runs: int
     is_async: bool
@@ -78,7 +78,7 @@ class Collective:
         """What a device sends in one run."""
         if self.is_to_host or self.kind in ("collective-permute", "collective-broadcast"):
             return float(self.payload_bytes)
-        share = (self.ways - 1) / self.ways
+        share = (self.group_size - 1) / self.group_size
         return self.payload_bytes * share * (2 if self.kind == "all-reduce" else 1)
 
 
@@ -102,7 +102,7 @@ def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
                 _collective(instruction, within, window, e, mesh)
                 for instruction, within, window in _at(program, e.instruction, e.within)
             ]
-    return [c for c in found if c.ways > 1]
+    return [c for c in found if c.group_size > 1]
 
 
 def _at(
@@ -134,11 +134,11 @@ def _collective(
     instruction: Instruction, within: Computation, window: Window | None, e: Executed, mesh: MeshShape
 ) -> Collective:
     if instruction.opcode == "send":
-        kind, axes, ways = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
+        kind, axes, group_size = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
     else:
         kind = _STARTS.get(instruction.opcode, instruction.opcode)
         kind = "reduce-scatter" if _is_cut_inside(instruction, within, e) else kind
-        axes, ways = _groups(instruction, mesh)
+        axes, group_size = _groups(instruction, mesh)
     if kind == "all-gather":
         result = _result(instruction, within)
         payload = sum(shape.num_bytes for shape in result.shapes)
@@ -148,7 +148,7 @@ def _collective(
     return Collective(
         kind=kind,
         axes=axes,
-        ways=ways,
+        group_size=group_size,
         payload_bytes=payload,
         runs=e.count,
         is_async=window is not None,

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lifecycle.core.mesh import RULES
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
-from lifecycle.planning.candidates import Candidate, ways
+from lifecycle.parallel.mesh import RULES
+from lifecycle.planning.candidates import Candidate, axis_size
 from lifecycle.planning.collectives import Collective
 from lifecycle.planning.kernels import ASSUMED_SHARE
 from lifecycle.planning.layout import (
@@ -92,7 +92,7 @@ def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple
     scores = forward_flops_per_token(model, train.seq_len) - _plain_forward(model)
     products = 3 * once + again + head * (4 if c.loss_chunks > 1 else 3)
     kernels = 3 * routed + routed_again + scores * (1 + ATTENTION_BACKWARD + (not c.keeps("attention_out")))
-    tokens = train.global_batch_size * train.seq_len / (ways(mesh, "batch") * mesh.context * mesh.tensor)
+    tokens = train.global_batch_size * train.seq_len / (axis_size(mesh, "batch") * mesh.context * mesh.tensor)
     return tokens * products, tokens * kernels
 
 
@@ -138,12 +138,17 @@ def traffic(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Seq
         *_of_hidden_states(model, candidate, part),
         *_of_keys(model, candidate, part),
         *_of_experts(model, candidate, part),
-        ("all-reduce", ("replica",), FLOAT_BYTES * sum(w.layers * w.size / w.ways(mesh) for w in weights(model)), 1),
+        (
+            "all-reduce",
+            ("replica",),
+            FLOAT_BYTES * sum(w.layers * w.size / w.axis_size(mesh) for w in weights(model)),
+            1,
+        ),
     ]
     return [
-        Collective(kind, axes, ways, round(size), round(runs), False, 0, (), kind, "", "", None)
+        Collective(kind, axes, group_size, round(size), round(runs), False, 0, (), kind, "", "", None)
         for kind, axes, size, runs in rows
-        if (ways := math.prod(getattr(mesh, axis) for axis in axes)) > 1 and runs and size >= 1
+        if (group_size := math.prod(getattr(mesh, axis) for axis in axes)) > 1 and runs and size >= 1
     ]
 
 
@@ -159,7 +164,7 @@ def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
         if not (axes := w.gathered_over(mesh)) or (w.is_moe is None and w.name != head):
             continue
         gathers = 2 if w.is_moe is not None else 1
-        size = COMPUTE_BYTES * w.size / w.ways(mesh, is_gathered=True)
+        size = COMPUTE_BYTES * w.size / w.axis_size(mesh, is_gathered=True)
         for axis in axes:
             for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1)):
                 key = kind, (axis,), w.layers

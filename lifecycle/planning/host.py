@@ -29,7 +29,7 @@ def _move(program: Program, e: Executed) -> list[Collective]:
     move = Collective(
         kind=FROM if ends[0].space == HOST else TO,
         axes=AXES,
-        ways=1,
+        group_size=1,
         payload_bytes=ends[1].num_bytes,
         runs=e.count,
         is_async=is_async,

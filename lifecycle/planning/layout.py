@@ -14,12 +14,12 @@ from functools import cache
 
 import jax
 
-from lifecycle.core.mesh import RULES, MeshConfig
 from lifecycle.kernels.cross_entropy import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.model.decoder import GATHERED, abstract_params, logical_axes
 from lifecycle.model.dispatch import buffer_room
-from lifecycle.planning.candidates import Candidate, ways
+from lifecycle.parallel.mesh import RULES, MeshConfig
+from lifecycle.planning.candidates import Candidate, axis_size
 from lifecycle.training.config import TrainConfig
 
 COMPUTE_BYTES = 2  # bfloat16
@@ -61,10 +61,10 @@ class Weight:
     size: int
     axes: tuple[str | None, ...]
 
-    def ways(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
+    def axis_size(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
         """Over how many devices it is cut: as it lies, or as it is used."""
         names = [name for name in self.axes if name is not None and not (is_gathered and name in GATHERED)]
-        return math.prod(ways(mesh, name) for name in names)
+        return math.prod(axis_size(mesh, name) for name in names)
 
     def gathered_over(self, mesh: MeshConfig) -> tuple[str, ...]:
         found = (axis for name in self.axes if name in GATHERED for axis in RULES[name])
@@ -107,7 +107,7 @@ class Part:
 
 def part_of(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Part:
     mesh, moe = candidate.mesh, model.moe
-    tokens = train.global_batch_size // candidate.grad_accum // ways(mesh, "batch") * train.seq_len // mesh.context
+    tokens = train.global_batch_size // candidate.grad_accum // axis_size(mesh, "batch") * train.seq_len // mesh.context
     if moe is None:
         return Part(tokens, 0, 0)
     sent = tokens * moe.experts_per_token
@@ -145,7 +145,7 @@ def named_bytes(model: ModelConfig, mesh: MeshConfig, part: Part, is_moe: bool) 
 def memory(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Bytes:
     """The peak, in parts: while the loss is computed, or in a layer's backward pass with the gradients beside it."""
     mesh, part = candidate.mesh, part_of(model, train, candidate)
-    held = sum(w.layers * w.size / w.ways(mesh) for w in weights(model))
+    held = sum(w.layers * w.size / w.axis_size(mesh) for w in weights(model))
     gradients = FLOAT_BYTES * held
     kinds = layer_kinds(model)
     saved = sum(layers * kept_bytes(named_bytes(model, mesh, part, kind), candidate, "save") for kind, layers in kinds)
@@ -173,7 +173,7 @@ def kept_bytes(sizes: dict[RematName, float], candidate: Candidate, how: str) ->
 def _layer_bytes(model: ModelConfig, candidate: Candidate, part: Part, is_moe: bool) -> float:
     """What a layer's backward pass needs beside what waited for it."""
     mesh, sizes = candidate.mesh, named_bytes(model, candidate.mesh, part, is_moe)
-    of_kind = sum(w.layers * w.size / w.ways(mesh, is_gathered=True) for w in weights(model) if w.is_moe is is_moe)
+    of_kind = sum(w.layers * w.size / w.axis_size(mesh, is_gathered=True) for w in weights(model) if w.is_moe is is_moe)
     gathered = COMPUTE_BYTES * of_kind / dict(layer_kinds(model))[is_moe]  # of one layer
     seen = 2 if model.context_attention == "ring" else 1 if model.mla is not None else mesh.context
     keys = sizes["k"] + sizes["v"]
@@ -193,7 +193,7 @@ def _loss_bytes(model: ModelConfig, candidate: Candidate, part: Part) -> float:
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
     logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab
     if candidate.loss_chunks > 1:
-        waiting = candidate.loss_chunks if ways(candidate.mesh, "embed") > 1 else 0  # of a head that is gathered
+        waiting = candidate.loss_chunks if axis_size(candidate.mesh, "embed") > 1 else 0  # of a head that is gathered
         heads = (waiting + 2) * COMPUTE_BYTES * head
         return part.tokens * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
     block = min(BLOCK["bfloat16"], part.tokens)

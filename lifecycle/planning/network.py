@@ -65,14 +65,14 @@ class Network:
         span = self.span(collective.axes)
         if span.is_one_chip:
             return collective.wire_bytes / (CHIPLET_LINK * chip.link_bytes_per_s) + HOP_S
-        inside = collective.ways // span.slices
+        inside = collective.group_size // span.slices
         across = 0.0
         if span.slices > 1:  # each device holds its part of what goes between slices
-            share = collective.wire_bytes * (1 - 1 / span.slices) / (1 - 1 / collective.ways)
+            share = collective.wire_bytes * (1 - 1 / span.slices) / (1 - 1 / collective.group_size)
             across = share / inside / (chip.dcn_bytes_per_s / chip.devices_per_chip)
         return across + (self._inside_slice(collective, span, inside) if inside > 1 else 0.0)
 
-    def _inside_slice(self, collective: Collective, span: Span, ways: int) -> float:
+    def _inside_slice(self, collective: Collective, span: Span, group_size: int) -> float:
         chip = self.topology.chip
         link = chip.link_bytes_per_s / chip.devices_per_chip
         hops = sum(side / 2 if ring else side - 1 for side, ring in zip(span.sides, span.closed, strict=True))
@@ -84,13 +84,15 @@ class Network:
             )
             return collective.payload_bytes * longest / link + HOP_S * hops
         times = 2 if collective.kind == "all-reduce" else 1
-        sent = collective.payload_bytes * (ways - 1) / ways * times
+        sent = collective.payload_bytes * (group_size - 1) / group_size * times
         return sent / (max(1, span.links) * link) + HOP_S * hops * times
 
 
 def _on_switch(chip: Chip, collective: Collective) -> float:
     """Behind a switch every device sends and receives at its full rate."""
-    return collective.wire_bytes / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(max(2, collective.ways))
+    return collective.wire_bytes / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(
+        max(2, collective.group_size)
+    )
 
 
 def places_of(devices: np.ndarray) -> np.ndarray:

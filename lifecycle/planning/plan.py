@@ -31,7 +31,7 @@ from lifecycle.planning.topology import Topology
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-CODE = ("core", "kernels", "model", "training", "inference", "planning")  # what a compiled step is made of
+CODE = ("core", "parallel", "kernels", "model", "training", "inference", "planning")  # what a compiled step is made of
 ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # change what is compiled
 LIBRARIES = ("jax", "jaxlib", "libtpu", "optax")
 _NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")

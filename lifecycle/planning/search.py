@@ -13,8 +13,8 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import MeshConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.mesh import MeshConfig
 from lifecycle.planning.candidates import Candidate, Check, candidates, is_behind, mesh_name, meshes
 from lifecycle.planning.collectives import MeshShape
 from lifecycle.planning.forecast import Forecast, forecast

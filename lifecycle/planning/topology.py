@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import AXES, MeshConfig, lay_over, require_whole_slices
+from lifecycle.parallel.mesh import AXES, MeshConfig, lay_over, require_whole_slices
 from lifecycle.planning.chips import CHIPS, Chip, find_chip
 
 if TYPE_CHECKING:

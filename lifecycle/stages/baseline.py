@@ -9,8 +9,8 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import read_documents
 from lifecycle.data.shards import TokenShards
-from lifecycle.ops.evals.results import write_results
-from lifecycle.ops.evals.trigram import bits_per_byte, fit_trigram
+from lifecycle.evals.results import write_results
+from lifecycle.evals.trigram import bits_per_byte, fit_trigram
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.packing import permutation

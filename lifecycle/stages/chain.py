@@ -1,8 +1,8 @@
 """The chain of stages: which there are, what each needs, and what runs them.
 
-A stage runs only if no finished artefact has its key, the hash of its config and of its inputs' contents. A verb brings
+A stage runs only if no finished artifact has its key, the hash of its config and of its inputs' contents. A verb brings
 its targets up to date, and what they need. In a job of several processes the training stages run on all of them;
-everything else runs on the first, and the others wait for its artefact.
+everything else runs on the first, and the others wait for its artifact.
 """
 
 import fcntl
@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, hash_files, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import generation_of_run, sampling_of
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.config import RunConfig
 
 POLL_S = 0.5  # how often a process looks for what another one makes
@@ -51,7 +51,7 @@ class Stage:
     on_all_processes: bool = False
     start: str | None = None  # the input whose weights it goes on from, unless its config names a bundle
     arguments: dict[str, Any] = field(default_factory=dict)  # of the module's run(), for stages that share a module
-    # for a stage whose work lies outside its artefact too: whether that is still as the artefact says
+    # for a stage whose work lies outside its artifact too: whether that is still as the artifact says
     still_holds: Callable[[RunConfig, Artifact], bool] = lambda config, artifact: True
 
     def load(self) -> StageRun:
@@ -78,7 +78,7 @@ def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
 
 def _documents(config: RunConfig) -> dict[str, Any]:
     from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where the chain runs
-    from lifecycle.ops.evals.tasks import local_rows
+    from lifecycle.evals.tasks import local_rows
 
     return {
         "data": config.data.plain(),
@@ -96,14 +96,14 @@ def _rows(config: RunConfig) -> dict[str, Any]:
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
     against: dict[str, Any] = {}
     if files:  # own rows are compared with the evaluation's
-        from lifecycle.ops.evals.tasks import local_rows
+        from lifecycle.evals.tasks import local_rows
 
         against = {"eval_rows": local_rows(config.evaluate), **config.data.decontamination.plain()}
     return {**config.rows.plain(), "contents": contents, "against": against, "seed": config.seed}
 
 
 def _evaluation(config: RunConfig) -> dict[str, Any]:
-    from lifecycle.ops.evals.tasks import local_rows
+    from lifecycle.evals.tasks import local_rows
 
     return {"evaluate": config.evaluate.plain(), "rows": local_rows(config.evaluate)}
 
@@ -211,7 +211,7 @@ def plan(config: RunConfig, targets: tuple[str, ...]) -> list[Planned]:
 
 
 def bring_up_to_date(config: RunConfig, targets: tuple[str, ...], progress: Progress) -> dict[str, Artifact]:
-    """Runs what is missing of the targets and of what they need; returns all their artefacts by stage."""
+    """Runs what is missing of the targets and of what they need; returns all their artifacts by stage."""
     config.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Artifact] = {}
     with _locked(config.folder):
@@ -239,7 +239,7 @@ def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
 
 
 def _find(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:
-    """The finished artefact of a draft; one that is damaged or no longer holds counts as missing and is made again."""
+    """The finished artifact of a draft; one that is damaged or no longer holds counts as missing and is made again."""
     try:
         artifact = open_artifact(draft.final_path)
     except ArtifactError:

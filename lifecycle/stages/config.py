@@ -6,18 +6,18 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import Section
-from lifecycle.core.mesh import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.data.config import DataConfig
+from lifecycle.evals.tasks import EvalConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.families.lookup import family_of
 from lifecycle.ops.cost import PriceConfig
-from lifecycle.ops.evals.tasks import EvalConfig
 from lifecycle.ops.gates import GateConfig
 from lifecycle.ops.request_log import RequestLogConfig
+from lifecycle.parallel.mesh import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.serving.config import ServeConfig
 from lifecycle.text.tokenizer import TokenizerConfig
 from lifecycle.training.config import LanguageConfig, PreferConfig, PretrainConfig, SftConfig, TrainConfig
+from lifecycle.weights.families.lookup import family_of
 
 
 class RowsConfig(Section):
@@ -40,7 +40,7 @@ class RunConfig(Section):
     """One complete run, from documents to a served model."""
 
     name: str = Field(min_length=1)
-    root: Path = Path("runs")  # artefacts, registry and logs of the run go to `<root>/<name>`
+    root: Path = Path("runs")  # artifacts, registry and logs of the run go to `<root>/<name>`
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     rows: RowsConfig = RowsConfig()

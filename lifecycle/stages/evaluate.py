@@ -11,15 +11,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
+from lifecycle.evals.encoder import TextEncoder
+from lifecycle.evals.scoring import Pair, evaluate
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import KEPT_IN_FLOAT32, Params, compute_dtype
-from lifecycle.ops.evals.encoder import TextEncoder
-from lifecycle.ops.evals.scoring import Pair, evaluate
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import trained_params

@@ -14,13 +14,13 @@ from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import abstract_params
-from lifecycle.model.weights import FLOAT32, write_config, write_weights
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoint import read_params
 from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.weights.published import FLOAT32, write_config, write_weights
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -41,6 +41,6 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:
-    """Writes the final weights of a training stage's artefact into `out`, in the layout of the model's family."""
+    """Writes the final weights of a training stage's artifact into `out`, in the layout of the model's family."""
     read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
     write_weights(model, read, out, lambda name, arrays: FLOAT32)

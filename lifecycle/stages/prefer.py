@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from lifecycle.core.artifact import content_hash
 from lifecycle.core.config import digest
 from lifecycle.core.distributed import is_writer
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import list_dropped, run_training, start_params

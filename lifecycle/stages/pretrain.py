@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.model.decoder import Params
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params, run_training

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lifecycle.core.artifact import Artifact, write_text
 from lifecycle.core.progress import Progress
-from lifecycle.ops.evals.results import read_results
+from lifecycle.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import Inputs, Outcome

@@ -12,12 +12,12 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.ops.report.blocks import Exchange
-from lifecycle.ops.report.document import build_document
-from lifecycle.ops.report.html import render_html
-from lifecycle.ops.report.machine import machine_facts
-from lifecycle.ops.report.markdown import render_markdown
-from lifecycle.ops.report.numbers import collect
+from lifecycle.report.blocks import Exchange
+from lifecycle.report.document import build_document
+from lifecycle.report.html import render_html
+from lifecycle.report.machine import machine_facts
+from lifecycle.report.markdown import render_markdown
+from lifecycle.report.numbers import collect
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.rows import read_rows

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from lifecycle.core.mesh import build_mesh
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import list_dropped, run_training, start_params

@@ -10,12 +10,10 @@ from lifecycle.core.artifact import Artifact, write_text
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.machine import matmul_peak
-from lifecycle.core.mesh import tree_shardings
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params, compute_dtype, logical_axes
-from lifecycle.model.families.family import differences
-from lifecycle.model.weights import load_config, load_weights
+from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.chain import STAGES, Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.interface import Tokenizer
@@ -23,12 +21,14 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+from lifecycle.weights.families.family import differences
+from lifecycle.weights.published import load_config, load_weights
 
 DROPPED_ROWS = "dropped_rows.json"
 
 
 def run_training(job: Job, progress: Progress, facts: dict[str, Any]) -> Outcome:
-    """Runs the job; the artefact's content hash is its weights', whatever the checkpoint files look like."""
+    """Runs the job; the artifact's content hash is its weights', whatever the checkpoint files look like."""
     stats = run_job(job, progress)
     dtype = compute_dtype(job.model)
     peak = {"matmul_peak_flops": matmul_peak(dtype), "compute_dtype": dtype}
@@ -36,7 +36,7 @@ def run_training(job: Job, progress: Progress, facts: dict[str, Any]) -> Outcome
 
 
 def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
-    """The final weights of a training stage's artefact: laid over `mesh`, or whole on this process's first device.
+    """The final weights of a training stage's artifact: laid over `mesh`, or whole on this process's first device.
 
     The last step's, never those of an earlier checkpoint that is still whole where the last is damaged.
     """

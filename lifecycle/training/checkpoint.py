@@ -1,6 +1,6 @@
 """Checkpoints by Orbax: written while training goes on, whole or not there at all, restored on any mesh.
 
-A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `model/names.py`,
+A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `weights/names.py`,
 so a checkpoint knows nothing of the scan's stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary
 name and renames at the end; before that, `files.json` is added with each file's size and SHA-256. What must hold: a
 checkpoint that a reader accepts is bit by bit what was saved. One that is damaged is never used, and never stands in
@@ -26,8 +26,8 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.artifact import write_text
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
-from lifecycle.model.names import canonical_name, is_stacked, layer_names, stack_like, unstack
 from lifecycle.training.array_reader import ArrayReader
+from lifecycle.weights.names import canonical_name, is_stacked, layer_names, stack_like, unstack
 
 FILES = "files.json"
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).

@@ -7,15 +7,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import spec
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
+from lifecycle.parallel.mesh import spec
+from lifecycle.parallel.placement import on_mesh, place_batch, sum_over_mesh
 from lifecycle.training.loader import HostBatch, one_epoch
 from lifecycle.training.objectives.preference import pair_logprobs
 from lifecycle.training.objectives.router import LOAD, Sums
 from lifecycle.training.packing import PairRows, Row, RowSource
-from lifecycle.training.placement import on_mesh, place_batch, sum_over_mesh
 from lifecycle.training.step import Objective, param_specs
 
 

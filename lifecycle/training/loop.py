@@ -27,13 +27,12 @@ from lifecycle.core.runlog import RunLog, read_log, rewind
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
-from lifecycle.model.names import unstack
+from lifecycle.parallel.placement import place_batch, rows_of_process
 from lifecycle.training.checkpoint import Checkpointer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.loader import HostBatch, data_state, make_loader, resume_step
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.packing import RowSource
-from lifecycle.training.placement import place_batch, rows_of_process
 from lifecycle.training.step import (
     Objective,
     TrainState,
@@ -42,6 +41,7 @@ from lifecycle.training.step import (
     state_from_params,
     state_shardings,
 )
+from lifecycle.weights.names import unstack
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"

@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.mesh import AnyMesh
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.mesh import AnyMesh
+from lifecycle.parallel.placement import BY_POSITION, batch_sharding
 from lifecycle.training.config import LanguageConfig, TrainConfig
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.placement import BY_POSITION, batch_sharding
 from lifecycle.training.step import abstract_state, make_train_step, state_shardings
 
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lifecycle.core.collectives import exchange, ways
-from lifecycle.core.mesh import AnyMesh, spec
 from lifecycle.core.typing import Array, Float
 from lifecycle.model.decoder import Params, logical_axes_of
+from lifecycle.parallel.collectives import all_to_all, axis_size
+from lifecycle.parallel.mesh import AnyMesh, spec
 
 # Five quintic polynomials, each the minimax choice given the ones before (Amsel et al. 2025, "The Polar Express",
 # algorithm 1, lower bound 1e-3, with its safety factor 1.01 on all but the last).
@@ -70,13 +70,13 @@ def _direction(
     """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions behind the first
     have these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
     cut = [(dim, name) for dim, name in enumerate(axes, start=1) if dim > len(axes) - 2 and name is not None]
-    num = math.prod(ways(name) for _, name in cut)
+    num = math.prod(axis_size(name) for _, name in cut)
     whole = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
     for dim, name in cut:
-        whole = exchange(whole, name, 0, dim)
+        whole = all_to_all(whole, name, 0, dim)
     whole = orthogonalise(whole) * 0.2 * max(whole.shape[-2:]) ** 0.5
     for dim, name in reversed(cut):
-        whole = exchange(whole, name, dim, 0)
+        whole = all_to_all(whole, name, dim, 0)
     return whole[: stack.shape[0]]
 
 

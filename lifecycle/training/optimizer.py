@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from lifecycle.core.mesh import AnyMesh
 from lifecycle.model.decoder import Params
+from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.muon import scale_by_muon
 

@@ -15,14 +15,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import RULES, AnyMesh, spec
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
-from lifecycle.kernels.mask import row_order
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, head
 from lifecycle.model.pipeline import own_rows
-from lifecycle.training.placement import on_mesh, place_batch
+from lifecycle.parallel.mesh import RULES, AnyMesh, spec
+from lifecycle.parallel.placement import on_mesh, place_batch, row_order
 from lifecycle.training.step import param_specs
 
 # Positions of a dispatch on each of the devices that have rows of their own: 56 CPU-ms for 1.3 M parameters.
@@ -49,17 +48,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows are made so that a mesh can take them: a batch's number is a multiple of `ways`, a length of `unit`."""
+    """Row shapes that divide over a mesh: the number of rows by `num_shards`, their length by `unit`."""
 
-    ways: int
+    num_shards: int
     unit: int
     shortest: int
 
     @classmethod
     def of(cls, mesh: Mesh) -> "Rows":
-        ways, context = math.prod(mesh.shape[axis] for axis in RULES["loss_rows"]), mesh.shape["context"]
+        num_shards, context = math.prod(mesh.shape[axis] for axis in RULES["loss_rows"]), mesh.shape["context"]
         unit = (2 * context if context > 1 else 1) * mesh.shape["tensor"]
-        return cls(ways, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))
+        return cls(num_shards, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))
 
     def length(self, size: int, longest: int) -> int:
         """The row that a piece of `size` inputs goes into, where none is longer than `longest`."""
@@ -67,7 +66,7 @@ class Rows:
         return -(-length // self.unit) * self.unit
 
     def height(self, length: int) -> int:
-        return self.ways * max(1, BATCH_TOKENS // length)
+        return self.num_shards * max(1, BATCH_TOKENS // length)
 
 
 def loglikelihoods(

@@ -2,7 +2,7 @@
 
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
 count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients are computed in
-one manual `jax.shard_map` (`training/placement.py`); gradients cross the axes that hold whole copies of a parameter
+one manual `jax.shard_map` (`parallel/placement.py`); gradients cross the axes that hold whole copies of a parameter
 once a step, after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, but for Muon's
 products (`training/muon.py`): its state lies like its parameters.
 """
@@ -18,13 +18,13 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import AnyMesh, spec, tree_shardings
 from lifecycle.core.typing import Array, Batch, PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, init_params, logical_axes
 from lifecycle.model.routing import bias_update
+from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
+from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.objectives.router import LOAD, Sums
-from lifecycle.training.placement import on_mesh, sum_gradients, sum_over_mesh
 
 type Objective = Callable[[Params, Batch], Sums]
 type Metrics = dict[str, Array]

@@ -1,4 +1,4 @@
-"""The artefact chain: renamed whole, refused when half-written or damaged, keyed by what it is made from."""
+"""The artifact chain: renamed whole, refused when half-written or damaged, keyed by what it is made from."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def made(root: Path, stage: str = "data", inputs: dict[str, Artifact] | None = N
     return draft.commit({"rows": 3})
 
 
-def test_a_finished_artefact_is_read_back(tmp_path: Path) -> None:
+def test_a_finished_artifact_is_read_back(tmp_path: Path) -> None:
     artifact = made(tmp_path)
     assert artifact.path.name == f"data-{artifact.manifest.key[:12]}"
     assert open_artifact(artifact.path) == artifact
@@ -29,12 +29,12 @@ def test_a_finished_artefact_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [artifact.path.name]
 
 
-def test_a_half_written_artefact_is_refused_and_found_again_by_its_stage(tmp_path: Path) -> None:
+def test_a_half_written_artifact_is_refused_and_found_again_by_its_stage(tmp_path: Path) -> None:
     draft = Draft(tmp_path, "data", {"a": 1}, {})
     (draft.open() / "part").write_text("x")
     assert not draft.final_path.exists()
     for path in (draft.final_path, draft.path):
-        with pytest.raises(ArtifactError, match=r"no finished artefact here \(no manifest\.json\)"):
+        with pytest.raises(ArtifactError, match=r"no finished artifact here \(no manifest\.json\)"):
             open_artifact(path)
     again = Draft(tmp_path, "data", {"a": 1}, {})
     assert (again.open() / "part").read_text() == "x"
@@ -54,7 +54,7 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path) -> None:
         open_artifact(artifact.path)
 
 
-def test_a_damaged_artefact_is_replaced_by_its_stage(tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_replaced_by_its_stage(tmp_path: Path) -> None:
     first = made(tmp_path)
     (first.path / "sub" / "rows.txt").unlink()
     second = made(tmp_path)
@@ -104,7 +104,7 @@ def test_the_cost_of_a_killed_run_is_not_forgotten(tmp_path: Path) -> None:
     draft.open()
     manifest = draft.commit({}).manifest
     assert 100 <= manifest.wall_s < 110 and 50 <= manifest.cpu_s < 60
-    assert manifest.files == {}  # the ledger is no part of the artefact
+    assert manifest.files == {}  # the ledger is no part of the artifact
 
 
 def test_the_ledger_is_kept_while_a_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_the_ledger_is_kept_while_a_stage_works(tmp_path: Path, monkeypatch: pyt
     assert json.loads(ledger.read_text())["wall_s"] > 0
 
 
-def test_what_a_kill_left_of_writing_manifest_or_ledger_is_not_part_of_the_artefact(tmp_path: Path) -> None:
+def test_what_a_kill_left_of_writing_manifest_or_ledger_is_not_part_of_the_artifact(tmp_path: Path) -> None:
     undisturbed = made(tmp_path / "one")
     draft = Draft(tmp_path / "two", "data", {"a": 1}, {})
     for name in (MANIFEST, LEDGER):

@@ -74,12 +74,12 @@ class Debug:
         )  # fmt: skip
 
     def artifacts(self) -> dict[str, Artifact]:
-        """The finished artefacts by folder name."""
+        """The finished artifacts by folder name."""
         found = (path.parent for path in self.folder.glob("*/manifest.json") if path.parent.suffix != ".partial")
         return {path.name: open_artifact(path) for path in sorted(found)}
 
     def artifact(self, stage: str) -> Artifact:
-        """The one finished artefact of a stage."""
+        """The one finished artifact of a stage."""
         (found,) = (artifact for artifact in self.artifacts().values() if artifact.manifest.stage == stage)
         return found
 

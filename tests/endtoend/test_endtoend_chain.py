@@ -18,7 +18,7 @@ NO_WARM_UP = "optimizer.schedule.warmup_steps=0"
 
 
 def made(run: Debug) -> dict[str, str]:
-    """Folder name of each finished artefact -> when it was made."""
+    """Folder name of each finished artifact -> when it was made."""
     return {name: artifact.manifest.created for name, artifact in run.artifacts().items()}
 
 
@@ -27,7 +27,7 @@ def cpu_seconds_of_children() -> float:
     return times.children_user + times.children_system
 
 
-def test_the_chain_makes_every_artefact_and_says_what_next(undisturbed: Debug) -> None:
+def test_the_chain_makes_every_artifact_and_says_what_next(undisturbed: Debug) -> None:
     stages = {artifact.manifest.stage for artifact in undisturbed.artifacts().values()}
     assert stages == set(STAGES)
     assert not list(undisturbed.folder.glob("*.partial"))

@@ -12,9 +12,9 @@ from command_line import LIMIT_S, REPOSITORY, Debug, environment
 from lifecycle.core.config import load_config
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
-from lifecycle.model.names import unstack
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.checkpoint import load_params
+from lifecycle.weights.names import unstack
 
 LAUNCH = str(REPOSITORY / "launch" / "local.sh")
 

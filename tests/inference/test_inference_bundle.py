@@ -10,7 +10,7 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.weights import WeightsError, save_weights
+from lifecycle.weights.published import WeightsError, save_weights
 
 
 def save(model: Model, folder: Path, **generation: object) -> Path:

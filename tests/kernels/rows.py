@@ -20,11 +20,13 @@ def arrays(length: int, heads: int, kv_heads: int, dims: tuple[int, int], batch:
     return {name: jnp.asarray(draw.normal(size=(batch, length, *shape)), jnp.float32) for name, shape in shapes.items()}
 
 
-def row(length: int, batch: int = 2, segment: int | None = None, window: int | None = None, ways: int = 1) -> Mask:
+def row(
+    length: int, batch: int = 2, segment: int | None = None, window: int | None = None, num_shards: int = 1
+) -> Mask:
     """A row's mask; segments of `segment` positions each, shifted by a third from row to row."""
     index = jnp.broadcast_to(jnp.arange(length), (batch, length))
     ids = None if segment is None else 1 + (index + segment // 3 * jnp.arange(batch)[:, None]) // segment
-    return Mask(index, index, ids, ids, window, ways)
+    return Mask(index, index, ids, ids, window, num_shards)
 
 
 def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]) -> dict[str, Array]:

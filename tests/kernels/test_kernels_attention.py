@@ -13,7 +13,8 @@ from jax.test_util import check_grads
 
 from lifecycle.core.typing import Array
 from lifecycle.kernels.attention import attention, reference_attention
-from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
+from lifecycle.kernels.mask import OUT_NAME, Mask
+from lifecycle.parallel.placement import row_order
 
 type Attention = Callable[..., Array]
 
@@ -233,11 +234,11 @@ def test_a_remat_policy_finds_the_output_by_its_name() -> None:
     assert f"name={OUT_NAME}" in str(traced)
 
 
-@pytest.mark.parametrize(("length", "ways"), [(12, 1), (7, 1), (16, 2), (48, 4), (96, 8)])
-def test_row_order_gives_each_device_the_same_causal_work(length: int, ways: int) -> None:
-    order = row_order(length, ways)
+@pytest.mark.parametrize(("length", "num_shards"), [(12, 1), (7, 1), (16, 2), (48, 4), (96, 8)])
+def test_row_order_gives_each_device_the_same_causal_work(length: int, num_shards: int) -> None:
+    order = row_order(length, num_shards)
     assert sorted(order) == list(range(length))
-    parts = order.reshape(ways, -1)
+    parts = order.reshape(num_shards, -1)
     assert len({int((part + 1).sum()) for part in parts}) == 1  # a query at p sees p + 1 keys
     assert all((np.diff(part) == 1).sum() >= len(part) - 2 for part in parts)  # two runs at most
 
@@ -250,7 +251,7 @@ def test_row_order_refuses_unequal_chunks_and_names_the_fix() -> None:
 def whole_row_mask(segments: np.ndarray, window: int | None) -> Mask:
     index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     ids = jnp.asarray(segments)
-    return Mask(index, index, ids, ids, window, row_ways=1)
+    return Mask(index, index, ids, ids, window, num_shards=1)
 
 
 @pytest.mark.parametrize("length", [150, 300])  # three runs, the last one shorter; four

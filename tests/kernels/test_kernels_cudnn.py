@@ -33,7 +33,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def traced(
     dtype: Any = jnp.bfloat16,
-    ways: int = 1,
+    num_shards: int = 1,
     window: int | None = None,
     is_packed: bool = False,
     dims: tuple[int, int] = (64, 64),
@@ -43,11 +43,11 @@ def traced(
 
     def step(q: Array, k: Array, v: Array, queries: Array, keys: Array) -> Any:
         segments = (queries // 100, keys // 100) if is_packed else (None, None)
-        mask = Mask(queries, keys, *segments, window, ways)
+        mask = Mask(queries, keys, *segments, window, num_shards)
         attend = partial(attention, mask=mask, **options)
         return jax.grad(lambda *x: attend(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
 
-    own = LENGTH // ways
+    own = LENGTH // num_shards
     shapes = (own, 8, dims[0]), (LENGTH, 2, dims[0]), (LENGTH, 2, dims[1])
     positions = (jax.ShapeDtypeStruct((2, length), jnp.int32) for length in (own, LENGTH))
     return jax.jit(step).trace(*(jax.ShapeDtypeStruct((2, *shape), dtype) for shape in shapes), *positions)
@@ -76,7 +76,7 @@ def test_segments_are_a_bias_beside_the_causal_mask() -> None:
 
 def test_a_part_of_a_row_is_a_bias_alone() -> None:
     biased = [("fmhaScaleBiasSoftmax", "NO_MASK", "0"), ("fmhaScaleBiasSoftmaxBackward", "NO_MASK", "0")]
-    assert kernels(ways=2, window=32) == biased
+    assert kernels(num_shards=2, window=32) == biased
 
 
 def test_values_narrower_than_keys_are_filled_up() -> None:
@@ -106,7 +106,7 @@ def shape_of(length: int, dim: int = 64, dtype: Any = jnp.bfloat16, **options: A
     """The output of `attention` over a row of 8 query and 2 key heads, as it is traced."""
     q, k = (jax.ShapeDtypeStruct((1, length, heads, dim), dtype) for heads in (8, 2))
     index = jnp.arange(length)[None]
-    return jax.eval_shape(partial(attention, mask=Mask(index, index, row_ways=1), **options), q, k, k)
+    return jax.eval_shape(partial(attention, mask=Mask(index, index, num_shards=1), **options), q, k, k)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_fallback_for_a_gpu_is_right() -> None:
     draw = np.random.default_rng(0)
     q, k, v = (jnp.asarray(draw.normal(size=(1, 8, heads, 4)), jnp.float32) for heads in (4, 2, 2))
     index = jnp.arange(8)[None]
-    mask = Mask(index, index, row_ways=1)
+    mask = Mask(index, index, num_shards=1)
     np.testing.assert_allclose(attention(q, k, v, mask), reference_attention(q, k, v, mask), atol=1e-5)
 
 

@@ -15,16 +15,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import AXES
 from lifecycle.core.typing import Array
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.flash import flash_attention
 from lifecycle.kernels.flash_blocks import Blocks, Plan, blocks_of
 from lifecycle.kernels.linear import linear
-from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
+from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.rotary import rotary_angles, rotate
 from lifecycle.kernels.rotary_rows import rotate_rows
+from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
 SMALL = Blocks(q=128, kv=128, tile=128)
@@ -80,13 +81,13 @@ def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("length", "window"), [(1024, None), (1024, 130), (1200, None)])
 def test_a_load_balanced_part_of_the_queries_on_each_device(length: int, window: int | None) -> None:
-    ways = 4
+    num_shards = 4
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)
-    order = row_order(length, ways)
-    mesh = Mesh(np.array(jax.devices()[:ways]).reshape(1, 1, 1, 1, ways, 1), AXES)
+    order = row_order(length, num_shards)
+    mesh = Mesh(np.array(jax.devices()[:num_shards]).reshape(1, 1, 1, 1, num_shards, 1), AXES)
 
     def part(q: Array, k: Array, v: Array, positions: Array, queries: Array, keys: Array) -> Array:
-        own = Mask(positions, mask.key_positions, queries, keys, window, ways)
+        own = Mask(positions, mask.key_positions, queries, keys, window, num_shards)
         return flash_attention(q, k, v, own, scale=0.5, blocks=SMALL, interpret=True)
 
     cut = P(None, "context")
@@ -127,18 +128,20 @@ def test_rotating_rows_is_the_rotation() -> None:
 @settings(max_examples=25)
 @given(data=st.data())
 def test_steps_visit_each_pair_of_blocks_that_is_seen_once(data: st.DataObject) -> None:
-    ways, window = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.none() | st.integers(1, 900))
-    length = 2 * ways * data.draw(st.integers(1, 300))
+    num_shards, window = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.none() | st.integers(1, 900))
+    length = 2 * num_shards * data.draw(st.integers(1, 300))
     sizes = st.sampled_from([128, 256])
-    plan = Plan(6, 2, 128, 128, length, ways, window, 1.0, None, Blocks(data.draw(sizes), data.draw(sizes), 128), True)
-    queries = row_order(length, ways).reshape(ways, plan.chunks, -1)
-    padded = np.full((ways, plan.chunks, plan.q.length), -1)  # padding sees nothing
+    plan = Plan(
+        6, 2, 128, 128, length, num_shards, window, 1.0, None, Blocks(data.draw(sizes), data.draw(sizes), 128), True
+    )
+    queries = row_order(length, num_shards).reshape(num_shards, plan.chunks, -1)
+    padded = np.full((num_shards, plan.chunks, plan.q.length), -1)  # padding sees nothing
     padded[..., : plan.chunk] = queries
     keys = np.arange(plan.kv.length)
     dense = (padded[..., None] >= keys) & (keys > padded[..., None] - (window or length))
-    seen = dense.reshape(ways, plan.num_q, plan.q.block, plan.kv.num, plan.kv.block).any((2, 4))
+    seen = dense.reshape(num_shards, plan.num_q, plan.q.block, plan.kv.num, plan.kv.block).any((2, 4))
     split = data.draw(st.integers(0, plan.num_q - 1))
-    for device in range(ways):
+    for device in range(num_shards):
         assert_visits(fb.forward_steps(plan)[device], seen[device][None])
         part = seen[device, split:]
         steps = fb.backward_steps(plan, (split, plan.num_q))[device]

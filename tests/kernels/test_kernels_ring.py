@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import AXES
 from lifecycle.core.typing import Array
 from lifecycle.kernels import ring
 from lifecycle.kernels.attention import reference_attention
-from lifecycle.kernels.mask import Mask, row_order
+from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.ring import ring_attention
+from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, assert_same, value_and_gradients
 
 
@@ -34,16 +35,18 @@ def row(length: int, segment: int | None = None, window: int | None = None) -> M
     return Mask(index, index, ids, ids, window)
 
 
-def on_devices(ways: int, mask: Mask, **options: Any) -> Callable[..., Array]:
+def on_devices(num_shards: int, mask: Mask, **options: Any) -> Callable[..., Array]:
     """Ring attention of whole rows, each device holding its load-balanced part; two batch groups beside."""
-    mesh = Mesh(np.array(jax.devices()[: 2 * min(ways, 4)]).reshape(1, 1, -1, 1, min(ways, 4), 1), AXES)
-    if ways == 8:
+    mesh = Mesh(np.array(jax.devices()[: 2 * min(num_shards, 4)]).reshape(1, 1, -1, 1, min(num_shards, 4), 1), AXES)
+    if num_shards == 8:
         mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 1, 1, 8, 1), AXES)
-    order = row_order(mask.key_positions.shape[1], ways)
+    order = row_order(mask.key_positions.shape[1], num_shards)
     segments = mask.key_segments
 
     def part(q: Array, k: Array, v: Array, sinks: Array | None, positions: Array, ids: Array | None) -> Array:
-        return ring_attention(q, k, v, Mask(positions, positions, ids, ids, mask.window, ways), sinks=sinks, **options)
+        return ring_attention(
+            q, k, v, Mask(positions, positions, ids, ids, mask.window, num_shards), sinks=sinks, **options
+        )
 
     cut = P("fsdp", "context")
     specs = (cut, cut, cut, P(), cut, cut)
@@ -71,12 +74,12 @@ CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
-    ways, mask, options = CASES[name]
+    num_shards, mask, options = CASES[name]
     inputs = arrays(mask.key_positions.shape[1], dims=(8, 6))
     if "sinks" in options:
         inputs["sinks"] = options["sinks"]
     static = {key: value for key, value in options.items() if key != "sinks"}
-    found = value_and_gradients(on_devices(ways, mask, **static), inputs)
+    found = value_and_gradients(on_devices(num_shards, mask, **static), inputs)
     assert_same(found, value_and_gradients(partial(reference_attention, mask=mask, **static), inputs))
 
 
@@ -103,8 +106,8 @@ def test_any_positions_and_segments_in_any_order(data: st.DataObject) -> None:
 
 
 def test_no_device_ever_holds_a_whole_rows_keys_or_scores() -> None:
-    length, ways = 64, 4
-    text = jax.jit(on_devices(ways, row(length))).lower(**arrays(length)).as_text()
+    length, num_shards = 64, 4
+    text = jax.jit(on_devices(num_shards, row(length))).lower(**arrays(length)).as_text()
     manual = text[text.index("sdy.manual_computation") :]
     assert "collective_permute" in manual and "all_gather" not in manual
     assert f"x{length}x" not in manual[: manual.index("sdy.return")]

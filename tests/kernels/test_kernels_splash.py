@@ -15,12 +15,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import AXES
 from lifecycle.core.typing import Array
 from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
-from lifecycle.kernels.mask import OUT_NAME, Mask, row_order
+from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.splash import Blocks, _infos, blocks_of, splash_attention
+from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
 SMALL = Blocks(128, 128, 128)
@@ -55,13 +56,13 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("window", [None, 130])
 def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) -> None:
-    ways, length = 4, 1024
+    num_shards, length = 4, 1024
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)
-    order = row_order(length, ways)
-    mesh = Mesh(np.array(jax.devices()[:ways]).reshape(1, 1, 1, 1, ways, 1), AXES)
+    order = row_order(length, num_shards)
+    mesh = Mesh(np.array(jax.devices()[:num_shards]).reshape(1, 1, 1, 1, num_shards, 1), AXES)
 
     def part(q: Array, k: Array, v: Array, positions: Array, queries: Array, keys: Array) -> Array:
-        own = Mask(positions, mask.key_positions, queries, keys, window, ways)
+        own = Mask(positions, mask.key_positions, queries, keys, window, num_shards)
         return splash_attention(q, k, v, own, scale=0.5, blocks=SMALL, interpret=True)
 
     cut = P(None, "context")
@@ -87,19 +88,19 @@ def test_bfloat16_stays_bfloat16() -> None:
 
 
 @settings(max_examples=15)
-@given(blocks=st.integers(1, 6), ways=st.sampled_from([1, 2, 4]), window=st.none() | st.integers(1, 700))
-def test_the_schedule_visits_what_the_librarys_own_visits(blocks: int, ways: int, window: int | None) -> None:
+@given(blocks=st.integers(1, 6), num_shards=st.sampled_from([1, 2, 4]), window=st.none() | st.integers(1, 700))
+def test_the_schedule_visits_what_the_librarys_own_visits(blocks: int, num_shards: int, window: int | None) -> None:
     """The library finds seen blocks by looking at every pair of positions; ours reasons with a block's ends."""
-    length = 128 * 2 * ways * blocks
-    order = row_order(length, ways)
+    length = 128 * 2 * num_shards * blocks
+    order = row_order(length, num_shards)
     dense = library.CausalMask((length, length))
     if window is not None:
         dense &= library.LocalMask((length, length), (window - 1, 0), offset=0)
     dense = library.NumpyMask(np.asarray(dense[:, :])[order])
-    theirs, _ = process_mask(library.MultiHeadMask([dense]), (128, 128), q_seq_shards=ways)
-    forward, _, backward = _infos((length // ways, length), ways, window, 128, 128)
-    seen = np.asarray(dense[:, :]).reshape(ways, 2 * blocks, 128, -1, 128).any((2, 4))
-    for device in range(ways):
+    theirs, _ = process_mask(library.MultiHeadMask([dense]), (128, 128), q_seq_shards=num_shards)
+    forward, _, backward = _infos((length // num_shards, length), num_shards, window, 128, 128)
+    seen = np.asarray(dense[:, :]).reshape(num_shards, 2 * blocks, 128, -1, 128).any((2, 4))
+    for device in range(num_shards):
         for query, keys in enumerate(seen[device]):
             runs = np.asarray(forward.block_mask)[device, 0, query] == 1
             assert np.asarray(forward.data_next)[device, 0, query][runs].tolist() == np.flatnonzero(keys).tolist()
@@ -197,7 +198,7 @@ def test_tiles_by_chip_and_head() -> None:
 
 
 def test_a_cache_is_not_for_splash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `row_ways` positions are unknown, on a TPU too; with it, this process would run a TPU's kernel."""
+    """Without `num_shards` positions are unknown, on a TPU too; with it, this process would run a TPU's kernel."""
     inputs = arrays(128, 2, 1, (16, 16))
     monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
     index = row(128).key_positions

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import RULES
 from lifecycle.core.typing import Array
 from lifecycle.model import decoder
 from lifecycle.model.cache import KVCache, init_cache
@@ -26,6 +25,7 @@ from lifecycle.model.decoder import (
     logical_axes,
     logits,
 )
+from lifecycle.parallel.mesh import RULES
 from lifecycle.training.objectives.language import next_token
 from tests.tiny import MODEL
 

@@ -19,7 +19,7 @@ from lifecycle.core.typing import Array
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, forward_cached, logits
-from lifecycle.model.weights import WEIGHTS, load_config, load_weights, save_weights
+from lifecycle.weights.published import WEIGHTS, load_config, load_weights, save_weights
 from tests.golden.family_weights import write_model
 
 GOLDEN = Path(__file__).parents[1] / "golden/families"

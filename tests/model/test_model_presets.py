@@ -7,8 +7,8 @@ import yaml
 
 from lifecycle.core.config import validate
 from lifecycle.model.config import ModelConfig, num_active_params, num_params
-from lifecycle.model.families import FAMILIES
-from lifecycle.model.weights import config_from_hf, config_to_hf
+from lifecycle.weights.families import FAMILIES
+from lifecycle.weights.published import config_from_hf, config_to_hf
 
 FOLDER = Path(__file__).parents[2] / "configs/models"
 

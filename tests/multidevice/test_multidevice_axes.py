@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.placement import place_batch
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.objectives.preference import dpo
-from lifecycle.training.placement import place_batch
 from lifecycle.training.step import Objective, init_state, make_train_step, state_shardings
 from tests.tiny import SEQ_LEN, Settings, rows_of
 

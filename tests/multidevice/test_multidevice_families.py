@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, logical_axes
-from lifecycle.model.weights import load_config, load_weights
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
 from lifecycle.training.objectives.language import next_token
-from lifecycle.training.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
 from lifecycle.training.step import param_specs
+from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
 
 GOLDEN = Path(__file__).parents[1] / "golden/families"

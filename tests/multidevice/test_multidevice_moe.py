@@ -13,13 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.collectives import gather
-from lifecycle.core.mesh import AXES, RULES, MeshConfig, build_mesh, spec
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import GATHERED, LOGICAL_AXES
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.moe import MoE
 from lifecycle.model.routing import balance_loss, z_loss
+from lifecycle.parallel.collectives import all_gather
+from lifecycle.parallel.mesh import AXES, RULES, MeshConfig, build_mesh, spec
 
 ROWS, POSITIONS, D_MODEL = 8, 32, 16
 TOKENS = P(("replica", "fsdp", "expert"), ("context", "tensor"))
@@ -71,7 +71,7 @@ def whole_in_d_model(params: Params) -> Params:
 
     def weight(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
         for dim, logical in enumerate(axes_of_param(path)):
-            array = gather(array, logical, dim) if logical in GATHERED else array
+            array = all_gather(array, logical, dim) if logical in GATHERED else array
         return array
 
     return jax.tree_util.tree_map_with_path(weight, params)

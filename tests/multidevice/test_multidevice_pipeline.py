@@ -10,9 +10,9 @@ from jax.ref import AbstractRef
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import AXES, MeshConfig, build_mesh
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.pipeline import run_pipeline, values
+from lifecycle.parallel.mesh import AXES, MeshConfig, build_mesh
 from lifecycle.planning.contract import V5P, contract
 from lifecycle.training.config import PretrainConfig
 from lifecycle.training.lowering import trace_train_step

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params, logical_axes
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.stages.evaluate import Evaluated, gathered
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import Params, abstract_params, logical_axes
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.optimizer import build_optimizer

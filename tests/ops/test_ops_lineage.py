@@ -127,8 +127,8 @@ def test_a_bundle_that_is_gone_is_still_a_version(chain: dict[str, Artifact], tm
     assert "(missing)" in drawn(tree)
 
 
-def test_no_artefact_here(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no finished artefact"):
+def test_no_artifact_here(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no finished artifact"):
         trace_artifact(tmp_path)
 
 

@@ -195,8 +195,8 @@ def test_evaluations_add_up_and_the_newest_counts(registry: Registry, make_artif
         assert db.execute("SELECT count(*) FROM evaluations WHERE task = 't'").fetchone() == (3,)
 
 
-def test_an_artefact_that_is_not_there(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no finished artefact"):
+def test_an_artifact_that_is_not_there(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no finished artifact"):
         registry.register(tmp_path / "nothing", "chat")
 
 

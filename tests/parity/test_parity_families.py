@@ -15,7 +15,7 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, init_params, logits
-from lifecycle.model.weights import CONFIG, load_config, save_weights
+from lifecycle.weights.published import CONFIG, load_config, save_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob(f"families/*/{CONFIG}"))

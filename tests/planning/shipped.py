@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.core.config import load_config
-from lifecycle.core.mesh import AXES
 from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.parallel.mesh import AXES
 from lifecycle.planning.candidates import Candidate
 from lifecycle.planning.collectives import MeshShape
 from lifecycle.planning.network import Network

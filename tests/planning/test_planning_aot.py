@@ -8,8 +8,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import SingleDeviceSharding
 
-from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.core.progress import Silent
+from lifecycle.parallel.mesh import AXES, MeshConfig
 from lifecycle.planning.collectives import MeshShape, collectives
 from lifecycle.planning.hlo import parse_module
 from lifecycle.planning.plan import plan_program

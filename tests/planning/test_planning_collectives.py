@@ -33,7 +33,7 @@ def test_a_real_programs_traffic_is_what_its_arrays_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "axes", "ways"),
+    ("groups", "axes", "group_size"),
     [
         ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",), 2),
         ("{{0,2,4,6},{1,3,5,7}}", ("fsdp",), 4),
@@ -45,11 +45,13 @@ def test_a_real_programs_traffic_is_what_its_arrays_say() -> None:
         ("mesh['fsdp'=4,'tensor'=2] {'fsdp','tensor'}", ("fsdp", "tensor"), 8),
     ],
 )
-def test_groups_are_named_by_the_mesh_axes_that_vary_in_them(groups: str, axes: tuple[str, ...], ways: int) -> None:
+def test_groups_are_named_by_the_mesh_axes_that_vary_in_them(
+    groups: str, axes: tuple[str, ...], group_size: int
+) -> None:
     reduce = f"%y = f32[8,128]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add"
     (c,) = found(HEAD + entry(X, reduce))
-    assert (c.axes, c.ways, c.payload_bytes) == (axes, ways, 4096)
-    assert c.wire_bytes == 2 * 4096 * (ways - 1) / ways
+    assert (c.axes, c.group_size, c.payload_bytes) == (axes, group_size, 4096)
+    assert c.wire_bytes == 2 * 4096 * (group_size - 1) / group_size
 
 
 def test_a_permutation_runs_over_the_axis_that_its_pairs_cross() -> None:
@@ -66,7 +68,7 @@ def test_collectives_of_one_device_are_left_out() -> None:
 @pytest.mark.parametrize("text", [STARTED, HANDED_OVER, CHAIN])
 def test_each_asynchronous_form_is_one_collective_with_the_work_that_stands_beside_it(text: str) -> None:
     (c,) = found(text)
-    assert (c.kind, c.axes, c.ways, c.payload_bytes) == ("all-gather", ("fsdp",), 4, 4 * 4096)
+    assert (c.kind, c.axes, c.group_size, c.payload_bytes) == ("all-gather", ("fsdp",), 4, 4 * 4096)
     assert c.is_async
     assert c.has_work_beside
     assert c.cycles_beside == 700
@@ -130,7 +132,7 @@ def test_what_crosses_slices_is_the_first_axis_and_ends_where_it_is_received() -
         "%y = f32[8,128]{1,0} get-tuple-element(%rd), index=0",
     )
     (c,) = found(text, MeshShape(("replica", "fsdp"), (2, 4), num_slices=2))
-    assert (c.kind, c.axes, c.ways, c.payload_bytes, c.ends) == ("all-reduce", ("replica",), 2, 4096, "rd")
+    assert (c.kind, c.axes, c.group_size, c.payload_bytes, c.ends) == ("all-reduce", ("replica",), 2, 4096, "rd")
     assert (c.is_async, c.cycles_beside) == (True, 500)
 
 

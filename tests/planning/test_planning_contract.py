@@ -7,8 +7,8 @@ import time
 import pytest
 
 from lifecycle.core.config import load_config
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.planning.contract import contract
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lifecycle.cli.plan import PlanConfig, plan_decode
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import num_params
 from lifecycle.planning.lowering import decode_work, prefill_work
 from lifecycle.planning.topology import has_compiler, parse_topology, prepare
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.plan import PlanConfig, plan_decode
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SLOTS, LENGTH = 4, 256

@@ -39,8 +39,8 @@ def network(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> Network
     return Network(topology, MeshShape(axes, sizes, topology.num_slices), places(topology))
 
 
-def gather(axes: tuple[str, ...], ways: int, payload: int = GB, kind: str = "all-gather") -> Collective:
-    return Collective(kind, axes, ways, payload, 1, False, 0, (), "gather", "main", "g", None)
+def gather(axes: tuple[str, ...], group_size: int, payload: int = GB, kind: str = "all-gather") -> Collective:
+    return Collective(kind, axes, group_size, payload, 1, False, 0, (), "gather", "main", "g", None)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lifecycle.core.mesh import MeshConfig
 from lifecycle.model.config import Remat
+from lifecycle.parallel.mesh import MeshConfig
 from lifecycle.planning.candidates import Candidate, is_behind, known_names, policies
 from lifecycle.planning.layout import memory, part_of, weights
 from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, shipped
@@ -119,11 +119,11 @@ def test_latent_attentions_weights_are_the_models() -> None:
 def test_the_expert_axis_cuts_what_is_not_of_experts_too() -> None:
     config = load("mixtral_8x7b_v5p_128")
     by_name = {(w.name, w.is_routed): w for w in weights(config.model)}
-    assert by_name["q", False].ways(config.mesh) == 64
+    assert by_name["q", False].axis_size(config.mesh) == 64
     assert by_name["q", False].gathered_over(config.mesh) == ("fsdp", "expert")
-    assert by_name["up", True].ways(config.mesh) == 64
+    assert by_name["up", True].axis_size(config.mesh) == 64
     assert by_name["up", True].gathered_over(config.mesh) == ("fsdp",)
-    assert by_name["up", True].ways(config.mesh, is_gathered=True) == 8
+    assert by_name["up", True].axis_size(config.mesh, is_gathered=True) == 8
 
 
 def test_micro_batches_divide_what_waits_and_add_a_sum_of_gradients() -> None:

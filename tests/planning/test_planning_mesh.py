@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import MeshConfig, build_mesh, lay_over
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, lay_over
+from lifecycle.parallel.placement import rows_of_process
 from lifecycle.planning.collectives import MeshShape, collectives
 from lifecycle.planning.hlo import parse_module
 from lifecycle.planning.program import Program
 from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
-from lifecycle.training.placement import rows_of_process
 from tests.planning import programs
 
 pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]

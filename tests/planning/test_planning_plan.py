@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.parallel.mesh import AXES, MeshConfig
 from lifecycle.planning import plan, topology
 from lifecycle.planning.estimate import Estimate, Traffic
 from lifecycle.planning.lowering import seen_share, train_work

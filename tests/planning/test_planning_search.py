@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from jax.errors import JaxRuntimeError
 
+from lifecycle.cli.plan_search import changed
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import AXES, MeshConfig
 from lifecycle.model.config import Remat
+from lifecycle.parallel.mesh import AXES, MeshConfig
 from lifecycle.planning import candidates, reasons, search
 from lifecycle.planning.candidates import Candidate
 from lifecycle.planning.forecast import Forecast
@@ -19,7 +20,6 @@ from lifecycle.planning.layout import Bytes
 from lifecycle.planning.plan import Planned
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.plan_search import changed
 from tests.planning.shipped import load
 from tests.planning.test_planning_estimate import places
 from tests.planning.test_planning_plan import planned

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from lifecycle.core.artifact import Artifact
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import abstract_params
-from lifecycle.model.weights import array_shapes
 from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoint import Checkpointer
 from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.weights.published import array_shapes
 
 CONFIG = ModelConfig(
     vocab_size=8000, d_model=1024, d_ff=2048, num_layers=6, num_heads=16, num_kv_heads=8, head_dim=64, family="mixtral",

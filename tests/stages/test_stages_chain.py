@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.cli import MAKERS
+from lifecycle.cli.main import MAKERS
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages import chain
@@ -132,7 +132,7 @@ def test_a_failed_stage_keeps_what_it_had_and_the_stages_before_it(counting: Cou
     assert (made["second"].path / "text").read_text() == "second\nsecond\n"  # it went on in the same folder
 
 
-def test_a_damaged_artefact_counts_as_missing(counting: Counting, tmp_path: Path) -> None:
+def test_a_damaged_artifact_counts_as_missing(counting: Counting, tmp_path: Path) -> None:
     config = read(f"root={tmp_path}")
     made = bring_up_to_date(config, ("second",), Silent())
     os.truncate(made["first"].path / "text", 1)

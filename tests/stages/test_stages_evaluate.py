@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.mesh import MeshConfig
+from lifecycle.evals.tasks import EvalConfig, TaskConfig
 from lifecycle.model.config import ModelConfig
-from lifecycle.ops.evals.tasks import EvalConfig, TaskConfig
+from lifecycle.parallel.mesh import MeshConfig
 from lifecycle.stages.evaluate import require_room
 
 MODEL = ModelConfig(

@@ -22,13 +22,13 @@ from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import init_params
-from lifecycle.model.weights import WEIGHTS, load_weights, save_weights
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import export_weights, run
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
 from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
 
 DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
 DENSE = ModelConfig(
@@ -48,7 +48,7 @@ class Trained:
 
 
 def trained(folder: Path, model: ModelConfig) -> Artifact:
-    """A training stage's artefact with checkpoints of two steps, each of other weights."""
+    """A training stage's artifact with checkpoints of two steps, each of other weights."""
     checkpoints = Checkpointer(folder / CHECKPOINTS, every=1, keep=2)
     for step in (1, 2):
         params = init_params(model, jax.random.key(step))

@@ -9,15 +9,15 @@ import pytest
 
 from lifecycle.core.artifact import content_hash
 from lifecycle.core.config import ConfigError, load_config
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
-from lifecycle.model.weights import save_weights
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.stages.chain import STAGES, needed
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.weights.published import save_weights
 
 DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
 MODEL = ModelConfig(

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
 

@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
-from lifecycle.model.names import unstack
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
+from lifecycle.weights.names import unstack
 from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
 
 
@@ -114,11 +114,11 @@ def test_arrays_are_read_one_by_one(tmp_path: Path) -> None:
         assert_bit_equal({name: read(name, None) for name in saved}, saved)
 
 
-@pytest.mark.parametrize("ways", [1, 4])
-def test_parts_are_read_in_any_order(tmp_path: Path, ways: int) -> None:
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_parts_are_read_in_any_order(tmp_path: Path, num_shards: int) -> None:
     """Of an array that lies on the disk as one chunk, and of one that was cut over its first dimension."""
     experts = {name: jax.random.normal(jax.random.key(n), (8, 4, 6)) for n, name in enumerate(("gate", "up"))}
-    cut = NamedSharding(build_mesh(MeshConfig(fsdp=ways)), P("fsdp"))
+    cut = NamedSharding(build_mesh(MeshConfig(fsdp=num_shards)), P("fsdp"))
     checkpoints = Checkpointer(tmp_path, every=1, keep=1)
     experts = jax.device_put(experts, cut)
     checkpoints.save(1, {"params": experts, "opt_state": {"mu": experts}}, {}, {})
@@ -137,7 +137,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import abstract_params, logical_axes
 from lifecycle.training.checkpoint import Checkpointer, load_params

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.placement import place_batch
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.preference import pair_logprobs
 from lifecycle.training.packing import PairRows
-from lifecycle.training.placement import place_batch
 from tests.tiny import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 
 MESH = build_mesh(MeshConfig())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.core.mesh import MeshConfig, build_mesh
 from lifecycle.model.decoder import init_params
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon
 from lifecycle.training.optimizer import build_optimizer, build_schedule

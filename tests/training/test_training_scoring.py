@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.core.mesh import MeshConfig, build_mesh, tree_shardings
 from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params, forward, init_params, logical_axes, logits
+from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.placement import batch_sharding
 from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
-from lifecycle.training.placement import batch_sharding
 from lifecycle.training.scoring import Rows, _pack, document_nats, loglikelihoods, row_logprobs
 
 CONFIG = ModelConfig(
@@ -90,7 +90,7 @@ def test_a_batch_has_rows_for_every_device(mesh: dict[str, int], batch: tuple[in
 
 
 def test_rows_are_cut_evenly_and_few_lengths_are_compiled_for_accelerators() -> None:
-    rows = Rows(ways=1, unit=16, shortest=256)
+    rows = Rows(num_shards=1, unit=16, shortest=256)
     assert [rows.length(size, 300) for size in (5, 256, 257, 300)] == [256, 256, 304, 304]
     assert {Rows(1, 1, 2048).length(size, 8192) for size in range(1, 8193, 7)} == {2048, 4096, 8192}
     assert [rows.height(length) for length in (256, 4096)] == [8, 1]

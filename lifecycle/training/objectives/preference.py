@@ -8,13 +8,13 @@ tokens. Beside the usual arrays the batch carries `pair_mask [B, P]` and, for DP
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import part, total
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.block import Aux
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.model.pipeline import own_rows
+from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.objectives.router import Sums, with_routers
 
@@ -33,7 +33,7 @@ def pair_logprobs(
 
     def per_segment(values: Array) -> Array:
         totals = jax.vmap(lambda v, ids: jax.ops.segment_sum(v, ids, segments))(values, batch["segment_ids"])
-        return total(totals[:, 1:].reshape(batch_size, num_pairs, 2), "seq")
+        return psum_identity_grad(totals[:, 1:].reshape(batch_size, num_pairs, 2), "seq")
 
     return per_segment(found), per_segment(batch["loss_mask"]), routers
 
@@ -74,8 +74,8 @@ def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch
 
 def _summed(losses: Array, mask: Array, aux: dict[str, Array]) -> Sums:
     """Sums over pairs; every device of a row's positions has found the same, so each gives a part of it."""
-    parts = {name: part(value, "seq") for name, value in aux.items()}
-    return part((losses * mask).sum(), "seq"), part(mask.sum(), "seq"), parts
+    parts = {name: replicated_share(value, "seq") for name, value in aux.items()}
+    return replicated_share((losses * mask).sum(), "seq"), replicated_share(mask.sum(), "seq"), parts
 
 
 def _mean_loss(logprobs: Array, lengths: Array) -> Array:

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.collectives import total, ways
 from lifecycle.core.typing import Array
 from lifecycle.model.block import Aux
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.routing import balance_loss, z_loss
+from lifecycle.parallel.collectives import axis_size, psum_identity_grad
 
 LOAD = "expert_load"  # the key of the choices of each expert, `[layers, E]` by stack: what the selection bias follows
 
@@ -36,7 +36,7 @@ def with_routers(config: ModelConfig, sums: Sums, found: dict[str, Aux]) -> Sums
 
 
 def _over_devices(x: Array) -> Array:
-    return total(total(total(x, "batch"), "seq"), "layers")
+    return psum_identity_grad(psum_identity_grad(psum_identity_grad(x, "batch"), "seq"), "layers")
 
 
 def _terms(moe: MoeConfig, found: Aux) -> dict[str, Array]:
@@ -47,6 +47,6 @@ def _terms(moe: MoeConfig, found: Aux) -> dict[str, Array]:
         "router_balance": balance_loss(load, found["probability"], tokens),
         "router_z": z_loss(found["z"], tokens),
         "router_entropy": found["entropy"] / tokens,
-        "router_max_load": load.max(axis=-1) / even / (ways("batch") * ways("seq") * ways("layers")),
+        "router_max_load": load.max(axis=-1) / even / (axis_size("batch") * axis_size("seq") * axis_size("layers")),
         "router_dropped": found["dropped"] / (moe.experts_per_token * tokens),
     }

@@ -1,0 +1,1 @@
+"""`lifecycle VERB CONFIG [key=value ...]`: a file for each verb."""

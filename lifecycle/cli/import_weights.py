@@ -1,0 +1,140 @@
+"""`lifecycle import`: a published model becomes a bundle, tensor by tensor, whatever its size.
+
+The bundle is made beside its final name and renamed whole, its manifest written last. What must hold: nothing that
+does not fit is imported; config, weights and tokenizer are checked against each other before the first weight is
+written.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+
+from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, hash_files, write_text
+from lifecycle.core.config import ConfigError
+from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
+from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
+from lifecycle.text.gguf_tokenizer import write_tokenizer
+from lifecycle.text.interface import CONFIG_FILE, TokenizerError
+from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.weights.families.family import Family
+from lifecycle.weights.families.layout import TensorSource
+from lifecycle.weights.gguf import GgufFile
+from lifecycle.weights.gguf_llama import GGUF_LLAMA, config_of
+from lifecycle.weights.published import (
+    family_of,
+    load_config,
+    open_weights,
+    read_from,
+    require_fit,
+    write_config,
+    write_weights,
+)
+
+STAGE = "import"
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
+
+type Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:
+    """Makes the bundle `out` of a GGUF file; the folder `tokenizer`, if given, takes the place of the file's own."""
+    file = GgufFile(source)
+    config = config_of(file)
+    with _bundle(out, source, dtype) as folder:
+        if tokenizer is None:
+            write_tokenizer(file.metadata, folder, str(source))
+        else:
+            _copy_tokenizer(tokenizer, folder)
+        _write(config, GGUF_LLAMA, file, source, folder, dtype)
+    encodings = ", ".join(f"{count} {name}" for name, count in file.encodings.items())
+    _say(f"{encodings} tensors as {dtype}", config, out)
+
+
+def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, tokenizer: Path | None = None) -> None:
+    """Makes the bundle `out` of a published folder; without `dtype` every tensor keeps its own."""
+    config = load_config(source)
+    file = open_weights(config, source)
+    with _bundle(out, source, dtype) as folder:
+        _copy_tokenizer(tokenizer or source, folder)
+        if (source / GENERATION_FILE).is_file():
+            sampling_of(source)  # one that no bundle can be opened with is told before the weights are written
+            shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
+        _write(config, family_of(config), file, source, folder, dtype)
+    _say(f"{len(file.shapes)} tensors as {dtype or 'they were'}", config, out)
+
+
+def _write(
+    config: ModelConfig, family: Family, source: TensorSource, where: Path, folder: Path, dtype: Dtype | None
+) -> None:
+    """Config, generation defaults and weights, beside the tokenizer that is in `folder` already; `where` is told of a
+    `source` that does not fit."""
+    require_fit(config, family, source, str(where))
+    tokenizer = load_tokenizer(folder)
+    config.with_vocab(tokenizer.vocab_size)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+    if not (folder / GENERATION_FILE).is_file():
+        ends = ChatTemplate.load(folder, tokenizer).stop_ids if read_template(folder) else tokenizer.eos_id
+        greedy = ids | {"eos_token_id": ends, "do_sample": False}  # nothing is known of how it should be sampled
+        write_text(folder / GENERATION_FILE, json.dumps(greedy, indent=2) + "\n")
+    largest = max(source.shapes, key=lambda name: np.prod(source.shapes[name]))
+    write_config(config, folder, DTYPES[dtype] if dtype else source.dtype(largest), **ids)
+
+    def dtypes(name: str, arrays: tuple[str, ...]) -> np.dtype:
+        return DTYPES[dtype] if dtype else source.dtype(name)
+
+    write_weights(config, read_from(config, family.layout, source), folder, dtypes)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    try:
+        load_tokenizer(source)
+    except TokenizerError as error:
+        raise ConfigError(f"{error}; or give the folder that has one with --tokenizer") from None
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+@contextmanager
+def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
+    """A folder to fill; when that has gone well, it gets a manifest and its name."""
+    if out.exists():
+        raise ConfigError(f"{out} is there already; choose another folder, or delete it")
+    folder = out.with_name(out.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left
+    folder.mkdir(parents=True)
+    started, cpu = time.time(), cpu_seconds()
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    config: dict[str, Any] = {"source": str(source), "dtype": dtype}
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    manifest = Manifest(
+        stage=STAGE, key=artifact_key(STAGE, config, {}), content_hash=hash_files(folder, files), config=config,
+        inputs={}, input_hashes={}, files=files, stats={}, code=code_version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=time.time() - started,
+        cpu_s=cpu_seconds() - cpu,
+    )  # fmt: skip
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    folder.rename(out)
+
+
+def _say(what: str, config: ModelConfig, out: Path) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{config.family}, {num_params(config):,} parameters: {what}")
+    if read_template(out) is None:
+        console.print("it has no chat template: train on it, or add chat_template.jinja before chatting")
+    console.print(f"bundle  {out}")

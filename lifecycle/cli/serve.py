@@ -1,0 +1,138 @@
+"""`lifecycle serve`: the registry's aliases as models of an OpenAI-compatible server, every request logged."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from threading import Event, Thread
+
+from rich.console import Console
+
+from lifecycle.cli.make import start_jax
+from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.engine import Engine
+from lifecycle.ops.cost import CostMeter
+from lifecycle.ops.registry import Registry, RegistryError, Version, verify
+from lifecycle.ops.request_log import RequestLog, RequestRecord
+from lifecycle.serving.app import create_app
+from lifecycle.serving.job import Served
+from lifecycle.serving.record import FinishedRequest, RequestObserver
+from lifecycle.serving.server import listen, url
+from lifecycle.serving.server import serve as answer
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.register import PRODUCTION, open_registry
+
+REQUESTS = "requests.db"
+FOLLOW_S = 1.0  # how often the registry is looked at
+
+
+def serve(config: RunConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C; prints the address when it is ready."""
+    listener = listen(config.serve)  # first: a port that is taken should not cost a compilation
+    start_jax(config.folder)
+    console = Console()
+    meter = CostMeter()
+    with ExitStack() as opened:
+        opened.callback(listener.close)
+        models = AliasedModels(open_registry(config), lambda version: _start(config, version, meter, opened), console)
+        if not models:
+            raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
+        log = RequestLog(config.folder / REQUESTS, config.requests, config.price)
+        opened.callback(log.close)
+        opened.enter_context(models.following())
+        app = create_app(models, config.serve, [_recorder(log, meter)])
+        console.print(f"serving at {url(listener)}  (Ctrl-C ends it)", markup=False, highlight=False)
+        answer(app, listener)
+
+
+class AliasedModels(Mapping[str, Served]):
+    """Models by alias, production first, and by short hash; an alias that moves is followed within a second or two.
+
+    A version stays loaded once it was served, so that moving back is immediate. One that cannot be loaded is told, and
+    the alias goes on answering with the version it had.
+    """
+
+    def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
+        self._registry, self._start, self._console = registry, start, console
+        self._aliases: dict[str, str] = {}
+        self._by_hash: dict[str, Served] = {}
+        self._table: dict[str, Served] = {}
+        self._refresh()
+
+    def __getitem__(self, name: str) -> Served:
+        return self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Looks at the registry every second, in a thread, while the block runs."""
+        stop = Event()
+
+        def follow() -> None:
+            while not stop.wait(FOLLOW_S):
+                try:
+                    self._refresh()
+                except ValueError as error:  # of the registry or of a bundle
+                    self._console.print(f"an alias is not followed: {error}", markup=False, highlight=False)
+
+        thread = Thread(target=follow, name="aliases", daemon=True)
+        thread.start()
+        yield
+        stop.set()
+        thread.join()
+
+    def _refresh(self) -> None:
+        aliases = self._registry.aliases()
+        if aliases == self._aliases:
+            return
+        self._aliases = aliases  # before the versions are loaded: one that fails is told once
+        for version in set(aliases.values()) - self._by_hash.keys():
+            self._by_hash[version] = self._start(self._registry.resolve(version))
+        names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
+        table = {alias: self._by_hash[aliases[alias]] for alias in names}
+        table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
+        self._table = table  # swapped whole: requests see the old table or the new one
+        for alias in names:
+            self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
+
+
+def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:
+    verify(version)
+    engine = Engine(
+        load_bundle(version.path),
+        num_slots=config.serve.num_slots,
+        max_queue=config.serve.max_queue,
+        max_seq_len=config.serve.max_seq_len,
+        on_step=meter.step,
+        warm_up=True,
+    )
+    opened.enter_context(engine)
+    return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))
+
+
+def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
+    def record(request: FinishedRequest) -> None:
+        core_s = sum(meter.finish(name) for name in request.generation_ids)
+        log.write(
+            RequestRecord(
+                id=request.id,
+                time=request.time,
+                route=request.model or request.route,
+                version=request.version,
+                status=request.status,
+                finish_reason=request.finish_reason,
+                prompt_tokens=request.prompt_tokens,
+                completion_tokens=request.completion_tokens,
+                latency_s=request.latency_s,
+                first_token_s=request.first_token_s,
+                core_s=core_s,
+                prompt=request.prompt,
+                completion=request.completion,
+            )
+        )
+
+    return record

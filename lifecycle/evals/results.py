@@ -1,0 +1,131 @@
+"""What an evaluation found: a score per example, their weighted mean and its confidence interval.
+
+On disk: `results.json` with the summaries and `<task>.jsonl` with one example a line. Two results may be compared
+when their `definition` is the same (everything of the task that decides a score); their examples may be paired when
+the ids are, since an id is a hash of the row's content.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lifecycle.core.artifact import write_text
+from lifecycle.core.distributed import is_writer
+from lifecycle.evals.statistics import estimate
+
+RESULTS = "results.json"
+LEVEL = 0.95  # of every interval shown; the field's habit
+
+
+class ResultError(ValueError):
+    """Scores that cannot be summarised or results that cannot be read."""
+
+
+class Example(BaseModel):
+    """One scored row; `detail` is for people: what was picked, what was generated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    score: float
+    weight: float = 1.0
+    detail: dict[str, Any] = {}
+
+
+class EvalResult(BaseModel):
+    """One task's result: the examples' scores' mean by weight, and the bounds of its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    kind: str
+    metric: str
+    higher_is_better: bool
+    definition: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    interval: str  # the method behind low and high
+    skipped: list[str] = []  # rows that do not fit the model's context, with the reason
+    other: dict[str, float] = {}  # further numbers of the same examples
+    examples: list[Example] = []
+
+    @property
+    def scores(self) -> list[float]:
+        return [example.score for example in self.examples]
+
+    @property
+    def weights(self) -> list[float]:
+        return [example.weight for example in self.examples]
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.metric} {self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], n={self.n}"
+
+
+def summarise(
+    task: str,
+    kind: str,
+    metric: str,
+    definition: str,
+    examples: Sequence[Example],
+    higher_is_better: bool = True,
+    skipped: Sequence[str] = (),
+    other: dict[str, float] | None = None,
+) -> EvalResult:
+    """The result of these examples; raises `ResultError` for fewer than two, doubled ids and scores not finite."""
+    if len(examples) < 2:
+        reason = f"; skipped: {skipped[0]}" if skipped else ""
+        raise ResultError(f"task {task!r}: {len(examples)} scored example(s), at least two are needed{reason}")
+    broken = [example.id for example in examples if not math.isfinite(example.score)]
+    if broken:
+        raise ResultError(
+            f"task {task!r}: {len(broken)} example(s) have a score that is not finite, first {broken[0]}: "
+            "the model is damaged"
+        )
+    if len({example.id for example in examples}) < len(examples):
+        raise ResultError(f"task {task!r}: two examples have the same id; remove doubled rows")
+    found = estimate([e.score for e in examples], [e.weight for e in examples], LEVEL)
+    return EvalResult(
+        task=task, kind=kind, metric=metric, higher_is_better=higher_is_better, definition=definition, n=len(examples),
+        mean=found.mean, low=found.low, high=found.high, interval=found.method, skipped=list(skipped),
+        other=other or {}, examples=list(examples),
+    )  # fmt: skip
+
+
+def write_results(results: Sequence[EvalResult], out: Path) -> dict[str, Any]:
+    """Writes results into a folder, in the process that writes; returns their summaries, by task, for the manifest."""
+    summaries = {result.task: result.model_dump(exclude={"examples"}) for result in results}
+    if not is_writer():
+        return summaries
+    for result in results:
+        lines = (json.dumps(example.model_dump(), ensure_ascii=False) + "\n" for example in result.examples)
+        write_text(out / f"{result.task}.jsonl", "".join(lines))
+    write_text(out / RESULTS, json.dumps(summaries, indent=1, ensure_ascii=False))
+    return summaries
+
+
+def read_results(folder: Path) -> list[EvalResult]:
+    """Reads what `write_results` wrote; raises `ResultError` if it is not that."""
+    path = folder / RESULTS
+    if not path.is_file():
+        raise ResultError(f"{folder}: no evaluation here (no {RESULTS}); run the evaluate stage")
+    try:
+        summaries = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            EvalResult(**summary, examples=_read_examples(folder / f"{task}.jsonl"))
+            for task, summary in summaries.items()
+        ]
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise ResultError(f"{folder}: damaged evaluation: {error}; delete the folder and evaluate again") from None
+
+
+def _read_examples(path: Path) -> list[Example]:
+    if not path.is_file():
+        raise ResultError(f"{path}: missing; delete the folder and evaluate again")
+    with open(path, encoding="utf-8") as file:
+        return [Example.model_validate_json(line) for line in file]

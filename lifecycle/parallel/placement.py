@@ -1,0 +1,116 @@
+"""How batches lie on the mesh, and how a function of parameters and a batch runs on it.
+
+A function runs on every device on that device's part, in one fully manual `jax.shard_map`: the model's own collectives
+(`parallel/collectives.py`) are all there is, so what crosses the network is written in the model and not guessed by a
+partitioner.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.typing import Batch, PyTree
+from lifecycle.parallel.mesh import AnyMesh, sharding, spec
+
+# Arrays of a batch whose second dimension is a row's positions.
+BY_POSITION = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
+
+
+def row_order(length: int, num_shards: int) -> np.ndarray:
+    """The order of a row's positions in which each of `num_shards` devices gets the same causal work.
+
+    The row is cut into `2 * num_shards` chunks; device `i` holds chunks `i` and `2 * num_shards - 1 - i` as
+    `order[i * length / num_shards : (i + 1) * length / num_shards]`. One way is the plain order.
+
+    Raises `ValueError` when the chunks are not of one length.
+    """
+    if num_shards == 1:
+        return np.arange(length)
+    if length % (2 * num_shards):
+        fit = max(2 * num_shards, length // (2 * num_shards) * 2 * num_shards)
+        raise ValueError(
+            f"a row of {length} positions is not cut into 2 x {num_shards} equal chunks over the context axis; "
+            f"set seq_len to a multiple of {2 * num_shards} (nearest: {fit}) or a smaller mesh.context"
+        )
+    chunks = np.arange(length).reshape(2 * num_shards, -1)
+    return np.stack([chunks[:num_shards], chunks[: num_shards - 1 : -1]], axis=1).reshape(-1)
+
+
+def batch_spec(name: str) -> P:
+    """Where the array `name` of a batch is cut: rows, and positions if it has them."""
+    return spec("batch", "seq") if name in BY_POSITION else spec("batch")
+
+
+def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
+    return NamedSharding(mesh, batch_spec(name))
+
+
+def place_batch(
+    host: Mapping[str, np.ndarray], mesh: Mesh, size: int | None = None, held: Sequence[int] | None = None
+) -> dict[str, jax.Array]:
+    """A batch of `size` rows laid over the mesh; `host` has those `held` by this process (None: it has all).
+
+    With a context axis, positions go to devices in load-balanced order.
+    """
+    num_shards, at_row = mesh.shape["context"], None if held is None else {row: at for at, row in enumerate(held)}
+
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        if num_shards > 1 and name in BY_POSITION:
+            array = array[:, row_order(array.shape[1], num_shards)]
+        shape = (size or array.shape[0], *array.shape[1:])
+
+        def piece(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None
+            start, stop, _ = at[0].indices(shape[0])
+            first = start if at_row is None else at_row[start]  # a device's rows lie together
+            return array[(slice(first, first + stop - start), *at[1:])]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, name), piece)
+
+    return {name: place(name, array) for name, array in host.items()}
+
+
+def rows_of_process(mesh: Mesh, size: int, process: int) -> tuple[int, ...]:
+    """Which of a batch's `size` rows a process's devices hold, in order.
+
+    Processes that share a row's positions or a model's tensors hold the same rows; on a torus a process's devices are
+    a block of it, and their rows need not lie together.
+    """
+    places = sharding(mesh, "batch").devices_indices_map((size,))
+    held = [at for device, at in places.items() if device.process_index == process]
+    return tuple(sorted({row for at in held if at is not None for row in range(*at[0].indices(size))}))
+
+
+def on_mesh[R](
+    function: Callable[[PyTree, Batch], R], mesh: AnyMesh, params: PyTree, out_specs: PyTree
+) -> Callable[[PyTree, Batch], R]:
+    """`function` run by every device on its part of the parameters (specs `params`) and of the batch."""
+
+    def run(values: PyTree, batch: Batch) -> R:
+        specs = (params, {name: batch_spec(name) for name in batch})
+        manual = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return manual(values, dict(batch))
+
+    return run
+
+
+def sum_over_mesh(tree: PyTree, mesh: AnyMesh) -> PyTree:
+    """Sums of what devices found on their own rows and positions; alike over `tensor` already."""
+    axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def sum_gradients(grads: PyTree, mesh: AnyMesh, params: Any) -> PyTree:
+    """Each gradient summed over the axes that its parameter (specs `params`) is not cut over: the others were summed
+    as the parameter's parts were gathered."""
+
+    def whole(grad: jax.Array, place: P) -> jax.Array:
+        cut = {axis for entry in place for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        axes = tuple(axis for axis in mesh.axis_names if axis not in cut and mesh.shape[axis] > 1)
+        return jax.lax.psum(grad, axes) if axes else grad
+
+    return jax.tree.map(whole, grads, params)

@@ -1,0 +1,213 @@
+"""What a report is made of: sections of blocks whose texts are final.
+
+The web page and its Markdown twin are two renderings of this one structure. What must hold: every number is turned
+into text before it comes here, so the two cannot disagree.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lifecycle.report.format import significant
+
+SHOWN_POINTS = 10  # of a curve, in the table beside its drawing
+
+type Point = tuple[float, float]
+type Chart = LineChart | IntervalChart | BarChart
+type Block = Paragraph | Heading | Headline | Facts | Table | Verbatim | Exchanges | Charts
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    kind: ClassVar[str] = "paragraph"
+    text: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading below the section's own."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    name: str
+    value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The few numbers that a reader wants first."""
+
+    kind: ClassVar[str] = "headline"
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values."""
+
+    kind: ClassVar[str] = "facts"
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts; columns named in `numeric` are set to the right. A table for few readers is `folded`."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[str, ...] = ()
+    folded: bool = False
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows)
+        assert set(self.numeric) <= set(self.columns)
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Text whose line breaks matter."""
+
+    kind: ClassVar[str] = "verbatim"
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question, the model's answer and the true one."""
+
+    question: str
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    kind: ClassVar[str] = "exchanges"
+    items: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve, in order of x; `dots` for few points, each measured by itself."""
+
+    name: str
+    points: tuple[Point, ...]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Curves over steps."""
+
+    kind: ClassVar[str] = "lines"
+    title: str
+    unit: str
+    series: tuple[Series, ...]
+    from_zero: bool = False  # for amounts, whose ratios the drawing should show
+
+    @property
+    def description(self) -> str:
+        """What the drawing shows, for who cannot see it."""
+        return "; ".join(_course(series) for series in self.series) + "."
+
+    @property
+    def table(self) -> Table:
+        """A few of the points, first and last included."""
+        steps = sorted({x for series in self.series for x, _ in thin(series.points, SHOWN_POINTS)})
+        values = [dict(series.points) for series in self.series]
+        rows = tuple((f"{x:,.0f}", *(_value(found, x) for found in values)) for x in steps)
+        names = tuple(series.name for series in self.series)
+        return Table(f"{self.title}, {self.unit}", ("step", *names), rows, ("step", *names))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value with its interval."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Values with their intervals, one above the other; `mark` is a value to compare with, such as chance."""
+
+    kind: ClassVar[str] = "intervals"
+    title: str
+    unit: str
+    measures: tuple[Measure, ...]
+    mark: tuple[str, float] | None = None
+
+    @property
+    def description(self) -> str:
+        shown = [
+            f"{m.name} {significant(m.mean)} from {significant(m.low)} to {significant(m.high)}" for m in self.measures
+        ]
+        if self.mark is not None:
+            shown.append(f"{self.mark[0]} {significant(self.mark[1])}")
+        return "; ".join(shown) + "."
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Amounts, one above the other: (name, amount, its text)."""
+
+    kind: ClassVar[str] = "bars"
+    title: str
+    unit: str
+    bars: tuple[tuple[str, float, str], ...]
+
+    @property
+    def description(self) -> str:
+        return "; ".join(f"{name} {text}" for name, _, text in self.bars) + "."
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Drawings side by side."""
+
+    kind: ClassVar[str] = "charts"
+    items: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; `name` is its anchor."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+
+
+def thin(points: tuple[Point, ...], most: int) -> tuple[Point, ...]:
+    """At most this many of the points, evenly spaced, first and last included."""
+    if len(points) <= most:
+        return points
+    return tuple(points[round(i * (len(points) - 1) / (most - 1))] for i in range(most))
+
+
+def _course(series: Series) -> str:
+    (first, begin), (last, end) = series.points[0], series.points[-1]
+    if len(series.points) == 1:
+        return f"{series.name} {significant(end)} at step {last:,.0f}"
+    return f"{series.name} from {significant(begin)} at step {first:,.0f} to {significant(end)} at step {last:,.0f}"
+
+
+def _value(found: dict[float, float], x: float) -> str:
+    return significant(found[x]) if x in found else ""

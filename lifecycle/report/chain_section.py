@@ -1,0 +1,55 @@
+"""Where the model comes from: samples, version, the chain of artifacts with its costs, the machine."""
+
+from lifecycle.report.blocks import Exchanges, Facts, Paragraph, Section, Table, Verbatim
+from lifecycle.report.format import duration, moment, money
+from lifecycle.report.numbers import Numbers
+
+SHOWN_HASH = 12
+
+
+def samples_section(numbers: Numbers) -> Section:
+    text = "Held-out questions, chosen by the hash of their rows, and the final model's likeliest tokens (greedy)."
+    return Section("samples", "Samples", (Paragraph(text), Exchanges(numbers.samples)))
+
+
+def version_section(numbers: Numbers) -> Section:
+    version = numbers.version
+    facts = (
+        ("version", version["version"]),
+        ("alias", "production and candidate" if version["promoted"] else "candidate"),
+    )
+    return Section("version", "Version", (Facts(facts), Verbatim("What the promotion gate said", version["gate"])))
+
+
+def chain_section(numbers: Numbers) -> Section:
+    currency = numbers.price.currency
+    columns = ("stage", "key", "content", "made from", "created (UTC)", "wall time", "core-seconds", "cost")
+    rows = [
+        (
+            link.stage, link.key[:SHOWN_HASH], link.content_hash[:SHOWN_HASH], ", ".join(link.inputs),
+            moment(link.created), duration(link.wall_s), f"{link.core_s:,.1f}", money(link.money, currency),
+        )
+        for link in numbers.links
+    ]  # fmt: skip
+    whole = (duration(numbers.wall_s), f"{numbers.core_s:,.1f}", money(numbers.money, currency))
+    rows.append(("all", "", "", "", "", *whole))
+    table = Table("Artifacts, in the order of the chain", columns, tuple(rows), columns[-3:])
+    text = (
+        f"A core-hour is priced at {numbers.price.core_hour:g} {currency}. Each artifact's cost includes the runs of "
+        "its stage that were killed; this report's own is not in the table."
+    )
+    return Section("chain", "Chain and cost", (table, Paragraph(text)))
+
+
+def machine_section(numbers: Numbers) -> Section:
+    return Section("machine", "Machine and versions", (Facts((*_code(numbers), *numbers.machine.items())),))
+
+
+def _code(numbers: Numbers) -> list[tuple[str, str]]:
+    """The version of the code that made the artifacts; which one made which, if there were several."""
+    made: dict[str, list[str]] = {}
+    for link in numbers.links:
+        made.setdefault(link.code, []).append(link.stage)
+    if len(made) == 1:
+        return [("code", code) for code in made]
+    return [(f"code of {', '.join(stages)}", code) for code, stages in made.items()]

@@ -1,0 +1,133 @@
+"""What became of the raw documents: funnel, tokenizer, token shards, chat rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lifecycle.report.blocks import BarChart, Block, Charts, Facts, Section, Table
+from lifecycle.report.format import count, counts, share, significant, size
+from lifecycle.report.numbers import Numbers
+
+SAMPLES_PER_STEP = 3
+SAMPLE_CHARS = 200
+
+
+def data_section(numbers: Numbers) -> Section:
+    stats = numbers.data.stats
+    blocks: list[Block] = [
+        _drawing(numbers.funnel),
+        _funnel(numbers.funnel),
+        _sources(stats, numbers.data.manifest.config["sources"]),
+    ]
+    samples = _samples(numbers.funnel)
+    if samples.rows:
+        blocks.append(samples)
+    if stats["skipped_files"]:
+        rows = tuple((line,) for line in stats["skipped_files"])
+        blocks.append(
+            Table(f"Files that were skipped: {count(stats['skipped'])}", ("file and reason",), rows, folded=True)
+        )
+    return Section("data", "Data", tuple(blocks))
+
+
+def tokenizer_section(numbers: Numbers) -> Section:
+    stats, splits = numbers.tokenizer, numbers.tokens["splits"]
+    facts = {
+        "kind": " ".join(str(stats[name]) for name in ("kind", "model_type") if stats.get(name)),
+        "vocabulary": count(stats["vocab_size"]),
+        "bytes per token on held-out text": significant(stats["heldout_bytes_per_token"]),
+        "special tokens": " ".join(stats.get("special_tokens", ())),
+        "trained on": size(stats["sample_bytes"]) if stats.get("sample_bytes") else "",
+        "fingerprint": stats["fingerprint"][:12],
+    }
+    rows = tuple(
+        (name, count(split["documents"]), count(split["tokens"]), size(split["text_bytes"]))
+        for name, split in splits.items()
+    )
+    columns = ("split", "documents", "tokens", "text")
+    shards = Table(f"Token shards ({numbers.tokens['dtype']})", columns, rows, columns[1:])
+    return Section("tokenizer", "Tokenizer", (Facts(_given(facts)), shards))
+
+
+def rows_section(numbers: Numbers) -> Section:
+    stats = numbers.rows
+    files: dict[str, int] = dict(stats.get("rows", {}))
+    for name in ("sft", "preference"):
+        for split, added in stats.get(f"own_{name}", {}).items():
+            files[f"{name}-{split} (own rows)"] = added
+    blocks: list[Block] = [
+        Table("Rows", ("file", "rows"), tuple((name, count(n)) for name, n in files.items()), ("rows",))
+    ]
+    if stats.get("left_out"):
+        reasons = stats["left_out"]
+        rows = tuple((split, counts(reasons[split])) for split in reasons)
+        blocks.append(Table("Docstrings read, and why some gave no row", ("split", "counts"), rows, folded=True))
+    if stats.get("samples"):
+        blocks.append(_row_samples(stats["samples"]))
+    return Section("rows", "Chat rows", tuple(blocks))
+
+
+def _funnel(steps: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("step", "in", "out", "text out", "of the text read", "removed", "edited")
+    whole = steps[0]["bytes_out"]
+    rows = []
+    for step in steps:
+        entered = f"{count(step['files_in'])} files" if "files_in" in step else count(step["documents_in"])
+        rows.append((
+            step["step"].replace("_", " "), entered, count(step["documents_out"]), size(step["bytes_out"]),
+            share(step["bytes_out"] / whole), counts(step["reasons"]), counts(step["edits"]),
+        ))  # fmt: skip
+    return Table("Funnel: documents and text through each step", columns, tuple(rows), columns[1:5])
+
+
+def _drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:
+    bars = tuple((step["step"].replace("_", " "), step["bytes_out"], size(step["bytes_out"])) for step in steps)
+    return Charts((BarChart("Text left", "after each step", bars),))
+
+
+def _sources(stats: Mapping[str, Any], files: Mapping[str, Any]) -> Table:
+    columns = ("source", "files", "bytes read", "content", "documents kept", "text kept", "license")
+    rows = []
+    for name, read in files.items():
+        kept = stats["sources"].get(name, {"documents": 0, "bytes": 0, "license": ""})
+        rows.append((
+            name, count(read["files"]), size(read["bytes"]), read["sha256"][:12],
+            count(kept["documents"]), size(kept["bytes"]), kept["license"] or "",
+        ))  # fmt: skip
+    return Table("Sources", columns, tuple(rows), ("files", "bytes read", "documents kept", "text kept"))
+
+
+def _samples(steps: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("step", "document", "reason", "detail", "begins with")
+    rows = [
+        (
+            step["step"].replace("_", " "), f"{sample['source']}:{sample['path']}", sample["reason"], sample["detail"],
+            _short(sample.get("text", "")),
+        )
+        for step in steps
+        for sample in step["samples"][:SAMPLES_PER_STEP]
+    ]  # fmt: skip
+    return Table("Examples of what left the training text", columns, tuple(rows), folded=True)
+
+
+def _row_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    rows = tuple((name, _short(_one_line(row))) for name, some in samples.items() for row in some[:SAMPLES_PER_STEP])
+    return Table("Examples of rows", ("file", "row"), rows, folded=True)
+
+
+def _one_line(row: Mapping[str, Any]) -> str:
+    """A row's columns; of a list of messages, who says what."""
+    shown = []
+    for name, value in row.items():
+        if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+            value = " / ".join(f"{part['role']}: {part['content']}" for part in value)
+        shown.append(str(value) if name == "messages" else f"{name}: {value}")
+    return "; ".join(shown)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SAMPLE_CHARS else line[: SAMPLE_CHARS - 1] + "…"
+
+
+def _given(facts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in facts.items() if value)

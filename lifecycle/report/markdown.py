@@ -1,0 +1,91 @@
+"""The Markdown twin: the same document for terminals, diffs and code hosts.
+
+What must hold: a text from a document or a model cannot become mark-up, end its table cell or leave its fence.
+"""
+
+import re
+from itertools import chain
+
+from lifecycle.report.blocks import (
+    BarChart,
+    Block,
+    Chart,
+    Charts,
+    Document,
+    Exchanges,
+    Facts,
+    Heading,
+    Headline,
+    LineChart,
+    Paragraph,
+    Table,
+    Verbatim,
+)
+from lifecycle.report.format import interval, printable
+
+# What could begin mark-up inside a line. An underscore between letters cannot, a bracket only before "(", "[" or ":".
+MARKUP = re.compile(r"[\\`*|<~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#|\w+;)")
+
+
+def render_markdown(document: Document) -> str:
+    lines = [f"# {plain(document.title)}", "", plain(document.lead), ""]
+    for section in document.sections:
+        lines += [f"## {plain(section.title)}", "", *chain.from_iterable(_block(block) for block in section.blocks)]
+    return printable("\n".join(lines).rstrip("\n") + "\n")
+
+
+def plain(text: str) -> str:
+    """One line that Markdown shows as it is."""
+    return MARKUP.sub(lambda found: "\\" + found[0], " ".join(text.split()))
+
+
+def _block(block: Block) -> list[str]:
+    match block:
+        case Paragraph():
+            return [plain(block.text), ""]
+        case Heading():
+            return [f"### {plain(block.text)}", ""]
+        case Headline():
+            rows = [(tile.name, tile.value, tile.remark) for tile in block.tiles]
+            return _table(("what", "value", "remark"), rows, ("value",))
+        case Facts():
+            return [*(f"- {plain(name)}: {plain(value)}" for name, value in block.items), ""]
+        case Table():
+            return [f"{plain(block.caption)}:", "", *_table(block.columns, block.rows, block.numeric)]
+        case Verbatim():
+            return [f"{plain(block.caption)}:", "", *_fence(block.text)]
+        case Exchanges():
+            return list(chain.from_iterable(_exchange(e.question, e.answer, e.reference) for e in block.items))
+        case Charts():
+            return list(chain.from_iterable(_chart(chart) for chart in block.items))
+
+
+def _exchange(question: str, answer: str, reference: str) -> list[str]:
+    said = (("question", question), ("model", answer), ("true answer", reference))
+    return [*chain.from_iterable((f"{name}:", "", *_fence(text)) for name, text in said), "---", ""]
+
+
+def _chart(chart: Chart) -> list[str]:
+    """The drawing's numbers, but for bars: those stand in a table beside them."""
+    if isinstance(chart, LineChart):
+        return _block(chart.table)
+    if isinstance(chart, BarChart):
+        return []
+    rows = [(m.name, interval(m.mean, m.low, m.high)) for m in chart.measures]
+    rows += [] if chart.mark is None else [(chart.mark[0], f"{chart.mark[1]:.3f}")]
+    return [f"{plain(chart.title)}:", "", *_table(("what", chart.unit), rows, (chart.unit,))]
+
+
+def _table(
+    columns: tuple[str, ...], rows: list[tuple[str, ...]] | tuple[tuple[str, ...], ...], numeric: tuple[str, ...]
+) -> list[str]:
+    rule = ["---:" if column in numeric else "---" for column in columns]
+    cells = [[plain(column) for column in columns], rule, *([plain(cell) for cell in row] for row in rows)]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
+
+
+def _fence(text: str) -> list[str]:
+    """The text in a fence that is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", *text.splitlines(), fence, ""]

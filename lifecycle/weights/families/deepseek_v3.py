@@ -1,0 +1,100 @@
+"""DeepSeek V3 (DeepSeek-AI 2024): latent attention, shared and routed experts, dense first layers.
+
+The published weights rotate neighbouring pairs of a head's positional dimensions; ours are in halves, so those columns
+are put in another order on the way in and back on the way out. Layers after the last are its multi-token prediction
+module, which the decoder does not use. Source of names and keys: transformers 5.24, `models/deepseek_v3`, and the
+published `config.json`.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from lifecycle.model.config import MlaConfig, ModelConfig
+from lifecycle.weights.families.family import D_FF, NO_BIAS, NO_WINDOW, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.layout import Layout, Place, de_interleaved, places
+from lifecycle.weights.families.llama import FEED_FORWARD, NORMS, TRUNK
+from lifecycle.weights.families.qwen import EXPERTS
+from lifecycle.weights.families.rope import Rope
+from lifecycle.weights.families.settings import Always, Both, Fields, Key, Only, Tree
+
+
+def _mla(config: ModelConfig) -> MlaConfig:
+    assert config.mla is not None
+    return config.mla
+
+
+def _query_columns(config: ModelConfig) -> np.ndarray:
+    mla = _mla(config)
+    return de_interleaved(config.num_heads, config.head_dim, mla.nope_head_dim, mla.rope_head_dim)
+
+
+def _latent_columns(config: ModelConfig) -> np.ndarray:
+    mla = _mla(config)
+    return de_interleaved(1, mla.kv_lora_rank + mla.rope_head_dim, mla.kv_lora_rank, mla.rope_head_dim)
+
+
+LAYER = "model.layers.{layer}."
+ATTENTION = {
+    "attention.q": Place(LAYER + "self_attn.q_proj.weight", True, _query_columns),
+    "attention.q_down": Place(LAYER + "self_attn.q_a_proj.weight", True),
+    "attention.q_down_norm.scale": Place(LAYER + "self_attn.q_a_layernorm.weight"),
+    "attention.q_up": Place(LAYER + "self_attn.q_b_proj.weight", True, _query_columns),
+    "attention.kv_down": Place(LAYER + "self_attn.kv_a_proj_with_mqa.weight", True, _latent_columns),
+    "attention.kv_down_norm.scale": Place(LAYER + "self_attn.kv_a_layernorm.weight"),
+    "attention.kv_up": Place(LAYER + "self_attn.kv_b_proj.weight", True),
+    "attention.o": Place(LAYER + "self_attn.o_proj.weight", True),
+}
+SHARED = {"feed_forward.selection_bias": Place(LAYER + "mlp.gate.e_score_correction_bias")} | dict(
+    places(
+        LAYER + "mlp.shared_experts.",
+        {"feed_forward.shared.gate": "gate_proj.weight", "feed_forward.shared.up": "up_proj.weight",
+         "feed_forward.shared.down": "down_proj.weight"},
+        transposed=True,
+    )
+)  # fmt: skip
+
+
+def _read_head_dim(tree: Tree) -> Fields:
+    return {"head_dim": tree["qk_nope_head_dim"] + tree["qk_rope_head_dim"]}
+
+
+def _nothing(config: ModelConfig) -> dict[str, Any]:
+    return {}
+
+
+def _is_prediction_module(config: ModelConfig, name: str) -> bool:
+    """Whether a tensor belongs to a layer after the last one."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return found is not None and int(found[1]) >= config.num_layers
+
+
+DEEPSEEK_V3 = Family(
+    name="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    settings=(
+        *SIZES, D_FF, UNTIED, SILU, *NO_BIAS, Rope(), NO_WINDOW, Both(_read_head_dim, _nothing),
+        Only("rope_interleave", True, True), Only("scoring_func", "sigmoid", True), Only("moe_layer_freq", 1, True),
+        Only("topk_method", "noaux_tc", True),
+        Key("mla.q_lora_rank", "q_lora_rank", default=1536, is_nullable=True),
+        Key("mla.kv_lora_rank", "kv_lora_rank", default=512),
+        Key("mla.nope_head_dim", "qk_nope_head_dim"),
+        Key("mla.rope_head_dim", "qk_rope_head_dim"),
+        Key("mla.v_head_dim", "v_head_dim", default=128),
+        Always("moe.score", "sigmoid"),
+        Always("moe.use_selection_bias", True),
+        Key("moe.num_experts", "n_routed_experts"),
+        Key("moe.num_shared_experts", "n_shared_experts", default=0),
+        Key("moe.experts_per_token", "num_experts_per_tok"),
+        Key("moe.d_ff", "moe_intermediate_size"),
+        Key("moe.first_dense_layers", "first_k_dense_replace", default=0),
+        Key("moe.num_groups", "n_group", default=1),
+        Key("moe.groups_per_token", "topk_group", default=1),
+        Key("moe.use_normalised_weights", "norm_topk_prob", default=True),
+        Key("moe.routed_scale", "routed_scaling_factor", default=1.0),
+    ),
+    layout=Layout(TRUNK, NORMS | ATTENTION | FEED_FORWARD | EXPERTS | SHARED),
+    ignores=_is_prediction_module,
+    quantisation="fp8",
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""What a family is: a published name, a table of settings and a table of tensor names.
+
+What must hold: a config survives the way out and back. A config that a family's `config.json` cannot say is refused
+with the fields named, never written as something else.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lifecycle.core.config import validate
+from lifecycle.model.config import ModelConfig
+from lifecycle.weights.families.layout import Layout
+from lifecycle.weights.families.settings import (
+    Key,
+    LayerKinds,
+    MissingKey,
+    Only,
+    Setting,
+    Tree,
+    WeightsError,
+    all_global,
+    require_forms,
+    shortest_pattern,
+)
+
+# What no published config says: how the model is trained and run, not what it is.
+NOT_OF_THE_MODEL = {"compute_dtype", "context_attention", "moe.balance_weight", "moe.z_weight", "moe.bias_rate"}
+
+
+def _head_dim(tree: Tree) -> int:
+    return tree["hidden_size"] // tree["num_attention_heads"]
+
+
+SIZES: tuple[Setting, ...] = (
+    Key("vocab_size", "vocab_size"),
+    Key("d_model", "hidden_size"),
+    Key("num_layers", "num_hidden_layers"),
+    Key("num_heads", "num_attention_heads"),
+    Key("num_kv_heads", "num_key_value_heads", default=lambda tree: tree["num_attention_heads"]),
+    Key("max_seq_len", "max_position_embeddings", default=2048),
+    Key("norm_eps", "rms_norm_eps", default=1e-6),
+    Only("attention_dropout", 0.0, is_written=True),
+)
+HEAD_DIM = Key("head_dim", "head_dim", default=_head_dim)
+D_FF = Key("d_ff", "intermediate_size")
+UNTIED = Key("tie_embeddings", "tie_word_embeddings", default=False)
+TIED = Key("tie_embeddings", "tie_word_embeddings", default=True)
+SILU = Only("hidden_act", "silu", is_written=True)
+NO_BIAS = (Only("attention_bias", False, is_written=True), Only("mlp_bias", False))
+NO_WINDOW = LayerKinds(all_global, is_written=False)
+
+
+def nothing_ignored(config: ModelConfig, name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A published model of several parts, the family's text model one of them."""
+
+    model_type: str
+    key: str  # under which its config.json holds the text model's
+    prefix: str  # what the names of the text model's tensors begin with
+    others: tuple[str, ...]  # what the names of the other parts' tensors begin with
+    defaults: Mapping[str, Any]  # what the text model's config may leave out
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family. `ignores` says which published tensors a model has that its decoder does not use."""
+
+    name: str  # of `ModelConfig.family`, and the published `model_type`
+    architecture: str
+    settings: tuple[Setting, ...]
+    layout: Layout
+    ignores: Callable[[ModelConfig, str], bool] = nothing_ignored
+    wrapper: Wrapper | None = None
+    quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
+
+    def config_from(self, tree: Tree) -> ModelConfig:
+        """Our config of a published one; raises `WeightsError` for what is missing or not computed."""
+        require_forms(tree)
+        method = (tree.get("quantization_config") or {}).get("quant_method")
+        if method not in (None, self.quantisation):
+            raise WeightsError(
+                f"config.json: quantization_config with quant_method={method!r} is not read for {self.name!r}; "
+                "take the model in bfloat16"
+            )
+        fields: dict[str, Any] = {"family": self.name}
+        missing: list[str] = []
+        for setting in self.settings:
+            try:
+                fields |= setting.read(tree)
+            except MissingKey as error:
+                missing.append(str(error))
+            except KeyError as error:  # a default that is made from another key
+                missing.append(str(error.args[0]))
+        if missing:
+            raise WeightsError(f"config.json: missing {', '.join(dict.fromkeys(missing))}")
+        return validate(ModelConfig, _nested(fields), where="config.json")
+
+    def config_to(self, config: ModelConfig) -> dict[str, Any]:
+        """The published form; raises `WeightsError` naming the fields that it cannot say."""
+        tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.name}
+        self._require_sections(config)
+        for setting in self.settings:
+            tree |= setting.write(config)
+        if wrong := differences(config, self.config_from(tree)):
+            raise WeightsError(f"family {self.name!r} cannot say {', '.join(wrong)}; set model.family to one that can")
+        return tree
+
+    def _require_sections(self, config: ModelConfig) -> None:
+        fields = {setting.ours.split(".")[0] for setting in self.settings if isinstance(setting, Key)}
+        for section in ("moe", "mla"):
+            if (getattr(config, section) is not None) != (section in fields):
+                verb = "needs" if section in fields else "has no"
+                raise WeightsError(f"family {self.name!r} {verb} model.{section}; set model.family to one that fits")
+
+
+def differences(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """The fields in which two models differ, with the first one's values."""
+    ours, theirs = _compared(config), _compared(other)
+    names = [name for name in ours | theirs if not _is_same(ours.get(name), theirs.get(name))]
+    return [f"{name}={ours.get(name)!r}" for name in names]
+
+
+def _compared(config: ModelConfig) -> dict[str, Any]:
+    fields = _flat(config.model_dump(), "")
+    fields["layer_pattern"] = shortest_pattern([config.kind(layer) for layer in range(config.num_layers)])
+    return {name: value for name, value in fields.items() if name not in NOT_OF_THE_MODEL}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-9)
+    return left == right
+
+
+def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in fields.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def ignore(pattern: str) -> Callable[[ModelConfig, str], bool]:
+    """Ignores tensors whose whole name matches a regular expression."""
+    compiled = re.compile(pattern)
+    return lambda config, name: compiled.fullmatch(name) is not None

@@ -1,0 +1,24 @@
+"""Mistral (Jiang et al. 2023): Llama whose layers may all see a window only.
+
+Source of names and keys: transformers 5.24, `models/mistral`.
+"""
+
+from lifecycle.model.config import LayerKind
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.layout import Layout
+from lifecycle.weights.families.llama import ATTENTION, BUFFERS, FEED_FORWARD, NORMS, TRUNK
+from lifecycle.weights.families.rope import Rope
+from lifecycle.weights.families.settings import LayerKinds, Tree
+
+
+def local_if_windowed(tree: Tree) -> list[LayerKind]:
+    return ["local" if tree.get("sliding_window") else "global"] * tree["num_hidden_layers"]
+
+
+MISTRAL = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    settings=(*SIZES, HEAD_DIM, D_FF, UNTIED, SILU, Rope(), LayerKinds(local_if_windowed)),
+    layout=Layout(TRUNK, NORMS | ATTENTION | FEED_FORWARD),
+    ignores=BUFFERS,
+)

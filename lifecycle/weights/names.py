@@ -1,0 +1,72 @@
+"""Canonical names of arrays: one name per layer and weight, whatever the stacking in memory.
+
+In memory the arrays of layers that are alike lie under `blocks` in stacks with a leading layer axis, because that is
+what `jax.lax.scan` takes; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has
+its own name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit by bit, and a tree that holds
+copies of the parameters' tree (an optimizer's moments) is named by the same rule.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lifecycle.core.typing import Array, PyTree
+
+BLOCKS = "blocks"
+
+type KeyPath = tuple[Any, ...]  # the keys that lead to a leaf, as `jax.tree_util` gives them
+
+
+def unstack(tree: PyTree) -> dict[str, Any]:
+    """The arrays of `tree` by dotted name, in the tree's order.
+
+    An array without axes below `blocks` (a counter) stays whole. Works under `jax.jit`, and on NumPy arrays.
+    """
+    flat: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_stacked(path, leaf):
+            flat |= {name: leaf[place] for place, name in enumerate(layer_names(path, leaf))}
+        else:
+            flat[canonical_name(path)] = leaf
+    return flat
+
+
+def stack_like[T](flat: Mapping[str, Any], like: T) -> T:
+    """The tree whose `unstack` is `flat`; `like` is a tree (of arrays or shapes) with its structure."""
+
+    def leaf(path: KeyPath, shape: Any) -> Any:
+        if is_stacked(path, shape):
+            return _stack([flat[name] for name in layer_names(path, shape)])
+        return flat[canonical_name(path)]
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def is_stacked(path: KeyPath, leaf: Any) -> bool:
+    """Whether the leading axis of the array (or shape) at `path` is the layer."""
+    return BLOCKS in map(_key, path) and leaf.ndim > 0
+
+
+def layer_names(path: KeyPath, leaf: Any) -> Iterator[str]:
+    """The canonical names of a stack's layers, in the order of its leading axis."""
+    keys = [_key(entry) for entry in path]
+    place = keys.index(BLOCKS) + 1
+    first, period = map(int, keys[place].split("+"))
+    for number in range(first, first + period * leaf.shape[0], period):
+        yield ".".join([*keys[:place], str(number), *keys[place + 1 :]])
+
+
+def canonical_name(path: KeyPath) -> str:
+    """The dotted name of the array at `path`, which is no stack."""
+    return ".".join(map(_key, path))
+
+
+def _key(entry: Any) -> str:
+    return jax.tree_util.keystr((entry,), simple=True)
+
+
+def _stack(arrays: list[Any]) -> Array | np.ndarray:
+    return np.stack(arrays) if all(isinstance(a, np.ndarray) for a in arrays) else jnp.stack(arrays)

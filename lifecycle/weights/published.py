@@ -1,0 +1,298 @@
+"""Weights and config in the layout that other tools open: safetensors with per-layer names, and `config.json`.
+
+Which names and keys is the family's to say (`model/families`). What must hold: what is saved is loaded bit by bit;
+memory holds one tensor beside the shards that stay; and a checkpoint that does not fit is refused whole, every
+missing, unknown or misshapen tensor named, before a byte of it is read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from lifecycle.core.artifact import write_text
+from lifecycle.core.config import read_json
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, abstract_params
+from lifecycle.weights.block_scaled import BlockScaled
+from lifecycle.weights.families.family import Family, Wrapper
+from lifecycle.weights.families.layout import (
+    EXPERT,
+    Index,
+    Layout,
+    Shape,
+    TensorSource,
+    published_tensors,
+    read_array,
+    write_tensor,
+)
+from lifecycle.weights.families.lookup import config_from, family_of
+from lifecycle.weights.families.settings import WeightsError
+from lifecycle.weights.names import canonical_name, is_stacked, layer_names
+from lifecycle.weights.safetensors_files import (
+    INDEX,
+    LARGEST_FILE_BYTES,
+    WEIGHTS,
+    Planned,
+    SafetensorsReader,
+    listing,
+    write_safetensors,
+)
+from lifecycle.weights.tensor_parts import whole
+
+__all__ = [
+    "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "array_shapes", "config_from_hf", "config_to_hf", "family_of",
+    "load_config", "load_weights", "params_from", "save_weights", "write_weights",
+]  # fmt: skip
+
+CONFIG = "config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+FLOAT32 = np.dtype(np.float32)
+ALWAYS_FLOAT32 = "selection_bias"  # its steps are smaller than bfloat16's
+
+type Spans = tuple[tuple[int, int], ...]  # (start, stop) a dimension
+
+
+def config_to_hf(config: ModelConfig, dtype: np.dtype = FLOAT32, **token_ids: int) -> dict[str, Any]:
+    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`. One that is not
+    given is null: left out, another tool takes the family's own, which may lie outside this vocabulary.
+
+    Raises `WeightsError` naming what of it the family's form cannot say.
+    """
+    more = {"initializer_range": config.d_model**-0.5, "use_cache": True, "torch_dtype": dtype.name}
+    return family_of(config).config_to(config) | more | dict.fromkeys(TOKEN_IDS) | token_ids
+
+
+def config_from_hf(tree: Mapping[str, Any]) -> ModelConfig:
+    """Reads a published config; refuses families and settings that this decoder does not compute."""
+    return config_from(tree)
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The config of a bundle's folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise WeightsError(f"{folder}: no {CONFIG} here; is it a bundle?")
+    return config_from_hf(read_json(path, WeightsError))
+
+
+def array_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Shapes of the model's arrays by canonical name, layer by layer."""
+    shapes: dict[str, Shape] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        if is_stacked(path, leaf):
+            shapes.update((name, leaf.shape[1:]) for name in layer_names(path, leaf))
+        else:
+            shapes[canonical_name(path)] = leaf.shape
+    return dict(sorted(shapes.items(), key=lambda item: _depth(item[0])))
+
+
+def _depth(array: str) -> int:
+    """Layers in order after the trunk: what a layer needs lies together in a file."""
+    return int(array.split(".")[1]) if array.startswith("blocks.") else -1
+
+
+def load_weights(config: ModelConfig, path: Path, shardings: Any = None, dtype: np.dtype | type = np.float32) -> Params:
+    """The parameters in a folder or file of safetensors, laid over `shardings` (a tree like the parameters'), or whole
+    on this process's first device. Raises `WeightsError` listing all that does not fit."""
+    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, dtype)
+
+
+def open_weights(config: ModelConfig, path: Path) -> TensorSource:
+    """The tensors of the config's model in a folder or file of safetensors; of a model of several parts, the text's."""
+    source, wrapper = BlockScaled(SafetensorsReader(path)), family_of(config).wrapper
+    if wrapper is None or not any(name.startswith(wrapper.prefix) for name in source.shapes):
+        return source
+    return _TextPart(source, wrapper)
+
+
+class _TextPart:
+    """The tensors below a prefix, without it; the other parts' are not there, what is in no part is."""
+
+    def __init__(self, source: TensorSource, wrapper: Wrapper) -> None:
+        self._source = source
+        own = [name for name in source.shapes if not name.startswith(wrapper.others)]
+        self._names = {name.removeprefix(wrapper.prefix): name for name in own}
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        shapes = self._source.shapes
+        return {name: shapes[there] for name, there in self._names.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._source.dtype(self._names[name])
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._source.read(self._names[name], index)
+
+
+def params_from(
+    config: ModelConfig,
+    family: Family,
+    source: TensorSource,
+    where: str,
+    shardings: Any = None,
+    dtype: np.dtype | type = np.float32,
+) -> Params:
+    """The parameters that lie in `source` in a family's layout, each shard read by itself."""
+    require_fit(config, family, source, where)
+    abstract = abstract_params(config)
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), abstract)
+
+    def leaf(path: Any, shape: Any, sharding: Sharding) -> jax.Array:
+        stacked = is_stacked(path, shape)
+        arrays = list(layer_names(path, shape)) if stacked else [canonical_name(path)]
+
+        def fill(spans: Spans, out: np.ndarray) -> None:
+            index = tuple(slice(*span) for span in spans)
+            if not stacked:
+                read_array(config, family.layout, source, arrays[0], index, out)
+                return
+            for position, array in enumerate(arrays[index[0]]):
+                read_array(config, family.layout, source, array, index[1:], out[position])
+
+        return _sharded(shape.shape, sharding, dtype_of(arrays[0], np.dtype(dtype)), fill)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract, shardings)
+
+
+def dtype_of(array: str, dtype: np.dtype) -> np.dtype:
+    """The dtype of an array in a model of this dtype."""
+    return FLOAT32 if array.endswith(ALWAYS_FLOAT32) else dtype
+
+
+def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:
+    """An array made shard by shard: host memory holds one shard at a time, whatever the number of devices."""
+    devices: dict[Spans, list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        whole_index = index if index is not None else (slice(None),) * len(shape)
+        spans = tuple(part.indices(size)[:2] for part, size in zip(whole_index, shape, strict=True))
+        devices.setdefault(spans, []).append(device)
+    shards: list[jax.Array] = []
+    for spans, owners in devices.items():
+        part = np.empty([stop - start for start, stop in spans], dtype)
+        fill(spans, part)
+        shards += jax.block_until_ready([jax.device_put(part, owner) for owner in owners])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
+    """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
+    shapes = array_shapes(config)
+    if homeless := [array for array in shapes if family.layout.place(array) is None]:
+        raise WeightsError(f"family {family.name!r} has no name for {', '.join(homeless[:8])}; set model.family")
+    expected = published_tensors(config, family.layout, shapes)
+    found = source.shapes
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    for name, tensor in expected.items():
+        if name in found and found[name] != tensor.shape:
+            wrong.append(f"{name}: shape {found[name]}, the config says {tensor.shape}")
+    for name in sorted(set(found) - set(expected)):
+        if family.layout.is_place(name, "head") and config.tie_embeddings:
+            wrong += _unlike_embedding(family.layout, source, name)
+        elif not family.ignores(config, name):
+            wrong.append(f"unknown {name}")
+    if wrong:
+        hint = _layers_hint(found, config)
+        raise WeightsError(
+            f"{where} does not fit its config:\n{listing(wrong)}\n{hint}take {CONFIG} and weights from one place, "
+            "and all files of them"
+        )
+
+
+def _unlike_embedding(layout: Layout, source: TensorSource, head: str) -> list[str]:
+    """Some files of tied models hold the head too; it must be the embedding."""
+    embed = layout.trunk["embed"].name
+    shape = source.shapes.get(embed)
+    if shape is None or source.shapes[head] != shape or not _is_equal(source, head, embed, shape):
+        return [f"{head} is not {embed}, which the config ties it to (tie_word_embeddings)"]
+    return []
+
+
+def _is_equal(source: TensorSource, left: str, right: str, shape: Shape, rows: int = 4096) -> bool:
+    spans = [(slice(start, min(start + rows, shape[0])), slice(0, shape[1])) for start in range(0, shape[0], rows)]
+    return all(np.array_equal(source.read(left, span), source.read(right, span)) for span in spans)
+
+
+def _layers_hint(found: Mapping[str, Shape], config: ModelConfig) -> str:
+    numbers = [int(match[1]) for name in found if (match := re.search(r"\.(\d+)\.", name))]
+    held = max(numbers, default=-1) + 1
+    differs = config.moe is None and held != config.num_layers
+    return f"the weights hold {held} layers, the config says {config.num_layers}; " if differs else ""
+
+
+def save_weights(
+    config: ModelConfig,
+    params: Params,
+    folder: Path,
+    dtype: np.dtype | type = np.float32,
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+    **token_ids: int,
+) -> None:
+    """Writes the weights, tensor by tensor, and `config.json`; the same parameters give the same bytes."""
+    leaves: dict[str, tuple[Any, int | None]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_stacked(path, leaf):
+            leaves |= {name: (leaf, place) for place, name in enumerate(layer_names(path, leaf))}
+        else:
+            leaves[canonical_name(path)] = (leaf, None)
+
+    def read(array: str, expert: int | None) -> np.ndarray:
+        leaf, place = leaves[array]
+        part = leaf if place is None else leaf[place]
+        return np.asarray(jax.device_get(part if expert is None else part[expert]))
+
+    def dtypes(published: str, arrays: tuple[str, ...]) -> np.dtype:
+        return dtype_of(arrays[0], np.dtype(dtype))
+
+    write_weights(config, read, folder, dtypes, largest_file_bytes)
+    write_config(config, folder, np.dtype(dtype), **token_ids)
+
+
+def write_weights(
+    config: ModelConfig,
+    read: Callable[[str, int | None], np.ndarray],
+    folder: Path,
+    dtypes: Callable[[str, tuple[str, ...]], np.dtype],
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+) -> None:
+    """Writes a model in its family's layout; `read(array, expert)` gives an array by canonical name, or one expert's
+    part of it; `dtypes(published name, arrays in it)` says how it is stored."""
+    family = family_of(config)
+    family.config_to(config)  # refused before anything is written
+    tensors = published_tensors(config, family.layout, array_shapes(config))
+    planned = {
+        name: Planned(dtypes(name, tuple(part.array for part in tensor.parts)), tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+    def write(name: str) -> np.ndarray:
+        return write_tensor(config, tensors[name], read, planned[name].dtype)
+
+    write_safetensors(folder, planned, write, largest_file_bytes)
+
+
+def write_config(config: ModelConfig, folder: Path, dtype: np.dtype = FLOAT32, **token_ids: int) -> None:
+    write_text(folder / CONFIG, json.dumps(config_to_hf(config, dtype, **token_ids), indent=2) + "\n")
+
+
+def read_from(config: ModelConfig, layout: Layout, source: TensorSource) -> Callable[[str, int | None], np.ndarray]:
+    """The `read` of `write_weights` for a model that lies in another file, in the dtypes it has there."""
+    shapes = array_shapes(config)
+
+    def read(array: str, expert: int | None) -> np.ndarray:
+        shape, place = shapes[array], layout.place(array)
+        assert place is not None
+        index = whole(shape) if expert is None else (slice(expert, expert + 1), *whole(shape[1:]))
+        dtype = source.dtype(place.name.replace(EXPERT, str(expert)))
+        out = np.empty([part.stop - part.start for part in index], dtype)
+        read_array(config, layout, source, array, index, out)
+        return out if expert is None else out[0]
+
+    return read

@@ -1,0 +1,52 @@
+"""What people see of a run, on a terminal and in a log file, and what the command line makes of its words."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lifecycle.cli.display import Live, Plain, progress_on
+from lifecycle.cli.main import _version_first
+
+
+def follow(console: Console) -> str:
+    with progress_on(console) as progress:
+        progress.start("pre-training", total=10)
+        progress.update(5, loss=1.25, tokens_per_s=4321.0, unshown=1)
+        progress.note("halfway")
+        progress.start("fine-tuning")
+        progress.update(3, total=4, loss=0.5)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_log_gets_whole_lines_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.cli.display.PLAIN_EVERY_S", 0.0)
+    console = Console(file=io.StringIO(), width=40)
+    assert isinstance(progress_on(console), Plain)
+    lines = follow(console).splitlines()
+    assert any("pre-training" in line and "5/10  loss 1.250  4,321 tokens/s" in line for line in lines)
+    assert any(line.endswith("halfway") for line in lines)
+    assert "\x1b" not in "".join(lines) and len(lines) == 5
+
+
+def test_a_terminal_gets_a_bar_for_each_stage() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    assert isinstance(progress_on(console), Live)
+    shown = follow(console)
+    assert "pre-training" in shown and "fine-tuning" in shown and "loss 0.500" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "version", "overrides"),
+    [
+        ((), "production", ()),
+        (("candidate",), "candidate", ()),
+        (("root=x",), "production", ("root=x",)),
+        (("1a2b", "root=x", "name=y"), "1a2b", ("root=x", "name=y")),
+    ],
+)
+def test_a_version_may_be_left_out_before_settings(
+    words: tuple[str, ...], version: str, overrides: tuple[str, ...]
+) -> None:
+    assert _version_first(words) == (version, overrides)

@@ -1,0 +1,93 @@
+"""A bundle scored on a file of tasks, without a run: what is asked, what is kept, and bundles without turns."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.cli.evaluate_bundle import TasksConfig, scores
+from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.progress import Silent
+from lifecycle.evals.results import read_results
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import init_params
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
+from lifecycle.training.scoring import document_nats
+from lifecycle.weights.published import save_weights
+
+MODEL = ModelConfig(
+    vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
+)
+TEXTS = ("A first document, of some length.", "A second one.")
+ROWS = {
+    "text": [{"text": text} for text in TEXTS],
+    "choice": [{"query": "2 + 2 =", "choices": [" 4", " 5"], "gold": n} for n in (0, 1)],
+    "ask": [{"prompt": prompt, "answer": "4"} for prompt in ("2 + 2?", "1 + 3?")],
+}
+KINDS = {"text": "bits_per_byte", "choice": "multiple_choice", "ask": "generate"}
+PARAMS = init_params(MODEL, jax.random.key(0))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A bundle without a chat template."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    save_weights(MODEL, PARAMS, folder)
+    ByteTokenizer().save(folder)
+    return folder
+
+
+def tasks(folder: Path, **settings: object) -> Path:
+    """A file of all three kinds of tasks, with these settings for those that may be chats."""
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    each = [{"name": name, "kind": kind, "rows": str(folder / f"{name}.jsonl")} for name, kind in KINDS.items()]
+    chats = [task | (settings if task["name"] != "text" else {}) | {"max_tokens": 4} for task in each]
+    path = folder / "tasks.yaml"
+    path.write_text(json.dumps({"tasks": chats, "root": str(folder / "evaluations")}))  # JSON is YAML
+    return path
+
+
+def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> None:
+    found = scores(load_config(TasksConfig, tasks(tmp_path, chat=False)), base, Silent())
+    text, choice, ask = read_results(found.path)
+    tokenizer = ByteTokenizer()
+    ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) for text in TEXTS]
+    nats = float(sum(document_nats(MODEL, PARAMS, ids, MODEL.max_seq_len, build_mesh(MeshConfig()))))
+    tokens, size = sum(len(document) - 1 for document in ids), sum(len(text) for text in TEXTS)
+    assert text.mean == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert text.other == {"perplexity": pytest.approx(math.exp(nats / tokens), rel=1e-5)}
+    assert choice.mean == 0.5  # the same choices, once with each of them as the right one
+    assert [len(example.detail["output"]) > 0 for example in ask.examples] == [True, True]
+
+
+def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
+    config = load_config(TasksConfig, tasks(tmp_path))
+    with pytest.raises(ConfigError, match=r"no chat template; set `chat: false`"):
+        scores(config, base, Silent())
+    (base / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE)
+    assert scores(config, base, Silent()).stats["tasks"]["ask"]["n"] == 2
+
+
+def test_the_same_question_is_answered_once(base: Path, tmp_path: Path) -> None:
+    path = tasks(tmp_path, chat=False)
+    first = scores(load_config(TasksConfig, path), base, Silent())
+    assert scores(load_config(TasksConfig, path), base, Silent()).manifest == first.manifest
+    shorter = scores(load_config(TasksConfig, path, ["max_seq_len=16"]), base, Silent())
+    assert shorter.path != first.path
+    assert shorter.stats["tasks"]["text"]["mean"] != first.stats["tasks"]["text"]["mean"]
+    (base / "config.json").write_text((base / "config.json").read_text() + "\n")
+    assert scores(load_config(TasksConfig, path), base, Silent()).path not in (first.path, shorter.path)
+
+
+def test_rows_of_a_runs_artifacts_are_not_there(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.yaml"
+    path.write_text("tasks: [{name: text, kind: bits_per_byte, rows: '@documents/heldout-*.parquet'}]")
+    with pytest.raises(ConfigError, match="no input 'documents'"):
+        scores(load_config(TasksConfig, path, [f"root={tmp_path}"]), base, Silent())

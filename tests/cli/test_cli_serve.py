@@ -1,0 +1,72 @@
+"""A running server follows the registry's aliases."""
+
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+from rich.console import Console
+
+from lifecycle.cli import serve
+from lifecycle.cli.serve import AliasedModels
+from lifecycle.core.artifact import Artifact, Draft
+from lifecycle.ops.registry import Registry, Version
+from lifecycle.serving.job import Served
+
+LIMIT_S = 10
+
+
+def bundle(root: Path, text: str) -> Artifact:
+    draft = Draft(root, "bundle", {"text": text}, {})
+    (draft.open() / "weights").write_text(text)
+    return draft.commit({})
+
+
+def start(version: Version) -> Served:
+    """A version stands for its engine; one called broken cannot be loaded."""
+    if version.manifest.config["text"] == "broken":
+        raise ValueError("no weights")
+    return cast(Served, version.hash)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    registry = Registry(tmp_path / "registry.db")
+    for text in ("one", "two", "broken"):
+        registry.register(bundle(tmp_path, text).path, "chat")
+    return registry
+
+
+def named(registry: Registry, text: str) -> str:
+    return next(version.hash for version in registry.versions() if version.manifest.config["text"] == text)
+
+
+def test_an_alias_that_moves_is_followed_and_one_that_cannot_be_loaded_is_told(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "FOLLOW_S", 0.01)
+    one, two, broken = (named(registry, text) for text in ("one", "two", "broken"))
+    registry.move("candidate", one, who="test", why="test")
+    registry.move("production", one, who="test", why="test")
+    models = AliasedModels(registry, start, Console())
+    assert list(models) == ["production", "candidate", registry.resolve(one).short]
+
+    def wait_until_production_is(version: str) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while models["production"] != version and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert models["production"] == version
+
+    with models.following():
+        registry.move("production", two, who="test", why="test")
+        wait_until_production_is(two)
+        registry.move("candidate", broken, who="test", why="test")
+        deadline, told = time.monotonic() + LIMIT_S, ""
+        while "no weights" not in told and time.monotonic() < deadline:
+            time.sleep(0.01)
+            told += capsys.readouterr().out
+        assert told.count("no weights") == 1
+        assert models["candidate"] == one
+        registry.move("candidate", one, who="test", why="test")
+        registry.rollback("production", who="test", why="test")
+        wait_until_production_is(one)

@@ -1,0 +1,126 @@
+"""A finished run in a folder, small and made up, but of real artifacts: what the tests of the report read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lifecycle.core.artifact import Artifact, Draft
+from lifecycle.evals.results import EvalResult, Example, summarise, write_results
+from lifecycle.inference.model import Model
+from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.decoder import init_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.weights.published import save_weights
+
+NASTY = "</td></p><script>alert(1)</script> & | `x` <b>*bold* [a](http://b)"
+TOKENIZER = ByteTokenizer()
+MODEL = ModelConfig(
+    vocab_size=TOKENIZER.vocab_size, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=16,
+    max_seq_len=192,
+)  # fmt: skip
+SIZES = [100, 300, 200, 400]  # bytes of the held-out documents
+PEAK = 1e11
+
+
+def text_result(task: str, scores: list[float], sizes: list[int] | None = None) -> EvalResult:
+    rows = enumerate(zip(scores, sizes or SIZES, strict=True))
+    examples = [Example(id=str(i), score=score, weight=weight) for i, (score, weight) in rows]
+    return summarise(task, "bits_per_byte", "bits_per_byte", "d", examples, higher_is_better=False)
+
+
+def choice_result(right: int) -> EvalResult:
+    examples = [Example(id=str(i), score=float(i < right)) for i in range(40)]
+    return summarise("choice", "multiple_choice", "accuracy", "c", examples, other={"chance": 0.25})
+
+
+class Run:
+    """A finished chain in a folder, every artifact with a real manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.artifacts: dict[str, Artifact] = {}
+
+    def make(self, stage: str, stats: Mapping[str, Any], config: Mapping[str, Any], *inputs: str) -> Path:
+        draft = Draft(self.root, stage, config, {name: self.artifacts[name] for name in inputs})
+        draft.open()
+        self.artifacts[stage] = draft.commit(stats)
+        return self.artifacts[stage].path
+
+    def training(self, stage: str, records: list[dict[str, Any]], *inputs: str, **settings: Any) -> None:
+        schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
+        optimizer = {"name": "adamw", "learning_rate": 0.001, "schedule": schedule}
+        train = {"steps": 20, "seq_len": 64, "global_batch_size": 4, "optimizer": optimizer, **settings}
+        mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
+        stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
+        path = self.make(stage, stats, {"train": train, "model": MODEL.plain(), "mesh": mesh}, *inputs)
+        (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def evaluation(self, stage: str, results: list[EvalResult], stats: dict[str, Any], *inputs: str) -> None:
+        write_results(results, self.make(stage, stats, {}, *inputs))
+
+
+def funnel() -> list[dict[str, Any]]:
+    first = {"step": "read", "files_in": 5, "bytes_in": 2000, "documents_out": 4, "bytes_out": 1500, "edits": {}}
+    sample = {"source": "docs", "path": f"{NASTY}.txt", "reason": "empty", "detail": "0 bytes"}
+    gone = {"source": "docs", "path": "a\udce9.txt", "reason": "too_few_words", "detail": NASTY, "text": NASTY}
+    second = {"step": "quality", "documents_in": 4, "bytes_in": 1500, "documents_out": 3, "bytes_out": 1200}
+    return [
+        first | {"reasons": {"empty": 1}, "samples": [sample]},
+        second | {"reasons": {"too_few_words": 1}, "edits": {"controls": 2}, "samples": [gone]},
+    ]
+
+
+def build_run(root: Path) -> Run:
+    made = Run(root)
+    source = {"license": "MIT", "documents": 3, "bytes": 1200}
+    data = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
+    path = made.make("documents", data, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
+    (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))
+    tokenizer = {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64, "heldout_bytes_per_token": 1.0}
+    made.make("tokenizer", tokenizer, {}, "documents")
+    split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200}
+    made.make("tokens", {"dtype": "uint16", "splits": {"train": split, "heldout": split}}, {}, "tokenizer")
+    samples = {"sft-train": [{"messages": [{"role": "user", "content": NASTY}]}]}
+    path = made.make("rows", {"rows": {"sft-train": 9}, "samples": samples}, {}, "documents")
+    write_questions(path / "sft-heldout.jsonl")
+    first = [{"step": s, "loss": 5 - s / 10, "tokens_per_s": 1000.0, "cpu_s": 1.5} for s in (10, 20)]
+    made.training("pretrain", [*first, {"step": 20, "heldout_bits_per_byte": 2.1}], "tokens", eval_bytes=1000)
+    made.training("sft", first, "pretrain", replay_share=0.25)
+    pairs = [{"step": s, "loss": 0.5, "accuracy": 0.7, "cpu_s": 0.5, "heldout_accuracy": 0.8} for s in (10, 20)]
+    made.training("prefer", pairs, "sft", objective="dpo", beta=0.1)
+    baselines = [text_result("trigram-seen", [2.2, 2.3, 2.25, 2.1]), text_result("trigram-whole", [1.0, 1.1, 1.2, 1.3])]
+    counts = {"seen": {"tokens": 5120}, "whole": {"tokens": 10_240}}
+    made.evaluation("baseline", baselines, counts, "pretrain")
+    for stage, better, right in (("pretrain", 0.0, 10), ("sft", -0.1, 25), ("prefer", 0.1, 25)):
+        scores = [score + better for score in (2.0, 2.15, 2.05, 2.0)]
+        made.evaluation(f"evaluate-{stage}", [text_result("text", scores), choice_result(right)], {}, stage)
+    save_bundle(made)
+    registration = {"version": "v" * 64, "promoted": True, "gate": "passed\n  pass   text"}
+    made.make("registration", registration, {}, "bundle")
+    return made
+
+
+def write_questions(path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
+        for i in range(8)
+    ]
+    rows += [{"prompt": "1 + 1 =", "completion": " 2"}, {"text": "no question"}, {"messages": [rows[0]["messages"][1]]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tiny_model() -> Model:
+    return Model(MODEL, init_params(MODEL, jax.random.key(0)), TOKENIZER, ChatTemplate(TOKENIZER))
+
+
+def save_bundle(made: Run) -> None:
+    draft = Draft(made.root, "bundle", {"model": MODEL.plain()}, {"prefer": made.artifacts["prefer"]})
+    folder, model = draft.open(), tiny_model()
+    save_weights(MODEL, model.params, folder)
+    TOKENIZER.save(folder)
+    model.template.save(folder)
+    made.artifacts["bundle"] = draft.commit({"parameters": num_params(MODEL)})

@@ -1,0 +1,263 @@
+"""The report of a run: its numbers, that both renderings say the same, and that nobody's text becomes mark-up."""
+
+import json
+import random
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from report_run import MODEL, NASTY, PEAK, SIZES, TOKENIZER, Run, build_run, text_result, tiny_model
+from scipy import stats as scipy_stats
+
+from lifecycle.core.progress import Silent
+from lifecycle.model.config import forward_flops_per_token
+from lifecycle.ops.cost import PriceConfig
+from lifecycle.report.blocks import (
+    Charts,
+    Document,
+    Exchange,
+    Exchanges,
+    Facts,
+    Headline,
+    LineChart,
+    Paragraph,
+    Table,
+)
+from lifecycle.report.document import build_document
+from lifecycle.report.html import render_html
+from lifecycle.report.markdown import render_markdown
+from lifecycle.report.numbers import Numbers, collect
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.report import MAX_ANSWER, NUM_QUESTIONS, held_out_questions, run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return build_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def numbers(made: Run) -> Numbers:
+    samples = [Exchange(NASTY, f"line\n```\n{NASTY}\x00", "true")]
+    return collect("tiny <run>", made.artifacts, samples, PriceConfig(core_hour=3600), {"CPU": "a | b"})
+
+
+@pytest.fixture(scope="module")
+def document(numbers: Numbers) -> Document:
+    return build_document(numbers)
+
+
+class Page(HTMLParser):
+    """The page as a browser without scripts sees it: tags with their attributes, texts by tag."""
+
+    VOID = frozenset({"meta", "line", "circle", "rect", "polyline", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open, f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+            self.texts.append((tag, ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self.texts[-1][0] == self._open[-1]:
+            self.texts[-1] = (self._open[-1], self.texts[-1][1] + data)
+
+    def of(self, *tags: str) -> list[str]:
+        return [" ".join(text.split()) for tag, text in self.texts if tag in tags]
+
+
+def markdown_texts(markdown: str) -> list[str]:
+    """Every line and cell of the Markdown as a CommonMark reader shows it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    texts = [token.content for token in tokens if token.type == "fence"]
+    for token in tokens:
+        if token.type == "inline":
+            assert {child.type for child in token.children or ()} <= {"text", "text_special"}, token.content
+            texts.append("".join(child.content for child in token.children or ()))
+    return texts
+
+
+def shown_texts(document: Document) -> list[str]:
+    """Everything that the document says, block by block."""
+    found = []
+    for section in document.sections:
+        found.append(section.title)
+        for block in section.blocks:
+            match block:
+                case Table():
+                    found += [cell for row in (block.columns, *block.rows) for cell in row]
+                case Facts():
+                    found += [value for _, value in block.items]
+                case Headline():
+                    found += [text for tile in block.tiles for text in (tile.name, tile.value, tile.remark)]
+                case Charts():
+                    tables = [chart.table for chart in block.items if isinstance(chart, LineChart)]
+                    found += [cell for table in tables for row in table.rows for cell in row]
+    return [" ".join(text.replace("\udce9", "\ufffd").split()) for text in found if text]
+
+
+def test_utilisation_and_cost(numbers: Numbers) -> None:
+    pretrain = numbers.trainings[0]
+    per_token = 3 * forward_flops_per_token(MODEL, 64)
+    assert pretrain.flops_per_token == per_token
+    assert pretrain.utilisation == pytest.approx(1000 * per_token / (2 * PEAK))  # two devices
+    assert pretrain.flops_per_core_s == pytest.approx(20 * 4 * 64 * per_token / 3.0)
+    assert numbers.core_s == pytest.approx(sum(link.core_s for link in numbers.links))
+    assert numbers.money == pytest.approx(numbers.core_s)  # 3600 a core-hour
+    assert [link.stage for link in numbers.links][-2:] == ["bundle", "registration"]
+    assert pretrain.curves["loss"] == ((10, 4.0), (20, 3.0))
+
+
+def test_the_model_against_the_baselines(numbers: Numbers) -> None:
+    seen, whole = numbers.baselines
+    differences = [-0.2, -0.15, -0.2, -0.1]
+    weighted = sum(d * w for d, w in zip(differences, SIZES, strict=True)) / sum(SIZES)
+    found = seen.against["pretrain"]
+    assert found.difference == pytest.approx(weighted)
+    assert found.low <= found.difference <= found.high < 0 < whole.against["pretrain"].low
+    lead = build_document(numbers).sections[0].blocks[2]
+    assert isinstance(lead, Paragraph)
+    lead = lead.text
+    assert "better than the trigram of the tokens seen" in lead and "worse than the trigram of the whole split" in lead
+    assert "rose by 4.9 %" in lead  # 2.04 + 0.1
+
+
+def test_changes_are_paired(numbers: Numbers) -> None:
+    choice = numbers.tasks[1]
+    assert choice.chance == 0.25
+    assert choice.changes["sft"].difference == pytest.approx(15 / 40)
+    assert choice.changes["sft"].low > 0
+    assert choice.changes["prefer"].difference == 0
+    expected = scipy_stats.binomtest(25, 40).proportion_ci(method="wilson")
+    assert (choice.final.low, choice.final.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_other_text_than_the_baselines_is_not_compared(made: Run, tmp_path: Path) -> None:
+    other = Run(tmp_path)
+    other.artifacts = dict(made.artifacts)
+    other.evaluation("evaluate-prefer", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
+    other.evaluation("evaluate-sft", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
+    other.evaluation("evaluate-pretrain", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
+    found = collect("r", other.artifacts, [], PriceConfig(), {})
+    assert found.text_task is None
+    assert [baseline.against for baseline in found.baselines] == [{}, {}]
+    markdown = render_markdown(build_document(found))
+    assert "better than" not in markdown and "trigram of the tokens seen" in markdown
+
+
+def test_the_page_stands_alone(document: Document) -> None:
+    page = Page(render_html(document))
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "img", "link", "iframe", "object", "base", "form", "b"}
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for _, attributes in page.tags:
+        assert not {"src", "action", "style"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+        href = attributes.get("href")
+        assert href is None or (href.startswith("#") and href[1:] in ids)
+    assert "url(" not in render_html(document)
+
+
+def test_the_page_can_be_read_aloud(document: Document) -> None:
+    page = Page(render_html(document))
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    assert levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    charts = [block for section in document.sections for block in section.blocks if isinstance(block, Charts)]
+    assert len(drawings) == sum(len(block.items) for block in charts) >= 10
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"] or "") > 20 for drawing in drawings)
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_both_renderings_say_everything(document: Document) -> None:
+    page = Page(render_html(document)).of("th", "td", "dd", "dt", "h2", "p")
+    markdown = [" ".join(text.split()) for text in markdown_texts(render_markdown(document))]
+    facts = [line.partition(": ")[2] for line in markdown]
+    said = shown_texts(document)
+    assert len(said) > 200
+    assert set(said) <= set(page)
+    assert set(said) <= {*markdown, *facts}
+
+
+def test_texts_stay_texts(document: Document) -> None:
+    question = NASTY
+    answer = f"line\n```\n{NASTY}\ufffd"
+    page = Page(render_html(document))
+    texts = [text for tag, text in page.texts if tag == "dd"]
+    assert question in texts and answer in texts
+    assert "tiny <run>" in page.of("h1")
+    fences = markdown_texts(render_markdown(document))
+    assert question + "\n" in fences and answer + "\n" in fences
+    assert any(isinstance(block, Exchanges) for section in document.sections for block in section.blocks)
+
+
+def test_rendering_is_deterministic(numbers: Numbers, document: Document) -> None:
+    again = build_document(numbers)
+    assert render_html(again) == render_html(document)
+    assert render_markdown(again) == render_markdown(document)
+
+
+def test_questions_do_not_depend_on_the_order_of_rows(made: Run, tmp_path: Path) -> None:
+    model = tiny_model()
+    path = made.artifacts["rows"].path / "sft-heldout.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    questions = held_out_questions(path, model)
+    assert questions == held_out_questions(tmp_path / "rows.jsonl", model)
+    assert len(questions) == NUM_QUESTIONS
+    assert all(len(question.ids) + MAX_ANSWER <= MODEL.max_seq_len for question in questions)
+
+
+def test_questions_of_every_form_of_row(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+    rows: list[dict[str, Any]] = [
+        {"messages": [*turns, {"role": "user", "content": "more"}]},
+        {"prompt": turns[:2], "completion": "a"},
+        {"prompt": "1 + 1 =", "completion": " 2"},
+        {"text": "nothing is asked"},
+        {"messages": turns[2:]},
+        {"prompt": "x" * MODEL.max_seq_len, "completion": "too long"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_model()
+    found = held_out_questions(path, model)
+    assert sorted((q.text, q.reference) for q in found) == [("1 + 1 =", " 2"), ("q", "a"), ("q", "a")]
+    plain = next(q for q in found if q.reference == " 2")
+    assert plain.ids == [TOKENIZER.bos_id, *b"1 + 1 ="]
+    chat = next(q for q in found if q.text == "q")
+    assert chat.ids == model.template.render(turns[:2], add_generation_prompt=True).ids
+
+
+def test_the_stage_writes_both_files_and_its_samples(made: Run, tmp_path: Path) -> None:
+    config = RunConfig.model_construct(name="tiny", price=PriceConfig())
+    samples = run(config, made.artifacts, tmp_path, Silent()).stats["samples"]
+    assert len(samples) >= 3 and all(set(sample) == {"question", "answer", "reference"} for sample in samples)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for sample in samples:
+        assert sample["question"] in page.of("dd") and sample["question"] in markdown
+    json.dumps(samples)
