@@ -14,7 +14,7 @@ from lifecycle.core.typing import Array
 from lifecycle.kernels import cross_entropy as module
 from lifecycle.kernels.cross_entropy import cross_entropy, project, token_logprobs
 from lifecycle.model.decoder import abstract_params
-from tests.tiny import MODEL, SEQ_LEN, objective_of
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, objective_of
 
 ONE_OP = 1e-5
 B, T, D, V = 3, 13, 8, 40

@@ -26,8 +26,8 @@ from lifecycle.model.decoder import (
     logits,
 )
 from lifecycle.parallel.mesh import RULES
+from lifecycle.testing.jobs import MODEL
 from lifecycle.training.objectives.language import next_token
-from tests.tiny import MODEL
 
 PACKED = 1e-5
 CACHED = 1e-4

@@ -11,12 +11,12 @@ import pytest
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.parallel.placement import place_batch
+from lifecycle.testing.jobs import SEQ_LEN, Settings, rows_of
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.objectives.preference import dpo
 from lifecycle.training.step import Objective, init_state, make_train_step, state_shardings
-from tests.tiny import SEQ_LEN, Settings, rows_of
 
 CLOSE = 1e-5
 # Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices.

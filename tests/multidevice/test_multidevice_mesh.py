@@ -13,12 +13,12 @@ import pytest
 from lifecycle.model.decoder import init_params
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.parallel.placement import batch_sharding, place_batch
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import heldout_means, reference_logprobs
 from lifecycle.training.loader import make_loader
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
 from lifecycle.training.step import TrainState, init_state, make_train_step, state_shardings
-from tests.tiny import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
 
 CLOSE = 1e-5
 STEPS = 10

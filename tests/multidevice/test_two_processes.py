@@ -13,9 +13,9 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
+from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loop import CHECKPOINTS, METRICS, run_job
-from tests.tiny import MODEL, Settings, command, tiny_job
 
 CLOSE = 1e-5
 TIMEOUT_S = 240

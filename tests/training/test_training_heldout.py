@@ -11,11 +11,11 @@ import pytest
 from lifecycle.model.decoder import init_params
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.parallel.placement import place_batch
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.preference import pair_logprobs
 from lifecycle.training.packing import PairRows
-from tests.tiny import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 
 MESH = build_mesh(MeshConfig())
 

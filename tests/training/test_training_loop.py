@@ -17,11 +17,11 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
+from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loader import DataStateError
 from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
 from lifecycle.training.objectives.language import next_token
-from tests.tiny import MODEL, Settings, command, tiny_job
 
 RUN = Settings(steps=12, checkpoint_every=4)
 

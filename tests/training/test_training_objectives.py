@@ -11,6 +11,7 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, init_params, logits
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, rows_of
 from lifecycle.training.config import PreferConfig
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loader import one_epoch
@@ -19,7 +20,6 @@ from lifecycle.training.objectives.preference import dpo, orpo, pair_logprobs
 from lifecycle.training.packing import PairRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
-from tests.tiny import MODEL, SEQ_LEN, Example, Settings, rows_of
 
 WHOLE_MODEL = 1e-5
 TRL = 1e-4

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from lifecycle.model.decoder import init_params
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.testing.jobs import MODEL
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon
 from lifecycle.training.optimizer import build_optimizer, build_schedule
-from tests.tiny import MODEL
 
 PEAK = 2e-3
 ONE = build_mesh(MeshConfig())

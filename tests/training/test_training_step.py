@@ -14,10 +14,10 @@ import pytest
 from lifecycle.model.decoder import init_params
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
 from lifecycle.parallel.placement import place_batch
+from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.step import TrainState, init_state, make_train_step, state_from_params, state_shardings
-from tests.tiny import MODEL, Settings, objective_of, rows_of
 
 EXACT = 1e-6
 MESH = build_mesh(MeshConfig())

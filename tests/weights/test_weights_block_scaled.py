@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+from lifecycle.testing.families import MODELS, random_params
 from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.published import CONFIG, WEIGHTS, WeightsError, load_config, load_weights, save_weights
 from lifecycle.weights.safetensors_files import SafetensorsReader
-from tests.weights.tiny_families import MODELS, random_params
 
 EXPERTS, OUTPUTS, INPUTS = 2, 6, 96
 

@@ -1,7 +1,8 @@
 """A debug model, rows for it, and training runs of seconds: what the tests of the step, the loop and the mesh share.
 
 As a program it is one process of a training job, for the tests that kill it or start several:
-`python tests/tiny.py OUT SETTINGS`, the settings as JSON (`Settings`); the writing process prints the stats as JSON.
+`python -m lifecycle.testing.jobs OUT SETTINGS`, the settings as JSON (`Settings`); the writing process prints the
+stats as JSON.
 """
 
 import json
@@ -154,7 +155,7 @@ class KillAt(Silent):
 
 def command(out: Path, settings: Settings) -> list[str]:
     """The command line of one process of this job."""
-    return [sys.executable, __file__, str(out), json.dumps(asdict(settings))]
+    return [sys.executable, "-m", "lifecycle.testing.jobs", str(out), json.dumps(asdict(settings))]
 
 
 def main() -> None:
