@@ -1,4 +1,4 @@
-"""Scores a model on a task through three narrow protocols, so that a task knows nothing of the model behind them.
+"""Scores a model on tasks.
 
 - Bits per byte: total nats / ln 2 / total UTF-8 bytes; the EOS is predicted, the BOS is not. A document longer than the
   context is scored in windows; every token is predicted exactly once.
@@ -11,101 +11,43 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult, Example, summarise, write_results
+from lifecycle.evals.subject import Encoder, Pair, Subject
 from lifecycle.evals.tasks import EvalConfig, Row, TaskConfig, answers, read_rows, render_prompt
 
 CHUNK = 256  # pairs or prompts handed to the model at once: enough to sort by length, few enough to show progress
 OVERLAP = 4  # a later window of a document repeats 1/4 of the context: a third more work, no token without context
 
-type Pair = tuple[list[int], list[int]]  # context ids (at least one), continuation ids (at least one)
-
-
-class Encoder(Protocol):
-    """Text to ids, as the model was trained on them."""
-
-    @property
-    def bos_id(self) -> int: ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text, without BOS or EOS."""
-        ...
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation (`role`, `content`), BOS and the opening of the assistant's turn included."""
-        ...
-
-
-class Scorer(Protocol):
-    """A model that tells how likely a continuation is."""
-
-    @property
-    def max_seq_len(self) -> int:
-        """The context: len(context) + len(continuation) - 1 is at most this."""
-        ...
-
-    def loglikelihoods(self, pairs: Sequence[Pair]) -> Sequence[float]:
-        """log p(continuation | context) in nats for each pair."""
-        ...
-
-
-class Generator(Protocol):
-    """A model that writes."""
-
-    @property
-    def max_seq_len(self) -> int:
-        """The context: len(prompt) + max_tokens is at most this."""
-        ...
-
-    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> Sequence[str]:
-        """Greedy continuations, without the stop string or the end of the turn."""
-        ...
-
 
 def evaluate(
-    config: EvalConfig,
-    inputs: Mapping[str, Path],
-    encoder: Encoder,
-    scorer: Scorer,
-    generator: Generator,
-    out: Path,
-    progress: Progress,
+    config: EvalConfig, inputs: Mapping[str, Path], subject: Subject, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """Runs all tasks and writes their results into `out`; returns the summaries by task. See `read_rows` for errors."""
-    tasks = [(task, read_rows(task, inputs)) for task in config.tasks]  # all at first: a late task's error comes early
-    return write_results([run_task(task, rows, encoder, scorer, generator, progress) for task, rows in tasks], out)
+    tasks = [(task, read_rows(task, inputs)) for task in config.tasks]  # all first: a late task's error comes early
+    return write_results([run_task(task, rows, subject, progress) for task, rows in tasks], out)
 
 
-def run_task(
-    task: TaskConfig,
-    rows: Sequence[Row],
-    encoder: Encoder,
-    scorer: Scorer,
-    generator: Generator,
-    progress: Progress,
-) -> EvalResult:
+def run_task(task: TaskConfig, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
     """Scores one task's rows."""
     if task.kind == "bits_per_byte":
-        return score_documents(task, rows, encoder, scorer, progress)
+        return score_documents(task, rows, subject, progress)
     if task.kind == "multiple_choice":
-        return score_choices(task, rows, encoder, scorer, progress)
-    return score_generations(task, rows, encoder, generator, progress)
+        return score_choices(task, rows, subject, progress)
+    return score_generations(task, rows, subject, progress)
 
 
-def score_documents(
-    task: TaskConfig, rows: Sequence[Row], encoder: Encoder, scorer: Scorer, progress: Progress
-) -> EvalResult:
+def score_documents(task: TaskConfig, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
     """Bits per byte of documents, and the perplexity per token."""
-    windows = [document_windows(_document_ids(encoder, row.columns["text"]), scorer.max_seq_len) for row in rows]
-    logprobs = _loglikelihoods(task, [pair for pairs in windows for pair in pairs], scorer, progress)
+    windows = [
+        document_windows(_document_ids(subject.encoder, row.columns["text"]), subject.max_seq_len) for row in rows
+    ]
+    logprobs = _loglikelihoods(task, [pair for pairs in windows for pair in pairs], subject, progress)
     ends = np.cumsum([len(pairs) for pairs in windows])
     nats = [-math.fsum(part) for part in np.split(logprobs, ends[:-1])]
     sizes = [len(row.columns["text"].encode()) for row in rows]
@@ -132,14 +74,12 @@ def document_windows(ids: Sequence[int], max_seq_len: int) -> list[Pair]:
     return pairs
 
 
-def score_choices(
-    task: TaskConfig, rows: Sequence[Row], encoder: Encoder, scorer: Scorer, progress: Progress
-) -> EvalResult:
+def score_choices(task: TaskConfig, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
     """Accuracy of the likeliest choice."""
-    pairs = {row.id: choice_pairs(task, row, encoder) for row in rows}
+    pairs = {row.id: choice_pairs(task, row, subject.encoder) for row in rows}
     longest = {row.id: max(len(context) + len(choice) - 1 for context, choice in pairs[row.id]) for row in rows}
-    fitting, skipped = _fitting(rows, longest, scorer.max_seq_len)
-    logprobs = _loglikelihoods(task, [pair for row in fitting for pair in pairs[row.id]], scorer, progress)
+    fitting, skipped = _fitting(rows, longest, subject.max_seq_len)
+    logprobs = _loglikelihoods(task, [pair for row in fitting for pair in pairs[row.id]], subject, progress)
     ends = np.cumsum([len(row.columns["choices"]) for row in fitting])
     parts = np.split(logprobs, ends[:-1])
     examples = [_choice_example(task, row, part) for row, part in zip(fitting, parts, strict=True)]
@@ -174,18 +114,16 @@ def choice_pairs(task: TaskConfig, row: Row, encoder: Encoder) -> list[Pair]:
     return pairs
 
 
-def score_generations(
-    task: TaskConfig, rows: Sequence[Row], encoder: Encoder, generator: Generator, progress: Progress
-) -> EvalResult:
+def score_generations(task: TaskConfig, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
     """Share of outputs that pass the task's check."""
-    prompts = {row.id: _prompt_ids(task, row, encoder) for row in rows}
+    prompts = {row.id: _prompt_ids(task, row, subject.encoder) for row in rows}
     lengths = {row.id: len(prompts[row.id]) + task.max_tokens for row in rows}
-    fitting, skipped = _fitting(rows, lengths, generator.max_seq_len)
+    fitting, skipped = _fitting(rows, lengths, subject.max_seq_len)
     outputs: list[str] = []
     progress.start(f"evaluate {task.name}", len(fitting))
     for begin in range(0, len(fitting), CHUNK):
         chunk = [prompts[row.id] for row in fitting[begin : begin + CHUNK]]
-        outputs += generator.generate(chunk, task.max_tokens, task.stop)
+        outputs += subject.generate(chunk, task.max_tokens, task.stop)
         progress.update(len(outputs))
     examples = [
         Example(
@@ -244,14 +182,14 @@ def _fitting(rows: Sequence[Row], lengths: Mapping[str, int], most: int) -> tupl
     return fitting, skipped
 
 
-def _loglikelihoods(task: TaskConfig, pairs: Sequence[Pair], scorer: Scorer, progress: Progress) -> np.ndarray:
+def _loglikelihoods(task: TaskConfig, pairs: Sequence[Pair], subject: Subject, progress: Progress) -> np.ndarray:
     """Log-likelihoods in the order of `pairs`, asked for in order of length so that a batch holds little padding."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = np.empty(len(pairs))
     progress.start(f"evaluate {task.name}", len(pairs))
     for begin in range(0, len(order), CHUNK):
         places = order[begin : begin + CHUNK]
-        found[places] = scorer.loglikelihoods([pairs[i] for i in places])
+        found[places] = subject.loglikelihoods([pairs[i] for i in places])
         progress.update(begin + len(places))
     if np.isnan(found).any():
         raise ConfigError(f"task {task.name!r}: the model's log-likelihood is not a number: its weights are damaged")

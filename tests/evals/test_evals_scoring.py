@@ -15,7 +15,8 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.results import ResultError, read_results
-from lifecycle.evals.scoring import Pair, choice_pairs, document_windows, evaluate, passes, run_task
+from lifecycle.evals.scoring import choice_pairs, document_windows, evaluate, passes, run_task
+from lifecycle.evals.subject import Pair
 from lifecycle.evals.tasks import EvalConfig, TaskConfig, read_rows
 from lifecycle.evals.trigram import Trigram, bits_per_byte, fit_trigram
 from lifecycle.text.byte_tokenizer import ByteTokenizer
@@ -36,11 +37,12 @@ class Bytes:
 
 
 class TrigramModel:
-    """A trigram as scorer and greedy generator."""
+    """A trigram as the subject of an evaluation."""
+
+    encoder = Bytes()
 
     def __init__(self, texts: Sequence[str], max_seq_len: int = 64) -> None:
-        encoder = Bytes()
-        documents = [np.array([0, *encoder.encode(text), 1]) for text in texts]
+        documents = [np.array([0, *self.encoder.encode(text), 1]) for text in texts]
         self.model: Trigram = fit_trigram(documents, 260, 0)
         self.max_seq_len = max_seq_len
         self.asked: list[Pair] = []
@@ -76,7 +78,7 @@ def task(tmp_path: Path, kind: str, rows: Sequence[Mapping[str, Any]], **setting
 
 
 def run(config: TaskConfig, model: TrigramModel) -> Any:
-    return run_task(config, read_rows(config, {}), Bytes(), model, model, Silent())
+    return run_task(config, read_rows(config, {}), model, Silent())
 
 
 @given(st.integers(2, 200), st.integers(1, 40))
@@ -239,7 +241,7 @@ def test_evaluate_writes_what_read_results_reads(tmp_path: Path) -> None:
     once, again = tmp_path / "once", tmp_path / "again"
     for out in (once, again):
         out.mkdir()
-        stats = evaluate(config, {}, Bytes(), model, model, out, Silent())
+        stats = evaluate(config, {}, model, out, Silent())
     found = read_results(once)
     assert [result.task for result in found] == list(stats) == ["bits_per_byte", "multiple_choice"]
     assert stats["multiple_choice"]["mean"] == found[1].mean

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from lifecycle.evals.model import EvaluatedModel, chat_model, gathered
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params, logical_axes
 from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
-from lifecycle.stages.evaluate import Evaluated, gathered
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -69,13 +69,13 @@ def test_a_pipeline_scores_as_one_device(name: str, axes: dict[str, int]) -> Non
     assert bits(EVEN[name], params, axes) == pytest.approx(expected, rel=CLOSE)
 
 
-def evaluated(axes: dict[str, int]) -> Evaluated:
+def evaluated(axes: dict[str, int]) -> EvaluatedModel:
     tokenizer, mesh = ByteTokenizer(), build_mesh(MeshConfig(**axes))
     config = ModelConfig(
         vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
     )
     params = jax.device_put(init_params(config, jax.random.key(3)), tree_shardings(mesh, logical_axes(config)))
-    return Evaluated(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
+    return chat_model(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
 
 
 def test_a_sharded_model_is_evaluated_as_a_whole_one() -> None:

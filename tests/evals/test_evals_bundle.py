@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.cli.evaluate_bundle import TasksConfig, scores
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
+from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import read_results
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
@@ -55,7 +55,7 @@ def tasks(folder: Path, **settings: object) -> Path:
 
 
 def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> None:
-    found = scores(load_config(TasksConfig, tasks(tmp_path, chat=False)), base, Silent())
+    found = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, chat=False)), base, Silent())
     text, choice, ask = read_results(found.path)
     tokenizer = ByteTokenizer()
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) for text in TEXTS]
@@ -68,26 +68,26 @@ def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> Non
 
 
 def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
-    config = load_config(TasksConfig, tasks(tmp_path))
+    config = load_config(BundleTasksConfig, tasks(tmp_path))
     with pytest.raises(ConfigError, match=r"no chat template; set `chat: false`"):
-        scores(config, base, Silent())
+        score_bundle(config, base, Silent())
     (base / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE)
-    assert scores(config, base, Silent()).stats["tasks"]["ask"]["n"] == 2
+    assert score_bundle(config, base, Silent()).stats["tasks"]["ask"]["n"] == 2
 
 
 def test_the_same_question_is_answered_once(base: Path, tmp_path: Path) -> None:
     path = tasks(tmp_path, chat=False)
-    first = scores(load_config(TasksConfig, path), base, Silent())
-    assert scores(load_config(TasksConfig, path), base, Silent()).manifest == first.manifest
-    shorter = scores(load_config(TasksConfig, path, ["max_seq_len=16"]), base, Silent())
+    first = score_bundle(load_config(BundleTasksConfig, path), base, Silent())
+    assert score_bundle(load_config(BundleTasksConfig, path), base, Silent()).manifest == first.manifest
+    shorter = score_bundle(load_config(BundleTasksConfig, path, ["max_seq_len=16"]), base, Silent())
     assert shorter.path != first.path
     assert shorter.stats["tasks"]["text"]["mean"] != first.stats["tasks"]["text"]["mean"]
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
-    assert scores(load_config(TasksConfig, path), base, Silent()).path not in (first.path, shorter.path)
+    assert score_bundle(load_config(BundleTasksConfig, path), base, Silent()).path not in (first.path, shorter.path)
 
 
 def test_rows_of_a_runs_artifacts_are_not_there(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "tasks.yaml"
     path.write_text("tasks: [{name: text, kind: bits_per_byte, rows: '@documents/heldout-*.parquet'}]")
     with pytest.raises(ConfigError, match="no input 'documents'"):
-        scores(load_config(TasksConfig, path, [f"root={tmp_path}"]), base, Silent())
+        score_bundle(load_config(BundleTasksConfig, path, [f"root={tmp_path}"]), base, Silent())

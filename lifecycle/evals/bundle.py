@@ -1,0 +1,44 @@
+"""A bundle scored on tasks outside any run: one that was exported, imported, or made by another tool.
+
+The results are an artifact, keyed by the bundle's content, the tasks and their rows, so a question that was answered is
+not asked again. What must hold: a bundle gets the scores that the same weights get inside a run with the same context.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, open_artifact
+from lifecycle.core.progress import Progress
+from lifecycle.evals.model import open_bundle
+from lifecycle.evals.scoring import evaluate
+from lifecycle.evals.tasks import EvalConfig, local_rows
+from lifecycle.parallel.mesh import MeshConfig, build_mesh
+
+STAGE = "evaluation"
+
+
+class BundleTasksConfig(EvalConfig):
+    """A file of tasks, in the form of a run file's `evaluate` section; `root` is where the results go."""
+
+    root: Path = Path("runs/evaluations")
+    max_seq_len: int = Field(default=2048, gt=1)  # the context, at most the model's; the KV cache has this length
+
+
+def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) -> Artifact:
+    """The results' artifact: the finished one if there is one, else a new one.
+
+    Raises `ConfigError` for tasks that cannot be run, and what `load_bundle` raises for a folder that is no bundle.
+    """
+    rows = local_rows(config)
+    settings: dict[str, Any] = config.plain() | {"bundle": content_hash(bundle), "rows": rows}
+    del settings["root"]
+    draft = Draft(config.root, STAGE, settings, {})
+    try:
+        return open_artifact(draft.final_path)
+    except ArtifactError:  # not made yet, or damaged
+        pass
+    subject = open_bundle(bundle, config.max_seq_len, build_mesh(MeshConfig()))
+    out = draft.open()
+    return draft.commit({"tasks": evaluate(config, {}, subject, out, progress)})

@@ -1,0 +1,45 @@
+"""What an evaluation asks of a model, as two narrow protocols, so that a task knows nothing of what answers it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+type Pair = tuple[list[int], list[int]]  # context ids, continuation ids; at least one of each
+
+
+class Encoder(Protocol):
+    """Text to ids, as the model was trained on them."""
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without BOS or EOS."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation (`role`, `content`), BOS and the opening of the assistant's turn included."""
+        ...
+
+
+class Subject(Protocol):
+    """A model under evaluation: it scores given continuations and writes its own."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def max_seq_len(self) -> int:
+        """The context: of a pair, `len(context) + len(continuation) - 1` is at most this; of a prompt,
+        `len(prompt) + max_tokens`."""
+        ...
+
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> Sequence[float]:
+        """log p(continuation | context) in nats, for each pair."""
+        ...
+
+    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> Sequence[str]:
+        """Greedy continuations, without the stop string or the end of the turn."""
+        ...
