@@ -18,10 +18,10 @@ from lifecycle.cli.plan import PlanConfig, planned_training
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import num_active_params, num_params
-from lifecycle.planning.candidates import mesh_name
-from lifecycle.planning.estimate import Budget, budget
-from lifecycle.planning.lowering import train_work
-from lifecycle.planning.plan import Planned, versions
+from lifecycle.planning.estimate.step import Budget, budget
+from lifecycle.planning.programs.lowering import train_work
+from lifecycle.planning.programs.plan import Planned, versions
+from lifecycle.planning.search.candidates import mesh_name
 from lifecycle.planning.topology import parse_topology, prepare
 from lifecycle.stages.config import RunConfig
 

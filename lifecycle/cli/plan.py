@@ -32,7 +32,7 @@ from lifecycle.training.config import LanguageConfig, TrainConfig
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from lifecycle.planning.plan import Planned
+    from lifecycle.planning.programs.plan import Planned
 
 FLOAT32_BYTES = 4
 MOMENTS = {"adamw": 2, "muon": 2}  # Muon keeps one for the layers' matrices, Adam two for the rest: an upper bound
@@ -126,9 +126,9 @@ def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
 
 def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
     """The pre-training step on the config's mesh."""
-    from lifecycle.planning.display import show
-    from lifecycle.planning.estimate import budget
-    from lifecycle.planning.lowering import train_work
+    from lifecycle.planning.display.program import show
+    from lifecycle.planning.estimate.step import budget
+    from lifecycle.planning.programs.lowering import train_work
 
     planned = planned_training(config, config.mesh, config.pretrain, own, topology, progress)
     work = train_work(config.model, config.pretrain)
@@ -147,7 +147,7 @@ def planned_training(
 ) -> "Planned":
     """A plan of the train step, from the kept ones if nothing that it depends on has changed."""
     from lifecycle.core.platform import compiler_options
-    from lifecycle.planning.lowering import lower_train, seen_share
+    from lifecycle.planning.programs.lowering import lower_train, seen_share
     from lifecycle.planning.topology import mesh_over
 
     mesh = mesh_over(topology, mesh_config)
@@ -169,7 +169,7 @@ def _kept_or_compiled(
     key: Mapping[str, Any], topology: Topology, mesh: "Mesh", lower: Callable[[], Any], share: float, progress: Progress
 ) -> "Planned":
     """The plan of the key's program with the key's options, and kept for the next time."""
-    from lifecycle.planning.plan import Kept, plan_program
+    from lifecycle.planning.programs.plan import Kept, plan_program
 
     kept, program = Kept(), key["program"]
     planned = kept.get(key)
@@ -183,9 +183,9 @@ def _kept_or_compiled(
 def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
     """The engine's two programs; they run on one device."""
     from lifecycle.core.platform import compiler_options
-    from lifecycle.planning.display import show
-    from lifecycle.planning.estimate import inference_budget
-    from lifecycle.planning.lowering import decode_work, lower_decode, lower_prefill, prefill_work
+    from lifecycle.planning.display.program import show
+    from lifecycle.planning.estimate.step import inference_budget
+    from lifecycle.planning.programs.lowering import decode_work, lower_decode, lower_prefill, prefill_work
     from lifecycle.planning.topology import mesh_of_one
 
     if topology.num_chips != 1:

@@ -10,13 +10,13 @@ from lifecycle.cli.plan import PlanConfig, planned_training, write_beside
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import Remat
-from lifecycle.planning.candidates import Candidate, known_names
-from lifecycle.planning.display import gigabytes, milliseconds, show
-from lifecycle.planning.estimate import budget
-from lifecycle.planning.lowering import train_work
-from lifecycle.planning.plan import Planned
-from lifecycle.planning.reasons import Compiled, Found, Kind, Rejected, why
-from lifecycle.planning.search import search
+from lifecycle.planning.display.program import gigabytes, milliseconds, show
+from lifecycle.planning.estimate.step import budget
+from lifecycle.planning.programs.lowering import train_work
+from lifecycle.planning.programs.plan import Planned
+from lifecycle.planning.search.candidates import Candidate, known_names
+from lifecycle.planning.search.reasons import Compiled, Found, Kind, Rejected, why
+from lifecycle.planning.search.search import search
 from lifecycle.planning.topology import Topology
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import TrainConfig

@@ -5,11 +5,11 @@ from itertools import takewhile
 import pytest
 
 from lifecycle.cli.fit import COLUMNS, ROWS, Row, _page, _results
-from lifecycle.planning.candidates import Candidate, mesh_name
-from lifecycle.planning.layout import memory
+from lifecycle.planning.search.candidates import Candidate, mesh_name
+from lifecycle.planning.search.footprint import memory
 from lifecycle.planning.topology import check_fits, parse_topology
+from tests.planning.programs.test_planning_plan import planned
 from tests.planning.shipped import ROOT, load
-from tests.planning.test_planning_plan import planned
 
 
 def row_id(row: Row) -> str:

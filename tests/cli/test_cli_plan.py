@@ -21,11 +21,12 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.inference.decode import BUCKETS
 from lifecycle.parallel.mesh import MeshConfig
-from lifecycle.planning import plan, topology
+from lifecycle.planning import topology
+from lifecycle.planning.programs import plan
 from lifecycle.planning.topology import parse_topology
 from lifecycle.stages.config import RunConfig
+from tests.planning.programs.test_planning_plan import planned
 from tests.planning.shipped import ROOT, load
-from tests.planning.test_planning_plan import planned
 
 CUBE = "v5p:4x4x4"
 
@@ -182,7 +183,8 @@ from types import SimpleNamespace
 import numpy as np
 from rich.console import Console
 from lifecycle.inference.decode import BUCKETS
-from lifecycle.planning import plan, topology
+from lifecycle.planning.programs import plan
+from lifecycle.planning import topology
 from lifecycle.cli.plan import show_plan
 
 def slow(*arguments):

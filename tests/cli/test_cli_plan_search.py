@@ -16,14 +16,14 @@ from lifecycle.cli.plan_search import EXAMPLES, changed, words
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import Remat
 from lifecycle.parallel.mesh import AXES, MeshConfig
-from lifecycle.planning import reasons, search
-from lifecycle.planning.candidates import Candidate
-from lifecycle.planning.plan import Planned
+from lifecycle.planning.programs.plan import Planned
+from lifecycle.planning.search import reasons, search
+from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
+from tests.planning.estimate.test_planning_estimate import places
+from tests.planning.programs.test_planning_plan import planned
 from tests.planning.shipped import load
-from tests.planning.test_planning_estimate import places
-from tests.planning.test_planning_plan import planned
 
 CUBE = parse_topology("v5p:4x4x4")
 MOVED = Candidate(MeshConfig(replica=2, fsdp=32), 2, "attention", {"attention_out": "save", "input": "offload"}, 16)

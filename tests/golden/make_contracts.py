@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lifecycle.core.config import load_config
 from lifecycle.parallel.mesh import MeshConfig
-from lifecycle.planning.contract import contract
+from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]

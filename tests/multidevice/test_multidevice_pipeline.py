@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.pipeline import run_pipeline, values
 from lifecycle.parallel.mesh import AXES, MeshConfig, build_mesh
-from lifecycle.planning.contract import V5P, contract
+from lifecycle.planning.programs.contract import V5P, contract
 from lifecycle.training.config import PretrainConfig
 from lifecycle.training.lowering import trace_train_step
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from lifecycle.core.config import load_config
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.parallel.mesh import AXES
-from lifecycle.planning.candidates import Candidate
-from lifecycle.planning.collectives import MeshShape
-from lifecycle.planning.network import Network
+from lifecycle.planning.compiled.collectives import MeshShape
+from lifecycle.planning.estimate.network import Network
+from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig
-from tests.planning.test_planning_estimate import places
+from tests.planning.estimate.test_planning_estimate import places
 
 ROOT = Path(__file__).parents[2]
 # The first pipeline comparison of docs/meshes.md, without stages

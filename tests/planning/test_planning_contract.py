@@ -9,7 +9,7 @@ import pytest
 from lifecycle.core.config import load_config
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.mesh import MeshConfig, build_mesh
-from lifecycle.planning.contract import contract
+from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig
 from lifecycle.training.lowering import trace_train_step

@@ -9,11 +9,11 @@ import pytest
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.mesh import MeshConfig, build_mesh, lay_over
 from lifecycle.parallel.placement import rows_of_process
-from lifecycle.planning.collectives import MeshShape, collectives
-from lifecycle.planning.hlo import parse_module
-from lifecycle.planning.program import Program
+from lifecycle.planning.compiled.collectives import MeshShape, collectives
+from lifecycle.planning.compiled.hlo import parse_module
+from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
-from tests.planning import programs
+from tests.planning import small_programs
 
 pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]
 
@@ -57,13 +57,13 @@ def test_copies_lie_across_slices_and_the_rest_inside() -> None:
 
 def test_a_jobs_gathers_over_a_whole_torus_are_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the devices' own order the compiler makes sums of zero-filled arrays of them: twice the traffic."""
-    monkeypatch.setattr(programs, "ROWS", 64)
+    monkeypatch.setattr(small_programs, "ROWS", 64)
     found = job_on(monkeypatch, "v5p:4x4x4")
     laid = build_mesh(MeshConfig(fsdp=64))
     plain = jax.sharding.Mesh(np.asarray(found).reshape(laid.devices.shape), laid.axis_names)
 
     def kinds(mesh: jax.sharding.Mesh) -> set[str]:
-        program = Program(parse_module(programs.lower_layers(mesh).compile().as_text() or ""))
+        program = Program(parse_module(small_programs.lower_layers(mesh).compile().as_text() or ""))
         return {c.kind for c in collectives(program, MeshShape(laid.axis_names, laid.devices.shape))}
 
     assert "all-gather" in kinds(laid)

@@ -1,0 +1,293 @@
+"""The collectives of a compiled module: bytes, mesh axes, and whether the main core computes meanwhile.
+
+Payload, per device: an all-gather's is its output, every other's its input; a loop's counts as often as it runs. (The
+own part of a gather is counted, as is usual where two programs are compared; `wire_bytes` leaves it out: what a device
+has to send over a ring, 2 (n - 1) / n of the payload for an all-reduce, (n - 1) / n for the others.)
+
+A collective stands in the text in six ways: by itself (the core waits), as `-start` and `-done`, as `send` and `recv`
+to other slices (what of it lies inside a slice stands beside it as collectives of their own), inside a computation
+that `call-start` or `async-start` hands to another core, in a fusion beside products, or as a chain of fusions: one
+starts it, some move it on beside their products, one ends it; all bear its `chain_id`. In all but the first the
+compiler has planned what is computed meanwhile: the cycles scheduled between start and done. A fusion may also be a
+collective and nothing else (a sum with its slice): it has no cycles beside it.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lifecycle.planning.compiled.hlo import Computation, Instruction
+from lifecycle.planning.compiled.program import Executed, Program, is_kernel, kernel_name, operation
+
+KINDS = (
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+_STARTS = {f"{kind}-start": kind for kind in KINDS}
+_MESH = re.compile(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_MEETING = re.compile(r'_xla_host_transfer_rendezvous="[^"]*"')
+_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Axis names and sizes. A program's device numbers count the mesh's devices in order, the last axis fastest; over
+    several slices those of one slice, and the first axis lies across them."""
+
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    num_slices: int = 1
+
+    def group_size(self, axes: Sequence[str]) -> int:
+        return math.prod(size for axis, size in zip(self.axes, self.sizes, strict=True) if axis in axes)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the program and what is scheduled beside it; bytes and cycles are of one run."""
+
+    kind: str
+    axes: tuple[str, ...]
+    group_size: int
+    payload_bytes: int
+    runs: int
+    is_async: bool
+    cycles_beside: int  # of the main core, between start and done, or of the fusion that it is part of
+    kernels_beside: tuple[str, ...]  # Pallas calls between start and done, whose cycles nobody knows
+    operation: str
+    within: str  # the computation on whose schedule it is, and there
+    begins: str  # the instruction that starts it
+    ends: str | None  # and the one that waits for it; None: the same
+
+    @property
+    def is_to_host(self) -> bool:
+        """Whether it crosses the link between the device and its host, and no network (`host.py`)."""
+        return self.axes == ("host",)
+
+    @property
+    def has_work_beside(self) -> bool:
+        return self.is_async and (self.cycles_beside > 0 or bool(self.kernels_beside))
+
+    @property
+    def wire_bytes(self) -> float:
+        """What a device sends in one run."""
+        if self.is_to_host or self.kind in ("collective-permute", "collective-broadcast"):
+            return float(self.payload_bytes)
+        share = (self.group_size - 1) / self.group_size
+        return self.payload_bytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the main core does between a collective's start and done; `ends` is the instruction that waits, if it is
+    another one."""
+
+    cycles: int
+    begins: str | None = None  # the instruction from which on it goes, if it is not the one that names it
+    ends: str | None = None
+    kernels: tuple[str, ...] = ()
+
+
+def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
+    """All collectives in schedule order. Those over axes of one device are left out: nothing is sent."""
+    found = []
+    for e in program.executed:
+        if not e.is_beside:  # what another core runs is counted where it is started
+            found += [
+                _collective(instruction, within, window, e, mesh)
+                for instruction, within, window in _at(program, e.instruction, e.within)
+            ]
+    return [c for c in found if c.group_size > 1]
+
+
+def _at(
+    program: Program, instruction: Instruction, within: Computation
+) -> Iterator[tuple[Instruction, Computation, Window | None]]:
+    """Collectives that an instruction is or holds, with the computation each stands in and what runs beside it."""
+    if instruction.opcode in KINDS:
+        yield instruction, within, None
+    elif instruction.opcode in _STARTS:
+        yield instruction, within, between(program, within, instruction, done_of(instruction, within))
+    elif instruction.opcode in ("call-start", "async-start"):
+        window = between(program, within, _begun(instruction, within), done_of(instruction, within))
+        for inner, inside in _inner(program, instruction):
+            yield inner, inside, window
+    elif instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes):
+        done = done_of(_partner(instruction, within), within)
+        yield instruction, within, between(program, within, instruction, done)
+    elif instruction.opcode == "fusion":
+        for inner, inside in _inner(program, instruction):
+            chain = _CHAIN.search(inner.attributes)
+            if chain is None:
+                yield inner, inside, Window(instruction.cycles)
+            elif _has_target(inside, "AsyncCollectiveStart"):
+                done = _chain_end(program, within, chain[1])
+                yield inner, inside, between(program, within, instruction, done)
+
+
+def _collective(
+    instruction: Instruction, within: Computation, window: Window | None, e: Executed, mesh: MeshShape
+) -> Collective:
+    if instruction.opcode == "send":
+        kind, axes, group_size = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
+    else:
+        kind = _STARTS.get(instruction.opcode, instruction.opcode)
+        kind = "reduce-scatter" if _is_cut_inside(instruction, within, e) else kind
+        axes, group_size = _groups(instruction, mesh)
+    if kind == "all-gather":
+        result = _result(instruction, within)
+        payload = sum(shape.num_bytes for shape in result.shapes)
+    else:
+        payload = sum(s.num_bytes for name in _data(kind, instruction) for s in within.by_name[name].shapes)
+    beside = window or Window(0)
+    return Collective(
+        kind=kind,
+        axes=axes,
+        group_size=group_size,
+        payload_bytes=payload,
+        runs=e.count,
+        is_async=window is not None,
+        cycles_beside=beside.cycles,
+        kernels_beside=beside.kernels,
+        operation=operation(instruction),
+        within=e.within.name,
+        begins=beside.begins or e.instruction.name,
+        ends=beside.ends,
+    )
+
+
+def _is_cut_inside(instruction: Instruction, within: Computation, e: Executed) -> bool:
+    """Whether this is a reduce-scatter as the TPU compiler writes most of them: a fusion of its own kind round a sum
+    and the slice that a device keeps. (Its notes: emitter `SingleInputAllReduceScatterFusion`, a ring whose shards are
+    a device's parts.) A slice outside of the fusion leaves an all-reduce what it is: the whole sum comes to everyone.
+    """
+    if instruction.opcode != "all-reduce" or e.instruction.attribute("kind") != "kCustom":
+        return False
+    users = within.users(instruction.name)
+    return bool(users) and all(user.opcode in ("dynamic-slice", "slice") for user in users)
+
+
+def _data(kind: str, instruction: Instruction) -> tuple[str, ...]:
+    """The operands that are sent. A ragged exchange's others are its output's buffer, offsets and sizes; a send's is a
+    token."""
+    return (
+        instruction.operands[:1]
+        if kind == "ragged-all-to-all" or instruction.opcode == "send"
+        else instruction.operands
+    )
+
+
+def _result(instruction: Instruction, within: Computation) -> Instruction:
+    """The instruction whose type is the collective's result."""
+    if instruction.opcode == "send":
+        return done_of(_partner(instruction, within), within)
+    return done_of(instruction, within) if instruction.opcode in _STARTS else instruction
+
+
+def _slice_kind(send: Instruction) -> str:
+    """What a `send` between slices is a part of."""
+    found = _BETWEEN_SLICES.search(send.attributes)
+    assert found is not None, f"{send.name} does not go to another slice"
+    kind = {"ONE_TO_ONE": "collective-permute"}.get(found[1], found[1].lower().replace("_", "-"))
+    assert kind in KINDS, f"{send.name}: an exchange between slices that is not known: {found[1]}"
+    return kind
+
+
+def _partner(send: Instruction, within: Computation) -> Instruction:
+    """The `recv` that gets what the other slices answer to this `send`."""
+    meeting = _MEETING.search(send.attributes)
+    assert meeting is not None, f"{send.name} meets nobody: {send.attributes[:200]}"
+    return next(i for i in within.instructions if i.opcode == "recv" and meeting[0] in i.attributes)
+
+
+def _inner(program: Program, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
+    """Collectives in the computations that an instruction refers to, fusions' included."""
+    for role, name in instruction.called.items():
+        if role == "to_apply" and instruction.opcode not in ("call-start", "call"):
+            continue  # the sum of a reduction
+        computation = program.module.computations[name]
+        for inner in computation.instructions:
+            if inner.opcode in KINDS:
+                yield inner, computation
+            elif inner.opcode in ("fusion", "call"):
+                yield from _inner(program, inner)
+
+
+def done_of(start: Instruction, within: Computation) -> Instruction:
+    """The instruction that waits for what this one started, through updates on the way."""
+    followers = [i for i in within.users(start.name) if i.opcode.endswith(("-done", "-update"))]
+    assert followers, f"{start.name} in {within.name} is started and nobody waits for it"
+    return followers[0] if followers[0].opcode.endswith("-done") else done_of(followers[0], within)
+
+
+def _begun(start: Instruction, within: Computation) -> Instruction:
+    """The instruction that has given the other core all its data: the last update before the wait."""
+    updates = [i for i in within.users(start.name) if i.opcode.endswith("-update")]
+    return _begun(updates[0], within) if updates else start
+
+
+def _chain_end(program: Program, within: Computation, chain: str) -> Instruction:
+    """The fusion that waits for a chain's collective."""
+    for i in within.instructions:
+        if i.opcode != "fusion" or not _has_target(
+            program.module.computations[i.called["calls"]], "AsyncCollectiveDone"
+        ):
+            continue
+        if any(f'chain_id="{chain}"' in inner.attributes for inner, _ in _inner(program, i)):
+            return i
+    raise AssertionError(f"chain {chain} in {within.name} is started and nobody waits for it")
+
+
+def _has_target(computation: Computation, target: str) -> bool:
+    return any(f'custom_call_target="{target}"' in i.attributes for i in computation.instructions)
+
+
+def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Window:
+    """Cycles and kernels of the main core that stand between two instructions."""
+    names = [i.name for i in within.instructions]
+    inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
+    kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))
+    return Window(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
+
+
+def _groups(instruction: Instruction, mesh: MeshShape) -> tuple[tuple[str, ...], int]:
+    """The mesh axes that a collective runs over, and how many devices take part in each group."""
+    pairs = instruction.attribute("source_target_pairs")
+    if pairs is not None:
+        members = np.array([[int(n) for n in re.findall(r"\d+", pair)] for pair in pairs.split("},{")])
+        return _varying(members, mesh), 2
+    text = re.search(
+        r"replica_groups=(mesh\[.*?\][^{]*\{[^}]*\}|\{\{.*?\}\}|\[[^ ]*?(?=, |$)|\{\})", instruction.attributes
+    )
+    assert text is not None, f"{instruction.name} names no devices: {instruction.attributes[:200]}"
+    named = _MESH.match(text[1])
+    if named and "device_ids" not in text[1]:
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        axes = [axis for axis in re.findall(r"'([^']+)'", named[2]) if sizes.get(axis, 1) > 1]
+        if set(axes) <= set(mesh.axes) and ":" not in named[2]:
+            return tuple(axes), math.prod(sizes[axis] for axis in axes)
+    groups = _listed(text[1], math.prod(mesh.sizes))
+    return _varying(groups, mesh), groups.shape[1]
+
+
+def _listed(text: str, num_devices: int) -> np.ndarray:
+    """Device numbers, one row a group, from `{{0,1},{2,3}}` or `[2,2]<=[2,2]T(1,0)`; nothing means all."""
+    iota = _IOTA.match(text)
+    if iota:
+        shape, order, swapped = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
+        numbers = np.arange(math.prod(order)).reshape(order)
+        return (numbers.transpose(swapped) if swapped else numbers).reshape(shape)
+    rows = [[int(n) for n in re.findall(r"\d+", group)] for group in re.findall(r"\{([\d,]+)\}", text)]
+    return np.array(rows) if rows else np.arange(num_devices).reshape(1, -1)
+
+
+def _varying(groups: np.ndarray, mesh: MeshShape) -> tuple[str, ...]:
+    """Axes along which the members of a group differ, whichever group it is."""
+    places = np.array(np.unravel_index(groups, mesh.sizes))  # [axes, groups, members]
+    differ = (places != places[:, :, :1]).any(axis=(1, 2))
+    return tuple(axis for axis, moves in zip(mesh.axes, differ, strict=True) if moves)

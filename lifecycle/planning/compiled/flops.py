@@ -1,0 +1,76 @@
+"""FLOPs of matrix products in a compiled module: `dot`, and `convolution`, which the TPU compiler turns products into.
+
+A product's batch dimensions become a convolution's spatial ones, with padding or dilation that leaves out what is no
+part of the product. So only pairs of an output and a window position that meet an element are counted, as XLA's own
+analysis does (openxla.org/xla/operation_semantics#conv_convolution).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from lifecycle.planning.compiled.hlo import Computation, Instruction, Shape
+
+
+def product_flops(instruction: Instruction, within: Computation) -> float:
+    """FLOPs (two per multiply-add) of one instruction; 0 if it is no matrix product."""
+    if instruction.opcode == "dot":
+        return _dot(instruction, _operand_shapes(instruction, within))
+    if instruction.opcode == "convolution":
+        return _convolution(instruction, _operand_shapes(instruction, within))
+    return 0.0
+
+
+def flops_of(computation: Computation) -> float:
+    """FLOPs of the matrix products in a computation itself: how a fusion's are found."""
+    return sum(product_flops(i, computation) for i in computation.instructions)
+
+
+def _operand_shapes(instruction: Instruction, within: Computation) -> list[Shape]:
+    return [within.by_name[name].shapes[0] for name in instruction.operands]
+
+
+def _dot(instruction: Instruction, operands: Sequence[Shape]) -> float:
+    dims = instruction.attribute("lhs_contracting_dims") or ""
+    contracted = math.prod(operands[0].dims[int(d)] for d in dims.split(",") if d)
+    return 2.0 * math.prod(instruction.shapes[0].dims) * contracted
+
+
+def _convolution(instruction: Instruction, operands: Sequence[Shape]) -> float:
+    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels") or "")
+    assert labels is not None, f"a convolution without dim_labels: {instruction.attributes[:200]}"
+    lhs, rhs, out = (
+        dict(zip(names, shape.dims, strict=True))
+        for names, shape in zip(labels.groups(), (*operands[:2], instruction.shapes[0]), strict=True)
+    )
+    groups = int(instruction.attribute("batch_group_count") or 1)
+    spatial = sorted(name for name in out if name.isdigit())
+    window = _window(instruction.attribute("window") or "", len(spatial))
+    pairs = 1
+    for i, name in enumerate(spatial):
+        pairs *= _pairs(lhs[name], out[name], *(values[i] for values in window))
+    return 2.0 * (lhs["b"] // groups) * out["f"] * rhs["i"] * pairs
+
+
+def _window(text: str, num_spatial: int) -> tuple[list[int], ...]:
+    """Sizes, strides, low padding and both dilations of a convolution's window, per spatial dimension."""
+    given: Mapping[str, str] = dict(part.split("=", 1) for part in text.split())
+    columns = []
+    for name, default in (("size", 1), ("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1)):
+        values = [int(value.partition("_")[0]) for value in given[name].split("x")] if name in given else []
+        columns.append(values or [default] * num_spatial)
+    return tuple(columns)
+
+
+@cache
+def _pairs(size_in: int, size_out: int, window: int, stride: int, pad: int, dilate_in: int, dilate_window: int) -> int:
+    """How many pairs of output and window position meet an element of the input."""
+    outputs = np.arange(size_out, dtype=np.int64) * stride - pad
+    count = 0
+    for offset in range(window):
+        at = outputs + offset * dilate_window
+        count += int(np.count_nonzero((at >= 0) & (at < (size_in - 1) * dilate_in + 1) & (at % dilate_in == 0)))
+    return count

@@ -1,0 +1,241 @@
+"""What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
+
+XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry: a loop's body counts as
+often as it runs (not at all if the model's code says that it seldom does), of a conditional's branches the costliest:
+with the most kernels, whose cycles nobody knows, and of those with as many the most cycles.
+Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; what goes on
+beside it (copies, collectives, the sparse cores' work) has none. Pallas kernels have none either: they are counted by
+name.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from lifecycle.model.moe import SELDOM
+from lifecycle.planning.compiled.flops import flops_of, product_flops
+from lifecycle.planning.compiled.hlo import Computation, Instruction, Module, Shape
+from lifecycle.planning.compiled.loops import trip_count
+from lifecycle.planning.compiled.traffic import traffic
+
+KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
+
+_TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An instruction, where it stands and how often it runs; `is_beside` if another core than the main one runs it, and
+    `is_chosen` if it runs because a conditional's branch was taken."""
+
+    instruction: Instruction
+    within: Computation
+    count: int
+    is_beside: bool = False
+    is_chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel's calls of one kind: same name, same operands."""
+
+    name: str
+    operands: tuple[Shape, ...]
+    results: tuple[Shape, ...]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Conditionals of one operation: cycles of all runs, each with the costliest branch or with the cheapest."""
+
+    operation: str
+    runs: int
+    most: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Cycles by what the model's code was doing."""
+
+    operation: str
+    is_product: bool
+    cycles: int
+    runs: int
+
+
+class Program:
+    """One module, measured. Every figure is per device and run."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.unknown_loops: list[str] = []
+        self.seldom_loops: list[str] = []
+        self._cycles_of = cache(self._computation_cycles)
+        self._flops_of = cache(self._computation_flops)
+        self._kernels_of = cache(self._computation_kernels)
+        self.executed = tuple(self._walk(module.entry, 1, False, False))
+
+    @property
+    def cycles(self) -> int:
+        """The main core's estimated cycles, without kernels and collectives."""
+        return self._cycles_of(self.module.entry.name)
+
+    @property
+    def product_cycles(self) -> int:
+        """Those of instructions with a matrix product in them."""
+        return sum(e.instruction.cycles * e.count for e in self._main() if self.flops_in(e.instruction, e.within))
+
+    @property
+    def matmul_flops(self) -> float:
+        """FLOPs of matrix products outside kernels."""
+        return sum(self.flops_in(e.instruction, e.within) * e.count for e in self.executed)
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Bytes that instructions and kernels read from and write to HBM, as `traffic.py` counts them."""
+        return sum(traffic(self.module, e.instruction, e.within) * e.count for e in self.executed)
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
+        for e in self.executed:
+            if is_kernel(e.instruction) and e.count:  # none in a loop that counts as none
+                operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
+                calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
+        return tuple(Kernel(*key, number) for key, number in calls.items())
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Conditionals whose branches differ in cycles; those in another's branch are part of it."""
+        found: dict[str, Choice] = {}
+        for e in self._main():
+            if e.instruction.opcode != "conditional" or e.is_chosen:
+                continue
+            cycles = [self._cycles_of(name) for name in e.instruction.called.values()]
+            name = operation(e.instruction)
+            before = found.get(name, Choice(name, 0, 0, 0))
+            most, least = e.count * self._cycles_of(self.costliest(e.instruction)), e.count * min(cycles)
+            found[name] = Choice(name, before.runs + e.count, before.most + most, before.least + least)
+        return tuple(c for c in found.values() if c.most > c.least)
+
+    def spenders(self, most: int = 20) -> list[Spender]:
+        """What the cycles are spent on, the largest first; operations by the name that JAX gave them."""
+        cycles: dict[tuple[str, bool], list[int]] = defaultdict(lambda: [0, 0])
+        for e in self._main():
+            if e.instruction.cycles:
+                key = operation(e.instruction), bool(self.flops_in(e.instruction, e.within))
+                cycles[key][0] += e.instruction.cycles * e.count
+                cycles[key][1] += e.count
+        found = [Spender(name, product, total, runs) for (name, product), (total, runs) in cycles.items()]
+        return sorted(found, key=lambda s: -s.cycles)[:most]
+
+    def cycles_in(self, instruction: Instruction, within: Computation) -> int:
+        """Cycles of one run of an instruction, loops and calls inside included."""
+        if instruction.opcode == "while":
+            return self._cycles_of(instruction.called["body"]) * self.trips(instruction, within)
+        if instruction.opcode == "call":
+            return self._cycles_of(instruction.called["to_apply"])
+        if instruction.opcode == "conditional":
+            return self._cycles_of(self.costliest(instruction))
+        return instruction.cycles
+
+    def costliest(self, conditional: Instruction) -> str:
+        """The branch that counts."""
+        return max(conditional.called.values(), key=lambda name: (self._kernels_of(name), self._cycles_of(name)))
+
+    def flops_in(self, instruction: Instruction, within: Computation) -> float:
+        """FLOPs of an instruction that is a matrix product, or a fusion around some."""
+        if instruction.opcode == "fusion":
+            return self._flops_of(instruction.called["calls"])
+        return product_flops(instruction, within)
+
+    def _main(self) -> Iterator[Executed]:
+        return (e for e in self.executed if not e.is_beside)
+
+    def _walk(self, computation: Computation, count: int, is_beside: bool, is_chosen: bool) -> Iterator[Executed]:
+        for instruction in computation.instructions:
+            yield Executed(instruction, computation, count, is_beside, is_chosen)
+            chosen = is_chosen or instruction.opcode == "conditional"
+            for name, times, beside in self._inside(instruction, computation):
+                yield from self._walk(self.module.computations[name], count * times, is_beside or beside, chosen)
+
+    def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
+        """Computations whose instructions run on their own because of this one: name, how often, beside or not."""
+        if instruction.opcode == "while":
+            return [(instruction.called["body"], self.trips(instruction, within), False)]
+        if instruction.opcode == "conditional":
+            return [(self.costliest(instruction), 1, False)]
+        if instruction.opcode == "call":
+            return [(instruction.called["to_apply"], 1, False)]
+        if instruction.opcode in ("call-start", "async-start"):
+            return [(name, 1, True) for name in instruction.called.values()]
+        return []
+
+    def trips(self, loop: Instruction, within: Computation) -> int:
+        trips = trip_count(self.module, loop, within)
+        if trips is None and _is_seldom(loop):
+            if loop.name not in self.seldom_loops:
+                self.seldom_loops.append(loop.name)
+            return 0
+        if trips is None and loop.name not in self.unknown_loops:
+            self.unknown_loops.append(loop.name)
+        return 1 if trips is None else trips
+
+    def _computation_cycles(self, name: str) -> int:
+        computation = self.module.computations[name]
+        return sum(self.cycles_in(i, computation) for i in computation.instructions)
+
+    def _computation_kernels(self, name: str) -> int:
+        """How many kernels a computation holds, loops counted once."""
+        instructions = self.module.computations[name].instructions
+        inside = (
+            self._kernels_of(called)
+            for i in instructions
+            if i.opcode in ("while", "conditional", "call")
+            for role, called in i.called.items()
+            if role != "condition"
+        )
+        return sum(is_kernel(i) for i in instructions) + sum(inside)
+
+    def _computation_flops(self, name: str) -> float:
+        computation = self.module.computations[name]
+        nested = (i.called["calls"] for i in computation.instructions if i.opcode == "fusion")
+        return flops_of(computation) + sum(self._flops_of(inner) for inner in nested)
+
+
+def _is_seldom(loop: Instruction) -> bool:
+    found = _OP_NAME.search(loop.attributes)
+    return found is not None and re.search(rf"\b{SELDOM}\b", found[1]) is not None
+
+
+def operation(instruction: Instruction) -> str:
+    """What the model's code called it: the end of JAX's name, without loops and transformations around it."""
+    found = _OP_NAME.search(instruction.attributes)
+    if found is None:
+        return f"({instruction.opcode})"
+    parts = [p for p in found[1].split("/") if p not in ("while", "body", "eval_jaxpr", "closed_call", "cond")]
+    backward = any("transpose(" in p for p in parts)
+    remade = "rematted_computation" in parts
+    names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
+    name = "/".join(names[-2:]) or f"({instruction.opcode})"
+    name = re.sub(r"\.\d+$", "", name)  # what the compiler makes itself is numbered: broadcast.1859
+    return f"{name}{' recomputed' if remade else ' backward' if backward else ''}"
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and KERNEL_TARGET in instruction.attributes
+
+
+def kernel_name(instruction: Instruction) -> str:
+    """Its own name: without the number, and without JAX's transformations, of which `transpose(jvp(jit(gmm)))` comes as
+    `transpose_jvp_jit_gmm___`."""
+    name = _COPY_NUMBER.sub("", instruction.name)
+    while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
+        name = name[wrapper.end() : -1]
+    return name

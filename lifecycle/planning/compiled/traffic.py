@@ -1,0 +1,183 @@
+"""Bytes that an instruction moves to and from HBM: our own count, for the compiler's text gives none.
+
+A fusion computes only what its result asks for, so what it reads of an operand is found from its root backwards: the
+share of each value that is asked for. A slice asks for its own part of a stack, whatever lies between: views,
+elementwise operations, fusions inside the fusion. A slice that is written into a stack is written in place, the rest of
+the stack is neither read nor written. What must hold: no stack counts whole where a slice of it is used. Operands whose
+use is not followed (products, reductions, paddings) count whole and once; what a kernel or a product reads again for
+want of space is not seen, so the count is no bound in either direction.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from lifecycle.planning.compiled.hlo import HBM, Computation, Instruction, Module, Shape
+
+# Names for what is there already, or containers of instructions that count themselves
+_NO_TRAFFIC = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
+}  # fmt: skip
+_VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-element"}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+# Their elements each need more than one of an operand's, whatever the shapes say
+_WHOLE = {"convolution", "dot", "sort", "scatter", "custom-call", "reduce-window", "all-reduce", "all-to-all"}
+# What another core or the network reads where it starts, and writes where it ends
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
+    r"-(start|done)"
+)
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is space, nobody writes it
+
+
+def traffic(module: Module, instruction: Instruction, within: Computation) -> float:
+    """Bytes of one run, per device. Loops and calls count nothing: their instructions count themselves."""
+    opcode = instruction.opcode
+    if (part := _COLLECTIVE.fullmatch(opcode)) is not None:
+        if part[2] == "done":
+            return _hbm(instruction.shapes)
+        return sum(_hbm(within.by_name[name].shapes) for name in instruction.operands)
+    if opcode.endswith("-start"):
+        return _moved(instruction)
+    if opcode in _NO_TRAFFIC or opcode.endswith(("-done", "-update")) or _ALLOCATES in instruction.attributes:
+        return 0.0
+    operands = [within.by_name[name] for name in instruction.operands]
+    if opcode == "fusion":
+        return _of_fusion(module, module.computations[instruction.called["calls"]], instruction, operands)
+    if opcode == "dynamic-update-slice":
+        return _hbm(operands[1].shapes) + _like(operands[1].shapes[0], instruction.shapes[0])
+    if opcode in _SLICES:
+        return _like(instruction.shapes[0], operands[0].shapes[0]) + _hbm(instruction.shapes)
+    return sum(_hbm(o.shapes) for o in operands) + _hbm(instruction.shapes)
+
+
+def ends_of_copy(start: Instruction) -> tuple[Shape, Shape] | None:
+    """Source and target of an asynchronous copy, of the size that is moved; `None` for any other start.
+
+    A copy's result is (target, source, mark), a slice's ((source, indices), target, mark), an update's ((stack, slice,
+    indices), stack, mark).
+    """
+    if start.opcode == "copy-start":
+        target, source = start.shapes[:2]
+        return source, target
+    if start.opcode in ("slice-start", "dynamic-slice-start"):
+        source, target = start.shapes[0], start.shapes[-2]
+        return Shape(source.dtype, target.dims, source.space), target
+    if start.opcode == "dynamic-update-slice-start":
+        stack, piece = start.shapes[:2]
+        return piece, Shape(stack.dtype, piece.dims, stack.space)
+    return None
+
+
+def _moved(start: Instruction) -> float:
+    """A copy that goes on beside the computation: what of its two ends is in HBM."""
+    ends = ends_of_copy(start)
+    return 0.0 if ends is None else _hbm(ends)
+
+
+def _of_fusion(module: Module, inside: Computation, fusion: Instruction, operands: list[Instruction]) -> float:
+    shares = _asked_for(module, inside, [1.0] * len(_results(inside)))
+    read = sum(
+        _hbm(operand.shapes) * shares[inside.parameters[i].name]
+        for i, operand in enumerate(operands)
+        if i in inside.parameters
+    )
+    written = zip(_results(inside), fusion.shapes, strict=False)
+    return read + sum(_hbm((shape,)) * _written(module, inside, name) for name, shape in written)
+
+
+def _results(inside: Computation) -> tuple[str, ...]:
+    """The values that a fusion gives: its root, or the elements of a tuple."""
+    root = inside.root
+    return root.operands if root.opcode == "tuple" else (root.name,)
+
+
+def _updates(module: Module, inside: Computation) -> Iterator[str]:
+    """Slice updates whose stack a fusion hands on: it is changed in place."""
+    for name in _results(inside):
+        instruction = inside.by_name[name]
+        while instruction.opcode == "bitcast":
+            instruction = inside.by_name[instruction.operands[0]]
+        if instruction.opcode == "dynamic-update-slice":
+            yield instruction.name
+
+
+def _asked_for(module: Module, inside: Computation, results: list[float]) -> dict[str, float]:
+    """The share (0 to 1) of each value in a fusion's computation that is asked for, when of its results these are."""
+    shares: dict[str, float] = defaultdict(float)
+    for name, share in zip(_results(inside), results, strict=True):
+        shares[name] = max(shares[name], share)
+    in_place = set(_updates(module, inside))
+    for instruction in reversed(inside.instructions):  # users stand behind what they use
+        if instruction.opcode == "tuple" and instruction.is_root:
+            continue
+        for i, (name, share) in enumerate(_of_operands(module, inside, instruction, shares[instruction.name])):
+            if i == 0 and instruction.name in in_place:
+                continue
+            is_slice = instruction.opcode in (*_SLICES, "fusion")
+            shares[name] = min(1.0, shares[name] + share) if is_slice else max(shares[name], share)
+    return shares
+
+
+def _of_operands(
+    module: Module, inside: Computation, instruction: Instruction, share: float
+) -> Iterator[tuple[str, float]]:
+    """What an instruction asks of each operand when this share of its own result is asked for."""
+    called = module.computations[instruction.called["calls"]] if instruction.opcode == "fusion" else None
+    inner = _asked_for(module, called, [share] * len(_results(called))) if called else {}
+    for i, name in enumerate(instruction.operands):
+        if not share:
+            yield name, 0.0
+        elif called is not None:
+            yield name, inner[called.parameters[i].name] if i in called.parameters else 0.0
+        else:
+            yield name, _of_operand(inside, instruction, i, share)
+
+
+def _of_operand(inside: Computation, instruction: Instruction, index: int, share: float) -> float:
+    operand = inside.by_name[instruction.operands[index]]
+    size, result = _elements(operand), _elements(instruction)
+    if instruction.opcode in _SLICES and index == 0:
+        return min(1.0, share * result / size)
+    if instruction.opcode in _VIEWS:
+        return share
+    is_elementwise = instruction.opcode not in _WHOLE and _dims(operand) == _dims(instruction)
+    return share if is_elementwise else 1.0
+
+
+def _written(module: Module, inside: Computation, name: str) -> float:
+    """The share of a result that is written; a slice of a stack that is changed in place."""
+    instruction = inside.by_name[name]
+    if instruction.opcode == "bitcast":
+        return _written(module, inside, instruction.operands[0])
+    if instruction.opcode == "dynamic-update-slice":
+        return _elements(inside.by_name[instruction.operands[1]]) / _elements(instruction)
+    if instruction.opcode == "fusion":
+        inner = module.computations[instruction.called["calls"]]
+        if inner.root.opcode != "tuple":
+            return _written(module, inner, inner.root.name)
+    if instruction.opcode == "get-tuple-element":
+        source = inside.by_name[instruction.operands[0]]
+        if source.opcode == "fusion":
+            inner = module.computations[source.called["calls"]]
+            return _written(module, inner, _results(inner)[int(instruction.attribute("index") or 0)])
+    return 1.0
+
+
+def _dims(instruction: Instruction) -> tuple[int, ...]:
+    return instruction.shapes[0].dims if instruction.shapes else ()
+
+
+def _elements(instruction: Instruction) -> int:
+    return max(1, math.prod(_dims(instruction)))
+
+
+def _hbm(shapes: tuple[Shape, ...]) -> float:
+    return float(sum(shape.num_bytes for shape in shapes if shape.space == HBM))
+
+
+def _like(piece: Shape, stack: Shape) -> float:
+    """Bytes of a piece of an array, if that lies in HBM."""
+    return float(piece.num_bytes) if stack.space == HBM else 0.0

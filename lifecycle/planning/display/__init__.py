@@ -1,0 +1,1 @@
+"""Plans and searches for people: tables, bars and pages."""

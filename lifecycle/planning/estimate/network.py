@@ -1,0 +1,101 @@
+"""How long collectives take on a topology's networks.
+
+The model of "How to Scale Your Model" (jax-ml.github.io/scaling-book, sections 2 and 3): a ring sends both ways, so a
+torus dimension that closes gives a device two links, an open one a single link at its ends, which everything has to
+pass; several dimensions are used at once. An all-to-all is bound by the middle of the longest dimension. A hop costs a
+microsecond. Between slices every chip sends at its share of the data-centre network. What must hold: no number here is
+better than the links' stated rates allow. Contention between collectives of different axes is not modelled, and what
+was measured is slower: that book counts with 90 GB/s where 100 are stated.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lifecycle.planning.chips import Chip
+from lifecycle.planning.compiled.collectives import Collective, MeshShape
+from lifecycle.planning.topology import Topology
+
+HOP_S = 1e-6
+CHIPLET_LINK = 6.0  # the link between a tpu7x chip's two devices, in links of the torus (its system architecture page)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a group of devices spans of a topology."""
+
+    sides: tuple[int, ...]  # devices along each torus dimension that it spans
+    closed: tuple[bool, ...]  # whether that dimension is a ring in it
+    slices: int
+    is_one_chip: bool
+
+    @property
+    def links(self) -> int:
+        """Links that a device can receive through, at the group's corners."""
+        return sum(2 if ring else 1 for ring in self.closed)
+
+
+class Network:
+    """The networks between the devices of a mesh; `places` holds a row `x, y, z, core, slice` for each device, in the
+    mesh's order."""
+
+    def __init__(self, topology: Topology, mesh: MeshShape, places: np.ndarray) -> None:
+        self.topology, self.mesh = topology, mesh
+        self._places = places.reshape(*mesh.sizes, places.shape[-1])
+
+    def span(self, axes: tuple[str, ...]) -> Span:
+        """What the group of the mesh's first device along these axes spans."""
+        index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axes)
+        members = self._places[index].reshape(-1, self._places.shape[-1])
+        counts = [len(np.unique(members[:, i])) for i in range(members.shape[1])]
+        spanned = [i for i in range(3) if counts[i] > 1]
+        shape = (*self.topology.shape, 1, 1)
+        closed = tuple(self.topology.wrap[i] and counts[i] == shape[i] for i in spanned)
+        sides = tuple(counts[i] for i in spanned)
+        return Span(sides, closed, slices=counts[4], is_one_chip=not spanned and counts[4] == 1)
+
+    def seconds(self, collective: Collective) -> float:
+        """Time of one run when nothing else uses the network; over the link to the host when its rate is known."""
+        chip = self.topology.chip
+        if collective.is_to_host:
+            return collective.wire_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
+        if not chip.is_tpu:
+            return _on_switch(chip, collective)
+        span = self.span(collective.axes)
+        if span.is_one_chip:
+            return collective.wire_bytes / (CHIPLET_LINK * chip.link_bytes_per_s) + HOP_S
+        inside = collective.group_size // span.slices
+        across = 0.0
+        if span.slices > 1:  # each device holds its part of what goes between slices
+            share = collective.wire_bytes * (1 - 1 / span.slices) / (1 - 1 / collective.group_size)
+            across = share / inside / (chip.dcn_bytes_per_s / chip.devices_per_chip)
+        return across + (self._inside_slice(collective, span, inside) if inside > 1 else 0.0)
+
+    def _inside_slice(self, collective: Collective, span: Span, group_size: int) -> float:
+        chip = self.topology.chip
+        link = chip.link_bytes_per_s / chip.devices_per_chip
+        hops = sum(side / 2 if ring else side - 1 for side, ring in zip(span.sides, span.closed, strict=True))
+        if collective.kind in ("collective-permute", "collective-broadcast"):
+            return collective.wire_bytes / link + HOP_S
+        if collective.kind in ("all-to-all", "ragged-all-to-all"):
+            longest = max(
+                (side / (8 if ring else 4) for side, ring in zip(span.sides, span.closed, strict=True)), default=1.0
+            )
+            return collective.payload_bytes * longest / link + HOP_S * hops
+        times = 2 if collective.kind == "all-reduce" else 1
+        sent = collective.payload_bytes * (group_size - 1) / group_size * times
+        return sent / (max(1, span.links) * link) + HOP_S * hops * times
+
+
+def _on_switch(chip: Chip, collective: Collective) -> float:
+    """Behind a switch every device sends and receives at its full rate."""
+    return collective.wire_bytes / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(
+        max(2, collective.group_size)
+    )
+
+
+def places_of(devices: np.ndarray) -> np.ndarray:
+    """Rows `x, y, z, core, slice` of a mesh's devices, in its order."""
+    rows = [[*d.coords, d.core_on_chip, getattr(d, "slice_index", None) or 0] for d in devices.flat]
+    return np.array(rows, dtype=np.int64)

@@ -1,0 +1,100 @@
+"""What an estimate rests on and what it leaves out, in sentences: each names the figures it is about."""
+
+from collections.abc import Iterator, Sequence
+
+from lifecycle.model.dispatch import ROOM
+from lifecycle.planning.compiled.collectives import Collective
+from lifecycle.planning.compiled.kernels import ASSUMED_SHARE, KernelWork
+from lifecycle.planning.compiled.program import Program
+from lifecycle.planning.compiled.timeline import Times
+from lifecycle.planning.topology import Topology
+
+KERNEL_RANGE = (0.4, 0.8)  # shares of the peak for the range
+ALWAYS = (
+    "The compiler's own, exact for this program and compiler version: memory, the schedule, cycles of what is no "
+    "kernel, the shapes that collectives' bytes and matrix products' FLOPs are counted from.",
+    "Ours, from shapes and names: memory traffic (approximate; it changes nothing of the step) and kernels' FLOPs.",
+    "Cycles are the compiler's estimate at the clock that the stated peak implies; a chip that throttles, waits for "
+    "its host or loads data late is slower. No chip was there to compare.",
+)
+
+
+def trust(
+    program: Program, found: Sequence[Collective], kernels: Sequence[KernelWork], times: Times, topology: Topology
+) -> tuple[str, ...]:
+    """The sentences for one program on a topology."""
+    network = [c for c in found if not c.is_to_host]
+    return (
+        *ALWAYS,
+        *_of_kernels(kernels, times, any(c.kind == "ragged-all-to-all" for c in network)),
+        *_of_networks(network, times, topology),
+        *_of_host([c for c in found if c.is_to_host], times, topology),
+        *_of_control(program),
+    )
+
+
+def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool) -> Iterator[str]:
+    if not kernels:
+        return
+    yield (
+        f"{_share(times.kernel_s, times)} of the step are Pallas kernels, whose time the compiler does not know: taken "
+        f"at {ASSUMED_SHARE:.0%} of the peak or at the memory's rate; the range shows {KERNEL_RANGE[0]:.0%} to "
+        f"{KERNEL_RANGE[1]:.0%}."
+    )
+    unknown = sorted({k.name for k in kernels if k.flops is None})
+    if unknown:
+        yield f"Kernels whose products are not known count as their memory traffic: {', '.join(unknown)}."
+    if is_exchanged and any("gmm" in k.name for k in kernels):
+        yield (
+            "Experts' kernels count an even load, as if every device's experts got as many rows; what stands round "
+            "them is, by the compiler's cycles, for the whole buffer, and so is their exchange from the experts back: "
+            f"{ROOM} times as many."
+        )
+
+
+def _of_networks(network: Sequence[Collective], times: Times, topology: Topology) -> Iterator[str]:
+    if not network and topology.num_slices == 1:
+        return
+    yield (
+        f"{_share(times.exposed_s, times)} of the step are waits for the network at the links' stated rates, without "
+        "contention between axes. What is reached is lower: jax-ml.github.io/scaling-book counts with 90 GB/s a link "
+        "where v5p's page states 100."
+    )
+    if topology.num_slices > 1 and not any("replica" in c.axes for c in network):
+        yield "No collective crosses the slices: the program may not be what was meant."
+
+
+def _of_host(moves: Sequence[Collective], times: Times, topology: Topology) -> Iterator[str]:
+    if moves and topology.chip.host_bytes_per_s is None:
+        yield (
+            f"No rate of the link between a {topology.chip.name} and its host was found: what is offloaded counts as "
+            "nothing."
+        )
+    elif moves:
+        yield (
+            f"{_share(times.host_exposed_s, times)} of the step are waits for the host's memory at the link's stated "
+            "rate; that several devices of a host go through one memory is not counted."
+        )
+
+
+def _of_control(program: Program) -> Iterator[str]:
+    if program.unknown_loops:
+        yield f"Loops of unknown length count once: {', '.join(program.unknown_loops)}."
+    if program.seldom_loops:
+        yield (
+            "Loops that the model's code marks as seldom needed (further rounds of experts with many more rows than "
+            f"the others) count as none: {', '.join(program.seldom_loops)}."
+        )
+    choices = program.choices
+    if choices:
+        whole = max(1, program.cycles)
+        most, least = sum(c.most for c in choices) / whole, sum(c.least for c in choices) / whole
+        yield (
+            f"{sum(c.runs for c in choices):,} runs of conditionals ({', '.join(c.operation for c in choices)}) count "
+            f"their costliest branch: {most:.0%} of the cycles, with the cheapest {least:.0%}. Ring attention over "
+            "causal rows skips about half of its blocks, and sampling without filters what they need: here all count."
+        )
+
+
+def _share(seconds: float, times: Times) -> str:
+    return f"{seconds / times.total_s:.0%}" if seconds else "0%"

@@ -1,0 +1,200 @@
+"""What a plan prints, and what it knows of a program that does not fit."""
+
+import io
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console, RenderableType
+
+from lifecycle.planning.chips import CHIPS
+from lifecycle.planning.compiled.kernels import KernelWork
+from lifecycle.planning.compiled.memory import Memory, known_bytes
+from lifecycle.planning.compiled.program import Spender
+from lifecycle.planning.compiled.timeline import Times
+from lifecycle.planning.display.program import chip_line, flops, gigabytes, misfit, show, step_table
+from lifecycle.planning.estimate.step import Budget, Estimate, InferenceBudget, Traffic
+from lifecycle.planning.programs.plan import Planned
+from lifecycle.training.step import TrainState
+
+GB = 10**9
+TIMES = Times(compute_s=1.0, kernel_s=0.3, exposed_s=0.1, network_s=0.4, host_exposed_s=0.05, host_s=0.5)
+ESTIMATE = Estimate(
+    cycles=2_000_000,
+    product_cycles=1_500_000,
+    matmul_flops=737e12,
+    kernels=(
+        KernelWork("rotate", 32, 0.0, 0.2e9),
+        KernelWork("rotate", 32, 0.0, 0.1e9),
+        KernelWork("odd", 2, None, 1e9),
+    ),
+    hbm_traffic_bytes=795e9,
+    traffic=(
+        Traffic("all-gather", ("fsdp",), 4, 29 * GB, 0, 0.05),
+        Traffic("to host", ("host",), 2, 8 * GB, 8 * GB, 0.5),
+    ),
+    compute_roofline_s=1.2,
+    hbm_roofline_s=0.287,
+    network_roofline_s=0.05,
+    times=TIMES,
+    step_s=TIMES.total_s,
+    fastest_s=1.3,
+    slowest_s=2.0,
+    trust=("a [bracket] is no markup",),
+    host_roofline_s=0.5,
+)
+TRAINING = Budget(800e12, 0.021, 1e6, 15625.0, 0.79, 0.89, 10**9, 5.13, 33111.0)
+MEMORY = Memory(3 * GB, 6 * GB, GB, 10 * GB, 20 * GB, 0, CHIPS["v5p"].hbm_bytes, 17 * GB)
+PLAN = Planned(
+    "v5p:4x4x4", {"fsdp": 64, "tensor": 1}, "pretrain", {"limit": "65536"}, {}, True, 20 * GB, MEMORY, ESTIMATE,
+    (Spender("dot_general backward", True, 1_500_000, 32),), 97.0,
+)  # fmt: skip
+
+
+def printed(what: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=200, record=True)
+    console.print(what)
+    return console.export_text()
+
+
+def shown(planned: Planned, budget: Budget | InferenceBudget | None) -> str:
+    console = Console(file=io.StringIO(), width=200, record=True)
+    show(planned, budget, console)
+    return console.export_text()
+
+
+def row(text: str, begins: str) -> str:
+    """The line that begins so; exactly one does."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(begins)]
+    return " ".join(line.split())
+
+
+def test_a_plan_shows_what_it_is_for_its_memory_its_work_and_what_it_means() -> None:
+    text = shown(PLAN, TRAINING)
+    assert "pretrain on v5p:4x4x4, mesh fsdp=64\ncompiled in 97 s, limit=65536" in text
+    assert "tensor=1" not in text
+    assert row(text, "parameters") == "parameters 3.00 GB 2.9%"
+    assert row(text, "peak ") == "peak 20.00 GB 19.5%"
+    assert row(text, "of its host's memory") == "of its host's memory 17.00 GB"
+    assert row(text, "compute cycles") == "compute cycles 2 M 75% in matrix products"
+    assert row(text, "kernel rotate").startswith("kernel rotate no products 64 calls, 9.60 GB")
+    assert row(text, "kernel odd").startswith("kernel odd unknown 2 calls, 2.00 GB")
+    assert row(text, "recomputation").startswith("recomputation 2.1%")
+    assert row(text, "all-gather") == "all-gather fsdp 4 29.00 GB 0% 50.00 ms"
+    assert row(text, "to host") == "to host host 2 8.00 GB 100% 500.00 ms"
+    assert row(text, "waiting for the network") == "waiting for the network 100.00 ms of 400.00 ms busy"
+    assert row(text, "waiting for the host") == "waiting for the host 50.00 ms of 500.00 ms of copies"
+    assert row(text, "step ") == "step 1,450.00 ms between 1,300.00 ms and 2,000.00 ms"
+    assert row(text, "MFU").startswith("MFU 79.0%")
+    assert row(text, "the run") == "the run 5.13 days 1,000,000,000 tokens; 33,111 USD at the list price"
+    assert row(text, "dot_general backward") == "dot_general backward product 1.5 M 75.0%"
+    assert "- a [bracket] is no markup" in text
+
+
+def test_the_bar_is_as_full_as_the_memory() -> None:
+    bar = next(line for line in shown(PLAN, None).splitlines() if "█" in line)
+    full, free = bar.count("█"), bar.count("░")
+    assert full == round(60 * 3 / 102.8) + round(60 * 6 / 102.8) + round(60 * 1 / 102.8) + round(60 * 10 / 102.8)
+    assert full + free == 60
+
+
+def test_a_roofline_above_the_step_says_so() -> None:
+    assert "above" not in printed(step_table(ESTIMATE, None))
+    text = printed(step_table(replace(ESTIMATE, hbm_roofline_s=2.0), None))
+    assert row(text, "roofline: memory").endswith("at the memory's rate: above the expected step")
+    assert "roofline: host" in text
+    nothing = replace(ESTIMATE, host_roofline_s=0.0)
+    assert "host" not in printed(step_table(nothing, None))
+
+
+@pytest.mark.parametrize(("program", "kind"), [("prefill", "prompt tokens"), ("decode", "tokens")])
+def test_the_engines_programs_show_tokens_time_and_money(program: str, kind: str) -> None:
+    budget = InferenceBudget(3e9, 8, 12345.0, 0.648, 0.123, 0.027)
+    text = shown(replace(PLAN, program=program), budget)
+    assert row(text, f"{kind}/s").startswith(f"{kind}/s 12,345")
+    assert row(text, "ms a").startswith("ms a chunk 0.648 ms" if program == "prefill" else "ms a token 0.648 ms")
+    assert row(text, f"10^6 {kind}").startswith(f"10^6 {kind} 0.0270 USD")
+    assert row(text, "the model's own").startswith("the model's own 3.00 GFLOP")
+    assert "recomputation" not in text
+    assert "no price known" in printed(step_table(ESTIMATE, replace(budget, usd_per_million_tokens=None)))
+
+
+def test_the_chips_figures_stand_above_everything() -> None:
+    line = chip_line(CHIPS["v5p"])
+    for figure in (
+        "102.79 GB at 2,765 GB/s",
+        "459.0 TFLOP/s in bfloat16",
+        "int8 918 TOP/s",
+        "6 links",
+        "100 GB/s one way",
+    ):
+        assert figure in line
+    assert "to the host 16.0 GB/s" in line
+    assert "docs.cloud.google.com/tpu/docs/v5p" in line
+    assert line.splitlines()[0] in shown(PLAN, None).splitlines()
+    assert "int8 none stated" in chip_line(CHIPS["tpu7x"])
+    assert "to the host unknown" in chip_line(CHIPS["tpu7x"])
+
+
+NOT = replace(PLAN, fits=False, needs_bytes=608 * GB, memory=None, estimate=None, spenders=())
+
+
+def test_what_does_not_fit_says_by_how_much_what_is_known_of_it_and_what_helps() -> None:
+    text = shown(replace(NOT, known_bytes={"params": 10 * GB, "opt_state": 20 * GB, "step": 4, "": 2 * GB}), None)
+    assert "does not fit: needs 608.00 GB of memory per device, v5p has 102.79 GB: 505.21 GB too much" in text
+    assert row(text, "parameters") == "parameters 10.00 GB 9.7%"
+    assert row(text, "optimizer") == "optimizer 20.00 GB 19.5%"
+    assert row(text, "other arguments") == "other arguments 2.00 GB 1.9%"
+    assert "576.00 GB 560.4%" in row(text, "the rest")
+    for remedy in (
+        "pretrain.grad_accum",
+        "pretrain.remat={}",
+        "{input: offload}",
+        "16 GB/s",
+        "loss_chunks",
+        "mesh.fsdp",
+    ):
+        assert remedy in text
+
+
+def test_remedies_are_those_that_can_be_enough() -> None:
+    large = printed(misfit(replace(NOT, known_bytes={"params": 200 * GB, "opt_state": 400 * GB}), CHIPS["v5p"]))
+    assert "the state alone does not fit" in large
+    assert "grad_accum" not in large
+    decode = printed(misfit(replace(NOT, program="decode", known_bytes={"params": GB}), CHIPS["v5p"]))
+    assert "serve.num_slots" in decode
+    assert "pretrain" not in decode
+
+
+def test_a_states_bytes_are_known_from_where_its_arrays_are_put() -> None:
+    place = NamedSharding(AbstractMesh((64,), ("fsdp",)), P("fsdp"))
+    weights = jax.ShapeDtypeStruct((640, 10), jnp.float32, sharding=place)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+
+    class Lowered:
+        out_info = (TrainState({"w": weights}, (weights, weights), scalar), {"loss": scalar})
+
+    assert known_bytes(Lowered(), 64) == {"params": 400, "opt_state": 800}  # a sixty-fourth of each array
+
+
+def test_on_one_device_arguments_are_known_as_they_are() -> None:
+    w, x = jax.ShapeDtypeStruct((16, 4), jnp.float32), jax.ShapeDtypeStruct((2, 16), jnp.float32)
+    lowered = jax.jit(lambda weights, x: x @ weights["w"]).lower({"w": w}, x)
+    assert known_bytes(lowered, 1) == {"params": 256, "": 128}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (gigabytes(1.5e12), "1.50 TB"),
+        (gigabytes(2e9), "2.00 GB"),
+        (gigabytes(10), "0.01 kB"),
+        (flops(3e12), "3.00 TFLOP"),
+        (flops(2e6), "2.00 MFLOP"),
+    ],
+)
+def test_units_follow_the_size(text: str, expected: str) -> None:
+    assert text == expected

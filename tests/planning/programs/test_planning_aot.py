@@ -1,0 +1,114 @@
+"""The TPU compiler itself, on programs of seconds: collectives' other forms, and memory."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import SingleDeviceSharding
+
+from lifecycle.core.progress import Silent
+from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.planning.compiled.collectives import MeshShape, collectives
+from lifecycle.planning.compiled.hlo import parse_module
+from lifecycle.planning.compiled.program import Program
+from lifecycle.planning.programs.plan import plan_program
+from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
+from tests.planning.small_programs import HIDDEN, LAYERS, WIDTH, layers_flops, lower_layers
+
+pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> None:
+    prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("v5e:2x2", MeshConfig(fsdp=2, tensor=2)),  # chains of fusions
+        ("tpu7x:2x2x1", MeshConfig(fsdp=4, tensor=2)),  # handed to the sparse cores
+        ("v5p:2x2x1*2", MeshConfig(replica=2, fsdp=2, tensor=2)),  # sends between slices
+    ],
+)
+def test_products_and_gathers_are_counted_once_in_every_form(name: str, mesh: MeshConfig) -> None:
+    topology = parse_topology(name)
+    laid = mesh_over(topology, mesh)
+    program = Program(parse_module(lower_layers(laid).compile().as_text() or ""))
+    assert program.matmul_flops == layers_flops(laid)
+    shape = MeshShape(AXES, laid.devices.shape, topology.num_slices)
+    payload: Counter[tuple[str, ...]] = Counter()
+    for c in collectives(program, shape):
+        if c.kind == "all-gather":
+            payload[c.axes] += c.runs * c.payload_bytes
+    assert payload["fsdp",] == LAYERS * 4 * 2 * WIDTH * HIDDEN // mesh.tensor
+
+
+def test_a_chips_memory_is_what_its_compiler_says() -> None:
+    for name in ("v4:2x2x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1"):
+        topology = parse_topology(name)
+        place = SingleDeviceSharding(devices(topology)[0])
+        large = jax.ShapeDtypeStruct((2**10, 2**30), jnp.int8, sharding=place)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as caught:
+            jax.jit(lambda x: x + 1).lower(large).compile()
+        says = float(str(caught.value).partition("available HBM (")[2].partition("G)")[0])
+        assert topology.chip.hbm_bytes == int(says * 2**30)
+
+
+def test_memory_parts_add_up_to_the_peak_and_too_much_is_a_plan_that_does_not_fit() -> None:
+    topology = parse_topology("v5e:1x1")
+    mesh = mesh_of_one(topology)
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+
+    def lower(size: int) -> jax.stages.Lowered:
+        weights = {"w": jax.ShapeDtypeStruct((size, 1024), jnp.float32, sharding=place)}
+        x = jax.ShapeDtypeStruct((256, size), jnp.float32, sharding=place)
+        return jax.jit(lambda weights, x: jnp.tanh(x @ weights["w"])).lower(weights, x)
+
+    small = plan_program("test", topology, mesh, lambda: lower(2**14), 1.0, {}, Silent())
+    assert small.fits
+    assert small.memory is not None
+    m = small.memory
+    assert m.parameters_bytes == 2**14 * 1024 * 4
+    parts = m.parameters_bytes + m.optimizer_bytes + m.other_arguments_bytes + m.temporaries_bytes
+    assert parts == m.peak_bytes == small.needs_bytes
+    large = plan_program("test", topology, mesh, lambda: lower(2**22 + 2**20), 1.0, {}, Silent())
+    assert not large.fits
+    assert large.needs_bytes > topology.chip.hbm_bytes
+    size = 2**22 + 2**20
+    assert large.known_bytes == {"params": size * 1024 * 4, "": 256 * size * 4}
+    assert sum(large.known_bytes.values()) <= large.needs_bytes
+
+
+def test_what_is_offloaded_crosses_the_link_to_the_host_and_lies_in_its_memory() -> None:
+    topology, layers, rows, width = parse_topology("v5p:1x1x1"), 6, 4096, 1024
+    mesh = mesh_of_one(topology)
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["h"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+    def layer(h: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.tanh(checkpoint_name(h, "h") @ weights), None
+
+    def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(jax.checkpoint(layer, policy=policy), x, weights)[0].astype(jnp.float32).sum()
+
+    def lower() -> jax.stages.Lowered:
+        weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=place)
+        x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16, sharding=place)
+        return jax.jit(jax.grad(loss)).lower(weights, x)
+
+    planned = plan_program("test", topology, mesh, lower, 1.0, {}, Silent())
+    kept = layers * rows * width * 2
+    assert planned.memory is not None and planned.memory.host_bytes == kept
+    assert planned.estimate is not None
+    moved = {(row.kind, row.axes): (row.runs, row.payload_bytes) for row in planned.estimate.traffic}
+    assert moved == {("to host", ("host",)): (layers, kept), ("from host", ("host",)): (layers, kept)}
+    assert planned.estimate.host_roofline_s == pytest.approx(2 * kept / 16e9)
+    assert 0 < planned.estimate.times.host_exposed_s < planned.estimate.times.host_s
