@@ -1,6 +1,8 @@
 """The import rule of BUILD.md: rooms import one way, and no framework but JAX's is imported anywhere."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +88,8 @@ def test_every_room_has_its_rule_and_the_rule_has_no_circles() -> None:
 )
 def test_the_rule_finds_what_breaks_it(file: str, source: str) -> None:
     assert violations(file, source)
+
+
+def test_reading_a_config_imports_no_jax() -> None:
+    script = "import sys, lifecycle.stages.config; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

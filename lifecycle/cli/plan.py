@@ -23,7 +23,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, validate
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import forward_flops_per_token, num_params
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import TARGETS, plan
 from lifecycle.stages.config import RunConfig

@@ -14,7 +14,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.model import open_bundle
 from lifecycle.evals.scoring import evaluate
 from lifecycle.evals.tasks import EvalConfig, local_rows
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 
 STAGE = "evaluation"
 

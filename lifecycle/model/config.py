@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import ConfigError, Section
-from lifecycle.parallel.mesh import MeshConfig, require_divides
+from lifecycle.parallel.axes import MeshConfig, require_divides
 
 LayerKind = Literal["global", "local", "nope"]  # sees all before it; sees a window; all, without positions
 

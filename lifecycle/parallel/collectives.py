@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array
-from lifecycle.parallel.mesh import RULES
+from lifecycle.parallel.axes import RULES
 
 
 def axes_of(logical: str) -> tuple[str, ...]:

@@ -1,9 +1,4 @@
-"""The device mesh and the one table from logical axis names to mesh axes.
-
-Mesh axes, in this order, each of size >= 1: `replica` (whole copies, across slices), `stage` (pipeline), `fsdp`,
-`expert`, `context`, `tensor`. Parameters and activations carry logical names; `RULES` maps each to mesh axes. What does
-not divide is an error when the configuration is read, never a silent replication.
-"""
+"""The device mesh, and where on it an array with logical axis names lies (`parallel/axes.py` has the table)."""
 
 import math
 from collections.abc import Sequence
@@ -13,46 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from pydantic import Field
 
-from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.config import ConfigError
+from lifecycle.parallel.axes import AXES, RULES, MeshConfig, require_whole_slices
 
 type AnyMesh = Mesh | AbstractMesh  # of devices, or of their number and kind only
-
-AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
-
-# A parameter's dimension and an activation's dimension have different names, so one table serves both. Parameters lie
-# cut over all data axes (Rajbhandari et al. 2020, "ZeRO", stage 3); between the layers' products a row's positions are
-# cut over `tensor` too (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2.2).
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("replica", "fsdp", "expert"),  # rows of a batch
-    "seq": ("context",),  # positions of a row, inside attention and feed-forward
-    "norm_seq": ("tensor",),  # what of `seq`'s part a device holds between them
-    "loss_rows": ("replica", "fsdp", "expert", "stage"),  # rows whose loss a device computes
-    "vocab": ("tensor",),
-    "embed": ("fsdp", "expert", "context"),  # d_model of a parameter
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "mlp": ("tensor",),
-    "experts": ("expert",),
-    "expert_embed": ("fsdp", "context"),  # d_model of an expert's parameter
-    "layers": ("stage",),
-}
-
-
-class MeshConfig(Section):
-    """Sizes of the mesh axes; their product is the number of devices used."""
-
-    replica: int = Field(default=1, ge=1)
-    stage: int = Field(default=1, ge=1)
-    fsdp: int = Field(default=1, ge=1)
-    expert: int = Field(default=1, ge=1)
-    context: int = Field(default=1, ge=1)
-    tensor: int = Field(default=1, ge=1)
-
-    @property
-    def size(self) -> int:
-        return math.prod(getattr(self, axis) for axis in AXES)
 
 
 def build_mesh(config: MeshConfig) -> Mesh:
@@ -89,15 +49,6 @@ def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     return Mesh(laid, AXES)
 
 
-def require_whole_slices(replica: int, num_slices: int, what: str) -> None:
-    """Raises `ConfigError` unless whole copies of the model lie across the slices of `what`."""
-    if replica % num_slices:
-        raise ConfigError(
-            f"mesh.replica={replica} does not divide by the {num_slices} slices of {what}; "
-            f"whole copies lie across slices: choose mesh.replica={num_slices}"
-        )
-
-
 def _require_box(devices: Sequence[Any], num_slices: int, shape: tuple[int, ...]) -> None:
     sides = [max(at) - min(at) + 1 for at in zip(*(device.coords for device in devices), strict=True)]
     cores = 1 + max(device.core_on_chip for device in devices)
@@ -116,35 +67,6 @@ def _misfit(sizes: dict[str, int], wanted: int, available: int) -> str:
     return (
         f"mesh: {shape} needs {wanted} devices, this job has {available}; the nearest that fits: mesh.{axis}={fitting}"
     )
-
-
-def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> None:
-    """Raises `ConfigError` unless the mesh axes behind `logical` divide `size`; names the axis and the nearest fit."""
-    sizes = {axis: getattr(mesh, axis) for axis in RULES[logical] if getattr(mesh, axis) > 1}
-    axis_size = math.prod(sizes.values())
-    if size % axis_size == 0:
-        return
-    for axis, asked in reversed(sizes.items()):
-        fitting = [n for n in range(1, size + 1) if size % (n * axis_size // asked) == 0]
-        if fitting:
-            nearest = min(fitting, key=lambda n: abs(n - asked))
-            raise ConfigError(
-                f"mesh.{axis}={asked} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}"
-            )
-    shape = " x ".join(f"mesh.{axis}={asked}" for axis, asked in sizes.items())
-    raise ConfigError(f"{shape} does not divide {what}={size}, and no size of one of them alone mends it; change both")
-
-
-def require_cuts_rows(mesh: MeshConfig, seq_len: int, what: str) -> None:
-    """Raises `ConfigError` unless `context` and `tensor` cut a row's positions evenly: two chunks a context device, so
-    that each has the same causal work, and between a layer's products a part for each of `tensor`."""
-    unit = (2 * mesh.context if mesh.context > 1 else 1) * mesh.tensor
-    if seq_len % unit:
-        nearest = max(unit, round(seq_len / unit) * unit)
-        raise ConfigError(
-            f"mesh.context={mesh.context} and mesh.tensor={mesh.tensor} cut a row into {unit} parts; {what}={seq_len} "
-            f"is no multiple of it; nearest that is: {nearest}"
-        )
 
 
 def spec(*logical: str | None) -> P:

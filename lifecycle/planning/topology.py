@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.parallel.mesh import AXES, MeshConfig, lay_over, require_whole_slices
+from lifecycle.parallel.axes import AXES, MeshConfig, require_whole_slices
+from lifecycle.parallel.mesh import lay_over
 from lifecycle.planning.chips import CHIPS, Chip, find_chip
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.gates import GateConfig
 from lifecycle.ops.request_log import RequestLogConfig
-from lifecycle.parallel.mesh import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.serving.config import ServeConfig
 from lifecycle.text.tokenizer import TokenizerConfig
 from lifecycle.training.config import LanguageConfig, PreferConfig, PretrainConfig, SftConfig, TrainConfig

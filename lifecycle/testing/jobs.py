@@ -21,7 +21,8 @@ import numpy as np
 from lifecycle.core import distributed
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.training.config import OptimizerConfig, PreferConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job

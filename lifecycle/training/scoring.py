@@ -20,7 +20,8 @@ from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, head
 from lifecycle.model.pipeline import own_rows
-from lifecycle.parallel.mesh import RULES, AnyMesh, spec
+from lifecycle.parallel.axes import RULES
+from lifecycle.parallel.mesh import AnyMesh, spec
 from lifecycle.parallel.placement import on_mesh, place_batch, row_order
 from lifecycle.training.step import param_specs
 

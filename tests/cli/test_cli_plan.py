@@ -20,7 +20,7 @@ from lifecycle.cli.plan import PlanConfig, plan_decode, planned_training, split,
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.inference.decode import BUCKETS
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning import topology
 from lifecycle.planning.programs import plan
 from lifecycle.planning.topology import parse_topology

@@ -15,7 +15,7 @@ from lifecycle.cli.plan import PlanConfig, split
 from lifecycle.cli.plan_search import EXAMPLES, changed, words
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import Remat
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.programs.plan import Planned
 from lifecycle.planning.search import reasons, search
 from lifecycle.planning.search.candidates import Candidate

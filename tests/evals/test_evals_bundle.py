@@ -14,7 +14,8 @@ from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import read_results
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
 from lifecycle.training.scoring import document_nats

@@ -7,7 +7,7 @@ A changed line is a changed sharding, activation or collective: read the diff be
 from pathlib import Path
 
 from lifecycle.core.config import load_config
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
 

@@ -24,7 +24,7 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.rotary import rotary_angles, rotate
 from lifecycle.kernels.rotary_rows import rotate_rows
-from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 

@@ -18,7 +18,7 @@ from lifecycle.kernels import ring
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.ring import ring_attention
-from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, assert_same, value_and_gradients
 

@@ -20,7 +20,7 @@ from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
 from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.splash import Blocks, _infos, blocks_of, splash_attention
-from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 

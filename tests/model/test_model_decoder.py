@@ -25,7 +25,7 @@ from lifecycle.model.decoder import (
     logical_axes,
     logits,
 )
-from lifecycle.parallel.mesh import RULES
+from lifecycle.parallel.axes import RULES
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.objectives.language import next_token
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import SEQ_LEN, Settings, rows_of
 from lifecycle.training.config import PreferConfig

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import heldout_means, reference_logprobs

@@ -18,8 +18,9 @@ from lifecycle.model.decoder import GATHERED, LOGICAL_AXES
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.moe import MoE
 from lifecycle.model.routing import balance_loss, z_loss
+from lifecycle.parallel.axes import AXES, RULES, MeshConfig
 from lifecycle.parallel.collectives import all_gather
-from lifecycle.parallel.mesh import AXES, RULES, MeshConfig, build_mesh, spec
+from lifecycle.parallel.mesh import build_mesh, spec
 
 ROWS, POSITIONS, D_MODEL = 8, 32, 16
 TOKENS = P(("replica", "fsdp", "expert"), ("context", "tensor"))

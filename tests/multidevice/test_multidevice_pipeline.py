@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.pipeline import run_pipeline, values
-from lifecycle.parallel.mesh import AXES, MeshConfig, build_mesh
+from lifecycle.parallel.axes import AXES, MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import V5P, contract
 from lifecycle.training.config import PretrainConfig
 from lifecycle.training.lowering import trace_train_step

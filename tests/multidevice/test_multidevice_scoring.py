@@ -11,7 +11,8 @@ from lifecycle.evals.model import EvaluatedModel, chat_model, gathered
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params, logical_axes
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate

@@ -15,7 +15,8 @@ import pytest
 
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import Params, abstract_params, logical_axes
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.optimizer import build_optimizer

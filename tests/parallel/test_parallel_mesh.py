@@ -9,17 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.model.config import ModelConfig
-from lifecycle.parallel.mesh import (
-    AXES,
-    RULES,
-    MeshConfig,
-    build_mesh,
-    require_cuts_rows,
-    require_divides,
-    sharding,
-    spec,
-    tree_shardings,
-)
+from lifecycle.parallel.axes import AXES, RULES, MeshConfig, require_cuts_rows, require_divides
+from lifecycle.parallel.mesh import build_mesh, sharding, spec, tree_shardings
 
 
 def test_a_mesh_has_all_axes_in_order() -> None:

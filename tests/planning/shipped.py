@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lifecycle.core.config import load_config
 from lifecycle.model.config import ModelConfig, Remat
-from lifecycle.parallel.mesh import AXES
+from lifecycle.parallel.axes import AXES
 from lifecycle.planning.compiled.collectives import MeshShape
 from lifecycle.planning.estimate.network import Network
 from lifecycle.planning.search.candidates import Candidate

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.compiled.collectives import MeshShape
 from lifecycle.planning.topology import mesh_over, parse_topology, prepare
 

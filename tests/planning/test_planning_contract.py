@@ -8,7 +8,8 @@ import pytest
 
 from lifecycle.core.config import load_config
 from lifecycle.model.config import ModelConfig
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import PretrainConfig

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, lay_over
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, lay_over
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.planning.compiled.collectives import MeshShape, collectives
 from lifecycle.planning.compiled.hlo import parse_module

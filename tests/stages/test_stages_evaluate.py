@@ -9,7 +9,7 @@ import pytest
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.tasks import EvalConfig, TaskConfig
 from lifecycle.model.config import ModelConfig
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.stages.evaluate import require_room
 
 MODEL = ModelConfig(

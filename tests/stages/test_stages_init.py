@@ -12,7 +12,8 @@ from lifecycle.core.config import ConfigError, load_config
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import STAGES, needed
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params

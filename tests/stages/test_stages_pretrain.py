@@ -9,7 +9,8 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, init_params, logits
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.training.config import OptimizerConfig, PretrainConfig
 

@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
 from lifecycle.weights.names import unstack
 from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
@@ -137,7 +138,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import abstract_params, logical_axes
 from lifecycle.training.checkpoint import Checkpointer, load_params

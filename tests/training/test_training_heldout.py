@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon

@@ -10,7 +10,8 @@ import pytest
 from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, abstract_params, forward, init_params, logical_axes, logits
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
 from lifecycle.training.scoring import Rows, _pack, document_nats, loglikelihoods, row_logprobs

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from lifecycle.model.decoder import init_params
-from lifecycle.parallel.mesh import MeshConfig, build_mesh
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of
 from lifecycle.training.loader import one_epoch

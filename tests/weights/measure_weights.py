@@ -23,7 +23,8 @@ import numpy as np
 from lifecycle.cli.import_weights import import_safetensors
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import logical_axes
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.families.layout import published_tensors
 from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, load_weights, write_config

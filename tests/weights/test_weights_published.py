@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, logical_axes
-from lifecycle.parallel.mesh import MeshConfig, build_mesh, tree_shardings
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.testing.families import LLAMA, MODELS, random_params
 from lifecycle.weights.published import CONFIG, INDEX, WEIGHTS, WeightsError, load_config, load_weights, save_weights
 from lifecycle.weights.safetensors_files import LARGEST_FILE_BYTES, SafetensorsReader

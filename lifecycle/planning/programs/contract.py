@@ -18,7 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import abstract_params
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.training.config import LanguageConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.step import param_specs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, Remat, RematName
-from lifecycle.parallel.mesh import RULES, MeshConfig
+from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.topology import Topology
 from lifecycle.training.config import LanguageConfig
 

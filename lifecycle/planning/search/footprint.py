@@ -18,7 +18,7 @@ from lifecycle.kernels.cross_entropy import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.model.decoder import GATHERED, abstract_params, logical_axes
 from lifecycle.model.dispatch import buffer_room
-from lifecycle.parallel.mesh import RULES, MeshConfig
+from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.search.candidates import Candidate, axis_size
 from lifecycle.training.config import TrainConfig
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
-from lifecycle.parallel.mesh import RULES
+from lifecycle.parallel.axes import RULES
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.kernels import ASSUMED_SHARE
 from lifecycle.planning.estimate.network import Network

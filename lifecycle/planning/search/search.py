@@ -14,7 +14,7 @@ from jax.errors import JaxRuntimeError
 
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.compiled.collectives import MeshShape
 from lifecycle.planning.estimate.network import Network, Span, places_of
 from lifecycle.planning.programs.plan import Planned

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import SingleDeviceSharding
 
 from lifecycle.core.progress import Silent
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.compiled.collectives import MeshShape, collectives
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program

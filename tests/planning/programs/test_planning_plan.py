@@ -12,7 +12,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig, num_params
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning import topology
 from lifecycle.planning.compiled.memory import Memory
 from lifecycle.planning.compiled.timeline import Times

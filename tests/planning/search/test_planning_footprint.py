@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lifecycle.model.config import Remat
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.search.candidates import Candidate, is_behind, known_names, policies
 from lifecycle.planning.search.footprint import memory, part_of, weights
 from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, shipped

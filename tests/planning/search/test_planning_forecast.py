@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lifecycle.parallel.mesh import MeshConfig
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.search.forecast import PRODUCT_SHARE, flops, forecast, link_s, traffic
 from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, ROOT, TWO_SLICES, Shipped, shipped
 

@@ -12,7 +12,7 @@ from jax.errors import JaxRuntimeError
 from lifecycle.cli.plan_search import changed
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import Remat
-from lifecycle.parallel.mesh import AXES, MeshConfig
+from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.programs.plan import Planned
 from lifecycle.planning.search import candidates, reasons, search
 from lifecycle.planning.search.candidates import Candidate
