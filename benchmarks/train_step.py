@@ -29,7 +29,8 @@ from jax.sharding import Mesh
 
 from lifecycle.cli.make import start_jax
 from lifecycle.core.config import load_config
-from lifecycle.core.machine import PEAK_SIZE, restart_with_huge_pages
+from lifecycle.core.huge_pages import restart_with_huge_pages
+from lifecycle.core.machine import PEAK_SIZE
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.parallel.mesh import build_mesh

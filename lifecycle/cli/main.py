@@ -197,10 +197,7 @@ def _version_first(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 
 
 def main() -> None:
-    """The program: a user's mistake ends it with one message and status 1, never a traceback."""
-    from lifecycle.core.machine import restart_with_huge_pages
-
-    restart_with_huge_pages()
+    """Runs the command line; a user's mistake ends it with one message and status 1, never a traceback."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     sys.excepthook = _traceback_and_leave

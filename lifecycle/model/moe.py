@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Bool, Float, Int
-from lifecycle.kernels.gated_rows import weighted_down
+from lifecycle.kernels.gated_product import weighted_down
 from lifecycle.kernels.grouped import group_ids, grouped_matmul
 from lifecycle.kernels.linear import Activation, linear
 from lifecycle.model.config import ModelConfig

@@ -9,10 +9,11 @@ import pytest
 
 from lifecycle.core import distributed, machine
 from lifecycle.core.config import ConfigError
+from lifecycle.core.huge_pages import restart_with_huge_pages
 
 PROGRAM = """
 import os, sys
-from lifecycle.core.machine import restart_with_huge_pages
+from lifecycle.core.huge_pages import restart_with_huge_pages
 restart_with_huge_pages()
 print(os.environ["GLIBC_TUNABLES"], sys.argv[1:], sys.flags.utf8_mode, os.getpid() == int(os.environ["STARTED"]))
 """
@@ -43,7 +44,7 @@ def test_tunables_that_are_there_are_kept() -> None:
 def test_a_choice_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("restarted"))
-    machine.restart_with_huge_pages()
+    restart_with_huge_pages()
 
 
 def test_the_matmul_peak_is_a_rate_that_a_machine_can_have(monkeypatch: pytest.MonkeyPatch) -> None:

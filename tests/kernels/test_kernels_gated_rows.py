@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.kernels.gated_rows import tpu_gradients, weighted_down
+from lifecycle.kernels.gated_product import weighted_down
+from lifecycle.kernels.gated_rows import tpu_gradients
 from lifecycle.kernels.grouped import group_ids
 from lifecycle.kernels.linear import Activation, gated
 
