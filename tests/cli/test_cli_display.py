@@ -1,6 +1,8 @@
 """What people see of a run, on a terminal and in a log file, and what the command line makes of its words."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -50,3 +52,8 @@ def test_a_version_may_be_left_out_before_settings(
     words: tuple[str, ...], version: str, overrides: tuple[str, ...]
 ) -> None:
     assert _version_first(words) == (version, overrides)
+
+
+def test_the_program_restarts_before_it_imports_anything_heavy() -> None:
+    check = "import sys, lifecycle.cli.program; print(*{'jax', 'numpy', 'pydantic', 'cyclopts'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "\n"
