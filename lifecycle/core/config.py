@@ -1,21 +1,32 @@
 """Typed configuration: YAML in, one frozen tree out.
 
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
-one. A section with a `preset_folder` may name a preset, a YAML file in that folder beside the run file or in a parent
-of it: `model: llama3_8b`, or `model: {preset: llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by
-dotted name (`pretrain.steps=10`). There is no other inheritance.
+one. A `VariantSection` is read as the subclass that one of its keys names. A section with a `preset_folder` may name a
+preset, a YAML file in that folder beside the run file or in a parent of it: `model: llama3_8b`, or `model: {preset:
+llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`pretrain.steps=10`). There is no
+other inheritance.
 """
 
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+CONTAINERS = (list, tuple, dict)  # of sections
 
 
 class ConfigError(ValueError):
@@ -31,6 +42,55 @@ class Section(BaseModel):
     def plain(self) -> dict[str, Any]:
         """The section as JSON-ready data, for manifests and hashes."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def variant_of(cls, tree: Mapping[str, Any]) -> type["Section"]:
+        """The class that reads `tree`: this one."""
+        return cls
+
+
+class VariantSection(Section):
+    """A section of several variants: the field `variant_key` names the subclass whose settings it has.
+
+    The direct subclass declares the common fields and lists the variants; reading it gives an instance of one of them.
+    Fields of this type are annotated `SerializeAsAny`, so that a variant's own settings are written too.
+    """
+
+    variant_key: ClassVar[str]
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type["VariantSection"]]:
+        """By name, the subclasses that the section may be read as."""
+        raise NotImplementedError
+
+    @classmethod
+    def variant_of(cls, tree: Mapping[str, Any]) -> type[Section]:
+        """The subclass that reads `tree`; raises `ValueError`, with the nearest name, where it names none."""
+        if VariantSection not in cls.__bases__:
+            return cls  # already one of the variants
+        field, known = cls.model_fields[cls.variant_key], cls.variants()
+        name = tree.get(cls.variant_key, None if field.is_required() else field.default)
+        if name is None:
+            raise ValueError(f"{cls.variant_key} is missing; known: {', '.join(known)}")
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"{cls.variant_key} {name!r} is not known{nearest(str(name), known)}")
+        return known[name]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_variant(cls, tree: Any, read: ModelWrapValidatorHandler[Self]) -> Any:
+        variant = cls.variant_of(tree) if isinstance(tree, Mapping) else cls
+        return read(tree) if variant is cls else variant.model_validate(tree)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if VariantSection not in cls.__bases__:
+            return handler(schema)
+        options = []
+        for name, variant in cls.variants().items():
+            option = handler.resolve_ref_schema(handler(variant.__pydantic_core_schema__))
+            options.append(option | {"properties": option["properties"] | {cls.variant_key: {"const": name}}})
+        return {"oneOf": options}
 
 
 def digest(value: Any) -> str:
@@ -56,7 +116,7 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(kind, issue) for issue in error.errors()]
+        lines = [_explain(kind, tree, issue) for issue in error.errors()]
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -130,7 +190,7 @@ def _find_preset(group: str, name: str, folder: Path) -> Path:
         if (parent / group / f"{name}.yaml").is_file():
             return parent / group / f"{name}.yaml"
         known += [p.stem for p in (parent / group).glob("*.yaml")]
-    raise ConfigError(f"no preset {name!r} in {group}/ beside {folder} or above it{_nearest(name, known)}")
+    raise ConfigError(f"no preset {name!r} in {group}/ beside {folder} or above it{nearest(name, known)}")
 
 
 def _section_of(kind: type[Section], key: str) -> type[Section] | None:
@@ -139,28 +199,52 @@ def _section_of(kind: type[Section], key: str) -> type[Section] | None:
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that an annotation is, has as an option, or has as items of a list or tuple."""
-    if get_origin(annotation) in (Union, UnionType, list, tuple):
-        return next((found for found in map(_section_in, get_args(annotation)) if found is not None), None)
+    """The section that an annotation is, has as an option, or has as items of a list, a tuple or a mapping."""
+    if _options(annotation):
+        return next((found for found in map(_section_in, _options(annotation)) if found is not None), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _explain(kind: type[Section], issue: Mapping[str, Any]) -> str:
-    location = [str(part) for part in issue["loc"]]
-    name = ".".join(location)
+def _has_items(annotation: Any) -> bool:
+    """Whether an annotation is, or has as an option, a list, a tuple or a mapping."""
+    return get_origin(annotation) in CONTAINERS or any(map(_has_items, _options(annotation)))
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The types in an annotation: a union's, a container's, or the one that has metadata."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[:1]
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType, *CONTAINERS) else ()
+
+
+def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
+    location = issue["loc"]
+    name = ".".join(str(part) for part in location)
     if issue["type"] != "extra_forbidden":
         is_section = issue["type"] == "missing" or isinstance(issue["input"], dict)  # too long to be shown
         given = "" if is_section else f" (given: {issue['input']!r})"
         return f"{name or 'config'}: {issue['msg'].removeprefix('Value error, ')}{given}"
-    owner: type[Section] | None = kind
-    for part in location[:-1]:
-        if owner is not None and not part.isdigit():
-            owner = _section_of(owner, part)
-    known = list(owner.model_fields) if owner else []
-    return f"{name}: no such setting{_nearest(location[-1], known)}"
+    owner = _owner(kind, tree, location[:-1])
+    return f"{name}: no such setting{nearest(str(location[-1]), owner.model_fields)}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _owner(kind: type[Section], tree: Any, location: Sequence[Any]) -> type[Section]:
+    """The section at `location` in a `tree` that was read as `kind`."""
+    is_item = False  # whether the next part is an index or a key of a container
+    for part in location:
+        tree = tree[part]
+        if not is_item:
+            annotation = kind.model_fields[part].annotation
+            kind, is_item = _section_in(annotation) or kind, _has_items(annotation)
+        else:
+            is_item = False
+        if not is_item:
+            kind = kind.variant_of(tree)
+    return kind
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to "no such `name`": the nearest of the `known` names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

@@ -1,14 +1,15 @@
 """The config tree: what is wrong is named with its place and the nearest right name; presets and overrides resolve."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from lifecycle.core.config import ConfigError, Section, digest, load_config, validate
+from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, validate
 
 
 class Source(Section):
@@ -143,3 +144,65 @@ def test_a_digest_depends_on_values_and_not_on_the_order_of_keys(tree: dict) -> 
     assert digest(reordered(tree)) == digest(tree)
     key = next(iter(tree))
     assert digest(tree | {key: [tree[key]]}) != digest(tree)
+
+
+class Shape(VariantSection):
+    variant_key: ClassVar[str] = "kind"
+    name: str
+    kind: str
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[VariantSection]]:
+        return {"circle": Circle, "square": Square}
+
+
+class Circle(Shape):
+    radius: float = 1.0
+
+
+class Square(Shape):
+    side: Source | None = None
+
+
+class Drawing(Section):
+    shapes: tuple[SerializeAsAny[Shape], ...] = ()
+    named: dict[str, SerializeAsAny[Shape]] | None = None
+    one: SerializeAsAny[Shape] | None = None
+
+
+def test_a_section_is_read_as_the_variant_that_it_names() -> None:
+    circle = {"name": "a", "kind": "circle", "radius": 2.0}
+    square = {"name": "b", "kind": "square", "side": {"path": "p", "weight": 1.0}}
+    tree = {"shapes": [circle, square], "named": {"x": square}, "one": circle}
+    drawing = validate(Drawing, tree)
+    assert drawing.shapes == (
+        Circle(name="a", kind="circle", radius=2.0),
+        Square(name="b", kind="square", side=Source(path="p")),
+    )
+    assert drawing.plain() == tree
+    assert validate(Drawing, drawing.plain()) == drawing
+    options = Drawing.model_json_schema()["$defs"]["Shape"]["oneOf"]
+    assert [option["properties"]["kind"] for option in options] == [{"const": "circle"}, {"const": "square"}]
+    assert "radius" in options[0]["properties"] and "radius" not in options[1]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"one": {"name": "a", "kind": "circle", "raduis": 1}}, r"one\.raduis: no such setting; did you mean 'radius'"),
+        ({"one": {"name": "a", "kind": "square", "radius": 1}}, r"one\.radius: no such setting; known: .*side"),
+        ({"shapes": [{"name": "a", "kind": "circle", "radius": "q"}]}, r"shapes\.0\.radius: .*\(given: 'q'\)"),
+        ({"named": {"x": {"name": "a", "kind": "circle", "nme": 1}}}, r"named\.x\.nme: .*did you mean 'name'"),
+        ({"one": {"name": "a", "kind": "square", "side": {"pth": "p"}}}, r"one\.side\.pth: .*did you mean 'path'"),
+        (
+            {"shapes": [{"name": "a", "kind": "cirlce"}]},
+            r"shapes\.0: kind 'cirlce' is not known; did you mean 'circle'",
+        ),
+        ({"shapes": [{"name": "a"}]}, r"shapes\.0: kind is missing; known: circle, square"),
+        ({"shapes": [{"name": "a", "kind": []}]}, r"shapes\.0: kind \[\] is not known"),
+        ({"shapes": ["circle"]}, r"shapes\.0: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_variant_is_named_with_the_nearest(tree: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(Drawing, tree)
