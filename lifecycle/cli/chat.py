@@ -6,8 +6,9 @@ from rich.console import Console
 
 from lifecycle.cli.make import start_jax
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.engine import ContextLengthError, Engine
+from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
+from lifecycle.inference.runner import ContextLengthError
 from lifecycle.ops.registry import verify
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.register import open_registry

@@ -48,12 +48,12 @@ def show_usage(config: RunConfig) -> None:
     if not log.is_file():
         raise RegistryError(f"{log}: no request was served yet; start the server with: lifecycle serve CONFIG")
     table = Table(box=None, header_style="bold")
-    for column in ("day", "version", "requests", "refused", "errors", "tokens in", "tokens out", "core s", "cost"):
+    for column in ("day", "version", "requests", "refused", "errors", "tokens in", "tokens out", "device s", "cost"):
         table.add_column(column, justify="right")
     for row in usage(log):
         table.add_row(
             row.day, row.version[:12], f"{row.requests:,}", f"{row.refused:,}", f"{row.errors:,}",
-            f"{row.prompt_tokens:,}", f"{row.completion_tokens:,}", f"{row.core_s:.2f}",
+            f"{row.prompt_tokens:,}", f"{row.completion_tokens:,}", f"{row.device_s:.2f}",
             f"{row.cost:.6f} {row.currency}",
         )  # fmt: skip
     console = Console()

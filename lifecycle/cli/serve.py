@@ -1,5 +1,6 @@
 """`lifecycle serve`: the registry's aliases as models of an OpenAI-compatible server, every request logged."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -8,9 +9,10 @@ from threading import Event, Thread
 from rich.console import Console
 
 from lifecycle.cli.make import start_jax
+from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
-from lifecycle.ops.cost import CostMeter
+from lifecycle.ops.cost import CostMeter, DevicePrice
 from lifecycle.ops.registry import Registry, RegistryError, Version, verify
 from lifecycle.ops.request_log import RequestLog, RequestRecord
 from lifecycle.serving.app import create_app
@@ -36,7 +38,7 @@ def serve(config: RunConfig) -> None:
         models = AliasedModels(open_registry(config), lambda version: _start(config, version, meter, opened), console)
         if not models:
             raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
-        log = RequestLog(config.folder / REQUESTS, config.requests, config.price)
+        log = RequestLog(config.folder / REQUESTS, config.requests, _price(config, console))
         opened.callback(log.close)
         opened.enter_context(models.following())
         app = create_app(models, config.serve, [_recorder(log, meter)])
@@ -107,16 +109,24 @@ def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitSt
         num_slots=config.serve.num_slots,
         max_queue=config.serve.max_queue,
         max_seq_len=config.serve.max_seq_len,
-        on_step=meter.step,
+        on_dispatch=meter.charge,
         warm_up=True,
     )
     opened.enter_context(engine)
     return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))
 
 
+def _price(config: RunConfig, console: Console) -> DevicePrice:
+    """What a device-second costs here; says so where that is nothing."""
+    price = config.price.of_device(platform(), os.cpu_count() or 1)
+    if not price.hour:
+        console.print("requests are logged with a cost of 0; set what a device costs: price.device_hour=PRICE")
+    return price
+
+
 def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
     def record(request: FinishedRequest) -> None:
-        core_s = sum(meter.finish(name) for name in request.generation_ids)
+        device_s = sum(meter.finish(name) for name in request.generation_ids)
         log.write(
             RequestRecord(
                 id=request.id,
@@ -129,7 +139,7 @@ def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
                 completion_tokens=request.completion_tokens,
                 latency_s=request.latency_s,
                 first_token_s=request.first_token_s,
-                core_s=core_s,
+                device_s=device_s,
                 prompt=request.prompt,
                 completion=request.completion,
             )

@@ -1,10 +1,11 @@
-"""Offline generation: all prompts at once through an engine of their own."""
+"""Offline generation: all prompts at once through a runner of their own."""
 
+import math
 from collections.abc import Sequence
 
-from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
+from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 
 
@@ -19,8 +20,8 @@ def generate(
     With one seed for all, equal prompts give equal outputs. Raises `ContextLengthError` before anything is generated.
     """
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-    with Engine(model, num_slots=num_slots, max_queue=len(prompts)) as engine:
-        for prompt, own in zip(prompts, each, strict=True):
-            engine.max_tokens(len(prompt), own)
-        running = [engine.submit(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
-        return [generation.wait() for generation in running]
+    runner = Runner(model, num_slots, max_queue=len(prompts), dispatch_s=math.inf)
+    generations = [runner.submit(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+    while runner.has_work:
+        runner.turn()
+    return [generation.wait() for generation in generations]

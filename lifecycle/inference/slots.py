@@ -1,12 +1,13 @@
-"""The host's record of the slots: what each dispatch is told of every row, kept in NumPy."""
+"""The host's record of the slots, in NumPy: settings, positions, newest tokens. A dispatch's arguments come from it."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from lifecycle.inference.decode import MAX_STOP_IDS, Rows
+from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, PromptRows
 from lifecycle.inference.sampling import SamplingParams, SamplingRows
+from lifecycle.inference.scheduler import Chunk
 
 
 def seed_words(seed: int) -> np.ndarray:
@@ -15,9 +16,10 @@ def seed_words(seed: int) -> np.ndarray:
 
 
 class SlotTable:
-    """Rows of settings and positions; `rows()` is what the device is given."""
+    """A row for each slot; what is handed out is copied, so that a device never reads what is changed here later."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, num_groups: int = 1) -> None:
+        self.num_groups, self.group_size = num_groups, num_slots // num_groups
         self.token = np.zeros(num_slots, np.int32)
         self.position = np.zeros(num_slots, np.int32)
         self.remaining = np.zeros(num_slots, np.int32)
@@ -30,7 +32,7 @@ class SlotTable:
         self.wants_top = np.zeros(num_slots, bool)
 
     def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> None:
-        """Gives a slot to a request; it does not decode before `start`."""
+        """Gives a slot to a request; it does not decode before `advance`."""
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
@@ -50,17 +52,44 @@ class SlotTable:
         self.open(slot, SamplingParams(temperature=0.0), 0, ())
         self.remaining[slot] = 0
 
-    def sampling(self, slots: slice = slice(None)) -> SamplingRows:
-        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
-        return SamplingRows(*(jnp.array(column[slots]) for column in columns))
-
-    def rows(self) -> Rows:
-        """Copies for the device: `jnp.array` never shares memory with what is changed here later."""
-        return Rows(
-            token=jnp.array(self.token),
-            position=jnp.array(self.position),
-            remaining=jnp.array(self.remaining),
-            stop_ids=jnp.array(self.stop_ids),
-            sampling=self.sampling(),
-            want_top=jnp.array((self.wants_top & (self.remaining > 0)).any()),
+    def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
+        """The arguments of a prefill dispatch: a row for each group of slots, empty where it has no chunk."""
+        slots, starts, sizes = np.zeros((3, self.num_groups), np.int32)
+        tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
+        for chunk, prompt in zip(chunks, prompts, strict=True):
+            group = self.group(chunk.slot)
+            slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
+            tokens[group, : chunk.size] = prompt[chunk.start : chunk.start + chunk.size]
+        wants_top = self.wants_top[[chunk.slot for chunk in chunks]].any()
+        return PromptRows(
+            slot=_argument(slots % self.group_size),
+            tokens=_argument(tokens),
+            start=_argument(starts),
+            size=_argument(sizes),
+            sampling=self._sampling(slots),
+            want_top=_argument(wants_top),
         )
+
+    def group(self, slot: int) -> int:
+        """The group of a slot: its row in a prefill dispatch."""
+        return slot // self.group_size
+
+    def decode_rows(self) -> DecodeRows:
+        """The arguments of a decode dispatch."""
+        return DecodeRows(
+            token=_argument(self.token),
+            position=_argument(self.position),
+            remaining=_argument(self.remaining),
+            stop_ids=_argument(self.stop_ids),
+            sampling=self._sampling(slice(None)),
+            want_top=_argument((self.wants_top & (self.remaining > 0)).any()),
+        )
+
+    def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
+        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        return SamplingRows(*(_argument(column[slots]) for column in columns))
+
+
+def _argument(values: Any) -> Any:
+    """A copy; `jax.jit` takes NumPy's arrays where its own are declared."""
+    return np.array(values)

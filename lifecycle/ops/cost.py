@@ -1,60 +1,82 @@
-"""What a request costs: core-seconds times a price, a batch's share by tokens.
+"""What a request costs: device-seconds times a price, a batch's share by tokens.
 
-Requests that decode together use the machine together, so that no request's time can be measured by itself. A step's
-core-seconds are divided among the requests in it in proportion to the tokens that each had in the step (a prompt's
-tokens in prefill, one in decode). What must hold: the shares add up to what was spent, so that the log's sum is the
-machine's.
+Requests that decode together use the device together, so that no request's time can be measured by itself. An engine
+holds its devices for the wall time of a dispatch; these device-seconds are divided among the requests in the dispatch
+in proportion to the tokens that each had in it (a prompt's tokens in prefill, one a step in decode). What must hold:
+the shares add up to what an engine's dispatches took. Engines that share a device each pay for the time that they wait
+for it.
 """
 
 import math
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
 from lifecycle.core.config import Section
 
-REMEMBERED = 64  # requests that ended last; more cannot have a step under way
+REMEMBERED = 1024  # requests that ended last; no more can have a dispatch under way
 
 
 class PriceConfig(Section):
     """The price table. The default is the usual list price of one cloud vCPU core, on demand."""
 
     currency: str = "USD"
-    core_hour: Annotated[float, Field(ge=0)] = 0.05
+    core_hour: Annotated[float, Field(ge=0)] = 0.05  # of one CPU core: what a run's stages cost
+    # Of one device that serves, an accelerator or a CPU with all its cores. None: a CPU's cores at `core_hour`; an
+    # accelerator has no such default, and its requests are logged with a cost of 0.
+    device_hour: Annotated[float, Field(ge=0)] | None = None
 
     def money(self, core_s: float) -> float:
         """The price of this many core-seconds, in `currency`."""
         return core_s / 3600 * self.core_hour
 
+    def of_device(self, platform: str, num_cores: int) -> "DevicePrice":
+        """What serving costs on a device of this platform ("cpu": one of `num_cores` cores)."""
+        default = num_cores * self.core_hour if platform == "cpu" else 0.0
+        return DevicePrice(self.currency, default if self.device_hour is None else self.device_hour)
 
-def allocate(core_s: float, tokens: Mapping[str, int]) -> dict[str, float]:
-    """Divides a step's core-seconds among its requests in proportion to their tokens in the step."""
+
+@dataclass(frozen=True)
+class DevicePrice:
+    """The price of one device for an hour."""
+
+    currency: str = "USD"
+    hour: float = 0.0
+
+    def money(self, device_s: float) -> float:
+        """The price of this many device-seconds, in `currency`."""
+        return device_s / 3600 * self.hour
+
+
+def allocate(device_s: float, tokens: Mapping[str, int]) -> dict[str, float]:
+    """Divides a dispatch's device-seconds among its requests in proportion to their tokens in it."""
     total = sum(tokens.values())
-    assert total > 0, "a step without tokens has nobody to pay for it"
-    return {request: core_s * count / total for request, count in tokens.items()}
+    assert total > 0, "a dispatch without tokens has nobody to pay for it"
+    return {request: device_s * count / total for request, count in tokens.items()}
 
 
 class CostMeter:
-    """Adds up each running request's share; one thread may step while others finish requests."""
+    """Adds up each running request's share, of any number of engines; any thread may charge or finish."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shares: dict[str, list[float]] = {}
         self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
-    def step(self, core_s: float, tokens: Mapping[str, int]) -> None:
-        """Charges one step: `tokens` has, by request, how many of its tokens went through the model."""
+    def charge(self, device_s: float, tokens: Mapping[str, int]) -> None:
+        """Charges one dispatch: `tokens` has, by request, how many of its tokens went through the model."""
         with self._lock:
-            for request, share in allocate(core_s, tokens).items():
-                if request in self._ended:  # cancelled while its step ran: that step stays unpaid
+            for request, share in allocate(device_s, tokens).items():
+                if request in self._ended:  # cancelled during its dispatch: its share stays unpaid
                     continue
                 self._shares.setdefault(request, []).append(share)
 
     def finish(self, request: str) -> float:
-        """The core-seconds of a request that has ended, which is then forgotten; 0 if it never ran."""
+        """The device-seconds of a request that has ended, which is then forgotten; 0 if it never ran."""
         with self._lock:
             self._ended.append(request)
             return math.fsum(self._shares.pop(request, ()))

@@ -64,7 +64,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
     if (found, version) != (schema.application_id, schema.version):
         connection.close()
         what = f"version {version} of one" if found == schema.application_id else "a database of another kind"
-        raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, found {what}")
+        raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, found {what}; move it away")
     connection.row_factory = sqlite3.Row
     return connection
 

@@ -14,7 +14,7 @@ import numpy as np
 from lifecycle.ops.database import session
 from lifecycle.ops.request_log import SCHEMA
 
-type Measure = Literal["latency_s", "first_token_s", "prompt_tokens", "completion_tokens", "core_s", "cost"]
+type Measure = Literal["latency_s", "first_token_s", "prompt_tokens", "completion_tokens", "device_s", "cost"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Usage:
     errors: int
     prompt_tokens: int
     completion_tokens: int
-    core_s: float
+    device_s: float
     cost: float
 
 
@@ -46,7 +46,7 @@ def usage(path: Path, window: Window | None = None) -> list[Usage]:
     """Totals per day and version (and currency, should it have changed), oldest first."""
     query = f"""
         SELECT date(time, 'unixepoch') AS day, version, currency, count(*), sum(status BETWEEN 400 AND 499),
-            sum(status >= 500), sum(prompt_tokens), sum(completion_tokens), sum(core_s), sum(cost)
+            sum(status >= 500), sum(prompt_tokens), sum(completion_tokens), sum(device_s), sum(cost)
         FROM requests WHERE {_WHERE} GROUP BY day, version, currency ORDER BY day, version, currency"""
     with session(path, SCHEMA) as db:
         return [Usage(*row) for row in db.execute(query, _values(window))]

@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from lifecycle.core.config import Section
-from lifecycle.ops.cost import PriceConfig
+from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError, Schema, create_database, session
 
 CAPACITY = 10_000  # records; about 10 MB without content
@@ -33,12 +33,12 @@ RETRY_S = 1.0
 SCHEMA = Schema(
     name="request log",
     application_id=0x4C43524C,  # "LCRL"
-    version=1,
+    version=2,
     tables="""
     CREATE TABLE requests (
         id TEXT NOT NULL, time REAL NOT NULL, route TEXT NOT NULL, version TEXT NOT NULL, status INTEGER NOT NULL,
         finish_reason TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-        latency_s REAL NOT NULL, first_token_s REAL, core_s REAL NOT NULL, prompt TEXT, completion TEXT,
+        latency_s REAL NOT NULL, first_token_s REAL, device_s REAL NOT NULL, prompt TEXT, completion TEXT,
         cost REAL NOT NULL, currency TEXT NOT NULL
     ) STRICT;
     CREATE INDEX requests_by_time ON requests (time);
@@ -72,7 +72,7 @@ class RequestRecord(BaseModel):
     completion_tokens: Count = 0
     latency_s: FiniteFloat = 0.0
     first_token_s: FiniteFloat | None = None  # from arrival
-    core_s: FiniteFloat = 0.0
+    device_s: FiniteFloat = 0.0  # its share of the time for which dispatches held the engine's devices
     prompt: Text | None = None
     completion: Text | None = None
 
@@ -95,13 +95,13 @@ class RequestLog:
         self,
         path: Path,
         config: RequestLogConfig | None = None,
-        price: PriceConfig | None = None,
+        price: DevicePrice | None = None,
         capacity: int = CAPACITY,
     ) -> None:
         """Opens or makes the file; raises `DatabaseError` if it is not a request log."""
         self.path = path
         self.config = config or RequestLogConfig()
-        self.price = price or PriceConfig()
+        self.price = price or DevicePrice()
         create_database(path, SCHEMA)
         with session(path, SCHEMA):  # a file of another kind is refused now and not at the first request
             pass
@@ -172,7 +172,7 @@ class RequestLog:
 
     def _insert(self, batch: list[RequestRecord]) -> None:
         price = self.price
-        rows = [(*record.model_dump().values(), price.money(record.core_s), price.currency) for record in batch]
+        rows = [(*record.model_dump().values(), price.money(record.device_s), price.currency) for record in batch]
         with session(self.path, SCHEMA, write=True) as db:
             db.executemany(_INSERT, rows)
 

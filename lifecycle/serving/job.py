@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from lifecycle.inference.engine import ClosedError, ContextLengthError, Engine, QueueFullError
+from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
+from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.serving.errors import RequestError
 
 RETRY_AFTER_S = 1  # a slot becomes free about this often under load

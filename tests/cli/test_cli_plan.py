@@ -19,7 +19,7 @@ from rich.console import Console
 from lifecycle.cli.plan import PlanConfig, plan_decode, planned_training, split, write_beside
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.inference.decode import BUCKETS
+from lifecycle.inference.scheduler import BUCKETS
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning import topology
 from lifecycle.planning.programs import plan
@@ -182,7 +182,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from rich.console import Console
-from lifecycle.inference.decode import BUCKETS
+from lifecycle.inference.scheduler import BUCKETS
 from lifecycle.planning.programs import plan
 from lifecycle.planning import topology
 from lifecycle.cli.plan import show_plan

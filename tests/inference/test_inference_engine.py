@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from lifecycle.core.typing import Array
-from lifecycle.inference.engine import ClosedError, ContextLengthError, Engine, QueueFullError
+from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import EngineError, collect
 from lifecycle.inference.model import Model
+from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, init_params, logits
+from lifecycle.ops.cost import CostMeter
 
 SLOTS = 2  # one number for all tests: each costs a compilation
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
@@ -197,10 +201,10 @@ def test_closing_lets_accepted_requests_end(model: Model) -> None:
     assert [g.wait().finish_reason for g in running] == ["length"] * 3
 
 
-def test_an_error_on_the_device_reaches_everybody_who_waits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_on_the_device_fails_every_pending_request(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", printed.append)
-    monkeypatch.setattr("lifecycle.inference.engine.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
+    monkeypatch.setattr("lifecycle.inference.programs.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
     engine = Engine(model, num_slots=SLOTS)
     running = [engine.submit([65], GREEDY) for _ in range(2)]
     for generation in running:
@@ -213,13 +217,39 @@ def test_an_error_on_the_device_reaches_everybody_who_waits(model: Model, monkey
         engine.submit([65], GREEDY)
 
 
-def test_each_steps_cpu_time_is_charged_to_the_requests_in_it(model: Model) -> None:
-    steps: list[tuple[float, dict[str, int]]] = []
-    began = time.process_time()
-    with Engine(model, num_slots=SLOTS, on_step=lambda core_s, tokens: steps.append((core_s, dict(tokens)))) as engine:
-        running = [engine.submit(prompt, GREEDY) for prompt in PROMPTS[:3]]
+def test_a_dispatchs_wall_time_is_charged_to_the_requests_in_it(model: Model) -> None:
+    charged: list[tuple[float, dict[str, int]]] = []
+    with Engine(model, num_slots=SLOTS, on_dispatch=lambda held_s, tokens: charged.append((held_s, dict(tokens)))) as e:
+        began = time.perf_counter()
+        running = [e.submit(prompt, GREEDY) for prompt in PROMPTS[:3]]
         for generation in running:
             generation.wait()
+        wall_s = time.perf_counter() - began
     for generation in running:
-        assert sum(tokens.get(generation.id, 0) for _, tokens in steps) == len(generation.prompt) + 11
-    assert 0 < sum(core_s for core_s, _ in steps) <= time.process_time() - began
+        assert sum(tokens.get(generation.id, 0) for _, tokens in charged) == len(generation.prompt) + 11
+    assert 0 < sum(held_s for held_s, _ in charged) <= wall_s
+
+
+def test_two_engines_run_side_by_side_and_each_pays_for_its_own_dispatches(model: Model) -> None:
+    """Each waits after its first dispatch for the other's: engines that took turns would hang."""
+    other = replace(model, params=init_params(model.config, jax.random.key(1)), version="v1")
+    alone = [generate(each, PROMPTS[:3], GREEDY, SLOTS) for each in (model, other)]
+    meter, meeting = CostMeter(), threading.Barrier(2)
+    held: list[list[float]] = [[], []]
+
+    def charge(number: int, held_s: float, tokens: Mapping[str, int]) -> None:
+        if not held[number]:
+            meeting.wait(timeout=60)
+        held[number].append(held_s)
+        meter.charge(held_s, tokens)
+
+    with (
+        Engine(model, num_slots=SLOTS, on_dispatch=partial(charge, 0)) as first,
+        Engine(other, num_slots=SLOTS, on_dispatch=partial(charge, 1)) as second,
+    ):
+        running = [[engine.submit(prompt, GREEDY) for prompt in PROMPTS[:3]] for engine in (first, second)]
+        together = [[generation.wait() for generation in generations] for generations in running]
+    assert together == alone
+    costs = [sum(meter.finish(generation.id) for generation in generations) for generations in running]
+    assert costs == [pytest.approx(sum(own)) for own in held]
+    assert min(costs) > 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lifecycle.ops.cost import PriceConfig
+from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError
 from lifecycle.ops.monitor import Window, endings, percentiles, usage
 from lifecycle.ops.request_log import RequestLog, RequestRecord
@@ -16,13 +16,13 @@ DAY = 86_400.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two days; version a has 100 answers of 1 to 100 ms, version b one answer, one refusal and one failure."""
-    log = RequestLog(tmp_path / "log.sqlite", price=PriceConfig(core_hour=36.0))
+    log = RequestLog(tmp_path / "log.sqlite", price=DevicePrice(hour=36.0))
     for i in range(100):
         log.write(
             RequestRecord(
                 id=f"a{i}", time=DAY * (i % 2) + i, route="/v1/completions", version="a", status=200,
                 finish_reason="stop", prompt_tokens=10, completion_tokens=i, latency_s=(i + 1) / 1000,
-                first_token_s=0.001, core_s=0.5,
+                first_token_s=0.001, device_s=0.5,
             )
         )  # fmt: skip
     for i, status in enumerate((200, 400, 500)):
@@ -43,7 +43,7 @@ def test_usage_by_day_and_version(path: Path) -> None:
     ]  # fmt: skip
     assert rows[0].prompt_tokens == 500
     assert rows[0].completion_tokens + rows[1].completion_tokens == sum(range(100))
-    assert rows[0].core_s == pytest.approx(25.0)
+    assert rows[0].device_s == pytest.approx(25.0)
     assert rows[0].cost == pytest.approx(0.25)
     assert rows[0].currency == "USD"
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from lifecycle.ops import request_log
-from lifecycle.ops.cost import PriceConfig
+from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError
 from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
 
@@ -40,16 +40,16 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 def test_records_are_written_with_their_cost(tmp_path: Path) -> None:
-    log = RequestLog(tmp_path / "log.sqlite", price=PriceConfig(core_hour=3.6, currency="EUR"))
+    log = RequestLog(tmp_path / "log.sqlite", price=DevicePrice("EUR", 3.6))
     fields = {
         "finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 9, "latency_s": 0.5, "first_token_s": 0.1,
-        "core_s": 2.0,
+        "device_s": 2.0,
     }  # fmt: skip
     log.write(record(**fields))
     log.write(record(1, status=400))
     assert log.close().written == 2
     columns = (
-        "finish_reason, prompt_tokens, completion_tokens, latency_s, first_token_s, core_s, status, cost, currency"
+        "finish_reason, prompt_tokens, completion_tokens, latency_s, first_token_s, device_s, status, cost, currency"
     )
     assert stored(log.path, columns) == [
         ("stop", 7, 9, 0.5, 0.1, 2.0, 200, pytest.approx(0.002), "EUR"),

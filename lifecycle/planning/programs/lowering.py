@@ -20,7 +20,7 @@ def train_work(model: ModelConfig, train: TrainConfig) -> Work:
 def prefill_work(model: ModelConfig, length: int) -> Work:
     """What the longest chunk of a prompt needs, half-way through a context of `length`: the head is for its last token
     only."""
-    from lifecycle.inference.decode import BUCKETS
+    from lifecycle.inference.scheduler import BUCKETS
 
     tokens = BUCKETS[-1]
     spared = 2 * (tokens - 1) * model.d_model * model.vocab_size
@@ -54,14 +54,14 @@ def lower_decode(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") 
     import jax
     import jax.numpy as jnp
 
-    from lifecycle.inference.decode import MAX_STOP_IDS, Rows, decode
+    from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, decode
 
     with jax.set_mesh(mesh):
         params, cache = _params_and_cache(model, num_slots, length, mesh)
         ints = _array(mesh, (num_slots,), jnp.int32)
         stops = _array(mesh, (num_slots, MAX_STOP_IDS), jnp.int32)
         want_top = _array(mesh, (), jnp.bool_)
-        rows = Rows(ints, ints, ints, stops, _sampling(mesh, num_slots), want_top)
+        rows = DecodeRows(ints, ints, ints, stops, _sampling(mesh, num_slots), want_top)
         return decode.lower(model, model.vocab_size, params, cache, rows, _array(mesh, (), jnp.int32))
 
 
@@ -70,15 +70,16 @@ def lower_prefill(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh")
     import jax
     import jax.numpy as jnp
 
-    from lifecycle.inference.decode import BUCKETS, prefill
+    from lifecycle.inference.programs import PromptRows, prefill
+    from lifecycle.inference.scheduler import BUCKETS
 
     with jax.set_mesh(mesh):
         params, cache = _params_and_cache(model, num_slots, length, mesh)
-        scalar = _array(mesh, (), jnp.int32)
-        tokens = _array(mesh, (BUCKETS[-1],), jnp.int32)
+        number = _array(mesh, (1,), jnp.int32)
+        tokens = _array(mesh, (1, BUCKETS[-1]), jnp.int32)
         want_top = _array(mesh, (), jnp.bool_)
-        sampling = _sampling(mesh, 1)
-        return prefill.lower(model, model.vocab_size, params, cache, scalar, tokens, scalar, scalar, sampling, want_top)
+        rows = PromptRows(number, tokens, number, number, _sampling(mesh, 1), want_top)
+        return prefill.lower(model, model.vocab_size, params, cache, rows)
 
 
 def _array(mesh: "Mesh", shape: tuple[int, ...], dtype: Any) -> Any:

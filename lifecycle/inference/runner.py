@@ -1,0 +1,221 @@
+"""Runs requests through the programs, one turn at a time, in the thread of whoever calls `turn`.
+
+What must hold: a request's output does not depend on what else is in the batch; every request that was submitted gets a
+last event.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
+from lifecycle.inference.model import Model
+from lifecycle.inference.programs import Programs
+from lifecycle.inference.sampling import Sampled, SamplingParams
+from lifecycle.inference.scheduler import BUCKETS, DISPATCH_S, Chunk, Scheduler
+from lifecycle.inference.slots import SlotTable
+
+type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens computed, by request
+
+
+class ContextLengthError(ValueError):
+    """A request that does not fit the context."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and the state now."""
+
+    decode_steps: int = 0
+    decode_tokens: int = 0  # divided by decode_steps: how many requests decoded together
+    prefill_tokens: int = 0
+    largest_batch: int = 0
+    active: int = 0
+    waiting: int = 0
+
+
+class Runner:
+    """Requests, slots and programs of one model. `submit` from any thread; one thread takes the turns.
+
+    `changed` guards the scheduler and is notified when there is something new to do.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        num_slots: int,
+        max_queue: int,
+        max_seq_len: int | None = None,
+        on_dispatch: DispatchObserver | None = None,
+        dispatch_s: float = DISPATCH_S,
+    ) -> None:
+        self.model = model
+        self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
+        self.changed = threading.Condition()
+        self._on_dispatch = on_dispatch
+        self._num_ids = model.tokenizer.vocab_size
+        self._programs = Programs(model.config, model.params, num_slots, self.max_seq_len, self._num_ids)
+        self._scheduler = Scheduler[Generation](num_slots, max_queue, self._programs.num_groups, dispatch_s)
+        self._table = SlotTable(num_slots, self._programs.num_groups)
+        self._assemblers: dict[int, Assembler] = {}
+        self._counters = EngineStats()
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
+        """Queues a request of token ids.
+
+        Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, or `ValueError`
+        for ids that the tokenizer does not have.
+        """
+        self.max_tokens(len(prompt), params)
+        if min(prompt) < 0 or max(prompt) >= self._num_ids:
+            raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
+        generation = Generation(prompt, params)
+        with self.changed:
+            self._scheduler.accept(generation)
+            self.changed.notify()
+        return generation
+
+    def max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
+        """How many tokens a request may generate; raises `ContextLengthError` if it does not fit."""
+        if prompt_len == 0:
+            raise ContextLengthError("the prompt has no tokens; it needs at least one, for example the BOS")
+        room = self.max_seq_len - prompt_len
+        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
+        if wanted > room:
+            raise ContextLengthError(
+                f"the context holds {self.max_seq_len} tokens, but {prompt_len + wanted} were asked for "
+                f"({prompt_len} in the prompt, {wanted} to generate); shorten one of them"
+            )
+        return wanted
+
+    def close(self) -> None:
+        """Accepts no more requests; those accepted go on."""
+        with self.changed:
+            self._scheduler.close()
+            self.changed.notify()
+
+    def abort(self, error: EngineError) -> None:
+        """Closes, and fails every request that has not ended."""
+        with self.changed:
+            pending = self._scheduler.abort()
+        for generation in pending:
+            generation.put(error)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduler.has_work
+
+    @property
+    def is_done(self) -> bool:
+        """Closed, and every request has ended."""
+        return self._scheduler.is_done
+
+    @property
+    def stats(self) -> EngineStats:
+        """The counters, and how many requests run and wait now."""
+        with self.changed:
+            return replace(self._counters, active=self._scheduler.num_active, waiting=self._scheduler.num_waiting)
+
+    def warm_up(self) -> None:
+        """Compiles each shape by dispatches that write nothing."""
+        for padded in BUCKETS:
+            self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
+        self._programs.decode(self._table.decode_rows(), 0)
+
+    def turn(self) -> None:
+        """Removes cancelled requests, admits waiting ones, prefills some chunks, makes a few decode steps."""
+        self._remove_cancelled()
+        self._admit()
+        self._prefill()
+        self._decode()
+
+    def _remove_cancelled(self) -> None:
+        with self.changed:
+            removed, freed = self._scheduler.remove_cancelled()
+        for slot in freed:
+            self._table.close(slot)
+        for generation in removed:
+            generation.put(Event("", (), "cancelled"))
+
+    def _admit(self) -> None:
+        with self.changed:
+            admitted = self._scheduler.admit()
+        for slot, generation in admitted:
+            params = generation.params
+            stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
+            max_tokens = self.max_tokens(len(generation.prompt), params)
+            self._assemblers[slot] = Assembler(self.model.tokenizer, params, stop_ids, max_tokens)
+            seed = params.seed if params.seed is not None else secrets.randbits(64)
+            self._table.open(slot, params, seed, stop_ids)
+
+    def _prefill(self) -> None:
+        with self.changed:
+            dispatches = self._scheduler.take_prefills()
+        for chunks in dispatches:
+            self._prefill_chunks(chunks)
+
+    def _prefill_chunks(self, chunks: Sequence[Chunk]) -> None:
+        generations = [self._scheduler.request(chunk.slot) for chunk in chunks]
+        rows = self._table.prompt_rows(chunks, [generation.prompt for generation in generations])
+        began = time.perf_counter()
+        sampled = self._programs.prefill(rows)
+        self._charge(began, {g.id: chunk.size for g, chunk in zip(generations, chunks, strict=True)})
+        counters, num_tokens = self._counters, sum(chunk.size for chunk in chunks)
+        self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
+        for generation, chunk in zip(generations, chunks, strict=True):
+            if chunk.start + chunk.size == len(generation.prompt):
+                self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
+
+    def _decode(self) -> None:
+        num_steps, decoding = self._scheduler.decode_steps(), self._scheduler.decoding
+        if not decoding:
+            return
+        began = time.perf_counter()
+        sampled = self._programs.decode(self._table.decode_rows(), num_steps)
+        made = (sampled.token >= 0).sum(axis=1)
+        self._scheduler.measured((time.perf_counter() - began) / int(made.max()))
+        self._charge(began, {generation.id: int(made[slot]) for slot, generation in decoding.items()})
+        counters = self._counters
+        self._counters = replace(
+            counters,
+            decode_steps=counters.decode_steps + int(made.max()),
+            decode_tokens=counters.decode_tokens + int(made.sum()),
+            largest_batch=max(counters.largest_batch, int((made > 0).sum())),
+        )
+        for slot in decoding:
+            self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
+
+    def _charge(self, began: float, tokens: Mapping[str, int]) -> None:
+        """Tells the observer what a dispatch that began then and has ended now took, and for whom."""
+        if self._on_dispatch is not None:
+            held_s = (time.perf_counter() - began) * self._programs.num_devices
+            self._on_dispatch(held_s, {request: count for request, count in tokens.items() if count})
+
+    def _deliver(self, slot: int, sampled: Sampled, row: int, position: int) -> None:
+        """Hands a row's new tokens, the first of them at `position`, to its request, which may end with one of them."""
+        generation, assembler = self._scheduler.request(slot), self._assemblers[slot]
+        for offset, token in enumerate(_tokens(sampled, row, generation.params.top_logprobs)):
+            assembler.push(token)
+            self._table.advance(slot, token.id, position + offset, assembler.remaining)
+            if assembler.finish_reason is not None:
+                break
+        if assembler.finish_reason is not None:
+            self._table.close(slot)
+            with self.changed:
+                self._scheduler.release(slot)
+        if (event := assembler.take()) is not None:
+            generation.put(event)
+
+
+def _tokens(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
+    for step, token in enumerate(sampled.token[row]):
+        if token < 0:
+            return
+        ids, logprobs = sampled.top_ids[row, step, :num_top], sampled.top_logprobs[row, step, :num_top]
+        top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
+        yield Token(int(token), float(sampled.logprob[row, step]), top)
