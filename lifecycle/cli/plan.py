@@ -27,7 +27,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import TARGETS, plan
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import LanguageConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 FLOAT32_BYTES = 4
 MOMENTS = {"adamw": 2, "muon": 2}  # Muon keeps one for the layers' matrices, Adam two for the rest: an upper bound
 IRRELEVANT = {  # to a program
-    "init", "steps", "eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "eval_bytes",
+    "objective", "start", "model", "steps", "eval_every", "log_every", "checkpoint_every", "keep_checkpoints",
+    "eval_bytes",
 }  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 def planned_training(
     config: RunConfig,
     mesh_config: MeshConfig,
-    train: LanguageConfig,
+    train: CrossEntropyConfig,
     own: PlanConfig,
     topology: Topology,
     progress: Progress,

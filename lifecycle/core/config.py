@@ -225,7 +225,8 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
         given = "" if is_section else f" (given: {issue['input']!r})"
         return f"{name or 'config'}: {issue['msg'].removeprefix('Value error, ')}{given}"
     owner = _owner(kind, tree, location[:-1])
-    return f"{name}: no such setting{nearest(str(location[-1]), owner.model_fields)}"
+    known = [str(field.validation_alias or key) for key, field in owner.model_fields.items()]
+    return f"{name}: no such setting{nearest(str(location[-1]), known)}"
 
 
 def _owner(kind: type[Section], tree: Any, location: Sequence[Any]) -> type[Section]:

@@ -64,13 +64,14 @@ def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
         train = getattr(config, name).plain()
         for key in ("log_every", "checkpoint_every", "keep_checkpoints"):
             del train[key]
-        if (bundle := getattr(config, name).init) is not None:
+        if (start := getattr(config, name).start) is not None:
+            bundle = Path(start)
             if not bundle.is_dir():
                 raise ConfigError(
-                    f"{name}.init={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
+                    f"{name}.from={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
                 )
             sampling_of(bundle)  # what the export will inherit: one that is damaged is told before the training
-            train["init"] = content_hash(bundle)
+            train["start"] = content_hash(bundle)
         return {"train": train, "model": config.model.plain(), "mesh": config.mesh.plain(), "seed": config.seed}
 
     return settings
@@ -183,7 +184,7 @@ def needed(targets: tuple[str, ...], config: RunConfig | None = None) -> list[St
 
 def _as_configured(stage: Stage, config: RunConfig) -> Stage:
     """A stage that starts from a bundle does not need the one before it."""
-    if stage.start is None or getattr(config, stage.name).init is None:
+    if stage.start is None or getattr(config, stage.name).start is None:
         return stage
     return replace(stage, inputs=tuple(name for name in stage.inputs if name != stage.start))
 

@@ -1,9 +1,9 @@
 """The run config: every room's section in one tree. Cheap to import: nothing here loads a library that computes."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from lifecycle.core.config import Section
 from lifecycle.data.config import DataConfig
@@ -16,7 +16,8 @@ from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.serving.config import ServeConfig
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import LanguageConfig, PreferConfig, PretrainConfig, SftConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
 
@@ -47,9 +48,9 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
-    pretrain: PretrainConfig
+    pretrain: NextTokenConfig
     sft: SftConfig
-    prefer: PreferConfig
+    prefer: SerializeAsAny[TrainConfig]
     evaluate: EvalConfig
     export: ExportConfig = ExportConfig()
     gate: GateConfig = GateConfig()
@@ -63,8 +64,18 @@ class RunConfig(Section):
 
     @property
     def origin(self) -> Path | None:
-        """The bundle whose weights the last stage goes back to: the latest `init`; None for a run from fresh ones."""
-        return self.prefer.init or self.sft.init or self.pretrain.init
+        """The bundle whose weights the last stage goes back to: the latest `from`; None for a run from fresh ones."""
+        start = self.prefer.start or self.sft.start or self.pretrain.start
+        return None if start is None else Path(start)
+
+    @field_validator("prefer", mode="before")
+    @classmethod
+    def _settings_of_its_objective(cls, tree: Any) -> Any:
+        return (
+            objective_kind(tree.get("objective", "dpo")).settings.model_validate(tree)
+            if isinstance(tree, dict)
+            else tree
+        )
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -72,9 +83,11 @@ class RunConfig(Section):
         family_of(self.model).config_to(self.model)  # what no export could say is told now, not after the training
         for name in ("pretrain", "sft", "prefer"):
             train: TrainConfig = getattr(self, name)
+            if train.model is not None:
+                raise ValueError(f"{name}.model={train.model}: this run has one model; leave it out")
             rows = train.global_batch_size // train.grad_accum
             require_divides(self.mesh, "loss_rows", rows, f"{name}.global_batch_size / {name}.grad_accum")
-            chunks = train.loss_chunks if isinstance(train, LanguageConfig) else 1
+            chunks = train.loss_chunks if isinstance(train, CrossEntropyConfig) else 1
             if self.model.vocab_size % (chunks * self.mesh.tensor):
                 raise ValueError(
                     f"{name}.loss_chunks={chunks} and mesh.tensor={self.mesh.tensor} do not divide "

@@ -23,6 +23,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.objectives.preference import dpo, orpo
+from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import PairRows, RowSource
 
 OBJECTIVES = {"dpo": dpo, "orpo": orpo}
@@ -40,10 +41,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         pairs, report = load_rows(path, encoder.encode_preference, train.seq_len // 2)  # so that both answers fit a row
         reports.append(report.plain())
         packed = PairRows(pairs, train.seq_len, config.seed)
-        if train.objective == "orpo":  # it has no reference
+        if not objective_kind(train.objective).needs_reference:
             rows[split] = packed
             continue
-        started = content_hash(train.init) if train.init is not None else inputs["sft"].content_hash
+        started = content_hash(Path(train.start)) if train.start is not None else inputs["sft"].content_hash
         name = digest([started, packed.fingerprint])
         progress.note(f"reference log-probabilities of {len(pairs)} pairs")
         table = _reference(out / f"reference-{name[:16]}.npy", model, start, packed, train.global_batch_size, mesh)

@@ -16,7 +16,7 @@ from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.training import imported_params, run_training
 from lifecycle.text.tokenizer import load_tokenizer
-from lifecycle.training.config import PretrainConfig
+from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.loop import Evaluation, Job
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.packing import DocumentRows
@@ -34,7 +34,9 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         mesh=mesh,
         objective=language_objective(model, train),
         rows=DocumentRows(shards, train.seq_len, config.seed),
-        start=imported_params(train.init, model, tokenizer, mesh) if train.init else jax.random.key(config.seed),
+        start=imported_params(Path(train.start), model, tokenizer, mesh)
+        if train.start
+        else jax.random.key(config.seed),
         out=out,
         evaluation=heldout_bits(model, train, heldout, tokenizer.byte_lengths, mesh),
     )
@@ -47,7 +49,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def heldout_bits(
-    model: ModelConfig, train: PretrainConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
+    model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
 ) -> Evaluation | None:
     """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
     that no single document decides, in windows of `train.seq_len`; None where nothing is held out."""

@@ -47,8 +47,8 @@ def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = N
 def start_params(config: RunConfig, name: str, inputs: Inputs, mesh: Mesh) -> Params:
     """The weights that a stage goes on from: of the bundle that its config names, else of the stage before."""
     train: TrainConfig = getattr(config, name)
-    if train.init is not None:
-        return imported_params(train.init, config.model, load_tokenizer(inputs["tokenizer"].path), mesh)
+    if train.start is not None:
+        return imported_params(Path(train.start), config.model, load_tokenizer(inputs["tokenizer"].path), mesh)
     before = STAGES[name].start
     assert before is not None, f"{name} goes on from no stage"
     return trained_params(inputs[before], config.model, mesh)

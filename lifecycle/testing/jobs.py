@@ -23,7 +23,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.training.config import OptimizerConfig, PreferConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.config import DpoConfig, NextTokenConfig, OptimizerConfig, OrpoConfig, ScheduleConfig
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
 from lifecycle.training.objectives.language import next_token
@@ -103,10 +103,10 @@ class Settings:
     kill_after: int | None = None  # the checkpoint that is whole by then
     mesh: dict[str, int] = field(default_factory=dict)
 
-    def train(self) -> TrainConfig:
+    def train(self) -> NextTokenConfig:
         schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
         optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
-        return TrainConfig(
+        return NextTokenConfig(
             steps=self.steps,
             seq_len=SEQ_LEN,
             global_batch_size=self.global_batch_size,
@@ -121,8 +121,9 @@ class Settings:
 def objective_of(name: str) -> Objective:
     if name == "next_token":
         return partial(next_token, MODEL)
-    prefer = PreferConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5 if name == "dpo" else 0.0)
-    return partial({"dpo": dpo, "orpo": orpo}[name], MODEL, prefer)
+    if name == "dpo":
+        return partial(dpo, MODEL, DpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5))
+    return partial(orpo, MODEL, OrpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1))
 
 
 def rows_of(settings: Settings) -> RowSource:

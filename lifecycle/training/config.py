@@ -1,9 +1,13 @@
-"""Settings of the training stages. No import here needs JAX's libraries, so that reading a config is quick."""
+"""Settings of the training stages: what all have, and one class for each objective with its own.
 
-from pathlib import Path
+Which class an objective's name stands for: `training/objectives/registry.py`. No import here needs JAX's libraries, so
+that reading a config is quick.
+"""
+
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticUndefined
 
 from lifecycle.core.config import Section
 from lifecycle.model.config import Remat
@@ -34,9 +38,13 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     """What every training stage has. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
+
+    objective: str  # a registered name; each objective has a subclass of its own
+    # Where the weights come from: a bundle's folder; None: the stage before, or fresh ones for the first.
+    start: str | None = Field(default=None, validation_alias="from")
+    model: str | None = None  # which of the run's models, where it has several
     steps: int = Field(gt=0)
-    # A bundle whose weights the stage starts from, in place of the stage before's (pre-training: of fresh ones).
-    init: Path | None = None
     seq_len: int = Field(gt=1)
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)
@@ -47,6 +55,14 @@ class TrainConfig(Section):
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+
+    @field_validator("objective")
+    @classmethod
+    def _is_own(cls, name: str) -> str:
+        own = cls.model_fields["objective"].default
+        if own is not PydanticUndefined and name != own:
+            raise ValueError(f"these are the settings of objective {own!r}")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -63,37 +79,38 @@ class TrainConfig(Section):
         return self
 
 
-class LanguageConfig(TrainConfig):
-    """Next-token prediction, on whatever rows."""
+class CrossEntropyConfig(TrainConfig):
+    """What the objectives have whose loss is linear in the tokens' log-probabilities."""
 
     # Parts in which the loss goes through the vocabulary, twice; 1: once, by blocks of positions. Saves memory.
     loss_chunks: int = Field(default=1, gt=0)
 
 
-class PretrainConfig(LanguageConfig):
+class NextTokenConfig(CrossEntropyConfig):
     """Next-token prediction on the token shards."""
 
+    objective: str = "next_token"
     # Held-out text measured on the way; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
 
 
-class SftConfig(LanguageConfig):
+class SftConfig(CrossEntropyConfig):
     """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
 
+    objective: str = "sft"
     replay_share: float = Field(default=0.0, ge=0, lt=1)
 
 
-class PreferConfig(TrainConfig):
-    """Preference tuning on pairs."""
+class DpoConfig(TrainConfig):
+    """Direct preference optimisation on pairs, relative to the model that the stage starts from."""
 
-    objective: Literal["dpo", "orpo"] = "dpo"
-    # DPO: how near the policy stays to the reference. ORPO: the weight of the odds ratio.
-    beta: float = Field(default=0.1, gt=0)
-    # DPO: the weight of the chosen answers' own loss.
-    sft_weight: float = Field(default=0.0, ge=0)
+    objective: str = "dpo"
+    beta: float = Field(default=0.1, gt=0)  # how strongly the policy is held to the reference
+    sft_weight: float = Field(default=0.0, ge=0)  # of the chosen answers' own loss
 
-    @model_validator(mode="after")
-    def _weight_is_used(self) -> "PreferConfig":
-        if self.objective == "orpo" and self.sft_weight:
-            raise ValueError("sft_weight belongs to dpo: orpo's loss already holds the chosen answers' own")
-        return self
+
+class OrpoConfig(TrainConfig):
+    """Odds-ratio preference optimisation on pairs, without a reference."""
+
+    objective: str = "orpo"
+    beta: float = Field(default=0.1, gt=0)  # the weight of the odds ratio beside the chosen answers' own loss

@@ -9,13 +9,13 @@ from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import BY_POSITION, batch_sharding
-from lifecycle.training.config import LanguageConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, TrainConfig
 from lifecycle.training.objectives.language import language_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.step import abstract_state, make_train_step, state_shardings
 
 
-def trace_train_step(model: ModelConfig, train: LanguageConfig, mesh: AnyMesh) -> jax.stages.Traced:
+def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """Pre-training's whole step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
     optimizer = build_optimizer(train.optimizer, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh)

@@ -70,7 +70,7 @@ def test_it_is_scored(bundle: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tuned(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Debug:
     """A run of configs/from_smollm2.yaml with its three training stages, each begun by its own command."""
-    starts = (f"{stage}.init={bundle}" for stage in STAGES)
+    starts = (f"{stage}.from={bundle}" for stage in STAGES)
     run = Debug(
         tmp_path_factory.mktemp("runs"),
         config=REPOSITORY / "configs/from_smollm2.yaml",

@@ -13,7 +13,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import SEQ_LEN, Settings, rows_of
-from lifecycle.training.config import PreferConfig
+from lifecycle.training.config import DpoConfig
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.language import next_token
 from lifecycle.training.objectives.preference import dpo
@@ -73,7 +73,7 @@ STAGES_ONCE = [
     ("latent", {"stage": 2, "fsdp": 2, "context": 2}),
     ("dense ring", {"stage": 2, "context": 4}),
 ]
-PREFER = PreferConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5, remat={})
+PREFER = DpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5, remat={})
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 

@@ -15,7 +15,7 @@ from lifecycle.model.pipeline import run_pipeline, values
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import V5P, contract
-from lifecycle.training.config import PretrainConfig
+from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 
 # A stage's smallest matrices are larger than what a row has of anything else.
@@ -27,9 +27,9 @@ MESH = MeshConfig(stage=2, fsdp=4)
 SEQ_LEN = 16
 
 
-def train(rows: int) -> PretrainConfig:
+def train(rows: int) -> NextTokenConfig:
     """`rows` of the batch are for each device."""
-    return PretrainConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=rows * MESH.fsdp, remat={})
+    return NextTokenConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=rows * MESH.fsdp, remat={})
 
 
 def test_gradients_of_a_stages_rows_are_added_up_in_float32() -> None:

@@ -16,11 +16,11 @@ from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.stages.pretrain import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
-from lifecycle.training.config import OptimizerConfig, PretrainConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from tests.multidevice.test_multidevice_axes import ALONE, EVEN, MODELS, STAGES, TOGETHER
 
 CLOSE = 1e-6
-TRAIN = PretrainConfig(
+TRAIN = NextTokenConfig(
     steps=10, seq_len=32, global_batch_size=8, eval_every=5, eval_bytes=2000, optimizer=OptimizerConfig(name="adamw")
 )
 ON_ONE: dict[str, Any] = {}  # a model's parameters and bits on one device, by the model's name

@@ -17,7 +17,7 @@ from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
-from lifecycle.training.config import OptimizerConfig, PretrainConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.optimizer import build_optimizer
 from tests.multidevice.test_multidevice_axes import EVEN, MODELS
@@ -38,7 +38,7 @@ CALL = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|co
 def collectives(optimizer: str, mesh: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """(the model's, the optimizer's) collectives by kind, each with the elements of its result, loops counted once."""
     config = OptimizerConfig(name="muon" if optimizer == "muon" else "adamw", weight_decay=0.1, clip_norm=1.0)
-    train = PretrainConfig(steps=10, seq_len=64, global_batch_size=16, remat={}, optimizer=config)
+    train = NextTokenConfig(steps=10, seq_len=64, global_batch_size=16, remat={}, optimizer=config)
     text = trace_train_step(MODEL, train, build_mesh(MESHES[mesh])).lower().compile().as_text()
     assert text is not None
     found: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})

@@ -11,7 +11,7 @@ from lifecycle.planning.estimate.network import Network
 from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import PretrainConfig
+from lifecycle.training.config import NextTokenConfig
 from tests.planning.estimate.test_planning_estimate import places
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ class Shipped:
     """A run's pre-training as it is configured, or with another policy."""
 
     model: ModelConfig
-    train: PretrainConfig
+    train: NextTokenConfig
     candidate: Candidate
     topology: Topology
     network: Network

@@ -12,7 +12,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import PretrainConfig
+from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 from tests.golden.make_contracts import FOLDER, MESHES, REPOSITORY, lines_of, lines_on, shipped
 
@@ -43,7 +43,7 @@ def test_weights_are_gathered_once_a_layer_and_pass_and_gradients_scattered_once
         vocab_size=256, d_model=64, d_ff=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
         compute_dtype="bfloat16",
     )  # fmt: skip
-    train = PretrainConfig(steps=1, seq_len=128, global_batch_size=8, remat={})
+    train = NextTokenConfig(steps=1, seq_len=128, global_batch_size=8, remat={})
     lines = contract(model, train, MeshConfig(fsdp=8))
     matrices = 64 * 16 * 2 * (4 + 2) + 3 * 64 * 128
     ids = 8 * 128 * 4  # all devices' tokens, for the look-up of the embedding's columns

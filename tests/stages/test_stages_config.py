@@ -37,7 +37,7 @@ def test_the_rows_of_experts_have_a_name_where_experts_are_cut_only() -> None:
 
 def test_rows_of_131072_positions_go_on_from_published_weights() -> None:
     config = load("llama3_8b_128k_v5p_128").pretrain
-    assert config.init is not None and config.optimizer.schedule.warmup_steps < config.steps / 10
+    assert config.start is not None and config.optimizer.schedule.warmup_steps < config.steps / 10
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -40,41 +40,41 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_a_stage_that_starts_from_a_bundle_does_not_need_the_one_before(bundle: Path) -> None:
-    names = [stage.name for stage in needed(("sft",), read(f"sft.init={bundle}"))]
+    names = [stage.name for stage in needed(("sft",), read(f"sft.from={bundle}"))]
     assert names == ["documents", "tokenizer", "tokens", "rows", "sft"]
-    names = [stage.name for stage in needed(("prefer",), read(f"prefer.init={bundle}"))]
+    names = [stage.name for stage in needed(("prefer",), read(f"prefer.from={bundle}"))]
     assert names == ["documents", "tokenizer", "rows", "prefer"]
-    assert needed(("prefer",), read(f"pretrain.init={bundle}")) == needed(("prefer",))
+    assert needed(("prefer",), read(f"pretrain.from={bundle}")) == needed(("prefer",))
 
 
 def test_the_bundles_content_decides_the_key_and_not_its_place(bundle: Path) -> None:
     settings = STAGES["sft"].settings
-    first = settings(read(f"sft.init={bundle}"))
-    assert first["train"]["init"] == content_hash(bundle) and settings(read())["train"]["init"] is None
+    first = settings(read(f"sft.from={bundle}"))
+    assert first["train"]["start"] == content_hash(bundle) and settings(read())["train"]["start"] is None
     moved = bundle.rename(bundle.with_name("moved"))
-    assert settings(read(f"sft.init={moved}")) == first
+    assert settings(read(f"sft.from={moved}")) == first
     (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
-    assert settings(read(f"sft.init={moved}")) != first
-    with pytest.raises(ConfigError, match=r"sft\.init=.*bundle: no such folder; give a bundle"):
-        settings(read(f"sft.init={bundle}"))
+    assert settings(read(f"sft.from={moved}")) != first
+    with pytest.raises(ConfigError, match=r"sft\.from=.*bundle: no such folder; give a bundle"):
+        settings(read(f"sft.from={bundle}"))
 
 
 def test_an_exported_bundle_keeps_the_sampling_of_the_one_that_its_weights_go_back_to(bundle: Path) -> None:
     (bundle / GENERATION_FILE).write_text('{"temperature": 0.6}')
     settings = STAGES["bundle"].settings
     for stage in ("pretrain", "sft", "prefer"):
-        assert settings(read(f"{stage}.init={bundle}"))["generation"]["temperature"] == 0.6
+        assert settings(read(f"{stage}.from={bundle}"))["generation"]["temperature"] == 0.6
     assert settings(read())["generation"] == {"do_sample": False}
-    assert settings(read(f"sft.init={bundle}", "export.sampling.top_p=0.9"))["generation"]["temperature"] == 1.0
+    assert settings(read(f"sft.from={bundle}", "export.sampling.top_p=0.9"))["generation"]["temperature"] == 1.0
     other = bundle.with_name("other")  # of two bundles, the later stage's
     other.mkdir()
-    assert settings(read(f"sft.init={bundle}", f"prefer.init={other}"))["generation"] == {"do_sample": False}
+    assert settings(read(f"sft.from={bundle}", f"prefer.from={other}"))["generation"] == {"do_sample": False}
 
 
 def test_sampling_that_no_export_could_keep_is_told_before_the_training(bundle: Path) -> None:
     (bundle / GENERATION_FILE).write_text('{"top_p": 3}')
     with pytest.raises(ConfigError, match=r"generation_config\.json:\s+top_p: .*\(given: 3\)"):
-        STAGES["pretrain"].settings(read(f"pretrain.init={bundle}"))
+        STAGES["pretrain"].settings(read(f"pretrain.from={bundle}"))
     with pytest.raises(ConfigError, match=r"export\.sampling\.top_p: .*\(given: 3\)"):
         read("export.sampling.top_p=3")
 
@@ -106,4 +106,4 @@ def test_a_model_that_no_family_can_say_is_told_when_the_config_is_read() -> Non
 
 def test_the_schema_names_the_setting() -> None:
     schema = json.dumps(RunConfig.model_json_schema())
-    assert schema.count('"init"') >= 3
+    assert schema.count('"from"') >= 3

@@ -12,12 +12,12 @@ from lifecycle.model.decoder import forward, init_params, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.pretrain import heldout_bits
-from lifecycle.training.config import OptimizerConfig, PretrainConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=256
 )
-TRAIN = PretrainConfig(
+TRAIN = NextTokenConfig(
     steps=1, seq_len=16, global_batch_size=1, eval_bytes=800, optimizer=OptimizerConfig(name="adamw")
 )
 

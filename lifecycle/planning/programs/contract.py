@@ -19,7 +19,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import abstract_params
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.training.config import LanguageConfig
+from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.step import param_specs
 
@@ -27,7 +27,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ra
 V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
 
 
-def contract(model: ModelConfig, train: LanguageConfig, mesh: MeshConfig) -> list[str]:
+def contract(model: ModelConfig, train: CrossEntropyConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, as it is traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     automatic = (AxisType.Auto,) * len(AXES)  # as of a mesh of devices: the optimizer is the partitioner's

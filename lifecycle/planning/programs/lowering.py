@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.planning.estimate.step import Work
-from lifecycle.training.config import LanguageConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -42,7 +42,7 @@ def seen_share(model: ModelConfig, seq_len: int) -> float:
     return 1 - (full - half) / square
 
 
-def lower_train(model: ModelConfig, train: LanguageConfig, mesh: "Mesh") -> Any:
+def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> Any:
     """Pre-training's step for the mesh's devices, a `jax.stages.Lowered`."""
     from lifecycle.training.lowering import trace_train_step
 

@@ -14,7 +14,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.topology import Topology
-from lifecycle.training.config import LanguageConfig
+from lifecycle.training.config import CrossEntropyConfig
 
 MAX_TENSOR = 16  # beyond, products of these models are too narrow for the matrix units
 MIN_CONTEXT_PART = 4096  # positions of a row that a device should still have: less is cheaper cut over tensor
@@ -124,7 +124,7 @@ def _divisors(number: int, most: int) -> list[int]:
 
 
 def candidates(
-    mesh: MeshConfig, topology: Topology, model: ModelConfig, train: LanguageConfig, check: Check
+    mesh: MeshConfig, topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
 ) -> list[Candidate]:
     """Every micro-batch, policy and loss that a run could have on this mesh.
 

@@ -23,7 +23,7 @@ from lifecycle.planning.search.footprint import memory
 from lifecycle.planning.search.forecast import Forecast, forecast
 from lifecycle.planning.search.reasons import Compiled, Found, Rejected, losers, notes, slower, step_s
 from lifecycle.planning.topology import Topology, mesh_over
-from lifecycle.training.config import LanguageConfig
+from lifecycle.training.config import CrossEntropyConfig
 
 NUM_COMPILED = 4
 SLACK = 0.95  # arithmetic below this share of the memory goes to the compiler
@@ -36,7 +36,7 @@ def search(
     topology: Topology,
     model: ModelConfig,
     mesh: MeshConfig,
-    train: LanguageConfig,
+    train: CrossEntropyConfig,
     check: Check,
     compile_one: Callable[[Candidate], Planned],
     on_compiled: Callable[[Compiled], None],
@@ -114,7 +114,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _ranked(
-    topology: Topology, model: ModelConfig, train: LanguageConfig, check: Check
+    topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
 ) -> tuple[Ranked, list[Rejected], int]:
     """Candidates that should fit, the fastest first; those that should not, the smallest first, and meshes that cannot
     be; how many there were."""

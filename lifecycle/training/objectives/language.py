@@ -8,11 +8,11 @@ from lifecycle.kernels.cross_entropy import cross_entropy
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.model.pipeline import own_rows
-from lifecycle.training.config import LanguageConfig
+from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.objectives.router import Sums, with_routers
 
 
-def language_objective(config: ModelConfig, train: LanguageConfig) -> Callable[[Params, Batch], Sums]:
+def language_objective(config: ModelConfig, train: CrossEntropyConfig) -> Callable[[Params, Batch], Sums]:
     """What pre-training and SFT minimise."""
     return partial(next_token, config, remat=train.remat, loss_chunks=train.loss_chunks)
 

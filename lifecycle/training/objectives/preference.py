@@ -15,7 +15,7 @@ from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
-from lifecycle.training.config import PreferConfig
+from lifecycle.training.config import DpoConfig, OrpoConfig
 from lifecycle.training.objectives.router import Sums, with_routers
 
 
@@ -38,17 +38,17 @@ def pair_logprobs(
     return per_segment(found), per_segment(batch["loss_mask"]), routers
 
 
-def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
+def dpo(config: ModelConfig, settings: DpoConfig, params: Params, batch: Batch) -> Sums:
     """Direct preference optimisation, sigmoid loss (Rafailov et al. 2023, equation 7), summed over pairs.
 
     With `sft_weight`, the chosen answers' mean loss is added (Pang et al. 2024, "Iterative Reasoning Preference
     Optimization", equation 1).
     """
-    logprobs, lengths, routers = pair_logprobs(config, params, batch, prefer.remat)
-    rewards = prefer.beta * (logprobs - own_rows(batch["ref_logprobs"]))
+    logprobs, lengths, routers = pair_logprobs(config, params, batch, settings.remat)
+    rewards = settings.beta * (logprobs - own_rows(batch["ref_logprobs"]))
     margins = rewards[..., 0] - rewards[..., 1]
     mask = own_rows(batch["pair_mask"])
-    losses = -jax.nn.log_sigmoid(margins) + prefer.sft_weight * _mean_loss(logprobs, lengths)
+    losses = -jax.nn.log_sigmoid(margins) + settings.sft_weight * _mean_loss(logprobs, lengths)
     aux = _pair_sums(logprobs, lengths, margins, mask) | {
         "rewards_chosen": (rewards[..., 0] * mask).sum(),
         "rewards_rejected": (rewards[..., 1] * mask).sum(),
@@ -56,18 +56,18 @@ def dpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch)
     return with_routers(config, _summed(losses, mask, aux), routers)
 
 
-def orpo(config: ModelConfig, prefer: PreferConfig, params: Params, batch: Batch) -> Sums:
+def orpo(config: ModelConfig, settings: OrpoConfig, params: Params, batch: Batch) -> Sums:
     """Odds-ratio preference optimisation (Hong et al. 2024, equations 4 to 7): no reference model.
 
     Log-probabilities are means per token, as in the paper; `beta` is its lambda.
     """
-    logprobs, lengths, routers = pair_logprobs(config, params, batch, prefer.remat)
+    logprobs, lengths, routers = pair_logprobs(config, params, batch, settings.remat)
     means = logprobs / jnp.maximum(lengths, 1)
     # log odds = log p - log(1 - p); the minimum keeps log1p finite where p rounds to 1
     odds = means - jnp.log1p(-jnp.exp(jnp.minimum(means, -1e-6)))
     margins = odds[..., 0] - odds[..., 1]
     mask = own_rows(batch["pair_mask"])
-    losses = -means[..., 0] - prefer.beta * jax.nn.log_sigmoid(margins)
+    losses = -means[..., 0] - settings.beta * jax.nn.log_sigmoid(margins)
     sums = _summed(losses, mask, _pair_sums(logprobs, lengths, margins, mask))
     return with_routers(config, sums, routers)
 

@@ -21,13 +21,13 @@ from lifecycle.planning.programs import plan
 from lifecycle.planning.programs.lowering import seen_share, train_work
 from lifecycle.planning.programs.plan import Kept, Planned, plan_program
 from lifecycle.planning.topology import check_fits, mesh_over, parse_topology
-from lifecycle.training.config import OptimizerConfig, PretrainConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 
 LLAMA_8B = ModelConfig(
     vocab_size=128256, d_model=4096, d_ff=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128,
     max_seq_len=8192,
 )  # fmt: skip
-TRAIN = PretrainConfig(
+TRAIN = NextTokenConfig(
     steps=1000, seq_len=8192, global_batch_size=128, optimizer=OptimizerConfig(name="adamw"), remat={}
 )
 

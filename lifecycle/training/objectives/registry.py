@@ -1,0 +1,60 @@
+"""The objectives by name: which settings each takes, which rows, and where its formula is.
+
+A run's config is read without JAX, so a formula is named here and imported only where it runs. What must hold: a name
+has one objective. Another package adds its own with `register`.
+"""
+
+from dataclasses import dataclass
+
+from lifecycle.core.config import ConfigError, nearest
+from lifecycle.training.config import DpoConfig, NextTokenConfig, OrpoConfig, SftConfig, TrainConfig
+
+ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
+
+
+@dataclass(frozen=True)
+class ObjectiveKind:
+    """What a training stage must know of its objective.
+
+    `settings` is the stage's section, with the fields that only this objective has. `rows` is one of `ROWS`. `formula`
+    is `package.module:function`. With `needs_reference`, rows carry the log-probabilities of the model that the stage
+    starts from. `models` names the fields of the settings that name another stage whose model the objective needs.
+    """
+
+    name: str
+    settings: type[TrainConfig]
+    rows: str
+    formula: str
+    needs_reference: bool = False
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.rows in ROWS, f"objective {self.name!r}: rows={self.rows!r}, known: {', '.join(ROWS)}"
+
+
+_KINDS: dict[str, ObjectiveKind] = {}
+
+
+def register(kind: ObjectiveKind) -> None:
+    """Adds an objective. Raises `ValueError` for a name that another one has."""
+    if _KINDS.setdefault(kind.name, kind) != kind:
+        raise ValueError(f"objective {kind.name!r} is registered already, with {_KINDS[kind.name].formula}")
+
+
+def objective_kind(name: str) -> ObjectiveKind:
+    """The objective of this name; raises `ConfigError`, with the nearest name, if there is none."""
+    if name not in _KINDS:
+        raise ConfigError(f"objective {name!r} is not known{nearest(name, _KINDS)}")
+    return _KINDS[name]
+
+
+def objective_names() -> tuple[str, ...]:
+    """All registered names, in the order of their registration."""
+    return tuple(_KINDS)
+
+
+LANGUAGE, PREFERENCE = ("lifecycle.training.objectives." + module for module in ("language", "preference"))
+register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{LANGUAGE}:next_token"))
+register(ObjectiveKind("sft", SftConfig, "chat", f"{LANGUAGE}:next_token"))
+register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PREFERENCE}:dpo", needs_reference=True))
+register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PREFERENCE}:orpo"))
