@@ -11,9 +11,10 @@ from pydantic import Field
 
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, open_artifact
 from lifecycle.core.progress import Progress
+from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.evaluation import evaluate
 from lifecycle.evals.model import open_bundle
-from lifecycle.evals.scoring import evaluate
-from lifecycle.evals.tasks import EvalConfig, local_rows
+from lifecycle.evals.rows import local_rows
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 

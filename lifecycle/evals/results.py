@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lifecycle.core.artifact import write_text
 from lifecycle.core.distributed import is_writer
-from lifecycle.evals.statistics import estimate
 
 RESULTS = "results.json"
 LEVEL = 0.95  # of every interval shown; the field's habit
@@ -78,6 +77,8 @@ def summarise(
     other: dict[str, float] | None = None,
 ) -> EvalResult:
     """The result of these examples; raises `ResultError` for fewer than two, doubled ids and scores not finite."""
+    from lifecycle.evals.statistics import estimate  # scipy.stats takes a second to import: only where it is used
+
     if len(examples) < 2:
         reason = f"; skipped: {skipped[0]}" if skipped else ""
         raise ResultError(f"task {task!r}: {len(examples)} scored example(s), at least two are needed{reason}")
@@ -89,10 +90,10 @@ def summarise(
         )
     if len({example.id for example in examples}) < len(examples):
         raise ResultError(f"task {task!r}: two examples have the same id; remove doubled rows")
-    found = estimate([e.score for e in examples], [e.weight for e in examples], LEVEL)
+    interval = estimate([e.score for e in examples], [e.weight for e in examples], LEVEL)
     return EvalResult(
         task=task, kind=kind, metric=metric, higher_is_better=higher_is_better, definition=definition, n=len(examples),
-        mean=found.mean, low=found.low, high=found.high, interval=found.method, skipped=list(skipped),
+        mean=interval.mean, low=interval.low, high=interval.high, interval=interval.method, skipped=list(skipped),
         other=other or {}, examples=list(examples),
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ byte have the document's bytes. The variance of a weighted mean is the linearise
 Sampling Techniques, 3rd ed. 1977, chapter 6), which is the textbook's s^2/n when all weights are equal; so one
 formula serves both.
 
+Tests and quantiles are scipy's; the weighted mean's error and the intervals that scipy lacks are here.
+
 | what | scores all 0 or 1, weights 1 | otherwise |
 |---|---|---|
 | interval of one value | Wilson 1927 | Student t, n - 1 degrees of freedom |
@@ -21,13 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import stats
 
 type Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanInterval:
     """A weighted mean with its confidence interval."""
 
     mean: float
@@ -47,24 +49,15 @@ class Comparison:
     test: str
 
 
-def estimate(scores: Sequence[float], weights: Sequence[float], level: float) -> Estimate:
+def estimate(scores: Sequence[float], weights: Sequence[float], level: float) -> MeanInterval:
     """The weighted mean of at least two scores and its interval of this level (0.95: 95 %)."""
     values, shares = _arrays(scores, weights)
     if _is_binary(values, shares):
-        low, high = wilson(int(values.sum()), len(values), level)
-        return Estimate(float(values.mean()), low, high, "Wilson")
+        interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(level, method="wilson")
+        return MeanInterval(float(values.mean()), float(interval.low), float(interval.high), "Wilson")
     mean, error = _mean_and_error(values, shares)
     reach = _t_quantile(len(values) - 1, level) * error
-    return Estimate(mean, mean - reach, mean + reach, "Student t")
-
-
-def wilson(successes: int, n: int, level: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (JASA 22, 1927)."""
-    z = _z_quantile(level)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    return MeanInterval(mean, mean - reach, mean + reach, "Student t")
 
 
 def compare_paired(
@@ -120,7 +113,7 @@ def _t_comparison(
 ) -> Comparison:
     gain = difference if higher_is_better else -difference
     unanimous = 0.0 if gain < 0 else 1.0  # every example moved by the same amount
-    p = float(special.stdtr(freedom, gain / error)) if error > 0 else unanimous
+    p = float(stats.t.cdf(gain / error, freedom)) if error > 0 else unanimous
     reach = _t_quantile(freedom, level) * error
     return Comparison(difference, difference - reach, difference + reach, p, test)
 
@@ -130,16 +123,13 @@ def _mcnemar(before: Floats, after: Floats, higher_is_better: bool, level: float
     n = len(before)
     up, down = int((after > before).sum()), int((after < before).sum())
     worse = down if higher_is_better else up
-    p = float(special.bdtrc(worse - 1, up + down, 0.5)) if worse else 1.0
+    p = float(stats.binomtest(worse, up + down, alternative="greater").pvalue) if up + down else 1.0
     up_share, down_share = (up + 1) / (n + 2), (down + 1) / (n + 2)
     centre = up_share - down_share
-    reach = _z_quantile(level) * math.sqrt((up_share + down_share - centre**2) / (n + 2))
+    z = float(stats.norm.ppf((1 + level) / 2))
+    reach = z * math.sqrt((up_share + down_share - centre**2) / (n + 2))
     return Comparison((up - down) / n, max(-1.0, centre - reach), min(1.0, centre + reach), p, "exact McNemar")
 
 
-def _z_quantile(level: float) -> float:
-    return float(special.ndtri((1 + level) / 2))
-
-
 def _t_quantile(freedom: float, level: float) -> float:
-    return float(special.stdtrit(freedom, (1 + level) / 2))
+    return float(stats.t.ppf((1 + level) / 2, freedom))

@@ -9,26 +9,13 @@ up to k times as often, the price of not letting any one task slip.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
-
-from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.config import ConfigError
+from lifecycle.evals.comparison import compare
 from lifecycle.evals.results import EvalResult
-from lifecycle.evals.statistics import Comparison, compare_paired, compare_unpaired
+from lifecycle.evals.statistics import Comparison
+from lifecycle.ops.config import GateConfig
 from lifecycle.ops.registry import Move, Registry
-
-
-class GateConfig(Section):
-    """How sure a fall must be to refuse, and which tasks must have been measured even for a first version.
-
-    tolerance: by task, a fall that is accepted however sure it is, in the task's own units (0.02 bits per byte, 0.01 of
-    accuracy). On the same documents even a fall of a thousandth can be sure.
-    """
-
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    required: tuple[str, ...] = ()
-    tolerance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class GateRefused(ValueError):
@@ -133,19 +120,6 @@ def _judge_task(name: str, before: EvalResult | None, after: EvalResult | None, 
     if -gain <= config.tolerance.get(name, 0.0):
         return Verdict(name, True, "significantly worse, within the tolerance", before, after, comparison)
     return Verdict(name, False, "significantly worse", before, after, comparison)
-
-
-def compare(before: EvalResult, after: EvalResult, level: float) -> Comparison:
-    """After minus before: paired if both were scored on the same examples, otherwise Welch's t."""
-    old = {example.id: example for example in before.examples}
-    new = {example.id: example for example in after.examples}
-    if old.keys() == new.keys():
-        order = sorted(old)
-        scores = ([old[i].score for i in order], [new[i].score for i in order])
-        return compare_paired(*scores, [new[i].weight for i in order], after.higher_is_better, level)
-    return compare_unpaired(
-        (before.scores, before.weights), (after.scores, after.weights), after.higher_is_better, level
-    )
 
 
 def _value(result: EvalResult | None) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.runlog import read_log
+from lifecycle.evals.comparison import compare
 from lifecycle.evals.results import LEVEL, EvalResult, read_results
 from lifecycle.evals.statistics import Comparison, compare_paired
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.ops.cost import PriceConfig
-from lifecycle.ops.gates import compare
 from lifecycle.report.blocks import Exchange, Point
 from lifecycle.training.loop import METRICS
 

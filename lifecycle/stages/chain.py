@@ -79,7 +79,7 @@ def _training(name: str) -> Callable[[RunConfig], dict[str, Any]]:
 
 def _documents(config: RunConfig) -> dict[str, Any]:
     from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where the chain runs
-    from lifecycle.evals.tasks import local_rows
+    from lifecycle.evals.rows import local_rows
 
     return {
         "data": config.data.plain(),
@@ -97,14 +97,14 @@ def _rows(config: RunConfig) -> dict[str, Any]:
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
     against: dict[str, Any] = {}
     if files:  # own rows are compared with the evaluation's
-        from lifecycle.evals.tasks import local_rows
+        from lifecycle.evals.rows import local_rows
 
         against = {"eval_rows": local_rows(config.evaluate), **config.data.decontamination.plain()}
     return {**config.rows.plain(), "contents": contents, "against": against, "seed": config.seed}
 
 
 def _evaluation(config: RunConfig) -> dict[str, Any]:
-    from lifecycle.evals.tasks import local_rows
+    from lifecycle.evals.rows import local_rows
 
     return {"evaluate": config.evaluate.plain(), "rows": local_rows(config.evaluate)}
 

@@ -7,11 +7,11 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from lifecycle.core.config import Section
 from lifecycle.data.config import DataConfig
-from lifecycle.evals.tasks import EvalConfig
+from lifecycle.evals.config import EvalConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.ops.config import GateConfig
 from lifecycle.ops.cost import PriceConfig
-from lifecycle.ops.gates import GateConfig
 from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.serving.config import ServeConfig

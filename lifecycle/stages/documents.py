@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.pipeline import prepare_documents
-from lifecycle.evals.tasks import local_files
+from lifecycle.evals.rows import local_files
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 

@@ -6,8 +6,8 @@ import jax
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
+from lifecycle.evals.evaluation import evaluate
 from lifecycle.evals.model import chat_model
-from lifecycle.evals.scoring import evaluate
 from lifecycle.inference.model import Model
 from lifecycle.model.config import num_params
 from lifecycle.model.decoder import compute_dtype

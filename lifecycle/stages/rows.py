@@ -9,7 +9,7 @@ from lifecycle.core.config import ConfigError, digest
 from lifecycle.core.progress import Progress
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.evals.tasks import local_files
+from lifecycle.evals.rows import local_files
 from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.byte_tokenizer import ByteTokenizer

@@ -49,7 +49,8 @@ def tasks(folder: Path, **settings: object) -> Path:
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     each = [{"name": name, "kind": kind, "rows": str(folder / f"{name}.jsonl")} for name, kind in KINDS.items()]
-    chats = [task | (settings if task["name"] != "text" else {}) | {"max_tokens": 4} for task in each]
+    own = {"text": {}, "choice": settings, "ask": settings | {"max_tokens": 4}}
+    chats = [task | own[task["name"]] for task in each]
     path = folder / "tasks.yaml"
     path.write_text(json.dumps({"tasks": chats, "root": str(folder / "evaluations")}))  # JSON is YAML
     return path

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
+from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.encoder import TextEncoder
+from lifecycle.evals.evaluation import evaluate
+from lifecycle.evals.kinds.bits_per_byte import document_windows
+from lifecycle.evals.kinds.generation import CHECKS, GenerationTask
 from lifecycle.evals.results import ResultError, read_results
-from lifecycle.evals.scoring import choice_pairs, document_windows, evaluate, passes, run_task
+from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
-from lifecycle.evals.tasks import EvalConfig, TaskConfig, read_rows
+from lifecycle.evals.tasks import TaskConfig
 from lifecycle.evals.trigram import Trigram, bits_per_byte, fit_trigram
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -71,14 +75,14 @@ class TrigramModel:
         return text.decode()
 
 
-def task(tmp_path: Path, kind: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> TaskConfig:
+def task(tmp_path: Path, kind: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> Any:
     path = tmp_path / f"{kind}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return validate(TaskConfig, {"name": kind, "kind": kind, "rows": str(path), **settings})
 
 
-def run(config: TaskConfig, model: TrigramModel) -> Any:
-    return run_task(config, read_rows(config, {}), model, Silent())
+def run(config: Any, model: TrigramModel) -> Any:
+    return config.score(read_rows(config, {}), model, Silent())
 
 
 @given(st.integers(2, 200), st.integers(1, 40))
@@ -149,16 +153,16 @@ def test_the_text_rooms_tokenizer_and_template(tmp_path: Path) -> None:
         {"query": "q", "choices": ["a", "b"], "gold": 1},
     ]
     config = task(tmp_path, "multiple_choice", rows)
-    context, choice = choice_pairs(config, read_rows(config, {})[0], encoder)[0]
+    context, choice = config.pairs(read_rows(config, {})[0], encoder)[0]
     assert choice == [ord("a")]
     assert context[0] == encoder.bos_id
     assert tokenizer.decode(context, skip_special=False).endswith("<|im_start|>assistant\n")
     assert context.count(tokenizer.special_ids["<|im_end|>"]) == 1  # the template's; the one typed in the row is text
     base = TextEncoder(tokenizer)
     with pytest.raises(ConfigError, match="no chat template; set `chat: false`"):
-        choice_pairs(config, read_rows(config, {})[0], base)
+        config.pairs(read_rows(config, {})[0], base)
     plain = task(tmp_path, "multiple_choice", rows, chat=False)
-    assert choice_pairs(plain, read_rows(plain, {})[1], base)[1] == ([base.bos_id, ord("q")], [ord("b")])
+    assert plain.pairs(read_rows(plain, {})[1], base)[1] == ([base.bos_id, ord("q")], [ord("b")])
 
 
 class Merging(Bytes):
@@ -173,10 +177,10 @@ def test_plain_text_is_tokenised_as_a_whole(tmp_path: Path) -> None:
     config = task(tmp_path, "multiple_choice", rows, chat=False)
     row = read_rows(config, {})[0]
     x, a, c = (ord(letter) + 4 for letter in "xac")
-    assert choice_pairs(config, row, Merging()) == [([0, x], [260]), ([0, x, a], [c])]
+    assert config.pairs(row, Merging()) == [([0, x], [260]), ([0, x, a], [c])]
     chat = task(tmp_path, "multiple_choice", rows)
     b = ord("b") + 4
-    assert choice_pairs(chat, row, Merging()) == [([0, 2, x, a, 3], [b]), ([0, 2, x, a, 3], [c])]
+    assert chat.pairs(row, Merging()) == [([0, 2, x, a, 3], [b]), ([0, 2, x, a, 3], [c])]
 
 
 def test_generations_are_checked(tmp_path: Path) -> None:
@@ -196,14 +200,17 @@ def test_generations_are_checked(tmp_path: Path) -> None:
         ("exact", " os.path\n", ["os.path"], True),
         ("exact", "os.path!", ["os.path"], False),
         ("exact", "b", ["a", "b"], True),
+        ("exact", "b", "b", True),
         ("contains", "It is in os.path.", ["os.path"], True),
         ("contains", "It is in ospath.", ["os.path"], False),
         ("regex", "It is in ospath.", ["os.path"], False),
         ("regex", "It is in os-path.", [r"os.path\."], True),
     ],
 )
-def test_checks(check: str, output: str, right: list[str], expected: bool) -> None:
-    assert passes(check, output, right) is expected
+def test_checks(check: str, output: str, right: list[str] | str, expected: bool) -> None:
+    task = validate(GenerationTask, {"name": "t", "kind": "generate", "rows": "r", "check": check})
+    assert task.passes(output, right) is expected
+    assert check in CHECKS
 
 
 def test_rows_that_do_not_fit_are_left_out_and_listed(tmp_path: Path) -> None:

@@ -1,21 +1,28 @@
 """Intervals and tests against scipy's own, and the laws behind the gate's decision."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lifecycle.evals.statistics import compare_paired, compare_unpaired, estimate, wilson
+from lifecycle.evals.statistics import compare_paired, compare_unpaired, estimate
 
 SCORES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=3, max_size=30)
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 5), (5, 5), (3, 7), (120, 400)])
-@pytest.mark.parametrize("level", [0.9, 0.95])
-def test_wilson_is_scipys(successes: int, n: int, level: float) -> None:
-    expected = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    assert wilson(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+@given(st.integers(2, 400), st.floats(0, 1), st.sampled_from([0.9, 0.95, 0.99]))
+def test_binary_scores_get_wilsons_interval(n: int, part: float, level: float) -> None:
+    """Against the closed form of Wilson, JASA 22, 1927."""
+    successes = round(part * n)
+    found = estimate([1.0] * successes + [0.0] * (n - successes), [1.0] * n, level)
+    share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    assert (found.mean, found.method) == (share, "Wilson")
+    assert (found.low, found.high) == pytest.approx((max(0, centre - reach), min(1, centre + reach)), abs=1e-12)
 
 
 def test_interval_of_a_mean_is_students() -> None:
@@ -24,12 +31,6 @@ def test_interval_of_a_mean_is_students() -> None:
     expected = stats.t.interval(0.95, 39, loc=scores.mean(), scale=stats.sem(scores))
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
     assert found.method == "Student t"
-
-
-def test_binary_scores_get_wilsons_interval() -> None:
-    found = estimate([1.0, 0.0, 1.0], [1.0] * 3, 0.95)
-    assert found.method == "Wilson"
-    assert (found.low, found.high) == wilson(2, 3, 0.95)
 
 
 def test_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
@@ -113,3 +114,10 @@ def test_no_change_is_no_fall_and_a_fall_of_all_alike_is() -> None:
 def test_one_example_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two"):
         estimate([1.0], [1.0], 0.95)
+
+
+@given(SCORES)
+def test_scores_all_alike_have_an_interval_without_width(scores: list[float]) -> None:
+    found = estimate([scores[0]] * len(scores), [1.0] * len(scores), 0.95)
+    assert found.low <= scores[0] + 1e-12 and found.high >= scores[0] - 1e-12
+    assert found.method == "Wilson" or found.high - found.low < 1e-9

@@ -1,6 +1,9 @@
 """Task configuration and rows: what is read, what is refused and with which words."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.core.config import ConfigError, load_config, validate
-from lifecycle.evals.tasks import EvalConfig, TaskConfig, local_rows, read_rows, render_prompt
+from lifecycle.core.progress import Progress, Silent
+from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.rows import local_rows, read_rows
+from lifecycle.evals.subject import Subject
+from lifecycle.evals.tasks import Row, TaskConfig, register
 
 CHOICE = {"query": "Which?", "choices": ["this", "that"], "gold": 1}
 
@@ -19,21 +27,26 @@ def write_rows(path: Path, *rows: Any) -> Path:
     return path
 
 
-def task(kind: str, rows: Path | str, **settings: Any) -> TaskConfig:
+def task(kind: str, rows: Path | str, **settings: Any) -> Any:
     return validate(TaskConfig, {"name": "t", "kind": kind, "rows": str(rows), **settings})
 
 
 def test_tasks_are_a_few_lines_of_yaml(tmp_path: Path) -> None:
     text = "tasks:\n  - name: which\n    kind: multiple_choice\n    rows: '@rows/choices.jsonl'\n    limit: 5\n"
     (tmp_path / "run.yaml").write_text(text)
-    (found,) = load_config(EvalConfig, tmp_path / "run.yaml").tasks
+    tasks: Any = load_config(EvalConfig, tmp_path / "run.yaml").tasks
+    (found,) = tasks
     assert (found.name, found.kind, found.limit, found.chat) == ("which", "multiple_choice", 5, True)
 
 
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ([{"name": "t", "kind": "chess", "rows": "x"}], "kind"),
+        ([{"name": "t", "kind": "chess", "rows": "x"}], r"tasks\.0: kind 'chess' is not known; known: bits_per_byte, "),
+        ([{"name": "t", "kind": "generat", "rows": "x"}], "did you mean 'generate'"),
+        ([{"name": "t", "kind": "generate", "rows": "x", "per_byte": True}], r"tasks\.0\.per_byte: no such setting"),
+        ([{"name": "t", "kind": "bits_per_byte", "rows": "x", "chat": False}], r"tasks\.0\.chat: no such setting"),
+        ([{"name": "t", "kind": "generate", "rows": "x", "check": "exakt"}], r"tasks\.0\.check: .*'contains'"),
         ([{"name": "t", "kind": "generate", "rows": "x", "promt": "y"}], "promt: no such setting"),
         ([{"name": "../t", "kind": "generate", "rows": "x"}], "name"),
         ([{"name": "t", "kind": "generate", "rows": "x", "template": "{{"}], "not valid jinja2"),
@@ -135,10 +148,51 @@ def test_definition_is_what_decides_a_score(tmp_path: Path) -> None:
 def test_templates(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", CHOICE | {"topic": "x"}, CHOICE | {"gold": 0})
     rows = read_rows(task("multiple_choice", path), {})
-    assert render_prompt(task("multiple_choice", path), rows[0]) == "Which?"
+    assert task("multiple_choice", path).prompt(rows[0]) == "Which?"
     made = task("multiple_choice", path, template="{{ topic }}: {{ query }} {{ choices | join(' or ') }}\n")
-    assert render_prompt(made, rows[0]) == "x: Which? this or that\n"
+    assert made.prompt(rows[0]) == "x: Which? this or that\n"
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: .*'topic' is undefined"):
-        render_prompt(made, rows[1])
+        made.prompt(rows[1])
     with pytest.raises(ConfigError, match="unsafe"):
-        render_prompt(task("multiple_choice", path, template="{{ query.__class__.__mro__ }}"), rows[0])
+        task("multiple_choice", path, template="{{ query.__class__.__mro__ }}").prompt(rows[0])
+
+
+class TextLength(TaskConfig):
+    """A kind of another package's."""
+
+    columns = ("text",)
+    longest: int = 3
+
+    def problem(self, columns: Mapping[str, Any]) -> str:
+        return "" if len(columns["text"]) <= self.longest else "too long"
+
+    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+        examples = [Example(id=row.id, score=len(row.columns["text"])) for row in rows]
+        return summarise(self.name, self.kind, "length", self.definition, examples)
+
+
+def test_another_package_adds_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.evals.tasks._KINDS", dict(TaskConfig.variants()))
+    register("text_length", TextLength)
+    path = write_rows(tmp_path / "rows.jsonl", {"text": "a"}, {"text": "bcd"})
+    own = task("text_length", path, longest=3)
+    subject: Any = None
+    assert own.score(read_rows(own, {}), subject, Silent()).mean == 2.0
+    assert own.definition != task("text_length", path, longest=4).definition
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: task 't': too long"):
+        read_rows(task("text_length", path, longest=2), {})
+    with pytest.raises(ValueError, match="'text_length' is registered already, as TextLength"):
+        register("text_length", TaskConfig)
+
+
+def test_definitions_are_those_of_earlier_results() -> None:
+    """Results of versions that are registered already must stay comparable."""
+    expected = {"bits_per_byte": "27a3133d42f8", "multiple_choice": "38ec5a345bfd", "generate": "28ecd1323145"}
+    assert {kind: task(kind, "rows.jsonl").definition[:12] for kind in expected} == expected
+
+
+def test_reading_tasks_imports_neither_jax_nor_statistics() -> None:
+    code = (
+        "import sys, lifecycle.evals.config, lifecycle.ops.config; print(*sorted({'jax', 'scipy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError, validate
-from lifecycle.ops.gates import GateConfig, GateRefused, judge, promote
+from lifecycle.ops.config import GateConfig
+from lifecycle.ops.gates import GateRefused, judge, promote
 from lifecycle.ops.registry import Registry, RegistryError
 
 BETTER = [1.0] * 60 + [0.0] * 40

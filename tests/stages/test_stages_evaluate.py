@@ -7,7 +7,9 @@ import jax
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.evals.tasks import EvalConfig, TaskConfig
+from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.kinds.bits_per_byte import BitsPerByteTask
+from lifecycle.evals.kinds.generation import GenerationTask
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.stages.evaluate import require_room
@@ -17,8 +19,8 @@ MODEL = ModelConfig(
     compute_dtype="bfloat16",
 )  # fmt: skip
 TASKS = {
-    "text": TaskConfig(name="text", kind="bits_per_byte", rows="text.jsonl"),
-    "ask": TaskConfig(name="ask", kind="generate", rows="ask.jsonl"),
+    "text": BitsPerByteTask(name="text", kind="bits_per_byte", rows="text.jsonl"),
+    "ask": GenerationTask(name="ask", kind="generate", rows="ask.jsonl"),
 }
 
 

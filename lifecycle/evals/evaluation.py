@@ -1,0 +1,19 @@
+"""An evaluation: every task's rows scored by one model, the results written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lifecycle.core.progress import Progress
+from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.results import write_results
+from lifecycle.evals.rows import read_rows
+from lifecycle.evals.subject import Subject
+
+
+def evaluate(
+    config: EvalConfig, inputs: Mapping[str, Path], subject: Subject, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Runs all tasks and writes their results into `out`; returns the summaries by task. See `read_rows` for errors."""
+    tasks = [(task, read_rows(task, inputs)) for task in config.tasks]  # all first: a late task's error comes early
+    return write_results([task.score(rows, subject, progress) for task, rows in tasks], out)

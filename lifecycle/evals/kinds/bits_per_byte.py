@@ -1,0 +1,58 @@
+"""Kind `bits_per_byte`: how well the model predicts documents. A row has `text`; lower is better.
+
+Total nats / ln 2 / total UTF-8 bytes; the EOS is predicted, the BOS is not. A document longer than the context is
+scored in windows; every token is predicted exactly once.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from lifecycle.core.progress import Progress
+from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.scoring import loglikelihoods, take
+from lifecycle.evals.subject import Encoder, Pair, Subject
+from lifecycle.evals.tasks import Row, TaskConfig, is_text
+
+OVERLAP = 4  # a later window of a document repeats 1/4 of the context: a third more work, no token without context
+
+
+class BitsPerByteTask(TaskConfig):
+    """Bits per byte of documents, and the perplexity per token."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+
+    def problem(self, columns: Mapping[str, Any]) -> str:
+        return "" if is_text(columns.get("text")) else "expected a column `text` with some text"
+
+    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+        documents = [_document_ids(subject.encoder, row.columns["text"]) for row in rows]
+        windows = [document_windows(ids, subject.max_seq_len) for ids in documents]
+        logprobs = loglikelihoods(self.name, [pair for pairs in windows for pair in pairs], subject, progress)
+        nats = [-math.fsum(part) for part in take(logprobs, [len(pairs) for pairs in windows])]
+        sizes = [len(row.columns["text"].encode()) for row in rows]
+        examples = [
+            Example(id=row.id, score=loss / math.log(2) / size, weight=size)
+            for row, loss, size in zip(rows, nats, sizes, strict=True)
+        ]
+        tokens = sum(len(continuation) for pairs in windows for _, continuation in pairs)
+        other = {"perplexity": math.exp(math.fsum(nats) / tokens)}  # per token: comparable with one tokenizer only
+        return summarise(
+            self.name, self.kind, "bits_per_byte", self.definition, examples, higher_is_better=False, other=other
+        )
+
+
+def document_windows(ids: Sequence[int], max_seq_len: int) -> list[Pair]:
+    """Splits `[BOS, ..., EOS]` into pairs that fit the context and predict each token after the first exactly once."""
+    pairs: list[Pair] = []
+    done = 1
+    while done < len(ids):
+        begin = 0 if done == 1 else done - max(1, max_seq_len // OVERLAP)
+        end = min(len(ids), begin + max_seq_len + 1)
+        pairs.append((list(ids[begin:done]), list(ids[done:end])))
+        done = end
+    return pairs
+
+
+def _document_ids(encoder: Encoder, text: str) -> list[int]:
+    return [encoder.bos_id, *encoder.encode(text), encoder.eos_id]

@@ -1,0 +1,73 @@
+"""Kind `generate`: whether greedy output passes a check against the row's answers. A row has `prompt` and `answer`, one
+text or a list of texts of which each is right."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lifecycle.core.progress import Progress
+from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.scoring import CHUNK, fitting_rows
+from lifecycle.evals.subject import Subject
+from lifecycle.evals.tasks import PromptTaskConfig, Row, is_text
+
+# By name, whether an output meets an answer.
+CHECKS: dict[str, Callable[[str, str], bool]] = {
+    "exact": lambda output, answer: output.strip() == answer.strip(),
+    "contains": lambda output, answer: answer in output,
+    "regex": lambda output, pattern: re.search(pattern, output) is not None,
+}
+
+
+class GenerationTask(PromptTaskConfig):
+    """Share of outputs that meet one of the row's answers."""
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "answer")
+    default_template: ClassVar[str] = "{{ prompt }}"
+
+    check: Literal["exact", "contains", "regex"] = "exact"
+    max_tokens: Annotated[int, Field(ge=1)] = 64
+    stop: tuple[str, ...] = ()
+
+    def problem(self, columns: Mapping[str, Any]) -> str:
+        if not isinstance(columns.get("prompt"), str):
+            return "expected a column `prompt` with text"
+        wanted = columns.get("answer")
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        if not isinstance(wanted, list) or not wanted or not all(is_text(answer) for answer in wanted):
+            return "expected a column `answer`: text, or a list of texts of which each is right"
+        return _pattern_problem(wanted) if self.check == "regex" else ""
+
+    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+        prompts = {row.id: self.prompt_ids(row, subject.encoder) for row in rows}
+        lengths = {row.id: len(prompts[row.id]) + self.max_tokens for row in rows}
+        fitting, skipped = fitting_rows(rows, lengths, subject.max_seq_len)
+        outputs: list[str] = []
+        progress.start(f"evaluate {self.name}", len(fitting))
+        for begin in range(0, len(fitting), CHUNK):
+            chunk = [prompts[row.id] for row in fitting[begin : begin + CHUNK]]
+            outputs += subject.generate(chunk, self.max_tokens, self.stop)
+            progress.update(len(outputs))
+        examples = [self._example(row, output) for row, output in zip(fitting, outputs, strict=True)]
+        return summarise(self.name, self.kind, self.check, self.definition, examples, skipped=skipped)
+
+    def passes(self, output: str, answer: str | Sequence[str]) -> bool:
+        """Whether an output meets one of the right answers."""
+        right = [answer] if isinstance(answer, str) else answer
+        return any(CHECKS[self.check](output, one) for one in right)
+
+    def _example(self, row: Row, output: str) -> Example:
+        prompt, answer = row.columns["prompt"], row.columns["answer"]
+        detail = {"prompt": prompt, "output": output, "answer": answer}
+        return Example(id=row.id, score=float(self.passes(output, answer)), detail=detail)
+
+
+def _pattern_problem(patterns: Sequence[str]) -> str:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"answer {pattern!r} is not a regular expression: {error}"
+    return ""
