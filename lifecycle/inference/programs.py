@@ -55,9 +55,8 @@ def prefill(
     """Puts `tokens[:size]` at positions `start...` of a slot; samples the token after them, `[1]`."""
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
-    own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, rows.slot[0], 1, axis=1), cache)
-    hidden, own = forward_cached(config, params, rows.tokens, positions, own)
-    cache = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, rows.slot[0], axis=1), cache, own)
+    hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(rows.slot[0]))
+    cache = cache.put_row(rows.slot[0], own)
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
     return sample(logits(config, params, last), rows.sampling, rows.start + rows.size, rows.want_top, num_ids), cache
 

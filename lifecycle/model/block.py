@@ -7,9 +7,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.mask import Mask
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Attention, DenseFeedForward, Positions, RMSNorm
+from lifecycle.model.layers import Angles, Attention, DenseFeedForward, RMSNorm, is_token
 from lifecycle.model.mla import LatentAttention
 from lifecycle.model.moe import MoE
 
@@ -33,17 +34,17 @@ class Block(nnx.Module):
         self.feed_forward_post_norm = RMSNorm(c.d_model, c) if has_post else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None = None
+        self, x: Float[Array, "B T D"], angles: Angles | None, mask: Mask, cache: LayerCache | None = None
     ) -> tuple[Float[Array, "B T D"], Aux, LayerCache | None]:
         x = checkpoint_name(_row_major(x), "input")
-        attended, cache = self.attention(_normed(self.attention_norm, x), positions, cache)
+        attended, cache = self.attention(_normed(self.attention_norm, x), angles, mask, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
-        fed, aux = self._fed(_normed(self.feed_forward_norm, x), positions)
+        fed, aux = self._fed(_normed(self.feed_forward_norm, x), mask)
         return _row_major(x + _normed(self.feed_forward_post_norm, fed)), aux, cache
 
-    def _fed(self, x: Array, positions: Positions) -> tuple[Array, Aux]:
+    def _fed(self, x: Array, mask: Mask) -> tuple[Array, Aux]:
         layer = self.feed_forward
-        return layer(x, positions.is_token) if isinstance(layer, MoE) else (layer(x), {})
+        return layer(x, is_token(mask)) if isinstance(layer, MoE) else (layer(x), {})
 
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -20,9 +20,9 @@ from lifecycle.kernels.cross_entropy import project
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.block import Aux, Block, Trunk
-from lifecycle.model.cache import KVCache
+from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Remat
-from lifecycle.model.layers import Positions, whole_row
+from lifecycle.model.layers import Angles, full_row
 from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.stacks import LayerGroup, layer_groups
@@ -30,7 +30,6 @@ from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, a
 from lifecycle.parallel.placement import row_order
 
 type Params = dict[str, Any]
-type Places = dict[LayerKind, Positions]
 
 # On a CPU a scan over layers copies every saved activation into and out of its stack: a third of the step's time at the
 # sizes that a CPU can train. Unrolling costs compile time, linear in the layers, so it stops here.
@@ -146,15 +145,17 @@ def forward_train(
     order of `row_order`; the hidden states' positions are cut over `norm_seq` as well, and their rows are `own_rows` of
     a pipeline.
     """
-    parts = axis_size("seq")
-    order = jnp.asarray(row_order(tokens.shape[1] * parts, parts)).reshape(parts, -1)[axis_index("seq")]
+    num_shards, (rows, length) = axis_size("seq"), tokens.shape
+    order = jnp.asarray(row_order(length * num_shards, num_shards)).reshape(num_shards, -1)[axis_index("seq")]
     queries = jnp.broadcast_to(order, tokens.shape)
-    keys = jnp.broadcast_to(jnp.arange(tokens.shape[1] * parts), (tokens.shape[0], tokens.shape[1] * parts))
-    mask = Mask(queries, keys, segment_ids, num_shards=parts)
-    if segment_ids is not None:
-        mask = Mask(queries, keys, segment_ids, whole_row(segment_ids, mask), num_shards=parts)
-    hidden, aux, _ = _run(config, params, tokens, positions, mask, None, remat)
-    return hidden, aux
+    keys = jnp.broadcast_to(jnp.arange(length * num_shards), (rows, length * num_shards))
+    key_segments = None if segment_ids is None else full_row(segment_ids)
+    mask = Mask(queries, keys, segment_ids, key_segments, num_shards=num_shards)
+    if axis_size("layers") > 1:
+        x, aux = _pipelined(config, params, tokens, positions, mask, remat)
+    else:
+        x, aux, _ = _in_order(config, params, tokens, positions, mask, None, remat)
+    return _last_norm(config, params, x), aux
 
 
 def forward_cached(
@@ -162,119 +163,126 @@ def forward_cached(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Hidden states of new tokens, each row going on from what `cache` holds of it, and the cache with them.
 
-    A token at a position `>= cache.length` is padding: it writes nothing and its hidden state means nothing.
+    The positions of a row's tokens are consecutive. A token at a position `>= cache.length` is padding, and behind the
+    others: it writes nothing and its hidden state means nothing.
     """
-    keys = jnp.broadcast_to(jnp.arange(cache.length), (tokens.shape[0], cache.length))
-    hidden, _, new_cache = _run(config, params, tokens, positions, Mask(positions, keys), cache, None)
-    assert new_cache is not None
-    return hidden, new_cache
+    x, _, stacks = _in_order(config, params, tokens, positions, Mask(positions, positions), cache.stacks, None)
+    return _last_norm(config, params, x), replace(cache, stacks=stacks)
 
 
-def _run(
+def _last_norm(config: ModelConfig, params: Params, x: Array) -> Array:
+    trunk = nnx.merge(_definition(config, None), nnx.State({k: v for k, v in params.items() if k != "blocks"}))
+    return trunk.norm(x)
+
+
+def _in_order(
     config: ModelConfig,
     params: Params,
     tokens: Array,
     positions: Array,
     mask: Mask,
-    cache: KVCache | None,
+    cache: dict[str, Stack] | None,
     remat: Remat | None,
-) -> tuple[Array, dict[str, Aux], KVCache | None]:
-    places = _places(config, positions, mask)
+) -> tuple[Array, dict[str, Aux], dict[str, Stack]]:
+    """The layers where a device has all of them, or its part of all."""
+    angles = _angles(config, positions)
     x = embed(config, params["embed"], tokens)
-    if axis_size("layers") > 1:
-        x, aux = _run_stages(config, params["blocks"], x, positions, mask, remat)
-    else:
-        x, aux, cache = _run_layers(config, params["blocks"], x, places, cache, remat, partial(_gathered, config))
-    trunk = nnx.merge(_definition(config, None), nnx.State({k: v for k, v in params.items() if k != "blocks"}))
-    return trunk.norm(x), aux, cache
+    return _layers(config, params["blocks"], x, angles, mask, cache, remat, prepare=partial(_gathered, config))
 
 
-def _run_layers(
-    config: ModelConfig,
-    blocks: Params,
-    x: Array,
-    places: Places,
-    cache: KVCache | None,
-    remat: Remat | None,
-    ready: Callable[[Params], Params],
-) -> tuple[Array, dict[str, Aux], KVCache | None]:
-    """All layers that this device has, one after the other; `ready` makes of a layer's part of `blocks` what its
-    products take."""
-    aux: dict[str, Aux] = {}
-    for group in layer_groups(config):
-        layers = [_layer(config, group.first + place, places, remat, ready) for place in range(group.period)]
-        (x, cache), found = _run_group(group, layers, blocks, (x, cache))
-        aux |= {name: stats for name, stats in zip(group.stacks, found, strict=True) if stats}
-    return x, aux, cache
-
-
-def _run_stages(
-    config: ModelConfig, blocks: Params, x: Array, positions: Array, mask: Mask, remat: Remat | None
+def _pipelined(
+    config: ModelConfig, params: Params, tokens: Array, positions: Array, mask: Mask, remat: Remat | None
 ) -> tuple[Array, dict[str, Aux]]:
-    """The layers of all devices of a pipeline; the rows that come back are `own_rows`.
+    """The layers where each device of a pipeline has some of them; the rows that come back are `own_rows`.
 
     A stage's weights are gathered once for all rows, and their gradients scattered once.
     """
 
     def stage(weights: Params, x: Array, row: Array) -> tuple[Array, dict[str, Aux]]:
-        own = jax.tree.map(partial(take_row, row=row), mask)
-        places = _places(config, take_row(positions, row), own)
-        x, aux, _ = _run_layers(config, weights, x, places, None, remat, values)
+        own, angles = jax.tree.map(partial(take_row, row=row), mask), _angles(config, take_row(positions, row))
+        x, aux, _ = _layers(config, weights, x, angles, own, None, remat, prepare=values)
         return x, aux
 
-    x, aux = run_pipeline(stage, _gathered(config, blocks), x)
+    x = embed(config, params["embed"], tokens)
+    x, aux = run_pipeline(stage, _gathered(config, params["blocks"]), x)
     return x, among_layers(aux)
 
 
-def _places(config: ModelConfig, positions: Array, mask: Mask) -> Places:
-    return {kind: _positions(config, kind, positions, mask) for kind in dict.fromkeys(config.layer_pattern)}
+def _angles(config: ModelConfig, positions: Int[Array, "B T"]) -> dict[LayerKind, Angles | None]:
+    """RoPE's angles in the layers of each kind; None where they have no positions."""
+    dim, angles = config.rope_dim, dict[LayerKind, Angles | None]()
+    for kind in dict.fromkeys(config.layer_pattern):
+        if kind == "nope":
+            angles[kind] = None
+        elif kind == "local" and config.local_rope_theta is not None:
+            angles[kind] = rotary_angles(positions, dim, config.local_rope_theta)
+        else:
+            angles[kind] = rotary_angles(positions, dim, config.rope_theta, config.rope_scaling)
+    return angles
 
 
-def _positions(config: ModelConfig, kind: LayerKind, positions: Array, mask: Mask) -> Positions:
-    c = config
-    if kind == "local" and c.local_rope_theta is not None:
-        angles = rotary_angles(positions, c.rope_dim, c.local_rope_theta)
-    else:
-        angles = rotary_angles(positions, c.rope_dim, c.rope_theta, c.rope_scaling)
-    return Positions(None if kind == "nope" else angles, replace(mask, window=c.window) if kind == "local" else mask)
+def _layers(
+    config: ModelConfig,
+    blocks: Params,
+    x: Array,
+    angles: dict[LayerKind, Angles | None],
+    mask: Mask,
+    cache: dict[str, Stack] | None,
+    remat: Remat | None,
+    *,
+    prepare: Callable[[Params], Params],
+) -> tuple[Array, dict[str, Aux], dict[str, Stack]]:
+    """Layer after layer; also what their routers say, and the cache, by stack. `prepare` turns a layer's part of
+    `blocks` into what its products take."""
+    aux: dict[str, Aux] = {}
+    stacks: dict[str, Stack] = {}
+    for group in layer_groups(config):
+        definition, layers = _definition(config, config.is_moe(group.first)), list[Layer]()
+        for kind in map(config.kind, range(group.first, group.first + group.period)):
+            own = replace(mask, window=config.window if kind == "local" else None)
+            layers.append(_layer(definition, angles[kind], own, prepare, remat))
+        held = [None if cache is None else cache[name] for name in group.stacks]
+        (x, held), found = _scan(layers, group, [blocks[name] for name in group.stacks], x, held)
+        aux |= {name: stats for name, stats in zip(group.stacks, found, strict=True) if stats}
+        stacks |= {name: stack for name, stack in zip(group.stacks, held, strict=True) if stack is not None}
+    return x, aux, stacks
 
 
-type Layer = Callable[[Array, Params, KVCache | None, Array], tuple[Array, Aux, KVCache | None]]
+# A layer of its input, its weights, its stack of the cache, and its number in the stack.
+type Layer = Callable[[Array, Params, Stack | None, Array], tuple[Array, Aux, Stack | None]]
 
 
 def _layer(
-    config: ModelConfig, number: int, places: Places, remat: Remat | None, ready: Callable[[Params], Params]
+    definition: Any, angles: Angles | None, mask: Mask, prepare: Callable[[Params], Params], remat: Remat | None
 ) -> Layer:
-    """Layer `number` of its group as a function of its input, its own part of the weights, and the whole cache.
+    """`prepare` is part of what is computed again: gathered weights do not wait for the backward pass."""
 
-    `ready` is part of what is computed again: gathered weights do not wait for the backward pass.
-    """
-    definition, positions = _definition(config, config.is_moe(number)), places[config.kind(number)]
-
-    def layer(x: Array, weights: Params, cache: KVCache | None, at: Array) -> tuple[Array, Aux, KVCache | None]:
-        block = nnx.merge(definition, nnx.State(ready(weights)))
-        x, aux, view = block(x, positions, None if cache is None else cache.layer(at))
-        return x, aux, None if view is None else view.whole
+    def layer(x: Array, weights: Params, stack: Stack | None, number: Array) -> tuple[Array, Aux, Stack | None]:
+        block = nnx.merge(definition, nnx.State(prepare(weights)))
+        x, aux, view = block(x, angles, mask, None if stack is None else LayerCache(stack, number))
+        return x, aux, None if view is None else view.stack
 
     return layer if remat is None else rematerialised(layer, remat)
 
 
-def _run_group(group: LayerGroup, layers: list[Layer], blocks: Params, carry: Any) -> tuple[Any, list[Aux]]:
-    """Scans over the repeats of a group; what the routers say comes back by stack."""
+def _scan(
+    layers: list[Layer], group: LayerGroup, stacks: list[Params], x: Array, cache: list[Stack | None]
+) -> tuple[tuple[Array, list[Stack | None]], list[Aux]]:
+    """A group's layers, repeat by repeat; what the routers say comes back by stack."""
 
     def period(carry: Any, inputs: tuple[list[Params], Array]) -> tuple[Any, list[Aux]]:
         x, cache = carry
-        weights, first = inputs
-        found: list[Aux] = []
-        for place, layer in enumerate(layers):
-            x, aux, cache = layer(x, weights[place], cache, first + place)
+        weights, number = inputs
+        found, after = list[Aux](), list[Stack | None]()
+        for layer, own, stack in zip(layers, weights, cache, strict=True):
+            x, aux, stack = layer(x, own, stack, number)
             found.append(aux)
-        return (x, cache), found
+            after.append(stack)
+        return (x, after), found
 
-    stacks, repeats = [blocks[name] for name in group.stacks], group.repeats // axis_size("layers")
-    numbers = group.first + group.period * jnp.arange(repeats)
+    repeats = group.repeats // axis_size("layers")
     is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
-    return jax.lax.scan(period, carry, (stacks, numbers), unroll=repeats if is_short else 1)
+    return jax.lax.scan(period, (x, cache), (stacks, jnp.arange(repeats)), unroll=repeats if is_short else 1)
 
 
 def _definition(config: ModelConfig, is_moe: bool | None) -> Any:

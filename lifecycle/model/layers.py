@@ -54,23 +54,21 @@ class RMSNorm(nnx.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
 
-class Positions:
-    """What a layer must know of the tokens' places: rotary angles (None: it has no positions) and who sees whom."""
+type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, as `rotary_angles` gives them
 
-    def __init__(self, angles: Array | None, mask: Mask) -> None:
-        self.angles, self.mask = angles, mask
 
-    @property
-    def is_token(self) -> Bool[Array, "B t"] | None:
-        """Which of the positions that this device normalises hold a token: segment 0 is padding. None: all."""
-        segments = self.mask.query_segments
-        if segments is None:
-            return None
-        size = segments.shape[1] // axis_size("norm_seq")
-        return jax.lax.dynamic_slice_in_dim(segments, axis_index("norm_seq") * size, size, axis=1) != 0
+def turned(x: Float[Array, "B T H Dh"], angles: Angles | None) -> Float[Array, "B T H Dh"]:
+    """`x` rotated to its positions; unchanged in a layer without positions."""
+    return x if angles is None else rotate(x, angles)
 
-    def turn(self, x: Float[Array, "B T H Dh"]) -> Float[Array, "B T H Dh"]:
-        return x if self.angles is None else rotate(x, self.angles)
+
+def is_token(mask: Mask) -> Bool[Array, "B t"] | None:
+    """Which of the positions that this device normalises hold a token: segment 0 is padding. None: all."""
+    segments = mask.query_segments
+    if segments is None:
+        return None
+    size = segments.shape[1] // axis_size("norm_seq")
+    return jax.lax.dynamic_slice_in_dim(segments, axis_index("norm_seq") * size, size, axis=1) != 0
 
 
 class Attention(nnx.Module):
@@ -93,28 +91,27 @@ class Attention(nnx.Module):
         self.k_norm = _head_norm(c, keys, "kv_heads")
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Positions, cache: LayerCache | None
+        self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
-        c, mask = self.config, positions.mask
+        c = self.config
         x = all_gather(x, "norm_seq", 1)
         # named as they come out of the products: rounding what is saved costs nothing there, and what follows is cheap
         q = checkpoint_name(linear(x, self.q[...]), "q")
         k = checkpoint_name(linear(x, self.k[...]), "k")
         v = checkpoint_name(linear(x, self.v[...]), "v")
-        q = positions.turn(self._heads(q, self.q_bias, self.q_norm))
-        k = positions.turn(self._heads(k, self.k_bias, self.k_norm))
+        q = turned(self._heads(q, self.q_bias, self.q_norm), angles)
+        k = turned(self._heads(k, self.k_bias, self.k_norm), angles)
         v = self._heads(v, self.v_bias, None)
-        if cache is not None:
-            cache = cache.write(k, v, mask.query_positions)
-            k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-        is_ring = cache is None and c.context_attention == "ring" and axis_size("seq") > 1
-        if is_ring:  # what a device holds of keys is what it holds of queries
-            mask = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)
-        elif cache is None:
-            k, v = whole_row(k, mask), whole_row(v, mask)
         sinks = self.sinks[...] if self.sinks is not None else None
-        attend = ring_attention if is_ring else attention
-        out = attend(q, k, v, mask, scale=c.attention_scale, soft_cap=c.attention_soft_cap, sinks=sinks)
+        options = {"scale": c.attention_scale, "soft_cap": c.attention_soft_cap, "sinks": sinks}
+        if cache is not None:
+            out, cache = cache.attend(q, k, v, mask, **options)
+        elif c.context_attention == "ring" and axis_size("seq") > 1:
+            # what a device holds of keys is what it holds of queries
+            own = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)
+            out = ring_attention(q, k, v, own, **options)
+        else:
+            out = attention(q, full_row(k), full_row(v), mask, **options)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
         out = reduce_scatter(out, "norm_seq", 1)
         return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
@@ -135,17 +132,16 @@ def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:
     return RMSNorm(config.head_dim, config) if config.qk_norm == "head" else RMSNorm(width, config, cut)
 
 
-def whole_row(x: Float[Array, "B T K Dh"], mask: Mask) -> Float[Array, "B S K Dh"]:
-    """Keys or values of the whole row in plain order, from this device's part of it."""
-    parts = axis_size("seq")
-    if parts == 1:
+def full_row(x: Float[Array, "B T *dims"]) -> Float[Array, "B S *dims"]:
+    """A row's values at all positions, in plain order, from this device's part of it in the order of `row_order`."""
+    num_shards = axis_size("seq")
+    if num_shards == 1:
         return x
-    assert mask.num_shards == parts
     x = all_gather(x, "seq", 1)
     # device i holds chunks i and 2n - 1 - i of 2n: back into order
-    chunks = x.reshape(x.shape[0], 2 * parts, -1, *x.shape[2:])
-    order = [2 * i if i < parts else 2 * (2 * parts - 1 - i) + 1 for i in range(2 * parts)]
-    return jnp.concatenate([chunks[:, place] for place in order], axis=1)
+    chunks = x.reshape(x.shape[0], 2 * num_shards, -1, *x.shape[2:])
+    order = [2 * i if i < num_shards else 2 * (2 * num_shards - 1 - i) + 1 for i in range(2 * num_shards)]
+    return jnp.concatenate([chunks[:, chunk] for chunk in order], axis=1)
 
 
 class FeedForward(nnx.Module):

@@ -11,6 +11,8 @@ are gathered: over `tensor` from the positions that a device normalises, over `c
 of the bytes that expanded keys and values have.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -22,7 +24,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Positions, RMSNorm, branch_scale, scaled_normal, whole_row
+from lifecycle.model.layers import Angles, RMSNorm, branch_scale, full_row, scaled_normal, turned
 from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
 LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_eps`
@@ -47,18 +49,17 @@ class LatentAttention(nnx.Module):
         self.o = scaled_normal(rngs, c.num_heads * m.v_head_dim, c.d_model, branch_scale(c))
 
     def __call__(
-        self, x: Float[Array, "B t D"], positions: Positions, cache: LayerCache | None
+        self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
-        q, keys = self._queries(x, positions), self._latent_keys(x, positions)
+        q, latents = self._queries(x, angles), self._latents(x, angles)
         if cache is None:
-            out = self._expanded(q, whole_row(keys, positions.mask), positions.mask)
+            out = self._expanded(q, full_row(latents), mask)
         else:
-            cache = cache.write(keys, keys[..., :0], positions.mask.query_positions)
-            out = self._absorbed(q, cache.k.astype(q.dtype), positions.mask)
+            out, cache = self._absorbed(q, latents, mask, cache)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
         return reduce_scatter(out, "norm_seq", 1), cache
 
-    def _queries(self, x: Array, positions: Positions) -> Float[Array, "B T H Dh"]:
+    def _queries(self, x: Array, angles: Angles | None) -> Float[Array, "B T H Dh"]:
         if self.q_down is not None and self.q_up is not None and self.q_down_norm is not None:
             latent = checkpoint_name(linear(x, self.q_down[...]), "q_latent")
             q = linear(all_gather(self.q_down_norm(latent), "norm_seq", 1), self.q_up[...])
@@ -66,42 +67,44 @@ class LatentAttention(nnx.Module):
             assert self.q is not None
             q = linear(all_gather(x, "norm_seq", 1), self.q[...])
         q = q.reshape(*q.shape[:2], -1, self.config.head_dim)
-        plain, turned = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
-        return checkpoint_name(jnp.concatenate([plain, positions.turn(turned)], axis=-1), "q")
+        nope, rotary = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
+        return checkpoint_name(jnp.concatenate([nope, turned(rotary, angles)], axis=-1), "q")
 
-    def _latent_keys(self, x: Array, positions: Positions) -> Float[Array, "B T 1 R+Dr"]:
+    def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T R+Dr"]:
         """The normed latent, then the turned rotary key: what the cache keeps of a token."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
         both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
         latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
-        return jnp.concatenate([latent, positions.turn(rotary)], axis=-1)
+        return jnp.concatenate([latent, turned(rotary, angles)], axis=-1)
 
-    def _expanded(self, q: Array, latent_keys: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
+    def _expanded(self, q: Array, latents: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
         """Attention with every head's own keys and values."""
         m = self.sizes
-        latent, rotary = jnp.split(latent_keys, [m.kv_lora_rank], axis=-1)
+        latent, rotary = jnp.split(latents, [m.kv_lora_rank], axis=-1)
         both = linear(latent[:, :, 0], self.kv_up[...])
         both = both.reshape(*both.shape[:2], -1, m.nope_head_dim + m.v_head_dim)
         k, v = jnp.split(both, [m.nope_head_dim], axis=-1)
         k = jnp.concatenate([k, jnp.broadcast_to(rotary, (*k.shape[:-1], m.rope_head_dim))], axis=-1)
-        return self._attend(q, checkpoint_name(k, "k"), checkpoint_name(v, "v"), mask)
+        return attention(q, checkpoint_name(k, "k"), checkpoint_name(v, "v"), mask, **self._options())
 
-    def _absorbed(self, q: Array, latent_keys: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
+    def _absorbed(
+        self, q: Array, latents: Float[Array, "B T 1 R+Dr"], mask: Mask, cache: LayerCache
+    ) -> tuple[Float[Array, "B T H Dv"], LayerCache]:
         """The same attention on the latents' side: one key head, whose first `R` dimensions are the values."""
         m = self.sizes
         up = self.kv_up[...].reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
-        plain, turned = jnp.split(q, [m.nope_head_dim], axis=-1)
-        q = jnp.concatenate([_einsum("bthn,rhn->bthr", plain, key_up), turned], axis=-1)
-        seen = self._attend(q, latent_keys, latent_keys[..., : m.kv_lora_rank], mask)
-        return _einsum("bthr,rhv->bthv", seen, value_up)
+        nope, rotary = jnp.split(q, [m.nope_head_dim], axis=-1)
+        q = jnp.concatenate([_einsum("bthn,rhn->bthr", nope, key_up), rotary], axis=-1)
+        out, cache = cache.attend(q, latents[:, :, 0], mask, m.kv_lora_rank, **self._options())
+        return _einsum("bthr,rhv->bthv", out, value_up), cache
 
-    def _attend(self, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    def _options(self) -> dict[str, Any]:
         """The scale is that of the expanded head, whichever side the product is taken on."""
         c = self.config
         scale = (c.attention_scale or c.head_dim**-0.5) * score_scale(c.rope_scaling)
-        return attention(q, k, v, mask, scale=scale, soft_cap=c.attention_soft_cap)
+        return {"scale": scale, "soft_cap": c.attention_soft_cap}
 
 
 def _latent_norm(size: int, config: ModelConfig) -> RMSNorm:

@@ -15,9 +15,8 @@ from flax import nnx
 from lifecycle.core.typing import Array
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.cache import init_cache
+from lifecycle.model.cache import LayerCache, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig, RopeScaling
-from lifecycle.model.layers import Positions
 from lifecycle.model.mla import LatentAttention
 
 ONE_OP = 1e-5
@@ -38,14 +37,15 @@ CONFIGS = {
 type Weights = dict[str, Any]
 
 
-def positions_of(config: ModelConfig, places: Array, keys: Array) -> Positions:
+def angles_and_mask(config: ModelConfig, positions: Array) -> tuple[Array, Mask]:
+    """What the layer must know of tokens at these positions, which see each other and what a cache holds."""
     assert config.mla is not None
-    angles = rotary_angles(places, config.mla.rope_head_dim, config.rope_theta, config.rope_scaling)
-    return Positions(angles, Mask(places, keys))
+    angles = rotary_angles(positions, config.mla.rope_head_dim, config.rope_theta, config.rope_scaling)
+    return angles, Mask(positions, positions)
 
 
-def all_places(length: int = LENGTH) -> Array:
-    return jnp.broadcast_to(jnp.arange(length), (ROWS, length))
+def all_positions() -> Array:
+    return jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
 
 
 def layer(config: ModelConfig) -> tuple[Any, Weights]:
@@ -60,7 +60,7 @@ def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
     """Section 2.1 of DeepSeek-V2 as it stands there, one head at a time, positions as complex numbers."""
     m, scaling = config.mla, config.rope_scaling
     assert m is not None
-    cos, sin = rotary_angles(all_places(), m.rope_head_dim, config.rope_theta, scaling)[:, :, :, 0]
+    cos, sin = rotary_angles(all_positions(), m.rope_head_dim, config.rope_theta, scaling)[:, :, :, 0]
 
     def norm(x: Array, scale: Array) -> Array:
         return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * scale
@@ -89,9 +89,14 @@ def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
     return jnp.concatenate(outs, -1) @ weights["o"]
 
 
+def cache_of(config: ModelConfig, dtype: str = "float32") -> LayerCache:
+    """The empty cache of the one layer."""
+    (stack,) = init_cache(config, ROWS, LENGTH, dtype).stacks.values()
+    return LayerCache(stack, 0)
+
+
 def ours(config: ModelConfig, definition: Any, weights: Weights, x: Array) -> Array:
-    places = positions_of(config, all_places(), all_places())
-    return nnx.merge(definition, nnx.State(weights))(x, places, None)[0]
+    return nnx.merge(definition, nnx.State(weights))(x, *angles_and_mask(config, all_positions()), None)[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -113,14 +118,13 @@ def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
     definition, weights = layer(config)
     x = jax.random.normal(jax.random.key(2), (ROWS, LENGTH, config.d_model))
     exact = ours(config, definition, weights, x)
-    attention, cache = nnx.merge(definition, nnx.State(weights)), init_cache(config, ROWS, LENGTH)
+    attention, cache = nnx.merge(definition, nnx.State(weights)), cache_of(config)
     for start, stop in [(0, 4), (4, 5), (5, LENGTH)]:
-        places = positions_of(config, all_places()[:, start:stop], all_places())
-        found, view = attention(x[:, start:stop], places, cache.layer(0))
-        assert view is not None
-        cache = view.whole
+        known = angles_and_mask(config, all_positions()[:, start:stop])
+        found, cache = attention(x[:, start:stop], *known, cache)
         np.testing.assert_allclose(found, exact[:, start:stop], atol=ONE_OP, rtol=0)
-    assert cache.k.shape == (1, ROWS, LENGTH, 1, 12 + 4) and cache.v.size == 0  # a latent and one rotary key a token
+    (latents,) = jax.tree.leaves(cache.stack)
+    assert latents.shape == (1, ROWS, LENGTH, 12 + 4)  # a latent and one rotary key a token
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -131,9 +135,8 @@ def test_bfloat16_stays_bfloat16(name: str) -> None:
     exact = ours(config, definition, weights, x)
     narrow, x = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (weights, x))
     whole = ours(config, definition, narrow, x)
-    places = positions_of(config, all_places(), all_places())
-    attention, cache = nnx.merge(definition, nnx.State(narrow)), init_cache(config, ROWS, LENGTH, "bfloat16")
-    cached = attention(x, places, cache.layer(0))[0]
+    attention, cache = nnx.merge(definition, nnx.State(narrow)), cache_of(config, "bfloat16")
+    cached = attention(x, *angles_and_mask(config, all_positions()), cache)[0]
     for found in (whole, cached):
         assert found.dtype == jnp.bfloat16
         assert np.sqrt(np.mean((found.astype(jnp.float32) - exact) ** 2)) < 0.03 * exact.std()
