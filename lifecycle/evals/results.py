@@ -1,4 +1,4 @@
-"""What an evaluation found: a score per example, their weighted mean and its confidence interval.
+"""Results of an evaluation: a score per example, their weighted mean and its confidence interval.
 
 On disk: `results.json` with the summaries and `<task>.jsonl` with one example a line. Two results may be compared
 when their `definition` is the same (everything of the task that decides a score); their examples may be paired when

@@ -8,19 +8,19 @@ from typing import Any
 from lifecycle.core.artifact import hash_files
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.evals.config import EvalConfig
-from lifecycle.evals.tasks import Row, TaskConfig
+from lifecycle.evals.tasks import TaskConfig, TaskRow
 
 
-def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Row]:
+def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[TaskRow]:
     """The task's rows, checked; `inputs`: the folders of the artifacts that `@STAGE/...` may name.
 
     Raises `ConfigError` naming file and line for broken JSON, missing or mistyped columns, doubled rows, and no rows.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, TaskRow] = {}
     for columns, where in _read_files(task, _row_files(task, inputs)):
         if problem := task.problem(columns):
             raise ConfigError(f"{where}: task {task.name!r}: {problem}")
-        row = Row(digest({name: columns[name] for name in task.columns}), columns, where)
+        row = TaskRow(digest({name: columns[name] for name in task.columns}), columns, where)
         if row.id in rows:
             raise ConfigError(f"{where}: task {task.name!r}: the same row as {rows[row.id].where}; remove one")
         rows[row.id] = row

@@ -7,12 +7,14 @@ from pathlib import Path
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.evals.subject import Pair, Subject
-from lifecycle.evals.tasks import Row
+from lifecycle.evals.tasks import TaskRow
 
 CHUNK = 256  # pairs or prompts handed to the model at once: enough to sort by length, few enough to show progress
 
 
-def fitting_rows(rows: Sequence[Row], lengths: Mapping[str, int], max_seq_len: int) -> tuple[list[Row], list[str]]:
+def fitting_rows(
+    rows: Sequence[TaskRow], lengths: Mapping[str, int], max_seq_len: int
+) -> tuple[list[TaskRow], list[str]]:
     """The rows that fit the context, and a line about each of the others; `lengths`: by row id, in tokens."""
     fitting = [row for row in rows if lengths[row.id] <= max_seq_len]
     skipped = [  # without the folder: results are portable

@@ -14,7 +14,7 @@ Tests and quantiles are scipy's; the weighted mean's error and the intervals tha
 | two versions, other examples | Welch's t | Welch's t |
 
 Tests are one-sided, "not worse", at (1 - level) / 2: the t tests then reject exactly when the two-sided interval of
-that level lies on the worse side of zero.
+that level is on the worse side of zero.
 """
 
 import math

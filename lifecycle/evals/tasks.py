@@ -22,7 +22,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trai
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A row with a name for error messages, `FILE:LINE`. The id is the hash of the columns that decide its score."""
 
     id: str
@@ -55,7 +55,7 @@ class TaskConfig(VariantSection):
         """What is wrong with a row; empty when nothing is."""
 
     @abstractmethod
-    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         """The subject's scores on the task's rows."""
 
 
@@ -84,7 +84,7 @@ class PromptTaskConfig(TaskConfig):
             raise ValueError(f"task {self.name!r}: the template is not valid jinja2: {error}") from None
         return self
 
-    def prompt(self, row: Row) -> str:
+    def prompt(self, row: TaskRow) -> str:
         """The row's prompt by the template."""
         try:
             return ENVIRONMENT.from_string(self.template or self.default_template).render(**row.columns)
@@ -92,7 +92,7 @@ class PromptTaskConfig(TaskConfig):
             columns = list(row.columns)
             raise ConfigError(f"{row.where}: task {self.name!r}: template: {error}; columns: {columns}") from None
 
-    def prompt_ids(self, row: Row, encoder: Encoder) -> list[int]:
+    def prompt_ids(self, row: TaskRow, encoder: Encoder) -> list[int]:
         """The prompt's ids, with BOS and, in a chat, the opening of the assistant's turn."""
         prompt = self.prompt(row)
         if self.chat:

@@ -138,5 +138,5 @@ def _run_starts(ordered: Ints) -> tuple[Ints, Ints]:
 
 def _look_up(keys: Ints, values: Ints, wanted: Ints) -> Ints:
     """The values of these keys; zero for a key that is not there."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+    nearest = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[nearest] == wanted, values[nearest], 0)

@@ -8,7 +8,7 @@ from lifecycle.core.config import Section
 
 
 class GateConfig(Section):
-    """How sure a fall must be to refuse, and which tasks must have been measured even for a first version.
+    """How sure a fall must be to reject a version, and which tasks even a first version must have been measured on.
 
     tolerance: by task, a fall that is accepted however sure it is, in the task's own units (0.02 bits per byte, 0.01 of
     accuracy). On the same documents even a fall of a thousandth can be sure.

@@ -1,7 +1,7 @@
-"""SQLite files shared by several processes: made whole, opened in WAL mode, refused when they are something else.
+"""SQLite files shared by several processes: created atomically, opened in WAL mode, rejected when they are something else.
 
-A new file gets its schema and its WAL mode under a temporary name and is then linked to its place, so that two
-processes that start at once neither meet half a schema nor lock each other out while one switches the journal.
+A new file gets its schema and its WAL mode under a temporary name and is then linked to its final one, so that two
+processes that start at once neither see half a schema nor lock each other out while one switches the journal.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-BUSY_TIMEOUT_S = 30.0  # a write takes milliseconds; whoever waits longer than this is told so
+BUSY_TIMEOUT_S = 30.0  # a write takes milliseconds; waiting longer than this is an error
 
 
 class DatabaseError(ValueError):
@@ -56,14 +56,14 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
-        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
         connection.close()
         raise DatabaseError(f"{path}: not a readable {schema.name} ({error}); {_MEND}") from None
-    if (found, version) != (schema.application_id, schema.version):
+    if (application_id, version) != (schema.application_id, schema.version):
         connection.close()
-        what = f"version {version} of one" if found == schema.application_id else "a database of another kind"
+        what = f"version {version} of one" if application_id == schema.application_id else "a database of another kind"
         raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, found {what}; move it away")
     connection.row_factory = sqlite3.Row
     return connection
@@ -71,7 +71,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3.Connection]:
-    """A connection for one piece of work; with `write`, one transaction that is kept whole or not at all.
+    """A connection for one piece of work; with `write`, one transaction that is kept completely or not at all.
 
     `BEGIN IMMEDIATE` takes the write lock first, so what is read inside cannot change before the commit.
     """

@@ -1,10 +1,10 @@
-"""The promotion gate: a version takes an alias over only if no evaluation falls significantly below the current one's.
+"""The promotion gate: a version takes over an alias only if no evaluation falls significantly below the current one's.
 
-Every task of the current version is a guard of its own: where both versions were scored on the same examples the test
-is paired, otherwise Welch's (`lifecycle.evals.statistics` says which test for which scores). A guard that cannot be
-checked, because the new version was not measured or was measured by another definition, refuses. The first version
-passes. The levels are not corrected for the number of tasks: with k tasks a version that is just as good is refused
-up to k times as often, the price of not letting any one task slip.
+Every task of the current version is tested by itself: where both versions were scored on the same examples the test
+is paired, otherwise Welch's (`lifecycle.evals.statistics` says which test for which scores). A task that
+cannot be compared, because the new version was not measured or was measured by another definition, fails. The first
+version passes. The levels are not corrected for the number of tasks: with k tasks a version that is just as good is
+rejected up to k times as often: the price of not letting any one task slip.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Reads the request log: use and cost by model version and day, latencies, how requests ended.
 
-Reading never blocks the server's writing (WAL), and sees whole transactions only. Times are seconds since the epoch,
+Reading never blocks the server's writing (WAL) and sees complete transactions only. Times are seconds since the epoch,
 days are UTC.
 """
 
@@ -18,7 +18,7 @@ type Measure = Literal["latency_s", "first_token_s", "prompt_tokens", "completio
 
 
 @dataclass(frozen=True)
-class Window:
+class RequestWindow:
     """Which requests to look at: from `since` up to but not including `until`, of one version or of all."""
 
     since: float = 0.0
@@ -27,8 +27,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Totals of one version on one day; `refused` counts the statuses 400 to 499, `errors` those from 500."""
+class DailyUsage:
+    """Totals of one version on one day; `refused` counts statuses 400 to 499, `errors` those from 500."""
 
     day: str
     version: str
@@ -42,22 +42,22 @@ class Usage:
     cost: float
 
 
-def usage(path: Path, window: Window | None = None) -> list[Usage]:
+def usage(path: Path, window: RequestWindow | None = None) -> list[DailyUsage]:
     """Totals per day and version (and currency, should it have changed), oldest first."""
     query = f"""
         SELECT date(time, 'unixepoch') AS day, version, currency, count(*), sum(status BETWEEN 400 AND 499),
             sum(status >= 500), sum(prompt_tokens), sum(completion_tokens), sum(device_s), sum(cost)
         FROM requests WHERE {_WHERE} GROUP BY day, version, currency ORDER BY day, version, currency"""
     with session(path, SCHEMA) as db:
-        return [Usage(*row) for row in db.execute(query, _values(window))]
+        return [DailyUsage(*row) for row in db.execute(query, _values(window))]
 
 
 def percentiles(
-    path: Path, measure: Measure, percents: Sequence[float] = (50, 95, 99), window: Window | None = None
+    path: Path, measure: Measure, percents: Sequence[float] = (50, 95, 99), window: RequestWindow | None = None
 ) -> dict[float, float]:
     """Percentiles (linear between ranks) of a measure over answered requests; empty if there are none.
 
-    Requests that were refused or failed are left out: a quick refusal would make a slow server look fast.
+    Requests that were rejected or failed are left out: a quick rejection would make a slow server look fast.
     """
     assert measure in get_args(Measure.__value__)  # it becomes part of the query
     query = f"SELECT {measure} AS x FROM requests WHERE {_WHERE} AND status < 400 AND x IS NOT NULL"
@@ -68,7 +68,7 @@ def percentiles(
     return dict(zip(percents, map(float, np.percentile(values, list(percents))), strict=True))
 
 
-def endings(path: Path, window: Window | None = None) -> dict[tuple[int, str], int]:
+def endings(path: Path, window: RequestWindow | None = None) -> dict[tuple[int, str], int]:
     """How many requests ended with each status and finish reason ("" if there was none)."""
     query = f"""
         SELECT status, coalesce(finish_reason, ''), count(*) FROM requests WHERE {_WHERE} GROUP BY 1, 2 ORDER BY 1, 2"""
@@ -79,6 +79,6 @@ def endings(path: Path, window: Window | None = None) -> dict[tuple[int, str], i
 _WHERE = "time >= ? AND time < ? AND (? = '' OR version = ?)"
 
 
-def _values(window: Window | None) -> tuple[float, float, str, str]:
-    window = window or Window()
+def _values(window: RequestWindow | None) -> tuple[float, float, str, str]:
+    window = window or RequestWindow()
     return window.since, window.until, window.version, window.version

@@ -1,11 +1,10 @@
 """The registry: versions that never change, and aliases that move between them.
 
 A version is the hash of a bundle's content, with the bundle's manifest and every evaluation of it. An alias
-(`production`, `candidate`, ...) is wherever its newest move led; moves are only ever appended, so that the alias and
-its history are one thing and cannot disagree. What must hold: triggers in the database refuse to change or delete a
-version, a move or an evaluation; a move names the version that it expects the alias to be at, so that of two
-promotions at once one wins and the other is told. Where a bundle lies may change: paths below the registry's folder
-are kept relative to it.
+(`production`, `candidate`, ...) points to the target of its newest move; moves are only ever appended, so an alias
+cannot disagree with its history. What must hold: triggers in the database reject a change or deletion of a version, a
+move or an evaluation; a move names the version that it expects the alias at, so that of two concurrent promotions one
+wins and the other fails. A bundle may be moved: paths below the registry's folder are kept relative to it.
 """
 
 import difflib
@@ -66,7 +65,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True)
 class Version:
-    """A registered bundle; `path` is where it lay when it was last registered."""
+    """A registered bundle; `path` is where it was when it was last registered."""
 
     hash: str
     kind: str
@@ -81,7 +80,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Move:
-    """One line of an alias's history; `source` is None for its first move, `gate` what the promotion gate found."""
+    """One line of an alias's history; `source` is None for its first move, `gate` the promotion gate's report."""
 
     alias: str
     action: str
@@ -106,28 +105,28 @@ class Registry:
         self._folder = path.resolve().parent
 
     def register(self, bundle: Path, kind: str, evaluations: Iterable[EvalResult] = ()) -> Version:
-        """Adds a bundle (a finished artifact); if its version is there already, notes where it lies now.
+        """Adds a bundle (a finished artifact); if its version is there already, records its current path.
 
         Evaluations are added to those it has: a task that was measured again comes after its older result and counts.
-        kind: what sort of model it is, for example `base` or `chat`. Reads the whole bundle: its content must be
+        kind: what sort of model it is, for example `base` or `chat`. Reads all of the bundle: its content must be
         what its manifest says.
         """
         manifest = _verified_manifest(bundle)
         create_database(self.path, SCHEMA)
         with self._session(write=True) as db:
-            found = db.execute("SELECT * FROM versions WHERE hash = ?", (manifest.content_hash,)).fetchone()
-            if found is None:
+            known = db.execute("SELECT * FROM versions WHERE hash = ?", (manifest.content_hash,)).fetchone()
+            if known is None:
                 db.execute(
                     "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                     (manifest.content_hash, kind, self._relative(bundle), manifest.model_dump_json(), _now()),
                 )
-            elif found["kind"] != kind:
+            elif known["kind"] != kind:
                 raise RegistryError(
-                    f"{bundle}: version {manifest.content_hash[:SHOWN_HASH]} is registered as {found['kind']!r}, "
+                    f"{bundle}: version {manifest.content_hash[:SHOWN_HASH]} is registered as {known['kind']!r}, "
                     f"and a version cannot be altered to {kind!r}"
                 )
             else:  # the bundle that was just verified is the one to serve
-                db.execute("UPDATE versions SET path = ? WHERE hash = ?", (self._relative(bundle), found["hash"]))
+                db.execute("UPDATE versions SET path = ? WHERE hash = ?", (self._relative(bundle), known["hash"]))
             _attach(db, manifest.content_hash, evaluations)
         return self.resolve(manifest.content_hash)
 
@@ -233,7 +232,9 @@ class Registry:
 def verify(version: Version) -> None:
     """Raises `ArtifactError` or `RegistryError` unless the bundle on disk is, byte by byte, the registered version."""
     if _verified_manifest(version.path).content_hash != version.hash:
-        raise RegistryError(f"{version.path}: another bundle lies where version {version.short} was registered")
+        raise RegistryError(
+            f"{version.path}: another bundle is at the path where version {version.short} was registered"
+        )
 
 
 def _verified_manifest(bundle: Path) -> Manifest:

@@ -17,7 +17,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.results import EvalResult, Example, summarise
 from lifecycle.evals.rows import local_rows, read_rows
 from lifecycle.evals.subject import Subject
-from lifecycle.evals.tasks import Row, TaskConfig, register
+from lifecycle.evals.tasks import TaskConfig, TaskRow, register
 
 CHOICE = {"query": "Which?", "choices": ["this", "that"], "gold": 1}
 
@@ -166,7 +166,7 @@ class TextLength(TaskConfig):
     def problem(self, columns: Mapping[str, Any]) -> str:
         return "" if len(columns["text"]) <= self.longest else "too long"
 
-    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         examples = [Example(id=row.id, score=len(row.columns["text"])) for row in rows]
         return summarise(self.name, self.kind, "length", self.definition, examples)
 

@@ -7,7 +7,7 @@ import pytest
 
 from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError
-from lifecycle.ops.monitor import Window, endings, percentiles, usage
+from lifecycle.ops.monitor import RequestWindow, endings, percentiles, usage
 from lifecycle.ops.request_log import RequestLog, RequestRecord
 
 DAY = 86_400.0
@@ -49,26 +49,26 @@ def test_usage_by_day_and_version(path: Path) -> None:
 
 
 def test_windows(path: Path) -> None:
-    assert [row.day for row in usage(path, Window(until=DAY))] == ["1970-01-01"]
-    assert [row.version for row in usage(path, Window(since=DAY, version="b"))] == ["b"]
-    assert usage(path, Window(since=9 * DAY)) == []
+    assert [row.day for row in usage(path, RequestWindow(until=DAY))] == ["1970-01-01"]
+    assert [row.version for row in usage(path, RequestWindow(since=DAY, version="b"))] == ["b"]
+    assert usage(path, RequestWindow(since=9 * DAY)) == []
 
 
 def test_percentiles_are_numpys(path: Path) -> None:
     expected = np.percentile(np.arange(1, 101) / 1000, [50, 95, 99])
-    found = percentiles(path, "latency_s", window=Window(version="a"))
+    found = percentiles(path, "latency_s", window=RequestWindow(version="a"))
     assert list(found) == [50, 95, 99]
     assert list(found.values()) == pytest.approx(list(expected))
-    assert percentiles(path, "completion_tokens", [100], Window(version="a")) == {100: 99.0}
+    assert percentiles(path, "completion_tokens", [100], RequestWindow(version="a")) == {100: 99.0}
 
 
 def test_percentiles_leave_out_what_was_not_answered(path: Path) -> None:
-    assert percentiles(path, "latency_s", [50], Window(version="b")) == {50: 0.0}
-    assert percentiles(path, "first_token_s", [50], Window(version="b")) == {}
+    assert percentiles(path, "latency_s", [50], RequestWindow(version="b")) == {50: 0.0}
+    assert percentiles(path, "first_token_s", [50], RequestWindow(version="b")) == {}
 
 
 def test_endings(path: Path) -> None:
-    assert endings(path, Window(version="b")) == {(200, "length"): 1, (400, ""): 1, (500, ""): 1}
+    assert endings(path, RequestWindow(version="b")) == {(200, "length"): 1, (400, ""): 1, (500, ""): 1}
     assert endings(path)[200, "stop"] == 100
 
 

@@ -54,5 +54,7 @@ def test_the_start_is_called_from_in_a_run_file() -> None:
 
 
 def test_settings_are_read_without_jax() -> None:
-    code = "import sys, lifecycle.training.objectives.registry; print({'jax', 'flax', 'optax', 'grain'} & {*sys.modules})"
+    code = (
+        "import sys, lifecycle.training.objectives.registry; print({'jax', 'flax', 'optax', 'grain'} & {*sys.modules})"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -12,7 +12,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult, Example, summarise
 from lifecycle.evals.scoring import loglikelihoods, take
 from lifecycle.evals.subject import Encoder, Pair, Subject
-from lifecycle.evals.tasks import Row, TaskConfig, is_text
+from lifecycle.evals.tasks import TaskConfig, TaskRow, is_text
 
 OVERLAP = 4  # a later window of a document repeats 1/4 of the context: a third more work, no token without context
 
@@ -25,7 +25,7 @@ class BitsPerByteTask(TaskConfig):
     def problem(self, columns: Mapping[str, Any]) -> str:
         return "" if is_text(columns.get("text")) else "expected a column `text` with some text"
 
-    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         documents = [_document_ids(subject.encoder, row.columns["text"]) for row in rows]
         windows = [document_windows(ids, subject.max_seq_len) for ids in documents]
         logprobs = loglikelihoods(self.name, [pair for pairs in windows for pair in pairs], subject, progress)

@@ -11,7 +11,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult, Example, summarise
 from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
-from lifecycle.evals.tasks import PromptTaskConfig, Row, is_text
+from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
 
 # By name, whether an output meets an answer.
 CHECKS: dict[str, Callable[[str, str], bool]] = {
@@ -40,7 +40,7 @@ class GenerationTask(PromptTaskConfig):
             return "expected a column `answer`: text, or a list of texts of which each is right"
         return _pattern_problem(wanted) if self.check == "regex" else ""
 
-    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         prompts = {row.id: self.prompt_ids(row, subject.encoder) for row in rows}
         lengths = {row.id: len(prompts[row.id]) + self.max_tokens for row in rows}
         fitting, skipped = fitting_rows(rows, lengths, subject.max_seq_len)
@@ -58,7 +58,7 @@ class GenerationTask(PromptTaskConfig):
         right = [answer] if isinstance(answer, str) else answer
         return any(CHECKS[self.check](output, one) for one in right)
 
-    def _example(self, row: Row, output: str) -> Example:
+    def _example(self, row: TaskRow, output: str) -> Example:
         prompt, answer = row.columns["prompt"], row.columns["answer"]
         detail = {"prompt": prompt, "output": output, "answer": answer}
         return Example(id=row.id, score=float(self.passes(output, answer)), detail=detail)

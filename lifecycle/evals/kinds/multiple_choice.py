@@ -13,7 +13,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult, Example, summarise
 from lifecycle.evals.scoring import fitting_rows, loglikelihoods, take
 from lifecycle.evals.subject import Encoder, Pair, Subject
-from lifecycle.evals.tasks import PromptTaskConfig, Row, is_text
+from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
 
 
 class MultipleChoiceTask(PromptTaskConfig):
@@ -37,7 +37,7 @@ class MultipleChoiceTask(PromptTaskConfig):
             return f"expected a column `gold` from 0 to {last}: the right choice's position; found {gold!r}"
         return ""
 
-    def score(self, rows: Sequence[Row], subject: Subject, progress: Progress) -> EvalResult:
+    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         pairs = {row.id: self.pairs(row, subject.encoder) for row in rows}
         longest = {row.id: max(len(context) + len(choice) - 1 for context, choice in pairs[row.id]) for row in rows}
         fitting, skipped = fitting_rows(rows, longest, subject.max_seq_len)
@@ -53,7 +53,7 @@ class MultipleChoiceTask(PromptTaskConfig):
         metric = "accuracy_per_byte" if self.per_byte else "accuracy"
         return summarise(self.name, self.kind, metric, self.definition, examples, skipped=skipped, other=other)
 
-    def pairs(self, row: Row, encoder: Encoder) -> list[Pair]:
+    def pairs(self, row: TaskRow, encoder: Encoder) -> list[Pair]:
         """The prompt and each choice, as ids.
 
         In a chat the choice begins the assistant's turn. In plain text prompt and choice are tokenised together, as in
@@ -73,7 +73,7 @@ class MultipleChoiceTask(PromptTaskConfig):
             pairs.append(([encoder.bos_id, *joint[:border]], joint[border:]))
         return pairs
 
-    def _example(self, row: Row, logprobs: Sequence[float]) -> Example:
+    def _example(self, row: TaskRow, logprobs: Sequence[float]) -> Example:
         choices: list[str] = row.columns["choices"]
         gold, likeliest = row.columns["gold"], _argmax(logprobs)
         likeliest_per_byte = _argmax([x / len(choice.encode()) for x, choice in zip(logprobs, choices, strict=True)])
