@@ -60,7 +60,7 @@ def main() -> None:
     path, *overrides = sys.argv[1:] or ["configs/quickstart.yaml"]
     config = load_config(RunConfig, path, overrides)
     print_compile_times(config)
-    train, model, mesh = config.pretrain, config.model, build_mesh(config.mesh)
+    train, model, mesh = pretraining(config), config.model, build_mesh(config.mesh)
     batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     whole = Step(config, mesh, batch, build_optimizer(train.optimizer, train.steps, mesh))
     gradients = Step(config, mesh, batch, optax.set_to_zero())  # forward and backward, and hardly anything else
@@ -89,7 +89,7 @@ def compile_times(config: RunConfig, folder: Path) -> list[Spent]:
     start_jax(folder)
     mesh = build_mesh(config.mesh)
     clocks = [(time.perf_counter(), time.process_time())]
-    traced = trace_train_step(config.model, config.pretrain, mesh)
+    traced = trace_train_step(config.model, pretraining(config), mesh)
     clocks.append((time.perf_counter(), time.process_time()))
     lowered = traced.lower()
     clocks.append((time.perf_counter(), time.process_time()))
@@ -98,11 +98,18 @@ def compile_times(config: RunConfig, folder: Path) -> list[Spent]:
     return [(end[0] - start[0], end[1] - start[1]) for start, end in pairwise(clocks)]
 
 
+def pretraining(config: RunConfig) -> NextTokenConfig:
+    """The settings of the run's first stage."""
+    train = next(iter(config.train.values()))
+    assert isinstance(train, NextTokenConfig), f"the first stage's objective is {train.objective}"
+    return train
+
+
 class Step:
     """A compiled step that keeps its state."""
 
     def __init__(self, config: RunConfig, mesh: Mesh, batch: Batch, optimizer: optax.GradientTransformation) -> None:
-        train, model = config.pretrain, config.model
+        train, model = pretraining(config), config.model
         shardings = state_shardings(model, optimizer, mesh)
         self.state, self.batch = init_state(model, optimizer, shardings, jax.random.key(0)), batch
         objective = language_objective(model, train)

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.cli.display import progress_on
-from lifecycle.cli.plan import PlanConfig, planned_training
+from lifecycle.cli.plan import PlanConfig, compiled_stage, planned_training
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import num_active_params, num_params
@@ -47,7 +47,7 @@ class Row:
 
 
 STAGES = ("pretrain", "sft", "prefer")  # a run's later stages are on the same mesh
-OFFLOADED = "pretrain.remat={input: offload}"
+OFFLOADED = "train.pretrain.remat={input: offload}"
 
 
 def _sharded(
@@ -57,13 +57,13 @@ def _sharded(
     axes = {"replica": replica, "fsdp": devices // replica // expert, "expert": expert}
     mesh = (f"mesh.{axis}={size}" for axis, size in axes.items())
     fields = (f"global_batch_size={devices * rows_per_device}", "grad_accum=1")
-    batches = (f"{stage}.{field}" for stage in STAGES for field in fields)
+    batches = (f"train.{stage}.{field}" for stage in STAGES for field in fields)
     return Row(config, topology, (*mesh, *batches, *changes))
 
 
 def _preset(preset: str, topology: str, devices: int, rows_per_device: int = 1, seq_len: int = 8192) -> Row:
     """A dense preset in place of the 8B run's model, with `fsdp` over everything and attention's results kept."""
-    lengths = (f"{stage}.seq_len={seq_len}" for stage in STAGES)
+    lengths = (f"train.{stage}.seq_len={seq_len}" for stage in STAGES)
     return _sharded("llama3_8b_v6e_256", topology, devices, rows_per_device, f"model={preset}", *lengths)
 
 
@@ -72,12 +72,12 @@ ROWS = (
     _sharded("llama3_8b_v5p_128", "v5p:8x8x8", 512, 2),
     # with fsdp over all 4,096 a device's part of a weight is one column: a tenth more cycles (docs/log.md)
     _sharded("llama3_8b_v5p_128", "v5p:16x16x16", 4096, 2, replica=64),
-    Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "pretrain.global_batch_size=256")),
+    Row("llama3_8b_v5p_128", "v5p:4x4x4*2", ("mesh.replica=2", "train.pretrain.global_batch_size=256")),
     _sharded("llama3_8b_v5p_128", "tpu7x:2x4x4", 64, 2),
     Row("llama3_8b_v6e_256", "v6e:16x16"),
     Row("llama3_8b_128k_v5p_128", "v5p:4x4x4"),
     Row("llama3_70b_v6e_256", "v6e:16x16"),
-    _sharded("llama3_8b_v5p_128", "v5p:8x8x8", 512, 1, "model=llama3_1_405b", "pretrain.remat={}"),
+    _sharded("llama3_8b_v5p_128", "v5p:8x8x8", 512, 1, "model=llama3_1_405b", "train.pretrain.remat={}"),
     _sharded("llama3_8b_v5p_128", "v5p:4x4x4", 64, 1, "model=gemma3_27b"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4"),
     Row("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("model=qwen3_30b_a3b",)),
@@ -118,7 +118,7 @@ def make(folder: Path, out: Path, console: Console) -> None:
 
 def _line(row: Row, folder: Path, progress: Progress) -> str:
     config = load_config(RunConfig, folder / f"{row.config}.yaml", row.changes)
-    topology, train = parse_topology(row.topology), config.pretrain
+    topology, train = parse_topology(row.topology), compiled_stage(config)
     planned = planned_training(config, config.mesh, train, PlanConfig(topology=row.topology), topology, progress)
     found = None
     if planned.fits and planned.estimate is not None:

@@ -24,7 +24,7 @@ from lifecycle.stages.config import RunConfig
 app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's whole life, one verb at a time.")
 
 type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
-type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: pretrain.steps=100")]
+type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: train.chat.steps=100")]
 
 type VersionOrOverrides = Annotated[
     str,
@@ -44,10 +44,7 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 MAKERS = {
     "data": "Prepare documents, token shards and chat rows.",
     "tokenizer": "Train or load the tokenizer.",
-    "pretrain": "Pre-train on the token shards.",
-    "sft": "Fine-tune on chat rows.",
-    "prefer": "Tune on preference pairs.",
-    "evaluate": "Evaluate the weights after each stage; or a bundle, on the tasks of a file.",
+    "evaluate": "Evaluate the weights after each training stage; or a bundle, on the tasks of a file.",
     "export": "Write the bundle, register it, promote it if the gate passes.",
     "report": "Write the report, bringing the whole chain up to date.",
     "run": "The whole life: from documents to a registered model and its report.",
@@ -68,8 +65,20 @@ def _maker(verb: str) -> None:
 
 
 for _verb in MAKERS:
-    if _verb != "evaluate":
+    if _verb not in ("evaluate", "run"):
         _maker(_verb)
+
+
+@app.command(help=MAKERS["run"])
+def run(
+    config: ConfigPath,
+    /,
+    *overrides: Overrides,
+    until: Annotated[str | None, Parameter(help="The stage to stop after: a training stage, documents, ...")] = None,
+) -> None:
+    from lifecycle.cli.make import make
+
+    make("run", read_config(config, overrides), config, overrides, until)
 
 
 @app.command(help=MAKERS["evaluate"])

@@ -10,8 +10,9 @@ from rich.table import Table
 from lifecycle.cli.display import progress_on
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
-from lifecycle.stages.chain import TARGETS, bring_up_to_date
-from lifecycle.stages.config import RunConfig
+from lifecycle.stages.chain import bring_up_to_date
+from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.graph import build_graph, present
 
 COMPILED = "compiled"  # XLA's programs, kept beside the artifacts: a second run compiles nothing
 
@@ -23,15 +24,31 @@ def start_jax(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def make(verb: str, config: RunConfig, path: Path, overrides: tuple[str, ...]) -> None:
+def targets(verb: str, config: RunConfig, until: str | None = None) -> tuple[str, ...]:
+    """The stages that a verb brings up to date."""
+    graph = build_graph(config)
+    if verb == "run":
+        return (until or "report",)
+    verbs = {
+        "data": present(graph, "documents", "tokens", "rows"),
+        "tokenizer": ("tokenizer",),
+        "evaluate": (*present(graph, "baseline"), *(EVALUATE + name for name in config.evaluated)),
+        "export": ("export", "register"),
+        "report": ("report",),
+    }
+    return verbs[verb]
+
+
+def make(verb: str, config: RunConfig, path: Path, overrides: tuple[str, ...], until: str | None = None) -> None:
     """Brings what `verb` stands for up to date and prints where it is; path and overrides: as the user gave them."""
     start_jax(config.folder)
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
-        artifacts = bring_up_to_date(config, TARGETS[verb], progress)
+        wanted = targets(verb, config, until)
+        artifacts = bring_up_to_date(config, wanted, progress)
     if not distributed.is_writer():
         return
-    console.print(_summary({name: artifacts[name] for name in TARGETS[verb]}))
+    console.print(_summary({name: artifacts[name] for name in wanted}))
     if "report" in artifacts:
         _say_what_next(console, artifacts["report"], shlex.join([str(path), *overrides]))
 

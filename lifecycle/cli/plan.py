@@ -25,9 +25,9 @@ from lifecycle.core.progress import Progress
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.topology import Topology, parse_topology, prepare
-from lifecycle.stages.chain import TARGETS, plan
+from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -131,11 +131,20 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
     from lifecycle.planning.estimate.step import budget
     from lifecycle.planning.programs.lowering import train_work
 
-    planned = planned_training(config, config.mesh, config.pretrain, own, topology, progress)
-    work = train_work(config.model, config.pretrain)
+    train = compiled_stage(config)
+    planned = planned_training(config, config.mesh, train, own, topology, progress)
+    work = train_work(config.model, train)
     found = None if planned.estimate is None else budget(planned.estimate, topology, work)
     show(planned, found, console)
     write_beside(config, planned.program, topology, {**planned.plain(), "budget": found and vars(found)}, console)
+
+
+def compiled_stage(config: RunConfig) -> CrossEntropyConfig:
+    """The settings of the first training stage, whose step is compiled."""
+    name, train = next(iter(config.train.items()))
+    if not isinstance(train, CrossEntropyConfig):
+        raise ConfigError(f"train.{name}: the step of objective {train.objective} is not planned yet")
+    return train
 
 
 def planned_training(
@@ -228,31 +237,33 @@ def _stages(config: RunConfig) -> Table:
     table = Table(title=f"{config.name} in {config.folder}", title_justify="left", box=None, header_style="bold")
     for column in ("stage", "needs", "state"):
         table.add_column(column)
-    for planned in plan(config, TARGETS["run"]):
-        if planned.artifact is not None:
-            state = f"done: {planned.artifact.path.name}"
-        elif planned.draft is not None and planned.draft.path.exists():
+    for there in states(config, ("report",)):
+        if there.artifact is not None:
+            state = f"done: {there.artifact.path.name}"
+        elif there.draft is not None and there.draft.path.exists():
             state = "begun: goes on from where it was"
-        elif planned.draft is not None:
+        elif there.draft is not None:
             state = "to run"
         else:
             state = "to run, after its inputs"
-        table.add_row(planned.stage.name, ", ".join(planned.stage.inputs), state)
+        table.add_row(there.stage.name, ", ".join(there.stage.inputs), state)
     return table
 
 
 def _sizes(config: RunConfig) -> Table:
-    parameters = num_params(config.model)
     mesh = " x ".join(f"{axis}={size}" for axis, size in config.mesh.plain().items() if size > 1) or "one device"
-    title = f"{parameters:,} parameters, mesh: {mesh}"
+    title = f"mesh: {mesh}"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for column in ("stage", "steps", "tokens", "training FLOPs", "parameters + optimizer per device"):
+    for column in ("stage", "parameters", "steps", "tokens", "training FLOPs", "parameters + optimizer per device"):
         table.add_column(column, justify="right")
-    for name in ("pretrain", "sft", "prefer"):
-        train: TrainConfig = getattr(config, name)
+    for name in config.training_stages:
+        train, model = config.train[name], config.model_of(name)
+        parameters = num_params(model)
         tokens = train.steps * train.global_batch_size * train.seq_len
-        flops = 3 * forward_flops_per_token(config.model, train.seq_len) * tokens
+        flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens
         shards = config.mesh.size // config.mesh.replica
         state = parameters * FLOAT32_BYTES * (1 + MOMENTS[train.optimizer.name]) / shards
-        table.add_row(name, f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
+        table.add_row(
+            name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
+        )
     return table

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.plan import PlanConfig, planned_training, write_beside
+from lifecycle.cli.plan import PlanConfig, compiled_stage, planned_training, write_beside
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import Remat
@@ -19,10 +19,8 @@ from lifecycle.planning.search.reasons import Compiled, Found, Kind, Rejected, w
 from lifecycle.planning.search.search import search
 from lifecycle.planning.topology import Topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import TrainConfig
 
 EXAMPLES = 3  # of each kind of reason, the best first
-OTHER_STAGES = ("sft", "prefer")
 
 
 def search_and_show(
@@ -36,10 +34,12 @@ def search_and_show(
 
     def compile_one(candidate: Candidate) -> Planned:
         progress.note(f"compiling {candidate.name}")
-        return planned_training(config, candidate.mesh, changed(config, candidate).pretrain, own, topology, progress)
+        return planned_training(
+            config, candidate.mesh, compiled_stage(changed(config, candidate)), own, topology, progress
+        )
 
     try:
-        found = search(topology, config.model, config.mesh, config.pretrain, check, compile_one, done.append)
+        found = search(topology, config.model, config.mesh, compiled_stage(config), check, compile_one, done.append)
     except KeyboardInterrupt:
         console.print(compiled_table(done))
         raise
@@ -53,15 +53,17 @@ def search_and_show(
 
 
 def changed(config: RunConfig, candidate: Candidate) -> RunConfig:
-    """The run with a candidate's mesh, and its settings in pre-training. The other stages keep theirs, but for names
-    that layers do not have on this mesh. Raises `ConfigError`, one line, for what no run could have."""
-    mesh, model = candidate.mesh, config.model
+    """The run with a candidate's mesh, and its settings in the first training stage. The others keep theirs, but for
+    names that layers do not have on this mesh. Raises `ConfigError`, one line, for what no run could have."""
+    mesh = candidate.mesh
     tree = {name: getattr(config, name) for name in RunConfig.model_fields} | {"mesh": mesh}
     settings = {"grad_accum": candidate.grad_accum, "remat": candidate.remat, "loss_chunks": candidate.loss_chunks}
-    tree["pretrain"] = config.pretrain.model_copy(update=settings)
-    for stage in OTHER_STAGES:
-        other: TrainConfig = getattr(config, stage)
-        tree[stage] = other.model_copy(update={"remat": known_names(model, mesh, other.remat)})
+    first, *others = config.train
+    train = {first: config.train[first].model_copy(update=settings)}
+    for stage in others:
+        remat = known_names(config.model_of(stage), mesh, config.train[stage].remat)
+        train[stage] = config.train[stage].model_copy(update={"remat": remat})
+    tree["train"] = train
     try:
         return validate(RunConfig, tree)
     except ConfigError as error:
@@ -70,16 +72,17 @@ def changed(config: RunConfig, candidate: Candidate) -> RunConfig:
 
 
 def words(config: RunConfig, candidate: Candidate) -> list[str]:
-    """What to add to the command line to have the candidate: pre-training's choices, and all else that differs."""
+    """What to add to the command line to have the candidate: the first stage's choices, and all else that differs."""
     new = changed(config, candidate)
     axes = [f"mesh.{axis}={size}" for axis, size in new.mesh.plain().items() if size != getattr(config.mesh, axis)]
-    found = [*axes, f"pretrain.grad_accum={candidate.grad_accum}", f"pretrain.remat={_flow(candidate.remat)}"]
-    if new.pretrain.loss_chunks != config.pretrain.loss_chunks:
-        found.append(f"pretrain.loss_chunks={candidate.loss_chunks}")
-    for stage in OTHER_STAGES:
-        remat = getattr(new, stage).remat
-        if remat != getattr(config, stage).remat:
-            found.append(f"{stage}.remat={_flow(remat)}")
+    first, *others = config.train
+    found = [*axes, f"train.{first}.grad_accum={candidate.grad_accum}", f"train.{first}.remat={_flow(candidate.remat)}"]
+    if compiled_stage(new).loss_chunks != compiled_stage(config).loss_chunks:
+        found.append(f"train.{first}.loss_chunks={candidate.loss_chunks}")
+    for stage in others:
+        remat = new.train[stage].remat or {}
+        if remat != (config.train[stage].remat or {}):
+            found.append(f"train.{stage}.remat={_flow(remat)}")
     return found
 
 
@@ -90,7 +93,7 @@ def _flow(remat: Remat) -> str:
 
 def show_pick(config: RunConfig, pick: Compiled, topology: Topology, console: Console) -> None:
     assert pick.planned.estimate is not None
-    work = train_work(config.model, changed(config, pick.candidate).pretrain)
+    work = train_work(config.model, compiled_stage(changed(config, pick.candidate)))
     show(pick.planned, budget(pick.planned.estimate, topology, work), console)
     settings = " ".join(shlex.quote(word) for word in words(config, pick.candidate))
     console.print(f"settings: {settings}", highlight=False, markup=False, soft_wrap=True)

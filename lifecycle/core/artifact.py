@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +49,8 @@ class Manifest(BaseModel):
     files: dict[str, int]  # relative path -> bytes
     stats: dict[str, Any]
     code: str
+    # How it was computed, which does not decide what came out: a record for each session that worked on it.
+    how: list[dict[str, Any]] = []
     created: str
     wall_s: float
     cpu_s: float
@@ -123,7 +125,9 @@ class Draft:
         self._started = (time.time(), cpu_seconds())
         return self.path
 
-    def commit(self, stats: Mapping[str, Any], content_hash: str | None = None) -> Artifact:
+    def commit(
+        self, stats: Mapping[str, Any], content_hash: str | None = None, how: Sequence[Mapping[str, Any]] = ()
+    ) -> Artifact:
         """Writes the manifest and renames the folder; `content_hash` replaces the hash over the files."""
         wall, cpu = self._spent()
         for name in (LEDGER, MANIFEST):  # and what a kill left of writing them
@@ -134,7 +138,8 @@ class Draft:
             stage=self.stage, key=self.key, content_hash=content_hash or hash_files(self.path, files),
             config=dict(self.config), inputs={name: a.path.name for name, a in self.inputs.items()},
             input_hashes=self.input_hashes, files=files, stats=dict(stats), code=code_version(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=wall, cpu_s=cpu,
+            how=[dict(session) for session in how], created=datetime.now(UTC).isoformat(timespec="seconds"),
+            wall_s=wall, cpu_s=cpu,
         )  # fmt: skip
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         if self.final_path.exists():  # a damaged artifact of the same key is replaced
@@ -165,7 +170,7 @@ class Draft:
     def _spent(self) -> tuple[float, float]:
         """Wall and CPU seconds of this run and of the killed ones before it."""
         wall, cpu = self._before
-        return wall + time.time() - self._started[0], cpu + cpu_seconds() - self._started[1]
+        return wall + (time.time() - self._started[0]), cpu + (cpu_seconds() - self._started[1])
 
 
 def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:

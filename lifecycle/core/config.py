@@ -3,14 +3,14 @@
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A `VariantSection` is read as the subclass that one of its keys names. A section with a `preset_folder` may name a
 preset, a YAML file in that folder beside the run file or in a parent of it: `model: llama3_8b`, or `model: {preset:
-llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`pretrain.steps=10`). There is no
+llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). There is no
 other inheritance.
 """
 
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -21,9 +21,13 @@ from pydantic import (
     ConfigDict,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
+    TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
 CONTAINERS = (list, tuple, dict)  # of sections
@@ -106,9 +110,8 @@ def load_config[S: Section](kind: type[S], path: str | Path, overrides: Iterable
     path = Path(path)
     tree = _read_yaml(path)
     for override in overrides:
-        _override(tree, override)
-    tree = _resolve_presets(kind, tree, path.resolve().parent)
-    return validate(kind, tree, where=str(path))
+        _override(kind, tree, override)
+    return validate(kind, _resolve_presets(kind, tree, path.resolve().parent), where=str(path))
 
 
 def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "config") -> S:
@@ -131,11 +134,33 @@ def read_json(path: Path, error: type[ValueError] = ConfigError, mend: str = "co
     return tree
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML as `safe_load` does, but for a key that is given twice: there the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        first: dict[Any, yaml.Node] = {}
+        for key in keys:
+            name = self.construct_object(key, deep=True)
+            if name in first:
+                before = first[name].start_mark.line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {name!r} was given in line {before} already; keep one of them",
+                    problem_mark=key.start_mark,
+                )
+            first[name] = key
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _UniqueKeys)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -143,12 +168,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _override(kind: type[Section], tree: dict[str, Any], override: str) -> None:
+    """Changes one setting of a `tree` that will be read as `kind`."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise ConfigError(f"override {override!r}: expected key=value, for example pretrain.steps=100")
+        raise ConfigError(f"override {override!r}: expected key=value, for example train.pretrain.steps=100")
     *parents, leaf = name.split(".")
+    annotation: Any = kind
     for depth, parent in enumerate(parents, 1):
+        if _has_items(annotation, tree) and parent not in tree:
+            where = ".".join(parents[: depth - 1])
+            raise ConfigError(f"override {override!r}: {where} has no {parent!r}{nearest(parent, tree)}")
+        annotation = _annotation_at(annotation, tree, parent)
         node = tree.setdefault(parent, {})
         if isinstance(node, str):  # a bare preset name; the override then changes one field of it
             node = tree[parent] = {"preset": node}
@@ -156,30 +187,28 @@ def _override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {'.'.join(parents[:depth])} is not a section")
         tree = node
     try:
-        tree[leaf] = yaml.safe_load(text)
+        tree[leaf] = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
-def _resolve_presets(kind: type[Section], tree: Any, folder: Path) -> Any:
-    """Replaces preset names by their files' content, sections below included."""
-    if kind.preset_folder and isinstance(tree, str):
+def _resolve_presets(annotation: Any, tree: Any, folder: Path) -> Any:
+    """Replaces preset names by their files' content in a `tree` that will be read as `annotation`."""
+    section = _section_in(annotation)
+    if section is None:
+        return tree
+    if _has_items(annotation, tree):
+        if isinstance(tree, dict):
+            return {name: _resolve_presets(section, item, folder) for name, item in tree.items()}
+        return [_resolve_presets(section, item, folder) for item in tree] if isinstance(tree, list) else tree
+    if section.preset_folder and isinstance(tree, str):
         tree = {"preset": tree}
     if not isinstance(tree, dict):
         return tree
-    if kind.preset_folder and "preset" in tree:
+    if section.preset_folder and "preset" in tree:
         changes = {key: value for key, value in tree.items() if key != "preset"}
-        tree = _read_yaml(_find_preset(kind.preset_folder, str(tree["preset"]), folder)) | changes
-    return {key: _resolve_field(kind, key, value, folder) for key, value in tree.items()}
-
-
-def _resolve_field(kind: type[Section], key: str, value: Any, folder: Path) -> Any:
-    section = _section_of(kind, key)
-    if section is None:
-        return value
-    if isinstance(value, list):
-        return [_resolve_presets(section, item, folder) for item in value]
-    return _resolve_presets(section, value, folder)
+        tree = _read_yaml(_find_preset(section.preset_folder, str(tree["preset"]), folder)) | changes
+    return {key: _resolve_presets(_annotation_at(section, tree, key), value, folder) for key, value in tree.items()}
 
 
 def _find_preset(group: str, name: str, folder: Path) -> Path:
@@ -193,21 +222,68 @@ def _find_preset(group: str, name: str, folder: Path) -> Path:
     raise ConfigError(f"no preset {name!r} in {group}/ beside {folder} or above it{nearest(name, known)}")
 
 
-def _section_of(kind: type[Section], key: str) -> type[Section] | None:
-    field = kind.model_fields.get(key)
-    return _section_in(field.annotation) if field is not None else None
+def _annotation_at(annotation: Any, tree: Any, part: Any) -> Any:
+    """The annotation of what is at the key or index `part` of a `tree` read as `annotation`; None if there is none."""
+    section = _section_in(annotation)
+    if section is None or _has_items(annotation, tree):
+        return section
+    field = _fields(_variant(section, tree)).get(part)
+    return None if field is None else field.annotation
+
+
+def _variant(section: type[Section], tree: Any) -> type[Section]:
+    """The class that reads `tree`; the section itself where the tree names none, which its validation reports."""
+    try:
+        return section.variant_of(tree) if isinstance(tree, Mapping) else section
+    except ValueError:
+        return section
+
+
+def _fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """A section's fields by the names that they have in YAML."""
+    return {str(field.validation_alias or name): field for name, field in section.model_fields.items()}
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
     """The section that an annotation is, has as an option, or has as items of a list, a tuple or a mapping."""
     if _options(annotation):
-        return next((found for found in map(_section_in, _options(annotation)) if found is not None), None)
+        return next((section for section in map(_section_in, _options(annotation)) if section is not None), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _has_items(annotation: Any) -> bool:
-    """Whether an annotation is, or has as an option, a list, a tuple or a mapping."""
-    return get_origin(annotation) in CONTAINERS or any(map(_has_items, _options(annotation)))
+def _has_items(annotation: Any, tree: Any) -> bool:
+    """Whether a `tree` read as `annotation` is a list, a tuple or a mapping of sections."""
+    section = _section_in(annotation)
+    kinds = {get_origin(option) in CONTAINERS for option in _alternatives(annotation) if _section_in(option)}
+    return section is not None and (_is_named(section, tree) if kinds == {True, False} else kinds == {True})
+
+
+def _is_named(section: type[Section], tree: Any) -> bool:
+    """Whether a `tree` that may be one section or several by name is several: no key of it is one of the settings."""
+    if not isinstance(tree, Mapping) or not tree or {*_fields(section), "preset"} & tree.keys():
+        return False
+    return all(isinstance(item, Mapping | str | Section) for item in tree.values())
+
+
+def one_or_named(section: type[Section]) -> WrapValidator:
+    """For a field `S | dict[str, S]`: one section, or several by name; errors are those of the one that was meant."""
+
+    mapping: Any = dict
+    several = TypeAdapter[Any](mapping[str, section])
+
+    def read(tree: Any, _: ValidatorFunctionWrapHandler) -> Any:
+        if _is_named(section, tree):
+            return several.validate_python(tree)
+        return section.model_validate(tree)
+
+    return WrapValidator(read)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; another annotation is its own only one."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
@@ -224,24 +300,12 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
         is_section = issue["type"] == "missing" or isinstance(issue["input"], dict)  # too long to be shown
         given = "" if is_section else f" (given: {issue['input']!r})"
         return f"{name or 'config'}: {issue['msg'].removeprefix('Value error, ')}{given}"
-    owner = _owner(kind, tree, location[:-1])
-    known = [str(field.validation_alias or key) for key, field in owner.model_fields.items()]
-    return f"{name}: no such setting{nearest(str(location[-1]), known)}"
-
-
-def _owner(kind: type[Section], tree: Any, location: Sequence[Any]) -> type[Section]:
-    """The section at `location` in a `tree` that was read as `kind`."""
-    is_item = False  # whether the next part is an index or a key of a container
-    for part in location:
-        tree = tree[part]
-        if not is_item:
-            annotation = kind.model_fields[part].annotation
-            kind, is_item = _section_in(annotation) or kind, _has_items(annotation)
-        else:
-            is_item = False
-        if not is_item:
-            kind = kind.variant_of(tree)
-    return kind
+    annotation: Any = kind
+    for part in location[:-1]:
+        annotation, tree = _annotation_at(annotation, tree, part), tree[part]
+    section = _section_in(annotation)
+    assert section is not None, f"{name}: settings are refused in sections only"
+    return f"{name}: no such setting{nearest(str(location[-1]), _fields(_variant(section, tree)))}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

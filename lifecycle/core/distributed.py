@@ -6,9 +6,12 @@ imported in a job only, so that a process that computes nothing never waits for 
 """
 
 import os
+import platform
 import sys
 
 from lifecycle.core.config import ConfigError
+
+LONGEST_NAME = 256  # bytes of a host's name
 
 
 def in_job() -> bool:
@@ -33,6 +36,22 @@ def start() -> None:
             f"(launch/local.sh sets all three): {error}"
         ) from None
     jax.distributed.initialize(os.environ["LIFECYCLE_COORDINATOR"], num_processes=count, process_id=index)
+
+
+def host_names() -> list[str]:
+    """The names of the hosts that the job's processes run on, sorted; all processes call it alike."""
+    import jax
+
+    if jax.process_count() == 1:
+        return [platform.node()]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    own = np.zeros(LONGEST_NAME, np.uint8)
+    name = platform.node().encode()[:LONGEST_NAME]
+    own[: len(name)] = np.frombuffer(name, np.uint8)
+    names = multihost_utils.process_allgather(own)
+    return sorted({bytes(row).rstrip(b"\0").decode() for row in names})
 
 
 def is_writer() -> bool:

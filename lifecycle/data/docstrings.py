@@ -2,8 +2,8 @@
 
 | file                                       | rows                                                                    |
 |--------------------------------------------|-------------------------------------------------------------------------|
-| `sft-train.jsonl`, `sft-heldout.jsonl`     | `messages`: a question about a function and its answer                  |
-| `preference-train.jsonl`, `-heldout.jsonl` | `prompt, chosen, rejected`: what does it do, true and another's answer  |
+| `chat-train.jsonl`, `chat-heldout.jsonl`   | `messages`: a question about a function and its answer                  |
+| `pairs-train.jsonl`, `pairs-heldout.jsonl` | `prompt, chosen, rejected`: what does it do, true and another's answer  |
 | `eval-choice.jsonl`                        | `query, choices, gold`: four answers of like length, one of them true   |
 | `eval-module.jsonl`                        | `prompt, answer`: which module, answer within backquotes                |
 | `eval-parameters.jsonl`                    | `prompt, answer`: which parameters, answer within backquotes            |
@@ -80,10 +80,10 @@ def make_docstring_rows(documents: Path, out: Path, seed: int) -> dict[str, Any]
                 "add Python source with docstrings, or hold out a larger share"
             )
     files = {
-        "sft-train": _sft_rows(kept, seed),
-        "sft-heldout": _sft_rows(heldout, seed),
-        "preference-train": _preference_rows(kept, seed),
-        "preference-heldout": _preference_rows(heldout, seed),
+        "chat-train": _chat_rows(kept, seed),
+        "chat-heldout": _chat_rows(heldout, seed),
+        "pairs-train": _pair_rows(kept, seed),
+        "pairs-heldout": _pair_rows(heldout, seed),
         "eval-choice": _choice_rows(heldout, seed),
         "eval-module": _task_rows(heldout, "module", seed),
         "eval-parameters": _task_rows(heldout, "parameters", seed),
@@ -134,7 +134,7 @@ def _task_rows(functions: list[Function], task: str, seed: int) -> list[Row]:
     return [{"prompt": asked, "answer": contained} for asked, _, contained in filter(None, found)]
 
 
-def _sft_rows(functions: list[Function], seed: int) -> list[Row]:
+def _chat_rows(functions: list[Function], seed: int) -> list[Row]:
     """For each function what it does and one of the other tasks in turn, shuffled."""
     rows: list[Row] = []
     for number, function in enumerate(functions):
@@ -154,7 +154,7 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _preference_rows(functions: list[Function], seed: int) -> list[Row]:
+def _pair_rows(functions: list[Function], seed: int) -> list[Row]:
     functions = random.Random(seed).sample(functions, len(functions))
     return [
         {

@@ -51,7 +51,7 @@ def tokenizer_section(numbers: Numbers) -> Section:
 def rows_section(numbers: Numbers) -> Section:
     stats = numbers.rows
     files: dict[str, int] = dict(stats.get("rows", {}))
-    for name in ("sft", "preference"):
+    for name in ("chat", "pairs"):
         for split, added in stats.get(f"own_{name}", {}).items():
             files[f"{name}-{split} (own rows)"] = added
     blocks: list[Block] = [

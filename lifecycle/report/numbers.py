@@ -152,9 +152,9 @@ def collect(
     text = next((task for task in tasks if _same_text(task.final, reference[0])), None)
     return Numbers(
         run=run,
-        version=artifacts["registration"].stats,
-        model=ModelConfig(**artifacts["bundle"].manifest.config["model"]),
-        parameters=artifacts["bundle"].stats["parameters"],
+        version=artifacts["register"].stats,
+        model=ModelConfig(**artifacts["export"].manifest.config["model"]),
+        parameters=artifacts["export"].stats["parameters"],
         data=artifacts["documents"],
         funnel=json.loads((artifacts["documents"].path / FUNNEL).read_text(encoding="utf-8"))["steps"],
         tokenizer=artifacts["tokenizer"].stats,
@@ -175,10 +175,9 @@ def _training(stage: str, artifact: Artifact) -> Training:
     config = artifact.manifest.config
     records = list(read_log(artifact.path / METRICS))
     forward = forward_flops_per_token(ModelConfig(**config["model"]), config["train"]["seq_len"])
+    mesh = artifact.manifest.how[-1]["mesh"]  # of the last session, as the peak
     core_s = sum(record.get("cpu_s", 0.0) for record in records)
-    return Training(
-        stage, config["train"], artifact.stats, _curves(records), 3 * forward, prod(config["mesh"].values()), core_s
-    )
+    return Training(stage, config["train"], artifact.stats, _curves(records), 3 * forward, prod(mesh.values()), core_s)
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Point, ...]]:

@@ -11,12 +11,13 @@ from lifecycle.data.documents import read_documents
 from lifecycle.data.shards import TokenShards
 from lifecycle.evals.results import write_results
 from lifecycle.evals.trigram import bits_per_byte, fit_trigram
-from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.training.packing import permutation
 
 
-def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, trained: str) -> Outcome:
+    """Fits a trigram on the tokens that the stage `trained` has read, and one on the whole split."""
     shards = TokenShards(inputs["tokens"].path, "train")
     heldout = TokenShards(inputs["tokens"].path, "heldout")
     held = list(read_documents(inputs["documents"].path, "heldout", ["id", "text"]))
@@ -25,7 +26,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     order = permutation(config.seed, 0, "baseline", len(shards))
     stats: dict[str, Any] = {}
     results = []
-    for name, tokens in (("seen", _tokens_seen(inputs["pretrain"], shards)), ("whole", shards.num_tokens)):
+    for name, tokens in (("seen", _tokens_seen(inputs[trained], shards)), ("whole", shards.num_tokens)):
         progress.note(f"trigram of {tokens / 1e6:.2f} M tokens")
         chosen = order[: int(np.searchsorted(np.cumsum(shards.lengths[order]), tokens)) + 1]
         model = fit_trigram([shards[int(i)] for i in chosen], shards.index["vocab_size"], shards.index["bos_id"])
@@ -36,6 +37,6 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     return Outcome(stats)
 
 
-def _tokens_seen(pretrain: Artifact, shards: TokenShards) -> int:
-    """Tokens of the training split that pre-training has read at least once."""
-    return min(pretrain.stats["tokens"], shards.num_tokens)
+def _tokens_seen(trained: Artifact, shards: TokenShards) -> int:
+    """Tokens of the training split that a training stage has read at least once."""
+    return min(trained.stats["tokens"], shards.num_tokens)

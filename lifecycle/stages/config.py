@@ -1,13 +1,20 @@
-"""The run config: every room's section in one tree. Cheap to import: nothing here loads a library that computes."""
+"""The run config: every room's section in one tree, and the run's graph of training stages.
 
+What must hold: a run that could not be carried out is rejected when its file is read, with the fix. Cheap to import:
+nothing here needs a library that computes.
+"""
+
+import re
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from lifecycle.core.config import Section
-from lifecycle.data.config import DataConfig
+from lifecycle.core.config import Section, nearest, one_or_named
+from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.tasks import TaskConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.ops.config import GateConfig
@@ -15,43 +22,61 @@ from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.serving.config import ServeConfig
+from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import CrossEntropyConfig, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, SftConfig, TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
+DATA_STAGES = ("tagging", "documents", "tokenizer", "tokens", "rows")
+OTHER_STAGES = ("baseline", "export", "register", "report")
+ALIASES = ("production", "candidate")
+EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates its weights
+STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
 
 class RowsConfig(Section):
-    """Rows for SFT and preference tuning: made from the documents' docstrings, the user's own JSONL files, or both."""
+    """Rows for fine-tuning and preference tuning: the user's own JSONL files, docstrings of the documents, or both."""
 
-    docstrings: bool = True
-    sft: tuple[Path, ...] = ()  # columns: messages; or prompt, completion
-    preference: tuple[Path, ...] = ()  # columns: prompt, chosen, rejected
+    docstrings: bool = False  # rows about the functions of the documents' Python source
+    chat: tuple[Path, ...] = ()  # columns: messages; or prompt, completion; or text
+    pairs: tuple[Path, ...] = ()  # columns: prompt, chosen, rejected
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by hash of their content
+
+
+class EvaluateConfig(EvalConfig):
+    """The tasks, and which training stages' weights are measured on them."""
+
+    after: tuple[str, ...] | None = None  # None: each; the exported one always: the promotion gate compares it
+    mesh: MeshConfig | None = None  # None: the run's
 
 
 class ExportConfig(Section):
     """The bundle that a run ends in."""
 
-    # How its model is sampled where a request does not say; None: as the bundle that the run started from, else greedy.
+    of: str | None = None  # the training stage whose weights it has; None: the last one
+    # How its model is sampled where a request does not say; None: as the bundle that the weights go back to, or greedy.
     sampling: SamplingConfig | None = None
 
 
 class RunConfig(Section):
-    """One complete run, from documents to a served model."""
+    """One run: its training stages, what they learn from, and what becomes of their weights."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     name: str = Field(min_length=1)
     root: Path = Path("runs")  # artifacts, registry and logs of the run go to `<root>/<name>`
     seed: int = Field(default=0, ge=0)
-    data: DataConfig
+    data: DataConfig | None = None
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig
-    model: ModelConfig
+    # One model, or several by name: `model` in YAML.
+    given_model: Annotated[ModelConfig | dict[str, ModelConfig], one_or_named(ModelConfig)] = Field(
+        validation_alias="model"
+    )
     mesh: MeshConfig = MeshConfig()
-    pretrain: NextTokenConfig
-    sft: SftConfig
-    prefer: SerializeAsAny[TrainConfig]
-    evaluate: EvalConfig
+    train: dict[str, SerializeAsAny[TrainConfig]] = Field(min_length=1)  # by the user's names, in order
+    evaluate: EvaluateConfig | None = None
     export: ExportConfig = ExportConfig()
     gate: GateConfig = GateConfig()
     price: PriceConfig = PriceConfig()
@@ -60,48 +85,167 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> Path:
+        """Where the run's artifacts, registry and logs are."""
         return self.root / self.name
 
-    @property
-    def origin(self) -> Path | None:
-        """The bundle whose weights the last stage goes back to: the latest `from`; None for a run from fresh ones."""
-        start = self.prefer.start or self.sft.start or self.pretrain.start
-        return None if start is None else Path(start)
+    @cached_property
+    def models(self) -> dict[str, ModelConfig]:
+        """The models by name; the one of a run with one model is called `model`."""
+        return {"model": self.given_model} if isinstance(self.given_model, ModelConfig) else self.given_model
 
-    @field_validator("prefer", mode="before")
+    @property
+    def model(self) -> ModelConfig:
+        """The first model: that of the training stages that name none."""
+        return next(iter(self.models.values()))
+
+    @cached_property
+    def starts(self) -> dict[str, Start]:
+        """Where the weights of each training stage come from."""
+        return starts_of(self.train, {name: self.model_name(name) for name in self.train})
+
+    @cached_property
+    def training_stages(self) -> tuple[str, ...]:
+        """The training stages, each after those whose weights it needs."""
+        return in_order(self.train, self.starts)
+
+    @property
+    def exported(self) -> str:
+        """The training stage whose weights are exported."""
+        return self.export.of or list(self.train)[-1]
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The training stages that a run evaluates, in the order of the graph."""
+        if self.evaluate is None:
+            return ()
+        chosen = self.train if self.evaluate.after is None else {*self.evaluate.after, self.exported}
+        return tuple(name for name in self.training_stages if name in chosen)
+
+    @property
+    def decontamination(self) -> DecontaminationConfig:
+        """How training text is kept apart from evaluation rows."""
+        return DecontaminationConfig() if self.data is None else self.data.decontamination
+
+    @property
+    def tasks(self) -> tuple[TaskConfig, ...]:
+        """The evaluation tasks; none for a run that evaluates nothing."""
+        return () if self.evaluate is None else self.evaluate.tasks
+
+    def model_name(self, stage: str) -> str:
+        """The name of a training stage's model: the first of the run's if it names none."""
+        return self.train[stage].model or next(iter(self.models))
+
+    def model_of(self, stage: str) -> ModelConfig:
+        """A training stage's model."""
+        return self.models[self.model_name(stage)]
+
+    def origin_of(self, stage: str) -> Path | None:
+        """The bundle that a training stage's weights go back to; None: they were fresh."""
+        return self.starts[lineage(stage, self.starts)[-1]].bundle
+
+    def reads(self, kind: str) -> tuple[str, ...]:
+        """The training stages that read rows of a kind, replayed ones included, in the order of the graph."""
+        return tuple(name for name in self.training_stages if kind in self.rows_of(name))
+
+    def rows_of(self, stage: str) -> tuple[str, ...]:
+        """The kinds of rows that a training stage reads."""
+        train = self.train[stage]
+        is_replaying = isinstance(train, SftConfig) and train.replay_share > 0
+        return (objective_kind(train.objective).rows, *(["tokens"] if is_replaying else []))
+
+    @field_validator("train")
     @classmethod
-    def _settings_of_its_objective(cls, tree: Any) -> Any:
-        return (
-            objective_kind(tree.get("objective", "dpo")).settings.model_validate(tree)
-            if isinstance(tree, dict)
-            else tree
-        )
+    def _names_are_free(cls, train: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
+        for name in train:
+            if not STAGE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a stage: use lower-case letters, digits, _ and -")
+            if name in (*DATA_STAGES, *OTHER_STAGES, *ALIASES, FRESH) or name.startswith(EVALUATE):
+                raise ValueError(f"{name!r} has a meaning of its own here; give the training stage another name")
+        return train
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        self.model.check_mesh(self.mesh)
-        family_of(self.model).config_to(self.model)  # what no export could say is told now, not after the training
-        for name in ("pretrain", "sft", "prefer"):
-            train: TrainConfig = getattr(self, name)
-            if train.model is not None:
-                raise ValueError(f"{name}.model={train.model}: this run has one model; leave it out")
-            rows = train.global_batch_size // train.grad_accum
-            require_divides(self.mesh, "loss_rows", rows, f"{name}.global_batch_size / {name}.grad_accum")
-            chunks = train.loss_chunks if isinstance(train, CrossEntropyConfig) else 1
-            if self.model.vocab_size % (chunks * self.mesh.tensor):
-                raise ValueError(
-                    f"{name}.loss_chunks={chunks} and mesh.tensor={self.mesh.tensor} do not divide "
-                    f"model.vocab_size={self.model.vocab_size}"
-                )
-            require_cuts_rows(self.mesh, train.seq_len, f"{name}.seq_len")
-            names = self.model.remat_names(self.mesh)
-            if unknown := set(train.remat or {}) - set(names):
-                raise ValueError(
-                    f"{name}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; "
-                    f"it has {', '.join(names)}"
-                )
-            if train.seq_len > self.model.max_seq_len:
-                raise ValueError(
-                    f"{name}.seq_len={train.seq_len} is above model.max_seq_len={self.model.max_seq_len}; raise that"
-                )
+    def _check(self) -> Self:
+        self._check_names()
+        self._check_rows()
+        for model in self.models.values():
+            model.check_mesh(self.mesh)
+            family_of(model).config_to(model)  # what no export could express is rejected now, not after the training
+        for name in self.train:
+            self._check_sizes(name)
         return self
+
+    def _check_names(self) -> None:
+        """That every stage and model that is named exists, and that the stages form no cycle."""
+        for name, train in self.train.items():
+            if train.model is not None and train.model not in self.models:
+                raise ValueError(f"train.{name}.model={train.model}: no such model{nearest(train.model, self.models)}")
+        check_stage_names(self.train)
+        for name in self.training_stages:
+            if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
+                raise ValueError(
+                    f"train.{name}: {self.train[name].objective} compares with the model that it starts from, and this "
+                    f"stage starts from fresh weights; set train.{name}.from to a stage or to a bundle's folder"
+                )
+        named = {"export.of": [self.export.of] if self.export.of else []}
+        named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
+        for setting, names in named.items():
+            for name in names:
+                if name not in self.train:
+                    raise ValueError(f"{setting}: no training stage {name!r}{nearest(name, self.train)}")
+
+    def _check_rows(self) -> None:
+        """That what the stages read can be made."""
+        if self.data is None:
+            self._check_without_data()
+        for task in self.tasks:
+            self._check_task(task)
+        for kind in ("chat", "pairs"):
+            if (stages := self.reads(kind)) and not self.rows.docstrings and not getattr(self.rows, kind):
+                raise ValueError(
+                    f"train.{stages[0]} reads {kind} rows and there are none: list files in rows.{kind}, or make them "
+                    "from the documents' docstrings with rows.docstrings=true"
+                )
+
+    def _check_task(self, task: TaskConfig) -> None:
+        stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"
+        if stage not in (None, "documents", "rows"):
+            raise ValueError(f"{at}: expected @documents/FILE or @rows/FILE")
+        if stage == "documents" and self.data is None:
+            raise ValueError(f"{at}: this run has no data section")
+        if stage == "rows" and not self.rows.docstrings:
+            raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")
+
+    def _check_without_data(self) -> None:
+        needs = [f"train.{name} reads token rows" for name in self.reads("tokens")]
+        if self.rows.docstrings:
+            needs.append("rows.docstrings reads the documents")
+        if self.tokenizer.is_trained:
+            needs.append("the tokenizer is trained on the documents (tokenizer.path takes an existing one)")
+        if needs:
+            raise ValueError(f"{needs[0]}, and there is no data section; add data.sources")
+
+    def _check_sizes(self, name: str) -> None:
+        """That a training stage's sizes fit its model and the mesh."""
+        train, model, mesh = self.train[name], self.model_of(name), self.mesh
+        at = f"train.{name}"
+        rows = train.global_batch_size // train.grad_accum
+        require_divides(mesh, "loss_rows", rows, f"{at}.global_batch_size / {at}.grad_accum")
+        chunks = train.loss_chunks if isinstance(train, CrossEntropyConfig) else 1
+        if model.vocab_size % (chunks * mesh.tensor):
+            raise ValueError(
+                f"{at}.loss_chunks={chunks} and mesh.tensor={mesh.tensor} do not divide "
+                f"model.vocab_size={model.vocab_size}"
+            )
+        require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
+        names = model.remat_names(mesh)
+        if unknown := set(train.remat or {}) - set(names):
+            raise ValueError(
+                f"{at}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; it has {', '.join(names)}"
+            )
+        if train.seq_len > model.max_seq_len:
+            raise ValueError(f"{at}.seq_len={train.seq_len} is above model.max_seq_len={model.max_seq_len}; raise that")
+
+
+def rows_stage(task: TaskConfig) -> str | None:
+    """The stage whose artifact has a task's rows (`@STAGE/FILE`); None for rows of the user's own."""
+    return task.rows[1:].partition("/")[0] if task.rows.startswith("@") else None

@@ -1,4 +1,4 @@
-"""Stage `bundle`: weights, config, tokenizer and chat template in the layout that other tools open.
+"""Stage `export`: weights, config, tokenizer and chat template in the layout that other tools open.
 
 The weights go from the checkpoint to the bundle array by array: no more of the model is in memory than one array and
 the published tensor that it fills. They keep the checkpoint's float32, so that what was evaluated is what is exported;
@@ -14,8 +14,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import abstract_params
-from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoint import read_params
@@ -30,14 +30,15 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    export_weights(config.model, inputs["prefer"], out)
-    write_config(config.model, out, **ids)
+    model = config.model_of(config.exported)
+    export_weights(model, inputs[config.exported], out)
+    write_config(model, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
-    generation = generation_of_run(config.export.sampling, config.origin)
+    generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
     ends = list(dict.fromkeys([*stops, *end_ids(generation)]))
     write_text(out / GENERATION_FILE, json.dumps({**generation, **ids, ENDS: ends}, indent=2) + "\n")
     progress.note("bundle written")
-    return Outcome({"parameters": num_params(config.model)})
+    return Outcome({"parameters": num_params(model), "of": config.exported})
 
 
 def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage `registration`: the bundle becomes a version; `candidate` moves to it, and `production` if the gate passes."""
+"""Stage `register`: the bundle becomes a version; `candidate` moves to it, and `production` if the gate passes."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote
 from lifecycle.ops.registry import Registry
-from lifecycle.stages.chain import Inputs, Outcome
-from lifecycle.stages.config import RunConfig
+from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.origins import lineage
+from lifecycle.stages.stage import Inputs, Outcome
+from lifecycle.text.chat import read_template
 
 REGISTRY = "registry.db"
 PRODUCTION = "production"
@@ -31,7 +33,9 @@ def is_candidate(config: RunConfig, registration: Artifact) -> bool:
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     registry = open_registry(config)
-    version = registry.register(inputs["bundle"].path, "chat", read_results(inputs["evaluate-prefer"].path))
+    evaluation = inputs.get(EVALUATE + config.exported)
+    results = [] if evaluation is None else read_results(evaluation.path)
+    version = registry.register(inputs["export"].path, _kind(config), results)
     registry.move("candidate", version.hash, who=WHO, why=f"run {config.name}")
     try:
         report, _ = promote(registry, version.hash, who=WHO, why=f"run {config.name}", config=config.gate)
@@ -42,3 +46,11 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     stats = {"version": version.hash, "promoted": promoted, "gate": text}
     write_text(out / "registration.json", json.dumps(stats, indent=1))
     return Outcome(stats)
+
+
+def _kind(config: RunConfig) -> str:
+    """`chat` for weights that learned conversations, here or in the bundle that they go back to; else `base`."""
+    rows = {kind for name in lineage(config.exported, config.starts) for kind in config.rows_of(name)}
+    origin = config.origin_of(config.exported)
+    has_turns = origin is not None and read_template(origin) is not None
+    return "chat" if has_turns or rows & {"chat", "pairs"} else "base"

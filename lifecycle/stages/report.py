@@ -18,8 +18,8 @@ from lifecycle.report.html import render_html
 from lifecycle.report.machine import machine_facts
 from lifecycle.report.markdown import render_markdown
 from lifecycle.report.numbers import collect
-from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.rows import read_rows
 
 NUM_QUESTIONS = 6
@@ -36,9 +36,9 @@ class Question:
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    model = load_bundle(inputs["bundle"].path)
+    model = load_bundle(inputs["export"].path)
     progress.note("asking held-out questions")
-    samples = ask(model, held_out_questions(inputs["rows"].path / "sft-heldout.jsonl", model))
+    samples = ask(model, held_out_questions(inputs["rows"].path / "chat-heldout.jsonl", model))
     numbers = collect(config.name, inputs, samples, config.price, machine_facts())
     document = build_document(numbers)
     write_text(out / "report.html", render_html(document))

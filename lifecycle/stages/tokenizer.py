@@ -1,20 +1,31 @@
 """Stage `tokenizer`: trains one on kept text, or takes an existing one; measures it on held-out text."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
-from lifecycle.data.documents import read_documents
-from lifecycle.stages.chain import Inputs, Outcome
+from lifecycle.data.documents import Split, read_documents
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.tokenizer import bytes_per_token, load_tokenizer, train_tokenizer
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    documents = inputs["documents"].path
-    if config.tokenizer.kind == "sentencepiece" and config.tokenizer.path is None:
+    if config.tokenizer.is_trained:
         progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
-    kept = (row["text"] for row in read_documents(documents, "kept", ["text"]))
-    stats = train_tokenizer(config.tokenizer, kept, out, config.seed)
-    config.model.with_vocab(stats["vocab_size"])
-    heldout = (row["text"] for row in read_documents(documents, "heldout", ["text"]))
-    return Outcome(stats | {"heldout_bytes_per_token": bytes_per_token(load_tokenizer(out), heldout)})
+    stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed)
+    for name, model in config.models.items():
+        try:
+            model.with_vocab(stats["vocab_size"])
+        except ConfigError as error:
+            raise error if len(config.models) == 1 else ConfigError(f"model {name}: {error}") from None
+    if "documents" in inputs:
+        stats["heldout_bytes_per_token"] = bytes_per_token(load_tokenizer(out), _texts(inputs, "heldout"))
+    return Outcome(stats)
+
+
+def _texts(inputs: Inputs, split: Split) -> Iterator[str]:
+    """The documents' texts; none for a run without documents, which takes an existing tokenizer."""
+    if "documents" in inputs:
+        yield from (row["text"] for row in read_documents(inputs["documents"].path, split, ["text"]))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import write_token_shards
-from lifecycle.stages.chain import Inputs, Outcome
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.tokenizer import load_tokenizer
 
 

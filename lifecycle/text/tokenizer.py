@@ -47,6 +47,11 @@ class TokenizerConfig(Section):
     )  # 1, 2, 4, 8 MB of source: 3.74, 3.77, 3.78, 3.80 bytes per token
     path: Path | None = None  # a folder or a file
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run trains it, on the text that it keeps."""
+        return self.kind == "sentencepiece" and self.path is None
+
     @model_validator(mode="after")
     def _path_fits_kind(self) -> "TokenizerConfig":
         if self.kind == "hf" and self.path is None:

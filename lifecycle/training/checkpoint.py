@@ -170,6 +170,11 @@ class Checkpointer:
             write_text(path / FILES, json.dumps(_list_files(path), indent=1))
 
 
+def saved_step(folder: Path) -> int:
+    """The newest step that a run has saved in `folder`; 0 if there is none."""
+    return max(_steps(folder), default=0)
+
+
 def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
     """The parameters of `step`, or of the newest whole checkpoint of a run, without the optimizer's state.
 

@@ -4,12 +4,13 @@ Which class an objective's name stands for: `training/objectives/registry.py`. N
 that reading a config is quick.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 
-from lifecycle.core.config import Section
+from lifecycle.core.config import Section, VariantSection
 from lifecycle.model.config import Remat
 
 
@@ -35,9 +36,14 @@ class OptimizerConfig(Section):
     momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
 
 
-class TrainConfig(Section):
+class TrainConfig(VariantSection):
     """What every training stage has. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
+    variant_key: ClassVar[str] = "objective"
+    # No part of a stage's key: how it is computed, which changes the order of float sums and not what is learned, and
+    # how it is logged and saved.
+    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat"})
+    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every", "keep_checkpoints"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own
@@ -55,6 +61,10 @@ class TrainConfig(Section):
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type["TrainConfig"]]:
+        return SETTINGS
 
     @field_validator("objective")
     @classmethod
@@ -79,8 +89,13 @@ class TrainConfig(Section):
         return self
 
 
+SETTINGS: dict[str, type[TrainConfig]] = {}  # by objective; `objectives/registry.py` adds each that is registered
+
+
 class CrossEntropyConfig(TrainConfig):
     """What the objectives have whose loss is linear in the tokens' log-probabilities."""
+
+    HOW_COMPUTED: ClassVar[frozenset[str]] = TrainConfig.HOW_COMPUTED | {"loss_chunks"}
 
     # Parts in which the loss goes through the vocabulary, twice; 1: once, by blocks of positions. Saves memory.
     loss_chunks: int = Field(default=1, gt=0)

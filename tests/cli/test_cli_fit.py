@@ -9,7 +9,7 @@ from lifecycle.planning.search.candidates import Candidate, mesh_name
 from lifecycle.planning.search.footprint import memory
 from lifecycle.planning.topology import check_fits, parse_topology
 from tests.planning.programs.test_planning_plan import planned
-from tests.planning.shipped import ROOT, load
+from tests.planning.shipped import ROOT, load, pretraining
 
 
 def row_id(row: Row) -> str:
@@ -34,7 +34,7 @@ def test_every_large_run_and_every_preset_that_no_run_has_is_in_a_row() -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != row.config], ids=row_id)
 def test_a_preset_put_into_a_run_should_fit_by_arithmetic(row: Row) -> None:
     config = load(row.config, *row.changes)
-    train = config.pretrain
+    train = pretraining(config)
     assert train.remat is not None
     whole = Candidate(config.mesh, train.grad_accum, "own", train.remat, train.loss_chunks)
     assert memory(config.model, train, whole).total_bytes < 0.9 * parse_topology(row.topology).chip.hbm_bytes

@@ -26,15 +26,15 @@ from lifecycle.planning.programs import plan
 from lifecycle.planning.topology import parse_topology
 from lifecycle.stages.config import RunConfig
 from tests.planning.programs.test_planning_plan import planned
-from tests.planning.shipped import ROOT, load
+from tests.planning.shipped import ROOT, load, pretraining
 
 CUBE = "v5p:4x4x4"
 
 
 def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
-    own, others = split(("topology=v5p:4x4x4", "pretrain.steps=10", "search=true", "mesh.fsdp=64"))
+    own, others = split(("topology=v5p:4x4x4", "train.pretrain.steps=10", "search=true", "mesh.fsdp=64"))
     assert own == PlanConfig(topology="v5p:4x4x4", search=True)
-    assert others == ("pretrain.steps=10", "mesh.fsdp=64")
+    assert others == ("train.pretrain.steps=10", "mesh.fsdp=64")
     assert split(())[0] == PlanConfig()
 
 
@@ -78,7 +78,7 @@ class Compiler:
         name = own.pop("topology", CUBE)
         settings = PlanConfig(topology=name, **own)
         where = parse_topology(name)
-        planned_training(config, mesh or config.mesh, config.pretrain, settings, where, Silent())
+        planned_training(config, mesh or config.mesh, pretraining(config), settings, where, Silent())
         return self.count > before
 
 
@@ -90,12 +90,12 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
 @pytest.mark.parametrize(
     "words",
     [
-        ("pretrain.seq_len=4096",),
-        ("pretrain.remat={}",),
-        ("pretrain.grad_accum=2",),
-        ("pretrain.loss_chunks=16",),
-        ("pretrain.optimizer.name=muon",),
-        ("pretrain.optimizer.learning_rate=0.001",),
+        ("train.pretrain.seq_len=4096",),
+        ("train.pretrain.remat={}",),
+        ("train.pretrain.grad_accum=2",),
+        ("train.pretrain.loss_chunks=16",),
+        ("train.pretrain.optimizer.name=muon",),
+        ("train.pretrain.optimizer.learning_rate=0.001",),
         ("model.num_layers=16",),
         ("model=llama3_2_3b",),
     ],
@@ -119,7 +119,9 @@ def test_mesh_topology_options_and_code_are_in_a_plans_key(compiler: Compiler, m
     assert compiler.is_run(config)
 
 
-@pytest.mark.parametrize("word", ["pretrain.steps=500000", "pretrain.eval_every=7", "pretrain.checkpoint_every=9"])
+@pytest.mark.parametrize(
+    "word", ["train.pretrain.steps=500000", "train.pretrain.eval_every=7", "train.pretrain.checkpoint_every=9"]
+)
 def test_what_no_program_depends_on_is_in_no_key(compiler: Compiler, word: str) -> None:
     assert compiler.is_run(load("llama3_8b_v5p_128"))
     assert not compiler.is_run(load("llama3_8b_v5p_128", word))

@@ -23,7 +23,7 @@ from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
 from tests.planning.estimate.test_planning_estimate import places
 from tests.planning.programs.test_planning_plan import planned
-from tests.planning.shipped import load
+from tests.planning.shipped import load, pretraining
 
 CUBE = parse_topology("v5p:4x4x4")
 MOVED = Candidate(MeshConfig(replica=2, fsdp=32), 2, "attention", {"attention_out": "save", "input": "offload"}, 16)
@@ -47,7 +47,7 @@ def test_the_words_given_to_the_command_line_make_the_candidate(name: str, candi
     again = load(name, *others)
     assert again == changed(config, candidate)
     assert again.mesh == candidate.mesh
-    got = (again.pretrain.grad_accum, again.pretrain.remat, again.pretrain.loss_chunks)
+    got = (pretraining(again).grad_accum, pretraining(again).remat, pretraining(again).loss_chunks)
     assert got == (candidate.grad_accum, candidate.remat, candidate.loss_chunks)
 
 
@@ -56,17 +56,18 @@ def test_the_words_hold_every_axis_that_differs_also_one_that_is_gone() -> None:
     found = words(config, Candidate(MeshConfig(replica=2, fsdp=2, tensor=8), 1, "nothing", {}))
     assert found == [
         "mesh.replica=2", "mesh.fsdp=2", "mesh.context=1", "mesh.tensor=8",
-        "pretrain.grad_accum=1", "pretrain.remat={}",
+        "train.pretrain.grad_accum=1", "train.pretrain.remat={}",
     ]  # fmt: skip
 
 
 def test_other_stages_lose_only_the_names_that_their_layers_do_not_have_there() -> None:
     config = load("mixtral_8x7b_v5p_128")
     whole = changed(config, Candidate(MeshConfig(fsdp=64), 1, "nothing", {}))
-    assert config.sft.remat is not None
-    kept: Remat = {name: what for name, what in config.sft.remat.items() if name != "expert_rows"}
-    assert (whole.sft.remat, whole.prefer.remat) == (kept, kept)
-    assert changed(config, Candidate(config.mesh, 1, "nothing", {})).sft == config.sft
+    own = config.train["sft"].remat
+    assert own is not None
+    kept: Remat = {name: what for name, what in own.items() if name != "expert_rows"}
+    assert (whole.train["sft"].remat, whole.train["prefer"].remat) == (kept, kept)
+    assert changed(config, Candidate(config.mesh, 1, "nothing", {})).train["sft"] == config.train["sft"]
 
 
 @pytest.fixture
@@ -128,8 +129,8 @@ def test_the_shown_settings_load_as_the_pick(show: Any) -> None:
     again = load("llama3_8b_v5p_128", f"root={config.root}", *shlex.split(line.removeprefix("settings: ")))
     pick = json.loads(next(config.folder.glob("plan-search-*.json")).read_text(encoding="utf-8"))["pick"]["candidate"]
     assert again.mesh.plain() == pick["mesh"]
-    assert again.pretrain.plain()["remat"] == pick["remat"]
-    assert again.pretrain.grad_accum == pick["grad_accum"]
+    assert pretraining(again).plain()["remat"] == pick["remat"]
+    assert pretraining(again).grad_accum == pick["grad_accum"]
 
 
 def test_a_search_that_is_stopped_shows_what_it_has(show: Any) -> None:

@@ -162,8 +162,8 @@ def test_the_same_documents_give_the_same_bytes(documents: Path, made: tuple[Pat
 
 def test_held_out_functions_are_not_trained_on(made: tuple[Path, dict]) -> None:
     out, stats = made
-    trained = {row["messages"][1]["content"].lower() for row in rows_of(out, "sft-train")}
-    trained |= {content(row[key]).lower() for row in rows_of(out, "preference-train") for key in ("chosen", "rejected")}
+    trained = {row["messages"][1]["content"].lower() for row in rows_of(out, "chat-train")}
+    trained |= {content(row[key]).lower() for row in rows_of(out, "pairs-train") for key in ("chosen", "rejected")}
     tested = {choice.lower() for row in rows_of(out, "eval-choice") for choice in row["choices"]}
     assert not trained & tested
     assert "copy a shared thing to all sides." in tested
@@ -175,7 +175,7 @@ def test_held_out_functions_are_not_trained_on(made: tuple[Path, dict]) -> None:
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_an_answer_alone_tells_nothing_and_the_question_decides(made: tuple[Path, dict], split: str) -> None:
-    rows = rows_of(made[0], f"preference-{split}")
+    rows = rows_of(made[0], f"pairs-{split}")
     chosen, rejected = [content(row["chosen"]) for row in rows], [content(row["rejected"]) for row in rows]
     assert sorted(chosen) == sorted(rejected)
     assert len(set(chosen)) == len(chosen)

@@ -30,7 +30,7 @@ def corpus(folder: Path, count: int = 12) -> Path:
 
 
 def test_a_mistyped_key_is_told_with_the_nearest(fresh: Debug) -> None:
-    assert "pretrain.stepz: no such setting; did you mean 'steps'?" in fresh.fail("run", "pretrain.stepz=3")
+    assert "train.pretrain.stepz: no such setting; did you mean 'steps'?" in fresh.fail("run", "train.pretrain.stepz=3")
     assert not fresh.folder.exists()
 
 
@@ -75,10 +75,10 @@ def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) 
     good = json.dumps({"prompt": "What is two and two?", "completion": "Four."})
     rows = tmp_path / "own.jsonl"
     rows.write_text(f"{good}\n{good[:-1]}\n")
-    assert f"{rows}:2" in run.fail("sft", f"rows.sft=[{rows}]")
+    assert f"{rows}:2" in run.fail("run", "--until=sft", f"rows.chat=[{rows}]")
     rows.write_text(f"{good}\n" * 2)  # mended: the same command goes on, and reads it again
-    run.succeed("data", f"rows.sft=[{rows}]")
-    assert run.artifact("rows").stats["own_sft"]["train"] + run.artifact("rows").stats["own_sft"]["heldout"] == 2
+    run.succeed("data", f"rows.chat=[{rows}]")
+    assert run.artifact("rows").stats["own_chat"]["train"] + run.artifact("rows").stats["own_chat"]["heldout"] == 2
 
 
 def test_rows_without_an_answer_to_learn_are_told(undisturbed: Debug, tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def test_rows_without_an_answer_to_learn_are_told(undisturbed: Debug, tmp_path: 
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "user", "content": f"Hello {i}"}]}) + "\n" for i in range(40))
     )
-    message = run.fail("sft", "rows.docstrings=false", f"rows.sft=[{rows}]", f"rows.preference=[{_pairs(tmp_path)}]")
+    own = ("rows.docstrings=false", f"rows.chat=[{rows}]", f"rows.pairs=[{_pairs(tmp_path)}]", "evaluate=null")
+    message = run.fail("run", "--until=sft", *own)
     assert "assistant" in message and ".jsonl" in message
 
 
@@ -105,7 +106,7 @@ def test_a_damaged_checkpoint_is_not_used(undisturbed: Debug, tmp_path: Path) ->
     largest = max((run.artifact("pretrain").path / "checkpoints").rglob("*"), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     assert "to run" in run.succeed("plan")
-    run.succeed("pretrain")
+    run.succeed("run", "--until=pretrain")
     assert run.artifact("pretrain").content_hash == before
 
 
@@ -114,7 +115,7 @@ def test_a_damaged_shard_is_made_again(undisturbed: Debug, tmp_path: Path) -> No
     before = {name: artifact.manifest for name, artifact in run.artifacts().items()}
     (shard,) = run.artifact("tokens").path.glob("train-*.array_record")
     os.truncate(shard, shard.stat().st_size // 2)
-    run.succeed("pretrain")
+    run.succeed("run", "--until=pretrain")
     after = {name: artifact.manifest for name, artifact in run.artifacts().items()}
     changed = {name for name in before if after[name] != before[name]}
     assert {before[name].stage for name in changed} == {"tokens"}  # the same content again: nothing else had to run
@@ -127,7 +128,7 @@ def test_another_tokenizer_in_the_place_of_the_one_that_was_used(undisturbed: De
     model = run.artifact("tokenizer").path / "tokenizer.model"
     content = model.read_bytes()
     model.write_bytes(content.replace(b"ing", b"qzj", 1))
-    message = run.fail("pretrain")
+    message = run.fail("run", "--until=pretrain")
     assert "tokenizer" in message and str(run.folder) in message
 
 
@@ -156,9 +157,9 @@ def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
     filler = small_disk / "filler"
     left = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     filler.write_bytes(bytes(left - 300_000))  # of which the first checkpoint of 1 MB finds no place
-    message = run.fail("data" if stage == "documents" else "pretrain")
+    message = run.fail("run", f"--until={stage}")
     assert "No space left" in message or "ENOSPC" in message or "RESOURCE_EXHAUSTED" in message
     assert "again" in message
     filler.unlink()
-    run.succeed("data" if stage == "documents" else "pretrain")
+    run.succeed("run", f"--until={stage}")
     assert run.artifact(stage).content_hash == undisturbed.artifact(stage).content_hash

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from command_line import Debug
 
-from lifecycle.stages.chain import STAGES
+from lifecycle.core.config import load_config
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph
 
 AFTER_SFT = {
-    "sft", "prefer", "evaluate-sft", "evaluate-prefer", "bundle", "registration", "report",
+    "sft", "prefer", "evaluate-sft", "evaluate-prefer", "export", "register", "report",
 }  # fmt: skip
 
 NO_WARM_UP = "optimizer.schedule.warmup_steps=0"
@@ -29,10 +31,10 @@ def cpu_seconds_of_children() -> float:
 
 def test_the_chain_makes_every_artifact_and_says_what_next(undisturbed: Debug) -> None:
     stages = {artifact.manifest.stage for artifact in undisturbed.artifacts().values()}
-    assert stages == set(STAGES)
+    assert stages == build_graph(load_config(RunConfig, undisturbed.config)).keys()
     assert not list(undisturbed.folder.glob("*.partial"))
     for name in ("model.safetensors", "config.json", "chat_template.jinja", "generation_config.json"):
-        assert (undisturbed.artifact("bundle").path / name).stat().st_size > 0
+        assert (undisturbed.artifact("export").path / name).stat().st_size > 0
     report = undisturbed.artifact("report").path
     assert "<html" in (report / "report.html").read_text() and "# " in (report / "report.md").read_text()
     output = (undisturbed.root / "output.txt").read_text()
@@ -59,14 +61,16 @@ def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
 
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
     before = made(undisturbed)
-    undisturbed.succeed("run", "pretrain.log_every=1", "sft.checkpoint_every=100", "data.workers=2", "serve.port=1")
+    undisturbed.succeed(
+        "run", "train.pretrain.log_every=1", "train.sft.checkpoint_every=100", "data.workers=2", "serve.port=1"
+    )
     assert made(undisturbed) == before
 
 
 def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = made(run)
-    run.succeed("run", "sft.optimizer.learning_rate=0.002")
+    run.succeed("run", "train.sft.optimizer.learning_rate=0.002")
     after = made(run)
     assert {name: after[name] for name in before} == before
     assert {run.artifacts()[name].manifest.stage for name in after.keys() - before.keys()} == AFTER_SFT
@@ -74,7 +78,7 @@ def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: De
 
 def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
-    before = run.artifact("bundle").content_hash
+    before = run.artifact("export").content_hash
     for file in run.folder.glob("registry.db*"):
         file.unlink()
     run.succeed("run")
@@ -83,13 +87,13 @@ def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> No
 
 
 def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturbed: Debug) -> None:
-    bundle = undisturbed.artifact("bundle").content_hash
+    bundle = undisturbed.artifact("export").content_hash
     by_alias = json.loads(undisturbed.succeed("trace", "--json"))
     by_prefix = json.loads(undisturbed.succeed("trace", bundle[:10], "--json"))
     assert by_alias["version"] == by_prefix["version"] == bundle
     nodes = list(_nodes(by_alias["chain"]))
     assert {node["stage"] for node in nodes} >= {
-        "bundle",
+        "export",
         "prefer",
         "sft",
         "pretrain",
@@ -109,7 +113,7 @@ def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturb
 def test_a_worse_model_becomes_candidate_and_not_production(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     old = json.loads(run.succeed("trace", "production", "--json"))["version"]
-    short = (f"{stage}.{setting}" for stage in ("pretrain", "sft") for setting in ("steps=1", NO_WARM_UP))
+    short = (f"train.{stage}.{setting}" for stage in ("pretrain", "sft") for setting in ("steps=1", NO_WARM_UP))
     run.succeed("export", *short)
     assert json.loads(run.succeed("trace", "production", "--json"))["version"] == old
     candidate = json.loads(run.succeed("trace", "candidate", "--json"))["version"]

@@ -28,11 +28,11 @@ MOMENTS = (
     "prefer-*.partial/reference-*.npy",
     "prefer-*.partial/checkpoints/4.orbax-checkpoint-tmp*",
     "evaluate-prefer-*.partial",
-    "bundle-*.partial",
-    "registration-*.partial",
+    "export-*.partial",
+    "register-*.partial",
     "report-*.partial",
 )
-SAME = ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "bundle")
+SAME = ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "export")
 
 
 def kill_when(process: subprocess.Popen[str], has_come: Callable[[], bool]) -> bool:

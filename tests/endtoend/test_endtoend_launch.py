@@ -82,7 +82,7 @@ def test_two_processes_train_like_one_with_two_devices(undisturbed: Debug, tmp_p
     parts = ("documents", "tokenizer", "tokens", "rows")
     one = undisturbed.copy(tmp_path / "one", *parts)
     two = undisturbed.copy(tmp_path / "two", *parts)
-    one.succeed("prefer", "mesh.fsdp=2", devices=2)
+    one.succeed("run", "--until=prefer", "mesh.fsdp=2", devices=2)
     process = launch("2", *two.command("run", "mesh.fsdp=2"))  # to the end: the others wait where one works alone
     output = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, output
@@ -94,4 +94,4 @@ def test_two_processes_train_like_one_with_two_devices(undisturbed: Debug, tmp_p
         weights, others = (trained(run, stage) for run in (one, two))
         for name, array in weights.items():
             np.testing.assert_allclose(others[name], array, rtol=1e-5, atol=1e-5, err_msg=f"{stage} {name}")
-    assert two.artifact("registration").stats["promoted"]
+    assert two.artifact("register").stats["promoted"]

@@ -10,6 +10,7 @@ from lifecycle.core.config import load_config
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
+from lifecycle.training.config import NextTokenConfig
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "contracts"
@@ -30,13 +31,19 @@ def shipped() -> list[str]:
 
 def lines_of(name: str) -> list[str]:
     config = load_config(RunConfig, REPOSITORY / "configs" / f"{name}.yaml")
-    return contract(config.model, config.pretrain, config.mesh)
+    return contract(config.model, _pretraining(config), config.mesh)
+
+
+def _pretraining(config: RunConfig) -> NextTokenConfig:
+    train = config.train["pretrain"]
+    assert isinstance(train, NextTokenConfig)
+    return train
 
 
 def lines_on(mesh: MeshConfig, grad_accum: int) -> list[str]:
     """The contract of `configs/debug.yaml`'s model on a mesh, everything computed again in the backward pass."""
     config = load_config(RunConfig, REPOSITORY / "configs" / "debug.yaml")
-    train = config.pretrain.model_copy(update={"grad_accum": grad_accum, "remat": {}})
+    train = _pretraining(config).model_copy(update={"grad_accum": grad_accum, "remat": {}})
     return contract(config.model, train, mesh)
 
 

@@ -13,7 +13,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
-from lifecycle.stages.pretrain import heldout_bits
+from lifecycle.stages.learning_rows import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig

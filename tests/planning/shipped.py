@@ -17,15 +17,22 @@ from tests.planning.estimate.test_planning_estimate import places
 ROOT = Path(__file__).parents[2]
 # The first pipeline comparison of docs/meshes.md, without stages
 EIGHT_LAYERS = (
-    "model.num_layers=8", "mesh.fsdp=16", "pretrain.global_batch_size=64", "pretrain.seq_len=4096",
-    "sft.global_batch_size=64", "prefer.global_batch_size=64",
+    "model.num_layers=8", "mesh.fsdp=16", "train.pretrain.global_batch_size=64", "train.pretrain.seq_len=4096",
+    "train.sft.global_batch_size=64", "train.prefer.global_batch_size=64",
 )  # fmt: skip
-INPUT_OFFLOADED = "pretrain.remat={input: offload}"
-TWO_SLICES = ("mesh.replica=2", "pretrain.global_batch_size=256")
+INPUT_OFFLOADED = "train.pretrain.remat={input: offload}"
+TWO_SLICES = ("mesh.replica=2", "train.pretrain.global_batch_size=256")
 
 
 def load(name: str, *words: str) -> RunConfig:
     return load_config(RunConfig, ROOT / "configs" / f"{name}.yaml", words)
+
+
+def pretraining(config: RunConfig) -> NextTokenConfig:
+    """The settings of a shipped run's first stage."""
+    train = config.train["pretrain"]
+    assert isinstance(train, NextTokenConfig)
+    return train
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,9 @@ class Shipped:
 
 def shipped(name: str, topology: str, *words: str, remat: Remat | None = None) -> Shipped:
     config, where = load(name, *words), parse_topology(topology)
-    kept = config.pretrain.remat if remat is None else remat
+    kept = pretraining(config).remat if remat is None else remat
     assert kept is not None
-    train = config.pretrain
+    train = pretraining(config)
     candidate = Candidate(config.mesh, train.grad_accum, "own", kept, train.loss_chunks)
     shape = MeshShape(AXES, tuple(config.mesh.plain().values()), where.num_slices)
     return Shipped(config.model, train, candidate, where, Network(where, shape, places(where)))

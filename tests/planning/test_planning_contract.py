@@ -15,6 +15,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 from tests.golden.make_contracts import FOLDER, MESHES, REPOSITORY, lines_of, lines_on, shipped
+from tests.planning.shipped import pretraining
 
 
 def test_every_shipped_config_with_a_mesh_has_its_contract() -> None:
@@ -83,19 +84,19 @@ def test_every_name_of_a_policy_exists_in_the_program(name: str) -> None:
     """A policy that names what the program does not have would save nothing, silently."""
     lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     names = {line.split(" | ")[0] for line in lines[lines.index("activation | a device's part") :]}
-    policy = load_config(RunConfig, REPOSITORY / "configs" / f"{name}.yaml").pretrain.remat
+    policy = pretraining(load_config(RunConfig, REPOSITORY / "configs" / f"{name}.yaml")).remat
     assert set(policy or {}) <= names
 
 
 def test_depth_costs_nothing_to_trace_and_to_lower() -> None:
     """126 layers (Llama 3.1 405B) in the time of 4: the whole step, optimizer included, lowered for eight CPUs."""
     small = load_config(RunConfig, REPOSITORY / "configs" / "llama3_8b_v5p_128.yaml")
-    mesh = build_mesh(MeshConfig(fsdp=8))
+    mesh, train = build_mesh(MeshConfig(fsdp=8)), pretraining(small)
     seconds: dict[int, list[float]] = {4: [], 126: []}
     for layers in (4, 126, 126, 4, 4, 126):
         model = small.model.model_copy(update={"num_layers": layers})
         started = time.process_time()
-        lowered = trace_train_step(model, small.pretrain, mesh).lower()
+        lowered = trace_train_step(model, train, mesh).lower()
         seconds[layers].append(time.process_time() - started)
         assert f"tensor<{layers}x4096x" in lowered.as_text()  # the stacked weights are in the program
     assert min(seconds[126]) < 1.5 * min(seconds[4])

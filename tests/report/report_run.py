@@ -1,7 +1,7 @@
 """A finished run in a folder, small and made up, but of real artifacts: what the tests of the report read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,12 @@ class Run:
         self.root = root
         self.artifacts: dict[str, Artifact] = {}
 
-    def make(self, stage: str, stats: Mapping[str, Any], config: Mapping[str, Any], *inputs: str) -> Path:
+    def make(
+        self, stage: str, stats: Mapping[str, Any], config: Mapping[str, Any], *inputs: str, how: Sequence[Any] = ()
+    ) -> Path:
         draft = Draft(self.root, stage, config, {name: self.artifacts[name] for name in inputs})
         draft.open()
-        self.artifacts[stage] = draft.commit(stats)
+        self.artifacts[stage] = draft.commit(stats, how=how)
         return self.artifacts[stage].path
 
     def training(self, stage: str, records: list[dict[str, Any]], *inputs: str, **settings: Any) -> None:
@@ -56,7 +58,7 @@ class Run:
         train = {"steps": 20, "seq_len": 64, "global_batch_size": 4, "optimizer": optimizer, **settings}
         mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
-        path = self.make(stage, stats, {"train": train, "model": MODEL.plain(), "mesh": mesh}, *inputs)
+        path = self.make(stage, stats, {"train": train, "model": MODEL.plain()}, *inputs, how=[{"mesh": mesh}])
         (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def evaluation(self, stage: str, results: list[EvalResult], stats: dict[str, Any], *inputs: str) -> None:
@@ -84,9 +86,9 @@ def build_run(root: Path) -> Run:
     made.make("tokenizer", tokenizer, {}, "documents")
     split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200}
     made.make("tokens", {"dtype": "uint16", "splits": {"train": split, "heldout": split}}, {}, "tokenizer")
-    samples = {"sft-train": [{"messages": [{"role": "user", "content": NASTY}]}]}
-    path = made.make("rows", {"rows": {"sft-train": 9}, "samples": samples}, {}, "documents")
-    write_questions(path / "sft-heldout.jsonl")
+    samples = {"chat-train": [{"messages": [{"role": "user", "content": NASTY}]}]}
+    path = made.make("rows", {"rows": {"chat-train": 9}, "samples": samples}, {}, "documents")
+    write_questions(path / "chat-heldout.jsonl")
     first = [{"step": s, "loss": 5 - s / 10, "tokens_per_s": 1000.0, "cpu_s": 1.5} for s in (10, 20)]
     made.training("pretrain", [*first, {"step": 20, "heldout_bits_per_byte": 2.1}], "tokens", eval_bytes=1000)
     made.training("sft", first, "pretrain", replay_share=0.25)
@@ -100,7 +102,7 @@ def build_run(root: Path) -> Run:
         made.evaluation(f"evaluate-{stage}", [text_result("text", scores), choice_result(right)], {}, stage)
     save_bundle(made)
     registration = {"version": "v" * 64, "promoted": True, "gate": "passed\n  pass   text"}
-    made.make("registration", registration, {}, "bundle")
+    made.make("register", registration, {}, "export")
     return made
 
 
@@ -118,9 +120,9 @@ def tiny_model() -> Model:
 
 
 def save_bundle(made: Run) -> None:
-    draft = Draft(made.root, "bundle", {"model": MODEL.plain()}, {"prefer": made.artifacts["prefer"]})
+    draft = Draft(made.root, "export", {"model": MODEL.plain()}, {"prefer": made.artifacts["prefer"]})
     folder, model = draft.open(), tiny_model()
     save_weights(MODEL, model.params, folder)
     TOKENIZER.save(folder)
     model.template.save(folder)
-    made.artifacts["bundle"] = draft.commit({"parameters": num_params(MODEL)})
+    made.artifacts["export"] = draft.commit({"parameters": num_params(MODEL)})

@@ -121,7 +121,7 @@ def test_utilisation_and_cost(numbers: Numbers) -> None:
     assert pretrain.flops_per_core_s == pytest.approx(20 * 4 * 64 * per_token / 3.0)
     assert numbers.core_s == pytest.approx(sum(link.core_s for link in numbers.links))
     assert numbers.money == pytest.approx(numbers.core_s)  # 3600 a core-hour
-    assert [link.stage for link in numbers.links][-2:] == ["bundle", "registration"]
+    assert [link.stage for link in numbers.links][-2:] == ["export", "register"]
     assert pretrain.curves["loss"] == ((10, 4.0), (20, 3.0))
 
 
@@ -217,7 +217,7 @@ def test_rendering_is_deterministic(numbers: Numbers, document: Document) -> Non
 
 def test_questions_do_not_depend_on_the_order_of_rows(made: Run, tmp_path: Path) -> None:
     model = tiny_model()
-    path = made.artifacts["rows"].path / "sft-heldout.jsonl"
+    path = made.artifacts["rows"].path / "chat-heldout.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
     (tmp_path / "rows.jsonl").write_text("".join(lines))

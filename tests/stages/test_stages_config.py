@@ -17,26 +17,26 @@ def load(name: str, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "prefer"])
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_a_warm_up_that_leaves_no_step_is_refused(stage: str, kind: str) -> None:
-    schedule = f"{stage}.optimizer.schedule"
-    settings = (f"{stage}.steps=20", f"{schedule}.kind={kind}")
+    schedule = f"train.{stage}.optimizer.schedule"
+    settings = (f"train.{stage}.steps=20", f"{schedule}.kind={kind}")
     with pytest.raises(ConfigError, match=rf"warmup_steps=20 leaves no step of steps=20 for the {kind} .* below 20"):
         load("debug", *settings, f"{schedule}.warmup_steps=20")
     assert load("debug", *settings, f"{schedule}.warmup_steps=19").name == "debug"
 
 
 def test_a_constant_rate_may_warm_up_to_the_end() -> None:
-    schedule = "pretrain.optimizer.schedule"
-    assert load("debug", "pretrain.steps=20", f"{schedule}.kind=constant", f"{schedule}.warmup_steps=20")
+    schedule = "train.pretrain.optimizer.schedule"
+    assert load("debug", "train.pretrain.steps=20", f"{schedule}.kind=constant", f"{schedule}.warmup_steps=20")
 
 
 def test_the_rows_of_experts_have_a_name_where_experts_are_cut_only() -> None:
-    assert "expert_rows" in (load("mixtral_8x7b_v5p_128").pretrain.remat or {})
-    with pytest.raises(ConfigError, match=r"pretrain.remat: .* no expert_rows on this mesh; it has input, q,"):
+    assert "expert_rows" in (load("mixtral_8x7b_v5p_128").train["pretrain"].remat or {})
+    with pytest.raises(ConfigError, match=r"train\.pretrain\.remat: .* no expert_rows on this mesh; it has input, q,"):
         load("mixtral_8x7b_v5p_128", "mesh.expert=1", "mesh.fsdp=64")
 
 
 def test_rows_of_131072_positions_go_on_from_published_weights() -> None:
-    config = load("llama3_8b_128k_v5p_128").pretrain
+    config = load("llama3_8b_128k_v5p_128").train["pretrain"]
     assert config.start is not None and config.optimizer.schedule.warmup_steps < config.steps / 10
 
 

@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.kinds.bits_per_byte import BitsPerByteTask
 from lifecycle.evals.kinds.generation import GenerationTask
 from lifecycle.model.config import ModelConfig
@@ -25,7 +24,8 @@ TASKS = {
 
 
 def run_config(mesh: MeshConfig, *tasks: str) -> Any:
-    return SimpleNamespace(model=MODEL, mesh=mesh, evaluate=EvalConfig(tasks=tuple(TASKS[name] for name in tasks)))
+    chosen = tuple(TASKS[name] for name in tasks)
+    return SimpleNamespace(model_of=lambda stage: MODEL, evaluated=("base",), mesh=mesh, tasks=chosen)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_a_damaged_last_checkpoint_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_sampled_as_the_one_that_the_run_started_from(tmp_path: Path) -> None:
-    config = load_config(RunConfig, DEBUG, [f"prefer.from={tmp_path / 'origin'}", "model.vocab_size=264"])
+    config = load_config(RunConfig, DEBUG, [f"train.prefer.from={tmp_path / 'origin'}", "model.vocab_size=264"])
     ended, out, origin, tokenizer = (tmp_path / name for name in ("prefer", "bundle", "origin", "tokenizer"))
     for folder in (out, origin, tokenizer):
         folder.mkdir()

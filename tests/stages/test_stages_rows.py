@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
-from lifecycle.stages import rows
-from lifecycle.stages.chain import STAGES
+from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
 from lifecycle.text.rows import read_rows
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
 
-def config(sft: Path, preference: Path, *overrides: str) -> RunConfig:
-    own = ("rows.docstrings=false", f"rows.sft=[{sft}]", f"rows.preference=[{preference}]")
+def config(chat: Path, pairs: Path, *overrides: str) -> RunConfig:
+    own = ("rows.docstrings=false", f"rows.chat=[{chat}]", f"rows.pairs=[{pairs}]", "evaluate={tasks: []}")
     return load_config(RunConfig, DEBUG, [*own, *overrides])
 
 
@@ -47,7 +46,7 @@ def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
         out.mkdir()
         own = write(folder / f"{number}.jsonl", chosen)
         rows.run(config(own, own, "rows.heldout_fraction=0.5"), {}, out, Silent())
-        sides.append({text: side for side in ("train", "heldout") for text in prompts(out / f"sft-{side}.jsonl")})
+        sides.append({text: side for side in ("train", "heldout") for text in prompts(out / f"chat-{side}.jsonl")})
         assert sorted(sides[number]) == sorted(chosen)
         if len(chosen) > 1:
             assert set(sides[number].values()) == {"train", "heldout"}
@@ -64,16 +63,15 @@ def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Pa
     out = tmp_path / "out"
     out.mkdir()
     stats = rows.run(config(own, own, tasks), {}, out, Silent()).stats
-    assert stats["own_sft"]["overlap_evaluation"] == stats["own_preference"]["overlap_evaluation"] == 1
-    kept = prompts(out / "sft-train.jsonl") + prompts(out / "sft-heldout.jsonl")
+    assert stats["own_chat"]["overlap_evaluation"] == stats["own_pairs"]["overlap_evaluation"] == 1
+    kept = prompts(out / "chat-train.jsonl") + prompts(out / "chat-heldout.jsonl")
     assert sorted(kept) == ["one", "three", "two"]
 
 
 def test_a_run_without_rows_says_which_settings_give_some(tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", ["one"])
-    without = load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.sft=[{own}]"])
-    with pytest.raises(ConfigError, match=r"none for preference; list files in rows\.preference"):
-        rows.run(without, {}, tmp_path, Silent())
+    with pytest.raises(ConfigError, match=r"train\.prefer reads pairs rows and there are none: list .* rows\.pairs"):
+        load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.chat=[{own}]", "evaluate=null"])
 
 
 def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
@@ -104,7 +102,7 @@ def test_rows_left_by_a_killed_run_are_not_doubled(tmp_path: Path) -> None:
     out.mkdir()
     rows.run(config(own, own), {}, out, Silent())
     once = {path.name: path.read_bytes() for path in out.iterdir()}
-    (out / "sft-train.jsonl").write_bytes(once["sft-train.jsonl"] + b"{ cut sh")
+    (out / "chat-train.jsonl").write_bytes(once["chat-train.jsonl"] + b"{ cut sh")
     rows.run(config(own, own), {}, out, Silent())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == once
 
@@ -112,4 +110,4 @@ def test_rows_left_by_a_killed_run_are_not_doubled(tmp_path: Path) -> None:
 def test_a_file_of_rows_that_is_not_there_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "none.jsonl"
     with pytest.raises(ConfigError, match=r"none\.jsonl: no such file of rows"):
-        STAGES["rows"].settings(config(missing, missing))
+        keys.rows(config(missing, missing))

@@ -103,11 +103,11 @@ def remedies(planned: Planned, chip: Chip) -> list[str]:
     if sum(planned.known_bytes.values()) >= chip.hbm_bytes:
         return [f"the state alone does not fit, whatever is kept of activations: {more}"]
     return [
-        "fewer rows at once: twice pretrain.grad_accum halves what layers keep, and gathers parameters twice as often",
-        "keep less: pretrain.remat={} keeps a layer's input only and computes the rest again",
-        "keep it elsewhere: pretrain.remat={input: offload} moves it to the host's memory"
+        "fewer rows at once: twice the grad_accum halves what layers keep, and gathers parameters twice as often",
+        "keep less: remat={} keeps a layer's input only and computes the rest again",
+        "keep it elsewhere: remat={input: offload} moves it to the host's memory"
         + (f", at {chip.host_bytes_per_s / 1e9:,.0f} GB/s" if chip.host_bytes_per_s else ""),
-        "logits by parts: a larger pretrain.loss_chunks, where the vocabulary is large",
+        "logits by parts: a larger loss_chunks, where the vocabulary is large",
         more,
     ]
 

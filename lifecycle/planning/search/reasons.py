@@ -155,7 +155,7 @@ def _why_nothing(found: Found) -> list[str]:
     """What came nearest, and what is left to change: every micro-batch of the global batch was looked at."""
     mend = (
         "Every mesh, grad_accum, policy and loss_chunks was looked at: take more devices, a chip with more memory, or "
-        "shorter rows (pretrain.seq_len)."
+        "shorter rows (seq_len)."
     )
     nearest = next((r for r in found.rejected if r.kind in ("compiler: no memory", "memory by arithmetic")), None)
     if nearest is None:

@@ -14,7 +14,12 @@ from lifecycle.training.objectives.router import Sums, with_routers
 
 def language_objective(config: ModelConfig, train: CrossEntropyConfig) -> Callable[[Params, Batch], Sums]:
     """What pre-training and SFT minimise."""
-    return partial(next_token, config, remat=train.remat, loss_chunks=train.loss_chunks)
+    return partial(cross_entropy_loss, config, train)
+
+
+def cross_entropy_loss(config: ModelConfig, train: CrossEntropyConfig, params: Params, batch: Batch) -> Sums:
+    """`next_token` as a stage's settings have it."""
+    return next_token(config, params, batch, train.remat, train.loss_chunks)
 
 
 def next_token(

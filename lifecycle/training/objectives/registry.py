@@ -4,10 +4,13 @@ A run's config is read without JAX, so a formula is named here and imported only
 has one objective. Another package adds its own with `register`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.training.config import DpoConfig, NextTokenConfig, OrpoConfig, SftConfig, TrainConfig
+from lifecycle.training.config import SETTINGS, DpoConfig, NextTokenConfig, OrpoConfig, SftConfig, TrainConfig
 
 ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
 
@@ -31,6 +34,11 @@ class ObjectiveKind:
     def __post_init__(self) -> None:
         assert self.rows in ROWS, f"objective {self.name!r}: rows={self.rows!r}, known: {', '.join(ROWS)}"
 
+    def load(self) -> Callable[..., Any]:
+        """The formula, imported."""
+        module, _, function = self.formula.partition(":")
+        return getattr(import_module(module), function)
+
 
 _KINDS: dict[str, ObjectiveKind] = {}
 
@@ -39,6 +47,7 @@ def register(kind: ObjectiveKind) -> None:
     """Adds an objective. Raises `ValueError` for a name that another one has."""
     if _KINDS.setdefault(kind.name, kind) != kind:
         raise ValueError(f"objective {kind.name!r} is registered already, with {_KINDS[kind.name].formula}")
+    SETTINGS[kind.name] = kind.settings
 
 
 def objective_kind(name: str) -> ObjectiveKind:
@@ -54,7 +63,7 @@ def objective_names() -> tuple[str, ...]:
 
 
 LANGUAGE, PREFERENCE = ("lifecycle.training.objectives." + module for module in ("language", "preference"))
-register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{LANGUAGE}:next_token"))
-register(ObjectiveKind("sft", SftConfig, "chat", f"{LANGUAGE}:next_token"))
+register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{LANGUAGE}:cross_entropy_loss"))
+register(ObjectiveKind("sft", SftConfig, "chat", f"{LANGUAGE}:cross_entropy_loss"))
 register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PREFERENCE}:dpo", needs_reference=True))
 register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PREFERENCE}:orpo"))

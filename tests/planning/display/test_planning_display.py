@@ -150,8 +150,8 @@ def test_what_does_not_fit_says_by_how_much_what_is_known_of_it_and_what_helps()
     assert row(text, "other arguments") == "other arguments 2.00 GB 1.9%"
     assert "576.00 GB 560.4%" in row(text, "the rest")
     for remedy in (
-        "pretrain.grad_accum",
-        "pretrain.remat={}",
+        "grad_accum",
+        "remat={}",
         "{input: offload}",
         "16 GB/s",
         "loss_chunks",

@@ -8,7 +8,7 @@ from lifecycle.model.config import Remat
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.search.candidates import Candidate, is_behind, known_names, policies
 from lifecycle.planning.search.footprint import memory, part_of, weights
-from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, shipped
+from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, pretraining, shipped
 
 GB = 1e9
 MIXED: Remat = {
@@ -60,14 +60,14 @@ def test_where_some_is_saved_and_some_offloaded_arithmetic_is_an_eighth_too_high
 )
 def test_what_the_shipped_runs_keep_is_a_policy_with_a_name(name: str, policy: str) -> None:
     config = load(name)
-    found = policies(config.model, config.mesh, config.pretrain.remat)
-    assert found[policy] == config.pretrain.remat
+    found = policies(config.model, config.mesh, pretraining(config).remat)
+    assert found[policy] == pretraining(config).remat
     assert "what the config keeps" not in found
 
 
 def test_a_search_knows_what_may_be_half_saved_half_offloaded() -> None:
     config = load("llama3_8b_v5p_128")
-    found = policies(config.model, config.mesh, config.pretrain.remat)
+    found = policies(config.model, config.mesh, pretraining(config).remat)
     assert found["attention, v, gate, up, input and middle offloaded"] == MIXED
     assert found["all products, input offloaded"] == {**found["all products"], "input": "offload"}
     assert len({tuple(sorted(remat.items())) for remat in found.values()}) == len(found)
@@ -94,7 +94,7 @@ def test_policies_have_only_the_names_that_layers_have_on_the_mesh() -> None:
     config = load("mixtral_8x7b_v5p_128")
     whole = MeshConfig(fsdp=64)
     for mesh in (config.mesh, whole):
-        for remat in policies(config.model, mesh, config.pretrain.remat).values():
+        for remat in policies(config.model, mesh, pretraining(config).remat).values():
             assert set(remat) <= set(config.model.remat_names(mesh))
     assert "expert_rows" in policies(config.model, config.mesh, None)["all products"]
     assert known_names(config.model, whole, {"expert_rows": "save", "q": "save"}) == {"q": "save"}

@@ -10,7 +10,7 @@ from lifecycle.planning.search.forecast import PRODUCT_SHARE, flops, forecast, l
 from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, ROOT, TWO_SLICES, Shipped, shipped
 
 TERA = 1e12
-MIXED = "pretrain.remat={input: offload, middle: offload, gate: save, up: save, attention_out: save, v: save}"
+MIXED = "train.pretrain.remat={input: offload, middle: offload, gate: save, up: save, attention_out: save, v: save}"
 KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to_all": "all-to-all"}
 
 
@@ -21,11 +21,11 @@ KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to
         ("llama3_8b_v5p_128", "v5p:4x4x4", (), 737.7, 123.1),
         ("llama3_8b_v6e_256", "v6e:16x16", (), 448.0, 61.6),
         ("llama3_8b_128k_v5p_128", "v5p:4x4x4", (), 452.4, 1266.6),
-        ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "pretrain.remat={}"), 265, 20),
+        ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "train.pretrain.remat={}"), 265, 20),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 759.7, 123.1),
-        ("llama3_8b_v5p_128", "v5p:4x4x4", ("pretrain.remat={}",), 904.9, 158.3),
+        ("llama3_8b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={}",), 904.9, 158.3),
         ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 4247.0, 395.8),
-        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 94.5, 716.9),
+        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={input: offload}",), 94.5, 716.9),
     ],
 )
 def test_flops_are_the_compiled_programs(
@@ -45,11 +45,11 @@ def test_flops_are_the_compiled_programs(
         ("llama3_8b_v5p_128", "v5p:4x4x4*2", TWO_SLICES, 2529),
         ("llama3_8b_v6e_256", "v6e:16x16", (), 959),
         ("llama3_8b_128k_v5p_128", "v5p:4x4x4", (), 6188),
-        ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "pretrain.remat={}"), 753),
+        ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "train.pretrain.remat={}"), 753),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 2481),
-        ("llama3_8b_v5p_128", "v5p:4x4x4", ("pretrain.remat={}",), 2776),
+        ("llama3_8b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={}",), 2776),
         ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 7831),
-        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 3593),
+        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={input: offload}",), 3593),
     ],
 )
 def test_a_step_is_within_a_seventh_of_the_plans(
@@ -147,7 +147,7 @@ def test_what_is_offloaded_crosses_the_link_to_the_host_twice() -> None:
     [
         ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 0.0),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 0.135),
-        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("pretrain.remat={input: offload}",), 0.219),
+        ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={input: offload}",), 0.219),
     ],
 )
 def test_copies_to_the_host_are_hidden_by_products_and_not_by_kernels(

@@ -22,7 +22,7 @@ from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
 from tests.planning.estimate.test_planning_estimate import places
 from tests.planning.programs.test_planning_plan import planned
-from tests.planning.shipped import load
+from tests.planning.shipped import load, pretraining
 
 CUBE = parse_topology("v5p:4x4x4")
 type Run = Callable[..., reasons.Found]
@@ -36,17 +36,17 @@ def checked(config: RunConfig) -> candidates.Check:
 
 
 def proposed(config: RunConfig, mesh: MeshConfig, topology: Topology = CUBE) -> list[Candidate]:
-    return candidates.candidates(mesh, topology, config.model, config.pretrain, checked(config))
+    return candidates.candidates(mesh, topology, config.model, pretraining(config), checked(config))
 
 
 def test_meshes_are_all_of_the_topology_and_whole_copies_lie_across_slices() -> None:
     config = load("llama3_8b_v5p_128")
-    found = list(candidates.meshes(CUBE, config.model, config.pretrain.seq_len))
+    found = list(candidates.meshes(CUBE, config.model, pretraining(config).seq_len))
     assert MeshConfig(fsdp=64) in found
     assert MeshConfig(fsdp=16, tensor=4) in found
     assert all(mesh.size == 64 and mesh.expert == 1 for mesh in found)
     assert len({mesh.model_dump_json() for mesh in found}) == len(found)
-    two = list(candidates.meshes(parse_topology("v5p:4x4x4*2"), config.model, config.pretrain.seq_len))
+    two = list(candidates.meshes(parse_topology("v5p:4x4x4*2"), config.model, pretraining(config).seq_len))
     assert two
     assert all(mesh.replica % 2 == 0 and mesh.size == 128 for mesh in two)
     mixtral = load("mixtral_8x7b_v5p_128")
@@ -63,9 +63,13 @@ def test_micro_batches_are_those_that_the_run_could_have() -> None:
 @pytest.mark.parametrize(
     ("words", "mesh", "says"),
     [
-        (("pretrain.seq_len=8190",), MeshConfig(fsdp=32, context=2), "pretrain.seq_len=8190 is no multiple"),
+        (
+            ("train.pretrain.seq_len=8190",),
+            MeshConfig(fsdp=32, context=2),
+            "train.pretrain.seq_len=8190 is no multiple",
+        ),
         (("model.vocab_size=128257",), MeshConfig(fsdp=32, tensor=2), "vocab_size"),
-        (("sft.global_batch_size=32",), MeshConfig(fsdp=64), "sft.global_batch_size"),
+        (("train.sft.global_batch_size=32",), MeshConfig(fsdp=64), "train.sft.global_batch_size"),
     ],
 )
 def test_a_mesh_that_no_run_could_have_has_the_configs_reason(
@@ -89,8 +93,8 @@ def test_a_mesh_that_no_run_could_have_has_the_configs_reason(
 )
 def test_the_shipped_run_is_among_its_own_candidates(name: str, topology: str) -> None:
     config, where = load(name), parse_topology(topology)
-    assert config.mesh in list(candidates.meshes(where, config.model, config.pretrain.seq_len))
-    own = (config.pretrain.grad_accum, config.pretrain.remat, config.pretrain.loss_chunks)
+    assert config.mesh in list(candidates.meshes(where, config.model, pretraining(config).seq_len))
+    own = (pretraining(config).grad_accum, pretraining(config).remat, pretraining(config).loss_chunks)
     found = proposed(config, config.mesh, where)
     assert own in [(c.grad_accum, c.remat, c.loss_chunks) for c in found]
     sized = [(0.0, c) for c in found]  # all fit
@@ -131,7 +135,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     ) -> reasons.Found:
         config = load(name, *words)
         check = checked(config)
-        return search.search(CUBE, config.model, config.mesh, config.pretrain, check, compile_one, on_compiled, most)
+        return search.search(
+            CUBE, config.model, config.mesh, pretraining(config), check, compile_one, on_compiled, most
+        )
 
     return found
 
@@ -255,12 +261,12 @@ def test_a_search_in_which_nothing_fits_ends_and_says_what_is_left_to_change(run
     assert len(found.rejected) == found.num_candidates
     nearest, mend = reasons.why(found)
     assert "needs 110.0 GB" in nearest
-    assert "more devices" in mend and "pretrain.seq_len" in mend
+    assert "more devices" in mend and "seq_len" in mend
     assert "global_batch_size" not in mend
 
 
 def test_where_arithmetic_refuses_everything_nothing_is_compiled(run: Run) -> None:
-    found = run(lambda _: pytest.fail("compiled"), "model=llama3_1_405b", "pretrain.seq_len=131072")
+    found = run(lambda _: pytest.fail("compiled"), "model=llama3_1_405b", "train.pretrain.seq_len=131072")
     assert (found.pick, found.compiled) == (None, ())
     assert "memory by arithmetic" in reasons.why(found)[0]
 
@@ -272,14 +278,14 @@ def test_what_the_run_itself_says_is_compiled_beside_the_best(run: Run) -> None:
         tried.append(candidate)
         return planned(2.0 if candidate.policy == "nothing" else 1.0)
 
-    found = run(compile_one, "pretrain.remat={}")
+    found = run(compile_one, "train.pretrain.remat={}")
     assert [c.policy == "nothing" for c in tried] == [False, False, False, True]
     assert found.own is found.compiled[-1]
     own = "The run's own setting, fsdp=64, grad_accum=1, keeps nothing: 2,000.0 ms, 2.00 times the pick's step."
     assert reasons.why(found)[2] == own
     assert len(found.rejected) + 1 == found.num_candidates
 
-    found = run(lambda c: planned(fits=c.policy != "nothing", needs=200 * 10**9), "pretrain.remat={}")
+    found = run(lambda c: planned(fits=c.policy != "nothing", needs=200 * 10**9), "train.pretrain.remat={}")
     assert "does not fit: it needs 200.0 GB" in reasons.why(found)[2]
 
     best = run(lambda _: planned())

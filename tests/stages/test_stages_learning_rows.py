@@ -11,7 +11,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, init_params, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.pretrain import heldout_bits
+from lifecycle.stages.learning_rows import heldout_bits
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 
 CONFIG = ModelConfig(

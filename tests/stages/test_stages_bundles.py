@@ -1,7 +1,7 @@
 """Stages that start from a bundle: what they need, what decides their key, and bundles that do not fit the run."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +14,10 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.chain import STAGES, needed
+from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.training import imported_params
+from lifecycle.stages.graph import build_graph, needed
+from lifecycle.stages.weights import imported_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.published import save_weights
 
@@ -30,6 +31,10 @@ def read(*overrides: str) -> RunConfig:
     return load_config(RunConfig, DEBUG, overrides)
 
 
+def names(config: RunConfig, target: str) -> list[str]:
+    return [stage.name for stage in needed(build_graph(config), (target,))]
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
@@ -40,41 +45,43 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_a_stage_that_starts_from_a_bundle_does_not_need_the_one_before(bundle: Path) -> None:
-    names = [stage.name for stage in needed(("sft",), read(f"sft.from={bundle}"))]
-    assert names == ["documents", "tokenizer", "tokens", "rows", "sft"]
-    names = [stage.name for stage in needed(("prefer",), read(f"prefer.from={bundle}"))]
-    assert names == ["documents", "tokenizer", "rows", "prefer"]
-    assert needed(("prefer",), read(f"pretrain.from={bundle}")) == needed(("prefer",))
+    assert names(read(f"train.sft.from={bundle}"), "sft") == ["documents", "tokenizer", "tokens", "rows", "sft"]
+    assert names(read(f"train.prefer.from={bundle}"), "prefer") == ["documents", "tokenizer", "rows", "prefer"]
+    assert names(read(f"train.pretrain.from={bundle}"), "prefer") == names(read(), "prefer")
 
 
 def test_the_bundles_content_decides_the_key_and_not_its_place(bundle: Path) -> None:
-    settings = STAGES["sft"].settings
-    first = settings(read(f"sft.from={bundle}"))
+    def settings(config: RunConfig) -> dict[str, Any]:
+        return keys.training(config, "sft")
+
+    first = settings(read(f"train.sft.from={bundle}"))
     assert first["train"]["start"] == content_hash(bundle) and settings(read())["train"]["start"] is None
     moved = bundle.rename(bundle.with_name("moved"))
-    assert settings(read(f"sft.from={moved}")) == first
+    assert settings(read(f"train.sft.from={moved}")) == first
     (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
-    assert settings(read(f"sft.from={moved}")) != first
+    assert settings(read(f"train.sft.from={moved}")) != first
     with pytest.raises(ConfigError, match=r"sft\.from=.*bundle: no such folder; give a bundle"):
-        settings(read(f"sft.from={bundle}"))
+        settings(read(f"train.sft.from={bundle}"))
 
 
 def test_an_exported_bundle_keeps_the_sampling_of_the_one_that_its_weights_go_back_to(bundle: Path) -> None:
     (bundle / GENERATION_FILE).write_text('{"temperature": 0.6}')
-    settings = STAGES["bundle"].settings
+    settings = keys.export
     for stage in ("pretrain", "sft", "prefer"):
-        assert settings(read(f"{stage}.from={bundle}"))["generation"]["temperature"] == 0.6
+        assert settings(read(f"train.{stage}.from={bundle}"))["generation"]["temperature"] == 0.6
     assert settings(read())["generation"] == {"do_sample": False}
-    assert settings(read(f"sft.from={bundle}", "export.sampling.top_p=0.9"))["generation"]["temperature"] == 1.0
+    assert settings(read(f"train.sft.from={bundle}", "export.sampling.top_p=0.9"))["generation"]["temperature"] == 1.0
     other = bundle.with_name("other")  # of two bundles, the later stage's
     other.mkdir()
-    assert settings(read(f"sft.from={bundle}", f"prefer.from={other}"))["generation"] == {"do_sample": False}
+    assert settings(read(f"train.sft.from={bundle}", f"train.prefer.from={other}"))["generation"] == {
+        "do_sample": False
+    }
 
 
 def test_sampling_that_no_export_could_keep_is_told_before_the_training(bundle: Path) -> None:
     (bundle / GENERATION_FILE).write_text('{"top_p": 3}')
     with pytest.raises(ConfigError, match=r"generation_config\.json:\s+top_p: .*\(given: 3\)"):
-        STAGES["pretrain"].settings(read(f"pretrain.from={bundle}"))
+        keys.training(read(f"train.pretrain.from={bundle}"), "pretrain")
     with pytest.raises(ConfigError, match=r"export\.sampling\.top_p: .*\(given: 3\)"):
         read("export.sampling.top_p=3")
 
@@ -102,8 +109,3 @@ def test_a_model_that_no_family_can_say_is_told_when_the_config_is_read() -> Non
         read("model.qk_norm=projection")
     with pytest.raises(ConfigError, match=r"model\.family 'qwen4' is not a family .*did you mean 'qwen3'\?"):
         read("model.family=qwen4")
-
-
-def test_the_schema_names_the_setting() -> None:
-    schema = json.dumps(RunConfig.model_json_schema())
-    assert schema.count('"from"') >= 3

@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.model.decoder import abstract_params
-from lifecycle.stages.training import trained_params
+from lifecycle.stages.weights import trained_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
 from lifecycle.training.loop import CHECKPOINTS

@@ -1,0 +1,114 @@
+"""The graph of a run: which stages its config asks for, and what each is made from.
+
+    documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register -> report
+
+The training stages are the user's; all else follows from them. A stage is in the graph only if the run needs it: no
+token shards where nothing reads tokens, no rows where nothing reads rows, no documents without a data section.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from lifecycle.core.artifact import Artifact
+from lifecycle.core.config import ConfigError, nearest
+from lifecycle.stages import keys
+from lifecycle.stages.config import EVALUATE, RunConfig, rows_stage
+from lifecycle.stages.origins import needed_stages
+from lifecycle.stages.stage import Stage
+
+type Graph = dict[str, Stage]  # by name, each after its inputs
+
+
+def build_graph(config: RunConfig) -> Graph:
+    """The stages of a run. Those that evaluate are there for every training stage; a report needs the chosen ones."""
+    graph: Graph = {}
+    for stage in _stages(config):
+        assert graph.keys() >= {*stage.inputs}, f"{stage.name} comes before one of {stage.inputs}"
+        graph[stage.name] = stage
+    return graph
+
+
+def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
+    """The stages that the targets need and they themselves, each after its inputs.
+
+    Raises `ConfigError`, with the nearest name, for a target that is not in the graph.
+    """
+    wanted = set(targets)
+    for name in wanted:
+        if name not in graph:
+            raise ConfigError(f"this run has no stage {name!r}{nearest(name, graph)}")
+    for stage in reversed(graph.values()):
+        if stage.name in wanted:
+            wanted.update(stage.inputs)
+    return [stage for stage in graph.values() if stage.name in wanted]
+
+
+def present(graph: Graph, *names: str) -> tuple[str, ...]:
+    """Those of the names that are stages of this run."""
+    return tuple(name for name in names if name in graph)
+
+
+def _stages(config: RunConfig) -> Iterator[Stage]:
+    yield from _data_stages(config)
+    yield from (_training_stage(config, name) for name in config.training_stages)
+    yield from _evaluations(config)
+    yield from _releases(config)
+
+
+def _data_stages(config: RunConfig) -> Iterator[Stage]:
+    from_documents: tuple[str, ...] = ()
+    if config.data is not None:
+        from_documents = ("documents",)
+        yield Stage("documents", "documents", (), keys.documents)
+    yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer)
+    if config.reads("tokens"):
+        yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing)
+    if config.reads("chat") or config.reads("pairs") or "rows" in map(rows_stage, config.tasks):
+        yield Stage("rows", "rows", from_documents if config.rows.docstrings else (), keys.rows)
+
+
+def _training_stage(config: RunConfig, name: str) -> Stage:
+    files = {"tokens": "tokens", "chat": "rows", "pairs": "rows"}
+    rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
+    inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
+    return Stage(name, "train", inputs, partial(keys.training, name=name), True, {"name": name})
+
+
+def _evaluations(config: RunConfig) -> Iterator[Stage]:
+    if config.evaluate is None:
+        return
+    if (first := _compared_with_baseline(config)) is not None:
+        inputs = ("documents", "tokens", first)
+        yield Stage("baseline", "baseline", inputs, lambda c: {"seed": c.seed}, arguments={"trained": first})
+    rows = dict.fromkeys(stage for stage in map(rows_stage, config.tasks) if stage is not None)
+    for name in config.training_stages:
+        inputs = (name, "tokenizer", *rows)
+        yield Stage(EVALUATE + name, "evaluate", inputs, keys.evaluation, True, {"trained": name})
+
+
+def _compared_with_baseline(config: RunConfig) -> str | None:
+    """The first stage that learns from tokens, where a task measures the documents' held-out text."""
+    measured = any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks)
+    return next(iter(config.reads("tokens")), None) if measured else None
+
+
+def _releases(config: RunConfig) -> Iterator[Stage]:
+    yield Stage("export", "export", (config.exported, "tokenizer"), keys.export)
+    evaluation = () if config.evaluate is None else (EVALUATE + config.exported,)
+    yield Stage("register", "register", ("export", *evaluation), _gate, still_holds=_is_registered)
+    evaluations = [EVALUATE + name for name in config.evaluated]
+    data = [stage.name for stage in _data_stages(config)]
+    baseline = ["baseline"] if config.evaluate is not None and _compared_with_baseline(config) else []
+    inputs = (*data, *config.training_stages, *baseline, *evaluations, "export", "register")
+    yield Stage("report", "report", inputs, lambda c: {"price": c.price.plain(), "name": c.name})
+
+
+def _gate(config: RunConfig) -> dict[str, Any]:
+    return {"gate": config.gate.plain()}
+
+
+def _is_registered(config: RunConfig, artifact: Artifact) -> bool:
+    from lifecycle.stages.register import is_candidate
+
+    return is_candidate(config, artifact)

@@ -1,0 +1,175 @@
+"""The rows that a training stage learns from, by kind, and what is measured on held-out rows of that kind.
+
+| kind | read from | held out |
+|---|---|---|
+| `tokens` | token shards | bits per byte of the first held-out documents |
+| `chat` | chat rows, with a share of replayed token rows | the objective's means |
+| `pairs` | preference pairs, with a reference's log-probabilities where the objective compares with one | the same |
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.core.artifact import write_text
+from lifecycle.core.config import digest
+from lifecycle.core.distributed import is_writer
+from lifecycle.core.progress import Progress
+from lifecycle.core.typing import PRNGKeyArray
+from lifecycle.data.shards import TokenShards
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params
+from lifecycle.stages.stage import Inputs
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.interface import Tokenizer
+from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
+from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
+from lifecycle.training.loop import Evaluation
+from lifecycle.training.mixture import Mixture
+from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
+from lifecycle.training.scoring import document_nats
+from lifecycle.training.step import Objective
+
+DROPPED_ROWS = "dropped_rows.json"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What the rows are for. `seeds`: by kind, that of their order; `start_hash`: of the weights in `start`."""
+
+    train: TrainConfig
+    model: ModelConfig
+    mesh: Mesh
+    objective: Objective
+    tokenizer: Tokenizer
+    start: PRNGKeyArray | Params
+    start_hash: str
+    seeds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class LearningRows:
+    """Rows to learn from, the measurement on held-out ones, and what the stage's manifest says of them."""
+
+    rows: RowSource
+    evaluation: Evaluation | None
+    facts: dict[str, Any]
+
+
+def read_learning_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """The rows of the learner's objective; `out` keeps the list of those that were dropped, and reference tables."""
+    return READERS[objective_kind(learner.train.objective).rows](learner, inputs, out, progress)
+
+
+def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """Rows cut from the token shards."""
+    train = learner.train
+    assert isinstance(train, NextTokenConfig)
+    shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
+    heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
+    rows = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
+    evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
+    return LearningRows(rows, evaluation, {"corpus_tokens": shards.num_tokens})
+
+
+def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """Conversations packed into rows, mixed with replayed token rows where the settings say so."""
+    train = learner.train
+    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_sft
+    packed, reports = {}, {}
+    for split in ("train", "heldout"):
+        examples, reports[split] = load_rows(inputs["rows"].path / f"chat-{split}.jsonl", encode, train.seq_len)
+        packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"])
+    _list_dropped(out, reports)
+    rows: RowSource = packed["train"]
+    if isinstance(train, SftConfig) and train.replay_share:
+        shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
+        replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
+        rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
+    return LearningRows(rows, _means(learner, packed["heldout"]), _kept("examples", reports))
+
+
+def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """Preference pairs packed into rows."""
+    train = learner.train
+    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_preference
+    rows: dict[str, RowSource] = {}
+    reports: dict[str, RowsReport] = {}
+    for split in ("train", "heldout"):
+        path = inputs["rows"].path / f"pairs-{split}.jsonl"
+        pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit a row
+        packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"])
+        if objective_kind(train.objective).needs_reference:
+            progress.note(f"reference log-probabilities of {len(pairs)} pairs")
+            rows[split] = ReferenceRows(packed, _reference(learner, packed, out))
+    _list_dropped(out, reports)
+    return LearningRows(rows["train"], _means(learner, rows["heldout"]), _kept("pairs", reports))
+
+
+READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
+    "tokens": token_rows,
+    "chat": chat_rows,
+    "pairs": pair_rows,
+}
+
+
+def heldout_bits(
+    model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
+) -> Evaluation | None:
+    """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
+    that no single document decides, in windows of `train.seq_len`; None where nothing is held out."""
+    pieces, total = [], 0
+    for number in range(len(heldout)):
+        ids = heldout[number]
+        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), train.eval_bytes // 4, side="right")
+        pieces.append(ids[: max(2, ends)])
+        total += int(byte_lengths[pieces[-1]].sum())
+        if total >= train.eval_bytes:
+            break
+    if not pieces:
+        return None
+
+    def measure(params: Params) -> dict[str, float]:
+        nats = document_nats(model, params, pieces, train.seq_len, mesh)
+        return {"heldout_bits_per_byte": sum(nats) / math.log(2) / total}
+
+    return Evaluation(train.eval_every, measure)
+
+
+def _means(learner: Learner, heldout: RowSource) -> Evaluation:
+    """The objective's own means over held-out rows."""
+    train = learner.train
+    measure = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
+    return Evaluation(train.eval_every, measure)
+
+
+def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
+    """The start's log-probabilities of every pair, made once: a resumed run reads what the killed one computed."""
+    assert isinstance(learner.start, dict), "fresh weights are no reference"
+    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    table = reference_logprobs(learner.model, learner.start, rows, learner.train.global_batch_size, learner.mesh)
+    if is_writer():
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, table)
+        temporary.replace(path)
+    return table
+
+
+def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
+    """Keeps which rows were dropped, and why, with the weights that did not see them."""
+    if is_writer():
+        write_text(out / DROPPED_ROWS, json.dumps([report.plain() for report in reports.values()], indent=1))
+
+
+def _kept(what: str, reports: Mapping[str, RowsReport]) -> dict[str, Any]:
+    return {what: reports["train"].kept, "dropped": dict(reports["train"].dropped)}

@@ -1,0 +1,112 @@
+"""Where the weights of each training stage come from: fresh ones, another stage's, or a bundle's.
+
+A stage goes on from the last one before it that trains the same model; the first of a model begins with fresh weights.
+`from` says otherwise: another stage of the run, a bundle's folder, or `fresh`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lifecycle.core.config import nearest
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.objectives.registry import objective_kind
+
+FRESH = "fresh"
+BUNDLE_FILE = "config.json"  # a folder that has it may be meant as a bundle
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training stage goes on from: a stage, a bundle's folder, or, with neither, fresh weights."""
+
+    stage: str | None = None
+    bundle: Path | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.stage is None and self.bundle is None
+
+
+def starts_of(train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> dict[str, Start]:
+    """The start of each stage; `models` has the name of each one's model. Raises `ValueError` for a `from` that is
+    neither a stage nor a folder, and for one whose model is another."""
+    starts = {name: _start(name, train, models) for name in train}
+    for name, start in starts.items():
+        if start.stage is not None and models[start.stage] != models[name]:
+            raise ValueError(
+                f"train.{name}.from={start.stage}: {start.stage} trains model {models[start.stage]!r}, {name} trains "
+                f"{models[name]!r}; set train.{name}.model={models[start.stage]}, or go on from another stage"
+            )
+    return starts
+
+
+def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
+    """The stages, each after those whose weights it needs, otherwise as the run's file has them.
+
+    Raises `ValueError` for a cycle.
+    """
+    ordered: list[str] = []
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise ValueError(f"train: {cycle}: each needs the weights of the next; change a `from`")
+        if name not in ordered:
+            for before in needed_stages(name, train, starts):
+                add(before, (*path, name))
+            ordered.append(name)
+
+    for name in train:
+        add(name, ())
+    return tuple(ordered)
+
+
+def needed_stages(name: str, train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
+    """The stages whose weights a stage needs: the one that it goes on from, and those that its objective names."""
+    stage = starts[name].stage
+    others = [getattr(train[name], field) for field in objective_kind(train[name].objective).models]
+    return tuple(dict.fromkeys([*([] if stage is None else [stage]), *others]))
+
+
+def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
+    """A stage and those before it, back to fresh weights or a bundle; the latest first."""
+    stages = [name]
+    while (before := starts[stages[-1]].stage) is not None:
+        stages.append(before)
+    return tuple(stages)
+
+
+def check_stage_names(train: Mapping[str, TrainConfig]) -> None:
+    """Raises `ValueError` where an objective needs the model of a stage that there is not."""
+    for name, config in train.items():
+        for field in objective_kind(config.objective).models:
+            if (other := getattr(config, field)) not in train:
+                raise ValueError(f"train.{name}.{field}={other}: no such training stage{_known(other, train)}")
+
+
+def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> Start:
+    given = train[name].start
+    if given is None:
+        return Start(stage=_before(name, train, models))
+    if given == FRESH:
+        return Start()
+    if given in train:
+        return Start(stage=given)
+    if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
+        return Start(bundle=Path(given))
+    raise ValueError(
+        f"train.{name}.from={given}: no training stage of that name, and no folder with a bundle"
+        f"{_known(given, train)}; or give a folder as bundles/NAME"
+    )
+
+
+def _before(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> str | None:
+    """The last stage before this one that trains the same model."""
+    names = list(train)
+    earlier = names[: names.index(name)]
+    return next((other for other in reversed(earlier) if models[other] == models[name]), None)
+
+
+def _known(name: object, train: Iterable[str]) -> str:
+    return nearest(str(name), train)

@@ -1,0 +1,54 @@
+"""A stage: a node of a run's graph, which makes one artifact from those of other stages."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from lifecycle.core.artifact import Artifact
+from lifecycle.core.progress import Progress
+from lifecycle.stages.config import RunConfig
+
+type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of what it made.
+
+    `content_hash` replaces the hash over the files where those may differ. `how` has a record for each session that
+    worked on it: on which mesh, processes and hosts.
+    """
+
+    stats: dict[str, Any]
+    content_hash: str | None = None
+    how: Sequence[Mapping[str, Any]] = ()
+
+
+class StageRun(Protocol):
+    """A stage's work: writes into `out`. What a killed run of the same stage left is still there."""
+
+    def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome: ...
+
+
+def _always(config: RunConfig, artifact: Artifact) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What makes the artifact `name`. `settings` gives the part of the config that decides what comes out."""
+
+    name: str
+    kind: str  # the module lifecycle.stages.<kind>, imported only where the stage runs
+    inputs: tuple[str, ...]
+    settings: Callable[[RunConfig], dict[str, Any]]
+    on_all_processes: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the module's run(): which of its kind this one is
+    # for a stage whose work lies outside its artifact too: whether that is still as the artifact says
+    still_holds: Callable[[RunConfig, Artifact], bool] = _always
+
+    def load(self) -> StageRun:
+        """The function that does the work."""
+        return import_module(f"lifecycle.stages.{self.kind}").run

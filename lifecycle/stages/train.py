@@ -1,0 +1,52 @@
+"""Kind of stage `train`: an objective on the rows that it reads, from the weights that the stage goes on from."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lifecycle.core.machine import matmul_peak
+from lifecycle.core.progress import Progress
+from lifecycle.model.config import forward_flops_per_token, num_params
+from lifecycle.model.decoder import compute_dtype
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.stages import keys
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.learning_rows import Learner, read_learning_rows
+from lifecycle.stages.sessions import begin_session, finished_sessions, session
+from lifecycle.stages.stage import Inputs, Outcome
+from lifecycle.stages.weights import start_weights
+from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.checkpoint import saved_step
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+from lifecycle.training.objectives.registry import objective_kind
+
+
+def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str) -> Outcome:
+    """Trains the stage `name`; the artifact's content hash is its weights', whatever the checkpoint files look like."""
+    train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
+    tokenizer = load_tokenizer(inputs["tokenizer"].path)
+    start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
+    seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
+    objective = partial(objective_kind(train.objective).load(), model, train)
+    learner = Learner(train, model, mesh, objective, tokenizer, start, start_hash, seeds)
+    learned = read_learning_rows(learner, inputs, out, progress)
+    job = Job(
+        model=model, train=train, mesh=mesh, objective=objective, rows=learned.rows, start=start, out=out,
+        evaluation=learned.evaluation,
+    )  # fmt: skip
+    begin_session(out, saved_step(out / CHECKPOINTS), **session(config.mesh), **how_computed(train))
+    stats = run_job(job, progress)
+    facts = {
+        "parameters": num_params(model),
+        "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),
+        "compute_dtype": compute_dtype(model),
+        "matmul_peak_flops": matmul_peak(compute_dtype(model)),
+    }
+    sessions = finished_sessions(out, train.steps)
+    return Outcome(stats | learned.facts | facts, content_hash=stats["params_hash"], how=sessions)
+
+
+def how_computed(train: TrainConfig) -> dict[str, Any]:
+    """The settings that change how a stage is computed, by name, and not what it learns."""
+    return {name: value for name, value in train.plain().items() if name in train.HOW_COMPUTED}

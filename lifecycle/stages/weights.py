@@ -1,0 +1,55 @@
+"""The weights that a training stage goes on from, and those that it ends with."""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from lifecycle.core.artifact import Artifact, content_hash
+from lifecycle.core.config import ConfigError
+from lifecycle.core.typing import PRNGKeyArray
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, abstract_params, logical_axes
+from lifecycle.parallel.mesh import tree_shardings
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs
+from lifecycle.text.interface import Tokenizer
+from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.checkpoint import load_params
+from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.weights.families.family import differences
+from lifecycle.weights.published import load_config, load_weights
+
+
+def start_weights(
+    config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[PRNGKeyArray | Params, str]:
+    """What a training stage goes on from, laid over `mesh`, and its hash; for fresh weights their random key."""
+    start, model = config.starts[name], config.model_of(name)
+    if start.bundle is not None:
+        return imported_params(start.bundle, model, tokenizer, mesh), content_hash(start.bundle)
+    if start.stage is not None:
+        return trained_params(inputs[start.stage], model, mesh), inputs[start.stage].content_hash
+    return jax.random.key(config.seed), ""
+
+
+def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
+    """The final weights of a training stage's artifact: laid over `mesh`, or all on this process's first device.
+
+    The last step's, never those of an earlier checkpoint where the last is damaged.
+    """
+    shardings = tree_shardings(mesh, logical_axes(model)) if mesh is not None else None
+    return load_params(artifact.path / CHECKPOINTS, abstract_params(model), artifact.stats["steps"], shardings)
+
+
+def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:
+    """A bundle's weights, laid over `mesh`; raises `ConfigError` for another model or vocabulary than this run's."""
+    held = load_config(bundle)
+    if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
+        raise ConfigError(f"{bundle} holds another model, of {', '.join(wrong)}; set those in this run's model section")
+    if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"{bundle} was trained with another vocabulary than this run's; take its own: tokenizer.kind=hf (or "
+            f"sentencepiece) and tokenizer.path={bundle}"
+        )
+    return load_weights(model, bundle, tree_shardings(mesh, logical_axes(model)))

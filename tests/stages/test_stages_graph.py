@@ -1,0 +1,299 @@
+"""The graph that a run file declares: its stages and their inputs, and what decides each one's key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lifecycle.core.config import ConfigError, load_config, validate
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph, needed
+from lifecycle.stages.keys import row_order
+from lifecycle.stages.origins import Start
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = {"steps": 3, "seq_len": 32, "global_batch_size": 2}
+MODEL = {"vocab_size": 264, "d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2,
+         "head_dim": 16, "max_seq_len": 64}  # fmt: skip
+DATA = {"sources": [{"name": "own", "path": "corpus"}]}
+TEXT = {"name": "text", "kind": "bits_per_byte", "rows": "@documents/heldout-*.parquet"}
+
+
+def read(*overrides: str) -> RunConfig:
+    return load_config(RunConfig, CONFIGS / "debug.yaml", overrides)
+
+
+def run_of(train: dict[str, dict[str, Any]], **sections: Any) -> RunConfig:
+    """A run with these training stages, of a tiny model of bytes."""
+    tree = {"name": "tiny", "tokenizer": {"kind": "bytes"}, "model": MODEL, **sections}
+    return validate(RunConfig, tree | {"train": {name: SIZES | stage for name, stage in train.items()}})
+
+
+def next_token(**settings: Any) -> dict[str, Any]:
+    return {"objective": "next_token", **settings}
+
+
+def sft(**settings: Any) -> dict[str, Any]:
+    return {"objective": "sft", **settings}
+
+
+def dpo(**settings: Any) -> dict[str, Any]:
+    return {"objective": "dpo", **settings}
+
+
+def names(config: RunConfig, *targets: str) -> list[str]:
+    return [stage.name for stage in needed(build_graph(config), targets or ("report",))]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_run_has_a_graph_and_its_file_says_how_to_run_it(path: Path) -> None:
+    graph = build_graph(load_config(RunConfig, path))
+    met: set[str] = set()
+    for stage in graph.values():
+        assert met.issuperset(stage.inputs), stage.name
+        met.add(stage.name)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"lifecycle run configs/{path.name}" in " ".join(header)
+
+
+def test_a_run_of_five_stages_follows_its_declaration() -> None:
+    train = {
+        "base": next_token(),
+        "anneal": next_token(),
+        "chat": sft(replay_share=0.5),
+        "aligned": dpo(),
+        "other": dpo(**{"from": "anneal"}),
+    }
+    rows = {"chat": ["chat.jsonl"], "pairs": ["pairs.jsonl"]}
+    evaluate = {"after": ["base", "chat"], "tasks": [TEXT]}
+    config = run_of(train, data=DATA, rows=rows, evaluate=evaluate, export={"of": "aligned"})
+    graph = build_graph(config)
+    assert names(config) == [
+        "documents", "tokenizer", "tokens", "rows", "base", "anneal", "chat", "aligned", "other", "baseline",
+        "evaluate-base", "evaluate-chat", "evaluate-aligned", "export", "register", "report",
+    ]  # fmt: skip
+    assert graph["anneal"].inputs == ("tokenizer", "tokens", "base")
+    assert graph["chat"].inputs == ("tokenizer", "rows", "tokens", "anneal")
+    assert graph["other"].inputs == ("tokenizer", "rows", "anneal")
+    assert graph["rows"].inputs == ()  # the user's own files
+    assert graph["evaluate-chat"].inputs == ("chat", "tokenizer", "documents")
+    assert graph["export"].inputs == ("aligned", "tokenizer")
+    assert graph["register"].inputs == ("export", "evaluate-aligned")  # the gate compares it, asked for or not
+    assert names(config, "evaluate-other")[-2:] == ["other", "evaluate-other"]
+
+
+def test_a_run_of_pre_training_alone_asks_for_no_rows_and_evaluates_nothing() -> None:
+    config = run_of({"base": next_token()}, data=DATA)
+    assert names(config) == ["documents", "tokenizer", "tokens", "base", "export", "register", "report"]
+    assert config.exported == "base" and config.evaluated == ()
+
+
+def test_a_run_from_a_bundle_on_rows_of_its_own_needs_no_data(tmp_path: Path) -> None:
+    config = run_of({"chat": sft(**{"from": f"{tmp_path}/bundle"})}, rows={"chat": ["own.jsonl"]})
+    assert names(config) == ["tokenizer", "rows", "chat", "export", "register", "report"]
+    assert config.starts == {"chat": Start(bundle=tmp_path / "bundle")}
+    assert config.origin_of("chat") == tmp_path / "bundle"
+
+
+def test_a_folder_without_a_slash_is_a_bundle_if_it_looks_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imported").mkdir()
+    with pytest.raises(ConfigError, match=r"train\.chat\.from=imported: no training stage .* and no folder"):
+        run_of({"chat": sft(**{"from": "imported"})}, rows={"chat": ["own.jsonl"]})
+    (tmp_path / "imported/config.json").write_text("{}")
+    config = run_of({"chat": sft(**{"from": "imported"})}, rows={"chat": ["own.jsonl"]})
+    assert config.starts["chat"].bundle == Path("imported")
+
+
+def test_a_stage_may_name_one_that_the_file_has_later() -> None:
+    config = run_of({"late": next_token(**{"from": "early"}), "early": next_token(**{"from": "fresh"})}, data=DATA)
+    assert config.training_stages == ("early", "late")
+    assert config.exported == "early"  # the last of the file
+
+
+def test_stages_of_two_models_each_go_on_from_the_last_of_their_own() -> None:
+    models = {"policy": MODEL, "small": MODEL | {"d_model": 16, "head_dim": 8}}
+    train = {
+        "big": next_token(),
+        "small": next_token(model="small"),
+        "chat": sft(),
+        "small-chat": sft(model="small"),
+    }
+    config = run_of(train, model=models, data=DATA, rows={"chat": ["own.jsonl"]})
+    assert {name: start.stage for name, start in config.starts.items()} == {
+        "big": None, "small": None, "chat": "big", "small-chat": "small",
+    }  # fmt: skip
+    assert config.model_of("small-chat").d_model == 16 and config.model_of("chat").d_model == 32
+    graph = build_graph(config)
+    assert graph["small-chat"].settings(config)["model"]["d_model"] == 16
+    assert graph["export"].settings(config)["model"]["d_model"] == 16
+
+
+def test_each_stage_of_a_lineage_reads_its_rows_in_an_order_of_its_own() -> None:
+    train = {
+        "base": next_token(),
+        "anneal": next_token(),
+        "chat": sft(replay_share=0.5),
+        "again": sft(),
+        "branch": next_token(**{"from": "base"}),
+    }
+    config = run_of(train, data=DATA, rows={"chat": ["own.jsonl"]})
+    orders = {name: row_order(config, name) for name in train}
+    assert orders == {
+        "base": {"tokens": 0}, "anneal": {"tokens": 1}, "chat": {"chat": 0, "tokens": 2}, "again": {"chat": 1},
+        "branch": {"tokens": 1},
+    }  # fmt: skip
+
+
+WRONG = {
+    "a cycle": (
+        {"a": next_token(**{"from": "b"}), "b": next_token(**{"from": "a"})},
+        r"train: a -> b -> a: each needs the weights of the next; change a `from`",
+    ),
+    "from itself": ({"a": next_token(**{"from": "a"})}, r"train: a -> a: each needs"),
+    "a cycle by default": (
+        {"a": next_token(**{"from": "b"}), "b": next_token()},
+        r"train: a -> b -> a: each needs",
+    ),
+    "an unknown stage": (
+        {"chat": next_token(), "more": next_token(**{"from": "chta"})},
+        r"train\.more\.from=chta: no training stage .* no folder with a bundle; did you mean 'chat'\?",
+    ),
+    "a built-in name": ({"documents": next_token()}, r"train: 'documents' has a meaning of its own here"),
+    "the name of an evaluation": ({"evaluate-x": next_token()}, r"'evaluate-x' has a meaning of its own"),
+    "an alias": ({"production": next_token()}, r"'production' has a meaning of its own"),
+    "a name with a dot": ({"a.b": next_token()}, r"'a\.b' cannot name a stage"),
+    "an unknown objective": ({"a": {"objective": "sfft"}}, r"train\.a: objective 'sfft' is not known; .*'sft'"),
+    "no objective": ({"a": {}}, r"train\.a: objective is missing; known: next_token, sft, dpo, orpo"),
+    "a setting of another objective": (
+        {"a": next_token(beta=0.1)},
+        r"train\.a\.beta: no such setting; known: .*eval_bytes.*, from, ",
+    ),
+    "a mistyped setting": ({"a": next_token(stepz=1)}, r"train\.a\.stepz: no such setting; did you mean 'steps'\?"),
+    "an unknown model": ({"a": next_token(model="big")}, r"train\.a\.model=big: no such model; known: model"),
+    "a reference of fresh weights": ({"a": dpo()}, r"train\.a: dpo compares with the model that it starts from"),
+    "no chat rows": ({"a": sft()}, r"train\.a reads chat rows and there are none: list files in rows\.chat"),
+    "no stages": ({}, r"train: Dictionary should have at least 1 item"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "message"), WRONG.values(), ids=WRONG)
+def test_a_graph_that_cannot_be_is_refused_with_the_fix(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of(train, data=DATA)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"evaluate": {"after": ["chat", "bse"]}}, r"evaluate\.after: no training stage 'bse'; did you mean 'base'\?"),
+        ({"export": {"of": "chatt"}}, r"export\.of: no training stage 'chatt'; did you mean 'chat'\?"),
+        (
+            {"evaluate": {"tasks": [TEXT | {"rows": "@docs/a.jsonl"}]}},
+            r"task 'text': rows @docs/a\.jsonl: expected @doc",
+        ),
+        ({"data": None}, r"train\.base reads token rows, and there is no data section; add data\.sources"),
+        ({"rows": {}}, r"train\.chat reads chat rows and there are none"),
+        ({"model": {"one": MODEL, "two": {"d_modle": 3}}}, r"model\.two\.d_modle: no such setting; .*'d_model'"),
+        ({"model": MODEL | {"famly": "x"}}, r"model\.famly: no such setting; did you mean 'family'\?"),
+    ],
+)
+def test_what_a_section_names_has_to_be_there(sections: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"data": DATA, "rows": {"chat": ["own.jsonl"]}}
+    with pytest.raises(ConfigError, match=message):
+        run_of({"base": next_token(), "chat": sft()}, **(given | sections))
+
+
+def test_without_data_nothing_can_be_made_of_documents() -> None:
+    train = {"chat": sft(**{"from": "bundles/x"})}
+    own = {"chat": ["own.jsonl"]}
+    with pytest.raises(ConfigError, match=r"rows\.docstrings reads the documents, and there is no data section"):
+        run_of(train, rows={"docstrings": True})
+    with pytest.raises(ConfigError, match=r"the tokenizer is trained on the documents .* no data section"):
+        run_of(train, rows=own, tokenizer={"kind": "sentencepiece"})
+    with pytest.raises(ConfigError, match=r"task 'text': rows @documents/.*: this run has no data section"):
+        run_of(train, rows=own, evaluate={"tasks": [TEXT]})
+    with pytest.raises(ConfigError, match=r"train\.chat reads token rows, and there is no data section"):
+        run_of({"chat": sft(replay_share=0.5, **{"from": "bundles/x"})}, rows=own)
+
+
+def test_a_stage_goes_on_from_its_own_model_only() -> None:
+    models = {"big": MODEL, "small": MODEL | {"d_model": 16, "head_dim": 8}}
+    train = {"base": next_token(), "more": next_token(model="small", **{"from": "base"})}
+    with pytest.raises(ConfigError, match=r"train\.more\.from=base: base trains model 'big', more trains 'small'; set"):
+        run_of(train, model=models, data=DATA)
+
+
+def test_a_stage_that_is_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    text = (CONFIGS / "debug.yaml").read_text()
+    path = tmp_path / "run.yaml"
+    path.write_text(text.replace("\n  sft:\n", "\n  pretrain:\n"))
+    lines = path.read_text().splitlines()
+    first, second = (number for number, line in enumerate(lines, 1) if line == "  pretrain:")
+    with pytest.raises(ConfigError, match=rf"'pretrain' was given in line {first} already(?s:.*)line {second}"):
+        load_config(RunConfig, path)
+
+
+def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"override 'train.pretrian.steps=3': train has no 'pretrian'; .*'pretrain'"):
+        read("train.pretrian.steps=3")
+    assert (
+        list(read("train.more={objective: next_token, steps: 1, seq_len: 32, global_batch_size: 8}").train)[-1]
+        == "more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("train.sft.log_every=1", set()),
+        ("train.pretrain.checkpoint_every=1", set()),
+        ("train.prefer.keep_checkpoints=9", set()),
+        ("train.pretrain.grad_accum=2", set()),
+        ("train.pretrain.remat={}", set()),
+        ("train.pretrain.loss_chunks=2", set()),
+        ("mesh.fsdp=2", set()),
+        ("data.workers=7", set()),
+        ("serve.port=1", set()),
+        ("train.sft.steps=11", {"sft"}),
+        ("train.pretrain.eval_every=7", {"pretrain"}),
+        ("train.sft.from=fresh", {"sft"}),  # no stage before it has read the replayed rows
+        ("gate.level=0.99", {"register"}),
+        ("price.core_hour=7", {"report"}),
+        ("data.quality.min_words=51", {"documents"}),
+        ("rows.heldout_fraction=0.5", {"rows"}),
+    ],
+)  # fmt: skip
+def test_a_setting_decides_over_the_stages_that_it_changes(override: str, changed: set[str]) -> None:
+    before, after = read(), read(override)
+    pairs = ((stage.settings(before), other.settings(after), stage.name) for stage, other in zip(
+        build_graph(before).values(), build_graph(after).values(), strict=True
+    ))  # fmt: skip
+    assert {name for old, new, name in pairs if old != new} == changed
+
+
+def test_the_seed_decides_over_everything_random() -> None:
+    before, after = read(), read("seed=1")
+    changed = {name for name, stage in build_graph(before).items() if stage.settings(before) != stage.settings(after)}
+    assert changed >= {"documents", "tokenizer", "rows", "pretrain", "sft", "prefer"}
+
+
+def test_an_edited_source_file_is_another_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    config = read(f"data.sources=[{{name: own, path: {tmp_path}}}]")
+    stage = build_graph(config)["documents"]
+    before = stage.settings(config)
+    (tmp_path / "a.txt").write_text("two")
+    assert stage.settings(config) != before
+
+
+def test_the_schema_has_every_objective_and_one_model_or_several() -> None:
+    schema = yaml.safe_load(yaml.safe_dump(RunConfig.model_json_schema()))
+    stages = schema["$defs"]["TrainConfig"]["oneOf"]
+    by_name = {option["properties"]["objective"]["const"]: option["properties"] for option in stages}
+    assert {"next_token", "sft", "dpo", "orpo"} <= by_name.keys()
+    assert "beta" in by_name["dpo"] and "beta" not in by_name["sft"] and "from" in by_name["sft"]
+    assert len(schema["properties"]["model"]["anyOf"]) == 2
