@@ -13,8 +13,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import Angles, Attention, DenseFeedForward, RMSNorm, is_token
 from lifecycle.model.mla import LatentAttention
 from lifecycle.model.moe import MoE
-
-type Aux = dict[str, Array]  # what a layer's router says of the tokens it saw; empty for a dense layer
+from lifecycle.model.routing import RouterStats
 
 
 class Block(nnx.Module):
@@ -35,16 +34,17 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], angles: Angles | None, mask: Mask, cache: LayerCache | None = None
-    ) -> tuple[Float[Array, "B T D"], Aux, LayerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], RouterStats | None, LayerCache | None]:
+        """The layer's output, the statistics of its router if it has one, and the cache with its tokens."""
         x = checkpoint_name(_row_major(x), "input")
         attended, cache = self.attention(_normed(self.attention_norm, x), angles, mask, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
-        fed, aux = self._fed(_normed(self.feed_forward_norm, x), mask)
-        return _row_major(x + _normed(self.feed_forward_post_norm, fed)), aux, cache
+        fed, stats = self._fed(_normed(self.feed_forward_norm, x), mask)
+        return _row_major(x + _normed(self.feed_forward_post_norm, fed)), stats, cache
 
-    def _fed(self, x: Array, mask: Mask) -> tuple[Array, Aux]:
+    def _fed(self, x: Array, mask: Mask) -> tuple[Array, RouterStats | None]:
         layer = self.feed_forward
-        return layer(x, is_token(mask)) if isinstance(layer, MoE) else (layer(x), {})
+        return layer(x, is_token(mask)) if isinstance(layer, MoE) else (layer(x), None)
 
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

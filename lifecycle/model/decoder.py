@@ -19,17 +19,19 @@ from lifecycle.core.typing import Array, Float, Int, PRNGKeyArray
 from lifecycle.kernels.cross_entropy import project
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.block import Aux, Block, Trunk
+from lifecycle.model.block import Block, Trunk
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Remat
 from lifecycle.model.layers import Angles, full_row
 from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
+from lifecycle.model.routing import RouterStats
 from lifecycle.model.stacks import LayerGroup, layer_groups
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter
 from lifecycle.parallel.placement import row_order
 
 type Params = dict[str, Any]
+type Stats = dict[str, RouterStats]  # of the routers, by stack; the arrays' leading axis is the layer
 
 # On a CPU a scan over layers copies every saved activation into and out of its stack: a third of the step's time at the
 # sizes that a CPU can train. Unrolling costs compile time, linear in the layers, so it stops here.
@@ -138,7 +140,7 @@ def forward_train(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None = None,
     remat: Remat | None = None,
-) -> tuple[Float[Array, "B T D"], dict[str, Aux]]:
+) -> tuple[Float[Array, "B T D"], Stats]:
     """`forward` with what a step needs: rematerialisation, and what the routers say, by stack (leading axis: layer).
 
     In a manual `jax.shard_map` the arrays are this device's part: rows over `batch`, positions over `seq` in the
@@ -152,10 +154,10 @@ def forward_train(
     key_segments = None if segment_ids is None else full_row(segment_ids)
     mask = Mask(queries, keys, segment_ids, key_segments, num_shards=num_shards)
     if axis_size("layers") > 1:
-        x, aux = _pipelined(config, params, tokens, positions, mask, remat)
+        x, stats = _pipelined(config, params, tokens, positions, mask, remat)
     else:
-        x, aux, _ = _in_order(config, params, tokens, positions, mask, None, remat)
-    return _last_norm(config, params, x), aux
+        x, stats, _ = _in_order(config, params, tokens, positions, mask, None, remat)
+    return _last_norm(config, params, x), stats
 
 
 def forward_cached(
@@ -183,7 +185,7 @@ def _in_order(
     mask: Mask,
     cache: dict[str, Stack] | None,
     remat: Remat | None,
-) -> tuple[Array, dict[str, Aux], dict[str, Stack]]:
+) -> tuple[Array, Stats, dict[str, Stack]]:
     """The layers where a device has all of them, or its part of all."""
     angles = _angles(config, positions)
     x = embed(config, params["embed"], tokens)
@@ -192,20 +194,20 @@ def _in_order(
 
 def _pipelined(
     config: ModelConfig, params: Params, tokens: Array, positions: Array, mask: Mask, remat: Remat | None
-) -> tuple[Array, dict[str, Aux]]:
+) -> tuple[Array, Stats]:
     """The layers where each device of a pipeline has some of them; the rows that come back are `own_rows`.
 
     A stage's weights are gathered once for all rows, and their gradients scattered once.
     """
 
-    def stage(weights: Params, x: Array, row: Array) -> tuple[Array, dict[str, Aux]]:
+    def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
         own, angles = jax.tree.map(partial(take_row, row=row), mask), _angles(config, take_row(positions, row))
-        x, aux, _ = _layers(config, weights, x, angles, own, None, remat, prepare=values)
-        return x, aux
+        x, stats, _ = _layers(config, weights, x, angles, own, None, remat, prepare=values)
+        return x, stats
 
     x = embed(config, params["embed"], tokens)
-    x, aux = run_pipeline(stage, _gathered(config, params["blocks"]), x)
-    return x, among_layers(aux)
+    x, stats = run_pipeline(stage, _gathered(config, params["blocks"]), x)
+    return x, among_layers(stats)
 
 
 def _angles(config: ModelConfig, positions: Int[Array, "B T"]) -> dict[LayerKind, Angles | None]:
@@ -231,10 +233,10 @@ def _layers(
     remat: Remat | None,
     *,
     prepare: Callable[[Params], Params],
-) -> tuple[Array, dict[str, Aux], dict[str, Stack]]:
+) -> tuple[Array, Stats, dict[str, Stack]]:
     """Layer after layer; also what their routers say, and the cache, by stack. `prepare` turns a layer's part of
     `blocks` into what its products take."""
-    aux: dict[str, Aux] = {}
+    stats: Stats = {}
     stacks: dict[str, Stack] = {}
     for group in layer_groups(config):
         definition, layers = _definition(config, config.is_moe(group.first)), list[Layer]()
@@ -243,13 +245,14 @@ def _layers(
             layers.append(_layer(definition, angles[kind], own, prepare, remat))
         held = [None if cache is None else cache[name] for name in group.stacks]
         (x, held), found = _scan(layers, group, [blocks[name] for name in group.stacks], x, held)
-        aux |= {name: stats for name, stats in zip(group.stacks, found, strict=True) if stats}
+        stats |= {name: own for name, own in zip(group.stacks, found, strict=True) if own is not None}
         stacks |= {name: stack for name, stack in zip(group.stacks, held, strict=True) if stack is not None}
-    return x, aux, stacks
+    return x, stats, stacks
 
 
 # A layer of its input, its weights, its stack of the cache, and its number in the stack.
-type Layer = Callable[[Array, Params, Stack | None, Array], tuple[Array, Aux, Stack | None]]
+type Layer = Callable[[Array, Params, Stack | None, Array], LayerOut]
+type LayerOut = tuple[Array, RouterStats | None, Stack | None]
 
 
 def _layer(
@@ -257,26 +260,28 @@ def _layer(
 ) -> Layer:
     """`prepare` is part of what is computed again: gathered weights do not wait for the backward pass."""
 
-    def layer(x: Array, weights: Params, stack: Stack | None, number: Array) -> tuple[Array, Aux, Stack | None]:
+    def layer(
+        x: Array, weights: Params, stack: Stack | None, number: Array
+    ) -> tuple[Array, RouterStats | None, Stack | None]:
         block = nnx.merge(definition, nnx.State(prepare(weights)))
-        x, aux, view = block(x, angles, mask, None if stack is None else LayerCache(stack, number))
-        return x, aux, None if view is None else view.stack
+        x, stats, view = block(x, angles, mask, None if stack is None else LayerCache(stack, number))
+        return x, stats, None if view is None else view.stack
 
     return layer if remat is None else rematerialised(layer, remat)
 
 
 def _scan(
     layers: list[Layer], group: LayerGroup, stacks: list[Params], x: Array, cache: list[Stack | None]
-) -> tuple[tuple[Array, list[Stack | None]], list[Aux]]:
+) -> tuple[tuple[Array, list[Stack | None]], list[RouterStats | None]]:
     """A group's layers, repeat by repeat; what the routers say comes back by stack."""
 
-    def period(carry: Any, inputs: tuple[list[Params], Array]) -> tuple[Any, list[Aux]]:
+    def period(carry: Any, inputs: tuple[list[Params], Array]) -> tuple[Any, list[RouterStats | None]]:
         x, cache = carry
         weights, number = inputs
-        found, after = list[Aux](), list[Stack | None]()
+        found, after = list[RouterStats | None](), list[Stack | None]()
         for layer, own, stack in zip(layers, weights, cache, strict=True):
-            x, aux, stack = layer(x, own, stack, number)
-            found.append(aux)
+            x, stats, stack = layer(x, own, stack, number)
+            found.append(stats)
             after.append(stack)
         return (x, after), found
 

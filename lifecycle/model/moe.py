@@ -35,7 +35,7 @@ from lifecycle.model.dispatch import (
     to_tokens,
 )
 from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
-from lifecycle.model.routing import RouterSums, expert_load, route, router_logits, router_sums
+from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
 SELDOM = "seldom"  # the scope of loops that mostly run no time: who reads a compiled program counts them so
@@ -85,9 +85,8 @@ class MoE(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B T D"], is_token: Bool[Array, "B T"] | None = None
-    ) -> tuple[Float[Array, "B T D"], RouterSums]:
-        """The layer's output, and sums over this device's rows and positions (alike over `tensor`): those of
-        `router_sums`, and `dropped`, the choices of experts that were not computed; summed over all devices it is 0.
+    ) -> tuple[Float[Array, "B T D"], RouterStats]:
+        """The layer's output, and its router's statistics of this device's rows and positions (alike over `tensor`).
 
         A position that is not of `is_token` (padding) goes to no expert and counts nowhere; its output is what every
         token gets besides.
@@ -96,7 +95,7 @@ class MoE(nnx.Module):
         present = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
         logits = router_logits(x.reshape(-1, x.shape[-1]), self.router[...], _value(self.router_bias))
         experts, weights = route(self.moe, logits, _value(self.selection_bias))
-        sums = router_sums(self.moe, logits, experts, present.reshape(-1))
+        stats = router_stats(self.moe, logits, experts, present.reshape(-1))
         experts = jnp.where(present[..., None], experts.reshape(*x.shape[:2], -1), self.moe.num_experts)
         weights = jnp.where(present[..., None], weights.reshape(experts.shape), 0.0)
 
@@ -107,10 +106,8 @@ class MoE(nnx.Module):
         out = reduce_scatter(out, "norm_seq", 1)
         if self.experts.down_bias is not None:
             out += self._last_bias(experts, weights).astype(out.dtype)
-        return out, {
-            **{name: psum_identity_grad(value, "norm_seq") for name, value in sums.items()},
-            "dropped": dropped,
-        }
+        stats = jax.tree.map(lambda value: psum_identity_grad(value, "norm_seq"), stats)
+        return out, stats._replace(dropped=dropped)
 
     def _routed(
         self, x: Float[Array, "B T D"], experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]

@@ -8,13 +8,25 @@ rounded logit changes the choice, and with it the whole output.
 Statistics are sums over tokens, so that they may be added over devices and micro-batches before anything is divided.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.core.typing import Array, Bool, Float, Int, PyTree
 from lifecycle.model.config import MoeConfig
 
-type RouterSums = dict[str, Array]
+
+class RouterStats(NamedTuple):
+    """What a layer's router did with the tokens that it saw: float32 sums over them. `load` has no gradient,
+    `probability` and `z` have one."""
+
+    dropped: Float[Array, "*layers"]  # choices of experts that were not computed; summed over all devices it is 0
+    entropy: Float[Array, "*layers"]  # of the probabilities, in nats
+    load: Float[Array, "*layers E"]  # choices of each expert
+    probability: Float[Array, "*layers E"]  # softmax of the logits, or sigmoids divided by their sum
+    tokens: Float[Array, "*layers"]  # how many there are
+    z: Float[Array, "*layers"]  # squared log-sum-exp of the logits
 
 
 def router_logits(
@@ -62,26 +74,22 @@ def expert_load(experts: Int[Array, "*rows"], num_experts: int) -> Int[Array, " 
     return (experts.reshape(-1, 1) == jnp.arange(num_experts)).sum(axis=0, dtype=jnp.int32)
 
 
-def router_sums(
+def router_stats(
     moe: MoeConfig, logits: Float[Array, "N E"], experts: Int[Array, "N k"], is_token: Bool[Array, " N"]
-) -> RouterSums:
-    """What a router did with the tokens of `is_token`, as float32 sums over them.
-
-    `load` [E]: choices of each expert. `probability` [E]: softmax of the logits, or sigmoids divided by their sum;
-    `z`: squared log-sum-exp of the logits; both have gradients. `entropy`: of the probabilities, in nats.
-    `tokens`: how many there are.
-    """
+) -> RouterStats:
+    """What a router did with the tokens of `is_token`; it drops none."""
     scores = jax.nn.softmax(logits) if moe.score == "softmax" else jax.nn.sigmoid(logits)
     probabilities = scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
     entropies = jax.lax.stop_gradient(jax.scipy.special.entr(probabilities).sum(axis=-1))
     load = expert_load(jnp.where(is_token[:, None], experts, moe.num_experts), moe.num_experts)
-    return {
-        "load": load.astype(jnp.float32),
-        "probability": jnp.where(is_token[:, None], probabilities, 0.0).sum(axis=0),
-        "z": jnp.where(is_token, jax.nn.logsumexp(logits, axis=-1) ** 2, 0.0).sum(),
-        "entropy": jnp.where(is_token, entropies, 0.0).sum(),
-        "tokens": is_token.sum(dtype=jnp.float32),
-    }
+    return RouterStats(
+        load=load.astype(jnp.float32),
+        probability=jnp.where(is_token[:, None], probabilities, 0.0).sum(axis=0),
+        z=jnp.where(is_token, jax.nn.logsumexp(logits, axis=-1) ** 2, 0.0).sum(),
+        entropy=jnp.where(is_token, entropies, 0.0).sum(),
+        tokens=is_token.sum(dtype=jnp.float32),
+        dropped=jnp.float32(0),
+    )
 
 
 def balance_loss(
@@ -106,3 +114,15 @@ def bias_update(load: Float[Array, "*layers E"], bias: Float[Array, "*layers E"]
     """The selection bias after a step in which the experts had `load` choices, of all devices and micro-batches: an
     expert above the mean loses `rate`, one below gains it (DeepSeek-V3, section 2.1.2)."""
     return bias + rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)
+
+
+def balanced(params: PyTree, load: dict[str, Float[Array, "layers E"]], rate: float) -> PyTree:
+    """A model's parameters with every router's selection bias moved by its experts' `load`, which is by stack."""
+    if not rate:
+        return params
+    blocks = dict(params["blocks"])
+    for stack, choices in load.items():
+        layer = blocks[stack]["feed_forward"]
+        bias = bias_update(choices, layer["selection_bias"], rate)
+        blocks[stack] = blocks[stack] | {"feed_forward": layer | {"selection_bias": bias}}
+    return params | {"blocks": blocks}

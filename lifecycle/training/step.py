@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import Array, Batch, PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, init_params, logical_axes
-from lifecycle.model.routing import bias_update
+from lifecycle.model.routing import balanced
 from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.objectives.router import LOAD, Sums
@@ -70,25 +70,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         load: Any = aux.pop(LOAD, {})
-        params = _balanced(params, load, bias_rate)
+        params = balanced(params, load, bias_rate)
         metrics = {"loss": loss / divisor, "count": count, "grad_norm": optax.global_norm(grads)}
         metrics |= {name: value / divisor for name, value in aux.items()}
         return TrainState(params, opt_state, state.step + 1), metrics
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-
-
-def _balanced(params: Params, load: dict[str, Array], rate: float) -> Params:
-    """The parameters with each router's selection bias moved by its experts' `load`."""
-    if not rate:
-        return params
-    blocks = dict(params["blocks"])
-    for stack, choices in load.items():
-        layer = blocks[stack]["feed_forward"]
-        bias = bias_update(choices, layer["selection_bias"], rate)
-        blocks[stack] = blocks[stack] | {"feed_forward": layer | {"selection_bias": bias}}
-    return params | {"blocks": blocks}
 
 
 def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:

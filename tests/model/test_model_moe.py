@@ -16,7 +16,16 @@ from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import forward_train, init_params
 from lifecycle.model.dispatch import Room, Slices, buffer_room, expert_order, round_slices, to_experts, to_tokens
 from lifecycle.model.moe import MoE, of_experts
-from lifecycle.model.routing import balance_loss, bias_update, expert_load, route, router_logits, router_sums, z_loss
+from lifecycle.model.routing import (
+    balance_loss,
+    balanced,
+    bias_update,
+    expert_load,
+    route,
+    router_logits,
+    router_stats,
+    z_loss,
+)
 
 MIXTRAL = MoeConfig(num_experts=8, experts_per_token=2, d_ff=24)
 QWEN3 = MoeConfig(num_experts=8, experts_per_token=3, d_ff=24, use_normalised_weights=False)
@@ -111,15 +120,15 @@ def test_a_router_computes_in_float32_whatever_its_input() -> None:
 def test_sums_are_over_tokens_only_and_add_up() -> None:
     logits, is_token = 2 * draw(60, 8), jnp.arange(60) % 3 > 0
     experts = route(MIXTRAL, logits, None)[0]
-    sums = router_sums(MIXTRAL, logits, experts, is_token)
+    sums = router_stats(MIXTRAL, logits, experts, is_token)
     kept = np.asarray(jax.nn.softmax(logits))[np.asarray(is_token)]
-    np.testing.assert_array_equal(sums["load"], np.bincount(np.asarray(experts)[is_token].ravel(), minlength=8))
-    np.testing.assert_allclose(sums["probability"], kept.sum(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(sums["entropy"], -(kept * np.log(kept)).sum(), rtol=1e-5)
-    assert sums["tokens"] == 40
-    parts = [router_sums(MIXTRAL, logits[s], experts[s], is_token[s]) for s in (slice(0, 25), slice(25, 60))]
-    for name, value in sums.items():
-        np.testing.assert_allclose(parts[0][name] + parts[1][name], value, rtol=1e-5)
+    np.testing.assert_array_equal(sums.load, np.bincount(np.asarray(experts)[is_token].ravel(), minlength=8))
+    np.testing.assert_allclose(sums.probability, kept.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(sums.entropy, -(kept * np.log(kept)).sum(), rtol=1e-5)
+    assert sums.tokens == 40
+    parts = [router_stats(MIXTRAL, logits[s], experts[s], is_token[s]) for s in (slice(0, 25), slice(25, 60))]
+    for one, other, both in zip(*parts, sums, strict=True):
+        np.testing.assert_allclose(one + other, both, rtol=1e-5)
 
 
 def test_the_balance_loss_is_least_for_an_even_load() -> None:
@@ -135,18 +144,18 @@ def test_the_balance_loss_is_the_published_formula_and_a_sum_of_parts() -> None:
     probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
     fraction = np.bincount(np.asarray(experts).ravel(), minlength=8) / 64
     wanted = 8 * (fraction * probabilities.mean(axis=0)).sum()
-    whole = router_sums(MIXTRAL, logits, experts, jnp.ones(64, bool))
-    assert balance_loss(whole["load"], whole["probability"], whole["tokens"]) == pytest.approx(wanted, rel=1e-5)
-    halves = [router_sums(MIXTRAL, logits[s], experts[s], jnp.ones(32, bool)) for s in (slice(0, 32), slice(32, 64))]
-    parts = [balance_loss(whole["load"], half["probability"], whole["tokens"]) for half in halves]
+    whole = router_stats(MIXTRAL, logits, experts, jnp.ones(64, bool))
+    assert balance_loss(whole.load, whole.probability, whole.tokens) == pytest.approx(wanted, rel=1e-5)
+    halves = [router_stats(MIXTRAL, logits[s], experts[s], jnp.ones(32, bool)) for s in (slice(0, 32), slice(32, 64))]
+    parts = [balance_loss(whole.load, half.probability, whole.tokens) for half in halves]
     assert sum(parts) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_z_loss_is_the_mean_squared_log_sum_exp() -> None:
     logits = 2 * draw(10, 8)
-    sums = router_sums(MIXTRAL, logits, route(MIXTRAL, logits, None)[0], jnp.ones(10, bool))
+    sums = router_stats(MIXTRAL, logits, route(MIXTRAL, logits, None)[0], jnp.ones(10, bool))
     wanted = np.mean(np.log(np.exp(np.asarray(logits, np.float64)).sum(axis=1)) ** 2)
-    assert z_loss(sums["z"], sums["tokens"]) == pytest.approx(wanted, rel=1e-5)
+    assert z_loss(sums.z, sums.tokens) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_bias_moves_towards_an_even_load_and_evens_it() -> None:
@@ -276,10 +285,9 @@ def test_the_layer_is_the_dense_reference_with_its_gradients(family: str) -> Non
 
 def test_a_layer_says_what_its_router_did() -> None:
     sums = layer(MIXTRAL)(draw(2, 23, 16))[1]
-    assert set(sums) == {"load", "probability", "z", "entropy", "tokens", "dropped"}
-    assert sums["load"].sum() == 2 * 46 and sums["tokens"] == 46 and sums["dropped"] == 0
-    assert sums["probability"].sum() == pytest.approx(46, rel=1e-5)
-    assert 0 < sums["entropy"] < 46 * np.log(8)
+    assert sums.load.sum() == 2 * 46 and sums.tokens == 46 and sums.dropped == 0
+    assert sums.probability.sum() == pytest.approx(46, rel=1e-5)
+    assert 0 < sums.entropy < 46 * np.log(8)
 
 
 @jax.jit
@@ -297,10 +305,10 @@ def test_tokens_do_not_see_each_other(order: list[int]) -> None:
 def test_all_tokens_to_the_same_experts_and_none_to_the_others() -> None:
     module, x = layer(MIXTRAL), jnp.broadcast_to(draw(1, 1, 16), (3, 11, 16))
     out, sums = module(x)
-    assert sorted(np.asarray(sums["load"]).tolist()) == [0.0] * 6 + [33.0] * 2
+    assert sorted(np.asarray(sums.load).tolist()) == [0.0] * 6 + [33.0] * 2
     assert_close(out, dense(module, x))
     grads = gradients(module, lambda m, x: m(x)[0], x, jnp.ones_like(x))[0]["experts"]["gate"][...]
-    used = np.asarray(sums["load"]) > 0
+    used = np.asarray(sums.load) > 0
     assert np.all(np.any(np.asarray(grads), axis=(1, 2)) == used)
 
 
@@ -308,7 +316,7 @@ def test_padding_costs_nothing_and_gets_what_every_token_gets_besides() -> None:
     module, x = layer(DEEPSEEK), draw(2, 20, 16)
     is_token = jnp.arange(20) < jnp.array([[15], [7]])
     out, sums = module(x, is_token)
-    assert sums["load"].sum() == 4 * 22 and sums["tokens"] == 22
+    assert sums.load.sum() == 4 * 22 and sums.tokens == 22
     assert_close(out[is_token], module(x)[0][is_token])
     assert module.shared is not None
     assert_close(out[~is_token], module.shared(x)[~is_token])
@@ -343,8 +351,23 @@ def test_a_decoder_routes_no_padding() -> None:
     params = init_params(config, jax.random.key(0))
     _, found = forward_train(config, params, positions, positions, segments)
     (sums,) = found.values()
-    assert sums["tokens"].tolist() == [13, 13]
-    assert sums["load"].sum(axis=-1).tolist() == [26, 26]
+    assert sums.tokens.tolist() == [13, 13]
+    assert sums.load.sum(axis=-1).tolist() == [26, 26]
+
+
+def test_only_the_selection_biases_follow_the_load() -> None:
+    """Behind a dense layer, two layers of experts in one stack; at a rate of zero nothing moves."""
+    moe = MoeConfig(num_experts=4, experts_per_token=2, d_ff=8, first_dense_layers=1, use_selection_bias=True)
+    config = ModelConfig(
+        vocab_size=32, d_model=16, d_ff=32, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, moe=moe
+    )
+    params, load = init_params(config, jax.random.key(0)), {"1+1": jnp.array([[9.0, 1, 1, 1], [0, 4, 4, 4]])}
+    after = balanced(params, load, 0.5)
+    bias = after["blocks"]["1+1"]["feed_forward"].pop("selection_bias")
+    np.testing.assert_allclose(bias, [[-0.5, 0.5, 0.5, 0.5], [0.5, -0.5, -0.5, -0.5]])
+    before = params["blocks"]["1+1"]["feed_forward"]
+    assert balanced(params, load, 0.0) is params and not before.pop("selection_bias").any()
+    assert jax.tree.all(jax.tree.map(lambda one, other: one is other, after, params))
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -17,7 +17,7 @@ from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import GATHERED, LOGICAL_AXES
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.moe import MoE
-from lifecycle.model.routing import balance_loss, z_loss
+from lifecycle.model.routing import RouterStats, balance_loss, z_loss
 from lifecycle.parallel.axes import AXES, RULES, MeshConfig
 from lifecycle.parallel.collectives import all_gather
 from lifecycle.parallel.mesh import build_mesh, spec
@@ -44,7 +44,7 @@ MESHES = {
 }
 
 type Params = dict[str, Any]
-type Result = tuple[jax.Array, dict[str, jax.Array], tuple[Params, jax.Array]]
+type Result = tuple[jax.Array, RouterStats, tuple[Params, jax.Array]]
 
 
 def model_config(moe: MoeConfig) -> ModelConfig:
@@ -84,10 +84,10 @@ def run(
     """Outputs, statistics and gradients of a loss with the router's own losses in it, on this device's part."""
     every = tuple(axis for axis in DATA_AXES if mesh.shape[axis] > 1)
 
-    def loss(params: Params, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    def loss(params: Params, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
         out, sums = nnx.merge(definition, nnx.State(whole_in_d_model(params)))(x, is_token if present else None)
-        load, tokens = (jax.lax.psum(jax.lax.stop_gradient(sums[name]), every) for name in ("load", "tokens"))
-        router = 0.5 * balance_loss(load, sums["probability"], tokens) + 0.1 * z_loss(sums["z"], tokens)
+        load, tokens = (jax.lax.psum(jax.lax.stop_gradient(value), every) for value in (sums.load, sums.tokens))
+        router = 0.5 * balance_loss(load, sums.probability, tokens) + 0.1 * z_loss(sums.z, tokens)
         return (out * pull).sum() + router, (out, sums)
 
     (grads, grad_x), (out, sums) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
@@ -140,8 +140,8 @@ def one_device(kind: str) -> Result:
 def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
     moe, wanted = KINDS[kind], one_device(kind)
     assert_equal(on_mesh(moe, MESHES[mesh])(layer(moe)[1], *inputs()), wanted)
-    assert float(wanted[1]["dropped"]) == 0
-    assert float(wanted[1]["load"].sum()) == ROWS * POSITIONS * moe.experts_per_token
+    assert float(wanted[1].dropped) == 0
+    assert float(wanted[1].load.sum()) == ROWS * POSITIONS * moe.experts_per_token
     grads = wanted[2][0]
     still = {"selection_bias"} & grads.keys()
     assert all(not np.any(grads[name]) for name in still)
@@ -154,7 +154,7 @@ def test_padding_goes_to_no_expert_on_a_mesh_either() -> None:
     found, wanted = (on_mesh(PLAIN, mesh, present=True)(params, *inputs()) for mesh in meshes)
     assert_equal(found, wanted)
     is_token = inputs()[2]
-    assert float(found[1]["load"].sum()) == 2 * float(is_token.sum())
+    assert float(found[1].load.sum()) == 2 * float(is_token.sum())
     assert not np.any(np.asarray(found[0])[~np.asarray(is_token)])
 
 
@@ -167,8 +167,8 @@ def test_more_rows_than_a_buffer_holds_come_in_further_rounds(sizes: dict[str, i
     assert_equal(found, wanted)
     peers = sizes["expert"]
     room = buffer_room(ROWS * 128 // peers, 2, 8 // peers, peers)
-    assert room.most > 0 and float(found[1]["load"][5]) > room.first
-    assert float(found[1]["dropped"]) == 0
+    assert room.most > 0 and float(found[1].load[5]) > room.first
+    assert float(found[1].dropped) == 0
 
 
 def test_where_rows_are_not_written_to_their_places_blocks_of_a_fixed_capacity_are_exchanged() -> None:

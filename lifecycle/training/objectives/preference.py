@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
-from lifecycle.model.block import Aux
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.model.decoder import Params, forward_train, head
 from lifecycle.model.pipeline import own_rows
+from lifecycle.model.routing import RouterStats
 from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
 from lifecycle.training.config import DpoConfig, OrpoConfig
 from lifecycle.training.objectives.router import Sums, with_routers
@@ -21,7 +21,7 @@ from lifecycle.training.objectives.router import Sums, with_routers
 
 def pair_logprobs(
     config: ModelConfig, params: Params, batch: Batch, remat: Remat | None = None
-) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"], dict[str, Aux]]:
+) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"], dict[str, RouterStats]]:
     """Log-probability of each answer, chosen first, and its number of tokens; zeros where there is no pair. Also what
     the routers say. On a mesh: of this device's rows, `own_rows` of a pipeline."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
