@@ -1,19 +1,59 @@
-"""One environment for the whole suite: the CPU, as eight virtual devices. JAX reads it when it is first imported.
+"""One environment for the whole suite: the CPU as eight virtual devices, and as many processes as the machine feeds.
+
+JAX reads the environment when it is first imported, and every process that a test starts inherits it.
 
 LLVM's optimiser is off: on the suite's tiny arrays it saves nothing and takes half of all CPU time (a training run of
 10 steps: 6.7 CPU seconds with it, 3.1 without). XLA's own passes, the partitioner among them, are those of any run.
 """
 
 import os
+import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+PROCESS_BYTES = 4 << 30  # what one of the suite's processes and its children hold at most
+MAX_PROCESSES = 8  # more of them wait for the longest file
+# The rooms whose files take longest start first, or one process ends long after the others.
+FIRST = ("endtoend", "multidevice", "planning", "training")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker has its parent's
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", deadline=None)  # wall time on a busy machine says nothing of the code
 settings.load_profile("suite")
 
 pytest_plugins = ("tests.artifacts",)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For the whole suite, one process per core that memory allows; none but this one for files named by hand."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    processes = min(os.cpu_count() or 1, memory_bytes // PROCESS_BYTES, MAX_PROCESSES)
+    return processes if processes > 1 else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps a file's tests in one process, where they share compiled programs, but not the slow ones, which share none;
+    and starts with the longest rooms."""
+    order = {room: rank for rank, room in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(FIRST)))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            is_slow = item.get_closest_marker("slow") is not None
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if is_slow else item.path.name))
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

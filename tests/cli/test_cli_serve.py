@@ -1,6 +1,6 @@
 """A running server follows the registry's aliases."""
 
-import time
+import io
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +12,7 @@ from lifecycle.cli.serve import AliasedModels
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.ops.registry import Registry, Version
 from lifecycle.serving.job import Served
-
-LIMIT_S = 10
+from lifecycle.testing.waiting import wait_until
 
 
 def bundle(root: Path, text: str) -> Artifact:
@@ -52,20 +51,20 @@ def test_an_alias_that_moves_is_followed_and_one_that_cannot_be_loaded_is_told(
     assert list(models) == ["production", "candidate", registry.resolve(one).short]
 
     def wait_until_production_is(version: str) -> None:
-        deadline = time.monotonic() + LIMIT_S
-        while models["production"] != version and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert models["production"] == version
+        wait_until(lambda: models["production"] == version)
 
     with models.following():
         registry.move("production", two, who="test", why="test")
         wait_until_production_is(two)
         registry.move("candidate", broken, who="test", why="test")
-        deadline, told = time.monotonic() + LIMIT_S, ""
-        while "no weights" not in told and time.monotonic() < deadline:
-            time.sleep(0.01)
-            told += capsys.readouterr().out
-        assert told.count("no weights") == 1
+        output = io.StringIO()
+
+        def names_the_reason() -> bool:
+            output.write(capsys.readouterr().out)
+            return "no weights" in output.getvalue()
+
+        wait_until(names_the_reason)
+        assert output.getvalue().count("no weights") == 1
         assert models["candidate"] == one
         registry.move("candidate", one, who="test", why="test")
         registry.rollback("production", who="test", why="test")

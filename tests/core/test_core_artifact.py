@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
 from lifecycle.core import artifact as artifacts
 from lifecycle.core.artifact import LEDGER, MANIFEST, Artifact, ArtifactError, Draft, artifact_key, open_artifact
+from lifecycle.testing.waiting import wait_until
 
 
 def made(root: Path, stage: str = "data", inputs: dict[str, Artifact] | None = None, text: str = "abc") -> Artifact:
@@ -103,7 +103,7 @@ def test_the_cost_of_a_killed_run_is_not_forgotten(tmp_path: Path) -> None:
     draft = Draft(tmp_path, "data", {}, {})
     draft.open()
     manifest = draft.commit({}).manifest
-    assert 100 <= manifest.wall_s < 110 and 50 <= manifest.cpu_s < 60
+    assert manifest.wall_s > 99 and manifest.cpu_s > 49
     assert manifest.files == {}  # the ledger is no part of the artifact
 
 
@@ -112,9 +112,7 @@ def test_the_ledger_is_kept_while_a_stage_works(tmp_path: Path, monkeypatch: pyt
     draft = Draft(tmp_path, "data", {}, {})
     ledger = draft.open() / LEDGER
     with draft.keeping_costs():
-        until = time.monotonic() + 20
-        while not ledger.is_file() and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(ledger.is_file)
     assert json.loads(ledger.read_text())["wall_s"] > 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle.data.workers import call_alone, map_in_workers
+from lifecycle.testing.waiting import LIMIT_S
 
 
 def _slow_first(number: int) -> tuple[int, int]:
@@ -48,7 +49,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
         "from lifecycle.data.workers import map_in_workers\n"
-        "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(60)\"] * 2\n"
+        "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(3600)\"] * 2\n"
         "for pid in map_in_workers(eval, work, 2):\n"
         "    print(pid, flush=True)\n"
     )
@@ -56,7 +57,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     assert len({int(parent.stdout.readline()) for _ in range(2)}) <= 2
     parent.kill()
-    parent.communicate(timeout=20)  # the workers hold the same pipe: it ends when the last of them has
+    parent.communicate(timeout=LIMIT_S)  # the workers hold the same pipe: it ends when the last of them has
 
 
 def test_call_alone_runs_elsewhere_and_ends() -> None:

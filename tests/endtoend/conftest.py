@@ -1,5 +1,6 @@
 """One undisturbed run of the whole chain per test session; tests that change something work on a copy of it."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,15 @@ from command_line import Debug
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Debug:
-    """The finished chain; not to be changed."""
-    run = Debug(tmp_path_factory.mktemp("undisturbed"))
-    (run.root / "output.txt").write_text(run.succeed("run"))
+def undisturbed(session_folder: Path) -> Debug:
+    """The finished chain, made by the first process of the session that asks for it; not to be changed."""
+    run = Debug(session_folder / "undisturbed")
+    run.root.mkdir(exist_ok=True)
+    output = run.root / "output.txt"
+    with (run.root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            output.write_text(run.succeed("run"))
     return run
 
 

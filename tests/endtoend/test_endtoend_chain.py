@@ -16,6 +16,7 @@ AFTER_SFT = {
     "sft", "prefer", "evaluate-sft", "evaluate-prefer", "export", "register", "report",
 }  # fmt: skip
 
+pytestmark = pytest.mark.xdist_group("undisturbed")  # a run folder has one owner at a time
 NO_WARM_UP = "optimizer.schedule.warmup_steps=0"
 
 
@@ -53,10 +54,11 @@ def test_the_chain_learns(undisturbed: Debug) -> None:
 
 
 def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
-    before, spent = made(undisturbed), cpu_seconds_of_children()
+    before, spent_s = made(undisturbed), cpu_seconds_of_children()
     undisturbed.succeed("run")
     assert made(undisturbed) == before
-    assert cpu_seconds_of_children() - spent < 5  # CPU seconds: on an idle machine the wall clock shows less than that
+    first_s = sum(artifact.manifest.cpu_s for artifact in undisturbed.artifacts().values())
+    assert cpu_seconds_of_children() - spent_s < first_s / 2  # 2 of 40 on an idle machine: imports and hashes
 
 
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:

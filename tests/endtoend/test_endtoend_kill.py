@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import LIMIT_S, Debug
+from command_line import Debug
 
 from lifecycle.core.runlog import read_log
+from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 POLL_S = 0.002
 # A moment in each stage, in the order in which a run meets them: the first file that matches says it has come.
@@ -37,12 +38,9 @@ SAME = ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer",
 
 def kill_when(process: subprocess.Popen[str], has_come: Callable[[], bool]) -> bool:
     """Kills the process at that moment; False if it ended before."""
-    deadline = time.monotonic() + LIMIT_S
-    while not has_come():
-        if process.poll() is not None:
-            return False
-        assert time.monotonic() < deadline, "the moment did not come"
-        time.sleep(POLL_S)
+    wait_until(lambda: has_come() or process.poll() is not None, POLL_S)
+    if process.poll() is not None:
+        return False
     process.kill()
     process.wait()
     return True
@@ -50,15 +48,19 @@ def kill_when(process: subprocess.Popen[str], has_come: Callable[[], bool]) -> b
 
 def wait_for_group(pid: int) -> None:
     """Until the worker processes of a killed run have ended too."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+
+    def has_ended() -> bool:
         try:
             os.killpg(pid, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.killpg(pid, signal.SIGKILL)
-    raise AssertionError("a killed run left processes behind")
+            return True
+        return False
+
+    try:
+        wait_until(has_ended)
+    except AssertionError:
+        os.killpg(pid, signal.SIGKILL)
+        raise
 
 
 def hashes(run: Debug) -> dict[str, str]:
@@ -104,12 +106,10 @@ def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, 
 def test_a_run_folder_has_one_owner(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.beside(tmp_path)
     process = run.begin("run")
-    deadline = time.monotonic() + LIMIT_S
-    while not any(run.folder.glob("documents-*")) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    wait_until(lambda: any(run.folder.glob("documents-*")), POLL_S)
     process.send_signal(signal.SIGSTOP)
     message = run.fail("run")
     assert f"{run.folder}: another run is working here" in message and "name=" in message
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130  # Ctrl-C: stopped, and the same command goes on
+    assert process.wait(LIMIT_S) == 130  # Ctrl-C: stopped, and the same command goes on

@@ -2,17 +2,17 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import LIMIT_S, REPOSITORY, Debug, environment
+from command_line import REPOSITORY, Debug, environment
 
 from lifecycle.core.config import load_config
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
 from lifecycle.stages.config import RunConfig
+from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoint import load_params
 from lifecycle.weights.names import unstack
 
@@ -34,18 +34,16 @@ def launch(*command: str) -> subprocess.Popen[str]:
 
 def test_each_line_says_which_process_wrote_it_and_all_know_of_each_other() -> None:
     process = launch("3", "bash", "-c", "echo $LIFECYCLE_COORDINATOR $LIFECYCLE_NUM_PROCESSES $LIFECYCLE_PROCESS_ID")
-    lines = sorted(process.communicate(timeout=60)[0].splitlines())
+    lines = sorted(process.communicate(timeout=LIMIT_S)[0].splitlines())
     address = lines[0].split()[1]
     assert lines == [f"[{index}] {address} 3 {index}" for index in range(3)]
     assert address.startswith("127.0.0.1:") and process.returncode == 0
 
 
 def test_the_first_failure_ends_the_others_and_is_the_exit_status() -> None:
-    started = time.monotonic()
-    process = launch("2", "bash", "-c", "echo here; [ $LIFECYCLE_PROCESS_ID = 0 ] || exit 7; exec sleep 100")
-    output = process.communicate(timeout=60)[0]
+    process = launch("2", "bash", "-c", "echo here; [ $LIFECYCLE_PROCESS_ID = 0 ] || exit 7; exec sleep infinity")
+    output = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 7
-    assert time.monotonic() - started < 30
     assert "[1] here" in output
 
 
@@ -56,14 +54,14 @@ def test_signals_reach_every_process(number: signal.Signals, status: int) -> Non
     assert process.stdout is not None
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(number)
-    assert {"[0] caught", "[1] caught"} <= set(process.communicate(timeout=60)[0].splitlines())
+    assert {"[0] caught", "[1] caught"} <= set(process.communicate(timeout=LIMIT_S)[0].splitlines())
     assert process.returncode == status
 
 
 @pytest.mark.parametrize("arguments", [(), ("2",), ("none", "true"), ("0", "true")])
 def test_a_wrong_call_is_told_the_right_one(arguments: tuple[str, ...]) -> None:
     process = launch(*arguments)
-    assert "usage: launch/local.sh N COMMAND" in process.communicate(timeout=60)[0]
+    assert "usage: launch/local.sh N COMMAND" in process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 2
 
 

@@ -1,18 +1,23 @@
 """`lifecycle serve` and `lifecycle chat` on the finished chain, asked as a user would ask."""
 
+import json
 import re
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from command_line import LIMIT_S, Debug, environment
+from command_line import Debug, environment
 from openai import OpenAI
 
+from lifecycle.testing.waiting import LIMIT_S, wait_until
+
 QUESTION = "What does `json.dumps` do?"
+ADDRESS = re.compile(r"serving at (http://\S+)")
+
+pytestmark = pytest.mark.xdist_group("undisturbed")  # the server and the chain's own tests work in the same folder
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +34,11 @@ def server(undisturbed: Debug) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[str], run: Debug) -> str:
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"serving at (http://\S+)", (run.root / "serve.txt").read_text())
-        if found:
-            return found[1]
-        time.sleep(0.05)
-    raise AssertionError((run.root / "serve.txt").read_text())
+    log = run.root / "serve.txt"
+    wait_until(lambda: process.poll() is not None or ADDRESS.search(log.read_text()) is not None)
+    address = ADDRESS.search(log.read_text())
+    assert address, log.read_text()
+    return address[1]
 
 
 def test_the_openai_client_gets_the_same_answer_whole_and_streamed(server: str, undisturbed: Debug) -> None:
@@ -53,14 +56,23 @@ def test_the_openai_client_gets_the_same_answer_whole_and_streamed(server: str, 
     assert whole and streamed == whole
 
 
+def test_the_served_version_is_the_one_that_trace_shows(server: str, undisturbed: Debug) -> None:
+    version = json.loads(undisturbed.succeed("trace", "production", "--json"))["version"]
+    assert version[:12] in (undisturbed.root / "serve.txt").read_text()
+    assert httpx.get(f"{server}/health", timeout=LIMIT_S).raise_for_status().text
+    assert httpx.get(f"{server}/metrics", timeout=LIMIT_S).raise_for_status().text.count("\n") > 5
+
+
 def test_every_request_is_logged_with_the_version_that_answered(server: str, undisturbed: Debug) -> None:
     body = {"model": "production", "prompt": "def ", "temperature": 0, "max_tokens": 4}
     assert httpx.post(f"{server}/v1/completions", json=body, timeout=LIMIT_S).status_code == 200
-    deadline, versions = time.monotonic() + 10, set[str]()
-    while not versions and time.monotonic() < deadline:  # written in batches, by a thread of its own
+
+    def versions() -> set[str]:
         with sqlite3.connect(f"file:{undisturbed.folder / 'requests.db'}?mode=ro", uri=True) as database:
-            versions = {version for (version,) in database.execute("SELECT version FROM requests")}
-    assert versions == {undisturbed.artifact("bundle").content_hash}
+            return {version for (version,) in database.execute("SELECT version FROM requests")}
+
+    wait_until(lambda: bool(versions()))  # written in batches, by a thread of its own
+    assert versions() == {undisturbed.artifact("bundle").content_hash}
 
 
 def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:

@@ -23,6 +23,7 @@ from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, init_params, logits
 from lifecycle.ops.cost import CostMeter
+from lifecycle.testing.waiting import LIMIT_S
 
 SLOTS = 2  # one number for all tests: each costs a compilation
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
@@ -239,7 +240,7 @@ def test_two_engines_run_side_by_side_and_each_pays_for_its_own_dispatches(model
 
     def charge(number: int, held_s: float, tokens: Mapping[str, int]) -> None:
         if not held[number]:
-            meeting.wait(timeout=60)
+            meeting.wait(LIMIT_S)
         held[number].append(held_s)
         meter.charge(held_s, tokens)
 

@@ -14,11 +14,11 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
 from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
+from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loop import CHECKPOINTS, METRICS, run_job
 
 CLOSE = 1e-5
-TIMEOUT_S = 240
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ def run_processes(out: Path, settings: Settings, count: int, devices: int) -> li
         for index in range(count)
     ]
     try:
-        ended = [process.communicate(timeout=TIMEOUT_S) for process in started]
+        ended = [process.communicate(timeout=LIMIT_S) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lifecycle.core.artifact import ArtifactError, Draft
 from lifecycle.ops.database import connect
 from lifecycle.ops.registry import SCHEMA, Registry, RegistryError, verify
+from lifecycle.testing.waiting import LIMIT_S
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -248,7 +249,7 @@ def test_of_two_promotions_at_once_one_wins(registry: Registry, make_artifact: A
     ]
     for racer in racers:
         racer.start()
-    found = [results.get(timeout=60) for _ in racers]
+    found = [results.get(timeout=LIMIT_S) for _ in racers]
     for racer in racers:
         racer.join()
     (winner,) = [(who, target) for who, target, error in found if not error]

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lifecycle.ops import request_log
 from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError
 from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
+from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 
 def record(number: int = 0, **fields: Any) -> RequestRecord:
@@ -30,13 +30,6 @@ def record(number: int = 0, **fields: Any) -> RequestRecord:
 def stored(path: Path, columns: str = "id") -> list[Any]:
     with closing(sqlite3.connect(path)) as db:
         return db.execute(f"SELECT {columns} FROM requests ORDER BY rowid").fetchall()
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_records_are_written_with_their_cost(tmp_path: Path) -> None:
@@ -139,7 +132,7 @@ print(before.waiting + before.written, before.dropped, before.last_error, "|", a
 def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     path = tmp_path / "log.sqlite"
     command = [sys.executable, "-c", FULL_DISK, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     during, _, after = done.stdout.strip().partition(" | ")
     assert during.startswith("600 0 ")
     assert any(words in during for words in ("full", "disk I/O error"))

@@ -4,17 +4,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from serving_server import KEY, Running, start, tiny_model
+from serving_server import KEY, Running, start
 
 from lifecycle.inference.engine import Engine
+from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.job import Served
 from lifecycle.serving.record import FinishedRequest
+from lifecycle.testing.models import random_model
+
+ENDLESS = SamplingParams(stop_ids=())  # no answer ends by itself, so that lengths are known
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
-    model = tiny_model()
+    model = random_model(
+        3, "a" * 64, ENDLESS, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, max_seq_len=4096
+    )
     records: list[FinishedRequest] = []
     with Engine(model, num_slots=2, max_queue=4) as engine, Engine(replace(model, version="b" * 64), 2) as other:
         models = {"production": Served(engine, created=1_700_000_000), "candidate": Served(other)}

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
 from lifecycle.weights.names import unstack
 from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
@@ -190,5 +191,5 @@ def test_restores_on_another_mesh(tmp_path: Path) -> None:
     """Saved on 2 x 2 x 2 of 8 devices, restored on one device and on 4 x 2."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", ON_ANOTHER_MESH, str(tmp_path / "checkpoints")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert "restored on 2 meshes" in done.stdout, done.stderr

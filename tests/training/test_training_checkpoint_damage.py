@@ -4,13 +4,13 @@ import asyncio
 import gc
 import os
 import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
 
@@ -148,10 +148,7 @@ def test_a_failed_save_is_raised_after_a_later_step(tmp_path: Path, request: pyt
     request.getfixturevalue("full_disk")
     checkpoints = failing_save(tmp_path)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: the checkpoint of step 2 .* it goes on from step 1"):
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            checkpoints.should_save(3)
-            time.sleep(0.01)
+        wait_until(lambda: checkpoints.should_save(3))
     checkpoints.close()
     assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
 

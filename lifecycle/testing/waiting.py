@@ -1,0 +1,14 @@
+"""Waiting for other threads and processes, so that no test depends on how busy the machine is."""
+
+import time
+from collections.abc import Callable
+
+LIMIT_S = 1800  # ends a test that hangs; what works takes seconds, or minutes on a machine with other work
+
+
+def wait_until(holds: Callable[[], bool], poll_s: float = 0.01) -> None:
+    """Returns once `holds()` is true; fails the test if that does not come."""
+    deadline = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {LIMIT_S} s"
+        time.sleep(poll_s)
