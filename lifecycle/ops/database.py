@@ -1,4 +1,4 @@
-"""SQLite files shared by several processes: created atomically, opened in WAL mode, rejected when they are something else.
+"""SQLite files shared by several processes: created atomically, opened in WAL mode, rejected if of another kind.
 
 A new file gets its schema and its WAL mode under a temporary name and is then linked to its final one, so that two
 processes that start at once neither see half a schema nor lock each other out while one switches the journal.

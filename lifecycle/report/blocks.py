@@ -1,7 +1,7 @@
-"""What a report is made of: sections of blocks whose texts are final.
+"""The parts of a report: sections of blocks whose texts are final.
 
-The web page and its Markdown twin are two renderings of this one structure. What must hold: every number is turned
-into text before it comes here, so the two cannot disagree.
+The web page and its Markdown twin are two renderings of this one structure. What must hold: every number is text
+before it comes here, so the two cannot disagree.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lifecycle.report.format import significant
 
-SHOWN_POINTS = 10  # of a curve, in the table beside its drawing
+SHOWN_POINTS = 10  # of a curve, in the table below its drawing
 
 type Point = tuple[float, float]
 type Chart = LineChart | IntervalChart | BarChart
@@ -18,6 +18,8 @@ type Block = Paragraph | Heading | Headline | Facts | Table | Verbatim | Exchang
 
 @dataclass(frozen=True)
 class Paragraph:
+    """Running text."""
+
     kind: ClassVar[str] = "paragraph"
     text: str
 
@@ -32,6 +34,8 @@ class Heading:
 
 @dataclass(frozen=True)
 class Tile:
+    """A number with its name and a remark."""
+
     name: str
     value: str
     remark: str = ""
@@ -89,6 +93,8 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Exchanges:
+    """Several exchanges, one below the other."""
+
     kind: ClassVar[str] = "exchanges"
     items: tuple[Exchange, ...]
 
@@ -104,17 +110,18 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over steps."""
+    """Curves over steps. The axis reaches `low` and `high` at least: 0 for amounts, 0 and 1 for shares."""
 
     kind: ClassVar[str] = "lines"
     title: str
     unit: str
     series: tuple[Series, ...]
-    from_zero: bool = False  # for amounts, whose ratios the drawing should show
+    low: float | None = None
+    high: float | None = None
 
     @property
     def description(self) -> str:
-        """What the drawing shows, for who cannot see it."""
+        """What the drawing shows, in words."""
         return "; ".join(_course(series) for series in self.series) + "."
 
     @property
@@ -122,7 +129,7 @@ class LineChart:
         """A few of the points, first and last included."""
         steps = sorted({x for series in self.series for x, _ in thin(series.points, SHOWN_POINTS)})
         values = [dict(series.points) for series in self.series]
-        rows = tuple((f"{x:,.0f}", *(_value(found, x) for found in values)) for x in steps)
+        rows = tuple((f"{x:,.0f}", *(_value(curve, x) for curve in values)) for x in steps)
         names = tuple(series.name for series in self.series)
         return Table(f"{self.title}, {self.unit}", ("step", *names), rows, ("step", *names))
 
@@ -135,17 +142,22 @@ class Measure:
     mean: float
     low: float
     high: float
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """Values with their intervals, one above the other; `mark` is a value to compare with, such as chance."""
+    """Values with their intervals, one above the other.
+
+    `mark` is a value to compare with, such as chance. The axis reaches `low` at least: 0 for shares.
+    """
 
     kind: ClassVar[str] = "intervals"
     title: str
     unit: str
     measures: tuple[Measure, ...]
     mark: tuple[str, float] | None = None
+    low: float | None = None
 
     @property
     def description(self) -> str:
@@ -180,7 +192,7 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A part of the report; `name` is its anchor."""
 
     name: str
@@ -189,10 +201,12 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Document:
+class Report:
+    """A title, a line below it, and the sections."""
+
     title: str
     lead: str
-    sections: tuple[Section, ...]
+    sections: tuple[ReportSection, ...]
 
 
 def thin(points: tuple[Point, ...], most: int) -> tuple[Point, ...]:
@@ -209,5 +223,5 @@ def _course(series: Series) -> str:
     return f"{series.name} from {significant(begin)} at step {first:,.0f} to {significant(end)} at step {last:,.0f}"
 
 
-def _value(found: dict[float, float], x: float) -> str:
-    return significant(found[x]) if x in found else ""
+def _value(curve: dict[float, float], x: float) -> str:
+    return significant(curve[x]) if x in curve else ""

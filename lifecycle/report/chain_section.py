@@ -1,27 +1,29 @@
 """Where the model comes from: samples, version, the chain of artifacts with its costs, the machine."""
 
-from lifecycle.report.blocks import Exchanges, Facts, Paragraph, Section, Table, Verbatim
+from lifecycle.report.blocks import Exchanges, Facts, Paragraph, ReportSection, Table, Verbatim
 from lifecycle.report.format import duration, moment, money
 from lifecycle.report.numbers import Numbers
 
 SHOWN_HASH = 12
 
 
-def samples_section(numbers: Numbers) -> Section:
+def samples_section(numbers: Numbers) -> ReportSection:
     text = "Held-out questions, chosen by the hash of their rows, and the final model's likeliest tokens (greedy)."
-    return Section("samples", "Samples", (Paragraph(text), Exchanges(numbers.samples)))
+    return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(numbers.samples)))
 
 
-def version_section(numbers: Numbers) -> Section:
+def version_section(numbers: Numbers) -> ReportSection:
     version = numbers.version
     facts = (
         ("version", version["version"]),
         ("alias", "production and candidate" if version["promoted"] else "candidate"),
     )
-    return Section("version", "Version", (Facts(facts), Verbatim("What the promotion gate said", version["gate"])))
+    return ReportSection(
+        "version", "Version", (Facts(facts), Verbatim("What the promotion gate said", version["gate"]))
+    )
 
 
-def chain_section(numbers: Numbers) -> Section:
+def chain_section(numbers: Numbers) -> ReportSection:
     currency = numbers.price.currency
     columns = ("stage", "key", "content", "made from", "created (UTC)", "wall time", "core-seconds", "cost")
     rows = [
@@ -38,11 +40,11 @@ def chain_section(numbers: Numbers) -> Section:
         f"A core-hour is priced at {numbers.price.core_hour:g} {currency}. Each artifact's cost includes the runs of "
         "its stage that were killed; this report's own is not in the table."
     )
-    return Section("chain", "Chain and cost", (table, Paragraph(text)))
+    return ReportSection("chain", "Chain and cost", (table, Paragraph(text)))
 
 
-def machine_section(numbers: Numbers) -> Section:
-    return Section("machine", "Machine and versions", (Facts((*_code(numbers), *numbers.machine.items())),))
+def machine_section(numbers: Numbers) -> ReportSection:
+    return ReportSection("machine", "Machine and versions", (Facts((*_code(numbers), *numbers.machine.items())),))
 
 
 def _code(numbers: Numbers) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lifecycle.report.blocks import BarChart, Block, Charts, Facts, Section, Table
+from lifecycle.report.blocks import BarChart, Block, Charts, Facts, ReportSection, Table
 from lifecycle.report.format import count, counts, share, significant, size
 from lifecycle.report.numbers import Numbers
 
@@ -11,7 +11,7 @@ SAMPLES_PER_STEP = 3
 SAMPLE_CHARS = 200
 
 
-def data_section(numbers: Numbers) -> Section:
+def data_section(numbers: Numbers) -> ReportSection:
     stats = numbers.data.stats
     blocks: list[Block] = [
         _drawing(numbers.funnel),
@@ -26,10 +26,10 @@ def data_section(numbers: Numbers) -> Section:
         blocks.append(
             Table(f"Files that were skipped: {count(stats['skipped'])}", ("file and reason",), rows, folded=True)
         )
-    return Section("data", "Data", tuple(blocks))
+    return ReportSection("data", "Data", tuple(blocks))
 
 
-def tokenizer_section(numbers: Numbers) -> Section:
+def tokenizer_section(numbers: Numbers) -> ReportSection:
     stats, splits = numbers.tokenizer, numbers.tokens["splits"]
     facts = {
         "kind": " ".join(str(stats[name]) for name in ("kind", "model_type") if stats.get(name)),
@@ -45,10 +45,10 @@ def tokenizer_section(numbers: Numbers) -> Section:
     )
     columns = ("split", "documents", "tokens", "text")
     shards = Table(f"Token shards ({numbers.tokens['dtype']})", columns, rows, columns[1:])
-    return Section("tokenizer", "Tokenizer", (Facts(_given(facts)), shards))
+    return ReportSection("tokenizer", "Tokenizer", (Facts(_given(facts)), shards))
 
 
-def rows_section(numbers: Numbers) -> Section:
+def rows_section(numbers: Numbers) -> ReportSection:
     stats = numbers.rows
     files: dict[str, int] = dict(stats.get("rows", {}))
     for name in ("chat", "pairs"):
@@ -63,7 +63,7 @@ def rows_section(numbers: Numbers) -> Section:
         blocks.append(Table("Docstrings read, and why some gave no row", ("split", "counts"), rows, folded=True))
     if stats.get("samples"):
         blocks.append(_row_samples(stats["samples"]))
-    return Section("rows", "Chat rows", tuple(blocks))
+    return ReportSection("rows", "Chat rows", tuple(blocks))
 
 
 def _funnel(steps: Sequence[Mapping[str, Any]]) -> Table:

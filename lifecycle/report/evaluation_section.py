@@ -1,7 +1,7 @@
 """Evaluations before and after each stage, with intervals, and the baselines."""
 
 from lifecycle.evals.statistics import Comparison
-from lifecycle.report.blocks import Block, Charts, IntervalChart, Measure, Paragraph, Section, Table
+from lifecycle.report.blocks import Block, Charts, IntervalChart, Measure, Paragraph, ReportSection, Table
 from lifecycle.report.format import count, difference, interval, significant
 from lifecycle.report.numbers import TRAINED, Numbers, Task
 
@@ -11,7 +11,7 @@ ON_INTERVALS = (
 )
 
 
-def evaluation_section(numbers: Numbers) -> Section:
+def evaluation_section(numbers: Numbers) -> ReportSection:
     blocks: list[Block] = []
     if numbers.tasks:
         blocks += [_results(numbers.tasks), _changes(numbers.tasks)]
@@ -20,7 +20,7 @@ def evaluation_section(numbers: Numbers) -> Section:
     skipped = [(task.name, line) for task in numbers.tasks for line in task.final.skipped]
     if skipped:
         blocks.append(Table("Rows that do not fit the context", ("task", "row"), tuple(skipped), folded=True))
-    return Section("evaluation", "Evaluation", tuple(blocks))
+    return ReportSection("evaluation", "Evaluation", tuple(blocks))
 
 
 def _results(tasks: tuple[Task, ...]) -> Table:
@@ -65,9 +65,11 @@ def _chart(task: Task, numbers: Numbers) -> IntervalChart:
         for stage, result in task.results.items()
     ]
     if task is numbers.text_task:
-        measures += [Measure(b.name, b.result.mean, b.result.low, b.result.high) for b in numbers.baselines]
+        results = ((baseline.name, baseline.result) for baseline in numbers.baselines)
+        measures += [Measure(name, r.mean, r.low, r.high, is_baseline=True) for name, r in results]
+    low = 0.0 if task.final.interval == "Wilson" else None  # a share
     mark = None if task.chance is None else ("chance", task.chance)
-    return IntervalChart(task.name, task.final.metric.replace("_", " "), tuple(measures), mark)
+    return IntervalChart(task.name, task.final.metric.replace("_", " "), tuple(measures), mark, low)
 
 
 def _difference(comparison: Comparison) -> str:

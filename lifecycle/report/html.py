@@ -8,15 +8,17 @@ from pathlib import Path
 
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
 
-from lifecycle.report.blocks import Document
+from lifecycle.report.blocks import Chart, Report
+from lifecycle.report.charts import draw
 from lifecycle.report.format import printable
-from lifecycle.report.geometry import place_bars, place_intervals, place_lines
 
 TEMPLATE = "report.html.jinja"
 
 
-def render_html(document: Document) -> str:
+def render_html(report: Report) -> str:
+    """The page, its style sheet and its drawings included."""
     environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -24,7 +26,16 @@ def render_html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["place_lines"] = place_lines
-    environment.globals["place_intervals"] = place_intervals
-    environment.globals["place_bars"] = place_bars
-    return printable(environment.get_template(TEMPLATE).render(document=document))
+    environment.globals["svg"] = _Drawings()
+    return printable(environment.get_template(TEMPLATE).render(report=report))
+
+
+class _Drawings:
+    """Draws a page's charts, each under a name of its own."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, chart: Chart) -> Markup:
+        self._count += 1
+        return Markup(draw(chart, f"chart-{self._count}"))  # matplotlib has escaped the texts in it

@@ -1,4 +1,4 @@
-"""The Markdown twin: the same document for terminals, diffs and code hosts.
+"""The Markdown twin: the same report for terminals, diffs and code hosts.
 
 What must hold: a text from a document or a model cannot become mark-up, end its table cell or leave its fence.
 """
@@ -11,13 +11,13 @@ from lifecycle.report.blocks import (
     Block,
     Chart,
     Charts,
-    Document,
     Exchanges,
     Facts,
     Heading,
     Headline,
     LineChart,
     Paragraph,
+    Report,
     Table,
     Verbatim,
 )
@@ -27,16 +27,16 @@ from lifecycle.report.format import interval, printable
 MARKUP = re.compile(r"[\\`*|<~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#|\w+;)")
 
 
-def render_markdown(document: Document) -> str:
-    lines = [f"# {plain(document.title)}", "", plain(document.lead), ""]
-    for section in document.sections:
+def render_markdown(report: Report) -> str:
+    lines = [f"# {plain(report.title)}", "", plain(report.lead), ""]
+    for section in report.sections:
         lines += [f"## {plain(section.title)}", "", *chain.from_iterable(_block(block) for block in section.blocks)]
     return printable("\n".join(lines).rstrip("\n") + "\n")
 
 
 def plain(text: str) -> str:
     """One line that Markdown shows as it is."""
-    return MARKUP.sub(lambda found: "\\" + found[0], " ".join(text.split()))
+    return MARKUP.sub(lambda match: "\\" + match[0], " ".join(text.split()))
 
 
 def _block(block: Block) -> list[str]:
@@ -66,7 +66,7 @@ def _exchange(question: str, answer: str, reference: str) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    """The drawing's numbers, but for bars: those stand in a table beside them."""
+    """The drawing's numbers, but for bars: a table below has those."""
     if isinstance(chart, LineChart):
         return _block(chart.table)
     if isinstance(chart, BarChart):

@@ -1,19 +1,19 @@
 """The report's beginning: what was made, whether it learned, what it cost."""
 
 from lifecycle.evals.statistics import Comparison
-from lifecycle.report.blocks import Block, Headline, Paragraph, Section, Tile
+from lifecycle.report.blocks import Block, Headline, Paragraph, ReportSection, Tile
 from lifecycle.report.format import count, difference, duration, share, significant, size
 from lifecycle.report.numbers import TRAINED, Baseline, Numbers, Task, Training
 
 
-def summary_section(numbers: Numbers) -> Section:
+def summary_section(numbers: Numbers) -> ReportSection:
     blocks: list[Block] = [Paragraph(_what(numbers)), Headline(tuple(_tiles(numbers)))]
     if numbers.text_task is not None:
         verdicts = [_verdict(baseline) for baseline in numbers.baselines]
         blocks.append(
             Paragraph(f"On held-out text, after pre-training: {'; '.join(verdicts)}. {_kept(numbers.text_task)}")
         )
-    return Section("summary", "Summary", tuple(blocks))
+    return ReportSection("summary", "Summary", tuple(blocks))
 
 
 def side(comparison: Comparison, higher_is_better: bool) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lifecycle.report.blocks import Block, Charts, Heading, LineChart, Paragraph, Section, Series, Table
+from lifecycle.report.blocks import Block, Charts, Heading, LineChart, Paragraph, ReportSection, Series, Table
 from lifecycle.report.format import count, counts, flops, share, significant, size
 from lifecycle.report.numbers import TRAINED, Numbers, Training
 
@@ -30,6 +30,8 @@ CURVES = (
     ("Gradient norm", "before clipping", (("grad_norm", "gradient norm"),)),
     ("Throughput", "tokens per second", (("tokens_per_s", "tokens/s"),)),
 )
+# by title, the values that the axis reaches at least: amounts begin at zero, shares go from 0 to 1
+AXES = {"Preference accuracy": (0, 1), "Learning rate": (0,), "Gradient norm": (0,), "Throughput": (0,)}
 CONVENTION = (
     "FLOPs are the model's own, three times a forward pass for each token trained on, causal attention counted half. "
     "MFU is those of the median logging interval's wall time, over the rate of one large matrix product that the stage "
@@ -38,16 +40,16 @@ CONVENTION = (
 )
 
 
-def training_section(numbers: Numbers) -> Section:
+def training_section(numbers: Numbers) -> ReportSection:
     blocks: list[Block] = [_settings(numbers), _speed(numbers), Paragraph(CONVENTION)]
     for training in numbers.trainings:
         blocks += [Heading(TRAINED[training.stage].capitalize()), Charts(tuple(charts(training)))]
         blocks += [Paragraph(note) for note in _notes(training)]
-    return Section("training", "Training", tuple(blocks))
+    return ReportSection("training", "Training", tuple(blocks))
 
 
 def charts(training: Training) -> list[LineChart]:
-    found = []
+    drawn = []
     for title, unit, metrics in CURVES:
         series = tuple(
             Series(name, training.curves[metric], dots=metric.startswith("heldout"))
@@ -55,8 +57,8 @@ def charts(training: Training) -> list[LineChart]:
             if metric in training.curves
         )
         if series:
-            found.append(LineChart(title, unit, series, from_zero=title == "Throughput"))
-    return found
+            drawn.append(LineChart(title, unit, series, *AXES.get(title, ())))
+    return drawn
 
 
 def _settings(numbers: Numbers) -> Table:

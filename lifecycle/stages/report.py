@@ -13,7 +13,7 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.report.blocks import Exchange
-from lifecycle.report.document import build_document
+from lifecycle.report.contents import build_report
 from lifecycle.report.html import render_html
 from lifecycle.report.machine import machine_facts
 from lifecycle.report.markdown import render_markdown
@@ -40,9 +40,9 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     progress.note("asking held-out questions")
     samples = ask(model, held_out_questions(inputs["rows"].path / "chat-heldout.jsonl", model))
     numbers = collect(config.name, inputs, samples, config.price, machine_facts())
-    document = build_document(numbers)
-    write_text(out / "report.html", render_html(document))
-    write_text(out / "report.md", render_markdown(document))
+    report = build_report(numbers)
+    write_text(out / "report.html", render_html(report))
+    write_text(out / "report.md", render_markdown(report))
     return Outcome({"samples": [asdict(sample) for sample in samples]})
 
 

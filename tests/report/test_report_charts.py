@@ -1,6 +1,12 @@
-"""Charts: ticks a reader can use, points inside the axes; numbers as texts; Markdown that shows any text as it is."""
+"""Charts with every point in its position, numbers as texts, Markdown that shows any text as it is."""
 
-import math
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -8,72 +14,141 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from lifecycle.report import format
-from lifecycle.report.blocks import BarChart, IntervalChart, LineChart, Measure, Series, thin
-from lifecycle.report.geometry import FLAT, Scale, nice_step, place_bars, place_intervals, place_lines
+from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Measure, Series, thin
+from lifecycle.report.charts import FLAT, draw
 from lifecycle.report.markdown import plain
 
-unhurried = settings(deadline=None)  # the machine may be busy with other things
 values = st.floats(-1e6, 1e6).map(lambda x: 0.0 if abs(x) < 1e-6 else x)
 curves = st.lists(values, min_size=1, max_size=30).map(lambda ys: tuple((10.0 * (i + 1), y) for i, y in enumerate(ys)))
 
 
-@unhurried
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e7), st.integers(3, 8))
-def test_ticks_lie_on_the_axis_and_differ(low: float, span: float, most: int) -> None:
-    span = max(span, FLAT * abs(low))
-    scale = Scale(low, low + span, 0, 300)
-    ticks = scale.ticks(most)
-    assert len(ticks) <= most + 1
-    assert all(-0.01 <= tick.at <= 300.01 for tick in ticks)
-    assert len({tick.label for tick in ticks}) == len(ticks)
+def svg(chart: Chart, name: str = "c") -> ElementTree.Element:
+    return ElementTree.fromstring(draw(chart, name))
 
 
-@unhurried
-@given(st.floats(1e-9, 1e9), st.integers(1, 10))
-def test_steps_are_nice_and_few(span: float, most: int) -> None:
-    step = nice_step(span, most)
-    assert span / step <= most * (1 + 1e-6)
-    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
-    assert min(abs(mantissa - nice) for nice in (1, 2, 2.5, 5)) < 1e-6
+def group(root: ElementTree.Element, gid: str) -> ElementTree.Element:
+    (element,) = [element for element in root.iter("g") if element.get("id") == f"c-{gid}"]
+    return element
 
 
-@unhurried
-@given(curves, curves, st.booleans())
-def test_every_point_is_inside_the_axes(one: tuple, two: tuple, from_zero: bool) -> None:
-    chart = LineChart("t", "u", (Series("a", one), Series("b", two, dots=True)), from_zero)
-    plot = place_lines(chart)
-    for curve in plot.curves:
-        for pair in curve.path.split():
-            x, y = map(float, pair.split(","))
-            assert plot.left <= x <= plot.right and plot.top - 0.01 <= y <= plot.bottom + 0.01
-    assert len(plot.curves[1].dots) == len(two)
+def path(root: ElementTree.Element, gid: str) -> list[tuple[float, float]]:
+    """The corners of what is drawn under an id, in the units of the view box."""
+    shape = group(root, gid).find("path")
+    assert shape is not None
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shape.get("d", ""))]
 
 
-def test_a_higher_value_is_drawn_higher() -> None:
-    plot = place_lines(LineChart("t", "u", (Series("a", ((10, 1.0), (20, 3.0), (30, 2.0))),)))
-    heights = [float(pair.split(",")[1]) for pair in plot.curves[0].path.split()]
-    assert heights[1] < heights[2] < heights[0]
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter("text")]
 
 
-def test_amounts_start_at_zero_where_asked() -> None:
-    series = (Series("a", ((10, 90.0), (20, 100.0))),)
-    lowest = [place_lines(LineChart("t", "u", series, asked)).y_ticks[0].label for asked in (False, True)]
-    assert lowest == ["90.0", "0"]
+def labels(root: ElementTree.Element, axis: int) -> dict[str, float]:
+    """An axis's tick labels, and where they are on it."""
+    (ticks,) = [element for element in root.iter("g") if element.get("id") == f"c-matplotlib.axis_{axis}"]
+    along = "x" if axis == 1 else "y"
+    return {text.text or "": float(text.get(along, "nan")) for text in ticks.iter("text") if text.text != "step"}
+
+
+@settings(max_examples=40)
+@given(curves, curves, st.sampled_from([(None, None), (0.0, None), (0.0, 1.0)]))
+def test_a_line_chart_has_the_points_of_its_series(one: tuple, two: tuple, ends: tuple) -> None:
+    chart = LineChart("t", "u", (Series("a", one), Series("b", two, dots=True)), *ends)
+    root = svg(chart)
+    width, height = map(float, root.get("viewBox", "").split()[2:])
+    drawn = [path(root, "series-0"), path(root, "series-1")]
+    assert [len(points) for points in drawn] == [len(one), len(two)]
+    assert len(list(group(root, "series-1").iter("use"))) == len(two)
+    given_points, placed = [*one, *two], [*drawn[0], *drawn[1]]
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in placed)
+    for dim, sign in ((0, 1), (1, -1)):  # one linear scale for both series, larger values to the right and upwards
+        values, places = [p[dim] for p in given_points], [sign * p[dim] for p in placed]
+        span = max(values) - min(values)
+        if span > FLAT * max(map(abs, values)):
+            scale = (max(places) - min(places)) / span
+            expected = [min(places) + scale * (value - min(values)) for value in values]
+            assert places == pytest.approx(expected, abs=0.01)
+
+
+@settings(max_examples=40)
+@given(curves)
+def test_labels_of_ticks_differ_and_are_true(points: tuple) -> None:
+    root = svg(LineChart("t", "u", (Series("a", points),)))
+    for axis in (1, 2):
+        ticks = labels(root, axis)
+        values = [float(label.replace(",", "").replace("\u2212", "-")) for label in ticks]
+        assert 2 <= len(set(values)) == len(values) <= 7
+        gaps = [(b - a) / (y - x) for (x, a), (y, b) in pairwise(zip(ticks.values(), values, strict=True))]
+        assert gaps == pytest.approx([gaps[0]] * len(gaps), rel=0.01)
+
+
+def test_amounts_start_at_zero_and_shares_end_at_one_where_asked() -> None:
+    series = (Series("a", ((10, 0.5), (20, 0.75))),)
+    ranges = [list(labels(svg(LineChart("t", "u", series, *ends)), 2)) for ends in ((), (0,), (0, 1))]
+    assert [(ticks[0], ticks[-1]) for ticks in ranges] == [("0.5", "0.7"), ("0", "0.6"), ("0", "1")]
+    measures = (Measure("a", 0.5, 0.4, 0.6),)
+    starts = [next(iter(labels(svg(IntervalChart("t", "u", measures, low=low)), 1))) for low in (None, 0.0)]
+    assert starts == ["0.4", "0"]
 
 
 def test_intervals_and_bars_keep_their_proportions() -> None:
-    chart = IntervalChart("t", "u", (Measure("a", 0.5, 0.4, 0.6), Measure("b", 0.1, 0.0, 0.2)), ("chance", 0.25))
-    plot = place_intervals(chart)
-    a, b = plot.whiskers
-    assert a.low < a.mean < a.high and b.high < a.low
-    assert plot.mark is not None and b.high < plot.mark.at < a.low
+    measures = (Measure("a", 0.5, 0.4, 0.6), Measure("b", 0.1, 0.0, 0.2, is_baseline=True))
+    chart = IntervalChart("t", "u", measures, ("chance", 0.25))
+    root = svg(chart)
+    (a, y), (b, _) = path(root, "interval-0")
+    (c, z), (d, _) = path(root, "interval-1")
+    assert b - a == pytest.approx(d - c) and a - c == pytest.approx(2 * (b - a)) and y < z
+    assert {"a", "b", "chance"} <= set(texts(root)) and any("0.500" in text for text in texts(root))
     assert chart.description == "a 0.5000 from 0.4000 to 0.6000; b 0.1000 from 0 to 0.2000; chance 0.2500."
-    bars = place_bars(BarChart("t", "u", (("x", 10, "10"), ("y", 5, "5"), ("z", 0, "0"))))
-    lengths = [bar.right - bars.left for bar in bars.bars]
+    root = svg(BarChart("t", "u", (("x", 10, "ten"), ("y", 5, "five"), ("z", 0, "none"))))
+    lengths = [max(x for x, _ in bar) - min(x for x, _ in bar) for bar in (path(root, f"bar-{i}") for i in range(3))]
     assert lengths[1] == pytest.approx(lengths[0] / 2) and lengths[2] == 0
+    assert {"x", "y", "z", "ten", "five", "none"} <= set(texts(root))
 
 
-@unhurried
+def test_a_drawing_has_the_page_s_colours_and_refers_to_nothing_outside() -> None:
+    series = tuple(Series(name, ((10, 1.0), (20, 2.0)), dots=True) for name in ("one", "two", "three"))
+    drawing = draw(LineChart("t", "u", series), "chart-7")
+    assert {"var(--s0)", "var(--s1)", "var(--s2)", "var(--soft)", "var(--rule)"} <= set(
+        re.findall(r"var\(.*?\)", drawing)
+    )
+    assert not re.search(r"#0000a|url\(|http|font|DejaVu|<style|<metadata", drawing)
+    root = ElementTree.fromstring(drawing)
+    ids = [element.get("id", "") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) and all(name.startswith("chart-7-") for name in ids)
+    assert {element.get("href", "")[1:] for element in root.iter("use")} <= set(ids)
+
+
+@pytest.mark.parametrize("name", ["a <b>&amp; $x^2$", "tab\there", "\x00\ud800", "fill: #0000a0"])
+def test_names_stay_texts(name: str) -> None:
+    points = ((10, 1.0), (20, 2.0))
+    for chart in (
+        LineChart("t", "u", (Series(name, points), Series("b", points))),
+        IntervalChart("t", "u", (Measure(name, 0.5, 0.4, 0.6),), (name, 0.45)),
+        BarChart("t", "u", ((name, 1, name),)),
+    ):
+        assert format.printable(name) in texts(svg(chart))
+
+
+def test_drawing_is_deterministic(tmp_path: Path) -> None:
+    """In another process, with other hashes and other settings of the user's."""
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\nfont.size: 30\nsvg.fonttype: path\n")
+    charts = [
+        LineChart("t", "u", (Series("a", ((10, 1.0), (20, 2.0)), dots=True), Series("b", ((10, 3.0), (20, 2.5))))),
+        IntervalChart("t", "u", (Measure("a", 0.5, 0.4, 0.6),)),
+        BarChart("t", "u", (("x", 10, "10"),)),
+    ]
+    code = "from lifecycle.report.blocks import *\nfrom lifecycle.report.charts import draw\n"
+    code += f"for chart in {charts!r}: print(draw(chart, 'c'))"
+    environment = os.environ | {"PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(tmp_path)}
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert output.stdout.splitlines() == [draw(chart, "c") for chart in charts]
+
+
+def test_the_command_line_does_not_import_matplotlib() -> None:
+    code = "import sys, lifecycle.cli.main, lifecycle.stages.config; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 @given(curves, st.integers(2, 12))
 def test_thinning_keeps_the_ends(points: tuple, most: int) -> None:
     kept = thin(points, most)
@@ -120,7 +195,6 @@ def test_numbers_as_texts(found: str, expected: str) -> None:
     assert found == expected
 
 
-@unhurried
 @given(st.text(st.one_of(st.sampled_from("\\`*_[]()<>!|~#&;:/ \nab"), st.characters(codec="utf-8")), max_size=40))
 def test_markdown_shows_any_text_as_it_is(text: str) -> None:
     cell = format.printable(plain(text))

@@ -1,6 +1,6 @@
-"""Numbers to the one document that both renderings show."""
+"""The sections of a report, in their order."""
 
-from lifecycle.report.blocks import Document
+from lifecycle.report.blocks import Report
 from lifecycle.report.chain_section import chain_section, machine_section, samples_section, version_section
 from lifecycle.report.data_section import data_section, rows_section, tokenizer_section
 from lifecycle.report.evaluation_section import evaluation_section
@@ -10,7 +10,7 @@ from lifecycle.report.summary import summary_section
 from lifecycle.report.training_section import training_section
 
 
-def build_document(numbers: Numbers) -> Document:
+def build_report(numbers: Numbers) -> Report:
     sections = [
         summary_section(numbers),
         evaluation_section(numbers),
@@ -26,4 +26,4 @@ def build_document(numbers: Numbers) -> Document:
         sections.insert(2, samples_section(numbers))
     newest = max(link.created for link in numbers.links)
     lead = f"Report of a run; its newest artifact was made at {moment(newest)} UTC."
-    return Document(numbers.run, lead, tuple(sections))
+    return Report(numbers.run, lead, tuple(sections))

@@ -1,0 +1,197 @@
+"""Charts as SVG inside the page, drawn by matplotlib.
+
+Colours are the page's custom properties and fonts are the page's own, so one drawing serves light, dark and paper. What
+must hold: the same chart gives the same bytes, and a drawing refers to nothing outside itself. Importing matplotlib
+takes over a second: only what renders a page imports this module.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import blended_transform_factory
+from matplotlib.typing import RcKeyType
+
+from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Series, thin
+from lifecycle.report.format import printable
+
+WIDTH, HEIGHT = 360, 224  # of a line chart, in the page's pixels
+WIDE = 460  # of the others, which have names at the left
+ROW, BAR = 28, 22  # height of a row
+LETTER = 6.2  # mean width of a letter, for the names at the left
+DRAWN_POINTS = 400  # more than a curve of 300 pixels can show
+FLAT = 1e-6  # a curve that varies by less than this share of itself is drawn level
+FONT_SIZE = 11
+
+# Drawn in colours that nothing else has, each then replaced by the page's custom property.
+SERIES = ("#0000a0", "#0000a1", "#0000a2")
+SOFT, RULE = "#0000a8", "#0000a9"
+PROPERTIES = {color: f"var(--s{i})" for i, color in enumerate(SERIES)} | {SOFT: "var(--soft)", RULE: "var(--rule)"}
+COLORS = re.compile("|".join(PROPERTIES))
+
+STYLE: dict[RcKeyType, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "path.simplify": False,
+    "font.family": "DejaVu Sans", "font.size": FONT_SIZE,  # comes with matplotlib, so that layouts do not differ
+    "text.color": SOFT, "axes.labelcolor": SOFT, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT,
+    "figure.frameon": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 1,
+    "xtick.bottom": False, "ytick.left": False, "xtick.major.pad": 5, "ytick.major.pad": 5,
+    "legend.frameon": False, "legend.borderaxespad": 0.5, "legend.handlelength": 1.6, "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.2, "legend.borderpad": 0, "lines.solid_capstyle": "butt", "figure.dpi": 72,
+}  # fmt: skip
+FONT = f"font-size: {FONT_SIZE}px; font-family: 'DejaVu Sans'; "  # the page's style sheet says it
+SVG = "{http://www.w3.org/2000/svg}"
+HREF = "{http://www.w3.org/1999/xlink}href"
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def draw(chart: Chart, name: str) -> str:
+    """The chart as an `svg` element. `name` is unlike that of every other drawing in the page: ids begin with it."""
+    with _style(name):
+        match chart:
+            case LineChart():
+                figure = _lines(chart)
+            case IntervalChart():
+                figure = _intervals(chart)
+            case BarChart():
+                figure = _bars(chart)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=NO_METADATA)
+    return _inline(file.getvalue(), name, f"{chart.title}, {chart.unit}: {chart.description}")
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    """This page's style whatever the user's own matplotlib settings are."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser's fonts have it
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = name  # ids are hashes
+        yield
+
+
+def _lines(chart: LineChart) -> Figure:
+    top = 28 if len(chart.series) > 1 else 9  # one curve needs no legend
+    figure, axes = _axes(WIDTH, HEIGHT, left=50, right=14, top=top, bottom=38)
+    points = [point for series in chart.series for point in series.points]
+    axes.set_xlim(0, max(step for step, _ in points) or 1)
+    axes.set_ylim(*_limits([value for _, value in points], chart.low, chart.high))
+    axes.set_xlabel("step", labelpad=4)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    for i, series in enumerate(chart.series):
+        _curve(axes, series, i)
+    if len(chart.series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(chart.series))
+    return figure
+
+
+def _curve(axes: Axes, series: Series, number: int) -> None:
+    points = thin(series.points, DRAWN_POINTS)
+    has_dots = series.dots or len(points) == 1
+    axes.plot(
+        [step for step, _ in points],
+        [value for _, value in points],
+        label=printable(series.name),
+        color=SERIES[number % len(SERIES)],
+        linestyle="-" if number == 0 else (0, (6, 3)),
+        linewidth=1 if series.dots else 1.8,
+        marker="o" if has_dots else "",
+        markersize=5.5,
+        clip_on=False,
+        gid=f"series-{number}",
+    )
+
+
+def _intervals(chart: IntervalChart) -> Figure:
+    names = [measure.name for measure in chart.measures]
+    top = 24 if chart.mark else 8
+    figure, axes = _rows(names, ROW, top=top, bottom=24, right=48)
+    ends = [end for measure in chart.measures for end in (measure.low, measure.high)]
+    axes.set_xlim(*_limits(ends + ([] if chart.mark is None else [chart.mark[1]]), chart.low))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    for y, measure in enumerate(chart.measures):
+        color = SERIES[1] if measure.is_baseline else SERIES[0]
+        axes.plot([measure.low, measure.high], [y, y], color=color, linewidth=2.5, clip_on=False, gid=f"interval-{y}")
+        axes.plot([measure.mean], [y], "o", color=color, markersize=7.5, clip_on=False)
+        right = blended_transform_factory(axes.transAxes, axes.transData)
+        axes.text(1, y, f"   {measure.mean:.3f}", transform=right, va="center")
+    if chart.mark is not None:
+        name, value = chart.mark
+        axes.axvline(value, color=SOFT, linewidth=1.5, linestyle=(0, (4, 3)), clip_on=False)
+        above = blended_transform_factory(axes.transData, axes.transAxes)
+        axes.text(value, 1, printable(name), transform=above, ha="center", va="bottom")
+    return figure
+
+
+def _bars(chart: BarChart) -> Figure:
+    figure, axes = _rows([name for name, _, _ in chart.bars], BAR, top=0, bottom=0, right=62)
+    amounts = [amount for _, amount, _ in chart.bars]
+    axes.set_xlim(0, max(amounts) or 1)
+    axes.xaxis.set_visible(False)
+    for y, (_, amount, text) in enumerate(chart.bars):
+        axes.barh(y, amount, height=0.64, color=SERIES[0], clip_on=False, gid=f"bar-{y}")
+        axes.annotate(printable(text), (amount, y), (6, 0), textcoords="offset points", va="center")
+    return figure
+
+
+def _rows(names: Sequence[str], height: int, top: int, bottom: int, right: int) -> tuple[Figure, Axes]:
+    """A chart of one row for each name, the first one on top."""
+    names = [printable(name) for name in names]
+    left = 14 + LETTER * max(map(len, names))
+    figure, axes = _axes(WIDE, top + height * len(names) + bottom, left=left, right=right, top=top, bottom=bottom)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.yaxis.grid(False)
+    return figure, axes
+
+
+def _axes(width: float, height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
+    """Axes inside margins, all in pixels. A figure of 72 dots an inch has a pixel of the page in each point."""
+    figure = Figure(figsize=(width / 72, height / 72))
+    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+    axes = figure.add_axes(box, frameon=False)
+    axes.set_axisbelow(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))  # as many digits as neighbours need, without noise
+    return figure, axes
+
+
+def _limits(values: Sequence[float], low: float | None = None, high: float | None = None) -> tuple[float, float]:
+    """The span of an axis: of the values and the given ends, with a margin at each free end, never empty."""
+    first = min(values) if low is None else min(low, *values)
+    last = max(values) if high is None else max(high, *values)
+    if last - first <= FLAT * max(abs(first), abs(last)):
+        return first - (abs(first) or 1) * 0.1, last + (abs(last) or 1) * 0.1
+    margin = 0.04 * (last - first)
+    return first - (0 if first == low else margin), last + (0 if last == high else margin)
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """A file that matplotlib wrote, as an element of the page."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{SVG}metadata", f"{SVG}clipPath") or child.find(f"{SVG}style") is not None:
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(SVG)
+        element.attrib.pop("clip-path", None)  # every point is inside the axes
+        if style := element.get("style"):
+            element.set("style", COLORS.sub(lambda color: PROPERTIES[color[0]], style.replace(FONT, "")))
+        if "id" in element.attrib:
+            element.set("id", f"{name}-{element.get('id')}")
+        if HREF in element.attrib:
+            element.set("href", f"#{name}-{element.attrib.pop(HREF).removeprefix('#')}")
+    attributes = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": printable(label)}
+    root.attrib.clear()
+    root.attrib.update(attributes)
+    return re.sub(r"\s*\n\s*", " ", ElementTree.tostring(root, encoding="unicode"))
