@@ -38,7 +38,7 @@ from lifecycle.parallel.placement import place_batch
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
-from lifecycle.training.objectives.language import language_objective
+from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.step import init_state, make_train_step, state_shardings
 
@@ -112,7 +112,7 @@ class Step:
         train, model = pretraining(config), config.model
         shardings = state_shardings(model, optimizer, mesh)
         self.state, self.batch = init_state(model, optimizer, shardings, jax.random.key(0)), batch
-        objective = language_objective(model, train)
+        objective = build_objective(model, train)
         step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum)
         self.compiled = step.lower(self.state, batch).compile()
 

@@ -33,10 +33,10 @@ from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loop import Evaluation
 from lifecycle.training.mixture import Mixture
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
 from lifecycle.training.scoring import document_nats
-from lifecycle.training.step import Objective
 
 DROPPED_ROWS = "dropped_rows.json"
 

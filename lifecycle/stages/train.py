@@ -1,6 +1,5 @@
 """Kind of stage `train`: an objective on the rows that it reads, from the weights that the stage goes on from."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoint import saved_step
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
-from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.training.objectives.objective import build_objective
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str) -> Outcome:
@@ -28,7 +27,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
-    objective = partial(objective_kind(train.objective).load(), model, train)
+    objective = build_objective(model, train)
     learner = Learner(train, model, mesh, objective, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
     job = Job(

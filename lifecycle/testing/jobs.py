@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.training.config import DpoConfig, NextTokenConfig, OptimizerConfig, OrpoConfig, ScheduleConfig
+from lifecycle.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
-from lifecycle.training.objectives.language import next_token
-from lifecycle.training.objectives.preference import dpo, orpo
+from lifecycle.training.objectives.objective import Objective, build_objective
+from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, PairRows, RowSource
-from lifecycle.training.step import Objective
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
@@ -103,10 +102,11 @@ class Settings:
     kill_after: int | None = None  # the checkpoint that is whole by then
     mesh: dict[str, int] = field(default_factory=dict)
 
-    def train(self) -> NextTokenConfig:
+    def train(self) -> TrainConfig:
         schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
         optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
-        return NextTokenConfig(
+        own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
+        return objective_kind(self.objective).settings(
             steps=self.steps,
             seq_len=SEQ_LEN,
             global_batch_size=self.global_batch_size,
@@ -115,19 +115,18 @@ class Settings:
             log_every=1,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=2,
+            **own,
         )
 
 
-def objective_of(name: str) -> Objective:
-    if name == "next_token":
-        return partial(next_token, MODEL)
-    if name == "dpo":
-        return partial(dpo, MODEL, DpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5))
-    return partial(orpo, MODEL, OrpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1))
+def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Objective:
+    """A registered objective of a model, with these settings in place of the tiny run's."""
+    return build_objective(model, Settings(objective=name).train().model_copy(update=settings))
 
 
 def rows_of(settings: Settings) -> RowSource:
-    return document_rows(settings.data_seed) if settings.objective == "next_token" else pair_rows(settings.data_seed)
+    is_pairs = objective_kind(settings.objective).rows == "pairs"
+    return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
 
 
 def tiny_job(out: Path, settings: Settings) -> Job:

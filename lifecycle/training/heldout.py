@@ -1,6 +1,8 @@
 """Passes over rows without learning: an objective's held-out means, and a reference model's log-probabilities."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,10 +15,10 @@ from lifecycle.model.decoder import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_over_mesh
 from lifecycle.training.loader import HostBatch, one_epoch
-from lifecycle.training.objectives.preference import pair_logprobs
-from lifecycle.training.objectives.router import LOAD, Sums
+from lifecycle.training.objectives.objective import Objective, pair_logprobs
+from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import PairRows, Row, RowSource
-from lifecycle.training.step import Objective, param_specs
+from lifecycle.training.step import param_specs
 
 
 def _each_batch[T](
@@ -38,19 +40,16 @@ def heldout_means(
     """A function from parameters to `heldout_loss` and the objective's own means, each over all of `rows`."""
 
     def local(params: Params, batch: Batch) -> Sums:
-        loss, count, aux = objective(params, batch)
-        return sum_over_mesh((loss, count, {name: value for name, value in aux.items() if name != LOAD}), mesh)
+        return sum_over_mesh(replace(objective(params, batch), load={}), mesh)
 
     sums = on_mesh(local, mesh, param_specs(model), P())
     results = _each_batch(sums, rows, batch_size, mesh)
 
     def measure(params: Params) -> dict[str, float]:
-        loss, count, aux = 0.0, 0.0, dict[str, float]()
-        for _, (part_loss, part_count, part_aux) in results(params):
-            loss, count = loss + float(part_loss), count + float(part_count)
-            aux = {name: aux.get(name, 0.0) + float(value) for name, value in part_aux.items()}
-        means = {"loss": loss, **aux}
-        return {f"heldout_{name}": value / count for name, value in means.items()}
+        parts = [jax.tree.map(float, part) for _, part in results(params)]
+        whole = jax.tree.map(lambda *values: sum(values), *parts)
+        means = {"loss": whole.loss / whole.count, **whole.metric_means(whole.count)}
+        return {f"heldout_{name}": mean for name, mean in means.items()}
 
     return measure
 
@@ -58,9 +57,7 @@ def heldout_means(
 def reference_logprobs(config: ModelConfig, params: Params, rows: PairRows, batch_size: int, mesh: Mesh) -> np.ndarray:
     """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters."""
     table = np.zeros((rows.num_pairs, 2), np.float32)
-    logprobs = on_mesh(
-        lambda p, batch: pair_logprobs(config, p, batch)[0], mesh, param_specs(config), spec("loss_rows")
-    )
+    logprobs = on_mesh(partial(pair_logprobs, config), mesh, param_specs(config), spec("loss_rows"))
     answers = _each_batch(logprobs, rows, batch_size, mesh)
     for host, found in answers(params):
         is_pair = host["pair_mask"] > 0

@@ -7,7 +7,6 @@ once a step, after the last micro-batch. The optimizer is elementwise and left t
 products (`training/muon.py`): its state lies like its parameters.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -24,9 +23,9 @@ from lifecycle.model.decoder import Params, init_params, logical_axes
 from lifecycle.model.routing import balanced
 from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
-from lifecycle.training.objectives.router import LOAD, Sums
+from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.objectives.sums import Sums
 
-type Objective = Callable[[Params, Batch], Sums]
 type Metrics = dict[str, Array]
 
 
@@ -64,15 +63,14 @@ def make_train_step(
     gradients = on_mesh(local, mesh, specs, (P(), specs))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, count, aux), grads = gradients(state.params, batch)
-        divisor = jnp.maximum(count, 1)
+        sums, grads = gradients(state.params, batch)
+        divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
-        load: Any = aux.pop(LOAD, {})
-        params = balanced(params, load, bias_rate)
-        metrics = {"loss": loss / divisor, "count": count, "grad_norm": optax.global_norm(grads)}
-        metrics |= {name: value / divisor for name, value in aux.items()}
+        params = balanced(params, sums.load, bias_rate)
+        metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
+        metrics |= sums.metric_means(divisor)
         return TrainState(params, opt_state, state.step + 1), metrics
 
     everywhere = NamedSharding(mesh, P())
@@ -82,7 +80,7 @@ def make_train_step(
 def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:
     def loss_sum(params: Params, part: Batch) -> tuple[Array, Sums]:
         sums = objective(params, part)
-        return sums[0], sums
+        return sums.loss, sums
 
     gradients = jax.grad(loss_sum, has_aux=True)
     if grad_accum == 1:

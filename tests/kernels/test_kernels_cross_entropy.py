@@ -190,7 +190,7 @@ def test_logits_of_a_whole_batch_never_exist_in_training(objective: str) -> None
     batch = {"tokens": ids, "targets": ids, "positions": ids, "segment_ids": ids, "loss_mask": floats}
     batch["pair_mask"] = jax.ShapeDtypeStruct((rows, pairs), jnp.float32)
     batch["ref_logprobs"] = jax.ShapeDtypeStruct((rows, pairs, 2), jnp.float32)
-    step = jax.value_and_grad(lambda params, batch: objective_of(objective)(params, batch)[0])
+    step = jax.value_and_grad(lambda params, batch: objective_of(objective)(params, batch).loss)
     assert not full_logits(step, abstract_params(MODEL), batch, positions=rows * length, vocab=MODEL.vocab_size)
 
 

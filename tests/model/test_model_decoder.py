@@ -26,8 +26,7 @@ from lifecycle.model.decoder import (
     logits,
 )
 from lifecycle.parallel.axes import RULES
-from lifecycle.testing.jobs import MODEL
-from lifecycle.training.objectives.language import next_token
+from lifecycle.testing.jobs import MODEL, objective_of
 
 PACKED = 1e-5
 CACHED = 1e-4
@@ -173,7 +172,7 @@ def test_packed_rows_equal_unpacked_ones(params: dict[str, Any]) -> None:
 
 def test_packed_rows_have_the_summed_gradients_of_unpacked_ones(params: dict[str, Any]) -> None:
     texts = documents()
-    step = jax.jit(jax.value_and_grad(lambda p, batch: next_token(MODEL, p, batch)[0]))
+    step = jax.jit(jax.value_and_grad(lambda p, batch: objective_of("next_token", MODEL)(p, batch).loss))
     (one, grads), (many, expected) = (step(params, batch_of(r)) for r in ([texts], [[text] for text in texts]))
     np.testing.assert_allclose(one, many, rtol=1e-6)
     for found, exact in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):

@@ -12,12 +12,9 @@ from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
-from lifecycle.testing.jobs import SEQ_LEN, Settings, rows_of
-from lifecycle.training.config import DpoConfig
+from lifecycle.testing.jobs import Settings, objective_of, rows_of
 from lifecycle.training.loader import one_epoch
-from lifecycle.training.objectives.language import next_token
-from lifecycle.training.objectives.preference import dpo
-from lifecycle.training.step import Objective, init_state, make_train_step, state_shardings
+from lifecycle.training.step import init_state, make_train_step, state_shardings
 
 CLOSE = 1e-5
 # Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices.
@@ -73,28 +70,22 @@ STAGES_ONCE = [
     ("latent", {"stage": 2, "fsdp": 2, "context": 2}),
     ("dense ring", {"stage": 2, "context": 4}),
 ]
-PREFER = DpoConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=1, sft_weight=0.5, remat={})
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
 
-def objective_of(name: str, config: ModelConfig) -> Objective:
-    if name == "dpo":
-        return partial(dpo, config, PREFER)
-    return partial(next_token, config, remat={}, loss_chunks=4 if name == "next_token in chunks" else 1)
-
-
 @cache
 def first_step(
-    name: str, is_even: bool = False, objective: str = "next_token", **axes: int
+    name: str, is_even: bool = False, objective: str = "next_token", loss_chunks: int = 1, **axes: int
 ) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
     config, mesh = (EVEN if is_even else MODELS | RINGS)[name], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     state = init_state(config, GRADIENT, shardings, jax.random.key(0))
-    step = make_train_step(objective_of(objective, config), GRADIENT, mesh, shardings, 2, config.bias_rate)
-    rows = rows_of(Settings(objective="dpo" if objective == "dpo" else "next_token"))
-    host = next(one_epoch(rows, global_batch_size=16))
+    settings: dict[str, Any] = {"remat": {}} | ({"loss_chunks": loss_chunks} if objective == "next_token" else {})
+    summed = objective_of(objective, config, **settings)
+    step = make_train_step(summed, GRADIENT, mesh, shardings, 2, config.bias_rate)
+    host = next(one_epoch(rows_of(Settings(objective=objective)), global_batch_size=16))
     state, metrics = step(state, place_batch(host, mesh))
     metrics = {key: float(value) for key, value in metrics.items()}
     return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
@@ -111,7 +102,7 @@ def test_a_ring_gives_the_loss_and_gradients_of_one_device(model: str) -> None:
 )
 def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of a head that is the embedding, and of one of its own under a soft cap, gathered chunk by chunk."""
-    assert_equal(first_step(model, objective="next_token in chunks", **axes), first_step(model))
+    assert_equal(first_step(model, loss_chunks=4, **axes), first_step(model))
 
 
 def name_of(axes: dict[str, int]) -> str:

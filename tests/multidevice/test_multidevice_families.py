@@ -24,7 +24,7 @@ from lifecycle.model.decoder import Params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
-from lifecycle.training.objectives.language import next_token
+from lifecycle.testing.jobs import objective_of
 from lifecycle.training.step import param_specs
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
@@ -80,7 +80,8 @@ def loss_and_gradients(family: str, mesh_name: str) -> tuple[Array, Params]:
 
     def local(params: Params, part: Batch) -> tuple[Array, Params]:
         def loss(params: Params) -> tuple[Array, Array]:
-            return next_token(config, params, part)[:2]
+            sums = objective_of("next_token", config)(params, part)
+            return sums.loss, sums.count
 
         (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
         total, count = sum_over_mesh((total, count), mesh)

@@ -17,6 +17,7 @@ from lifecycle.parallel.placement import batch_sharding, place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import heldout_means, reference_logprobs
 from lifecycle.training.loader import make_loader
+from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
 from lifecycle.training.step import TrainState, init_state, make_train_step, state_shardings
@@ -118,7 +119,7 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
 
     def objective(params: Any, batch: Any) -> Any:
         loss = (batch["loss_mask"] * jnp.cos(params["norm"]["scale"].sum() * batch["tokens"])).sum()
-        return loss, batch["loss_mask"].sum(), {}
+        return Sums(loss, batch["loss_mask"].sum())
 
     mesh, optimizer = build_mesh(MeshConfig(replica=4)), optax.identity()
     shardings = state_shardings(MODEL, optimizer, mesh)

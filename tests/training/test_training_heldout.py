@@ -15,7 +15,7 @@ from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.loader import one_epoch
-from lifecycle.training.objectives.preference import pair_logprobs
+from lifecycle.training.objectives.objective import pair_logprobs
 from lifecycle.training.packing import PairRows
 
 MESH = build_mesh(MeshConfig())
@@ -33,8 +33,9 @@ def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> N
     found = [heldout_means(MODEL, objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     (whole,) = (place_batch(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
-    loss, count, aux = jax.jit(objective_of(objective))(params, whole)
-    expected = {"heldout_loss": loss / count} | {f"heldout_{name}": value / count for name, value in aux.items()}
+    sums = jax.jit(objective_of(objective))(params, whole)
+    expected = {f"heldout_{name}": mean for name, mean in sums.metric_means(sums.count).items()}
+    expected["heldout_loss"] = sums.loss / sums.count
     assert found[0] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
 
 
@@ -47,7 +48,7 @@ def alone(params: Any, answer: Example) -> float:
     """The answer's log-probability from a row of its own."""
     row = PairRows([(answer, Example([1, 2], [False, True]))], SEQ_LEN, seed=0)
     batch = {name: jnp.asarray(array)[None] for name, array in row.row(0).items()}
-    return float(PAIR_LOGPROBS(params, batch)[0][0, 0, 0])
+    return float(PAIR_LOGPROBS(params, batch)[0, 0, 0])
 
 
 PAIR_LOGPROBS = jax.jit(partial(pair_logprobs, MODEL))

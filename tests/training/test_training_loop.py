@@ -17,11 +17,10 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
-from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
+from lifecycle.testing.jobs import MODEL, Settings, command, objective_of, tiny_job
 from lifecycle.training.checkpoint import load_params
 from lifecycle.training.loader import DataStateError
 from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
-from lifecycle.training.objectives.language import next_token
 
 RUN = Settings(steps=12, checkpoint_every=4)
 
@@ -105,8 +104,8 @@ def test_changed_data_and_batches_are_refused(undisturbed: tuple[Path, dict[str,
 
 def diverging(params: Any, batch: Any, at: int) -> Any:
     """NaN from the batch on whose rows' first tokens have a certain sum: the loss of one step."""
-    loss, count, aux = next_token(MODEL, params, batch)
-    return jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, loss), count, aux
+    sums = objective_of("next_token")(params, batch)
+    return replace(sums, loss=jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, sums.loss))
 
 
 def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:

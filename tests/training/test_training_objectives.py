@@ -11,12 +11,10 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, forward, init_params, logits
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, rows_of
-from lifecycle.training.config import DpoConfig, OrpoConfig
+from lifecycle.testing.jobs import MODEL, Example, Settings, objective_of, rows_of
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loader import one_epoch
-from lifecycle.training.objectives.language import next_token
-from lifecycle.training.objectives.preference import dpo, orpo, pair_logprobs
+from lifecycle.training.objectives.objective import Objective, pair_likelihoods, pair_logprobs
 from lifecycle.training.packing import PairRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
@@ -38,9 +36,12 @@ def pairs() -> dict[str, np.ndarray]:
     return host
 
 
-def settings_of(objective: Any, **settings: Any) -> Any:
-    kind = DpoConfig if objective is dpo else OrpoConfig
-    return kind(steps=1, seq_len=SEQ_LEN, global_batch_size=1, **settings)
+def dpo(model: ModelConfig = MODEL, **settings: Any) -> Objective:
+    return objective_of("dpo", model, **{"sft_weight": 0.0, **settings})
+
+
+def orpo(model: ModelConfig = MODEL, **settings: Any) -> Objective:
+    return objective_of("orpo", model, **settings)
 
 
 def log_probabilities(params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -72,20 +73,25 @@ def log_sigmoid(x: Any) -> Any:
     return -np.log1p(np.exp(-x))
 
 
-def run(objective: Any, params: Any, batch: dict[str, np.ndarray]) -> tuple[float, float, dict[str, float]]:
-    loss, count, aux = jax.jit(objective)(params, batch)
-    return float(loss), float(count), {name: float(value) for name, value in aux.items()}
+def run(objective: Objective, params: Any, batch: dict[str, np.ndarray]) -> tuple[float, float, dict[str, float]]:
+    sums = jax.jit(objective)(params, batch)
+    return float(sums.loss), float(sums.count), {name: float(value) for name, value in sums.metrics.items()}
 
 
 def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]) -> None:
     batch = next(one_epoch(rows_of(Settings()), global_batch_size=4))
-    loss, count, aux = run(partial(next_token, MODEL), params, batch)
+    loss, count, aux = run(objective_of("next_token"), params, batch)
     assert loss == pytest.approx(-(log_probabilities(params, batch) * batch["loss_mask"]).sum(), rel=WHOLE_MODEL)
     assert count == batch["loss_mask"].sum() < batch["loss_mask"].size and aux == {}
 
 
 def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
-    sums, lengths, _ = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
+    def likelihoods(params: Any, batch: Any) -> Any:
+        hidden = forward(MODEL, params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        seen = pair_likelihoods(MODEL, params, batch, hidden)
+        return seen.logprobs, seen.lengths
+
+    sums, lengths = jax.jit(likelihoods)(params, pairs)
     expected = answers(params, pairs)
     where = pairs["pair_mask"] > 0
     assert where.sum() == len(expected) > 4 and len({tuple(e["lengths"]) for e in expected}) > 3
@@ -99,7 +105,7 @@ def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[s
 @pytest.mark.parametrize("sft_weight", [0.0, 0.7])
 def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: float) -> None:
     beta = 0.3
-    loss, count, aux = run(partial(dpo, MODEL, settings_of(dpo, beta=beta, sft_weight=sft_weight)), params, pairs)
+    loss, count, aux = run(dpo(beta=beta, sft_weight=sft_weight), params, pairs)
     expected = answers(params, pairs)
     rewards = np.array([beta * (e["sums"] - e["reference"]) for e in expected])
     margins = rewards[:, 0] - rewards[:, 1]
@@ -117,16 +123,14 @@ def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: f
 
 
 def test_dpo_at_the_reference_is_log_two_and_half_right(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
-    reference = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)[0]
-    loss, count, aux = run(
-        partial(dpo, MODEL, settings_of(dpo)), params, pairs | {"ref_logprobs": np.asarray(reference)}
-    )
+    reference = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
+    loss, count, aux = run(dpo(), params, pairs | {"ref_logprobs": np.asarray(reference)})
     assert loss / count == pytest.approx(np.log(2), rel=1e-5) and aux["margins"] == pytest.approx(0, abs=1e-4)
 
 
 def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
     lam = 0.25
-    loss, count, aux = run(partial(orpo, MODEL, settings_of(orpo, beta=lam)), params, pairs)
+    loss, count, aux = run(orpo(beta=lam), params, pairs)
     expected = answers(params, pairs)
     means = np.array([e["sums"] / e["lengths"] for e in expected])
     odds = np.log(np.exp(means) / (1 - np.exp(means)))
@@ -142,7 +146,7 @@ def test_preferences_stay_finite_for_a_model_that_is_certain(
     params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any
 ) -> None:
     certain = params | {"head": params["head"] * 1e4}
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: objective(MODEL, settings_of(objective), p, pairs)[0]))(certain)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: objective()(p, pairs).loss))(certain)
     assert np.isfinite(loss) and all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
@@ -151,8 +155,8 @@ def test_a_step_down_the_gradient_prefers_the_chosen_answers(
     params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any
 ) -> None:
     def loss_and_margin(params: Any) -> tuple[jax.Array, jax.Array]:
-        loss, _, aux = objective(MODEL, settings_of(objective, beta=1.0), params, pairs)
-        return loss, aux["margins"]
+        sums = objective(beta=1.0)(params, pairs)
+        return sums.loss, sums.metrics["margins"]
 
     run = jax.jit(jax.value_and_grad(loss_and_margin, has_aux=True))
     (_, before), grads = run(params)
@@ -182,7 +186,7 @@ def golden() -> dict[str, np.ndarray]:
 
 def test_dpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
     config, weights = llama
-    loss, count, aux = run(partial(dpo, config, settings_of(dpo, beta=float(golden["beta"]))), weights, golden)
+    loss, count, aux = run(dpo(config, beta=float(golden["beta"])), weights, golden)
     assert count == 6
     assert loss / count == pytest.approx(float(golden["dpo_loss"]), abs=TRL)
     assert aux["margins"] / count == pytest.approx(float(golden["dpo_margin"]), abs=TRL)
@@ -193,6 +197,6 @@ def test_dpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.nda
 def test_orpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
     """With the loss on the chosen answer alone, as in the paper; TRL also learns the prompt."""
     config, weights = llama
-    loss, count, _ = run(partial(orpo, config, settings_of(orpo, beta=float(golden["beta"]))), weights, golden)
+    loss, count, _ = run(orpo(config, beta=float(golden["beta"])), weights, golden)
     expected = -golden["orpo_logprobs"][:, 0].sum() - golden["orpo_ratio_losses"].sum()
     assert count == 6 and loss / count == pytest.approx(expected / count, abs=TRL)

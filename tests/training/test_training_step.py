@@ -77,8 +77,8 @@ def test_accumulation_equals_the_whole_batch(steps: Steps) -> None:
 
 def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps: Steps, params: Any) -> None:
     def mean(params: Any) -> jax.Array:
-        loss, count, _ = objective_of(steps.objective)(params, steps.batch)
-        return loss / count
+        sums = objective_of(steps.objective)(params, steps.batch)
+        return sums.loss / sums.count
 
     value, grads = jax.jit(jax.value_and_grad(mean))(params)
     state, metrics = steps.parts

@@ -1,1 +1,1 @@
-"""What a stage minimises: each objective is a function from model and batch to sums and counts."""
+"""What a stage minimises: pure formulas, and one function that makes them objectives of a model and a batch."""

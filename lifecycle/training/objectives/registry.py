@@ -20,7 +20,8 @@ class ObjectiveKind:
     """What a training stage must know of its objective.
 
     `settings` is the stage's section, with the fields that only this objective has. `rows` is one of `ROWS`. `formula`
-    is `package.module:function`. With `needs_reference`, rows carry the log-probabilities of the model that the stage
+    is `package.module:function`, of the settings and of likelihoods (`objectives/likelihoods.py`): over tokens, or over
+    pairs where those are the rows. With `needs_reference`, rows carry the log-probabilities of the model that the stage
     starts from. `models` names the fields of the settings that name another stage whose model the objective needs.
     """
 
@@ -62,8 +63,8 @@ def objective_names() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
-LANGUAGE, PREFERENCE = ("lifecycle.training.objectives." + module for module in ("language", "preference"))
-register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{LANGUAGE}:cross_entropy_loss"))
-register(ObjectiveKind("sft", SftConfig, "chat", f"{LANGUAGE}:cross_entropy_loss"))
-register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PREFERENCE}:dpo", needs_reference=True))
-register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PREFERENCE}:orpo"))
+PACKAGE = "lifecycle.training.objectives"
+register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{PACKAGE}.next_token:next_token"))
+register(ObjectiveKind("sft", SftConfig, "chat", f"{PACKAGE}.next_token:next_token"))
+register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", needs_reference=True))
+register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PACKAGE}.orpo:orpo"))

@@ -1,0 +1,69 @@
+"""What formulas see of a forward pass: likelihoods of the rows' tokens, or of a preference pair's answers.
+
+On a mesh these are the values of this device's rows. A formula needs to know nothing of that, nor of the model.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Batch, Float
+from lifecycle.kernels.cross_entropy import cross_entropy, token_logprobs
+from lifecycle.model.pipeline import own_rows
+
+
+@dataclass(frozen=True)
+class RowColumns:
+    """The arrays of a batch, of the rows whose likelihoods this device computes."""
+
+    batch: Batch
+
+    def column(self, name: str) -> Array:
+        """The array `name`, `[B, ...]`."""
+        return own_rows(self.batch[name])
+
+
+@dataclass(frozen=True)
+class TokenLikelihoods(RowColumns):
+    """The likelihood of every target of the rows, computed when it is asked for: logits take no memory of their own."""
+
+    hidden: Float[Array, "B t D"]
+    table: Float[Array, "V D"]  # the head, as it lies in the parameters
+    soft_cap: float | None
+
+    @property
+    def mask(self) -> Float[Array, "B T"]:
+        """1 where a target is learned."""
+        return self.column("loss_mask")
+
+    def nll(self, weights: Float[Array, "B T"], chunks: int = 1) -> Float[Array, ""]:
+        """The sum of each target's negative log-likelihood (nats) times its weight, which has no gradient. The cheapest
+        way where a loss is linear in the log-probabilities; `chunks` as in `cross_entropy`."""
+        return cross_entropy(self.hidden, self.table, self.column("targets"), weights, self.soft_cap, chunks)
+
+    def logprobs(self) -> Float[Array, "B T"]:
+        """Each target's log-probability."""
+        return token_logprobs(self.hidden, self.table, self.column("targets"), self.soft_cap)
+
+
+@dataclass(frozen=True)
+class PairLikelihoods(RowColumns):
+    """The likelihoods of the answers of preference pairs, chosen first; zeros where there is no pair."""
+
+    logprobs: Float[Array, "B P 2"]
+    lengths: Float[Array, "B P 2"]  # tokens of the answers
+
+    @property
+    def mask(self) -> Float[Array, "B P"]:
+        """1 for a pair."""
+        return self.column("pair_mask")
+
+    @property
+    def ref_logprobs(self) -> Float[Array, "B P 2"]:
+        """The answers' log-probabilities under the reference model."""
+        return self.column("ref_logprobs")
+
+    @property
+    def mean_logprobs(self) -> Float[Array, "B P 2"]:
+        """Log-probabilities per token."""
+        return self.logprobs / jnp.maximum(self.lengths, 1)

@@ -1,0 +1,45 @@
+"""What an objective returns: sums with what they count, so that parts of a batch add up exactly."""
+
+from dataclasses import dataclass, field
+
+import jax
+
+from lifecycle.core.typing import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sums:
+    """Sums over a part of a batch; parts are added, and divided only at the end.
+
+    The gradient is that of `loss`, divided by `count`. `metrics` are sums that are logged; they are divided by their
+    own entry in `counts`, or by `count` where there is none. `load`: the choices of each expert, `[layers, E]` by
+    stack, which a router's selection bias follows.
+    """
+
+    loss: Float[Array, ""]
+    count: Float[Array, ""]
+    load: dict[str, Array] = field(default_factory=dict)
+    metrics: dict[str, Array] = field(default_factory=dict)
+    counts: dict[str, Array] = field(default_factory=dict)
+
+    def metric_means(self, divisor: Float[Array, ""]) -> dict[str, Array]:
+        """Each metric as a mean; `divisor` is `count`, or what the caller divides by where nothing is counted."""
+        own = {name: self.metrics[name] / (count + (count == 0)) for name, count in self.counts.items()}
+        return {name: total / divisor for name, total in self.metrics.items() if name not in own} | own
+
+
+def sums_over(
+    mask: Float[Array, "*units"],
+    losses: Float[Array, "*units"],
+    metrics: dict[str, Float[Array, "*units"] | tuple[Float[Array, "*units"], Float[Array, "*units"]]],
+) -> Sums:
+    """The sums over the units (tokens, pairs) of `mask`. A metric is a value per unit, averaged over units; or values
+    and what they count, as log-probabilities and numbers of tokens."""
+    totals, counts = {}, {}
+    for name, metric in metrics.items():
+        values, counted = metric if isinstance(metric, tuple) else (metric, None)
+        totals[name] = (values * mask).sum()
+        if counted is not None:
+            counts[name] = (counted * mask).sum()
+    return Sums((losses * mask).sum(), mask.sum(), metrics=totals, counts=counts)
