@@ -1,11 +1,12 @@
-"""Settings of the document pipeline: where text comes from, and what is done to it.
+"""Settings of the document pipeline: where text comes from, how it is measured, and what is removed.
 
-Thresholds of published rules (Gopher, StarCoder) stand in `quality.py` with their source; a run changes which rules
-hold (`quality.disable`), not their decimals. Every score is kept beside its document, so another threshold can be
-applied later without reading the sources again.
+Two artifacts are made from them. Tagging reads the sources and writes a column for every measurement; the documents are
+selected from its columns. A threshold is part of the second one's key only, so changing it reads no source again.
+Thresholds of published rules (Gopher, StarCoder) are constants in `quality.py` with their source; a run changes which
+rules hold (`quality.disable`), not their decimals.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,7 +40,8 @@ class LanguageConfig(Section):
     """Which natural languages stay; source code is tagged but never removed by language."""
 
     keep: tuple[str, ...] = ()  # ISO 639 codes as fastText's lid.176 prints them; empty keeps all
-    min_score: float = Field(default=0.4, ge=0, le=1)  # below it a document's language counts as undetermined
+    # Below it a document's language counts as undetermined. It decides which quality measures fit: no mere threshold.
+    min_score: float = Field(default=0.4, ge=0, le=1)
 
 
 class QualityConfig(Section):
@@ -61,6 +63,13 @@ class DecontaminationConfig(Section):
 
     ngram: int = Field(default=13, ge=5)  # words
     min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams, of either side
+
+
+# The settings that decide only which documents are removed, as pydantic's `include` and `exclude` take them. A setting
+# that is not listed is part of tagging's key, so a forgotten entry costs time and never gives stale columns.
+_SELECTION: dict[str, Any] = {
+    "language": {"keep"}, "quality": True, "dedup": True, "decontamination": True, "heldout_fraction": True,
+}  # fmt: skip
 
 
 class DataConfig(Section):
@@ -91,3 +100,11 @@ class DataConfig(Section):
         if self.quality.min_words > self.quality.max_words:
             raise ValueError("quality.min_words is above quality.max_words; no prose could stay")
         return self
+
+    def tagging(self) -> dict[str, Any]:
+        """JSON-ready settings that decide the columns which tagging writes."""
+        return self.model_dump(mode="json", exclude=_SELECTION)
+
+    def selection(self) -> dict[str, Any]:
+        """JSON-ready settings that decide which of the tagged documents are kept and held out."""
+        return self.model_dump(mode="json", include=_SELECTION)

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import DecontaminationConfig
-from lifecycle.data.documents import Document
+from lifecycle.data.documents import document_names
 from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes, words_of
+from lifecycle.data.selection import removals
+from lifecycle.data.steps import Failure
 
 # An item shorter than the n-gram is compared as a whole; below eight words (a question such as "What is the capital
 # of France?") finding it in a text proves nothing, so it is not compared, and counted.
@@ -30,6 +32,7 @@ MIN_ITEM_WORDS = 8
 # rows: a question that stands in twenty training documents is the worst case, not a harmless one.
 MAX_DOCUMENTS = 10
 HELDOUT = "heldout_overlap"
+STEP = "decontamination"
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,29 @@ class Hit:
     share: float
 
 
-def decontaminate(documents: Sequence[Document], items: Sequence[TestItem], config: DecontaminationConfig) -> int:
-    """Removes the training documents that overlap an item; returns the number of items too short to compare."""
+def decontaminate(
+    documents: pa.Table, items: Sequence[TestItem], config: DecontaminationConfig
+) -> tuple[pa.Table, int]:
+    """The removals of training documents that overlap an item, and the number of items too short to compare.
+
+    Reads the columns `ordinal` and `text`.
+    """
     index = OverlapIndex(items, config.ngram)
-    matches = [index.match(document.text) for document in documents]
+    matches = [index.match(text) for text in documents["text"].to_pylist()]
     index.drop_boilerplate(matches)
-    for document, match in zip(documents, matches, strict=True):
-        hit = index.worst(match)
-        if hit and hit.share >= config.min_overlap:
-            document.remove("decontamination", hit.item.kind, f"{hit.share:.2f} of the n-grams with {hit.item.name}")
-    return index.num_too_short
+    hits = zip(documents["ordinal"].to_pylist(), map(index.worst, matches), strict=True)
+    failures = (
+        Failure(ordinal, hit.item.kind, f"{hit.share:.2f} of the n-grams with {hit.item.name}")
+        for ordinal, hit in hits
+        if hit and hit.share >= config.min_overlap
+    )
+    return removals(STEP, failures), index.num_too_short
 
 
-def heldout_items(documents: Iterable[Document]) -> list[TestItem]:
+def heldout_items(documents: pa.Table) -> list[TestItem]:
     """Held-out documents as test items."""
-    return [TestItem(f"{document.source}:{document.path}", HELDOUT, document.text) for document in documents]
+    texts = zip(document_names(documents), documents["text"].to_pylist(), strict=True)
+    return [TestItem(name, HELDOUT, text) for name, text in texts]
 
 
 def eval_items(files: Iterable[Path]) -> list[TestItem]:

@@ -1,92 +1,75 @@
-"""Documents: the record that every step of the pipeline reads and writes, and its Parquet files.
+"""Tables of documents as Parquet files, written and read a part at a time.
 
-`kept-*.parquet`, `heldout-*.parquet` and `removed-*.parquet` share one schema; a removed row also says at which step,
-for which reason and on what evidence. The files are byte-equal for equal documents: fixed row groups, no timestamps.
+`tagged-*.parquet` is every document with its measurements. `kept-*`, `heldout-*` and `removed-*.parquet` share one
+schema: the columns of the tagged documents and those that say why a document was removed. The files are byte-equal for
+equal tables, however these are cut into batches: fixed row groups, no timestamps.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lifecycle.core.artifact import ArtifactError
 
-Split = Literal["kept", "heldout", "removed"]
+type Split = Literal["kept", "heldout", "removed"]
 SPLITS: tuple[Split, ...] = ("kept", "heldout", "removed")
+TAGGED = "tagged"
 
 FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough to be one task of a cluster
 ROW_GROUP = 1024  # documents that a reader holds at a time
 
-COUNTS = (
-    "word_count", "stop_word_count", "max_line_length", "pii_email", "pii_ip", "pii_phone", "pii_card",
-)  # fmt: skip
-SHARES = (
-    "language_score", "mean_word_length", "symbol_to_word_ratio", "bullet_lines", "ellipsis_lines", "alphabetic_words",
-    "duplicate_lines", "duplicate_line_chars", "duplicate_paragraphs", "duplicate_paragraph_chars",
-    "top_2gram_chars", "top_3gram_chars", "top_4gram_chars", "duplicate_5gram_chars", "duplicate_6gram_chars",
-    "duplicate_7gram_chars", "duplicate_8gram_chars", "duplicate_9gram_chars", "duplicate_10gram_chars",
-    "mean_line_length", "alphanumeric_share",
-)  # fmt: skip
-_TEXTS = ("id", "text", "source", "path", "license", "format", "meta", "language", "step", "reason", "detail")
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in _TEXTS[:8]]
-    + [(name, pa.int64()) for name in COUNTS]
-    + [(name, pa.float64()) for name in SHARES]
-    + [(name, pa.string()) for name in _TEXTS[8:]]
-)
-
-
 _PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z", re.DOTALL | re.IGNORECASE)
 
 
-@dataclass(slots=True)
-class Document:
-    """One document on its way. `step` is set when a step removes it: then `reason` and `detail` say why."""
+class DocumentWriter:
+    """Writes tables to `<prefix>-00000.parquet` and so on, in the order given; no document is one file with the schema.
 
-    text: str
-    source: str
-    path: str  # below the source's folder; `file#key` or `file:line` for a part of a file: see `file_of`
-    license: str
-    format: str
-    meta: dict[str, Any] = field(default_factory=dict)
-    id: str = ""
-    language: str = ""
-    scores: dict[str, float] = field(default_factory=dict)  # names of COUNTS and SHARES
-    edits: dict[str, int] = field(default_factory=dict)  # what normalising and masking changed, for the funnel
-    is_heldout: bool = False
-    step: str | None = None
-    reason: str | None = None
-    detail: str | None = None
+    A context: the last file is written when it ends without an error. Holds one file's documents at a time.
+    """
 
-    @property
-    def num_bytes(self) -> int:
-        return len(self.text.encode())
+    def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
+        self._folder, self._prefix, self._schema = folder, prefix, schema
+        self._pending: list[pa.Table] = []
+        self._pending_bytes = self._num_files = 0
 
-    def remove(self, step: str, reason: str, detail: str) -> None:
-        """Marks the document as removed; the first step to do so counts."""
-        if self.step is None:
-            self.step, self.reason, self.detail = step, reason, detail
+    def __enter__(self) -> "DocumentWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None and (self._pending or not self._num_files):
+            self._write_file()
+
+    def write(self, documents: pa.Table) -> None:
+        """Adds documents, which have the writer's schema and a column `text`."""
+        start = 0
+        for at, size in enumerate(text_bytes(documents)):
+            if self._pending_bytes + size > FILE_BYTES and self._pending_bytes:
+                self._pending.append(documents.slice(start, at - start))
+                self._write_file()
+                start = at
+            self._pending_bytes += int(size)
+        self._pending.append(documents.slice(start))
+
+    def _write_file(self) -> None:
+        table = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
+        path = self._folder / f"{self._prefix}-{self._num_files:05d}.parquet"
+        pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+        self._num_files += 1
+        self._pending, self._pending_bytes = [], 0
 
 
-def file_of(path: str) -> str:
-    """The file of a document's path, without the key or the line of its part."""
-    return _PART.sub(r"\1", path)
-
-
-def write_documents(folder: Path, split: Split, documents: Sequence[Document]) -> None:
-    """Writes `split-00000.parquet` and so on, in the order given; an empty split is one file with the schema."""
-    for number, part in enumerate(_parts(documents)):
-        columns = {
-            name: pa.array([_value(document, name) for document in part], type=kind)
-            for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)
-        }
-        table = pa.table(columns, schema=SCHEMA)
-        pq.write_table(table, folder / f"{split}-{number:05d}.parquet", compression="zstd", row_group_size=ROW_GROUP)
+def read_tagged(folder: Path) -> pa.Table:
+    """All tagged documents in the order of the sources, with their position in it as the column `ordinal`."""
+    table = pa.concat_tables(pq.read_table(path) for path in document_files(folder, TAGGED))
+    return table.append_column("ordinal", pa.array(np.arange(len(table), dtype=np.int64)))
 
 
 def read_documents(folder: Path, split: Split, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -100,29 +83,25 @@ def read_documents(folder: Path, split: Split, columns: Sequence[str] | None = N
                 yield from batch.to_pylist()
 
 
-def document_files(folder: Path, split: Split) -> list[Path]:
-    """The Parquet files of a split, in order."""
-    files = sorted(folder.glob(f"{split}-*.parquet"))
+def document_files(folder: Path, prefix: str) -> list[Path]:
+    """The Parquet files of a split or of the tagged documents, in order."""
+    files = sorted(folder.glob(f"{prefix}-*.parquet"))
     if not files:
-        raise ArtifactError(f"{folder}: no {split}-*.parquet here; run the data stage, which writes it")
+        raise ArtifactError(f"{folder}: no {prefix}-*.parquet here; run the data stage, which writes it")
     return files
 
 
-def _parts(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    part: list[Document] = []
-    size = 0
-    for document in documents:
-        if part and size + document.num_bytes > FILE_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(document)
-        size += document.num_bytes
-    yield part
+def text_bytes(documents: pa.Table) -> NDArray[np.int64]:
+    """UTF-8 bytes of each document's text."""
+    return pc.call_function("binary_length", [documents["text"]]).to_numpy().astype(np.int64)
 
 
-def _value(document: Document, name: str) -> Any:
-    if name == "meta":
-        return json.dumps(document.meta, sort_keys=True)  # ASCII: rows may hold lone surrogates, Parquet cannot
-    if name in _TEXTS:
-        return getattr(document, name)
-    return document.scores.get(name)
+def document_names(documents: pa.Table) -> list[str]:
+    """`source:path` of each document, as messages and reasons name it."""
+    pairs = zip(documents["source"].to_pylist(), documents["path"].to_pylist(), strict=True)
+    return [f"{source}:{path}" for source, path in pairs]
+
+
+def file_of(path: str) -> str:
+    """The file of a document's path, without the key or the line of its part."""
+    return _PART.sub(r"\1", path)

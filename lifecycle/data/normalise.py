@@ -7,35 +7,60 @@ which may be the very subject of a string literal: only newlines, control charac
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import ClassVar
 
 import ftfy
+import pyarrow as pa
 from ftfy.badness import is_bad
+
+from lifecycle.data.config import DataConfig
+from lifecycle.data.steps import DocumentStep
 
 MAX_PASSES = 10  # a repair can lay another layer bare; three layers are the deepest seen in the wild
 _NEWLINES = re.compile(r"\r\n|\r")
 _LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufeff\ufffe\uffff]")
 _C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also what is left of Windows-1252 read as Latin-1: repair first
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
+
+
+_EDITS = ("replacements", "controls", "mojibake", "nfc")
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """`text`, normalised, and a column for each kind of damage (see `normalise`)."""
+
+    columns: ClassVar[pa.Schema] = pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _EDITS)])
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        pairs = zip(batch["text"].to_pylist(), batch["format"].to_pylist(), strict=True)
+        rows = [{"text": text, **edits} for text, edits in (normalise(*pair) for pair in pairs)]
+        return pa.RecordBatch.from_pylist(rows, schema=self.columns)
+
+
+def normalise_step(config: DataConfig) -> DocumentStep:
+    """The step `normalise`; it has no settings. Lone surrogates were replaced, and counted, when the text was read."""
+    del config
+    return DocumentStep("normalise", Normalise(), edits=("surrogates", *_EDITS), settings="data.sources")
 
 
 def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
     """Returns the normalised text and how often each kind of damage was met.
 
-    `surrogates` and `controls` count characters, `replacements` those (U+FFFD) that decoding could not tell, and
-    `mojibake` and `nfc` are 1 for a text that was repaired or composed.
+    `controls` counts characters, `replacements` those (U+FFFD) that decoding could not tell, and `mojibake` and `nfc`
+    are 1 for a text that was repaired or composed; for source code, where neither is looked for, they are absent.
     """
     edits: dict[str, int] = {}
     text = _NEWLINES.sub("\n", text)
-    text, edits["surrogates"] = _SURROGATES.subn("\ufffd", text)
     edits["replacements"] = text.count("\ufffd")
     text, edits["controls"] = _CONTROLS.subn("", text)
     if format == "code":
         text, c1 = _C1_CONTROLS.subn("", text)
         edits["controls"] += c1
-        return text.strip("\n") + "\n", _met(edits)
+        return text.strip("\n") + "\n", edits
     edits["mojibake"] = edits["nfc"] = 0
     for _ in range(MAX_PASSES):
         repaired = _repair(text)
@@ -47,7 +72,7 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
         text = _tidy(composed)
         if _repair(text) == text:
             break
-    return text, _met(edits)
+    return text, edits
 
 
 def _repair(text: str) -> str:
@@ -60,7 +85,3 @@ def _tidy(text: str) -> str:
     """Plain newlines, no trailing blanks, at most two empty lines in a row."""
     text = _TRAILING.sub("", _LINE_SEPARATORS.sub("\n", text))
     return _BLANK_LINES.sub("\n\n\n", text).strip("\n") + "\n"
-
-
-def _met(edits: dict[str, int]) -> dict[str, int]:
-    return {kind: count for kind, count in edits.items() if count}

@@ -9,10 +9,16 @@ still parses. Masking twice changes nothing more.
 """
 
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lifecycle.data.config import PiiKind
+import pyarrow as pa
+
+from lifecycle.data.config import DataConfig, PiiKind
+from lifecycle.data.steps import DocumentStep
 
 MASKS: dict[PiiKind, str] = {
     "email": "EMAIL_ADDRESS", "ip": "IP_ADDRESS", "phone": "PHONE_NUMBER", "card": "CARD_NUMBER",
@@ -43,6 +49,43 @@ _CARD = re.compile(
 # Issuer ranges: Visa, Mastercard (two), American Express, Discover, Diners, JCB.
 _ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5)|3(?:0[0-5]|[689])|35")
 _QUOTES = "\"'`"
+
+_COUNTS = tuple(f"pii_{kind}" for kind in MASKS)
+
+
+@dataclass(frozen=True)
+class MaskPii:
+    """`text` and the texts in `meta`, masked, and how many of each kind were masked in the text.
+
+    The count of a kind that is not asked for is null.
+    """
+
+    kinds: tuple[PiiKind, ...]
+    columns: ClassVar[pa.Schema] = pa.schema([
+        ("text", pa.string()), ("meta", pa.string()), *((name, pa.int64()) for name in _COUNTS),
+    ])  # fmt: skip
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        masked = [
+            mask_pii(text, self.kinds, format)
+            for text, format in zip(batch["text"].to_pylist(), batch["format"].to_pylist(), strict=True)
+        ]
+        metas = map(self._mask_meta, batch["meta"].to_pylist())
+        rows = [{"text": text, "meta": meta, **counts} for (text, counts), meta in zip(masked, metas, strict=True)]
+        return pa.RecordBatch.from_pylist(rows, schema=self.columns)
+
+    def _mask_meta(self, meta: str) -> str:
+        values = json.loads(meta)
+        masked = {
+            key: mask_pii(value, self.kinds, "text")[0] if isinstance(value, str) else value
+            for key, value in values.items()
+        }
+        return json.dumps(masked, sort_keys=True)
+
+
+def pii_step(config: DataConfig) -> DocumentStep:
+    """The step `pii`; it removes nothing."""
+    return DocumentStep("pii", MaskPii(config.pii), edits=_COUNTS, settings="data.pii")
 
 
 def mask_pii(text: str, kinds: Iterable[PiiKind], format: str) -> tuple[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Quality rules. Every score is kept with its document; a rule removes by a published threshold.
+"""Quality: measures of prose and of source code, and rules that remove by a published threshold.
 
 Prose: the rules of Gopher (Rae et al. 2021, arXiv:2112.11446, appendix A1.1: quality filtering, and table A1:
 repetition). The stop words are English, so that rule holds for English prose only; words cannot be counted in scripts
@@ -9,13 +9,15 @@ Prose rules do not fit code, nor code rules prose: which set holds is decided by
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 
-from lifecycle.data.config import CodeRule, ProseRule, QualityConfig
-from lifecycle.data.documents import Document
+from lifecycle.data.config import DataConfig, QualityConfig
 from lifecycle.data.ngrams import ngram_hashes, word_hashes
+from lifecycle.data.steps import DocumentStep, Limit
 
 MEAN_WORD_LENGTH = (3.0, 10.0)
 MAX_SYMBOL_TO_WORD_RATIO = 0.1
@@ -40,21 +42,59 @@ _BULLET = re.compile(r"\s*(?:[•‣◦●▪*+\-]\s)")
 _ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 
-type Failure = tuple[ProseRule | CodeRule, str]
+_COUNTS = ("word_count", "stop_word_count", "max_line_length")
+_SHARES = (
+    "mean_word_length", "symbol_to_word_ratio", "bullet_lines", "ellipsis_lines", "alphabetic_words", *REPETITION,
+    "mean_line_length", "alphanumeric_share",
+)  # fmt: skip
 
 
-def judge_quality(document: Document, config: QualityConfig) -> None:
-    """Adds the scores of the document's kind and removes it if a rule that is not disabled fails."""
-    if document.format == "code":
-        document.scores |= code_scores(document.text)
-        failures = _code_failures(document.scores)
-    else:
-        has_words = document.language not in WITHOUT_BLANKS
-        document.scores |= prose_scores(document.text, has_words)
-        failures = _prose_failures(document, config, has_words)
-    failed = [failure for failure in failures if failure[0] not in config.disable]
-    if failed:
-        document.remove("quality", failed[0][0], "; ".join(detail for _, detail in failed))
+@dataclass(frozen=True)
+class MeasureQuality:
+    """The measures of `code_scores` for source code, those of `prose_scores` for all else; the others are null."""
+
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [(name, pa.int64()) for name in _COUNTS] + [(name, pa.float64()) for name in _SHARES]
+    )
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = (batch[name].to_pylist() for name in ("text", "format", "language"))
+        rows = [
+            code_scores(text) if format == "code" else prose_scores(text, language not in WITHOUT_BLANKS)
+            for text, format, language in zip(*columns, strict=True)
+        ]
+        return pa.RecordBatch.from_pylist(rows, schema=self.columns)
+
+
+def quality_step(config: DataConfig) -> DocumentStep:
+    """The step `quality`."""
+    rules = tuple(rule for rule in quality_rules(config.quality) if rule.reason not in config.quality.disable)
+    return DocumentStep("quality", MeasureQuality(), rules, settings="data.quality.min_words or data.quality.disable")
+
+
+def quality_rules(config: QualityConfig) -> tuple[Limit, ...]:
+    """All rules in their order: the first that a document fails is its reason.
+
+    Measures that do not fit a document are null and fail no rule, so no rule asks for the format.
+    """
+    low, high = MEAN_WORD_LENGTH
+    return (
+        Limit("too_few_words", "word_count", "{value} words < {low}", low=config.min_words),
+        Limit("too_many_words", "word_count", "{value} words > {high}", high=config.max_words),
+        Limit("mean_word_length", "mean_word_length", "{column} {value:.2f} outside ({low}, {high})", low, high),
+        Limit("symbol_to_word_ratio", "symbol_to_word_ratio", "{value:.3f} > {high}", high=MAX_SYMBOL_TO_WORD_RATIO),
+        Limit("alphabetic_words", "alphabetic_words", "{column} {value:.3f} < {low}", low=MIN_ALPHABETIC_WORDS),
+        Limit(
+            "stop_words", "stop_word_count", f"{{value}} of {len(STOP_WORDS)} stop words",
+            low=MIN_STOP_WORDS, language="en",
+        ),
+        Limit("bullet_lines", "bullet_lines", "{column} {value:.3f} > {high}", high=MAX_BULLET_LINES),
+        Limit("ellipsis_lines", "ellipsis_lines", "{column} {value:.3f} > {high}", high=MAX_ELLIPSIS_LINES),
+        *(Limit("repetition", name, "{column} {value:.3f} > {high}", high=limit) for name, limit in REPETITION.items()),
+        Limit("long_line", "max_line_length", "a line of {value} characters > {high}", high=MAX_LINE_LENGTH),
+        Limit("long_mean_line", "mean_line_length", "{column} {value:.1f} > {high}", high=MAX_MEAN_LINE_LENGTH),
+        Limit("alphanumeric_share", "alphanumeric_share", "{value:.3f} < {low}", low=MIN_ALPHANUMERIC_SHARE),
+    )  # fmt: skip
 
 
 def code_scores(text: str) -> dict[str, float]:
@@ -136,44 +176,6 @@ def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> fl
         return 0.0
     covered = np.convolve(repeated.astype(np.int64), np.ones(n, np.int64)) > 0
     return _share(int(lengths[covered].sum()), int(lengths.sum()))
-
-
-def _prose_failures(document: Document, config: QualityConfig, has_words: bool) -> Iterator[Failure]:
-    scores = document.scores
-    if has_words:
-        yield from _word_failures(scores, config)
-        if document.language == "en" and scores["stop_word_count"] < MIN_STOP_WORDS:
-            yield "stop_words", f"{scores['stop_word_count']} of {len(STOP_WORDS)} stop words"
-    if scores["bullet_lines"] > MAX_BULLET_LINES:
-        yield "bullet_lines", f"bullet_lines {scores['bullet_lines']:.3f} > {MAX_BULLET_LINES}"
-    if scores["ellipsis_lines"] > MAX_ELLIPSIS_LINES:
-        yield "ellipsis_lines", f"ellipsis_lines {scores['ellipsis_lines']:.3f} > {MAX_ELLIPSIS_LINES}"
-    for name, limit in REPETITION.items():
-        if scores.get(name, 0.0) > limit:
-            yield "repetition", f"{name} {scores[name]:.3f} > {limit}"
-
-
-def _word_failures(scores: dict[str, float], config: QualityConfig) -> Iterator[Failure]:
-    count, length = scores["word_count"], scores["mean_word_length"]
-    if count < config.min_words:
-        yield "too_few_words", f"{count} words < {config.min_words}"
-    if count > config.max_words:
-        yield "too_many_words", f"{count} words > {config.max_words}"
-    if not MEAN_WORD_LENGTH[0] <= length <= MEAN_WORD_LENGTH[1]:
-        yield "mean_word_length", f"mean_word_length {length:.2f} outside {MEAN_WORD_LENGTH}"
-    if scores["symbol_to_word_ratio"] > MAX_SYMBOL_TO_WORD_RATIO:
-        yield "symbol_to_word_ratio", f"{scores['symbol_to_word_ratio']:.3f} > {MAX_SYMBOL_TO_WORD_RATIO}"
-    if scores["alphabetic_words"] < MIN_ALPHABETIC_WORDS:
-        yield "alphabetic_words", f"alphabetic_words {scores['alphabetic_words']:.3f} < {MIN_ALPHABETIC_WORDS}"
-
-
-def _code_failures(scores: dict[str, float]) -> Iterator[Failure]:
-    if scores["max_line_length"] > MAX_LINE_LENGTH:
-        yield "long_line", f"a line of {scores['max_line_length']} characters > {MAX_LINE_LENGTH}"
-    if scores["mean_line_length"] > MAX_MEAN_LINE_LENGTH:
-        yield "long_mean_line", f"mean_line_length {scores['mean_line_length']:.1f} > {MAX_MEAN_LINE_LENGTH}"
-    if scores["alphanumeric_share"] < MIN_ALPHANUMERIC_SHARE:
-        yield "alphanumeric_share", f"{scores['alphanumeric_share']:.3f} < {MIN_ALPHANUMERIC_SHARE}"
 
 
 def _share(part: float, whole: float) -> float:

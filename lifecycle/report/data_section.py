@@ -16,7 +16,7 @@ def data_section(numbers: Numbers) -> ReportSection:
     blocks: list[Block] = [
         _drawing(numbers.funnel),
         _funnel(numbers.funnel),
-        _sources(stats, numbers.data.manifest.config["sources"]),
+        _sources(stats, numbers.sources),
     ]
     samples = _samples(numbers.funnel)
     if samples.rows:

@@ -111,6 +111,7 @@ class Numbers:
     model: ModelConfig
     parameters: int
     data: Artifact
+    sources: Mapping[str, Mapping[str, Any]]  # by name: files, bytes and the hash of what was read
     funnel: Sequence[Mapping[str, Any]]
     tokenizer: Mapping[str, Any]
     tokens: Mapping[str, Any]
@@ -156,6 +157,7 @@ def collect(
         model=ModelConfig(**artifacts["export"].manifest.config["model"]),
         parameters=artifacts["export"].stats["parameters"],
         data=artifacts["documents"],
+        sources=artifacts["tagging"].manifest.config["sources"],
         funnel=json.loads((artifacts["documents"].path / FUNNEL).read_text(encoding="utf-8"))["steps"],
         tokenizer=artifacts["tokenizer"].stats,
         tokens=artifacts["tokens"].stats,

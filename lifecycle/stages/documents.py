@@ -1,4 +1,4 @@
-"""Stage `documents`: from sources to clean, deduplicated documents, kept, held out and removed."""
+"""Stage `documents`: from tagged documents to clean, deduplicated ones, kept, held out and removed."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ from lifecycle.stages.stage import Inputs, Outcome
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    del inputs  # the first stage has none
     assert config.data is not None, "the graph has documents where there is a data section"
-    return Outcome(prepare_documents(config.data, out, progress, config.seed, keys.evaluation_files(config)))
+    tagging, eval_rows = inputs["tagging"].path, keys.evaluation_files(config)
+    return Outcome(prepare_documents(tagging, config.data, out, progress, config.seed, eval_rows))

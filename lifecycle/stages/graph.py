@@ -1,6 +1,7 @@
 """The graph of a run: which stages its config asks for, and what each is made from.
 
-    documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register -> report
+    tagging -> documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register
+    -> report
 
 The training stages are the user's; all else follows from them. A stage is in the graph only if the run needs it: no
 token shards where nothing reads tokens, no rows where nothing reads rows, no documents without a data section.
@@ -60,7 +61,8 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
     from_documents: tuple[str, ...] = ()
     if config.data is not None:
         from_documents = ("documents",)
-        yield Stage("documents", "documents", (), keys.documents)
+        yield Stage("tagging", "tagging", (), keys.tagging)
+        yield Stage("documents", "documents", ("tagging",), keys.documents)
     yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer)
     if config.reads("tokens"):
         yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing)

@@ -16,17 +16,18 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 
 
-def documents(config: RunConfig) -> dict[str, Any]:
-    """Of the documents: the pipeline, the sources' files, and the evaluation rows that must not be in them."""
+def tagging(config: RunConfig) -> dict[str, Any]:
+    """Of the tagged documents: the sources' files, and how they are read and measured."""
     from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where a stage may run
 
     assert config.data is not None
-    return {
-        "data": config.data.plain(),
-        "sources": source_fingerprint(config.data),
-        "eval_rows": evaluation_rows(config),
-        "seed": config.seed,
-    }
+    return {"data": config.data.tagging(), "sources": source_fingerprint(config.data)}
+
+
+def documents(config: RunConfig) -> dict[str, Any]:
+    """Of the documents: what is selected, and the evaluation rows that must not be in them."""
+    assert config.data is not None
+    return {"data": config.data.selection(), "eval_rows": evaluation_rows(config), "seed": config.seed}
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:

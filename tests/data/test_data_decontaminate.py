@@ -7,19 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from document_tables import Verdict, table_of, verdicts
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import DecontaminationConfig
 from lifecycle.data.decontaminate import OverlapIndex, TestItem, decontaminate, eval_items
-from lifecycle.data.documents import Document
 
 
 def prose(seed: int, count: int) -> str:
     return " ".join(random.Random(seed).choices([f"w{n}" for n in range(5000)], k=count))
-
-
-def document(text: str) -> Document:
-    return Document(text, "train", "t", "", "text")
 
 
 def item(text: str) -> TestItem:
@@ -27,6 +23,11 @@ def item(text: str) -> TestItem:
 
 
 CONFIG = DecontaminationConfig()
+
+
+def judged(texts: list[str], items: list[TestItem]) -> list[Verdict]:
+    documents = table_of(texts, "train")
+    return verdicts(documents, decontaminate(documents, items, CONFIG)[0])
 
 
 def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
@@ -37,13 +38,13 @@ def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
     ]
     path = tmp_path / "eval.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    clean, dirty, by_answer = (
-        document(prose(4, 500)),
-        document(f"{prose(5, 300)}\n{question.upper()}!\n{prose(6, 300)}"),
-        document(f"{prose(7, 50)}, {answer}"),
-    )
-    too_short = decontaminate([clean, dirty, by_answer], eval_items([path]), CONFIG)
-    assert too_short == 2  # "yes" and "user"
+    texts = [
+        prose(4, 500),
+        f"{prose(5, 300)}\n{question.upper()}!\n{prose(6, 300)}",
+        f"{prose(7, 50)}, {answer}",
+    ]
+    clean, dirty, by_answer = judged(texts, eval_items([path]))
+    assert decontaminate(table_of(texts), eval_items([path]), CONFIG)[1] == 2  # too short: "yes" and "user"
     assert clean.step is None
     assert (dirty.step, dirty.reason) == ("decontamination", "eval_overlap")
     assert "eval.jsonl:2" in (dirty.detail or "")
@@ -52,26 +53,22 @@ def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
 
 def test_both_sides_are_looked_at() -> None:
     held = prose(8, 1000)
-    excerpt = document(" ".join(held.split()[100:160]))
-    whole = document(f"{prose(9, 4000)} {held}")
-    decontaminate([excerpt, whole], [item(held)], CONFIG)
-    assert excerpt.reason == whole.reason == "heldout_overlap"
+    excerpt, longer = judged([" ".join(held.split()[100:160]), f"{prose(9, 4000)} {held}"], [item(held)])
+    assert excerpt.reason == longer.reason == "heldout_overlap"
 
 
 def test_a_shared_licence_header_does_not_count() -> None:
     header = prose(10, 60)
-    training = document(f"{header} {prose(11, 300)}")
-    decontaminate([training], [item(f"{header} {prose(12, 300)}")], CONFIG)
-    assert training.step is None
+    (verdict,) = judged([f"{header} {prose(11, 300)}"], [item(f"{header} {prose(12, 300)}")])
+    assert verdict.step is None
 
 
 @pytest.mark.parametrize(("shared", "removed"), [(61, False), (63, True)])
 def test_border_of_the_overlap(shared: int, removed: bool) -> None:
     # 112 words have 100 13-grams; a run of s shared words has s - 12 of them: 49 or 51 of 100.
     held = prose(13, 112)
-    training = document(" ".join(held.split()[:shared]) + " " + prose(14, 400))
-    decontaminate([training], [item(held)], CONFIG)
-    assert (training.step is not None) == removed
+    (verdict,) = judged([" ".join(held.split()[:shared]) + " " + prose(14, 400)], [item(held)])
+    assert (verdict.step is not None) == removed
 
 
 def test_share_equals_a_plain_count() -> None:
@@ -86,14 +83,12 @@ def test_share_equals_a_plain_count() -> None:
 
 def test_boilerplate_of_many_documents_counts_for_rows_but_not_for_heldout_documents() -> None:
     frame = prose(17, 300)
-    training = [document(f"{frame} {prose(100 + number, 50)}") for number in range(11)]
-    decontaminate(training[:10], [item(f"{frame} {prose(18, 50)}")], CONFIG)
-    assert all(d.reason == "heldout_overlap" for d in training[:10])
-    training = [document(d.text) for d in training]
-    decontaminate(training, [item(f"{frame} {prose(18, 50)}")], CONFIG)
-    assert all(d.step is None for d in training)
-    decontaminate(training, [TestItem("row:1", "eval_overlap", " ".join(frame.split()[:40]))], CONFIG)
-    assert all(d.reason == "eval_overlap" for d in training)
+    training = [f"{frame} {prose(100 + number, 50)}" for number in range(11)]
+    heldout = [item(f"{frame} {prose(18, 50)}")]
+    assert all(verdict.reason == "heldout_overlap" for verdict in judged(training[:10], heldout))
+    assert all(verdict.step is None for verdict in judged(training, heldout))
+    row = TestItem("row:1", "eval_overlap", " ".join(frame.split()[:40]))
+    assert all(verdict.reason == "eval_overlap" for verdict in judged(training, [row]))
 
 
 def test_broken_rows_are_errors_with_their_place(tmp_path: Path) -> None:
@@ -108,8 +103,7 @@ def test_broken_rows_are_errors_with_their_place(tmp_path: Path) -> None:
 def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> None:
     text = prose(40, 40)
     pq.write_table(pa.table({"text": [prose(41, 40), text, None]}), tmp_path / "eval.parquet")
-    dirty = document(f"{prose(42, 100)} {text}")
-    decontaminate([dirty], eval_items([tmp_path / "eval.parquet"]), CONFIG)
+    (dirty,) = judged([f"{prose(42, 100)} {text}"], eval_items([tmp_path / "eval.parquet"]))
     assert "eval.parquet:1" in (dirty.detail or "")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ConfigError, match=r"other\.parquet.*column `text`"):

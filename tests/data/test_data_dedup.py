@@ -7,21 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from document_tables import table_of, verdicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.data.dedup import (
-    MIN_RECALL,
-    NUM_HASHES,
-    Duplicates,
-    bands_for,
-    deduplicate,
-    find_duplicates,
-    group_pairs,
-    jaccard_similarity,
-    shingles,
-)
-from lifecycle.data.documents import Document
+from lifecycle.data.dedup import Duplicates, deduplicate, find_duplicates
+from lifecycle.data.similarity import MIN_RECALL, NUM_HASHES, bands_for, group_pairs, jaccard_similarity, shingles
 from lifecycle.data.workers import call_alone
 
 WORDS = [f"word{number}" for number in range(3000)]
@@ -85,17 +76,21 @@ def test_first_document_stays_and_the_reason_names_it() -> None:
     base = " ".join(WORDS[:200])
     near = base.replace("word150", "changed")
     texts = [base, "something else entirely, and short", near, base, "something else entirely, and short"]
-    documents = [Document(text, "src", f"f{at}", "", "text") for at, text in enumerate(texts)]
-    found = deduplicate(documents, 0.8)
-    assert [d.step for d in documents] == [None, None, "near_duplicates", "exact_duplicates", "exact_duplicates"]
-    assert "src:f0" in (documents[2].detail or "") and "src:f0" in (documents[3].detail or "")
-    assert found.exact == [(3, 0), (4, 1)]
+    documents = table_of(texts, "src")
+    found = verdicts(documents, deduplicate(documents, 0.8))
+    assert [v.step for v in found] == [None, None, "near_duplicates", "exact_duplicates", "exact_duplicates"]
+    assert "src:f0" in (found[2].detail or "")
+    assert [v.detail for v in found[3:]] == ["same text as src:f0", "same text as src:f1"]
+
+
+def test_a_part_of_the_documents_is_compared_by_its_ordinals() -> None:
+    documents = table_of(["other text", "first text", "some text", "first text", "other text"]).slice(1)
+    removed = deduplicate(documents, 0.8)
+    assert removed["ordinal"].to_pylist() == [3] and removed["detail"].to_pylist() == ["same text as s:f1"]
 
 
 def test_texts_without_words_are_not_alike() -> None:
-    documents = [Document(text, "s", "p", "", "text") for text in ("!!!\n", "???\n", "...\n")]
-    deduplicate(documents, 0.8)
-    assert [d.step for d in documents] == [None, None, None]
+    assert not len(deduplicate(table_of(["!!!\n", "???\n", "...\n"]), 0.8))
 
 
 @pytest.mark.parametrize("jaccard", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])

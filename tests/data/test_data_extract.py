@@ -9,24 +9,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.documents import Document
-from lifecycle.data.extract import Skipped, extract_file
+from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
 from lifecycle.data.sources import SourceFile, format_of
 
 
-def extract(path: Path, content: bytes | str, max_bytes: int = 100_000, **settings: str) -> list[Document | Skipped]:
+def extract(path: Path, content: bytes | str, max_bytes: int = 100_000, **settings: str) -> list[RawDocument | Skipped]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     source = SourceConfig.model_validate({"name": "s", "path": str(path), "license": "MIT", **settings})
     return list(extract_file(SourceFile(0, path, path.name, format_of(path.name, source)), source, max_bytes))
 
 
-def document(found: list[Document | Skipped]) -> Document:
+def document(found: list[RawDocument | Skipped]) -> RawDocument:
     (only,) = found
-    assert isinstance(only, Document)
+    assert isinstance(only, RawDocument)
     return only
 
 
-def skipped(found: list[Document | Skipped]) -> Skipped:
+def skipped(found: list[RawDocument | Skipped]) -> Skipped:
     (only,) = found
     assert isinstance(only, Skipped)
     return only
@@ -104,7 +103,7 @@ def test_python_dict_gives_one_text_per_entry_and_runs_nothing(tmp_path: Path) -
         "other: dict = {'e': 'x'}\n"
     )
     found = extract(tmp_path / "topics.py", module, format="python_dict")
-    assert [(d.path, d.text, d.format, d.meta) for d in found if isinstance(d, Document)] == [
+    assert [(d.path, d.text, d.format, d.meta) for d in found if isinstance(d, RawDocument)] == [
         ("topics.py#a", 'The \\"a\\" text', "text", {"key": "a"}),
         ("topics.py#b", "one two", "text", {"key": "b"}),
         ("topics.py#e", "x", "text", {"key": "e"}),
@@ -141,9 +140,9 @@ def test_jsonl_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
         '{"body": "' + "z" * 900_000 + '"}',
     ]  # fmt: skip
     found = extract(tmp_path / "a.jsonl", "\n".join(rows), text_column="body")
-    assert [(d.path, d.text, d.meta) for d in found if isinstance(d, Document)] == [
+    assert [(d.path, d.text, d.meta) for d in found if isinstance(d, RawDocument)] == [
         ("a.jsonl:1", "one", {"url": "u", "n": 3}),
-        ("a.jsonl:9", "last \ud800", {}),
+        ("a.jsonl:9", "last \ufffd", {}),
     ]
     assert [(s.path, s.reason) for s in found if isinstance(s, Skipped)] == [
         ("a.jsonl:2", "broken_row"),
@@ -156,6 +155,14 @@ def test_jsonl_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
     ]
 
 
+def test_lone_surrogates_become_replacements_and_are_counted(tmp_path: Path) -> None:
+    row = {"text": "lone \ud800 half, \udfff", "note": "kept \ud800"}
+    found = document(extract(tmp_path / "a.jsonl", json.dumps(row)))
+    assert (found.text, found.num_surrogates) == ("lone \ufffd half, \ufffd", 2)
+    columns = raw_batch([found]).to_pylist()[0]
+    assert columns["surrogates"] == 2 and json.loads(columns["meta"]) == {"note": "kept \ud800"}
+
+
 def test_a_row_file_without_a_usable_row_is_reported_as_such(tmp_path: Path) -> None:
     found = extract(tmp_path / "a.jsonl", "{broken\n[]\n")
     assert [s.reason for s in found if isinstance(s, Skipped)] == ["broken_row", "broken_row", "no_usable_row"]
@@ -166,7 +173,7 @@ def test_parquet_rows_with_their_format(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["<p>Hello <b>you", None], "lang": ["en", "en"]}), path)
     found = extract(path, path.read_bytes(), text_column="content", format="html")
     first, second = found
-    assert isinstance(first, Document) and isinstance(second, Skipped)
+    assert isinstance(first, RawDocument) and isinstance(second, Skipped)
     assert (first.text, first.format, first.meta, first.path) == ("Hello you", "html", {"lang": "en"}, "a.parquet:1")
     assert (second.path, second.reason) == ("a.parquet:2", "broken_row")
     missing = skipped(extract(path, path.read_bytes()))

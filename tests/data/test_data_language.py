@@ -1,12 +1,12 @@
 """Language: known texts, borders of the settings, and that no network is touched."""
 
 import socket
+from typing import Any
 
 import pytest
+from document_tables import Verdict, data_config, judged, raw
 
-from lifecycle.data.config import LanguageConfig
-from lifecycle.data.documents import Document
-from lifecycle.data.language import detect_language, tag_language
+from lifecycle.data.language import detect_language, language_step
 
 TEXTS = {
     "en": "The harbour lies to the north of the old town and was built in three stages.",
@@ -37,22 +37,22 @@ def test_texts_without_words() -> None:
     assert detect_language("") == ("und", 0.0)
 
 
-def tagged(text: str, format: str = "text", path: str = "p", **settings: object) -> Document:
-    document = Document(text, "s", path, "", format)
-    tag_language(document, LanguageConfig.model_validate(settings))
-    return document
+def tag(text: str, format: str = "text", path: str = "p", **settings: object) -> tuple[dict[str, Any], Verdict]:
+    return judged(language_step(data_config(language=settings)), raw(text, format, path))
 
 
 def test_only_the_kept_languages_stay_and_code_always_does() -> None:
-    assert tagged(TEXTS["de"]).step is None
-    removed = tagged(TEXTS["de"], keep=["en"])
-    assert (removed.step, removed.reason, removed.language) == ("language", "language_de", "de")
-    assert tagged(TEXTS["en"], keep=["en"]).step is None
-    assert tagged("x = 1", "code", "a/b.PY", keep=["en"]).language == "python"
-    assert tagged("x = 1", "code", "rows.jsonl:3", keep=["en"]).step is None
+    assert tag(TEXTS["de"])[1].step is None
+    row, verdict = tag(TEXTS["de"], keep=["en"])
+    assert (verdict.step, verdict.reason, row["language"]) == ("language", "language_de", "de")
+    assert tag(TEXTS["en"], keep=["en"])[1].step is None
+    row, verdict = tag("x = 1", "code", "a/b.PY", keep=["en"])
+    assert (row["language"], row["language_score"], verdict.step) == ("python", None, None)
+    assert tag("x = 1", "code", "rows.jsonl:3", keep=["en"])[1].step is None
 
 
 def test_unsure_is_undetermined() -> None:
-    document = tagged("foo bar baz qux", min_score=0.99, keep=["en"])
-    assert (document.language, document.reason) == ("und", "language_und")
-    assert document.scores["language_score"] < 0.99
+    row, verdict = tag("foo bar baz qux", min_score=0.99, keep=["en"])
+    assert (row["language"], verdict.reason) == ("und", "language_und")
+    assert row["detected_language"] != "und" and row["language_score"] < 0.99
+    assert verdict.detail == f"{row['detected_language']} with score {row['language_score']:.2f}"

@@ -8,17 +8,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from document_tables import data_config, table_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.artifact import ArtifactError
-from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import SPLITS, Document, file_of, read_documents
+from lifecycle.data.documents import SPLITS, file_of, read_documents
 from lifecycle.data.pipeline import prepare_documents
 from lifecycle.data.split import heldout_flags
+from lifecycle.data.tagging import tag_documents
 
 NOUNS = ["harbour", "letter", "garden", "engine", "river", "teacher", "window", "market", "winter", "bridge", "paper"]
 VERBS = ["holds", "carries", "follows", "changes", "reaches", "covers", "leaves", "meets", "builds", "finds"]
@@ -56,13 +58,17 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def settings(folder: Path, **changes: Any) -> DataConfig:
-    return validate(DataConfig, {"sources": [{"name": "mine", "path": str(folder), "license": "CC0"}], **changes})
+def tag(folder: Path, out: Path, **changes: Any) -> Path:
+    out.mkdir()
+    tag_documents(data_config(str(folder), **changes), out, Silent())
+    return out
 
 
 def prepare(folder: Path, out: Path, seed: int = 0, eval_rows: tuple[Path, ...] = (), **changes: Any) -> dict[str, Any]:
+    """Tags the files below `folder` and selects from them."""
+    tagging = tag(folder, out.with_name(f"{out.name}-tagging"), **changes)
     out.mkdir()
-    return prepare_documents(settings(folder, **changes), out, Silent(), seed, eval_rows)
+    return prepare_documents(tagging, data_config(str(folder), **changes), out, Silent(), seed, eval_rows)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -125,10 +131,11 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
 
 def test_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepare(corpus, tmp_path / "one", workers=1)
-    monkeypatch.setattr("lifecycle.data.tagging.BATCH_BYTES", 10_000)  # many batches, so that workers race
+    monkeypatch.setattr("lifecycle.data.partitions.PARTITION_BYTES", 10_000)  # many batches, so that workers race
     two = prepare(corpus, tmp_path / "two", workers=2)
     assert one == two
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    for name in ("", "-tagging"):
+        assert hashes(tmp_path / f"one{name}") == hashes(tmp_path / f"two{name}")
     assert prepare(corpus, tmp_path / "other", seed=1) != one
 
 
@@ -170,30 +177,30 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
         next(read_documents(tmp_path, "kept"))
 
 
-def _documents(texts: list[str], source: str = "s") -> list[Document]:
-    return [Document(text, source, "p", "", "text") for text in texts]
+def flags_of(texts: list[str], fraction: float, seed: int) -> list[bool]:
+    return heldout_flags(table_of(texts), fraction, seed).tolist()
 
 
 @given(st.sets(st.text(st.characters(codec="utf-8")), min_size=2, max_size=30), st.integers(0, 5), st.randoms())
 def test_split_depends_on_content_and_seed_not_on_order(texts: set[str], seed: int, chance: random.Random) -> None:
     ordered = sorted(texts)
-    flags = dict(zip(ordered, heldout_flags(_documents(ordered), 0.2, seed), strict=True))
+    flags = dict(zip(ordered, flags_of(ordered, 0.2, seed), strict=True))
     chance.shuffle(ordered)
-    assert dict(zip(ordered, heldout_flags(_documents(ordered), 0.2, seed), strict=True)) == flags
+    assert dict(zip(ordered, flags_of(ordered, 0.2, seed), strict=True)) == flags
     assert 0 < sum(flags.values()) < len(flags)
 
 
 def test_split_size_growth_and_every_source() -> None:
     texts = [f"text {number}" for number in range(4000)]
-    flags = heldout_flags(_documents(texts), 0.05, 0)
+    flags = flags_of(texts, 0.05, 0)
     assert 150 < sum(flags) < 250
-    assert heldout_flags(_documents(texts[:2000]), 0.05, 0) == flags[:2000]
+    assert flags_of(texts[:2000], 0.05, 0) == flags[:2000]
     unlucky = [text for text, flag in zip(texts, flags, strict=True) if not flag][:40]
-    both = _documents(texts, "large") + _documents(unlucky, "small")
+    both = pa.concat_tables([table_of(texts, "large"), table_of(unlucky, "small")])
     assert sum(heldout_flags(both, 0.05, 0)[4000:]) == 1
-    assert [sum(heldout_flags(_documents(texts[:count]), 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
+    assert [sum(flags_of(texts[:count], 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
     with pytest.raises(ConfigError, match="1 document left"):
-        heldout_flags(_documents(["alone"]), 0.5, 0)
+        flags_of(["alone"], 0.5, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from collections import Counter
 
 import pytest
+from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.data.config import QualityConfig
-from lifecycle.data.documents import Document
-from lifecycle.data.quality import code_scores, judge_quality, prose_scores
+from lifecycle.data.quality import code_scores, prose_scores, quality_step
 
 SOUND = (
     "The harbour lies to the north of the old town and was built in three stages. Ships that have a draught of more "
@@ -18,10 +18,9 @@ SOUND = (
 )
 
 
-def judge(text: str, config: QualityConfig | None = None, format: str = "text", language: str = "en") -> Document:
-    document = Document(text, "s", "p", "l", format, language=language)
-    judge_quality(document, config or QualityConfig())
-    return document
+def judge(text: str, config: QualityConfig | None = None, format: str = "text", language: str = "en") -> Verdict:
+    settings = (config or QualityConfig()).plain()
+    return judged(quality_step(data_config(quality=settings)), raw(text, format), language=language)[1]
 
 
 def words(count: int) -> str:
@@ -44,8 +43,8 @@ def test_sound_prose_passes() -> None:
 )
 def test_prose_rules_at_their_border(fails: str, passes: str, reason: str) -> None:
     only = QualityConfig(disable=("repetition",))
-    document = judge(fails, only)
-    assert (document.step, document.reason) == ("quality", reason)
+    verdict = judge(fails, only)
+    assert (verdict.step, verdict.reason) == ("quality", reason)
     assert judge(passes, only).reason != reason
 
 
@@ -81,6 +80,19 @@ def test_languages_without_blanks_are_not_judged_by_words() -> None:
 def test_repetition(text: str) -> None:
     assert judge(text).reason == "repetition"
     assert judge(text, QualityConfig(disable=("repetition",))).step is None
+
+
+def test_every_rule_that_fails_is_a_reason() -> None:
+    verdict = judge("# # #\n# # #")
+    assert (verdict.step, verdict.reason) == ("quality", "too_few_words")
+    assert verdict.reasons is not None
+    assert [entry["reason"] for entry in verdict.reasons] == [
+        "too_few_words", "mean_word_length", "symbol_to_word_ratio", "alphabetic_words", "stop_words",
+        *["repetition"] * 6,
+    ]  # fmt: skip
+    details = [entry["detail"] for entry in verdict.reasons]
+    assert details[:3] == ["6 words < 50", "mean_word_length 1.00 outside (3.0, 10.0)", "1.000 > 0.1"]
+    assert verdict.detail == "; ".join(details)
 
 
 def test_code_has_rules_of_its_own() -> None:

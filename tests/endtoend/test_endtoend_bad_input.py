@@ -41,7 +41,7 @@ def test_a_mesh_that_does_not_divide_is_told_with_axis_and_nearest(fresh: Debug)
 
 def test_a_mesh_of_more_devices_than_there_are(fresh: Debug) -> None:
     message = fresh.fail("run", "mesh.fsdp=2")
-    assert not list(fresh.folder.glob("documents-*"))  # before anything was run
+    assert not list(fresh.folder.glob("tagging-*"))  # before anything was run
     assert "needs 2 devices, this job has 1" in message and "mesh.fsdp=1" in message
 
 
@@ -71,7 +71,7 @@ def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: De
 
 
 def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) -> None:
-    run = undisturbed.copy(tmp_path, "documents")
+    run = undisturbed.copy(tmp_path, "tagging", "documents")
     good = json.dumps({"prompt": "What is two and two?", "completion": "Four."})
     rows = tmp_path / "own.jsonl"
     rows.write_text(f"{good}\n{good[:-1]}\n")
@@ -82,7 +82,7 @@ def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) 
 
 
 def test_rows_without_an_answer_to_learn_are_told(undisturbed: Debug, tmp_path: Path) -> None:
-    run = undisturbed.copy(tmp_path, "documents", "tokenizer", "tokens", "pretrain", "compiled")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain", "compiled")
     rows = tmp_path / "own.jsonl"
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "user", "content": f"Hello {i}"}]}) + "\n" for i in range(40))
@@ -101,7 +101,7 @@ def _pairs(folder: Path) -> Path:
 
 def test_a_damaged_checkpoint_is_not_used(undisturbed: Debug, tmp_path: Path) -> None:
     """A finished stage whose checkpoint was cut short is made again, and comes out as it was."""
-    run = undisturbed.copy(tmp_path, "documents", "tokenizer", "tokens", "pretrain", "compiled")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain", "compiled")
     before = run.artifact("pretrain").content_hash
     largest = max((run.artifact("pretrain").path / "checkpoints").rglob("*"), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_not_used(undisturbed: Debug, tmp_path: Path) ->
 
 
 def test_a_damaged_shard_is_made_again(undisturbed: Debug, tmp_path: Path) -> None:
-    run = undisturbed.copy(tmp_path, "documents", "tokenizer", "tokens", "pretrain", "rows")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain", "rows")
     before = {name: artifact.manifest for name, artifact in run.artifacts().items()}
     (shard,) = run.artifact("tokens").path.glob("train-*.array_record")
     os.truncate(shard, shard.stat().st_size // 2)
@@ -124,7 +124,7 @@ def test_a_damaged_shard_is_made_again(undisturbed: Debug, tmp_path: Path) -> No
 
 def test_another_tokenizer_in_the_place_of_the_one_that_was_used(undisturbed: Debug, tmp_path: Path) -> None:
     """Same sizes, other content: the manifest's sizes do not show it, the fingerprint in the shards does."""
-    run = undisturbed.copy(tmp_path, "documents", "tokenizer", "tokens")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens")
     model = run.artifact("tokenizer").path / "tokenizer.model"
     content = model.read_bytes()
     model.write_bytes(content.replace(b"ing", b"qzj", 1))
@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
     if stage == "documents":
         run = Debug(small_disk)
     else:
-        run = undisturbed.copy(small_disk, "documents", "tokenizer", "tokens")
+        run = undisturbed.copy(small_disk, "tagging", "documents", "tokenizer", "tokens")
     filler = small_disk / "filler"
     left = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     filler.write_bytes(bytes(left - 300_000))  # of which the first checkpoint of 1 MB finds no place

@@ -78,6 +78,17 @@ def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: De
     assert {run.artifacts()[name].manifest.stage for name in after.keys() - before.keys()} == AFTER_SFT
 
 
+def test_a_changed_threshold_selects_again_from_the_same_tagging(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "rows")
+    before = run.artifacts()
+    run.succeed("data", "data.quality.min_words=300", "data.quality.disable=[repetition]")
+    made = [artifact for name, artifact in run.artifacts().items() if name not in before]
+    (documents,) = (artifact for artifact in made if artifact.manifest.stage == "documents")
+    assert {artifact.manifest.stage for artifact in made} == {"documents"}  # all of it is code: the same content
+    assert documents.content_hash == undisturbed.artifact("documents").content_hash
+    assert documents.manifest.inputs == {"tagging": undisturbed.artifact("tagging").path.name}
+
+
 def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = run.artifact("export").content_hash
@@ -102,8 +113,9 @@ def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturb
         "tokens",
         "tokenizer",
         "documents",
+        "tagging",
     }
-    text = json.dumps([node for node in nodes if node["stage"] == "documents"])
+    text = json.dumps([node for node in nodes if node["stage"] in ("tagging", "documents")])
     for wanted in ("min_words", "jaccard", "min_overlap", "asyncio/events.py", "sha256"):
         assert wanted in text
     shown = undisturbed.succeed("trace", "production")

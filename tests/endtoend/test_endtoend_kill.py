@@ -17,6 +17,7 @@ from lifecycle.testing.waiting import LIMIT_S, wait_until
 POLL_S = 0.002
 # A moment in each stage, in the order in which a run meets them: the first file that matches says it has come.
 MOMENTS = (
+    "tagging-*.partial",
     "documents-*.partial",
     "tokenizer-*.partial",
     "tokens-*.partial",
@@ -33,7 +34,7 @@ MOMENTS = (
     "register-*.partial",
     "report-*.partial",
 )
-SAME = ("documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "export")
+SAME = ("tagging", "documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "export")
 
 
 def kill_when(process: subprocess.Popen[str], has_come: Callable[[], bool]) -> bool:
@@ -106,7 +107,7 @@ def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, 
 def test_a_run_folder_has_one_owner(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.beside(tmp_path)
     process = run.begin("run")
-    wait_until(lambda: any(run.folder.glob("documents-*")), POLL_S)
+    wait_until(lambda: any(run.folder.glob("tagging-*")), POLL_S)
     process.send_signal(signal.SIGSTOP)
     message = run.fail("run")
     assert f"{run.folder}: another run is working here" in message and "name=" in message

@@ -77,7 +77,7 @@ def curve(run: Debug, stage: str) -> dict[str, list[float]]:
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_two_devices(undisturbed: Debug, tmp_path: Path) -> None:
-    parts = ("documents", "tokenizer", "tokens", "rows")
+    parts = ("tagging", "documents", "tokenizer", "tokens", "rows")
     one = undisturbed.copy(tmp_path / "one", *parts)
     two = undisturbed.copy(tmp_path / "two", *parts)
     one.succeed("run", "--until=prefer", "mesh.fsdp=2", devices=2)

@@ -80,7 +80,8 @@ def build_run(root: Path) -> Run:
     made = Run(root)
     source = {"license": "MIT", "documents": 3, "bytes": 1200}
     data = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
-    path = made.make("documents", data, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
+    made.make("tagging", {}, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
+    path = made.make("documents", data, {}, "tagging")
     (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))
     tokenizer = {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64, "heldout_bytes_per_token": 1.0}
     made.make("tokenizer", tokenizer, {}, "documents")

@@ -45,8 +45,9 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_a_stage_that_starts_from_a_bundle_does_not_need_the_one_before(bundle: Path) -> None:
-    assert names(read(f"train.sft.from={bundle}"), "sft") == ["documents", "tokenizer", "tokens", "rows", "sft"]
-    assert names(read(f"train.prefer.from={bundle}"), "prefer") == ["documents", "tokenizer", "rows", "prefer"]
+    data = ["tagging", "documents", "tokenizer"]
+    assert names(read(f"train.sft.from={bundle}"), "sft") == [*data, "tokens", "rows", "sft"]
+    assert names(read(f"train.prefer.from={bundle}"), "prefer") == [*data, "rows", "prefer"]
     assert names(read(f"train.pretrain.from={bundle}"), "prefer") == names(read(), "prefer")
 
 

@@ -70,8 +70,8 @@ def test_a_run_of_five_stages_follows_its_declaration() -> None:
     config = run_of(train, data=DATA, rows=rows, evaluate=evaluate, export={"of": "aligned"})
     graph = build_graph(config)
     assert names(config) == [
-        "documents", "tokenizer", "tokens", "rows", "base", "anneal", "chat", "aligned", "other", "baseline",
-        "evaluate-base", "evaluate-chat", "evaluate-aligned", "export", "register", "report",
+        "tagging", "documents", "tokenizer", "tokens", "rows", "base", "anneal", "chat", "aligned", "other",
+        "baseline", "evaluate-base", "evaluate-chat", "evaluate-aligned", "export", "register", "report",
     ]  # fmt: skip
     assert graph["anneal"].inputs == ("tokenizer", "tokens", "base")
     assert graph["chat"].inputs == ("tokenizer", "rows", "tokens", "anneal")
@@ -85,7 +85,7 @@ def test_a_run_of_five_stages_follows_its_declaration() -> None:
 
 def test_a_run_of_pre_training_alone_asks_for_no_rows_and_evaluates_nothing() -> None:
     config = run_of({"base": next_token()}, data=DATA)
-    assert names(config) == ["documents", "tokenizer", "tokens", "base", "export", "register", "report"]
+    assert names(config) == ["tagging", "documents", "tokenizer", "tokens", "base", "export", "register", "report"]
     assert config.exported == "base" and config.evaluated == ()
 
 
@@ -264,6 +264,12 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("gate.level=0.99", {"register"}),
         ("price.core_hour=7", {"report"}),
         ("data.quality.min_words=51", {"documents"}),
+        ("data.language.keep=[en]", {"documents"}),
+        ("data.heldout_fraction=0.2", {"documents"}),
+        ("data.decontamination.min_overlap=0.4", {"documents"}),
+        ("data.language.min_score=0.5", {"tagging"}),
+        ("data.pii=[email]", {"tagging"}),
+        ("data.max_document_bytes=9999", {"tagging"}),
         ("rows.heldout_fraction=0.5", {"rows"}),
     ],
 )  # fmt: skip
@@ -284,7 +290,7 @@ def test_the_seed_decides_over_everything_random() -> None:
 def test_an_edited_source_file_is_another_corpus(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     config = read(f"data.sources=[{{name: own, path: {tmp_path}}}]")
-    stage = build_graph(config)["documents"]
+    stage = build_graph(config)["tagging"]
     before = stage.settings(config)
     (tmp_path / "a.txt").write_text("two")
     assert stage.settings(config) != before

@@ -1,0 +1,28 @@
+"""The document steps in their order: the one list to which a new filter is added.
+
+The order matters: measures are taken of normalised text, quality is measured before personal data is masked, and the id
+is that of the text as it is written.
+"""
+
+from collections.abc import Callable
+
+from lifecycle.data.config import DataConfig
+from lifecycle.data.identity import identity_step
+from lifecycle.data.language import language_step
+from lifecycle.data.normalise import normalise_step
+from lifecycle.data.pii import pii_step
+from lifecycle.data.quality import quality_step
+from lifecycle.data.steps import DocumentStep
+
+_STEPS: tuple[Callable[[DataConfig], DocumentStep], ...] = (
+    normalise_step,
+    language_step,
+    quality_step,
+    pii_step,
+    identity_step,
+)
+
+
+def document_steps(config: DataConfig) -> tuple[DocumentStep, ...]:
+    """All steps with their settings, in order."""
+    return tuple(make(config) for make in _STEPS)

@@ -1,0 +1,90 @@
+"""The interface of a document step: measurements as columns, and rules over those columns.
+
+A step measures in one place and decides in another. Its `MapStep` is a function from an Arrow batch of documents to
+columns and runs in worker processes while the sources are read. Its rules are applied afterwards to the finished
+columns (`selection.py`), so another threshold needs no second reading.
+What must hold: the columns of a document depend on that document and on the step's own fields alone. Any batch size,
+partitioning or number of workers then gives the same columns.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import pyarrow as pa
+
+
+class MapStep(Protocol):
+    """Measures or rewrites the documents of a batch. A step is a frozen dataclass; its fields are its settings.
+
+    `columns` is the schema of what it adds or replaces. The call returns exactly these columns, one row for each
+    document of the batch; null says that a measure does not fit a document.
+    """
+
+    columns: ClassVar[pa.Schema]
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch: ...
+
+
+class Failure(NamedTuple):
+    """A document that fails a rule: its `ordinal`, the reason that is counted, and the evidence."""
+
+    ordinal: int
+    reason: str
+    detail: str
+
+
+# A rule reads columns of a table of documents, `ordinal` among them, and yields those that fail it.
+type Rule = Callable[[pa.Table], Iterator[Failure]]
+
+
+@dataclass(frozen=True)
+class DocumentStep:
+    """A step of the pipeline. `edits` are its columns that count changes of the text.
+
+    `settings` names what a user changes if the step removes too much.
+    """
+
+    name: str
+    measure: MapStep
+    rules: tuple[Rule, ...] = ()
+    edits: tuple[str, ...] = ()
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A rule: documents whose `column` is outside [low, high] fail; those where it is null do not.
+
+    `detail` is a format string of `{column}`, `{value}`, `{low}` and `{high}`. With `language`, the rule holds for
+    documents in that language only.
+    """
+
+    reason: str
+    column: str
+    detail: str
+    low: float = -math.inf
+    high: float = math.inf
+    language: str | None = None
+
+    def __call__(self, documents: pa.Table) -> Iterator[Failure]:
+        values = documents[self.column].to_numpy()  # null is NaN, which is neither below nor above
+        fails = (values < self.low) | (values > self.high)
+        if self.language is not None:
+            fails &= documents["language"].to_numpy() == self.language
+        failing = documents.select(["ordinal", self.column]).filter(fails)
+        for ordinal, value in zip(*failing.to_pydict().values(), strict=True):
+            detail = self.detail.format(column=self.column, value=value, low=self.low, high=self.high)
+            yield Failure(ordinal, self.reason, detail)
+
+
+def run_steps(batch: pa.RecordBatch, steps: Sequence[MapStep]) -> pa.RecordBatch:
+    """The batch with the columns of all steps; each step sees those of the steps before it."""
+    for step in steps:
+        added = step(batch)
+        assert added.schema.equals(step.columns) and added.num_rows == batch.num_rows, type(step).__name__
+        for name, column in zip(added.schema.names, added.columns, strict=True):
+            at = batch.schema.get_field_index(name)
+            batch = batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
+    return batch

@@ -1,0 +1,14 @@
+"""Stage `tagging`: from sources to documents with a column for every measurement."""
+
+from pathlib import Path
+
+from lifecycle.core.progress import Progress
+from lifecycle.data.tagging import tag_documents
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Inputs, Outcome
+
+
+def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    del inputs  # the first stage has none
+    assert config.data is not None, "the graph has tagging where there is a data section"
+    return Outcome(tag_documents(config.data, out, progress))
