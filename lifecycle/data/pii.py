@@ -49,6 +49,15 @@ _CARD = re.compile(
 # Issuer ranges: Visa, Mastercard (two), American Express, Discover, Diners, JCB.
 _ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5)|3(?:0[0-5]|[689])|35")
 _QUOTES = "\"'`"
+# What every match of a pattern contains and few texts do. A search for it takes a tenth of the time, or less.
+_SIGNS = {
+    _EMAIL: re.compile(r"@(?<=[\w.+%-]@)[A-Za-z0-9]", re.ASCII),
+    _IPV4: re.compile(r"\.\d{1,3}\.", re.ASCII),
+    _IPV6: re.compile(r":[0-9A-Fa-f]{0,4}:"),
+    _PHONE: re.compile(r"[+.-](?:(?<=\+)\d|\d{4})", re.ASCII),
+    _BARE_PHONE: re.compile(r"\+\d", re.ASCII),
+    _CARD: re.compile(r"\d\d\d\d[ -]?\d\d\d\d", re.ASCII),
+}
 
 _COUNTS = tuple(f"pii_{kind}" for kind in MASKS)
 
@@ -114,6 +123,8 @@ def _mask(
     text: str, pattern: re.Pattern[str], kind: PiiKind, is_personal: Callable[[re.Match[str]], bool]
 ) -> tuple[str, int]:
     """Replaces the matches that are personal; returns how many there were."""
+    if not _SIGNS[pattern].search(text):
+        return text, 0
     count = 0
 
     def replace(match: re.Match[str]) -> str:
@@ -128,8 +139,6 @@ def _mask(
 
 def _mask_emails(text: str, is_code: bool) -> tuple[str, int]:
     del is_code
-    if "@" not in text:
-        return text, 0
     return _mask(text, _EMAIL, "email", _is_personal_email)
 
 
@@ -142,7 +151,7 @@ def _mask_ips(text: str, is_code: bool) -> tuple[str, int]:
 
 def _mask_phones(text: str, is_code: bool) -> tuple[str, int]:
     text, count = _mask(text, _PHONE, "phone", _is_personal_phone)
-    if is_code or "+" not in text:
+    if is_code:
         return text, count
     text, bare = _mask(text, _BARE_PHONE, "phone", _is_personal_phone)
     return text, count + bare
