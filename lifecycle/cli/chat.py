@@ -1,33 +1,64 @@
 """`lifecycle chat`: a conversation in the terminal, streamed as it is made."""
 
-from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 
+from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
 from lifecycle.cli.make import start_jax
 from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.defaults import sampling_of_run
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import ContextLengthError
-from lifecycle.ops.registry import verify
-from lifecycle.stages.config import RunConfig
-from lifecycle.stages.register import open_registry
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.ops.registry import Registry, verify
+from lifecycle.stages.chain import finished_stage
+from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.weights import trained_params
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.tokenizer import load_tokenizer
 
 QUIT = ("/quit", "/exit")
 
+type StageOrVersion = Annotated[
+    str,
+    Parameter(
+        help="A training stage, or a version: alias, hash or its beginning (production if none is given); then "
+        "settings, as key=value."
+    ),
+]
 
-def chat(config: RunConfig, name: str) -> None:
-    """Reads questions until /quit or the end of input. /new begins another conversation."""
+
+def chat(config_or_bundle: ConfigOrBundle, /, *words: StageOrVersion) -> None:
+    """Talks to a training stage's weights, to a version, or to a bundle that is in no registry.
+
+    Reads questions until /quit or the end of input. /new begins another conversation.
+    """
+    if config_or_bundle.is_dir():
+        model = load_bundle(config_or_bundle)
+        _talk(model, f"{config_or_bundle} is version {model.version[:12]}")
+        return
+    name, overrides = name_first(words)
+    config = read_config(config_or_bundle, overrides)
     start_jax(config.folder)
-    version = open_registry(config).resolve(name)
+    if name in config.train:
+        _talk(_trained(config, name), f"the weights of stage {name}")
+        return
+    version = Registry(config.registry_path).resolve(name or PRODUCTION)
     verify(version)
-    _talk(load_bundle(version.path), f"{name} is version {version.short}")
+    _talk(load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}")
 
 
-def chat_with_bundle(folder: Path) -> None:
-    """The same with a bundle that is in no registry: one that was imported or that another tool made."""
-    model = load_bundle(folder)
-    _talk(model, f"{folder} is version {model.version[:12]}")
+def _trained(config: RunConfig, stage: str) -> Model:
+    """The model of a training stage that is finished, from its checkpoint."""
+    folder = finished_stage(config, "tokenizer").path
+    tokenizer, model = load_tokenizer(folder), config.model_of(stage)
+    params = trained_params(finished_stage(config, stage), model)
+    sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
+    defaults = SamplingParams(**sampling.plain())
+    return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer), defaults)
 
 
 def _talk(model: Model, introduction: str) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import cyclopts
 import ml_dtypes
 import numpy as np
+from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, hash_files, write_text
@@ -45,6 +47,22 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
 
 type Dtype = Literal["float32", "float16", "bfloat16"]
+type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
+type TokenizerPath = Annotated[Path | None, Parameter(help="A folder whose tokenizer is taken instead of its own.")]
+
+app = cyclopts.App(name="import", help="Make a bundle of a published model: weights, tokenizer, chat template.")
+
+
+@app.command
+def gguf(source: Path, out: Out, /, *, dtype: Dtype = "float32", tokenizer: TokenizerPath = None) -> None:
+    """Read a GGUF file of a Llama, quantised or not."""
+    import_gguf(source, out, dtype, tokenizer)
+
+
+@app.command
+def safetensors(source: Path, out: Out, /, *, dtype: Dtype | None = None, tokenizer: TokenizerPath = None) -> None:
+    """Read a folder with safetensors and config.json, of any family; tensors keep their dtype unless one is given."""
+    import_safetensors(source, out, dtype, tokenizer)
 
 
 def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:

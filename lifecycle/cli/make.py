@@ -1,9 +1,12 @@
-"""The verbs that make something: set JAX up, bring the artifacts up to date, say what there is now."""
+"""What the verbs that make something share: bring artifacts up to date, set JAX up if a stage runs, say what there is.
+
+A run in which nothing is to be done never imports JAX.
+"""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -11,46 +14,32 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
 from lifecycle.stages.chain import bring_up_to_date
-from lifecycle.stages.config import EVALUATE, RunConfig
-from lifecycle.stages.graph import build_graph, present
+from lifecycle.stages.config import RunConfig
 
-COMPILED = "compiled"  # XLA's programs, kept beside the artifacts: a second run compiles nothing
+COMPILED = "compiled"  # XLA's programs, kept with the artifacts: a second run compiles nothing
 
 
 def start_jax(folder: Path) -> None:
     """Joins the job, if there is one, and turns the persistent compilation cache on."""
     distributed.start()
+    import jax
+
     jax.config.update("jax_compilation_cache_dir", str((folder / COMPILED).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def targets(verb: str, config: RunConfig, until: str | None = None) -> tuple[str, ...]:
-    """The stages that a verb brings up to date."""
-    graph = build_graph(config)
-    if verb == "run":
-        return (until or "report",)
-    verbs = {
-        "data": present(graph, "documents", "tokens", "rows"),
-        "tokenizer": ("tokenizer",),
-        "evaluate": (*present(graph, "baseline"), *(EVALUATE + name for name in config.evaluated)),
-        "export": ("export", "register"),
-        "report": ("report",),
-    }
-    return verbs[verb]
-
-
-def make(verb: str, config: RunConfig, path: Path, overrides: tuple[str, ...], until: str | None = None) -> None:
-    """Brings what `verb` stands for up to date and prints where it is; path and overrides: as the user gave them."""
-    start_jax(config.folder)
+def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
+    """Brings the targets up to date and prints where they are; `words`: the config's path and settings as given."""
+    targets = tuple(targets)
+    distributed.start()  # in a job the first question is who writes
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
-        wanted = targets(verb, config, until)
-        artifacts = bring_up_to_date(config, wanted, progress)
+        artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))
     if not distributed.is_writer():
         return
-    console.print(_summary({name: artifacts[name] for name in wanted}))
-    if "report" in artifacts:
-        _say_what_next(console, artifacts["report"], shlex.join([str(path), *overrides]))
+    console.print(_summary({name: artifacts[name] for name in targets}))
+    if "report" in targets:
+        _say_what_next(console, artifacts["report"], shlex.join(words))
 
 
 def _summary(artifacts: dict[str, Artifact]) -> Table:

@@ -19,6 +19,7 @@ from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
 
+from lifecycle.cli.arguments import ConfigPath, Overrides
 from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, validate
 from lifecycle.core.progress import Progress
@@ -69,6 +70,11 @@ class PlanConfig(Section):
                 "device; leave out one of the two"
             )
         return self
+
+
+def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Says what a run would find and make; with topology=v5p:4x4x4, what the TPU compiler says of its steps."""
+    show_plan(config, overrides, Console())
 
 
 def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:

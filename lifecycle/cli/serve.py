@@ -8,6 +8,7 @@ from threading import Event, Thread
 
 from rich.console import Console
 
+from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.make import start_jax
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
@@ -20,25 +21,30 @@ from lifecycle.serving.job import Served
 from lifecycle.serving.record import FinishedRequest, RequestObserver
 from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer
-from lifecycle.stages.config import RunConfig
-from lifecycle.stages.register import PRODUCTION, open_registry
+from lifecycle.stages.config import PRODUCTION, RunConfig
 
-REQUESTS = "requests.db"
 FOLLOW_S = 1.0  # how often the registry is looked at
 
 
-def serve(config: RunConfig) -> None:
-    """Serves until SIGTERM or Ctrl-C; prints the address when it is ready."""
+def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Answers by HTTP, OpenAI's way, until SIGTERM or Ctrl-C; prints the address when it is ready."""
+    serve_versions(read_config(config, overrides))
+
+
+def serve_versions(config: RunConfig) -> None:
+    """Serves the registry's aliases until SIGTERM or Ctrl-C."""
     listener = listen(config.serve)  # first: a port that is taken should not cost a compilation
     start_jax(config.folder)
     console = Console()
     meter = CostMeter()
     with ExitStack() as opened:
         opened.callback(listener.close)
-        models = AliasedModels(open_registry(config), lambda version: _start(config, version, meter, opened), console)
+        models = AliasedModels(
+            Registry(config.registry_path), lambda version: _start(config, version, meter, opened), console
+        )
         if not models:
             raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
-        log = RequestLog(config.folder / REQUESTS, config.requests, _price(config, console))
+        log = RequestLog(config.request_log_path, config.requests, _price(config, console))
         opened.callback(log.close)
         opened.enter_context(models.following())
         app = create_app(models, config.serve, [_recorder(log, meter)])

@@ -1,24 +1,46 @@
-"""`lifecycle trace`: the chain behind a version, for people or for a program."""
+"""`lifecycle trace`: the chain behind a version or an artifact, for people or for a program."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 
+from lifecycle.cli.arguments import ConfigPath, name_first, read_config
 from lifecycle.core.artifact import MANIFEST
-from lifecycle.ops.lineage import render, trace_artifact, trace_version
-from lifecycle.stages.config import RunConfig
-from lifecycle.stages.register import open_registry
+from lifecycle.ops.lineage import Node, render, trace_artifact, trace_version
+from lifecycle.ops.registry import Registry
+from lifecycle.stages.chain import finished_stage
+from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.graph import build_graph
+
+type Traced = Annotated[
+    str,
+    Parameter(
+        help="A version (alias, hash or its beginning; production if none is given), a stage, or the folder of an "
+        "artifact; then settings, as key=value."
+    ),
+]
+type AsJson = Annotated[bool, Parameter(name="json", help="Print the tree as JSON.")]
 
 
-def show_trace(config: RunConfig, version: str, as_json: bool) -> None:
-    """Prints the chain of an alias, a version's hash or the beginning of one, or of an artifact's folder."""
-    folder = config.folder / Path(version).name  # a name without a slash, or a path as another command printed it
-    is_folder = (folder / MANIFEST).is_file()
-    tree = trace_artifact(folder) if is_folder else trace_version(open_registry(config), version)
+def trace(config: ConfigPath, /, *words: Traced, as_json: AsJson = False) -> None:
+    """Prints the chain behind a version, a stage or an artifact's folder, down to the filters and the source files."""
+    name, overrides = name_first(words)
+    tree = _tree(read_config(config, overrides), name or PRODUCTION)
     if as_json:
         json.dump(tree, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
         Console().print(render(tree))
+
+
+def _tree(config: RunConfig, name: str) -> Node:
+    if name in build_graph(config):
+        return trace_artifact(finished_stage(config, name).path)
+    folder = config.folder / Path(name).name  # a name without a slash, or a path as another command printed it
+    if (folder / MANIFEST).is_file():
+        return trace_artifact(folder)
+    return trace_version(Registry(config.registry_path), name)

@@ -55,6 +55,13 @@ def end_ids(tree: dict[str, Any]) -> list[int]:
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
+def sampling_of_run(sampling: SamplingConfig | None, origin: Path | None) -> SamplingConfig:
+    """How a run's model is sampled: by its setting, else as the bundle that its weights go back to, else greedily."""
+    if sampling is not None:
+        return sampling
+    return GREEDY if origin is None else sampling_of(origin)
+
+
 def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> dict[str, Any]:
     """What the file of a run's bundle says, before its own token ids.
 
@@ -63,8 +70,7 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
     """
     inherited = {} if origin is None else read_generation(origin)
     others = {key: value for key, value in inherited.items() if key not in {*SamplingConfig.model_fields, SWITCH}}
-    if sampling is None:
-        sampling = GREEDY if origin is None else sampling_of(origin)
+    sampling = sampling_of_run(sampling, origin)
     # `_from_model_config` and its like tell transformers how it made the file, which is no longer true
     return {key: value for key, value in others.items() if not key.startswith("_")} | _published(sampling)
 

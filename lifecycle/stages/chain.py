@@ -45,6 +45,14 @@ def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
     return result
 
 
+def finished_stage(config: RunConfig, name: str) -> Artifact:
+    """The finished artifact of a stage; raises `ConfigError` if it is not made yet as the config has it."""
+    artifact = states(config, (name,))[-1].artifact
+    if artifact is None:
+        raise ConfigError(f"{config.folder}: stage {name} is not finished; run: lifecycle run CONFIG --until {name}")
+    return artifact
+
+
 def bring_up_to_date(
     config: RunConfig, targets: Iterable[str], progress: Progress, prepare: Callable[[], None] = lambda: None
 ) -> dict[str, Artifact]:

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from lifecycle.core.config import Section, nearest, one_or_named
+from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
 from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig
@@ -30,7 +30,7 @@ from lifecycle.weights.families.lookup import family_of
 
 DATA_STAGES = ("tagging", "documents", "tokenizer", "tokens", "rows")
 OTHER_STAGES = ("baseline", "export", "register", "report")
-ALIASES = ("production", "candidate")
+PRODUCTION, CANDIDATE = "production", "candidate"  # the aliases that a run moves
 EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates its weights
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -88,6 +88,16 @@ class RunConfig(Section):
         """Where the run's artifacts, registry and logs are."""
         return self.root / self.name
 
+    @property
+    def registry_path(self) -> Path:
+        """The database of versions and aliases."""
+        return self.folder / "registry.db"
+
+    @property
+    def request_log_path(self) -> Path:
+        """The database of served requests."""
+        return self.folder / "requests.db"
+
     @cached_property
     def models(self) -> dict[str, ModelConfig]:
         """The models by name; the one of a run with one model is called `model`."""
@@ -131,6 +141,11 @@ class RunConfig(Section):
         """The evaluation tasks; none for a run that evaluates nothing."""
         return () if self.evaluate is None else self.evaluate.tasks
 
+    def require_stage(self, name: str, where: str = "") -> None:
+        """Raises `ConfigError`, with the nearest name, unless this is a training stage of the run."""
+        if name not in self.train:
+            raise ConfigError(f"{where}no training stage {name!r}{nearest(name, self.train)}")
+
     def model_name(self, stage: str) -> str:
         """The name of a training stage's model: the first of the run's if it names none."""
         return self.train[stage].model or next(iter(self.models))
@@ -159,7 +174,7 @@ class RunConfig(Section):
         for name in train:
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a stage: use lower-case letters, digits, _ and -")
-            if name in (*DATA_STAGES, *OTHER_STAGES, *ALIASES, FRESH) or name.startswith(EVALUATE):
+            if name in (*DATA_STAGES, *OTHER_STAGES, PRODUCTION, CANDIDATE, FRESH) or name.startswith(EVALUATE):
                 raise ValueError(f"{name!r} has a meaning of its own here; give the training stage another name")
         return train
 
@@ -190,8 +205,7 @@ class RunConfig(Section):
         named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
         for setting, names in named.items():
             for name in names:
-                if name not in self.train:
-                    raise ValueError(f"{setting}: no training stage {name!r}{nearest(name, self.train)}")
+                self.require_stage(name, f"{setting}: ")
 
     def _check_rows(self) -> None:
         """That what the stages read can be made."""

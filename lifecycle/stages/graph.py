@@ -13,8 +13,9 @@ from typing import Any
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, nearest
+from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
-from lifecycle.stages.config import EVALUATE, RunConfig, rows_stage
+from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig, rows_stage
 from lifecycle.stages.origins import needed_stages
 from lifecycle.stages.stage import Stage
 
@@ -110,7 +111,9 @@ def _gate(config: RunConfig) -> dict[str, Any]:
     return {"gate": config.gate.plain()}
 
 
-def _is_registered(config: RunConfig, artifact: Artifact) -> bool:
-    from lifecycle.stages.register import is_candidate
-
-    return is_candidate(config, artifact)
+def _is_registered(config: RunConfig, registration: Artifact) -> bool:
+    """Whether the registry still has this registration's version as its candidate: not after it was deleted, nor after
+    another run of this folder has registered a version of its own."""
+    if not config.registry_path.is_file():
+        return False
+    return Registry(config.registry_path).aliases().get(CANDIDATE) == registration.stats["version"]

@@ -3,40 +3,25 @@
 import json
 from pathlib import Path
 
-from lifecycle.core.artifact import Artifact, write_text
+from lifecycle.core.artifact import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote
 from lifecycle.ops.registry import Registry
-from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import read_template
 
-REGISTRY = "registry.db"
-PRODUCTION = "production"
 WHO = "lifecycle"
 
 
-def open_registry(config: RunConfig) -> Registry:
-    """The run's registry."""
-    return Registry(config.folder / REGISTRY)
-
-
-def is_candidate(config: RunConfig, registration: Artifact) -> bool:
-    """Whether the registry still has this registration's version as its candidate: not after it was deleted, nor after
-    another run of this folder has registered a version of its own."""
-    if not (config.folder / REGISTRY).is_file():
-        return False
-    return open_registry(config).aliases().get("candidate") == registration.stats["version"]
-
-
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    registry = open_registry(config)
+    registry = Registry(config.registry_path)
     evaluation = inputs.get(EVALUATE + config.exported)
     results = [] if evaluation is None else read_results(evaluation.path)
     version = registry.register(inputs["export"].path, _kind(config), results)
-    registry.move("candidate", version.hash, who=WHO, why=f"run {config.name}")
+    registry.move(CANDIDATE, version.hash, who=WHO, why=f"run {config.name}")
     try:
         report, _ = promote(registry, version.hash, who=WHO, why=f"run {config.name}", config=config.gate)
         text, promoted = str(report), True

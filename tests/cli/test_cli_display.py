@@ -7,8 +7,8 @@ import sys
 import pytest
 from rich.console import Console
 
+from lifecycle.cli.arguments import name_first
 from lifecycle.cli.display import Live, Plain, progress_on
-from lifecycle.cli.main import _version_first
 
 
 def follow(console: Console) -> str:
@@ -40,18 +40,18 @@ def test_a_terminal_gets_a_bar_for_each_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "version", "overrides"),
+    ("words", "name", "overrides"),
     [
-        ((), "production", ()),
+        ((), None, ()),
         (("candidate",), "candidate", ()),
-        (("root=x",), "production", ("root=x",)),
+        (("root=x",), None, ("root=x",)),
         (("1a2b", "root=x", "name=y"), "1a2b", ("root=x", "name=y")),
     ],
 )
-def test_a_version_may_be_left_out_before_settings(
-    words: tuple[str, ...], version: str, overrides: tuple[str, ...]
+def test_a_name_may_be_left_out_before_settings(
+    words: tuple[str, ...], name: str | None, overrides: tuple[str, ...]
 ) -> None:
-    assert _version_first(words) == (version, overrides)
+    assert name_first(words) == (name, overrides)
 
 
 def test_the_program_restarts_before_it_imports_anything_heavy() -> None:

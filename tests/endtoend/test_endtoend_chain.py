@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,16 @@ def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
     assert made(undisturbed) == before
     first_s = sum(artifact.manifest.cpu_s for artifact in undisturbed.artifacts().values())
     assert cpu_seconds_of_children() - spent_s < first_s / 2  # 2 of 40 on an idle machine: imports and hashes
+
+
+@pytest.mark.parametrize("words", [("run",), ("versions",), ("trace",), ("trace", "sft"), ("data",)])
+def test_what_computes_nothing_imports_no_jax(undisturbed: Debug, words: tuple[str, ...]) -> None:
+    """A second run, and what the registry and the manifests answer."""
+    verb, *names = words
+    call = "import sys; from lifecycle.cli.main import app; app(result_action='return_value')"
+    script = f"{call}; assert 'jax' not in sys.modules"
+    command = [sys.executable, "-c", script, *undisturbed.command(verb, *names)[1:]]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:

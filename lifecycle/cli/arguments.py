@@ -1,0 +1,34 @@
+"""What verbs take: the run's file, settings as `key=value`, and a name that may come before the settings."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lifecycle.core.config import load_config
+from lifecycle.stages.config import RunConfig
+
+type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
+type ConfigOrBundle = Annotated[Path, Parameter(help="The run's YAML file, or a bundle's folder.")]
+type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: train.chat.steps=100")]
+type StageOrOverrides = Annotated[
+    str, Parameter(help="A training stage, if it is not the run's own choice; then settings, as key=value.")
+]
+
+
+def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
+    """The run's config with the settings of the command line."""
+    return load_config(RunConfig, path, overrides)
+
+
+def name_first(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The name that the words begin with, None where the first one is a setting already, and the settings."""
+    if words and "=" not in words[0]:
+        return words[0], words[1:]
+    return None, words
+
+
+def operator() -> str:
+    """Who is at work, for an alias's history; a container's user may have no name."""
+    return os.environ.get("USER") or f"uid {os.getuid()}"

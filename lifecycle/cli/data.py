@@ -1,0 +1,11 @@
+"""`lifecycle data`: what the training stages learn from."""
+
+from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.make import make
+from lifecycle.stages.graph import build_graph, present
+
+
+def data(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Brings documents, token shards and rows up to date, those that the run has."""
+    run = read_config(config, overrides)
+    make(run, present(build_graph(run), "documents", "tokens", "rows"), [str(config), *overrides])

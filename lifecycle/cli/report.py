@@ -1,0 +1,9 @@
+"""`lifecycle report`: the run's page."""
+
+from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.make import make
+
+
+def report(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Brings the report up to date, and all that it tells of."""
+    make(read_config(config, overrides), ["report"], [str(config), *overrides])

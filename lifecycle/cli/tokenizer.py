@@ -1,0 +1,9 @@
+"""`lifecycle tokenizer`: the run's tokenizer."""
+
+from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.make import make
+
+
+def tokenizer(config: ConfigPath, /, *overrides: Overrides) -> None:
+    """Brings the tokenizer up to date."""
+    make(read_config(config, overrides), ["tokenizer"], [str(config), *overrides])
