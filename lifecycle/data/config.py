@@ -28,7 +28,7 @@ class SourceConfig(Section):
     """A folder or a file to read; earlier sources win when documents of two sources are duplicates."""
 
     name: str = Field(min_length=1)
-    path: str  # `${stdlib}` stands for the running Python's standard library folder; relative to the working folder
+    path: str  # `${stdlib}` is the running Python's standard library folder; relative to the working folder
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes what is below it
     format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows

@@ -1,4 +1,4 @@
-"""Decontamination: training text that contains what the model will be tested on is removed, whole documents at a time.
+"""Decontamination: training text that contains what the model will be tested on is removed, a document at a time.
 
 Word n-grams of 13 as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), decided by the share of n-grams in
 common as in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), so that a licence header alone does not count. The share
@@ -24,12 +24,12 @@ from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes, words_of
 from lifecycle.data.selection import removals
 from lifecycle.data.steps import Failure
 
-# An item shorter than the n-gram is compared as a whole; below eight words (a question such as "What is the capital
-# of France?") finding it in a text proves nothing, so it is not compared, and counted.
+# An item shorter than the n-gram is compared as one n-gram; below eight words (a question such as "What is the capital
+# of France?") its presence in a text proves nothing, so it is not compared, and counted.
 MIN_ITEM_WORDS = 8
 # As in GPT-3, n-grams that more documents than this have in common are boilerplate (licences, page frames, tables of
 # the same kind). They are taken out of held-out documents, which come from the same sources; not out of evaluation
-# rows: a question that stands in twenty training documents is the worst case, not a harmless one.
+# rows: a question that occurs in twenty training documents is the worst case, not a harmless one.
 MAX_DOCUMENTS = 10
 HELDOUT = "heldout_overlap"
 STEP = "decontamination"
@@ -89,12 +89,12 @@ def eval_items(files: Iterable[Path]) -> list[TestItem]:
 
 @dataclass(frozen=True)
 class Match:
-    """What a text has in common with the items: places in the index per length of n-gram.
+    """What a text has in common with the items: positions in the index by length of n-gram.
 
     `num_own` is the number of its distinct n-grams of the full length.
     """
 
-    places: dict[int, NDArray[np.int64]]
+    positions: dict[int, NDArray[np.int64]]
     num_own: int
 
 
@@ -127,14 +127,14 @@ class OverlapIndex:
         for n, table in self._tables.items():
             counts = np.zeros(len(table.hashes), np.int64)
             for match in matches:
-                counts[match.places[n]] += 1
+                counts[match.positions[n]] += 1
             table.drop(counts > MAX_DOCUMENTS, self._is_heldout)
 
     def worst(self, match: Match) -> Hit | None:
         """The item with the largest share in common with a text, taken on the side where it is larger."""
         best: Hit | None = None
         for n, table in self._tables.items():
-            common = table.count(match.places[n])
+            common = table.count(match.positions[n])
             if not common.any():
                 continue
             shares = common / np.maximum(table.sizes, 1)
@@ -158,30 +158,29 @@ class _Table:
 
     @classmethod
     def of(cls, entries: list[tuple[int, Hashes]], num_items: int) -> "_Table":
-        hashes = np.concatenate([found for _, found in entries])
-        owners = np.concatenate([np.full(len(found), number, np.int64) for number, found in entries])
+        hashes = np.concatenate([grams for _, grams in entries])
+        owners = np.concatenate([np.full(len(grams), number, np.int64) for number, grams in entries])
         order = np.lexsort((owners, hashes))
         distinct, first = np.unique(hashes[order], return_index=True)
         sizes = np.bincount(owners, minlength=num_items)
         return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
 
     def find(self, own: Hashes) -> NDArray[np.int64]:
-        """Places in `hashes` of those of a text's n-grams that are there."""
-        places = np.searchsorted(self.hashes, own)
-        places[places == len(self.hashes)] = 0
-        return places[self.hashes[places] == own]
+        """Positions in `hashes` of those of a text's n-grams that are there."""
+        positions = np.searchsorted(self.hashes, own)
+        positions[positions == len(self.hashes)] = 0
+        return positions[self.hashes[positions] == own]
 
     def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
         """Marks the n-grams of some items as boilerplate; `common` is parallel to `hashes`."""
         self.live &= ~(np.repeat(common, np.diff(self.first)) & of_items[self.owners])
         self.sizes = np.bincount(self.owners[self.live], minlength=len(self.sizes))
 
-    def count(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Per item, how many live n-grams are at these places."""
-        starts, lengths = self.first[places], np.diff(self.first)[places]
-        offsets = np.repeat(
-            starts - np.cumsum(lengths) + lengths, lengths
-        )  # of each run of owners, less its place in rows
+    def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Per item, how many live n-grams are at these positions."""
+        starts, lengths = self.first[positions], np.diff(self.first)[positions]
+        # of each run of owners, less its position in rows
+        offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         rows = offsets + np.arange(len(offsets))
         return np.bincount(self.owners[rows[self.live[rows]]], minlength=len(self.sizes))
 

@@ -10,8 +10,8 @@
 
 What must hold: evaluation and `-heldout` rows come from held-out documents only, and no training row has the
 description of a held-out function. In preferences every answer is chosen once and rejected once, so an answer by
-itself tells nothing: only its match with the question does. To make that match decidable, a rejected answer shares no
-word with the question wherever such an arrangement is found. Same documents and seed, same bytes.
+itself shows nothing: only its match with the question does. To make that match decidable, a rejected answer shares no
+word with the question wherever there is such an arrangement. Same documents and seed, same bytes.
 """
 
 import hashlib
@@ -112,7 +112,7 @@ def question(function: Function, wordings: Sequence[str], seed: int) -> str:
 
 
 def _task(function: Function, task: str, seed: int) -> tuple[str, str, str] | None:
-    """(question, whole answer, what the answer must contain) of a task, or None where it makes no sense."""
+    """(question, full answer, what the answer must contain) of a task, or None where it makes no sense."""
     if task == "module":
         module = f"`{function.module}`"
         return question(function, MODULE_QUESTIONS, seed), f"It is in the module {module}.", module
@@ -130,8 +130,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _task_rows(functions: list[Function], task: str, seed: int) -> list[Row]:
-    found = (_task(function, task, seed) for function in functions)
-    return [{"prompt": asked, "answer": contained} for asked, _, contained in filter(None, found)]
+    tasks = (_task(function, task, seed) for function in functions)
+    return [{"prompt": asked, "answer": contained} for asked, _, contained in filter(None, tasks)]
 
 
 def _chat_rows(functions: list[Function], seed: int) -> list[Row]:
@@ -140,8 +140,8 @@ def _chat_rows(functions: list[Function], seed: int) -> list[Row]:
     for number, function in enumerate(functions):
         rows.append(_chat(question(function, DESCRIPTION_QUESTIONS, seed), function.description))
         task = ("module", "signature", "parameters")[number % 3]
-        if (found := _task(function, task, seed)) is not None:
-            rows.append(_chat(found[0], found[1]))
+        if (made := _task(function, task, seed)) is not None:
+            rows.append(_chat(made[0], made[1]))
     random.Random(seed).shuffle(rows)
     return rows
 
@@ -187,15 +187,15 @@ def derange(functions: Sequence[Function], seed: int) -> list[int]:
 
 
 def _choice_rows(functions: list[Function], seed: int) -> list[Row]:
-    """Wrong choices come from answers of like length, so that length says nothing; the true one's place goes round."""
+    """Wrong choices come from answers of like length, so that length says nothing; the right one's index goes round."""
     rng = random.Random(seed)
     ordered = sorted(functions, key=lambda f: (len(f.description), f.description))
     rows: list[Row] = []
-    for place, function in enumerate(ordered):
-        low = max(0, min(place - NEIGHBOURS, len(ordered) - 2 * NEIGHBOURS - 1))
+    for at, function in enumerate(ordered):
+        low = max(0, min(at - NEIGHBOURS, len(ordered) - 2 * NEIGHBOURS - 1))
         near = [f for f in ordered[low : low + 2 * NEIGHBOURS + 1] if f is not function]
         choices = [f.description for f in rng.sample(near, NUM_CHOICES - 1)]
-        gold = place % NUM_CHOICES
+        gold = at % NUM_CHOICES
         choices.insert(gold, function.description)
         query = question(function, DESCRIPTION_QUESTIONS, seed)
         rows.append({"query": query, "choices": choices, "gold": gold})

@@ -106,7 +106,7 @@ def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Ite
 def read_bytes(entry: SourceFile, max_bytes: int) -> bytes:
     """A file's content; raises `UnreadableError` for one that is unknown, unreadable, empty, too large or binary."""
     if not entry.format:
-        raise UnreadableError("unknown_format", "its name tells no format: set `format` of the source, or exclude it")
+        raise UnreadableError("unknown_format", "its name shows no format: set `format` of the source, or exclude it")
     try:
         size = entry.file.stat().st_size
         if size > max_bytes:
@@ -154,13 +154,13 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
         (_TOML_FRONT, tomllib.loads),
     )
     for pattern, load in loaders:
-        if found := pattern.match(text):
+        if match := pattern.match(text):
             try:
-                front = load(found[1])
+                front = load(match[1])
             except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
                 continue  # a rule between two paragraphs looks like it
             if isinstance(front, dict):
-                return text[found.end() :], _plain_values(front)
+                return text[match.end() :], _plain_values(front)
     return text, {}
 
 
@@ -241,11 +241,11 @@ def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_byte
     meta = _plain_values({key: value for key, value in row.items() if key != source.text_column})
     format = source.format or "text"
     if format == "html":
-        text, found = parse_html(text)
-        meta |= found
+        text, own_meta = parse_html(text)
+        meta |= own_meta
     elif format == "markdown":
-        text, found = parse_markdown(text)
-        meta |= found
+        text, own_meta = parse_markdown(text)
+        meta |= own_meta
     if not text.strip():
         raise UnreadableError("no_text", f"no text in the {format}")
     return _document(text, format, path, meta, source)

@@ -1,7 +1,7 @@
 """Duplicates by Daft: exact groups and MinHash candidate pairs. The same code runs on Ray.
 
-The only file that imports Daft, and only a process of its own imports it: beside JAX, Daft has been seen to crash the
-interpreter at exit (3 of 100 runs).
+The only file that imports Daft, and only a process of its own imports it: in a process that has JAX too, the
+interpreter has been seen to crash at exit (3 of 100 runs).
 MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are a
 candidate pair if one band of their signatures is equal. The signature depends on the words alone, so the pairs do not
 depend on how Daft partitions or orders the rows.

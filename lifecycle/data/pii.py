@@ -50,7 +50,7 @@ _CARD = re.compile(
 _ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5)|3(?:0[0-5]|[689])|35")
 _QUOTES = "\"'`"
 # What every match of a pattern contains and few texts do. A search for it takes a tenth of the time, or less.
-_SIGNS = {
+SIGNS = {
     _EMAIL: re.compile(r"@(?<=[\w.+%-]@)[A-Za-z0-9]", re.ASCII),
     _IPV4: re.compile(r"\.\d{1,3}\.", re.ASCII),
     _IPV6: re.compile(r":[0-9A-Fa-f]{0,4}:"),
@@ -98,23 +98,23 @@ def pii_step(config: DataConfig) -> DocumentStep:
 
 
 def mask_pii(text: str, kinds: Iterable[PiiKind], format: str) -> tuple[str, dict[str, int]]:
-    """Returns the text with the kinds masked, and how many of each were found."""
+    """Returns the text with the kinds masked, and how many of each there were."""
     counts = {f"pii_{kind}": 0 for kind in kinds}
-    found = True
-    while found:  # a mask can lay bare a number that touched what it replaced
-        found = False
+    has_changed = True
+    while has_changed:  # a mask can lay bare a number that touched what it replaced
+        has_changed = False
         for kind in counts:
             text, count = _MASKERS[kind](text, format == "code")
             counts[kind] += count
-            found = found or count > 0
+            has_changed = has_changed or count > 0
     return text, counts
 
 
 def luhn_valid(digits: str) -> bool:
     """Whether a number's last digit is its check digit by Luhn's formula (ISO/IEC 7812-1, annex B)."""
     total = 0
-    for place, digit in enumerate(reversed(digits)):
-        value = int(digit) * (1 + place % 2)
+    for at, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + at % 2)
         total += value - 9 if value > 9 else value
     return total % 10 == 0
 
@@ -123,7 +123,7 @@ def _mask(
     text: str, pattern: re.Pattern[str], kind: PiiKind, is_personal: Callable[[re.Match[str]], bool]
 ) -> tuple[str, int]:
     """Replaces the matches that are personal; returns how many there were."""
-    if not _SIGNS[pattern].search(text):
+    if not SIGNS[pattern].search(text):
         return text, 0
     count = 0
 

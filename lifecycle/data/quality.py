@@ -178,5 +178,5 @@ def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> fl
     return _share(int(lengths[covered].sum()), int(lengths.sum()))
 
 
-def _share(part: float, whole: float) -> float:
-    return round(part / whole, 6) if whole else 0.0
+def _share(part: float, total: float) -> float:
+    return round(part / total, 6) if total else 0.0

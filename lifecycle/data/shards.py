@@ -161,9 +161,9 @@ class TokenShards:
         path = self.folder / shard["file"]
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
-            found = "missing" if size is None else f"{size} bytes"
+            actual = "missing" if size is None else f"{size} bytes"
             raise ShardError(
-                f"{path}: {found}, {INDEX} says {shard['bytes']} bytes: the shard is cut short; "
+                f"{path}: {actual}, {INDEX} says {shard['bytes']} bytes: the shard is cut short; "
                 "run the shards stage again"
             )
         return array_record_module.ArrayRecordReader(str(path), READ_OPTIONS)

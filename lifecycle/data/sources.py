@@ -55,13 +55,13 @@ def list_files(config: DataConfig) -> list[SourceFile]:
     """All files of all sources, sorted; raises `ConfigError` for a source whose globs match nothing."""
     files: list[SourceFile] = []
     for number, source in enumerate(config.sources):
-        found = sorted(_matches(source), key=lambda entry: entry[0])
-        if not found:
+        matches = sorted(_matches(source), key=lambda entry: entry[0])
+        if not matches:
             raise ConfigError(
                 f"source {source.name!r}: no file in {source_folder(source)} matches include {list(source.include)} "
                 f"without exclude {list(source.exclude)}; correct them in data.sources"
             )
-        files += [SourceFile(number, file, path, format_of(path, source)) for path, file in found]
+        files += [SourceFile(number, file, path, format_of(path, source)) for path, file in matches]
     return files
 
 

@@ -1,6 +1,6 @@
 """The interface of a document step: measurements as columns, and rules over those columns.
 
-A step measures in one place and decides in another. Its `MapStep` is a function from an Arrow batch of documents to
+A step measures first and decides later. Its `MapStep` is a function from an Arrow batch of documents to
 columns and runs in worker processes while the sources are read. Its rules are applied afterwards to the finished
 columns (`selection.py`), so another threshold needs no second reading.
 What must hold: the columns of a document depend on that document and on the step's own fields alone. Any batch size,

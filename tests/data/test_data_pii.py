@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.data.config import PiiKind
-from lifecycle.data.pii import luhn_valid, mask_pii
+from lifecycle.data.pii import SIGNS, luhn_valid, mask_pii
 
 KINDS: tuple[PiiKind, ...] = ("email", "ip", "phone", "card")
 
@@ -80,6 +80,21 @@ def test_counts_by_kind_and_masks_only_the_kinds_asked_for() -> None:
 def test_idempotent(text: str, format: str) -> None:
     once = masked(text, format)
     assert masked(once, format) == once
+
+
+PERSONAL = (
+    "4111 1111 1111 1111", "378282246310005", "3782-822463-10005", "+44 20 7946 0958", "(212) 555-2368", "212-555-2368",
+    "+4930123456789", "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "a_b@sub.domain.org",
+)  # fmt: skip
+PIECES = st.sampled_from(PERSONAL) | st.sampled_from("@.:+- 1fé\n") | st.from_regex(r"\d{1,5}", fullmatch=True)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join) | st.text(alphabet="a@.:-+ ()0123456789fé\n", max_size=80))
+def test_a_text_with_a_match_has_its_sign(text: str) -> None:
+    for pattern, sign in SIGNS.items():
+        for match in pattern.finditer(text):
+            assert sign.search(match[0]), (pattern.pattern, match[0])
+            assert sign.search(text)
 
 
 @given(st.integers(0, 10**15), st.integers(1, 9))
