@@ -1,19 +1,23 @@
 """Where the model comes from: samples, version, the chain of artifacts with its costs, the machine."""
 
-from lifecycle.report.blocks import Exchanges, Facts, Paragraph, ReportSection, Table, Verbatim
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle.report.blocks import Exchange, Exchanges, Facts, Paragraph, ReportSection, Table, Verbatim
 from lifecycle.report.format import duration, moment, money
 from lifecycle.report.numbers import Numbers
 
 SHOWN_HASH = 12
 
 
-def samples_section(numbers: Numbers) -> ReportSection:
+def samples_section(samples: tuple[Exchange, ...]) -> ReportSection:
+    """Answers of the final model."""
     text = "Held-out questions, chosen by the hash of their rows, and the final model's likeliest tokens (greedy)."
-    return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(numbers.samples)))
+    return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(samples)))
 
 
-def version_section(numbers: Numbers) -> ReportSection:
-    version = numbers.version
+def version_section(version: Mapping[str, Any]) -> ReportSection:
+    """The registered version, and what the gate said."""
     facts = (
         ("version", version["version"]),
         ("alias", "production and candidate" if version["promoted"] else "candidate"),
@@ -24,6 +28,7 @@ def version_section(numbers: Numbers) -> ReportSection:
 
 
 def chain_section(numbers: Numbers) -> ReportSection:
+    """Every artifact, with what it cost."""
     currency = numbers.price.currency
     columns = ("stage", "key", "content", "made from", "created (UTC)", "wall time", "core-seconds", "cost")
     rows = [
@@ -33,8 +38,8 @@ def chain_section(numbers: Numbers) -> ReportSection:
         )
         for link in numbers.links
     ]  # fmt: skip
-    whole = (duration(numbers.wall_s), f"{numbers.core_s:,.1f}", money(numbers.money, currency))
-    rows.append(("all", "", "", "", "", *whole))
+    total = (duration(numbers.wall_s), f"{numbers.core_s:,.1f}", money(numbers.money, currency))
+    rows.append(("all", "", "", "", "", *total))
     table = Table("Artifacts, in the order of the chain", columns, tuple(rows), columns[-3:])
     text = (
         f"A core-hour is priced at {numbers.price.core_hour:g} {currency}. Each artifact's cost includes the runs of "
@@ -44,6 +49,7 @@ def chain_section(numbers: Numbers) -> ReportSection:
 
 
 def machine_section(numbers: Numbers) -> ReportSection:
+    """The machine, the code and the libraries."""
     return ReportSection("machine", "Machine and versions", (Facts((*_code(numbers), *numbers.machine.items())),))
 
 

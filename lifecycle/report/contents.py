@@ -1,6 +1,8 @@
-"""The sections of a report, in their order."""
+"""The sections of a report, in their order: those that the run has numbers for."""
 
-from lifecycle.report.blocks import Report
+from collections.abc import Iterator
+
+from lifecycle.report.blocks import Report, ReportSection
 from lifecycle.report.chain_section import chain_section, machine_section, samples_section, version_section
 from lifecycle.report.data_section import data_section, rows_section, tokenizer_section
 from lifecycle.report.evaluation_section import evaluation_section
@@ -11,19 +13,25 @@ from lifecycle.report.training_section import training_section
 
 
 def build_report(numbers: Numbers) -> Report:
-    sections = [
-        summary_section(numbers),
-        evaluation_section(numbers),
-        data_section(numbers),
-        tokenizer_section(numbers),
-        rows_section(numbers),
-        training_section(numbers),
-        version_section(numbers),
-        chain_section(numbers),
-        machine_section(numbers),
-    ]
-    if numbers.samples:
-        sections.insert(2, samples_section(numbers))
+    """The report of these numbers."""
     newest = max(link.created for link in numbers.links)
     lead = f"Report of a run; its newest artifact was made at {moment(newest)} UTC."
-    return Report(numbers.run, lead, tuple(sections))
+    return Report(numbers.run, lead, tuple(_sections(numbers)))
+
+
+def _sections(numbers: Numbers) -> Iterator[ReportSection]:
+    yield summary_section(numbers)
+    if numbers.tasks or numbers.baselines:
+        yield evaluation_section(numbers)
+    if numbers.samples:
+        yield samples_section(numbers.samples)
+    if numbers.data is not None:
+        yield data_section(numbers.data)
+    yield tokenizer_section(numbers.tokenizer, numbers.tokens)
+    if numbers.rows is not None:
+        yield rows_section(numbers.rows)
+    yield training_section(numbers.trainings)
+    if numbers.version is not None:
+        yield version_section(numbers.version)
+    yield chain_section(numbers)
+    yield machine_section(numbers)

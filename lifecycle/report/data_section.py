@@ -5,20 +5,21 @@ from typing import Any
 
 from lifecycle.report.blocks import BarChart, Block, Charts, Facts, ReportSection, Table
 from lifecycle.report.format import count, counts, share, significant, size
-from lifecycle.report.numbers import Numbers
+from lifecycle.report.numbers import Data
 
 SAMPLES_PER_STEP = 3
 SAMPLE_CHARS = 200
 
 
-def data_section(numbers: Numbers) -> ReportSection:
-    stats = numbers.data.stats
+def data_section(data: Data) -> ReportSection:
+    """The funnel, the sources, and examples of what left."""
+    stats = data.stats
     blocks: list[Block] = [
-        _drawing(numbers.funnel),
-        _funnel(numbers.funnel),
-        _sources(stats, numbers.sources),
+        _drawing(data.funnel),
+        _funnel(data.funnel),
+        _sources(stats, data.sources),
     ]
-    samples = _samples(numbers.funnel)
+    samples = _samples(data.funnel)
     if samples.rows:
         blocks.append(samples)
     if stats["skipped_files"]:
@@ -29,27 +30,24 @@ def data_section(numbers: Numbers) -> ReportSection:
     return ReportSection("data", "Data", tuple(blocks))
 
 
-def tokenizer_section(numbers: Numbers) -> ReportSection:
-    stats, splits = numbers.tokenizer, numbers.tokens["splits"]
+def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None) -> ReportSection:
+    """The tokenizer and, where the run has made some, its token shards."""
     facts = {
         "kind": " ".join(str(stats[name]) for name in ("kind", "model_type") if stats.get(name)),
         "vocabulary": count(stats["vocab_size"]),
-        "bytes per token on held-out text": significant(stats["heldout_bytes_per_token"]),
+        "bytes per token on held-out text": significant(held) if (held := stats.get("heldout_bytes_per_token")) else "",
         "special tokens": " ".join(stats.get("special_tokens", ())),
         "trained on": size(stats["sample_bytes"]) if stats.get("sample_bytes") else "",
         "fingerprint": stats["fingerprint"][:12],
     }
-    rows = tuple(
-        (name, count(split["documents"]), count(split["tokens"]), size(split["text_bytes"]))
-        for name, split in splits.items()
-    )
-    columns = ("split", "documents", "tokens", "text")
-    shards = Table(f"Token shards ({numbers.tokens['dtype']})", columns, rows, columns[1:])
-    return ReportSection("tokenizer", "Tokenizer", (Facts(_given(facts)), shards))
+    blocks: list[Block] = [Facts(_given(facts))]
+    if tokens is not None:
+        blocks.append(_shards(tokens))
+    return ReportSection("tokenizer", "Tokenizer", tuple(blocks))
 
 
-def rows_section(numbers: Numbers) -> ReportSection:
-    stats = numbers.rows
+def rows_section(stats: Mapping[str, Any]) -> ReportSection:
+    """Files of rows, and examples."""
     files: dict[str, int] = dict(stats.get("rows", {}))
     for name in ("chat", "pairs"):
         for split, added in stats.get(f"own_{name}", {}).items():
@@ -63,18 +61,27 @@ def rows_section(numbers: Numbers) -> ReportSection:
         blocks.append(Table("Docstrings read, and why some gave no row", ("split", "counts"), rows, folded=True))
     if stats.get("samples"):
         blocks.append(_row_samples(stats["samples"]))
-    return ReportSection("rows", "Chat rows", tuple(blocks))
+    return ReportSection("rows", "Rows", tuple(blocks))
+
+
+def _shards(tokens: Mapping[str, Any]) -> Table:
+    columns = ("split", "documents", "tokens", "text")
+    rows = tuple(
+        (name, count(split["documents"]), count(split["tokens"]), size(split["text_bytes"]))
+        for name, split in tokens["splits"].items()
+    )
+    return Table(f"Token shards ({tokens['dtype']})", columns, rows, columns[1:])
 
 
 def _funnel(steps: Sequence[Mapping[str, Any]]) -> Table:
     columns = ("step", "in", "out", "text out", "of the text read", "removed", "edited")
-    whole = steps[0]["bytes_out"]
+    read = steps[0]["bytes_out"]
     rows = []
     for step in steps:
         entered = f"{count(step['files_in'])} files" if "files_in" in step else count(step["documents_in"])
         rows.append((
             step["step"].replace("_", " "), entered, count(step["documents_out"]), size(step["bytes_out"]),
-            share(step["bytes_out"] / whole), counts(step["reasons"]), counts(step["edits"]),
+            share(step["bytes_out"] / read), counts(step["reasons"]), counts(step["edits"]),
         ))  # fmt: skip
     return Table("Funnel: documents and text through each step", columns, tuple(rows), columns[1:5])
 

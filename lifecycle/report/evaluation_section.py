@@ -1,9 +1,15 @@
 """Evaluations before and after each stage, with intervals, and the baselines."""
 
+from collections.abc import Iterator
+
+from lifecycle.evals.results import EvalResult
 from lifecycle.evals.statistics import Comparison
 from lifecycle.report.blocks import Block, Charts, IntervalChart, Measure, Paragraph, ReportSection, Table
+from lifecycle.report.curves import held_out_ends
+from lifecycle.report.evaluated import Baseline, Task
 from lifecycle.report.format import count, difference, interval, significant
-from lifecycle.report.numbers import TRAINED, Numbers, Task
+from lifecycle.report.numbers import Numbers
+from lifecycle.report.trained import Training
 
 ON_INTERVALS = (
     "Intervals are of 95 %. Those of a value speak of other rows of the same kind; those of a difference, paired on "
@@ -12,64 +18,97 @@ ON_INTERVALS = (
 
 
 def evaluation_section(numbers: Numbers) -> ReportSection:
-    blocks: list[Block] = []
+    """Results, changes, baselines and their drawings."""
+    return ReportSection("evaluation", "Evaluation", tuple(_blocks(numbers)))
+
+
+def _blocks(numbers: Numbers) -> Iterator[Block]:
     if numbers.tasks:
-        blocks += [_results(numbers.tasks), _changes(numbers.tasks)]
-    blocks.append(_baselines(numbers))
-    blocks += [Paragraph(ON_INTERVALS), Charts(tuple(_chart(task, numbers) for task in numbers.tasks))]
-    skipped = [(task.name, line) for task in numbers.tasks for line in task.final.skipped]
-    if skipped:
-        blocks.append(Table("Rows that do not fit the context", ("task", "row"), tuple(skipped), folded=True))
-    return ReportSection("evaluation", "Evaluation", tuple(blocks))
+        yield _results(numbers)
+        yield from _changes(numbers.tasks)
+    if numbers.baselines:
+        yield _baselines(numbers.baselines)
+    yield from _held_out_rows(numbers.trainings)
+    yield Paragraph(ON_INTERVALS)
+    if numbers.tasks:
+        yield Charts(tuple(_chart(task, numbers) for task in numbers.tasks))
+    if skipped := tuple((task.name, line) for task in numbers.tasks for line in task.final.skipped):
+        yield Table("Rows that do not fit the context", ("task", "row"), skipped, folded=True)
 
 
-def _results(tasks: tuple[Task, ...]) -> Table:
-    after = tuple(f"after {title}" for title in TRAINED.values())
-    columns = ("task", "measure", "better", "rows", "chance", *after)
+def _results(numbers: Numbers) -> Table:
+    stages = list(dict.fromkeys(stage for task in numbers.tasks for stage in task.results))
+    after = tuple(f"after {stage}" for stage in stages)
+    columns = ("task", "measure", "better", "rows", "to compare", *after)
     rows = []
-    for task in tasks:
+    for task in numbers.tasks:
         final = task.final
-        values = [interval(r.mean, r.low, r.high) for r in (task.results[stage] for stage in TRAINED)]
+        values = (_interval(task.results[stage]) if stage in task.results else "" for stage in stages)
         rows.append((
             task.name, final.metric.replace("_", " "), "higher" if final.higher_is_better else "lower", count(final.n),
-            "" if task.chance is None else significant(task.chance, 3), *values,
+            _to_compare(task, numbers), *values,
         ))  # fmt: skip
-    return Table("Results [95 % interval]", columns, tuple(rows), ("rows", "chance", *after))
+    return Table("Results [95 % interval]", columns, tuple(rows), ("rows", *after))
 
 
-def _changes(tasks: tuple[Task, ...]) -> Table:
-    columns = ("task", *(f"by {TRAINED[stage]}" for stage in tasks[0].changes), "test")
+def _to_compare(task: Task, numbers: Numbers) -> str:
+    """What a model scores that has learned nothing, or the strongest baseline."""
+    if task.chance is not None:
+        return f"chance {significant(task.chance, 3)}"
+    if task is numbers.text_task:
+        best = numbers.baselines[-1]
+        return f"{best.name} {best.result.mean:.3f}"
+    return ""
+
+
+def _changes(tasks: tuple[Task, ...]) -> Iterator[Table]:
+    pairs = list(dict.fromkeys(pair for task in tasks for pair in task.changes))
+    if not pairs:
+        return
+    columns = ("task", *(f"{before} to {after}" for before, after in pairs), "test")
     rows = []
     for task in tasks:
         tests = dict.fromkeys(change.test for change in task.changes.values())
-        rows.append((task.name, *(_difference(change) for change in task.changes.values()), ", ".join(tests)))
-    return Table("Changes, on the same rows [95 % interval]", columns, tuple(rows), columns[1:-1])
+        changes = (_difference(task.changes[pair]) if pair in task.changes else "" for pair in pairs)
+        rows.append((task.name, *changes, ", ".join(tests)))
+    yield Table("Changes, on the same rows [95 % interval]", columns, tuple(rows), columns[1:-1])
 
 
-def _baselines(numbers: Numbers) -> Table:
-    measured = numbers.baselines[0].against
-    after = tuple(f"model minus it, after {TRAINED[stage]}" for stage in measured)
+def _baselines(baselines: tuple[Baseline, ...]) -> Table:
+    after = tuple(f"model minus it, after {stage}" for stage in baselines[0].against)
     columns = ("baseline", "tokens it saw", "bits per byte", *after)
-    rows = []
-    for baseline in numbers.baselines:
-        r, against = baseline.result, baseline.against.values()
-        differences = (_difference(comparison) for comparison in against)
-        rows.append((baseline.name, count(baseline.tokens), interval(r.mean, r.low, r.high), *differences))
+    rows = tuple(
+        (b.name, count(b.tokens), _interval(b.result), *map(_difference, b.against.values())) for b in baselines
+    )
     caption = "Interpolated Witten-Bell token trigrams, same tokenizer and held-out text [95 % interval]"
-    return Table(caption, columns, tuple(rows), columns[1:])
+    return Table(caption, columns, rows, columns[1:])
+
+
+def _held_out_rows(trainings: tuple[Training, ...]) -> Iterator[Table]:
+    """What training itself measures on held-out rows, at both ends of a stage."""
+    columns = ("stage", "measure", "before", "after")
+    rows = tuple(
+        (training.name, label, significant(first), significant(last))
+        for training in trainings
+        for label, first, last in held_out_ends(training)
+    )
+    if rows:
+        caption = "Held-out rows during training, before its first step and after its last"
+        yield Table(caption, columns, rows, columns[2:])
 
 
 def _chart(task: Task, numbers: Numbers) -> IntervalChart:
-    measures = [
-        Measure(f"after {TRAINED[stage]}", result.mean, result.low, result.high)
-        for stage, result in task.results.items()
-    ]
+    measures = [Measure(f"after {stage}", r.mean, r.low, r.high) for stage, r in task.results.items()]
     if task is numbers.text_task:
         results = ((baseline.name, baseline.result) for baseline in numbers.baselines)
         measures += [Measure(name, r.mean, r.low, r.high, is_baseline=True) for name, r in results]
-    low = 0.0 if task.final.interval == "Wilson" else None  # a share
     mark = None if task.chance is None else ("chance", task.chance)
+    low = 0.0 if task.final.interval == "Wilson" else None  # a share
     return IntervalChart(task.name, task.final.metric.replace("_", " "), tuple(measures), mark, low)
+
+
+def _interval(result: EvalResult) -> str:
+    return interval(result.mean, result.low, result.high)
 
 
 def _difference(comparison: Comparison) -> str:

@@ -1,65 +1,67 @@
 """The report's beginning: what was made, whether it learned, what it cost."""
 
+from collections.abc import Iterator
+
 from lifecycle.evals.statistics import Comparison
 from lifecycle.report.blocks import Block, Headline, Paragraph, ReportSection, Tile
+from lifecycle.report.evaluated import Baseline, Task
 from lifecycle.report.format import count, difference, duration, share, significant, size
-from lifecycle.report.numbers import TRAINED, Baseline, Numbers, Task, Training
+from lifecycle.report.numbers import Numbers
+from lifecycle.report.trained import Training
+from lifecycle.training.objectives.registry import objective_kind
 
 
 def summary_section(numbers: Numbers) -> ReportSection:
-    blocks: list[Block] = [Paragraph(_what(numbers)), Headline(tuple(_tiles(numbers)))]
+    """The model in a sentence, the numbers that a reader wants first, and what they say."""
+    blocks: list[Block] = [Paragraph(" ".join(_what(numbers))), Headline(tuple(_tiles(numbers)))]
     if numbers.text_task is not None:
-        verdicts = [_verdict(baseline) for baseline in numbers.baselines]
-        blocks.append(
-            Paragraph(f"On held-out text, after pre-training: {'; '.join(verdicts)}. {_kept(numbers.text_task)}")
-        )
+        blocks.append(Paragraph(" ".join(_findings(numbers.text_task, numbers.baselines))))
     return ReportSection("summary", "Summary", tuple(blocks))
 
 
 def side(comparison: Comparison, higher_is_better: bool) -> str:
-    """On which side of the baseline the whole interval of the difference lies."""
+    """On which side of the baseline the interval of the difference is."""
     if comparison.low <= 0 <= comparison.high:
         return "not distinguishable from"
     return "better than" if (comparison.difference > 0) == higher_is_better else "worse than"
 
 
-def _what(numbers: Numbers) -> str:
-    model, pretrain = numbers.model, numbers.trainings[0]
-    read, train = numbers.funnel[0], numbers.tokens["splits"]["train"]
-    sources = ", ".join(numbers.data.stats["sources"])
-    return (
-        f"A chat model of {count(numbers.parameters)} parameters: {model.num_layers} layers, d_model {model.d_model}, "
+def _what(numbers: Numbers) -> Iterator[str]:
+    model = numbers.model
+    yield (
+        f"A model of {count(numbers.parameters)} parameters: {model.num_layers} layers, d_model {model.d_model}, "
         f"{model.num_heads} query and {model.num_kv_heads} key-value heads, a context of {count(model.max_seq_len)} "
-        "tokens. "
-        f"Made from {count(read['files_in'])} files ({size(read['bytes_in'])}) of {sources}: "
-        f"{count(train['tokens'])} training tokens, of which pre-training read {count(pretrain.stats['tokens'])} "
-        f"({share(pretrain.stats['tokens'] / train['tokens'])})."
+        "tokens."
     )
+    first = numbers.trainings[0]
+    if numbers.data is not None:
+        read = numbers.data.funnel[0]
+        sources = ", ".join(numbers.data.stats["sources"])
+        yield f"Made from {count(read['files_in'])} files ({size(read['bytes_in'])}) of {sources}."
+    if numbers.tokens is not None and objective_kind(first.objective).rows == "tokens":
+        train, tokens = numbers.tokens["splits"]["train"]["tokens"], first.stats["tokens"]
+        yield f"Of {count(train)} training tokens {first.name} read {count(tokens)} ({share(tokens / train)})."
+    stages = ", ".join(f"{training.name} ({training.objective})" for training in numbers.trainings)
+    yield f"Training stages: {stages}."
 
 
-def _tiles(numbers: Numbers) -> list[Tile]:
-    tiles = [] if numbers.text_task is None else _text_tiles(numbers, numbers.text_task)
-    tiles += [_task_tile(task) for task in numbers.tasks if task is not numbers.text_task]
-    tiles += _preference_tile(numbers.trainings[-1])
-    pretrain, price = numbers.trainings[0], numbers.price
-    peak = "of the measured matmul rate, pre-training"
-    return [
-        *tiles,
-        Tile("MFU", share(pretrain.utilisation), peak),
-        Tile("wall time", duration(numbers.wall_s), f"{count(numbers.core_s)} core-seconds"),
-        Tile("cost", significant(numbers.money), f"{price.currency}, at {price.core_hour:g} per core-hour"),
-    ]
+def _tiles(numbers: Numbers) -> Iterator[Tile]:
+    if numbers.text_task is not None:
+        yield from _text_tiles(numbers.text_task, numbers.baselines)
+    yield from (_task_tile(task) for task in numbers.tasks if task is not numbers.text_task)
+    yield from _preference_tiles(numbers.trainings)
+    first, price = numbers.trainings[0], numbers.price
+    yield Tile("MFU", share(first.utilisation), f"of the measured matmul rate, {first.name}")
+    yield Tile("wall time", duration(numbers.wall_s), f"{count(numbers.core_s)} core-seconds")
+    yield Tile("cost", significant(numbers.money), f"{price.currency}, at {price.core_hour:g} per core-hour")
 
 
-def _text_tiles(numbers: Numbers, text: Task) -> list[Tile]:
-    tiles = []
-    for stage in ("pretrain", "prefer"):
+def _text_tiles(text: Task, baselines: tuple[Baseline, ...]) -> Iterator[Tile]:
+    for stage in dict.fromkeys((text.first, text.last)):
         r = text.results[stage]
-        tiles.append(Tile(f"bits per byte after {TRAINED[stage]}", f"{r.mean:.3f}", f"{r.low:.3f} to {r.high:.3f}"))
-    for baseline in numbers.baselines:
-        remark = f"bits per byte; {count(baseline.tokens)} tokens"
-        tiles.append(Tile(baseline.name, f"{baseline.result.mean:.3f}", remark))
-    return tiles
+        yield Tile(f"bits per byte after {stage}", f"{r.mean:.3f}", f"{r.low:.3f} to {r.high:.3f}")
+    for baseline in baselines:
+        yield Tile(baseline.name, f"{baseline.result.mean:.3f}", f"bits per byte; {count(baseline.tokens)} tokens")
 
 
 def _task_tile(task: Task) -> Tile:
@@ -68,23 +70,25 @@ def _task_tile(task: Task) -> Tile:
     return Tile(f"{task.name}: {r.metric.replace('_', ' ')}", f"{r.mean:.3f}", f"{r.low:.3f} to {r.high:.3f}{chance}")
 
 
-def _preference_tile(prefer: Training) -> list[Tile]:
-    accuracy = prefer.last("heldout_accuracy")
-    if accuracy is None:
-        return []
-    is_dpo = prefer.settings["objective"] == "dpo"  # it compares with the model that it starts from: all pairs tie
-    return [Tile("held-out preference accuracy", share(accuracy), "50 % before, by definition" if is_dpo else "")]
+def _preference_tiles(trainings: tuple[Training, ...]) -> Iterator[Tile]:
+    for training in trainings:
+        if points := training.curves.get("heldout_accuracy"):
+            # an objective with a reference compares with the model that it starts from: all pairs tie there
+            is_relative = objective_kind(training.objective).needs_reference
+            remark = "50 % before, by definition" if is_relative else ""
+            yield Tile(f"held-out preference accuracy, {training.name}", share(points[-1][1]), remark)
 
 
-def _verdict(baseline: Baseline) -> str:
-    c = baseline.against["pretrain"]
-    place = side(c, baseline.result.higher_is_better)
-    found = difference(c.difference, c.low, c.high)
-    return f"{place} the {baseline.name} (difference {found} bits per byte)"
+def _findings(text: Task, baselines: tuple[Baseline, ...]) -> Iterator[str]:
+    verdicts = "; ".join(_verdict(baseline, text.first) for baseline in baselines)
+    yield f"On held-out text, after {text.first}: {verdicts}."
+    if text.last != text.first:
+        change = text.final.mean / text.results[text.first].mean - 1
+        direction = "rose" if change > 0 else "fell"
+        yield f"From {text.first} to {text.last} its bits per byte {direction} by {share(abs(change))}."
 
 
-def _kept(text: Task) -> str:
-    before, after = text.results["pretrain"].mean, text.results["prefer"].mean
-    change = after / before - 1
-    direction = "rose" if change > 0 else "fell"
-    return f"Through fine-tuning and preference tuning its bits per byte {direction} by {share(abs(change))}."
+def _verdict(baseline: Baseline, stage: str) -> str:
+    c = baseline.against[stage]
+    reached = difference(c.difference, c.low, c.high)
+    return f"{side(c, baseline.result.higher_is_better)} the {baseline.name} (difference {reached} bits per byte)"

@@ -1,12 +1,15 @@
-"""What a report is told of the training stages of a run, in the order of its graph.
+"""The training stages of a run as a report reads them, and the numbers of each."""
 
-A run has any number of them, under the user's names. Which of them lead to the exported model, and which evaluation
-comes before which: `start`.
-"""
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 from lifecycle.core.artifact import Artifact
+from lifecycle.core.runlog import read_log
+from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.report.blocks import Point
+from lifecycle.training.loop import METRICS
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,57 @@ class TrainedStage:
     evaluation: Artifact | None = None
     start: str | None = None
     is_exported: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """The numbers of a training stage. `curves`: by metric, (step, value) in order."""
+
+    name: str
+    objective: str
+    start: str | None
+    settings: Mapping[str, Any]
+    stats: Mapping[str, Any]
+    curves: Mapping[str, tuple[Point, ...]]
+    flops_per_token: float
+    num_devices: int
+    core_s: float  # of the steps alone
+
+    @property
+    def utilisation(self) -> float:
+        """Of the measured matmul peak, in the median interval."""
+        peak = self.stats["matmul_peak_flops"] * self.num_devices
+        return self.stats["tokens_per_s"] * self.flops_per_token / peak
+
+    @property
+    def flops_per_core_s(self) -> float | None:
+        """None for a run too short for the operating system's clock of 10 ms."""
+        return self.stats["tokens"] * self.flops_per_token / self.core_s if self.core_s else None
+
+
+def read_training(stage: TrainedStage) -> Training:
+    """The numbers of a stage, from its manifest and its log."""
+    manifest = stage.artifact.manifest
+    settings = manifest.config["train"]
+    records = list(read_log(stage.artifact.path / METRICS))
+    forward = forward_flops_per_token(ModelConfig(**manifest.config["model"]), settings["seq_len"])
+    return Training(
+        name=stage.name,
+        objective=stage.objective,
+        start=stage.start,
+        settings=settings,
+        stats=stage.artifact.stats,
+        curves=_curves(records),
+        flops_per_token=3 * forward,
+        num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, as the peak
+        core_s=sum(record.get("cpu_s", 0.0) for record in records),
+    )
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Point, ...]]:
+    curves: dict[str, list[Point]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name != "step":
+                curves.setdefault(name, []).append((record["step"], value))
+    return {name: tuple(points) for name, points in curves.items()}

@@ -1,37 +1,15 @@
-"""The three training stages: what was done, how fast, and the curves."""
+"""The training stages: what was done, how fast, and the curves."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lifecycle.report.blocks import Block, Charts, Heading, LineChart, Paragraph, ReportSection, Series, Table
+from lifecycle.report.blocks import Block, Charts, Heading, Paragraph, ReportSection, Table
+from lifecycle.report.curves import line_charts
 from lifecycle.report.format import count, counts, flops, share, significant, size
-from lifecycle.report.numbers import TRAINED, Numbers, Training
+from lifecycle.report.trained import Training
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.objectives.registry import objective_kind
 
-# title, unit, (metric in the log, name in the drawing); a drawing whose metrics a stage does not log is left out
-CURVES = (
-    ("Loss", "nats", (("loss", "training"), ("heldout_loss", "held out"))),
-    ("Held-out text during training", "bits per byte", (("heldout_bits_per_byte", "held out"),)),
-    (
-        "Preference accuracy",
-        "share of pairs",
-        (
-            ("accuracy", "training"),
-            ("heldout_accuracy", "held out"),
-            ("heldout_likelihood_accuracy", "held out, by likelihood"),
-        ),
-    ),
-    ("Preference margin", "chosen minus rejected", (("margins", "training"), ("heldout_margins", "held out"))),
-    (
-        "Held-out log-probabilities",
-        "nats per answer",
-        (("heldout_logprobs_chosen", "chosen"), ("heldout_logprobs_rejected", "rejected")),
-    ),
-    ("Learning rate", "per step", (("learning_rate", "learning rate"),)),
-    ("Gradient norm", "before clipping", (("grad_norm", "gradient norm"),)),
-    ("Throughput", "tokens per second", (("tokens_per_s", "tokens/s"),)),
-)
-# by title, the values that the axis reaches at least: amounts begin at zero, shares go from 0 to 1
-AXES = {"Preference accuracy": (0, 1), "Learning rate": (0,), "Gradient norm": (0,), "Throughput": (0,)}
 CONVENTION = (
     "FLOPs are the model's own, three times a forward pass for each token trained on, causal attention counted half. "
     "MFU is those of the median logging interval's wall time, over the rate of one large matrix product that the stage "
@@ -40,50 +18,57 @@ CONVENTION = (
 )
 
 
-def training_section(numbers: Numbers) -> ReportSection:
-    blocks: list[Block] = [_settings(numbers), _speed(numbers), Paragraph(CONVENTION)]
-    for training in numbers.trainings:
-        blocks += [Heading(TRAINED[training.stage].capitalize()), Charts(tuple(charts(training)))]
+def training_section(trainings: tuple[Training, ...]) -> ReportSection:
+    """Settings and speed of all stages, then the curves of each."""
+    blocks: list[Block] = [_settings(trainings), _speed(trainings), Paragraph(CONVENTION)]
+    for training in trainings:
+        blocks += [Heading(f"{training.name} ({training.objective})"), Charts(line_charts(training))]
         blocks += [Paragraph(note) for note in _notes(training)]
     return ReportSection("training", "Training", tuple(blocks))
 
 
-def charts(training: Training) -> list[LineChart]:
-    drawn = []
-    for title, unit, metrics in CURVES:
-        series = tuple(
-            Series(name, training.curves[metric], dots=metric.startswith("heldout"))
-            for metric, name in metrics
-            if metric in training.curves
-        )
-        if series:
-            drawn.append(LineChart(title, unit, series, *AXES.get(title, ())))
-    return drawn
+def _settings(trainings: tuple[Training, ...]) -> Table:
+    columns = (
+        "stage", "objective", "goes on from", "steps", "rows a step", "tokens a row", "optimizer", "peak learning rate",
+        "schedule", "of the objective",
+    )  # fmt: skip
+    rows = tuple(
+        (training.name, training.objective, _start(training), *_settings_of(training.settings), _own(training))
+        for training in trainings
+    )
+    return Table("Settings", columns, rows, (*columns[3:6], "peak learning rate"))
 
 
-def _settings(numbers: Numbers) -> Table:
-    columns = ("stage", "steps", "rows a step", "tokens a row", "optimizer", "peak learning rate", "schedule", "more")
-    rows = tuple((TRAINED[t.stage], *_settings_of(t.settings)) for t in numbers.trainings)
-    return Table("Settings", columns, rows, (*columns[1:4], "peak learning rate"))
+def _start(training: Training) -> str:
+    if training.start is not None:
+        return training.start
+    return "fresh weights" if training.settings["start"] is None else f"bundle {training.settings['start'][:12]}"
 
 
 def _settings_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     sizes = (count(settings[name]) for name in ("steps", "global_batch_size", "seq_len"))
     optimizer = settings["optimizer"]
     rate = f"{optimizer['learning_rate']:g}"
-    return (*sizes, optimizer["name"], rate, _schedule(optimizer["schedule"]), _more(settings))
+    return (*sizes, optimizer["name"], rate, _schedule(optimizer["schedule"]))
 
 
-def _speed(numbers: Numbers) -> Table:
+def _own(training: Training) -> str:
+    """The settings that stages of other objectives do not have."""
+    fields = objective_kind(training.objective).settings.model_fields
+    own = [name for name in fields if name not in TrainConfig.model_fields and name in training.settings]
+    return ", ".join(f"{name.replace('_', ' ')} {training.settings[name]}" for name in own)
+
+
+def _speed(trainings: tuple[Training, ...]) -> Table:
     columns = ("stage", "tokens", "last loss", "tokens/s", "FLOPs a token", "matmul peak", "devices", "MFU",
                "FLOPs per core-second")  # fmt: skip
-    return Table("Speed", columns, tuple(_speed_of(training) for training in numbers.trainings), columns[1:])
+    return Table("Speed", columns, tuple(map(_speed_of, trainings)), columns[1:])
 
 
 def _speed_of(training: Training) -> tuple[str, ...]:
     stats, per_core = training.stats, training.flops_per_core_s
     return (
-        TRAINED[training.stage],
+        training.name,
         count(stats["tokens"]),
         significant(stats["loss"]),
         count(stats["tokens_per_s"]),
@@ -101,16 +86,6 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
     return f"{kind}: {warmup}" + (
         f", decay over the last {100 * schedule['decay_share']:g} %" if schedule["kind"] == "wsd" else ""
     )
-
-
-def _more(settings: Mapping[str, Any]) -> str:
-    shown = {
-        "objective": "",
-        "beta": "beta ",
-        "sft_weight": "weight of the chosen answers' loss ",
-        "replay_share": "share of replayed text ",
-    }
-    return ", ".join(f"{label}{settings[name]}" for name, label in shown.items() if settings.get(name))
 
 
 def _notes(training: Training) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""A finished run in a folder, small and made up, but of real artifacts: what the tests of the report read."""
+"""Finished runs of several graphs, small and made up, but of real artifacts: what the tests of the report read."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from lifecycle.evals.results import EvalResult, Example, summarise, write_result
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import init_params
+from lifecycle.ops.cost import PriceConfig
+from lifecycle.report.blocks import Exchange
+from lifecycle.report.numbers import Numbers, collect
+from lifecycle.report.trained import TrainedStage
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.weights.published import save_weights
@@ -38,11 +43,12 @@ def choice_result(right: int) -> EvalResult:
 
 
 class Run:
-    """A finished chain in a folder, every artifact with a real manifest."""
+    """A finished run in a folder, every artifact with a real manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.artifacts: dict[str, Artifact] = {}
+        self.trained: list[TrainedStage] = []
 
     def make(
         self, stage: str, stats: Mapping[str, Any], config: Mapping[str, Any], *inputs: str, how: Sequence[Any] = ()
@@ -52,17 +58,65 @@ class Run:
         self.artifacts[stage] = draft.commit(stats, how=how)
         return self.artifacts[stage].path
 
-    def training(self, stage: str, records: list[dict[str, Any]], *inputs: str, **settings: Any) -> None:
+    def training(
+        self,
+        stage: str,
+        objective: str,
+        records: list[dict[str, Any]],
+        start: str | None = None,
+        bundle: str | None = None,
+        **settings: Any,
+    ) -> None:
         schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
         optimizer = {"name": "adamw", "learning_rate": 0.001, "schedule": schedule}
-        train = {"steps": 20, "seq_len": 64, "global_batch_size": 4, "optimizer": optimizer, **settings}
+        train = {
+            "steps": 20,
+            "seq_len": 64,
+            "global_batch_size": 4,
+            "optimizer": optimizer,
+            "start": bundle,
+            **settings,
+        }
         mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
+        inputs = [start] if start is not None else []
         path = self.make(stage, stats, {"train": train, "model": MODEL.plain()}, *inputs, how=[{"mesh": mesh}])
         (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        self.trained.append(TrainedStage(stage, objective, self.artifacts[stage], start=start))
 
-    def evaluation(self, stage: str, results: list[EvalResult], stats: dict[str, Any], *inputs: str) -> None:
+    def results(self, stage: str, results: list[EvalResult], stats: dict[str, Any], *inputs: str) -> None:
         write_results(results, self.make(stage, stats, {}, *inputs))
+
+    def evaluation(self, stage: str, results: list[EvalResult]) -> None:
+        self.results(f"evaluate-{stage}", results, {}, stage)
+        self._change(stage, evaluation=self.artifacts[f"evaluate-{stage}"])
+
+    def release(self, stage: str) -> None:
+        """Exports and registers a stage's weights."""
+        draft = Draft(self.root, "export", {"model": MODEL.plain()}, {stage: self.artifacts[stage]})
+        folder, model = draft.open(), tiny_model()
+        save_weights(MODEL, model.params, folder)
+        TOKENIZER.save(folder)
+        model.template.save(folder)
+        self.artifacts["export"] = draft.commit({"parameters": num_params(MODEL)})
+        registration = {"version": "v" * 64, "promoted": True, "gate": "passed\n  pass   text"}
+        self.make("register", registration, {}, "export")
+        self._change(stage, is_exported=True)
+
+    def collect(self, samples: Sequence[Exchange] = (), name: str = "run") -> Numbers:
+        price = PriceConfig(core_hour=3600)
+        return collect(name, self.trained, self.artifacts, samples, price, {"CPU": "a | b"})
+
+    def _change(self, stage: str, **fields: Any) -> None:
+        self.trained = [replace(t, **fields) if t.name == stage else t for t in self.trained]
+
+
+STEPS = [{"step": s, "loss": 5 - s / 10, "tokens_per_s": 1000.0, "cpu_s": 1.5} for s in (10, 20)]
+BITS = [{"step": s, "heldout_bits_per_byte": bits} for s, bits in ((0, 8.0), (20, 2.1))]
+PAIRS = [
+    {"step": s, "loss": 0.5, "accuracy": 0.7, "cpu_s": 0.5, "heldout_accuracy": 0.8, "heldout_margins": s / 10}
+    for s in (10, 20)
+]
 
 
 def funnel() -> list[dict[str, Any]]:
@@ -76,8 +130,8 @@ def funnel() -> list[dict[str, Any]]:
     ]
 
 
-def build_run(root: Path) -> Run:
-    made = Run(root)
+def make_data(made: Run) -> None:
+    """Documents, tokenizer, token shards and chat rows."""
     source = {"license": "MIT", "documents": 3, "bytes": 1200}
     data = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
     made.make("tagging", {}, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
@@ -87,23 +141,77 @@ def build_run(root: Path) -> Run:
     made.make("tokenizer", tokenizer, {}, "documents")
     split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200}
     made.make("tokens", {"dtype": "uint16", "splits": {"train": split, "heldout": split}}, {}, "tokenizer")
+
+
+def make_rows(made: Run) -> None:
     samples = {"chat-train": [{"messages": [{"role": "user", "content": NASTY}]}]}
-    path = made.make("rows", {"rows": {"chat-train": 9}, "samples": samples}, {}, "documents")
+    path = made.make("rows", {"rows": {"chat-train": 9}, "samples": samples}, {})
     write_questions(path / "chat-heldout.jsonl")
-    first = [{"step": s, "loss": 5 - s / 10, "tokens_per_s": 1000.0, "cpu_s": 1.5} for s in (10, 20)]
-    made.training("pretrain", [*first, {"step": 20, "heldout_bits_per_byte": 2.1}], "tokens", eval_bytes=1000)
-    made.training("sft", first, "pretrain", replay_share=0.25)
-    pairs = [{"step": s, "loss": 0.5, "accuracy": 0.7, "cpu_s": 0.5, "heldout_accuracy": 0.8} for s in (10, 20)]
-    made.training("prefer", pairs, "sft", objective="dpo", beta=0.1)
-    baselines = [text_result("trigram-seen", [2.2, 2.3, 2.25, 2.1]), text_result("trigram-whole", [1.0, 1.1, 1.2, 1.3])]
-    counts = {"seen": {"tokens": 5120}, "whole": {"tokens": 10_240}}
-    made.evaluation("baseline", baselines, counts, "pretrain")
+
+
+def make_baselines(made: Run, trained: str, tokens_seen: int = 5120) -> None:
+    whole = [1.0, 1.1, 1.2, 1.3]
+    seen = [2.2, 2.3, 2.25, 2.1] if tokens_seen < 10_240 else whole
+    counts = {"seen": {"tokens": tokens_seen}, "whole": {"tokens": 10_240}}
+    made.results("baseline", [text_result("trigram-seen", seen), text_result("trigram-whole", whole)], counts, trained)
+
+
+def evaluate(made: Run, stage: str, better: float, right: int) -> None:
+    scores = [score + better for score in (2.0, 2.15, 2.05, 2.0)]
+    made.evaluation(stage, [text_result("text", scores), choice_result(right)])
+
+
+def build_run(root: Path) -> Run:
+    """Pre-training, fine-tuning, preference tuning; everything is measured."""
+    made = Run(root)
+    make_data(made)
+    make_rows(made)
+    made.training("pretrain", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000)
+    made.training("sft", "sft", STEPS, "pretrain", replay_share=0.25)
+    made.training("prefer", "dpo", PAIRS, "sft", beta=0.1)
+    make_baselines(made, "pretrain")
     for stage, better, right in (("pretrain", 0.0, 10), ("sft", -0.1, 25), ("prefer", 0.1, 25)):
-        scores = [score + better for score in (2.0, 2.15, 2.05, 2.0)]
-        made.evaluation(f"evaluate-{stage}", [text_result("text", scores), choice_result(right)], {}, stage)
-    save_bundle(made)
-    registration = {"version": "v" * 64, "promoted": True, "gate": "passed\n  pass   text"}
-    made.make("register", registration, {}, "export")
+        evaluate(made, stage, better, right)
+    made.release("prefer")
+    return made
+
+
+def build_pretraining(root: Path) -> Run:
+    """One stage on token shards; no rows and no evaluations."""
+    made = Run(root)
+    make_data(made)
+    made.training("base", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000)
+    made.release("base")
+    return made
+
+
+def build_tuning(root: Path) -> Run:
+    """A published bundle tuned on own rows in two stages: no documents, no token shards, no baselines."""
+    made = Run(root)
+    made.make("tokenizer", {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64}, {})
+    make_rows(made)
+    made.training("chat", "sft", STEPS, bundle="ab" * 32)
+    made.training("polish", "orpo", PAIRS, "chat", beta=0.2)
+    for stage, right in (("chat", 12), ("polish", 20)):
+        made.evaluation(stage, [choice_result(right)])
+    made.release("polish")
+    return made
+
+
+def build_five_stages(root: Path) -> Run:
+    """Two stages on tokens, then chat, then two ways on from it, of which the first is exported."""
+    made = Run(root)
+    make_data(made)
+    make_rows(made)
+    made.training("ground", "next_token", [*STEPS, *BITS], eval_bytes=1000)
+    made.training("anneal", "next_token", STEPS, "ground", eval_bytes=1000)
+    made.training("chat", "sft", STEPS, "anneal", replay_share=0.25)
+    made.training("by_dpo", "dpo", PAIRS, "chat", beta=0.1)
+    made.training("by_orpo", "orpo", PAIRS, "chat", beta=0.2)
+    make_baselines(made, "ground", tokens_seen=10_240)
+    for stage, better, right in (("ground", 0.0, 10), ("chat", -0.1, 25), ("by_dpo", 0.1, 25), ("by_orpo", 0.2, 30)):
+        evaluate(made, stage, better, right)  # the annealed weights are not evaluated
+    made.release("by_dpo")
     return made
 
 
@@ -118,12 +226,3 @@ def write_questions(path: Path) -> None:
 
 def tiny_model() -> Model:
     return Model(MODEL, init_params(MODEL, jax.random.key(0)), TOKENIZER, ChatTemplate(TOKENIZER))
-
-
-def save_bundle(made: Run) -> None:
-    draft = Draft(made.root, "export", {"model": MODEL.plain()}, {"prefer": made.artifacts["prefer"]})
-    folder, model = draft.open(), tiny_model()
-    save_weights(MODEL, model.params, folder)
-    TOKENIZER.save(folder)
-    model.template.save(folder)
-    made.artifacts["export"] = draft.commit({"parameters": num_params(MODEL)})

@@ -1,20 +1,18 @@
 """The report of a run: its numbers, that both renderings say the same, and that nobody's text becomes mark-up."""
 
 import json
-import random
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from report_run import MODEL, NASTY, PEAK, SIZES, TOKENIZER, Run, build_run, text_result, tiny_model
+from report_run import MODEL, NASTY, PEAK, SIZES, Run, build_run, text_result
 from scipy import stats as scipy_stats
 
+from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import forward_flops_per_token
-from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import (
     Charts,
     Exchange,
@@ -29,9 +27,9 @@ from lifecycle.report.blocks import (
 from lifecycle.report.contents import build_report
 from lifecycle.report.html import render_html
 from lifecycle.report.markdown import render_markdown
-from lifecycle.report.numbers import Numbers, collect
+from lifecycle.report.numbers import Numbers
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.report import MAX_ANSWER, NUM_QUESTIONS, held_out_questions, run
+from lifecycle.stages.report import run
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def numbers(made: Run) -> Numbers:
     samples = [Exchange(NASTY, f"line\n```\n{NASTY}\x00", "true")]
-    return collect("tiny <run>", made.artifacts, samples, PriceConfig(core_hour=3600), {"CPU": "a | b"})
+    return made.collect(samples, "tiny <run>")
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +94,21 @@ def markdown_texts(markdown: str) -> list[str]:
 
 def shown_texts(report: Report) -> list[str]:
     """Everything that the report says, block by block."""
-    found = []
+    shown = []
     for section in report.sections:
-        found.append(section.title)
+        shown.append(section.title)
         for block in section.blocks:
             match block:
                 case Table():
-                    found += [cell for row in (block.columns, *block.rows) for cell in row]
+                    shown += [cell for row in (block.columns, *block.rows) for cell in row]
                 case Facts():
-                    found += [value for _, value in block.items]
+                    shown += [value for _, value in block.items]
                 case Headline():
-                    found += [text for tile in block.tiles for text in (tile.name, tile.value, tile.remark)]
+                    shown += [text for tile in block.tiles for text in (tile.name, tile.value, tile.remark)]
                 case Charts():
                     tables = [chart.table for chart in block.items if isinstance(chart, LineChart)]
-                    found += [cell for table in tables for row in table.rows for cell in row]
-    return [" ".join(text.replace("\udce9", "\ufffd").split()) for text in found if text]
+                    shown += [cell for table in tables for row in table.rows for cell in row]
+    return [" ".join(text.replace("\udce9", "\ufffd").split()) for text in shown if text]
 
 
 def test_utilisation_and_cost(numbers: Numbers) -> None:
@@ -129,9 +127,9 @@ def test_the_model_against_the_baselines(numbers: Numbers) -> None:
     seen, whole = numbers.baselines
     differences = [-0.2, -0.15, -0.2, -0.1]
     weighted = sum(d * w for d, w in zip(differences, SIZES, strict=True)) / sum(SIZES)
-    found = seen.against["pretrain"]
-    assert found.difference == pytest.approx(weighted)
-    assert found.low <= found.difference <= found.high < 0 < whole.against["pretrain"].low
+    against = seen.against["pretrain"]
+    assert against.difference == pytest.approx(weighted)
+    assert against.low <= against.difference <= against.high < 0 < whole.against["pretrain"].low
     lead = build_report(numbers).sections[0].blocks[2]
     assert isinstance(lead, Paragraph)
     lead = lead.text
@@ -142,23 +140,22 @@ def test_the_model_against_the_baselines(numbers: Numbers) -> None:
 def test_changes_are_paired(numbers: Numbers) -> None:
     choice = numbers.tasks[1]
     assert choice.chance == 0.25
-    assert choice.changes["sft"].difference == pytest.approx(15 / 40)
-    assert choice.changes["sft"].low > 0
-    assert choice.changes["prefer"].difference == 0
+    assert choice.changes["pretrain", "sft"].difference == pytest.approx(15 / 40)
+    assert choice.changes["pretrain", "sft"].low > 0
+    assert choice.changes["sft", "prefer"].difference == 0
     expected = scipy_stats.binomtest(25, 40).proportion_ci(method="wilson")
     assert (choice.final.low, choice.final.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_other_text_than_the_baselines_is_not_compared(made: Run, tmp_path: Path) -> None:
     other = Run(tmp_path)
-    other.artifacts = dict(made.artifacts)
-    other.evaluation("evaluate-prefer", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
-    other.evaluation("evaluate-sft", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
-    other.evaluation("evaluate-pretrain", [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])], {})
-    found = collect("r", other.artifacts, [], PriceConfig(), {})
-    assert found.text_task is None
-    assert [baseline.against for baseline in found.baselines] == [{}, {}]
-    markdown = render_markdown(build_report(found))
+    other.artifacts, other.trained = dict(made.artifacts), list(made.trained)
+    for stage in ("pretrain", "sft", "prefer"):
+        other.evaluation(stage, [text_result("text", [2.0, 2.1, 2.0, 2.0], [1, 2, 3, 4])])
+    numbers = other.collect()
+    assert numbers.text_task is None
+    assert [baseline.against for baseline in numbers.baselines] == [{}, {}]
+    markdown = render_markdown(build_report(numbers))
     assert "better than" not in markdown and "trigram of the tokens seen" in markdown
 
 
@@ -216,45 +213,8 @@ def test_rendering_is_deterministic(numbers: Numbers, report: Report) -> None:
     assert render_markdown(again) == render_markdown(report)
 
 
-def test_questions_do_not_depend_on_the_order_of_rows(made: Run, tmp_path: Path) -> None:
-    model = tiny_model()
-    path = made.artifacts["rows"].path / "chat-heldout.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    random.Random(0).shuffle(lines)
-    (tmp_path / "rows.jsonl").write_text("".join(lines))
-    questions = held_out_questions(path, model)
-    assert questions == held_out_questions(tmp_path / "rows.jsonl", model)
-    assert len(questions) == NUM_QUESTIONS
-    assert all(len(question.ids) + MAX_ANSWER <= MODEL.max_seq_len for question in questions)
-
-
-def test_questions_of_every_form_of_row(tmp_path: Path) -> None:
-    turns = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "a"},
-    ]
-    rows: list[dict[str, Any]] = [
-        {"messages": [*turns, {"role": "user", "content": "more"}]},
-        {"prompt": turns[:2], "completion": "a"},
-        {"prompt": "1 + 1 =", "completion": " 2"},
-        {"text": "nothing is asked"},
-        {"messages": turns[2:]},
-        {"prompt": "x" * MODEL.max_seq_len, "completion": "too long"},
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = tiny_model()
-    found = held_out_questions(path, model)
-    assert sorted((q.text, q.reference) for q in found) == [("1 + 1 =", " 2"), ("q", "a"), ("q", "a")]
-    plain = next(q for q in found if q.reference == " 2")
-    assert plain.ids == [TOKENIZER.bos_id, *b"1 + 1 ="]
-    chat = next(q for q in found if q.text == "q")
-    assert chat.ids == model.template.render(turns[:2], add_generation_prompt=True).ids
-
-
 def test_the_stage_writes_both_files_and_its_samples(made: Run, tmp_path: Path) -> None:
-    config = RunConfig.model_construct(name="tiny", price=PriceConfig())
+    config = load_config(RunConfig, Path("configs/debug.yaml"))
     samples = run(config, made.artifacts, tmp_path, Silent()).stats["samples"]
     assert len(samples) >= 3 and all(set(sample) == {"question", "answer", "reference"} for sample in samples)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

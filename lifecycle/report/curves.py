@@ -1,0 +1,89 @@
+"""Which metrics of a training stage's log are drawn, together with which, and on which axis.
+
+Objectives share the names of what they measure, so a chart is chosen by the metrics that a stage logs and not by the
+stage. A metric that no chart here has is drawn under its own name.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lifecycle.report.blocks import LineChart, Series
+from lifecycle.report.trained import Training
+
+HELD_OUT = "heldout_"  # before the name of a metric that was measured on held-out rows
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A chart: metrics with their names in it. The axis reaches `low` and `high` at least."""
+
+    title: str
+    unit: str
+    metrics: dict[str, str]
+    low: float | None = None
+    high: float | None = None
+
+
+OF_OBJECTIVES = (
+    Curves("Loss", "nats", {"loss": "training", "heldout_loss": "held out"}),
+    Curves("Held-out text during training", "bits per byte", {"heldout_bits_per_byte": "held out"}),
+    Curves(
+        "Preference accuracy",
+        "share of pairs",
+        {
+            "accuracy": "training",
+            "heldout_accuracy": "held out",
+            "heldout_likelihood_accuracy": "held out, by likelihood",
+        },
+        low=0,
+        high=1,
+    ),
+    Curves("Preference margin", "chosen minus rejected", {"margins": "training", "heldout_margins": "held out"}),
+    Curves(
+        "Held-out log-probabilities",
+        "nats per answer",
+        {"heldout_logprobs_chosen": "chosen", "heldout_logprobs_rejected": "rejected"},
+    ),
+)
+OF_STEPS = (
+    Curves("Learning rate", "per step", {"learning_rate": "learning rate"}, low=0),
+    Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, low=0),
+    Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, low=0),
+)
+# Amounts that say nothing as curves, and parts of a preference's measures: a margin is the difference of two rewards.
+NOT_DRAWN = {
+    "count", "cpu_s", "compile_s", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected", "rewards_chosen",
+    "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
+}  # fmt: skip
+NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
+
+
+def line_charts(training: Training) -> tuple[LineChart, ...]:
+    """The charts of a stage: of its objective, of further metrics, and of the steps."""
+    charts = (_chart(curves, training) for curves in (*OF_OBJECTIVES, *_further(training), *OF_STEPS))
+    return tuple(chart for chart in charts if chart.series)
+
+
+def held_out_ends(training: Training) -> Iterator[tuple[str, float, float]]:
+    """Of each held-out metric that is drawn: its name, its first value and its last."""
+    for curves in (*OF_OBJECTIVES, *_further(training)):
+        for metric, name in curves.metrics.items():
+            if metric.startswith(HELD_OUT) and (points := training.curves.get(metric)):
+                label = f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title
+                yield label, points[0][1], points[-1][1]
+
+
+def _chart(curves: Curves, training: Training) -> LineChart:
+    series = tuple(
+        Series(name, training.curves[metric], dots=metric.startswith(HELD_OUT))
+        for metric, name in curves.metrics.items()
+        if metric in training.curves
+    )
+    return LineChart(curves.title, curves.unit, series, curves.low, curves.high)
+
+
+def _further(training: Training) -> Iterator[Curves]:
+    """A chart for each metric without one, in training and held out."""
+    for name in dict.fromkeys(metric.removeprefix(HELD_OUT) for metric in training.curves if metric not in NAMED):
+        both = {name: "training", f"{HELD_OUT}{name}": "held out"}
+        yield Curves(name.replace("_", " "), "as logged", {key: both[key] for key in both if key not in NAMED})

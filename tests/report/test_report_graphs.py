@@ -1,0 +1,124 @@
+"""Reports of runs with other graphs than three stages: what a run does not have is not in its report."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import STEPS, Run, build_five_stages, build_pretraining, build_run, build_tuning
+
+from lifecycle.report.blocks import Charts, Headline, LineChart, Paragraph, Report, Table
+from lifecycle.report.contents import build_report
+from lifecycle.report.curves import line_charts
+from lifecycle.report.html import render_html
+from lifecycle.report.markdown import render_markdown
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.objectives.registry import ObjectiveKind
+
+
+def blocks(report: Report, section: str, kind: type) -> list[Any]:
+    (chosen,) = [s for s in report.sections if s.name == section]
+    return [block for block in chosen.blocks if isinstance(block, kind)]
+
+
+def table(report: Report, section: str, caption: str) -> Table:
+    (chosen,) = [block for block in blocks(report, section, Table) if block.caption.startswith(caption)]
+    return chosen
+
+
+def names(report: Report) -> list[str]:
+    return [section.name for section in report.sections]
+
+
+def tiles(report: Report) -> dict[str, str]:
+    (headline,) = blocks(report, "summary", Headline)
+    return {tile.name: tile.value for tile in headline.tiles}
+
+
+@pytest.mark.parametrize("build", [build_pretraining, build_tuning, build_five_stages])
+def test_every_graph_is_rendered_in_both_forms(build: Any, tmp_path: Path) -> None:
+    made: Run = build(tmp_path)
+    report = build_report(made.collect())
+    page, markdown = render_html(report), render_markdown(report)
+    for stage in made.trained:
+        assert f"<h3>{stage.name} ({stage.objective})</h3>" in page
+        assert f"### {stage.name} ({stage.objective})" in markdown
+    assert page == render_html(build_report(made.collect()))
+
+
+def test_pre_training_alone(tmp_path: Path) -> None:
+    report = build_report(build_pretraining(tmp_path).collect())
+    assert names(report) == ["summary", "data", "tokenizer", "training", "version", "chain", "machine"]
+    assert list(tiles(report)) == ["MFU", "wall time", "cost"]
+    (what,) = blocks(report, "summary", Paragraph)
+    assert "Of 10,240 training tokens base read 5,120 (50.0 %)." in what.text
+    (charts,) = blocks(report, "training", Charts)
+    assert [chart.title for chart in charts.items] == ["Loss", "Held-out text during training", "Throughput"]
+
+
+def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:
+    report = build_report(build_tuning(tmp_path).collect())
+    assert names(report) == ["summary", "evaluation", "tokenizer", "rows", "training", "version", "chain", "machine"]
+    assert tiles(report)["choice: accuracy"] == "0.500"
+    assert tiles(report)["held-out preference accuracy, polish"] == "80.0 %"
+    settings = table(report, "training", "Settings")
+    assert [row[:3] for row in settings.rows] == [("chat", "sft", "bundle abababababab"), ("polish", "orpo", "chat")]
+    assert settings.rows[1][-1] == "beta 0.2"
+    assert table(report, "evaluation", "Results").columns[4:] == ("to compare", "after chat", "after polish")
+    assert table(report, "evaluation", "Changes").columns == ("task", "chat to polish", "test")
+    assert not any("trigram" in block.caption for block in blocks(report, "evaluation", Table))
+
+
+def test_five_stages_of_which_two_go_on_from_one(tmp_path: Path) -> None:
+    numbers = build_five_stages(tmp_path).collect()
+    report = build_report(numbers)
+    text, choice = numbers.tasks
+    assert list(text.changes) == [("ground", "chat"), ("chat", "by_dpo"), ("chat", "by_orpo")]
+    assert (text.first, text.last) == ("ground", "by_dpo")
+    assert choice.changes["chat", "by_orpo"].difference == pytest.approx(5 / 40)
+    assert table(report, "evaluation", "Results").rows[0][4] == "trigram of the whole split 1.190"
+    starts = [row[2] for row in table(report, "training", "Settings").rows]
+    assert starts == ["fresh weights", "ground", "anneal", "chat", "chat"]
+    summary = " ".join(block.text for block in blocks(report, "summary", Paragraph))
+    assert "ground (next_token), anneal (next_token), chat (sft), by_dpo (dpo), by_orpo (orpo)" in summary
+    assert "From ground to by_dpo its bits per byte rose" in summary
+    assert tiles(report)["choice: accuracy"] == "0.625"  # of the exported weights
+
+
+def test_two_baselines_that_saw_the_same_are_one(tmp_path: Path) -> None:
+    report = build_report(build_five_stages(tmp_path).collect())
+    assert [name for name in tiles(report) if "trigram" in name] == ["trigram of the whole split"]
+    assert len(table(report, "evaluation", "Interpolated").rows) == 1
+
+
+def test_results_give_the_table_of_before_and_after(tmp_path: Path) -> None:
+    """Everything that a page about a run would quote: baselines, scores after each stage, held-out rows."""
+    report = build_report(build_run(tmp_path).collect())
+    results = table(report, "evaluation", "Results")
+    assert [row[0] for row in results.rows] == ["text", "choice"]
+    assert results.columns[4:] == ("to compare", "after pretrain", "after sft", "after prefer")
+    assert results.rows[0][4] == "trigram of the whole split 1.190" and results.rows[1][4] == "chance 0.250"
+    assert table(report, "evaluation", "Held-out rows").rows == (
+        ("pretrain", "Held-out text during training", "8.000", "2.100"),
+        ("prefer", "Preference accuracy, held out", "0.8000", "0.8000"),
+        ("prefer", "Preference margin, held out", "1.000", "2.000"),
+    )
+
+
+def test_metrics_of_an_objective_that_the_report_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RewardConfig(TrainConfig):
+        objective: str = "reward"
+        margin: float = 0.5
+
+    kind = ObjectiveKind("reward", RewardConfig, "pairs", "somewhere:else")
+    monkeypatch.setattr("lifecycle.training.objectives.registry._KINDS", {"reward": kind})
+    made = build_pretraining(tmp_path)
+    records = [record | {"agreement_rate": 0.5, "heldout_agreement_rate": 0.4} for record in STEPS]
+    made.training("judge", "reward", records, margin=0.5)
+    made.trained = [replace(made.trained[-1], is_exported=True)]
+    numbers = made.collect()
+    charts = {chart.title: chart for chart in line_charts(numbers.trainings[0])}
+    assert list(charts) == ["Loss", "agreement rate", "Throughput"]
+    assert isinstance(chart := charts["agreement rate"], LineChart)
+    assert [(series.name, series.dots) for series in chart.series] == [("training", False), ("held out", True)]
+    assert table(build_report(numbers), "training", "Settings").rows[0][-1] == "margin 0.5"
