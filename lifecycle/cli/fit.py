@@ -14,16 +14,16 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.cli.display import progress_on
-from lifecycle.cli.plan import PlanConfig, compiled_stage, planned_training
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import num_active_params, num_params
-from lifecycle.planning.estimate.step import Budget, budget
-from lifecycle.planning.programs.lowering import train_work
-from lifecycle.planning.programs.plan import Planned, versions
+from lifecycle.planning.estimate.budget import TrainingBudget
+from lifecycle.planning.programs.kept import versions
+from lifecycle.planning.programs.plan import ProgramPlan, plan_train_step
 from lifecycle.planning.search.candidates import mesh_name
 from lifecycle.planning.topology import parse_topology, prepare
 from lifecycle.stages.config import RunConfig
+from lifecycle.training.config import CrossEntropyConfig
 
 COLUMNS = (
     "model", "parameters", "topology", "chips", "mesh", "rows x positions", "keeps", "peak GB per device", "of it",
@@ -118,25 +118,24 @@ def make(folder: Path, out: Path, console: Console) -> None:
 
 def _line(row: Row, folder: Path, progress: Progress) -> str:
     config = load_config(RunConfig, folder / f"{row.config}.yaml", row.changes)
-    topology, train = parse_topology(row.topology), compiled_stage(config)
-    planned = planned_training(config, config.mesh, train, PlanConfig(topology=row.topology), topology, progress)
-    found = None
-    if planned.fits and planned.estimate is not None:
-        found = budget(planned.estimate, topology, train_work(config.model, train))
+    topology, train = parse_topology(row.topology), config.train["pretrain"]
+    assert isinstance(train, CrossEntropyConfig)
+    plan = plan_train_step(config.model, train, config.mesh, topology, "train.pretrain", True, progress)
     total, active = num_params(config.model), num_active_params(config.model)
     size = f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
     keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
     rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
     cells = (row.name, size, topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
-    return "| " + " | ".join((*cells, *_results(planned, found, topology.chip.hbm_bytes))) + " |"
+    return "| " + " | ".join((*cells, *_results(plan, topology.chip.hbm_bytes))) + " |"
 
 
-def _results(planned: Planned, found: Budget | None, hbm_bytes: int) -> tuple[str, ...]:
-    memory = f"{planned.needs_bytes / 1e9:,.1f}", f"{planned.needs_bytes / hbm_bytes:.0%}"
-    if found is None or planned.estimate is None:
+def _results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
+    memory = f"{plan.needs_bytes / 1e9:,.1f}", f"{plan.needs_bytes / hbm_bytes:.0%}"
+    budget = plan.budget
+    if not plan.fits or plan.estimate is None or not isinstance(budget, TrainingBudget):
         return (*memory, "does not fit", "", "", "")
-    price = "" if found.money is None else f"{found.money / found.tokens * 1e9:,.0f}"
-    speed = f"{planned.estimate.step_s * 1e3:,.0f}", f"{found.tokens_per_s_per_chip:,.0f}", f"{found.mfu:.0%}"
+    price = "" if budget.money is None else f"{budget.money / budget.tokens * 1e9:,.0f}"
+    speed = f"{plan.estimate.step_s * 1e3:,.0f}", f"{budget.tokens_per_s_per_chip:,.0f}", f"{budget.mfu:.0%}"
     return (*memory, *speed, price)
 
 

@@ -1,7 +1,7 @@
 """Devices that are not here: a slice's topology by name, from the TPU compiler, and our mesh over it.
 
-`v5p:4x4x4` is a chip and a shape in chips; `*2` behind it asks for two such slices, joined by the data-centre network.
-The compiler's library reads its environment when it is loaded, so `prepare` comes before the first topology.
+`v5p:4x4x4` is a chip and a shape in chips; a suffix `*2` means two such slices, joined by the data-centre network. The
+compiler's library reads its environment when it is loaded, so call `prepare` before the first topology.
 """
 
 import math
@@ -13,6 +13,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import AXES, MeshConfig, require_whole_slices
 from lifecycle.parallel.mesh import lay_over
@@ -21,13 +23,13 @@ from lifecycle.planning.chips import CHIPS, Chip, find_chip
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-# The compiler's library without its chips: JAX itself runs on the CPU, and the library neither asks a cloud's metadata
+# The compiler's library without chips: JAX itself runs on the CPU, and the library neither asks a cloud's metadata
 # server what machine this is nor takes the lock that keeps two programs from one chip.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any one: the library says on stderr that it could not find out
-    "TPU_WORKER_HOSTNAMES": "localhost",  # and this
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any will do: without one the library complains on stderr
+    "TPU_WORKER_HOSTNAMES": "localhost",  # the same
 }
 PATTERN = re.compile(r"(?P<chip>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)(\*(?P<slices>\d+))?")
 WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring where it is a whole pod's side; a 3-D one in whole cubes of 4
@@ -35,7 +37,7 @@ WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring where it is a whole p
 
 @dataclass(frozen=True)
 class Topology:
-    """A number of equal slices of one kind of chip. `shape` counts chips; GPUs have one number, all of them."""
+    """A number of equal slices of one kind of chip. `shape` counts chips along each dimension; GPUs have one number."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -43,21 +45,24 @@ class Topology:
 
     @property
     def name(self) -> str:
+        """As it is written: `v5p:4x4x4*2`."""
         slices = f"*{self.num_slices}" if self.num_slices > 1 else ""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}{slices}"
 
     @property
     def num_chips(self) -> int:
+        """Of all slices."""
         return math.prod(self.shape) * self.num_slices
 
     @property
     def num_devices(self) -> int:
+        """JAX devices of all slices: a chip is one or two."""
         return self.num_chips * self.chip.devices_per_chip
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """Which dimensions close to a ring. Without being told so the compiler turns gathers over all dimensions into
-        sums of zero-filled arrays: twice the traffic."""
+        """Which dimensions close to a ring. Unless it is given this, the compiler turns gathers over all dimensions
+        into sums of zero-filled arrays: twice the traffic."""
         if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
             return (False, False, False)  # the optical switches that close rings join whole cubes only
         closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
@@ -65,7 +70,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """Reads `chip:shape` or `chip:shape*slices`; raises `ConfigError` that shows the form or names what is near."""
+    """Reads `chip:shape` or `chip:shape*slices`; raises `ConfigError` that shows the form or the nearest name."""
     match = PATTERN.fullmatch(text.strip().lower())
     if match is None:
         raise ConfigError(f"topology={text}: expected CHIP:SHAPE, as v5p:4x4x4, v6e:16x16, h100:8 or v5p:4x4x4*2")
@@ -81,7 +86,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def prepare() -> None:
-    """Sets what lets the TPU compiler load without a TPU; to be called before JAX touches a device."""
+    """Sets the environment in which the TPU compiler loads without a TPU; call it before JAX touches a device."""
     import jax
 
     os.environ.update(ENVIRONMENT)
@@ -89,6 +94,7 @@ def prepare() -> None:
 
 
 def has_compiler() -> bool:
+    """Whether the TPU compiler's library is installed."""
     return find_spec("libtpu") is not None
 
 
@@ -102,7 +108,7 @@ def devices(topology: Topology) -> tuple[Any, ...]:
         )
     if not has_compiler():
         raise ConfigError(
-            "the TPU compiler (libtpu) is not installed; mend: uv sync --extra tpu, or pip install 'lifecycle[tpu]'"
+            "the TPU compiler (libtpu) is not installed: uv sync --extra tpu, or pip install 'lifecycle[tpu]'"
         )
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
@@ -117,9 +123,15 @@ def devices(topology: Topology) -> tuple[Any, ...]:
         return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except JaxRuntimeError as error:
         raise ConfigError(
-            f"topology={topology.name}: the TPU compiler refuses it: {str(error).splitlines()[0]}; "
+            f"topology={topology.name}: the TPU compiler rejects it: {str(error).splitlines()[0]}; "
             "sides are 1, 2 or multiples of 4 as a rule"
         ) from None
+
+
+def device_coordinates(devices: np.ndarray) -> np.ndarray:
+    """Rows `x, y, z, core, slice` of a mesh's devices, in its order."""
+    rows = [[*d.coords, d.core_on_chip, getattr(d, "slice_index", None) or 0] for d in devices.flat]
+    return np.array(rows, dtype=np.int64)
 
 
 def mesh_over(topology: Topology, config: MeshConfig) -> "Mesh":
@@ -145,8 +157,8 @@ def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
         shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
         others = product // sizes["fsdp"]
         whole, rest = divmod(topology.num_devices, others)
-        mend = f"mesh.fsdp={whole}" if whole and not rest else "axes whose product is that"
+        choice = f"mesh.fsdp={whole}" if whole and not rest else f"axes whose product is {topology.num_devices}"
         raise ConfigError(
-            f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {mend}"
+            f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {choice}"
         )
     require_whole_slices(sizes["replica"], topology.num_slices, topology.name)

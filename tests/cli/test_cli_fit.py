@@ -6,9 +6,9 @@ import pytest
 
 from lifecycle.cli.fit import COLUMNS, ROWS, Row, _page, _results
 from lifecycle.planning.search.candidates import Candidate, mesh_name
-from lifecycle.planning.search.footprint import memory
+from lifecycle.planning.search.footprint import footprint
 from lifecycle.planning.topology import check_fits, parse_topology
-from tests.planning.programs.test_planning_plan import planned
+from tests.planning.fakes import program_plan
 from tests.planning.shipped import ROOT, load, pretraining
 
 
@@ -37,7 +37,7 @@ def test_a_preset_put_into_a_run_should_fit_by_arithmetic(row: Row) -> None:
     train = pretraining(config)
     assert train.remat is not None
     whole = Candidate(config.mesh, train.grad_accum, "own", train.remat, train.loss_chunks)
-    assert memory(config.model, train, whole).total_bytes < 0.9 * parse_topology(row.topology).chip.hbm_bytes
+    assert footprint(config.model, train, whole).total_bytes < 0.9 * parse_topology(row.topology).chip.hbm_bytes
 
 
 def test_the_kept_page_has_these_rows() -> None:
@@ -49,7 +49,7 @@ def test_the_kept_page_has_these_rows() -> None:
 
 
 def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
-    assert _results(planned(fits=False, needs=150 * 10**9), None, 100 * 10**9) == (
+    assert _results(program_plan(fits=False, needs=150 * 10**9), 100 * 10**9) == (
         "150.0", "150%", "does not fit", "", "", "",
     )  # fmt: skip
     assert _page(["| a |"]).count("|---") == len(COLUMNS)

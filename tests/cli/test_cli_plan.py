@@ -6,29 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from lifecycle.cli.plan import PlanConfig, plan_decode, planned_training, split, write_beside
+from lifecycle.cli.plan import PlanConfig, plan_decode, plan_training, planned_stage, split
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.inference.scheduler import BUCKETS
-from lifecycle.parallel.axes import MeshConfig
-from lifecycle.planning import topology
+from lifecycle.planning.estimate.budget import InferenceBudget
 from lifecycle.planning.programs import plan
-from lifecycle.planning.topology import parse_topology
-from lifecycle.stages.config import RunConfig
-from tests.planning.programs.test_planning_plan import planned
+from lifecycle.planning.programs.plan import ProgramPlan
+from tests.planning.fakes import CUBE, program_plan
 from tests.planning.shipped import ROOT, load, pretraining
-
-CUBE = "v5p:4x4x4"
 
 
 def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
@@ -42,7 +36,7 @@ def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
     ("words", "says"),
     [
         (("topolgy=v5p:4x4x4",), "did you mean 'topology'"),
-        (("topology=v5e:1x1", "stage=serve"), "stage"),
+        (("topology=v5e:1x1", "stage=[serve]"), "stage"),
         (("topology=v5p:4x4x4", "search=perhaps"), "search"),
         (("topology=v5p:4x4x4", "search"), "search: expected search=VALUE"),
         (("topology=",), "topology= names none.*topology=v5p:4x4x4"),
@@ -58,123 +52,54 @@ def test_a_wrong_word_is_refused(words: tuple[str, ...], says: str) -> None:
         split(words)
 
 
-class Compiler:
-    """Counts what `planned_training` has compiled."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        self.count = 0
-        device = SimpleNamespace(device_kind="TPU v5")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        monkeypatch.setattr(topology, "mesh_over", lambda *_: SimpleNamespace(devices=np.array([device])))
-        monkeypatch.setattr(plan, "plan_program", self._compile)
-
-    def _compile(self, *_: Any) -> plan.Planned:
-        self.count += 1
-        return planned()
-
-    def is_run(self, config: RunConfig, mesh: MeshConfig | None = None, **own: Any) -> bool:
-        """Whether the plan had to be compiled."""
-        before = self.count
-        name = own.pop("topology", CUBE)
-        settings = PlanConfig(topology=name, **own)
-        where = parse_topology(name)
-        planned_training(config, mesh or config.mesh, pretraining(config), settings, where, Silent())
-        return self.count > before
-
-
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
-    return Compiler(monkeypatch, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("train.pretrain.seq_len=4096",),
-        ("train.pretrain.remat={}",),
-        ("train.pretrain.grad_accum=2",),
-        ("train.pretrain.loss_chunks=16",),
-        ("train.pretrain.optimizer.name=muon",),
-        ("train.pretrain.optimizer.learning_rate=0.001",),
-        ("model.num_layers=16",),
-        ("model=llama3_2_3b",),
-    ],
-)
-def test_a_changed_setting_is_another_plan(compiler: Compiler, words: tuple[str, ...]) -> None:
-    config = load("llama3_8b_v5p_128")
-    assert compiler.is_run(config)
-    assert not compiler.is_run(config)
-    assert compiler.is_run(load("llama3_8b_v5p_128", *words))
-    assert not compiler.is_run(config)
-
-
-def test_mesh_topology_options_and_code_are_in_a_plans_key(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load("llama3_8b_v5p_128")
-    assert compiler.is_run(config)
-    assert compiler.is_run(config, MeshConfig(fsdp=32, context=2))
-    assert compiler.is_run(config, topology="v5p:2x4x8")
-    assert compiler.is_run(config, is_tuned=False)
-    assert not compiler.is_run(config)
-    monkeypatch.setattr(plan, "code_hash", lambda: "other code")
-    assert compiler.is_run(config)
-
-
-@pytest.mark.parametrize(
-    "word", ["train.pretrain.steps=500000", "train.pretrain.eval_every=7", "train.pretrain.checkpoint_every=9"]
-)
-def test_what_no_program_depends_on_is_in_no_key(compiler: Compiler, word: str) -> None:
-    assert compiler.is_run(load("llama3_8b_v5p_128"))
-    assert not compiler.is_run(load("llama3_8b_v5p_128", word))
-
-
-def decoded(monkeypatch: pytest.MonkeyPatch, config: RunConfig, name: str, asked: list[str]) -> str:
-    """What `plan_decode` prints; `asked` gets the programs that had to be compiled."""
-
-    def compile_(program: str, *_: Any) -> plan.Planned:
-        asked.append(program)
-        return replace(planned(), program=program, topology=name)
-
-    device = SimpleNamespace(device_kind="TPU v5")
-    monkeypatch.setattr(topology, "mesh_of_one", lambda _: SimpleNamespace(devices=np.array([device])))
-    monkeypatch.setattr(plan, "plan_program", compile_)
-    console = Console(file=StringIO(), width=200, record=True)
-    plan_decode(config, PlanConfig(topology=name, stage="decode"), parse_topology(name), console, Silent())
-    return console.export_text()
-
-
-def test_a_plan_of_decoding_shows_and_writes_both_programs_and_keeps_them(
+def test_a_training_stage_is_planned_as_the_config_and_the_words_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    asked: list[str] = []
-    config = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048")
-    text = decoded(monkeypatch, config, "v5p:1x1x1", asked)
-    assert asked == ["prefill", "decode"]
-    assert "one for each of 4 slots" in text and "to the first token, for each chunk" in text
-    for name in asked:
-        written = json.loads((config.folder / f"plan-{name}-v5p-1x1x1.json").read_text(encoding="utf-8"))
-        assert written["program"] == name
-        assert written["budget"]["tokens_per_run"] == (4 if name == "decode" else BUCKETS[-1])
-    decoded(monkeypatch, config, "v5p:1x1x1", asked)
-    assert len(asked) == 2
-    for word in ("serve.num_slots=8", "serve.max_seq_len=1024"):
-        other = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048", word)
-        decoded(monkeypatch, other, "v5p:1x1x1", asked)
-    assert len(asked) == 6
+    asked: list[Any] = []
 
+    def plan_train_step(*arguments: Any) -> ProgramPlan:
+        asked.append(arguments[:-1])
+        return program_plan()
 
-def test_decoding_on_many_chips_is_refused_with_the_topology_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"decodes on one device, this has 64; choose topology=v5p:1x1x1"):
-        decoded(monkeypatch, load("llama3_8b_v5p_128"), CUBE, [])
-
-
-def test_a_plan_is_written_into_the_runs_folder(tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "plan_train_step", plan_train_step)
     config = load("llama3_8b_v5p_128", f"root={tmp_path}")
     out = StringIO()
-    write_beside(config, "pretrain", parse_topology("v5p:4x4x4*2"), planned().plain(), Console(file=out, width=400))
-    path = tmp_path / config.name / "plan-pretrain-v5p-4x4x4-slices2.json"
+    plan_training(config, PlanConfig(topology=CUBE.name, is_tuned=False), CUBE, Console(file=out, width=200), Silent())
+    assert asked == [(config.model, pretraining(config), config.mesh, CUBE, "train.pretrain", False)]
+    path = config.folder / "plan-pretrain-v5p-4x4x4.json"
     assert json.loads(path.read_text(encoding="utf-8"))["needs_bytes"] == 10
-    assert out.getvalue() == f"written: {path}\n"
+    assert f"written: {path}" in "".join(out.getvalue().splitlines())
+
+
+def test_the_first_training_stage_is_planned_unless_another_is_named() -> None:
+    config = load("llama3_8b_v5p_128")
+    assert planned_stage(config, None) == "pretrain"
+    assert planned_stage(config, "sft") == "sft"
+    with pytest.raises(ConfigError, match="stage=sfd: no such training stage; did you mean 'sft'"):
+        planned_stage(config, "sfd")
+    with pytest.raises(ConfigError, match=r"train\.prefer: only steps of token and chat rows are planned, not of dpo"):
+        planned_stage(config, "prefer")
+
+
+def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def plan_engine(*arguments: Any) -> Iterator[ProgramPlan]:
+        asked.append(arguments[:-1])
+        for name, tokens in (("prefill", 256), ("decode", 4)):
+            budget = InferenceBudget(1.0, tokens, 2.0, 3.0, 0.5, None)
+            yield replace(program_plan(), program=name, section="serve", budget=budget)
+
+    monkeypatch.setattr(plan, "plan_engine", plan_engine)
+    config = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048")
+    console = Console(file=StringIO(), width=200, record=True)
+    plan_decode(config, PlanConfig(topology=CUBE.name, stage="decode"), CUBE, console, Silent())
+    text = console.export_text()
+    assert asked == [(config.model, 4, 2048, CUBE, True)]
+    assert "one for each of 4 slots" in text and "to the first token, for each chunk" in text
+    for name, tokens in (("prefill", 256), ("decode", 4)):
+        written = json.loads((config.folder / f"plan-{name}-v5p-4x4x4.json").read_text(encoding="utf-8"))
+        assert (written["program"], written["budget"]["tokens_per_run"]) == (name, tokens)
 
 
 # A compilation that takes a minute and cannot be stopped, in a thread as the real one
@@ -182,20 +107,18 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
 from rich.console import Console
-from lifecycle.inference.scheduler import BUCKETS
+from lifecycle.planning.estimate.budget import InferenceBudget
 from lifecycle.planning.programs import plan
-from lifecycle.planning import topology
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.cli.plan import show_plan
 
-def slow(*arguments):
+def slow():
     print("compiling", flush=True)
-    return plan._with_progress(lambda: time.sleep(60), arguments[-1])
+    time.sleep(60)
 
-device = SimpleNamespace(device_kind="TPU v5")
-topology.mesh_over = lambda *_: SimpleNamespace(devices=np.array([device]))
-plan.plan_program = slow
+plan.mesh_over = lambda *_: SimpleNamespace(devices=SimpleNamespace(flat=[SimpleNamespace(device_kind="TPU v5")]))
+plan.train_program = lambda *_: SimpleNamespace(name="pretrain", lower=slow, mesh=plan.mesh_over())
 show_plan(Path(sys.argv[1]), ("topology=v5p:4x4x4",), Console())
 """
 

@@ -4,7 +4,6 @@ import json
 import shlex
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,20 +11,18 @@ from rich.console import Console
 
 from lifecycle.cli import plan_search
 from lifecycle.cli.plan import PlanConfig, split
-from lifecycle.cli.plan_search import EXAMPLES, changed, words
+from lifecycle.cli.plan_search import changed, words
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import Remat
-from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning.programs.plan import Planned
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.planning.display.search import EXAMPLES
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.search import reasons, search
 from lifecycle.planning.search.candidates import Candidate
-from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
-from tests.planning.estimate.test_planning_estimate import places
-from tests.planning.programs.test_planning_plan import planned
+from tests.planning.fakes import CUBE, fake_mesh, program_plan
 from tests.planning.shipped import load, pretraining
 
-CUBE = parse_topology("v5p:4x4x4")
 MOVED = Candidate(MeshConfig(replica=2, fsdp=32), 2, "attention", {"attention_out": "save", "input": "offload"}, 16)
 
 
@@ -41,11 +38,11 @@ MOVED = Candidate(MeshConfig(replica=2, fsdp=32), 2, "attention", {"attention_ou
 )
 def test_the_words_given_to_the_command_line_make_the_candidate(name: str, candidate: Candidate) -> None:
     config = load(name)
-    pasted = shlex.split(" ".join(shlex.quote(word) for word in words(config, candidate)))
+    pasted = shlex.split(" ".join(shlex.quote(word) for word in words(config, "pretrain", candidate)))
     own, others = split(tuple(pasted))
     assert own == PlanConfig()
     again = load(name, *others)
-    assert again == changed(config, candidate)
+    assert again == changed(config, "pretrain", candidate)
     assert again.mesh == candidate.mesh
     got = (pretraining(again).grad_accum, pretraining(again).remat, pretraining(again).loss_chunks)
     assert got == (candidate.grad_accum, candidate.remat, candidate.loss_chunks)
@@ -53,7 +50,7 @@ def test_the_words_given_to_the_command_line_make_the_candidate(name: str, candi
 
 def test_the_words_hold_every_axis_that_differs_also_one_that_is_gone() -> None:
     config = load("llama3_8b_128k_v5p_128")
-    found = words(config, Candidate(MeshConfig(replica=2, fsdp=2, tensor=8), 1, "nothing", {}))
+    found = words(config, "pretrain", Candidate(MeshConfig(replica=2, fsdp=2, tensor=8), 1, "nothing", {}))
     assert found == [
         "mesh.replica=2", "mesh.fsdp=2", "mesh.context=1", "mesh.tensor=8",
         "train.pretrain.grad_accum=1", "train.pretrain.remat={}",
@@ -62,30 +59,24 @@ def test_the_words_hold_every_axis_that_differs_also_one_that_is_gone() -> None:
 
 def test_other_stages_lose_only_the_names_that_their_layers_do_not_have_there() -> None:
     config = load("mixtral_8x7b_v5p_128")
-    whole = changed(config, Candidate(MeshConfig(fsdp=64), 1, "nothing", {}))
-    own = config.train["sft"].remat
-    assert own is not None
-    kept: Remat = {name: what for name, what in own.items() if name != "expert_rows"}
+    whole = changed(config, "pretrain", Candidate(MeshConfig(fsdp=64), 1, "nothing", {}))
+    assert config.train["sft"].remat is not None
+    kept: Remat = {name: what for name, what in config.train["sft"].remat.items() if name != "expert_rows"}
     assert (whole.train["sft"].remat, whole.train["prefer"].remat) == (kept, kept)
-    assert changed(config, Candidate(config.mesh, 1, "nothing", {})).train["sft"] == config.train["sft"]
+    assert changed(config, "pretrain", Candidate(config.mesh, 1, "nothing", {})).train["sft"] == config.train["sft"]
 
 
 @pytest.fixture
 def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """`search_and_show` for the 8B run on the cube; each candidate's plan is what `compile_one` says."""
 
-    def laid(which: Topology, mesh: MeshConfig) -> Any:
-        sizes = tuple(mesh.plain().values())
-        return SimpleNamespace(axis_names=AXES, devices=places(which).reshape(*sizes, -1)[..., 0])
-
-    monkeypatch.setattr(search, "mesh_over", laid)
-    monkeypatch.setattr(search, "places_of", lambda _: places(CUBE))
+    monkeypatch.setattr(search, "mesh_over", fake_mesh)
 
     def shown(compile_one: Any, out: StringIO) -> RunConfig:
         config = load("llama3_8b_v5p_128", f"root={tmp_path}")
-        monkeypatch.setattr(plan_search, "planned_training", lambda *_: compile_one())
+        monkeypatch.setattr(plan_search, "plan_train_step", lambda *_: compile_one())
         console = Console(file=out, width=220)
-        plan_search.search_and_show(config, PlanConfig(topology=CUBE.name, search=True), CUBE, console, Silent())
+        plan_search.search_and_show(config, "pretrain", True, CUBE, console, Silent())
         return config
 
     return shown
@@ -93,11 +84,16 @@ def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def some_plans() -> Any:
     answers: Any = iter(
-        [planned(1.5), ValueError("no such tile\nand more"), planned(fits=False, needs=200 * 10**9), planned(1.0)]
+        [
+            program_plan(1.5),
+            ValueError("no such tile\nand more"),
+            program_plan(fits=False, needs=200 * 10**9),
+            program_plan(1.0),
+        ]
     )
 
-    def compile_one() -> Planned:
-        answer = next(answers, planned(2.0))
+    def compile_one() -> ProgramPlan:
+        answer = next(answers, program_plan(2.0))
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -113,9 +109,9 @@ def test_a_search_shows_each_kind_of_reason_with_its_number_and_the_best_of_it(s
     rejected = found["rejected"]
     for kind in dict.fromkeys(r["kind"] for r in rejected):
         members = [r for r in rejected if r["kind"] == kind]
-        (place,) = [i for i, line in enumerate(lines) if line.strip().split("  ")[0] == kind]
-        assert f" {len(members)} " in lines[place]
-        for line, member in zip(lines[place:], members[:EXAMPLES], strict=False):
+        (start,) = [i for i, line in enumerate(lines) if line.strip().split("  ")[0] == kind]
+        assert f" {len(members)} " in lines[start]
+        for line, member in zip(lines[start:], members[:EXAMPLES], strict=False):
             assert member["name"] in line
     assert {r["kind"] for r in rejected} >= {"compiler: error", "memory by arithmetic", "cannot be cut"}
     assert "no such tile" in out.getvalue() and "and more" not in out.getvalue()
@@ -134,9 +130,9 @@ def test_the_shown_settings_load_as_the_pick(show: Any) -> None:
 
 
 def test_a_search_that_is_stopped_shows_what_it_has(show: Any) -> None:
-    answers = iter([planned(1.5)])
+    answers = iter([program_plan(1.5)])
 
-    def compile_one() -> Planned:
+    def compile_one() -> ProgramPlan:
         try:
             return next(answers)
         except StopIteration:

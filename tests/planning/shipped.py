@@ -12,7 +12,7 @@ from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.config import NextTokenConfig
-from tests.planning.estimate.test_planning_estimate import places
+from tests.planning.fakes import coordinates
 
 ROOT = Path(__file__).parents[2]
 # The first pipeline comparison of docs/meshes.md, without stages
@@ -53,4 +53,4 @@ def shipped(name: str, topology: str, *words: str, remat: Remat | None = None) -
     train = pretraining(config)
     candidate = Candidate(config.mesh, train.grad_accum, "own", kept, train.loss_chunks)
     shape = MeshShape(AXES, tuple(config.mesh.plain().values()), where.num_slices)
-    return Shipped(config.model, train, candidate, where, Network(where, shape, places(where)))
+    return Shipped(config.model, train, candidate, where, Network(where, shape, coordinates(where)))

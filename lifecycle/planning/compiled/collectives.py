@@ -57,8 +57,8 @@ class Collective:
     payload_bytes: int
     runs: int
     is_async: bool
-    cycles_beside: int  # of the main core, between start and done, or of the fusion that it is part of
-    kernels_beside: tuple[str, ...]  # Pallas calls between start and done, whose cycles nobody knows
+    overlapped_cycles: int  # of the main core, between start and done, or of the fusion that it is part of
+    overlapped_kernels: tuple[str, ...]  # Pallas calls between start and done, whose cycles nobody knows
     operation: str
     within: str  # the computation on whose schedule it is, and there
     begins: str  # the instruction that starts it
@@ -70,8 +70,8 @@ class Collective:
         return self.axes == ("host",)
 
     @property
-    def has_work_beside(self) -> bool:
-        return self.is_async and (self.cycles_beside > 0 or bool(self.kernels_beside))
+    def is_overlapped(self) -> bool:
+        return self.is_async and (self.overlapped_cycles > 0 or bool(self.overlapped_kernels))
 
     @property
     def wire_bytes(self) -> float:
@@ -83,7 +83,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Window:
+class Overlap:
     """What the main core does between a collective's start and done; `ends` is the instruction that waits, if it is
     another one."""
 
@@ -97,7 +97,7 @@ def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
     """All collectives in schedule order. Those over axes of one device are left out: nothing is sent."""
     found = []
     for e in program.executed:
-        if not e.is_beside:  # what another core runs is counted where it is started
+        if not e.is_on_other_core:  # what another core runs is counted where it is started
             found += [
                 _collective(instruction, within, window, e, mesh)
                 for instruction, within, window in _at(program, e.instruction, e.within)
@@ -107,7 +107,7 @@ def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
 
 def _at(
     program: Program, instruction: Instruction, within: Computation
-) -> Iterator[tuple[Instruction, Computation, Window | None]]:
+) -> Iterator[tuple[Instruction, Computation, Overlap | None]]:
     """Collectives that an instruction is or holds, with the computation each stands in and what runs beside it."""
     if instruction.opcode in KINDS:
         yield instruction, within, None
@@ -124,14 +124,14 @@ def _at(
         for inner, inside in _inner(program, instruction):
             chain = _CHAIN.search(inner.attributes)
             if chain is None:
-                yield inner, inside, Window(instruction.cycles)
+                yield inner, inside, Overlap(instruction.cycles)
             elif _has_target(inside, "AsyncCollectiveStart"):
                 done = _chain_end(program, within, chain[1])
                 yield inner, inside, between(program, within, instruction, done)
 
 
 def _collective(
-    instruction: Instruction, within: Computation, window: Window | None, e: Executed, mesh: MeshShape
+    instruction: Instruction, within: Computation, window: Overlap | None, e: Executed, mesh: MeshShape
 ) -> Collective:
     if instruction.opcode == "send":
         kind, axes, group_size = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
@@ -144,7 +144,7 @@ def _collective(
         payload = sum(shape.num_bytes for shape in result.shapes)
     else:
         payload = sum(s.num_bytes for name in _data(kind, instruction) for s in within.by_name[name].shapes)
-    beside = window or Window(0)
+    beside = window or Overlap(0)
     return Collective(
         kind=kind,
         axes=axes,
@@ -152,8 +152,8 @@ def _collective(
         payload_bytes=payload,
         runs=e.count,
         is_async=window is not None,
-        cycles_beside=beside.cycles,
-        kernels_beside=beside.kernels,
+        overlapped_cycles=beside.cycles,
+        overlapped_kernels=beside.kernels,
         operation=operation(instruction),
         within=e.within.name,
         begins=beside.begins or e.instruction.name,
@@ -247,12 +247,12 @@ def _has_target(computation: Computation, target: str) -> bool:
     return any(f'custom_call_target="{target}"' in i.attributes for i in computation.instructions)
 
 
-def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Window:
+def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Overlap:
     """Cycles and kernels of the main core that stand between two instructions."""
     names = [i.name for i in within.instructions]
     inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
     kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))
-    return Window(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
+    return Overlap(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
 
 
 def _groups(instruction: Instruction, mesh: MeshShape) -> tuple[tuple[str, ...], int]:

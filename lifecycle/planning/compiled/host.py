@@ -5,7 +5,7 @@ copies. They are told as collectives over the axis `host`, so the schedule shows
 device. Source: the text of programs compiled for v5p and v6e with `save_and_offload_only_these_names`.
 """
 
-from lifecycle.planning.compiled.collectives import Collective, Window, between, done_of
+from lifecycle.planning.compiled.collectives import Collective, Overlap, between, done_of
 from lifecycle.planning.compiled.hlo import HOST, Computation, Instruction, Shape
 from lifecycle.planning.compiled.program import Executed, Program, operation
 from lifecycle.planning.compiled.traffic import ends_of_copy
@@ -16,7 +16,7 @@ TO, FROM = "to host", "from host"
 
 def host_moves(program: Program) -> list[Collective]:
     """All copies between a device and its host, in schedule order."""
-    return [move for e in program.executed if not e.is_beside for move in _move(program, e)]
+    return [move for e in program.executed if not e.is_on_other_core for move in _move(program, e)]
 
 
 def _move(program: Program, e: Executed) -> list[Collective]:
@@ -25,7 +25,7 @@ def _move(program: Program, e: Executed) -> list[Collective]:
     if ends is None or (ends[0].space == HOST) == (ends[1].space == HOST):
         return []
     is_async = instruction.opcode.endswith("-start")
-    beside = between(program, within, instruction, done_of(instruction, within)) if is_async else Window(0)
+    beside = between(program, within, instruction, done_of(instruction, within)) if is_async else Overlap(0)
     move = Collective(
         kind=FROM if ends[0].space == HOST else TO,
         axes=AXES,
@@ -33,8 +33,8 @@ def _move(program: Program, e: Executed) -> list[Collective]:
         payload_bytes=ends[1].num_bytes,
         runs=e.count,
         is_async=is_async,
-        cycles_beside=beside.cycles,
-        kernels_beside=beside.kernels,
+        overlapped_cycles=beside.cycles,
+        overlapped_kernels=beside.kernels,
         operation=operation(instruction),
         within=within.name,
         begins=instruction.name,

@@ -1,20 +1,24 @@
 """A compiled program's memory on one device, in parts that a user can change.
 
 The compiler's peak is the largest sum of buffers that live at once, arguments included: it is what its own check for
-"does it fit" uses (seen on v5e: 13 GiB of arguments with 2.75 GiB of temporaries are refused as 15.78 GiB, the peak;
+"does it fit" uses (seen on v5e: 13 GiB of arguments with 2.75 GiB of temporaries are rejected as 15.78 GiB, the peak;
 allocated sizes would sum to 15.91). What must hold: the parts add up to the peak.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lifecycle.planning.chips import Chip
+from lifecycle.planning.compiled.compilation import Compilation
+
+if TYPE_CHECKING:
+    from jax.stages import Compiled, Lowered
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """Bytes per device. `temporaries_bytes` is what the peak has beyond the arguments: activations, gradients,
     gathered parameters, work memory."""
 
@@ -29,54 +33,51 @@ class Memory:
 
     @property
     def share(self) -> float:
+        """Of the device's memory, what the peak takes; above 1 the program does not fit."""
         return self.peak_bytes / self.hbm_bytes
 
 
-def memory_of(compiled: Any, chip: Chip) -> Memory:
-    """The memory of a `jax.stages.Compiled` whose first argument is the parameters, or a state with the fields `params`
-    and `opt_state`."""
-    sizes = _argument_bytes(compiled)
-    stats = compiled.memory_analysis()
-    arguments = stats.argument_size_in_bytes
-    parameters, optimizer = sizes.get("params", 0), sizes.get("opt_state", 0)
-    return Memory(
+def device_memory(compilation: Compilation, chip: Chip) -> DeviceMemory:
+    """The memory of a program that was compiled."""
+    parameters, optimizer = (compilation.argument_bytes.get(name, 0) for name in ("params", "opt_state"))
+    return DeviceMemory(
         parameters_bytes=parameters,
         optimizer_bytes=optimizer,
-        other_arguments_bytes=arguments - parameters - optimizer,
-        temporaries_bytes=stats.peak_memory_in_bytes - arguments,
-        peak_bytes=stats.peak_memory_in_bytes,
-        code_bytes=stats.generated_code_size_in_bytes,
+        other_arguments_bytes=compilation.all_argument_bytes - parameters - optimizer,
+        temporaries_bytes=compilation.peak_bytes - compilation.all_argument_bytes,
+        peak_bytes=compilation.peak_bytes,
+        code_bytes=compilation.code_bytes,
         hbm_bytes=chip.hbm_bytes,
-        host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+        host_bytes=compilation.host_bytes,
     )
 
 
-def known_bytes(lowered: Any, num_devices: int) -> dict[str, int]:
+def known_argument_bytes(lowered: "Lowered", num_devices: int) -> dict[str, int]:
     """Bytes per device of a program's arguments by the first field name on their path, before it is compiled.
 
-    `lowered` is a `jax.stages.Lowered`. A training step's state is known from its result, which says where it lies; on
-    one device everything is known from the arguments.
+    A training step's state is known from its result, which says how it is sharded; on one device everything is known
+    from the arguments.
     """
     import jax
 
     if num_devices == 1:
         leaves = [(path, info.shape, info) for path, info in jax.tree_util.tree_leaves_with_path(lowered.args_info)]
     else:
-        placed = jax.tree_util.tree_leaves_with_path(lowered.out_info)
-        leaves = [(path, info.sharding.shard_shape(info.shape), info) for path, info in placed if info.sharding]
+        results = jax.tree_util.tree_leaves_with_path(lowered.out_info)
+        leaves = [(path, info.sharding.shard_shape(info.shape), info) for path, info in results if info.sharding]
     return _by_field(leaves)
 
 
-def _argument_bytes(compiled: Any) -> dict[str, int]:
+def argument_bytes(compiled: "Compiled") -> dict[str, int]:
     """Bytes per device of the arguments, by the first field name on their path; `params` for a first argument without
     field names."""
     import jax
 
-    shapes = jax.tree_util.tree_leaves_with_path(compiled.args_info)
-    places = jax.tree.leaves(compiled.input_shardings)
-    assert len(shapes) == len(places), f"{len(shapes)} arguments, {len(places)} shardings"
-    leaves = ((path, place.shard_shape(info.shape), info) for (path, info), place in zip(shapes, places, strict=True))
-    return _by_field(leaves)
+    arguments = jax.tree_util.tree_leaves_with_path(compiled.args_info)
+    shardings = jax.tree.leaves(compiled.input_shardings)
+    assert len(arguments) == len(shardings), f"{len(arguments)} arguments, {len(shardings)} shardings"
+    pairs = zip(arguments, shardings, strict=True)
+    return _by_field((path, sharding.shard_shape(info.shape), info) for (path, info), sharding in pairs)
 
 
 def _by_field(leaves: Iterable[tuple[Any, tuple[int, ...], Any]]) -> dict[str, int]:

@@ -35,7 +35,7 @@ class Executed:
     instruction: Instruction
     within: Computation
     count: int
-    is_beside: bool = False
+    is_on_other_core: bool = False
     is_chosen: bool = False
 
 
@@ -156,14 +156,16 @@ class Program:
         return product_flops(instruction, within)
 
     def _main(self) -> Iterator[Executed]:
-        return (e for e in self.executed if not e.is_beside)
+        return (e for e in self.executed if not e.is_on_other_core)
 
-    def _walk(self, computation: Computation, count: int, is_beside: bool, is_chosen: bool) -> Iterator[Executed]:
+    def _walk(
+        self, computation: Computation, count: int, is_on_other_core: bool, is_chosen: bool
+    ) -> Iterator[Executed]:
         for instruction in computation.instructions:
-            yield Executed(instruction, computation, count, is_beside, is_chosen)
+            yield Executed(instruction, computation, count, is_on_other_core, is_chosen)
             chosen = is_chosen or instruction.opcode == "conditional"
             for name, times, beside in self._inside(instruction, computation):
-                yield from self._walk(self.module.computations[name], count * times, is_beside or beside, chosen)
+                yield from self._walk(self.module.computations[name], count * times, is_on_other_core or beside, chosen)
 
     def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
         """Computations whose instructions run on their own because of this one: name, how often, beside or not."""

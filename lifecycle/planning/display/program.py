@@ -8,9 +8,11 @@ from rich.text import Text
 
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.kernels import KernelWork
-from lifecycle.planning.compiled.memory import Memory
-from lifecycle.planning.estimate.step import Budget, Estimate, InferenceBudget
-from lifecycle.planning.programs.plan import Planned
+from lifecycle.planning.compiled.memory import DeviceMemory
+from lifecycle.planning.display.units import flops, gigabytes, milliseconds
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
+from lifecycle.planning.estimate.step import StepEstimate
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.topology import parse_topology
 
 BAR_WIDTH = 60
@@ -22,27 +24,27 @@ PARTS = (  # name, field, colour
 )
 
 
-def show(planned: Planned, budget: Budget | InferenceBudget | None, console: Console) -> None:
+def show(plan: ProgramPlan, console: Console) -> None:
     """Prints everything that is known of a plan."""
-    chip = parse_topology(planned.topology).chip
-    mesh = " x ".join(f"{axis}={size}" for axis, size in planned.mesh.items() if size > 1) or "one device"
-    options = " ".join(f"{name}={value}" for name, value in planned.options.items()) or "default options"
-    title = f"{planned.program} on {planned.topology}, mesh {mesh}\ncompiled in {planned.compile_s:.0f} s, {options}"
+    chip = parse_topology(plan.topology).chip
+    mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+    options = " ".join(f"{name}={value}" for name, value in plan.options.items()) or "default options"
+    title = f"{plan.program} on {plan.topology}, mesh {mesh}\ncompiled in {plan.compile_s:.0f} s, {options}"
     console.print(Text(title, style="bold"))
     console.print(chip_line(chip), highlight=False)
-    if planned.memory is None:
-        console.print(misfit(planned, chip))
+    if plan.memory is None:
+        console.print(misfit(plan, chip))
         return
-    console.print(memory_picture(planned.memory))
-    if planned.estimate is None:
+    console.print(memory_picture(plan.memory))
+    if plan.estimate is None:
         return
-    console.print(work_table(planned.estimate, budget))
-    if planned.estimate.traffic:
-        console.print(network_table(planned.estimate))
-    console.print(step_table(planned.estimate, budget, planned.program == "prefill"))
-    console.print(spenders_table(planned))
+    console.print(work_table(plan.estimate, plan.budget))
+    if plan.estimate.traffic:
+        console.print(network_table(plan.estimate))
+    console.print(step_table(plan.estimate, plan.budget, plan.program == "prefill"))
+    console.print(spenders_table(plan))
     console.print(Text("How far to trust it", style="bold"))
-    for line in planned.estimate.trust:
+    for line in plan.estimate.trust:
         console.print(f"- {line}", highlight=False, markup=False)
 
 
@@ -58,7 +60,7 @@ def chip_line(chip: Chip) -> str:
     )
 
 
-def memory_picture(memory: Memory) -> RenderableType:
+def memory_picture(memory: DeviceMemory) -> RenderableType:
     """A bar of the device's memory, and its parts as a table."""
     bar, table = Text("  "), _table("memory per device", ("part", "bytes", "of the device"))
     for name, field, colour in PARTS:
@@ -74,57 +76,59 @@ def memory_picture(memory: Memory) -> RenderableType:
     return Group(table, bar)
 
 
-def misfit(planned: Planned, chip: Chip) -> RenderableType:
+def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
     """What does not fit: by how much, what of it is known, and what helps."""
-    known, over = planned.known_bytes, planned.needs_bytes - chip.hbm_bytes
+    known, over = plan.known_bytes, plan.needs_bytes - chip.hbm_bytes
     title = (
-        f"does not fit: needs {gigabytes(planned.needs_bytes)} of memory per device, {chip.name} has "
+        f"does not fit: needs {gigabytes(plan.needs_bytes)} of memory per device, {chip.name} has "
         f"{gigabytes(chip.hbm_bytes)}: {gigabytes(over)} too much"
     )
     table = _table("of that", ("part", "bytes", "of the device"))
     names = {"params": "parameters", "opt_state": "optimizer"}
     parts = {name: known.get(field, 0) for field, name in names.items()}
     parts["other arguments"] = sum(known.values()) - sum(parts.values())
-    parts["the rest: activations, gradients, gathered parameters"] = planned.needs_bytes - sum(known.values())
+    parts["the rest: activations, gradients, gathered parameters"] = plan.needs_bytes - sum(known.values())
     for name, size in parts.items():
         table.add_row(name, gigabytes(size), f"{size / chip.hbm_bytes:.1%}")
-    lines = [f"- {line}" for line in remedies(planned, chip)]
+    lines = [f"- {line}" for line in remedies(plan, chip)]
     return Group(Text(title, style="red"), table, Text("\n".join(["What helps", *lines])))
 
 
-def remedies(planned: Planned, chip: Chip) -> list[str]:
+def remedies(plan: ProgramPlan, chip: Chip) -> list[str]:
     """Settings that make a program smaller, those first that cost least; only what can be enough."""
     more = "more devices: a larger topology with mesh.fsdp (or mesh.tensor) to match, so each holds less of the state"
-    if planned.program != "pretrain":
+    if plan.section == "serve":
         return [
             "fewer slots or a shorter context: serve.num_slots, serve.max_seq_len (the cache is their product)",
             "a chip with more memory: the engine's programs run on one device",
         ]
-    if sum(planned.known_bytes.values()) >= chip.hbm_bytes:
-        return [f"the state alone does not fit, whatever is kept of activations: {more}"]
+    if sum(plan.known_bytes.values()) >= chip.hbm_bytes:
+        return [f"the state alone does not fit, however few activations are kept: {more}"]
+    stage = plan.section
+    rate = f", at {chip.host_bytes_per_s / 1e9:,.0f} GB/s" if chip.host_bytes_per_s else ""
     return [
-        "fewer rows at once: twice the grad_accum halves what layers keep, and gathers parameters twice as often",
-        "keep less: remat={} keeps a layer's input only and computes the rest again",
-        "keep it elsewhere: remat={input: offload} moves it to the host's memory"
-        + (f", at {chip.host_bytes_per_s / 1e9:,.0f} GB/s" if chip.host_bytes_per_s else ""),
-        "logits by parts: a larger loss_chunks, where the vocabulary is large",
+        f"fewer rows at once: twice {stage}.grad_accum halves what layers keep, and gathers parameters twice as often",
+        f"keep less: {stage}.remat={{}} keeps a layer's input only and computes the rest again",
+        f"offload: {stage}.remat={{input: offload}} moves it to the host's memory{rate}",
+        f"logits by parts: a larger {stage}.loss_chunks, where the vocabulary is large",
         more,
     ]
 
 
-def work_table(found: Estimate, budget: Budget | InferenceBudget | None) -> Table:
+def work_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | None) -> Table:
+    """Cycles, products, kernels and memory traffic, next to what the model itself needs."""
     table = _table("work per device and run", ("", "", ""))
-    products = found.product_cycles / found.cycles if found.cycles else 0.0
-    table.add_row("compute cycles", f"{found.cycles / 1e6:,.0f} M", f"{products:.0%} in matrix products")
-    table.add_row("matrix products", flops(found.matmul_flops), "outside kernels")
-    for name in dict.fromkeys(kernel.name for kernel in found.kernels):
-        table.add_row(f"kernel {name}", *_kernel_cells([k for k in found.kernels if k.name == name]))
+    products = step.product_cycles / step.cycles if step.cycles else 0.0
+    table.add_row("compute cycles", f"{step.cycles / 1e6:,.0f} M", f"{products:.0%} in matrix products")
+    table.add_row("matrix products", flops(step.matmul_flops), "outside kernels")
+    for name in dict.fromkeys(kernel.name for kernel in step.kernels):
+        table.add_row(f"kernel {name}", *_kernel_cells([k for k in step.kernels if k.name == name]))
     if budget is not None:
         table.add_row("the model's own", flops(budget.model_flops), "causal attention counted half")
-    if isinstance(budget, Budget):
+    if isinstance(budget, TrainingBudget):
         above = "products above the model's own, kernels too"
         table.add_row("recomputation", f"{budget.recompute_overhead:.1%}", above)
-    table.add_row("memory traffic", gigabytes(found.hbm_traffic_bytes), "our count, approximate")
+    table.add_row("memory traffic", gigabytes(step.hbm_traffic_bytes), "our count, approximate")
     return table
 
 
@@ -137,46 +141,47 @@ def _kernel_cells(kernels: Sequence[KernelWork]) -> tuple[str, str]:
     return products, f"{sum(k.calls for k in kernels):,} calls, {moved} of operands and results"
 
 
-def network_table(found: Estimate) -> Table:
-    columns = ("collective or copy", "axes", "runs", "payload", "with work beside it", "alone it takes")
+def network_table(step: StepEstimate) -> Table:
+    """Collectives, and copies to and from the host, by kind and axes."""
+    columns = ("collective or copy", "axes", "runs", "payload", "with work meanwhile", "alone it takes")
     table = _table("network, and link to the host, per device and run", columns)
-    for row in found.traffic:
-        beside = f"{row.overlapped_bytes / row.payload_bytes:.0%}" if row.payload_bytes else ""
-        cells = (row.kind, " ".join(row.axes), f"{row.runs:,}", gigabytes(row.payload_bytes), beside)
+    for row in step.traffic:
+        overlapped = f"{row.overlapped_bytes / row.payload_bytes:.0%}" if row.payload_bytes else ""
+        cells = (row.kind, " ".join(row.axes), f"{row.runs:,}", gigabytes(row.payload_bytes), overlapped)
         table.add_row(*cells, milliseconds(row.seconds))
     return table
 
 
-def step_table(found: Estimate, budget: Budget | InferenceBudget | None, is_prompt: bool = False) -> Table:
+def step_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | None, is_prompt: bool = False) -> Table:
     """The expected step, how it is derived, and what it means for a run."""
-    times, table = found.times, _table("expected run of the program", ("", "", ""))
+    times, table = step.times, _table("expected run of the program", ("", "", ""))
     table.add_row("compute", milliseconds(times.compute_s), "cycles at the chip's clock")
     table.add_row(
         "kernels", milliseconds(times.kernel_s), "products at the assumed share of the peak, or memory's rate"
     )
     table.add_row("waiting for the network", milliseconds(times.exposed_s), f"of {milliseconds(times.network_s)} busy")
-    if found.host_roofline_s:
+    if step.host_roofline_s:
         waits = milliseconds(times.host_exposed_s)
         table.add_row("waiting for the host", waits, f"of {milliseconds(times.host_s)} of copies")
-    table.add_row(Text("step", style="bold"), milliseconds(found.step_s), _range(found))
+    table.add_row(Text("step", style="bold"), milliseconds(step.step_s), _range(step))
     rooflines = (
-        ("products", found.compute_roofline_s, "all products at the peak"),
-        ("memory", found.hbm_roofline_s, "all traffic, as we count it, at the memory's rate"),
-        ("network", found.network_roofline_s, "one collective after the other"),
-        ("host", found.host_roofline_s, "one copy after the other"),
+        ("products", step.compute_roofline_s, "all products at the peak"),
+        ("memory", step.hbm_roofline_s, "all traffic, as we count it, at the memory's rate"),
+        ("network", step.network_roofline_s, "one collective after the other"),
+        ("host", step.host_roofline_s, "one copy after the other"),
     )
     for name, seconds, meaning in rooflines:
         if seconds or name != "host":
-            above = Text(f"{meaning}: above the expected step", style="yellow") if seconds > found.step_s else meaning
+            above = Text(f"{meaning}: above the expected step", style="yellow") if seconds > step.step_s else meaning
             table.add_row(f"roofline: {name}", milliseconds(seconds), above)
-    if isinstance(budget, Budget):
+    if isinstance(budget, TrainingBudget):
         _add_training(table, budget)
     elif budget is not None:
         _add_inference(table, budget, is_prompt)
     return table
 
 
-def _add_training(table: Table, budget: Budget) -> None:
+def _add_training(table: Table, budget: TrainingBudget) -> None:
     table.add_row("tokens/s", f"{budget.tokens_per_s:,.0f}", f"{budget.tokens_per_s_per_chip:,.0f} per chip")
     full = f"{budget.mfu_full_attention:.1%} with attention's whole square"
     table.add_row("MFU", f"{budget.mfu:.1%}", f"causal attention counted half; {full}")
@@ -196,36 +201,18 @@ def _add_inference(table: Table, budget: InferenceBudget, is_prompt: bool) -> No
     table.add_row(f"10^6 {kind}", money, "at the list price, all slots busy, without the host's part of the engine")
 
 
-def spenders_table(planned: Planned, most: int = 8) -> Table:
+def spenders_table(plan: ProgramPlan, most: int = 8) -> Table:
+    """The operations that take the most cycles."""
     table = _table("cycles by what the code was doing", ("operation", "kind", "cycles", "share"))
-    whole = planned.estimate.cycles if planned.estimate else 0
-    for spender in planned.spenders[:most]:
+    total = plan.estimate.cycles if plan.estimate else 0
+    for spender in plan.spenders[:most]:
         kind = "product" if spender.is_product else ""
-        table.add_row(spender.operation, kind, f"{spender.cycles / 1e6:,.1f} M", f"{spender.cycles / whole:.1%}")
+        table.add_row(spender.operation, kind, f"{spender.cycles / 1e6:,.1f} M", f"{spender.cycles / total:.1%}")
     return table
 
 
-def gigabytes(size: float) -> str:
-    """Decimal units: GB are 10^9 bytes."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if abs(size) >= factor:
-            return f"{size / factor:,.2f} {unit}"
-    return f"{size / 1e3:,.2f} kB"
-
-
-def flops(number: float) -> str:
-    for unit, factor in (("T", 1e12), ("G", 1e9)):
-        if number >= factor:
-            return f"{number / factor:,.2f} {unit}FLOP"
-    return f"{number / 1e6:,.2f} MFLOP"
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.2f} ms"
-
-
-def _range(found: Estimate) -> str:
-    return f"between {milliseconds(found.fastest_s)} and {milliseconds(found.slowest_s)}"
+def _range(step: StepEstimate) -> str:
+    return f"between {milliseconds(step.fastest_s)} and {milliseconds(step.slowest_s)}"
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:

@@ -1,21 +1,25 @@
 """How long collectives take on a topology's networks.
 
 The model of "How to Scale Your Model" (jax-ml.github.io/scaling-book, sections 2 and 3): a ring sends both ways, so a
-torus dimension that closes gives a device two links, an open one a single link at its ends, which everything has to
-pass; several dimensions are used at once. An all-to-all is bound by the middle of the longest dimension. A hop costs a
-microsecond. Between slices every chip sends at its share of the data-centre network. What must hold: no number here is
-better than the links' stated rates allow. Contention between collectives of different axes is not modelled, and what
-was measured is slower: that book counts with 90 GB/s where 100 are stated.
+torus dimension that closes gives a device two links, an open one a single link at its ends, through which everything
+passes; several dimensions are used at once. An all-to-all is bound by the bisection of the longest dimension. A hop
+costs a microsecond. Between slices every chip sends at its share of the data-centre network. What must hold: no number
+here is better than the links' stated rates allow. Contention between collectives of different axes is not modelled, and
+measured rates are lower: that book uses 90 GB/s where 100 are stated.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.collectives import Collective, MeshShape
-from lifecycle.planning.topology import Topology
+from lifecycle.planning.topology import Topology, device_coordinates
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 HOP_S = 1e-6
 CHIPLET_LINK = 6.0  # the link between a tpu7x chip's two devices, in links of the torus (its system architecture page)
@@ -37,17 +41,22 @@ class Span:
 
 
 class Network:
-    """The networks between the devices of a mesh; `places` holds a row `x, y, z, core, slice` for each device, in the
-    mesh's order."""
+    """The networks between the devices of a mesh; `coordinates` holds a row `x, y, z, core, slice` for each device, in
+    the mesh's order."""
 
-    def __init__(self, topology: Topology, mesh: MeshShape, places: np.ndarray) -> None:
+    def __init__(self, topology: Topology, mesh: MeshShape, coordinates: np.ndarray) -> None:
         self.topology, self.mesh = topology, mesh
-        self._places = places.reshape(*mesh.sizes, places.shape[-1])
+        self._coordinates = coordinates.reshape(*mesh.sizes, coordinates.shape[-1])
+        self._spans: dict[tuple[str, ...], Span] = {}  # hundreds of a search's candidates ask for the same few
 
     def span(self, axes: tuple[str, ...]) -> Span:
         """What the group of the mesh's first device along these axes spans."""
-        index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axes)
-        members = self._places[index].reshape(-1, self._places.shape[-1])
+        if axes not in self._spans:
+            index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axes)
+            self._spans[axes] = self._span(self._coordinates[index].reshape(-1, self._coordinates.shape[-1]))
+        return self._spans[axes]
+
+    def _span(self, members: np.ndarray) -> Span:
         counts = [len(np.unique(members[:, i])) for i in range(members.shape[1])]
         spanned = [i for i in range(3) if counts[i] > 1]
         shape = (*self.topology.shape, 1, 1)
@@ -95,7 +104,7 @@ def _on_switch(chip: Chip, collective: Collective) -> float:
     )
 
 
-def places_of(devices: np.ndarray) -> np.ndarray:
-    """Rows `x, y, z, core, slice` of a mesh's devices, in its order."""
-    rows = [[*d.coords, d.core_on_chip, getattr(d, "slice_index", None) or 0] for d in devices.flat]
-    return np.array(rows, dtype=np.int64)
+def network_of(topology: Topology, mesh: "Mesh") -> Network:
+    """The networks between the devices of a mesh over the topology."""
+    shape = MeshShape(tuple(mesh.axis_names), mesh.devices.shape, topology.num_slices)
+    return Network(topology, shape, device_coordinates(mesh.devices))

@@ -1,55 +1,66 @@
-"""The programs that a plan compiles, as they are run: the train step, and the engine's prefill and decode."""
+"""The programs that a plan compiles, as they are run: a train step, and the engine's prefill and decode."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lifecycle.model.config import ModelConfig, forward_flops_per_token
-from lifecycle.planning.estimate.step import Work
-from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+from lifecycle.model.config import ModelConfig
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget, inference_budget, training_budget
+from lifecycle.planning.estimate.step import StepEstimate
+from lifecycle.planning.estimate.work import Work, decode_work, prefill_work, train_work
+from lifecycle.planning.topology import Topology
+from lifecycle.training.config import CrossEntropyConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+    from jax.stages import Lowered
 
 
-def train_work(model: ModelConfig, train: TrainConfig) -> Work:
-    """What one train step needs: a forward pass and a backward pass of twice its products."""
-    tokens = train.global_batch_size * train.seq_len
-    half, full = (3 * tokens * forward_flops_per_token(model, train.seq_len, causal) for causal in (True, False))
-    return Work(tokens=tokens, flops=half, flops_full_attention=full, runs=train.steps)
+STEPS_PER_WARMUP = 1000  # of the length that a train step is lowered for
 
 
-def prefill_work(model: ModelConfig, length: int) -> Work:
-    """What the longest chunk of a prompt needs, half-way through a context of `length`: the head is for its last token
-    only."""
-    from lifecycle.inference.scheduler import BUCKETS
+@dataclass(frozen=True)
+class PlannedProgram:
+    """A program to be planned: how it is lowered, and what the model itself needs for one run of it."""
 
-    tokens = BUCKETS[-1]
-    spared = 2 * (tokens - 1) * model.d_model * model.vocab_size
-    half, full = (tokens * forward_flops_per_token(model, length, causal) - spared for causal in (True, False))
-    return Work(tokens=tokens, flops=half, flops_full_attention=full, runs=1)
-
-
-def decode_work(model: ModelConfig, num_slots: int, length: int) -> Work:
-    """What a token for each of `num_slots` needs, on average over a context of `length`: two FLOPs for each parameter
-    that it uses, and attention."""
-    half, full = (num_slots * forward_flops_per_token(model, length, causal) for causal in (True, False))
-    return Work(tokens=num_slots, flops=half, flops_full_attention=full, runs=1)
+    name: str  # what the plan and its file are called
+    section: str  # of the run's file: where its settings are
+    mesh: "Mesh"
+    lower: "Callable[[], Lowered]"
+    work: Work
+    budget: Callable[[StepEstimate, Topology, Work], TrainingBudget | InferenceBudget]
 
 
-def seen_share(model: ModelConfig, seq_len: int) -> float:
-    """The share of attention's square that queries see: 0.5 where all layers are causal over the whole row."""
-    half, full = (forward_flops_per_token(model, seq_len, causal) for causal in (True, False))
-    square = 2 * model.num_layers * model.num_heads * (model.head_dim + model.v_head_dim) * seq_len
-    return 1 - (full - half) / square
+def train_program(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh", section: str) -> PlannedProgram:
+    """A training stage's step; `section` is the stage's in the run's file.
+
+    A run's length changes two constants of its learning rate schedule and nothing that a plan measures, so the step is
+    lowered for a length of its own: a longer run is the same plan with another budget.
+    """
+    length = STEPS_PER_WARMUP * (train.optimizer.schedule.warmup_steps + 1)
+    lower = partial(lower_train, model, train.model_copy(update={"steps": length}), mesh)
+    return PlannedProgram(section.rpartition(".")[2], section, mesh, lower, train_work(model, train), training_budget)
 
 
-def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> Any:
-    """Pre-training's step for the mesh's devices, a `jax.stages.Lowered`."""
+def engine_programs(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> tuple[PlannedProgram, ...]:
+    """The engine's prefill and decode for `num_slots` requests of up to `max_seq_len` tokens."""
+    sizes = model, num_slots, max_seq_len, mesh
+    prefill, decode = prefill_work(model, max_seq_len), decode_work(model, num_slots, max_seq_len)
+    return (
+        PlannedProgram("prefill", "serve", mesh, partial(lower_prefill, *sizes), prefill, inference_budget),
+        PlannedProgram("decode", "serve", mesh, partial(lower_decode, *sizes), decode, inference_budget),
+    )
+
+
+def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> "Lowered":
+    """The step of a training stage for the mesh's devices."""
     from lifecycle.training.lowering import trace_train_step
 
     return trace_train_step(model, train, mesh).lower()
 
 
-def lower_decode(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") -> Any:
+def lower_decode(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> "Lowered":
     """The engine's decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
     import jax
     import jax.numpy as jnp
@@ -57,7 +68,7 @@ def lower_decode(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") 
     from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, decode
 
     with jax.set_mesh(mesh):
-        params, cache = _params_and_cache(model, num_slots, length, mesh)
+        params, cache = _params_and_cache(model, num_slots, max_seq_len, mesh)
         ints = _array(mesh, (num_slots,), jnp.int32)
         stops = _array(mesh, (num_slots, MAX_STOP_IDS), jnp.int32)
         want_top = _array(mesh, (), jnp.bool_)
@@ -65,7 +76,7 @@ def lower_decode(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") 
         return decode.lower(model, model.vocab_size, params, cache, rows, _array(mesh, (), jnp.int32))
 
 
-def lower_prefill(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") -> Any:
+def lower_prefill(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> "Lowered":
     """The engine's prefill of its longest chunk into one slot."""
     import jax
     import jax.numpy as jnp
@@ -74,7 +85,7 @@ def lower_prefill(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh")
     from lifecycle.inference.scheduler import BUCKETS
 
     with jax.set_mesh(mesh):
-        params, cache = _params_and_cache(model, num_slots, length, mesh)
+        params, cache = _params_and_cache(model, num_slots, max_seq_len, mesh)
         number = _array(mesh, (1,), jnp.int32)
         tokens = _array(mesh, (1, BUCKETS[-1]), jnp.int32)
         want_top = _array(mesh, (), jnp.bool_)
@@ -90,7 +101,7 @@ def _array(mesh: "Mesh", shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
 
 
-def _params_and_cache(model: ModelConfig, num_slots: int, length: int, mesh: "Mesh") -> tuple[Any, Any]:
+def _params_and_cache(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> tuple[Any, Any]:
     """Shapes of both in the compute dtype, which is how the engine holds them."""
     import jax
 
@@ -99,7 +110,7 @@ def _params_and_cache(model: ModelConfig, num_slots: int, length: int, mesh: "Me
 
     dtype = compute_dtype(model)
     params = jax.tree.map(lambda p: _array(mesh, p.shape, dtype), abstract_params(model))
-    cache = jax.eval_shape(lambda: init_cache(model, num_slots, length, dtype))
+    cache = jax.eval_shape(lambda: init_cache(model, num_slots, max_seq_len, dtype))
     return params, jax.tree.map(lambda c: _array(mesh, c.shape, c.dtype), cache)
 
 

@@ -1,185 +1,139 @@
-"""One program planned: compiled for a topology, measured, and remembered.
+"""One program planned: compiled for a topology, or read from what was kept, and measured."""
 
-A plan is kept under a hash of what it depends on: the config, the mesh, the topology, the compiler's options (those
-of the environment too), this package's code and the versions of JAX and the compiler. What must hold: a kept plan is
-what compiling again would give.
-"""
-
-import hashlib
-import importlib.metadata
-import json
-import os
-import re
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
-import lifecycle
-from lifecycle.core.config import digest
+from lifecycle.core.config import ConfigError
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
-from lifecycle.planning.chips import GIB
-from lifecycle.planning.compiled.memory import Memory, known_bytes, memory_of
+from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.planning.compiled.collectives import collectives
+from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compiled.hlo import parse_module
+from lifecycle.planning.compiled.host import host_moves
+from lifecycle.planning.compiled.kernels import kernel_work
+from lifecycle.planning.compiled.memory import DeviceMemory, device_memory
 from lifecycle.planning.compiled.program import Program, Spender
-from lifecycle.planning.estimate.step import Estimate, estimate
-from lifecycle.planning.topology import Topology
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
+from lifecycle.planning.estimate.network import network_of
+from lifecycle.planning.estimate.step import StepEstimate, estimate_step
+from lifecycle.planning.programs.compiler import compile_program, in_thread
+from lifecycle.planning.programs.kept import CompilationCache, compilation_key, versions
+from lifecycle.planning.programs.lowering import PlannedProgram, engine_programs, train_program
+from lifecycle.planning.topology import Topology, mesh_of_one, mesh_over
+from lifecycle.training.config import CrossEntropyConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-CODE = ("core", "parallel", "kernels", "model", "training", "inference", "planning")  # what a compiled step is made of
-ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # change what is compiled
-LIBRARIES = ("jax", "jaxlib", "libtpu", "optax")
-_NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
-_UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-
 
 @dataclass(frozen=True)
-class Planned:
-    """A program on a topology. Of one that does not fit `needs_bytes` is known, and `known_bytes`: what its parameters,
-    optimizer and other lasting arrays take of it."""
+class ProgramPlan:
+    """A program on a topology. Of one that does not fit only `needs_bytes` is known, and `known_bytes`: what its
+    parameters, optimizer and other lasting arrays take of it."""
 
     topology: str
     mesh: dict[str, int]
     program: str
+    section: str  # of the run's file: where the program's settings are
     options: dict[str, str]
     versions: dict[str, str]
     fits: bool
     needs_bytes: int
-    memory: Memory | None
-    estimate: Estimate | None
+    memory: DeviceMemory | None
+    estimate: StepEstimate | None
     spenders: tuple[Spender, ...]
     compile_s: float
+    budget: TrainingBudget | InferenceBudget | None
     known_bytes: Mapping[str, int] = field(default_factory=dict)  # per device, by argument; empty for one that fits
 
     def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
         return asdict(self)
 
 
-def plan_program(
-    name: str,
+def plan_train_step(
+    model: ModelConfig,
+    train: CrossEntropyConfig,
+    mesh: MeshConfig,
     topology: Topology,
-    mesh: "Mesh",
-    lower: Callable[[], Any],
-    seen_share: float,
-    options: Mapping[str, str],
+    section: str,
+    is_tuned: bool,
     progress: Progress,
-) -> Planned:
-    """Compiles what `lower` gives (a `jax.stages.Lowered` for the mesh) and measures it."""
-    from jax.errors import JaxRuntimeError
+) -> ProgramPlan:
+    """The plan of a training stage's step on a mesh over the topology. Raises `ConfigError` where they do not match."""
+    program = train_program(model, train, mesh_over(topology, mesh), section)
+    return plan_program(program, topology, is_tuned, progress)
 
-    started = time.monotonic()
-    head = {
-        "topology": topology.name,
-        "mesh": dict(mesh.shape),
-        "program": name,
-        "options": dict(options),
-        "versions": versions(),
-    }
-    lowered = _with_progress(lower, progress)
-    try:
-        compiled = _with_progress(lambda: lowered.compile(compiler_options=dict(options)), progress)
-    except JaxRuntimeError as error:
-        needs = _NEEDS.search(str(error))
-        if needs is None:
-            raise
-        size = int(float(needs[1]) * _UNITS[needs[2]])
-        took = time.monotonic() - started
-        parts = known_bytes(lowered, mesh.size)
-        nothing = {"memory": None, "estimate": None, "spenders": ()}
-        return Planned(**head, fits=False, needs_bytes=size, compile_s=took, known_bytes=parts, **nothing)
-    memory = memory_of(compiled, topology.chip)
-    found, spenders = measure(compiled.as_text(), topology, mesh, seen_share)
-    return Planned(
-        **head,
-        fits=memory.peak_bytes <= memory.hbm_bytes,
-        needs_bytes=memory.peak_bytes,
+
+def plan_engine(
+    model: ModelConfig, num_slots: int, max_seq_len: int, topology: Topology, is_tuned: bool, progress: Progress
+) -> Iterator[ProgramPlan]:
+    """Plans of the engine's programs, each as soon as it is made. Raises `ConfigError` for more than one chip."""
+    if topology.num_chips != 1:
+        one = "x".join("1" for _ in topology.shape)
+        raise ConfigError(
+            f"topology={topology.name}: the engine decodes on one device, this has {topology.num_devices}; "
+            f"choose topology={topology.chip.name}:{one}"
+        )
+    for program in engine_programs(model, num_slots, max_seq_len, mesh_of_one(topology)):
+        yield plan_program(program, topology, is_tuned, progress)
+
+
+def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, progress: Progress) -> ProgramPlan:
+    """Lowers the program, compiles it unless its compilation is kept, and measures it. `is_tuned`: with the compiler
+    options of training, not with the compiler's defaults."""
+    mesh = program.mesh
+    options = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
+    compilation = _kept_or_compiled(program, topology, options, progress)
+    memory, estimate, spenders, budget = None, None, (), None
+    if compilation.module is not None:
+        memory = device_memory(compilation, topology.chip)
+        estimate, spenders = measure(compilation.module, topology, mesh, program.work.attention_share)
+        budget = program.budget(estimate, topology, program.work)
+    return ProgramPlan(
+        topology=topology.name,
+        mesh=dict(mesh.shape),
+        program=program.name,
+        section=program.section,
+        options=dict(options),
+        versions=versions(),
+        fits=memory is not None and memory.share <= 1,
+        needs_bytes=compilation.peak_bytes,
         memory=memory,
-        estimate=found,
+        estimate=estimate,
         spenders=spenders,
-        compile_s=time.monotonic() - started,
+        compile_s=compilation.compile_s,
+        budget=budget,
+        known_bytes={} if memory is not None else compilation.argument_bytes,
     )
 
 
-def measure(text: str, topology: Topology, mesh: "Mesh", seen_share: float) -> tuple[Estimate, tuple[Spender, ...]]:
+def _kept_or_compiled(
+    program: PlannedProgram, topology: Topology, options: Mapping[str, str], progress: Progress
+) -> Compilation:
+    """The program's compilation, kept for the next time."""
+    progress.start(f"lowering {program.name} for {topology.name}")
+    lowered = in_thread(program.lower, progress)
+    cache, key = CompilationCache(), compilation_key(lowered, topology, program.mesh, options)
+    compilation = cache.get(key)
+    if compilation is None:
+        progress.start(f"compiling {program.name} for {topology.name}")
+        compilation = compile_program(lowered, program.mesh.size, options, progress)
+        cache.put(key, compilation)
+    return compilation
+
+
+def measure(
+    module: str, topology: Topology, mesh: "Mesh", attention_share: float
+) -> tuple[StepEstimate, tuple[Spender, ...]]:
     """The estimate of a compiled module's text, and what its cycles are spent on."""
-    from lifecycle.planning.compiled.collectives import MeshShape, collectives
-    from lifecycle.planning.compiled.hlo import parse_module
-    from lifecycle.planning.compiled.host import host_moves
-    from lifecycle.planning.compiled.kernels import kernel_work
-    from lifecycle.planning.estimate.network import Network, places_of
-
-    program = Program(parse_module(text))
-    shape = MeshShape(tuple(mesh.axis_names), mesh.devices.shape, topology.num_slices)
-    network = Network(topology, shape, places_of(mesh.devices))
-    found = collectives(program, shape)
-    is_exchanged = any(c.kind == "ragged-all-to-all" for c in found)
-    kernels = kernel_work(program.kernels, seen_share, is_exchanged)
-    return estimate(program, [*found, *host_moves(program)], kernels, network, topology), tuple(program.spenders())
-
-
-def _with_progress[T](work: Callable[[], T], progress: Progress) -> T:
-    """Runs `work` in a thread and tells the seconds it has taken. The main thread waits in Python, so that Ctrl-C ends
-    the program at once, and not after the minutes that a compilation takes."""
-    box: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            box["result"] = work()
-        except BaseException as error:  # handed to the main thread, whatever it is
-            box["error"] = error
-
-    started = time.monotonic()
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
-        progress.update(int(time.monotonic() - started))
-    if "error" in box:
-        raise box["error"]
-    return box["result"]
-
-
-def versions() -> dict[str, str]:
-    """The libraries that decide what a compiled program is, as far as they are installed."""
-    found = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in LIBRARIES}
-    return {name: library.version for name, library in found.items() if library is not None}
-
-
-def code_hash() -> str:
-    """SHA-256 of this package's code behind a compiled step."""
-    root, digest_ = Path(lifecycle.__file__).parent, hashlib.sha256()
-    for path in sorted(p for room in CODE for p in (root / room).rglob("*.py")):
-        digest_.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest_.hexdigest()
-
-
-class Kept:
-    """Plans on disk, one JSON file each, named by their key's hash."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = folder or cache / "lifecycle" / "plans"
-        self._code = code_hash()
-
-    def path(self, key: Mapping[str, Any]) -> Path:
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        whole = {**key, "code": self._code, "versions": versions(), "environment": environment}
-        return self.folder / f"{digest(whole)}.json"
-
-    def get(self, key: Mapping[str, Any]) -> Planned | None:
-        path = self.path(key)
-        if not path.is_file():
-            return None
-        return TypeAdapter(Planned).validate_json(path.read_bytes())
-
-    def put(self, key: Mapping[str, Any], planned: Planned) -> None:
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(planned.plain(), indent=1), encoding="utf-8")
-        partial.replace(path)
+    program = Program(parse_module(module))
+    network = network_of(topology, mesh)
+    sent = collectives(program, network.mesh)
+    is_exchanged = any(c.kind == "ragged-all-to-all" for c in sent)
+    kernels = kernel_work(program.kernels, attention_share, is_exchanged)
+    step = estimate_step(program, [*sent, *host_moves(program)], kernels, network, topology)
+    return step, tuple(program.spenders())

@@ -35,44 +35,53 @@ class Candidate:
 
     @property
     def name(self) -> str:
+        """The mesh and what differs between candidates on it."""
         chunks = f", loss_chunks={self.loss_chunks}" if self.loss_chunks > 1 else ""
         return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}{chunks}, keeps {self.policy}"
 
+    def applied(self, train: CrossEntropyConfig) -> CrossEntropyConfig:
+        """A stage's settings with the candidate's; the mesh is apart."""
+        changes = {"grad_accum": self.grad_accum, "remat": self.remat, "loss_chunks": self.loss_chunks}
+        return train.model_copy(update=changes)
+
     def keeps(self, *names: RematName) -> bool:
-        """Whether all of them wait for the backward pass, wherever."""
+        """Whether all of these arrays are kept for the backward pass, on the device or offloaded."""
         return all(self.remat.get(name, "recompute") != "recompute" for name in names)
 
     @property
     def is_offloading(self) -> bool:
+        """Whether anything goes to the host's memory."""
         return "offload" in self.remat.values()
 
 
-def is_behind(candidate: Candidate, other: Candidate) -> bool:
-    """Whether `other` is the same but has more at hand when the backward pass begins: it can only be faster."""
+def is_dominated(candidate: Candidate, other: Candidate) -> bool:
+    """Whether `other` is the same but keeps more on the device for the backward pass: it can only be faster."""
     if (candidate.mesh, candidate.grad_accum, candidate.loss_chunks) != (
         other.mesh, other.grad_accum, other.loss_chunks,
     ):  # fmt: skip
         return False
-    places = ("recompute", "offload", "save")
+    order = ("recompute", "offload", "save")  # the slowest first
     ours, theirs = ({"input": "save", **c.remat} for c in (candidate, other))
     return all(
-        places.index(theirs.get(name, "recompute")) >= places.index(ours.get(name, "recompute"))
+        order.index(theirs.get(name, "recompute")) >= order.index(ours.get(name, "recompute"))
         for name in {*ours, *theirs}
     )
 
 
 def mesh_name(mesh: MeshConfig) -> str:
+    """The axes that are larger than one: `fsdp=16 x tensor=4`."""
     return " x ".join(f"{axis}={size}" for axis, size in mesh.plain().items() if size > 1) or "one device"
 
 
 def axis_size(mesh: MeshConfig, logical: str) -> int:
+    """Over how many devices a logical axis is cut."""
     return math.prod(getattr(mesh, axis) for axis in RULES[logical])
 
 
 def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[str, Remat]:
-    """What a layer may keep beside its input, by name; each also with the input, or the hidden states on either side of
-    attention, in the host's memory. `own` is the run's, as far as the layers have its names on this mesh: it is among
-    them, unless it is `None` (everything, which is for models that need no search)."""
+    """What a layer may keep in addition to its input, by name; each also with the input, or the hidden states on either
+    side of attention, offloaded. The run's own policy is among them, as far as layers have its names on this mesh,
+    unless it is `None` (everything is kept, which is for models that need no search)."""
     names = model.remat_names(mesh)
     latents: list[RematName] = [name for name in names if name.endswith("_latent")]
     kept: dict[str, list[RematName]] = {
@@ -83,15 +92,15 @@ def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[st
         "attention, v, gate, up": ["attention_out", *latents, "v", "gate", "up"],
         "all products": [name for name in names if name != "input"],
     }
-    found: dict[str, Remat] = {name: dict.fromkeys(members, "save") for name, members in kept.items()}
-    saved = tuple(found.items())
+    saving: dict[str, Remat] = {name: dict.fromkeys(members, "save") for name, members in kept.items()}
+    options = dict(saving)
     for which in OFFLOADED:
         moved: Remat = dict.fromkeys(which, "offload")
-        found |= {f"{name}, {' and '.join(which)} offloaded": {**policy, **moved} for name, policy in saved}
+        options |= {f"{name}, {' and '.join(which)} offloaded": {**remat, **moved} for name, remat in saving.items()}
     fitting = known_names(model, mesh, own)
-    if fitting is not None and fitting not in found.values():
-        found["what the config keeps"] = fitting
-    return found
+    if fitting is not None and fitting not in options.values():
+        options["what the config keeps"] = fitting
+    return options
 
 
 def known_names(model: ModelConfig, mesh: MeshConfig, remat: Remat | None) -> Remat | None:
@@ -104,7 +113,7 @@ type Check = Callable[[Candidate], None]  # raises `ConfigError` for a candidate
 
 
 def meshes(topology: Topology, model: ModelConfig, seq_len: int) -> Iterator[MeshConfig]:
-    """All meshes over the topology's devices, whole copies across slices, whatever they cut."""
+    """All meshes over the topology's devices, with replicas across slices, whatever they cut."""
     devices, slices = topology.num_devices, topology.num_slices
     experts = model.moe.num_experts if model.moe is not None else 1
     context = max(1, seq_len // MIN_CONTEXT_PART)
@@ -128,12 +137,12 @@ def candidates(
 ) -> list[Candidate]:
     """Every micro-batch, policy and loss that a run could have on this mesh.
 
-    Raises `ConfigError`, the reason for the whole batch at once, when there is none.
+    Raises `ConfigError` when there is none: the reason against the undivided batch.
     """
     kept = policies(model, mesh, train.remat)
     if topology.chip.host_bytes_per_s is None:
         kept = {name: remat for name, remat in kept.items() if "offload" not in remat.values()}
-    found: list[Candidate] = []
+    possible: list[Candidate] = []
     reasons: list[ConfigError] = []
     for accum, chunks in itertools.product(
         _divisors(train.global_batch_size, train.global_batch_size), sorted({1, train.loss_chunks, LOSS_CHUNKS})
@@ -144,7 +153,7 @@ def candidates(
         except ConfigError as error:
             reasons.append(error)
         else:
-            found += variants
-    if not found:
+            possible += variants
+    if not possible:
         raise reasons[0]
-    return found
+    return possible

@@ -1,11 +1,11 @@
 """The memory of one way to run a train step, by arithmetic.
 
 Per device, for the step as it is built. The counts come from the model's own abstract parameters and their logical
-axes: state and gradients as they lie, a layer's weights gathered over their data axes before use; a row's positions cut
-over `tensor` between products; keys and values whole over `context` (or in a ring); rows of experts with their room. It
-prunes; the compiler decides. How near it is to compiled peaks: `tests/planning/search/test_planning_footprint.py`.
-Source of the counts: Korthikanti et al. 2022, "Reducing Activation Recomputation", sections 4 and 5; Rajbhandari et
-al. 2020, "ZeRO", section 5.
+axes: state and gradients as they are sharded, a layer's weights gathered over their data axes before use; a row's
+positions cut over `tensor` between products; keys and values gathered over `context` (or in a ring); rows of experts
+with their room. It prunes; the compiler decides. How near it is to compiled peaks:
+`tests/planning/search/test_planning_footprint.py`. Source of the counts: Korthikanti et al. 2022, "Reducing Activation
+Recomputation", sections 4 and 5; Rajbhandari et al. 2020, "ZeRO", section 5.
 """
 
 import math
@@ -26,11 +26,11 @@ COMPUTE_BYTES = 2  # bfloat16
 FLOAT_BYTES = 4
 STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter with its moments, float32; Muon's is at most this
 # What a layer's backward pass holds at once, in units of the thing. Chosen so that the compiled steps' peaks come out:
-# weights that are used, the next layer's, and gradients not yet scattered; the feed-forward's halves, their product and
-# the gradients of the three; hidden states around branches and norms.
+# weights in use, the next layer's, and gradients not yet scattered; the feed-forward's halves, their product and the
+# gradients of the three; hidden states around branches and norms.
 WEIGHT_COPIES, FEED_FORWARD_COPIES, HIDDEN_COPIES = 3, 6, 8
 ROWS_COPIES = 2  # of the rows of experts, at either end of their exchange
-# Which kept names spare a product's second run, by the weight's name; `down` and the router have none: nothing behind
+# Which kept names spare a product's second run, by the weight's name; `down` and the router have none: nothing after
 # the one is needed, and the other is small.
 SPARED_BY: dict[str, tuple[RematName, ...]] = {
     "q": ("q",), "k": ("k",), "v": ("v",), "o": ("middle",), "q_down": ("q_latent",), "q_up": ("q",),
@@ -39,7 +39,7 @@ SPARED_BY: dict[str, tuple[RematName, ...]] = {
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Footprint:
     """A candidate's memory, per device. `work_bytes`: gradients and the larger of the loss and a layer's backward."""
 
     state_bytes: float
@@ -48,6 +48,7 @@ class Bytes:
 
     @property
     def total_bytes(self) -> float:
+        """The peak."""
         return self.state_bytes + self.saved_bytes + self.work_bytes
 
 
@@ -62,16 +63,18 @@ class Weight:
     axes: tuple[str | None, ...]
 
     def axis_size(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
-        """Over how many devices it is cut: as it lies, or as it is used."""
+        """Over how many devices it is cut: as it is stored, or once it is gathered for use."""
         names = [name for name in self.axes if name is not None and not (is_gathered and name in GATHERED)]
         return math.prod(axis_size(mesh, name) for name in names)
 
     def gathered_over(self, mesh: MeshConfig) -> tuple[str, ...]:
-        found = (axis for name in self.axes if name in GATHERED for axis in RULES[name])
-        return tuple(axis for axis in found if getattr(mesh, axis) > 1)
+        """The mesh axes over which it is gathered before use."""
+        axes = (axis for name in self.axes if name in GATHERED for axis in RULES[name])
+        return tuple(axis for axis in axes if getattr(mesh, axis) > 1)
 
     @property
     def is_routed(self) -> bool:
+        """Whether it belongs to the experts among which tokens are routed."""
         return "experts" in self.axes
 
 
@@ -84,20 +87,20 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
 def _weights(model: ModelConfig) -> tuple[Weight, ...]:
     """Layers of a stack are alike; a stack's name begins with its first layer's number."""
     axes = dict(jax.tree_util.tree_leaves_with_path(logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple)))
-    found = []
+    parameters = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
         keys = [entry.key for entry in path]
         if keys[0] == "blocks":
             is_moe = model.is_moe(int(keys[1].partition("+")[0]))
             size = math.prod(leaf.shape[1:])
-            found.append(Weight(keys[-1], is_moe, leaf.shape[0], size, axes[path][1:]))
+            parameters.append(Weight(keys[-1], is_moe, leaf.shape[0], size, axes[path][1:]))
         else:
-            found.append(Weight(keys[-1], None, 1, math.prod(leaf.shape), axes[path]))
-    return tuple(found)
+            parameters.append(Weight(keys[-1], None, 1, math.prod(leaf.shape), axes[path]))
+    return tuple(parameters)
 
 
 @dataclass(frozen=True)
-class Part:
+class DeviceShare:
     """A device's share of a micro-batch."""
 
     tokens: int  # all positions of its context part
@@ -105,31 +108,32 @@ class Part:
     received: int  # rows that its own experts have room for
 
 
-def part_of(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Part:
+def device_share(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> DeviceShare:
+    """How many tokens and rows of experts a device has at once."""
     mesh, moe = candidate.mesh, model.moe
     tokens = train.global_batch_size // candidate.grad_accum // axis_size(mesh, "batch") * train.seq_len // mesh.context
     if moe is None:
-        return Part(tokens, 0, 0)
+        return DeviceShare(tokens, 0, 0)
     sent = tokens * moe.experts_per_token
     here = moe.num_experts // mesh.expert
     received = buffer_room(tokens, moe.experts_per_token, here, mesh.expert).first if mesh.expert > 1 else sent
-    return Part(tokens, sent, received)
+    return DeviceShare(tokens, sent, received)
 
 
-def named_bytes(model: ModelConfig, mesh: MeshConfig, part: Part, is_moe: bool) -> dict[RematName, float]:
+def named_bytes(model: ModelConfig, mesh: MeshConfig, part: DeviceShare, is_moe: bool) -> dict[RematName, float]:
     """Bytes of a layer's arrays that can be kept, per device."""
     tokens = part.tokens / mesh.tensor
-    whole = tokens * (mesh.context if model.mla is not None else 1)  # latents are gathered, then expanded
+    row = tokens * (mesh.context if model.mla is not None else 1)  # latents are gathered, then expanded
     keys, moe = model.num_kv_heads * model.head_dim, model.moe
     half, rows = tokens * model.d_ff, 0
     if is_moe and moe is not None:
         half = moe.d_ff * (part.received / mesh.tensor + tokens * moe.num_shared_experts)
         rows = part.received if mesh.expert > 1 else 0  # named where they arrive
-    found: dict[RematName, float] = {
+    elements: dict[RematName, float] = {
         "input": tokens * model.d_model,
         "q": tokens * model.num_heads * model.head_dim,
-        "k": whole * keys,
-        "v": whole * model.num_kv_heads * model.v_head_dim,
+        "k": row * keys,
+        "v": row * model.num_kv_heads * model.v_head_dim,
         "attention_out": tokens * model.num_heads * (model.v_head_dim + FLOAT_BYTES / COMPUTE_BYTES),  # log-sum-exp
         "middle": tokens * model.d_model,
         "expert_rows": rows * model.d_model,
@@ -137,21 +141,21 @@ def named_bytes(model: ModelConfig, mesh: MeshConfig, part: Part, is_moe: bool) 
         "up": half,
     }
     if model.mla is not None:
-        found["q_latent"] = tokens * (model.mla.q_lora_rank or 0)
-        found["kv_latent"] = tokens * (model.mla.kv_lora_rank + model.mla.rope_head_dim)
-    return {name: COMPUTE_BYTES * size for name, size in found.items()}
+        elements["q_latent"] = tokens * (model.mla.q_lora_rank or 0)
+        elements["kv_latent"] = tokens * (model.mla.kv_lora_rank + model.mla.rope_head_dim)
+    return {name: COMPUTE_BYTES * size for name, size in elements.items()}
 
 
-def memory(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Bytes:
-    """The peak, in parts: while the loss is computed, or in a layer's backward pass with the gradients beside it."""
-    mesh, part = candidate.mesh, part_of(model, train, candidate)
+def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Footprint:
+    """The peak, in parts: while the loss is computed, or in a layer's backward pass with the gradients kept."""
+    mesh, part = candidate.mesh, device_share(model, train, candidate)
     held = sum(w.layers * w.size / w.axis_size(mesh) for w in weights(model))
     gradients = FLOAT_BYTES * held
     kinds = layer_kinds(model)
     saved = sum(layers * kept_bytes(named_bytes(model, mesh, part, kind), candidate, "save") for kind, layers in kinds)
     layer = max(_layer_bytes(model, candidate, part, kind) for kind, _ in kinds)
     summed = gradients if candidate.grad_accum > 1 else 0.0  # of the micro-batches before
-    return Bytes(
+    return Footprint(
         state_bytes=STATE_BYTES[train.optimizer.name] * held,
         saved_bytes=saved,
         work_bytes=summed + max(_loss_bytes(model, candidate, part), gradients + layer),
@@ -165,13 +169,14 @@ def layer_kinds(model: ModelConfig) -> list[tuple[bool, int]]:
 
 
 def kept_bytes(sizes: dict[RematName, float], candidate: Candidate, how: str) -> float:
-    """Bytes of a layer that wait on the device, or in the host's memory. The input waits wherever nothing is said."""
+    """Bytes of a layer that are kept `how`: "save" on the device, "offload" in the host's memory. The input is saved
+    unless the policy says otherwise."""
     remat: Remat = {"input": "save", **candidate.remat}
     return sum(sizes.get(name, 0.0) for name, what in remat.items() if what == how)
 
 
-def _layer_bytes(model: ModelConfig, candidate: Candidate, part: Part, is_moe: bool) -> float:
-    """What a layer's backward pass needs beside what waited for it."""
+def _layer_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare, is_moe: bool) -> float:
+    """What a layer's backward pass needs in addition to what was kept for it."""
     mesh, sizes = candidate.mesh, named_bytes(model, candidate.mesh, part, is_moe)
     of_kind = sum(w.layers * w.size / w.axis_size(mesh, is_gathered=True) for w in weights(model) if w.is_moe is is_moe)
     gathered = COMPUTE_BYTES * of_kind / dict(layer_kinds(model))[is_moe]  # of one layer
@@ -186,9 +191,9 @@ def _layer_bytes(model: ModelConfig, candidate: Candidate, part: Part, is_moe: b
     return WEIGHT_COPIES * gathered + branch + around + in_flight
 
 
-def _loss_bytes(model: ModelConfig, candidate: Candidate, part: Part) -> float:
-    """The head, its gradient, and a block's logits with their gradient; or, beside the head, the latter two of a part
-    of the vocabulary."""
+def _loss_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> float:
+    """The head, its gradient, and a block's logits with their gradient; in chunks, the logits of one chunk of the
+    vocabulary for all tokens."""
     vocab = model.vocab_size / candidate.mesh.tensor / candidate.loss_chunks
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
     logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab

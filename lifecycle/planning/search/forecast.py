@@ -1,9 +1,9 @@
 """Time of a candidate by arithmetic: its products, kernels and collectives, from the same counts as its memory.
 
 Products are taken at `PRODUCT_SHARE` of the peak, kernels at a plan's assumed share, and nothing of the networks as
-hidden. Copies to the host are hidden as the compiler hides them: it schedules work beside them whose time it knows,
-products, and none of the kernels. So of a step that is products by 82 % (8B on v5p) 13 % of the copies' time is waited
-for in the compiled schedule and 18 % here, of one that is kernels by 91 % (Mixtral) 82 % and 91 %.
+hidden. Copies to the host are hidden as the compiler hides them: it overlaps them with products, whose time it knows,
+and with none of the kernels. So of a step that is 82 % products (8B on v5p) 13 % of the copies' time is exposed in the
+compiled schedule and 18 % here; of one that is 91 % kernels (Mixtral), 82 % and 91 %.
 How near all this is to compiled steps and to the lowering contracts: `tests/planning/search/test_planning_forecast.py`.
 """
 
@@ -21,20 +21,20 @@ from lifecycle.planning.search.footprint import (
     COMPUTE_BYTES,
     FLOAT_BYTES,
     SPARED_BY,
-    Bytes,
-    Part,
+    DeviceShare,
+    Footprint,
     Weight,
+    device_share,
+    footprint,
     kept_bytes,
     layer_kinds,
-    memory,
     named_bytes,
-    part_of,
     weights,
 )
 from lifecycle.planning.topology import Topology
 from lifecycle.training.config import TrainConfig
 
-# Of the peak, with all that is computed beside products: of the compiled steps 0.70 (tpu7x) to 0.91 (8B on v5p).
+# Of the peak, with all that is computed besides products: of the compiled steps 0.70 (tpu7x) to 0.91 (8B on v5p).
 PRODUCT_SHARE = 0.8
 # Attention again in units of its forward pass: two products forward, five backward.
 ATTENTION_BACKWARD = 2.5
@@ -44,7 +44,7 @@ ATTENTION_BACKWARD = 2.5
 class Forecast:
     """What arithmetic says of a candidate, per device and step."""
 
-    memory: Bytes
+    footprint: Footprint
     product_flops: float  # outside kernels
     kernel_flops: float  # attention's scores and the experts' grouped products
     compute_s: float
@@ -53,6 +53,7 @@ class Forecast:
 
     @property
     def step_s(self) -> float:
+        """The whole step."""
         return self.compute_s + self.network_s + self.host_s
 
 
@@ -65,7 +66,7 @@ def forecast(
     products_s, kernels_s = products / peak / PRODUCT_SHARE, kernels / peak / ASSUMED_SHARE
     copies_s = link_s(model, train, candidate, topology)
     return Forecast(
-        memory=memory(model, train, candidate),
+        footprint=footprint(model, train, candidate),
         product_flops=products,
         kernel_flops=kernels,
         compute_s=products_s + kernels_s,
@@ -104,7 +105,7 @@ def _used_share(model: ModelConfig, weight: Weight) -> float:
 
 
 def _runs_again(model: ModelConfig, name: str, candidate: Candidate) -> bool:
-    """Whether a product is made once more in the backward pass. A norm behind a branch needs the branch's output."""
+    """Whether a product is made once more in the backward pass. A norm after a branch needs the branch's output."""
     if name in ("o", "down") and model.norm_position != "pre":
         return True
     return name in SPARED_BY and not candidate.keeps(*SPARED_BY[name])
@@ -121,7 +122,7 @@ def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topolog
     """How long a step's copies to the host's memory and back keep the link to it busy."""
     if not candidate.is_offloading:
         return 0.0
-    chip, part = topology.chip, part_of(model, train, candidate)
+    chip, part = topology.chip, device_share(model, train, candidate)
     assert chip.host_bytes_per_s is not None, f"{chip.name}: no figure for its host's link, so nothing is offloaded"
     kept = (
         layers * kept_bytes(named_bytes(model, candidate.mesh, part, kind), candidate, "offload")
@@ -132,7 +133,7 @@ def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topolog
 
 def traffic(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Sequence[Collective]:
     """The step's collectives as far as they are large."""
-    mesh, part = candidate.mesh, part_of(model, train, candidate)
+    mesh, part = candidate.mesh, device_share(model, train, candidate)
     rows = [
         *_of_weights(model, candidate),
         *_of_hidden_states(model, candidate, part),
@@ -158,7 +159,7 @@ type _Row = tuple[str, tuple[str, ...], float, float]  # kind, axes, bytes of a 
 def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
     """Gathered forward and again backward, the head once; their gradients scattered. One axis after the other: over an
     inner one only the part that the outer ones leave."""
-    mesh, found = candidate.mesh, dict[tuple[str, tuple[str, ...], int], float]()
+    mesh, sizes = candidate.mesh, dict[tuple[str, tuple[str, ...], int], float]()
     head = "embed" if model.tie_embeddings else "head"
     for w in weights(model):
         if not (axes := w.gathered_over(mesh)) or (w.is_moe is None and w.name != head):
@@ -168,12 +169,12 @@ def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
         for axis in axes:
             for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1)):
                 key = kind, (axis,), w.layers
-                found[key] = found.get(key, 0.0) + runs * size
+                sizes[key] = sizes.get(key, 0.0) + runs * size
             size /= getattr(mesh, axis)
-    return [(kind, axes, size, layers * candidate.grad_accum) for (kind, axes, layers), size in found.items()]
+    return [(kind, axes, size, layers * candidate.grad_accum) for (kind, axes, layers), size in sizes.items()]
 
 
-def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: Part) -> list[_Row]:
+def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
     """Over `tensor` two gathers and two scatters a layer, their transposes backward, and once more what a second
     forward pass needs; over the data axes the embedding's columns for rows, there and back."""
     runs = model.num_layers * candidate.grad_accum
@@ -187,9 +188,9 @@ def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: Part) -> l
     ]
 
 
-def _of_keys(model: ModelConfig, candidate: Candidate, part: Part) -> list[_Row]:
+def _of_keys(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
     """Over `context`: the row's keys and values, or latents, gathered in both passes and their gradients scattered; in
-    a ring they go round, backward with their gradients in float32."""
+    a ring they are passed on, backward with their gradients in float32."""
     mesh, runs = candidate.mesh, model.num_layers * candidate.grad_accum
     if model.mla is not None:
         width = model.mla.kv_lora_rank + model.mla.rope_head_dim
@@ -199,11 +200,11 @@ def _of_keys(model: ModelConfig, candidate: Candidate, part: Part) -> list[_Row]
     if model.context_attention == "ring":
         turns = 2 + FLOAT_BYTES / COMPUTE_BYTES + (not candidate.keeps("attention_out"))
         return [("collective-permute", ("context",), own * turns, mesh.context * runs)]
-    whole = own * mesh.context
-    return [("all-gather", ("context",), whole, 2 * runs), ("reduce-scatter", ("context",), whole, runs)]
+    row = own * mesh.context
+    return [("all-gather", ("context",), row, 2 * runs), ("reduce-scatter", ("context",), row, runs)]
 
 
-def _of_experts(model: ModelConfig, candidate: Candidate, part: Part) -> list[_Row]:
+def _of_experts(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
     """Over `expert`: rows there and back in both passes, and there again where they are not kept."""
     layers = sum(number for is_moe, number in layer_kinds(model) if is_moe)
     row = COMPUTE_BYTES * model.d_model

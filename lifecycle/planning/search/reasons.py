@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lifecycle.planning.programs.plan import Planned
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.search.forecast import Forecast
 from lifecycle.planning.topology import Topology
 
 NO_STAGES = (
-    "mesh.stage is not searched: a pipeline's idle turns and whole weights made the compiled step of eight layers "
+    "mesh.stage is not searched: a pipeline's bubbles and unsharded weights made the compiled step of eight layers "
     "16 % longer with 2 stages and 23 % with 4 (docs/meshes.md); to try one, plan it with mesh.stage=2"
 )
 
-Kind = Literal[
+RejectionKind = Literal[
     "compiled: slower",
     "compiler: no memory",
     "compiler: error",
@@ -30,52 +30,55 @@ Kind = Literal[
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedCandidate:
     """A candidate, or a mesh, that was not picked, and why."""
 
     name: str
-    kind: Kind
+    kind: RejectionKind
     reason: str
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledCandidate:
+    """A candidate with what arithmetic expected of it and what the compiler made of it."""
+
     candidate: Candidate
     forecast: Forecast
-    planned: Planned
+    plan: ProgramPlan
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A search's outcome; `pick` is `None` when nothing fits, `own` when the run's own setting was not compiled.
     `rejected` has the best of each kind first."""
 
-    pick: Compiled | None
-    own: Compiled | None
-    compiled: tuple[Compiled, ...]
-    rejected: tuple[Rejected, ...]
+    pick: CompiledCandidate | None
+    own: CompiledCandidate | None
+    compiled: tuple[CompiledCandidate, ...]
+    rejected: tuple[RejectedCandidate, ...]
     num_candidates: int
     notes: tuple[str, ...]  # what was not looked at, and why
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
-        return TypeAdapter(Found).dump_python(self, mode="json")
+        return TypeAdapter(SearchResult).dump_python(self, mode="json")
 
 
-def step_s(planned: Planned) -> float:
-    assert planned.estimate is not None, "a program that fits has an estimate"
-    return planned.estimate.step_s
+def step_s(plan: ProgramPlan) -> float:
+    """The expected step of a program that fits."""
+    assert plan.estimate is not None, "a program that fits has an estimate"
+    return plan.estimate.step_s
 
 
-def losers(compiled: Sequence[Compiled], fitting: Sequence[Compiled]) -> Iterator[Rejected]:
+def losers(compiled: Sequence[CompiledCandidate], fitting: Sequence[CompiledCandidate]) -> Iterator[RejectedCandidate]:
     """Why each compiled one is not the pick, which is the first of `fitting`."""
     for c in fitting[1:]:
-        times = step_s(c.planned) / step_s(fitting[0].planned)
-        yield Rejected(c.candidate.name, "compiled: slower", f"{times:.2f} times the pick's step")
-    for c in sorted((c for c in compiled if not c.planned.fits), key=lambda c: c.planned.needs_bytes):
-        arithmetic = f"{c.forecast.memory.total_bytes / 1e9:,.1f} GB by arithmetic"
-        reason = f"needs {c.planned.needs_bytes / 1e9:,.1f} GB; {arithmetic}"
-        yield Rejected(c.candidate.name, "compiler: no memory", reason)
+        times = step_s(c.plan) / step_s(fitting[0].plan)
+        yield RejectedCandidate(c.candidate.name, "compiled: slower", f"{times:.2f} times the pick's step")
+    for c in sorted((c for c in compiled if not c.plan.fits), key=lambda c: c.plan.needs_bytes):
+        arithmetic = f"{c.forecast.footprint.total_bytes / 1e9:,.1f} GB by arithmetic"
+        reason = f"needs {c.plan.needs_bytes / 1e9:,.1f} GB; {arithmetic}"
+        yield RejectedCandidate(c.candidate.name, "compiler: no memory", reason)
 
 
 def slower(forecast: Forecast, best: Forecast) -> str:
@@ -86,49 +89,50 @@ def slower(forecast: Forecast, best: Forecast) -> str:
     return f"{forecast.step_s / best.step_s:.2f} times the fastest's step: {words or 'equal terms'}"
 
 
-def why(found: Found) -> list[str]:
-    """Why the pick: its memory and traffic, and term by term what it saves against the next best that was compiled."""
-    if found.pick is None:
-        return _why_nothing(found)
-    pick = found.pick
-    lines = [f"{pick.candidate.name}: {step_s(pick.planned) * 1e3:,.1f} ms a step, the fastest of those compiled."]
-    lines.append(f"It {_memory_and_traffic(pick.planned)}.")
-    if found.own is not None:
-        lines.append(_against_own(pick, found.own))
-    others = [c for c in found.compiled if c is not pick and c.planned.fits]
+def why(result: SearchResult, section: str) -> list[str]:
+    """Why the pick: its memory and traffic, and term by term what it saves against the next best that was compiled.
+    `section` of the run's file has the stage's settings."""
+    if result.pick is None:
+        return _why_nothing(result, section)
+    pick = result.pick
+    lines = [f"{pick.candidate.name}: {step_s(pick.plan) * 1e3:,.1f} ms a step, the fastest of those compiled."]
+    lines.append(f"It {_memory_and_traffic(pick.plan)}.")
+    if result.own is not None:
+        lines.append(_against_own(pick, result.own))
+    others = [c for c in result.compiled if c is not pick and c.plan.fits]
     if others:
-        lines += _against(pick, min(others, key=lambda c: step_s(c.planned)))
-    refused = [r for r in found.rejected if r.kind == "compiler: no memory"]
+        lines += _against(pick, min(others, key=lambda c: step_s(c.plan)))
+    refused = [r for r in result.rejected if r.kind == "compiler: no memory"]
     if refused:
-        lines.append(f"{len(refused)} that should have fitted by arithmetic did not: the compiler found no room.")
+        lines.append(f"{len(refused)} that should have fitted by arithmetic did not, says the compiler.")
     return lines
 
 
-def _against_own(pick: Compiled, own: Compiled) -> str:
+def _against_own(pick: CompiledCandidate, own: CompiledCandidate) -> str:
     if own is pick:
         return "It is the run's own setting."
     name = f"The run's own setting, {own.candidate.name}"
-    if not own.planned.fits:
-        return f"{name}, does not fit: it needs {own.planned.needs_bytes / 1e9:,.1f} GB."
-    mine, best = step_s(own.planned), step_s(pick.planned)
+    if not own.plan.fits:
+        return f"{name}, does not fit: it needs {own.plan.needs_bytes / 1e9:,.1f} GB."
+    mine, best = step_s(own.plan), step_s(pick.plan)
     return f"{name}: {mine * 1e3:,.1f} ms, {mine / best:.2f} times the pick's step."
 
 
-def _memory_and_traffic(planned: Planned) -> str:
-    assert planned.estimate is not None and planned.memory is not None
-    free = (planned.memory.hbm_bytes - planned.needs_bytes) / 1e9
-    rows = planned.estimate.traffic
+def _memory_and_traffic(plan: ProgramPlan) -> str:
+    assert plan.estimate is not None and plan.memory is not None
+    free = (plan.memory.hbm_bytes - plan.needs_bytes) / 1e9
+    rows = plan.estimate.traffic
     sent = sum(row.payload_bytes for row in rows if not row.is_to_host) / 1e9
     offloaded = sum(row.payload_bytes for row in rows if row.is_to_host) / 1e9
     return (
-        f"takes {planned.needs_bytes / 1e9:,.1f} GB a device and leaves {free:,.1f} GB free; a device and step, "
+        f"takes {plan.needs_bytes / 1e9:,.1f} GB a device and leaves {free:,.1f} GB free; a device and step, "
         f"collectives move {sent:,.1f} GB" + (f" and the link to the host {offloaded:,.1f} GB" if offloaded else "")
     )
 
 
-def _against(pick: Compiled, second: Compiled) -> list[str]:
+def _against(pick: CompiledCandidate, second: CompiledCandidate) -> list[str]:
     """The two steps' terms, the one that differs most first."""
-    best, other = pick.planned.estimate, second.planned.estimate
+    best, other = pick.plan.estimate, second.plan.estimate
     assert best is not None and other is not None
     words = {
         "compute_s": "computing",
@@ -145,25 +149,27 @@ def _against(pick: Compiled, second: Compiled) -> list[str]:
     flops = (other.matmul_flops + other.kernel_flops - best.matmul_flops - best.kernel_flops) / 1e12
     spent = f"The pick spends {', '.join(terms)}" if terms else "The two spend alike"
     return [
-        f"Next best, {second.candidate.name}: {step_s(second.planned) * 1e3:,.1f} ms; it "
-        f"{_memory_and_traffic(second.planned)}.",
+        f"Next best, {second.candidate.name}: {step_s(second.plan) * 1e3:,.1f} ms; it "
+        f"{_memory_and_traffic(second.plan)}.",
         f"{spent}; its device computes {abs(flops):,.2f} TFLOP {'less' if flops >= 0 else 'more'} a step.",
     ]
 
 
-def _why_nothing(found: Found) -> list[str]:
-    """What came nearest, and what is left to change: every micro-batch of the global batch was looked at."""
-    mend = (
-        "Every mesh, grad_accum, policy and loss_chunks was looked at: take more devices, a chip with more memory, or "
-        "shorter rows (seq_len)."
+def _why_nothing(result: SearchResult, section: str) -> list[str]:
+    """What came nearest, and what is left to change: every micro-batch of the global batch was considered."""
+    advice = (
+        "Every mesh, grad_accum, policy and loss_chunks was considered: take more devices, a chip with more memory, or "
+        f"shorter rows ({section}.seq_len)."
     )
-    nearest = next((r for r in found.rejected if r.kind in ("compiler: no memory", "memory by arithmetic")), None)
+    nearest = next((r for r in result.rejected if r.kind in ("compiler: no memory", "memory by arithmetic")), None)
     if nearest is None:
-        return ["No candidate was compiled: the reasons are below.", mend]
-    return [f"Nothing fits. The nearest, {nearest.name}: {nearest.reason} ({nearest.kind}).", mend]
+        return ["No candidate was compiled: the reasons are below.", advice]
+    return [f"Nothing fits. The nearest, {nearest.name}: {nearest.reason} ({nearest.kind}).", advice]
 
 
 def notes(topology: Topology) -> tuple[str, ...]:
+    """What a search over this topology does not look at, and why."""
     if topology.chip.host_bytes_per_s is not None:
         return (NO_STAGES,)
-    return (NO_STAGES, f"Nothing was offloaded: no figure for the link of a {topology.chip.name} to its host is known.")
+    chip = topology.chip.name
+    return NO_STAGES, f"Nothing was offloaded: the rate of the link between a {chip} and its host is not known."

@@ -8,20 +8,26 @@ other kinds.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from jax.errors import JaxRuntimeError
 
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.planning.compiled.collectives import MeshShape
-from lifecycle.planning.estimate.network import Network, Span, places_of
-from lifecycle.planning.programs.plan import Planned
-from lifecycle.planning.search.candidates import Candidate, Check, candidates, is_behind, mesh_name, meshes
-from lifecycle.planning.search.footprint import memory
+from lifecycle.planning.estimate.network import network_of
+from lifecycle.planning.programs.plan import ProgramPlan
+from lifecycle.planning.search.candidates import Candidate, Check, candidates, is_dominated, mesh_name, meshes
+from lifecycle.planning.search.footprint import footprint
 from lifecycle.planning.search.forecast import Forecast, forecast
-from lifecycle.planning.search.reasons import Compiled, Found, Rejected, losers, notes, slower, step_s
+from lifecycle.planning.search.reasons import (
+    CompiledCandidate,
+    RejectedCandidate,
+    SearchResult,
+    losers,
+    notes,
+    slower,
+    step_s,
+)
 from lifecycle.planning.topology import Topology, mesh_over
 from lifecycle.training.config import CrossEntropyConfig
 
@@ -38,25 +44,25 @@ def search(
     mesh: MeshConfig,
     train: CrossEntropyConfig,
     check: Check,
-    compile_one: Callable[[Candidate], Planned],
-    on_compiled: Callable[[Compiled], None],
+    compile_one: Callable[[Candidate], ProgramPlan],
+    on_compiled: Callable[[CompiledCandidate], None],
     most: int = NUM_COMPILED,
-) -> Found:
-    """Compiles `most` candidates, the best by arithmetic, and what the run itself says (`mesh` and `train`), if that
-    should fit; `on_compiled` hears of each as soon as it is known.
+) -> SearchResult:
+    """Compiles `most` candidates, the best by arithmetic, and the run's own setting (`mesh` and `train`), if that
+    should fit; `on_compiled` gets each as soon as it is known.
 
-    A candidate that the compiler refuses does not use up one of the `most`, up to twice that many tries.
+    A candidate that the compiler rejects does not use up one of the `most`, up to twice that many tries.
     """
     ranked, refused, number = _ranked(topology, model, train, check)
     left = in_turn(ranked, most)
-    compiled: list[Compiled] = []
-    failed: list[Rejected] = []
+    compiled: list[CompiledCandidate] = []
+    failed: list[RejectedCandidate] = []
 
     def attempt(candidate: Candidate, expected: Forecast) -> None:
         try:
-            compiled.append(Compiled(candidate, expected, compile_one(candidate)))
-        except (JaxRuntimeError, ValueError) as error:  # the compiler's, and what tracing refuses
-            failed.append(Rejected(candidate.name, "compiler: error", _first_line(error)))
+            compiled.append(CompiledCandidate(candidate, expected, compile_one(candidate)))
+        except (JaxRuntimeError, ValueError) as error:  # the compiler's, and what tracing rejects
+            failed.append(RejectedCandidate(candidate.name, "compiler: error", _first_line(error)))
         else:
             on_compiled(compiled[-1])
 
@@ -64,35 +70,35 @@ def search(
         settings = (mesh, train.grad_accum, train.remat, train.loss_chunks)
         return settings == (candidate.mesh, candidate.grad_accum, candidate.remat, candidate.loss_chunks)
 
-    while left and sum(c.planned.fits for c in compiled) < most and len(compiled) + len(failed) < 2 * most:
+    while left and sum(c.plan.fits for c in compiled) < most and len(compiled) + len(failed) < 2 * most:
         attempt(*left.pop(0))
-    if (mine := next((pair for pair in left if is_own(pair[0])), None)) is not None:
-        left.remove(mine)
-        attempt(*mine)
+    if (own_pair := next((pair for pair in left if is_own(pair[0])), None)) is not None:
+        left.remove(own_pair)
+        attempt(*own_pair)
     own = next((c for c in compiled if is_own(c.candidate)), None)
-    fitting = sorted((c for c in compiled if c.planned.fits), key=lambda c: step_s(c.planned))
+    fitting = sorted((c for c in compiled if c.plan.fits), key=lambda c: step_s(c.plan))
     left.sort(key=lambda pair: pair[1].step_s)
-    behind = [Rejected(c.name, "slower by arithmetic", slower(f, ranked[0][1])) for c, f in left]
-    rejected = (*losers(compiled, fitting), *failed, *behind, *refused)
-    return Found(fitting[0] if fitting else None, own, tuple(compiled), rejected, number, notes(topology))
+    slow = [RejectedCandidate(c.name, "slower by arithmetic", slower(f, ranked[0][1])) for c, f in left]
+    rejected = (*losers(compiled, fitting), *failed, *slow, *refused)
+    return SearchResult(fitting[0] if fitting else None, own, tuple(compiled), rejected, number, notes(topology))
 
 
 def in_turn(ranked: Ranked, most: int) -> Ranked:
     """All of them in the order in which they are compiled: half of `most` are the best, then come the best of each
     other kind (what it keeps, how it cuts a row and the experts) whose step arithmetic cannot tell from the best, then
-    the rest. A kind whose best waits for copies or products that another has at hand on the same mesh is of the rest.
+    the rest. A kind whose best is dominated by another candidate is of the rest.
     """
     first: Ranked = []
     kinds: set[_Kind] = set()
-    behind: set[_Kind] = set()
-    for place, (candidate, expected) in enumerate(ranked):
+    dominated: set[_Kind] = set()
+    for rank, (candidate, expected) in enumerate(ranked):
         if len(first) == most or expected.step_s > (1 + ERROR) * ranked[0][1].step_s:
             break
         kind = _kind(candidate)
-        if kind in behind or (kind in kinds and len(first) >= most - most // 2):
+        if kind in dominated or (kind in kinds and len(first) >= most - most // 2):
             continue
-        if kind not in kinds and any(is_behind(candidate, other) for other, _ in ranked[:place]):
-            behind.add(kind)
+        if kind not in kinds and any(is_dominated(candidate, other) for other, _ in ranked[:rank]):
+            dominated.add(kind)
         else:
             kinds.add(kind)
             first.append((candidate, expected))
@@ -115,28 +121,28 @@ def _first_line(error: Exception) -> str:
 
 def _ranked(
     topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
-) -> tuple[Ranked, list[Rejected], int]:
-    """Candidates that should fit, the fastest first; those that should not, the smallest first, and meshes that cannot
-    be; how many there were."""
+) -> tuple[Ranked, list[RejectedCandidate], int]:
+    """Candidates that should fit, the fastest first; those that should not, the smallest first, and meshes that are not
+    possible; how many there were."""
     fitting: Ranked = []
     too_large: list[tuple[float, Candidate]] = []
-    uncut: list[Rejected] = []
+    uncut: list[RejectedCandidate] = []
     limit = SLACK * topology.chip.hbm_bytes
     for mesh in meshes(topology, model, train.seq_len):
         try:
-            found = candidates(mesh, topology, model, train, check)
+            possible = candidates(mesh, topology, model, train, check)
         except ConfigError as error:
-            uncut.append(Rejected(mesh_name(mesh), "cannot be cut", str(error)))
+            uncut.append(RejectedCandidate(mesh_name(mesh), "cannot be cut", str(error)))
             continue
-        sized = _proposed([(memory(model, train, c).total_bytes, c) for c in found], limit, train.loss_chunks)
+        sized = _proposed([(footprint(model, train, c).total_bytes, c) for c in possible], limit, train.loss_chunks)
         small = [candidate for size, candidate in sized if size <= limit]
         too_large += [(size, candidate) for size, candidate in sized if size > limit]
-        if small:  # only now: laying a mesh over a large topology takes longer than the arithmetic
-            network = _network(topology, mesh)
+        if small:  # only now: a mesh over a large topology takes longer than the arithmetic
+            network = network_of(topology, mesh_over(topology, mesh))
             fitting += [(candidate, forecast(model, train, candidate, topology, network)) for candidate in small]
     has = topology.chip.hbm_bytes / 1e9
     refused = [
-        Rejected(candidate.name, "memory by arithmetic", f"{size / 1e9:,.1f} GB of the device's {has:,.1f} GB")
+        RejectedCandidate(candidate.name, "memory by arithmetic", f"{size / 1e9:,.1f} GB of the device's {has:,.1f} GB")
         for size, candidate in sorted(too_large, key=lambda pair: pair[0])
     ]
     number = len(fitting) + len(too_large) + len(uncut)
@@ -144,26 +150,7 @@ def _ranked(
 
 
 def _proposed(sized: list[tuple[float, Candidate]], limit: float, own_chunks: int) -> list[tuple[float, Candidate]]:
-    """Without those that go through the vocabulary in more parts than the run and need not: whole it fits."""
-    whole = {(c.grad_accum, c.policy) for size, c in sized if c.loss_chunks == 1 and size <= limit}
+    """Leaves out those that go through the vocabulary in more parts than the run although they fit undivided."""
+    undivided = {(c.grad_accum, c.policy) for size, c in sized if c.loss_chunks == 1 and size <= limit}
     usual = {1, own_chunks}
-    return [(size, c) for size, c in sized if c.loss_chunks in usual or (c.grad_accum, c.policy) not in whole]
-
-
-class _Network(Network):
-    """A mesh's network that remembers what a group of axes spans: hundreds of candidates ask for the same few."""
-
-    def __init__(self, topology: Topology, mesh: MeshShape, places: Any) -> None:
-        super().__init__(topology, mesh, places)
-        self._spans: dict[tuple[str, ...], Span] = {}
-
-    def span(self, axes: tuple[str, ...]) -> Span:
-        if axes not in self._spans:
-            self._spans[axes] = super().span(axes)
-        return self._spans[axes]
-
-
-def _network(topology: Topology, mesh: MeshConfig) -> Network:
-    laid = mesh_over(topology, mesh)
-    shape = MeshShape(tuple(laid.axis_names), laid.devices.shape, topology.num_slices)
-    return _Network(topology, shape, places_of(laid.devices))
+    return [(size, c) for size, c in sized if c.loss_chunks in usual or (c.grad_accum, c.policy) not in undivided]

@@ -70,8 +70,8 @@ def test_each_asynchronous_form_is_one_collective_with_the_work_that_stands_besi
     (c,) = found(text)
     assert (c.kind, c.axes, c.group_size, c.payload_bytes) == ("all-gather", ("fsdp",), 4, 4 * 4096)
     assert c.is_async
-    assert c.has_work_beside
-    assert c.cycles_beside == 700
+    assert c.is_overlapped
+    assert c.overlapped_cycles == 700
     assert Program(parse_module(text)).cycles in (800, 1100)  # the other core's 9,000 are not counted
 
 
@@ -81,7 +81,7 @@ def test_a_start_with_nothing_before_its_done_has_no_work_beside_it() -> None:
     lines[done - 1], lines[done] = lines[done], lines[done - 1]
     (c,) = found("\n".join(lines) + "\n")
     assert c.is_async
-    assert not c.has_work_beside
+    assert not c.is_overlapped
 
 
 def summed(kind: str, user: str) -> str:
@@ -105,7 +105,7 @@ def test_a_fusion_of_a_sum_and_its_slice_is_a_reduce_scatter_and_a_slice_behind_
     taken = "f32[2,128]{1,0} dynamic-slice(%all-reduce.1, %i), dynamic_slice_sizes={2,128}"
     (c,) = found(summed("kCustom", taken))
     assert (c.kind, c.axes, c.payload_bytes, c.wire_bytes) == ("reduce-scatter", ("fsdp",), 4096, 4096 * 3 / 4)
-    assert not c.has_work_beside
+    assert not c.is_overlapped
     for kind, user in (("kOutput", taken), ("kCustom", "f32[8,128]{1,0} negate(%all-reduce.1)")):
         (c,) = found(summed(kind, user))
         assert (c.kind, c.wire_bytes) == ("all-reduce", 2 * 4096 * 3 / 4)
@@ -133,7 +133,7 @@ def test_what_crosses_slices_is_the_first_axis_and_ends_where_it_is_received() -
     )
     (c,) = found(text, MeshShape(("replica", "fsdp"), (2, 4), num_slices=2))
     assert (c.kind, c.axes, c.group_size, c.payload_bytes, c.ends) == ("all-reduce", ("replica",), 2, 4096, "rd")
-    assert (c.is_async, c.cycles_beside) == (True, 500)
+    assert (c.is_async, c.overlapped_cycles) == (True, 500)
 
 
 def test_a_loops_collective_counts_as_often_as_it_runs() -> None:

@@ -11,9 +11,9 @@ from lifecycle.planning.compiled.host import FROM, TO, host_moves
 from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.compiled.timeline import Timeline
 from lifecycle.planning.estimate.network import Network
-from lifecycle.planning.estimate.step import estimate
+from lifecycle.planning.estimate.step import estimate_step
 from lifecycle.planning.topology import parse_topology
-from tests.planning.estimate.test_planning_estimate import places
+from tests.planning.fakes import coordinates
 from tests.planning.texts import HEAD, X, cycles, entry
 
 PIECE = 8 * 128 * 4
@@ -48,7 +48,7 @@ def test_slices_put_into_and_taken_from_the_hosts_memory_are_moves_of_the_slice(
     to, back = host_moves(Program(parse_module(THERE_AND_BACK)))
     assert (to.kind, to.axes, to.payload_bytes, to.wire_bytes, to.runs) == (TO, ("host",), PIECE, PIECE, 1)
     assert (back.kind, back.payload_bytes, back.begins, back.ends) == (FROM, PIECE, "get", "back")
-    assert (to.cycles_beside, to.has_work_beside, back.has_work_beside) == (700, True, False)
+    assert (to.overlapped_cycles, to.is_overlapped, back.is_overlapped) == (700, True, False)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_core_waits_for_the_host_where_its_work_does_not_hide_the_copy(copy_
 def test_an_estimate_counts_the_link_at_its_rate_and_says_where_none_is_known() -> None:
     program, v5p = Program(parse_module(THERE_AND_BACK)), parse_topology("v5p:1x1x1")
     moves, mesh = host_moves(program), MeshShape(("fsdp",), (1,))
-    got = estimate(program, moves, [], Network(v5p, mesh, places(v5p)), v5p)
+    got = estimate_step(program, moves, [], Network(v5p, mesh, coordinates(v5p)), v5p)
     assert got.host_roofline_s == pytest.approx(2 * PIECE / 16e9)
     assert got.network_roofline_s == 0.0
     assert [(row.kind, row.axes, row.payload_bytes, row.overlapped_bytes) for row in got.traffic] == [
@@ -98,9 +98,9 @@ def test_an_estimate_counts_the_link_at_its_rate_and_says_where_none_is_known() 
     ]
     assert any("waits for the host's memory" in line for line in got.trust)
     unknown = replace(v5p, chip=replace(CHIPS["v5p"], host_bytes_per_s=None))
-    free = estimate(program, moves, [], Network(unknown, mesh, places(v5p)), unknown)
+    free = estimate_step(program, moves, [], Network(unknown, mesh, coordinates(v5p)), unknown)
     assert (free.host_roofline_s, free.times.host_exposed_s) == (0.0, 0.0)
-    assert any("what is offloaded counts as nothing" in line for line in free.trust)
+    assert any("offloading is costed at nothing" in line for line in free.trust)
 
 
 def test_every_chip_says_what_it_has_or_that_nothing_was_found() -> None:

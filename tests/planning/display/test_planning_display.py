@@ -2,6 +2,8 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +14,19 @@ from rich.console import Console, RenderableType
 
 from lifecycle.planning.chips import CHIPS
 from lifecycle.planning.compiled.kernels import KernelWork
-from lifecycle.planning.compiled.memory import Memory, known_bytes
+from lifecycle.planning.compiled.memory import DeviceMemory, known_argument_bytes
 from lifecycle.planning.compiled.program import Spender
 from lifecycle.planning.compiled.timeline import Times
-from lifecycle.planning.display.program import chip_line, flops, gigabytes, misfit, show, step_table
-from lifecycle.planning.estimate.step import Budget, Estimate, InferenceBudget, Traffic
-from lifecycle.planning.programs.plan import Planned
+from lifecycle.planning.display.program import chip_line, misfit, show, step_table
+from lifecycle.planning.display.units import flops, gigabytes
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
+from lifecycle.planning.estimate.step import StepEstimate, TrafficTotal
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.training.step import TrainState
 
 GB = 10**9
 TIMES = Times(compute_s=1.0, kernel_s=0.3, exposed_s=0.1, network_s=0.4, host_exposed_s=0.05, host_s=0.5)
-ESTIMATE = Estimate(
+ESTIMATE = StepEstimate(
     cycles=2_000_000,
     product_cycles=1_500_000,
     matmul_flops=737e12,
@@ -33,8 +37,8 @@ ESTIMATE = Estimate(
     ),
     hbm_traffic_bytes=795e9,
     traffic=(
-        Traffic("all-gather", ("fsdp",), 4, 29 * GB, 0, 0.05),
-        Traffic("to host", ("host",), 2, 8 * GB, 8 * GB, 0.5),
+        TrafficTotal("all-gather", ("fsdp",), 4, 29 * GB, 0, 0.05),
+        TrafficTotal("to host", ("host",), 2, 8 * GB, 8 * GB, 0.5),
     ),
     compute_roofline_s=1.2,
     hbm_roofline_s=0.287,
@@ -46,11 +50,11 @@ ESTIMATE = Estimate(
     trust=("a [bracket] is no markup",),
     host_roofline_s=0.5,
 )
-TRAINING = Budget(800e12, 0.021, 1e6, 15625.0, 0.79, 0.89, 10**9, 5.13, 33111.0)
-MEMORY = Memory(3 * GB, 6 * GB, GB, 10 * GB, 20 * GB, 0, CHIPS["v5p"].hbm_bytes, 17 * GB)
-PLAN = Planned(
-    "v5p:4x4x4", {"fsdp": 64, "tensor": 1}, "pretrain", {"limit": "65536"}, {}, True, 20 * GB, MEMORY, ESTIMATE,
-    (Spender("dot_general backward", True, 1_500_000, 32),), 97.0,
+TRAINING = TrainingBudget(800e12, 0.021, 1e6, 15625.0, 0.79, 0.89, 10**9, 5.13, 33111.0)
+MEMORY = DeviceMemory(3 * GB, 6 * GB, GB, 10 * GB, 20 * GB, 0, CHIPS["v5p"].hbm_bytes, 17 * GB)
+PLAN = ProgramPlan(
+    "v5p:4x4x4", {"fsdp": 64, "tensor": 1}, "pretrain", "train.pretrain", {"limit": "65536"}, {}, True, 20 * GB, MEMORY,
+    ESTIMATE, (Spender("dot_general backward", True, 1_500_000, 32),), 97.0, TRAINING,
 )  # fmt: skip
 
 
@@ -60,9 +64,9 @@ def printed(what: RenderableType) -> str:
     return console.export_text()
 
 
-def shown(planned: Planned, budget: Budget | InferenceBudget | None) -> str:
+def shown(plan: ProgramPlan) -> str:
     console = Console(file=io.StringIO(), width=200, record=True)
-    show(planned, budget, console)
+    show(plan, console)
     return console.export_text()
 
 
@@ -73,7 +77,7 @@ def row(text: str, begins: str) -> str:
 
 
 def test_a_plan_shows_what_it_is_for_its_memory_its_work_and_what_it_means() -> None:
-    text = shown(PLAN, TRAINING)
+    text = shown(PLAN)
     assert "pretrain on v5p:4x4x4, mesh fsdp=64\ncompiled in 97 s, limit=65536" in text
     assert "tensor=1" not in text
     assert row(text, "parameters") == "parameters 3.00 GB 2.9%"
@@ -95,7 +99,7 @@ def test_a_plan_shows_what_it_is_for_its_memory_its_work_and_what_it_means() -> 
 
 
 def test_the_bar_is_as_full_as_the_memory() -> None:
-    bar = next(line for line in shown(PLAN, None).splitlines() if "█" in line)
+    bar = next(line for line in shown(replace(PLAN, budget=None)).splitlines() if "█" in line)
     full, free = bar.count("█"), bar.count("░")
     assert full == round(60 * 3 / 102.8) + round(60 * 6 / 102.8) + round(60 * 1 / 102.8) + round(60 * 10 / 102.8)
     assert full + free == 60
@@ -113,7 +117,7 @@ def test_a_roofline_above_the_step_says_so() -> None:
 @pytest.mark.parametrize(("program", "kind"), [("prefill", "prompt tokens"), ("decode", "tokens")])
 def test_the_engines_programs_show_tokens_time_and_money(program: str, kind: str) -> None:
     budget = InferenceBudget(3e9, 8, 12345.0, 0.648, 0.123, 0.027)
-    text = shown(replace(PLAN, program=program), budget)
+    text = shown(replace(PLAN, program=program, section="serve", budget=budget))
     assert row(text, f"{kind}/s").startswith(f"{kind}/s 12,345")
     assert row(text, "ms a").startswith("ms a chunk 0.648 ms" if program == "prefill" else "ms a token 0.648 ms")
     assert row(text, f"10^6 {kind}").startswith(f"10^6 {kind} 0.0270 USD")
@@ -134,24 +138,24 @@ def test_the_chips_figures_stand_above_everything() -> None:
         assert figure in line
     assert "to the host 16.0 GB/s" in line
     assert "docs.cloud.google.com/tpu/docs/v5p" in line
-    assert line.splitlines()[0] in shown(PLAN, None).splitlines()
+    assert line.splitlines()[0] in shown(replace(PLAN, budget=None)).splitlines()
     assert "int8 none stated" in chip_line(CHIPS["tpu7x"])
     assert "to the host unknown" in chip_line(CHIPS["tpu7x"])
 
 
-NOT = replace(PLAN, fits=False, needs_bytes=608 * GB, memory=None, estimate=None, spenders=())
+NOT = replace(PLAN, fits=False, needs_bytes=608 * GB, memory=None, estimate=None, spenders=(), budget=None)
 
 
 def test_what_does_not_fit_says_by_how_much_what_is_known_of_it_and_what_helps() -> None:
-    text = shown(replace(NOT, known_bytes={"params": 10 * GB, "opt_state": 20 * GB, "step": 4, "": 2 * GB}), None)
+    text = shown(replace(NOT, known_bytes={"params": 10 * GB, "opt_state": 20 * GB, "step": 4, "": 2 * GB}))
     assert "does not fit: needs 608.00 GB of memory per device, v5p has 102.79 GB: 505.21 GB too much" in text
     assert row(text, "parameters") == "parameters 10.00 GB 9.7%"
     assert row(text, "optimizer") == "optimizer 20.00 GB 19.5%"
     assert row(text, "other arguments") == "other arguments 2.00 GB 1.9%"
     assert "576.00 GB 560.4%" in row(text, "the rest")
     for remedy in (
-        "grad_accum",
-        "remat={}",
+        "train.pretrain.grad_accum",
+        "train.pretrain.remat={}",
         "{input: offload}",
         "16 GB/s",
         "loss_chunks",
@@ -164,26 +168,25 @@ def test_remedies_are_those_that_can_be_enough() -> None:
     large = printed(misfit(replace(NOT, known_bytes={"params": 200 * GB, "opt_state": 400 * GB}), CHIPS["v5p"]))
     assert "the state alone does not fit" in large
     assert "grad_accum" not in large
-    decode = printed(misfit(replace(NOT, program="decode", known_bytes={"params": GB}), CHIPS["v5p"]))
+    decode = printed(misfit(replace(NOT, program="decode", section="serve", known_bytes={"params": GB}), CHIPS["v5p"]))
     assert "serve.num_slots" in decode
     assert "pretrain" not in decode
 
 
-def test_a_states_bytes_are_known_from_where_its_arrays_are_put() -> None:
-    place = NamedSharding(AbstractMesh((64,), ("fsdp",)), P("fsdp"))
-    weights = jax.ShapeDtypeStruct((640, 10), jnp.float32, sharding=place)
+def test_a_states_bytes_are_known_from_its_shardings() -> None:
+    sharding = NamedSharding(AbstractMesh((64,), ("fsdp",)), P("fsdp"))
+    weights = jax.ShapeDtypeStruct((640, 10), jnp.float32, sharding=sharding)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
 
-    class Lowered:
-        out_info = (TrainState({"w": weights}, (weights, weights), scalar), {"loss": scalar})
-
-    assert known_bytes(Lowered(), 64) == {"params": 400, "opt_state": 800}  # a sixty-fourth of each array
+    state = TrainState({"w": weights}, (weights, weights), scalar)
+    lowered: Any = SimpleNamespace(out_info=(state, {"loss": scalar}))
+    assert known_argument_bytes(lowered, 64) == {"params": 400, "opt_state": 800}  # a sixty-fourth of each array
 
 
 def test_on_one_device_arguments_are_known_as_they_are() -> None:
     w, x = jax.ShapeDtypeStruct((16, 4), jnp.float32), jax.ShapeDtypeStruct((2, 16), jnp.float32)
     lowered = jax.jit(lambda weights, x: x @ weights["w"]).lower({"w": w}, x)
-    assert known_bytes(lowered, 1) == {"params": 256, "": 128}
+    assert known_argument_bytes(lowered, 1) == {"params": 256, "": 128}
 
 
 @pytest.mark.parametrize(

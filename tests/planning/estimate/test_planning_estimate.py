@@ -1,42 +1,28 @@
 """From work to seconds: networks, kernels, the schedule played through, and a run's budget."""
 
-import numpy as np
 import pytest
 
-from lifecycle.model.config import ModelConfig
 from lifecycle.planning.chips import CHIPS
 from lifecycle.planning.compiled.collectives import Collective, MeshShape, collectives
 from lifecycle.planning.compiled.hlo import Shape, parse_module
 from lifecycle.planning.compiled.kernels import KernelWork, kernel_work
 from lifecycle.planning.compiled.program import Kernel, Program
 from lifecycle.planning.compiled.timeline import Timeline
+from lifecycle.planning.estimate.budget import inference_budget, training_budget
 from lifecycle.planning.estimate.network import HOP_S, Network, Span
-from lifecycle.planning.estimate.step import Work, budget, estimate, inference_budget
-from lifecycle.planning.programs.lowering import decode_work, prefill_work
-from lifecycle.planning.topology import Topology, parse_topology
+from lifecycle.planning.estimate.step import estimate_step
+from lifecycle.planning.estimate.work import Work
+from lifecycle.planning.topology import parse_topology
+from tests.planning.fakes import coordinates
 from tests.planning.small_programs import GOLDEN, GOLDEN_SHAPE
 from tests.planning.texts import CHAIN, HANDED_OVER, HEAD, STARTED, X, cycles, entry, loop
 
 GB = 10**9
 
 
-def places(topology: Topology) -> np.ndarray:
-    """Rows x, y, z, core, slice in the order of slices, z, y, x, core."""
-    x, y, z = (*topology.shape, 1, 1)[:3]
-    rows = [
-        (i, j, k, core, piece)
-        for piece in range(topology.num_slices)
-        for k in range(z)
-        for j in range(y)
-        for i in range(x)
-        for core in range(topology.chip.devices_per_chip)
-    ]
-    return np.array(rows)
-
-
 def network(name: str, axes: tuple[str, ...], sizes: tuple[int, ...]) -> Network:
     topology = parse_topology(name)
-    return Network(topology, MeshShape(axes, sizes, topology.num_slices), places(topology))
+    return Network(topology, MeshShape(axes, sizes, topology.num_slices), coordinates(topology))
 
 
 def gather(axes: tuple[str, ...], group_size: int, payload: int = GB, kind: str = "all-gather") -> Collective:
@@ -177,8 +163,8 @@ def test_an_estimate_adds_up_and_its_budget_is_arithmetic() -> None:
     program = Program(parse_module(GOLDEN.read_text(encoding="utf-8")))
     topology = parse_topology("v5p:2x2x1")
     found = collectives(program, GOLDEN_SHAPE)
-    net = Network(topology, GOLDEN_SHAPE, places(topology))
-    got = estimate(program, found, [KernelWork("splash", 2, 1e9, 0.0)], net, topology)
+    net = Network(topology, GOLDEN_SHAPE, coordinates(topology))
+    got = estimate_step(program, found, [KernelWork("splash", 2, 1e9, 0.0)], net, topology)
     assert got.times.kernel_s == 0.0  # no such kernel stands in the schedule
     assert got.step_s == got.times.total_s > got.compute_roofline_s
     assert got.fastest_s <= got.step_s <= got.slowest_s
@@ -187,7 +173,7 @@ def test_an_estimate_adds_up_and_its_budget_is_arithmetic() -> None:
     # Nothing here runs beside anything: all of the network is waited for.
     assert got.times.exposed_s == pytest.approx(got.network_roofline_s)
     work = Work(tokens=1000, flops=4e9, flops_full_attention=5e9, runs=7200)
-    made = budget(got, topology, work)
+    made = training_budget(got, topology, work)
     assert made.tokens_per_s * got.step_s == pytest.approx(1000)
     assert made.mfu == pytest.approx(4e9 / got.step_s / (4 * 459e12))
     assert made.mfu_full_attention == pytest.approx(1.25 * made.mfu)
@@ -200,15 +186,15 @@ def test_memory_traffic_is_a_figure_beside_the_step_and_does_not_set_it() -> Non
     layer = f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(100)}"
     program = Program(parse_module(HEAD + entry(X, layer)))
     topology = parse_topology("v5p:2x2x1")
-    got = estimate(program, [], [], Network(topology, GOLDEN_SHAPE, places(topology)), topology)
+    got = estimate_step(program, [], [], Network(topology, GOLDEN_SHAPE, coordinates(topology)), topology)
     assert got.hbm_traffic_bytes == 2 * 8 * 128 * 4
     assert got.hbm_roofline_s == pytest.approx(8192 / 2765e9)
     slow = f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1)}"
-    fast = estimate(
+    fast = estimate_step(
         Program(parse_module(HEAD + entry(X, slow))),
         [],
         [],
-        Network(topology, GOLDEN_SHAPE, places(topology)),
+        Network(topology, GOLDEN_SHAPE, coordinates(topology)),
         topology,
     )
     assert fast.hbm_roofline_s > fast.step_s == pytest.approx(262_144 / 459e12)
@@ -217,8 +203,8 @@ def test_memory_traffic_is_a_figure_beside_the_step_and_does_not_set_it() -> Non
 def test_an_inference_budget_is_tokens_time_and_money_of_one_run() -> None:
     program = Program(parse_module(HEAD + entry(X, f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1_502_990)}")))
     topology = parse_topology("v5e:1x1")
-    one = Network(topology, MeshShape(("fsdp",), (1,)), places(topology))
-    got = estimate(program, [], [], one, topology)
+    one = Network(topology, MeshShape(("fsdp",), (1,)), coordinates(topology))
+    got = estimate_step(program, [], [], one, topology)
     assert got.step_s == pytest.approx(1e-3, rel=1e-5)  # at 1.503 GHz
     made = inference_budget(got, topology, Work(tokens=8, flops=197e6, flops_full_attention=2e8, runs=1))
     assert made.tokens_per_s == pytest.approx(8000, rel=1e-5)
@@ -230,26 +216,11 @@ def test_an_inference_budget_is_tokens_time_and_money_of_one_run() -> None:
 def test_the_engine_is_planned_on_one_of_a_chips_two_devices() -> None:
     program = Program(parse_module(HEAD + entry(X, f"%y = f32[8,128]{{1,0}} negate(%x), {cycles(1000)}")))
     topology = parse_topology("tpu7x:1x1x1")
-    one = Network(topology, MeshShape(("fsdp",), (1,)), places(topology)[:1])
-    got = estimate(program, [], [], one, topology)
+    one = Network(topology, MeshShape(("fsdp",), (1,)), coordinates(topology)[:1])
+    got = estimate_step(program, [], [], one, topology)
     made = inference_budget(got, topology, Work(tokens=8, flops=2e9, flops_full_attention=2e9, runs=1))
     assert made.model_flops == 2e9
     assert made.mfu == pytest.approx(2e9 / got.step_s / topology.chip.bf16_flops)
-
-
-def test_the_works_of_prefill_and_decode_are_the_parameters_that_a_token_uses_and_attention() -> None:
-    model = ModelConfig(
-        vocab_size=1000, d_model=64, d_ff=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, max_seq_len=512
-    )
-    layer = 64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 128
-    seen = 2 * 4 * (16 + 16) * 512  # layers, heads, both products, positions
-    decode = decode_work(model, num_slots=8, length=512)
-    assert decode.tokens == 8
-    assert decode.flops_full_attention == 8 * 2 * (2 * layer + 64 * 1000 + seen)
-    assert decode.flops == pytest.approx(8 * 2 * (2 * layer + 64 * 1000 + seen / 2), rel=1e-2)
-    prefill = prefill_work(model, length=512)
-    assert prefill.tokens == 256
-    assert prefill.flops_full_attention == 256 * 2 * (2 * layer + seen) + 2 * 64 * 1000  # the head for one token
 
 
 def test_what_an_estimate_leaves_out_is_said_by_name() -> None:
@@ -272,7 +243,8 @@ def test_what_an_estimate_leaves_out_is_said_by_name() -> None:
     assert "unknown length" not in seldom
     assert "Loops of unknown length count once: w." in unknown
     assert (
-        "1 runs of conditionals (a/see) count their costliest branch: 80% of the cycles, with the cheapest 0%" in cond
+        "1 runs of conditionals (a/see) are costed at their costliest branch: 80% of the cycles, with the cheapest 0%"
+        in cond
     )
     assert "count as their memory traffic: odd." in cond
     assert "memory traffic (approximate" in cond
@@ -281,7 +253,7 @@ def test_what_an_estimate_leaves_out_is_said_by_name() -> None:
 def trusted(text: str) -> tuple[str, ...]:
     program, topology = Program(parse_module(text)), parse_topology("v5p:2x2x1")
     kernels = kernel_work(program.kernels, 0.5, is_exchanged=False)
-    return estimate(program, [], kernels, Network(topology, GOLDEN_SHAPE, places(topology)), topology).trust
+    return estimate_step(program, [], kernels, Network(topology, GOLDEN_SHAPE, coordinates(topology)), topology).trust
 
 
 def test_every_chip_has_sources_and_a_clock_that_its_matrix_units_allow() -> None:

@@ -1,28 +1,39 @@
 """The TPU compiler itself, on programs of seconds: collectives' other forms, and memory."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.compiled.collectives import MeshShape, collectives
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.programs.plan import plan_program
-from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
+from lifecycle.planning.estimate.budget import inference_budget
+from lifecycle.planning.estimate.work import Work
+from lifecycle.planning.programs.lowering import PlannedProgram
+from lifecycle.planning.programs.plan import ProgramPlan, plan_program
+from lifecycle.planning.topology import Topology, devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
 from tests.planning.small_programs import HIDDEN, LAYERS, WIDTH, layers_flops, lower_layers
 
 pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> None:
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     prepare()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def plan_of(topology: Topology, mesh: Mesh, lower: Callable[[], jax.stages.Lowered]) -> ProgramPlan:
+    program = PlannedProgram("test", "serve", mesh, lower, Work(1, 1.0, 1.0, 1), inference_budget)
+    return plan_program(program, topology, is_tuned=False, progress=Silent())
 
 
 @pytest.mark.parametrize(
@@ -49,8 +60,8 @@ def test_products_and_gathers_are_counted_once_in_every_form(name: str, mesh: Me
 def test_a_chips_memory_is_what_its_compiler_says() -> None:
     for name in ("v4:2x2x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1"):
         topology = parse_topology(name)
-        place = SingleDeviceSharding(devices(topology)[0])
-        large = jax.ShapeDtypeStruct((2**10, 2**30), jnp.int8, sharding=place)
+        sharding = SingleDeviceSharding(devices(topology)[0])
+        large = jax.ShapeDtypeStruct((2**10, 2**30), jnp.int8, sharding=sharding)
         with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as caught:
             jax.jit(lambda x: x + 1).lower(large).compile()
         says = float(str(caught.value).partition("available HBM (")[2].partition("G)")[0])
@@ -60,21 +71,21 @@ def test_a_chips_memory_is_what_its_compiler_says() -> None:
 def test_memory_parts_add_up_to_the_peak_and_too_much_is_a_plan_that_does_not_fit() -> None:
     topology = parse_topology("v5e:1x1")
     mesh = mesh_of_one(topology)
-    place = SingleDeviceSharding(mesh.devices.flat[0])
+    sharding = SingleDeviceSharding(mesh.devices.flat[0])
 
     def lower(size: int) -> jax.stages.Lowered:
-        weights = {"w": jax.ShapeDtypeStruct((size, 1024), jnp.float32, sharding=place)}
-        x = jax.ShapeDtypeStruct((256, size), jnp.float32, sharding=place)
+        weights = {"w": jax.ShapeDtypeStruct((size, 1024), jnp.float32, sharding=sharding)}
+        x = jax.ShapeDtypeStruct((256, size), jnp.float32, sharding=sharding)
         return jax.jit(lambda weights, x: jnp.tanh(x @ weights["w"])).lower(weights, x)
 
-    small = plan_program("test", topology, mesh, lambda: lower(2**14), 1.0, {}, Silent())
+    small = plan_of(topology, mesh, lambda: lower(2**14))
     assert small.fits
     assert small.memory is not None
     m = small.memory
     assert m.parameters_bytes == 2**14 * 1024 * 4
     parts = m.parameters_bytes + m.optimizer_bytes + m.other_arguments_bytes + m.temporaries_bytes
     assert parts == m.peak_bytes == small.needs_bytes
-    large = plan_program("test", topology, mesh, lambda: lower(2**22 + 2**20), 1.0, {}, Silent())
+    large = plan_of(topology, mesh, lambda: lower(2**22 + 2**20))
     assert not large.fits
     assert large.needs_bytes > topology.chip.hbm_bytes
     size = 2**22 + 2**20
@@ -85,7 +96,7 @@ def test_memory_parts_add_up_to_the_peak_and_too_much_is_a_plan_that_does_not_fi
 def test_what_is_offloaded_crosses_the_link_to_the_host_and_lies_in_its_memory() -> None:
     topology, layers, rows, width = parse_topology("v5p:1x1x1"), 6, 4096, 1024
     mesh = mesh_of_one(topology)
-    place = SingleDeviceSharding(mesh.devices.flat[0])
+    sharding = SingleDeviceSharding(mesh.devices.flat[0])
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["h"],
@@ -100,15 +111,15 @@ def test_what_is_offloaded_crosses_the_link_to_the_host_and_lies_in_its_memory()
         return jax.lax.scan(jax.checkpoint(layer, policy=policy), x, weights)[0].astype(jnp.float32).sum()
 
     def lower() -> jax.stages.Lowered:
-        weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=place)
-        x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16, sharding=place)
+        weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=sharding)
+        x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16, sharding=sharding)
         return jax.jit(jax.grad(loss)).lower(weights, x)
 
-    planned = plan_program("test", topology, mesh, lower, 1.0, {}, Silent())
+    plan = plan_of(topology, mesh, lower)
     kept = layers * rows * width * 2
-    assert planned.memory is not None and planned.memory.host_bytes == kept
-    assert planned.estimate is not None
-    moved = {(row.kind, row.axes): (row.runs, row.payload_bytes) for row in planned.estimate.traffic}
+    assert plan.memory is not None and plan.memory.host_bytes == kept
+    assert plan.estimate is not None
+    moved = {(row.kind, row.axes): (row.runs, row.payload_bytes) for row in plan.estimate.traffic}
     assert moved == {("to host", ("host",)): (layers, kept), ("from host", ("host",)): (layers, kept)}
-    assert planned.estimate.host_roofline_s == pytest.approx(2 * kept / 16e9)
-    assert 0 < planned.estimate.times.host_exposed_s < planned.estimate.times.host_s
+    assert plan.estimate.host_roofline_s == pytest.approx(2 * kept / 16e9)
+    assert 0 < plan.estimate.times.host_exposed_s < plan.estimate.times.host_s

@@ -6,8 +6,8 @@ import pytest
 
 from lifecycle.model.config import Remat
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.planning.search.candidates import Candidate, is_behind, known_names, policies
-from lifecycle.planning.search.footprint import memory, part_of, weights
+from lifecycle.planning.search.candidates import Candidate, is_dominated, known_names, policies
+from lifecycle.planning.search.footprint import device_share, footprint, weights
 from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, TWO_SLICES, load, pretraining, shipped
 
 GB = 1e9
@@ -37,14 +37,14 @@ def test_arithmetic_is_within_a_twentieth_of_the_compilers_peak(
     name: str, topology: str, words: tuple[str, ...], remat: Remat | None, peak: float
 ) -> None:
     run = shipped(name, topology, *words, remat=remat)
-    assert memory(run.model, run.train, run.candidate).total_bytes == pytest.approx(peak * GB, rel=0.05)
+    assert footprint(run.model, run.train, run.candidate).total_bytes == pytest.approx(peak * GB, rel=0.05)
 
 
 def test_where_some_is_saved_and_some_offloaded_arithmetic_is_an_eighth_too_high() -> None:
     # 24.8 GB by the compiler (docs/log.md); 27.6 here, on the side that refuses too much.
     kept: Remat = {"input": "offload", "k": "save", "v": "save", "attention_out": "save", "middle": "offload"}
     run = shipped("llama3_70b_v6e_256", "v6e:16x16", remat=kept)
-    assert 24.8 * GB < memory(run.model, run.train, run.candidate).total_bytes < 1.125 * 24.8 * GB
+    assert 24.8 * GB < footprint(run.model, run.train, run.candidate).total_bytes < 1.125 * 24.8 * GB
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_a_search_knows_what_may_be_half_saved_half_offloaded() -> None:
         ({"middle": "offload"}, {"middle": "save"}, True),
     ],
 )
-def test_what_has_less_at_hand_on_the_same_mesh_is_behind(ours: Remat, theirs: Remat, is_it: bool) -> None:
+def test_what_has_less_at_hand_on_the_same_mesh_is_dominated(ours: Remat, theirs: Remat, is_it: bool) -> None:
     one, other = (Candidate(MeshConfig(fsdp=64), 1, "some", remat) for remat in (ours, theirs))
-    assert is_behind(one, other) is is_it
-    assert not is_behind(one, replace(other, mesh=MeshConfig(fsdp=32, tensor=2)))
-    assert not is_behind(one, replace(other, grad_accum=2))
+    assert is_dominated(one, other) is is_it
+    assert not is_dominated(one, replace(other, mesh=MeshConfig(fsdp=32, tensor=2)))
+    assert not is_dominated(one, replace(other, grad_accum=2))
 
 
 def test_policies_have_only_the_names_that_layers_have_on_the_mesh() -> None:
@@ -128,19 +128,21 @@ def test_the_expert_axis_cuts_what_is_not_of_experts_too() -> None:
 
 def test_micro_batches_divide_what_waits_and_add_a_sum_of_gradients() -> None:
     run = shipped("llama3_8b_v5p_128", "v5p:4x4x4")
-    one = memory(run.model, run.train, run.candidate)
-    two = memory(run.model, run.train, replace(run.candidate, grad_accum=2))
+    one = footprint(run.model, run.train, run.candidate)
+    two = footprint(run.model, run.train, replace(run.candidate, grad_accum=2))
     assert two.saved_bytes == one.saved_bytes / 2
     assert two.state_bytes == one.state_bytes
     shorter = replace(run.candidate, mesh=MeshConfig(fsdp=32, context=2), grad_accum=1)
-    assert part_of(run.model, run.train, shorter).tokens == part_of(run.model, run.train, run.candidate).tokens
+    assert (
+        device_share(run.model, run.train, shorter).tokens == device_share(run.model, run.train, run.candidate).tokens
+    )
 
 
 def test_parts_of_the_vocabulary_take_the_logits_and_the_heads_gradient_away() -> None:
     run = shipped("llama3_8b_v6e_256", "v6e:16x16")
 
     def work(chunks: int) -> float:
-        return memory(run.model, run.train, replace(run.candidate, loss_chunks=chunks)).work_bytes
+        return footprint(run.model, run.train, replace(run.candidate, loss_chunks=chunks)).work_bytes
 
     # 6 bytes for each of the head's 525 M elements, and a block's logits
     assert work(1) == pytest.approx(4.87 * GB, rel=0.01)
@@ -151,6 +153,6 @@ def test_in_a_ring_no_device_holds_a_whole_rows_keys() -> None:
     run = shipped("llama3_8b_128k_v5p_128", "v5p:4x4x4", "model.num_kv_heads=32")
     ring = run.model.model_copy(update={"context_attention": "ring"})
     wide = Candidate(run.candidate.mesh, 1, "nothing", {})
-    gathered, passed = (memory(model, run.train, wide) for model in (run.model, ring))
+    gathered, passed = (footprint(model, run.train, wide) for model in (run.model, ring))
     # 131,072 positions of 32 heads of 128, keys and values, and their gradients
     assert gathered.work_bytes - passed.work_bytes > 1.5 * GB

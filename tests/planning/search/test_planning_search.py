@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,25 +11,23 @@ from jax.errors import JaxRuntimeError
 from lifecycle.cli.plan_search import changed
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import Remat
-from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning.programs.plan import Planned
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.search import candidates, reasons, search
 from lifecycle.planning.search.candidates import Candidate
-from lifecycle.planning.search.footprint import Bytes
+from lifecycle.planning.search.footprint import Footprint
 from lifecycle.planning.search.forecast import Forecast
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
-from tests.planning.estimate.test_planning_estimate import places
-from tests.planning.programs.test_planning_plan import planned
+from tests.planning.fakes import CUBE, fake_mesh, program_plan
 from tests.planning.shipped import load, pretraining
 
-CUBE = parse_topology("v5p:4x4x4")
-type Run = Callable[..., reasons.Found]
+type Run = Callable[..., reasons.SearchResult]
 
 
 def checked(config: RunConfig) -> candidates.Check:
     def check(candidate: Candidate) -> None:
-        changed(config, candidate)
+        changed(config, "pretrain", candidate)
 
     return check
 
@@ -119,12 +116,7 @@ def test_without_a_figure_for_the_hosts_link_nothing_is_offloaded_and_a_note_say
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """A search of a shipped run over the cube whose compiler is a function of the candidate."""
 
-    def laid(which: Topology, mesh: MeshConfig) -> Any:
-        sizes = tuple(mesh.plain().values())
-        return SimpleNamespace(axis_names=AXES, devices=places(which).reshape(*sizes, -1)[..., 0])
-
-    monkeypatch.setattr(search, "mesh_over", laid)
-    monkeypatch.setattr(search, "places_of", lambda _: places(CUBE))
+    monkeypatch.setattr(search, "mesh_over", fake_mesh)
 
     def found(
         compile_one: Any,
@@ -132,7 +124,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         name: str = "llama3_8b_v5p_128",
         most: int = 3,
         on_compiled: Any = lambda _: None,
-    ) -> reasons.Found:
+    ) -> reasons.SearchResult:
         config = load(name, *words)
         check = checked(config)
         return search.search(
@@ -143,16 +135,18 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_the_pick_is_the_fastest_that_fits_and_everything_else_has_a_reason(run: Run) -> None:
-    answers = iter([planned(3.0), planned(fits=False, needs=200 * 10**9), planned(1.0), planned(2.0)])
+    answers = iter(
+        [program_plan(3.0), program_plan(fits=False, needs=200 * 10**9), program_plan(1.0), program_plan(2.0)]
+    )
     found = run(lambda _: next(answers))
-    assert [c.planned.fits for c in found.compiled] == [True, False, True, True]
+    assert [c.plan.fits for c in found.compiled] == [True, False, True, True]
     assert found.pick is found.compiled[2]
-    reasons = {r.name: r for r in found.rejected}
-    slower, large = (reasons[found.compiled[i].candidate.name] for i in (0, 1))
+    reason_of = {r.name: r for r in found.rejected}
+    slower, large = (reason_of[found.compiled[i].candidate.name] for i in (0, 1))
     assert (slower.kind, slower.reason) == ("compiled: slower", "3.00 times the pick's step")
     assert large.kind == "compiler: no memory"
     assert large.reason.startswith("needs 200.0 GB; ")
-    assert len(found.rejected) + 1 == found.num_candidates == len(reasons) + 1
+    assert len(found.rejected) + 1 == found.num_candidates == len(reason_of) + 1
     kinds = Counter(r.kind for r in found.rejected)
     assert set(kinds) == {
         "compiled: slower", "compiler: no memory", "slower by arithmetic", "memory by arithmetic", "cannot be cut",
@@ -162,7 +156,7 @@ def test_the_pick_is_the_fastest_that_fits_and_everything_else_has_a_reason(run:
 
 
 def test_the_best_of_each_kind_come_first(run: Run) -> None:
-    found = run(lambda _: planned())
+    found = run(lambda _: program_plan())
 
     def firsts(kind: str) -> list[float]:
         return [float(r.reason.split()[0].replace(",", "")) for r in found.rejected if r.kind == kind]
@@ -173,7 +167,7 @@ def test_the_best_of_each_kind_come_first(run: Run) -> None:
 
 
 def test_candidates_are_compiled_in_the_order_of_their_arithmetic(run: Run) -> None:
-    found = run(lambda _: planned())
+    found = run(lambda _: program_plan())
     expected = [c.forecast.step_s for c in found.compiled]
     assert expected == sorted(expected)
     assert len(expected) == 3
@@ -183,23 +177,23 @@ def test_candidates_are_compiled_in_the_order_of_their_arithmetic(run: Run) -> N
 def test_a_candidate_that_the_compiler_fails_on_is_rejected_with_its_words_and_the_search_goes_on(
     run: Run, error: Exception
 ) -> None:
-    answers: Any = iter([error, planned(2.0), planned(1.0), planned(3.0)])
+    answers: Any = iter([error, program_plan(2.0), program_plan(1.0), program_plan(3.0)])
 
-    def compile_one(_: Candidate) -> Planned:
+    def compile_one(_: Candidate) -> ProgramPlan:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     found = run(compile_one)
-    assert [c.planned.estimate and c.planned.estimate.step_s for c in found.compiled] == [2.0, 1.0, 3.0]
+    assert [c.plan.estimate and c.plan.estimate.step_s for c in found.compiled] == [2.0, 1.0, 3.0]
     failed = [r for r in found.rejected if r.kind == "compiler: error"]
     assert [r.reason for r in failed] == [str(error).splitlines()[0]]
     assert len(found.rejected) + 1 == found.num_candidates
 
 
 def forecasted(step_s: float) -> Forecast:
-    return Forecast(Bytes(1.0, 1.0, 1.0), 1.0, 1.0, step_s, 0.0, 0.0)
+    return Forecast(Footprint(1.0, 1.0, 1.0), 1.0, 1.0, step_s, 0.0, 0.0)
 
 
 def test_half_of_the_compiled_are_the_best_and_the_others_the_best_of_other_kinds_that_may_be_as_fast() -> None:
@@ -236,9 +230,9 @@ def test_where_everything_fits_saving_it_on_the_shipped_mesh_is_compiled_first(
 ) -> None:
     tried: list[Candidate] = []
 
-    def compile_one(candidate: Candidate) -> Planned:
+    def compile_one(candidate: Candidate) -> ProgramPlan:
         tried.append(candidate)
-        return planned()
+        return program_plan()
 
     run(compile_one, name=name, most=4)
     config = load(name)
@@ -247,7 +241,7 @@ def test_where_everything_fits_saving_it_on_the_shipped_mesh_is_compiled_first(
 
 
 def test_an_error_of_our_own_ends_a_search(run: Run) -> None:
-    def compile_one(_: Candidate) -> Planned:
+    def compile_one(_: Candidate) -> ProgramPlan:
         raise AssertionError("ours")
 
     with pytest.raises(AssertionError, match="ours"):
@@ -255,53 +249,53 @@ def test_an_error_of_our_own_ends_a_search(run: Run) -> None:
 
 
 def test_a_search_in_which_nothing_fits_ends_and_says_what_is_left_to_change(run: Run) -> None:
-    found = run(lambda _: planned(fits=False, needs=110 * 10**9))
+    found = run(lambda _: program_plan(fits=False, needs=110 * 10**9))
     assert found.pick is None
     assert len(found.compiled) == 6
     assert len(found.rejected) == found.num_candidates
-    nearest, mend = reasons.why(found)
+    nearest, mend = reasons.why(found, "train.pretrain")
     assert "needs 110.0 GB" in nearest
-    assert "more devices" in mend and "seq_len" in mend
+    assert "more devices" in mend and "train.pretrain.seq_len" in mend
     assert "global_batch_size" not in mend
 
 
 def test_where_arithmetic_refuses_everything_nothing_is_compiled(run: Run) -> None:
     found = run(lambda _: pytest.fail("compiled"), "model=llama3_1_405b", "train.pretrain.seq_len=131072")
     assert (found.pick, found.compiled) == (None, ())
-    assert "memory by arithmetic" in reasons.why(found)[0]
+    assert "memory by arithmetic" in reasons.why(found, "train.pretrain")[0]
 
 
 def test_what_the_run_itself_says_is_compiled_beside_the_best(run: Run) -> None:
     tried: list[Candidate] = []
 
-    def compile_one(candidate: Candidate) -> Planned:
+    def compile_one(candidate: Candidate) -> ProgramPlan:
         tried.append(candidate)
-        return planned(2.0 if candidate.policy == "nothing" else 1.0)
+        return program_plan(2.0 if candidate.policy == "nothing" else 1.0)
 
     found = run(compile_one, "train.pretrain.remat={}")
     assert [c.policy == "nothing" for c in tried] == [False, False, False, True]
     assert found.own is found.compiled[-1]
     own = "The run's own setting, fsdp=64, grad_accum=1, keeps nothing: 2,000.0 ms, 2.00 times the pick's step."
-    assert reasons.why(found)[2] == own
+    assert reasons.why(found, "train.pretrain")[2] == own
     assert len(found.rejected) + 1 == found.num_candidates
 
-    found = run(lambda c: planned(fits=c.policy != "nothing", needs=200 * 10**9), "train.pretrain.remat={}")
-    assert "does not fit: it needs 200.0 GB" in reasons.why(found)[2]
+    found = run(lambda c: program_plan(fits=c.policy != "nothing", needs=200 * 10**9), "train.pretrain.remat={}")
+    assert "does not fit: it needs 200.0 GB" in reasons.why(found, "train.pretrain")[2]
 
-    best = run(lambda _: planned())
+    best = run(lambda _: program_plan())
     assert best.own is best.pick and len(best.compiled) == 3
-    assert reasons.why(best)[2] == "It is the run's own setting."
+    assert reasons.why(best, "train.pretrain")[2] == "It is the run's own setting."
 
 
 def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
     gb = 10**9
-    pick = planned(1.0, needs=60 * gb, sent=40 * gb, exposed_s=0.25)
-    second = planned(1.5, needs=30 * gb, sent=10 * gb)
-    last = planned(4.0, needs=20 * gb, sent=10 * gb)
+    pick = program_plan(1.0, needs=60 * gb, sent=40 * gb, exposed_s=0.25)
+    second = program_plan(1.5, needs=30 * gb, sent=10 * gb)
+    last = program_plan(4.0, needs=20 * gb, sent=10 * gb)
     answers = iter([second, pick, last])
     found = run(lambda _: next(answers))
-    assert found.pick is not None and found.pick.planned is pick
-    fastest, takes, own, next_best, terms = reasons.why(found)
+    assert found.pick is not None and found.pick.plan is pick
+    fastest, takes, own, next_best, terms = reasons.why(found, "train.pretrain")
     assert "1,250.0 ms" in fastest
     assert "60.0 GB a device and leaves 42.8 GB free" in takes and "collectives move 40.0 GB" in takes
     assert "own setting, fsdp=64" in own and "1,500.0 ms, 1.20 times the pick's step" in own
@@ -310,15 +304,15 @@ def test_why_names_memory_traffic_and_the_terms_that_differ(run: Run) -> None:
 
 
 def test_what_is_known_when_a_search_is_stopped_was_told(run: Run) -> None:
-    told: list[Any] = []
-    answers = iter([planned()])
+    heard: list[Any] = []
+    answers = iter([program_plan()])
 
-    def compile_one(_: Candidate) -> Planned:
+    def compile_one(_: Candidate) -> ProgramPlan:
         try:
             return next(answers)
         except StopIteration:
             raise KeyboardInterrupt from None
 
     with pytest.raises(KeyboardInterrupt):
-        run(compile_one, on_compiled=told.append)
-    assert len(told) == 1
+        run(compile_one, on_compiled=heard.append)
+    assert len(heard) == 1

@@ -12,11 +12,11 @@ from lifecycle.cli.plan import PlanConfig, plan_decode
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import num_params
-from lifecycle.planning.programs.lowering import decode_work, prefill_work
+from lifecycle.planning.estimate.work import decode_work, prefill_work
 from lifecycle.planning.topology import has_compiler, parse_topology, prepare
 from lifecycle.stages.config import RunConfig
 
-QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SLOTS, LENGTH = 4, 256
 
 

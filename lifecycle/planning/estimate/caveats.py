@@ -11,24 +11,29 @@ from lifecycle.planning.topology import Topology
 
 KERNEL_RANGE = (0.4, 0.8)  # shares of the peak for the range
 ALWAYS = (
-    "The compiler's own, exact for this program and compiler version: memory, the schedule, cycles of what is no "
-    "kernel, the shapes that collectives' bytes and matrix products' FLOPs are counted from.",
-    "Ours, from shapes and names: memory traffic (approximate; it changes nothing of the step) and kernels' FLOPs.",
+    "From the compiler, exact for this program and compiler version: memory, the schedule, cycles of everything but "
+    "kernels, and the shapes from which collectives' bytes and matrix products' FLOPs are counted.",
+    "Counted by us from shapes and names: memory traffic (approximate; the step does not depend on it) and kernels' "
+    "FLOPs.",
     "Cycles are the compiler's estimate at the clock that the stated peak implies; a chip that throttles, waits for "
-    "its host or loads data late is slower. No chip was there to compare.",
+    "its host or loads data late is slower. Nothing was compared with a real chip.",
 )
 
 
-def trust(
-    program: Program, found: Sequence[Collective], kernels: Sequence[KernelWork], times: Times, topology: Topology
+def caveats(
+    program: Program,
+    collectives: Sequence[Collective],
+    kernels: Sequence[KernelWork],
+    times: Times,
+    topology: Topology,
 ) -> tuple[str, ...]:
     """The sentences for one program on a topology."""
-    network = [c for c in found if not c.is_to_host]
+    network = [c for c in collectives if not c.is_to_host]
     return (
         *ALWAYS,
         *_of_kernels(kernels, times, any(c.kind == "ragged-all-to-all" for c in network)),
         *_of_networks(network, times, topology),
-        *_of_host([c for c in found if c.is_to_host], times, topology),
+        *_of_host([c for c in collectives if c.is_to_host], times, topology),
         *_of_control(program),
     )
 
@@ -46,9 +51,8 @@ def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool)
         yield f"Kernels whose products are not known count as their memory traffic: {', '.join(unknown)}."
     if is_exchanged and any("gmm" in k.name for k in kernels):
         yield (
-            "Experts' kernels count an even load, as if every device's experts got as many rows; what stands round "
-            "them is, by the compiler's cycles, for the whole buffer, and so is their exchange from the experts back: "
-            f"{ROOM} times as many."
+            "Experts' kernels are costed at an even load, as if every device's experts got as many rows. Surrounding "
+            f"ops and the exchange back from the experts are costed at full buffer size: {ROOM} times as many."
         )
 
 
@@ -57,23 +61,23 @@ def _of_networks(network: Sequence[Collective], times: Times, topology: Topology
         return
     yield (
         f"{_share(times.exposed_s, times)} of the step are waits for the network at the links' stated rates, without "
-        "contention between axes. What is reached is lower: jax-ml.github.io/scaling-book counts with 90 GB/s a link "
-        "where v5p's page states 100."
+        "contention between axes. Real rates are lower: jax-ml.github.io/scaling-book uses 90 GB/s a link where v5p's "
+        "page states 100."
     )
     if topology.num_slices > 1 and not any("replica" in c.axes for c in network):
-        yield "No collective crosses the slices: the program may not be what was meant."
+        yield "No collective crosses the slices: check that the program is the one you meant."
 
 
 def _of_host(moves: Sequence[Collective], times: Times, topology: Topology) -> Iterator[str]:
     if moves and topology.chip.host_bytes_per_s is None:
         yield (
-            f"No rate of the link between a {topology.chip.name} and its host was found: what is offloaded counts as "
+            f"The rate of the link between a {topology.chip.name} and its host is not known: offloading is costed at "
             "nothing."
         )
     elif moves:
         yield (
             f"{_share(times.host_exposed_s, times)} of the step are waits for the host's memory at the link's stated "
-            "rate; that several devices of a host go through one memory is not counted."
+            "rate; contention between a host's devices is not counted."
         )
 
 
@@ -82,17 +86,18 @@ def _of_control(program: Program) -> Iterator[str]:
         yield f"Loops of unknown length count once: {', '.join(program.unknown_loops)}."
     if program.seldom_loops:
         yield (
-            "Loops that the model's code marks as seldom needed (further rounds of experts with many more rows than "
+            "Loops that the model's code marks as seldom needed (further rounds for experts with many more rows than "
             f"the others) count as none: {', '.join(program.seldom_loops)}."
         )
     choices = program.choices
     if choices:
-        whole = max(1, program.cycles)
-        most, least = sum(c.most for c in choices) / whole, sum(c.least for c in choices) / whole
+        total = max(1, program.cycles)
+        most, least = sum(c.most for c in choices) / total, sum(c.least for c in choices) / total
         yield (
-            f"{sum(c.runs for c in choices):,} runs of conditionals ({', '.join(c.operation for c in choices)}) count "
-            f"their costliest branch: {most:.0%} of the cycles, with the cheapest {least:.0%}. Ring attention over "
-            "causal rows skips about half of its blocks, and sampling without filters what they need: here all count."
+            f"{sum(c.runs for c in choices):,} runs of conditionals ({', '.join(c.operation for c in choices)}) are "
+            f"costed at their costliest branch: {most:.0%} of the cycles, with the cheapest {least:.0%}. Ring "
+            "attention over causal rows skips about half of its blocks, and sampling without filters skips the sort: "
+            "here all count."
         )
 
 

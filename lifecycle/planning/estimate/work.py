@@ -1,0 +1,53 @@
+"""What the model itself needs for one run of a program: tokens and FLOPs, from its config alone.
+
+Causal attention is counted twice: what a query really sees (half of the square for long causal rows, the stricter
+convention), and the whole square (Chowdhery et al. 2022, appendix B).
+"""
+
+from dataclasses import dataclass
+
+from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run of a program on all devices together. `attention_share` is the part of attention's square that the
+    program's kernels compute: 0.5 where all layers are causal over whole rows."""
+
+    tokens: int
+    flops: float  # causal attention counted half; of experts, those that a token uses
+    flops_full_attention: float
+    runs: int  # of the program, in the whole training run
+    attention_share: float = 1.0
+
+
+def train_work(model: ModelConfig, train: TrainConfig) -> Work:
+    """One train step: a forward pass and a backward pass of twice its products."""
+    tokens = train.global_batch_size * train.seq_len
+    half, full = (3 * tokens * forward_flops_per_token(model, train.seq_len, causal) for causal in (True, False))
+    return Work(tokens, half, full, train.steps, attention_share(model, train.seq_len))
+
+
+def prefill_work(model: ModelConfig, max_seq_len: int) -> Work:
+    """The longest chunk of a prompt, half-way through a context of `max_seq_len`; the head is for its last token."""
+    from lifecycle.inference.scheduler import BUCKETS
+
+    tokens = BUCKETS[-1]
+    spared = 2 * (tokens - 1) * model.d_model * model.vocab_size
+    half, full = (tokens * forward_flops_per_token(model, max_seq_len, causal) - spared for causal in (True, False))
+    return Work(tokens, half, full, runs=1)
+
+
+def decode_work(model: ModelConfig, num_slots: int, max_seq_len: int) -> Work:
+    """A token for each of `num_slots`, on average over a context of `max_seq_len`: two FLOPs for each parameter that
+    a token uses, and attention."""
+    half, full = (num_slots * forward_flops_per_token(model, max_seq_len, causal) for causal in (True, False))
+    return Work(num_slots, half, full, runs=1)
+
+
+def attention_share(model: ModelConfig, seq_len: int) -> float:
+    """The share of attention's square that queries see, over all layers: less than half where some have a window."""
+    half, full = (forward_flops_per_token(model, seq_len, causal) for causal in (True, False))
+    square = 2 * model.num_layers * model.num_heads * (model.head_dim + model.v_head_dim) * seq_len
+    return 1 - (full - half) / square

@@ -1,0 +1,70 @@
+"""Asks the compiler, without losing the terminal to it."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lifecycle.core.progress import Progress
+from lifecycle.planning.chips import GIB
+from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compiled.memory import argument_bytes, known_argument_bytes
+
+if TYPE_CHECKING:
+    from jax.stages import Lowered
+
+_NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
+_UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+def compile_program(
+    lowered: "Lowered", num_devices: int, options: Mapping[str, str], progress: Progress
+) -> Compilation:
+    """Compiles for the devices that the program was lowered for. A program that does not fit is a result, too; any
+    other error of the compiler is raised as it comes."""
+    from jax.errors import JaxRuntimeError
+
+    started = time.monotonic()
+    try:
+        compiled = in_thread(lambda: lowered.compile(compiler_options=dict(options)), progress)
+    except JaxRuntimeError as error:
+        needs = _NEEDS.search(str(error))
+        if needs is None:
+            raise
+        known = known_argument_bytes(lowered, num_devices)
+        size = int(float(needs[1]) * _UNITS[needs[2]])
+        return Compilation(None, size, sum(known.values()), known, 0, 0, time.monotonic() - started)
+    stats = compiled.memory_analysis()
+    assert stats is not None, "the TPU compiler says what its programs take"
+    return Compilation(
+        module=compiled.as_text(),
+        peak_bytes=stats.peak_memory_in_bytes,
+        all_argument_bytes=stats.argument_size_in_bytes,
+        argument_bytes=argument_bytes(compiled),
+        code_bytes=stats.generated_code_size_in_bytes,
+        host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+        compile_s=time.monotonic() - started,
+    )
+
+
+def in_thread[T](work: Callable[[], T], progress: Progress) -> T:
+    """Runs `work` in a thread and reports the seconds it has taken. The main thread waits in Python, so that Ctrl-C
+    ends the program at once, and not after the minutes that a compilation takes."""
+    box: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            box["result"] = work()
+        except BaseException as error:  # handed to the main thread, whatever it is
+            box["error"] = error
+
+    started = time.monotonic()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+        progress.update(int(time.monotonic() - started))
+    if "error" in box:
+        raise box["error"]
+    return box["result"]

@@ -1,0 +1,76 @@
+"""Compilations kept on disk, under the hash of what decides them.
+
+That is the lowered program, the devices, the compiler's options (those of the environment too) and the libraries'
+versions. What must hold: a kept compilation is what compiling again would give. It holds facts from the compiler and no
+estimate: everything else is read from it anew, so this package's code is in no key. Only the names of operations are
+those of the day on which it was compiled.
+"""
+
+import gzip
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from lifecycle.core.config import digest
+from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.programs.fingerprint import fingerprint
+from lifecycle.planning.topology import Topology, device_coordinates
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+    from jax.stages import Lowered
+
+ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # change what is compiled
+LIBRARIES = ("jax", "jaxlib", "libtpu")
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide what a program is compiled to, as far as they are installed."""
+    installed = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in LIBRARIES}
+    return {name: library.version for name, library in installed.items() if library is not None}
+
+
+def compilation_key(lowered: "Lowered", topology: Topology, mesh: "Mesh", options: Mapping[str, str]) -> str:
+    """The hash of all that decides a compilation."""
+    return digest(
+        {
+            "program": fingerprint(lowered),
+            "topology": topology.name,
+            "wrap": topology.wrap,
+            "chip_config": topology.chip.chip_config,
+            "devices": device_coordinates(mesh.devices).tolist(),
+            "options": dict(options),
+            "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            "versions": versions(),
+        }
+    )
+
+
+class CompilationCache:
+    """One compressed JSON file a compilation, named by its key."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.folder = folder or cache / "lifecycle" / "compiled"
+
+    def get(self, key: str) -> Compilation | None:
+        """What is kept under this key, or `None`."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        return TypeAdapter(Compilation).validate_json(gzip.decompress(path.read_bytes()))
+
+    def put(self, key: str, compilation: Compilation) -> None:
+        """Keeps a compilation. A process that is killed meanwhile leaves nothing half-written under the key."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(gzip.compress(TypeAdapter(Compilation).dump_json(compilation), compresslevel=6))
+        partial.replace(path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json.gz"
