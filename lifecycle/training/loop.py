@@ -179,6 +179,7 @@ class _Loop:
             self._save()
 
     def _evaluate(self, evaluation: Evaluation) -> None:
+        jax.block_until_ready(self.state)  # steps that are still running are training's time
         started = time.perf_counter(), cpu_seconds()
         self._write(step=self.step, **evaluation.measure(self.state.params))
         step, wall, cpu = self.mark  # what was spent here is not training's time

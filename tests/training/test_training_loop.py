@@ -154,6 +154,20 @@ def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(t
     assert len(set(seen)) == 4 and seen[-1] == stats["params_hash"] and math.isfinite(stats["loss"])
 
 
+def test_a_measurement_between_log_lines_begins_when_its_steps_are_done(tmp_path: Path) -> None:
+    """Its time is not training's, and a step that was still running in it would count as done in no time."""
+    ready: list[bool] = []
+
+    def measure(params: Any) -> dict[str, float]:
+        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(params)))
+        return {"heldout_loss": 1.0}
+
+    job = tiny_job(tmp_path, Settings(steps=8))
+    train = job.train.model_copy(update={"log_every": 8, "checkpoint_every": 8})
+    run_job(replace(job, train=train, evaluation=Evaluation(every=3, measure=measure)), Silent())
+    assert ready == [True] * 4 and steps_of(tmp_path) == [8]
+
+
 def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path) -> None:
     start = load_params(undisturbed[0] / CHECKPOINTS, abstract_params(MODEL))
     job = replace(tiny_job(tmp_path, Settings(steps=1, learning_rate=1e-9)), start=start)
