@@ -40,7 +40,8 @@ from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.step import init_state, make_train_step, state_shardings
+from lifecycle.training.state import init_state, state_shardings
+from lifecycle.training.step import make_train_step
 
 ROUNDS = 20
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from lifecycle.core.progress import Silent
-from lifecycle.training.checkpoint import Checkpointer
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
 
 LAYERS = 3
 

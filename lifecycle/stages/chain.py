@@ -82,8 +82,12 @@ def bring_up_to_date(
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:
     """Rejects what this job's devices cannot do before hours of work, not after."""
     from lifecycle.parallel.mesh import build_mesh
+    from lifecycle.training.freeze import frozen_part
 
     build_mesh(config.mesh)
+    for stage in stages:
+        if stage.kind == "train":
+            frozen_part(config.model_of(stage.name), config.train[stage.name].freeze)
     if any(stage.kind == "evaluate" for stage in stages):
         from lifecycle.stages.evaluate import require_room
 

@@ -15,7 +15,7 @@ from lifecycle.stages.sessions import begin_session, finished_sessions, session
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
 from lifecycle.text.tokenizer import load_tokenizer
-from lifecycle.training.checkpoint import saved_step
+from lifecycle.training.checkpoints.integrity import saved_step
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.loop import CHECKPOINTS, Job, run_job
 from lifecycle.training.objectives.objective import build_objective

@@ -15,7 +15,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
-from lifecycle.training.checkpoint import load_params
+from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.loop import CHECKPOINTS
 from lifecycle.weights.families.family import differences
 from lifecycle.weights.published import load_config, load_weights

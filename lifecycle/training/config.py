@@ -49,6 +49,8 @@ class TrainConfig(VariantSection):
     objective: str  # a registered name; each objective has a subclass of its own
     # Where the weights come from: a bundle's folder; None: the stage before, or fresh ones for the first.
     start: str | None = Field(default=None, validation_alias="from")
+    # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
+    freeze: tuple[str, ...] = ()
     model: str | None = None  # which of the run's models, where it has several
     steps: int = Field(gt=0)
     seq_len: int = Field(gt=1)

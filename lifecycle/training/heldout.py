@@ -18,7 +18,7 @@ from lifecycle.training.loader import HostBatch, one_epoch
 from lifecycle.training.objectives.objective import Objective, pair_logprobs
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import PairRows, Row, RowSource
-from lifecycle.training.step import param_specs
+from lifecycle.training.state import param_specs
 
 
 def _each_batch[T](

@@ -28,19 +28,14 @@ from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params
 from lifecycle.parallel.placement import place_batch, rows_of_process
-from lifecycle.training.checkpoint import Checkpointer
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.loader import HostBatch, data_state, make_loader, resume_step
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.packing import RowSource
-from lifecycle.training.step import (
-    Objective,
-    TrainState,
-    init_state,
-    make_train_step,
-    state_from_params,
-    state_shardings,
-)
+from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
+from lifecycle.training.step import make_train_step
 from lifecycle.weights.names import unstack
 
 CHECKPOINTS = "checkpoints"
@@ -98,7 +93,7 @@ class _Loop:
         self.job, self.progress, config = job, progress, job.train
         self.optimizer = build_optimizer(config.optimizer, config.steps, job.mesh)
         self.schedule = build_schedule(config.optimizer, config.steps)
-        self.shardings = state_shardings(job.model, self.optimizer, job.mesh)
+        self.shardings = state_shardings(job.model, self.optimizer, job.mesh, config.freeze)
         self.held = rows_of_process(job.mesh, config.global_batch_size, jax.process_index())
         self.checkpoints = Checkpointer(
             job.out / CHECKPOINTS, every=config.checkpoint_every, keep=config.keep_checkpoints, progress=progress
@@ -114,7 +109,10 @@ class _Loop:
             restored, data, _ = self.checkpoints.restore(_as_saved(self.state))
             self.step = resume_step(data, job.rows, global_batch_size=job.train.global_batch_size)
             step = jax.device_put(np.int32(self.step), self.shardings.step)
-            self.state = TrainState(restored["params"], restored["opt_state"], step)
+            frozen = self.checkpoints.restore_frozen(self.state.frozen)
+            self.state = TrainState(restored["params"], frozen, restored["opt_state"], step)
+        else:
+            self.checkpoints.save_frozen(self.state.frozen)
         if is_writer():
             rewind(self.log_path, self.step or -1)  # of a run that starts again, not even its first measurement stays
             self.log = RunLog(self.log_path)
@@ -236,4 +234,4 @@ class _Loop:
 
 
 def _as_saved(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt_state": state.opt_state}
+    return {"params": state.trained, "opt_state": state.opt_state}

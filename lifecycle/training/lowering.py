@@ -12,13 +12,14 @@ from lifecycle.parallel.placement import BY_POSITION, batch_sharding
 from lifecycle.training.config import CrossEntropyConfig, TrainConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.step import abstract_state, make_train_step, state_shardings
+from lifecycle.training.state import abstract_state, state_shardings
+from lifecycle.training.step import make_train_step
 
 
 def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """Pre-training's whole step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
     optimizer = build_optimizer(train.optimizer, train.steps, mesh)
-    shardings = state_shardings(model, optimizer, mesh)
+    shardings = state_shardings(model, optimizer, mesh, train.freeze)
     objective = build_objective(model, train)
     step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
     return step.trace(abstract_state(model, optimizer, shardings), abstract_batch(train, mesh))

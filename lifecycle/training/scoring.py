@@ -23,7 +23,7 @@ from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.axes import RULES
 from lifecycle.parallel.mesh import AnyMesh, spec
 from lifecycle.parallel.placement import on_mesh, place_batch, row_order
-from lifecycle.training.step import param_specs
+from lifecycle.training.state import param_specs
 
 # Positions of a dispatch on each of the devices that have rows of their own: 56 CPU-ms for 1.3 M parameters.
 BATCH_TOKENS = 2048

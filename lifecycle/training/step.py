@@ -7,7 +7,6 @@ once a step, after the last micro-batch. The optimizer is elementwise and left t
 products (`training/muon.py`): its state lies like its parameters.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -17,26 +16,17 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.typing import Array, Batch, PRNGKeyArray
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, init_params, logical_axes
+from lifecycle.core.typing import Array, Batch
+from lifecycle.model.decoder import Params
 from lifecycle.model.routing import balanced
-from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
+from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
+from lifecycle.training.freeze import merged, split
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.sums import Sums
+from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """What a step changes; `step` counts finished steps."""
-
-    params: Params
-    opt_state: Any
-    step: Any  # an int32 scalar, or its sharding
 
 
 def make_train_step(
@@ -54,27 +44,32 @@ def make_train_step(
     much a router's selection bias moves towards an even load (`MoeConfig`).
     """
 
-    specs = jax.tree.map(lambda place: place.spec, shardings.params)
+    specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
 
-    def local(params: Params, batch: Batch) -> tuple[Sums, Params]:
-        sums, grads = _summed_gradients(objective, params, batch, grad_accum)
-        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs)
+    def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
+        trained, frozen = parts
+        sums, grads = _summed_gradients(partial(_of_parts, objective, frozen), trained, batch, grad_accum)
+        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
 
-    gradients = on_mesh(local, mesh, specs, (P(), specs))
+    gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = gradients(state.params, batch)
+        sums, grads = gradients((state.trained, state.frozen), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = cast(Params, optax.apply_updates(state.params, updates))
-        params = balanced(params, sums.load, bias_rate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = cast(Params, optax.apply_updates(state.trained, updates))
+        trained, _ = split(balanced(merged(trained, state.frozen), sums.load, bias_rate), state.frozen)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= sums.metric_means(divisor)
-        return TrainState(params, opt_state, state.step + 1), metrics
+        return TrainState(trained, state.frozen, opt_state, state.step + 1), metrics
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def _of_parts(objective: Objective, frozen: Params, trained: Params, batch: Batch) -> Sums:
+    return objective(merged(trained, frozen), batch)
 
 
 def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:
@@ -94,48 +89,3 @@ def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_a
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, params, {k: x[0] for k, x in parts.items()}))
     (grads, sums), _ = jax.lax.scan(add, zero, parts)
     return sums, grads
-
-
-def param_specs(config: ModelConfig) -> Any:
-    """Where each parameter is cut: a tree like theirs of partition specs."""
-    return jax.tree.map(lambda names: spec(*names), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
-
-
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: AnyMesh) -> TrainState:
-    """Shardings of the whole state: parameters by their logical axes, optimizer state like its parameters."""
-    params = tree_shardings(mesh, logical_axes(config))
-    everywhere = NamedSharding(mesh, P())
-    places = dict(jax.tree_util.tree_leaves_with_path(params))
-
-    def place(path: tuple[Any, ...], _: Any) -> NamedSharding:
-        # a moment's path ends with its parameter's: ("mu", "blocks", "attention", "q") and ("blocks", "attention", "q")
-        return next((places[path[i:]] for i in range(len(path)) if path[i:] in places), everywhere)
-
-    shapes = jax.eval_shape(lambda key: optimizer.init(init_params(config, key)), jax.random.key(0))
-    return TrainState(params, jax.tree_util.tree_map_with_path(place, shapes), everywhere)
-
-
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """Shapes and places of the whole state, without any array."""
-
-    def place(shape: Any, where: NamedSharding) -> Any:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
-
-    shapes = jax.eval_shape(lambda key: _fresh(optimizer, init_params(config, key)), jax.random.key(0))
-    return jax.tree.map(place, shapes, shardings)
-
-
-def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, key: PRNGKeyArray
-) -> TrainState:
-    """A fresh state, created sharded: no host holds more than its part."""
-    return jax.jit(lambda key: _fresh(optimizer, init_params(config, key)), out_shardings=shardings)(key)
-
-
-def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """A fresh optimizer around given parameters: how SFT starts from pre-training's weights."""
-    return jax.jit(partial(_fresh, optimizer), out_shardings=shardings)(params)
-
-
-def _fresh(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))

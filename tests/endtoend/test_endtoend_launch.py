@@ -13,7 +13,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.testing.waiting import LIMIT_S
-from lifecycle.training.checkpoint import load_params
+from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.weights.names import unstack
 
 LAUNCH = str(REPOSITORY / "launch" / "local.sh")

@@ -14,7 +14,8 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import Settings, objective_of, rows_of
 from lifecycle.training.loader import one_epoch
-from lifecycle.training.step import init_state, make_train_step, state_shardings
+from lifecycle.training.state import init_state, state_shardings
+from lifecycle.training.step import make_train_step
 
 CLOSE = 1e-5
 # Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices.

@@ -25,7 +25,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
 from lifecycle.testing.jobs import objective_of
-from lifecycle.training.step import param_specs
+from lifecycle.training.state import param_specs
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
 

@@ -20,7 +20,8 @@ from lifecycle.training.loader import make_loader
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
-from lifecycle.training.step import TrainState, init_state, make_train_step, state_shardings
+from lifecycle.training.state import TrainState, init_state, state_shardings
+from lifecycle.training.step import make_train_step
 
 CLOSE = 1e-5
 STEPS = 10
@@ -125,7 +126,7 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
     shardings = state_shardings(MODEL, optimizer, mesh)
     shapes = jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0))
     place_at = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
-    state = TrainState(place_at(shapes, shardings.params), optax.EmptyState(), jax.ShapeDtypeStruct((), jnp.int32))
+    state = TrainState(place_at(shapes, shardings.trained), {}, optax.EmptyState(), jax.ShapeDtypeStruct((), jnp.int32))
     batch = jax.eval_shape(lambda: {name: jnp.zeros((16, 8)) for name in ("tokens", "loss_mask")})
     batch = place_at(batch, {name: batch_sharding(mesh, name) for name in batch})
     step = make_train_step(objective, optimizer, mesh, shardings, grad_accum=2)

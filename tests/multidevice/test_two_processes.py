@@ -15,7 +15,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
 from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S
-from lifecycle.training.checkpoint import load_params
+from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.loop import CHECKPOINTS, METRICS, run_job
 
 CLOSE = 1e-5

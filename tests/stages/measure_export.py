@@ -24,7 +24,7 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import abstract_params
 from lifecycle.stages.export import export_weights
-from lifecycle.training.checkpoint import Checkpointer
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.loop import CHECKPOINTS
 from lifecycle.weights.published import array_shapes
 

@@ -26,7 +26,8 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import export_weights, run
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
-from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
 from lifecycle.training.loop import CHECKPOINTS
 from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
 

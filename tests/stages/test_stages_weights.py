@@ -12,7 +12,8 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.model.decoder import abstract_params
 from lifecycle.stages.weights import trained_params
 from lifecycle.testing.jobs import MODEL
-from lifecycle.training.checkpoint import FILES, Checkpointer, CheckpointError
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
 from lifecycle.training.loop import CHECKPOINTS
 
 

@@ -17,7 +17,9 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.waiting import LIMIT_S
-from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.weights.names import unstack
 from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
 
@@ -143,7 +145,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import abstract_params, logical_axes
-from lifecycle.training.checkpoint import Checkpointer, load_params
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.weights import load_params
 
 CONFIG = ModelConfig(vocab_size=32, d_model=8, d_ff=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
 

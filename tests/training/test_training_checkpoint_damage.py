@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from lifecycle.testing.waiting import wait_until
-from lifecycle.training.checkpoint import Checkpointer, CheckpointError, load_params, read_params
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.weights import load_params, read_params
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
 
 # After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.

@@ -18,7 +18,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.decoder import abstract_params
 from lifecycle.testing.jobs import MODEL, Settings, command, objective_of, tiny_job
-from lifecycle.training.checkpoint import load_params
+from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.loader import DataStateError
 from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
 

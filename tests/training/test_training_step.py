@@ -18,7 +18,8 @@ from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of
 from lifecycle.training.loader import one_epoch
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.step import TrainState, init_state, make_train_step, state_from_params, state_shardings
+from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
+from lifecycle.training.step import make_train_step
 
 EXACT = 1e-6
 MESH = build_mesh(MeshConfig())
@@ -35,7 +36,7 @@ def stepped(
     objective: str, grad_accum: int, batch: dict[str, jax.Array], params: Any
 ) -> tuple[TrainState, dict[str, float]]:
     shardings = state_shardings(MODEL, GRADIENT, MESH)
-    state = TrainState(jax.tree.map(jnp.copy, params), GRADIENT.init(params), jnp.int32(0))
+    state = TrainState(jax.tree.map(jnp.copy, params), {}, GRADIENT.init(params), jnp.int32(0))
     state, metrics = make_train_step(objective_of(objective), GRADIENT, MESH, shardings, grad_accum)(state, batch)
     return state, jax.device_get(metrics)
 

@@ -16,6 +16,8 @@ from lifecycle.planning.compiled.compilation import Compilation
 if TYPE_CHECKING:
     from jax.stages import Compiled, Lowered
 
+PARAMETER_FIELDS = ("trained", "frozen")  # of a training step's state
+
 
 @dataclass(frozen=True)
 class DeviceMemory:
@@ -69,7 +71,7 @@ def known_argument_bytes(lowered: "Lowered", num_devices: int) -> dict[str, int]
 
 
 def argument_bytes(compiled: "Compiled") -> dict[str, int]:
-    """Bytes per device of the arguments, by the first field name on their path; `params` for a first argument without
+    """Bytes per device of the arguments, by the first field name on their path; `params` for parameters and a first argument without
     field names."""
     import jax
 
@@ -88,5 +90,6 @@ def _by_field(leaves: Iterable[tuple[Any, tuple[int, ...], Any]]) -> dict[str, i
         is_first = len(path) > 1 and getattr(path[1], "idx", None) == 0
         fields = (str(key.name) for key in path if hasattr(key, "name"))
         name = next(fields, "params" if is_first else "")
+        name = "params" if name in PARAMETER_FIELDS else name
         sizes[name] = sizes.get(name, 0) + math.prod(shape) * info.dtype.itemsize
     return sizes

@@ -21,7 +21,7 @@ from lifecycle.model.decoder import abstract_params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.lowering import trace_train_step
-from lifecycle.training.step import param_specs
+from lifecycle.training.state import param_specs
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ragged_all_to_all", "ppermute")
 V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]

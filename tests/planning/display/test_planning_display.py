@@ -22,7 +22,7 @@ from lifecycle.planning.display.units import flops, gigabytes
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
 from lifecycle.planning.estimate.step import StepEstimate, TrafficTotal
 from lifecycle.planning.programs.plan import ProgramPlan
-from lifecycle.training.step import TrainState
+from lifecycle.training.state import TrainState
 
 GB = 10**9
 TIMES = Times(compute_s=1.0, kernel_s=0.3, exposed_s=0.1, network_s=0.4, host_exposed_s=0.05, host_s=0.5)
@@ -178,7 +178,7 @@ def test_a_states_bytes_are_known_from_its_shardings() -> None:
     weights = jax.ShapeDtypeStruct((640, 10), jnp.float32, sharding=sharding)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
 
-    state = TrainState({"w": weights}, (weights, weights), scalar)
+    state = TrainState({"w": weights}, {}, (weights, weights), scalar)
     lowered: Any = SimpleNamespace(out_info=(state, {"loss": scalar}))
     assert known_argument_bytes(lowered, 64) == {"params": 400, "opt_state": 800}  # a sixty-fourth of each array
 

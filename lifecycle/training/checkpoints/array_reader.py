@@ -2,9 +2,10 @@
 
 Orbax restores trees; an export needs one array after the other, and of a layer's experts one after the other. So this
 reads what Orbax wrote, a Zarr array for each name in an OCDBT store, by TensorStore, the library that Orbax writes it
-with. What must hold: memory holds what was asked for, and at most one chunk beside it.
+with. What must hold: memory holds what was asked for, and at most one chunk more.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,22 @@ import tensorstore as ts
 
 
 class ArrayReader:
-    """The arrays of one item of a checkpoint by canonical name: `reader(name, None)` gives a whole array,
-    `reader(name, expert)` the part with one index of its first dimension.
+    """Arrays by canonical name, each in the item of a checkpoint that `items` names: `reader(name, None)` gives all of
+    an array, `reader(name, expert)` the part with one index of its first dimension.
 
-    While a whole array is read, memory holds its compressed chunks too. Of an array that is read by parts, it holds the
-    chunks in which the part lies until others are needed: an array is cut as the devices held it, so a layer's experts
-    may be one chunk, which would else be read and decompressed once for each of them.
+    While an array is read, memory holds its compressed chunks too. Of an array that is read by parts, it holds the
+    chunks with the part until others are needed: an array is cut as the devices held it, so a layer's experts may be
+    one chunk, which would else be read and decompressed once for each of them.
     """
 
-    def __init__(self, item: Path) -> None:
-        self._base = {"driver": "file", "path": f"{item.absolute()}/"}
+    def __init__(self, items: Mapping[str, Path]) -> None:
+        self._items = items
         self._held: tuple[str, int] | None = None  # of which array, from which expert on
         self._part: np.ndarray | None = None
 
     def __call__(self, name: str, expert: int | None) -> np.ndarray:
-        store = {"driver": "ocdbt", "base": self._base, "path": f"{name}/"}
+        base = {"driver": "file", "path": f"{self._items[name].absolute()}/"}
+        store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         array = ts.open({"driver": "zarr", "kvstore": store}, open=True).result()
         if expert is None:
             self._held = self._part = None

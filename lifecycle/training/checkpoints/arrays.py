@@ -1,0 +1,51 @@
+"""A checkpoint's arrays by canonical name: one per layer and weight, whatever the stacking in memory."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.typing import PyTree
+from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.weights.names import canonical_name, is_stacked, layer_names
+
+type Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def abstract_arrays(tree: PyTree) -> Shapes:
+    """Shapes, dtypes and shardings of `unstack(tree)`; a layer is laid out like its part of the stack."""
+    flat: Shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_stacked(path, leaf):
+            layer = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=_without_first_axis(leaf.sharding))
+            flat |= dict.fromkeys(layer_names(path, leaf), layer)
+        else:
+            flat[canonical_name(path)] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return flat
+
+
+def _without_first_axis(sharding: Sharding) -> Sharding:
+    return NamedSharding(sharding.mesh, P(*sharding.spec[1:])) if isinstance(sharding, NamedSharding) else sharding
+
+
+def saved_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of the arrays in one item of a checkpoint."""
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(item).item_metadata
+    return {name: (tuple(array.shape), array.dtype) for name, array in saved.items()}
+
+
+def require_same(item: Path, expected: Shapes) -> None:
+    """Raises `CheckpointError`, naming the first array that differs: Orbax would cast or truncate."""
+    saved = saved_shapes(item)
+    wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            shown = [f"{x[0]} {x[1]}" if x else "absent" for x in (saved.get(name), wanted.get(name))]
+            raise CheckpointError(
+                f"{item.parent}: {item.name} {name} is {shown[0]}, this run has it as {shown[1]}; the model or the "
+                "optimizer was another, or other parameters were frozen: restore that config or start a new run"
+            )

@@ -1,0 +1,125 @@
+"""Whether a checkpoint is what was saved: every file with its size and SHA-256.
+
+A folder that is complete gets `files.json` before it is renamed to its final name. What must hold: a checkpoint that is
+damaged is never used, and never keeps a run from going on from the one before it.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from lifecycle.core.artifact import write_text
+from lifecycle.core.progress import Progress
+
+FILES = "files.json"
+# Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
+UNLISTED = (FILES, "_CHECKPOINT_METADATA")
+DAMAGED = ".damaged"  # what is appended to a damaged checkpoint's folder name
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, of another model, or that could not be written."""
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps whose folder was renamed to its final name, ascending."""
+    return sorted(int(path.name) for path in folder.glob("*/") if path.name.isdecimal())
+
+
+def saved_step(folder: Path) -> int:
+    """The newest step that a run has saved in `folder`; 0 if there is none."""
+    return max(steps_in(folder), default=0)
+
+
+def write_files(path: Path) -> None:
+    """Adds the list of a complete folder's files."""
+    write_text(path / FILES, json.dumps(_list_files(path), indent=1))
+
+
+def _list_files(path: Path) -> dict[str, list[Any]]:
+    """Relative name -> [bytes, SHA-256] of all files below `path`."""
+    files: dict[str, list[Any]] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name not in UNLISTED:
+            with open(file, "rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            files[str(file.relative_to(path))] = [file.stat().st_size, sha256]
+    return files
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's folder, or None."""
+    if not path.is_dir():
+        return "no such checkpoint"
+    if not (path / FILES).is_file():
+        return f"no {FILES}"
+    try:
+        expected = json.loads((path / FILES).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{FILES} is not JSON"
+    files = _list_files(path)
+    for name, (size, sha256) in expected.items():
+        if name not in files:
+            return f"{name} is missing"
+        if files[name][0] != size:
+            return f"{name} has {files[name][0]} bytes of {size}"
+        if files[name][1] != sha256:
+            return f"{name} has changed"
+    return None
+
+
+def require_whole(path: Path) -> None:
+    """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
+    if (reason := damage(path)) is not None:
+        raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
+
+
+def whole_step(folder: Path, step: int | None) -> Path:
+    """The folder of a step, by default of the newest whole one; raises `CheckpointError` unless it is whole."""
+    folder = folder.absolute()
+    step = _newest_whole(folder, {}) if step is None else step
+    if step is None:
+        raise CheckpointError(f"{folder}: no checkpoint here")
+    require_whole(folder / str(step))
+    return folder / str(step)
+
+
+def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
+    """The newest whole step, None if there is no step; newer ones go to `damaged` with the reason.
+
+    Raises `CheckpointError` when there are steps and none is whole.
+    """
+    steps = steps_in(folder)
+    for step in reversed(steps):
+        if (reason := damage(folder / str(step))) is None:
+            return step
+        damaged[step] = reason
+    if not steps:
+        return None
+    listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise CheckpointError(f"{folder}: no checkpoint is whole ({listed}); delete the folder to start anew")
+
+
+def set_damaged_aside(folder: Path, progress: Progress) -> None:
+    """Renames damaged checkpoints newer than the newest whole one, so that a run can save those steps again."""
+    damaged: dict[int, str] = {}
+    newest = _newest_whole(folder, damaged)  # on every process, so that all fail alike
+    sync("checkpoints read")
+    for step, reason in damaged.items():
+        if jax.process_index() == 0:
+            aside = folder / f"{step}{DAMAGED}"
+            shutil.rmtree(aside, ignore_errors=True)  # the same step damaged once before
+            (folder / str(step)).rename(aside)
+        progress.note(f"{folder / str(step)}: damaged ({reason}); going on from step {newest}")
+    sync("damaged checkpoints renamed")
+
+
+def sync(what: str) -> None:
+    """Waits for all processes of the job."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -1,0 +1,73 @@
+"""The parameters of a run's checkpoints, without the optimizer's state: for the stages that come after.
+
+A step's checkpoint has the trained parameters. Those that the run froze are in the folder `frozen`, written once; who
+reads parameters gets both.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from lifecycle.core.typing import PyTree
+from lifecycle.training.checkpoints.array_reader import ArrayReader
+from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes
+from lifecycle.training.checkpoints.integrity import require_whole, whole_step
+from lifecycle.weights.names import stack_like
+
+PARAMS = "params"  # the item of a step with the trained parameters
+FROZEN = "frozen"
+
+
+def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
+    """The parameters of `step`, or of the newest whole checkpoint of a run.
+
+    `like` and `shardings` have the parameters' structure, with shapes and with where they go; all processes of the job
+    call alike. Without `shardings` the calling process reads alone, to its first device. Raises `CheckpointError`.
+    """
+    alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, targets)
+    flat: dict[str, jax.Array] = {}
+    with _reader(alone=shardings is None) as reader:
+        for item, arrays in _items(folder, step, abstract_arrays(shapes)).items():
+            flat |= reader.restore(item, arrays)
+    return jax.jit(partial(stack_like, like=like), out_shardings=shardings)(flat)
+
+
+def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayReader:
+    """The parameters of `step`, or of the newest whole checkpoint of a run, to be read one by one, without a device.
+
+    `like` has the parameters' structure, with shapes and dtypes. Raises `CheckpointError`.
+    """
+    items = _items(folder, step, abstract_arrays(like))
+    return ArrayReader({name: item for item, arrays in items.items() for name in arrays})
+
+
+def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]:
+    """Which arrays each item has; raises `CheckpointError` unless all are there, undamaged and of these shapes."""
+    path = whole_step(folder, step)
+    items, frozen = {path / PARAMS: arrays}, path.parent / FROZEN
+    if frozen.is_dir():
+        require_whole(frozen)
+        names = saved_shapes(frozen).keys()
+        items = {
+            path / PARAMS: {name: shape for name, shape in arrays.items() if name not in names},
+            frozen: {name: shape for name, shape in arrays.items() if name in names},
+        }
+    for item, expected in items.items():
+        require_same(item, expected)
+    return items
+
+
+def _reader(alone: bool) -> ocp.StandardCheckpointer:
+    """A reader for all processes of the job together, or for this one, which then meets none in Orbax's barriers."""
+    if not alone or jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)

@@ -1,0 +1,90 @@
+"""The state that a step changes: trained and frozen parameters, apart, and the optimizer's state.
+
+Gradients, optimizer state and each checkpoint have the trained part only. Both parts are trees like the parameters',
+each without what the other has; `params` puts them together. Where every parameter lies on a mesh is decided here, from
+its logical axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.typing import PRNGKeyArray
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, init_params, logical_axes
+from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
+from lifecycle.training.freeze import frozen_part, merged, split
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step takes and returns; `step` counts finished steps. Also, with other leaves, shapes or shardings."""
+
+    trained: Params
+    frozen: Params
+    opt_state: Any
+    step: Any  # an int32 scalar, or its sharding
+
+    @property
+    def params(self) -> Params:
+        """All parameters."""
+        return merged(self.trained, self.frozen)
+
+
+def param_specs(config: ModelConfig) -> Any:
+    """Where each parameter is cut: a tree like theirs of partition specs."""
+    return jax.tree.map(lambda names: spec(*names), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: AnyMesh, freeze: Sequence[str] = ()
+) -> TrainState:
+    """Shardings of the whole state: parameters by their logical axes, optimizer state like its parameters. `freeze`:
+    patterns as in `frozen_part`."""
+    trained, frozen = split(tree_shardings(mesh, logical_axes(config)), frozen_part(config, freeze))
+    everywhere = NamedSharding(mesh, P())
+    shardings = dict(jax.tree_util.tree_leaves_with_path(trained))
+
+    def of_moment(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        # a moment's path ends with its parameter's: ("mu", "blocks", "attention", "q") and ("blocks", "attention", "q")
+        return next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), everywhere)
+
+    shapes = jax.eval_shape(lambda key: optimizer.init(split(init_params(config, key), frozen)[0]), jax.random.key(0))
+    return TrainState(trained, frozen, jax.tree_util.tree_map_with_path(of_moment, shapes), everywhere)
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """Shapes and shardings of the whole state, without any array."""
+
+    def leaf(shape: Any, where: NamedSharding) -> Any:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+    fresh = partial(_fresh, optimizer, shardings.frozen)
+    shapes = jax.eval_shape(lambda key: fresh(init_params(config, key)), jax.random.key(0))
+    return jax.tree.map(leaf, shapes, shardings)
+
+
+def init_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, key: PRNGKeyArray
+) -> TrainState:
+    """A fresh state, created sharded: no host holds more than its part."""
+    fresh = partial(_fresh, optimizer, shardings.frozen)
+    return jax.jit(lambda key: fresh(init_params(config, key)), out_shardings=shardings)(key)
+
+
+def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """A fresh optimizer around given parameters: how a stage starts from the weights of the one before."""
+    return jax.jit(partial(_fresh, optimizer, shardings.frozen), out_shardings=shardings)(params)
+
+
+def _fresh(optimizer: optax.GradientTransformation, frozen: Params, params: Params) -> TrainState:
+    trained, kept = split(params, frozen)
+    return TrainState(trained, kept, optimizer.init(trained), jnp.zeros((), jnp.int32))
