@@ -43,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
-    """The few numbers that a reader wants first."""
+    """The main numbers."""
 
     kind: ClassVar[str] = "headline"
     tiles: tuple[Tile, ...]
@@ -59,7 +59,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts; columns named in `numeric` are set to the right. A table for few readers is `folded`."""
+    """Rows of texts; columns named in `numeric` are right-aligned. A `folded` table opens on a click."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -84,7 +84,7 @@ class Verbatim:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, the model's answer and the true one."""
+    """A question, the model's answer and the reference."""
 
     question: str
     answer: str
@@ -101,7 +101,7 @@ class Exchanges:
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve, in order of x; `dots` for few points, each measured by itself."""
+    """A named curve, in order of x; `dots` marks each point, for curves of few."""
 
     name: str
     points: tuple[Point, ...]

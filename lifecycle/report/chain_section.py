@@ -1,4 +1,4 @@
-"""Where the model comes from: samples, version, the chain of artifacts with its costs, the machine."""
+"""Samples, version, the chain of artifacts with its costs, the machine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ SHOWN_HASH = 12
 
 def samples_section(samples: tuple[Exchange, ...]) -> ReportSection:
     """Answers of the final model."""
-    text = "Held-out questions, chosen by the hash of their rows, and the final model's likeliest tokens (greedy)."
+    text = "Held-out questions, chosen by the hash of their rows, and the exported model's answers (greedy decoding)."
     return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(samples)))
 
 
@@ -22,9 +22,7 @@ def version_section(version: Mapping[str, Any]) -> ReportSection:
         ("version", version["version"]),
         ("alias", "production and candidate" if version["promoted"] else "candidate"),
     )
-    return ReportSection(
-        "version", "Version", (Facts(facts), Verbatim("What the promotion gate said", version["gate"]))
-    )
+    return ReportSection("version", "Version", (Facts(facts), Verbatim("Promotion gate", version["gate"])))
 
 
 def chain_section(numbers: Numbers) -> ReportSection:
@@ -42,8 +40,8 @@ def chain_section(numbers: Numbers) -> ReportSection:
     rows.append(("all", "", "", "", "", *total))
     table = Table("Artifacts, in the order of the chain", columns, tuple(rows), columns[-3:])
     text = (
-        f"A core-hour is priced at {numbers.price.core_hour:g} {currency}. Each artifact's cost includes the runs of "
-        "its stage that were killed; this report's own is not in the table."
+        f"A core-hour is priced at {numbers.price.core_hour:g} {currency}. Each artifact's cost includes killed "
+        "runs of its stage; the cost of this report is not in the table."
     )
     return ReportSection("chain", "Chain and cost", (table, Paragraph(text)))
 
@@ -54,7 +52,7 @@ def machine_section(numbers: Numbers) -> ReportSection:
 
 
 def _code(numbers: Numbers) -> list[tuple[str, str]]:
-    """The version of the code that made the artifacts; which one made which, if there were several."""
+    """The version of the code; where there were several, which stages each has made."""
     made: dict[str, list[str]] = {}
     for link in numbers.links:
         made.setdefault(link.code, []).append(link.stage)

@@ -1,4 +1,4 @@
-"""What became of the raw documents: funnel, tokenizer, token shards, chat rows."""
+"""What became of the raw documents: funnel, tokenizer, token shards, rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,7 +113,7 @@ def _samples(steps: Sequence[Mapping[str, Any]]) -> Table:
         for step in steps
         for sample in step["samples"][:SAMPLES_PER_STEP]
     ]  # fmt: skip
-    return Table("Examples of what left the training text", columns, tuple(rows), folded=True)
+    return Table("Examples of removed documents", columns, tuple(rows), folded=True)
 
 
 def _row_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -122,7 +122,7 @@ def _row_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 
 def _one_line(row: Mapping[str, Any]) -> str:
-    """A row's columns; of a list of messages, who says what."""
+    """A row's columns; messages with their roles."""
     shown = []
     for name, value in row.items():
         if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):

@@ -12,8 +12,8 @@ from lifecycle.report.numbers import Numbers
 from lifecycle.report.trained import Training
 
 ON_INTERVALS = (
-    "Intervals are of 95 %. Those of a value speak of other rows of the same kind; those of a difference, paired on "
-    "the same rows, tell whether something changed, and are often much narrower."
+    "All are 95 % confidence intervals. A value's interval says how it would vary over other rows of the same kind. A "
+    "difference is paired on the same rows: its interval says whether something changed, and is often much narrower."
 )
 
 
@@ -39,20 +39,20 @@ def _blocks(numbers: Numbers) -> Iterator[Block]:
 def _results(numbers: Numbers) -> Table:
     stages = list(dict.fromkeys(stage for task in numbers.tasks for stage in task.results))
     after = tuple(f"after {stage}" for stage in stages)
-    columns = ("task", "measure", "better", "rows", "to compare", *after)
+    columns = ("task", "measure", "better", "rows", "compare with", *after)
     rows = []
     for task in numbers.tasks:
         final = task.final
         values = (_interval(task.results[stage]) if stage in task.results else "" for stage in stages)
         rows.append((
             task.name, final.metric.replace("_", " "), "higher" if final.higher_is_better else "lower", count(final.n),
-            _to_compare(task, numbers), *values,
+            _compare_with(task, numbers), *values,
         ))  # fmt: skip
     return Table("Results [95 % interval]", columns, tuple(rows), ("rows", *after))
 
 
-def _to_compare(task: Task, numbers: Numbers) -> str:
-    """What a model scores that has learned nothing, or the strongest baseline."""
+def _compare_with(task: Task, numbers: Numbers) -> str:
+    """The score of guessing, or of the baseline that has read most."""
     if task.chance is not None:
         return f"chance {significant(task.chance, 3)}"
     if task is numbers.text_task:
@@ -75,8 +75,8 @@ def _changes(tasks: tuple[Task, ...]) -> Iterator[Table]:
 
 
 def _baselines(baselines: tuple[Baseline, ...]) -> Table:
-    after = tuple(f"model minus it, after {stage}" for stage in baselines[0].against)
-    columns = ("baseline", "tokens it saw", "bits per byte", *after)
+    after = tuple(f"model minus baseline, after {stage}" for stage in baselines[0].against)
+    columns = ("baseline", "tokens seen", "bits per byte", *after)
     rows = tuple(
         (b.name, count(b.tokens), _interval(b.result), *map(_difference, b.against.values())) for b in baselines
     )
@@ -85,7 +85,7 @@ def _baselines(baselines: tuple[Baseline, ...]) -> Table:
 
 
 def _held_out_rows(trainings: tuple[Training, ...]) -> Iterator[Table]:
-    """What training itself measures on held-out rows, at both ends of a stage."""
+    """What training stages measure on held-out rows."""
     columns = ("stage", "measure", "before", "after")
     rows = tuple(
         (training.name, label, significant(first), significant(last))
@@ -93,7 +93,7 @@ def _held_out_rows(trainings: tuple[Training, ...]) -> Iterator[Table]:
         for label, first, last in held_out_ends(training)
     )
     if rows:
-        caption = "Held-out rows during training, before its first step and after its last"
+        caption = "Measured on held-out rows by the training stages, before the first step and after the last"
         yield Table(caption, columns, rows, columns[2:])
 
 

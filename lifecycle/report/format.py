@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: a few digits and a unit."""
+"""Numbers as texts: a few digits and a unit."""
 
 import math
 import re
@@ -7,11 +7,12 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd
 
 
 def count(value: float) -> str:
+    """A whole number with separators."""
     return f"{value:,.0f}"
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """Four significant digits, without an exponent where a reader can do without."""
+    """The value with this many significant digits; an exponent only for very small and very large ones."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -28,10 +29,12 @@ def size(num_bytes: float) -> str:
 
 
 def flops(amount: float) -> str:
+    """Floating-point operations, in thousands, millions, ..."""
     return _scaled(amount, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 
 def share(value: float) -> str:
+    """A share in per cent."""
     return f"{100 * value:.1f} %"
 
 
@@ -45,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def money(amount: float, currency: str) -> str:
-    """An amount in currency; below one to six decimals, since stages cost fractions of a cent."""
+    """An amount of money; below 1 with six decimals, since stages cost fractions of a cent."""
     return f"{amount:,.2f} {currency}" if amount >= 1 else f"{amount:.6f} {currency}"
 
 
@@ -55,10 +58,12 @@ def moment(created: str) -> str:
 
 
 def interval(mean: float, low: float, high: float) -> str:
+    """A value with its interval."""
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def difference(mean: float, low: float, high: float) -> str:
+    """A difference with its interval, signed."""
     return f"{mean:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
 
 
@@ -68,7 +73,7 @@ def counts(values: dict[str, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with characters replaced that neither HTML nor UTF-8 can hold: models and file names may bring them."""
+    """The text without characters that HTML or UTF-8 cannot hold; models and file names may have them."""
     return UNPRINTABLE.sub("\ufffd", text)
 
 

@@ -1,7 +1,7 @@
 """The web page: one file, no script, nothing loaded from elsewhere.
 
-What must hold: texts of documents and of models stay texts, whatever mark-up is in them (autoescaping in a sandbox, and
-a policy in the page that forbids scripts and requests).
+What must hold: texts of documents and models stay texts, whatever mark-up is in them. The template escapes them in a
+sandbox, and a policy in the page forbids scripts and requests.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The machine and the libraries that a run used, as far as the operating system tells."""
+"""The machine and the libraries of a run, as far as the operating system reports them."""
 
 import os
 import platform

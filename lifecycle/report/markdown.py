@@ -61,7 +61,7 @@ def _block(block: Block) -> list[str]:
 
 
 def _exchange(question: str, answer: str, reference: str) -> list[str]:
-    said = (("question", question), ("model", answer), ("true answer", reference))
+    said = (("question", question), ("model", answer), ("reference", reference))
     return [*chain.from_iterable((f"{name}:", "", *_fence(text)) for name, text in said), "---", ""]
 
 

@@ -7,7 +7,7 @@ Conventions, stated in the report too:
 - The matmul peak is that of one large product on one device, measured by the stage itself after its last step. The
   utilisation (MFU) divides by that peak times the mesh's devices and is of the median logging interval: wall time, so
   that other programs on the machine lower it. FLOPs per core-second suffer little from them.
-- A stage's wall time and core-seconds are its manifest's, those of runs that were killed included.
+- A stage's wall time and core-seconds are its manifest's, killed runs included.
 """
 
 import json

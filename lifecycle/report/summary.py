@@ -1,4 +1,4 @@
-"""The report's beginning: what was made, whether it learned, what it cost."""
+"""The summary: what was made, whether it learned, what it cost."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from lifecycle.training.objectives.registry import objective_kind
 
 
 def summary_section(numbers: Numbers) -> ReportSection:
-    """The model in a sentence, the numbers that a reader wants first, and what they say."""
+    """The model in a few sentences, the main numbers, and the comparison with the baselines."""
     blocks: list[Block] = [Paragraph(" ".join(_what(numbers))), Headline(tuple(_tiles(numbers)))]
     if numbers.text_task is not None:
         blocks.append(Paragraph(" ".join(_findings(numbers.text_task, numbers.baselines))))

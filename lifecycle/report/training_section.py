@@ -11,10 +11,10 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 CONVENTION = (
-    "FLOPs are the model's own, three times a forward pass for each token trained on, causal attention counted half. "
-    "MFU is those of the median logging interval's wall time, over the rate of one large matrix product that the stage "
-    "measures on a device after its last step, times the mesh's devices. Other programs on the machine lower it; FLOPs "
-    "per core-second, of the steps alone, they lower little."
+    "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU divides "
+    "the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, measured "
+    "on one device after the stage's last step, times the number of devices. Other programs on the machine lower MFU; "
+    "they change FLOPs per core-second, which covers the steps alone, only a little."
 )
 
 
@@ -29,8 +29,8 @@ def training_section(trainings: tuple[Training, ...]) -> ReportSection:
 
 def _settings(trainings: tuple[Training, ...]) -> Table:
     columns = (
-        "stage", "objective", "goes on from", "steps", "rows a step", "tokens a row", "optimizer", "peak learning rate",
-        "schedule", "of the objective",
+        "stage", "objective", "starts from", "steps", "rows per step", "tokens per row", "optimizer",
+        "peak learning rate", "schedule", "of the objective",
     )  # fmt: skip
     rows = tuple(
         (training.name, training.objective, _start(training), *_settings_of(training.settings), _own(training))
@@ -60,7 +60,7 @@ def _own(training: Training) -> str:
 
 
 def _speed(trainings: tuple[Training, ...]) -> Table:
-    columns = ("stage", "tokens", "last loss", "tokens/s", "FLOPs a token", "matmul peak", "devices", "MFU",
+    columns = ("stage", "tokens", "last loss", "tokens/s", "FLOPs per token", "matmul peak", "devices", "MFU",
                "FLOPs per core-second")  # fmt: skip
     return Table("Speed", columns, tuple(map(_speed_of, trainings)), columns[1:])
 
@@ -89,7 +89,7 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
 
 
 def _notes(training: Training) -> Iterator[str]:
-    """What a reader of the stage's curves should know."""
+    """What explains the stage's curves."""
     if "eval_bytes" in training.settings:
         yield (
             f"During training held-out text is measured on its first documents only, about "

@@ -57,8 +57,8 @@ def tasks(folder: Path, **settings: object) -> Path:
 
 
 def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> None:
-    found = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, chat=False)), base, Silent())
-    text, choice, ask = read_results(found.path)
+    result = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, chat=False)), base, Silent())
+    text, choice, ask = read_results(result.path)
     tokenizer = ByteTokenizer()
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) for text in TEXTS]
     nats = float(sum(document_nats(MODEL, PARAMS, ids, MODEL.max_seq_len, build_mesh(MeshConfig()))))

@@ -100,13 +100,13 @@ def test_windows_predict_each_token_once_and_fit(length: int, max_seq_len: int) 
 def test_bits_per_byte_equals_the_trigrams_own(tmp_path: Path, max_seq_len: int) -> None:
     texts = ["the cat sat on the mat", "the dög sat", "a cat and a dog " * 20]
     model = TrigramModel(["the cat sat on the dog", "a mat"], max_seq_len)
-    found = run(task(tmp_path, "bits_per_byte", [{"text": text} for text in texts]), model)
+    result = run(task(tmp_path, "bits_per_byte", [{"text": text} for text in texts]), model)
     documents = [np.array([0, *Bytes().encode(text), 1]) for text in texts]
     sizes = [len(text.encode()) for text in texts]
     expected = bits_per_byte(model.model, documents, list("abc"), sizes, "t")
-    assert found.mean == pytest.approx(expected.mean, rel=1e-12)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
-    assert found.weights == sizes
+    assert result.mean == pytest.approx(expected.mean, rel=1e-12)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert result.weights == sizes
 
 
 def test_multiple_choice_finds_what_the_model_has_seen(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_multiple_choice_finds_what_the_model_has_seen(tmp_path: Path) -> None:
         {"query": "snow is", "choices": [" blue", " green"], "gold": 0},  # seen, but after the sky
     ]
     model = TrigramModel(["sky is blue", "sky is blue", "grass is green"])
-    found = run(task(tmp_path, "multiple_choice", rows, chat=False, per_byte=False), model)
-    assert [example.score for example in found.examples] == [1.0, 1.0, 1.0]
-    assert found.other["chance"] == 0.5
-    assert found.examples[0].detail["picked"] == " blue"
+    result = run(task(tmp_path, "multiple_choice", rows, chat=False, per_byte=False), model)
+    assert [example.score for example in result.examples] == [1.0, 1.0, 1.0]
+    assert result.other["chance"] == 0.5
+    assert result.examples[0].detail["picked"] == " blue"
 
 
 def test_per_byte_undoes_the_favour_for_short_choices(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_plain_text_is_tokenised_as_a_whole(tmp_path: Path) -> None:
 def test_generations_are_checked(tmp_path: Path) -> None:
     rows = [{"prompt": "sky:", "answer": "blue"}, {"prompt": "hay:", "answer": ["red", "green"]}]
     model = TrigramModel(["sky: blue", "sky: blue", "hay: green"])
-    found = run(task(tmp_path, "generate", rows, chat=False, max_tokens=8), model)
-    assert [example.detail["output"] for example in found.examples] == [" blue", " blue"]
-    assert found.mean == 0.5
+    result = run(task(tmp_path, "generate", rows, chat=False, max_tokens=8), model)
+    assert [example.detail["output"] for example in result.examples] == [" blue", " blue"]
+    assert result.mean == 0.5
     stopped = run(task(tmp_path, "generate", rows, chat=False, max_tokens=8, stop=["l"], check="contains"), model)
     assert stopped.examples[0].detail["output"].startswith(" bl")
     assert stopped.mean == 0.0
@@ -216,9 +216,9 @@ def test_checks(check: str, output: str, right: list[str] | str, expected: bool)
 def test_rows_that_do_not_fit_are_left_out_and_listed(tmp_path: Path) -> None:
     rows = [{"query": "q" * n, "choices": ["a", "b"], "gold": 0} for n in (1, 2, 90)]
     model = TrigramModel(["ab"], max_seq_len=32)
-    found = run(task(tmp_path, "multiple_choice", rows), model)
-    assert found.n == 2
-    assert found.skipped == ["multiple_choice.jsonl:3: 93 tokens, the context holds 32"]
+    result = run(task(tmp_path, "multiple_choice", rows), model)
+    assert result.n == 2
+    assert result.skipped == ["multiple_choice.jsonl:3: 93 tokens, the context holds 32"]
     with pytest.raises(ResultError, match=r"1 scored example.*skipped: multiple_choice\.jsonl:2: "):
         run(task(tmp_path, "multiple_choice", [rows[0], rows[2]]), model)
     prompts = [{"prompt": "q" * n, "answer": "a"} for n in (1, 2, 20)]
@@ -249,10 +249,10 @@ def test_evaluate_writes_what_read_results_reads(tmp_path: Path) -> None:
     for out in (once, again):
         out.mkdir()
         stats = evaluate(config, {}, model, out, Silent())
-    found = read_results(once)
-    assert [result.task for result in found] == list(stats) == ["bits_per_byte", "multiple_choice"]
-    assert stats["multiple_choice"]["mean"] == found[1].mean
-    assert found[1].examples[0].detail["answer"] == "blue"
+    result = read_results(once)
+    assert [one.task for one in result] == list(stats) == ["bits_per_byte", "multiple_choice"]
+    assert stats["multiple_choice"]["mean"] == result[1].mean
+    assert result[1].examples[0].detail["answer"] == "blue"
     for name in ("results.json", "multiple_choice.jsonl", "bits_per_byte.jsonl"):
         assert (again / name).read_bytes() == (once / name).read_bytes()
 

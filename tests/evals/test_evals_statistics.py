@@ -17,20 +17,20 @@ SCORES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=3, max
 def test_binary_scores_get_wilsons_interval(n: int, part: float, level: float) -> None:
     """Against the closed form of Wilson, JASA 22, 1927."""
     successes = round(part * n)
-    found = estimate([1.0] * successes + [0.0] * (n - successes), [1.0] * n, level)
+    result = estimate([1.0] * successes + [0.0] * (n - successes), [1.0] * n, level)
     share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    assert (found.mean, found.method) == (share, "Wilson")
-    assert (found.low, found.high) == pytest.approx((max(0, centre - reach), min(1, centre + reach)), abs=1e-12)
+    assert (result.mean, result.method) == (share, "Wilson")
+    assert (result.low, result.high) == pytest.approx((max(0, centre - reach), min(1, centre + reach)), abs=1e-12)
 
 
 def test_interval_of_a_mean_is_students() -> None:
     scores = np.random.default_rng(0).normal(3, 2, 40)
-    found = estimate(list(scores), [1.0] * 40, 0.95)
+    result = estimate(list(scores), [1.0] * 40, 0.95)
     expected = stats.t.interval(0.95, 39, loc=scores.mean(), scale=stats.sem(scores))
-    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
-    assert found.method == "Student t"
+    assert (result.low, result.high) == pytest.approx(expected, rel=1e-12)
+    assert result.method == "Student t"
 
 
 def test_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
@@ -40,8 +40,8 @@ def test_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
     for _ in range(rounds):
         sizes = rng.gamma(2.0, 500.0, 80) + 50
         rates = 2.0 + rng.normal(0, 0.3, 80)
-        found = estimate(list(rates), list(sizes), 0.95)
-        covered += found.low <= 2.0 <= found.high
+        result = estimate(list(rates), list(sizes), 0.95)
+        covered += result.low <= 2.0 <= result.high
     assert 0.92 <= covered / rounds <= 0.975
 
 
@@ -50,22 +50,22 @@ def test_paired_t_is_scipys() -> None:
     before = rng.normal(2.0, 1.0, 25)
     after = before + rng.normal(0.1, 0.4, 25)
     for higher in (True, False):
-        found = compare_paired(list(before), list(after), [1.0] * 25, higher, 0.95)
+        result = compare_paired(list(before), list(after), [1.0] * 25, higher, 0.95)
         expected = stats.ttest_rel(after, before, alternative="less" if higher else "greater")
-        assert found.p == pytest.approx(expected[1], rel=1e-9)
+        assert result.p == pytest.approx(expected[1], rel=1e-9)
         both = stats.ttest_rel(after, before).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx((both.low, both.high), rel=1e-9)
+        assert (result.low, result.high) == pytest.approx((both.low, both.high), rel=1e-9)
 
 
 @pytest.mark.parametrize(("up", "down"), [(0, 1), (0, 6), (3, 9), (9, 3), (0, 0)])
 def test_mcnemar_is_the_binomial_test_of_the_changed_examples(up: int, down: int) -> None:
     before = [0.0] * up + [1.0] * down + [1.0] * 10
     after = [1.0] * up + [0.0] * down + [1.0] * 10
-    found = compare_paired(before, after, [1.0] * len(before), True, 0.95)
+    result = compare_paired(before, after, [1.0] * len(before), True, 0.95)
     expected = stats.binomtest(down, up + down, 0.5, alternative="greater").pvalue if up + down else 1.0
-    assert found.p == pytest.approx(expected, rel=1e-12)
-    assert found.test == "exact McNemar"
-    assert found.low <= found.difference <= found.high
+    assert result.p == pytest.approx(expected, rel=1e-12)
+    assert result.test == "exact McNemar"
+    assert result.low <= result.difference <= result.high
 
 
 def test_interval_of_paired_proportions_covers_as_often_as_it_says() -> None:
@@ -75,19 +75,19 @@ def test_interval_of_paired_proportions_covers_as_often_as_it_says() -> None:
         draw = rng.random(60)
         before = (draw < 0.6).astype(float)
         after = np.where(draw < 0.1, 0.0, np.where((draw > 0.8), 1.0, before))  # falls 0.1, rises 0.2
-        found = compare_paired(list(before), list(after), [1.0] * 60, True, 0.95)
-        covered += found.low <= 0.1 <= found.high
+        result = compare_paired(list(before), list(after), [1.0] * 60, True, 0.95)
+        covered += result.low <= 0.1 <= result.high
     assert 0.93 <= covered / rounds <= 0.985
 
 
 def test_unpaired_is_welchs() -> None:
     rng = np.random.default_rng(4)
     before, after = rng.normal(1.0, 1.0, 20), rng.normal(1.2, 2.0, 35)
-    found = compare_unpaired((list(before), [1.0] * 20), (list(after), [1.0] * 35), True, 0.95)
+    result = compare_unpaired((list(before), [1.0] * 20), (list(after), [1.0] * 35), True, 0.95)
     expected = stats.ttest_ind(after, before, equal_var=False, alternative="less")
     both = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
-    assert found.p == pytest.approx(expected[1], rel=1e-9)
-    assert (found.low, found.high) == pytest.approx((both.low, both.high), rel=1e-9)
+    assert result.p == pytest.approx(expected[1], rel=1e-9)
+    assert (result.low, result.high) == pytest.approx((both.low, both.high), rel=1e-9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,6 +118,6 @@ def test_one_example_is_refused() -> None:
 
 @given(SCORES)
 def test_scores_all_alike_have_an_interval_without_width(scores: list[float]) -> None:
-    found = estimate([scores[0]] * len(scores), [1.0] * len(scores), 0.95)
-    assert found.low <= scores[0] + 1e-12 and found.high >= scores[0] - 1e-12
-    assert found.method == "Wilson" or found.high - found.low < 1e-9
+    result = estimate([scores[0]] * len(scores), [1.0] * len(scores), 0.95)
+    assert result.low <= scores[0] + 1e-12 and result.high >= scores[0] - 1e-12
+    assert result.method == "Wilson" or result.high - result.low < 1e-9

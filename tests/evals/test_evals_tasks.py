@@ -35,8 +35,8 @@ def test_tasks_are_a_few_lines_of_yaml(tmp_path: Path) -> None:
     text = "tasks:\n  - name: which\n    kind: multiple_choice\n    rows: '@rows/choices.jsonl'\n    limit: 5\n"
     (tmp_path / "run.yaml").write_text(text)
     tasks: Any = load_config(EvalConfig, tmp_path / "run.yaml").tasks
-    (found,) = tasks
-    assert (found.name, found.kind, found.limit, found.chat) == ("which", "multiple_choice", 5, True)
+    (result,) = tasks
+    assert (result.name, result.kind, result.limit, result.chat) == ("which", "multiple_choice", 5, True)
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ def test_an_input_made_again_with_other_content_is_shown(chain: dict[str, Artifa
     (draft.open() / "w").write_text("W")
     new = draft.commit({})
     assert new.path == old.path
-    found = trace_artifact(chain["export"].path)["inputs"]["pretrain"]
-    assert (found["state"], found["content_hash"]) == ("changed", old.content_hash)
-    assert new.content_hash in found["problem"]
+    result = trace_artifact(chain["export"].path)["inputs"]["pretrain"]
+    assert (result["state"], result["content_hash"]) == ("changed", old.content_hash)
+    assert new.content_hash in result["problem"]
 
 
 def test_a_bundle_that_is_gone_is_still_a_version(chain: dict[str, Artifact], tmp_path: Path) -> None:

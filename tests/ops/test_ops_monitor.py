@@ -56,9 +56,9 @@ def test_windows(path: Path) -> None:
 
 def test_percentiles_are_numpys(path: Path) -> None:
     expected = np.percentile(np.arange(1, 101) / 1000, [50, 95, 99])
-    found = percentiles(path, "latency_s", window=RequestWindow(version="a"))
-    assert list(found) == [50, 95, 99]
-    assert list(found.values()) == pytest.approx(list(expected))
+    result = percentiles(path, "latency_s", window=RequestWindow(version="a"))
+    assert list(result) == [50, 95, 99]
+    assert list(result.values()) == pytest.approx(list(expected))
     assert percentiles(path, "completion_tokens", [100], RequestWindow(version="a")) == {100: 99.0}
 
 

@@ -249,11 +249,11 @@ def test_of_two_promotions_at_once_one_wins(registry: Registry, make_artifact: A
     ]
     for racer in racers:
         racer.start()
-    found = [results.get(timeout=LIMIT_S) for _ in racers]
+    result = [results.get(timeout=LIMIT_S) for _ in racers]
     for racer in racers:
         racer.join()
-    (winner,) = [(who, target) for who, target, error in found if not error]
-    (complaint,) = [error for _, _, error in found if error]
+    (winner,) = [(who, target) for who, target, error in result if not error]
+    (complaint,) = [error for _, _, error in result if error]
     assert f"by {winner[0]}: race" in complaint
     assert [(m.source, m.target, m.who) for m in registry.history("production")] == [
         (None, a, "ada"), (a, winner[1], winner[0]),

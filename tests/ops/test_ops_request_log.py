@@ -163,9 +163,9 @@ def test_a_killed_server_loses_at_most_what_was_waiting(tmp_path: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     server.wait()
     server.stdout.close()
-    found = [row[0] for row in stored(path)]
-    assert len(found) >= written
-    assert found == [f"r{i}" for i in range(len(found))]
+    result = [row[0] for row in stored(path)]
+    assert len(result) >= written
+    assert result == [f"r{i}" for i in range(len(result))]
     log = RequestLog(path)
     log.write(record())
     assert log.close().written == 1

@@ -165,7 +165,7 @@ def test_a_curve_in_words_and_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("text", "expected"),
     [
         (format.count(1312384), "1,312,384"),
         (format.significant(0), "0"),
@@ -191,8 +191,8 @@ def test_a_curve_in_words_and_numbers() -> None:
         (format.printable("a\x00\ud800b\n"), "a\ufffd\ufffdb\n"),
     ],
 )
-def test_numbers_as_texts(found: str, expected: str) -> None:
-    assert found == expected
+def test_numbers_as_texts(text: str, expected: str) -> None:
+    assert text == expected
 
 
 @given(st.text(st.one_of(st.sampled_from("\\`*_[]()<>!|~#&;:/ \nab"), st.characters(codec="utf-8")), max_size=40))

@@ -64,7 +64,7 @@ def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:
     settings = table(report, "training", "Settings")
     assert [row[:3] for row in settings.rows] == [("chat", "sft", "bundle abababababab"), ("polish", "orpo", "chat")]
     assert settings.rows[1][-1] == "beta 0.2"
-    assert table(report, "evaluation", "Results").columns[4:] == ("to compare", "after chat", "after polish")
+    assert table(report, "evaluation", "Results").columns[4:] == ("compare with", "after chat", "after polish")
     assert table(report, "evaluation", "Changes").columns == ("task", "chat to polish", "test")
     assert not any("trigram" in block.caption for block in blocks(report, "evaluation", Table))
 
@@ -96,9 +96,9 @@ def test_results_give_the_table_of_before_and_after(tmp_path: Path) -> None:
     report = build_report(build_run(tmp_path).collect())
     results = table(report, "evaluation", "Results")
     assert [row[0] for row in results.rows] == ["text", "choice"]
-    assert results.columns[4:] == ("to compare", "after pretrain", "after sft", "after prefer")
+    assert results.columns[4:] == ("compare with", "after pretrain", "after sft", "after prefer")
     assert results.rows[0][4] == "trigram of the whole split 1.190" and results.rows[1][4] == "chance 0.250"
-    assert table(report, "evaluation", "Held-out rows").rows == (
+    assert table(report, "evaluation", "Measured on held-out rows").rows == (
         ("pretrain", "Held-out text during training", "8.000", "2.100"),
         ("prefer", "Preference accuracy, held out", "0.8000", "0.8000"),
         ("prefer", "Preference margin, held out", "1.000", "2.000"),
