@@ -71,8 +71,8 @@ def known_argument_bytes(lowered: "Lowered", num_devices: int) -> dict[str, int]
 
 
 def argument_bytes(compiled: "Compiled") -> dict[str, int]:
-    """Bytes per device of the arguments, by the first field name on their path; `params` for parameters and a first argument without
-    field names."""
+    """Bytes per device of the arguments, by the first field name on their path; `params` for parameters, trained and
+    frozen, and for a first argument without field names."""
     import jax
 
     arguments = jax.tree_util.tree_leaves_with_path(compiled.args_info)
