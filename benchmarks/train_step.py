@@ -2,8 +2,8 @@
 
     uv run python benchmarks/train_step.py [CONFIG [key=value ...]]
 
-Times the real train step of a run's pre-training (model, batch, optimizer and all) beside a large float32 product, turn
-by turn, so that both see the same load of a shared machine. Prints the medians of wall time and of CPU time; the share
+Times the real train step of a run's first training stage (model, batch, optimizer and all) and a large float32 product
+in turn, so that both see the same load of a shared machine. Prints the medians of wall time and of CPU time; the share
 in CPU time is the steadier one where other programs run. FLOPs are the model's own: matrix products only, causal
 attention counted half, no recomputation, the optimizer not counted; the second line leaves its time out too.
 
@@ -27,16 +27,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lifecycle.cli.make import start_jax
-from lifecycle.core.config import load_config
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.core.machine import PEAK_SIZE
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
-from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.planning.run_file import StepConfig, read_step
+from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
@@ -59,9 +57,9 @@ def spent(work: Callable[[], Any]) -> Spent:
 def main() -> None:
     """Runs the benchmark for the config named on the command line."""
     path, *overrides = sys.argv[1:] or ["configs/quickstart.yaml"]
-    config = load_config(RunConfig, path, overrides)
+    config = read_step(Path(path), overrides)
     print_compile_times(config)
-    train, model, mesh = pretraining(config), config.model, build_mesh(config.mesh)
+    train, model, mesh = config.train, config.model, build_mesh(config.mesh)
     batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     whole = Step(config, mesh, batch, build_optimizer(train.optimizer, train.steps, mesh))
     gradients = Step(config, mesh, batch, optax.set_to_zero())  # forward and backward, and hardly anything else
@@ -71,7 +69,7 @@ def main() -> None:
     report(model, train, times[2:])
 
 
-def print_compile_times(config: RunConfig) -> None:
+def print_compile_times(config: StepConfig) -> None:
     """Seconds to the step's executable in a process that has just started, cold and from the persistent cache."""
     with tempfile.TemporaryDirectory() as folder:
         for name, last in (("cold", "compile"), ("from the cache", "read")):
@@ -85,12 +83,13 @@ def print_compile_times(config: RunConfig) -> None:
                 )
 
 
-def compile_times(config: RunConfig, folder: Path) -> list[Spent]:
-    """What tracing, lowering and compiling take, with the cache where the command line has it for `folder`."""
-    start_jax(folder)
+def compile_times(config: StepConfig, folder: Path) -> list[Spent]:
+    """What tracing, lowering and compiling take, with the persistent compilation cache in `folder`."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     mesh = build_mesh(config.mesh)
     clocks = [(time.perf_counter(), time.process_time())]
-    traced = trace_train_step(config.model, pretraining(config), mesh)
+    traced = trace_train_step(config.model, config.train, mesh)
     clocks.append((time.perf_counter(), time.process_time()))
     lowered = traced.lower()
     clocks.append((time.perf_counter(), time.process_time()))
@@ -99,18 +98,11 @@ def compile_times(config: RunConfig, folder: Path) -> list[Spent]:
     return [(end[0] - start[0], end[1] - start[1]) for start, end in pairwise(clocks)]
 
 
-def pretraining(config: RunConfig) -> NextTokenConfig:
-    """The settings of the run's first stage."""
-    train = next(iter(config.train.values()))
-    assert isinstance(train, NextTokenConfig), f"the first stage's objective is {train.objective}"
-    return train
-
-
 class Step:
     """A compiled step that keeps its state."""
 
-    def __init__(self, config: RunConfig, mesh: Mesh, batch: Batch, optimizer: optax.GradientTransformation) -> None:
-        train, model = pretraining(config), config.model
+    def __init__(self, config: StepConfig, mesh: Mesh, batch: Batch, optimizer: optax.GradientTransformation) -> None:
+        train, model = config.train, config.model
         shardings = state_shardings(model, optimizer, mesh)
         self.state, self.batch = init_state(model, optimizer, shardings, jax.random.key(0)), batch
         objective = build_objective(model, train)
@@ -134,15 +126,15 @@ def random_batch(vocab_size: int, rows: int, length: int) -> dict[str, np.ndarra
     }
 
 
-def report(model: ModelConfig, train: NextTokenConfig, times: list[tuple[Spent, Spent, Spent]]) -> None:
+def report(model: ModelConfig, train: CrossEntropyConfig, times: list[tuple[Spent, Spent, Spent]]) -> None:
     """Prints medians of time, tokens and FLOPs, and their share of the product's rate."""
     tokens = train.global_batch_size * train.seq_len
     flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens
     print(f"model               {num_params(model):,} parameters, {tokens:,} tokens a step")
     for number, clock in enumerate(("wall", "CPU")):
         peak = 2 * PEAK_SIZE**3 / statistics.median(product[number] for *_, product in times)
-        for name, place in (("step", 0), ("forward, backward", 1)):
-            took = statistics.median(round_[place][number] for round_ in times)
+        for name, column in (("step", 0), ("forward, backward", 1)):
+            took = statistics.median(round_[column][number] for round_ in times)
             print(
                 f"{clock:<5} {name:<18} {took * 1e3:6.1f} ms, {tokens / took:9,.0f} tokens/s, "
                 f"{flops / took / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s: {flops / took / peak:.1%}"

@@ -67,6 +67,12 @@ def test_a_file_imports_only_what_its_room_may(file: str) -> None:
     assert not violations(file, (PACKAGE / file).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("file", sorted((PACKAGE.parent / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_a_benchmark_imports_no_stages(file: Path) -> None:
+    rooms = {room_of(module) for module in imported(ast.parse(file.read_text(encoding="utf-8")))}
+    assert not rooms & {"stages", "cli"}
+
+
 def test_every_room_has_its_rule_and_the_rule_has_no_circles() -> None:
     assert {Path(file).parts[0].removesuffix(".py") for file in FILES} <= MAY_IMPORT.keys()
     for room, others in MAY_IMPORT.items():

@@ -1,0 +1,44 @@
+"""What a train step needs of a run's file: the model, the mesh and the training stages, without the rest of the run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, Field, SerializeAsAny
+
+from lifecycle.core.config import ConfigError, Section, load_config
+from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+
+
+class _RunFile(Section):
+    """The sections that are read; the others are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: ModelConfig
+    mesh: MeshConfig = MeshConfig()
+    train: dict[str, SerializeAsAny[TrainConfig]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """One train step: the first training stage of a run's file."""
+
+    model: ModelConfig
+    mesh: MeshConfig
+    train: CrossEntropyConfig
+    section: str  # of the file, where the stage's settings are
+
+
+def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
+    """The first training stage of a run's file with one model.
+
+    Raises `ConfigError` for a file that cannot be read, or where that stage does not learn from token or chat rows.
+    """
+    run = load_config(_RunFile, path, overrides)
+    name, train = next(iter(run.train.items()))
+    if not isinstance(train, CrossEntropyConfig):
+        raise ConfigError(f"{path}: train.{name} learns from pairs ({train.objective}); put a stage of tokens first")
+    return StepConfig(run.model, run.mesh, train, f"train.{name}")

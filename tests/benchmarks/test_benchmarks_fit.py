@@ -1,0 +1,63 @@
+"""The table of what fits where: its lines are configs that exist, on topologies that they fill, and the kept page's."""
+
+from itertools import takewhile
+
+import pytest
+
+from benchmarks.fit import COLUMNS, LINES, FitLine, _page, _results
+from lifecycle.planning.run_file import StepConfig, read_step
+from lifecycle.planning.search.candidates import Candidate, mesh_name
+from lifecycle.planning.search.footprint import footprint
+from lifecycle.planning.topology import check_fits, parse_topology
+from tests.planning.fakes import program_plan
+from tests.planning.shipped import ROOT, load
+
+
+def line_id(line: FitLine) -> str:
+    return f"{line.name}-{line.topology}"
+
+
+def step_of(line: FitLine) -> StepConfig:
+    return read_step(ROOT / "configs" / f"{line.config}.yaml", line.changes)
+
+
+@pytest.mark.parametrize("line", LINES, ids=line_id)
+def test_a_lines_config_loads_and_its_mesh_is_the_whole_topology(line: FitLine) -> None:
+    step = step_of(line)
+    check_fits(parse_topology(line.topology), step.mesh.plain())
+    step.model.check_mesh(step.mesh)
+
+
+def test_every_large_run_and_every_preset_that_no_run_has_is_in_a_line() -> None:
+    large = {path.stem for path in (ROOT / "configs").glob("*_v[0-9]*.yaml")}
+    presets = {path.stem for path in (ROOT / "configs" / "models").glob("*.yaml")}
+    lines = {line.name for line in LINES}
+    planned = [load(name).model for name in lines - presets]
+    assert large <= lines
+    assert {preset for preset in presets - lines if load("debug", f"model={preset}").model not in planned} == set()
+    assert len({(line.topology, line.config, line.changes) for line in LINES}) == len(LINES)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.name != line.config], ids=line_id)
+def test_a_preset_put_into_a_run_should_fit_by_arithmetic(line: FitLine) -> None:
+    step = step_of(line)
+    train = step.train
+    assert train.remat is not None
+    candidate = Candidate(step.mesh, train.grad_accum, "own", train.remat, train.loss_chunks)
+    has = parse_topology(line.topology).chip.hbm_bytes
+    assert footprint(step.model, train, candidate).total_bytes < 0.9 * has
+
+
+def test_the_kept_page_has_these_lines() -> None:
+    lines = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("| " + " | ".join(COLUMNS) + " |") + 2
+    cells = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("| "), lines[start:])]
+    kept = [(row[COLUMNS.index("model")], row[COLUMNS.index("topology")], row[COLUMNS.index("mesh")]) for row in cells]
+    assert kept == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
+
+
+def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
+    assert _results(program_plan(fits=False, needs=150 * 10**9), 100 * 10**9) == (
+        "150.0", "150%", "does not fit", "", "", "",
+    )  # fmt: skip
+    assert _page(["| a |"]).count("|---") == len(COLUMNS)
