@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lifecycle.core.artifact import Artifact, Draft
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 
 MakeArtifact = Callable[..., Artifact]
 MakeResult = Callable[..., EvalResult]
@@ -45,7 +45,7 @@ def make_result() -> MakeResult:
         higher_is_better: bool = True,
     ) -> EvalResult:
         examples = [
-            Example(id=(ids[i] if ids else str(i)), score=score, weight=weights[i] if weights else 1.0)
+            ScoredExample(id=(ids[i] if ids else str(i)), score=score, weight=weights[i] if weights else 1.0)
             for i, score in enumerate(scores)
         ]
         return summarise(task, "generate", "exact", definition, examples, higher_is_better)

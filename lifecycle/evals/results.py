@@ -24,7 +24,7 @@ class ResultError(ValueError):
     """Scores that cannot be summarised or results that cannot be read."""
 
 
-class Example(BaseModel):
+class ScoredExample(BaseModel):
     """One scored row; `detail` is for people: what was picked, what was generated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class EvalResult(BaseModel):
     interval: str  # the method behind low and high
     skipped: list[str] = []  # rows that do not fit the model's context, with the reason
     other: dict[str, float] = {}  # further numbers of the same examples
-    examples: list[Example] = []
+    examples: list[ScoredExample] = []
 
     @property
     def scores(self) -> list[float]:
@@ -71,7 +71,7 @@ def summarise(
     kind: str,
     metric: str,
     definition: str,
-    examples: Sequence[Example],
+    examples: Sequence[ScoredExample],
     higher_is_better: bool = True,
     skipped: Sequence[str] = (),
     other: dict[str, float] | None = None,
@@ -125,8 +125,8 @@ def read_results(folder: Path) -> list[EvalResult]:
         raise ResultError(f"{folder}: damaged evaluation: {error}; delete the folder and evaluate again") from None
 
 
-def _read_examples(path: Path) -> list[Example]:
+def _read_examples(path: Path) -> list[ScoredExample]:
     if not path.is_file():
         raise ResultError(f"{path}: missing; delete the folder and evaluate again")
     with open(path, encoding="utf-8") as file:
-        return [Example.model_validate_json(line) for line in file]
+        return [ScoredExample.model_validate_json(line) for line in file]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 
 type Ints = NDArray[np.int64]
 type Floats = NDArray[np.float64]
@@ -95,7 +95,7 @@ def bits_per_byte(
     """
     nats = model.document_nats(documents)
     examples = [
-        Example(id=name, score=float(loss) / math.log(2) / size, weight=size)
+        ScoredExample(id=name, score=float(loss) / math.log(2) / size, weight=size)
         for name, loss, size in zip(ids, nats, num_bytes, strict=True)
     ]
     definition = "interpolated Witten-Bell token trigram"

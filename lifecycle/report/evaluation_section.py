@@ -56,8 +56,7 @@ def _compare_with(task: Task, numbers: Numbers) -> str:
     if task.chance is not None:
         return f"chance {significant(task.chance, 3)}"
     if task is numbers.text_task:
-        best = numbers.baselines[-1]
-        return f"{best.name} {best.result.mean:.3f}"
+        return f"trigram {numbers.baselines[-1].result.mean:.3f}"
     return ""
 
 
@@ -93,7 +92,7 @@ def _held_out_rows(trainings: tuple[Training, ...]) -> Iterator[Table]:
         for label, first, last in held_out_ends(training)
     )
     if rows:
-        caption = "Measured on held-out rows by the training stages, before the first step and after the last"
+        caption = "Held-out rows, before and after each training stage"
         yield Table(caption, columns, rows, columns[2:])
 
 

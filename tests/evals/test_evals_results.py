@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.evals.results import Example, ResultError, read_results, summarise, write_results
+from lifecycle.evals.results import ResultError, ScoredExample, read_results, summarise, write_results
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path, make_result: Any) -> None:
@@ -24,11 +24,11 @@ def test_a_result_speaks(make_result: Any) -> None:
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([Example(id="a", score=1.0)], "at least two are needed"),
-        ([Example(id="a", score=1.0), Example(id="a", score=0.0)], "same id"),
-        ([Example(id="a", score=1.0), Example(id="b", score=float("inf"))], "not finite, first b"),
+        ([ScoredExample(id="a", score=1.0)], "at least two are needed"),
+        ([ScoredExample(id="a", score=1.0), ScoredExample(id="a", score=0.0)], "same id"),
+        ([ScoredExample(id="a", score=1.0), ScoredExample(id="b", score=float("inf"))], "not finite, first b"),
     ],
 )
-def test_scores_that_cannot_be_summarised(examples: list[Example], message: str) -> None:
+def test_scores_that_cannot_be_summarised(examples: list[ScoredExample], message: str) -> None:
     with pytest.raises(ResultError, match=message):
         summarise("t", "generate", "exact", "d", examples)

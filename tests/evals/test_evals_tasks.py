@@ -14,7 +14,7 @@ import pytest
 from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.evals.config import EvalConfig
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.rows import local_rows, read_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import TaskConfig, TaskRow, register
@@ -46,7 +46,10 @@ def test_tasks_are_a_few_lines_of_yaml(tmp_path: Path) -> None:
         ([{"name": "t", "kind": "generat", "rows": "x"}], "did you mean 'generate'"),
         ([{"name": "t", "kind": "generate", "rows": "x", "per_byte": True}], r"tasks\.0\.per_byte: no such setting"),
         ([{"name": "t", "kind": "bits_per_byte", "rows": "x", "chat": False}], r"tasks\.0\.chat: no such setting"),
-        ([{"name": "t", "kind": "generate", "rows": "x", "check": "exakt"}], r"tasks\.0\.check: .*'contains'"),
+        (
+            [{"name": "t", "kind": "generate", "rows": "x", "check": "exakt"}],
+            r"tasks\.0\.check: .*did you mean 'exact'",
+        ),
         ([{"name": "t", "kind": "generate", "rows": "x", "promt": "y"}], "promt: no such setting"),
         ([{"name": "../t", "kind": "generate", "rows": "x"}], "name"),
         ([{"name": "t", "kind": "generate", "rows": "x", "template": "{{"}], "not valid jinja2"),
@@ -167,7 +170,7 @@ class TextLength(TaskConfig):
         return "" if len(columns["text"]) <= self.longest else "too long"
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
-        examples = [Example(id=row.id, score=len(row.columns["text"])) for row in rows]
+        examples = [ScoredExample(id=row.id, score=len(row.columns["text"])) for row in rows]
         return summarise(self.name, self.kind, "length", self.definition, examples)
 
 

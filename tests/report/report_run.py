@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lifecycle.core.artifact import Artifact, Draft
-from lifecycle.evals.results import EvalResult, Example, summarise, write_results
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.model.decoder import init_params
@@ -33,12 +33,12 @@ PEAK = 1e11
 
 def text_result(task: str, scores: list[float], sizes: list[int] | None = None) -> EvalResult:
     rows = enumerate(zip(scores, sizes or SIZES, strict=True))
-    examples = [Example(id=str(i), score=score, weight=weight) for i, (score, weight) in rows]
+    examples = [ScoredExample(id=str(i), score=score, weight=weight) for i, (score, weight) in rows]
     return summarise(task, "bits_per_byte", "bits_per_byte", "d", examples, higher_is_better=False)
 
 
 def choice_result(right: int) -> EvalResult:
-    examples = [Example(id=str(i), score=float(i < right)) for i in range(40)]
+    examples = [ScoredExample(id=str(i), score=float(i < right)) for i in range(40)]
     return summarise("choice", "multiple_choice", "accuracy", "c", examples, other={"chance": 0.25})
 
 

@@ -76,7 +76,7 @@ def test_five_stages_of_which_two_go_on_from_one(tmp_path: Path) -> None:
     assert list(text.changes) == [("ground", "chat"), ("chat", "by_dpo"), ("chat", "by_orpo")]
     assert (text.first, text.last) == ("ground", "by_dpo")
     assert choice.changes["chat", "by_orpo"].difference == pytest.approx(5 / 40)
-    assert table(report, "evaluation", "Results").rows[0][4] == "trigram of the whole split 1.190"
+    assert table(report, "evaluation", "Results").rows[0][4] == "trigram 1.190"
     starts = [row[2] for row in table(report, "training", "Settings").rows]
     assert starts == ["fresh weights", "ground", "anneal", "chat", "chat"]
     summary = " ".join(block.text for block in blocks(report, "summary", Paragraph))
@@ -97,8 +97,8 @@ def test_results_give_the_table_of_before_and_after(tmp_path: Path) -> None:
     results = table(report, "evaluation", "Results")
     assert [row[0] for row in results.rows] == ["text", "choice"]
     assert results.columns[4:] == ("compare with", "after pretrain", "after sft", "after prefer")
-    assert results.rows[0][4] == "trigram of the whole split 1.190" and results.rows[1][4] == "chance 0.250"
-    assert table(report, "evaluation", "Measured on held-out rows").rows == (
+    assert results.rows[0][4] == "trigram 1.190" and results.rows[1][4] == "chance 0.250"
+    assert table(report, "evaluation", "Held-out rows").rows == (
         ("pretrain", "Held-out text during training", "8.000", "2.100"),
         ("prefer", "Preference accuracy, held out", "0.8000", "0.8000"),
         ("prefer", "Preference margin, held out", "1.000", "2.000"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lifecycle.core.progress import Progress
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import loglikelihoods, take
 from lifecycle.evals.subject import Encoder, Pair, Subject
 from lifecycle.evals.tasks import TaskConfig, TaskRow, is_text
@@ -32,7 +32,7 @@ class BitsPerByteTask(TaskConfig):
         nats = [-math.fsum(part) for part in take(logprobs, [len(pairs) for pairs in windows])]
         sizes = [len(row.columns["text"].encode()) for row in rows]
         examples = [
-            Example(id=row.id, score=loss / math.log(2) / size, weight=size)
+            ScoredExample(id=row.id, score=loss / math.log(2) / size, weight=size)
             for row, loss, size in zip(rows, nats, sizes, strict=True)
         ]
         tokens = sum(len(continuation) for pairs in windows for _, continuation in pairs)

@@ -3,12 +3,13 @@ text or a list of texts of which each is right."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from lifecycle.core.config import nearest
 from lifecycle.core.progress import Progress
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
@@ -21,13 +22,22 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
 }
 
 
+def _known_check(name: str) -> str:
+    if name not in CHECKS:
+        raise ValueError(f"no such check{nearest(name, CHECKS)}")
+    return name
+
+
+type CheckName = Annotated[str, AfterValidator(_known_check), WithJsonSchema({"enum": list(CHECKS)})]
+
+
 class GenerationTask(PromptTaskConfig):
     """Share of outputs that meet one of the row's answers."""
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     default_template: ClassVar[str] = "{{ prompt }}"
 
-    check: Literal["exact", "contains", "regex"] = "exact"
+    check: CheckName = "exact"
     max_tokens: Annotated[int, Field(ge=1)] = 64
     stop: tuple[str, ...] = ()
 
@@ -58,10 +68,10 @@ class GenerationTask(PromptTaskConfig):
         right = [answer] if isinstance(answer, str) else answer
         return any(CHECKS[self.check](output, one) for one in right)
 
-    def _example(self, row: TaskRow, output: str) -> Example:
+    def _example(self, row: TaskRow, output: str) -> ScoredExample:
         prompt, answer = row.columns["prompt"], row.columns["answer"]
         detail = {"prompt": prompt, "output": output, "answer": answer}
-        return Example(id=row.id, score=float(self.passes(output, answer)), detail=detail)
+        return ScoredExample(id=row.id, score=float(self.passes(output, answer)), detail=detail)
 
 
 def _pattern_problem(patterns: Sequence[str]) -> str:

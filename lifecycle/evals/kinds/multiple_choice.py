@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lifecycle.core.progress import Progress
-from lifecycle.evals.results import EvalResult, Example, summarise
+from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import fitting_rows, loglikelihoods, take
 from lifecycle.evals.subject import Encoder, Pair, Subject
 from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
@@ -73,7 +73,7 @@ class MultipleChoiceTask(PromptTaskConfig):
             pairs.append(([encoder.bos_id, *joint[:border]], joint[border:]))
         return pairs
 
-    def _example(self, row: TaskRow, logprobs: Sequence[float]) -> Example:
+    def _example(self, row: TaskRow, logprobs: Sequence[float]) -> ScoredExample:
         choices: list[str] = row.columns["choices"]
         gold, likeliest = row.columns["gold"], _argmax(logprobs)
         likeliest_per_byte = _argmax([x / len(choice.encode()) for x, choice in zip(logprobs, choices, strict=True)])
@@ -83,7 +83,7 @@ class MultipleChoiceTask(PromptTaskConfig):
             "likeliest_per_byte": likeliest_per_byte, "answer": choices[gold], "picked": choices[picked],
             "logprobs": [round(x, 4) for x in logprobs],
         }  # fmt: skip
-        return Example(id=row.id, score=float(picked == gold), detail=detail)
+        return ScoredExample(id=row.id, score=float(picked == gold), detail=detail)
 
 
 def _argmax(values: Sequence[float]) -> int:
