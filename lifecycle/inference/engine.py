@@ -3,6 +3,10 @@
 import threading
 from collections.abc import Sequence
 
+import jax
+from jax.sharding import Mesh
+
+from lifecycle.core.config import ConfigError
 from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import DispatchObserver, EngineStats, Runner
@@ -25,14 +29,21 @@ class Engine:
         max_seq_len: int | None = None,
         on_dispatch: DispatchObserver | None = None,
         warm_up: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
-        `on_dispatch` is called in the engine's thread after each dispatch.
+        `on_dispatch` is called in the engine's thread after each dispatch. `mesh`: of this process's devices; without,
+        the model is on the first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
         """
+        if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+            raise ConfigError(
+                "an engine answers requests of one process and runs on its devices; this mesh has those of others: "
+                "start a server for each host with a mesh of its own devices"
+            )
         self.model = model
         self.num_slots = num_slots
-        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch)
+        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, mesh=mesh)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken = False
         if warm_up:

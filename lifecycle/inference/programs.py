@@ -3,21 +3,33 @@
 Both programs take the whole cache, donated, and give it back. What must hold: few compiled shapes, none after the
 warm-up. A prompt goes in by chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument
 and not a shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
+
+They run in a manual `jax.shard_map` over the mesh that holds the weights, as training does. Slots and their rows of the
+cache are cut over `batch` into groups, each of which prefills a chunk of its own; heads are cut over `tensor`. Logits
+are gathered over the vocabulary, `[B, V]`, so that all devices of a group sample the same tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array, Bool, Int
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, compute_dtype, forward_cached, logits
+from lifecycle.model.decoder import Params, compute_dtype, forward_cached, logical_axes, logits
+from lifecycle.parallel.axes import RULES, MeshConfig
+from lifecycle.parallel.collectives import pmax
+from lifecycle.parallel.mesh import AnyMesh, lay_over, spec, tree_shardings, tree_specs
 
 MAX_STOP_IDS = 8  # stop ids that end a row on the device; the host compares all of them
 
@@ -27,10 +39,10 @@ MAX_STOP_IDS = 8  # stop ids that end a row on the device; the host compares all
 class PromptRows:
     """Chunks of prompts, a row for each group of slots."""
 
-    slot: Int[Array, " B"]  # within its group
-    tokens: Int[Array, "B T"]
-    start: Int[Array, " B"]  # position of the first token
-    size: Int[Array, " B"]  # tokens that are not padding; 0: the group has no chunk
+    slot: Int[Array, " G"]  # within its group
+    tokens: Int[Array, "G T"]
+    start: Int[Array, " G"]  # position of the first token
+    size: Int[Array, " G"]  # tokens that are not padding; 0: the group has no chunk
     sampling: SamplingRows
     want_top: Bool[Array, ""]
 
@@ -46,13 +58,47 @@ class DecodeRows:
     stop_ids: Int[Array, "B 8"]  # -1: none
     sampling: SamplingRows
     want_top: Bool[Array, ""]
+    num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="cache")
 def prefill(
+    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: PromptRows
+) -> tuple[Sampled, KVCache]:
+    """Puts each group's `tokens[:size]` at positions `start...` of its slot; samples the token after them, `[G]`."""
+    return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, cache, rows)
+
+
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="cache")
+def decode(
+    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: DecodeRows
+) -> tuple[Sampled, KVCache]:
+    """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 where there is none.
+
+    Ends early when no slot is decoding any more.
+    """
+    return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, cache, rows)
+
+
+def _on_mesh(
+    local: Callable[[Params, KVCache, Any], tuple[Sampled, KVCache]],
+    config: ModelConfig,
+    mesh: AnyMesh,
+    params: Params,
+    cache: KVCache,
+    rows: PromptRows | DecodeRows,
+) -> tuple[Sampled, KVCache]:
+    """`local` run by every device on its part of the weights, the cache and the rows; all get what was sampled."""
+    weights, stored = (tree_specs(axes) for axes in (logical_axes(config), cache.logical_axes()))
+    by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
+    specs = {"in_specs": (weights, stored, by_row), "out_specs": (spec("batch"), stored)}
+    sampled, cache = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, cache, rows)
+    return jax.lax.with_sharding_constraint(sampled, NamedSharding(mesh, P())), cache
+
+
+def _prefill(
     config: ModelConfig, num_ids: int, params: Params, cache: KVCache, rows: PromptRows
 ) -> tuple[Sampled, KVCache]:
-    """Puts `tokens[:size]` at positions `start...` of a slot; samples the token after them, `[1]`."""
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
     hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(rows.slot[0]))
@@ -61,39 +107,41 @@ def prefill(
     return sample(logits(config, params, last), rows.sampling, rows.start + rows.size, rows.want_top, num_ids), cache
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids"), donate_argnames="cache")
-def decode(
-    config: ModelConfig, num_ids: int, params: Params, cache: KVCache, rows: DecodeRows, num_steps: Int[Array, ""]
+type _Carry = tuple[Array, Array, DecodeRows, Sampled, KVCache]
+
+
+def _decode(
+    config: ModelConfig, num_ids: int, params: Params, cache: KVCache, rows: DecodeRows
 ) -> tuple[Sampled, KVCache]:
-    """Up to `num_steps` (at most `MAX_STEPS`) tokens for each decoding slot, `[B, MAX_STEPS]`; -1 where there is none.
+    def go_on(carry: _Carry) -> Array:
+        step, is_any_active, rows, _, _ = carry
+        return (step < rows.num_steps) & is_any_active
 
-    Ends early when no slot is decoding any more.
-    """
-
-    def go_on(carry: tuple[Array, DecodeRows, Sampled, KVCache]) -> Array:
-        step, rows, _, _ = carry
-        return (step < num_steps) & (rows.remaining > 0).any()
-
-    def one_step(carry: tuple[Array, DecodeRows, Sampled, KVCache]) -> tuple[Array, DecodeRows, Sampled, KVCache]:
-        step, rows, outputs, cache = carry
+    def one_step(carry: _Carry) -> _Carry:
+        step, _, rows, outputs, cache = carry
         is_active = rows.remaining > 0
         positions = jnp.where(is_active, rows.position, cache.length)
         hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], cache)
         new = sample(logits(config, params, hidden[:, 0]), rows.sampling, rows.position + 1, rows.want_top, num_ids)
-        shown = Sampled(jnp.where(is_active, new.token, -1), new.logprob, new.top_ids, new.top_logprobs)
+        shown = replace(new, token=jnp.where(is_active, new.token, -1))
         outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)
-        return step + 1, _advance(rows, new.token, is_active), outputs, cache
+        rows = _advance(rows, new.token, is_active)
+        return step + 1, _is_any_active(rows), rows, outputs, cache
 
-    start = (jnp.zeros((), jnp.int32), rows, _no_outputs(rows.token.shape[0]), cache)
-    _, _, outputs, cache = jax.lax.while_loop(go_on, one_step, start)
+    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, _no_outputs(rows.token.shape[0]), cache)
+    *_, outputs, cache = jax.lax.while_loop(go_on, one_step, start)
     return outputs, cache
+
+
+def _is_any_active(rows: DecodeRows) -> Bool[Array, ""]:
+    """The same on all devices, so that all make the same number of steps."""
+    return pmax(rows.remaining.max(), "batch") > 0
 
 
 def _advance(rows: DecodeRows, token: Array, is_active: Array) -> DecodeRows:
     is_stop = (token[:, None] == rows.stop_ids).any(-1)
     remaining = jnp.where(is_active & ~is_stop, rows.remaining - 1, 0)
-    position = rows.position + is_active
-    return DecodeRows(token, position, remaining, rows.stop_ids, rows.sampling, rows.want_top)
+    return replace(rows, token=token, position=rows.position + is_active, remaining=remaining)
 
 
 def _no_outputs(batch: int) -> Sampled:
@@ -102,25 +150,57 @@ def _no_outputs(batch: int) -> Sampled:
     return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
+@partial(jax.jit, static_argnames=("config", "num_slots", "length", "mesh"))
+def _empty_cache(config: ModelConfig, num_slots: int, length: int, mesh: Mesh) -> KVCache:
+    cache = init_cache(config, num_slots, length, compute_dtype(config))
+    return jax.lax.with_sharding_constraint(cache, tree_shardings(mesh, cache.logical_axes()))
+
+
+def num_groups(mesh: AnyMesh) -> int:
+    """How many groups of slots a mesh has: devices with rows of the batch of their own."""
+    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
+    """Raises `ConfigError` where a mesh does not fit the model, the number of slots or inference."""
+    for axis in ("stage", "context"):
+        if mesh.shape[axis] > 1:
+            raise ConfigError(
+                f"mesh.{axis}={mesh.shape[axis]}: inference runs over replica, fsdp, expert and tensor; "
+                f"set mesh.{axis}=1 and give its devices to one of these"
+            )
+    config.check_mesh(MeshConfig(**mesh.shape))
+    if num_slots % (groups := num_groups(mesh)):
+        nearest = max(groups, round(num_slots / groups) * groups)
+        raise ConfigError(
+            f"num_slots={num_slots} does not divide over the mesh's {groups} groups of rows (replica x fsdp x expert); "
+            f"nearest that does: {nearest}"
+        )
+
+
 class Programs:
-    """One model's weights and cache on its device; each call is one dispatch, and waits for its result."""
+    """One model's weights and cache on a mesh; each call is one dispatch, and waits for its result."""
 
-    num_devices, num_groups = 1, 1
-
-    def __init__(self, config: ModelConfig, params: Params, num_slots: int, max_seq_len: int, num_ids: int) -> None:
-        """`num_ids`: ids from there on, a vocabulary's padding, are never sampled."""
-        self._config, self._num_ids = config, num_ids
+    def __init__(
+        self, config: ModelConfig, params: Params, num_slots: int, max_seq_len: int, num_ids: int, mesh: Mesh | None
+    ) -> None:
+        """`num_ids`: ids from there on, a vocabulary's padding, are never sampled. Without a mesh, all is on this
+        process's first device. Raises `ConfigError` for a mesh that does not fit."""
+        mesh = mesh or lay_over(jax.local_devices()[:1], MeshConfig())
+        check_mesh(config, mesh, num_slots)
+        self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
+        self._static = (config, num_ids, mesh)
         dtype = compute_dtype(config)
+        params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
         self._params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)  # cast once, not in every step
-        self._cache = init_cache(config, num_slots, max_seq_len, dtype)
+        self._cache = _empty_cache(config, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> Sampled:
-        """The token after each row's chunk, `[B, 1]` in host memory."""
-        sampled, self._cache = prefill(self._config, self._num_ids, self._params, self._cache, rows)
+        """The token after each group's chunk, `[G, 1]` in host memory."""
+        sampled, self._cache = prefill(*self._static, self._params, self._cache, rows)
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
 
-    def decode(self, rows: DecodeRows, num_steps: int) -> Sampled:
+    def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""
-        steps = np.int32(num_steps)
-        sampled, self._cache = decode(self._config, self._num_ids, self._params, self._cache, rows, steps)
+        sampled, self._cache = decode(*self._static, self._params, self._cache, rows)
         return jax.tree.map(np.asarray, sampled)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.model import Model
@@ -52,13 +53,15 @@ class Runner:
         max_seq_len: int | None = None,
         on_dispatch: DispatchObserver | None = None,
         dispatch_s: float = DISPATCH_S,
+        mesh: Mesh | None = None,
     ) -> None:
+        """Raises `ConfigError` for a mesh that does not fit the model or the slots."""
         self.model = model
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
         self._on_dispatch = on_dispatch
         self._num_ids = model.tokenizer.vocab_size
-        self._programs = Programs(model.config, model.params, num_slots, self.max_seq_len, self._num_ids)
+        self._programs = Programs(model.config, model.params, num_slots, self.max_seq_len, self._num_ids, mesh)
         self._scheduler = Scheduler[Generation](num_slots, max_queue, self._programs.num_groups, dispatch_s)
         self._table = SlotTable(num_slots, self._programs.num_groups)
         self._assemblers: dict[int, Assembler] = {}
@@ -125,7 +128,7 @@ class Runner:
         """Compiles each shape by dispatches that write nothing."""
         for padded in BUCKETS:
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
-        self._programs.decode(self._table.decode_rows(), 0)
+        self._programs.decode(self._table.decode_rows(0))
 
     def turn(self) -> None:
         """Removes cancelled requests, admits waiting ones, prefills some chunks, makes a few decode steps."""
@@ -176,7 +179,7 @@ class Runner:
         if not decoding:
             return
         began = time.perf_counter()
-        sampled = self._programs.decode(self._table.decode_rows(), num_steps)
+        sampled = self._programs.decode(self._table.decode_rows(num_steps))
         made = (sampled.token >= 0).sum(axis=1)
         self._scheduler.measured((time.perf_counter() - began) / int(made.max()))
         self._charge(began, {generation.id: int(made[slot]) for slot, generation in decoding.items()})

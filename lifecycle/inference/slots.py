@@ -74,8 +74,8 @@ class SlotTable:
         """The group of a slot: its row in a prefill dispatch."""
         return slot // self.group_size
 
-    def decode_rows(self) -> DecodeRows:
-        """The arguments of a decode dispatch."""
+    def decode_rows(self, num_steps: int) -> DecodeRows:
+        """The arguments of a decode dispatch of at most `num_steps` steps."""
         return DecodeRows(
             token=_argument(self.token),
             position=_argument(self.position),
@@ -83,6 +83,7 @@ class SlotTable:
             stop_ids=_argument(self.stop_ids),
             sampling=self._sampling(slice(None)),
             want_top=_argument((self.wants_top & (self.remaining > 0)).any()),
+            num_steps=_argument(np.int32(num_steps)),
         )
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:

@@ -62,6 +62,7 @@ def buffer_room(num_tokens: int, per_token: int, experts_here: int, peers: int) 
     """Each of `peers` devices has `num_tokens` tokens with `per_token` choices each, and `experts_here` experts."""
     even, worst = num_tokens * per_token, peers * num_tokens * min(per_token, experts_here)
     first, further = (min(worst, -(-int(even * share) // 128) * 128) for share in (ROOM, FURTHER))
+    further = max(1, further)  # a quarter of a single decoded token's rows is none
     return Room(first, further, -(-(worst - first) // further))
 
 

@@ -10,6 +10,9 @@ normaliser, a loss) counts once: its cotangents are alike too, and `psum_identit
 `check_vma` is off: splash attention and hand-written gradients do not declare what varies.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -18,9 +21,30 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array
 from lifecycle.parallel.axes import RULES
 
+_REPLICATED: ContextVar[frozenset[str]] = ContextVar("replicated", default=frozenset())
+
+
+@contextmanager
+def replicated(logical: str) -> Iterator[None]:
+    """While the block is traced, no array is sharded over this logical axis: every device behind it holds all.
+
+    There `all_gather` returns its input and `reduce_scatter` leaves out the scatter. A decode step has one position a
+    row, which cannot be sharded over `norm_seq`.
+    """
+    token = _REPLICATED.set(_REPLICATED.get() | {logical})
+    try:
+        yield
+    finally:
+        _REPLICATED.reset(token)
+
 
 def axes_of(logical: str) -> tuple[str, ...]:
-    """The mesh axes behind a logical name that are manual in the current trace and larger than one."""
+    """The mesh axes that an array with this logical axis is sharded over: manual in the current trace, larger than
+    one."""
+    return () if logical in _REPLICATED.get() else _manual_axes(logical)
+
+
+def _manual_axes(logical: str) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(axis for axis in RULES[logical] if axis in mesh.manual_axes and mesh.shape[axis] > 1)
 
@@ -52,6 +76,9 @@ def all_gather(x: Array, logical: str, dim: int) -> Array:
 
 def reduce_scatter(x: Array, logical: str, dim: int) -> Array:
     """This device's shard of dimension `dim` of the sum over the axis; the gradient is gathered."""
+    if logical in _REPLICATED.get():
+        axes = _manual_axes(logical)
+        return jax.lax.psum(x, axes) if axes else x
     for axis in axes_of(logical):  # as in `all_gather`
         x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
     return x

@@ -81,3 +81,8 @@ def sharding(mesh: AnyMesh, *logical: str | None) -> NamedSharding:
 def tree_shardings(mesh: AnyMesh, axes: Any) -> Any:
     """`NamedSharding`s for a tree whose leaves are tuples of logical names."""
     return jax.tree.map(lambda names: sharding(mesh, *names), axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def tree_specs(axes: Any) -> Any:
+    """Partition specs for a tree whose leaves are tuples of logical names."""
+    return jax.tree.map(lambda names: spec(*names), axes, is_leaf=lambda x: isinstance(x, tuple))
