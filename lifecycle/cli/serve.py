@@ -16,6 +16,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.ops.cost import CostMeter, DevicePrice
 from lifecycle.ops.registry import Registry, RegistryError, Version, verify
 from lifecycle.ops.request_log import RequestLog, RequestRecord
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.serving.app import create_app
 from lifecycle.serving.job import Served
 from lifecycle.serving.record import FinishedRequest, RequestObserver
@@ -110,13 +111,15 @@ class AliasedModels(Mapping[str, Served]):
 
 def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:
     verify(version)
+    mesh = build_mesh(config.serve.mesh)
     engine = Engine(
-        load_bundle(version.path),
+        load_bundle(version.path, mesh),
         num_slots=config.serve.num_slots,
         max_queue=config.serve.max_queue,
         max_seq_len=config.serve.max_seq_len,
         on_dispatch=meter.charge,
         warm_up=True,
+        mesh=mesh,
     )
     opened.enter_context(engine)
     return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))

@@ -25,6 +25,7 @@ class BundleTasksConfig(EvalConfig):
     """A file of tasks, in the form of a run file's `evaluate` section; `root` is where the results go."""
 
     root: Path = Path("runs/evaluations")
+    mesh: MeshConfig = MeshConfig()  # the devices that hold the model
     max_seq_len: int = Field(default=2048, gt=1)  # the context, at most the model's; the KV cache has this length
 
 
@@ -35,12 +36,12 @@ def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) ->
     """
     rows = local_rows(config)
     settings: dict[str, Any] = config.plain() | {"bundle": content_hash(bundle), "rows": rows}
-    del settings["root"]
+    del settings["root"], settings["mesh"]  # neither changes a score
     draft = Draft(config.root, STAGE, settings, {})
     try:
         return open_artifact(draft.final_path)
     except ArtifactError:  # not made yet, or damaged
         pass
-    subject = open_bundle(bundle, config.max_seq_len, build_mesh(MeshConfig()))
+    subject = open_bundle(bundle, config.max_seq_len, build_mesh(config.mesh))
     out = draft.open()
     return draft.commit({"tasks": evaluate(config, {}, subject, out, progress)})

@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from lifecycle.core.artifact import content_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.decoder import logical_axes
+from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.weights.published import load_config, load_weights
 
 
-def load_bundle(folder: Path) -> Model:
-    """Weights, tokenizer, chat template and defaults of a bundle's folder.
+def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
+    """Weights (laid over `mesh` as in training, or on one device), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
     `ValueError` that names the file for what is missing, damaged or does not fit together.
@@ -23,7 +27,8 @@ def load_bundle(folder: Path) -> Model:
     config.with_vocab(tokenizer.vocab_size)
     template = ChatTemplate.load(folder, tokenizer)
     defaults = _defaults(folder, template)
-    return Model(config, load_weights(config, folder), tokenizer, template, defaults, version)
+    shardings = None if mesh is None else tree_shardings(mesh, logical_axes(config))
+    return Model(config, load_weights(config, folder, shardings), tokenizer, template, defaults, version)
 
 
 def _defaults(folder: Path, template: ChatTemplate) -> SamplingParams:

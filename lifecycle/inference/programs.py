@@ -9,7 +9,9 @@ cache are cut over `batch` into groups, each of which prefills a chunk of its ow
 are gathered over the vocabulary, `[B, V]`, so that all devices of a group sample the same tokens.
 """
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,6 +33,9 @@ from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
 from lifecycle.parallel.mesh import AnyMesh, lay_over, spec, tree_shardings, tree_specs
 
+# Held while a program of several devices is put into their queues, not while it runs: programs that two engines start
+# at once must reach all devices in one order, else each waits in a collective for devices that have begun the other.
+LAUNCH = threading.Lock()
 MAX_STOP_IDS = 8  # stop ids that end a row on the device; the host compares all of them
 
 
@@ -189,6 +194,7 @@ class Programs:
         mesh = mesh or lay_over(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
+        self._launch = LAUNCH if mesh.size > 1 else nullcontext()
         self._static = (config, num_ids, mesh)
         dtype = compute_dtype(config)
         params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
@@ -197,10 +203,12 @@ class Programs:
 
     def prefill(self, rows: PromptRows) -> Sampled:
         """The token after each group's chunk, `[G, 1]` in host memory."""
-        sampled, self._cache = prefill(*self._static, self._params, self._cache, rows)
+        with self._launch:
+            sampled, self._cache = prefill(*self._static, self._params, self._cache, rows)
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
 
     def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""
-        sampled, self._cache = decode(*self._static, self._params, self._cache, rows)
+        with self._launch:
+            sampled, self._cache = decode(*self._static, self._params, self._cache, rows)
         return jax.tree.map(np.asarray, sampled)

@@ -46,6 +46,12 @@ class MeshConfig(Section):
     def size(self) -> int:
         return math.prod(getattr(self, axis) for axis in AXES)
 
+    @property
+    def for_inference(self) -> "MeshConfig":
+        """The same devices for prefill and decode, which have no `stage` and `context`: these go to `fsdp`."""
+        fsdp = self.stage * self.fsdp * self.context
+        return MeshConfig(replica=self.replica, fsdp=fsdp, expert=self.expert, tensor=self.tensor)
+
 
 def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> None:
     """Raises `ConfigError` unless the mesh axes behind `logical` divide `size`; names the axis and the nearest fit."""

@@ -49,6 +49,14 @@ def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     return Mesh(laid, AXES)
 
 
+def inference_mesh(mesh: Mesh) -> Mesh:
+    """The devices of a mesh as its `for_inference` sizes have them."""
+    sizes = MeshConfig(**mesh.shape).for_inference
+    order = ("replica", "stage", "fsdp", "context", "expert", "tensor")
+    devices = mesh.devices.transpose([AXES.index(axis) for axis in order])
+    return Mesh(devices.reshape([getattr(sizes, axis) for axis in AXES]), AXES)
+
+
 def _require_box(devices: Sequence[Any], num_slices: int, shape: tuple[int, ...]) -> None:
     sides = [max(at) - min(at) + 1 for at in zip(*(device.coords for device in devices), strict=True)]
     cores = 1 + max(device.core_on_chip for device in devices)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from lifecycle.core.config import Section
+from lifecycle.parallel.axes import MeshConfig
 
 
 class ServeConfig(Section):
@@ -13,4 +14,5 @@ class ServeConfig(Section):
     num_slots: int = Field(default=8, ge=1)  # requests that decode together, for each model
     max_queue: int = Field(default=64, ge=0)  # requests that wait for a slot; more get HTTP 429
     max_seq_len: int | None = Field(default=None, ge=2)  # None: the model's; less saves cache memory
+    mesh: MeshConfig = MeshConfig()  # which devices hold the model; stage and context stay 1
     api_key_env: str | None = None  # name of the environment variable that holds the key; None: no key needed

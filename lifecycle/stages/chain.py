@@ -88,10 +88,9 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
     for stage in stages:
         if stage.kind == "train":
             frozen_part(config.model_of(stage.name), config.train[stage.name].freeze)
-    if any(stage.kind == "evaluate" for stage in stages):
-        from lifecycle.stages.evaluate import require_room
-
-        require_room(config)
+    if any(stage.kind == "evaluate" for stage in stages) and any(task.kind == "generate" for task in config.tasks):
+        for name in config.evaluated:
+            config.model_of(name).check_mesh(config.mesh.for_inference)
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import Params, init_params, logical_axes
-from lifecycle.parallel.mesh import AnyMesh, spec, tree_shardings
+from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
 from lifecycle.training.freeze import frozen_part, merged, split
 
 
@@ -41,7 +41,7 @@ class TrainState:
 
 def param_specs(config: ModelConfig) -> Any:
     """Where each parameter is cut: a tree like theirs of partition specs."""
-    return jax.tree.map(lambda names: spec(*names), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
+    return tree_specs(logical_axes(config))
 
 
 def state_shardings(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.evals.model import EvaluatedModel, chat_model, gathered
+from lifecycle.evals.model import EvaluatedModel, chat_model
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params, logical_axes
@@ -79,19 +79,11 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
     return chat_model(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
 
 
-def test_a_sharded_model_is_evaluated_as_a_whole_one() -> None:
-    """Choices over the mesh; generations from the weights that were gathered to one device."""
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"stage": 2, "context": 2, "fsdp": 2}], ids=str)
+def test_a_sharded_model_is_evaluated_where_its_weights_are(axes: dict[str, int]) -> None:
+    """Choices and generations over the mesh: no device ever has the whole model."""
     pairs: Sequence[tuple[list[int], list[int]]] = [([1, 2, 3], [4, 5]), ([7] * 40, [8, 9, 10])]
-    one, mesh = evaluated({}), evaluated({"fsdp": 2, "tensor": 2})
+    one, mesh = evaluated({}), evaluated(axes)
     np.testing.assert_allclose(mesh.loglikelihoods(pairs), one.loglikelihoods(pairs), rtol=CLOSE)
     prompts = [[5, 6, 7], [100]]
     assert mesh.generate(prompts, 12, ()) == one.generate(prompts, 12, ())
-
-
-def test_what_generates_is_whole_on_one_device_in_the_dtype_of_its_use() -> None:
-    model, mesh = evaluated({"fsdp": 4}).model, build_mesh(MeshConfig(fsdp=4))
-    config = model.config.model_copy(update={"compute_dtype": "bfloat16"})
-    found = gathered(config, model.params, mesh)
-    assert {len(leaf.devices()) for leaf in jax.tree.leaves(found)} == {1}
-    assert found["norm"]["scale"].dtype == "float32" and found["embed"].dtype == "bfloat16"
-    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, model.params)

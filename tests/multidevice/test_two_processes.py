@@ -1,9 +1,10 @@
-"""Two real processes, joined by gloo through the environment that launchers set, train as one process does."""
+"""Two real processes, joined by gloo through the environment that launchers set, train and generate as one does."""
 
 import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,9 +13,16 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
-from lifecycle.model.decoder import abstract_params
+from lifecycle.inference.generate import generate
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.decoder import abstract_params, init_params
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.loop import CHECKPOINTS, METRICS, run_job
 
@@ -27,7 +35,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_processes(out: Path, settings: Settings, count: int, devices: int) -> list[str]:
+def run_processes(arguments: list[str], count: int, devices: int) -> list[str]:
     """What each process prints; all are ended if one fails."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     environment = os.environ | {
@@ -37,7 +45,7 @@ def run_processes(out: Path, settings: Settings, count: int, devices: int) -> li
     }
     started = [
         subprocess.Popen(
-            command(out, settings),
+            arguments,
             env=environment | {"LIFECYCLE_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -62,7 +70,7 @@ def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], device
     one, two = tmp_path / "one", tmp_path / "two"
     stats = run_job(tiny_job(one, settings), Silent())
     sharded = Settings(steps=8, checkpoint_every=4, mesh=mesh)
-    outputs = run_processes(two, sharded, count=2, devices=devices)
+    outputs = run_processes(command(two, sharded), count=2, devices=devices)
     told = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in outputs]
     assert [len(lines) for lines in told] == [1, 0]  # one process writes; gloo prints a line of its own
     curves = [[r["loss"] for r in read_log(folder / METRICS) if "loss" in r] for folder in (one, two)]
@@ -76,3 +84,32 @@ def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], device
         largest = max(largest, np.abs(left - right).max())
     print(f"weights {largest:.1e}")
     assert largest < CLOSE
+
+
+def generated(axes: dict[str, int]) -> list[list[int]]:
+    """What a tiny model generates on a mesh over all devices of a job."""
+    tokenizer = ByteTokenizer()
+    config = MODEL.model_copy(update={"vocab_size": 264})
+    model = Model(config, init_params(config, jax.random.key(0)), tokenizer, ChatTemplate(tokenizer))
+    greedy = SamplingParams(temperature=0.0, max_tokens=8, stop_ids=())
+    each = [greedy, SamplingParams(temperature=1.0, seed=3, max_tokens=20, stop_ids=()), greedy]
+    return [c.token_ids for c in generate(model, [[1, 2], [3], [4] * 9], each, mesh=build_mesh(MeshConfig(**axes)))]
+
+
+PROCESS = """
+import json, sys
+from lifecycle.core import distributed
+distributed.start()
+from tests.multidevice.test_two_processes import generated
+print(json.dumps(generated(json.loads(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices"), [({"fsdp": 2, "tensor": 2}, 2), ({"tensor": 2}, 1)], ids=["rows", "heads"]
+)
+def test_two_processes_generate_as_one(mesh: dict[str, int], devices: int) -> None:
+    """Both call it alike, and both get all outputs."""
+    outputs = run_processes([sys.executable, "-c", PROCESS, json.dumps(mesh)], count=2, devices=devices)
+    told = [json.loads(line) for text in outputs for line in text.splitlines() if line.startswith("[[")]
+    assert told == [generated({})] * 2

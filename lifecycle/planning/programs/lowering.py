@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget, inference_budget, training_budget
@@ -62,62 +62,13 @@ def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> 
 
 def lower_decode(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> "Lowered":
     """The engine's decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
-    import jax
-    import jax.numpy as jnp
+    from lifecycle.inference.lowering import trace_decode
 
-    from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, decode
-
-    with jax.set_mesh(mesh):
-        params, cache = _params_and_cache(model, num_slots, max_seq_len, mesh)
-        ints = _array(mesh, (num_slots,), jnp.int32)
-        stops = _array(mesh, (num_slots, MAX_STOP_IDS), jnp.int32)
-        want_top = _array(mesh, (), jnp.bool_)
-        rows = DecodeRows(ints, ints, ints, stops, _sampling(mesh, num_slots), want_top)
-        return decode.lower(model, model.vocab_size, params, cache, rows, _array(mesh, (), jnp.int32))
+    return trace_decode(model, num_slots, max_seq_len, mesh).lower()
 
 
 def lower_prefill(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> "Lowered":
-    """The engine's prefill of its longest chunk into one slot."""
-    import jax
-    import jax.numpy as jnp
+    """The engine's prefill of its longest chunk, one for each group of slots."""
+    from lifecycle.inference.lowering import trace_prefill
 
-    from lifecycle.inference.programs import PromptRows, prefill
-    from lifecycle.inference.scheduler import BUCKETS
-
-    with jax.set_mesh(mesh):
-        params, cache = _params_and_cache(model, num_slots, max_seq_len, mesh)
-        number = _array(mesh, (1,), jnp.int32)
-        tokens = _array(mesh, (1, BUCKETS[-1]), jnp.int32)
-        want_top = _array(mesh, (), jnp.bool_)
-        rows = PromptRows(number, tokens, number, number, _sampling(mesh, 1), want_top)
-        return prefill.lower(model, model.vocab_size, params, cache, rows)
-
-
-def _array(mesh: "Mesh", shape: tuple[int, ...], dtype: Any) -> Any:
-    import jax
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
-
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
-
-
-def _params_and_cache(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> tuple[Any, Any]:
-    """Shapes of both in the compute dtype, which is how the engine holds them."""
-    import jax
-
-    from lifecycle.model.cache import init_cache
-    from lifecycle.model.decoder import abstract_params, compute_dtype
-
-    dtype = compute_dtype(model)
-    params = jax.tree.map(lambda p: _array(mesh, p.shape, dtype), abstract_params(model))
-    cache = jax.eval_shape(lambda: init_cache(model, num_slots, max_seq_len, dtype))
-    return params, jax.tree.map(lambda c: _array(mesh, c.shape, c.dtype), cache)
-
-
-def _sampling(mesh: "Mesh", rows: int) -> Any:
-    import jax.numpy as jnp
-
-    from lifecycle.inference.sampling import SamplingRows
-
-    floats, ints = _array(mesh, (rows,), jnp.float32), _array(mesh, (rows,), jnp.int32)
-    return SamplingRows(floats, ints, floats, floats, _array(mesh, (rows, 2), jnp.uint32))
+    return trace_prefill(model, num_slots, max_seq_len, mesh).lower()

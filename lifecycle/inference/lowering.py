@@ -1,0 +1,61 @@
+"""The engine's programs from shapes alone: for the compiler of devices that need not be here."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lifecycle.core.typing import PyTree
+from lifecycle.inference.programs import DecodeRows, PromptRows, check_mesh, decode, num_groups, prefill
+from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
+from lifecycle.inference.slots import SlotTable
+from lifecycle.model.cache import init_cache
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import abstract_params, compute_dtype, logical_axes
+from lifecycle.parallel.mesh import AnyMesh, tree_shardings
+
+
+def trace_prefill(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> jax.stages.Traced:
+    """Prefill of the longest chunk into a slot of each group, for a context of `length`: `.lower()` goes on.
+
+    Raises `ConfigError` for a mesh that does not fit.
+    """
+    chunk = Chunk(slot=0, start=0, size=BUCKETS[-1], padded=BUCKETS[-1])
+    rows = SlotTable(num_slots, num_groups(mesh)).prompt_rows([chunk], [[0] * chunk.size])
+    return _traced(prefill, config, num_slots, length, mesh, rows)
+
+
+def trace_decode(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> jax.stages.Traced:
+    """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step.
+
+    Raises `ConfigError` for a mesh that does not fit.
+    """
+    return _traced(decode, config, num_slots, length, mesh, SlotTable(num_slots).decode_rows(MAX_STEPS))
+
+
+def _traced(
+    program: Any,  # a jitted function; `jax.stages.Wrapped` does not say what `trace` takes
+    config: ModelConfig,
+    num_slots: int,
+    length: int,
+    mesh: AnyMesh,
+    rows: PromptRows | DecodeRows,
+) -> jax.stages.Traced:
+    check_mesh(config, mesh, num_slots)
+    with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
+        dtype = compute_dtype(config)  # of the mesh's devices
+    cache = jax.eval_shape(lambda: init_cache(config, num_slots, length, dtype))
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), abstract_params(config))
+    params = _placed(params, tree_shardings(mesh, logical_axes(config)))
+    cache = _placed(cache, tree_shardings(mesh, cache.logical_axes()))
+    rows = jax.tree.map(lambda x: _shape(x, NamedSharding(mesh, P())), rows)
+    return program.trace(config, config.vocab_size, mesh, params, cache, rows)
+
+
+def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(_shape, tree, shardings)
+
+
+def _shape(array: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

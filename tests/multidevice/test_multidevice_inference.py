@@ -1,0 +1,144 @@
+"""Prefill and decode on a mesh: the tokens of one device, and its log-probabilities to 1e-5, for every kind of layer.
+
+Log-probabilities are the logits' but for a constant of the row; the likeliest ones are compared with the sampled one.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from lifecycle.core.config import ConfigError
+from lifecycle.inference.engine import Engine
+from lifecycle.inference.generate import generate
+from lifecycle.inference.generation import Completion
+from lifecycle.inference.lowering import trace_decode, trace_prefill
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.parallel.axes import AXES, MeshConfig
+from lifecycle.parallel.mesh import build_mesh, inference_mesh
+from lifecycle.testing.families import random_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from tests.multidevice.test_multidevice_axes import MODELS
+
+CLOSE = 1e-5
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)
+SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=())
+# More requests than slots, windows left behind while decoding, both kinds of sampling in one batch.
+REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16)]
+# Dense layers with windows and tied tables; sinks, biases and caps; experts; latents: each with each axis.
+CASES = [
+    ("dense", {"fsdp": 4, "tensor": 2}),
+    ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
+    ("experts", {"expert": 4, "tensor": 2}),
+    ("latent", {"fsdp": 2, "expert": 2, "tensor": 2}),
+]
+MORE = [
+    ("dense", {"tensor": 8}),
+    ("dense", {"fsdp": 8}),
+    ("projection", {"expert": 2, "fsdp": 4}),
+    ("experts", {"replica": 2, "fsdp": 2, "tensor": 2}),
+    ("experts", {"fsdp": 2, "expert": 4}),
+    ("experts", {"expert": 8}),
+    ("latent", {"tensor": 8}),
+    ("latent", {"replica": 2, "expert": 4}),
+]
+
+
+@cache
+def model_of(name: str) -> Model:
+    tokenizer = ByteTokenizer()
+    config = MODELS[name].model_copy(update={"vocab_size": 264, "max_seq_len": 320})
+    return Model(config, random_params(config), tokenizer, ChatTemplate(tokenizer))
+
+
+@cache
+def one_device(name: str) -> list[Completion]:
+    return generate(model_of(name), *requests())
+
+
+def requests() -> tuple[list[list[int]], list[SamplingParams]]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 261, size).tolist() for size, _ in REQUESTS], [params for _, params in REQUESTS]
+
+
+def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        for token, wanted in zip(one.tokens, other.tokens, strict=True):
+            logprobs = [[each.logprob, *(logprob for _, logprob in each.top)] for each in (token, wanted)]
+            np.testing.assert_allclose(*logprobs, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)], ids=str
+)
+def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
+    mesh = build_mesh(MeshConfig(**axes))
+    assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+
+
+def test_prompts_of_several_chunks_are_prefilled_by_groups_side_by_side() -> None:
+    model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts = [[i % 250 for i in range(size)] for size in (300, 20, 257, 70, 5, 290)]
+    assert_alike(generate(model, prompts, GREEDY, mesh=mesh), generate(model, prompts, GREEDY))
+
+
+def test_on_a_mesh_too_a_request_alone_equals_the_same_in_a_batch() -> None:
+    model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts, params = requests()
+    together = generate(model, prompts, params, mesh=mesh)
+    for prompt, own, completion in list(zip(prompts, params, together, strict=True))[2:4]:
+        assert generate(model, [prompt], own, mesh=mesh) == [completion]
+
+
+def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
+    """Each device runs both engines' collectives in one order: neither waits for the other for ever."""
+    model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts, params = requests()
+    with Engine(model, mesh=mesh) as first, Engine(model, mesh=mesh) as second:
+        pairs = [
+            (first.submit(prompt, own), second.submit(prompt, own)) for prompt, own in zip(prompts, params, strict=True)
+        ]
+        completions = [(one.wait(), other.wait()) for one, other in pairs]
+    assert all(one == other for one, other in completions)
+    assert_alike([one for one, _ in completions], one_device("dense"))
+
+
+def test_a_mesh_that_does_not_fit_is_rejected_with_the_fix() -> None:
+    model = model_of("dense")
+    for axes, message in (
+        ({"stage": 2}, r"mesh\.stage=2: inference runs over replica, fsdp, expert and tensor; set mesh\.stage=1"),
+        ({"context": 2, "fsdp": 2}, r"mesh\.context=2: .*; set mesh\.context=1"),
+        ({"fsdp": 8}, r"num_slots=12 does not divide over the mesh's 8 groups of rows .* nearest that does: 16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Engine(model, num_slots=12, mesh=build_mesh(MeshConfig(**axes)))
+    odd = Model(model.config.model_copy(update={"num_kv_heads": 1}), {}, model.tokenizer, model.template)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor=2 does not divide model\.num_kv_heads=1"):
+        Engine(odd, num_slots=8, mesh=build_mesh(MeshConfig(tensor=2)))
+
+
+def test_a_training_mesh_gives_the_devices_of_stage_and_context_to_fsdp() -> None:
+    mesh = build_mesh(MeshConfig(stage=2, context=2, tensor=2))
+    assert dict(inference_mesh(mesh).shape) == {**mesh.shape, "stage": 1, "context": 1, "fsdp": 4}
+    assert set(inference_mesh(mesh).devices.flat) == set(mesh.devices.flat)
+    plain = build_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    assert inference_mesh(plain) == plain
+
+
+@pytest.mark.parametrize("trace", [trace_prefill, trace_decode])
+def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.stages.Traced]) -> None:
+    """Weights and cache as shapes on an abstract mesh: each device has its rows and heads, and only [B, V] is whole."""
+    config = model_of("dense").config
+    sizes = MeshConfig(fsdp=4, tensor=4)
+    automatic = (AxisType.Auto,) * len(AXES)
+    mesh = AbstractMesh(tuple(getattr(sizes, axis) for axis in AXES), AXES, automatic)
+    program = str(trace(config, 8, 128, mesh).jaxpr)
+    assert "all_gather" in program and "shard_map" in program
+    assert f"f32[{2 if trace is trace_decode else 1},264]" in program
+    assert "f32[8,264]" not in program
