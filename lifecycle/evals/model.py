@@ -11,16 +11,15 @@ from jax.sharding import Mesh
 
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.subject import Pair
-from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.bundle import load_bundle, load_params
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.decoder import logical_axes
-from lifecycle.parallel.mesh import inference_mesh, tree_shardings
+from lifecycle.parallel.mesh import inference_mesh
 from lifecycle.text.chat import ChatTemplate, read_template
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.scoring import loglikelihoods
-from lifecycle.weights.published import load_config, load_weights
+from lifecycle.weights.published import load_config
 
 PLAIN_TEXT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # only the EOS ends it
 
@@ -71,6 +70,5 @@ def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh) -> EvaluatedModel:
 def _base_model(bundle: Path, mesh: Mesh) -> EvaluatedModel:
     config, tokenizer = load_config(bundle), load_tokenizer(bundle)
     config.with_vocab(tokenizer.vocab_size)
-    params = load_weights(config, bundle, tree_shardings(mesh, logical_axes(config)))
-    model = Model(config, params, tokenizer, ChatTemplate(tokenizer, PLAIN_TEXT))
+    model = Model(config, load_params(config, bundle, mesh), tokenizer, ChatTemplate(tokenizer, PLAIN_TEXT))
     return EvaluatedModel(model, mesh, TextEncoder(tokenizer))

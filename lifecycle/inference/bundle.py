@@ -8,7 +8,9 @@ from lifecycle.core.artifact import content_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.decoder import logical_axes
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params, logical_axes
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
@@ -16,7 +18,7 @@ from lifecycle.weights.published import load_config, load_weights
 
 
 def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
-    """Weights (laid over `mesh` as in training, or on one device), tokenizer, chat template and defaults of a bundle.
+    """Weights (see `load_params`), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
     `ValueError` that names the file for what is missing, damaged or does not fit together.
@@ -27,8 +29,18 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     config.with_vocab(tokenizer.vocab_size)
     template = ChatTemplate.load(folder, tokenizer)
     defaults = _defaults(folder, template)
-    shardings = None if mesh is None else tree_shardings(mesh, logical_axes(config))
-    return Model(config, load_weights(config, folder, shardings), tokenizer, template, defaults, version)
+    return Model(config, load_params(config, folder, mesh), tokenizer, template, defaults, version)
+
+
+def load_params(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> Params:
+    """A bundle's weights, sharded over `mesh` as in training, or on this process's first device.
+
+    Raises `ConfigError` for a mesh that does not fit the model, and what `load_weights` raises.
+    """
+    if mesh is None:
+        return load_weights(config, folder)
+    config.check_mesh(MeshConfig(**mesh.shape))
+    return load_weights(config, folder, tree_shardings(mesh, logical_axes(config)))
 
 
 def _defaults(folder: Path, template: ChatTemplate) -> SamplingParams:

@@ -93,3 +93,19 @@ def test_rows_of_a_runs_artifacts_are_not_there(base: Path, tmp_path: Path) -> N
     path.write_text("tasks: [{name: text, kind: bits_per_byte, rows: '@documents/heldout-*.parquet'}]")
     with pytest.raises(ConfigError, match="no input 'documents'"):
         score_bundle(load_config(BundleTasksConfig, path, [f"root={tmp_path}"]), base, Silent())
+
+
+def test_a_mesh_gives_the_same_scores_and_is_no_part_of_the_question(base: Path, tmp_path: Path) -> None:
+    path = tasks(tmp_path, chat=False)
+    one = score_bundle(load_config(BundleTasksConfig, path), base, Silent())
+    again = load_config(BundleTasksConfig, path, ("mesh.tensor=2", "mesh.fsdp=2"))
+    assert score_bundle(again, base, Silent()).path == one.path
+    elsewhere = again.model_copy(update={"root": tmp_path / "sharded"})
+    sharded = score_bundle(elsewhere, base, Silent())
+    for found, expected in zip(read_results(sharded.path), read_results(one.path), strict=True):
+        assert found.mean == pytest.approx(expected.mean, rel=1e-5)
+        outputs = [[example.detail.get("output") for example in result.examples] for result in (found, expected)]
+        assert outputs[0] == outputs[1]
+    with pytest.raises(ConfigError, match=r"mesh\.tensor=4 does not divide model\.num_heads=2"):
+        odd = elsewhere.model_copy(update={"mesh": MeshConfig(tensor=4), "root": tmp_path / "other"})
+        score_bundle(odd, base, Silent())
