@@ -163,7 +163,7 @@ class RunConfig(Section):
         return tuple(name for name in self.training_stages if kind in self.rows_of(name))
 
     def rows_of(self, stage: str) -> tuple[str, ...]:
-        """The kinds of rows that a training stage reads."""
+        """The kinds of rows that a training stage reads: its objective's, then those that it replays."""
         train = self.train[stage]
         is_replaying = isinstance(train, SftConfig) and train.replay_share > 0
         return (objective_kind(train.objective).rows, *(["tokens"] if is_replaying else []))

@@ -91,9 +91,10 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
 
 
 def _compared_with_baseline(config: RunConfig) -> str | None:
-    """The first stage that learns from tokens, where a task measures the documents' held-out text."""
-    measured = any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks)
-    return next(iter(config.reads("tokens")), None) if measured else None
+    """The first stage whose objective is on tokens, where a task measures the documents' held-out text."""
+    if not any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks):
+        return None
+    return next((name for name in config.training_stages if config.rows_of(name)[0] == "tokens"), None)
 
 
 def _releases(config: RunConfig) -> Iterator[Stage]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
-from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, validate
+from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, one_or_named, validate
 
 
 class Source(Section):
@@ -24,7 +24,12 @@ class Model(Section):
 
 
 class Run(Section):
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
     model: Model
+    models: Annotated[Model | dict[str, Model], one_or_named(Model)] = Model(d_model=1)
+    by_name: dict[str, Model] = Field(default={})
+    levels: dict[str, float] = Field(default={})
+    renamed: int = Field(default=0, validation_alias="as")
     sources: list[Source] = Field(default=[])
     drafts: list[Model] | None = None
     extra: Source | None = None
@@ -56,11 +61,40 @@ def test_presets_resolve_in_lists(folder: Path) -> None:
     assert run.drafts == [Model(d_model=8, num_layers=3), Model(d_model=4)]
 
 
+def test_presets_resolve_in_mappings_by_name(folder: Path) -> None:
+    run = load(folder, "model: small\nby_name: {a: small, b: {preset: small, num_layers: 5}}", "by_name.a.d_model=2")
+    assert run.by_name == {"a": Model(d_model=2, num_layers=3), "b": Model(d_model=8, num_layers=5)}
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ("small", Model(d_model=8, num_layers=3)),
+        ("{d_model: 4}", Model(d_model=4)),
+        ("{preset: small, d_model: 4}", Model(d_model=4, num_layers=3)),
+        ("{a: small, b: {d_model: 4}}", {"a": Model(d_model=8, num_layers=3), "b": Model(d_model=4)}),
+    ],
+)
+def test_one_section_or_several_by_name(folder: Path, text: str, models: Model | dict[str, Model]) -> None:
+    run = load(folder, f"model: small\nmodels: {text}")
+    assert run.models == models
+    assert validate(Run, run.plain()) == run
+
+
 def test_overrides_change_scalars_and_presets(folder: Path) -> None:
     run = load(folder, "model: small", "model.d_model=16", "steps=7", "extra.path=a=b", "extra.weight=2e-1")
     assert run.model == Model(d_model=16, num_layers=3)
     assert run.steps == 7 and run.extra == Source(path="a=b", weight=0.2)
     assert load(folder, "model: small", "model={d_model: 4}").model.d_model == 4
+
+
+def test_overrides_add_to_a_mapping_of_values(folder: Path) -> None:
+    assert load(folder, "model: small", "levels.high=2", "as=3").levels == {"high": 2}
+
+
+def test_merge_keys_of_yaml_are_no_second_keys(folder: Path) -> None:
+    text = "model: &m {d_model: 8}\nby_name: {a: {<<: *m, num_layers: 4}}"
+    assert load(folder, text).by_name["a"] == Model(d_model=8, num_layers=4)
 
 
 def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
@@ -75,7 +109,11 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
     [
         ("model: small\nstep: 3", (), r"run\.yaml:\n  step: no such setting; did you mean 'steps'\?"),
         ("model: small", ("model.num_layer=3",), r"model\.num_layer: no such setting; did you mean 'num_layers'\?"),
-        ("model: small\nqqq: 1", (), r"qqq: no such setting; known: drafts, extra, model, pair, sources, steps"),
+        (
+            "model: small\nqqq: 1",
+            (),
+            r"qqq: no such setting; known: as, by_name, drafts, extra, levels, model, models, pair, sources, steps",
+        ),
         ("model: small\nsteps: many", (), r"steps: .*valid integer.*\(given: 'many'\)"),
         ("model: {num_layers: 2}", (), r"model\.d_model: Field required$"),
         ("extra: {path: a, pth: b}\nmodel: small", (), r"extra\.pth: no such setting; did you mean 'path'\?"),
@@ -89,6 +127,16 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
         ("model: small", ("=3",), r"override '=3': expected key=value"),
         ("model: small\nsteps: 3", ("steps.more=3",), r"override 'steps.more=3': steps is not a section"),
         ("model: small", ("steps=[1",), r"override 'steps=\[1': the value is not valid YAML"),
+        ("model: small\nsteps: 1\nsteps: 2", (), r"the key 'steps' was given in line 2 already(?s:.*)line 3"),
+        ("model: small\nby_name: {a: small, a: small}", (), r"the key 'a' was given in line 2 already"),
+        ("model: small", ("model={d_model: 1, d_model: 2}",), r"the key 'd_model' was given in line 1 already"),
+        ("model: small\nby_name: {ab: small}", ("by_name.aa.d_model=1",), r"by_name has no 'aa'; did you mean 'ab'\?"),
+        ("model: small\nby_name: {a: {d_modle: 1}}", (), r"by_name\.a\.d_modle: .*did you mean 'd_model'\?"),
+        ("model: small\nmodels: {a: {d_modle: 1}}", (), r"models\.a\.d_modle: .*did you mean 'd_model'\?"),
+        ("model: small\nmodels: {d_model: 1, layers: 1}", (), r"models\.layers: .*did you mean 'num_layers'\?"),
+        ("model: small\nmodels: {a: {num_layers: 1}}", (), r"models\.a\.d_model: Field required"),
+        ("model: small\nmodels: 3", (), r"models: Input should be a valid dictionary"),
+        ("model: small\nas_: 1", (), r"as_: no such setting; did you mean 'as'\?"),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, text: str, overrides: tuple[str, ...], message: str) -> None:

@@ -91,7 +91,7 @@ def test_each_training_stage_starts_from_it(tuned: Debug) -> None:
 def test_what_is_exported_still_knows_it(tuned: Debug) -> None:
     """Two steps hardly move the weights, and the import's greedy decoding goes with them."""
     tuned.succeed("export")
-    assert ANSWER in lifecycle("chat", tuned.artifact("bundle").path, typed=QUESTION)
+    assert ANSWER in lifecycle("chat", tuned.artifact("export").path, typed=QUESTION)
 
 
 def _losses(folder: Path) -> list[float]:

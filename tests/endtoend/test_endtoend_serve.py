@@ -72,7 +72,7 @@ def test_every_request_is_logged_with_the_version_that_answered(server: str, und
             return {version for (version,) in database.execute("SELECT version FROM requests")}
 
     wait_until(lambda: bool(versions()))  # written in batches, by a thread of its own
-    assert versions() == {undisturbed.artifact("bundle").content_hash}
+    assert versions() == {undisturbed.artifact("export").content_hash}
 
 
 def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:
