@@ -1,1 +1,1 @@
-"""What a run would need and how fast it would be on chips that nobody has here: the TPU compiler is asked."""
+"""What a run needs and how fast it would be on chips that are not at hand, by asking the TPU compiler."""

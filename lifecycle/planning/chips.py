@@ -8,8 +8,8 @@ A TPU's `hbm_bytes` is what its compiler (libtpu 0.0.50.1) lets a program use: i
 The vendor states, per chip, v4 32 GiB, v5e 16 GB, v5p 95 GiB, v6e 32 GB, tpu7x 192 GiB. A GPU's is the total that the
 driver reports to a program, out of which its own context takes some.
 
-The link to the host is PCIe: TPUs' rates by jax-ml.github.io/scaling-book/tpus; H100 and H200 what was measured on 8
-H200 (stas00/ml-engineering network/README.md); A100 the stated rate of 16 lanes of PCIe 4. For tpu7x none was found.
+The link to the host is PCIe: TPUs' rates by jax-ml.github.io/scaling-book/tpus; H100 and H200 as measured on 8 H200
+(stas00/ml-engineering network/README.md); A100 the stated rate of 16 lanes of PCIe 4. For tpu7x no figure is known.
 
 A page that is named was read, as a stored copy, in November 2026; a figure is "second hand" where the vendor's own
 page was not read, and what repeats it is named.
@@ -30,7 +30,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator; `None` where there is no such thing or no figure was found."""
+    """One kind of accelerator; `None` where there is no such thing or no figure is known."""
 
     name: str
     hbm_bytes: int  # per device, usable
@@ -40,7 +40,7 @@ class Chip:
     links: int  # of the fast network, per chip; 2 per torus dimension
     link_bytes_per_s: float  # of one link, one way
     dcn_bytes_per_s: float  # of the network between slices or hosts, per chip
-    host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: no figure was found
+    host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: no figure is known
     flops_per_cycle: int | None  # per device, bfloat16; None: no compiler estimates its cycles
     price_per_hour: float | None  # USD per chip, on demand, United States
     sources: str
@@ -50,6 +50,7 @@ class Chip:
 
     @property
     def is_tpu(self) -> bool:
+        """Whether programs for it can be compiled without it."""
         return self.torus_dims > 0
 
     @property

@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # the same
 }
 PATTERN = re.compile(r"(?P<chip>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)(\*(?P<slices>\d+))?")
-WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring where it is a whole pod's side; a 3-D one in whole cubes of 4
+WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring at a full pod's side; a 3-D one in multiples of 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Topology:
         """Which dimensions close to a ring. Unless it is given this, the compiler turns gathers over all dimensions
         into sums of zero-filled arrays: twice the traffic."""
         if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
-            return (False, False, False)  # the optical switches that close rings join whole cubes only
+            return (False, False, False)  # the optical switches that close rings join cubes of 4 only
         closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
         return (*closed, False, False, False)[:3]  # pyright: ignore[reportReturnType]
 
@@ -156,8 +156,8 @@ def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
     if product != topology.num_devices:
         shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
         others = product // sizes["fsdp"]
-        whole, rest = divmod(topology.num_devices, others)
-        choice = f"mesh.fsdp={whole}" if whole and not rest else f"axes whose product is {topology.num_devices}"
+        fsdp, rest = divmod(topology.num_devices, others)
+        choice = f"mesh.fsdp={fsdp}" if fsdp and not rest else f"axes whose product is {topology.num_devices}"
         raise ConfigError(
             f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {choice}"
         )

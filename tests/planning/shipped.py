@@ -6,7 +6,7 @@ from pathlib import Path
 from lifecycle.core.config import load_config
 from lifecycle.model.config import ModelConfig, Remat
 from lifecycle.parallel.axes import AXES
-from lifecycle.planning.compiled.collectives import MeshShape
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.estimate.network import Network
 from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology

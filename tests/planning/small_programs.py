@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning.compiled.collectives import MeshShape
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.topology import mesh_over, parse_topology, prepare
 
 LAYERS, WIDTH, HIDDEN, ROWS, LENGTH = 6, 256, 1024, 4, 128

@@ -10,7 +10,8 @@ from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, lay_over
 from lifecycle.parallel.placement import rows_of_process
-from lifecycle.planning.compiled.collectives import MeshShape, collectives
+from lifecycle.planning.compiled.collectives import collectives
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare

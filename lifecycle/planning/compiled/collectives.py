@@ -4,52 +4,36 @@ Payload, per device: an all-gather's is its output, every other's its input; a l
 own part of a gather is counted, as is usual where two programs are compared; `wire_bytes` leaves it out: what a device
 has to send over a ring, 2 (n - 1) / n of the payload for an all-reduce, (n - 1) / n for the others.)
 
-A collective stands in the text in six ways: by itself (the core waits), as `-start` and `-done`, as `send` and `recv`
-to other slices (what of it lies inside a slice stands beside it as collectives of their own), inside a computation
-that `call-start` or `async-start` hands to another core, in a fusion beside products, or as a chain of fusions: one
-starts it, some move it on beside their products, one ends it; all bear its `chain_id`. In all but the first the
-compiler has planned what is computed meanwhile: the cycles scheduled between start and done. A fusion may also be a
-collective and nothing else (a sum with its slice): it has no cycles beside it.
+A collective appears in the text in six forms: by itself (the core waits), as `-start` and `-done`, as `send` and `recv`
+to other slices (its part inside a slice appears as separate collectives), inside a computation that `call-start` or
+`async-start` hands to another core, in a fusion with products, or as a chain of fusions: one starts it, some move it on
+along with their products, one ends it; all bear its `chain_id`. In all but the first the compiler has planned what is
+computed meanwhile: the cycles scheduled between start and done. A fusion may also be only a collective (a sum with its
+slice): then nothing overlaps it.
 """
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
+from lifecycle.planning.compiled.device_groups import MeshShape, axes_of
 from lifecycle.planning.compiled.hlo import Computation, Instruction
-from lifecycle.planning.compiled.program import Executed, Program, is_kernel, kernel_name, operation
+from lifecycle.planning.compiled.names import is_kernel, kernel_name, operation
+from lifecycle.planning.compiled.program import Executed, Program
 
 KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
 )  # fmt: skip
 _STARTS = {f"{kind}-start": kind for kind in KINDS}
-_MESH = re.compile(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MEETING = re.compile(r'_xla_host_transfer_rendezvous="[^"]*"')
-_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-
-
-@dataclass(frozen=True)
-class MeshShape:
-    """Axis names and sizes. A program's device numbers count the mesh's devices in order, the last axis fastest; over
-    several slices those of one slice, and the first axis lies across them."""
-
-    axes: tuple[str, ...]
-    sizes: tuple[int, ...]
-    num_slices: int = 1
-
-    def group_size(self, axes: Sequence[str]) -> int:
-        return math.prod(size for axis, size in zip(self.axes, self.sizes, strict=True) if axis in axes)
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of the program and what is scheduled beside it; bytes and cycles are of one run."""
+    """One collective of the program and what is scheduled meanwhile; bytes and cycles are of one run."""
 
     kind: str
     axes: tuple[str, ...]
@@ -58,10 +42,10 @@ class Collective:
     runs: int
     is_async: bool
     overlapped_cycles: int  # of the main core, between start and done, or of the fusion that it is part of
-    overlapped_kernels: tuple[str, ...]  # Pallas calls between start and done, whose cycles nobody knows
+    overlapped_kernels: tuple[str, ...]  # Pallas calls between start and done, which have no cycle estimate
     operation: str
-    within: str  # the computation on whose schedule it is, and there
-    begins: str  # the instruction that starts it
+    within: str  # the computation on whose schedule it is
+    begins: str  # the instruction there that starts it
     ends: str | None  # and the one that waits for it; None: the same
 
     @property
@@ -71,6 +55,7 @@ class Collective:
 
     @property
     def is_overlapped(self) -> bool:
+        """Whether the main core has work meanwhile."""
         return self.is_async and (self.overlapped_cycles > 0 or bool(self.overlapped_kernels))
 
     @property
@@ -88,35 +73,35 @@ class Overlap:
     another one."""
 
     cycles: int
-    begins: str | None = None  # the instruction from which on it goes, if it is not the one that names it
+    begins: str | None = None  # the instruction that starts it, if it is not the one that names it
     ends: str | None = None
     kernels: tuple[str, ...] = ()
 
 
 def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
     """All collectives in schedule order. Those over axes of one device are left out: nothing is sent."""
-    found = []
+    all_collectives = []
     for e in program.executed:
         if not e.is_on_other_core:  # what another core runs is counted where it is started
-            found += [
-                _collective(instruction, within, window, e, mesh)
-                for instruction, within, window in _at(program, e.instruction, e.within)
+            all_collectives += [
+                _collective(instruction, within, overlap, e, mesh)
+                for instruction, within, overlap in _at(program, e.instruction, e.within)
             ]
-    return [c for c in found if c.group_size > 1]
+    return [c for c in all_collectives if c.group_size > 1]
 
 
 def _at(
     program: Program, instruction: Instruction, within: Computation
 ) -> Iterator[tuple[Instruction, Computation, Overlap | None]]:
-    """Collectives that an instruction is or holds, with the computation each stands in and what runs beside it."""
+    """Collectives that an instruction is or holds, each with its computation and what runs meanwhile."""
     if instruction.opcode in KINDS:
         yield instruction, within, None
     elif instruction.opcode in _STARTS:
         yield instruction, within, between(program, within, instruction, done_of(instruction, within))
     elif instruction.opcode in ("call-start", "async-start"):
-        window = between(program, within, _begun(instruction, within), done_of(instruction, within))
+        overlap = between(program, within, _begun(instruction, within), done_of(instruction, within))
         for inner, inside in _inner(program, instruction):
-            yield inner, inside, window
+            yield inner, inside, overlap
     elif instruction.opcode == "send" and _BETWEEN_SLICES.search(instruction.attributes):
         done = done_of(_partner(instruction, within), within)
         yield instruction, within, between(program, within, instruction, done)
@@ -131,40 +116,40 @@ def _at(
 
 
 def _collective(
-    instruction: Instruction, within: Computation, window: Overlap | None, e: Executed, mesh: MeshShape
+    instruction: Instruction, within: Computation, overlap: Overlap | None, e: Executed, mesh: MeshShape
 ) -> Collective:
+    is_async, overlap = overlap is not None, overlap or Overlap(0)
     if instruction.opcode == "send":
         kind, axes, group_size = _slice_kind(instruction), mesh.axes[:1], mesh.num_slices
     else:
         kind = _STARTS.get(instruction.opcode, instruction.opcode)
         kind = "reduce-scatter" if _is_cut_inside(instruction, within, e) else kind
-        axes, group_size = _groups(instruction, mesh)
+        axes, group_size = axes_of(instruction, mesh)
     if kind == "all-gather":
         result = _result(instruction, within)
         payload = sum(shape.num_bytes for shape in result.shapes)
     else:
         payload = sum(s.num_bytes for name in _data(kind, instruction) for s in within.by_name[name].shapes)
-    beside = window or Overlap(0)
     return Collective(
         kind=kind,
         axes=axes,
         group_size=group_size,
         payload_bytes=payload,
         runs=e.count,
-        is_async=window is not None,
-        overlapped_cycles=beside.cycles,
-        overlapped_kernels=beside.kernels,
+        is_async=is_async,
+        overlapped_cycles=overlap.cycles,
+        overlapped_kernels=overlap.kernels,
         operation=operation(instruction),
         within=e.within.name,
-        begins=beside.begins or e.instruction.name,
-        ends=beside.ends,
+        begins=overlap.begins or e.instruction.name,
+        ends=overlap.ends,
     )
 
 
 def _is_cut_inside(instruction: Instruction, within: Computation, e: Executed) -> bool:
     """Whether this is a reduce-scatter as the TPU compiler writes most of them: a fusion of its own kind round a sum
     and the slice that a device keeps. (Its notes: emitter `SingleInputAllReduceScatterFusion`, a ring whose shards are
-    a device's parts.) A slice outside of the fusion leaves an all-reduce what it is: the whole sum comes to everyone.
+    a device's parts.) With a slice outside of the fusion it stays an all-reduce: every device gets the full sum.
     """
     if instruction.opcode != "all-reduce" or e.instruction.attribute("kind") != "kCustom":
         return False
@@ -191,17 +176,17 @@ def _result(instruction: Instruction, within: Computation) -> Instruction:
 
 def _slice_kind(send: Instruction) -> str:
     """What a `send` between slices is a part of."""
-    found = _BETWEEN_SLICES.search(send.attributes)
-    assert found is not None, f"{send.name} does not go to another slice"
-    kind = {"ONE_TO_ONE": "collective-permute"}.get(found[1], found[1].lower().replace("_", "-"))
-    assert kind in KINDS, f"{send.name}: an exchange between slices that is not known: {found[1]}"
+    transfer = _BETWEEN_SLICES.search(send.attributes)
+    assert transfer is not None, f"{send.name} does not go to another slice"
+    kind = {"ONE_TO_ONE": "collective-permute"}.get(transfer[1], transfer[1].lower().replace("_", "-"))
+    assert kind in KINDS, f"{send.name}: unknown exchange between slices: {transfer[1]}"
     return kind
 
 
 def _partner(send: Instruction, within: Computation) -> Instruction:
     """The `recv` that gets what the other slices answer to this `send`."""
     meeting = _MEETING.search(send.attributes)
-    assert meeting is not None, f"{send.name} meets nobody: {send.attributes[:200]}"
+    assert meeting is not None, f"{send.name} has no rendezvous: {send.attributes[:200]}"
     return next(i for i in within.instructions if i.opcode == "recv" and meeting[0] in i.attributes)
 
 
@@ -221,7 +206,7 @@ def _inner(program: Program, instruction: Instruction) -> Iterator[tuple[Instruc
 def done_of(start: Instruction, within: Computation) -> Instruction:
     """The instruction that waits for what this one started, through updates on the way."""
     followers = [i for i in within.users(start.name) if i.opcode.endswith(("-done", "-update"))]
-    assert followers, f"{start.name} in {within.name} is started and nobody waits for it"
+    assert followers, f"{start.name} in {within.name} is started, and no instruction waits for it"
     return followers[0] if followers[0].opcode.endswith("-done") else done_of(followers[0], within)
 
 
@@ -240,7 +225,7 @@ def _chain_end(program: Program, within: Computation, chain: str) -> Instruction
             continue
         if any(f'chain_id="{chain}"' in inner.attributes for inner, _ in _inner(program, i)):
             return i
-    raise AssertionError(f"chain {chain} in {within.name} is started and nobody waits for it")
+    raise AssertionError(f"chain {chain} in {within.name} is started, and no instruction waits for it")
 
 
 def _has_target(computation: Computation, target: str) -> bool:
@@ -248,46 +233,8 @@ def _has_target(computation: Computation, target: str) -> bool:
 
 
 def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Overlap:
-    """Cycles and kernels of the main core that stand between two instructions."""
+    """Cycles and kernels of the main core between two instructions."""
     names = [i.name for i in within.instructions]
     inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
     kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))
     return Overlap(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)
-
-
-def _groups(instruction: Instruction, mesh: MeshShape) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that a collective runs over, and how many devices take part in each group."""
-    pairs = instruction.attribute("source_target_pairs")
-    if pairs is not None:
-        members = np.array([[int(n) for n in re.findall(r"\d+", pair)] for pair in pairs.split("},{")])
-        return _varying(members, mesh), 2
-    text = re.search(
-        r"replica_groups=(mesh\[.*?\][^{]*\{[^}]*\}|\{\{.*?\}\}|\[[^ ]*?(?=, |$)|\{\})", instruction.attributes
-    )
-    assert text is not None, f"{instruction.name} names no devices: {instruction.attributes[:200]}"
-    named = _MESH.match(text[1])
-    if named and "device_ids" not in text[1]:
-        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-        axes = [axis for axis in re.findall(r"'([^']+)'", named[2]) if sizes.get(axis, 1) > 1]
-        if set(axes) <= set(mesh.axes) and ":" not in named[2]:
-            return tuple(axes), math.prod(sizes[axis] for axis in axes)
-    groups = _listed(text[1], math.prod(mesh.sizes))
-    return _varying(groups, mesh), groups.shape[1]
-
-
-def _listed(text: str, num_devices: int) -> np.ndarray:
-    """Device numbers, one row a group, from `{{0,1},{2,3}}` or `[2,2]<=[2,2]T(1,0)`; nothing means all."""
-    iota = _IOTA.match(text)
-    if iota:
-        shape, order, swapped = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
-        numbers = np.arange(math.prod(order)).reshape(order)
-        return (numbers.transpose(swapped) if swapped else numbers).reshape(shape)
-    rows = [[int(n) for n in re.findall(r"\d+", group)] for group in re.findall(r"\{([\d,]+)\}", text)]
-    return np.array(rows) if rows else np.arange(num_devices).reshape(1, -1)
-
-
-def _varying(groups: np.ndarray, mesh: MeshShape) -> tuple[str, ...]:
-    """Axes along which the members of a group differ, whichever group it is."""
-    places = np.array(np.unravel_index(groups, mesh.sizes))  # [axes, groups, members]
-    differ = (places != places[:, :, :1]).any(axis=(1, 2))
-    return tuple(axis for axis, moves in zip(mesh.axes, differ, strict=True) if moves)

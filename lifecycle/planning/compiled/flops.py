@@ -1,8 +1,8 @@
 """FLOPs of matrix products in a compiled module: `dot`, and `convolution`, which the TPU compiler turns products into.
 
-A product's batch dimensions become a convolution's spatial ones, with padding or dilation that leaves out what is no
-part of the product. So only pairs of an output and a window position that meet an element are counted, as XLA's own
-analysis does (openxla.org/xla/operation_semantics#conv_convolution).
+A product's batch dimensions become a convolution's spatial ones, with padding or dilation that excludes what is not
+part of the product. So only pairs of an output and a window position that meet an element are counted, as in XLA's own
+analysis (openxla.org/xla/operation_semantics#conv_convolution).
 """
 
 import math
@@ -16,7 +16,7 @@ from lifecycle.planning.compiled.hlo import Computation, Instruction, Shape
 
 
 def product_flops(instruction: Instruction, within: Computation) -> float:
-    """FLOPs (two per multiply-add) of one instruction; 0 if it is no matrix product."""
+    """FLOPs (two per multiply-add) of one instruction; 0 if it is not a matrix product."""
     if instruction.opcode == "dot":
         return _dot(instruction, _operand_shapes(instruction, within))
     if instruction.opcode == "convolution":
@@ -25,7 +25,7 @@ def product_flops(instruction: Instruction, within: Computation) -> float:
 
 
 def flops_of(computation: Computation) -> float:
-    """FLOPs of the matrix products in a computation itself: how a fusion's are found."""
+    """FLOPs of the matrix products in a computation, without those that it calls."""
     return sum(product_flops(i, computation) for i in computation.instructions)
 
 

@@ -39,6 +39,7 @@ class Shape:
 
     @property
     def num_bytes(self) -> int:
+        """Without padding."""
         return math.ceil(math.prod(self.dims) * BITS[self.dtype] / 8)
 
 
@@ -60,13 +61,14 @@ class Instruction:
 
     @cached_property
     def operands(self) -> tuple[str, ...]:
+        """Names of the instructions that it reads."""
         return tuple(_NAME.findall(self.argument))
 
     @cached_property
     def cycles(self) -> int:
-        """The compiler's own estimate; 0 where it gives none (kernels, collectives, copies that go on beside)."""
-        found = _CYCLES.search(self.attributes)
-        return int(found[1]) if found else 0
+        """The compiler's own estimate; 0 where it gives none (kernels, collectives, asynchronous copies)."""
+        match = _CYCLES.search(self.attributes)
+        return int(match[1]) if match else 0
 
     @cached_property
     def called(self) -> dict[str, str]:
@@ -79,10 +81,10 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """The value of `name=...` up to the next attribute, without its braces; `None` if it is not there."""
-        found = re.search(rf"(?:^|, ){re.escape(name)}=", self.attributes)
-        if found is None:
+        match = re.search(rf"(?:^|, ){re.escape(name)}=", self.attributes)
+        if match is None:
             return None
-        rest = self.attributes[found.end() :]
+        rest = self.attributes[match.end() :]
         if rest.startswith("{"):
             return rest[1 : _closing(rest, 0)]
         return re.match(r"[^,]*", rest)[0].strip()  # pyright: ignore[reportOptionalSubscript]
@@ -97,17 +99,21 @@ class Computation:
 
     @cached_property
     def by_name(self) -> dict[str, Instruction]:
+        """Its instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @cached_property
     def root(self) -> Instruction:
+        """The instruction whose value the computation gives."""
         return next((i for i in self.instructions if i.is_root), self.instructions[-1])
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
+        """By position."""
         return {int(i.argument): i for i in self.instructions if i.opcode == "parameter"}
 
     def users(self, name: str) -> list[Instruction]:
+        """The instructions that read this one."""
         return [i for i in self.instructions if name in i.operands]
 
 
@@ -122,14 +128,14 @@ class Module:
 
 def read_shapes(text: str) -> Iterator[Shape]:
     """The arrays in a type's text."""
-    for found in _SHAPE.finditer(text):
-        dims = tuple(int(d.strip("<= ")) for d in found["dims"].split(",") if d.strip("<= "))
-        space = _SPACE.search(found["layout"] or "")
-        yield Shape(found["dtype"], dims, int(space[1]) if space else HBM)
+    for match in _SHAPE.finditer(text):
+        dims = tuple(int(d.strip("<= ")) for d in match["dims"].split(",") if d.strip("<= "))
+        space = _SPACE.search(match["layout"] or "")
+        yield Shape(match["dtype"], dims, int(space[1]) if space else HBM)
 
 
 def parse_module(text: str) -> Module:
-    """Reads a module's text as `compiled.as_text()` gives it; raises `ValueError` where it is none."""
+    """Reads a module's text as `compiled.as_text()` gives it; raises `ValueError` for any other text."""
     if not text.startswith("HloModule"):
         raise ValueError(f"not the text of a compiled module: it begins with {text[:40]!r}")
     computations: dict[str, Computation] = {}
@@ -140,9 +146,9 @@ def parse_module(text: str) -> Module:
             name, lines = "", []
         elif name and re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
             lines.append(line.strip())
-        elif name:  # an attribute's text with line breaks in it
+        elif name:  # an attribute with line breaks in it
             lines[-1] += line
-        elif (head := _HEAD.match(line)) is not None:  # outside, what is no head is the table of source files
+        elif (head := _HEAD.match(line)) is not None:  # outside a computation: its head, or the table of source files
             name = head["name"]
             entry = name if line.startswith("ENTRY") else entry
     if entry not in computations:
@@ -153,22 +159,22 @@ def parse_module(text: str) -> Module:
 def _instruction(line: str) -> Instruction:
     head, _, rest = line.partition(" = ")
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    found = _OPCODE.match(rest, end)
-    if found is None:
-        raise ValueError(f"no instruction: {line[:200]}")
-    close = _closing(rest, found.end() - 1)
+    match = _OPCODE.match(rest, end)
+    if match is None:
+        raise ValueError(f"not an instruction: {line[:200]}")
+    close = _closing(rest, match.end() - 1)
     return Instruction(
         name=head.removeprefix("ROOT ").lstrip("%"),
         type=rest[:end],
-        opcode=found["opcode"],
-        argument=rest[found.end() : close],
+        opcode=match["opcode"],
+        argument=rest[match.end() : close],
         attributes=rest[close + 1 :].removeprefix(", "),
         is_root=head.startswith("ROOT "),
     )
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket at `start` closes. Texts in quotation marks are passed over."""
+    """Where the bracket at `start` closes. Quoted text is skipped."""
     opening = text[start]
     closing = {"(": ")", "{": "}"}[opening]
     depth, quoted, i = 0, False, start

@@ -1,13 +1,14 @@
 """What goes to the host's memory and back: activations that a rematerialisation policy offloads.
 
 The compiler keeps them in arrays of memory space 5 (the host's pinned memory) and moves slices with asynchronous
-copies. They are told as collectives over the axis `host`, so the schedule shows what hides them: bytes are of one
+copies. They are read as collectives over the axis `host`, so the schedule shows what hides them: bytes are of one
 device. Source: the text of programs compiled for v5p and v6e with `save_and_offload_only_these_names`.
 """
 
 from lifecycle.planning.compiled.collectives import Collective, Overlap, between, done_of
 from lifecycle.planning.compiled.hlo import HOST, Computation, Instruction, Shape
-from lifecycle.planning.compiled.program import Executed, Program, operation
+from lifecycle.planning.compiled.names import operation
+from lifecycle.planning.compiled.program import Executed, Program
 from lifecycle.planning.compiled.traffic import ends_of_copy
 
 AXES = ("host",)
@@ -25,7 +26,7 @@ def _move(program: Program, e: Executed) -> list[Collective]:
     if ends is None or (ends[0].space == HOST) == (ends[1].space == HOST):
         return []
     is_async = instruction.opcode.endswith("-start")
-    beside = between(program, within, instruction, done_of(instruction, within)) if is_async else Overlap(0)
+    overlap = between(program, within, instruction, done_of(instruction, within)) if is_async else Overlap(0)
     move = Collective(
         kind=FROM if ends[0].space == HOST else TO,
         axes=AXES,
@@ -33,18 +34,18 @@ def _move(program: Program, e: Executed) -> list[Collective]:
         payload_bytes=ends[1].num_bytes,
         runs=e.count,
         is_async=is_async,
-        overlapped_cycles=beside.cycles,
-        overlapped_kernels=beside.kernels,
+        overlapped_cycles=overlap.cycles,
+        overlapped_kernels=overlap.kernels,
         operation=operation(instruction),
         within=within.name,
         begins=instruction.name,
-        ends=beside.ends,
+        ends=overlap.ends,
     )
     return [move]
 
 
 def _ends(instruction: Instruction, within: Computation) -> tuple[Shape, Shape] | None:
-    """Source and target of a copy, of the size that is moved; `None` for what is no copy."""
+    """Source and target of a copy, of the size that is moved; `None` for anything else."""
     if instruction.opcode.endswith("-start"):
         return ends_of_copy(instruction)
     if instruction.opcode not in ("copy", "slice", "dynamic-slice", "dynamic-update-slice"):

@@ -1,11 +1,11 @@
-"""Work of Pallas kernels, from their names and operands: the compiler's estimates and its text say nothing of them.
+"""Work of Pallas kernels, from their names and operands: the compiler's text has no estimate for them.
 
-Attention kernels are told apart by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
+Attention kernels are recognised by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
 dO v', P' dO, dS' q, dS k), on arrays whose last dimension joins the heads. JAX's: `fwd` the same; `dq` three times
 (again q k', then dO v', dS k); `dkv` four times (q k', dO v', P' dO, dS' q). Rotations multiply no matrices. Grouped
-products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); what stands between them in the
-backward pass (`gated_rows`) works element by element, and moves its whole buffers. Grouped products multiply the rows
-that there are; where rows are exchanged between devices, those are an even load's, the buffer's rows over
+products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); `gated_rows`,
+between them in the backward pass, works element by element and moves its full buffers. Grouped products multiply only
+the rows that are filled; where rows are exchanged between devices, those of an even load: the buffer's rows over
 `dispatch.ROOM`.
 
 A kernel takes what its products take at a share of the peak, or what its operands and results take at the memory's
@@ -25,14 +25,14 @@ from lifecycle.planning.compiled.program import Kernel
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
 ELEMENTWISE = {"rotate", "gated_rows"}  # bound by the memory's rate
 FLOATS = {"bf16", "f32", "f16"}
-# The share of the matrix units' peak that a kernel is taken to reach: an assumption. Nothing was measured, and no
-# figure for these kernels was found; a plan shows what other shares would mean.
+# The share of the matrix units' peak that a kernel is assumed to reach. Nothing was measured, and no published figure
+# for these kernels is known; a plan shows what other shares would mean.
 ASSUMED_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class KernelWork:
-    """A kernel's calls in one run of the program; FLOPs of one call, `None` if its name tells nothing; and the bytes
+    """A kernel's calls in one run of the program; FLOPs of one call, `None` for a kernel of unknown name; and the bytes
     that one call's operands and results have in HBM."""
 
     name: str
@@ -42,6 +42,7 @@ class KernelWork:
 
     @property
     def total_flops(self) -> float:
+        """Of all calls; 0 where they are not known."""
         return self.calls * (self.flops or 0.0)
 
     def seconds(self, chip: Chip, share: float) -> float:
@@ -49,20 +50,20 @@ class KernelWork:
         return max((self.flops or 0.0) / (chip.bf16_flops * share), self.hbm_bytes / chip.hbm_bytes_per_s)
 
 
-def kernel_work(kernels: Sequence[Kernel], seen_share: float, is_exchanged: bool) -> list[KernelWork]:
-    """The work of each kernel: of attention's square the share that a query sees, 0.5 for long causal rows; of grouped
-    products an even load if rows are exchanged between experts' devices."""
-    found = []
+def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged: bool) -> list[KernelWork]:
+    """The work of each kernel. `attention_share` is the part of attention's square that a query sees, 0.5 for long
+    causal rows; grouped products have an even load if rows are exchanged between experts' devices."""
+    works = []
     for k in kernels:
-        flops = _flops(k, seen_share)
+        flops = _flops(k, attention_share)
         if flops is not None and is_exchanged and "gmm" in k.name:
             flops /= ROOM
         moved = sum(shape.num_bytes for shape in (*k.operands, *k.results) if shape.space == HBM)
-        found.append(KernelWork(k.name, k.calls, flops, float(moved)))
-    return found
+        works.append(KernelWork(k.name, k.calls, flops, float(moved)))
+    return works
 
 
-def _flops(kernel: Kernel, seen_share: float) -> float | None:
+def _flops(kernel: Kernel, attention_share: float) -> float | None:
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
     if "gmm" in kernel.name:
         return _grouped(kernel, floats)
@@ -75,8 +76,8 @@ def _flops(kernel: Kernel, seen_share: float) -> float | None:
         return None
     q, k, v = arrays[:3]
     if "flash" in kernel.name:
-        return _flash(kernel, q, k, v, seen_share)
-    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * seen_share
+        return _flash(kernel, q, k, v, attention_share)
+    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * attention_share
     score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1]
     if "dkv" in kernel.name:
         return 2 * score + 2 * value
@@ -85,10 +86,10 @@ def _flops(kernel: Kernel, seen_share: float) -> float | None:
     return score + value
 
 
-def _flash(kernel: Kernel, q: Shape, k: Shape, v: Shape, seen_share: float) -> float:
-    """`[B, T, H * Dk]` queries, `[B, S, K * Dk]` keys and `[B, S, K * Dv]` values: as many query heads share a key head
-    as their widths tell."""
-    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * seen_share
+def _flash(kernel: Kernel, q: Shape, k: Shape, v: Shape, attention_share: float) -> float:
+    """`[B, T, H * Dk]` queries, `[B, S, K * Dk]` keys and `[B, S, K * Dv]` values: how many query heads
+    share a key head follows from their widths."""
+    pairs = math.prod(q.dims[:-1]) * k.dims[-2] * attention_share
     score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1] * q.dims[-1] / k.dims[-1]
     return 3 * score + 2 * value if "bwd" in kernel.name else score + value
 

@@ -1,7 +1,7 @@
 """How often a compiled module's loops run.
 
 XLA writes the count into the loop's backend configuration when it knows it (`known_trip_count`); the TPU compiler does
-not, so it is found as a reader would: start, step and bound of the counter that the condition compares.
+not, so it is read from the text: start, step and bound of the counter that the condition compares.
 """
 
 import re
@@ -135,5 +135,5 @@ def _step(module: Module, loop: Instruction, index: int) -> int | None:
     if instruction.opcode not in ("add", "subtract"):
         return None
     steps = [_constant(module, scope, operand) for operand in instruction.operands]
-    found = next((step for step in steps if step is not None), None)
-    return -found if found is not None and instruction.opcode == "subtract" else found
+    step = next((step for step in steps if step is not None), None)
+    return -step if step is not None and instruction.opcode == "subtract" else step

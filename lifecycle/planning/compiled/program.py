@@ -1,36 +1,28 @@
 """What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
 
-XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry: a loop's body counts as
-often as it runs (not at all if the model's code says that it seldom does), of a conditional's branches the costliest:
-with the most kernels, whose cycles nobody knows, and of those with as many the most cycles.
-Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; what goes on
-beside it (copies, collectives, the sparse cores' work) has none. Pallas kernels have none either: they are counted by
-name.
+XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry. A loop's body counts as
+often as it runs (not at all if the model's code marks it as seldom needed). Of a conditional's branches the costliest
+counts: the one with the most kernels, which have no cycle estimate, and of those with as many the most cycles.
+Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; asynchronous
+copies, collectives and the sparse cores' work have none. Pallas kernels have none either: they are counted by name.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from lifecycle.model.moe import SELDOM
 from lifecycle.planning.compiled.flops import flops_of, product_flops
 from lifecycle.planning.compiled.hlo import Computation, Instruction, Module, Shape
 from lifecycle.planning.compiled.loops import trip_count
+from lifecycle.planning.compiled.names import is_kernel, is_seldom, kernel_name, operation
 from lifecycle.planning.compiled.traffic import traffic
-
-KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
-
-_TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
 
 
 @dataclass(frozen=True)
 class Executed:
-    """An instruction, where it stands and how often it runs; `is_beside` if another core than the main one runs it, and
-    `is_chosen` if it runs because a conditional's branch was taken."""
+    """An instruction, its computation and how often it runs; `is_on_other_core` if another core than the main one runs
+    it, and `is_chosen` if it runs because a conditional's branch was taken."""
 
     instruction: Instruction
     within: Computation
@@ -103,9 +95,10 @@ class Program:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
+        """Pallas kernels, by name and operands."""
         calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
         for e in self.executed:
-            if is_kernel(e.instruction) and e.count:  # none in a loop that counts as none
+            if is_kernel(e.instruction) and e.count:  # 0 in a loop that counts as none
                 operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
                 calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
         return tuple(Kernel(*key, number) for key, number in calls.items())
@@ -113,16 +106,16 @@ class Program:
     @property
     def choices(self) -> tuple[Choice, ...]:
         """Conditionals whose branches differ in cycles; those in another's branch are part of it."""
-        found: dict[str, Choice] = {}
+        choices: dict[str, Choice] = {}
         for e in self._main():
             if e.instruction.opcode != "conditional" or e.is_chosen:
                 continue
             cycles = [self._cycles_of(name) for name in e.instruction.called.values()]
             name = operation(e.instruction)
-            before = found.get(name, Choice(name, 0, 0, 0))
+            before = choices.get(name, Choice(name, 0, 0, 0))
             most, least = e.count * self._cycles_of(self.costliest(e.instruction)), e.count * min(cycles)
-            found[name] = Choice(name, before.runs + e.count, before.most + most, before.least + least)
-        return tuple(c for c in found.values() if c.most > c.least)
+            choices[name] = Choice(name, before.runs + e.count, before.most + most, before.least + least)
+        return tuple(c for c in choices.values() if c.most > c.least)
 
     def spenders(self, most: int = 20) -> list[Spender]:
         """What the cycles are spent on, the largest first; operations by the name that JAX gave them."""
@@ -132,8 +125,8 @@ class Program:
                 key = operation(e.instruction), bool(self.flops_in(e.instruction, e.within))
                 cycles[key][0] += e.instruction.cycles * e.count
                 cycles[key][1] += e.count
-        found = [Spender(name, product, total, runs) for (name, product), (total, runs) in cycles.items()]
-        return sorted(found, key=lambda s: -s.cycles)[:most]
+        spenders = [Spender(name, product, total, runs) for (name, product), (total, runs) in cycles.items()]
+        return sorted(spenders, key=lambda s: -s.cycles)[:most]
 
     def cycles_in(self, instruction: Instruction, within: Computation) -> int:
         """Cycles of one run of an instruction, loops and calls inside included."""
@@ -164,11 +157,12 @@ class Program:
         for instruction in computation.instructions:
             yield Executed(instruction, computation, count, is_on_other_core, is_chosen)
             chosen = is_chosen or instruction.opcode == "conditional"
-            for name, times, beside in self._inside(instruction, computation):
-                yield from self._walk(self.module.computations[name], count * times, is_on_other_core or beside, chosen)
+            for name, times, is_handed_over in self._inside(instruction, computation):
+                on_other = is_on_other_core or is_handed_over
+                yield from self._walk(self.module.computations[name], count * times, on_other, chosen)
 
     def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
-        """Computations whose instructions run on their own because of this one: name, how often, beside or not."""
+        """Computations whose instructions run because of this one: name, how often, whether on another core."""
         if instruction.opcode == "while":
             return [(instruction.called["body"], self.trips(instruction, within), False)]
         if instruction.opcode == "conditional":
@@ -180,8 +174,9 @@ class Program:
         return []
 
     def trips(self, loop: Instruction, within: Computation) -> int:
+        """How often a loop's body counts."""
         trips = trip_count(self.module, loop, within)
-        if trips is None and _is_seldom(loop):
+        if trips is None and is_seldom(loop):
             if loop.name not in self.seldom_loops:
                 self.seldom_loops.append(loop.name)
             return 0
@@ -209,35 +204,3 @@ class Program:
         computation = self.module.computations[name]
         nested = (i.called["calls"] for i in computation.instructions if i.opcode == "fusion")
         return flops_of(computation) + sum(self._flops_of(inner) for inner in nested)
-
-
-def _is_seldom(loop: Instruction) -> bool:
-    found = _OP_NAME.search(loop.attributes)
-    return found is not None and re.search(rf"\b{SELDOM}\b", found[1]) is not None
-
-
-def operation(instruction: Instruction) -> str:
-    """What the model's code called it: the end of JAX's name, without loops and transformations around it."""
-    found = _OP_NAME.search(instruction.attributes)
-    if found is None:
-        return f"({instruction.opcode})"
-    parts = [p for p in found[1].split("/") if p not in ("while", "body", "eval_jaxpr", "closed_call", "cond")]
-    backward = any("transpose(" in p for p in parts)
-    remade = "rematted_computation" in parts
-    names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
-    name = "/".join(names[-2:]) or f"({instruction.opcode})"
-    name = re.sub(r"\.\d+$", "", name)  # what the compiler makes itself is numbered: broadcast.1859
-    return f"{name}{' recomputed' if remade else ' backward' if backward else ''}"
-
-
-def is_kernel(instruction: Instruction) -> bool:
-    return instruction.opcode == "custom-call" and KERNEL_TARGET in instruction.attributes
-
-
-def kernel_name(instruction: Instruction) -> str:
-    """Its own name: without the number, and without JAX's transformations, of which `transpose(jvp(jit(gmm)))` comes as
-    `transpose_jvp_jit_gmm___`."""
-    name = _COPY_NUMBER.sub("", instruction.name)
-    while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
-        name = name[wrapper.end() : -1]
-    return name

@@ -1,9 +1,9 @@
 """One run of a program in time: its schedule played through with cycles, kernels and networks.
 
 The main core follows the schedule. A collective starts where the schedule starts it, one after the other on the same
-axes, and the core waits where the schedule waits for it; the link to the host is one more such axis, its waits told
-apart. Times of loops are those of one run of the body, multiplied: what a body starts it also ends. Conditionals take
-their costliest branch.
+axes, and the core waits where the schedule waits for it; the link to the host is one more such axis, with its waits
+counted separately. A loop's time is that of one run of its body, multiplied: what a body starts it also ends.
+Conditionals take their costliest branch.
 """
 
 from collections import defaultdict
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.hlo import Computation, Instruction
-from lifecycle.planning.compiled.program import Program, is_kernel, kernel_name
+from lifecycle.planning.compiled.names import is_kernel, kernel_name
+from lifecycle.planning.compiled.program import Program
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,21 @@ class Times:
 
     @property
     def total_s(self) -> float:
+        """From the program's start to its end."""
         return self.compute_s + self.kernel_s + self.exposed_s + self.host_exposed_s
 
     def times(self, count: int) -> "Times":
+        """So many runs."""
         return Times(*(count * value for value in vars(self).values()))
 
     def plus(self, other: "Times") -> "Times":
+        """One after the other."""
         return Times(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)
 class _Arrival:
-    """When data is there, and whether it crossed the link to the host."""
+    """When data arrives, and whether it crossed the link to the host."""
 
     at_s: float
     is_from_host: bool
@@ -48,13 +52,14 @@ class _Arrival:
 
 @dataclass
 class _Clock:
-    """Where a computation's run has come to."""
+    """The state of a computation's run so far."""
 
     spent: Times = Times()
     free_at: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))  # per axes
     arrives: dict[str, list[_Arrival]] = field(default_factory=lambda: defaultdict(list))  # by who waits
 
     def wait(self, arrival: _Arrival) -> None:
+        """Waits, if the data is not there yet."""
         waited = max(0.0, arrival.at_s - self.spent.total_s)
         self.spent = self.spent.plus(Times(host_exposed_s=waited) if arrival.is_from_host else Times(exposed_s=waited))
 
@@ -78,7 +83,7 @@ class Timeline:
         self._done: dict[str, Times] = {}
 
     def run(self) -> Times:
-        """One run of the whole program."""
+        """One run of the program."""
         return self._computation(self._program.module.entry.name)
 
     def _computation(self, name: str) -> Times:
@@ -101,11 +106,11 @@ class Timeline:
                 clock.wait(arrives)
         clock.spent = clock.spent.plus(self._own(instruction, within))
         for collective, arrives in zip(begun, arrivals, strict=True):
-            if collective.is_async and collective.ends is None:  # inside a fusion, beside its products
+            if collective.is_async and collective.ends is None:  # in a fusion with products
                 clock.wait(arrives)
 
     def _start(self, collective: Collective, clock: _Clock) -> _Arrival:
-        """When its data is there."""
+        """When its data arrives."""
         takes = self._network_s(collective)
         arrives = max(clock.spent.total_s, clock.free_at[collective.axes]) + takes
         clock.free_at[collective.axes] = arrives

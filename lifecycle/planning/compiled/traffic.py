@@ -1,11 +1,11 @@
-"""Bytes that an instruction moves to and from HBM: our own count, for the compiler's text gives none.
+"""Bytes that an instruction moves to and from HBM: our own count, since the compiler's text has none.
 
-A fusion computes only what its result asks for, so what it reads of an operand is found from its root backwards: the
-share of each value that is asked for. A slice asks for its own part of a stack, whatever lies between: views,
-elementwise operations, fusions inside the fusion. A slice that is written into a stack is written in place, the rest of
-the stack is neither read nor written. What must hold: no stack counts whole where a slice of it is used. Operands whose
-use is not followed (products, reductions, paddings) count whole and once; what a kernel or a product reads again for
-want of space is not seen, so the count is no bound in either direction.
+A fusion computes only what its result needs, so what it reads of an operand is derived from its root backwards: the
+share of each value that is needed. A slice needs its own part of a stack, through views, elementwise operations and
+fusions inside the fusion. A slice that is written into a stack is written in place, the rest of the stack is neither
+read nor written. What must hold: no stack counts in full where a slice of it is used. Operands whose use is not
+followed (products, reductions, paddings) count in full and once; what a kernel or a product reads twice for lack of
+VMEM is not seen, so the count is no bound in either direction.
 """
 
 import math
@@ -15,21 +15,21 @@ from collections.abc import Iterator
 
 from lifecycle.planning.compiled.hlo import HBM, Computation, Instruction, Module, Shape
 
-# Names for what is there already, or containers of instructions that count themselves
+# Names for existing data, or containers of instructions that count themselves
 _NO_TRAFFIC = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
 }  # fmt: skip
 _VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-element"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-# Their elements each need more than one of an operand's, whatever the shapes say
+# Each of their elements needs more than one of an operand's, even where the shapes are equal
 _WHOLE = {"convolution", "dot", "sort", "scatter", "custom-call", "reduce-window", "all-reduce", "all-to-all"}
-# What another core or the network reads where it starts, and writes where it ends
+# Another core or the network reads at the start and writes at the end
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
     r"-(start|done)"
 )
-_ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is space, nobody writes it
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is unwritten space
 
 
 def traffic(module: Module, instruction: Instruction, within: Computation) -> float:
@@ -72,13 +72,13 @@ def ends_of_copy(start: Instruction) -> tuple[Shape, Shape] | None:
 
 
 def _moved(start: Instruction) -> float:
-    """A copy that goes on beside the computation: what of its two ends is in HBM."""
+    """An asynchronous copy: of its two ends what is in HBM."""
     ends = ends_of_copy(start)
     return 0.0 if ends is None else _hbm(ends)
 
 
 def _of_fusion(module: Module, inside: Computation, fusion: Instruction, operands: list[Instruction]) -> float:
-    shares = _asked_for(module, inside, [1.0] * len(_results(inside)))
+    shares = _needed(module, inside, [1.0] * len(_results(inside)))
     read = sum(
         _hbm(operand.shapes) * shares[inside.parameters[i].name]
         for i, operand in enumerate(operands)
@@ -95,7 +95,7 @@ def _results(inside: Computation) -> tuple[str, ...]:
 
 
 def _updates(module: Module, inside: Computation) -> Iterator[str]:
-    """Slice updates whose stack a fusion hands on: it is changed in place."""
+    """Slice updates of a stack that is a fusion's result: it is changed in place."""
     for name in _results(inside):
         instruction = inside.by_name[name]
         while instruction.opcode == "bitcast":
@@ -104,13 +104,13 @@ def _updates(module: Module, inside: Computation) -> Iterator[str]:
             yield instruction.name
 
 
-def _asked_for(module: Module, inside: Computation, results: list[float]) -> dict[str, float]:
-    """The share (0 to 1) of each value in a fusion's computation that is asked for, when of its results these are."""
+def _needed(module: Module, inside: Computation, results: list[float]) -> dict[str, float]:
+    """The share (0 to 1) of each value in a fusion's computation that is needed for these shares of its results."""
     shares: dict[str, float] = defaultdict(float)
     for name, share in zip(_results(inside), results, strict=True):
         shares[name] = max(shares[name], share)
     in_place = set(_updates(module, inside))
-    for instruction in reversed(inside.instructions):  # users stand behind what they use
+    for instruction in reversed(inside.instructions):  # users come after what they use
         if instruction.opcode == "tuple" and instruction.is_root:
             continue
         for i, (name, share) in enumerate(_of_operands(module, inside, instruction, shares[instruction.name])):
@@ -124,9 +124,9 @@ def _asked_for(module: Module, inside: Computation, results: list[float]) -> dic
 def _of_operands(
     module: Module, inside: Computation, instruction: Instruction, share: float
 ) -> Iterator[tuple[str, float]]:
-    """What an instruction asks of each operand when this share of its own result is asked for."""
+    """What an instruction needs of each operand for this share of its own result."""
     called = module.computations[instruction.called["calls"]] if instruction.opcode == "fusion" else None
-    inner = _asked_for(module, called, [share] * len(_results(called))) if called else {}
+    inner = _needed(module, called, [share] * len(_results(called))) if called else {}
     for i, name in enumerate(instruction.operands):
         if not share:
             yield name, 0.0
@@ -179,5 +179,5 @@ def _hbm(shapes: tuple[Shape, ...]) -> float:
 
 
 def _like(piece: Shape, stack: Shape) -> float:
-    """Bytes of a piece of an array, if that lies in HBM."""
+    """Bytes of a piece of an array, if that is in HBM."""
     return float(piece.num_bytes) if stack.space == HBM else 0.0

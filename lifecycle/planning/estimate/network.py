@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lifecycle.planning.chips import Chip
-from lifecycle.planning.compiled.collectives import Collective, MeshShape
+from lifecycle.planning.compiled.collectives import Collective
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.topology import Topology, device_coordinates
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
 """What a train step promises about the mesh, read from its trace: no device, no compiler, a second a model.
 
 The step's collectives are written in the model's own code, so its trace holds all of them: how often each kind runs
-over which axes, with how many bytes a device. Beside them stand where every parameter is cut and what part of each
+over which axes, with how many bytes a device. The lines also say how every parameter is sharded and what part of each
 named activation a device holds. The lines are kept per shipped config; one that changes is a change to look at.
 
-All configs are traced for one kind of chip, a v5p, and the first line says so. Cuts and collectives do not depend on
-it; attention's kernel does, and with it the layout of the activations that it takes and leaves: on GPUs they differ.
+All configs are traced for one kind of chip, a v5p, and the first line says so. Shardings and collectives do not depend
+on it; attention's kernel does, and with it the layout of its inputs and outputs: on GPUs they differ.
 """
 
 import math

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from lifecycle.planning.compiled.collectives import Collective, MeshShape, collectives
+from lifecycle.planning.compiled.collectives import Collective, collectives
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
 from tests.planning.small_programs import GOLDEN, GOLDEN_SHAPE, HIDDEN, LAYERS, LENGTH, ROWS, WIDTH

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lifecycle.planning.chips import CHIPS
-from lifecycle.planning.compiled.collectives import MeshShape
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.host import FROM, TO, host_moves
 from lifecycle.planning.compiled.program import Program

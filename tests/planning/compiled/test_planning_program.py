@@ -6,7 +6,8 @@ import pytest
 
 from lifecycle.planning.compiled.flops import flops_of
 from lifecycle.planning.compiled.hlo import Instruction, parse_module, read_shapes
-from lifecycle.planning.compiled.program import Program, kernel_name
+from lifecycle.planning.compiled.names import kernel_name
+from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.compiled.timeline import Timeline
 from lifecycle.planning.compiled.traffic import traffic
 from tests.planning.small_programs import GOLDEN, GOLDEN_SHAPE, LAYERS, layers_flops
@@ -81,7 +82,7 @@ def test_texts_that_are_no_whole_module_are_refused(text: str) -> None:
         parse_module("module @jit_step {")
     with pytest.raises(ValueError, match="was it cut off"):
         parse_module(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="no instruction"):
+    with pytest.raises(ValueError, match="not an instruction"):
         parse_module(HEAD + entry(X, "%y = f32[8,128]{1,0} 7"))
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from lifecycle.planning.chips import CHIPS
-from lifecycle.planning.compiled.collectives import Collective, MeshShape, collectives
+from lifecycle.planning.compiled.collectives import Collective, collectives
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import Shape, parse_module
 from lifecycle.planning.compiled.kernels import KernelWork, kernel_work
 from lifecycle.planning.compiled.program import Kernel, Program

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning.compiled.collectives import MeshShape, collectives
+from lifecycle.planning.compiled.collectives import collectives
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.estimate.budget import inference_budget

@@ -1,0 +1,45 @@
+"""What instructions are called: by the model's code, by JAX's transformations and by the kernels themselves."""
+
+import re
+
+from lifecycle.model.moe import SELDOM
+from lifecycle.planning.compiled.hlo import Instruction
+
+KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
+_TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
+
+
+def is_seldom(loop: Instruction) -> bool:
+    """Whether the model's code marks this loop as seldom needed."""
+    name = _OP_NAME.search(loop.attributes)
+    return name is not None and re.search(rf"\b{SELDOM}\b", name[1]) is not None
+
+
+def operation(instruction: Instruction) -> str:
+    """What the model's code called it: the end of JAX's name, without loops and transformations around it."""
+    full_name = _OP_NAME.search(instruction.attributes)
+    if full_name is None:
+        return f"({instruction.opcode})"
+    parts = [p for p in full_name[1].split("/") if p not in ("while", "body", "eval_jaxpr", "closed_call", "cond")]
+    backward = any("transpose(" in p for p in parts)
+    remade = "rematted_computation" in parts
+    names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
+    name = "/".join(names[-2:]) or f"({instruction.opcode})"
+    name = re.sub(r"\.\d+$", "", name)  # the compiler numbers its own instructions: broadcast.1859
+    return f"{name}{' recomputed' if remade else ' backward' if backward else ''}"
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether it is a call of a Pallas kernel."""
+    return instruction.opcode == "custom-call" and KERNEL_TARGET in instruction.attributes
+
+
+def kernel_name(instruction: Instruction) -> str:
+    """Its own name: without the number, and without JAX's transformations, of which `transpose(jvp(jit(gmm)))` comes as
+    `transpose_jvp_jit_gmm___`."""
+    name = _COPY_NUMBER.sub("", instruction.name)
+    while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
+        name = name[wrapper.end() : -1]
+    return name
