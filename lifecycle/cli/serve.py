@@ -18,7 +18,7 @@ from lifecycle.ops.registry import Registry, RegistryError, Version, verify
 from lifecycle.ops.request_log import RequestLog, RequestRecord
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.serving.app import create_app
-from lifecycle.serving.job import Served
+from lifecycle.serving.choices import Served
 from lifecycle.serving.record import FinishedRequest, RequestObserver
 from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer

@@ -48,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole output."""
+    """The complete output of a request."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -56,6 +56,7 @@ class Completion:
 
     @property
     def token_ids(self) -> list[int]:
+        """The ids of all tokens, a stop id included."""
         return [token.id for token in self.tokens]
 
 
@@ -154,7 +155,7 @@ class Generation:
             self.cancel()
 
     def wait(self) -> Completion:
-        """Waits for the end; the whole output."""
+        """Waits for the end and returns the complete output."""
         return collect(list(self))
 
 

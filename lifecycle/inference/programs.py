@@ -1,8 +1,8 @@
 """The device programs of continuous batching, prefill and decode, with the weights and the cache that they work on.
 
-Both programs take the whole cache, donated, and give it back. What must hold: few compiled shapes, none after the
-warm-up. A prompt goes in by chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument
-and not a shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
+Both programs take the cache, donated, and return it. What must hold: few compiled shapes, none after the warm-up. A
+prompt goes in by chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument and not a
+shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
 
 They run in a manual `jax.shard_map` over the mesh that holds the weights, as training does. Slots and their rows of the
 cache are cut over `batch` into groups, each of which prefills a chunk of its own; heads are cut over `tensor`. Logits

@@ -2,7 +2,7 @@
 
 What must hold: a row's token depends on its own logits, settings, seed and position only, never on the batch around it;
 so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of Neural Text
-Degeneration") are exact and need no sort: the threshold is found bit by bit over the 32 bits of a float, in an order
+Degeneration") are exact and need no sort: the threshold is built bit by bit over the 32 bits of a float, in an order
 that integers share. Tokens that tie with the threshold are kept.
 """
 
@@ -27,7 +27,7 @@ class SamplingParams(SamplingConfig):
     max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
     stop_ids: tuple[int, ...] | None = None  # None: the model's own
-    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives told for each token
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token
 
 
 @jax.tree_util.register_dataclass
@@ -108,10 +108,10 @@ def _ordered_bits(x: Float[Array, "B V"]) -> Array:
 def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Array:
     """The largest threshold whose tokens (those at or above it) weigh at least `wanted`; 0 if all do not."""
 
-    def try_bit(i: Array, found: Array) -> Array:
-        trial = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+    def try_bit(i: Array, threshold: Array) -> Array:
+        trial = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
         weight = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
-        return jnp.where(weight >= wanted, trial, found)
+        return jnp.where(weight >= wanted, trial, threshold)
 
     return jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(order.shape[0], jnp.uint32))
 

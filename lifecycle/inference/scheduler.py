@@ -33,10 +33,14 @@ class Request(Protocol):
     """What the scheduler reads of a request."""
 
     @property
-    def prompt(self) -> Sequence[int]: ...
+    def prompt(self) -> Sequence[int]:
+        """Token ids."""
+        ...
 
     @property
-    def is_cancelled(self) -> bool: ...
+    def is_cancelled(self) -> bool:
+        """Whether it is to end at the next turn."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,17 @@ class Scheduler[R: Request]:
 
     @property
     def num_free(self) -> int:
+        """Slots that hold none."""
         return len(self._free)
 
     @property
     def num_waiting(self) -> int:
+        """Requests in the queue."""
         return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
+        """Whether a request waits or holds a slot."""
         return bool(self._waiting or self._slots)
 
     @property

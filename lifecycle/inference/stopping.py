@@ -20,10 +20,10 @@ class StopBuffer:
         if self.is_stopped or not text:
             return ""
         self._held += text
-        found = self._first_stop()
-        if found is not None:
+        stop = self._first_stop()
+        if stop is not None:
             self.is_stopped = True
-            return self._release(found)
+            return self._release(stop)
         return self._release(len(self._held) - self._possible_start())
 
     def finish(self) -> str:
@@ -36,8 +36,8 @@ class StopBuffer:
 
     def _first_stop(self) -> int | None:
         """Where the stop string begins that ends first, if any is complete."""
-        places = ((self._held.find(stop), stop) for stop in self._stops)
-        ends = [(start + len(stop), start) for start, stop in places if start >= 0]
+        starts = ((self._held.find(stop), stop) for stop in self._stops)
+        ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
         return min(ends)[1] if ends else None
 
     def _possible_start(self) -> int:

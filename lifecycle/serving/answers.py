@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes: whole ones and chunks of a stream, for text completions and for chats."""
+"""Answers in OpenAI's shapes: complete ones and chunks of a stream, for text completions and for chats."""
 
 import secrets
 import time
@@ -18,6 +18,7 @@ class Usage:
     completion_tokens: int = 0
 
     def plain(self) -> dict[str, int]:
+        """The `usage` object of an answer."""
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -40,22 +41,24 @@ class AnswerForm:
     wants_usage: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
-    _offsets: dict[int, int] = field(default_factory=dict)  # characters of tokens told so far, by choice
+    _offsets: dict[int, int] = field(default_factory=dict)  # characters of the tokens sent so far, by choice
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + secrets.token_hex(12)
 
-    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+    def complete(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The answer in one piece."""
         choices = [self._choice(i, Event(c.text, c.tokens, c.finish_reason)) for i, c in enumerate(completions)]
         return {**self._head(""), "choices": choices, "usage": self.usage.plain()}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, which tells the role; text completions have none."""
+        """The first chunk of a choice, which names the role; text completions have none."""
         if self.kind == "text":
             return None
         return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
     def chunk(self, index: int, event: Event) -> dict[str, Any]:
+        """What an event adds to a choice."""
         if self.kind == "text":
             return self._chunk(self._choice(index, event))
         delta = {"content": event.text} if event.text else {}

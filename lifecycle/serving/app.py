@@ -21,10 +21,10 @@ from starlette.routing import Route
 
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.answers import AnswerForm
+from lifecycle.serving.choices import Served, submit
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.delivery import EventStream, whole_answer
+from lifecycle.serving.delivery import EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.job import Served, submit
 from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.prompts import chat_prompt, text_prompts
 from lifecycle.serving.record import Recorder, RequestObserver
@@ -105,21 +105,26 @@ class Api:
         self._observers = observers
 
     async def health(self, _: Request) -> Response:
+        """200 while all engines answer, 503 with the names of those that do not."""
         broken = [name for name, served in self._models.items() if not served.engine.is_alive]
         if broken:
             return JSONResponse({"status": "broken", "models": broken}, 503)
         return JSONResponse({"status": "ok"})
 
     async def list_models(self, request: Request) -> Response:
+        """The models that are served, by name."""
         self._authorise(request)
         return JSONResponse({"object": "list", "data": [_card(name, s) for name, s in self._models.items()]})
 
     async def show_model(self, request: Request) -> Response:
+        """One of them."""
         self._authorise(request)
         name = request.path_params["name"]
         return JSONResponse(_card(name, self._model(name)))
 
     async def complete(self, request: Request) -> Response:
+        """A text completion."""
+
         async def work(recorder: Recorder) -> Response:
             ask = parse(CompletionRequest, await _json_body(request))
             served = self._serve(ask.model, recorder)
@@ -132,6 +137,8 @@ class Api:
         return await self._recorded(request, work)
 
     async def chat(self, request: Request) -> Response:
+        """A chat completion."""
+
         async def work(recorder: Recorder) -> Response:
             ask = parse(ChatRequest, await _json_body(request))
             served = self._serve(ask.model, recorder)
@@ -168,13 +175,13 @@ class Api:
         defaults, count = served.engine.model.defaults, ask.n or 1
         work = [(prompt, ask.sampling(defaults, i)) for prompt in prompts for i in range(count)]
         form.usage.prompt_tokens = sum(map(len, prompts))
-        job = submit(served.engine, work)
+        choices = submit(served.engine, work)
         recorder.record.id = form.id
         recorder.record.prompt_tokens = form.usage.prompt_tokens
-        recorder.record.generation_ids = tuple(generation.id for generation in job.generations)
+        recorder.record.generation_ids = tuple(generation.id for generation in choices.generations)
         if ask.stream:
-            return EventStream(job, form, recorder)
-        return await whole_answer(request, job, form, recorder)
+            return EventStream(choices, form, recorder)
+        return await complete_answer(request, choices, form, recorder)
 
     def _authorise(self, request: Request) -> None:
         if self._key is None:

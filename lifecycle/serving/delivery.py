@@ -14,16 +14,16 @@ from starlette.types import Receive, Scope, Send
 
 from lifecycle.inference.generation import Event
 from lifecycle.serving.answers import AnswerForm
+from lifecycle.serving.choices import Choices, completions
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.job import Job, completions
 from lifecycle.serving.record import Recorder
 
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection; only records show it
 
 
-async def whole_answer(request: Request, job: Job, form: AnswerForm, recorder: Recorder) -> Response:
+async def complete_answer(request: Request, choices: Choices, form: AnswerForm, recorder: Recorder) -> Response:
     """The answer in one piece; gives up when the client goes away."""
-    task = asyncio.ensure_future(_collect(job, recorder))
+    task = asyncio.ensure_future(_collect(choices, recorder))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -31,18 +31,18 @@ async def whole_answer(request: Request, job: Job, form: AnswerForm, recorder: R
             raise RequestError(CLIENT_GONE, "the client closed the connection")
         events = task.result()
     finally:
-        job.cancel()
+        choices.cancel()
         task.cancel()
         gone.cancel()
     form.usage.completion_tokens = recorder.record.completion_tokens
-    body = form.whole(completions(events, len(job.generations)))
+    body = form.complete(completions(events, len(choices.generations)))
     recorder.finish(200)
     return JSONResponse(body)
 
 
-async def _collect(job: Job, recorder: Recorder) -> list[tuple[int, Event]]:
+async def _collect(choices: Choices, recorder: Recorder) -> list[tuple[int, Event]]:
     events: list[tuple[int, Event]] = []
-    async for index, event in job.events():
+    async for index, event in choices.events():
         recorder.see(index, event)
         events.append((index, event))
     return events
@@ -54,10 +54,10 @@ async def _disconnected(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of a job; however it ends, the job's slots become free."""
+    """Server-sent events of a request's choices; however it ends, their slots become free."""
 
-    def __init__(self, job: Job, form: AnswerForm, recorder: Recorder) -> None:
-        self._job, self._form, self._recorder = job, form, recorder
+    def __init__(self, choices: Choices, form: AnswerForm, recorder: Recorder) -> None:
+        self._choices, self._form, self._recorder = choices, form, recorder
         self._chunks = self._events()
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._chunks, media_type="text/event-stream", headers=headers)
@@ -66,17 +66,17 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._job.cancel()
+            self._choices.cancel()
             self._recorder.finish(CLIENT_GONE)  # of no effect after a proper end
             await self._chunks.aclose()
 
     async def _events(self) -> AsyncGenerator[str]:
         form, recorder = self._form, self._recorder
         try:
-            for index in range(len(self._job.generations)):
+            for index in range(len(self._choices.generations)):
                 if (opening := form.opening(index)) is not None:
                     yield _sse(opening)
-            async for index, event in self._job.events():
+            async for index, event in self._choices.events():
                 recorder.see(index, event)
                 form.usage.completion_tokens = recorder.record.completion_tokens
                 yield _sse(form.chunk(index, event))

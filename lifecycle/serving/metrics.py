@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
-from lifecycle.serving.job import Served
+from lifecycle.serving.choices import Served
 from lifecycle.serving.record import FinishedRequest
 
 LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
@@ -39,6 +39,7 @@ class Metrics:
         r.register(self)  # pyright: ignore[reportArgumentType] - a collector is whatever has `collect`
 
     def observe(self, request: FinishedRequest) -> None:
+        """Counts a finished request; tokens and times only of those that were answered."""
         labels = (request.route, request.model, request.version)
         self._requests.labels(*labels, str(request.status), request.finish_reason or "").inc()
         if request.status != 200:
@@ -66,4 +67,5 @@ class Metrics:
         return [waiting, active, slots, steps]
 
     def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -25,6 +25,7 @@ def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
 
 
 def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model) -> list[int]:
+    """Token ids of a conversation, with the opening of the assistant's turn."""
     return _encoded(lambda: model.template.render(messages, add_generation_prompt=True).ids, "messages")
 
 

@@ -50,6 +50,7 @@ class Recorder:
             record.finish_reason = event.finish_reason
 
     def finish(self, status: int) -> None:
+        """Hands the record over with its status and latency; of no effect after the first call."""
         self.record.status = status
         self.record.latency_s = time.perf_counter() - self._began
         observers, self._observers = self._observers, ()

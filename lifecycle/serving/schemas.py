@@ -54,6 +54,8 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
+    """Whether a stream ends with the usage."""
+
     include_usage: bool = False
 
 
@@ -94,6 +96,7 @@ class _Request(_Body):
 
     @property
     def wants_usage(self) -> bool:
+        """Whether the stream is to end with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
@@ -114,6 +117,7 @@ class CompletionRequest(_Request):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
+        """The settings of choice number `index`, with OpenAI's names for lengths and log-probabilities."""
         changes = {"max_tokens": self.max_tokens, "top_logprobs": self.logprobs or 0}
         return super().sampling(defaults, index).model_copy(update=changes)
 
@@ -128,6 +132,8 @@ class CompletionRequest(_Request):
 
 
 class TextPart(_Body):
+    """A part of a message's content; only text is accepted."""
+
     type: Literal["text"]
     text: str
 
@@ -144,6 +150,7 @@ class Message(_Body):
 
     @property
     def plain(self) -> dict[str, str]:
+        """Role and text, as a chat template takes them."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -165,6 +172,7 @@ class ChatRequest(_Request):
         return self
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
+        """The settings of choice number `index`, with OpenAI's names for lengths and log-probabilities."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         changes = {"max_tokens": most, "top_logprobs": self.top_logprobs or 0}
         return super().sampling(defaults, index).model_copy(update=changes)

@@ -38,7 +38,7 @@ def _explain(config: ServeConfig, error: OSError) -> str:
 
 
 def url(listener: socket.socket) -> str:
-    """Where the server answers, with the port that was found for port 0."""
+    """Where the server answers, with the actual port where port 0 was asked for."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

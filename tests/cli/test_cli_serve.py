@@ -11,7 +11,7 @@ from lifecycle.cli import serve
 from lifecycle.cli.serve import AliasedModels
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.ops.registry import Registry, Version
-from lifecycle.serving.job import Served
+from lifecycle.serving.choices import Served
 from lifecycle.testing.waiting import wait_until
 
 

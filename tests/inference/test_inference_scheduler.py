@@ -80,7 +80,7 @@ class Turns(RuleBasedStateMachine):
         self._admit()
         self._prefill()
         self._decode()
-        if oldest is not None:  # nobody starves: the oldest request always gets on
+        if oldest is not None:  # no starvation: the oldest request always advances
             assert before != (len(oldest.chunks), oldest.tokens, oldest in self.admitted)
 
     def _remove_cancelled(self) -> None:
@@ -136,7 +136,7 @@ class Turns(RuleBasedStateMachine):
             assert ask.chunks == cuts[: len(ask.chunks)]
 
     def teardown(self) -> None:
-        """Whatever happened, everybody leaves exactly once."""
+        """Whatever happened, every request leaves exactly once."""
         if not hasattr(self, "scheduler"):
             return
         self.close()
@@ -180,7 +180,7 @@ def test_steps_aim_at_a_dispatchs_time() -> None:
         assert scheduler.decode_steps() == expected
 
 
-def test_abort_returns_everybody_who_has_not_left() -> None:
+def test_abort_returns_every_request_that_has_not_left() -> None:
     scheduler = Scheduler[Ask](1, 2)
     asks = [Ask(1, 1) for _ in range(3)]
     for ask in asks:

@@ -133,7 +133,7 @@ def test_a_training_mesh_gives_the_devices_of_stage_and_context_to_fsdp() -> Non
 
 @pytest.mark.parametrize("trace", [trace_prefill, trace_decode])
 def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.stages.Traced]) -> None:
-    """Weights and cache as shapes on an abstract mesh: each device has its rows and heads, and only [B, V] is whole."""
+    """Weights and cache as shapes on an abstract mesh: a device has its rows and heads; [B, V] is gathered."""
     config = model_of("dense").config
     sizes = MeshConfig(fsdp=4, tensor=4)
     automatic = (AxisType.Auto,) * len(AXES)

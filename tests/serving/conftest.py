@@ -8,8 +8,8 @@ from serving_server import KEY, Running, start
 
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.job import Served
 from lifecycle.serving.record import FinishedRequest
 from lifecycle.testing.models import random_model
 

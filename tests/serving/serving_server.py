@@ -12,8 +12,8 @@ import uvicorn
 
 from lifecycle.inference.engine import Engine
 from lifecycle.serving.app import create_app
+from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.job import Served
 from lifecycle.serving.record import FinishedRequest
 from lifecycle.serving.server import listen, url
 from lifecycle.testing.waiting import LIMIT_S, wait_until

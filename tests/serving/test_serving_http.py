@@ -1,4 +1,4 @@
-"""What HTTP clients, operators and other programs rely on beside OpenAI's shapes."""
+"""What HTTP clients, operators and other programs rely on besides OpenAI's shapes."""
 
 import json
 import threading
@@ -118,7 +118,7 @@ def test_two_requests_decode_in_one_batch(server: Running) -> None:
 
 
 def test_a_full_queue_gives_429_and_says_when_to_come_back(server: Running) -> None:
-    """Two slots and four places to wait: of a request for nine choices some are too many, and none is left running."""
+    """Two slots, and four may wait: of a request for nine choices some are too many, and none is left running."""
     response = server.post(CHAT, **(BASE | {"n": 9, "max_tokens": 200}))
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"

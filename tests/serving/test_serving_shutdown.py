@@ -13,7 +13,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.app import create_app
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.job import Served
+from lifecycle.serving.choices import Served
 from lifecycle.serving.server import listen, serve, url
 from lifecycle.testing.models import random_model
 

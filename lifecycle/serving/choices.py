@@ -1,4 +1,4 @@
-"""The work behind one HTTP request: its generations, submitted together and read as one stream."""
+"""The choices of one HTTP request: generations that are submitted together and read as one stream."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -23,16 +23,18 @@ class Served:
 
     @property
     def version(self) -> str:
+        """The content hash of the bundle."""
         return self.engine.model.version
 
 
-class Job:
-    """The choices of one request, numbered from 0."""
+class Choices:
+    """The choices of one request, numbered from 0: for each prompt, as many as the request asks for."""
 
     def __init__(self, generations: Sequence[Generation]) -> None:
         self.generations = generations
 
     def cancel(self) -> None:
+        """Ends all of them at the engine's next turn."""
         for generation in self.generations:
             generation.cancel()
 
@@ -56,23 +58,23 @@ class Job:
             self.cancel()
 
 
-def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Job:
+def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
     """Submits all of a request or nothing; raises `RequestError` for what the engine does not take."""
     generations: list[Generation] = []
     try:
         for prompt, params in work:
             generations.append(engine.submit(prompt, params))
     except ContextLengthError as error:
-        Job(generations).cancel()
+        Choices(generations).cancel()
         raise RequestError(400, str(error), code="context_length_exceeded") from None
     except QueueFullError as error:
-        Job(generations).cancel()
+        Choices(generations).cancel()
         retry = {"Retry-After": str(RETRY_AFTER_S)}
         raise RequestError(429, f"the server is busy: {error}", code="queue_full", headers=retry) from None
     except (ClosedError, EngineError) as error:
-        Job(generations).cancel()
+        Choices(generations).cancel()
         raise RequestError(503, str(error), code="unavailable") from None
-    return Job(generations)
+    return Choices(generations)
 
 
 def completions(events: Sequence[tuple[int, Event]], count: int) -> list[Completion]:
