@@ -1,3 +1,35 @@
-"""A language model's whole life in one framework."""
+"""A language model's whole life in one framework; `docs/python.md` shows its use from Python.
+
+The names below are imported when they are first used, so `import lifecycle` itself costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lifecycle.core.run import Run, open_run
+    from lifecycle.evals.texts import TextScore, score_texts
+    from lifecycle.inference.bundle import load_bundle
+    from lifecycle.inference.texts import generate_texts
+    from lifecycle.parallel.mesh import make_mesh
+    from lifecycle.training.trainer import Trainer
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Run": "core.run",
+    "TextScore": "evals.texts",
+    "Trainer": "training.trainer",
+    "generate_texts": "inference.texts",
+    "load_bundle": "inference.bundle",
+    "make_mesh": "parallel.mesh",
+    "open_run": "core.run",
+    "score_texts": "evals.texts",
+}
+__all__ = ["Run", "TextScore", "Trainer", "generate_texts", "load_bundle", "make_mesh", "open_run", "score_texts"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lifecycle' has no attribute {name!r}")
+    return getattr(import_module(f"lifecycle.{_HOMES[name]}"), name)

@@ -11,6 +11,8 @@ from typing import Any
 
 from lifecycle.core.artifact import write_text
 
+METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
+
 
 class RunLog:
     """Appends records to one file; each line is whole or, after a kill, ignored by `read_log`."""

@@ -24,6 +24,11 @@ def build_mesh(config: MeshConfig) -> Mesh:
     return lay_over(jax.devices()[: config.size], config)
 
 
+def make_mesh(**axes: int) -> Mesh:
+    """`build_mesh` of axis sizes: `make_mesh(fsdp=4, tensor=2)`; without any, one device."""
+    return build_mesh(MeshConfig(**axes))
+
+
 def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     """The mesh over exactly these devices, those of a job or of a topology that is only described.
 

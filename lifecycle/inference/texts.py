@@ -1,0 +1,32 @@
+"""Generation from text to text, for notebooks and scripts; the engine and the server work on token ids."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from lifecycle.core.config import validate
+from lifecycle.inference.generate import generate
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+
+type Conversation = Sequence[Mapping[str, str]]  # messages with `role` and `content`
+
+
+def generate_texts(
+    model: Model, prompts: Sequence[str | Conversation], mesh: Mesh | None = None, **sampling: Any
+) -> list[str]:
+    """The model's continuation of each plain text, and its answer to each conversation, in order.
+
+    `sampling` overrides the model's defaults by the names of `SamplingParams` (`temperature=0, max_tokens=64`). Raises
+    `ConfigError` for a setting that cannot be used and `ContextLengthError` for a prompt that does not fit.
+    """
+    params = validate(SamplingParams, model.defaults.model_dump() | sampling, where="sampling")
+    completions = generate(model, [_prompt_ids(model, prompt) for prompt in prompts], params, mesh=mesh)
+    return [completion.text for completion in completions]
+
+
+def _prompt_ids(model: Model, prompt: str | Conversation) -> list[int]:
+    if isinstance(prompt, str):
+        return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
+    return model.template.render(prompt, add_generation_prompt=True).ids

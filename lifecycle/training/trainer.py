@@ -1,0 +1,59 @@
+"""A train step over one's own objective and batches, for notebooks and scripts; stages of a run use the loop."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import Params
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.parallel.placement import place_batch
+from lifecycle.training.config import OptimizerConfig
+from lifecycle.training.loader import HostBatch
+from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.state import init_state, state_from_params, state_shardings
+from lifecycle.training.step import make_train_step
+
+
+class Trainer:
+    """The state of a training run and the one step of all objectives, sharded over `mesh` (default: one device).
+
+    `objective(params, batch)` returns `Sums`; on a mesh it runs on each device's shard of both. Weights start from
+    `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        objective: Objective,
+        steps: int,
+        optimizer: OptimizerConfig | None = None,
+        mesh: Mesh | None = None,
+        params: Params | None = None,
+        seed: int = 0,
+        grad_accum: int = 1,
+    ) -> None:
+        self.mesh = mesh or build_mesh(MeshConfig())
+        update = build_optimizer(optimizer or OptimizerConfig(), steps, self.mesh)
+        shardings = state_shardings(model, update, self.mesh)
+        self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
+        if params is None:
+            self.state = init_state(model, update, shardings, jax.random.key(seed))
+        else:
+            self.state = state_from_params(params, update, shardings)
+
+    @property
+    def params(self) -> Params:
+        """The weights now; the next step donates them."""
+        return self.state.params
+
+    def step(self, batch: HostBatch) -> dict[str, Any]:
+        """One update by a global batch of NumPy arrays `[B, T]`: `tokens, targets, positions, segment_ids, loss_mask`.
+
+        Returns the metrics as scalars on the device: reading one waits for the step.
+        """
+        self.state, metrics = self._step(self.state, place_batch(batch, self.mesh))
+        return metrics
