@@ -65,11 +65,13 @@ class Debug:
         assert name and (not before or before.endswith("\n")), ended.stderr  # behind warnings of JAX, if there are any
         return " ".join(message.split())
 
-    def begin(self, verb: str, *arguments: str, output: IO[str] | None = None) -> subprocess.Popen[str]:
+    def begin(
+        self, verb: str, *arguments: str, output: IO[str] | None = None, devices: int = 1
+    ) -> subprocess.Popen[str]:
         """Starts a verb in a process group of its own."""
         return subprocess.Popen(
             self.command(verb, *arguments),
-            env=environment(), stdin=subprocess.DEVNULL, stdout=output or subprocess.DEVNULL,
+            env=environment(devices), stdin=subprocess.DEVNULL, stdout=output or subprocess.DEVNULL,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 

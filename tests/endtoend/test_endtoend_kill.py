@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Debug
 
@@ -102,6 +103,23 @@ def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, 
         wait_for_group(process.pid)
     run.succeed("run")
     assert hashes(run) == hashes(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_on_two_devices_a_run_goes_on_on_four(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens")
+    process = run.begin("run", "--until=pretrain", "mesh.fsdp=2", devices=2)
+    came = kill_when(process, lambda: any(run.folder.glob("pretrain-*.partial/checkpoints/15")))
+    wait_for_group(process.pid)
+    assert came, "the stage ended before it had saved step 15"
+    run.succeed("run", "--until=pretrain", "mesh.fsdp=4", devices=4)
+    steps, losses = zip(*curve(run, "pretrain"), strict=True)
+    expected_steps, expected = zip(*curve(undisturbed, "pretrain"), strict=True)
+    assert steps == expected_steps
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    first, second = run.artifact("pretrain").manifest.how
+    assert (first["mesh"]["fsdp"], second["mesh"]["fsdp"]) == (2, 4)
+    assert (first["from_step"], second["to_step"]) == (0, 30) and first["to_step"] == second["from_step"] >= 15
 
 
 def test_a_run_folder_has_one_owner(undisturbed: Debug, tmp_path: Path) -> None:

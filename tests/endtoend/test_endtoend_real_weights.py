@@ -12,7 +12,11 @@ import pytest
 from command_line import LIFECYCLE, REPOSITORY, Debug, environment
 
 SMOLLM2 = os.environ.get("LIFECYCLE_SMOLLM2")
-STAGES = ("pretrain", "sft", "prefer")
+STAGES = {  # a pair takes two segments of a row; the template's own system message takes 22 positions
+    "pretrain": "objective: next_token, seq_len: 64, eval_bytes: 2000, optimizer: {learning_rate: 0.0001}",
+    "sft": "objective: sft, seq_len: 128, optimizer: {learning_rate: 0.00001}",
+    "prefer": "objective: dpo, seq_len: 128, optimizer: {learning_rate: 0.000001}",
+}
 QUESTION, ANSWER = "What is the capital of France?\n", "model  The capital of France is Paris.\n"
 CAPITALS = {"France": " Paris", "Italy": " Rome", "Germany": " Berlin", "Spain": " Madrid"}
 
@@ -69,19 +73,26 @@ def test_it_is_scored(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tuned(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Debug:
-    """A run of configs/from_smollm2.yaml with its three training stages, each begun by its own command."""
-    starts = (f"{stage}.from={bundle}" for stage in STAGES)
+    """Two steps of each objective from the bundle, as further stages of configs/from_smollm2.yaml."""
+    sources = "[{name: stdlib, path: '${stdlib}', include: [json/*.py, wsgiref/*.py, logging/*.py]}]"
+    stages = ", ".join(
+        f"{name}: {{from: {bundle}, steps: 2, global_batch_size: 2, eval_every: 2, log_every: 1, {settings}}}"
+        for name, settings in STAGES.items()
+    )
     run = Debug(
         tmp_path_factory.mktemp("runs"),
         config=REPOSITORY / "configs/from_smollm2.yaml",
-        settings=(f"tokenizer.path={bundle}", *starts),
-    )
+        settings=(
+            f"tokenizer.path={bundle}", f"data={{sources: {sources}, heldout_fraction: 0.1}}",
+            "rows={docstrings: true}", f"train={{{stages}}}",
+        ),
+    )  # fmt: skip
     for stage in STAGES:
-        run.succeed(stage)
+        run.succeed("run", f"--until={stage}")
     return run
 
 
-def test_each_training_stage_starts_from_it(tuned: Debug) -> None:
+def test_each_objective_starts_from_it(tuned: Debug) -> None:
     losses = {stage: _losses(tuned.artifact(stage).path) for stage in STAGES}
     assert all(len(found) == 2 for found in losses.values())
     assert losses["pretrain"][0] < 5 and losses["sft"][0] < 5  # fresh weights: ln 49,152 = 10.8
