@@ -71,9 +71,8 @@ def bring_up_to_date(
             if artifact is None:
                 if not is_prepared:
                     prepare()
-                    is_prepared = True
-                if any(later.on_all_processes for later in stages[number:]):
                     _check_job(config, stages[number:])
+                    is_prepared = True
                 artifact = _make(config, stage, draft, done, progress)
             done[stage.name] = artifact
     return done
@@ -84,13 +83,12 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
     from lifecycle.parallel.mesh import build_mesh
     from lifecycle.training.freeze import frozen_part
 
-    build_mesh(config.mesh)
     for stage in stages:
         if stage.kind == "train":
+            build_mesh(config.mesh)
             frozen_part(config.model_of(stage.name), config.train[stage.name].freeze)
-    if any(stage.kind == "evaluate" for stage in stages) and any(task.kind == "generate" for task in config.tasks):
-        for name in config.evaluated:
-            config.model_of(name).check_mesh(config.mesh.for_inference)
+        if stage.kind == "evaluate":
+            build_mesh(config.evaluation_mesh)
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:

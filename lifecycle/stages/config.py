@@ -132,6 +132,11 @@ class RunConfig(Section):
         return tuple(name for name in self.training_stages if name in chosen)
 
     @property
+    def evaluation_mesh(self) -> MeshConfig:
+        """The mesh that evaluations run on."""
+        return self.mesh if self.evaluate is None or self.evaluate.mesh is None else self.evaluate.mesh
+
+    @property
     def decontamination(self) -> DecontaminationConfig:
         """How training text is kept apart from evaluation rows."""
         return DecontaminationConfig() if self.data is None else self.data.decontamination
@@ -182,8 +187,8 @@ class RunConfig(Section):
     def _check(self) -> Self:
         self._check_names()
         self._check_rows()
+        self._check_meshes()
         for model in self.models.values():
-            model.check_mesh(self.mesh)
             family_of(model).config_to(model)  # what no export could express is rejected now, not after the training
         for name in self.train:
             self._check_sizes(name)
@@ -237,6 +242,17 @@ class RunConfig(Section):
             needs.append("the tokenizer is trained on the documents (tokenizer.path takes an existing one)")
         if needs:
             raise ValueError(f"{needs[0]}, and there is no data section; add data.sources")
+
+    def _check_meshes(self) -> None:
+        """That each model fits the mesh that it is trained on, evaluated on and served from."""
+        generates = any(task.kind == "generate" for task in self.tasks)
+        for name in self.train:
+            self.model_of(name).check_mesh(self.mesh)
+        for name in self.evaluated:
+            self.model_of(name).check_mesh(self.evaluation_mesh)
+            if generates:
+                self.model_of(name).check_mesh(self.evaluation_mesh.for_inference)
+        self.model_of(self.exported).check_mesh(self.serve.mesh)
 
     def _check_sizes(self, name: str) -> None:
         """That a training stage's sizes fit its model and the mesh."""

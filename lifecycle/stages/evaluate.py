@@ -8,6 +8,7 @@ from lifecycle.evals.model import chat_model
 from lifecycle.inference.model import Model
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.sessions import session
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import trained_params
 from lifecycle.text.chat import ChatTemplate
@@ -17,10 +18,11 @@ from lifecycle.text.tokenizer import load_tokenizer
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, trained: str) -> Outcome:
     """Scores the final weights of the training stage `trained`."""
     assert config.evaluate is not None, "the graph evaluates where there is an evaluate section"
-    mesh, folder, model = build_mesh(config.mesh), inputs["tokenizer"].path, config.model_of(trained)
+    mesh, folder, model = build_mesh(config.evaluation_mesh), inputs["tokenizer"].path, config.model_of(trained)
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate.load(folder, tokenizer)
     params = trained_params(inputs[trained], model, mesh)
     subject = chat_model(Model(model, params, tokenizer, template), mesh)
     folders = {name: artifact.path for name, artifact in inputs.items()}
-    return Outcome({"tasks": evaluate(config.evaluate, folders, subject, out, progress)})
+    results = evaluate(config.evaluate, folders, subject, out, progress)
+    return Outcome({"tasks": results}, how=[session(config.evaluation_mesh)])

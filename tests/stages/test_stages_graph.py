@@ -227,6 +227,20 @@ def test_a_stage_goes_on_from_its_own_model_only() -> None:
         run_of(train, model=models, data=DATA)
 
 
+def test_a_mesh_that_does_not_fit_is_refused_for_each_of_its_uses() -> None:
+    generate = {"name": "ask", "kind": "generate", "rows": "ask.jsonl"}
+    evaluate = {"tasks": [generate]}
+    train = {"base": next_token(global_batch_size=8)}
+    assert run_of(train, data=DATA, mesh={"fsdp": 4}, evaluate=evaluate | {"mesh": {"tensor": 2}})
+    for sections in (
+        {"mesh": {"tensor": 4}},
+        {"evaluate": evaluate | {"mesh": {"tensor": 4}}},
+        {"serve": {"mesh": {"tensor": 4}}},
+    ):
+        with pytest.raises(ConfigError, match=r"mesh\.tensor=4 does not divide model\.num_heads=2"):
+            run_of(train, data=DATA, **sections)
+
+
 def test_a_stage_that_is_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     text = (CONFIGS / "debug.yaml").read_text()
     path = tmp_path / "run.yaml"
