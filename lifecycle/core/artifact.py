@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     key: str
     content_hash: str
     config: dict[str, Any]
-    inputs: dict[str, str]  # input's stage -> the input's folder name, beside this one
+    inputs: dict[str, str]  # input's stage -> its folder's name, in this one's root; of a folder from outside, its path
     input_hashes: dict[str, str]
     files: dict[str, int]  # relative path -> bytes
     stats: dict[str, Any]
@@ -100,15 +100,20 @@ def open_artifact(path: Path) -> Artifact:
 
 @dataclass
 class Draft:
-    """An artifact in the making: a stage writes into `path`, then `commit` renames it."""
+    """An artifact in the making: a stage writes into `path`, then `commit` renames it.
+
+    `folders`: what else it is made from, by name, folders that no stage of this root made, with a manifest or without.
+    """
 
     root: Path
     stage: str
     config: Mapping[str, Any]
     inputs: Mapping[str, Artifact]
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.input_hashes = {name: artifact.content_hash for name, artifact in self.inputs.items()}
+        self.input_hashes |= {name: content_hash(folder) for name, folder in self.folders.items()}
         self.key = artifact_key(self.stage, self.config, self.input_hashes)
         self.final_path = artifact_path(self.root, self.stage, self.key)
         self.path = self.final_path.with_name(self.final_path.name + ".partial")
@@ -136,16 +141,19 @@ class Draft:
         files = {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(self.path.rglob("*")) if p.is_file()}
         manifest = Manifest(
             stage=self.stage, key=self.key, content_hash=content_hash or hash_files(self.path, files),
-            config=dict(self.config), inputs={name: a.path.name for name, a in self.inputs.items()},
-            input_hashes=self.input_hashes, files=files, stats=dict(stats), code=code_version(),
-            how=[dict(session) for session in how], created=datetime.now(UTC).isoformat(timespec="seconds"),
-            wall_s=wall, cpu_s=cpu,
+            config=dict(self.config), inputs=self._inputs(), input_hashes=self.input_hashes, files=files,
+            stats=dict(stats), code=code_version(), how=[dict(session) for session in how],
+            created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=wall, cpu_s=cpu,
         )  # fmt: skip
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         if self.final_path.exists():  # a damaged artifact of the same key is replaced
             shutil.rmtree(self.final_path)
         self.path.rename(self.final_path)
         return Artifact(self.final_path, manifest)
+
+    def _inputs(self) -> dict[str, str]:
+        inside = {name: artifact.path.name for name, artifact in self.inputs.items()}
+        return inside | {name: str(folder.absolute()) for name, folder in self.folders.items()}
 
     @contextmanager
     def keeping_costs(self) -> Iterator[None]:

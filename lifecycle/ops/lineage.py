@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from lifecycle.core.artifact import Artifact, ArtifactError, open_artifact
+from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, open_artifact
 from lifecycle.core.config import digest
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
@@ -49,11 +49,16 @@ def trace_artifact(path: Path) -> Node:
     return _walk(path, artifact.content_hash, artifact.manifest.stage, set())
 
 
-def _walk(path: Path, recorded: str, stage: str, met: set[Path]) -> Node:
-    """The node of the artifact at `path`, which its reader recorded with the content hash `recorded`."""
+def _walk(path: Path, recorded: str, stage: str, met: set[Path], is_outside: bool = False) -> Node:
+    """The node of the artifact at `path`, which its reader recorded with the content hash `recorded`.
+
+    `is_outside`: it is no artifact of the run, but a bundle that the run goes on from.
+    """
     node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
     if not path.exists():
         return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
+    if is_outside and not (path / MANIFEST).is_file():
+        return node | {"state": "no manifest", "problem": "", "inputs": {}}  # a bundle that another tool made
     try:
         artifact = open_artifact(path)
     except ArtifactError as error:
@@ -66,8 +71,11 @@ def _walk(path: Path, recorded: str, stage: str, met: set[Path]) -> Node:
     met.add(path.resolve())
     inputs = artifact.manifest.inputs
     hashes = artifact.manifest.input_hashes
-    found = {name: _walk(path.parent / folder, hashes[name], name, met) for name, folder in inputs.items()}
-    return node | {"state": "present", "problem": ""} | _facts(artifact) | {"inputs": found}
+    nodes = {
+        name: _walk(path.parent / folder, hashes[name], name, met, Path(folder).is_absolute())
+        for name, folder in inputs.items()
+    }
+    return node | {"state": "present", "problem": ""} | _facts(artifact) | {"inputs": nodes}
 
 
 def _facts(artifact: Artifact) -> Node:
@@ -112,7 +120,7 @@ def render(node: Node) -> RenderableType:
 def _draw(node: Node, parent: Tree | None) -> Tree:
     label = Text.assemble((node["stage"], "bold cyan"), f" {node['content_hash'][:SHOWN_HASH]}")
     if node["state"] != "present":
-        label.append(f" ({node['state']})", "dim" if node["state"] == "shown above" else "bold red")
+        label.append(f" ({node['state']})", "dim" if node["state"] in ("shown above", "no manifest") else "bold red")
     else:
         label.append(
             f"  key {node['key'][:SHOWN_HASH]}, {node['created']}, {node['cpu_s']:.1f} core-s, code {node['code']}"

@@ -92,7 +92,9 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
-    return Draft(config.folder, stage.name, stage.settings(config), {name: done[name] for name in stage.inputs})
+    settings, inputs = stage.settings(config), {name: done[name] for name in stage.inputs}
+    folders = {} if stage.bundle is None else {"bundle": stage.bundle}
+    return Draft(config.folder, stage.name, settings, inputs, folders)
 
 
 def _finished(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:

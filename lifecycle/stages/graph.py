@@ -75,7 +75,8 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     files = {"tokens": "tokens", "chat": "rows", "pairs": "rows"}
     rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
-    return Stage(name, "train", inputs, partial(keys.training, name=name), True, {"name": name})
+    settings, bundle = partial(keys.training, name=name), config.starts[name].bundle
+    return Stage(name, "train", inputs, settings, bundle, on_all_processes=True, arguments={"name": name})
 
 
 def _evaluations(config: RunConfig) -> Iterator[Stage]:
@@ -87,7 +88,9 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
     rows = dict.fromkeys(stage for stage in map(rows_stage, config.tasks) if stage is not None)
     for name in config.training_stages:
         inputs = (name, "tokenizer", *rows)
-        yield Stage(EVALUATE + name, "evaluate", inputs, keys.evaluation, True, {"trained": name})
+        yield Stage(
+            EVALUATE + name, "evaluate", inputs, keys.evaluation, on_all_processes=True, arguments={"trained": name}
+        )
 
 
 def _compared_with_baseline(config: RunConfig) -> str | None:

@@ -9,7 +9,7 @@ a job that comes back on another mesh, or with less memory, goes on from its own
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import content_hash, hash_files
+from lifecycle.core.artifact import hash_files
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.stages.config import RunConfig
@@ -65,8 +65,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
             )
         sampling_of(bundle)  # the export inherits it: one that is damaged is rejected before the training
-    settings["start"] = None if bundle is None else content_hash(bundle)  # a stage's weights are an input
-    del settings["model"]  # its name
+    del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     model = config.model_of(name).plain()
     return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name)}
 

@@ -44,6 +44,7 @@ class Stage:
     kind: str  # the module lifecycle.stages.<kind>, imported only where the stage runs
     inputs: tuple[str, ...]
     settings: Callable[[RunConfig], dict[str, Any]]
+    bundle: Path | None = None  # a bundle from outside the run that it is made from too
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the module's run(): which of its kind this one is
     # for a stage whose work lies outside its artifact too: whether that is still as the artifact says

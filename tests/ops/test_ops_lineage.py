@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from lifecycle.core.artifact import Artifact, ArtifactError, Draft
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash
 from lifecycle.ops.lineage import render, source_files, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
 
@@ -135,3 +135,24 @@ def test_no_artifact_here(tmp_path: Path) -> None:
 def test_source_files_of_other_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
     assert source_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_the_chain_goes_on_into_the_bundle_that_a_run_started_from(tmp_path: Path, has_manifest: bool) -> None:
+    if has_manifest:
+        draft = Draft(tmp_path / "elsewhere", "import", {"source": "published.gguf"}, {})
+        draft.open().joinpath("config.json").write_text("{}")
+        bundle = draft.commit({}).path
+    else:
+        bundle = tmp_path / "bundle"
+        bundle.mkdir()
+        (bundle / "config.json").write_text("{}")
+    draft = Draft(tmp_path / "run", "chat", {}, {}, {"bundle": bundle})
+    draft.open()
+    tree = trace_artifact(draft.commit({}).path)
+    node = tree["inputs"]["bundle"]
+    assert (node["path"], node["content_hash"]) == (str(bundle), content_hash(bundle))
+    assert node["state"] == ("present" if has_manifest else "no manifest")
+    assert ("published.gguf" in drawn(tree)) == has_manifest and f"bundle {node['content_hash'][:12]}" in drawn(tree)
+    shutil.rmtree(bundle)
+    assert trace_artifact(Path(tree["path"]))["inputs"]["bundle"]["state"] == "missing"

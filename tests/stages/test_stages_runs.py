@@ -16,6 +16,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import init_params
+from lifecycle.ops.lineage import trace_artifact
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import bring_up_to_date, finished_stage
 from lifecycle.stages.config import RunConfig
@@ -76,6 +77,8 @@ def test_the_shipped_fine_tuning_of_a_bundle_makes_a_registered_chat_model(tmp_p
     before = load_bundle(bundle).params
     moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), model.params, before)
     assert 0 < max(jax.tree.leaves(moved)) < 0.1  # went on from it, and learned
+    trained = trace_artifact(made["export"].path)["inputs"]["chat"]
+    assert trained["inputs"]["bundle"]["path"] == str(bundle) and trained["inputs"]["bundle"]["state"] == "no manifest"
     version = Registry(config.registry_path).resolve("production")
     assert version.kind == "chat" and made["register"].stats["promoted"]
 
