@@ -61,7 +61,7 @@ def main() -> None:
     print_compile_times(config)
     train, model, mesh = config.train, config.model, build_mesh(config.mesh)
     batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
-    whole = Step(config, mesh, batch, build_optimizer(train.optimizer, train.steps, mesh))
+    whole = Step(config, mesh, batch, build_optimizer(train.optimizer, config.model, train.steps, mesh))
     gradients = Step(config, mesh, batch, optax.set_to_zero())  # forward and backward, and hardly anything else
     matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE))
     product = jax.jit(jnp.matmul)

@@ -12,7 +12,7 @@ from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.cache import init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import abstract_params, compute_dtype, logical_axes
+from lifecycle.model.params import abstract_params, compute_dtype, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 

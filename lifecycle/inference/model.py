@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import Tokenizer
 

@@ -28,7 +28,8 @@ from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, compute_dtype, forward_cached, logical_axes, logits
+from lifecycle.model.decoder import forward_cached, logits
+from lifecycle.model.params import Params, compute_dtype, logical_axes
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
 from lifecycle.parallel.mesh import AnyMesh, lay_over, spec, tree_shardings, tree_specs

@@ -1,6 +1,7 @@
 """One layer of the decoder, and what is not a layer."""
 
-import jax
+from functools import partial
+
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -13,6 +14,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import Angles, Attention, DenseFeedForward, RMSNorm, is_token
 from lifecycle.model.mla import LatentAttention
 from lifecycle.model.moe import MoE
+from lifecycle.model.parameter import normal
 from lifecycle.model.routing import RouterStats
 
 
@@ -63,12 +65,7 @@ class Trunk(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = config
-        self.embed = _table(c, rngs)
+        table = partial(normal, rngs, (c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model**-0.5)
+        self.embed = table()
         self.norm = RMSNorm(c.d_model, c)
-        self.head = None if c.tie_embeddings else _table(c, rngs)
-
-
-def _table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
-    """`[V, D]`, one row a token."""
-    shape = (config.vocab_size, config.d_model)
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+        self.head = None if c.tie_embeddings else table()

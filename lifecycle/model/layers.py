@@ -21,12 +21,8 @@ from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.parameter import matrix, vector
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, reduce_scatter
-
-
-def scaled_normal(rngs: nnx.Rngs, rows: int, columns: int, scale: float = 1.0) -> nnx.Param:
-    """A `[rows, columns]` weight with variance `scale^2 / rows`, so that a product keeps its input's size."""
-    return nnx.Param(jax.random.normal(rngs.params(), (rows, columns)) * (scale * rows**-0.5))
 
 
 def branch_scale(config: ModelConfig) -> float:
@@ -41,7 +37,7 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
-        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset, jnp.float32))
+        self.scale = vector((size,), (cut,), 1.0 - config.norm_offset, is_float32=True)
         self.size, self.eps, self.offset, self.cut = size, config.norm_eps, config.norm_offset, cut
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
@@ -77,16 +73,16 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
         queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q = scaled_normal(rngs, c.d_model, queries)
-        self.k = scaled_normal(rngs, c.d_model, keys)
-        self.v = scaled_normal(rngs, c.d_model, keys)
-        self.o = scaled_normal(rngs, queries, c.d_model, branch_scale(c))
+        self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads"))
+        self.k = matrix(rngs, (c.d_model, keys), ("embed", "kv_heads"))
+        self.v = matrix(rngs, (c.d_model, keys), ("embed", "kv_heads"))
+        self.o = matrix(rngs, (queries, c.d_model), ("heads", "embed"), branch_scale(c))
         has_bias = c.attention_bias != "none"
-        self.q_bias = nnx.Param(jnp.zeros(queries)) if has_bias else None
-        self.k_bias = nnx.Param(jnp.zeros(keys)) if has_bias else None
-        self.v_bias = nnx.Param(jnp.zeros(keys)) if has_bias else None
-        self.o_bias = nnx.Param(jnp.zeros(c.d_model)) if c.attention_bias == "qkvo" else None
-        self.sinks = nnx.Param(jnp.zeros(c.num_heads)) if c.use_sinks else None
+        self.q_bias = vector((queries,), ("heads",)) if has_bias else None
+        self.k_bias = vector((keys,), ("kv_heads",)) if has_bias else None
+        self.v_bias = vector((keys,), ("kv_heads",)) if has_bias else None
+        self.o_bias = vector((c.d_model,), (None,)) if c.attention_bias == "qkvo" else None
+        self.sinks = vector((c.num_heads,), ("heads",), is_float32=True) if c.use_sinks else None
         self.q_norm = _head_norm(c, queries, "heads")
         self.k_norm = _head_norm(c, keys, "kv_heads")
 
@@ -150,9 +146,9 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, d_ff: int | None = None) -> None:
         c, d_ff = config, d_ff or config.d_ff
         self.activation: Activation = c.activation
-        self.gate = scaled_normal(rngs, c.d_model, d_ff)
-        self.up = scaled_normal(rngs, c.d_model, d_ff)
-        self.down = scaled_normal(rngs, d_ff, c.d_model, branch_scale(c))
+        self.gate = matrix(rngs, (c.d_model, d_ff), ("embed", "mlp"))
+        self.up = matrix(rngs, (c.d_model, d_ff), ("embed", "mlp"))
+        self.down = matrix(rngs, (d_ff, c.d_model), ("mlp", "embed"), branch_scale(c))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`x` holds all positions of this device's heads; what comes back is a part of the sum over `mlp`."""

@@ -24,7 +24,8 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, branch_scale, full_row, scaled_normal, turned
+from lifecycle.model.layers import Angles, RMSNorm, branch_scale, full_row, turned
+from lifecycle.model.parameter import matrix
 from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
 LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_eps`
@@ -39,14 +40,15 @@ class LatentAttention(nnx.Module):
         m = self.sizes = c.mla
         queries, expanded = c.num_heads * c.head_dim, c.num_heads * (m.nope_head_dim + m.v_head_dim)
         rank = m.q_lora_rank
-        self.q = scaled_normal(rngs, c.d_model, queries) if rank is None else None
-        self.q_down = scaled_normal(rngs, c.d_model, rank) if rank is not None else None
+        # a latent's dimensions are cut like d_model where they are the rows of a product
+        self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads")) if rank is None else None
+        self.q_down = matrix(rngs, (c.d_model, rank), ("embed", None)) if rank is not None else None
         self.q_down_norm = _latent_norm(rank, c) if rank is not None else None
-        self.q_up = scaled_normal(rngs, rank, queries) if rank is not None else None
-        self.kv_down = scaled_normal(rngs, c.d_model, m.kv_lora_rank + m.rope_head_dim)
+        self.q_up = matrix(rngs, (rank, queries), ("embed", "heads")) if rank is not None else None
+        self.kv_down = matrix(rngs, (c.d_model, m.kv_lora_rank + m.rope_head_dim), ("embed", None))
         self.kv_down_norm = _latent_norm(m.kv_lora_rank, c)
-        self.kv_up = scaled_normal(rngs, m.kv_lora_rank, expanded)
-        self.o = scaled_normal(rngs, c.num_heads * m.v_head_dim, c.d_model, branch_scale(c))
+        self.kv_up = matrix(rngs, (m.kv_lora_rank, expanded), ("embed", "heads"))
+        self.o = matrix(rngs, (c.num_heads * m.v_head_dim, c.d_model), ("heads", "embed"), branch_scale(c))
 
     def __call__(
         self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None

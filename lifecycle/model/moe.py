@@ -34,7 +34,8 @@ from lifecycle.model.dispatch import (
     to_experts,
     to_tokens,
 )
-from lifecycle.model.layers import FeedForward, branch_scale, scaled_normal
+from lifecycle.model.layers import FeedForward, branch_scale
+from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
@@ -49,24 +50,19 @@ class Experts(nnx.Module):
         moe = config.moe
         assert moe is not None
         num, d_model, d_ff = moe.num_experts, config.d_model, moe.d_ff
-        self.gate = _normal(rngs, (num, d_model, d_ff))
-        self.up = _normal(rngs, (num, d_model, d_ff))
-        self.down = _normal(rngs, (num, d_ff, d_model), branch_scale(config))
-        self.gate_bias = nnx.Param(jnp.zeros((num, d_ff))) if moe.use_bias else None
-        self.up_bias = nnx.Param(jnp.zeros((num, d_ff))) if moe.use_bias else None
-        self.down_bias = nnx.Param(jnp.zeros((num, d_model))) if moe.use_bias else None
+        self.gate = matrix(rngs, (num, d_model, d_ff), ("experts", "expert_embed", "mlp"))
+        self.up = matrix(rngs, (num, d_model, d_ff), ("experts", "expert_embed", "mlp"))
+        self.down = matrix(rngs, (num, d_ff, d_model), ("experts", "mlp", "expert_embed"), branch_scale(config))
+        self.gate_bias = vector((num, d_ff), ("experts", "mlp")) if moe.use_bias else None
+        self.up_bias = vector((num, d_ff), ("experts", "mlp")) if moe.use_bias else None
+        self.down_bias = vector((num, d_model), ("experts", None)) if moe.use_bias else None
 
     def weights(self) -> Weights:
         """What the products of rows need; the last bias is added where a token's rows are summed."""
-        found = {"gate": self.gate, "up": self.up, "down": self.down}
+        params = {"gate": self.gate, "up": self.up, "down": self.down}
         if self.gate_bias is not None and self.up_bias is not None:
-            found |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
-        return {name: param[...] for name, param in found.items()}
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, int, int], scale: float = 1.0) -> nnx.Param:
-    """`scaled_normal` for each expert."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * shape[1] ** -0.5))
+            params |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
+        return {name: param[...] for name, param in params.items()}
 
 
 class MoE(nnx.Module):
@@ -76,9 +72,10 @@ class MoE(nnx.Module):
         moe = self.moe = config.moe
         assert moe is not None
         self.activation: Activation = config.activation
-        self.router = scaled_normal(rngs, config.d_model, moe.num_experts)
-        self.router_bias = nnx.Param(jnp.zeros(moe.num_experts)) if moe.use_bias else None
-        self.selection_bias = nnx.Param(jnp.zeros(moe.num_experts)) if moe.use_selection_bias else None
+        num = moe.num_experts
+        self.router = matrix(rngs, (config.d_model, num), ("embed", None), is_float32=True)
+        self.router_bias = vector((num,), (None,), is_float32=True) if moe.use_bias else None
+        self.selection_bias = vector((num,), (None,), is_float32=True) if moe.use_selection_bias else None
         self.experts = Experts(config, rngs)
         shared_d_ff = moe.num_shared_experts * moe.d_ff
         self.shared = FeedForward(config, rngs, shared_d_ff) if shared_d_ff else None

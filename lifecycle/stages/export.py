@@ -13,7 +13,7 @@ from lifecycle.core.artifact import MANIFEST, Artifact, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
 from lifecycle.model.config import ModelConfig, num_params
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate

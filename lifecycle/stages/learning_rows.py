@@ -24,7 +24,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer

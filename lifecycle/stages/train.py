@@ -6,7 +6,7 @@ from typing import Any
 from lifecycle.core.machine import matmul_peak
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import forward_flops_per_token, num_params
-from lifecycle.model.decoder import compute_dtype
+from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig

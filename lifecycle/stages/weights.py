@@ -9,7 +9,7 @@ from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, abstract_params, logical_axes
+from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig, RopeScaling
-from lifecycle.model.decoder import Params, init_params
+from lifecycle.model.params import Params, init_params
 
 LLAMA = ModelConfig(
     vocab_size=96, d_model=32, d_ff=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,

@@ -7,7 +7,7 @@ import jax
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 

@@ -8,7 +8,7 @@ import jax
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, abstract_params
+from lifecycle.model.params import Params, abstract_params
 from lifecycle.weights.names import canonical_name, is_stacked, layer_names
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_over_mesh
 from lifecycle.training.loader import HostBatch, one_epoch

@@ -26,7 +26,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog, read_log, rewind
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.parallel.placement import place_batch, rows_of_process
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.config import TrainConfig
@@ -91,7 +91,7 @@ def hash_params(params: Params) -> str:
 class _Loop:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress, config = job, progress, job.train
-        self.optimizer = build_optimizer(config.optimizer, config.steps, job.mesh)
+        self.optimizer = build_optimizer(config.optimizer, job.model, config.steps, job.mesh)
         self.schedule = build_schedule(config.optimizer, config.steps)
         self.shardings = state_shardings(job.model, self.optimizer, job.mesh, config.freeze)
         self.held = rows_of_process(job.mesh, config.global_batch_size, jax.process_index())

@@ -18,7 +18,7 @@ from lifecycle.training.step import make_train_step
 
 def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """Pre-training's whole step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
-    optimizer = build_optimizer(train.optimizer, train.steps, mesh)
+    optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.freeze)
     objective = build_objective(model, train)
     step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)

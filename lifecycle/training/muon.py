@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from lifecycle.core.typing import Array, Float
-from lifecycle.model.decoder import Params, logical_axes_of
+from lifecycle.model.parameter import Axes
+from lifecycle.model.params import Params
 from lifecycle.parallel.collectives import all_to_all, axis_size
 from lifecycle.parallel.mesh import AnyMesh, spec
 
@@ -36,9 +37,10 @@ class MuonState(NamedTuple):
     momentum: Params
 
 
-def scale_by_muon(momentum: float, mesh: AnyMesh) -> optax.GradientTransformation:
+def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised; leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
-    laid over `mesh` like the parameters that their paths name."""
+    laid over `mesh` as `parameters` (a tree of `Parameter`s with the leaves' paths) declares."""
+    axes = {path: parameter.axes for path, parameter in jax.tree_util.tree_leaves_with_path(parameters)}
 
     def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
@@ -50,26 +52,22 @@ def scale_by_muon(momentum: float, mesh: AnyMesh) -> optax.GradientTransformatio
         return directions(ahead), MuonState(average)
 
     def directions(ahead: Params) -> Params:
-        specs = jax.tree_util.tree_map_with_path(lambda path, _: spec("layers", *_axes(path)), ahead)
+        specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes[path]), ahead)
 
         def local(parts: Params) -> Params:
-            return jax.tree_util.tree_map_with_path(lambda path, part: _direction(part, _axes(path)), parts)
+            return jax.tree_util.tree_map_with_path(lambda path, part: _direction(part, axes[path]), parts)
 
         return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(ahead)
 
     return optax.GradientTransformation(init, update)
 
 
-def _axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
-    return logical_axes_of(tuple(entry.key for entry in path))
-
-
 def _direction(
-    stack: Float[Array, "layers *batch rows columns"], axes: tuple[str | None, ...]
+    stack: Float[Array, "layers *batch rows columns"], axes: Axes
 ) -> Float[Array, "layers *batch rows columns"]:
-    """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions behind the first
-    have these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
-    cut = [(dim, name) for dim, name in enumerate(axes, start=1) if dim > len(axes) - 2 and name is not None]
+    """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions have
+    these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
+    cut = [(dim, name) for dim, name in enumerate(axes) if dim >= len(axes) - 2 and name is not None]
     num = math.prod(axis_size(name) for _, name in cut)
     whole = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
     for dim, name in cut:

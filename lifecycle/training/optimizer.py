@@ -3,12 +3,14 @@
 `muon` takes the matrices of the layers by Muon (`training/muon.py`) and everything else by Adam.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 
-from lifecycle.model.decoder import Params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import parameters
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.muon import scale_by_muon
@@ -32,33 +34,27 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [warmup])
 
 
-def build_optimizer(config: OptimizerConfig, steps: int, mesh: AnyMesh) -> optax.GradientTransformation:
-    """The transformation from mean gradients to updates, both lying over `mesh` like the parameters; weight decay
-    spares vectors and is decoupled."""
+def build_optimizer(
+    config: OptimizerConfig, model: ModelConfig, steps: int, mesh: AnyMesh
+) -> optax.GradientTransformation:
+    """The transformation from mean gradients to updates, both lying over `mesh` like the model's parameters, of which
+    the leaves may be a part; weight decay spares vectors and is decoupled."""
+    declared = dict(jax.tree_util.tree_leaves_with_path(parameters(model)))
+
+    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
+        return declared[path].is_matrix
+
+    def rule_of(path: tuple[Any, ...], _: Any) -> str:
+        return "muon" if declared[path].is_matrix and declared[path].is_stacked else "adam"
+
     adam = optax.scale_by_adam(config.beta1, config.beta2, eps=1e-10)
     rule = adam
     if config.name == "muon":
-        rule = optax.partition({"muon": scale_by_muon(config.momentum, mesh), "adam": adam}, _muon_labels)
+        muon = scale_by_muon(config.momentum, parameters(model), mesh)
+        rule = optax.partition({"muon": muon, "adam": adam}, partial(jax.tree_util.tree_map_with_path, rule_of))
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         rule,
-        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        optax.add_decayed_weights(config.weight_decay, mask=partial(jax.tree_util.tree_map_with_path, is_matrix)),
         optax.scale_by_learning_rate(build_schedule(config, steps)),
     )
-
-
-def _is_vector(name: str) -> bool:
-    """Whether a parameter of this name is no matrix: a norm's scale, a bias, attention's sinks."""
-    return name in ("scale", "sinks") or name.endswith("_bias")
-
-
-def _is_layer_matrix(path: tuple[Any, ...], _: Any) -> bool:
-    return path[0].key == "blocks" and not _is_vector(path[-1].key)
-
-
-def _muon_labels(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda *leaf: "muon" if _is_layer_matrix(*leaf) else "adam", params)
-
-
-def _decayed(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: not _is_vector(path[-1].key), params)

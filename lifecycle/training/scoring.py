@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward, head
+from lifecycle.model.decoder import forward, head
+from lifecycle.model.params import Params
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.axes import RULES
 from lifecycle.parallel.mesh import AnyMesh, spec

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, init_params, logical_axes
+from lifecycle.model.params import Params, init_params, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
 from lifecycle.training.freeze import frozen_part, merged, split
 

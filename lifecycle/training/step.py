@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Batch
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.model.routing import balanced
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params
+from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
@@ -37,7 +37,7 @@ class Trainer:
         grad_accum: int = 1,
     ) -> None:
         self.mesh = mesh or build_mesh(MeshConfig())
-        update = build_optimizer(optimizer or OptimizerConfig(), steps, self.mesh)
+        update = build_optimizer(optimizer or OptimizerConfig(), model, steps, self.mesh)
         shardings = state_shardings(model, update, self.mesh)
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
         if params is None:

@@ -18,7 +18,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from lifecycle.core.artifact import write_text
 from lifecycle.core.config import read_json
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, abstract_params
+from lifecycle.model.params import Params, abstract_params
 from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.families.family import Family, Wrapper
 from lifecycle.weights.families.layout import (

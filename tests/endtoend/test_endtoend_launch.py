@@ -10,7 +10,7 @@ from command_line import REPOSITORY, Debug, environment
 
 from lifecycle.core.config import load_config
 from lifecycle.core.runlog import read_log
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoints.weights import load_params

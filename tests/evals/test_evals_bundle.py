@@ -13,7 +13,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import read_results
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.text.byte_tokenizer import ByteTokenizer

@@ -21,7 +21,8 @@ from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward, init_params, logits
+from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import Params, init_params
 from lifecycle.ops.cost import CostMeter
 from lifecycle.testing.waiting import LIMIT_S
 

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from lifecycle.core.typing import Array
 from lifecycle.kernels import cross_entropy as module
 from lifecycle.kernels.cross_entropy import cross_entropy, project, token_logprobs
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, objective_of
 
 ONE_OP = 1e-5

@@ -14,7 +14,8 @@ from lifecycle.core.typing import Array
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.cache import KeyValues, KVCache, LayerCache, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig
-from lifecycle.model.decoder import forward, forward_cached, init_params
+from lifecycle.model.decoder import forward, forward_cached
+from lifecycle.model.params import init_params
 from lifecycle.parallel.mesh import RULES
 from lifecycle.testing.jobs import MODEL
 

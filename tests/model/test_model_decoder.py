@@ -15,16 +15,8 @@ from lifecycle.core.typing import Array
 from lifecycle.model import decoder
 from lifecycle.model.cache import KeyValues, KVCache, init_cache
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
-from lifecycle.model.decoder import (
-    abstract_params,
-    compute_dtype,
-    forward,
-    forward_cached,
-    head,
-    init_params,
-    logical_axes,
-    logits,
-)
+from lifecycle.model.decoder import forward, forward_cached, head, logits
+from lifecycle.model.params import abstract_params, compute_dtype, init_params, logical_axes
 from lifecycle.parallel.axes import RULES
 from lifecycle.testing.jobs import MODEL, objective_of
 

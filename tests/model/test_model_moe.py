@@ -13,9 +13,10 @@ from jax.test_util import check_grads
 
 from lifecycle.kernels.linear import gated
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.decoder import forward_train, init_params
+from lifecycle.model.decoder import forward_train
 from lifecycle.model.dispatch import Room, Slices, buffer_room, expert_order, round_slices, to_experts, to_tokens
 from lifecycle.model.moe import MoE, of_experts
+from lifecycle.model.params import init_params
 from lifecycle.model.routing import (
     balance_loss,
     balanced,

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, logical_axes
+from lifecycle.model.params import Params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh

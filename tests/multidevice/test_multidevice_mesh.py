@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, place_batch
@@ -42,7 +42,7 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     """Ten steps with packing and two micro-batches; the optimizer's chain begins with one that keeps the gradient."""
     settings = Settings(objective=objective, optimizer=optimizer_name)
     mesh = build_mesh(MESHES[num_devices])
-    optimizer = optax.chain(optax.trace(decay=0.0), build_optimizer(settings.train().optimizer, STEPS, mesh))
+    optimizer = optax.chain(optax.trace(decay=0.0), build_optimizer(settings.train().optimizer, MODEL, STEPS, mesh))
     shardings = state_shardings(MODEL, optimizer, mesh)
     state = init_state(MODEL, optimizer, shardings, jax.random.key(0))
     step = make_train_step(objective_of(objective), optimizer, mesh, shardings, settings.grad_accum)

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.decoder import GATHERED, LOGICAL_AXES
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.moe import MoE
+from lifecycle.model.parameter import Parameter
+from lifecycle.model.params import block_definition, gathered
 from lifecycle.model.routing import RouterStats, balance_loss, z_loss
 from lifecycle.parallel.axes import AXES, RULES, MeshConfig
-from lifecycle.parallel.collectives import all_gather
 from lifecycle.parallel.mesh import build_mesh, spec
 
 ROWS, POSITIONS, D_MODEL = 8, 32, 16
@@ -62,50 +62,54 @@ def layer(moe: MoeConfig) -> tuple[Any, Params]:
     return definition, jax.tree.map(lambda array: array + 0.1 * jax.random.normal(next(keys), array.shape), params)
 
 
-def axes_of_param(path: tuple[Any, ...]) -> tuple[str | None, ...]:
-    keys = ("feed_forward", *(entry.key for entry in path))
-    return [axes for end, axes in LOGICAL_AXES.items() if keys[-len(end) :] == end][-1]
+def declared(moe: MoeConfig) -> Params:
+    """What the layer declares of its arrays, a `Parameter` for each."""
+    return block_definition(model_config(moe), is_moe=True)[1]["feed_forward"]
 
 
-def whole_in_d_model(params: Params) -> Params:
-    """What the decoder does with a layer's weights before it uses them."""
+def specs_of(moe: MoeConfig) -> Params:
+    """Where each array is cut."""
+    return jax.tree.map(lambda parameter: spec(*parameter.axes), declared(moe))
 
-    def weight(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
-        for dim, logical in enumerate(axes_of_param(path)):
-            array = all_gather(array, logical, dim) if logical in GATHERED else array
-        return array
 
-    return jax.tree_util.tree_map_with_path(weight, params)
+def in_use(moe: MoeConfig, params: Params) -> nnx.State:
+    """What the decoder makes of a layer's weights before it uses them."""
+    return nnx.State(gathered(model_config(moe), declared(moe), params))
 
 
 def run(
-    definition: Any, mesh: Mesh, present: bool, params: Params, x: jax.Array, pull: jax.Array, is_token: jax.Array
+    moe: MoeConfig,
+    mesh: Mesh,
+    present: bool,
+    params: Params,
+    x: jax.Array,
+    pull: jax.Array,
+    is_token: jax.Array,
 ) -> Result:
     """Outputs, statistics and gradients of a loss with the router's own losses in it, on this device's part."""
     every = tuple(axis for axis in DATA_AXES if mesh.shape[axis] > 1)
 
     def loss(params: Params, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
-        out, sums = nnx.merge(definition, nnx.State(whole_in_d_model(params)))(x, is_token if present else None)
+        out, sums = nnx.merge(layer(moe)[0], in_use(moe, params))(x, is_token if present else None)
         load, tokens = (jax.lax.psum(jax.lax.stop_gradient(value), every) for value in (sums.load, sums.tokens))
         router = 0.5 * balance_loss(load, sums.probability, tokens) + 0.1 * z_loss(sums.z, tokens)
         return (out * pull).sum() + router, (out, sums)
 
     (grads, grad_x), (out, sums) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
-    def summed(path: tuple[Any, ...], grad: jax.Array) -> jax.Array:
-        cut = {axis for name in axes_of_param(path) if name is not None for axis in RULES[name]}
+    def summed(parameter: Parameter, grad: jax.Array) -> jax.Array:
+        cut = {axis for name in parameter.axes if name is not None for axis in RULES[name]}
         return jax.lax.psum(grad, tuple(axis for axis in mesh.axis_names if axis not in cut))
 
-    return out, jax.lax.psum(sums, every), (jax.tree_util.tree_map_with_path(summed, grads), grad_x)
+    return out, jax.lax.psum(sums, every), (jax.tree.map(summed, declared(moe), grads), grad_x)
 
 
 def on_mesh(moe: MoeConfig, sizes: dict[str, int], present: bool = False) -> Callable[..., Result]:
-    definition, params = layer(moe)
     mesh = build_mesh(MeshConfig(**sizes))
-    specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes_of_param(path)), params)
+    specs = specs_of(moe)
     return jax.jit(
         jax.shard_map(
-            partial(run, definition, mesh, present),
+            partial(run, moe, mesh, present),
             mesh=mesh,
             in_specs=(specs, TOKENS, TOKENS, TOKENS),
             out_specs=(TOKENS, P(), (specs, TOKENS)),
@@ -176,10 +180,10 @@ def test_where_rows_are_not_written_to_their_places_blocks_of_a_fixed_capacity_a
     and not the 512 of a gather; only counts and the router are gathered."""
     definition, params = layer(PLAIN)
     mesh = build_mesh(MeshConfig(expert=8))
-    specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes_of_param(path)), params)
+    specs = specs_of(PLAIN)
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
-        return nnx.merge(definition, nnx.State(whole_in_d_model(params)))(x)[0]
+        return nnx.merge(definition, in_use(PLAIN, params))(x)[0]
 
     run = jax.shard_map(forward, mesh=mesh, in_specs=(specs, TOKENS), out_specs=TOKENS, check_vma=False)
     lowered = jax.jit(run).lower(params, jax.ShapeDtypeStruct((ROWS, POSITIONS, D_MODEL), jnp.float32)).as_text()
@@ -201,10 +205,10 @@ def test_a_tpu_moves_the_rows_there_are_and_gathers_none(monkeypatch: pytest.Mon
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
     mesh = Mesh(np.array(devices).reshape(1, 1, 1, 4, 1, 1), AXES)
     definition, params = layer(PLAIN)
-    specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes_of_param(path)), params)
+    specs = specs_of(PLAIN)
 
     def forward(params: Params, x: jax.Array) -> jax.Array:
-        return nnx.merge(definition, nnx.State(whole_in_d_model(params)))(x)[0]
+        return nnx.merge(definition, in_use(PLAIN, params))(x)[0]
 
     run = jax.shard_map(forward, mesh=mesh, in_specs=(specs, TOKENS), out_specs=TOKENS, check_vma=False)
     lowered = jax.jit(run).lower(params, jax.ShapeDtypeStruct((ROWS, POSITIONS, D_MODEL), jnp.float32)).as_text()

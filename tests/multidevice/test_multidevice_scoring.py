@@ -10,7 +10,7 @@ import pytest
 from lifecycle.evals.model import EvaluatedModel, chat_model
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import init_params, logical_axes
+from lifecycle.model.params import init_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.stages.learning_rows import heldout_bits

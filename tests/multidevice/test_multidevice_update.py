@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig, num_params
-from lifecycle.model.decoder import Params, abstract_params, logical_axes
+from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
@@ -100,7 +100,7 @@ def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) ->
 
     def update(sizes: MeshConfig) -> Params:
         mesh = build_mesh(sizes)
-        optimizer = build_optimizer(OptimizerConfig(name="muon"), 10, mesh)
+        optimizer = build_optimizer(OptimizerConfig(name="muon"), config, 10, mesh)
         places = tree_shardings(mesh, logical_axes(config))
         run = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0], in_shardings=(places,))
         return jax.device_get(run(jax.device_put(grads, places)))

@@ -16,7 +16,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.decoder import abstract_params, init_params
+from lifecycle.model.params import abstract_params, init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import init_params
 from lifecycle.weights.published import CONFIG, load_config, save_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,7 +12,7 @@ from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig, num_params
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.numbers import Numbers, collect

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.loop import CHECKPOINTS

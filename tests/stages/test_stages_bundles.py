@@ -10,7 +10,7 @@ from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys

@@ -21,7 +21,7 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import export_weights, run
 from lifecycle.text.byte_tokenizer import ByteTokenizer

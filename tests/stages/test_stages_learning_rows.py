@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, init_params, logits
+from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learning_rows import heldout_bits

@@ -15,7 +15,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.ops.lineage import trace_artifact
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import bring_up_to_date, finished_stage

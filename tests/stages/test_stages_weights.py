@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.stages.weights import trained_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer

@@ -144,7 +144,7 @@ import numpy as np
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import abstract_params, logical_axes
+from lifecycle.model.params import abstract_params, logical_axes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import load_params
 

@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of, tiny_job

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
-from lifecycle.model.decoder import abstract_params, init_params
+from lifecycle.model.params import abstract_params, init_params
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, tiny_job
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.integrity import CheckpointError

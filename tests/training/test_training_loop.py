@@ -16,7 +16,7 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, Settings, command, objective_of, tiny_job
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.loader import DataStateError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward, init_params, logits
+from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import Params, init_params
 from lifecycle.testing.jobs import MODEL, Example, Settings, objective_of, rows_of
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.loader import one_epoch

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.model.decoder import init_params
+from lifecycle.model.parameter import Parameter
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL
@@ -69,7 +70,7 @@ def params() -> dict[str, Any]:
 
 def first_update(params: dict[str, Any], grads: dict[str, Any], **settings: Any) -> tuple[dict[str, Any], Any]:
     config = OptimizerConfig(learning_rate=PEAK, schedule=ScheduleConfig(kind="constant"), **settings)
-    optimizer = build_optimizer(config, 10, ONE)
+    optimizer = build_optimizer(config, MODEL, 10, ONE)
     return jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, grads)
 
 
@@ -138,7 +139,7 @@ def test_a_muon_update_is_orthogonal_layer_by_layer_at_adams_size(params: dict[s
 def test_muons_momentum_is_nesterovs() -> None:
     """Two steps of different gradients, the momentum by hand in float64 (Jordan et al. 2024)."""
     beta, (first, second) = 0.9, np.random.default_rng(0).normal(size=(2, 1, 8, 12))
-    rule = scale_by_muon(beta, ONE)
+    rule = scale_by_muon(beta, {"up": Parameter((1, 8, 12), ("layers", "embed", "mlp"), is_matrix=True)}, ONE)
     _, state = rule.update({"up": jnp.asarray(first, jnp.float32)}, rule.init({"up": jnp.zeros((1, 8, 12))}))
     updates, _ = rule.update({"up": jnp.asarray(second, jnp.float32)}, state)
     average = beta * (1 - beta) * first + (1 - beta) * second

@@ -9,7 +9,8 @@ import pytest
 
 from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, abstract_params, forward, init_params, logical_axes, logits
+from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import Params, abstract_params, init_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding

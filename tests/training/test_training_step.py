@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.decoder import init_params
+from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
@@ -101,7 +101,7 @@ def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
 def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> None:
     """Two runs of five steps from one seed, in one program, its state donated and nothing moved."""
     settings = Settings()
-    optimizer = build_optimizer(settings.train().optimizer, 5, MESH)
+    optimizer = build_optimizer(settings.train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     traced = []
 
@@ -136,7 +136,7 @@ def test_the_transfer_guard_sees_what_is_moved() -> None:
 
 
 def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any) -> None:
-    optimizer = build_optimizer(Settings().train().optimizer, 5, MESH)
+    optimizer = build_optimizer(Settings().train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     state = state_from_params(params, optimizer, shardings)
     assert_close(state.params, params, 0)
@@ -146,7 +146,7 @@ def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any
 
 def test_launching_a_step_takes_python_less_than_a_millisecond(params: Any) -> None:
     """What the host does for a step beside the devices' work: the launching thread's own CPU time, in the median."""
-    optimizer = build_optimizer(Settings().train().optimizer, 5, MESH)
+    optimizer = build_optimizer(Settings().train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     state = state_from_params(jax.tree.map(jnp.copy, params), optimizer, shardings)
     batch = place_batch(next(one_epoch(rows_of(Settings()), global_batch_size=4)), MESH)

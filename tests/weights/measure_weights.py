@@ -22,7 +22,7 @@ import numpy as np
 
 from lifecycle.cli.import_weights import import_safetensors
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import logical_axes
+from lifecycle.model.params import logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.text.byte_tokenizer import ByteTokenizer

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import abstract_params, init_params
+from lifecycle.model.params import abstract_params, init_params
 from lifecycle.weights.names import stack_like, unstack
 
 CONFIG = ModelConfig(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, logical_axes
+from lifecycle.model.params import Params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.testing.families import LLAMA, MODELS, random_params

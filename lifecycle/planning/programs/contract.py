@@ -17,7 +17,7 @@ import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import abstract_params
+from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.lowering import trace_train_step

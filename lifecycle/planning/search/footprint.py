@@ -16,8 +16,8 @@ import jax
 
 from lifecycle.kernels.cross_entropy import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
-from lifecycle.model.decoder import GATHERED, abstract_params, logical_axes
 from lifecycle.model.dispatch import buffer_room
+from lifecycle.model.params import GATHERED, parameters
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.search.candidates import Candidate, axis_size
 from lifecycle.training.config import TrainConfig
@@ -86,17 +86,15 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
 @cache
 def _weights(model: ModelConfig) -> tuple[Weight, ...]:
     """Layers of a stack are alike; a stack's name begins with its first layer's number."""
-    axes = dict(jax.tree_util.tree_leaves_with_path(logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple)))
-    parameters = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
-        keys = [entry.key for entry in path]
-        if keys[0] == "blocks":
+    weights = []
+    for path, declared in jax.tree_util.tree_leaves_with_path(parameters(model)):
+        keys, (first, *rest) = [entry.key for entry in path], declared.shape
+        if declared.is_stacked:
             is_moe = model.is_moe(int(keys[1].partition("+")[0]))
-            size = math.prod(leaf.shape[1:])
-            parameters.append(Weight(keys[-1], is_moe, leaf.shape[0], size, axes[path][1:]))
+            weights.append(Weight(keys[-1], is_moe, first, math.prod(rest), declared.axes[1:]))
         else:
-            parameters.append(Weight(keys[-1], None, 1, math.prod(leaf.shape), axes[path]))
-    return tuple(parameters)
+            weights.append(Weight(keys[-1], None, 1, math.prod(declared.shape), declared.axes))
+    return tuple(weights)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import jax
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import Params, forward_train, head
+from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.params import Params
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
 from lifecycle.training.config import TrainConfig

@@ -1,0 +1,54 @@
+"""One parameter, declared where its layer is: shape, logical axes, and how training and inference treat it.
+
+A layer's attribute is `matrix(...)` or `vector(...)`, which makes its initial values. Everything else that must know of
+parameters (sharding, casting, optimizers, the planner) reads the declarations of a whole model: `model/params.py`.
+The logical axes are no sharding metadata of nnx, which would check them against whatever mesh is in scope.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+type Axes = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What is declared of a parameter."""
+
+    shape: tuple[int, ...]
+    axes: Axes  # the logical axis of each dimension; None: never sharded
+    is_matrix: bool  # what weight decay and Muon apply to: not norm scales, biases, sinks
+    is_float32: bool = False  # kept in float32 in use: small, and added or multiplied where float32 is computed anyway
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the first dimension is a stack's layers."""
+        return self.axes[:1] == ("layers",)
+
+    def of_stack(self, num_layers: int) -> "Parameter":
+        """The same parameter of `num_layers` layers, stacked."""
+        return replace(self, shape=(num_layers, *self.shape), axes=("layers", *self.axes))
+
+
+def matrix(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, scale: float = 1.0, *, is_float32: bool = False
+) -> nnx.Param:
+    """A weight `[..., rows, columns]` with variance `scale^2 / rows`, so that a product keeps its input's size."""
+    return normal(rngs, shape, axes, scale * shape[-2] ** -0.5, is_float32=is_float32)
+
+
+def normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, deviation: float, *, is_float32: bool = False
+) -> nnx.Param:
+    """A matrix whose values have this standard deviation."""
+    declared = Parameter(shape, axes, is_matrix=True, is_float32=is_float32)
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * deviation, declared=declared)
+
+
+def vector(shape: tuple[int, ...], axes: Axes, value: float = 0.0, *, is_float32: bool = False) -> nnx.Param:
+    """A vector, or one for each expert, of one value."""
+    declared = Parameter(shape, axes, is_matrix=False, is_float32=is_float32)
+    return nnx.Param(jnp.full(shape, value, jnp.float32), declared=declared)

@@ -1,0 +1,125 @@
+"""A model's parameters: a plain tree of arrays, made, described, and brought into the form that they are used in.
+
+The tree holds the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
+(`model/stacks.py`): layers that are alike are stacked on a leading axis. On disk every layer has its own names
+(`weights/names.py`). `flax.nnx` defines the layers and makes their initial values; a tree of plain arrays goes through
+training and inference, and modules are merged with it only inside a trace.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lifecycle.core.platform import platform
+from lifecycle.core.typing import Array, PRNGKeyArray
+from lifecycle.model.block import Block, Trunk
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.parameter import Parameter
+from lifecycle.model.stacks import layer_groups
+from lifecycle.parallel.collectives import all_gather
+
+type Params = dict[str, Any]
+
+GATHERED = ("embed", "expert_embed")  # the logical axes over which a layer's weights are gathered before they are used
+
+
+def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
+    """Fresh parameters in float32. Meant to run under `jax.jit` with `out_shardings`, so that no host holds a whole
+    model. A layer's values depend on `key` and its number only."""
+    trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1)
+    blocks: Params = {}
+    for group in layer_groups(config):
+        is_moe = config.is_moe(group.first)
+        for first, name in enumerate(group.stacks, group.first):
+            keys = jnp.stack(block_keys[first : first + group.period * group.repeats : group.period])
+            blocks[name] = jax.vmap(lambda k, m=is_moe: _arrays(Block(config, m, nnx.Rngs(k))))(keys)
+    return {**_arrays(Trunk(config, nnx.Rngs(trunk_key))), "blocks": blocks}
+
+
+def _arrays(module: nnx.Module) -> Params:
+    return nnx.to_pure_dict(nnx.state(module))
+
+
+def parameters(config: ModelConfig) -> Params:
+    """What the layers declare: a tree like the parameters' with a `Parameter` at each leaf."""
+    blocks: Params = {}
+    for group in layer_groups(config):
+        _, declared = block_definition(config, config.is_moe(group.first))
+        stacked = jax.tree.map(lambda parameter, n=group.repeats: parameter.of_stack(n), declared)
+        blocks |= dict.fromkeys(group.stacks, stacked)
+    return {**trunk_definition(config)[1], "blocks": blocks}
+
+
+def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
+    """The static half of a layer, to be merged with arrays, and what is declared of these, not stacked."""
+    return _definition(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))
+
+
+def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:
+    """The same of what is not a layer."""
+    return _definition(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))
+
+
+def _definition(module: nnx.Module) -> tuple[Any, Params]:
+    definition, state = nnx.split(module)
+    return definition, nnx.to_pure_dict(state, lambda param: param.declared)
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """A tree like the parameters' whose leaves are tuples of logical axis names."""
+    return jax.tree.map(lambda parameter: parameter.axes, parameters(config))
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters as they are trained, without any array."""
+    return jax.tree.map(lambda parameter: jax.ShapeDtypeStruct(parameter.shape, jnp.float32), parameters(config))
+
+
+def compute_dtype(config: ModelConfig) -> str:
+    """The dtype of products: what the config says, or float32 on a CPU and bfloat16 elsewhere."""
+    return config.compute_dtype or ("float32" if platform() == "cpu" else "bfloat16")
+
+
+def params_in_use(config: ModelConfig, params: Params) -> Params:
+    """The parameters as they are computed with: in the compute dtype, but for the few that stay in float32.
+
+    The model takes either form and computes the same with both, bit by bit. What is in use already is returned as it
+    is, without a copy.
+    """
+    return jax.tree.map(lambda held, array: array.astype(_dtype(config, held)), parameters(config), params)
+
+
+def abstract_in_use(config: ModelConfig) -> Params:
+    """Shapes and dtypes of `params_in_use`, without any array."""
+    return jax.eval_shape(lambda params: params_in_use(config, params), abstract_params(config))
+
+
+def _dtype(config: ModelConfig, parameter: Parameter) -> str:
+    return "float32" if parameter.is_float32 else compute_dtype(config)
+
+
+def gathered(config: ModelConfig, declared: Params, weights: Params) -> Params:
+    """The part of a layer's weights, or of stacks of layers', that a device computes with: in use, and gathered over
+    the axes that cut `d_model`."""
+
+    def weight(parameter: Parameter, array: Array) -> Array:
+        array = _rounded(array, _dtype(config, parameter))
+        for dim, axis in enumerate(parameter.axes):
+            array = all_gather(array, axis, dim) if axis in GATHERED else array
+        return array
+
+    return jax.tree.map(weight, declared, weights)
+
+
+def _rounded(weight: Array, dtype: str) -> Array:
+    """`weight.astype(dtype)`, such that what a step keeps is the float32 array.
+
+    XLA moves a conversion to bfloat16 out of the loop over layers and keeps rounded copies of all layers' weights:
+    1.5 of Mixtral's 17 GB on a v5p 4x4x4. It does not move this rounding within float32, which leaves nothing for the
+    conversion to change.
+    """
+    if dtype == "bfloat16" and weight.dtype == jnp.float32:
+        weight = jax.lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
+    return weight.astype(dtype)
