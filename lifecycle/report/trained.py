@@ -9,7 +9,7 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.core.runlog import read_log
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.report.blocks import Point
-from lifecycle.training.loop import METRICS
+from lifecycle.training.job import METRICS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import read_params
-from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import FLOAT32, write_config, write_weights
 
 

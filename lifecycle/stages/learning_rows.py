@@ -31,7 +31,8 @@ from lifecycle.text.interface import Tokenizer
 from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
-from lifecycle.training.loop import Evaluation
+from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
@@ -60,7 +61,7 @@ class LearningRows:
     """Rows to learn from, the measurement on held-out ones, and what the stage's manifest says of them."""
 
     rows: RowSource
-    evaluation: Evaluation | None
+    hooks: tuple[Hook, ...]
     facts: dict[str, Any]
 
 
@@ -77,7 +78,7 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
     rows = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
-    return LearningRows(rows, evaluation, {"corpus_tokens": shards.num_tokens})
+    return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
 
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -94,7 +95,7 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
         shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
         replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
-    return LearningRows(rows, _means(learner, packed["heldout"]), _kept("examples", reports))
+    return LearningRows(rows, (_means(learner, packed["heldout"]),), _kept("examples", reports))
 
 
 def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -111,7 +112,7 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
             progress.note(f"reference log-probabilities of {len(pairs)} pairs")
             rows[split] = ReferenceRows(packed, _reference(learner, packed, out))
     _list_dropped(out, reports)
-    return LearningRows(rows["train"], _means(learner, rows["heldout"]), _kept("pairs", reports))
+    return LearningRows(rows["train"], (_means(learner, rows["heldout"]),), _kept("pairs", reports))
 
 
 READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
@@ -123,7 +124,7 @@ READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = 
 
 def heldout_bits(
     model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
-) -> Evaluation | None:
+) -> Evaluate | None:
     """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
     that no single document decides, in windows of `train.seq_len`; None where nothing is held out."""
     pieces, total = [], 0
@@ -141,14 +142,14 @@ def heldout_bits(
         nats = document_nats(model, params, pieces, train.seq_len, mesh)
         return {"heldout_bits_per_byte": sum(nats) / math.log(2) / total}
 
-    return Evaluation(train.eval_every, measure)
+    return Evaluate(train.eval_every, measure)
 
 
-def _means(learner: Learner, heldout: RowSource) -> Evaluation:
+def _means(learner: Learner, heldout: RowSource) -> Evaluate:
     """The objective's own means over held-out rows."""
     train = learner.train
     measure = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
-    return Evaluation(train.eval_every, measure)
+    return Evaluate(train.eval_every, measure)
 
 
 def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:

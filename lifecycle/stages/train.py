@@ -15,9 +15,11 @@ from lifecycle.stages.sessions import begin_session, finished_sessions, session
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.integrity import saved_step
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+from lifecycle.training.job import CHECKPOINTS, TrainJob
+from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 
 
@@ -30,12 +32,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     objective = build_objective(model, train)
     learner = Learner(train, model, mesh, objective, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
-    job = Job(
-        model=model, train=train, mesh=mesh, objective=objective, rows=learned.rows, start=start, out=out,
-        evaluation=learned.evaluation,
-    )  # fmt: skip
+    batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
+    job = TrainJob(model, train, mesh, objective, batches, start, out)
     begin_session(out, saved_step(out / CHECKPOINTS), **session(config.mesh), **how_computed(train))
-    stats = run_job(job, progress)
+    stats = run_job(job, progress, learned.hooks)
     facts = {
         "parameters": num_params(model),
         "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),

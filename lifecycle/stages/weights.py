@@ -16,7 +16,7 @@ from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.families.family import differences
 from lifecycle.weights.published import load_config, load_weights
 

@@ -23,9 +23,11 @@ from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.training.batches import RowBatches
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.heldout import ReferenceRows
-from lifecycle.training.loop import CHECKPOINTS, Job, run_job
+from lifecycle.training.job import CHECKPOINTS, TrainJob
+from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, PairRows, RowSource
@@ -99,7 +101,7 @@ class Settings:
     seed: int = 0
     data_seed: int = 0
     kill_at: int | None = None
-    kill_after: int | None = None  # the checkpoint that is whole by then
+    kill_after: int | None = None  # the checkpoint that is complete by then
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:
@@ -120,7 +122,7 @@ class Settings:
 
 
 def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Objective:
-    """A registered objective of a model, with these settings in place of the tiny run's."""
+    """A registered objective of a model, with these settings instead of the tiny run's."""
     return build_objective(model, Settings(objective=name).train().model_copy(update=settings))
 
 
@@ -129,20 +131,21 @@ def rows_of(settings: Settings) -> RowSource:
     return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
 
 
-def tiny_job(out: Path, settings: Settings) -> Job:
-    return Job(
+def tiny_job(out: Path, settings: Settings) -> TrainJob:
+    mesh = build_mesh(MeshConfig(**settings.mesh))
+    return TrainJob(
         model=MODEL,
         train=settings.train(),
-        mesh=build_mesh(MeshConfig(**settings.mesh)),
+        mesh=mesh,
         objective=objective_of(settings.objective),
-        rows=rows_of(settings),
+        batches=RowBatches.on_mesh(rows_of(settings), settings.global_batch_size, mesh),
         start=jax.random.key(settings.seed),
         out=out,
     )
 
 
 class KillAt(Silent):
-    """Kills its own process, as the kernel would, when a step is told and a file is there."""
+    """Kills its own process, as the kernel would, when a step is reported and a file exists."""
 
     def __init__(self, step: int | None, file: Path | None) -> None:
         self.step, self.file = step, file

@@ -130,4 +130,4 @@ class OrpoConfig(TrainConfig):
     """Odds-ratio preference optimisation on pairs, without a reference."""
 
     objective: str = "orpo"
-    beta: float = Field(default=0.1, gt=0)  # the weight of the odds ratio beside the chosen answers' own loss
+    beta: float = Field(default=0.1, gt=0)  # the odds ratio's weight; the chosen answers' own loss has 1

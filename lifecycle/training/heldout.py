@@ -14,7 +14,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh, place_batch, sum_over_mesh
-from lifecycle.training.loader import HostBatch, one_epoch
+from lifecycle.training.batches import HostBatch, one_epoch
 from lifecycle.training.objectives.objective import Objective, pair_logprobs
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import PairRows, Row, RowSource
@@ -42,13 +42,13 @@ def heldout_means(
     def local(params: Params, batch: Batch) -> Sums:
         return sum_over_mesh(replace(objective(params, batch), load={}), mesh)
 
-    sums = on_mesh(local, mesh, param_specs(model), P())
-    results = _each_batch(sums, rows, batch_size, mesh)
+    summed = on_mesh(local, mesh, param_specs(model), P())
+    results = _each_batch(summed, rows, batch_size, mesh)
 
     def measure(params: Params) -> dict[str, float]:
         parts = [jax.tree.map(float, part) for _, part in results(params)]
-        whole = jax.tree.map(lambda *values: sum(values), *parts)
-        means = {"loss": whole.loss / whole.count, **whole.metric_means(whole.count)}
+        sums = jax.tree.map(lambda *values: sum(values), *parts)
+        means = {"loss": sums.loss / sums.count, **sums.metric_means(sums.count)}
         return {f"heldout_{name}": mean for name, mean in means.items()}
 
     return measure
@@ -59,9 +59,9 @@ def reference_logprobs(config: ModelConfig, params: Params, rows: PairRows, batc
     table = np.zeros((rows.num_pairs, 2), np.float32)
     logprobs = on_mesh(partial(pair_logprobs, config), mesh, param_specs(config), spec("loss_rows"))
     answers = _each_batch(logprobs, rows, batch_size, mesh)
-    for host, found in answers(params):
+    for host, values in answers(params):
         is_pair = host["pair_mask"] > 0
-        table[host["pair_ids"][is_pair]] = found[is_pair]
+        table[host["pair_ids"][is_pair]] = values[is_pair]
     return table
 
 

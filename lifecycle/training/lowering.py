@@ -17,7 +17,7 @@ from lifecycle.training.step import make_train_step
 
 
 def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
-    """Pre-training's whole step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
+    """A stage's train step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.freeze)
     objective = build_objective(model, train)

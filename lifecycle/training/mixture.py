@@ -1,7 +1,7 @@
 """Several row sources read as one, in given shares.
 
 The schedule is a table: of `PERIOD` consecutive rows each source has its share to the nearest row, spread evenly.
-Which source a row comes from, and its place there, are index arithmetic; each source goes through its own epochs.
+Which source a row comes from, and its index there, are index arithmetic; each source goes through its own epochs.
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ class Mixture:
         return self._names[source], period * int(self._counts[source]) + int(self._rank_of[slot])
 
     def row(self, index: int) -> Row:
-        name, place = self.locate(index)
-        return self._sources[self._names.index(name)].row(place)
+        name, own_index = self.locate(index)
+        return self._sources[self._names.index(name)].row(own_index)
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:

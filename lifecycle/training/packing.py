@@ -124,15 +124,15 @@ class DocumentRows:
         first = int(rows[index]) * self._seq_len
         last = min(first + self._seq_len + 1, self._num_tokens)  # one token more than the row: the last target
         stream = np.zeros((2, self._seq_len + 1), np.int32)  # token, segment
-        place = int(np.searchsorted(starts, first, side="right")) - 1
+        at = int(np.searchsorted(starts, first, side="right")) - 1
         segment = 0
-        while starts[place] < last:
-            begin, end = max(int(starts[place]), first), min(int(starts[place + 1]), last)
-            piece = self._read(int(order[place]))[begin - starts[place] : end - starts[place]]
+        while starts[at] < last:
+            begin, end = max(int(starts[at]), first), min(int(starts[at + 1]), last)
+            piece = self._read(int(order[at]))[begin - starts[at] : end - starts[at]]
             segment += 1
             stream[0, begin - first : end - first] = piece
             stream[1, begin - first : end - first] = segment
-            place += 1
+            at += 1
         return _next_token_row(stream[0], stream[1])
 
     def _read(self, document: int) -> np.ndarray:
@@ -195,10 +195,10 @@ class WholeUnits:
         return np.lexsort((ties, -self._lengths)), permutation(self._seed, epoch, "rows", self.num_rows)
 
     def units(self, index: int) -> list[int]:
-        """The units in row `index`, in the order in which they lie in it."""
-        epoch, place = divmod(index, self.num_rows)
+        """The units in row `index`, in order."""
+        epoch, slot = divmod(index, self.num_rows)
         by_length, rows = self._plan(epoch)
-        return [int(by_length[rank]) for rank in self._ranks[int(rows[place])]]
+        return [int(by_length[rank]) for rank in self._ranks[int(rows[slot])]]
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """How likely given token sequences are: log p(continuation | context), and a document's total negative log-likelihood.
 
 Sequences are cut into pieces that fit the context, and short pieces share a row by segments, so that nearly all work is
-done in one compiled shape without much padding. Rows run where the weights lie, on the mesh, in the same manual
-`shard_map` as a step. What must hold: a piece's log-probabilities depend neither on its row nor on the mesh.
+done in one compiled shape without much padding. Rows run on the mesh that the weights are sharded over, in the same
+manual `shard_map` as a step. What must hold: a piece's log-probabilities depend neither on its row nor on the mesh.
 """
 
 import math
@@ -34,22 +34,23 @@ SHORT_ROW = {"cpu": 256}
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows of one length: arrays `[B, T]`, and for each piece in them (its number, row, first position, length)."""
+class PieceBatch:
+    """Rows of one length: arrays `[B, T]`, and of each piece in them (its number, row, first position, length)."""
 
     tokens: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
     segment_ids: np.ndarray
-    places: list[tuple[int, int, int, int]]
+    spans: list[tuple[int, int, int, int]]
 
     @property
     def batch(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
         return {name: getattr(self, name) for name in ("tokens", "targets", "positions", "segment_ids")}
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowShapes:
     """Row shapes that divide over a mesh: the number of rows by `num_shards`, their length by `unit`."""
 
     num_shards: int
@@ -57,7 +58,8 @@ class Rows:
     shortest: int
 
     @classmethod
-    def of(cls, mesh: Mesh) -> "Rows":
+    def of(cls, mesh: Mesh) -> "RowShapes":
+        """Those of a mesh and its kind of devices."""
         num_shards, context = math.prod(mesh.shape[axis] for axis in RULES["loss_rows"]), mesh.shape["context"]
         unit = (2 * context if context > 1 else 1) * mesh.shape["tensor"]
         return cls(num_shards, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))
@@ -68,13 +70,14 @@ class Rows:
         return -(-length // self.unit) * self.unit
 
     def height(self, length: int) -> int:
+        """The number of rows of this length in a batch."""
         return self.num_shards * max(1, BATCH_TOKENS // length)
 
 
 def loglikelihoods(
     config: ModelConfig, params: Params, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], mesh: Mesh
 ) -> list[float]:
-    """log p(continuation | context) in nats, for each pair of at least one token each; `params` lie on `mesh`.
+    """log p(continuation | context) in nats, for each pair of at least one token each; `params` are on `mesh`.
 
     Raises `ValueError` if context and continuation without its last token do not fit `config.max_seq_len`.
     """
@@ -85,8 +88,8 @@ def loglikelihoods(
         if size > config.max_seq_len:
             raise ValueError(f"pair {number}: {size} tokens; the context holds {config.max_seq_len}")
     pieces = [np.asarray([*context, *rest], np.int32) for context, rest in pairs]
-    found = piece_logprobs(config, params, pieces, config.max_seq_len, mesh)
-    return [float(logprobs[len(context) - 1 :].sum()) for logprobs, (context, _) in zip(found, pairs, strict=True)]
+    scored = piece_logprobs(config, params, pieces, config.max_seq_len, mesh)
+    return [float(logprobs[len(context) - 1 :].sum()) for logprobs, (context, _) in zip(scored, pairs, strict=True)]
 
 
 def document_nats(
@@ -95,7 +98,7 @@ def document_nats(
     """Total negative log-likelihood of each document's tokens after the first (the BOS, which is given).
 
     A document longer than `seq_len` is cut into windows; each begins with the last token of the one before, so that
-    every token is predicted once, those after a cut with little context. `params` lie on `mesh`.
+    every token is predicted once, those after a cut with little context. `params` are sharded over `mesh`.
     """
     pieces: list[np.ndarray] = []
     owners: list[int] = []
@@ -116,37 +119,37 @@ def piece_logprobs(
 
     Every process of the job calls it alike and gets them all.
     """
-    found: list[np.ndarray] = [np.zeros(0)] * len(pieces)
-    for packed in _pack(pieces, longest, Rows.of(mesh)):
+    scores: list[np.ndarray] = [np.zeros(0)] * len(pieces)
+    for packed in _pack(pieces, longest, RowShapes.of(mesh)):
         order = row_order(packed.tokens.shape[1], mesh.shape["context"])
         scored = jax.device_get(row_logprobs(config, mesh, params, place_batch(packed.batch, mesh)))
         logprobs = np.empty(scored.shape, np.float64)
         logprobs[:, order] = scored
-        for piece, row, start, length in packed.places:
-            found[piece] = logprobs[row, start : start + length]
-    return found
+        for piece, row, start, length in packed.spans:
+            scores[piece] = logprobs[row, start : start + length]
+    return scores
 
 
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch) -> Float[Array, "B T"]:
-    """Log-probability of every target of a batch as `place_batch` lays it, on every device; positions stay in the
-    order that they are placed in."""
+    """Log-probability of every target of a batch that `place_batch` made, on every device; positions keep the order
+    that it gave them."""
 
     def local(params: Params, batch: Batch) -> Array:
         hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
         return token_logprobs(hidden, head(config, params), own_rows(batch["targets"]), config.logits_soft_cap)
 
-    found = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
-    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, P()))
+    logprobs = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
+    return jax.lax.with_sharding_constraint(logprobs, NamedSharding(mesh, P()))
 
 
-def _pack(pieces: Sequence[np.ndarray], longest: int, shape: Rows) -> list[Packed]:
+def _pack(pieces: Sequence[np.ndarray], longest: int, shapes: RowShapes) -> list[PieceBatch]:
     """Longest first, each piece into the fullest row of its length that has room (best-fit decreasing)."""
     rows: dict[int, list[list[int]]] = {}  # row length -> rows of piece numbers
     by_room: dict[tuple[int, int], list[list[int]]] = {}  # (row length, positions left) -> rows
     for number in sorted(range(len(pieces)), key=lambda i: -len(pieces[i])):
         size = len(pieces[number]) - 1
-        length = shape.length(size, longest)
+        length = shapes.length(size, longest)
         room = next((left for left in range(size, length + 1) if by_room.get((length, left))), None)
         if room is None:
             row, room = [], length
@@ -155,23 +158,23 @@ def _pack(pieces: Sequence[np.ndarray], longest: int, shape: Rows) -> list[Packe
             row = by_room[length, room].pop()
         row.append(number)
         by_room.setdefault((length, room - size), []).append(row)
-    batches: list[Packed] = []
+    batches: list[PieceBatch] = []
     for length, packed in rows.items():
-        height = shape.height(length)
+        height = shapes.height(length)
         batches += [_batch(pieces, packed[i : i + height], height, length) for i in range(0, len(packed), height)]
     return batches
 
 
-def _batch(pieces: Sequence[np.ndarray], packed: Sequence[Sequence[int]], height: int, length: int) -> Packed:
+def _batch(pieces: Sequence[np.ndarray], packed: Sequence[Sequence[int]], height: int, length: int) -> PieceBatch:
     tokens, targets, positions, segment_ids = np.zeros((4, height, length), np.int32)
-    batch = Packed(tokens, targets, positions, segment_ids, [])
+    batch = PieceBatch(tokens, targets, positions, segment_ids, [])
     for row, numbers in enumerate(packed):
         start = 0
         for segment, number in enumerate(numbers, 1):
             piece = pieces[number]
-            place = np.s_[row, start : start + len(piece) - 1]
-            batch.tokens[place], batch.targets[place] = piece[:-1], piece[1:]
-            batch.positions[place], batch.segment_ids[place] = np.arange(len(piece) - 1), segment
-            batch.places.append((number, row, start, len(piece) - 1))
+            span = np.s_[row, start : start + len(piece) - 1]
+            batch.tokens[span], batch.targets[span] = piece[:-1], piece[1:]
+            batch.positions[span], batch.segment_ids[span] = np.arange(len(piece) - 1), segment
+            batch.spans.append((number, row, start, len(piece) - 1))
             start += len(piece) - 1
     return batch

@@ -1,8 +1,8 @@
 """The state that a step changes: trained and frozen parameters, apart, and the optimizer's state.
 
 Gradients, optimizer state and each checkpoint have the trained part only. Both parts are trees like the parameters',
-each without what the other has; `params` puts them together. Where every parameter lies on a mesh is decided here, from
-its logical axes.
+each without what the other has; `params` puts them together. How every parameter is sharded is decided here, from its
+logical axes.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,11 @@ class TrainState:
     frozen: Params
     opt_state: Any
     step: Any  # an int32 scalar, or its sharding
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What each checkpoint has of it."""
+        return {"params": self.trained, "opt_state": self.opt_state}
 
     @property
     def params(self) -> Params:

@@ -4,7 +4,7 @@ An objective returns a sum, a count and further sums. Micro-batches add up sums 
 count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients are computed in
 one manual `jax.shard_map` (`parallel/placement.py`); gradients cross the axes that hold whole copies of a parameter
 once a step, after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, but for Muon's
-products (`training/muon.py`): its state lies like its parameters.
+products (`training/muon.py`): its state is laid out like the parameters.
 """
 
 from functools import partial
@@ -39,8 +39,8 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
-    A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each lies evenly over
-    the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: by how
+    A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is even over the
+    mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: by how
     much a router's selection bias moves towards an even load (`MoeConfig`).
     """
 

@@ -10,8 +10,8 @@ from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
+from lifecycle.training.batches import HostBatch
 from lifecycle.training.config import OptimizerConfig
-from lifecycle.training.loader import HostBatch
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import init_state, state_from_params, state_shardings

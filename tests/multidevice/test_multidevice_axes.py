@@ -13,7 +13,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import Settings, objective_of, rows_of
-from lifecycle.training.loader import one_epoch
+from lifecycle.training.batches import one_epoch
 from lifecycle.training.state import init_state, state_shardings
 from lifecycle.training.step import make_train_step
 

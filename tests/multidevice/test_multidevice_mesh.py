@@ -15,8 +15,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
+from lifecycle.training.batches import RowBatches
 from lifecycle.training.heldout import heldout_means, reference_logprobs
-from lifecycle.training.loader import make_loader
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
@@ -47,9 +47,9 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     state = init_state(MODEL, optimizer, shardings, jax.random.key(0))
     step = make_train_step(objective_of(objective), optimizer, mesh, shardings, settings.grad_accum)
     losses, gradient = [], []
-    batches = make_loader(rows_of(settings), global_batch_size=settings.global_batch_size)
-    for _, host in zip(range(STEPS), batches, strict=False):
-        state, metrics = step(state, place_batch(host, mesh))
+    batches = RowBatches.on_mesh(rows_of(settings), settings.global_batch_size, mesh)
+    for number in range(STEPS):
+        state, metrics = step(state, place_batch(batches.batch(number), mesh))
         losses.append(float(metrics["loss"]))
         gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state[0].trace)]
     batches.close()

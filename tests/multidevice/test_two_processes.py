@@ -24,7 +24,8 @@ from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.loop import CHECKPOINTS, METRICS, run_job
+from lifecycle.training.job import CHECKPOINTS, METRICS
+from lifecycle.training.loop import run_job
 
 CLOSE = 1e-5
 

@@ -25,7 +25,7 @@ from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.params import abstract_params
 from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import array_shapes
 
 CONFIG = ModelConfig(

@@ -28,7 +28,7 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
-from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
 
 DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"

@@ -14,7 +14,7 @@ from lifecycle.stages.weights import trained_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
-from lifecycle.training.loop import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS
 
 
 @dataclass

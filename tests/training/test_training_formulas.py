@@ -14,10 +14,11 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of, tiny_job
+from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import DpoConfig, OrpoConfig
 from lifecycle.training.heldout import heldout_means
-from lifecycle.training.loader import one_epoch
-from lifecycle.training.loop import METRICS, run_job
+from lifecycle.training.job import METRICS
+from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.dpo import dpo
 from lifecycle.training.objectives.likelihoods import PairLikelihoods
 from lifecycle.training.objectives.orpo import orpo

@@ -20,13 +20,14 @@ from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.training.freeze import frozen_part, merged, split
-from lifecycle.training.loop import CHECKPOINTS, METRICS, Job, run_job
+from lifecycle.training.job import CHECKPOINTS, METRICS, TrainJob
+from lifecycle.training.loop import run_job
 from lifecycle.weights.names import unstack
 
 RUN = Settings(steps=6, checkpoint_every=3)
 
 
-def job(out: Path, *freeze: str, settings: Settings = RUN) -> Job:
+def job(out: Path, *freeze: str, settings: Settings = RUN) -> TrainJob:
     tiny = tiny_job(out, settings)
     optimizer = tiny.train.optimizer.model_copy(update={"weight_decay": 0.0})  # which would move zeroed parameters
     return replace(tiny, train=tiny.train.model_copy(update={"freeze": freeze, "optimizer": optimizer}))

@@ -13,8 +13,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
+from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
-from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.objective import pair_logprobs
 from lifecycle.training.packing import PairRows
 

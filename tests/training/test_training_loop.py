@@ -4,9 +4,11 @@ import math
 import random
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,9 +20,16 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, Settings, command, objective_of, tiny_job
-from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.loader import DataStateError
-from lifecycle.training.loop import CHECKPOINTS, METRICS, DivergedError, Evaluation, hash_params, run_job
+from lifecycle.training.batches import DataStateError
+from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.checkpoints.weights import hash_params, load_params
+from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.hooks.finite import DivergedError
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.job import CHECKPOINTS, METRICS
+from lifecycle.training.loop import run_job
+from lifecycle.training.run import Clock, Run
+from tests.training.drawn_batches import DrawnBatches, drawn_job
 
 RUN = Settings(steps=12, checkpoint_every=4)
 
@@ -49,7 +58,7 @@ def steps_of(out: Path) -> list[int]:
 
 
 def checkpoints(out: Path) -> list[int]:
-    return sorted(int(path.name) for path in (out / CHECKPOINTS).iterdir())
+    return steps_in(out / CHECKPOINTS)
 
 
 def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:
@@ -111,8 +120,7 @@ def diverging(params: Any, batch: Any, at: int) -> Any:
 def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:
     settings = Settings(steps=12, checkpoint_every=2, grad_accum=1)
     job = tiny_job(tmp_path, settings)
-    rows = [job.rows.row(index)["tokens"][0] for index in range(12 * 16)]
-    sums = [int(sum(rows[step * 16 : (step + 1) * 16])) for step in range(12)]
+    sums = [int(job.batches.batch(step, {})["tokens"][:, 0].sum()) for step in range(12)]
     assert sums.count(sums[6]) == 1
     with pytest.raises(DivergedError, match=r"step 7: .*'loss': nan.*not finite\. The checkpoints .* lower optimizer"):
         run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
@@ -130,12 +138,12 @@ def test_a_run_stopped_before_its_first_checkpoint_logs_its_start_once(tmp_path:
             raise KeyboardInterrupt
         return {"heldout_loss": 1.0}
 
-    job = replace(tiny_job(tmp_path, Settings(steps=4)), evaluation=Evaluation(every=2, measure=measure))
+    job, hooks = tiny_job(tmp_path, Settings(steps=4)), [Evaluate(2, measure)]
     with pytest.raises(KeyboardInterrupt):
-        run_job(job, Silent())
+        run_job(job, Silent(), hooks)
     assert checkpoints(tmp_path) == []
     is_first = False
-    run_job(job, Silent())
+    run_job(job, Silent(), hooks)
     measured = [record["step"] for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
     assert measured == [0, 2, 4] and steps_of(tmp_path) == [1, 2, 3, 4]
 
@@ -147,8 +155,8 @@ def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(t
         seen.append(hash_params(params))
         return {"heldout_loss": float(len(seen))}
 
-    job = replace(tiny_job(tmp_path, Settings(steps=5)), evaluation=Evaluation(every=2, measure=measure))
-    stats = run_job(job, Silent())
+    job, hooks = tiny_job(tmp_path, Settings(steps=5)), [Evaluate(2, measure)]
+    stats = run_job(job, Silent(), hooks)
     measured = [record for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
     assert measured == [{"step": s, "heldout_loss": n} for n, s in enumerate((0, 2, 4, 5), 1)]
     assert len(set(seen)) == 4 and seen[-1] == stats["params_hash"] and math.isfinite(stats["loss"])
@@ -164,7 +172,7 @@ def test_a_measurement_between_log_lines_begins_when_its_steps_are_done(tmp_path
 
     job = tiny_job(tmp_path, Settings(steps=8))
     train = job.train.model_copy(update={"log_every": 8, "checkpoint_every": 8})
-    run_job(replace(job, train=train, evaluation=Evaluation(every=3, measure=measure)), Silent())
+    run_job(replace(job, train=train), Silent(), [Evaluate(3, measure)])
     assert ready == [True] * 4 and steps_of(tmp_path) == [8]
 
 
@@ -192,3 +200,60 @@ def test_a_hash_sees_every_bit_name_and_shape() -> None:
     ]
     hashes = {hash_params(tree) for tree in (params, *others)}
     assert len(hashes) == 5 and hash_params(dict(params)) in hashes
+
+
+def test_batches_that_depend_on_the_weights_are_made_again_after_a_kill(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = run_job(job := drawn_job(whole), Silent())
+    program = [sys.executable, "-m", "tests.training.drawn_batches", str(killed), "5", "3"]
+    ended = subprocess.run(program, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    stats = run_job(again := drawn_job(killed), Silent())
+    assert stats["params_hash"] == expected["params_hash"]
+    assert [r["loss"] for r in trained(killed)] == [r["loss"] for r in trained(whole)]
+    drawn = [source.drawn for source in (job.batches, again.batches) if isinstance(source, DrawnBatches)]
+    assert drawn[1] == drawn[0][3:] and len(set(drawn[0])) == 8
+
+
+class Noted(Hook):
+    """Says what is called, and how many steps are logged by then."""
+
+    def __init__(self, name: str, calls: list[tuple[str, str, int]]) -> None:
+        self.name, self.calls = name, calls
+
+    def start(self, run: Run) -> None:
+        self.calls.append((self.name, "start", len(steps_of(run.job.out))))
+
+    def after_step(self, run: Run) -> None:
+        when = "late" if run.step in checkpoints(run.job.out) else "before the save"
+        self.calls.append((self.name, when, len(steps_of(run.job.out))))
+
+
+def test_hooks_are_called_in_order_between_the_log_and_the_checkpoint(tmp_path: Path) -> None:
+    calls: list[tuple[str, str, int]] = []
+    run_job(tiny_job(tmp_path, Settings(steps=2, checkpoint_every=1)), Silent(), [Noted("a", calls), Noted("b", calls)])
+    assert calls[:2] == [("a", "start", 0), ("b", "start", 0)]
+    assert calls[2:] == [(name, "before the save", step) for step in (1, 2) for name in "ab"]
+
+
+def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 11.0, 20.0, 21.5])
+    monkeypatch.setattr("lifecycle.training.run.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = Clock()
+    start, _ = clock.read()
+    with clock.paused():  # from 11 to 20
+        pass
+    assert clock.read()[0] - start == 2.5
+
+
+class Failing(Hook):
+    def after_step(self, run: Run) -> None:
+        if run.step == 3:
+            raise OSError("no route to the tracker")
+
+
+def test_a_failing_hook_is_named_and_what_was_saved_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no route to the tracker") as raised:
+        run_job(tiny_job(tmp_path, Settings(steps=4, checkpoint_every=2)), Silent(), [Failing()])
+    assert raised.value.__notes__ == [f"in the hook Failing, after step 3 of {tmp_path}"]
+    assert steps_of(tmp_path) == [1, 2, 3] and checkpoints(tmp_path) == [2]

@@ -13,8 +13,8 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params, init_params
 from lifecycle.testing.jobs import MODEL, Example, Settings, objective_of, rows_of
+from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows
-from lifecycle.training.loader import one_epoch
 from lifecycle.training.objectives.objective import Objective, pair_likelihoods, pair_logprobs
 from lifecycle.training.packing import PairRows
 from lifecycle.weights.published import load_config, load_weights

@@ -16,7 +16,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
 from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of
-from lifecycle.training.loader import one_epoch
+from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step

@@ -4,21 +4,33 @@ A step's checkpoint has the trained parameters. Those that the run froze are in 
 reads parameters gets both.
 """
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
 from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes
 from lifecycle.training.checkpoints.integrity import require_whole, whole_step
-from lifecycle.weights.names import stack_like
+from lifecycle.weights.names import stack_like, unstack
 
 PARAMS = "params"  # the item of a step with the trained parameters
 FROZEN = "frozen"
+
+
+def hash_params(params: PyTree) -> str:
+    """SHA-256 over names, dtypes, shapes and values: equal exactly when the weights are bit-equal on any mesh."""
+    total = hashlib.sha256()
+    for name, array in unstack(params).items():
+        host = np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+        total.update(f"{name} {host.dtype} {host.shape}\n".encode() + host.tobytes())
+    return total.hexdigest()
 
 
 def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class TokenLikelihoods(RowColumns):
     """The likelihood of every target of the rows, computed when it is asked for: logits take no memory of their own."""
 
     hidden: Float[Array, "B t D"]
-    table: Float[Array, "V D"]  # the head, as it lies in the parameters
+    table: Float[Array, "V D"]  # the output projection, as the parameters have it
     soft_cap: float | None
 
     @property

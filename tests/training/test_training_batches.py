@@ -1,18 +1,19 @@
-"""The loader: global batch `s` is the same for any number of processes and any start; errors reach the consumer."""
+"""Batches: global batch `s` is the same for any number of processes and any start; errors reach the consumer."""
 
 import json
 import os
 from collections import Counter
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lifecycle.data.shards import TokenShards
-from lifecycle.training.loader import DataStateError, HostBatch, data_state, make_loader, one_epoch, resume_step
+from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
 from lifecycle.training.packing import DocumentRows, PackingError, Row
 
 T = 16
@@ -28,11 +29,11 @@ class Numbered:
         return {"tokens": np.full(T, index, np.int32), "segment_ids": np.ones(T, np.int32)}
 
 
-def batches(count: int, **options: Any) -> list[HostBatch]:
-    loader = make_loader(Numbered(), global_batch_size=4, **options)
-    found = list(islice(loader, count))
-    loader.close()
-    return found
+def batches(steps: range, held: Sequence[int] = range(4), **options: Any) -> list[HostBatch]:
+    source = RowBatches(Numbered(), 4, held, **options)
+    made = [source.batch(step) for step in steps]
+    source.close()
+    return made
 
 
 def numbers(found: list[HostBatch]) -> list[list[int]]:
@@ -41,15 +42,22 @@ def numbers(found: list[HostBatch]) -> list[list[int]]:
 
 @pytest.mark.parametrize("held", [[0, 1, 2, 3], [2], [0, 3]])
 def test_a_process_gets_its_rows_of_the_same_global_batch(held: list[int]) -> None:
-    found = batches(4, held=held)  # three epochs
+    found = batches(range(4), held)  # three epochs
     assert numbers(found) == [[4 * step + place for place in held] for step in range(4)]
     assert all(array.shape == (len(held), T) for batch in found for array in batch.values())
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
 def test_a_start_at_a_step_goes_on_as_if_it_had_arrived_there(prefetch: int) -> None:
-    whole = batches(7, prefetch=prefetch)
-    assert numbers(batches(3, start_step=4, prefetch=prefetch)) == numbers(whole[4:])
+    whole = batches(range(7), prefetch=prefetch)
+    assert numbers(batches(range(4, 7), prefetch=prefetch)) == numbers(whole[4:])
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.sampled_from([0, 3]))
+def test_a_step_has_its_batch_in_any_order(steps: list[int], prefetch: int) -> None:
+    source = RowBatches(Numbered(), 4, [1], prefetch=prefetch)
+    assert [source.batch(step)["tokens"][0, 0] for step in steps] == [4 * step + 1 for step in steps]
+    source.close()
 
 
 def test_one_epoch_has_each_row_once_and_padding_at_the_end() -> None:
@@ -68,23 +76,22 @@ class Breaking(Numbered):
 
 @pytest.mark.parametrize("prefetch", [0, 4])
 def test_an_error_while_a_batch_is_made_reaches_the_consumer(prefetch: int) -> None:
-    loader = make_loader(Breaking(), global_batch_size=4, prefetch=prefetch)
-    assert numbers(list(islice(loader, 3))) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    source = RowBatches(Breaking(), 4, range(4), prefetch=prefetch)
+    assert numbers([source.batch(step) for step in range(3)]) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(OSError, match="the disk is gone"):
-        next(loader)
-    loader.close()
+        source.batch(3)
+    source.close()
 
 
 def test_data_state_survives_json_and_refuses_other_data() -> None:
-    source = Numbered()
-    state = json.loads(json.dumps(data_state(source, global_batch_size=4, step=9)))
-    assert resume_step(state, source, global_batch_size=4) == 9
+    state = json.loads(json.dumps(RowBatches(Numbered(), 4, [0, 1, 2, 3]).state(9)))
+    assert RowBatches(Numbered(), 4, [2]).restore(state) == 9  # on any number of processes
     with pytest.raises(DataStateError, match="batches of 4 rows, now they have 8"):
-        resume_step(state, source, global_batch_size=8)
+        RowBatches(Numbered(), 8, [0]).restore(state)
     other = Numbered()
     other.fingerprint = "another" * 8
     with pytest.raises(DataStateError, match="step 9 was made from other data"):
-        resume_step(state, other, global_batch_size=4)
+        RowBatches(other, 4, [0]).restore(state)
 
 
 @pytest.fixture
@@ -110,23 +117,25 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def from_shards(folder: Path, **options: Any) -> grain.DatasetIterator[HostBatch]:
-    return make_loader(DocumentRows(TokenShards(folder), T, seed=5), global_batch_size=4, **options)
+def from_shards(folder: Path, held: Sequence[int] = range(4)) -> RowBatches:
+    return RowBatches(DocumentRows(TokenShards(folder), T, seed=5), 4, held)
 
 
 def test_token_shards_are_read_the_same_at_any_process_count(shards: Path) -> None:
-    one = list(islice(from_shards(shards), 40))
-    halves = [list(islice(from_shards(shards, held=[2 * p, 2 * p + 1]), 40)) for p in range(2)]
-    for step, batch in enumerate(one):
-        for name, array in batch.items():
-            assert np.array_equal(array, np.concatenate([half[step][name] for half in halves]))
+    one, *halves = [from_shards(shards, held) for held in (range(4), [0, 1], [2, 3])]
+    for step in range(40):
+        parts = [half.batch(step) for half in halves]
+        for name, array in one.batch(step).items():
+            assert np.array_equal(array, np.concatenate([part[name] for part in parts]))
+    for source in (one, *halves):
+        source.close()
 
 
 def test_a_shard_cut_while_it_is_read_is_an_error_not_a_hang(shards: Path) -> None:
-    loader = from_shards(shards)
-    next(loader)
+    source = from_shards(shards)
+    source.batch(0)
     for path in shards.glob("*.array_record"):
         os.truncate(path, 100)
     with pytest.raises(PackingError, match=r"0 tokens, the index says .* its shard was damaged"):
-        for _ in range(100):
-            next(loader)
+        for step in range(1, 100):
+            source.batch(step)

@@ -1,0 +1,133 @@
+"""Where a step's batches come from: one interface, and its implementation for rows.
+
+A batch source answers for any step; what it answers may depend on the weights. Rows are index arithmetic: global batch
+`s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads. What must hold: a batch is the
+same for every number of processes, and for a run that starts at step `s` as for one that arrives there.
+"""
+
+import operator
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, SupportsIndex
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.model.params import Params
+from lifecycle.parallel.placement import rows_of_process
+from lifecycle.training.packing import Row, RowSource, empty_row
+
+type HostBatch = dict[str, np.ndarray]  # [this process's rows of B, ...] arrays
+
+# Batches made ahead, each by its own thread. A batch takes a millisecond on a local disk; four hide slow storage.
+PREFETCH = 4
+
+
+class DataStateError(ValueError):
+    """A checkpoint's data state that does not belong to this run's data."""
+
+
+class BatchSource(Protocol):
+    """Makes the batches of a run. All processes of a job make the same calls."""
+
+    def batch(self, step: int, params: Params) -> HostBatch:
+        """The rows of the batch that step `step` (from 0 on) learns from which this process's devices hold, in the
+        order of `rows_of_process`. `params` are the weights before that step; they may still be being computed."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` finished steps keeps, JSON-ready. The next batch may have been made already:
+        a run that is restored from this makes it again."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Takes up a state, saved by any number of processes; returns the step to go on from. Raises `DataStateError`
+        where it belongs to other data."""
+        ...
+
+    def close(self) -> None:
+        """Ends threads and whatever else works ahead."""
+        ...
+
+
+class RowBatches:
+    """Consecutive rows of `rows` as batches of `global_batch_size`, whatever the weights.
+
+    `held`: this process's rows, by their index in a batch. `prefetch` batches are made ahead; 0 makes each when it is
+    asked for. An error while a batch is made is raised by `batch`.
+    """
+
+    def __init__(
+        self, rows: RowSource, global_batch_size: int, held: Sequence[int], *, prefetch: int = PREFETCH
+    ) -> None:
+        self._rows, self._global_batch_size = rows, global_batch_size
+        self._batches: grain.MapDataset[HostBatch] = grain.MapDataset.source(_Random(rows, global_batch_size, held))
+        self._reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+        self._ahead: grain.DatasetIterator[HostBatch] | None = None
+        self._next = 0  # the step of the first batch in `_ahead`
+
+    @classmethod
+    def on_mesh(cls, rows: RowSource, global_batch_size: int, mesh: Mesh) -> "RowBatches":
+        """The batches of this process in a job that trains on `mesh`."""
+        return cls(rows, global_batch_size, rows_of_process(mesh, global_batch_size, jax.process_index()))
+
+    def batch(self, step: int, params: Params | None = None) -> HostBatch:
+        """The batch of `step`; in the order of steps it is there already."""
+        if self._ahead is None or step != self._next:
+            self.close()
+            self._ahead = iter(self._batches[step:].to_iter_dataset(self._reading))
+        self._next = step + 1
+        return next(self._ahead)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """One number, with what it counts in."""
+        return {"step": step, "global_batch_size": self._global_batch_size, "source": self._rows.fingerprint}
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """The state's step; raises `DataStateError` when the rows have changed, or how many a batch has."""
+        step, source, size = state["step"], state["source"], state["global_batch_size"]
+        if source != self._rows.fingerprint:
+            raise DataStateError(
+                f"the checkpoint at step {step} was made from other data (source {source[:12]}, now "
+                f"{self._rows.fingerprint[:12]}): documents, tokenizer, seq_len or seed differ; restore them or start "
+                "a new run"
+            )
+        if size != self._global_batch_size:
+            raise DataStateError(
+                f"the checkpoint at step {step} counts batches of {size} rows, now they have "
+                f"{self._global_batch_size}; set global_batch_size={size} or start a new run"
+            )
+        return step
+
+    def close(self) -> None:
+        """Ends the threads; `batch` starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
+
+class _Random:
+    """Random access to the rows `held` of each global batch."""
+
+    def __init__(self, rows: RowSource, global_batch_size: int, held: Sequence[int]) -> None:
+        self._rows, self._global_batch_size, self._held = rows, global_batch_size, held
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._global_batch_size  # endless: as many as there are row numbers
+
+    def __getitem__(self, index: SupportsIndex) -> HostBatch:
+        first = operator.index(index) * self._global_batch_size
+        return _stacked([self._rows.row(first + row) for row in self._held])
+
+
+def _stacked(rows: list[Row]) -> HostBatch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def one_epoch(rows: RowSource, *, global_batch_size: int) -> Iterator[HostBatch]:
+    """Full batches of one pass over epoch 0; the last one is filled up with padding rows. For evaluation."""
+    for first in range(0, rows.num_rows, global_batch_size):
+        part = [rows.row(i) for i in range(first, min(first + global_batch_size, rows.num_rows))]
+        yield _stacked(part + [empty_row(part[0])] * (global_batch_size - len(part)))

@@ -1,0 +1,30 @@
+"""Measures the weights on held-out data while they are trained."""
+
+from collections.abc import Callable
+
+import jax
+
+from lifecycle.model.params import Params
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.run import Run
+
+
+class Evaluate(Hook):
+    """Logs `measure(params)` before the first step, every `every` steps and after the last; this is not training's
+    time."""
+
+    def __init__(self, every: int, measure: Callable[[Params], dict[str, float]]) -> None:
+        self.every, self.measure = every, measure
+
+    def start(self, run: Run) -> None:
+        if run.step == 0:  # where the run starts from
+            self._log(run)
+
+    def after_step(self, run: Run) -> None:
+        if run.is_last or run.step % self.every == 0:
+            self._log(run)
+
+    def _log(self, run: Run) -> None:
+        jax.block_until_ready(run.state)  # steps that are still running are training's time
+        with run.clock.paused():
+            run.write(**self.measure(run.state.params))

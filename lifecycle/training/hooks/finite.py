@@ -1,0 +1,23 @@
+"""Stops a run whose loss or gradient is no number."""
+
+import math
+
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.job import CHECKPOINTS
+from lifecycle.training.run import Run
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is not a number."""
+
+
+class Finite(Hook):
+    """Raises `DivergedError` as soon as fetched metrics show it: before they are logged, and before a save."""
+
+    def after_step(self, run: Run) -> None:
+        if run.metrics is None or all(math.isfinite(value) for value in run.metrics.values()):
+            return
+        raise DivergedError(
+            f"step {run.step}: {run.metrics}: not finite. The checkpoints before it are kept in "
+            f"{(run.job.out / CHECKPOINTS).absolute()}; lower optimizer.learning_rate or optimizer.clip_norm"
+        )

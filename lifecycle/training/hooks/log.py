@@ -1,0 +1,37 @@
+"""Writes metrics to the run log, with the rates since the record before."""
+
+import numpy as np
+import optax
+
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.run import Run
+
+
+class Log(Hook):
+    """A record every `every` steps, and wherever another hook needs the metrics: `learning_rate`, `tokens_per_s` (of
+    rows' positions) and `cpu_s` (CPU seconds of this process) are added to the step's metrics."""
+
+    def __init__(self, every: int, schedule: optax.Schedule) -> None:
+        self._every, self._schedule = every, schedule
+        self._step, self._wall_s, self._cpu_s = 0, 0.0, 0.0  # at the record before
+
+    def start(self, run: Run) -> None:
+        self._step, (self._wall_s, self._cpu_s) = run.step, run.clock.read()
+
+    def needs_metrics(self, run: Run) -> bool:
+        return run.step % self._every == 0
+
+    def after_step(self, run: Run) -> None:
+        if run.metrics is None:
+            return
+        wall_s, cpu_s = run.clock.read()
+        positions = (run.step - self._step) * run.job.train.global_batch_size * run.job.train.seq_len
+        record = {
+            **run.metrics,
+            "learning_rate": float(np.asarray(self._schedule(run.step - 1))),
+            "tokens_per_s": positions / (wall_s - self._wall_s),
+            "cpu_s": cpu_s - self._cpu_s,
+        }
+        self._step, self._wall_s, self._cpu_s = run.step, wall_s, cpu_s
+        run.write(**record)
+        run.progress.update(run.step, total=run.job.train.steps, step=run.step, **record)

@@ -1,0 +1,25 @@
+"""Saves checkpoints while training goes on."""
+
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.run import Run
+
+
+class Save(Hook):
+    """A checkpoint when one is due, and after the last step: the trained part of the state, and where the data are.
+
+    It needs the metrics: what is saved has been seen to be finite. It comes last: what a checkpoint covers has been
+    logged and measured.
+    """
+
+    def __init__(self, checkpoints: Checkpointer) -> None:
+        self._checkpoints = checkpoints
+
+    def needs_metrics(self, run: Run) -> bool:
+        return run.is_last or self._checkpoints.should_save(run.step)
+
+    def after_step(self, run: Run) -> None:
+        if not self.needs_metrics(run):
+            return
+        meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}
+        self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)

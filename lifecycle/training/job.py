@@ -1,0 +1,29 @@
+"""What a training run is given, and where it keeps what it makes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from lifecycle.core.typing import PRNGKeyArray
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
+from lifecycle.training.batches import BatchSource
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.objectives.objective import Objective
+
+CHECKPOINTS = "checkpoints"  # a folder in a job's `out`
+METRICS = "metrics.jsonl"  # its run log
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run: what to minimise, on what, from where, and into which folder."""
+
+    model: ModelConfig
+    train: TrainConfig
+    mesh: Mesh
+    objective: Objective
+    batches: BatchSource
+    start: PRNGKeyArray | Params  # a key: fresh weights; parameters: go on from these
+    out: Path

@@ -1,0 +1,56 @@
+"""A training run under way: its state, its clock and its log, as the loop changes them and hooks see them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lifecycle.core.artifact import cpu_seconds
+from lifecycle.core.progress import Progress
+from lifecycle.core.runlog import RunLog
+from lifecycle.training.job import TrainJob
+from lifecycle.training.state import TrainState
+
+
+class Clock:
+    """Wall and CPU seconds of training, without what is done while it is paused."""
+
+    def __init__(self) -> None:
+        self._paused_wall_s = self._paused_cpu_s = 0.0
+
+    def read(self) -> tuple[float, float]:
+        """(wall, CPU) seconds since some moment."""
+        return time.perf_counter() - self._paused_wall_s, cpu_seconds() - self._paused_cpu_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stands still meanwhile."""
+        wall_s, cpu_s = self.read()
+        try:
+            yield
+        finally:
+            self._paused_wall_s, self._paused_cpu_s = time.perf_counter() - wall_s, cpu_seconds() - cpu_s
+
+
+@dataclass
+class Run:
+    """What hooks may read and use. `metrics` are those of the last step, on the host, where a hook needed them."""
+
+    job: TrainJob
+    progress: Progress
+    log: RunLog | None  # of the process that writes
+    state: TrainState
+    step: int  # finished steps
+    metrics: dict[str, float] | None = None
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step is left."""
+        return self.step == self.job.train.steps
+
+    def write(self, **record: Any) -> None:
+        """Adds a record of this step to the run log."""
+        if self.log is not None:
+            self.log.write(step=self.step, **record)
