@@ -20,11 +20,13 @@ def in_job() -> bool:
 
 
 def start() -> None:
-    """Joins the job that the environment describes; does nothing where it describes none."""
+    """Joins the job that the environment describes; does nothing where it describes none, or has been joined."""
     if not in_job():
         return
     import jax
 
+    if jax.distributed.is_initialized():
+        return
     if os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto":
         jax.distributed.initialize()
         return

@@ -15,7 +15,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
-from lifecycle.training.scoring import Rows, _pack, document_nats, loglikelihoods, row_logprobs
+from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, row_logprobs
 
 CONFIG = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=320,
@@ -63,7 +63,7 @@ def test_document_nats_predict_each_token_once_in_windows() -> None:
 
 def test_rows_are_packed_tightly_and_shapes_are_few() -> None:
     pieces = [np.array(ids) for ids in documents(400, 100)]
-    batches = _pack(pieces, CONFIG.max_seq_len, Rows.of(ONE))
+    batches = _pack(pieces, CONFIG.max_seq_len, RowShapes.of(ONE))
     assert {batch.tokens.shape for batch in batches} == {(8, 256)}
     assert sorted(place[0] for batch in batches for place in batch.places) == list(range(400))
     tokens = sum(len(piece) - 1 for piece in pieces)
@@ -87,14 +87,14 @@ def test_pairs_that_cannot_be_scored_are_named() -> None:
 )
 def test_a_batch_has_rows_for_every_device(mesh: dict[str, int], batch: tuple[int, int]) -> None:
     pieces = [np.array(ids) for ids in documents(10, 100)]
-    found = _pack(pieces, CONFIG.max_seq_len, Rows.of(build_mesh(MeshConfig(**mesh))))
+    found = _pack(pieces, CONFIG.max_seq_len, RowShapes.of(build_mesh(MeshConfig(**mesh))))
     assert {packed.tokens.shape for packed in found} == {batch}
 
 
 def test_rows_are_cut_evenly_and_few_lengths_are_compiled_for_accelerators() -> None:
-    rows = Rows(num_shards=1, unit=16, shortest=256)
+    rows = RowShapes(num_shards=1, unit=16, shortest=256)
     assert [rows.length(size, 300) for size in (5, 256, 257, 300)] == [256, 256, 304, 304]
-    assert {Rows(1, 1, 2048).length(size, 8192) for size in range(1, 8193, 7)} == {2048, 4096, 8192}
+    assert {RowShapes(1, 1, 2048).length(size, 8192) for size in range(1, 8193, 7)} == {2048, 4096, 8192}
     assert [rows.height(length) for length in (256, 4096)] == [8, 1]
 
 
@@ -112,7 +112,7 @@ def test_rows_are_scored_by_kernels_over_sharded_weights_on_tpus(axes: dict[str,
     )
     shapes, places = abstract_params(config), tree_shardings(mesh, logical_axes(config))
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-    rows = (Rows.of(mesh).height(2048), Rows.of(mesh).length(300, config.max_seq_len))
+    rows = (RowShapes.of(mesh).height(2048), RowShapes.of(mesh).length(300, config.max_seq_len))
     assert rows[1] == 2048
     batch = {
         name: jax.ShapeDtypeStruct(rows, jnp.int32, sharding=batch_sharding(mesh, name))
