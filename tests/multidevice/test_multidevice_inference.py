@@ -23,7 +23,7 @@ from lifecycle.parallel.mesh import build_mesh, inference_mesh
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
-from tests.multidevice.test_multidevice_axes import MODELS
+from tests.multidevice.meshes import MODELS
 
 CLOSE = 1e-5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)

@@ -20,7 +20,7 @@ from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.optimizer import build_optimizer
-from tests.multidevice.test_multidevice_axes import EVEN, MODELS
+from tests.multidevice.meshes import MODELS
 
 MODEL = ModelConfig(
     vocab_size=512, d_model=64, d_ff=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, max_seq_len=64,
@@ -88,11 +88,11 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
 @pytest.mark.parametrize(
     ("model", "axes"),
     [("experts", {"fsdp": 2, "expert": 2, "tensor": 2}), ("dense", {"stage": 2, "fsdp": 4}),
-     ("latent", {"fsdp": 4, "context": 2})],
+     ("dense first", {"fsdp": 4, "context": 2})],
 )  # fmt: skip
 def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of random gradients, for stacks of layers that divide by the devices and for those that do not."""
-    config = EVEN[model] if "stage" in axes else MODELS[model]
+    config = MODELS[model]
     grads = jax.tree.map(
         lambda shape: np.random.default_rng(shape.size).normal(size=shape.shape).astype(np.float32),
         abstract_params(config),

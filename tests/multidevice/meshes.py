@@ -1,0 +1,100 @@
+"""Models that have every feature of a layer between them, and the meshes of eight devices they are tested on.
+
+Each kind of model meets every mesh axis, and each pair of axes meets on some mesh: the six axes are cut into two meshes
+of three in four ways. Further meshes have an axis of more than two devices. The mark `matrix` has every model on every
+mesh.
+"""
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+
+# Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices; four layers are
+# two periods of the pattern, one for each of two stages.
+DENSE = ModelConfig(
+    vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
+    layer_pattern=("local", "global"), window=9, qk_norm="head", compute_dtype="float32", tie_embeddings=True,
+)  # fmt: skip
+PROJECTION = DENSE.model_copy(
+    update={"qk_norm": "projection", "attention_bias": "qkvo", "use_sinks": True, "logits_soft_cap": 3.0,
+            "norm_position": "sandwich", "tie_embeddings": False, "use_embed_scale": True}
+)  # fmt: skip
+MOE = MoeConfig(
+    num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, score="sigmoid", use_selection_bias=True,
+    bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
+)  # fmt: skip
+EXPERTS = DENSE.model_copy(update={"moe": MOE, "layer_pattern": ("global",), "window": None})
+LATENT = EXPERTS.model_copy(
+    update={"qk_norm": "none", "mla": MlaConfig(q_lora_rank=16, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4,
+            v_head_dim=8), "head_dim": 12}
+)  # fmt: skip
+# A dense layer before those with experts, which no pipeline can have.
+DENSE_FIRST = LATENT.model_copy(update={"num_layers": 3, "moe": MOE.model_copy(update={"first_dense_layers": 1})})
+RING = {"context_attention": "ring"}
+MODELS = {
+    "dense": DENSE,
+    "dense ring": DENSE.model_copy(update=RING),
+    "projection": PROJECTION,
+    "projection ring": PROJECTION.model_copy(update=RING),
+    "experts": EXPERTS,
+    "latent": LATENT,
+    "dense first": DENSE_FIRST,
+}
+
+type Case = tuple[str, dict[str, int]]  # a model and a mesh
+
+PAIRWISE: list[Case] = [
+    ("dense", {"replica": 2, "fsdp": 2, "tensor": 2}),
+    ("dense", {"stage": 2, "expert": 2, "context": 2}),
+    ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
+    ("experts", {"expert": 2, "context": 2, "tensor": 2}),
+    ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
+    ("projection", {"fsdp": 2, "expert": 2, "context": 2}),
+    ("dense first", {"replica": 2, "expert": 2, "context": 2}),
+    ("latent", {"stage": 2, "fsdp": 2, "tensor": 2}),
+]
+LARGE: list[Case] = [
+    ("dense", {"context": 4}),
+    ("dense first", {"fsdp": 8}),
+    ("experts", {"expert": 8}),
+    ("experts", {"stage": 4, "tensor": 2}),
+    ("projection", {"tensor": 8}),
+    ("dense ring", {"stage": 2, "context": 4}),
+    ("projection ring", {"fsdp": 2, "context": 4}),
+]
+QUICK = PAIRWISE + LARGE
+FLAT = [
+    *({axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")),
+    {"context": 4},
+    {"fsdp": 4, "tensor": 2},
+    {"fsdp": 2, "context": 4},
+    {"expert": 4, "fsdp": 2},
+    {"replica": 2, "fsdp": 2, "tensor": 2},
+    {"expert": 2, "context": 2, "tensor": 2},
+]
+PIPELINES = [
+    {"stage": 2},
+    {"stage": 2, "fsdp": 4},
+    {"stage": 2, "expert": 2, "tensor": 2},
+    {"stage": 2, "context": 4},
+    {"replica": 2, "stage": 2, "fsdp": 2},
+    {"replica": 2, "stage": 2, "context": 2},
+    {"stage": 2, "fsdp": 2, "expert": 2},
+    {"stage": 2, "fsdp": 2, "context": 2},
+]
+
+
+def case_of(model: str, axes: dict[str, int], *marks: pytest.MarkDecorator) -> Any:
+    """A test's parameters `model, axes`."""
+    sizes = "-".join(f"{axis}{size}" for axis, size in axes.items())
+    return pytest.param(model, axes, id=f"{model}-{sizes}", marks=marks)
+
+
+def every_case() -> list[Any]:
+    """The quick ones, and the rest of the matrix by its mark."""
+    matrix = [*product(MODELS, FLAT), *product(MODELS.keys() - {"dense first"}, PIPELINES)]
+    rest = sorted((case for case in matrix if case not in QUICK), key=str)
+    return [case_of(*case) for case in QUICK] + [case_of(*case, pytest.mark.matrix) for case in rest]
