@@ -82,7 +82,7 @@ def _ask(console: Console) -> str | None:
 
 
 def _turn(console: Console, engine: Engine, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Answers the last message; a conversation that no longer fits loses its oldest turns, and says so."""
+    """Answers the last message; a conversation that no longer fits loses its oldest turns, with a notice."""
     model = engine.model
     prompt = model.template.render(messages, add_generation_prompt=True).ids
     try:

@@ -17,7 +17,7 @@ SHOWN = {
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """The metrics worth a place in one line."""
+    """The metrics that are shown, in one line."""
     return "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)
 
 

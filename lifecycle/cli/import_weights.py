@@ -1,7 +1,7 @@
 """`lifecycle import`: a published model becomes a bundle, tensor by tensor, whatever its size.
 
-The bundle is made beside its final name and renamed whole, its manifest written last. What must hold: nothing that
-does not fit is imported; config, weights and tokenizer are checked against each other before the first weight is
+The bundle is made under a temporary name and renamed at the end, its manifest written last. What must hold: nothing
+that does not fit is imported; config, weights and tokenizer are checked against each other before the first weight is
 written.
 """
 
@@ -66,7 +66,7 @@ def safetensors(source: Path, out: Out, /, *, dtype: Dtype | None = None, tokeni
 
 
 def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:
-    """Makes the bundle `out` of a GGUF file; the folder `tokenizer`, if given, takes the place of the file's own."""
+    """Makes the bundle `out` of a GGUF file; the folder `tokenizer`, if given, replaces the file's own."""
     file = GgufFile(source)
     config = config_of(file)
     with _bundle(out, source, dtype) as folder:
@@ -86,7 +86,7 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
     with _bundle(out, source, dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
         if (source / GENERATION_FILE).is_file():
-            sampling_of(source)  # one that no bundle can be opened with is told before the weights are written
+            sampling_of(source)  # one that no bundle can be opened with is rejected before the weights are written
             shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
         _write(config, family_of(config), file, source, folder, dtype)
     _say(f"{len(file.shapes)} tensors as {dtype or 'they were'}", config, out)
@@ -95,8 +95,8 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
 def _write(
     config: ModelConfig, family: Family, source: TensorSource, where: Path, folder: Path, dtype: Dtype | None
 ) -> None:
-    """Config, generation defaults and weights, beside the tokenizer that is in `folder` already; `where` is told of a
-    `source` that does not fit."""
+    """Writes config, generation defaults and weights into `folder`, which has the tokenizer already; errors about
+    `source` name `where` it is."""
     require_fit(config, family, source, str(where))
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)

@@ -1,7 +1,7 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
 Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts up to date
-and what those need. The others read: `plan` says what a run would do, `trace` where a version came from, `serve` and
+and what those need. The others read: `plan` shows what a run would do, `trace` where a version came from, `serve` and
 `chat` answer. Each verb has a file of its own in this folder, imported only when it is called.
 """
 
@@ -21,13 +21,13 @@ from lifecycle import __version__
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 
 VERBS = {
-    "run": "The whole run, from documents to a registered model and its report; or as far as one stage.",
+    "run": "The run, from documents to a registered model and its report; or as far as one stage.",
     "data": "Prepare documents, token shards and rows.",
     "tokenizer": "Train or load the tokenizer.",
     "evaluate": "Evaluate the weights of a run's training stages; or a bundle, on the tasks of a file.",
     "export": "Write a training stage's bundle, register it, promote it if the gate passes.",
-    "report": "Write the report, bringing the whole run up to date.",
-    "plan": "Say what a run would find and make; with topology=v5p:4x4x4, what the TPU compiler says of its steps.",
+    "report": "Write the report, bringing the run up to date.",
+    "plan": "Show what a run would do; with topology=v5p:4x4x4, what the TPU compiler makes of its steps.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",
     "chat": "Talk to a training stage, a version or a bundle in the terminal.",
     "serve": "Answer by HTTP, OpenAI's way, with the registry's aliases as models.",
@@ -38,7 +38,7 @@ VERBS = {
     "schema": "Print the JSON schema of a run file, for editors.",
 }
 
-app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's whole life, one verb at a time.")
+app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's life cycle, one verb at a time.")
 for _verb, _help in VERBS.items():
     app.command(f"lifecycle.cli.{_verb}:{_verb}", name=_verb, help=_help)
 app.command(
@@ -56,7 +56,7 @@ def main() -> None:
     sys.unraisablehook = _unless_of_a_failed_save
     try:
         app()
-    except ValueError as error:  # ConfigError and its kind: what users can mend
+    except ValueError as error:  # ConfigError and its kind: what users can fix
         _say(str(error), style="red")
         _leave(1)
     except OSError as error:
@@ -68,7 +68,7 @@ def main() -> None:
         _say(f"{error}; make room and run the same command again: it goes on from here", style="red")
         _leave(1)
     except sqlite3.OperationalError as error:  # of the registry or the request log: locked, or the disk is full
-        _say(f"{error}; mend that and run the same command again: it goes on from here", style="red")
+        _say(f"{error}; fix that and run the same command again: it goes on from here", style="red")
         _leave(1)
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")

@@ -1,4 +1,4 @@
-"""`lifecycle run`: the whole run, or as far as one of its stages."""
+"""`lifecycle run`: all of a run, or as far as one of its stages."""
 
 from typing import Annotated
 

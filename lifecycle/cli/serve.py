@@ -56,8 +56,8 @@ def serve_versions(config: RunConfig) -> None:
 class AliasedModels(Mapping[str, Served]):
     """Models by alias, production first, and by short hash; an alias that moves is followed within a second or two.
 
-    A version stays loaded once it was served, so that moving back is immediate. One that cannot be loaded is told, and
-    the alias goes on answering with the version it had.
+    A version stays loaded once it was served, so that moving back is immediate. One that cannot be loaded is reported,
+    and the alias goes on answering with the version it had.
     """
 
     def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
@@ -98,13 +98,13 @@ class AliasedModels(Mapping[str, Served]):
         aliases = self._registry.aliases()
         if aliases == self._aliases:
             return
-        self._aliases = aliases  # before the versions are loaded: one that fails is told once
+        self._aliases = aliases  # before the versions are loaded: one that fails is reported once
         for version in set(aliases.values()) - self._by_hash.keys():
             self._by_hash[version] = self._start(self._registry.resolve(version))
         names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
         table = {alias: self._by_hash[aliases[alias]] for alias in names}
         table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
-        self._table = table  # swapped whole: requests see the old table or the new one
+        self._table = table  # swapped at once: requests see the old table or the new one
         for alias in names:
             self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
 

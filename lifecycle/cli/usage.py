@@ -28,9 +28,9 @@ def usage(config: ConfigPath, /, *overrides: Overrides) -> None:
         " ".join(filter(None, (str(status), reason, f"{n:,}"))) for (status, reason), n in monitor.endings(log).items()
     )
     console.print(f"{'endings':<12} {'  '.join(ended)}", highlight=False)
-    for title, found in (
+    for title, values in (
         ("latency", monitor.percentiles(log, "latency_s")),
         ("first token", monitor.percentiles(log, "first_token_s")),
     ):
-        text = "  ".join(f"p{percent:g} {value * 1e3:.0f} ms" for percent, value in found.items())
+        text = "  ".join(f"p{percent:g} {value * 1e3:.0f} ms" for percent, value in values.items())
         console.print(f"{title:<12} {text}", highlight=False)

@@ -1,9 +1,9 @@
 """The artifact chain: every stage reads artifacts and writes one, with a manifest.
 
 An artifact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
-(stage, config, content hashes of its inputs): what should be there. Its *content hash* says what is there. While a
-stage works, the folder is called `....partial`; it is renamed whole at the end, so a reader never meets half an
-artifact, and a stage that was killed finds its own files again and may go on from them.
+(stage, config, content hashes of its inputs): what is asked for. Its *content hash* is of what was made. While a stage
+works, the folder's name ends in `.partial`; it is renamed at the end, so a reader never meets half an artifact, and a
+stage that was killed sees its own files again and may go on from them.
 """
 
 import hashlib
@@ -93,8 +93,8 @@ def open_artifact(path: Path) -> Artifact:
     for name, size in manifest.files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            found = file.stat().st_size if file.is_file() else "no"
-            raise ArtifactError(f"{file}: {found} bytes, the manifest says {size}; delete {path} and rerun its stage")
+            held = file.stat().st_size if file.is_file() else "no"
+            raise ArtifactError(f"{file}: {held} bytes, the manifest says {size}; delete {path} and rerun its stage")
     return Artifact(path, manifest)
 
 
@@ -198,7 +198,7 @@ def content_hash(folder: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it whole."""
+    """Writes a file under a temporary name, flushes it to disk and renames it."""
     temporary = _temporary(path)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -223,7 +223,8 @@ def code_version() -> str:
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=12"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
+        described = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return __version__
-    return f"{__version__}+{found.stdout.strip()}" if found.returncode == 0 and found.stdout.strip() else __version__
+    commit = described.stdout.strip() if described.returncode == 0 else ""
+    return f"{__version__}+{commit}" if commit else __version__

@@ -2,7 +2,7 @@
 
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A `VariantSection` is read as the subclass that one of its keys names. A section with a `preset_folder` may name a
-preset, a YAML file in that folder beside the run file or in a parent of it: `model: llama3_8b`, or `model: {preset:
+preset, a YAML file in that folder, next to the run file or above it: `model: llama3_8b`, or `model: {preset:
 llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). There is no
 other inheritance.
 """
@@ -34,7 +34,7 @@ CONTAINERS = (list, tuple, dict)  # of sections
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where and how to mend it."""
+    """A configuration that cannot be used; the message names the setting and the fix."""
 
 
 class Section(BaseModel):
@@ -51,6 +51,16 @@ class Section(BaseModel):
     def variant_of(cls, tree: Mapping[str, Any]) -> type["Section"]:
         """The class that reads `tree`: this one."""
         return cls
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        own = handler(schema)
+        if cls.preset_folder is None:
+            return own
+        changes = {name: value for name, value in handler.resolve_ref_schema(own).items() if name != "required"}
+        changes["properties"] = changes["properties"] | {"preset": {"type": "string"}}
+        named = {"type": "string", "description": f"a preset: a file NAME.yaml in a folder {cls.preset_folder}/"}
+        return {"anyOf": [named, changes | {"required": ["preset"]}, own]}
 
 
 class VariantSection(Section):
@@ -123,14 +133,14 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def read_json(path: Path, error: type[ValueError] = ConfigError, mend: str = "copy it again") -> dict[str, Any]:
+def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "copy it again") -> dict[str, Any]:
     """A JSON file that holds a mapping; raises `error`, with what to do, where it is damaged or something else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as issue:
-        raise error(f"{path}: not valid JSON: {issue}; {mend}") from None
+        raise error(f"{path}: not valid JSON: {issue}; {fix}") from None
     if not isinstance(tree, dict):
-        raise error(f"{path}: expected a mapping, found {type(tree).__name__}; {mend}")
+        raise error(f"{path}: expected a mapping, found {type(tree).__name__}; {fix}")
     return tree
 
 
@@ -213,13 +223,15 @@ def _resolve_presets(annotation: Any, tree: Any, folder: Path) -> Any:
 
 def _find_preset(group: str, name: str, folder: Path) -> Path:
     if "/" in name or name.startswith("."):
-        raise ConfigError(f"preset {name!r}: a preset is a bare name, a file {group}/NAME.yaml beside the config")
+        raise ConfigError(
+            f"preset {name!r}: a preset is a bare name, for a file {group}/NAME.yaml next to the config or above"
+        )
     known: list[str] = []
     for parent in (folder, *folder.parents):
         if (parent / group / f"{name}.yaml").is_file():
             return parent / group / f"{name}.yaml"
         known += [p.stem for p in (parent / group).glob("*.yaml")]
-    raise ConfigError(f"no preset {name!r} in {group}/ beside {folder} or above it{nearest(name, known)}")
+    raise ConfigError(f"no preset {name!r} in {group}/ in {folder} or above it{nearest(name, known)}")
 
 
 def _annotation_at(annotation: Any, tree: Any, part: Any) -> Any:

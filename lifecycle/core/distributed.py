@@ -1,7 +1,7 @@
 """Several processes as one job: start-up, and who writes.
 
-`launch/` starts the processes and tells them of each other by three environment variables, or leaves it to what JAX
-finds by itself (Slurm, GKE, TPU pods) with `LIFECYCLE_DISTRIBUTED=auto`. All processes share one file system. JAX is
+`launch/` starts the processes and gives each the coordinator's address, their number and its own index in environment
+variables; with `LIFECYCLE_DISTRIBUTED=auto` JAX detects them (Slurm, GKE, TPU pods). All share one file system. JAX is
 imported in a job only, so that a process that computes nothing never waits for it.
 """
 
@@ -15,7 +15,7 @@ LONGEST_NAME = 256  # bytes of a host's name
 
 
 def in_job() -> bool:
-    """Whether the environment says that this process is one of a job's."""
+    """Whether this process is one of a job of several, by its environment."""
     return os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto" or "LIFECYCLE_COORDINATOR" in os.environ
 
 

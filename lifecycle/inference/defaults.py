@@ -34,7 +34,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     path = folder / GENERATION_FILE
     if not path.is_file():
         return {}
-    tree = read_json(path, mend="copy it again, or delete it to decode greedily")
+    tree = read_json(path, fix="copy it again, or delete it to decode greedily")
     if wrong := [end for end in end_ids(tree) if type(end) is not int or end < 0]:
         raise ConfigError(f"{path}: {ENDS} holds {wrong[0]!r}, which is no token id")
     return tree

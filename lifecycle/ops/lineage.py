@@ -88,17 +88,17 @@ def source_files(folder: Path) -> dict[str, Node]:
     """By source, the files that a documents artifact was made from, with a hash over their paths; empty for other
     artifacts.
 
-    Files whose documents were all removed by the filters are there too: removed rows are kept beside.
+    Files whose documents were all removed by the filters are listed too: removed rows are kept.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    files: dict[str, set[str]] = defaultdict(set)
     for table in sorted(folder.glob("*.parquet")):
         if {"source", "path"} <= set(pq.read_schema(table).names):
             columns = pq.read_table(table, columns=["source", "path"])
             for row in columns.group_by(["source", "path"]).aggregate([]).to_pylist():
-                found[row["source"]].add(file_of(row["path"]))
+                files[row["source"]].add(file_of(row["path"]))
     return {
         source: {"count": len(paths), "paths_hash": digest(sorted(paths)), "paths": sorted(paths)}
-        for source, paths in sorted(found.items())
+        for source, paths in sorted(files.items())
     }
 
 

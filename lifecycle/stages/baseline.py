@@ -17,7 +17,7 @@ from lifecycle.training.packing import permutation
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, trained: str) -> Outcome:
-    """Fits a trigram on the tokens that the stage `trained` has read, and one on the whole split."""
+    """Fits a trigram on the tokens that the stage `trained` has read, and one on the training split."""
     shards = TokenShards(inputs["tokens"].path, "train")
     heldout = TokenShards(inputs["tokens"].path, "heldout")
     held = list(read_documents(inputs["documents"].path, "heldout", ["id", "text"]))

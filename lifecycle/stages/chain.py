@@ -1,4 +1,4 @@
-"""What runs a graph: finds what is finished, makes what is missing, and keeps one job at a time in a run's folder.
+"""What runs a graph: looks up what is finished, makes what is missing, and lets one job at a time into a run's folder.
 
 A stage runs only if no finished artifact has its key, the hash of its config and of its inputs' contents. In a job of
 several processes the stages that use all devices run on all of them; everything else runs on the first process, and the
@@ -120,7 +120,7 @@ def _make(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress:
 
 
 def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
-    """What the writing process makes, once it is whole; the launcher ends this process if that one fails."""
+    """What the writing process makes, once it is finished; the launcher ends this process if that one fails."""
     while (artifact := _finished(config, stage, draft)) is None:
         time.sleep(POLL_S)
     return artifact

@@ -10,6 +10,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Selects among the tagged documents."""
     assert config.data is not None, "the graph has documents where there is a data section"
     tagging, eval_rows = inputs["tagging"].path, keys.evaluation_files(config)
     return Outcome(prepare_documents(tagging, config.data, out, progress, config.seed, eval_rows))

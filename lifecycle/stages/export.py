@@ -24,6 +24,7 @@ from lifecycle.weights.published import FLOAT32, write_config, write_weights
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Writes the bundle of the training stage that the run exports."""
     folder = inputs["tokenizer"].path
     for file in sorted(folder.iterdir()):
         if file.name != MANIFEST:

@@ -58,7 +58,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class LearningRows:
-    """Rows to learn from, the measurement on held-out ones, and what the stage's manifest says of them."""
+    """Rows to learn from, the measurement on held-out ones, and their counts for the stage's manifest."""
 
     rows: RowSource
     hooks: tuple[Hook, ...]

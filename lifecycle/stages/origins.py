@@ -1,7 +1,7 @@
 """Where the weights of each training stage come from: fresh ones, another stage's, or a bundle's.
 
 A stage goes on from the last one before it that trains the same model; the first of a model begins with fresh weights.
-`from` says otherwise: another stage of the run, a bundle's folder, or `fresh`.
+`from` names another start: a stage of the run, a bundle's folder, or `fresh`.
 """
 
 from collections.abc import Iterable, Mapping

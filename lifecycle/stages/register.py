@@ -17,6 +17,7 @@ WHO = "lifecycle"
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Registers the bundle with its evaluation, and promotes it unless the gate refuses."""
     registry = Registry(config.registry_path)
     evaluation = inputs.get(EVALUATE + config.exported)
     results = [] if evaluation is None else read_results(evaluation.path)

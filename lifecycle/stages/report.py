@@ -22,6 +22,7 @@ QUESTIONS = "chat-heldout.jsonl"  # of the rows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Writes the page, as HTML and as Markdown."""
     samples = _samples(inputs, progress)
     trained = list(_trained(config, inputs))
     report = build_report(collect(config.name, trained, inputs, samples, config.price, machine_facts()))

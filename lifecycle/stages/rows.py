@@ -22,6 +22,7 @@ KINDS, SIDES = ("chat", "pairs"), ("train", "heldout")  # own rows are added to 
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Writes rows by kind and side; own rows that overlap an evaluation row are left out."""
     stats: dict[str, Any] = {}
     for kind, side in product(KINDS, SIDES):  # a killed run may have left some; own rows would be added a second time
         (out / f"{kind}-{side}.jsonl").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage says of what it made.
+    """What a stage reports of the artifact that it made.
 
     `content_hash` replaces the hash over the files where those may differ. `how` has a record for each session that
     worked on it: on which mesh, processes and hosts.
@@ -47,7 +47,7 @@ class Stage:
     bundle: Path | None = None  # a bundle from outside the run that it is made from too
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the module's run(): which of its kind this one is
-    # for a stage whose work lies outside its artifact too: whether that is still as the artifact says
+    # for a stage that changes something outside its artifact too: whether that is still as the artifact has it
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
 
     def load(self) -> StageRun:

@@ -9,6 +9,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Reads the sources and measures every document."""
     del inputs  # the first stage has none
     assert config.data is not None, "the graph has tagging where there is a data section"
     return Outcome(tag_documents(config.data, out, progress))

@@ -10,6 +10,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+    """Tokenises the documents, kept and held out."""
     del config  # the tokenizer decides everything
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     return Outcome(write_token_shards(inputs["documents"].path, tokenizer, out, progress))

@@ -111,6 +111,21 @@ def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> No
     assert made(run).keys() == made(undisturbed).keys()
 
 
+def test_verbs_act_on_any_training_stage(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path)
+    assert "evaluate-sft" in run.succeed("evaluate", "sft")
+    assert made(run) == made(undisturbed)
+    run.succeed("export", "sft")
+    (bundle,) = (a for a in run.artifacts().values() if a.manifest.inputs.get("sft") and a.manifest.stage == "export")
+    assert json.loads(run.succeed("trace", "candidate", "--json"))["version"] == bundle.content_hash
+    tree = json.loads(run.succeed("trace", "sft", "--json"))
+    assert tree["stage"] == "sft" and "pretrain" in tree["inputs"]
+    for verb in ("evaluate", "export"):
+        assert "no training stage 'sftt'; did you mean 'sft'?" in run.fail(verb, "sftt")
+    assert "this run has no stage 'tokns'; did you mean 'tokens'?" in run.fail("run", "--until=tokns")
+    assert "stage sft is not finished; run: lifecycle run CONFIG --until sft" in run.fail("trace", "sft", "seed=1")
+
+
 def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturbed: Debug) -> None:
     bundle = undisturbed.artifact("export").content_hash
     by_alias = json.loads(undisturbed.succeed("trace", "--json"))

@@ -89,5 +89,14 @@ def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
     assert "production is version" in ended.stdout and "model" in ended.stdout
 
 
+def test_chat_talks_to_a_training_stage(undisturbed: Debug) -> None:
+    ended = subprocess.run(
+        undisturbed.command("chat", "pretrain"),
+        env=environment(), input=f"{QUESTION}\n/quit\n", capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "the weights of stage pretrain" in ended.stdout and "model" in ended.stdout
+
+
 def test_chat_with_an_unknown_version_names_the_known_ones(undisturbed: Debug) -> None:
     assert "production" in undisturbed.fail("chat", "nosuch")

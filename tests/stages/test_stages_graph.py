@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.stages.config import RunConfig
@@ -311,9 +310,13 @@ def test_an_edited_source_file_is_another_corpus(tmp_path: Path) -> None:
 
 
 def test_the_schema_has_every_objective_and_one_model_or_several() -> None:
-    schema = yaml.safe_load(yaml.safe_dump(RunConfig.model_json_schema()))
+    schema = RunConfig.model_json_schema()
     stages = schema["$defs"]["TrainConfig"]["oneOf"]
     by_name = {option["properties"]["objective"]["const"]: option["properties"] for option in stages}
     assert {"next_token", "sft", "dpo", "orpo"} <= by_name.keys()
     assert "beta" in by_name["dpo"] and "beta" not in by_name["sft"] and "from" in by_name["sft"]
-    assert len(schema["properties"]["model"]["anyOf"]) == 2
+    one, several = schema["properties"]["model"]["anyOf"]
+    assert several["additionalProperties"] == one
+    preset, changed, in_full = schema["$defs"]["ModelConfig"]["anyOf"]
+    assert preset["type"] == "string" and changed["required"] == ["preset"]
+    assert "preset" not in in_full["properties"] and {"d_model"} <= changed["properties"].keys()
