@@ -35,6 +35,7 @@ class Training:
     name: str
     objective: str
     start: str | None
+    bundle_hash: str | None  # of the bundle that it starts from
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
     curves: Mapping[str, tuple[Point, ...]]
@@ -64,6 +65,7 @@ def read_training(stage: TrainedStage) -> Training:
         name=stage.name,
         objective=stage.objective,
         start=stage.start,
+        bundle_hash=manifest.input_hashes.get("bundle"),
         settings=settings,
         stats=stage.artifact.stats,
         curves=_curves(records),

@@ -42,7 +42,7 @@ def _settings(trainings: tuple[Training, ...]) -> Table:
 def _start(training: Training) -> str:
     if training.start is not None:
         return training.start
-    return "fresh weights" if training.settings["start"] is None else f"bundle {training.settings['start'][:12]}"
+    return "fresh weights" if training.bundle_hash is None else f"bundle {training.bundle_hash[:12]}"
 
 
 def _settings_of(settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
 DATA_STAGES = ("tagging", "documents", "tokenizer", "tokens", "rows")
-OTHER_STAGES = ("baseline", "export", "register", "report")
+OTHER_STAGES = ("baseline", "bundle", "export", "register", "report")
 PRODUCTION, CANDIDATE = "production", "candidate"  # the aliases that a run moves
 EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates its weights
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")

@@ -51,9 +51,15 @@ class Run:
         self.trained: list[TrainedStage] = []
 
     def make(
-        self, stage: str, stats: Mapping[str, Any], config: Mapping[str, Any], *inputs: str, how: Sequence[Any] = ()
+        self,
+        stage: str,
+        stats: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *inputs: str,
+        how: Sequence[Any] = (),
+        folders: Mapping[str, Path] | None = None,
     ) -> Path:
-        draft = Draft(self.root, stage, config, {name: self.artifacts[name] for name in inputs})
+        draft = Draft(self.root, stage, config, {name: self.artifacts[name] for name in inputs}, folders or {})
         draft.open()
         self.artifacts[stage] = draft.commit(stats, how=how)
         return self.artifacts[stage].path
@@ -64,7 +70,7 @@ class Run:
         objective: str,
         records: list[dict[str, Any]],
         start: str | None = None,
-        bundle: str | None = None,
+        bundle: Path | None = None,
         **settings: Any,
     ) -> None:
         schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
@@ -74,13 +80,13 @@ class Run:
             "seq_len": 64,
             "global_batch_size": 4,
             "optimizer": optimizer,
-            "start": bundle,
             **settings,
         }
         mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
         inputs = [start] if start is not None else []
-        path = self.make(stage, stats, {"train": train, "model": MODEL.plain()}, *inputs, how=[{"mesh": mesh}])
+        config, folders = {"train": train, "model": MODEL.plain()}, {} if bundle is None else {"bundle": bundle}
+        path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh}], folders=folders)
         (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         self.trained.append(TrainedStage(stage, objective, self.artifacts[stage], start=start))
 
@@ -190,7 +196,10 @@ def build_tuning(root: Path) -> Run:
     made = Run(root)
     made.make("tokenizer", {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64}, {})
     make_rows(made)
-    made.training("chat", "sft", STEPS, bundle="ab" * 32)
+    bundle = root.parent / "published"
+    bundle.mkdir()
+    (bundle / "config.json").write_text("{}")
+    made.training("chat", "sft", STEPS, bundle=bundle)
     made.training("polish", "orpo", PAIRS, "chat", beta=0.2)
     for stage, right in (("chat", 12), ("polish", 20)):
         made.evaluation(stage, [choice_result(right)])

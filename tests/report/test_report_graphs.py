@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from report_run import STEPS, Run, build_five_stages, build_pretraining, build_run, build_tuning
 
+from lifecycle.core.artifact import content_hash
 from lifecycle.report.blocks import Charts, Headline, LineChart, Paragraph, Report, Table
 from lifecycle.report.contents import build_report
 from lifecycle.report.curves import line_charts
@@ -57,12 +58,13 @@ def test_pre_training_alone(tmp_path: Path) -> None:
 
 
 def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:
-    report = build_report(build_tuning(tmp_path).collect())
+    report = build_report(build_tuning(tmp_path / "run").collect())
     assert names(report) == ["summary", "evaluation", "tokenizer", "rows", "training", "version", "chain", "machine"]
     assert tiles(report)["choice: accuracy"] == "0.500"
     assert tiles(report)["held-out preference accuracy, polish"] == "80.0 %"
     settings = table(report, "training", "Settings")
-    assert [row[:3] for row in settings.rows] == [("chat", "sft", "bundle abababababab"), ("polish", "orpo", "chat")]
+    bundle = content_hash(tmp_path / "published")
+    assert [row[:3] for row in settings.rows] == [("chat", "sft", f"bundle {bundle[:12]}"), ("polish", "orpo", "chat")]
     assert settings.rows[1][-1] == "beta 0.2"
     assert table(report, "evaluation", "Results").columns[4:] == ("compare with", "after chat", "after polish")
     assert table(report, "evaluation", "Changes").columns == ("task", "chat to polish", "test")

@@ -65,7 +65,7 @@ def test_rows_are_packed_tightly_and_shapes_are_few() -> None:
     pieces = [np.array(ids) for ids in documents(400, 100)]
     batches = _pack(pieces, CONFIG.max_seq_len, RowShapes.of(ONE))
     assert {batch.tokens.shape for batch in batches} == {(8, 256)}
-    assert sorted(place[0] for batch in batches for place in batch.places) == list(range(400))
+    assert sorted(place[0] for batch in batches for place in batch.spans) == list(range(400))
     tokens = sum(len(piece) - 1 for piece in pieces)
     assert tokens > 0.9 * sum(batch.tokens.size for batch in batches)
 
