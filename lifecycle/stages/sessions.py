@@ -30,7 +30,12 @@ def begin_session(out: Path, from_step: int, **how: Any) -> None:
 
 
 def finished_sessions(out: Path, steps: int) -> list[dict[str, Any]]:
-    """The sessions whose steps are in the final weights: each up to where the next one went on from."""
+    """The sessions whose steps are in the final weights: each up to where the next one went on from.
+
+    None for a process that does not write: the folder may have its final name already.
+    """
+    if not is_writer():
+        return []
     sessions = list(read_log(out / SESSIONS))
     ends = [later["from_step"] for later in sessions[1:]] + [steps]
     return [how | {"to_step": end} for how, end in zip(sessions, ends, strict=True) if how["from_step"] < end]
