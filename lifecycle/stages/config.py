@@ -146,6 +146,11 @@ class RunConfig(Section):
         """The evaluation tasks; none for a run that evaluates nothing."""
         return () if self.evaluate is None else self.evaluate.tasks
 
+    @property
+    def uses_rows(self) -> bool:
+        """Whether a training stage or a task reads chat rows, pairs or evaluation rows of the run."""
+        return bool(self.reads("chat") or self.reads("pairs")) or "rows" in map(rows_stage, self.tasks)
+
     def require_stage(self, name: str, where: str = "") -> None:
         """Raises `ConfigError`, with the nearest name, unless this is a training stage of the run."""
         if name not in self.train:
@@ -199,6 +204,8 @@ class RunConfig(Section):
         for name, train in self.train.items():
             if train.model is not None and train.model not in self.models:
                 raise ValueError(f"train.{name}.model={train.model}: no such model{nearest(train.model, self.models)}")
+        if unused := self.models.keys() - {self.model_name(name) for name in self.train}:
+            raise ValueError(f"model.{min(unused)}: no training stage has this model; name it in one, or leave it out")
         check_stage_names(self.train)
         for name in self.training_stages:
             if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
@@ -219,11 +226,19 @@ class RunConfig(Section):
         for task in self.tasks:
             self._check_task(task)
         for kind in ("chat", "pairs"):
-            if (stages := self.reads(kind)) and not self.rows.docstrings and not getattr(self.rows, kind):
-                raise ValueError(
-                    f"train.{stages[0]} reads {kind} rows and there are none: list files in rows.{kind}, or make them "
-                    "from the documents' docstrings with rows.docstrings=true"
-                )
+            self._check_own_rows(kind)
+        if self.rows.docstrings and not self.uses_rows:
+            raise ValueError("rows.docstrings: no training stage and no task reads such rows; set it to false")
+
+    def _check_own_rows(self, kind: str) -> None:
+        stages, files = self.reads(kind), getattr(self.rows, kind)
+        if stages and not files and not self.rows.docstrings:
+            raise ValueError(
+                f"train.{stages[0]} reads {kind} rows and there are none: list files in rows.{kind}, or make them "
+                "from the documents' docstrings with rows.docstrings=true"
+            )
+        if files and not stages:
+            raise ValueError(f"rows.{kind} lists files, and no training stage reads {kind} rows; leave them out")
 
     def _check_task(self, task: TaskConfig) -> None:
         stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"

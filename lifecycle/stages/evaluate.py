@@ -8,7 +8,7 @@ from lifecycle.evals.model import chat_model
 from lifecycle.inference.model import Model
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.sessions import session
+from lifecycle.stages.sessions import session_on
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import trained_params
 from lifecycle.text.chat import ChatTemplate
@@ -25,4 +25,4 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
     subject = chat_model(Model(model, params, tokenizer, template), mesh)
     folders = {name: artifact.path for name, artifact in inputs.items()}
     results = evaluate(config.evaluate, folders, subject, out, progress)
-    return Outcome({"tasks": results}, how=[session(config.evaluation_mesh)])
+    return Outcome({"tasks": results}, how=[session_on(config.evaluation_mesh)])

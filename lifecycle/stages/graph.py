@@ -67,7 +67,7 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
     yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer)
     if config.reads("tokens"):
         yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing)
-    if config.reads("chat") or config.reads("pairs") or "rows" in map(rows_stage, config.tasks):
+    if config.uses_rows:
         yield Stage("rows", "rows", from_documents if config.rows.docstrings else (), keys.rows)
 
 

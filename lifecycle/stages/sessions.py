@@ -1,7 +1,7 @@
 """On which mesh, processes and hosts a stage was computed: a record for each session, kept through kills.
 
-A job may come back on another mesh and go on from its checkpoint. Each session adds a line to a file in the stage's
-folder before it begins; the manifest has them all, with the steps that are theirs in the final weights.
+A job may come back on another mesh and go on from its checkpoint. Each session adds a record to a file in the stage's
+folder before its first step; the manifest has them all, with the steps that are theirs in the final weights.
 """
 
 import json
@@ -10,23 +10,35 @@ from typing import Any
 
 import jax
 
+from lifecycle.core.artifact import write_text
 from lifecycle.core.distributed import host_names, is_writer
 from lifecycle.core.runlog import read_log
 from lifecycle.parallel.axes import MeshConfig
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.run import Run
 
 SESSIONS = "sessions.jsonl"
 
 
-def session(mesh: MeshConfig) -> dict[str, Any]:
+def session_on(mesh: MeshConfig) -> dict[str, Any]:
     """How this process and the others of its job compute; all of them call it alike."""
     return {"mesh": mesh.plain(), "processes": jax.process_count(), "hosts": host_names()}
 
 
-def begin_session(out: Path, from_step: int, **how: Any) -> None:
-    """Adds this session, which goes on from `from_step`, to the folder's."""
-    if is_writer():
-        with open(out / SESSIONS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"from_step": from_step, **how}) + "\n")
+class RecordSession(Hook):
+    """Records this session, with the step that it goes on from and the settings that change only how it computes."""
+
+    def __init__(self, mesh: MeshConfig, train: TrainConfig) -> None:
+        self.mesh = mesh
+        self.settings = {name: value for name, value in train.plain().items() if name in train.HOW_COMPUTED}
+
+    def start(self, run: Run) -> None:
+        """Adds the record to those of earlier sessions."""
+        session = {"from_step": run.step, **session_on(self.mesh), **self.settings}
+        if is_writer():
+            path = run.job.out / SESSIONS
+            write_text(path, "".join(json.dumps(record) + "\n" for record in (*read_log(path), session)))
 
 
 def finished_sessions(out: Path, steps: int) -> list[dict[str, Any]]:

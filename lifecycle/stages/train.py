@@ -1,7 +1,6 @@
 """Kind of stage `train`: an objective on the rows that it reads, from the weights that the stage goes on from."""
 
 from pathlib import Path
-from typing import Any
 
 from lifecycle.core.machine import matmul_peak
 from lifecycle.core.progress import Progress
@@ -11,14 +10,12 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.learning_rows import Learner, read_learning_rows
-from lifecycle.stages.sessions import begin_session, finished_sessions, session
+from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.checkpoints.integrity import saved_step
-from lifecycle.training.config import TrainConfig
-from lifecycle.training.job import CHECKPOINTS, TrainJob
+from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 
@@ -34,8 +31,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     learned = read_learning_rows(learner, inputs, out, progress)
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
     job = TrainJob(model, train, mesh, objective, batches, start, out)
-    begin_session(out, saved_step(out / CHECKPOINTS), **session(config.mesh), **how_computed(train))
-    stats = run_job(job, progress, learned.hooks)
+    stats = run_job(job, progress, (RecordSession(config.mesh, train), *learned.hooks))
     facts = {
         "parameters": num_params(model),
         "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),
@@ -44,8 +40,3 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     }
     sessions = finished_sessions(out, train.steps)
     return Outcome(stats | learned.facts | facts, content_hash=stats["params_hash"], how=sessions)
-
-
-def how_computed(train: TrainConfig) -> dict[str, Any]:
-    """The settings that change how a stage is computed, by name, and not what it learns."""
-    return {name: value for name, value in train.plain().items() if name in train.HOW_COMPUTED}

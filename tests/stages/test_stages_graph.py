@@ -196,6 +196,8 @@ def test_a_graph_that_cannot_be_is_refused_with_the_fix(train: dict[str, Any], m
         ),
         ({"data": None}, r"train\.base reads token rows, and there is no data section; add data\.sources"),
         ({"rows": {}}, r"train\.chat reads chat rows and there are none"),
+        ({"rows": {"chat": ["own.jsonl"], "pairs": ["own.jsonl"]}}, r"rows\.pairs lists files, and no training stage"),
+        ({"model": {"one": MODEL, "two": MODEL}}, r"model\.two: no training stage has this model"),
         ({"model": {"one": MODEL, "two": {"d_modle": 3}}}, r"model\.two\.d_modle: no such setting; .*'d_model'"),
         ({"model": MODEL | {"famly": "x"}}, r"model\.famly: no such setting; did you mean 'family'\?"),
     ],
@@ -217,6 +219,14 @@ def test_without_data_nothing_can_be_made_of_documents() -> None:
         run_of(train, rows=own, evaluate={"tasks": [TEXT]})
     with pytest.raises(ConfigError, match=r"train\.chat reads token rows, and there is no data section"):
         run_of({"chat": sft(replay_share=0.5, **{"from": "bundles/x"})}, rows=own)
+
+
+def test_docstrings_that_nothing_reads_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rows\.docstrings: no training stage and no task reads such rows"):
+        run_of({"base": next_token()}, data=DATA, rows={"docstrings": True})
+    task = {"name": "choice", "kind": "multiple_choice", "rows": "@rows/eval-choice.jsonl"}
+    config = run_of({"base": next_token()}, data=DATA, rows={"docstrings": True}, evaluate={"tasks": [task]})
+    assert "rows" in names(config)
 
 
 def test_a_stage_goes_on_from_its_own_model_only() -> None:

@@ -31,11 +31,6 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*/") if path.name.isdecimal())
 
 
-def saved_step(folder: Path) -> int:
-    """The newest step that a run has saved in `folder`; 0 if there is none."""
-    return max(steps_in(folder), default=0)
-
-
 def write_files(path: Path) -> None:
     """Adds the list of a complete folder's files."""
     write_text(path / FILES, json.dumps(_list_files(path), indent=1))
