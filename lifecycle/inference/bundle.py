@@ -9,7 +9,7 @@ from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, logical_axes
+from lifecycle.model.params import Params, abstract_in_use, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
@@ -33,14 +33,15 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
 
 
 def load_params(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> Params:
-    """A bundle's weights, sharded over `mesh` as in training, or on this process's first device.
+    """A bundle's weights in use, sharded over `mesh` as in training, or on this process's first device.
 
     Raises `ConfigError` for a mesh that does not fit the model, and what `load_weights` raises.
     """
     if mesh is None:
-        return load_weights(config, folder)
+        return load_weights(config, folder, like=abstract_in_use(config))
     config.check_mesh(MeshConfig(**mesh.shape))
-    return load_weights(config, folder, tree_shardings(mesh, logical_axes(config)))
+    shardings = tree_shardings(mesh, logical_axes(config))
+    return load_weights(config, folder, shardings, like=abstract_in_use(config))
 
 
 def _defaults(folder: Path, template: ChatTemplate) -> SamplingParams:

@@ -12,7 +12,7 @@ from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.cache import init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import abstract_params, compute_dtype, logical_axes
+from lifecycle.model.params import abstract_in_use, compute_dtype, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 
@@ -44,9 +44,8 @@ def _traced(
 ) -> jax.stages.Traced:
     check_mesh(config, mesh, num_slots)
     with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
-        dtype = compute_dtype(config)  # of the mesh's devices
+        dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
     cache = jax.eval_shape(lambda: init_cache(config, num_slots, length, dtype))
-    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), abstract_params(config))
     params = _placed(params, tree_shardings(mesh, logical_axes(config)))
     cache = _placed(cache, tree_shardings(mesh, cache.logical_axes()))
     rows = jax.tree.map(lambda x: _shape(x, NamedSharding(mesh, P())), rows)

@@ -29,7 +29,7 @@ from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_cached, logits
-from lifecycle.model.params import Params, compute_dtype, logical_axes
+from lifecycle.model.params import Params, compute_dtype, logical_axes, params_in_use
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
 from lifecycle.parallel.mesh import AnyMesh, lay_over, spec, tree_shardings, tree_specs
@@ -197,9 +197,8 @@ class Programs:
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch = LAUNCH if mesh.size > 1 else nullcontext()
         self._static = (config, num_ids, mesh)
-        dtype = compute_dtype(config)
         params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
-        self._params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)  # cast once, not in every step
+        self._params = params_in_use(config, params)  # once, not in every step
         self._cache = _empty_cache(config, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> Sampled:

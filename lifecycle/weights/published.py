@@ -17,6 +17,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from lifecycle.core.artifact import write_text
 from lifecycle.core.config import read_json
+from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_params
 from lifecycle.weights.block_scaled import BlockScaled
@@ -97,10 +98,17 @@ def _depth(array: str) -> int:
     return int(array.split(".")[1]) if array.startswith("blocks.") else -1
 
 
-def load_weights(config: ModelConfig, path: Path, shardings: Any = None, dtype: np.dtype | type = np.float32) -> Params:
+def load_weights(
+    config: ModelConfig, path: Path, shardings: PyTree | None = None, *, like: PyTree | None = None
+) -> Params:
     """The parameters in a folder or file of safetensors, laid over `shardings` (a tree like the parameters'), or whole
-    on this process's first device. Raises `WeightsError` listing all that does not fit."""
-    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, dtype)
+    on this process's first device.
+
+    `like` says in which dtypes, a tree like the parameters': float32, in which they are trained, unless it is
+    `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. Raises
+    `WeightsError` listing all that does not fit.
+    """
+    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, like)
 
 
 def open_weights(config: ModelConfig, path: Path) -> TensorSource:
@@ -136,14 +144,15 @@ def params_from(
     family: Family,
     source: TensorSource,
     where: str,
-    shardings: Any = None,
-    dtype: np.dtype | type = np.float32,
+    shardings: PyTree | None = None,
+    like: PyTree | None = None,
 ) -> Params:
-    """The parameters that lie in `source` in a family's layout, each shard read by itself."""
+    """The parameters in `source`, which has a family's layout, each shard read by itself; `where` names the source in
+    errors."""
     require_fit(config, family, source, where)
-    abstract = abstract_params(config)
+    like = abstract_params(config) if like is None else like
     if shardings is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), abstract)
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), like)
 
     def leaf(path: Any, shape: Any, sharding: Sharding) -> jax.Array:
         stacked = is_stacked(path, shape)
@@ -157,14 +166,9 @@ def params_from(
             for position, array in enumerate(arrays[index[0]]):
                 read_array(config, family.layout, source, array, index[1:], out[position])
 
-        return _sharded(shape.shape, sharding, dtype_of(arrays[0], np.dtype(dtype)), fill)
+        return _sharded(shape.shape, sharding, np.dtype(shape.dtype), fill)
 
-    return jax.tree_util.tree_map_with_path(leaf, abstract, shardings)
-
-
-def dtype_of(array: str, dtype: np.dtype) -> np.dtype:
-    """The dtype of an array in a model of this dtype."""
-    return FLOAT32 if array.endswith(ALWAYS_FLOAT32) else dtype
+    return jax.tree_util.tree_map_with_path(leaf, like, shardings)
 
 
 def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:
@@ -249,7 +253,7 @@ def save_weights(
         return np.asarray(jax.device_get(part if expert is None else part[expert]))
 
     def dtypes(published: str, arrays: tuple[str, ...]) -> np.dtype:
-        return dtype_of(arrays[0], np.dtype(dtype))
+        return FLOAT32 if arrays[0].endswith(ALWAYS_FLOAT32) else np.dtype(dtype)
 
     write_weights(config, read, folder, dtypes, largest_file_bytes)
     write_config(config, folder, np.dtype(dtype), **token_ids)

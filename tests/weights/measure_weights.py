@@ -22,7 +22,7 @@ import numpy as np
 
 from lifecycle.cli.import_weights import import_safetensors
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import logical_axes
+from lifecycle.model.params import abstract_in_use, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.text.byte_tokenizer import ByteTokenizer
@@ -61,7 +61,8 @@ def load(folder: Path, port: str, number: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", PROCESSES, int(number))
     shardings = tree_shardings(build_mesh(MeshConfig(fsdp=PROCESSES)), logical_axes(CONFIG))
-    params = load_weights(CONFIG, folder, shardings, dtype=ml_dtypes.bfloat16)
+    config = CONFIG.model_copy(update={"compute_dtype": "bfloat16"})
+    params = load_weights(config, folder, shardings, like=abstract_in_use(config))
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     print(json.dumps({"peak": peak_bytes(), "held": held}))
 

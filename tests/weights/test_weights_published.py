@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, logical_axes
+from lifecycle.model.params import Params, abstract_in_use, logical_axes, params_in_use
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.testing.families import LLAMA, MODELS, random_params
@@ -147,7 +147,7 @@ def test_half_precision_is_written_and_read(llama_params: Params, tmp_path: Path
     save_weights(LLAMA, llama_params, tmp_path, dtype=dtype)
     assert json.loads((tmp_path / CONFIG).read_text())["torch_dtype"] == np.dtype(dtype).name
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(dtype), llama_params)
-    assert_same(load_weights(LLAMA, tmp_path, dtype=dtype), rounded)
+    assert_same(load_weights(LLAMA, tmp_path, like=rounded), rounded)
     assert_same(load_weights(LLAMA, tmp_path), jax.tree.map(lambda x: x.astype(np.float32), rounded))
 
 
@@ -155,11 +155,26 @@ def test_a_selection_bias_stays_float32(tmp_path: Path) -> None:
     config = MODELS["deepseek_v3"]
     params = random_params(config)
     save_weights(config, params, tmp_path, dtype=ml_dtypes.bfloat16)
-    loaded = load_weights(config, tmp_path, dtype=ml_dtypes.bfloat16)
+    loaded = load_weights(config, tmp_path)
     (name,) = [stack for stack in loaded["blocks"] if "selection_bias" in loaded["blocks"][stack]["feed_forward"]]
     one, other = (tree["blocks"][name]["feed_forward"]["selection_bias"] for tree in (loaded, params))
-    assert one.dtype == np.float32 and np.array_equal(one, other)
-    assert loaded["embed"].dtype == ml_dtypes.bfloat16
+    assert np.array_equal(one, other)
+    np.testing.assert_array_equal(loaded["embed"], np.asarray(params["embed"]).astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v3", "gpt_oss"])
+def test_weights_are_loaded_as_they_are_used(name: str, tmp_path: Path) -> None:
+    """Straight into the dtypes and shardings of use: what casting the trained parameters gives, bit by bit."""
+    config = MODELS[name].model_copy(update={"compute_dtype": "bfloat16"})
+    params = random_params(config)
+    save_weights(config, params, tmp_path)
+    mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
+    shardings = tree_shardings(mesh, logical_axes(config))
+    expected = params_in_use(config, params)
+    for found in (load_weights(config, tmp_path, like=abstract_in_use(config)),
+                  load_weights(config, tmp_path, shardings, like=abstract_in_use(config))):  # fmt: skip
+        assert_same(found, expected)
+    assert jax.tree.map(lambda leaf: leaf.sharding, found) == shardings
 
 
 def test_every_misfit_of_the_weights_is_listed_at_once(llama: Path) -> None:
