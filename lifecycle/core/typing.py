@@ -1,13 +1,19 @@
 """Array types and the one legend of shape letters.
 
-| letter | dimension                         | letter | dimension                    |
-|--------|-----------------------------------|--------|------------------------------|
-| `B`    | rows of a batch                   | `L`    | layers                       |
-| `T`    | positions of a row                | `H`    | query heads                  |
-| `S`    | positions of a KV cache / of keys | `K`    | key-value heads              |
-| `D`    | `d_model`                         | `Dh`   | `head_dim`                   |
-| `F`    | `d_ff`                            | `V`    | `vocab_size`                 |
-| `P`    | preference pairs in a row         | `N`    | tokens of a flattened batch  |
+| letter | dimension                              | letter     | dimension                               |
+|--------|----------------------------------------|------------|-----------------------------------------|
+| `B`    | rows of a batch                        | `D`        | `d_model`                               |
+| `b`    | rows whose loss a device computes      | `F`        | `d_ff`                                  |
+| `T`    | positions of a row                     | `V`        | `vocab_size`                            |
+| `t`    | positions that a device normalises     | `L`        | layers                                  |
+| `S`    | positions of keys, slots of a KV cache | `H`        | query heads                             |
+| `N`    | tokens of a flattened batch            | `K`        | key-value heads                         |
+| `P`    | preference pairs in a row              | `Dh`       | `head_dim`                              |
+| `E`    | experts                                | `Dk`, `Dv` | a key's, a value's where they differ    |
+| `k`    | experts that a token uses              | `Dr`       | rotated dimensions of a head            |
+| `X`    | experts of one device                  | `Dc`       | dimensions of latent attention's latent |
+| `W`    | devices that experts are cut over      | `R`        | rows: of chosen experts, of a key head  |
+| `Q`    | rows of a receiver's buffer            |            |                                         |
 
 A signature reads `Float[Array, "B T D"]`; the letters are documentation and are not checked at run time.
 """

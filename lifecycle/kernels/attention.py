@@ -1,6 +1,6 @@
 """Attention over a described mask: never a dense boolean of `T x T` from outside.
 
-`attention(q, k, v, mask)` is the one entry and the one place where an implementation is chosen. The mask says which
+`attention(q, k, v, mask)` is the one entry, and chooses the implementation. The mask says which
 keys a query may see by position and segment; every implementation builds what it needs of it by itself. Here: a plain
 reference, and an implementation for any device whose gradient is written out so that no transposed copy of a large
 array is made (on two AVX-512 cores, 8 rows of 256 positions, 4 layers: 24 ms less of a 116 ms step than
@@ -65,14 +65,14 @@ def attention(
     `scale` multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2,
     section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
 
-    Over a row (`mask.num_shards`), TPUs run our flash kernels where heads are whole lanes of 128 and JAX's splash where
-    they are not (flash would pad them). NVIDIA's GPUs run cuDNN; what it cannot compute (`cudnn.hindrances`) is
+    Over a row (`mask.num_shards`), TPUs run our flash kernels where heads are multiples of 128 lanes and JAX's splash
+    where they are not (flash would pad them). NVIDIA's GPUs run cuDNN; what it cannot compute (`cudnn.hindrances`) is
     `grouped_attention` while a layer's scores are below 1 GB a device, and refused with `ConfigError` above. All
     else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
     `OUT_NAME` for a remat policy.
     """
     # Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
-    # branch not taken beside a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
+    # branch not taken along with a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
     device, chip = platform(), device_kind()
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     if mask.num_shards is not None and device == "tpu":  # imports that take a second and only TPUs need
@@ -116,7 +116,7 @@ def grouped_attention(
 
 
 def causal_runs(length: int, window: int | None) -> list[tuple[slice, slice]]:
-    """A whole row's queries in runs, each with the keys that any of them may see by position."""
+    """A row's queries in runs, each with the keys that any of them may see by position."""
     size = max(MIN_RUN, -(-length // MAX_RUNS))
     reach = length if window is None else window - 1
     ends = [(first, min(first + size, length)) for first in range(0, length, size)]
@@ -163,33 +163,33 @@ def _attend(
         bounded = jnp.tanh(scores / soft_cap)
         scores, slope = soft_cap * bounded, 1 - bounded * bounded
     scores = jnp.where(seen, scores, MASKED)
-    top = scores.max(-1, keepdims=True)
-    has_key = top > MASKED
-    top = top if sinks is None else jnp.maximum(top, sinks)
-    weights = jnp.exp(scores - top)
-    total, sink_weight = weights.sum(-1, keepdims=True), None
+    m = scores.max(-1, keepdims=True)
+    has_key = m > MASKED
+    m = m if sinks is None else jnp.maximum(m, sinks)
+    p = jnp.exp(scores - m)
+    l, sink_weight = p.sum(-1, keepdims=True), None
     if sinks is not None:
-        sink_weight = jnp.exp(sinks - top)
-        total = total + sink_weight
-        sink_weight = sink_weight / total
-    weights = (weights * jnp.where(has_key, 1 / total, 0.0)).astype(v.dtype)
-    out = checkpoint_name(_matmul(weights, v, 3, 2).astype(v.dtype), OUT_NAME)
-    return out, (q, k, v, weights, out, slope, sink_weight)
+        sink_weight = jnp.exp(sinks - m)
+        l = l + sink_weight
+        sink_weight = sink_weight / l
+    p = (p * jnp.where(has_key, 1 / l, 0.0)).astype(v.dtype)
+    out = checkpoint_name(_matmul(p, v, 3, 2).astype(v.dtype), OUT_NAME)
+    return out, (q, k, v, p, out, slope, sink_weight)
 
 
 def _attend_gradient(
     soft_cap: float | None, saved: tuple[Array, ...], grad: Array
 ) -> tuple[Array, Array, Array, None, Array | None]:
-    q, k, v, weights, out, slope, sink_weight = saved
-    inner = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
-    grad_scores = weights * (_matmul(grad, v, 3, 3) - inner)
+    q, k, v, p, out, slope, sink_weight = saved
+    delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
+    ds = p * (_matmul(grad, v, 3, 3) - delta)
     if soft_cap is not None:
-        grad_scores *= slope
-    grad_scores = grad_scores.astype(q.dtype)
-    grad_v = _matmul(grad, weights, 2, 2).swapaxes(2, 3).astype(v.dtype)
-    grad_q = _matmul(grad_scores, k, 3, 2).astype(q.dtype)
-    grad_k = _matmul(q, grad_scores, 2, 2).swapaxes(2, 3).astype(k.dtype)
-    grad_sinks = None if sink_weight is None else -(sink_weight * inner).sum(0)
+        ds *= slope
+    ds = ds.astype(q.dtype)
+    grad_v = _matmul(grad, p, 2, 2).swapaxes(2, 3).astype(v.dtype)
+    grad_q = _matmul(ds, k, 3, 2).astype(q.dtype)
+    grad_k = _matmul(q, ds, 2, 2).swapaxes(2, 3).astype(k.dtype)
+    grad_sinks = None if sink_weight is None else -(sink_weight * delta).sum(0)
     return grad_q, grad_k, grad_v, None, grad_sinks
 
 

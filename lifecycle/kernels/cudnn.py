@@ -1,6 +1,6 @@
 """Attention over a row on NVIDIA GPUs: cuDNN's fused kernels through `jax.nn.dot_product_attention`.
 
-A whole row without segments is plain causal (and windowed) for the kernel, which skips what is masked. Segments, and
+A full row without segments is plain causal (and windowed) for the kernel, which skips what is masked. Segments, and
 queries that are a load-balanced part of a row, go in as a mask `[B, 1, T, S]`, which JAX turns into a bias of the
 inputs' dtype that all heads share: 134 MB for a row of 8,192 in bfloat16, where the scores never exist. Under remat
 the forward kernel runs again in the backward pass whatever a policy saves: its log-sum-exp has no name.
@@ -22,28 +22,28 @@ LARGEST_PLAIN_SCORES = 10**9
 def hindrances(q: Array, k: Array, v: Array, soft_cap: float | None, sinks: Array | None) -> list[str]:
     """Why the kernels do not serve these inputs, each with the setting behind it; empty where they do. They take 16-bit
     heads of a multiple of 8 dimensions and not too many, an even number of positions, no soft cap and no sinks."""
-    found: list[str] = []
+    reasons: list[str] = []
     if any(x.dtype not in (jnp.bfloat16, jnp.float16) for x in (q, k, v)):
-        found.append(f"queries, keys and values in {q.dtype}: set model.compute_dtype=bfloat16")
+        reasons.append(f"queries, keys and values in {q.dtype}: set model.compute_dtype=bfloat16")
     most, dim = _max_head_dim(), q.shape[-1]
     if dim > most or dim % 8 or v.shape[-1] > dim:
-        found.append(f"heads of {dim} dimensions with values of {v.shape[-1]}: it has up to {most} in steps of 8")
+        reasons.append(f"heads of {dim} dimensions with values of {v.shape[-1]}: it has up to {most} in steps of 8")
     if q.shape[1] % 2 or k.shape[1] % 2:
-        found.append(f"an odd number of positions ({q.shape[1]} queries, {k.shape[1]} keys): set an even seq_len")
+        reasons.append(f"an odd number of positions ({q.shape[1]} queries, {k.shape[1]} keys): set an even seq_len")
     if soft_cap is not None:
-        found.append(f"model.attention_soft_cap={soft_cap}")
+        reasons.append(f"model.attention_soft_cap={soft_cap}")
     if sinks is not None:
-        found.append("model.use_sinks=true")
-    return found
+        reasons.append("model.use_sinks=true")
+    return reasons
 
 
-def require_small(q: Array, k: Array, found: list[str]) -> None:
-    """Raises `ConfigError` where plain attention would hold too many scores; `found` is why it is needed."""
+def require_small(q: Array, k: Array, reasons: list[str]) -> None:
+    """Raises `ConfigError` where plain attention would hold too many scores; `reasons` say why it is needed."""
     rows, queries, heads, _ = q.shape
     num_bytes = 4 * rows * heads * queries * k.shape[1]
     if num_bytes > LARGEST_PLAIN_SCORES:
         raise ConfigError(
-            f"attention on a GPU: cuDNN does not compute {'; nor '.join(found)}. Without it a layer's scores, {rows} "
+            f"attention on a GPU: cuDNN does not compute {'; nor '.join(reasons)}. Without it a layer's scores, {rows} "
             f"rows x {heads} heads x {queries} x {k.shape[1]} in float32, take {num_bytes / 1e9:.1f} GB a device, and "
             f"{LARGEST_PLAIN_SCORES / 1e9:.0f} GB is the most taken: change what is named, set a shorter "
             "seq_len or a larger grad_accum, cut heads over mesh.tensor or rows over mesh.context, or train on TPUs"

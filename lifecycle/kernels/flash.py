@@ -80,17 +80,17 @@ def _flash(plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: 
 
 
 def _flash_forward(plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None) -> tuple:
-    out, sums = (checkpoint_name(x, OUT_NAME) for x in _forward(plan, q, k, v, segments, sinks))
-    return out, (q, k, v, segments, sinks, out, sums)
+    out, lse = (checkpoint_name(x, OUT_NAME) for x in _forward(plan, q, k, v, segments, sinks))
+    return out, (q, k, v, segments, sinks, out, lse)
 
 
 def _flash_backward(plan: Plan, saved: tuple, grad: Array) -> tuple:
-    q, k, v, segments, sinks, out, sums = saved
-    dq, dk, dv, inner = backward(plan, _device(plan), q, k, v, segments, out, sums, grad)
+    q, k, v, segments, sinks, out, lse = saved
+    dq, dk, dv, delta = backward(plan, _device(plan), q, k, v, segments, out, lse, grad)
     dsinks = None
     if sinks is not None:
-        share = jnp.exp2(sinks.astype(jnp.float32)[:, None, None] * LOG2_E - sums)
-        dsinks = -(share * inner).sum((0, 2, 3)).astype(sinks.dtype)
+        share = jnp.exp2(sinks.astype(jnp.float32)[:, None, None] * LOG2_E - lse)
+        dsinks = -(share * delta).sum((0, 2, 3)).astype(sinks.dtype)
     return dq, dk, dv, None, dsinks
 
 
@@ -104,7 +104,7 @@ def _device(plan: Plan) -> Array | int:
 def _forward(
     plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None
 ) -> tuple[Float[Array, "B T HDv"], Float[Array, "B H 1 T"]]:
-    """Output, and the base-2 logarithm of each query's sum of exponentials."""
+    """Output, and each query's log-sum-exp in base 2."""
     batch, (bq, bkv) = q.shape[0], (plan.q.block, plan.kv.block)
     steps = jnp.asarray(fb.forward_steps(plan))[_device(plan)]
     ids = [x[:, None] for x in segments] if segments else [None, None]
@@ -150,19 +150,18 @@ def _forward(
     )(*prefetch, q, k, v, *ids, None if sinks is None else sinks.astype(jnp.float32))
 
 
-def _forward_kernel(
-    plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, sinks, out, sums, top, total, sum_of
-):  # refs
-    """One step: a query block of one head against a key block. `total` holds the sums by lane until the end."""
+def _forward_kernel(plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, sinks, out, lse, m, l, acc):  # refs
+    """One step: a query block of one head against a key block. The running maximum `m`, sum `l` (by lane until the end)
+    and output `acc` are those of the paper."""
     head, flags = pl.program_id(1), steps[fb.FLAGS, pl.program_id(2)]
 
     @pl.when(flags & fb.FIRST != 0)
     def _begin():
         start = MASKED if sinks is None else sinks[head] * LOG2_E
-        top[...] = jnp.full_like(top, start)
-        lane = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
-        total[...] = jnp.where(lane == 0, 0.0 if sinks is None else 1.0, 0.0)
-        sum_of[...] = jnp.zeros_like(sum_of)
+        m[...] = jnp.full_like(m, start)
+        lane = jax.lax.broadcasted_iota(jnp.int32, l.shape, 1)
+        l[...] = jnp.where(lane == 0, 0.0 if sinks is None else 1.0, 0.0)
+        acc[...] = jnp.zeros_like(acc)
 
     def add(i: Array, j: Array, distance: Array, is_masked: bool):
         queries, keys = (fb.rows(n, size) for n, size in zip((i, j), plan.tiles, strict=True))
@@ -170,33 +169,33 @@ def _forward_kernel(
         if is_masked:
             ids = (None, None) if q_ids is None else (q_ids[:, queries], k_ids[:, keys])
             scores = fb.masked(plan, scores, 0, distance, *ids)
-        _add(scores, v[keys, :], *(x.at[queries, :] for x in (top, total, sum_of)))
+        _add(scores, v[keys, :], *(x.at[queries, :] for x in (m, l, acc)))
 
     fb.each_tile(plan, steps, starts, q_spans, k_spans, add)
 
     @pl.when(flags & fb.LAST != 0)
     def _end():
-        whole = _safe(total[...].sum(-1, keepdims=True))
-        out[...] = (sum_of[...] * (1 / whole)).astype(out.dtype)
-        sums[...] = top[...].T[:1] + jnp.log2(_safe(total[...].T.sum(0, keepdims=True)))
+        l_sum = _safe(l[...].sum(-1, keepdims=True))
+        out[...] = (acc[...] * (1 / l_sum)).astype(out.dtype)
+        lse[...] = m[...].T[:1] + jnp.log2(_safe(l[...].T.sum(0, keepdims=True)))
 
 
-def _safe(total: Array) -> Array:
+def _safe(l: Array) -> Array:
     """Padding may see no key at all."""
-    return jnp.where(total == 0, 1.0, total)
+    return jnp.where(l == 0, 1.0, l)
 
 
-def _add(scores: Array, values: Array, top, total, sum_of) -> None:
-    """Takes a part of the keys into the running maximum, sums and output."""
-    before = top[...]
-    now = jnp.maximum(before, scores.max(-1, keepdims=True))
-    weights = jnp.exp2(scores - _wide(now, scores.shape[1]))
-    shrink = jnp.exp2(before - now)
-    top[...] = now
-    by_lane = sum(weights[:, i : i + LANES] for i in range(0, weights.shape[1], LANES))
-    total[...] = total[...] * shrink + by_lane
-    product = jnp.dot(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    sum_of[...] = sum_of[...] * _wide(shrink, values.shape[1]) + product
+def _add(scores: Array, values: Array, m, l, acc) -> None:
+    """Takes a part of the keys into the running maximum, sum and output."""
+    m_prev = m[...]
+    m_next = jnp.maximum(m_prev, scores.max(-1, keepdims=True))
+    p = jnp.exp2(scores - _wide(m_next, scores.shape[1]))
+    alpha = jnp.exp2(m_prev - m_next)
+    m[...] = m_next
+    by_lane = sum(p[:, i : i + LANES] for i in range(0, p.shape[1], LANES))
+    l[...] = l[...] * alpha + by_lane
+    product = jnp.dot(p.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    acc[...] = acc[...] * _wide(alpha, values.shape[1]) + product
 
 
 def _wide(x: Array, width: int) -> Array:

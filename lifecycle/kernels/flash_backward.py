@@ -19,7 +19,7 @@ from lifecycle.kernels.flash_blocks import Plan, Segments
 
 def backward(
     plan: Plan, device: Array | int, q: Array, k: Array, v: Array, segments: Segments, out: Array,
-    sums: Array, grad: Array,
+    lse: Array, grad: Array,
 ) -> tuple[Array, Array, Array, Float[Array, "B H 1 T"]]:  # fmt: skip
     """Gradients of `q`, `k`, `v`, and each query's `sum(out * grad)`.
 
@@ -30,22 +30,22 @@ def backward(
     most = max(1, plan.blocks.dq_bytes // bytes_a_block)
     runs = -(-plan.num_q // most)
     if runs == 1:
-        return _run(plan, device, (0, plan.num_q), q, k, v, segments, out, sums, grad, k.dtype)
+        return _run(plan, device, (0, plan.num_q), q, k, v, segments, out, lse, grad, k.dtype)
     parts = []
     for run in range(runs):
         blocks = run * plan.num_q // runs, (run + 1) * plan.num_q // runs
         cut = slice(blocks[0] * plan.q.block, blocks[1] * plan.q.block)
         ids = segments and (segments[0][:, cut], segments[1])
-        inputs = q[:, cut], k, v, ids, out[:, cut], sums[..., cut], grad[:, cut]
+        inputs = q[:, cut], k, v, ids, out[:, cut], lse[..., cut], grad[:, cut]
         parts.append(_run(plan, device, blocks, *inputs, jnp.dtype(jnp.float32)))
-    dq, dk, dv, inner = zip(*parts, strict=True)
+    dq, dk, dv, delta = zip(*parts, strict=True)
     dk, dv = (jnp.stack(x).sum(0).astype(k.dtype) for x in (dk, dv))
-    return jnp.concatenate(dq, 1), dk, dv, jnp.concatenate(inner, 3)
+    return jnp.concatenate(dq, 1), dk, dv, jnp.concatenate(delta, 3)
 
 
 def _run(
     plan: Plan, device: Array | int, blocks: tuple[int, int], q: Array, k: Array, v: Array,
-    segments: Segments, out: Array, sums: Array, grad: Array, dtype: jnp.dtype,
+    segments: Segments, out: Array, lse: Array, grad: Array, dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     batch, length, (bq, bkv), group = q.shape[0], q.shape[1], (plan.q.block, plan.kv.block), plan.per_group
     steps = jnp.asarray(fb.backward_steps(plan, blocks))[device]
@@ -74,7 +74,7 @@ def _run(
         ),
         pl.BlockSpec((None, bq, dims[1]), query),
     ]
-    dq, dk, dv, inner = pl.pallas_call(
+    dq, dk, dv, delta = pl.pallas_call(
         partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
@@ -103,13 +103,13 @@ def _run(
         ),
         name="flash_bwd",
         interpret=plan.interpret,
-    )(steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, sums, grad)
-    return dq, dk, dv, inner
+    )(steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, lse, grad)
+    return dq, dk, dv, delta
 
 
 def _kernel(
-    plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, out, sums, grad, dq, dk, dv, inner, dq_sum, dk_sum,
-    dv_sum,
+    plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, out, lse, grad, dq, dk, dv, delta, dq_acc, dk_acc,
+    dv_acc,
 ):  # refs  # fmt: skip
     """One step: a key block against a query block of one of the group's heads; keys along the sublanes."""
     query, head, flags = (steps[i, pl.program_id(2)] for i in (fb.QUERY, fb.HEAD, fb.FLAGS))
@@ -117,14 +117,14 @@ def _kernel(
 
     @pl.when(flags & fb.FIRST != 0)
     def _begin_keys():
-        dk_sum[...] = jnp.zeros_like(dk_sum)
-        dv_sum[...] = jnp.zeros_like(dv_sum)
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
 
     @pl.when(flags & fb.NEW != 0)
     def _begin_queries():
-        dq_sum[head, here, :] = jnp.zeros((plan.q.block, plan.key_dim), jnp.float32)
+        dq_acc[head, here, :] = jnp.zeros((plan.q.block, plan.key_dim), jnp.float32)
         products = out[...].astype(jnp.float32) * grad[...].astype(jnp.float32)
-        inner[head, :, here] = products.T.sum(0, keepdims=True)
+        delta[head, :, here] = products.T.sum(0, keepdims=True)
 
     def add(i: Array, j: Array, distance: Array, is_masked: bool):
         queries, keys = (fb.rows(n, size) for n, size in zip((i, j), plan.tiles, strict=True))
@@ -133,22 +133,22 @@ def _kernel(
         if is_masked:
             ids = (None, None) if q_ids is None else (q_ids[:, queries], k_ids[:, keys])
             scores = fb.masked(plan, scores, 1, distance, *ids)
-        weights = jnp.exp2(scores - sums[:, queries])
-        dv_sum[keys, :] += jnp.dot(weights.astype(grad.dtype), grad[queries, :], preferred_element_type=jnp.float32)
-        dscores = weights * (fb.times_rows(v[keys, :], grad[queries, :]) - inner[head, :, own])
-        dscores = (dscores if slope is None else dscores * slope).astype(q.dtype)
-        dk_sum[keys, :] += jnp.dot(dscores, q[queries, :], preferred_element_type=jnp.float32)
-        dq_sum[head, own, :] += jax.lax.dot_general(
-            dscores, k[keys, :], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        p = jnp.exp2(scores - lse[:, queries])
+        dv_acc[keys, :] += jnp.dot(p.astype(grad.dtype), grad[queries, :], preferred_element_type=jnp.float32)
+        ds = p * (fb.times_rows(v[keys, :], grad[queries, :]) - delta[head, :, own])
+        ds = (ds if slope is None else ds * slope).astype(q.dtype)
+        dk_acc[keys, :] += jnp.dot(ds, q[queries, :], preferred_element_type=jnp.float32)
+        dq_acc[head, own, :] += jax.lax.dot_general(
+            ds, k[keys, :], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
 
     fb.each_tile(plan, steps, starts, q_spans, k_spans, add)
 
     @pl.when(flags & fb.DONE != 0)
     def _end_queries():
-        dq[...] = (dq_sum[head, here, :] * plan.scale).astype(dq.dtype)
+        dq[...] = (dq_acc[head, here, :] * plan.scale).astype(dq.dtype)
 
     @pl.when(flags & fb.LAST != 0)
     def _end_keys():
-        dk[...] = (dk_sum[...] * plan.scale).astype(dk.dtype)
-        dv[...] = dv_sum[...].astype(dv.dtype)
+        dk[...] = (dk_acc[...] * plan.scale).astype(dk.dtype)
+        dv[...] = dv_acc[...].astype(dv.dtype)

@@ -2,9 +2,9 @@
 
 A kernel's grid runs over a list of steps, one per pair of a query block and a key block of which something is seen,
 so what no query sees is neither loaded nor computed and costs no turn. The lists are made from positions when the
-program is traced, exact for a causal window, and lie in scalar memory. Segments are known on the device only: each
-block's lowest and highest id lie beside the list, and a pair whose ranges do not meet is loaded but not computed.
-Pairs that are seen whole run without a mask.
+program is traced, exact for a causal window, and go to scalar memory. Segments are known on the device only: each
+block's lowest and highest id are passed with the list, and a pair whose ranges do not meet is loaded but not computed.
+Pairs of which everything is seen run without a mask.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def blocks_of(chip: str, head_dim: int) -> Blocks:
 
     A step costs about 400 instructions whatever it does, so blocks are long; what is multiplied at once is short, since
     half of a tile on the diagonal is for nothing. Counted in the compiler's instruction bundles (stalls are not in
-    them; nothing was timed), a tile of 512 x 512 that is seen whole takes, forward + backward, 1,068 + 2,393 on v5p and
+    them; nothing was timed), a tile of 512 x 512 without a mask takes, forward + backward, 1,068 + 2,393 on v5p and
     870 + 1,469 on v6e; JAX's splash, per as many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053.
     Of 128 MB of VMEM (v5e, v6e) 100 are taken, of 64 MB 60; v4 has 16.
     """
@@ -60,13 +60,14 @@ def blocks_of(chip: str, head_dim: int) -> Blocks:
 
 
 class Fit(NamedTuple):
-    """A length as whole blocks."""
+    """A length as a number of blocks."""
 
     length: int
     block: int
 
     @property
     def num(self) -> int:
+        """Number of blocks."""
         return self.length // self.block
 
 
@@ -83,7 +84,7 @@ class Plan:
 
     num_heads: int
     num_kv_heads: int
-    key_dim: int  # as the kernels see it: whole lanes
+    key_dim: int  # as the kernels see it: a multiple of the lanes
     value_dim: int
     keys: int  # real length of a row's keys
     num_shards: int
@@ -95,10 +96,12 @@ class Plan:
 
     @property
     def per_group(self) -> int:
+        """Query heads that share a key head."""
         return self.num_heads // self.num_kv_heads
 
     @property
     def chunks(self) -> int:
+        """Pieces that a device's queries come in: a load-balanced part of a row is two."""
         return 1 if self.num_shards == 1 else 2
 
     @property
@@ -113,6 +116,7 @@ class Plan:
 
     @property
     def kv(self) -> Fit:
+        """A row's keys as blocks."""
         return fit(self.keys, self.blocks.kv)
 
     @property
@@ -122,6 +126,7 @@ class Plan:
 
     @property
     def num_q(self) -> int:
+        """Query blocks of all pieces."""
         return self.chunks * self.q.num
 
 
@@ -163,8 +168,8 @@ def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
     """`[num_shards, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from
     `blocks[0]` to `blocks[1]`.
 
-    NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them lies
-    in the output's window: that which is done next, else the one done last, so each is written once, when it is whole.
+    NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them is in
+    the output's window: the one that is done next, else the one done last, so each is written once, when it is done.
     """
     return _stacked([_backward_list(seen, plan.per_group) for seen in _seen(plan)[:, blocks[0] : blocks[1]]])
 
@@ -207,7 +212,7 @@ def each_tile(
 ) -> None:
     """`add(i, j, distance, is_masked)` for this step's tiles of which something may be seen.
 
-    Tile `i` of the query block lies `distance` positions behind tile `j` of the key block.
+    Tile `i` of the query block is `distance` positions behind tile `j` of the key block.
     """
     row, step = pl.program_id(0), pl.program_id(2)
     query, key, flags = (steps[i, step] for i in (QUERY, KEY, FLAGS))
@@ -216,15 +221,15 @@ def each_tile(
     def one(t: Array, _: None) -> None:
         i, j = t // num[1], t % num[1]
         distance = starts[query] + i * plan.tiles[0] - key * plan.kv.block - j * plan.tiles[1]
-        some, whole = _position_test(plan, distance)
+        some, every = _position_test(plan, distance)
         if q_spans is not None:
             ranges = [
                 x[row, k, n] for x, n in ((q_spans, query * num[0] + i), (k_spans, key * num[1] + j)) for k in (0, 1)
             ]
             meet, alike = _segment_test(*ranges)
-            some, whole = jnp.logical_and(some, meet), jnp.logical_and(whole, alike)
-        pl.when(jnp.logical_and(some, whole))(lambda: add(i, j, distance, False))
-        pl.when(jnp.logical_and(some, jnp.logical_not(whole)))(lambda: add(i, j, distance, True))
+            some, every = jnp.logical_and(some, meet), jnp.logical_and(every, alike)
+        pl.when(jnp.logical_and(some, every))(lambda: add(i, j, distance, False))
+        pl.when(jnp.logical_and(some, jnp.logical_not(every)))(lambda: add(i, j, distance, True))
 
     pl.when(flags & RUNS != 0)(lambda: jax.lax.fori_loop(0, num[0] * num[1], one, None))
 
@@ -232,12 +237,12 @@ def each_tile(
 def _position_test(plan: Plan, distance: Array) -> tuple[Array, Array]:
     """Whether some of a tile's pairs are seen by their positions, and whether all are."""
     queries, keys = plan.tiles
-    some, whole = distance + queries > 0, distance >= keys - 1
+    some, every = distance + queries > 0, distance >= keys - 1
     if plan.window is None:
-        return some, whole
+        return some, every
     return (
         jnp.logical_and(some, distance < plan.window + keys - 1),
-        jnp.logical_and(whole, distance + queries <= plan.window),
+        jnp.logical_and(every, distance + queries <= plan.window),
     )
 
 

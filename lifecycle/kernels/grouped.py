@@ -8,7 +8,7 @@ The implementation is chosen by the platform that the trace is for (`core/platfo
 
 - TPU: the Pallas kernels `gmm` and `tgmm` of JAX's megablox. `jax.lax.ragged_dot` becomes a kernel there as well, but
   at Mixtral's sizes (16384 rows, 8 x 4096 x 14336, v5p) with tiles of 128 rows and 256 columns, so 85 FLOPs for each
-  byte read where the chip needs 166 to be busy, with a float32 result of 0.9 GB beside the bfloat16 one, and with a
+  byte read where the chip needs 166 to be busy, with a float32 result of 0.9 GB besides the bfloat16 one, and with a
   transposed copy of all weights in the backward pass. megablox reads transposed weights in place, writes bfloat16, and
   takes tiles of 512 x 1024 x 1024: 341 FLOPs a byte.
 - CPU: a loop over tiles of rows, each with its group's matrix. `ragged_dot` multiplies all rows by all matrices there:
@@ -79,8 +79,15 @@ def group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D 
 
 
 def tpu_product(
-    x: Array, weights: Array, group_sizes: Array, transposed: bool, is_filled: bool = True, interpret: bool = False
-) -> Array:
+    x: Float[Array, "N D"],
+    weights: Float[Array, "E D F"],
+    group_sizes: Int[Array, " E"],
+    transposed: bool,
+    is_filled: bool = True,
+    interpret: bool = False,
+) -> Float[Array, "N F"]:
+    """Each row times its group's weight, by megablox. `transposed`: weights are `[E, F, D]`; rows behind the last
+    group are zero, or arbitrary unless `is_filled`; `interpret` runs the kernel's Python on a CPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
@@ -93,7 +100,10 @@ def tpu_product(
     return jnp.where((jnp.arange(rows) < group_sizes.sum())[:, None], out, 0)
 
 
-def tpu_group_products(x: Array, y: Array, group_sizes: Array, interpret: bool = False) -> Array:
+def tpu_group_products(
+    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"], interpret: bool = False
+) -> Float[Array, "E D F"]:
+    """`x' y` over the rows of each group, by megablox: the gradient of the weights of `tpu_product`."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     tiles = (_row_tile(x.shape[0], group_sizes.shape[0]), _tile(x.shape[1]), _tile(y.shape[1]))
@@ -120,7 +130,10 @@ def _pad_rows(x: Array, tile: int) -> Array:
 # CPU ------------------------------------------------------------------------------------------------------------------
 
 
-def cpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
+def cpu_product(
+    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], transposed: bool
+) -> Float[Array, "N F"]:
+    """Each row times its group's weight, a tile of `CPU_ROWS` rows at a time; zero behind the last group."""
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
     x = _pad_rows(x, CPU_ROWS)
 
@@ -135,7 +148,10 @@ def cpu_product(x: Array, weights: Array, group_sizes: Array, transposed: bool) 
     return _for_tiles(group_sizes, step, jnp.zeros((x.shape[0], columns), x.dtype))[:rows]
 
 
-def cpu_group_products(x: Array, y: Array, group_sizes: Array) -> Array:
+def cpu_group_products(
+    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "E D F"]:
+    """`x' y` over the rows of each group, a tile of `CPU_ROWS` rows at a time, accumulated in float32."""
     x, y = _pad_rows(x, CPU_ROWS), _pad_rows(y, CPU_ROWS)
 
     def step(group: Array, start: Array, mask: Array, out: Array) -> Array:
@@ -168,12 +184,18 @@ def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
 # Elsewhere ------------------------------------------------------------------------------------------------------------
 
 
-def ragged_product(x: Array, weights: Array, group_sizes: Array, transposed: bool) -> Array:
+def ragged_product(
+    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], transposed: bool
+) -> Float[Array, "N F"]:
+    """Each row times its group's weight, by XLA's own grouped product."""
     weights = weights.swapaxes(1, 2) if transposed else weights
     return jax.lax.ragged_dot(x, weights, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def ragged_group_products(x: Array, y: Array, group_sizes: Array) -> Array:
+def ragged_group_products(
+    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "E D F"]:
+    """`x' y` over the rows of each group, by XLA's own grouped product."""
     contract_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
     out = jax.lax.ragged_dot_general(x, y, group_sizes, contract_rows, preferred_element_type=jnp.float32)
     return out.astype(x.dtype)

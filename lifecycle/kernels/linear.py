@@ -64,7 +64,7 @@ def gated(
     gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"], activation: Activation
 ) -> Float[Array, "*rows F"]:
     """A gated linear unit's product: SwiGLU; GEGLU with GELU's tanh form (Gemma); or gpt-oss's, whose gate is
-    `x sigmoid(1.702 x)` below 7 and whose other half lies within 7 of zero and is shifted by one."""
+    `x sigmoid(1.702 x)` below 7 and whose other half is clipped to within 7 of zero and shifted by one."""
     if activation == "silu":
         return swiglu(gate, up)
     if activation == "gelu":

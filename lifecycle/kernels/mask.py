@@ -34,6 +34,7 @@ class Mask:
     num_shards: int | None = field(default=None, metadata={"static": True})
 
     def dense(self) -> Bool[Array, "B T S"]:
+        """Whether each query sees each key, as an array: for plain attention and for tests."""
         queries, keys = self.query_positions[:, :, None], self.key_positions[:, None, :]
         seen = queries >= keys
         if self.window is not None:

@@ -1,6 +1,6 @@
-"""Ring attention (Liu et al. 2023): keys and values travel round the context axis; no device ever holds a whole row's.
+"""Ring attention (Liu et al. 2023): keys and values travel round the context axis; no device holds a full row's.
 
-Each device keeps its queries and, part by part, merges what they find into a running maximum, sum and output (the
+Each device keeps its queries and merges each part's scores into a running maximum, sum and output (the
 online softmax of Milakov and Gimelshein 2018); the gradient goes round once more and carries the keys' gradients home.
 Products are plain: the scores of half the queries against one block of keys exist at once. The result depends on
 positions and segments only; a load-balanced order (`row_order`) makes the devices' work equal, because what a half can
@@ -39,12 +39,12 @@ class Part(NamedTuple):
     segments: Int[Array, "B S"]
 
 
-class Found(NamedTuple):
-    """What rows of queries have seen so far, in float32."""
+class Softmax(NamedTuple):
+    """The softmax of rows of queries over the keys so far, in float32."""
 
-    top: Float[Array, "B K R 1"]
-    total: Float[Array, "B K R 1"]
-    out: Float[Array, "B K R Dv"]  # to be divided by `total`
+    m: Float[Array, "B K R 1"]  # the largest score
+    l: Float[Array, "B K R 1"]  # the sum of exponentials
+    acc: Float[Array, "B K R Dv"]  # the output, to be divided by `l`
 
 
 class Rows(NamedTuple):
@@ -94,30 +94,30 @@ def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> t
     """Once round; saved for the gradient: the inputs, the output and each row's log-sum-exp."""
     halves = _halves(q, part)
     sink_halves = (None, None) if sinks is None else _split(sinks)
-    start = tuple(_nothing(rows, part.v, half) for rows, half in zip(halves, sink_halves, strict=True))
+    start = tuple(_no_keys(rows, part.v, half) for rows, half in zip(halves, sink_halves, strict=True))
 
-    def hop(carry: tuple[Part, tuple[Found, ...]], _: None) -> tuple[tuple[Part, tuple[Found, ...]], None]:
-        part, found = carry
+    def hop(carry: tuple[Part, tuple[Softmax, ...]], _: None) -> tuple[tuple[Part, tuple[Softmax, ...]], None]:
+        part, softmaxes = carry
         coming = _next(part, settings)  # under way while this part is used
         blocks = _blocks(part)
-        step = partial(_see, settings=settings)
-        found = tuple(
-            jax.lax.scan(partial(step, rows), state, blocks)[0] for rows, state in zip(halves, found, strict=True)
+        step = partial(_add_keys, settings=settings)
+        softmaxes = tuple(
+            jax.lax.scan(partial(step, rows), so_far, blocks)[0] for rows, so_far in zip(halves, softmaxes, strict=True)
         )
-        return (coming, found), None
+        return (coming, softmaxes), None
 
     (_, ended), _ = jax.lax.scan(hop, (part, start), None, length=settings.num_shards)
-    top, total, out = (jnp.concatenate(x, axis=2) for x in zip(*ended, strict=True))
-    out = checkpoint_name((out / total).astype(q.dtype), OUT_NAME)
-    log_sum = checkpoint_name(top + jnp.log(total), OUT_NAME)
-    return out, (q, part, sinks, out, log_sum)
+    m, l, acc = (jnp.concatenate(x, axis=2) for x in zip(*ended, strict=True))
+    out = checkpoint_name((acc / l).astype(q.dtype), OUT_NAME)
+    lse = checkpoint_name(m + jnp.log(l), OUT_NAME)
+    return out, (q, part, sinks, out, lse)
 
 
 def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Part, Array | None]:
     """Once round with the keys' gradients on board; after as many hops as devices they are at home."""
-    q, part, sinks, out, log_sum = saved
-    inner = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
-    halves = tuple(zip(_halves(q, part), *(_split(x) for x in (grad, inner, log_sum)), strict=True))
+    q, part, sinks, out, lse = saved
+    delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
+    halves = tuple(zip(_halves(q, part), *(_split(x) for x in (grad, delta, lse)), strict=True))
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (part.k, part.v)]
     start = part, zeros, tuple(jnp.zeros(half[0].q.shape, jnp.float32) for half in halves)
 
@@ -127,7 +127,9 @@ def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Par
         blocks = (_blocks(part), _block(grad_k), _block(grad_v))
         sums = []
         for half, so_far in zip(halves, grad_q, strict=True):
-            so_far, (k_blocks, v_blocks) = jax.lax.scan(partial(_unsee, half, settings=settings), so_far, blocks)
+            so_far, (k_blocks, v_blocks) = jax.lax.scan(
+                partial(_add_gradients, half, settings=settings), so_far, blocks
+            )
             blocks = (blocks[0], k_blocks, v_blocks)
             sums.append(so_far)
         on_board = _next([_unblock(x) for x in blocks[1:]], settings)
@@ -135,44 +137,44 @@ def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Par
 
     (_, (grad_k, grad_v), grad_q), _ = jax.lax.scan(hop, start, None, length=settings.num_shards)
     grad_part = Part(grad_k.astype(part.k.dtype), grad_v.astype(part.v.dtype), None, None)  # type: ignore[arg-type]
-    grad_sinks = None if sinks is None else -(jnp.exp(sinks - log_sum) * inner).sum(0)
+    grad_sinks = None if sinks is None else -(jnp.exp(sinks - lse) * delta).sum(0)
     return jnp.concatenate(grad_q, axis=2).astype(q.dtype), grad_part, grad_sinks
 
 
 _ring.defvjp(_forward, _gradient)
 
 
-def _see(rows: Rows, found: Found, keys: Part, *, settings: Settings) -> tuple[Found, None]:
-    """What the rows have seen, with one more block of keys."""
+def _add_keys(rows: Rows, so_far: Softmax, keys: Part, *, settings: Settings) -> tuple[Softmax, None]:
+    """The rows' softmax with one more block of keys."""
 
-    def look() -> Found:
+    def add() -> Softmax:
         scores, seen, _ = _scores(rows, keys, settings)
-        top = jnp.maximum(found.top, scores.max(-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - top), 0)
-        kept = jnp.exp(found.top - top)
-        total = found.total * kept + weights.sum(-1, keepdims=True)
-        return Found(top, total, found.out * kept + _matmul(weights.astype(keys.v.dtype), keys.v, 3, 2))
+        m = jnp.maximum(so_far.m, scores.max(-1, keepdims=True))
+        p = jnp.where(seen, jnp.exp(scores - m), 0)
+        alpha = jnp.exp(so_far.m - m)
+        l = so_far.l * alpha + p.sum(-1, keepdims=True)
+        return Softmax(m, l, so_far.acc * alpha + _matmul(p.astype(keys.v.dtype), keys.v, 3, 2))
 
-    return jax.lax.cond(_may_see(rows, keys, settings.window), look, lambda: found), None
+    return jax.lax.cond(_may_see(rows, keys, settings.window), add, lambda: so_far), None
 
 
-def _unsee(
+def _add_gradients(
     half: tuple[Rows, Array, Array, Array], grad_q: Array, block: tuple[Part, Array, Array], *, settings: Settings
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The gradients of what half of the queries and one block of keys had to do with each other, added up."""
-    rows, grad, inner, log_sum = half
+    """The gradients so far, with those of half of the queries and one block of keys."""
+    rows, grad, delta, lse = half
     keys, grad_k, grad_v = block
 
-    def look() -> tuple[Array, tuple[Array, Array]]:
+    def add() -> tuple[Array, tuple[Array, Array]]:
         scores, seen, slope = _scores(rows, keys, settings)
-        weights = jnp.where(seen, jnp.exp(scores - log_sum), 0)
-        grad_scores = weights * (_matmul(grad, keys.v, 3, 3) - inner)
-        grad_scores = (grad_scores if slope is None else grad_scores * slope).astype(rows.q.dtype)
-        more_k = grad_k + _matmul(grad_scores, rows.q, 2, 2)
-        more_v = grad_v + _matmul(weights.astype(grad.dtype), grad, 2, 2)
-        return grad_q + _matmul(grad_scores, keys.k, 3, 2), (more_k, more_v)
+        p = jnp.where(seen, jnp.exp(scores - lse), 0)
+        ds = p * (_matmul(grad, keys.v, 3, 3) - delta)
+        ds = (ds if slope is None else ds * slope).astype(rows.q.dtype)
+        more_k = grad_k + _matmul(ds, rows.q, 2, 2)
+        more_v = grad_v + _matmul(p.astype(grad.dtype), grad, 2, 2)
+        return grad_q + _matmul(ds, keys.k, 3, 2), (more_k, more_v)
 
-    return jax.lax.cond(_may_see(rows, keys, settings.window), look, lambda: (grad_q, (grad_k, grad_v)))
+    return jax.lax.cond(_may_see(rows, keys, settings.window), add, lambda: (grad_q, (grad_k, grad_v)))
 
 
 def _scores(rows: Rows, keys: Part, settings: Settings) -> tuple[Array, Array, Array | None]:
@@ -191,13 +193,13 @@ def _may_see(rows: Rows, keys: Part, window: int | None) -> Array:
     return may if window is None else may & (keys.positions.max() > rows.positions.min() - window)
 
 
-def _nothing(rows: Rows, v: Array, sinks: Array | None) -> Found:
+def _no_keys(rows: Rows, v: Array, sinks: Array | None) -> Softmax:
     """Before any key; a sink has a share of the softmax from the start, and no value."""
     shape = (*rows.q.shape[:3], 1)
     out = jnp.zeros((*shape[:3], v.shape[-1]), jnp.float32)
     if sinks is None:
-        return Found(jnp.full(shape, MASKED), jnp.zeros(shape), out)
-    return Found(jnp.broadcast_to(sinks, shape), jnp.ones(shape), out)
+        return Softmax(jnp.full(shape, MASKED), jnp.zeros(shape), out)
+    return Softmax(jnp.broadcast_to(sinks, shape), jnp.ones(shape), out)
 
 
 def _halves(q: Array, part: Part) -> tuple[Rows, ...]:

@@ -69,10 +69,10 @@ def _yarn_kept(frequencies: Array, theta: float, scaling: Scaling) -> Array:
     """The same share by YaRN's ramp, linear in the dimension between two numbers of rotations (its section 3.2)."""
     half = frequencies.shape[0]
 
-    def place(rotations: float) -> float:  # the dimension that turns so often over the original length
+    def dim_of(rotations: float) -> float:  # the dimension that turns so often over the original length
         return half * math.log(scaling.original_max_seq_len / (rotations * 2 * math.pi)) / math.log(theta)
 
-    low, high = place(scaling.beta_fast), place(scaling.beta_slow)
+    low, high = dim_of(scaling.beta_fast), dim_of(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
@@ -90,7 +90,7 @@ def rotation_scale(scaling: Scaling) -> float:
 
 
 def score_scale(scaling: Scaling | None) -> float:
-    """What latent attention's scores are multiplied with beside their usual scale (DeepSeek's `mscale_all_dim`)."""
+    """What latent attention's scores are multiplied with on top of their usual scale (DeepSeek's `mscale_all_dim`)."""
     if scaling is None or not scaling.mscale_all_dim:
         return 1.0
     return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
@@ -101,8 +101,8 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
-    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are whole
-    lanes of 128 are turned where they lie, by a kernel."""
+    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are
+    multiples of 128 lanes are turned in their layout, by a kernel."""
     if platform() == "tpu" and x.shape[-1] % 128 == 0:
         from lifecycle.kernels.rotary_rows import rotate_rows
 

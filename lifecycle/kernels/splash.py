@@ -190,6 +190,6 @@ def _packed(seen: np.ndarray) -> Schedule:
 
 
 def _schedule(block: np.ndarray, runs: np.ndarray) -> Schedule:
-    """In the smallest types, since it lies in scalar memory; an axis of one for the heads, which all share it."""
+    """In the smallest types, since it goes to scalar memory; an axis of one for the heads, which all share it."""
     dtype = np.int8 if block.max() <= np.iinfo(np.int8).max else np.int32
     return Schedule(block.astype(dtype)[:, None], runs.astype(np.int8)[:, None])

@@ -50,9 +50,9 @@ class Block(nnx.Module):
 
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """On TPUs, hidden states that lie in memory as they are written, `D` along the lanes. Left to itself the compiler
-    puts positions there, because norms sum over `D`, and then copies what the kernels read and what is saved: 81 M of
-    the 8B model's 3,167 M cycles where all products' results are saved."""
+    """On TPUs, hidden states are kept in memory as they are written, `D` along the lanes. The compiler's own choice is
+    positions along the lanes, because norms sum over `D`; it then copies what the kernels read and what is saved: 81 M
+    of the 8B model's 3,167 M cycles where all products' results are saved."""
     return with_layout_constraint(x, Layout((0, 1, 2))) if platform() == "tpu" else x
 
 

@@ -48,13 +48,13 @@ class KeyValues:
 class Latents:
     """What latent attention keeps of a token: its normed latent and, behind it, the rotary key of all heads."""
 
-    latents: Float[Array, "L B S R+Dr"]
+    latents: Float[Array, "L B S Dc+Dr"]
     length: int = field(metadata={"static": True})
 
     def attend(
-        self, layer: Array | int, q: Float[Array, "B T H R+Dr"], latents: Array, mask: Mask, rank: int, **options: Any
-    ) -> "tuple[Float[Array, 'B T H R'], Latents]":
-        """Stores `latents`, `[B, T, R+Dr]`, and attends to them as one key head, whose first `rank` dimensions are the
+        self, layer: Array | int, q: Float[Array, "B T H Dc+Dr"], latents: Array, mask: Mask, rank: int, **options: Any
+    ) -> "tuple[Float[Array, 'B T H Dc'], Latents]":
+        """Stores `latents`, `[B, T, Dc+Dr]`, and attends to them as one key head, whose first `rank` dimensions are the
         values."""
         slots = _Slots(self.latents.shape[2], self.length, mask)
         stored, seen = slots.extend(self.latents, layer, latents)

@@ -30,13 +30,13 @@ class RopeScaling(Section):
     kind: Literal["linear", "llama3", "yarn"]
     factor: float = Field(gt=0)
     original_max_seq_len: int = Field(default=8192, gt=0)
-    low_freq_factor: float = Field(default=1.0, gt=0)  # llama3: waves longer than original / this are scaled whole
+    low_freq_factor: float = Field(default=1.0, gt=0)  # llama3: waves longer than original / this are fully scaled
     high_freq_factor: float = Field(default=4.0, gt=0)  # llama3: waves shorter than original / this stay
     beta_fast: float = Field(default=32.0, gt=0)  # yarn: more rotations than this over the original length stay
-    beta_slow: float = Field(default=1.0, gt=0)  # yarn: fewer than this are scaled whole
+    beta_slow: float = Field(default=1.0, gt=0)  # yarn: fewer than this are fully scaled
     mscale: float | None = None  # yarn: the ratio of these two scales cosines and sines, and mscale_all_dim's square
     mscale_all_dim: float | None = None  # the scores (MLA only)
-    truncate: bool = True  # yarn: the ramp's ends are rounded outwards to whole dimensions
+    truncate: bool = True  # yarn: the ramp's ends are rounded outwards to integers
 
     @model_validator(mode="after")
     def _check(self) -> "RopeScaling":
@@ -172,10 +172,12 @@ class ModelConfig(Section):
 
     @property
     def v_head_dim(self) -> int:
+        """Dimensions of a head's values."""
         return self.head_dim if self.mla is None else self.mla.v_head_dim
 
     @property
     def bias_rate(self) -> float:
+        """A step's change of the selection biases; 0 without experts."""
         return self.moe.bias_rate if self.moe is not None else 0.0
 
     def remat_names(self, mesh: MeshConfig) -> tuple[RematName, ...]:
@@ -190,9 +192,11 @@ class ModelConfig(Section):
         return tuple(name for name in get_args(RematName) if name not in absent)
 
     def kind(self, layer: int) -> LayerKind:
+        """The kind of a layer, by its number."""
         return self.layer_pattern[layer % len(self.layer_pattern)]
 
     def is_moe(self, layer: int) -> bool:
+        """Whether a layer has experts, by its number."""
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     def check_mesh(self, mesh: MeshConfig) -> None:

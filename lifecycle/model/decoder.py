@@ -90,7 +90,7 @@ def forward_cached(
 
 
 def _row_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
-    """Of this device's queries over the keys of their whole rows."""
+    """The causal mask of this device's queries over the keys of their full rows."""
     (rows, length), num_shards = shape, axis_size("seq")
     order = jnp.asarray(row_order(length * num_shards, num_shards)).reshape(num_shards, -1)[axis_index("seq")]
     queries = jnp.broadcast_to(order, shape)
@@ -234,12 +234,12 @@ def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
-    """The output projection as it lies in the parameters."""
+    """The output projection, in the parameters' dtype and sharding."""
     return params["embed" if config.tie_embeddings else "head"]
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-    """Logits in float32. For a few positions; over whole rows use `kernels.cross_entropy`.
+    """Logits in float32. For a few positions; over rows use `kernels.cross_entropy`.
 
     Where the head is sharded in `d_model`, each device multiplies its columns of the head by those of all rows, and the
     partial sums are scattered to the rows' devices: for 8 rows of 8,192 dimensions on each of 4 devices, a 128th of the

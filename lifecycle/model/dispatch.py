@@ -2,7 +2,7 @@
 
 Rows (one for each token and expert of its choice) are sorted by expert, so by device too. Every device learns every
 other's counts and so knows where each of its slices belongs in the receiver's buffer, sorted by expert and then by
-sender: what arrives needs no further sorting. On TPUs and GPUs a slice is written to its place by
+sender: what arrives needs no further sorting. On TPUs and GPUs a slice is written to its target by
 `jax.lax.ragged_all_to_all`, which moves the rows that there are and nothing else. XLA has none for CPUs: there devices
 exchange blocks of a fixed capacity with `jax.lax.all_to_all`, once if no pair of devices has more rows than a block.
 
@@ -32,7 +32,7 @@ BLOCK_ROOM = 1.25
 
 
 class Slices(NamedTuple):
-    """Where the rows of a round lie, for each peer and each expert: `[peers, experts of one device]`."""
+    """Where the rows of a round start and end, for each peer and each expert: `[peers, experts of one device]`."""
 
     send_starts: Int[Array, "W X"]  # in this device's rows
     send_sizes: Int[Array, "W X"]
@@ -85,11 +85,11 @@ def round_slices(counts: Int[Array, "W W X"], low: Array | int, rows: int, me: A
     sent = counts.reshape(counts.shape[0], -1)
     starts = (jnp.cumsum(sent, axis=1) - sent).reshape(counts.shape)
     received = counts.transpose(1, 2, 0).reshape(counts.shape[0], -1)
-    places = jnp.cumsum(received, axis=1) - received
-    places = places.reshape(counts.shape[0], -1, counts.shape[0]).transpose(2, 0, 1)
-    first = jnp.clip(places, low, low + rows)
-    sizes = jnp.clip(places + counts, low, low + rows) - first
-    starts = jnp.where(sizes > 0, starts + first - places, 0)
+    targets = jnp.cumsum(received, axis=1) - received  # without a limit on what a round takes
+    targets = targets.reshape(counts.shape[0], -1, counts.shape[0]).transpose(2, 0, 1)
+    first = jnp.clip(targets, low, low + rows)
+    sizes = jnp.clip(targets + counts, low, low + rows) - first
+    starts = jnp.where(sizes > 0, starts + first - targets, 0)
     targets = jnp.where(sizes > 0, first - low, 0)
     return Slices(starts[me], sizes[me], targets[me], targets[:, me], sizes[:, me], starts[:, me])
 
@@ -136,25 +136,25 @@ def block_rows(rows: int, others: int, peers: int) -> int:
 
 
 def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
-    """The same without `ragged_all_to_all`: each device packs a block for every peer, blocks change places, and each
+    """The same without `ragged_all_to_all`: each device packs a block for every peer, blocks are exchanged, and each
     device takes its rows out of those that came. What does not fit into a block comes in the next one; mostly there is
     none. An even load moves 1.25 times a device's rows, a gather of all rows as many times as there are devices."""
     peers = slices.send_starts.shape[0]
     block = block_rows(x.shape[0], num_rows, peers)
     packed = jnp.cumsum(slices.send_sizes, axis=1) - slices.send_sizes  # where a slice begins among a peer's rows
     came = jnp.cumsum(slices.receive_sizes, axis=1) - slices.receive_sizes
-    width = x.shape[0] + num_rows  # above any place in a block's row, so that (peer, place) is one number
+    width = x.shape[0] + num_rows  # above any position at a peer, so that (peer, position) is one number
     origins = came + width * jnp.arange(peers)[:, None]
     tables = (slices.receive_starts, slices.receive_sizes, origins)
-    found, is_filled = _looked_up(jnp.arange(num_rows), *(table.reshape(-1) for table in tables))
-    peer, place = found // width, found % width
+    origin, is_filled = _looked_up(jnp.arange(num_rows), *(table.reshape(-1) for table in tables))
+    peer, position = origin // width, origin % width
 
     def turn(number: Array, out: Array) -> Array:
         own = jax.vmap(partial(_looked_up, number * block + jnp.arange(block)))
         rows, _ = own(packed, slices.send_sizes, slices.send_starts)
         arrived = all_to_all(x[rows], "experts", 0, 0).reshape(peers * block, *x.shape[1:])
-        is_now = is_filled & (place // block == number)
-        taken = arrived[jnp.where(is_now, peer * block + place % block, 0)]
+        is_now = is_filled & (position // block == number)
+        taken = arrived[jnp.where(is_now, peer * block + position % block, 0)]
         return jnp.where(is_now.reshape(-1, *[1] * (x.ndim - 1)), taken, out)
 
     turns = -(-slices.send_sizes.sum(axis=1).max() // block)
@@ -163,17 +163,17 @@ def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
 
 
 def _looked_up(
-    places: Int[Array, " P"], starts: Int[Array, " S"], sizes: Int[Array, " S"], origins: Int[Array, " S"]
-) -> tuple[Int[Array, " P"], Bool[Array, " P"]]:
-    """Where each place of slices that begin at `starts` comes from, if they begin at `origins` there, and whether any
+    positions: Int[Array, " Q"], starts: Int[Array, " WX"], sizes: Int[Array, " WX"], origins: Int[Array, " WX"]
+) -> tuple[Int[Array, " Q"], Bool[Array, " Q"]]:
+    """Where each position comes from, if slices that begin at `starts` here begin at `origins` there; and whether any
     slice has it."""
-    here = places[:, None]
+    here = positions[:, None]
     is_in = (here >= starts) & (here < starts + sizes)
     return jnp.where(is_in, here - starts + origins, 0).sum(axis=1), is_in.any(axis=1)
 
 
 def tiled(x: Float[Array, "N D"]) -> Float[Array, "N ..."]:
-    """`x` with rows of whole 8 x 128 tiles, where they are: then a row lies in one piece in a TPU's memory. Compiled
+    """`x` with its rows as 8 x 128 tiles, if they divide so: then a row is contiguous in a TPU's memory. Compiled
     for v5p with Mixtral's rows, a buffer is filled in 51 cycles a row instead of 187, and a gather compiles in 0.3 s
     instead of 3.3 s."""
     return x.reshape(x.shape[0], -1, 128) if x.shape[1] % 1024 == 0 else x
@@ -203,8 +203,8 @@ def to_tokens(rows: Float[Array, "R ..."], order: Order, copies: int) -> Float[A
     """The sums, in float32, of the `copies` rows that belong to a token: the transpose of `to_experts`."""
     # One gather for each copy: a [N, copies, D] array is laid out badly on TPUs, and its sum took 3.2 M cycles for
     # Mixtral's 8192 tokens on v5p where this takes 0.3 M.
-    places = order.inverse.reshape(-1, copies).T
-    own = (rows.at[place].get(mode="promise_in_bounds").astype(jnp.float32) for place in places)
+    copy_rows = order.inverse.reshape(-1, copies).T
+    own = (rows.at[copy].get(mode="promise_in_bounds").astype(jnp.float32) for copy in copy_rows)
     return sum(own, start=jnp.float32(0)).astype(rows.dtype)
 
 

@@ -1,7 +1,7 @@
 """The decoder's layers, as the papers write them.
 
 Weights of products are stored `[in, out]`, the heads flattened into one dimension. A layer knows logical axes, never a
-mesh: on a mesh its weights arrive whole in `d_model` and cut over the heads or `d_ff` that this device computes, so
+mesh: on a mesh its weights arrive gathered in `d_model` and cut over the heads or `d_ff` that this device computes, so
 the number of heads is read off the weights, and `all_gather` and `reduce_scatter` over `norm_seq` change between the
 positions that a device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """

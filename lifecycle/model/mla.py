@@ -5,10 +5,10 @@ heads share. Without a cache both are expanded to each head's keys and values. T
 rotary key only: the query is taken to the latent's side (`q' (W c) = (W' q)' c`), the latent serves as key and value
 of all heads, and the head's values are made of what attention returns.
 
-The latents are the narrow place (576 dimensions a token against 7168 in DeepSeek-V3), so on a mesh it is they that
-are gathered: over `tensor` from the positions that a device normalises, over `context` to the whole row. So each of n
-`context` devices expands the whole row for its heads (there 2.8 % of a layer's FLOPs, n times over) and receives a 71st
-of the bytes that expanded keys and values have.
+Latents are narrow (576 dimensions a token against 7168 in DeepSeek-V3), so on a mesh they are what is gathered: over
+`tensor` from the positions that a device normalises, over `context` to the full row. Each of n `context` devices
+expands the full row for its heads (2.8 % of a layer's FLOPs in DeepSeek-V3, n times over) and receives 1/71 of the
+bytes that expanded keys and values have.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_e
 
 
 class LatentAttention(nnx.Module):
-    """Attention through latents; letters beside the legend's: `R` is `kv_lora_rank`, `Dr` is `rope_head_dim`."""
+    """Attention through latents."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
@@ -72,7 +72,7 @@ class LatentAttention(nnx.Module):
         nope, rotary = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
         return checkpoint_name(jnp.concatenate([nope, turned(rotary, angles)], axis=-1), "q")
 
-    def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T R+Dr"]:
+    def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T Dc+Dr"]:
         """The normed latent, then the turned rotary key: what the cache keeps of a token."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
@@ -80,7 +80,7 @@ class LatentAttention(nnx.Module):
         latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
         return jnp.concatenate([latent, turned(rotary, angles)], axis=-1)
 
-    def _expanded(self, q: Array, latents: Float[Array, "B S 1 R+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
+    def _expanded(self, q: Array, latents: Float[Array, "B S 1 Dc+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
         """Attention with every head's own keys and values."""
         m = self.sizes
         latent, rotary = jnp.split(latents, [m.kv_lora_rank], axis=-1)
@@ -91,9 +91,9 @@ class LatentAttention(nnx.Module):
         return attention(q, checkpoint_name(k, "k"), checkpoint_name(v, "v"), mask, **self._options())
 
     def _absorbed(
-        self, q: Array, latents: Float[Array, "B T 1 R+Dr"], mask: Mask, cache: LayerCache
+        self, q: Array, latents: Float[Array, "B T 1 Dc+Dr"], mask: Mask, cache: LayerCache
     ) -> tuple[Float[Array, "B T H Dv"], LayerCache]:
-        """The same attention on the latents' side: one key head, whose first `R` dimensions are the values."""
+        """The same attention on the latents' side: one key head, whose first `Dc` dimensions are the values."""
         m = self.sizes
         up = self.kv_up[...].reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)

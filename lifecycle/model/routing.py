@@ -3,7 +3,7 @@
 One function holds the routers of the open families: Mixtral and Qwen3-MoE (softmax over all experts, the best k,
 normalised or not), gpt-oss (softmax over the best k's logits, which is the same as the former normalised), DeepSeek-V3
 (sigmoid scores, a bias that takes part in the choice only, choice among the best groups). All of it in float32: a
-rounded logit changes the choice, and with it the whole output.
+rounded logit changes the choice, and with it the output.
 
 Statistics are sums over tokens, so that they may be added over devices and micro-batches before anything is divided.
 """

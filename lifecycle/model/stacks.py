@@ -1,4 +1,4 @@
-"""Which layers are alike, so that they lie in one stack and one scan applies them.
+"""Which layers are alike, so that they are one stack of arrays and one scan applies them.
 
 A pattern of layer kinds (local/global) is scanned over its period; what does not fill a period, and the dense layers
 before a mixture of experts, are groups of their own. 126 layers trace in the time of one period.
@@ -24,7 +24,8 @@ class LayerGroup:
 
     @property
     def stacks(self) -> list[str]:
-        return [stack_name(self.first + place, self.period) for place in range(self.period)]
+        """The stacks' names, in the order of their first layers."""
+        return [stack_name(self.first + offset, self.period) for offset in range(self.period)]
 
 
 def layer_groups(config: ModelConfig) -> list[LayerGroup]:
