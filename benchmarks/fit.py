@@ -2,9 +2,9 @@
 
     uv run --extra tpu python benchmarks/fit.py docs/fit.md
 
-Each line is a plan of the real train step. What the compiler makes is kept, so a run that is stopped goes on where it
-was, and the page is written anew after every line. A line takes the compiler 1 to 10 minutes, so all of them two hours
-when all is new; seconds where no program has changed.
+Each line is a plan of the real train step, or of the real decode program. What the compiler makes is kept, so a run
+that is stopped goes on where it was, and the page is written anew after every line. A line takes the compiler 1 to 10
+minutes, so all of them two hours when all is new; seconds where no program has changed.
 """
 
 import sys
@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.model.config import num_active_params, num_params
-from lifecycle.planning.estimate.budget import TrainingBudget
+from lifecycle.model.config import ModelConfig, num_active_params, num_params
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
 from lifecycle.planning.programs.kept import versions
-from lifecycle.planning.programs.plan import ProgramPlan, plan_train_step
+from lifecycle.planning.programs.plan import ProgramPlan, plan_engine, plan_train_step
 from lifecycle.planning.run_file import read_step
 from lifecycle.planning.search.candidates import mesh_name
 from lifecycle.planning.topology import parse_topology, prepare
@@ -25,6 +26,10 @@ from lifecycle.planning.topology import parse_topology, prepare
 COLUMNS = (
     "model", "parameters", "topology", "chips", "mesh", "rows x positions", "keeps", "peak GB per device", "of it",
     "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens",
+)  # fmt: skip
+DECODE_COLUMNS = (
+    "model", "parameters", "topology", "chips", "mesh", "slots x context", "peak GB per device", "of it", "ms a token",
+    "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens",
 )  # fmt: skip
 
 
@@ -100,15 +105,41 @@ LINES = (
 )
 
 
+@dataclass(frozen=True)
+class DecodeLine:
+    """A line of decoding: a shipped run's model, served by so many slots on a mesh that fills the topology."""
+
+    config: str
+    topology: str
+    mesh: MeshConfig
+    num_slots: int = 32
+    max_seq_len: int = 8192
+
+
+DECODE_LINES = (
+    DecodeLine("llama3_8b_v5p_128", "v5e:2x4", MeshConfig(tensor=8)),
+    DecodeLine("llama3_8b_v5p_128", "v6e:1x1", MeshConfig(), num_slots=8),
+    DecodeLine("llama3_70b_v6e_256", "v6e:2x4", MeshConfig(tensor=8)),
+    # 8 key heads are the most that `tensor` cuts: over 16 chips each layer's weights are gathered, token by token
+    DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8)),
+    DecodeLine("mixtral_8x7b_v5p_128", "v6e:2x4", MeshConfig(expert=2, tensor=4)),
+)
+
+
 def make(folder: Path, out: Path, console: Console) -> None:
     """Plans every line and writes the page."""
     prepare()
-    written: list[str] = []
+    trained: list[str] = []
+    decoded: list[str] = []
     progress = ConsoleProgress(console)
     for line in LINES:
         progress.note(f"{line.name} on {line.topology}")
-        written.append(_cells(line, folder, progress))
-        out.write_text(_page(written), encoding="utf-8")
+        trained.append(_cells(line, folder, progress))
+        out.write_text(_page(trained, decoded), encoding="utf-8")
+    for line in DECODE_LINES:
+        progress.note(f"decoding {line.config} on {line.topology}")
+        decoded.append(_decode_cells(line, folder, progress))
+        out.write_text(_page(trained, decoded), encoding="utf-8")
 
 
 class ConsoleProgress(Silent):
@@ -129,11 +160,9 @@ def _cells(line: FitLine, folder: Path, progress: Progress) -> str:
     config, topology = read_step(folder / f"{line.config}.yaml", line.changes), parse_topology(line.topology)
     model, train = config.model, config.train
     plan = plan_train_step(model, train, config.mesh, topology, config.section, is_tuned=True, progress=progress)
-    total, active = num_params(model), num_active_params(model)
-    size = f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
     keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
     rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
-    cells = (line.name, size, topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
+    cells = (line.name, _size(model), topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
     return "| " + " | ".join((*cells, *_results(plan, topology.chip.hbm_bytes))) + " |"
 
 
@@ -147,18 +176,55 @@ def _results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
     return (*memory, *speed, price)
 
 
-def _page(lines: list[str]) -> str:
+def _decode_cells(line: DecodeLine, folder: Path, progress: Progress) -> str:
+    model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
+    sizes = line.num_slots, line.max_seq_len, line.mesh
+    *_, plan = plan_engine(model, *sizes, topology, is_tuned=True, progress=progress)
+    slots = f"{line.num_slots} x {line.max_seq_len}"
+    cells = (line.config, _size(model), topology.name, str(topology.num_chips), mesh_name(line.mesh), slots)
+    return "| " + " | ".join((*cells, *_decode_results(plan, topology.chip.hbm_bytes))) + " |"
+
+
+def _decode_results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
+    memory = f"{plan.needs_bytes / 1e9:,.1f}", f"{plan.needs_bytes / hbm_bytes:.0%}"
+    budget = plan.budget
+    if not plan.fits or not isinstance(budget, InferenceBudget):
+        return (*memory, "does not fit", "", "", "")
+    price = "" if budget.usd_per_million_tokens is None else f"{budget.usd_per_million_tokens:,.2f}"
+    speed = f"{budget.ms_per_run:,.1f}", f"{budget.tokens_per_s_per_chip:,.0f}", f"{budget.hbm_share:.0%}"
+    return (*memory, *speed, price)
+
+
+def _size(model: ModelConfig) -> str:
+    total, active = num_params(model), num_active_params(model)
+    return f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
+
+
+def _page(trained: list[str], decoded: list[str]) -> str:
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     head = (
         "# What fits where\n\n"
         "Made by `uv run --extra tpu python benchmarks/fit.py docs/fit.md`; do not edit. Memory is the TPU\n"
-        "compiler's, for the whole real train step. Times are estimates, as `lifecycle plan` derives and qualifies\n"
-        "them: nobody ran these on chips. MFU counts causal attention half. Bytes are decimal. A line is a run of\n"
-        "`configs/`, or a preset of `configs/models/` put in place of such a run's model.\n\n"
+        "compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and qualifies\n"
+        "them: nobody ran these on chips. Bytes are decimal.\n\n"
         f"Compiled with {made}.\n\n"
     )
-    rule = "|" + "---|" * len(COLUMNS)
-    return head + "\n".join(("| " + " | ".join(COLUMNS) + " |", rule, *lines)) + "\n"
+    training = (
+        "## Training\n\n"
+        "A line is a run of `configs/`, or a preset of `configs/models/` in place of such a run's model. MFU counts\n"
+        "causal attention half.\n\n"
+    )
+    decoding = (
+        "\n## Decoding\n\n"
+        "The engine's decode program with a run's model in bfloat16, every slot busy with a full context:\n"
+        "`lifecycle plan CONFIG topology=... stage=decode` with the mesh as `serve.mesh`. 100% of the memory's rate:\n"
+        "weights and cache are read once per token, and nothing else takes time.\n\n"
+    )
+    return head + training + _table(COLUMNS, trained) + decoding + _table(DECODE_COLUMNS, decoded)
+
+
+def _table(columns: tuple[str, ...], lines: list[str]) -> str:
+    return "\n".join(("| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *lines)) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 lifecycle plan CONFIG                                   the chain's state and the sizes that the config implies
 lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage's step compiled for chips not here
 lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's
-lifecycle plan CONFIG topology=v5e:1x1 stage=decode     the engine's prefill and decode
+lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
 lifecycle plan CONFIG topology=v6e:16x16 search=true    meshes, micro-batches and rematerialisation compared
 """
 
@@ -60,8 +60,8 @@ class PlanConfig(Section):
             )
         if self.search and self.stage == DECODE:
             raise ValueError(
-                "search=true compares meshes for training, and stage=decode is the engine's programs, which run on one "
-                "device; leave out one of the two"
+                "search=true compares meshes for training, and stage=decode is the engine's programs; leave out one of "
+                "the two"
             )
         return self
 
@@ -148,14 +148,15 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
 
 def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    """The engine's two programs with the exported model; they run on one device."""
+    """The engine's two programs with the exported model, on the mesh that serves it."""
     from lifecycle.planning.programs.plan import plan_engine
 
     if DECODE in config.train:
         raise ConfigError(f"stage={DECODE} is the engine's programs, and a training stage has that name; rename it")
     model = config.model_of(config.exported)
-    max_seq_len = config.serve.max_seq_len or model.max_seq_len
-    for plan in plan_engine(model, config.serve.num_slots, max_seq_len, topology, own.is_tuned, progress):
+    serve = config.serve
+    sizes = serve.num_slots, serve.max_seq_len or model.max_seq_len, serve.mesh
+    for plan in plan_engine(model, *sizes, topology, own.is_tuned, progress):
         _show_and_write(plan, config, topology, console)
 
 

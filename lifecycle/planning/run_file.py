@@ -10,6 +10,7 @@ from lifecycle.core.config import ConfigError, Section, load_config
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+from lifecycle.training.objectives.registry import objective_kind
 
 
 class _RunFile(Section):
@@ -40,5 +41,6 @@ def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
     run = load_config(_RunFile, path, overrides)
     name, train = next(iter(run.train.items()))
     if not isinstance(train, CrossEntropyConfig):
-        raise ConfigError(f"{path}: train.{name} learns from pairs ({train.objective}); put a stage of tokens first")
+        rows = objective_kind(train.objective).rows
+        raise ConfigError(f"{path}: train.{name} learns from {rows} ({train.objective}); put a stage of tokens first")
     return StepConfig(run.model, run.mesh, train, f"train.{name}")

@@ -134,14 +134,14 @@ def device_coordinates(devices: np.ndarray) -> np.ndarray:
     return np.array(rows, dtype=np.int64)
 
 
-def mesh_over(topology: Topology, config: MeshConfig) -> "Mesh":
-    """Our mesh over the topology, laid as a job on such devices lays it.
+def mesh_over(topology: Topology, config: MeshConfig, section: str = "mesh", axis: str = "fsdp") -> "Mesh":
+    """Our mesh over the topology, laid as a job on such devices lays it; `section` of the run's file has its sizes.
 
-    Raises `ConfigError` when the sizes do not use every device, or when an axis that needs the fast network would
-    cross slices.
+    Raises `ConfigError` when the sizes do not use every device, with a size of `axis` that does, or when an axis that
+    needs the fast network would cross slices.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
-    check_fits(topology, sizes)
+    check_fits(topology, sizes, section, axis)
     return lay_over(devices(topology), config)
 
 
@@ -150,15 +150,16 @@ def mesh_of_one(topology: Topology) -> "Mesh":
     return lay_over(devices(topology)[:1], MeshConfig())
 
 
-def check_fits(topology: Topology, sizes: Mapping[str, int]) -> None:
+def check_fits(topology: Topology, sizes: Mapping[str, int], section: str = "mesh", axis: str = "fsdp") -> None:
     """Raises `ConfigError` unless the mesh is exactly the topology's devices, with `replica` across its slices."""
     product = math.prod(sizes.values())
     if product != topology.num_devices:
-        shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
-        others = product // sizes["fsdp"]
-        fsdp, rest = divmod(topology.num_devices, others)
-        choice = f"mesh.fsdp={fsdp}" if fsdp and not rest else f"axes whose product is {topology.num_devices}"
+        shape = " x ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"
+        fitting, rest = divmod(topology.num_devices, product // sizes[axis])
+        product_is = f"axes whose product is {topology.num_devices}"
+        choice = f"{section}.{axis}={fitting}" if fitting and not rest else product_is
         raise ConfigError(
-            f"mesh: {shape} is {product} devices, {topology.name} has {topology.num_devices}; choose {choice}"
+            f"{section}: {shape} has size {product}, but {topology.name} has {topology.num_devices} devices; "
+            f"choose {choice}"
         )
     require_whole_slices(sizes["replica"], topology.num_slices, topology.name)

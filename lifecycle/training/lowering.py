@@ -12,17 +12,24 @@ from lifecycle.parallel.placement import BY_POSITION, batch_sharding
 from lifecycle.training.config import CrossEntropyConfig, TrainConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.state import abstract_state, state_shardings
+from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 
 
 def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """A stage's train step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
+    state, batch = abstract_arguments(model, train, mesh)
+    optimizer, objective = build_optimizer(train.optimizer, model, train.steps, mesh), build_objective(model, train)
+    shardings = jax.tree.map(lambda array: array.sharding, state)
+    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
+    return step.trace(state, batch)
+
+
+def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> tuple[TrainState, Batch]:
+    """Shapes and shardings of what a step of token rows takes: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.freeze)
-    objective = build_objective(model, train)
-    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
-    return step.trace(abstract_state(model, optimizer, shardings), abstract_batch(train, mesh))
+    return abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)
 
 
 def abstract_batch(train: TrainConfig, mesh: AnyMesh) -> Batch:

@@ -4,7 +4,7 @@ from itertools import takewhile
 
 import pytest
 
-from benchmarks.fit import COLUMNS, LINES, FitLine, _page, _results
+from benchmarks.fit import COLUMNS, DECODE_COLUMNS, DECODE_LINES, LINES, FitLine, _decode_results, _page, _results
 from lifecycle.planning.run_file import StepConfig, read_step
 from lifecycle.planning.search.candidates import Candidate, mesh_name
 from lifecycle.planning.search.footprint import footprint
@@ -48,16 +48,24 @@ def test_a_preset_put_into_a_run_should_fit_by_arithmetic(line: FitLine) -> None
     assert footprint(step.model, train, candidate).total_bytes < 0.9 * has
 
 
-def test_the_kept_page_has_these_lines() -> None:
+def kept_rows(columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Model, topology and mesh of the kept page's table with these columns."""
     lines = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8").splitlines()
-    start = lines.index("| " + " | ".join(COLUMNS) + " |") + 2
-    cells = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("| "), lines[start:])]
-    kept = [(row[COLUMNS.index("model")], row[COLUMNS.index("topology")], row[COLUMNS.index("mesh")]) for row in cells]
-    assert kept == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
+    start = lines.index("| " + " | ".join(columns) + " |") + 2
+    rows = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("| "), lines[start:])]
+    return [tuple(row[columns.index(name)] for name in ("model", "topology", "mesh")) for row in rows]
+
+
+def test_the_kept_page_has_these_lines() -> None:
+    assert kept_rows(COLUMNS) == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
+    decoded = [(line.config, line.topology, mesh_name(line.mesh)) for line in DECODE_LINES]
+    assert kept_rows(DECODE_COLUMNS) == decoded
+    assert {("llama3_70b_v6e_256", "v5e:4x4"), ("llama3_70b_v6e_256", "v6e:2x4")} <= {row[:2] for row in decoded}
 
 
 def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
-    assert _results(program_plan(fits=False, needs=150 * 10**9), 100 * 10**9) == (
+    plan, hbm_bytes = program_plan(fits=False, needs=150 * 10**9), 100 * 10**9
+    assert _results(plan, hbm_bytes) == _decode_results(plan, hbm_bytes) == (
         "150.0", "150%", "does not fit", "", "", "",
     )  # fmt: skip
-    assert _page(["| a |"]).count("|---") == len(COLUMNS)
+    assert _page(["| a |"], ["| b |"]).count("|---") == len(COLUMNS) + len(DECODE_COLUMNS)

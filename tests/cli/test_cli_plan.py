@@ -18,6 +18,7 @@ from rich.console import Console
 from lifecycle.cli.plan import PlanConfig, plan_decode, plan_training, planned_stage, split
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.estimate.budget import InferenceBudget
 from lifecycle.planning.programs import plan
 from lifecycle.planning.programs.plan import ProgramPlan
@@ -44,7 +45,7 @@ def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
         (("search=true",), "search=true says how to compile.*add topology=CHIP:SHAPE.*leave out search"),
         (("stage=decode",), "stage=decode says.*topology=v5p:4x4x4"),
         (("is_tuned=false", "search=true"), "is_tuned=false search=true says.*leave out is_tuned and search"),
-        (("topology=v5e:1x1", "stage=decode", "search=true"), "run on one device; leave out one of the two"),
+        (("topology=v5e:1x1", "stage=decode", "search=true"), "the engine's programs; leave out one of the two"),
     ],
 )
 def test_a_wrong_word_is_refused(words: tuple[str, ...], says: str) -> None:
@@ -87,15 +88,17 @@ def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.M
     def plan_engine(*arguments: Any) -> Iterator[ProgramPlan]:
         asked.append(arguments[:-1])
         for name, tokens in (("prefill", 256), ("decode", 4)):
-            budget = InferenceBudget(1.0, tokens, 2.0, 3.0, 0.5, None)
+            budget = InferenceBudget(1.0, tokens, 2.0, 2.0, 3.0, 0.5, 1, 1, 1e-3, None)
             yield replace(program_plan(), program=name, section="serve", budget=budget)
 
     monkeypatch.setattr(plan, "plan_engine", plan_engine)
-    config = load("llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048")
+    config = load(
+        "llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048", "serve.mesh.tensor=8"
+    )
     console = Console(file=StringIO(), width=200, record=True)
     plan_decode(config, PlanConfig(topology=CUBE.name, stage="decode"), CUBE, console, Silent())
     text = console.export_text()
-    assert asked == [(config.model, 4, 2048, CUBE, True)]
+    assert asked == [(config.model, 4, 2048, MeshConfig(tensor=8), CUBE, True)]
     assert "one for each of 4 slots" in text and "to the first token, for each chunk" in text
     for name, tokens in (("prefill", 256), ("decode", 4)):
         written = json.loads((config.folder / f"plan-{name}-v5p-4x4x4.json").read_text(encoding="utf-8"))

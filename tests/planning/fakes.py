@@ -49,8 +49,8 @@ def program_plan(
     rows = (TrafficTotal("all-gather", ("fsdp",), 1, sent, 0, 0.1),)
     step_s += exposed_s
     estimate = StepEstimate(1, 1, 1.0, (), 1.0, rows, 1.0, 0.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
-    memory = DeviceMemory(1, 2, 3, needs - 6, needs, 0, CUBE.chip.hbm_bytes, 0)
+    memory = DeviceMemory(1, 2, 0, 3, needs - 6, needs, 0, CUBE.chip.hbm_bytes, 0)
     known = (memory, estimate) if fits else (None, None)
     budget = training_budget(estimate, CUBE, Work(1000, 1.0, 1.0, 10)) if fits else None
     head = ("v5p:4x4x4", {"fsdp": 64}, "pretrain", "pretrain", {}, {"jax": "1"})
-    return ProgramPlan(*head, fits, needs, *known, (), 2.0, budget)
+    return ProgramPlan(*head, fits, needs, *known, (), 2.0, budget, {"parameters": 1, "optimizer": 2})

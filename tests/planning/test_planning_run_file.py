@@ -1,5 +1,7 @@
 """What a train step needs of a run's file."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,11 @@ def test_a_file_without_such_a_stage_is_rejected(tmp_path: Path, train: str, say
     file.write_text(f"name: run\nmodel: {model}\ntrain: {train}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=says):
         read_step(file)
+
+
+def test_a_process_that_imports_nothing_else_knows_the_objectives() -> None:
+    code = (
+        "import sys, pathlib, lifecycle.planning.run_file as r; print(r.read_step(pathlib.Path(sys.argv[1])).section)"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "configs" / "debug.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "train.pretrain"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Compilation:
-    """A compiled program, or how much memory one that does not fit would need. Bytes are per device."""
+    """A compiled program, or how much memory one that does not fit would need. Bytes are per device; of what does not
+    fit only the peak is known."""
 
     module: str | None  # the compiled module's text; None: the program does not fit
     peak_bytes: int  # the largest sum of buffers that live at once, arguments included
-    all_argument_bytes: int
-    argument_bytes: dict[str, int]  # by field: `params`, `opt_state`; of what does not fit only those that are known
+    argument_bytes: int
     code_bytes: int
     host_bytes: int
     compile_s: float

@@ -6,17 +6,14 @@ allocated sizes would sum to 15.91). What must hold: the parts add up to the pea
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+import jax
+
+from lifecycle.core.typing import PyTree
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.compilation import Compilation
-
-if TYPE_CHECKING:
-    from jax.stages import Compiled, Lowered
-
-PARAMETER_FIELDS = ("trained", "frozen")  # of a training step's state
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class DeviceMemory:
 
     parameters_bytes: int
     optimizer_bytes: int
-    other_arguments_bytes: int  # the batch; a cache
+    cache_bytes: int  # of the engine: keys and values of all slots
+    other_arguments_bytes: int  # the batch
     temporaries_bytes: int
     peak_bytes: int
     code_bytes: int  # of the program itself; no part of the peak
@@ -39,14 +37,16 @@ class DeviceMemory:
         return self.peak_bytes / self.hbm_bytes
 
 
-def device_memory(compilation: Compilation, chip: Chip) -> DeviceMemory:
-    """The memory of a program that was compiled."""
-    parameters, optimizer = (compilation.argument_bytes.get(name, 0) for name in ("params", "opt_state"))
+def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip) -> DeviceMemory:
+    """The memory of a program that was compiled, with what is known of its arguments (`bytes_by_part`)."""
+    parameters = known_bytes["parameters"] + known_bytes.get("embedding", 0)
+    optimizer, cache = known_bytes.get("optimizer", 0), known_bytes.get("cache", 0)
     return DeviceMemory(
         parameters_bytes=parameters,
         optimizer_bytes=optimizer,
-        other_arguments_bytes=compilation.all_argument_bytes - parameters - optimizer,
-        temporaries_bytes=compilation.peak_bytes - compilation.all_argument_bytes,
+        cache_bytes=cache,
+        other_arguments_bytes=compilation.argument_bytes - parameters - optimizer - cache,
+        temporaries_bytes=compilation.peak_bytes - compilation.argument_bytes,
         peak_bytes=compilation.peak_bytes,
         code_bytes=compilation.code_bytes,
         hbm_bytes=chip.hbm_bytes,
@@ -54,42 +54,11 @@ def device_memory(compilation: Compilation, chip: Chip) -> DeviceMemory:
     )
 
 
-def known_argument_bytes(lowered: "Lowered", num_devices: int) -> dict[str, int]:
-    """Bytes per device of a program's arguments by the first field name on their path, before it is compiled.
-
-    A training step's state is known from its result, which says how it is sharded; on one device everything is known
-    from the arguments.
-    """
-    import jax
-
-    if num_devices == 1:
-        leaves = [(path, info.shape, info) for path, info in jax.tree_util.tree_leaves_with_path(lowered.args_info)]
-    else:
-        results = jax.tree_util.tree_leaves_with_path(lowered.out_info)
-        leaves = [(path, info.sharding.shard_shape(info.shape), info) for path, info in results if info.sharding]
-    return _by_field(leaves)
+def bytes_by_part(arguments: Mapping[str, PyTree]) -> dict[str, int]:
+    """Bytes per device of abstract arrays, by the name of the part of a program's arguments that they are."""
+    return {part: sum(_device_bytes(array) for array in jax.tree.leaves(tree)) for part, tree in arguments.items()}
 
 
-def argument_bytes(compiled: "Compiled") -> dict[str, int]:
-    """Bytes per device of the arguments, by the first field name on their path; `params` for parameters, trained and
-    frozen, and for a first argument without field names."""
-    import jax
-
-    arguments = jax.tree_util.tree_leaves_with_path(compiled.args_info)
-    shardings = jax.tree.leaves(compiled.input_shardings)
-    assert len(arguments) == len(shardings), f"{len(arguments)} arguments, {len(shardings)} shardings"
-    pairs = zip(arguments, shardings, strict=True)
-    return _by_field((path, sharding.shard_shape(info.shape), info) for (path, info), sharding in pairs)
-
-
-def _by_field(leaves: Iterable[tuple[Any, tuple[int, ...], Any]]) -> dict[str, int]:
-    """Sums of (path, a device's shape, something with a dtype)."""
-    sizes: dict[str, int] = {}
-    for path, shape, info in leaves:
-        # An argument's path begins with args or kwargs, then the argument
-        is_first = len(path) > 1 and getattr(path[1], "idx", None) == 0
-        fields = (str(key.name) for key in path if hasattr(key, "name"))
-        name = next(fields, "params" if is_first else "")
-        name = "params" if name in PARAMETER_FIELDS else name
-        sizes[name] = sizes.get(name, 0) + math.prod(shape) * info.dtype.itemsize
-    return sizes
+def _device_bytes(array: jax.ShapeDtypeStruct) -> int:
+    assert array.sharding is not None, "an argument says how it is sharded"
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize

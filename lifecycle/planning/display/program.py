@@ -19,7 +19,8 @@ BAR_WIDTH = 60
 PARTS = (  # name, field, colour
     ("parameters", "parameters_bytes", "blue"),
     ("optimizer", "optimizer_bytes", "cyan"),
-    ("batch, cache", "other_arguments_bytes", "magenta"),
+    ("cache", "cache_bytes", "green"),
+    ("other arguments", "other_arguments_bytes", "magenta"),
     ("temporaries", "temporaries_bytes", "yellow"),
 )
 
@@ -65,6 +66,8 @@ def memory_picture(memory: DeviceMemory) -> RenderableType:
     bar, table = Text("  "), _table("memory per device", ("part", "bytes", "of the device"))
     for name, field, colour in PARTS:
         size = getattr(memory, field)
+        if not size:
+            continue
         bar.append("█" * round(BAR_WIDTH * max(0, size) / memory.hbm_bytes), style=colour)
         table.add_row(Text(name, style=colour), gigabytes(size), f"{size / memory.hbm_bytes:.1%}")
     bar.append("░" * max(0, BAR_WIDTH + 2 - len(bar)), style="dim")
@@ -84,11 +87,8 @@ def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
         f"{gigabytes(chip.hbm_bytes)}: {gigabytes(over)} too much"
     )
     table = _table("of that", ("part", "bytes", "of the device"))
-    names = {"params": "parameters", "opt_state": "optimizer"}
-    parts = {name: known.get(field, 0) for field, name in names.items()}
-    parts["other arguments"] = sum(known.values()) - sum(parts.values())
-    parts["the rest: activations, gradients, gathered parameters"] = plan.needs_bytes - sum(known.values())
-    for name, size in parts.items():
+    rest = "the rest: activations, gradients, gathered parameters"
+    for name, size in {**known, rest: plan.needs_bytes - sum(known.values())}.items():
         table.add_row(name, gigabytes(size), f"{size / chip.hbm_bytes:.1%}")
     lines = [f"- {line}" for line in remedies(plan, chip)]
     return Group(Text(title, style="red"), table, Text("\n".join(["What helps", *lines])))
@@ -100,7 +100,9 @@ def remedies(plan: ProgramPlan, chip: Chip) -> list[str]:
     if plan.section == "serve":
         return [
             "fewer slots or a shorter context: serve.num_slots, serve.max_seq_len (the cache is their product)",
-            "a chip with more memory: the engine's programs run on one device",
+            "more devices: a larger topology with serve.mesh.tensor to match, which divides the model's key heads; "
+            "beyond that serve.mesh.fsdp, which gathers each layer's weights in every step",
+            "a chip with more memory",
         ]
     if sum(plan.known_bytes.values()) >= chip.hbm_bytes:
         return [f"the state alone does not fit, however few activations are kept: {more}"]
@@ -191,11 +193,19 @@ def _add_training(table: Table, budget: TrainingBudget) -> None:
 
 def _add_inference(table: Table, budget: InferenceBudget, is_prompt: bool) -> None:
     kind = "prompt tokens" if is_prompt else "tokens"
-    runs = f"a chunk of {budget.tokens_per_run:,}" if is_prompt else f"one for each of {budget.tokens_per_run:,} slots"
-    table.add_row(f"{kind}/s", f"{budget.tokens_per_s:,.0f}", runs)
+    runs = (
+        f"in chunks, {budget.tokens_per_run:,} a run"
+        if is_prompt
+        else f"one for each of {budget.tokens_per_run:,} slots"
+    )
+    table.add_row(f"{kind}/s", f"{budget.tokens_per_s:,.0f}", f"{runs}; {budget.tokens_per_s_per_chip:,.0f} per chip")
     meaning = "to the first token, for each chunk" if is_prompt else "from a slot's token to its next"
     table.add_row("ms a chunk" if is_prompt else "ms a token", f"{budget.ms_per_run:,.3f} ms", meaning)
     table.add_row("MFU", f"{budget.mfu:.1%}", "causal attention counted half")
+    if not is_prompt:
+        read = f"{gigabytes(budget.weights_bytes)} of weights in use, {gigabytes(budget.cache_bytes)} of cache"
+        table.add_row("floor: memory", milliseconds(budget.floor_s), f"{read}, read once at the memory's rate")
+        table.add_row("of the memory's rate", f"{budget.hbm_share:.1%}", "the floor over the expected step")
     price = budget.usd_per_million_tokens
     money = "no price known" if price is None else f"{price:,.4f} USD"
     table.add_row(f"10^6 {kind}", money, "at the list price, all slots busy, without the host's part of the engine")

@@ -2,8 +2,12 @@
 
 MFU is model FLOPs over what the devices could do in the same time, with causal attention counted half; next to it the
 older convention that counts the whole square (Chowdhery et al. 2022, appendix B). Prices are the chips' list prices.
+
+Decoding is bound by the memory: each step reads the weights and the cache. The floor is that time, with every slot at
+its full context and all experts read, but of an untied embedding only rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lifecycle.planning.estimate.step import StepEstimate
@@ -28,14 +32,23 @@ class TrainingBudget:
 
 @dataclass(frozen=True)
 class InferenceBudget:
-    """What one run of the engine's prefill or decode means for those who ask."""
+    """What one run of the engine's prefill or decode means for those who ask. Bytes are per device."""
 
     model_flops: float  # per device and run
-    tokens_per_run: int  # of a prompt's chunk; of decoding, one for each slot
+    tokens_per_run: int  # of prompts' chunks; of decoding, one for each slot
     tokens_per_s: float
+    tokens_per_s_per_chip: float
     ms_per_run: float  # of decoding: from one of a slot's tokens to the next
     mfu: float
+    weights_bytes: int
+    cache_bytes: int
+    floor_s: float  # reading the weights and the whole cache once at the memory's rate
     usd_per_million_tokens: float | None  # with every slot busy; None: no price known
+
+    @property
+    def hbm_share(self) -> float:
+        """Of decoding: the share of the memory's rate at which weights and cache are read."""
+        return 1e3 * self.floor_s / self.ms_per_run
 
 
 def training_budget(step: StepEstimate, topology: Topology, work: Work) -> TrainingBudget:
@@ -57,19 +70,28 @@ def training_budget(step: StepEstimate, topology: Topology, work: Work) -> Train
     )
 
 
-def inference_budget(step: StepEstimate, topology: Topology, work: Work) -> InferenceBudget:
+def inference_budget(
+    step: StepEstimate, topology: Topology, work: Work, known_bytes: Mapping[str, int], num_devices: int
+) -> InferenceBudget:
     """Runs like this one, back to back and with every slot busy; the host's part of the engine is not in it.
 
-    The engine's programs run on one device, whatever the chip has; it is that device's share of the chip that costs.
+    `known_bytes` are those of the program's arguments per device, by part. On a chip with two devices one of them may
+    be used, and costs its share of the chip.
     """
     chip = topology.chip
     tokens_per_s = work.tokens / step.step_s
-    price = None if chip.price_per_hour is None else chip.price_per_hour / chip.devices_per_chip / 3600
+    num_chips = num_devices / chip.devices_per_chip
+    price = None if chip.price_per_hour is None else num_chips * chip.price_per_hour / 3600
+    weights, cache = known_bytes["parameters"], known_bytes["cache"]
     return InferenceBudget(
-        model_flops=work.flops,
+        model_flops=work.flops / num_devices,
         tokens_per_run=work.tokens,
         tokens_per_s=tokens_per_s,
+        tokens_per_s_per_chip=tokens_per_s / num_chips,
         ms_per_run=1e3 * step.step_s,
-        mfu=work.flops / step.step_s / chip.bf16_flops,
+        mfu=work.flops / step.step_s / num_devices / chip.bf16_flops,
+        weights_bytes=weights + known_bytes.get("embedding", 0),
+        cache_bytes=cache,
+        floor_s=(weights + cache) / chip.hbm_bytes_per_s,
         usd_per_million_tokens=None if price is None else 1e6 * price / tokens_per_s,
     )

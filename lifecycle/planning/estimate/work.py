@@ -29,12 +29,13 @@ def train_work(model: ModelConfig, train: TrainConfig) -> Work:
     return Work(tokens, half, full, train.steps, attention_share(model, train.seq_len))
 
 
-def prefill_work(model: ModelConfig, max_seq_len: int) -> Work:
-    """The longest chunk of a prompt, half-way through a context of `max_seq_len`; the head is for its last token."""
+def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:
+    """The longest chunks of so many prompts, each half-way through a context of `max_seq_len`; the head is for their
+    last tokens."""
     from lifecycle.inference.scheduler import BUCKETS
 
-    tokens = BUCKETS[-1]
-    spared = 2 * (tokens - 1) * model.d_model * model.vocab_size
+    tokens = num_chunks * BUCKETS[-1]
+    spared = 2 * (tokens - num_chunks) * model.d_model * model.vocab_size
     half, full = (tokens * forward_flops_per_token(model, max_seq_len, causal) - spared for causal in (True, False))
     return Work(tokens, half, full, runs=1)
 

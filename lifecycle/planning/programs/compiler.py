@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from lifecycle.core.progress import Progress
 from lifecycle.planning.chips import GIB
 from lifecycle.planning.compiled.compilation import Compilation
-from lifecycle.planning.compiled.memory import argument_bytes, known_argument_bytes
 
 if TYPE_CHECKING:
     from jax.stages import Lowered
@@ -18,9 +17,7 @@ _NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
-def compile_program(
-    lowered: "Lowered", num_devices: int, options: Mapping[str, str], progress: Progress
-) -> Compilation:
+def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Progress) -> Compilation:
     """Compiles for the devices that the program was lowered for. A program that does not fit is a result, too; any
     other error of the compiler is raised as it comes."""
     from jax.errors import JaxRuntimeError
@@ -32,16 +29,14 @@ def compile_program(
         needs = _NEEDS.search(str(error))
         if needs is None:
             raise
-        known = known_argument_bytes(lowered, num_devices)
         size = int(float(needs[1]) * _UNITS[needs[2]])
-        return Compilation(None, size, sum(known.values()), known, 0, 0, time.monotonic() - started)
+        return Compilation(None, size, 0, 0, 0, time.monotonic() - started)
     stats = compiled.memory_analysis()
     assert stats is not None, "the TPU compiler says what its programs take"
     return Compilation(
         module=compiled.as_text(),
         peak_bytes=stats.peak_memory_in_bytes,
-        all_argument_bytes=stats.argument_size_in_bytes,
-        argument_bytes=argument_bytes(compiled),
+        argument_bytes=stats.argument_size_in_bytes,
         code_bytes=stats.generated_code_size_in_bytes,
         host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
         compile_s=time.monotonic() - started,

@@ -1,15 +1,16 @@
 """Compilations kept on disk, under the hash of what decides them.
 
-That is the lowered program, the devices, the compiler's options (those of the environment too) and the libraries'
-versions. What must hold: a kept compilation is what compiling again would give. It holds facts from the compiler and no
-estimate: everything else is read from it anew, so this package's code is in no key. Only the names of operations are
-those of the day on which it was compiled.
+That is the lowered program, the devices, the compiler's options (those of the environment too), the libraries'
+versions and which facts are kept. What must hold: a kept compilation is what compiling again would give. It holds facts
+from the compiler and no estimate: everything else is read from it anew, so this package's code is in no key. Only the
+names of operations are those of the day on which it was compiled.
 """
 
 import gzip
 import importlib.metadata
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def compilation_key(lowered: "Lowered", topology: Topology, mesh: "Mesh", option
             "options": dict(options),
             "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             "versions": versions(),
+            "facts": [field.name for field in fields(Compilation)],
         }
     )
 

@@ -1,15 +1,13 @@
 """The programs that a plan compiles, as they are run: a train step, and the engine's prefill and decode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
-from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget, inference_budget, training_budget
-from lifecycle.planning.estimate.step import StepEstimate
 from lifecycle.planning.estimate.work import Work, decode_work, prefill_work, train_work
-from lifecycle.planning.topology import Topology
 from lifecycle.training.config import CrossEntropyConfig
 
 if TYPE_CHECKING:
@@ -22,14 +20,16 @@ STEPS_PER_WARMUP = 1000  # of the length that a train step is lowered for
 
 @dataclass(frozen=True)
 class PlannedProgram:
-    """A program to be planned: how it is lowered, and what the model itself needs for one run of it."""
+    """A program to be planned: how it is lowered, what it takes, and what the model itself needs for one run of it."""
 
     name: str  # what the plan and its file are called
     section: str  # of the run's file: where its settings are
+    is_training: bool
     mesh: "Mesh"
     lower: "Callable[[], Lowered]"
+    # Abstract arrays by part: `parameters`, `optimizer`, `cache`; `embedding`: a table of which only rows are read.
+    arguments: Callable[[], Mapping[str, PyTree]]
     work: Work
-    budget: Callable[[StepEstimate, Topology, Work], TrainingBudget | InferenceBudget]
 
 
 def train_program(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh", section: str) -> PlannedProgram:
@@ -39,18 +39,48 @@ def train_program(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh", s
     lowered for a length of its own: a longer run is the same plan with another budget.
     """
     length = STEPS_PER_WARMUP * (train.optimizer.schedule.warmup_steps + 1)
-    lower = partial(lower_train, model, train.model_copy(update={"steps": length}), mesh)
-    return PlannedProgram(section.rpartition(".")[2], section, mesh, lower, train_work(model, train), training_budget)
+    return PlannedProgram(
+        name=section.rpartition(".")[2],
+        section=section,
+        is_training=True,
+        mesh=mesh,
+        lower=partial(lower_train, model, train.model_copy(update={"steps": length}), mesh),
+        arguments=partial(_train_arguments, model, train, mesh),
+        work=train_work(model, train),
+    )
 
 
 def engine_programs(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> tuple[PlannedProgram, ...]:
     """The engine's prefill and decode for `num_slots` requests of up to `max_seq_len` tokens."""
     sizes = model, num_slots, max_seq_len, mesh
-    prefill, decode = prefill_work(model, max_seq_len), decode_work(model, num_slots, max_seq_len)
-    return (
-        PlannedProgram("prefill", "serve", mesh, partial(lower_prefill, *sizes), prefill, inference_budget),
-        PlannedProgram("decode", "serve", mesh, partial(lower_decode, *sizes), decode, inference_budget),
+    from lifecycle.inference.programs import num_groups
+
+    works = {
+        "prefill": (lower_prefill, prefill_work(model, max_seq_len, num_groups(mesh))),
+        "decode": (lower_decode, decode_work(model, num_slots, max_seq_len)),
+    }
+    arguments = partial(_engine_arguments, *sizes)
+    return tuple(
+        PlannedProgram(name, "serve", False, mesh, partial(lower, *sizes), arguments, work)
+        for name, (lower, work) in works.items()
     )
+
+
+def _train_arguments(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> dict[str, PyTree]:
+    from lifecycle.training.lowering import abstract_arguments
+
+    state, _ = abstract_arguments(model, train, mesh)
+    return {"parameters": (state.trained, state.frozen), "optimizer": state.opt_state}
+
+
+def _engine_arguments(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> dict[str, PyTree]:
+    from lifecycle.inference.lowering import abstract_arguments
+
+    params, cache = abstract_arguments(model, num_slots, max_seq_len, mesh)
+    if model.tie_embeddings:
+        return {"parameters": params, "cache": cache}
+    read = {name: weights for name, weights in params.items() if name != "embed"}
+    return {"parameters": read, "embedding": params["embed"], "cache": cache}
 
 
 def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> "Lowered":

@@ -1,10 +1,9 @@
 """One program planned: compiled for a topology, or read from what was kept, and measured."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
@@ -14,9 +13,9 @@ from lifecycle.planning.compiled.compilation import Compilation
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.host import host_moves
 from lifecycle.planning.compiled.kernels import kernel_work
-from lifecycle.planning.compiled.memory import DeviceMemory, device_memory
+from lifecycle.planning.compiled.memory import DeviceMemory, bytes_by_part, device_memory
 from lifecycle.planning.compiled.program import Program, Spender
-from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
+from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget, inference_budget, training_budget
 from lifecycle.planning.estimate.network import network_of
 from lifecycle.planning.estimate.step import StepEstimate, estimate_step
 from lifecycle.planning.programs.compiler import compile_program, in_thread
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ProgramPlan:
     """A program on a topology. Of one that does not fit only `needs_bytes` is known, and `known_bytes`: what its
-    parameters, optimizer and other lasting arrays take of it."""
+    parameters and other lasting arrays take of it."""
 
     topology: str
     mesh: dict[str, int]
@@ -47,7 +46,7 @@ class ProgramPlan:
     spenders: tuple[Spender, ...]
     compile_s: float
     budget: TrainingBudget | InferenceBudget | None
-    known_bytes: Mapping[str, int] = field(default_factory=dict)  # per device, by argument; empty for one that fits
+    known_bytes: Mapping[str, int]  # per device, by part of the arguments
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -69,16 +68,19 @@ def plan_train_step(
 
 
 def plan_engine(
-    model: ModelConfig, num_slots: int, max_seq_len: int, topology: Topology, is_tuned: bool, progress: Progress
+    model: ModelConfig,
+    num_slots: int,
+    max_seq_len: int,
+    mesh: MeshConfig,
+    topology: Topology,
+    is_tuned: bool,
+    progress: Progress,
 ) -> Iterator[ProgramPlan]:
-    """Plans of the engine's programs, each as soon as it is made. Raises `ConfigError` for more than one chip."""
-    if topology.num_chips != 1:
-        one = "x".join("1" for _ in topology.shape)
-        raise ConfigError(
-            f"topology={topology.name}: the engine decodes on one device, this has {topology.num_devices}; "
-            f"choose topology={topology.chip.name}:{one}"
-        )
-    for program in engine_programs(model, num_slots, max_seq_len, mesh_of_one(topology)):
+    """Plans of the engine's programs on a mesh over the topology, each as soon as it is made; on one chip of two
+    devices a mesh of one is on the first. Raises `ConfigError` where mesh, topology and sizes do not match."""
+    is_one = mesh.size == topology.num_chips == 1
+    laid = mesh_of_one(topology) if is_one else mesh_over(topology, mesh, section="serve.mesh", axis="tensor")
+    for program in engine_programs(model, num_slots, max_seq_len, laid):
         yield plan_program(program, topology, is_tuned, progress)
 
 
@@ -88,11 +90,15 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
     mesh = program.mesh
     options = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
     compilation = _kept_or_compiled(program, topology, options, progress)
+    known_bytes = bytes_by_part(program.arguments())
     memory, estimate, spenders, budget = None, None, (), None
     if compilation.module is not None:
-        memory = device_memory(compilation, topology.chip)
+        memory = device_memory(compilation, known_bytes, topology.chip)
         estimate, spenders = measure(compilation.module, topology, mesh, program.work.attention_share)
-        budget = program.budget(estimate, topology, program.work)
+        if program.is_training:
+            budget = training_budget(estimate, topology, program.work)
+        else:
+            budget = inference_budget(estimate, topology, program.work, known_bytes, mesh.size)
     return ProgramPlan(
         topology=topology.name,
         mesh=dict(mesh.shape),
@@ -107,7 +113,7 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
         spenders=spenders,
         compile_s=compilation.compile_s,
         budget=budget,
-        known_bytes={} if memory is not None else compilation.argument_bytes,
+        known_bytes=known_bytes,
     )
 
 
@@ -121,7 +127,7 @@ def _kept_or_compiled(
     compilation = cache.get(key)
     if compilation is None:
         progress.start(f"compiling {program.name} for {topology.name}")
-        compilation = compile_program(lowered, program.mesh.size, options, progress)
+        compilation = compile_program(lowered, options, progress)
         cache.put(key, compilation)
     return compilation
 

@@ -207,11 +207,20 @@ def test_an_inference_budget_is_tokens_time_and_money_of_one_run() -> None:
     one = Network(topology, MeshShape(("fsdp",), (1,)), coordinates(topology))
     got = estimate_step(program, [], [], one, topology)
     assert got.step_s == pytest.approx(1e-3, rel=1e-5)  # at 1.503 GHz
-    made = inference_budget(got, topology, Work(tokens=8, flops=197e6, flops_full_attention=2e8, runs=1))
+    work, known = Work(tokens=8, flops=197e6, flops_full_attention=2e8, runs=1), {"parameters": 409, "cache": 410}
+    made = inference_budget(got, topology, work, {name: size * 10**6 // 2 for name, size in known.items()}, 1)
     assert made.tokens_per_s == pytest.approx(8000, rel=1e-5)
     assert (made.tokens_per_run, made.ms_per_run) == (8, pytest.approx(1.0, rel=1e-5))
     assert made.mfu == pytest.approx(1e-3, rel=1e-5)
     assert made.usd_per_million_tokens == pytest.approx(1e6 / 8000 / 3600 * 1.20, rel=1e-5)
+    # 819 MB at 819 GB/s would be the whole millisecond; an embedding's table is held and not read
+    assert made.hbm_share == pytest.approx(0.5, rel=1e-5)
+    held = inference_budget(got, topology, work, {"parameters": 100, "embedding": 50, "cache": 10}, 1)
+    assert (held.weights_bytes, held.cache_bytes, held.floor_s) == (150, 10, pytest.approx(110 / 819e9))
+    many = inference_budget(got, parse_topology("v5e:2x4"), work, {"parameters": 1, "cache": 1}, 8)
+    assert many.tokens_per_s_per_chip == pytest.approx(1000, rel=1e-5)
+    assert many.mfu == pytest.approx(made.mfu / 8)
+    assert many.usd_per_million_tokens == pytest.approx(8 * (made.usd_per_million_tokens or 0))
 
 
 def test_the_engine_is_planned_on_one_of_a_chips_two_devices() -> None:
@@ -219,8 +228,10 @@ def test_the_engine_is_planned_on_one_of_a_chips_two_devices() -> None:
     topology = parse_topology("tpu7x:1x1x1")
     one = Network(topology, MeshShape(("fsdp",), (1,)), coordinates(topology)[:1])
     got = estimate_step(program, [], [], one, topology)
-    made = inference_budget(got, topology, Work(tokens=8, flops=2e9, flops_full_attention=2e9, runs=1))
+    work = Work(tokens=8, flops=2e9, flops_full_attention=2e9, runs=1)
+    made = inference_budget(got, topology, work, {"parameters": 1, "cache": 1}, 1)
     assert made.model_flops == 2e9
+    assert made.usd_per_million_tokens == pytest.approx(6.00 / 3600 / (8 / got.step_s) * 1e6)
     assert made.mfu == pytest.approx(2e9 / got.step_s / topology.chip.bf16_flops)
 
 

@@ -16,7 +16,6 @@ from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.estimate.budget import inference_budget
 from lifecycle.planning.estimate.work import Work
 from lifecycle.planning.programs.lowering import PlannedProgram
 from lifecycle.planning.programs.plan import ProgramPlan, plan_program
@@ -32,8 +31,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def plan_of(topology: Topology, mesh: Mesh, lower: Callable[[], jax.stages.Lowered]) -> ProgramPlan:
-    program = PlannedProgram("test", "serve", mesh, lower, Work(1, 1.0, 1.0, 1), inference_budget)
+def plan_of(
+    topology: Topology, mesh: Mesh, lower: Callable[[], jax.stages.Lowered], weights: jax.ShapeDtypeStruct
+) -> ProgramPlan:
+    work = Work(1, 1.0, 1.0, 1)
+    program = PlannedProgram("test", "train.test", True, mesh, lower, lambda: {"parameters": weights}, work)
     return plan_program(program, topology, is_tuned=False, progress=Silent())
 
 
@@ -74,23 +76,25 @@ def test_memory_parts_add_up_to_the_peak_and_too_much_is_a_plan_that_does_not_fi
     mesh = mesh_of_one(topology)
     sharding = SingleDeviceSharding(mesh.devices.flat[0])
 
-    def lower(size: int) -> jax.stages.Lowered:
-        weights = {"w": jax.ShapeDtypeStruct((size, 1024), jnp.float32, sharding=sharding)}
-        x = jax.ShapeDtypeStruct((256, size), jnp.float32, sharding=sharding)
-        return jax.jit(lambda weights, x: jnp.tanh(x @ weights["w"])).lower(weights, x)
+    def weights(size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, 1024), jnp.float32, sharding=sharding)
 
-    small = plan_of(topology, mesh, lambda: lower(2**14))
+    def lower(size: int) -> jax.stages.Lowered:
+        x = jax.ShapeDtypeStruct((256, size), jnp.float32, sharding=sharding)
+        return jax.jit(lambda weights, x: jnp.tanh(x @ weights)).lower(weights(size), x)
+
+    small = plan_of(topology, mesh, lambda: lower(2**14), weights(2**14))
     assert small.fits
     assert small.memory is not None
     m = small.memory
     assert m.parameters_bytes == 2**14 * 1024 * 4
     parts = m.parameters_bytes + m.optimizer_bytes + m.other_arguments_bytes + m.temporaries_bytes
     assert parts == m.peak_bytes == small.needs_bytes
-    large = plan_of(topology, mesh, lambda: lower(2**22 + 2**20))
+    size = 2**22 + 2**20
+    large = plan_of(topology, mesh, lambda: lower(size), weights(size))
     assert not large.fits
     assert large.needs_bytes > topology.chip.hbm_bytes
-    size = 2**22 + 2**20
-    assert large.known_bytes == {"params": size * 1024 * 4, "": 256 * size * 4}
+    assert large.known_bytes == {"parameters": size * 1024 * 4}
     assert sum(large.known_bytes.values()) <= large.needs_bytes
 
 
@@ -111,12 +115,13 @@ def test_what_is_offloaded_crosses_the_link_to_the_host_and_lies_in_its_memory()
     def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.scan(jax.checkpoint(layer, policy=policy), x, weights)[0].astype(jnp.float32).sum()
 
+    weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=sharding)
+
     def lower() -> jax.stages.Lowered:
-        weights = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16, sharding=sharding)
         x = jax.ShapeDtypeStruct((rows, width), jnp.bfloat16, sharding=sharding)
         return jax.jit(jax.grad(loss)).lower(weights, x)
 
-    plan = plan_of(topology, mesh, lower)
+    plan = plan_of(topology, mesh, lower, weights)
     kept = layers * rows * width * 2
     assert plan.memory is not None and plan.memory.host_bytes == kept
     assert plan.estimate is not None

@@ -9,7 +9,6 @@ import pytest
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
-from lifecycle.planning.programs import compiler
 from lifecycle.planning.programs.compiler import compile_program, in_thread
 
 MESSAGE = (
@@ -28,17 +27,16 @@ def failing(message: str, seen: dict[str, str] | None = None) -> Any:
     return SimpleNamespace(compile=compile_)
 
 
-def test_what_does_not_fit_is_a_compilation_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "known_argument_bytes", lambda _, devices: {"params": devices})
+def test_what_does_not_fit_is_a_compilation_with_what_it_needs() -> None:
     seen: dict[str, str] = {}
-    got = compile_program(failing(MESSAGE, seen), 64, compiler_options("TPU v5"), Silent())
-    assert (got.module, got.peak_bytes, got.argument_bytes) == (None, 608 * 2**30, {"params": 64})
+    got = compile_program(failing(MESSAGE, seen), compiler_options("TPU v5"), Silent())
+    assert (got.module, got.peak_bytes) == (None, 608 * 2**30)
     assert seen["xla_tpu_scoped_vmem_limit_kib"] == "65536"
 
 
 def test_another_failure_of_the_compiler_is_not_swallowed() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        compile_program(failing("INTERNAL: something else"), 64, {}, Silent())
+        compile_program(failing("INTERNAL: something else"), {}, Silent())
 
 
 def test_progress_has_the_seconds_while_the_compiler_works() -> None:

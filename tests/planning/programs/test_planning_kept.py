@@ -21,17 +21,17 @@ from lifecycle.planning.programs.kept import CompilationCache, compilation_key
 from lifecycle.planning.topology import parse_topology
 from tests.planning.fakes import CUBE, fake_mesh
 
-MODULES = Compilation("HloModule m\n", 10, 6, {"params": 1}, 2, 3, 4.5)
+COMPILATION = Compilation("HloModule m\n", 10, 6, 2, 3, 4.5)
 TREE = MeshConfig(fsdp=16, tensor=4)
 
 
 def test_a_kept_compilation_is_what_was_put_and_under_no_other_key(tmp_path: Path) -> None:
     cache = CompilationCache(tmp_path)
     assert cache.get("a") is None
-    cache.put("a", MODULES)
-    assert cache.get("a") == MODULES
+    cache.put("a", COMPILATION)
+    assert cache.get("a") == COMPILATION
     assert cache.get("b") is None
-    misfit = Compilation(None, 10, 6, {}, 0, 0, 1.0)
+    misfit = Compilation(None, 10, 0, 0, 0, 1.0)
     cache.put("b", misfit)
     assert cache.get("b") == misfit
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json.gz", "b.json.gz"]

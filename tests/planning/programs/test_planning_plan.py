@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.compiled.compilation import Compilation
-from lifecycle.planning.estimate.budget import training_budget
+from lifecycle.planning.estimate.budget import inference_budget, training_budget
 from lifecycle.planning.estimate.work import Work
 from lifecycle.planning.programs import plan
 from lifecycle.planning.programs.fingerprint import fingerprint
@@ -29,9 +30,12 @@ TOPOLOGY = parse_topology(GOLDEN_TOPOLOGY)
 WORK = Work(tokens=1000, flops=4e9, flops_full_attention=5e9, runs=100, attention_share=0.5)
 
 
-def program(lower: Callable[[], Any]) -> PlannedProgram:
+def program(lower: Callable[[], Any], is_training: bool = True) -> PlannedProgram:
     mesh = fake_mesh(TOPOLOGY, GOLDEN_MESH)
-    return PlannedProgram("pretrain", "train.pretrain", mesh, lower, WORK, training_budget)
+    array = jax.ShapeDtypeStruct((100, 10), jnp.int8, sharding=SingleDeviceSharding(jax.devices()[0]))
+    parts = {"parameters": array, "optimizer": (array, array)} if is_training else {"parameters": array, "cache": array}
+    section = "train.pretrain" if is_training else "serve"
+    return PlannedProgram("one", section, is_training, mesh, lower, lambda: parts, WORK)
 
 
 def lower_scaled(factor: float = 2.0) -> Any:
@@ -45,17 +49,15 @@ class Compiler:
     compilation: Compilation
     options: list[Mapping[str, str]] = field(default_factory=list)
 
-    def __call__(self, _: Any, num_devices: int, options: Mapping[str, str], progress: Any) -> Compilation:
-        del num_devices, progress
+    def __call__(self, _: Any, options: Mapping[str, str], progress: Any) -> Compilation:
+        del progress
         self.options.append(options)
         return self.compilation
 
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
-    golden = Compilation(
-        GOLDEN.read_text(encoding="utf-8"), 10_000, 6000, {"params": 1000, "opt_state": 2000}, 5, 7, 3.0
-    )
+    golden = Compilation(GOLDEN.read_text(encoding="utf-8"), 10_000, 6000, 5, 7, 3.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fake = Compiler(golden)
     monkeypatch.setattr(plan, "compile_program", fake)
@@ -72,7 +74,7 @@ def test_a_program_is_compiled_once_and_measured_each_time(compiler: Compiler) -
     assert (first.memory.other_arguments_bytes, first.memory.temporaries_bytes) == (3000, 4000)
     assert first.memory.hbm_bytes == TOPOLOGY.chip.hbm_bytes
     assert first.budget == training_budget(first.estimate, TOPOLOGY, WORK)
-    assert (first.program, first.section, first.mesh["tensor"]) == ("pretrain", "train.pretrain", 2)
+    assert (first.program, first.section, first.mesh["tensor"]) == ("one", "train.pretrain", 2)
     json.dumps(first.plain())
 
 
@@ -85,11 +87,19 @@ def test_another_program_or_other_options_are_compiled_again(compiler: Compiler)
     assert len(compiler.options) == 3
 
 
+def test_an_engines_program_has_a_budget_of_its_own(compiler: Compiler) -> None:
+    del compiler
+    got = plan_program(program(lower_scaled, is_training=False), TOPOLOGY, True, Silent())
+    assert got.estimate is not None and got.memory is not None
+    assert got.memory.cache_bytes == 1000
+    assert got.budget == inference_budget(got.estimate, TOPOLOGY, WORK, {"parameters": 1000, "cache": 1000}, 4)
+
+
 def test_a_program_that_does_not_fit_is_a_plan_with_what_it_needs(compiler: Compiler) -> None:
-    compiler.compilation = Compilation(None, 608 * 2**30, 64, {"params": 64}, 0, 0, 3.0)
+    compiler.compilation = Compilation(None, 608 * 2**30, 0, 0, 0, 3.0)
     got: ProgramPlan = plan_program(program(lower_scaled), TOPOLOGY, True, Silent())
     assert (got.fits, got.needs_bytes, got.memory, got.estimate, got.budget) == (False, 608 * 2**30, None, None, None)
-    assert got.known_bytes == {"params": 64}
+    assert got.known_bytes == {"parameters": 1000, "optimizer": 2000}
 
 
 def settings_of(**changes: Any) -> NextTokenConfig:
