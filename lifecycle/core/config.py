@@ -140,7 +140,7 @@ def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "cop
     except (json.JSONDecodeError, UnicodeDecodeError) as issue:
         raise error(f"{path}: not valid JSON: {issue}; {fix}") from None
     if not isinstance(tree, dict):
-        raise error(f"{path}: expected a mapping, found {type(tree).__name__}; {fix}")
+        raise error(f"{path}: expected a mapping, got {type(tree).__name__}; {fix}")
     return tree
 
 
@@ -174,7 +174,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
     return tree
 
 

@@ -85,5 +85,5 @@ def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             except (json.JSONDecodeError, UnicodeError) as error:
                 raise ConfigError(f"{path}:{number}: not a JSON line: {error}") from None
             if not isinstance(row, dict):
-                raise ConfigError(f"{path}:{number}: expected an object with columns, found {type(row).__name__}")
+                raise ConfigError(f"{path}:{number}: expected an object with columns, got {type(row).__name__}")
             yield row, f"{path}:{number}"

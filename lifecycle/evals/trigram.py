@@ -106,7 +106,7 @@ def _contexts(documents: Sequence[NDArray[np.integer]], bos_id: int, vocab_size:
     """For every token to predict: the two before it, and itself."""
     for number, document in enumerate(documents):
         if len(document) < 2 or document[0] != bos_id:
-            raise ValueError(f"document {number}: expected [BOS={bos_id}, ..., EOS], found {document[:3].tolist()}")
+            raise ValueError(f"document {number}: expected [BOS={bos_id}, ..., EOS], got {document[:3].tolist()}")
     stream = np.concatenate(documents).astype(np.int64)
     if stream.min() < 0 or stream.max() >= vocab_size:
         raise ValueError(f"token ids from {stream.min()} to {stream.max()} outside of a vocabulary of {vocab_size}")

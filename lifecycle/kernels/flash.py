@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.flash_backward import backward
-from lifecycle.kernels.flash_blocks import LANES, LOG2_E, Blocks, Plan, Segments
+from lifecycle.kernels.flash_blocks import LANES, LOG2_E, FlashBlocks, Plan, Segments
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 from lifecycle.parallel import collectives
 
@@ -31,7 +31,7 @@ def flash_attention(
     scale: float,
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
-    blocks: Blocks,
+    blocks: FlashBlocks,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
     """`attention` for a mask with `num_shards`.

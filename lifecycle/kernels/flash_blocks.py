@@ -32,7 +32,7 @@ FIRST, LAST, RUNS, NEW, DONE = (1 << i for i in range(5))  # bits of its FLAGS
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FlashBlocks:
     """What a kernel loads at once and what it multiplies at once, in positions and at most, and its room."""
 
     q: int
@@ -42,8 +42,8 @@ class Blocks:
     vmem_bytes: int = 60 << 20  # that a kernel may take in all
 
 
-def blocks_of(chip: str, head_dim: int) -> Blocks:
-    """Blocks for a chip (`core.platform.kind_of` names it).
+def blocks_of(chip: str, head_dim: int) -> FlashBlocks:
+    """Block sizes for a chip (`core.platform.kind_of` names it).
 
     A step costs about 400 instructions whatever it does, so blocks are long; what is multiplied at once is short, since
     half of a tile on the diagonal is for nothing. Counted in the compiler's instruction bundles (stalls are not in
@@ -53,14 +53,14 @@ def blocks_of(chip: str, head_dim: int) -> Blocks:
     """
     lanes = -(-head_dim // LANES)
     if chip == "TPU v4":
-        return Blocks(1024 // lanes, 1024 // lanes, 512 // lanes, dq_bytes=5 << 20, vmem_bytes=16 << 20)
+        return FlashBlocks(1024 // lanes, 1024 // lanes, 512 // lanes, dq_bytes=5 << 20, vmem_bytes=16 << 20)
     large = chip in ("TPU v5 lite", "TPU v6 lite")
     size = 2048 // lanes
-    return Blocks(size, size, 512, 64 << 20, 100 << 20) if large else Blocks(size, size, 512)
+    return FlashBlocks(size, size, 512, 64 << 20, 100 << 20) if large else FlashBlocks(size, size, 512)
 
 
-class Fit(NamedTuple):
-    """A length as a number of blocks."""
+class PaddedLength(NamedTuple):
+    """A length padded to a whole number of blocks."""
 
     length: int
     block: int
@@ -71,11 +71,11 @@ class Fit(NamedTuple):
         return self.length // self.block
 
 
-def fit(length: int, block: int) -> Fit:
+def padded_length(length: int, block: int) -> PaddedLength:
     """The fewest blocks of at most `block` that hold `length`, as short as they can be."""
     num = -(-length // block)
     size = -(-length // (num * LANES)) * LANES
-    return Fit(num * size, size)
+    return PaddedLength(num * size, size)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Plan:
     window: int | None
     scale: float
     soft_cap: float | None
-    blocks: Blocks
+    blocks: FlashBlocks
     interpret: bool
 
     @property
@@ -110,14 +110,14 @@ class Plan:
         return self.keys // self.num_shards // self.chunks
 
     @property
-    def q(self) -> Fit:
+    def q(self) -> PaddedLength:
         """One piece of the queries as blocks."""
-        return fit(self.chunk, self.blocks.q)
+        return padded_length(self.chunk, self.blocks.q)
 
     @property
-    def kv(self) -> Fit:
+    def kv(self) -> PaddedLength:
         """A row's keys as blocks."""
-        return fit(self.keys, self.blocks.kv)
+        return padded_length(self.keys, self.blocks.kv)
 
     @property
     def tiles(self) -> tuple[int, int]:

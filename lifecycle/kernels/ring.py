@@ -21,7 +21,7 @@ from lifecycle.parallel import collectives
 BLOCK = 512  # keys at once, at most
 
 
-class Settings(NamedTuple):
+class RingSettings(NamedTuple):
     """What is known when the program is made."""
 
     axes: tuple[str, ...]
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     soft_cap: float | None
 
 
-class Part(NamedTuple):
+class KVShard(NamedTuple):
     """What travels: some positions' keys and values. Rows of a half of queries are laid out the same way."""
 
     k: Float[Array, "B K S Dk"]
@@ -78,25 +78,25 @@ def ring_attention(
     if sinks is not None:
         sinks = jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, -1), (1, length, 1)).reshape(groups, -1, 1)
     segments = mask.key_segments if mask.key_segments is not None else jnp.zeros_like(mask.key_positions)
-    part = Part(k.swapaxes(1, 2), v.swapaxes(1, 2), mask.key_positions, segments)
-    settings = Settings(collectives.axes_of("seq"), collectives.axis_size("seq"), mask.window, soft_cap)
+    part = KVShard(k.swapaxes(1, 2), v.swapaxes(1, 2), mask.key_positions, segments)
+    settings = RingSettings(collectives.axes_of("seq"), collectives.axis_size("seq"), mask.window, soft_cap)
     out = _ring(rows, part, sinks, settings)
     out = out.reshape(batch, groups, length, -1, v.shape[-1]).swapaxes(1, 2)
     return out.reshape(batch, length, heads, v.shape[-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _ring(q: Array, part: Part, sinks: Array | None, settings: Settings) -> Array:
+def _ring(q: Array, part: KVShard, sinks: Array | None, settings: RingSettings) -> Array:
     return _forward(q, part, sinks, settings)[0]
 
 
-def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> tuple[Array, tuple]:
+def _forward(q: Array, part: KVShard, sinks: Array | None, settings: RingSettings) -> tuple[Array, tuple]:
     """Once round; saved for the gradient: the inputs, the output and each row's log-sum-exp."""
     halves = _halves(q, part)
     sink_halves = (None, None) if sinks is None else _split(sinks)
     start = tuple(_no_keys(rows, part.v, half) for rows, half in zip(halves, sink_halves, strict=True))
 
-    def hop(carry: tuple[Part, tuple[Softmax, ...]], _: None) -> tuple[tuple[Part, tuple[Softmax, ...]], None]:
+    def hop(carry: tuple[KVShard, tuple[Softmax, ...]], _: None) -> tuple[tuple[KVShard, tuple[Softmax, ...]], None]:
         part, softmaxes = carry
         coming = _next(part, settings)  # under way while this part is used
         blocks = _blocks(part)
@@ -113,7 +113,7 @@ def _forward(q: Array, part: Part, sinks: Array | None, settings: Settings) -> t
     return out, (q, part, sinks, out, lse)
 
 
-def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Part, Array | None]:
+def _gradient(settings: RingSettings, saved: tuple, grad: Array) -> tuple[Array, KVShard, Array | None]:
     """Once round with the keys' gradients on board; after as many hops as devices they are at home."""
     q, part, sinks, out, lse = saved
     delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
@@ -136,7 +136,7 @@ def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Par
         return (coming, on_board, tuple(sums)), None
 
     (_, (grad_k, grad_v), grad_q), _ = jax.lax.scan(hop, start, None, length=settings.num_shards)
-    grad_part = Part(grad_k.astype(part.k.dtype), grad_v.astype(part.v.dtype), None, None)  # type: ignore[arg-type]
+    grad_part = KVShard(grad_k.astype(part.k.dtype), grad_v.astype(part.v.dtype), None, None)  # type: ignore[arg-type]
     grad_sinks = None if sinks is None else -(jnp.exp(sinks - lse) * delta).sum(0)
     return jnp.concatenate(grad_q, axis=2).astype(q.dtype), grad_part, grad_sinks
 
@@ -144,7 +144,7 @@ def _gradient(settings: Settings, saved: tuple, grad: Array) -> tuple[Array, Par
 _ring.defvjp(_forward, _gradient)
 
 
-def _add_keys(rows: Rows, so_far: Softmax, keys: Part, *, settings: Settings) -> tuple[Softmax, None]:
+def _add_keys(rows: Rows, so_far: Softmax, keys: KVShard, *, settings: RingSettings) -> tuple[Softmax, None]:
     """The rows' softmax with one more block of keys."""
 
     def add() -> Softmax:
@@ -159,7 +159,11 @@ def _add_keys(rows: Rows, so_far: Softmax, keys: Part, *, settings: Settings) ->
 
 
 def _add_gradients(
-    half: tuple[Rows, Array, Array, Array], grad_q: Array, block: tuple[Part, Array, Array], *, settings: Settings
+    half: tuple[Rows, Array, Array, Array],
+    grad_q: Array,
+    block: tuple[KVShard, Array, Array],
+    *,
+    settings: RingSettings,
 ) -> tuple[Array, tuple[Array, Array]]:
     """The gradients so far, with those of half of the queries and one block of keys."""
     rows, grad, delta, lse = half
@@ -177,7 +181,7 @@ def _add_gradients(
     return jax.lax.cond(_may_see(rows, keys, settings.window), add, lambda: (grad_q, (grad_k, grad_v)))
 
 
-def _scores(rows: Rows, keys: Part, settings: Settings) -> tuple[Array, Array, Array | None]:
+def _scores(rows: Rows, keys: KVShard, settings: RingSettings) -> tuple[Array, Array, Array | None]:
     """Scores `[B, K, R, S]` in float32, which of them are seen, and the soft cap's slope."""
     scores, slope = _matmul(rows.q, keys.k, 3, 3), None
     if settings.soft_cap is not None:
@@ -187,7 +191,7 @@ def _scores(rows: Rows, keys: Part, settings: Settings) -> tuple[Array, Array, A
     return jnp.where(seen, scores, MASKED), seen, slope
 
 
-def _may_see(rows: Rows, keys: Part, window: int | None) -> Array:
+def _may_see(rows: Rows, keys: KVShard, window: int | None) -> Array:
     """Whether the positions let any row see any key."""
     may = rows.positions.max() >= keys.positions.min()
     return may if window is None else may & (keys.positions.max() > rows.positions.min() - window)
@@ -202,7 +206,7 @@ def _no_keys(rows: Rows, v: Array, sinks: Array | None) -> Softmax:
     return Softmax(jnp.broadcast_to(sinks, shape), jnp.ones(shape), out)
 
 
-def _halves(q: Array, part: Part) -> tuple[Rows, ...]:
+def _halves(q: Array, part: KVShard) -> tuple[Rows, ...]:
     per_group = q.shape[2] // part.positions.shape[1]
     positions, segments = (jnp.repeat(x, per_group, axis=1) for x in (part.positions, part.segments))
     return tuple(map(Rows, _split(q), _split(positions, 1), _split(segments, 1)))
@@ -213,7 +217,7 @@ def _split(x: Array, axis: int = -2) -> tuple[Array, ...]:
     return tuple(jnp.split(x, 2, axis=axis))
 
 
-def _next[T](tree: T, settings: Settings) -> T:
+def _next[T](tree: T, settings: RingSettings) -> T:
     """What the device before this one holds."""
     if settings.num_shards == 1:
         return tree
@@ -221,8 +225,8 @@ def _next[T](tree: T, settings: Settings) -> T:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, settings.axes, hops), tree)
 
 
-def _blocks(part: Part) -> Part:
-    return Part(_block(part.k), _block(part.v), _block(part.positions, 1), _block(part.segments, 1))
+def _blocks(part: KVShard) -> KVShard:
+    return KVShard(_block(part.k), _block(part.v), _block(part.positions, 1), _block(part.segments, 1))
 
 
 def _block(x: Array, axis: int = 2) -> Array:

@@ -21,15 +21,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel im
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.flash_blocks import LANES, PaddedLength, padded_length
 from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.parallel import collectives
 from lifecycle.parallel.placement import row_order
 
-LANES = 128  # a block's length is a multiple of it
-
 
 @dataclass(frozen=True)
-class Blocks:
+class SplashBlocks:
     """Lengths of a kernel's tiles, at most."""
 
     q: int
@@ -37,7 +36,7 @@ class Blocks:
     compute: int  # the part of a key block that is multiplied at once
 
 
-def blocks_of(chip: str, head_dim: int) -> Blocks:
+def blocks_of(chip: str, head_dim: int) -> SplashBlocks:
     """Tiles for a chip (`core.platform.kind_of` names it).
 
     v6e and tpu7x have room for 2,048 (what public MaxText recipes use there) with heads of up to 128; with 256 tpu7x's
@@ -47,8 +46,8 @@ def blocks_of(chip: str, head_dim: int) -> Blocks:
     adds them up, for Llama-3.1-8B on v5p 0.6 GB and 6.5 M cycles (3.7 ms) a layer.
     """
     if chip in ("TPU v6 lite", "TPU7x") and head_dim <= 128:
-        return Blocks(2048, 2048, 1024)
-    return Blocks(1024, 1024, 512) if head_dim <= 256 else Blocks(512, 512, 256)
+        return SplashBlocks(2048, 2048, 1024)
+    return SplashBlocks(1024, 1024, 512) if head_dim <= 256 else SplashBlocks(512, 512, 256)
 
 
 class Schedule(NamedTuple):
@@ -67,7 +66,7 @@ def splash_attention(
     scale: float,
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
-    blocks: Blocks,
+    blocks: SplashBlocks,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
     """`attention` for a mask with `num_shards`; lengths are padded to whole blocks.
@@ -77,7 +76,7 @@ def splash_attention(
     assert mask.num_shards is not None, "splash needs positions that are known when the program is made"
     lengths = q.shape[1], k.shape[1]
     q = q if scale == 1 else q * scale  # a pass over memory that a caller saves by scaling with the rotation
-    fit_q, fit_kv = _fit(lengths[0], blocks.q), _fit(lengths[1], blocks.kv)
+    fit_q, fit_kv = padded_length(lengths[0], blocks.q), padded_length(lengths[1], blocks.kv)
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:
         segments = SegmentIds(_pad(mask.query_segments, fit_q), _pad(mask.key_segments, fit_kv))
@@ -93,32 +92,18 @@ def splash_attention(
     return out.swapaxes(1, 2)[:, : lengths[0]]
 
 
-class Fit(NamedTuple):
-    """A length as whole blocks."""
-
-    length: int
-    block: int
-
-
-def _fit(length: int, block: int) -> Fit:
-    """The fewest blocks of at most `block` that hold `length`, as short as they can be."""
-    num = -(-length // block)
-    size = -(-length // (num * LANES)) * LANES
-    return Fit(num * size, size)
-
-
-def _pad(x: Array, fit: Fit) -> Array:
+def _pad(x: Array, fit: PaddedLength) -> Array:
     """`[B, T, ...]` filled up with zeros at the row's end."""
     return jnp.pad(x, [(0, 0), (0, fit.length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
 def _kernel(
-    lengths: tuple[int, int], mask: Mask, blocks: Blocks, soft_cap: float | None, interpret: bool
+    lengths: tuple[int, int], mask: Mask, blocks: SplashBlocks, soft_cap: float | None, interpret: bool
 ) -> SplashAttentionKernel:
     """The kernel of this device's queries."""
     num_shards = mask.num_shards
     assert num_shards is not None and lengths[0] * num_shards == lengths[1]
-    q, kv = _fit(lengths[0], blocks.q), _fit(lengths[1], blocks.kv)
+    q, kv = padded_length(lengths[0], blocks.q), padded_length(lengths[1], blocks.kv)
     infos = _infos(lengths, num_shards, mask.window, q.block, kv.block)
     device = collectives.axis_index("seq") if num_shards > 1 else 0
     forward, dq, dkv = jax.tree.map(lambda x: jnp.asarray(x)[device], infos)
@@ -160,7 +145,7 @@ def _infos(
     lengths: tuple[int, int], num_shards: int, window: int | None, block_q: int, block_kv: int
 ) -> tuple[MaskInfo, MaskInfo, MaskInfo]:
     """The kernels' schedules (forward, dq, dk and dv), each array with a leading axis of devices."""
-    fit_q, fit_kv = _fit(lengths[0], block_q), _fit(lengths[1], block_kv)
+    fit_q, fit_kv = padded_length(lengths[0], block_q), padded_length(lengths[1], block_kv)
     positions = row_order(lengths[1], num_shards).reshape(num_shards, -1)
     positions = np.pad(positions, [(0, 0), (0, fit_q.length - lengths[0])], mode="edge").astype(np.int32)
     seen = _seen_blocks(positions.reshape(num_shards, -1, block_q), fit_kv.length // block_kv, block_kv, window)

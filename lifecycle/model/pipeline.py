@@ -23,11 +23,11 @@ from lifecycle.parallel.collectives import axis_index, axis_size, ppermute_next,
 
 AXIS = "layers"
 
-# Of the tree of a stage's weights (each a `Weight`), a row's input and the row's number.
+# Of the tree of a stage's weights (each a `StageWeight`), a row's input and the row's number.
 type Stage = Callable[[Any, Float[Array, "1 T D"], Array], tuple[Float[Array, "1 T D"], Any]]
 
 
-class Weight(NamedTuple):
+class StageWeight(NamedTuple):
     """An array that all ticks use, and what stands for it where gradients are added up: of its shape, in float32.
     The second one's values are never used."""
 
@@ -44,11 +44,11 @@ def run_pipeline(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[
 
     @jax.custom_vjp
     def run(weights: Any, x: Array) -> tuple[Array, Any]:
-        return _run_ticks(stage, jax.tree.map(lambda value: Weight(value, value), weights), x)
+        return _run_ticks(stage, jax.tree.map(lambda value: StageWeight(value, value), weights), x)
 
     def forward(weights: Any, x: Array) -> tuple[tuple[Array, Any], Any]:
         def of(summed: Any, x: Array) -> tuple[Array, Any]:
-            return _run_ticks(stage, jax.tree.map(Weight, weights, summed), x)
+            return _run_ticks(stage, jax.tree.map(StageWeight, weights, summed), x)
 
         return jax.vjp(of, jax.tree.map(zeros, weights), x)
 
@@ -79,8 +79,8 @@ def _run_ticks(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[Fl
 
 
 def values(weights: Any) -> Any:
-    """The arrays of a tree of `Weight`s; the gradients of each go to its `summed`."""
-    return jax.tree.map(lambda weight: _value(*weight), weights, is_leaf=lambda node: isinstance(node, Weight))
+    """The arrays of a tree of `StageWeight`s; the gradients of each go to its `summed`."""
+    return jax.tree.map(lambda weight: _value(*weight), weights, is_leaf=lambda node: isinstance(node, StageWeight))
 
 
 @jax.custom_jvp

@@ -64,7 +64,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
     if (application_id, version) != (schema.application_id, schema.version):
         connection.close()
         what = f"version {version} of one" if application_id == schema.application_id else "a database of another kind"
-        raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, found {what}; move it away")
+        raise DatabaseError(f"{path}: expected a {schema.name} of version {schema.version}, got {what}; move it away")
     connection.row_factory = sqlite3.Row
     return connection
 

@@ -58,7 +58,7 @@ def place_batch(
     """
     num_shards, at_row = mesh.shape["context"], None if held is None else {row: at for at, row in enumerate(held)}
 
-    def place(name: str, array: np.ndarray) -> jax.Array:
+    def put(name: str, array: np.ndarray) -> jax.Array:
         if num_shards > 1 and name in BY_POSITION:
             array = array[:, row_order(array.shape[1], num_shards)]
         shape = (size or array.shape[0], *array.shape[1:])
@@ -66,22 +66,22 @@ def place_batch(
         def piece(at: tuple[slice, ...] | None) -> np.ndarray:
             assert at is not None
             start, stop, _ = at[0].indices(shape[0])
-            first = start if at_row is None else at_row[start]  # a device's rows lie together
+            first = start if at_row is None else at_row[start]  # a device's rows are consecutive
             return array[(slice(first, first + stop - start), *at[1:])]
 
         return jax.make_array_from_callback(shape, batch_sharding(mesh, name), piece)
 
-    return {name: place(name, array) for name, array in host.items()}
+    return {name: put(name, array) for name, array in host.items()}
 
 
 def rows_of_process(mesh: Mesh, size: int, process: int) -> tuple[int, ...]:
     """Which of a batch's `size` rows a process's devices hold, in order.
 
     Processes that share a row's positions or a model's tensors hold the same rows; on a torus a process's devices are
-    a block of it, and their rows need not lie together.
+    a block of it, and their rows need not be consecutive.
     """
-    places = sharding(mesh, "batch").devices_indices_map((size,))
-    held = [at for device, at in places.items() if device.process_index == process]
+    indices = sharding(mesh, "batch").devices_indices_map((size,))
+    held = [at for device, at in indices.items() if device.process_index == process]
     return tuple(sorted({row for at in held if at is not None for row in range(*at[0].indices(size))}))
 
 
@@ -99,18 +99,18 @@ def on_mesh[R](
 
 
 def sum_over_mesh(tree: PyTree, mesh: AnyMesh) -> PyTree:
-    """Sums of what devices found on their own rows and positions; alike over `tensor` already."""
+    """Sums over the devices' own rows and positions; the values are equal over `tensor` already."""
     axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
     return jax.lax.psum(tree, axes) if axes else tree
 
 
 def sum_gradients(grads: PyTree, mesh: AnyMesh, params: Any) -> PyTree:
-    """Each gradient summed over the axes that its parameter (specs `params`) is not cut over: the others were summed
-    as the parameter's parts were gathered."""
+    """Each gradient summed over the mesh axes that do not shard its parameter (specs `params`); over the others it was
+    summed when the parameter's gather was differentiated."""
 
-    def whole(grad: jax.Array, place: P) -> jax.Array:
-        cut = {axis for entry in place for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    def summed(grad: jax.Array, spec: P) -> jax.Array:
+        cut = {axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
         axes = tuple(axis for axis in mesh.axis_names if axis not in cut and mesh.shape[axis] > 1)
         return jax.lax.psum(grad, axes) if axes else grad
 
-    return jax.tree.map(whole, grads, params)
+    return jax.tree.map(summed, grads, params)

@@ -6,10 +6,9 @@ from math import prod
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.report.blocks import Point
-from lifecycle.training.job import METRICS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 
 SESSIONS = "sessions.jsonl"
 
@@ -33,7 +33,7 @@ class RecordSession(Hook):
         self.mesh = mesh
         self.settings = {name: value for name, value in train.plain().items() if name in train.HOW_COMPUTED}
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         """Adds the record to those of earlier sessions."""
         session = {"from_step": run.step, **session_on(self.mesh), **self.settings}
         if is_writer():

@@ -88,7 +88,7 @@ def pair_rows(seed: int = 0) -> ReferenceRows:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TinyRun:
     """What differs between the runs of the tests."""
 
     objective: str = "next_token"
@@ -123,15 +123,15 @@ class Settings:
 
 def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Objective:
     """A registered objective of a model, with these settings instead of the tiny run's."""
-    return build_objective(model, Settings(objective=name).train().model_copy(update=settings))
+    return build_objective(model, TinyRun(objective=name).train().model_copy(update=settings))
 
 
-def rows_of(settings: Settings) -> RowSource:
+def rows_of(settings: TinyRun) -> RowSource:
     is_pairs = objective_kind(settings.objective).rows == "pairs"
     return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
 
 
-def tiny_job(out: Path, settings: Settings) -> TrainJob:
+def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
     mesh = build_mesh(MeshConfig(**settings.mesh))
     return TrainJob(
         model=MODEL,
@@ -157,14 +157,14 @@ class KillAt(Silent):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def command(out: Path, settings: Settings) -> list[str]:
+def command(out: Path, settings: TinyRun) -> list[str]:
     """The command line of one process of this job."""
     return [sys.executable, "-m", "lifecycle.testing.jobs", str(out), json.dumps(asdict(settings))]
 
 
 def main() -> None:
     distributed.start()
-    out, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
+    out, settings = Path(sys.argv[1]), TinyRun(**json.loads(sys.argv[2]))
     checkpoint = out / CHECKPOINTS / str(settings.kill_after) if settings.kill_after is not None else None
     stats = run_job(tiny_job(out, settings), KillAt(settings.kill_at, checkpoint))
     if distributed.is_writer():

@@ -126,10 +126,10 @@ class ChatTemplate:
         after_assistant = False
         for part, index in marks.split(text):
             is_assistant = index is not None and messages[index]["role"] == "assistant"
-            found = self.tokenizer.encode_template(part) if index is None else self.tokenizer.encode(part)
-            ends = self._turn_end(found) if after_assistant and index is None else 0
-            ids += found
-            mask += [is_assistant or i < ends for i in range(len(found))]
+            part_ids = self.tokenizer.encode_template(part) if index is None else self.tokenizer.encode(part)
+            ends = self._turn_end(part_ids) if after_assistant and index is None else 0
+            ids += part_ids
+            mask += [is_assistant or i < ends for i in range(len(part_ids))]
             after_assistant = is_assistant
         self._refuse_doubled(ids)
         return Rendered(ids, mask)
@@ -211,16 +211,14 @@ def _raise_exception(message: str) -> NoReturn:
 def check_messages(messages: Any) -> None:
     """Raises `ChatError` unless this is a non-empty list of {role, content} with known roles and text contents."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise ChatError(f"messages: expected a list of messages, found {type(messages).__name__}")
+        raise ChatError(f"messages: expected a list of messages, got {type(messages).__name__}")
     if not messages:
         raise ChatError("messages: the list is empty; a conversation has at least one message")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
-            raise ChatError(
-                f"message {number}: expected a mapping with role and content, found {type(message).__name__}"
-            )
+            raise ChatError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")
         if message.get("role") not in ROLES:
             raise ChatError(f"message {number}: unknown role {message.get('role')!r}; known: {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
-            found = type(message.get("content")).__name__
-            raise ChatError(f"message {number} ({message['role']}): content must be text, found {found}")
+            kind = type(message.get("content")).__name__
+            raise ChatError(f"message {number} ({message['role']}): content must be text, got {kind}")

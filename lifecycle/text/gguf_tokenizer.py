@@ -67,9 +67,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
     _write_names(metadata, folder)
     if template := metadata.get("tokenizer.chat_template"):
         write_text(folder / TEMPLATE_FILE, template)
-    found = HFTokenizer(folder / JSON_FILE)
-    found.save(folder)
-    return found
+    tokenizer = HFTokenizer(folder / JSON_FILE)
+    tokenizer.save(folder)
+    return tokenizer
 
 
 def _damage(metadata: Mapping[str, Any]) -> str | None:
@@ -116,7 +116,7 @@ def _build(metadata: Mapping[str, Any], cutting: Cutting) -> Tokenizer:
 
 
 def _write_names(metadata: Mapping[str, Any], folder: Path) -> None:
-    """The names of the framing tokens, as other tools keep them beside a `tokenizer.json`."""
+    """The names of the framing tokens, as other tools store them next to a `tokenizer.json`."""
     tokens = metadata["tokenizer.ggml.tokens"]
     config: dict[str, Any] = {"kind": KIND}
     for name, key in FRAMING:

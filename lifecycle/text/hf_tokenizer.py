@@ -52,15 +52,17 @@ class HFTokenizer(Tokenizer):
         config = read_config(path.parent)
         names = [t.content for t in added.values() if t.special] + listed_specials(config)
         framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
-        # Encoding may give the unknown token, so it is an ordinary one; GPT-2 has end of text in that place.
+        # Encoding may give the unknown token, so it is an ordinary one; GPT-2's is its end of text.
         unk = {token_name(config, "unk_token") or "<unk>"} - framing
         self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
         self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))
         decoders = _decoder_types(json.loads(self._json).get("decoder"))
         self._is_byte_level = "ByteLevel" in decoders
         if not self._is_byte_level and not decoders & {"ByteFallback", "Metaspace"}:
-            found = ", ".join(sorted(decoders)) or "none"
-            raise TokenizerError(f"{path}: decoder {found}; byte-level and byte-fallback vocabularies can be read")
+            kinds = ", ".join(sorted(decoders)) or "none"
+            raise TokenizerError(
+                f"{path}: unsupported decoder {kinds}; use a tokenizer with a byte-level or byte-fallback vocabulary"
+            )
         first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
         self.strips_leading_space = first[0] in (SPACE, _space_character())
 

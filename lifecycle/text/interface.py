@@ -181,7 +181,7 @@ def framing_ids(config: Mapping[str, Any], special_ids: Mapping[str, int], where
     """(bos, eos, pad): from the config's names, else from the usual names; eos stands in for a missing bos or pad."""
     eos = _first(special_ids, token_name(config, "eos_token"), EOS, "<|end_of_text|>", "<|endoftext|>", "<eos>")
     if eos is None:
-        raise TokenizerError(f"{where}: no end-of-text token; name it as eos_token in {CONFIG_FILE} beside it")
+        raise TokenizerError(f"{where}: no end-of-text token; name it as eos_token in {CONFIG_FILE} of the same folder")
     bos = _first(special_ids, token_name(config, "bos_token"), BOS, "<|begin_of_text|>", "<bos>")
     pad = _first(special_ids, token_name(config, "pad_token"), PAD)
     return (eos if bos is None else bos, eos, eos if pad is None else pad)

@@ -88,7 +88,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); one object a line") from None
     if not isinstance(row, dict):
-        raise RowError(f"{where}: expected an object with named columns, found {type(row).__name__}")
+        raise RowError(f"{where}: expected an object with named columns, got {type(row).__name__}")
     return row
 
 
@@ -192,14 +192,14 @@ def _messages(value: Any, role: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value else []
     if not isinstance(value, list):
-        raise RowError(f"expected text or a list of messages, found {type(value).__name__}")
+        raise RowError(f"expected text or a list of messages, got {type(value).__name__}")
     return value
 
 
 def _shared(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """(prompt, chosen, rejected) when both answers contain the prompt: their longest common beginning."""
     if not isinstance(chosen, str | list):
-        raise RowError(f"chosen and rejected must be text or lists of messages, found {type(chosen).__name__}")
+        raise RowError(f"chosen and rejected must be text or lists of messages, got {type(chosen).__name__}")
     pairs = zip(chosen, rejected, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     if isinstance(chosen, str) and shared and chosen[shared - 1] == " ":

@@ -72,8 +72,8 @@ class SentencePieceTokenizer(Tokenizer):
             ) from None
         self.vocab_size = self.processor.vocab_size()
         self._unk_id = self.processor.unk_id()
-        beside = path.with_name(JSON_FILE)  # the same vocabulary for other tools; kept by `save`
-        self._json = beside.read_bytes() if beside.is_file() else None
+        json_path = path.with_name(JSON_FILE)  # the same vocabulary for other tools; kept by `save`
+        self._json = json_path.read_bytes() if json_path.is_file() else None
         config = read_config(path.parent)
         self._pieces: list[str] = self.processor.id_to_piece(list(range(self.vocab_size)))
         self._bytes = [self._piece_bytes(i, piece) for i, piece in enumerate(self._pieces)]
@@ -87,9 +87,9 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def _names(self) -> dict[str, str]:
-        found = {"bos_token": self.processor.bos_id(), "eos_token": self.processor.eos_id()}
-        found["pad_token"] = self.processor.pad_id()
-        return {key: self._pieces[token_id] for key, token_id in found.items() if token_id >= 0}
+        ids = {"bos_token": self.processor.bos_id(), "eos_token": self.processor.eos_id()}
+        ids["pad_token"] = self.processor.pad_id()
+        return {key: self._pieces[token_id] for key, token_id in ids.items() if token_id >= 0}
 
     def _find_specials(self, listed: list[str]) -> dict[str, int]:
         wanted = set(listed)

@@ -107,9 +107,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 def _load_as(kind: str, path: Path) -> Tokenizer:
     tokenizer = load_tokenizer(path)
-    found = "sentencepiece" if isinstance(tokenizer, SentencePieceTokenizer) else "hf"
-    if found != kind:
-        raise ConfigError(f"tokenizer.path={path} holds a {found} tokenizer; set tokenizer.kind={found}")
+    loaded_kind = "sentencepiece" if isinstance(tokenizer, SentencePieceTokenizer) else "hf"
+    if loaded_kind != kind:
+        raise ConfigError(f"tokenizer.path={path} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}")
     return tokenizer
 
 

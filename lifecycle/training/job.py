@@ -13,7 +13,6 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.objective import Objective
 
 CHECKPOINTS = "checkpoints"  # a folder in a job's `out`
-METRICS = "metrics.jsonl"  # its run log
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import optax
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
-from lifecycle.core.runlog import RunLog, read_log, rewind
+from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
 from lifecycle.parallel.placement import place_batch, rows_of_process
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import hash_params
@@ -25,9 +25,9 @@ from lifecycle.training.hooks.finite import Finite
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
-from lifecycle.training.job import CHECKPOINTS, METRICS, TrainJob
+from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -49,7 +49,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         opened.enter_context(closing(job.batches))
         state, step = restore_or_start(job, optimizer, shardings, checkpoints)
         log = opened.enter_context(open_log(job, step)) if is_writer() else None
-        run = Run(job, progress, log, state, step)
+        run = TrainingRun(job, progress, log, state, step)
         log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
         if not run.is_last:
             take_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
@@ -81,7 +81,9 @@ def open_log(job: TrainJob, step: int) -> RunLog:
     return RunLog(job.out / METRICS)
 
 
-def take_steps(run: Run, optimizer: optax.GradientTransformation, shardings: TrainState, hooks: Sequence[Hook]) -> None:
+def take_steps(
+    run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, hooks: Sequence[Hook]
+) -> None:
     """All steps that are left, with the hooks between them."""
     held = rows_of_process(run.job.mesh, run.job.train.global_batch_size, jax.process_index())
     batch = next_batch(run, held)
@@ -102,14 +104,14 @@ def take_steps(run: Run, optimizer: optax.GradientTransformation, shardings: Tra
                 hook.after_step(run)
 
 
-def next_batch(run: Run, held: Sequence[int]) -> dict[str, jax.Array]:
+def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:
     """The batch of the next step, laid over the mesh; this process has its rows `held`."""
     host = run.job.batches.batch(run.step, run.state.params)
     return place_batch(host, run.job.mesh, run.job.train.global_batch_size, held)
 
 
 def compiled_step(
-    run: Run, optimizer: optax.GradientTransformation, shardings: TrainState, batch: dict[str, jax.Array]
+    run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, batch: dict[str, jax.Array]
 ) -> CompiledStep:
     """The step as one program: a batch of another shape would be an error, not a second program."""
     job, started = run.job, time.perf_counter()
@@ -121,7 +123,7 @@ def compiled_step(
 
 
 @contextmanager
-def named(hook: Hook, run: Run) -> Iterator[None]:
+def named(hook: Hook, run: TrainingRun) -> Iterator[None]:
     """An exception in here gets a note of which hook it comes from, and after which step."""
     try:
         yield
@@ -130,7 +132,7 @@ def named(hook: Hook, run: Run) -> Iterator[None]:
         raise
 
 
-def stats(run: Run) -> dict[str, Any]:
+def stats(run: TrainingRun) -> dict[str, Any]:
     """What the manifest keeps: read from the log, so that it covers the steps before a kill too."""
     train = run.job.train
     records = [record for record in read_log(run.job.out / METRICS) if "loss" in record]

@@ -34,7 +34,7 @@ class Clock:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What hooks may read and use. `metrics` are those of the last step, on the host, where a hook needed them."""
 
     job: TrainJob

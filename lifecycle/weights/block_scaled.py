@@ -25,7 +25,7 @@ NUMBERS = ("float32", "float16", "bfloat16")  # dtypes that need no scale
 class BlockScaled:
     """A `TensorSource` over another, whose scaled tensors have their plain names and values.
 
-    Raises `WeightsError` for a tensor that is neither numbers nor has its scales beside it.
+    Raises `WeightsError` for a tensor that is neither numeric nor has a tensor of scales.
     """
 
     def __init__(self, source: TensorSource) -> None:

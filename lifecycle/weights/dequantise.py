@@ -62,7 +62,7 @@ def _q4_k(blocks: Blocks) -> Values:
 
 
 def _q6_k(blocks: Blocks) -> Values:
-    """Sixteen sub-blocks of 16; the low four bits of each value lie in one place, its high two in another."""
+    """Sixteen sub-blocks of 16; the low four bits of each value are in one array, its high two in another."""
     low = blocks[:, :128].reshape(-1, 2, 64)
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)

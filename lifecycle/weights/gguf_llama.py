@@ -14,7 +14,7 @@ import numpy as np
 from lifecycle.core.config import validate
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import Family
-from lifecycle.weights.families.layout import Layout, Place, de_interleaved
+from lifecycle.weights.families.layout import Layout, Location, de_interleaved
 from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.gguf import GgufFile
 
@@ -42,20 +42,20 @@ GGUF_LLAMA = Family(
     settings=(),  # its config is metadata, not a config.json: `config_of`
     layout=Layout(
         {
-            "embed": Place(EMBED),
-            "norm.scale": Place("output_norm.weight"),
-            "head": Place("output.weight"),
+            "embed": Location(EMBED),
+            "norm.scale": Location("output_norm.weight"),
+            "head": Location("output.weight"),
         },
         {
-            "attention_norm.scale": Place(BLOCK + "attn_norm.weight"),
-            "attention.q": Place(BLOCK + "attn_q.weight", True, _queries),
-            "attention.k": Place(BLOCK + "attn_k.weight", True, _keys),
-            "attention.v": Place(BLOCK + "attn_v.weight", True),
-            "attention.o": Place(BLOCK + "attn_output.weight", True),
-            "feed_forward_norm.scale": Place(BLOCK + "ffn_norm.weight"),
-            "feed_forward.gate": Place(BLOCK + "ffn_gate.weight", True),
-            "feed_forward.up": Place(BLOCK + "ffn_up.weight", True),
-            "feed_forward.down": Place(BLOCK + "ffn_down.weight", True),
+            "attention_norm.scale": Location(BLOCK + "attn_norm.weight"),
+            "attention.q": Location(BLOCK + "attn_q.weight", True, _queries),
+            "attention.k": Location(BLOCK + "attn_k.weight", True, _keys),
+            "attention.v": Location(BLOCK + "attn_v.weight", True),
+            "attention.o": Location(BLOCK + "attn_output.weight", True),
+            "feed_forward_norm.scale": Location(BLOCK + "ffn_norm.weight"),
+            "feed_forward.gate": Location(BLOCK + "ffn_gate.weight", True),
+            "feed_forward.up": Location(BLOCK + "ffn_up.weight", True),
+            "feed_forward.down": Location(BLOCK + "ffn_down.weight", True),
         },
     ),
     ignores=lambda config, name: name == FACTORS,
@@ -123,12 +123,12 @@ def _short(value: float) -> float:
 
 
 def _rope_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any] | None:
-    """Llama 3's scaling, found again from its factors; None for a file without any."""
+    """Llama 3's scaling, recovered from its factors; None for a file without any."""
     if FACTORS not in file.shapes:
         return None
-    found = file.read(FACTORS, (slice(0, head_dim // 2),))
-    factor = _short(float(found.max()))
-    if not np.allclose(found, _llama3_factors(head_dim, theta, factor), rtol=1e-4):
+    factors = file.read(FACTORS, (slice(0, head_dim // 2),))
+    factor = _short(float(factors.max()))
+    if not np.allclose(factors, _llama3_factors(head_dim, theta, factor), rtol=1e-4):
         raise WeightsError(f"{file.path}: {FACTORS} is not Llama 3's scaling; import the model from safetensors")
     return {"kind": "llama3", "factor": factor, **LLAMA3}
 

@@ -28,7 +28,7 @@ def unstack(tree: PyTree) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if is_stacked(path, leaf):
-            flat |= {name: leaf[place] for place, name in enumerate(layer_names(path, leaf))}
+            flat |= {name: leaf[layer] for layer, name in enumerate(layer_names(path, leaf))}
         else:
             flat[canonical_name(path)] = leaf
     return flat
@@ -53,10 +53,10 @@ def is_stacked(path: KeyPath, leaf: Any) -> bool:
 def layer_names(path: KeyPath, leaf: Any) -> Iterator[str]:
     """The canonical names of a stack's layers, in the order of its leading axis."""
     keys = [_key(entry) for entry in path]
-    place = keys.index(BLOCKS) + 1
-    first, period = map(int, keys[place].split("+"))
+    stack = keys.index(BLOCKS) + 1
+    first, period = map(int, keys[stack].split("+"))
     for number in range(first, first + period * leaf.shape[0], period):
-        yield ".".join([*keys[:place], str(number), *keys[place + 1 :]])
+        yield ".".join([*keys[:stack], str(number), *keys[stack + 1 :]])
 
 
 def canonical_name(path: KeyPath) -> str:

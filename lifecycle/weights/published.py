@@ -189,24 +189,24 @@ def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[
 def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
     """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
     shapes = array_shapes(config)
-    if homeless := [array for array in shapes if family.layout.place(array) is None]:
+    if homeless := [array for array in shapes if family.layout.location(array) is None]:
         raise WeightsError(f"family {family.name!r} has no name for {', '.join(homeless[:8])}; set model.family")
     expected = published_tensors(config, family.layout, shapes)
-    found = source.shapes
-    wrong = [f"missing {name}" for name in expected if name not in found]
+    published = source.shapes
+    wrong = [f"missing {name}" for name in expected if name not in published]
     for name, tensor in expected.items():
-        if name in found and found[name] != tensor.shape:
-            wrong.append(f"{name}: shape {found[name]}, the config says {tensor.shape}")
-    for name in sorted(set(found) - set(expected)):
-        if family.layout.is_place(name, "head") and config.tie_embeddings:
+        if name in published and published[name] != tensor.shape:
+            wrong.append(f"{name}: shape {published[name]}, the config says {tensor.shape}")
+    for name in sorted(set(published) - set(expected)):
+        if family.layout.is_tensor_of(name, "head") and config.tie_embeddings:
             wrong += _unlike_embedding(family.layout, source, name)
         elif not family.ignores(config, name):
             wrong.append(f"unknown {name}")
     if wrong:
-        hint = _layers_hint(found, config)
+        hint = _layers_hint(published, config)
         raise WeightsError(
-            f"{where} does not fit its config:\n{listing(wrong)}\n{hint}take {CONFIG} and weights from one place, "
-            "and all files of them"
+            f"{where} does not fit its config:\n{listing(wrong)}\n{hint}use the {CONFIG} and all weight "
+            "files of one model"
         )
 
 
@@ -224,8 +224,8 @@ def _is_equal(source: TensorSource, left: str, right: str, shape: Shape, rows: i
     return all(np.array_equal(source.read(left, span), source.read(right, span)) for span in spans)
 
 
-def _layers_hint(found: Mapping[str, Shape], config: ModelConfig) -> str:
-    numbers = [int(match[1]) for name in found if (match := re.search(r"\.(\d+)\.", name))]
+def _layers_hint(shapes: Mapping[str, Shape], config: ModelConfig) -> str:
+    numbers = [int(match[1]) for name in shapes if (match := re.search(r"\.(\d+)\.", name))]
     held = max(numbers, default=-1) + 1
     differs = config.moe is None and held != config.num_layers
     return f"the weights hold {held} layers, the config says {config.num_layers}; " if differs else ""
@@ -243,13 +243,13 @@ def save_weights(
     leaves: dict[str, tuple[Any, int | None]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if is_stacked(path, leaf):
-            leaves |= {name: (leaf, place) for place, name in enumerate(layer_names(path, leaf))}
+            leaves |= {name: (leaf, layer) for layer, name in enumerate(layer_names(path, leaf))}
         else:
             leaves[canonical_name(path)] = (leaf, None)
 
     def read(array: str, expert: int | None) -> np.ndarray:
-        leaf, place = leaves[array]
-        part = leaf if place is None else leaf[place]
+        leaf, layer = leaves[array]
+        part = leaf if layer is None else leaf[layer]
         return np.asarray(jax.device_get(part if expert is None else part[expert]))
 
     def dtypes(published: str, arrays: tuple[str, ...]) -> np.dtype:
@@ -283,18 +283,19 @@ def write_weights(
 
 
 def write_config(config: ModelConfig, folder: Path, dtype: np.dtype = FLOAT32, **token_ids: int) -> None:
+    """Writes a bundle's `config.json`; `dtype` is recorded as the weights', `token_ids` as they are."""
     write_text(folder / CONFIG, json.dumps(config_to_hf(config, dtype, **token_ids), indent=2) + "\n")
 
 
 def read_from(config: ModelConfig, layout: Layout, source: TensorSource) -> Callable[[str, int | None], np.ndarray]:
-    """The `read` of `write_weights` for a model that lies in another file, in the dtypes it has there."""
+    """The `read` of `write_weights` for a model in another file, in the dtypes of that file."""
     shapes = array_shapes(config)
 
     def read(array: str, expert: int | None) -> np.ndarray:
-        shape, place = shapes[array], layout.place(array)
-        assert place is not None
+        shape, location = shapes[array], layout.location(array)
+        assert location is not None
         index = whole(shape) if expert is None else (slice(expert, expert + 1), *whole(shape[1:]))
-        dtype = source.dtype(place.name.replace(EXPERT, str(expert)))
+        dtype = source.dtype(location.name.replace(EXPERT, str(expert)))
         out = np.empty([part.stop - part.start for part in index], dtype)
         read_array(config, layout, source, array, index, out)
         return out if expert is None else out[0]

@@ -101,15 +101,17 @@ def _files(path: Path) -> list[Path]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise TypeError("its weight_map does not say a file for each tensor")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / INDEX}: not an index of tensors ({error}); copy it again") from None
-    strange = [name for name in found.values() if Path(name).name != name]
+    strange = [name for name in files.values() if Path(name).name != name]
     if strange:
-        raise WeightsError(f"{folder / INDEX}: {strange[0]!r} is not the name of a file beside it")
-    return found
+        raise WeightsError(
+            f"{folder / INDEX}: {strange[0]!r} is not the name of a file in the same folder; download the model again"
+        )
+    return files
 
 
 def _check_index(path: Path, entries: Mapping[str, Entry]) -> None:

@@ -19,7 +19,7 @@ from lifecycle.core.typing import Array
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.flash import flash_attention
-from lifecycle.kernels.flash_blocks import Blocks, Plan, blocks_of
+from lifecycle.kernels.flash_blocks import FlashBlocks, Plan, blocks_of
 from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.rotary import rotary_angles, rotate
@@ -28,24 +28,28 @@ from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
-SMALL = Blocks(q=128, kv=128, tile=128)
+SMALL = FlashBlocks(q=128, kv=128, tile=128)
 
 
-WIDE = Blocks(q=128, kv=512, tile=256)
+WIDE = FlashBlocks(q=128, kv=512, tile=256)
 CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "causal": (row(256), {}, (16, 16)),
     "two lanes' tiles to a head": (row(256), {}, (256, 128)),
     "a length of no whole block": (row(200), {}, (16, 16)),
     "key blocks longer than query blocks": (row(500, segment=90), {"blocks": WIDE}, (16, 16)),
-    "query blocks longer than key blocks": (row(512), {"blocks": Blocks(256, 128, 256)}, (16, 16)),
+    "query blocks longer than key blocks": (row(512), {"blocks": FlashBlocks(256, 128, 256)}, (16, 16)),
     "segments": (row(256, segment=90), {}, (16, 16)),
-    "several tiles to a block": (row(512, segment=200, window=300), {"blocks": Blocks(256, 512, 128)}, (16, 16)),
+    "several tiles to a block": (row(512, segment=200, window=300), {"blocks": FlashBlocks(256, 512, 128)}, (16, 16)),
     "segments that whole blocks do not share": (row(512, segment=130), {}, (16, 16)),
     "window": (row(384, window=70), {}, (16, 16)),
     "soft cap": (row(128), {"soft_cap": 2.0}, (16, 16)),
     "sinks": (row(256, segment=50), {"sinks": SINKS}, (16, 16)),
     "values narrower than keys": (row(128), {"scale": 0.3}, (24, 16)),
-    "gradients of queries in parts": (row(384, segment=90), {"blocks": Blocks(128, 128, 128, dq_bytes=1)}, (16, 16)),
+    "gradients of queries in parts": (
+        row(384, segment=90),
+        {"blocks": FlashBlocks(128, 128, 128, dq_bytes=1)},
+        (16, 16),
+    ),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
 
@@ -70,7 +74,7 @@ def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
     length = draw(st.integers(1, 300))
     mask = row(length, 1, draw(st.none() | st.integers(1, 300)), draw(st.none() | st.integers(1, 400)))
     sizes = st.sampled_from([128, 256])
-    blocks = Blocks(draw(sizes), draw(sizes), draw(sizes))
+    blocks = FlashBlocks(draw(sizes), draw(sizes), draw(sizes))
     inputs = arrays(length, kv_heads * per_group, kv_heads, dims, batch=1)
     flash = partial(flash_attention, mask=mask, scale=0.3, blocks=blocks, interpret=True)
     expected = value_and_gradients(partial(reference_attention, mask=mask, scale=0.3), inputs)
@@ -132,7 +136,17 @@ def test_steps_visit_each_pair_of_blocks_that_is_seen_once(data: st.DataObject) 
     length = 2 * num_shards * data.draw(st.integers(1, 300))
     sizes = st.sampled_from([128, 256])
     plan = Plan(
-        6, 2, 128, 128, length, num_shards, window, 1.0, None, Blocks(data.draw(sizes), data.draw(sizes), 128), True
+        6,
+        2,
+        128,
+        128,
+        length,
+        num_shards,
+        window,
+        1.0,
+        None,
+        FlashBlocks(data.draw(sizes), data.draw(sizes), 128),
+        True,
     )
     queries = row_order(length, num_shards).reshape(num_shards, plan.chunks, -1)
     padded = np.full((num_shards, plan.chunks, plan.q.length), -1)  # padding sees nothing

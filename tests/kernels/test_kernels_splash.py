@@ -19,12 +19,12 @@ from lifecycle.core.typing import Array
 from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
 from lifecycle.kernels.mask import OUT_NAME, Mask
-from lifecycle.kernels.splash import Blocks, _infos, blocks_of, splash_attention
+from lifecycle.kernels.splash import SplashBlocks, _infos, blocks_of, splash_attention
 from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
 from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
 
-SMALL = Blocks(128, 128, 128)
+SMALL = SplashBlocks(128, 128, 128)
 
 
 CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
@@ -192,9 +192,9 @@ def test_families_compile_for_v5p(
 
 
 def test_tiles_by_chip_and_head() -> None:
-    assert blocks_of("TPU v5", 128) == Blocks(1024, 1024, 512)
+    assert blocks_of("TPU v5", 128) == SplashBlocks(1024, 1024, 512)
     assert blocks_of("TPU v6 lite", 128).q == 2048 and blocks_of("TPU7x", 256).q == 1024
-    assert blocks_of("TPU v5", 512) == Blocks(512, 512, 256)
+    assert blocks_of("TPU v5", 512) == SplashBlocks(512, 512, 256)
 
 
 def test_a_cache_is_not_for_splash(monkeypatch: pytest.MonkeyPatch) -> None:

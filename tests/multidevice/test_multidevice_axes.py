@@ -14,7 +14,7 @@ from lifecycle.model.params import Params, init_params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
-from lifecycle.testing.jobs import Settings, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
@@ -41,7 +41,7 @@ def first_step(
     settings: dict[str, Any] = {"remat": {}} | ({"loss_chunks": loss_chunks} if objective == "next_token" else {})
     summed = objective_of(objective, config, **settings)
     step = make_train_step(summed, GRADIENT, mesh, shardings, 2, config.bias_rate)
-    host = next(one_epoch(rows_of(Settings(objective=objective)), global_batch_size=16))
+    host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
     state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
     state, metrics = step(state, place_batch(host, mesh))

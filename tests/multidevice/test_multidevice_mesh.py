@@ -14,7 +14,7 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, place_batch
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, Settings, example, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.heldout import heldout_means, reference_logprobs
 from lifecycle.training.objectives.sums import Sums
@@ -40,7 +40,7 @@ class Curve:
 @cache
 def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     """Ten steps with packing and two micro-batches; the optimizer's chain begins with one that keeps the gradient."""
-    settings = Settings(objective=objective, optimizer=optimizer_name)
+    settings = TinyRun(objective=objective, optimizer=optimizer_name)
     mesh = build_mesh(MESHES[num_devices])
     optimizer = optax.chain(optax.trace(decay=0.0), build_optimizer(settings.train().optimizer, MODEL, STEPS, mesh))
     shardings = state_shardings(MODEL, optimizer, mesh)
@@ -99,7 +99,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
 
 def test_measurements_do_not_depend_on_the_mesh() -> None:
     """Held-out means and reference log-probabilities, the last batch filled up with padding."""
-    settings = Settings(objective="dpo")
+    settings = TinyRun(objective="dpo")
     state = curve("dpo", "adamw", 1).state
     draw = np.random.default_rng(1)
     pairs = [(example(draw, [1, 2], 3 + i % 5), example(draw, [1, 2], 3)) for i in range(21)]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import Settings, rows_of, tiny_job
+from lifecycle.testing.jobs import TinyRun, rows_of, tiny_job
 from lifecycle.training.batches import HostBatch, RowBatches
-from lifecycle.training.job import METRICS, TrainJob
+from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 
 CLOSE = 1e-6
-RUN = Settings(steps=8, checkpoint_every=4, mesh={"fsdp": 2, "tensor": 2, "replica": 2})
+RUN = TinyRun(steps=8, checkpoint_every=4, mesh={"fsdp": 2, "tensor": 2, "replica": 2})
 MESHES: list[dict[str, int]] = [{}, {"fsdp": 8}]
 
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.params import abstract_params, init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.testing.jobs import MODEL, Settings, command, tiny_job
+from lifecycle.testing.jobs import MODEL, TinyRun, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.job import CHECKPOINTS, METRICS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
 
 CLOSE = 1e-5
@@ -67,10 +67,10 @@ def run_processes(arguments: list[str], count: int, devices: int) -> list[str]:
 def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], devices: int) -> None:
     """Weights sharded over both processes, with packing, accumulation and checkpoints: each process has its own rows,
     or both have the same rows and a part of each weight."""
-    settings = Settings(steps=8, checkpoint_every=4)
+    settings = TinyRun(steps=8, checkpoint_every=4)
     one, two = tmp_path / "one", tmp_path / "two"
     stats = run_job(tiny_job(one, settings), Silent())
-    sharded = Settings(steps=8, checkpoint_every=4, mesh=mesh)
+    sharded = TinyRun(steps=8, checkpoint_every=4, mesh=mesh)
     outputs = run_processes(command(two, sharded), count=2, devices=devices)
     told = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in outputs]
     assert [len(lines) for lines in told] == [1, 0]  # one process writes; gloo prints a line of its own

@@ -45,9 +45,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         connect(path, SCHEMA)
     create_database(path, SCHEMA)
     newer = Schema("shelf", application_id=7, version=3, tables=SCHEMA.tables)
-    with pytest.raises(DatabaseError, match="expected a shelf of version 3, found version 2 of one"):
+    with pytest.raises(DatabaseError, match="expected a shelf of version 3, got version 2 of one"):
         connect(path, newer)
-    with pytest.raises(DatabaseError, match="expected a box of version 2, found a database of another kind"):
+    with pytest.raises(DatabaseError, match="expected a box of version 2, got a database of another kind"):
         connect(path, Schema("box", application_id=8, version=2, tables=""))
     path.write_text("not a database, long enough to have a header " * 4)
     with pytest.raises(DatabaseError, match=r"not a readable shelf .*file is not a database"):

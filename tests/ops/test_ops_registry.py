@@ -219,7 +219,7 @@ def test_a_database_of_another_kind_is_refused(registry: Registry, make_artifact
     with sqlite3.connect(registry.path) as db:
         db.execute("CREATE TABLE t (x)")
     bundle = make_artifact("export", {"w": "a"})
-    with pytest.raises(RegistryError, match="expected a model registry of version 1, found a database of another kind"):
+    with pytest.raises(RegistryError, match="expected a model registry of version 1, got a database of another kind"):
         registry.register(bundle.path, "chat")
 
 

@@ -116,7 +116,7 @@ def test_pairs_that_teach_nothing_are_dropped(encoder: RowEncoder, tmp_path: Pat
     ("line", "message"),
     [
         (b'{"text": "a"', r"rows\.jsonl:3: not valid JSON"),
-        (b'["text"]', r"rows\.jsonl:3: expected an object with named columns, found list"),
+        (b'["text"]', r"rows\.jsonl:3: expected an object with named columns, got list"),
         (b'{"text": "\xff"}', r"rows\.jsonl:3: not UTF-8"),
         (b'{"prompt": "a"}', r"rows\.jsonl:3: columns prompt; expected messages"),
         (b'{"prompt": 1, "completion": "a"}', r"rows\.jsonl:3: prompt and completion must be text"),
@@ -137,7 +137,7 @@ def test_a_broken_row_is_named_by_file_and_line(encoder: RowEncoder, tmp_path: P
     [
         ({"chosen": "a"}, "expected chosen and rejected"),
         ({"chosen": "a", "rejected": [assistant("b")]}, "both be text or both be messages"),
-        ({"chosen": 1, "rejected": 2}, "must be text or lists of messages, found int"),
+        ({"chosen": 1, "rejected": 2}, "must be text or lists of messages, got int"),
     ],
 )
 def test_broken_pairs(encoder: RowEncoder, row: dict, message: str) -> None:

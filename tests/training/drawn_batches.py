@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import SEQ_LEN, Documents, KillAt, Settings, tiny_job
+from lifecycle.testing.jobs import SEQ_LEN, Documents, KillAt, TinyRun, tiny_job
 from lifecycle.training.batches import HostBatch, one_epoch
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.packing import DocumentRows
 
-RUN = Settings(steps=8, checkpoint_every=3)
+RUN = TinyRun(steps=8, checkpoint_every=3)
 
 
 class DrawnBatches:

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of, tiny_job
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import DpoConfig, OrpoConfig
 from lifecycle.training.heldout import heldout_means
-from lifecycle.training.job import METRICS
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.dpo import dpo
 from lifecycle.training.objectives.likelihoods import PairLikelihoods
@@ -80,7 +79,7 @@ def test_parts_of_a_batch_add_up() -> None:
 
 
 def test_an_objective_of_another_package_trains(tmp_path: Path) -> None:
-    settings = Settings(objective="simpo", steps=8, learning_rate=1e-2, mesh={"fsdp": 2, "context": 2})
+    settings = TinyRun(objective="simpo", steps=8, learning_rate=1e-2, mesh={"fsdp": 2, "context": 2})
     stats = run_job(tiny_job(tmp_path, settings), Silent())
     records = [record for record in read_log(tmp_path / METRICS) if "loss" in record]
     assert len(records) == 8 and stats["loss"] == records[-1]["loss"] < records[0]["loss"] - 0.1
@@ -88,7 +87,7 @@ def test_an_objective_of_another_package_trains(tmp_path: Path) -> None:
 
 
 def test_its_means_are_those_of_one_device_without_parts() -> None:
-    mesh, rows = build_mesh(MeshConfig(replica=2, context=2)), rows_of(Settings(objective="simpo"))
+    mesh, rows = build_mesh(MeshConfig(replica=2, context=2)), rows_of(TinyRun(objective="simpo"))
     objective, params = objective_of("simpo"), jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
     host = next(one_epoch(rows, global_batch_size=rows.num_rows))
     alone = jax.jit(objective)(params, host)

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import abstract_params, init_params
-from lifecycle.testing.jobs import MODEL, Settings, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, tiny_job
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.training.freeze import frozen_part, merged, split
-from lifecycle.training.job import CHECKPOINTS, METRICS, TrainJob
+from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.weights.names import unstack
 
-RUN = Settings(steps=6, checkpoint_every=3)
+RUN = TinyRun(steps=6, checkpoint_every=3)
 
 
-def job(out: Path, *freeze: str, settings: Settings = RUN) -> TrainJob:
+def job(out: Path, *freeze: str, settings: TinyRun = RUN) -> TrainJob:
     tiny = tiny_job(out, settings)
     optimizer = tiny.train.optimizer.model_copy(update={"weight_decay": 0.0})  # which would move zeroed parameters
     return replace(tiny, train=tiny.train.model_copy(update={"freeze": freeze, "optimizer": optimizer}))

@@ -12,7 +12,7 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, Settings, example, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
 from lifecycle.training.objectives.objective import pair_logprobs
@@ -28,7 +28,7 @@ def params() -> Any:
 
 @pytest.mark.parametrize("objective", ["next_token", "dpo"])
 def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> None:
-    rows = rows_of(Settings(objective=objective))
+    rows = rows_of(TinyRun(objective=objective))
     assert rows.num_rows % 7  # the last batch is filled up
     found = [heldout_means(MODEL, objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, Settings, command, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import hash_params, load_params
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.finite import DivergedError
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.job import CHECKPOINTS, METRICS
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
-from lifecycle.training.run import Clock, Run
+from lifecycle.training.run import Clock, TrainingRun
 from tests.training.drawn_batches import DrawnBatches, drawn_job
 
-RUN = Settings(steps=12, checkpoint_every=4)
+RUN = TinyRun(steps=12, checkpoint_every=4)
 
 
 class Told(Silent):
@@ -118,7 +118,7 @@ def diverging(params: Any, batch: Any, at: int) -> Any:
 
 
 def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:
-    settings = Settings(steps=12, checkpoint_every=2, grad_accum=1)
+    settings = TinyRun(steps=12, checkpoint_every=2, grad_accum=1)
     job = tiny_job(tmp_path, settings)
     sums = [int(job.batches.batch(step, {})["tokens"][:, 0].sum()) for step in range(12)]
     assert sums.count(sums[6]) == 1
@@ -138,7 +138,7 @@ def test_a_run_stopped_before_its_first_checkpoint_logs_its_start_once(tmp_path:
             raise KeyboardInterrupt
         return {"heldout_loss": 1.0}
 
-    job, hooks = tiny_job(tmp_path, Settings(steps=4)), [Evaluate(2, measure)]
+    job, hooks = tiny_job(tmp_path, TinyRun(steps=4)), [Evaluate(2, measure)]
     with pytest.raises(KeyboardInterrupt):
         run_job(job, Silent(), hooks)
     assert checkpoints(tmp_path) == []
@@ -155,7 +155,7 @@ def test_a_measurement_is_logged_at_the_start_when_due_and_after_the_last_step(t
         seen.append(hash_params(params))
         return {"heldout_loss": float(len(seen))}
 
-    job, hooks = tiny_job(tmp_path, Settings(steps=5)), [Evaluate(2, measure)]
+    job, hooks = tiny_job(tmp_path, TinyRun(steps=5)), [Evaluate(2, measure)]
     stats = run_job(job, Silent(), hooks)
     measured = [record for record in read_log(tmp_path / METRICS) if "heldout_loss" in record]
     assert measured == [{"step": s, "heldout_loss": n} for n, s in enumerate((0, 2, 4, 5), 1)]
@@ -170,7 +170,7 @@ def test_a_measurement_between_log_lines_begins_when_its_steps_are_done(tmp_path
         ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(params)))
         return {"heldout_loss": 1.0}
 
-    job = tiny_job(tmp_path, Settings(steps=8))
+    job = tiny_job(tmp_path, TinyRun(steps=8))
     train = job.train.model_copy(update={"log_every": 8, "checkpoint_every": 8})
     run_job(replace(job, train=train), Silent(), [Evaluate(3, measure)])
     assert ready == [True] * 4 and steps_of(tmp_path) == [8]
@@ -178,7 +178,7 @@ def test_a_measurement_between_log_lines_begins_when_its_steps_are_done(tmp_path
 
 def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path) -> None:
     start = load_params(undisturbed[0] / CHECKPOINTS, abstract_params(MODEL))
-    job = replace(tiny_job(tmp_path, Settings(steps=1, learning_rate=1e-9)), start=start)
+    job = replace(tiny_job(tmp_path, TinyRun(steps=1, learning_rate=1e-9)), start=start)
     run_job(job, Silent())
     (record,) = trained(tmp_path)
     assert record["loss"] < undisturbed[1]["loss"] + 0.3  # where the first run ended, not where it began
@@ -221,17 +221,17 @@ class Noted(Hook):
     def __init__(self, name: str, calls: list[tuple[str, str, int]]) -> None:
         self.name, self.calls = name, calls
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         self.calls.append((self.name, "start", len(steps_of(run.job.out))))
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         when = "late" if run.step in checkpoints(run.job.out) else "before the save"
         self.calls.append((self.name, when, len(steps_of(run.job.out))))
 
 
 def test_hooks_are_called_in_order_between_the_log_and_the_checkpoint(tmp_path: Path) -> None:
     calls: list[tuple[str, str, int]] = []
-    run_job(tiny_job(tmp_path, Settings(steps=2, checkpoint_every=1)), Silent(), [Noted("a", calls), Noted("b", calls)])
+    run_job(tiny_job(tmp_path, TinyRun(steps=2, checkpoint_every=1)), Silent(), [Noted("a", calls), Noted("b", calls)])
     assert calls[:2] == [("a", "start", 0), ("b", "start", 0)]
     assert calls[2:] == [(name, "before the save", step) for step in (1, 2) for name in "ab"]
 
@@ -247,13 +247,13 @@ def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPat
 
 
 class Failing(Hook):
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         if run.step == 3:
             raise OSError("no route to the tracker")
 
 
 def test_a_failing_hook_is_named_and_what_was_saved_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no route to the tracker") as raised:
-        run_job(tiny_job(tmp_path, Settings(steps=4, checkpoint_every=2)), Silent(), [Failing()])
+        run_job(tiny_job(tmp_path, TinyRun(steps=4, checkpoint_every=2)), Silent(), [Failing()])
     assert raised.value.__notes__ == [f"in the hook Failing, after step 3 of {tmp_path}"]
     assert steps_of(tmp_path) == [1, 2, 3] and checkpoints(tmp_path) == [2]

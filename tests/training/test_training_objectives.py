@@ -12,7 +12,7 @@ import pytest
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params, init_params
-from lifecycle.testing.jobs import MODEL, Example, Settings, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, Example, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.objectives.objective import Objective, pair_likelihoods, pair_logprobs
@@ -32,7 +32,7 @@ def params() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, np.ndarray]:
-    host = next(one_epoch(rows_of(Settings(objective="dpo")), global_batch_size=4))
+    host = next(one_epoch(rows_of(TinyRun(objective="dpo")), global_batch_size=4))
     host["pair_mask"][1, 0] = 0  # a pair that does not count
     return host
 
@@ -80,7 +80,7 @@ def run(objective: Objective, params: Any, batch: dict[str, np.ndarray]) -> tupl
 
 
 def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]) -> None:
-    batch = next(one_epoch(rows_of(Settings()), global_batch_size=4))
+    batch = next(one_epoch(rows_of(TinyRun()), global_batch_size=4))
     loss, count, aux = run(objective_of("next_token"), params, batch)
     assert loss == pytest.approx(-(log_probabilities(params, batch) * batch["loss_mask"]).sum(), rel=WHOLE_MODEL)
     assert count == batch["loss_mask"].sum() < batch["loss_mask"].size and aux == {}

@@ -15,7 +15,7 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import place_batch
-from lifecycle.testing.jobs import MODEL, Settings, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
@@ -55,7 +55,7 @@ class Steps:
 def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     """A real packed batch; the masks of its micro-batches are made very unequal."""
     name = request.param
-    host = next(one_epoch(rows_of(Settings(objective=name)), global_batch_size=8))
+    host = next(one_epoch(rows_of(TinyRun(objective=name)), global_batch_size=8))
     mask = "loss_mask" if name == "next_token" else "pair_mask"
     host[mask][::2] *= np.arange(host[mask].shape[1]) < 1  # every second row keeps at most its first position or pair
     batch = place_batch(host, MESH)
@@ -91,7 +91,7 @@ def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps
 
 
 def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
-    batch = place_batch(next(one_epoch(rows_of(Settings()), global_batch_size=2)), MESH)
+    batch = place_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=2)), MESH)
     batch["loss_mask"] = jnp.zeros_like(batch["loss_mask"])
     state, metrics = stepped("next_token", 1, batch, params)
     assert metrics["loss"] == metrics["count"] == metrics["grad_norm"] == 0
@@ -100,7 +100,7 @@ def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
 
 def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> None:
     """Two runs of five steps from one seed, in one program, its state donated and nothing moved."""
-    settings = Settings()
+    settings = TinyRun()
     optimizer = build_optimizer(settings.train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     traced = []
@@ -136,7 +136,7 @@ def test_the_transfer_guard_sees_what_is_moved() -> None:
 
 
 def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any) -> None:
-    optimizer = build_optimizer(Settings().train().optimizer, MODEL, 5, MESH)
+    optimizer = build_optimizer(TinyRun().train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     state = state_from_params(params, optimizer, shardings)
     assert_close(state.params, params, 0)
@@ -146,10 +146,10 @@ def test_fine_tuning_starts_from_given_parameters_with_fresh_moments(params: Any
 
 def test_launching_a_step_takes_python_less_than_a_millisecond(params: Any) -> None:
     """What the host does for a step beside the devices' work: the launching thread's own CPU time, in the median."""
-    optimizer = build_optimizer(Settings().train().optimizer, MODEL, 5, MESH)
+    optimizer = build_optimizer(TinyRun().train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     state = state_from_params(jax.tree.map(jnp.copy, params), optimizer, shardings)
-    batch = place_batch(next(one_epoch(rows_of(Settings()), global_batch_size=4)), MESH)
+    batch = place_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=4)), MESH)
     step = make_train_step(objective_of("next_token"), optimizer, MESH, shardings).lower(state, batch).compile()
     seconds = []
     for _ in range(30):

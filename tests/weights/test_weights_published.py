@@ -190,7 +190,7 @@ def test_every_misfit_of_the_weights_is_listed_at_once(llama: Path) -> None:
     assert "missing model.layers.1.self_attn.q_proj.weight" in text
     assert "model.layers.2.mlp.up_proj.weight: shape (3, 4), the config says (48, 32)" in text
     assert "unknown model.layers.3.mlp.up_proj.weight" in text and text.count("\n") == 4
-    assert "the weights hold 4 layers, the config says 3; take config.json and weights from one place" in text
+    assert "the weights hold 4 layers, the config says 3; use the config.json and all weight files of one model" in text
 
 
 def test_a_config_that_contradicts_the_weights_is_told_where(llama: Path) -> None:
@@ -265,7 +265,7 @@ def test_an_index_must_fit_its_files(llama_params: Params, tmp_path: Path) -> No
     with pytest.raises(WeightsError, match=rf"does not fit its files:\n  {name} is not in "):
         load_weights(LLAMA, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {name: "../" + file}}))
-    with pytest.raises(WeightsError, match=r"is not the name of a file beside it"):
+    with pytest.raises(WeightsError, match=r"is not the name of a file in the same folder"):
         load_weights(LLAMA, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps(index))
     (tmp_path / file).unlink()
@@ -285,7 +285,7 @@ def test_quantised_tensors_are_refused_by_dtype(llama: Path) -> None:
 
 def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
     whole = json.loads((llama / CONFIG).read_text())
-    for content, message in (("{", "not valid JSON"), ("[]", "expected a mapping, found list")):
+    for content, message in (("{", "not valid JSON"), ("[]", "expected a mapping, got list")):
         (llama / CONFIG).write_text(content)
         with pytest.raises(WeightsError, match=rf"config\.json.*{message}"):
             load_config(llama)

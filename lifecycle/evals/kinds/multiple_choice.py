@@ -34,7 +34,7 @@ class MultipleChoiceTask(PromptTaskConfig):
             return "two choices are the same"
         if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
             last = len(choices) - 1
-            return f"expected a column `gold` from 0 to {last}: the right choice's position; found {gold!r}"
+            return f"expected a column `gold` from 0 to {last}: the right choice's position; got {gold!r}"
         return ""
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:

@@ -6,7 +6,7 @@ import jax
 
 from lifecycle.model.params import Params
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 
 
 class Evaluate(Hook):
@@ -16,15 +16,15 @@ class Evaluate(Hook):
     def __init__(self, every: int, measure: Callable[[Params], dict[str, float]]) -> None:
         self.every, self.measure = every, measure
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         if run.step == 0:  # where the run starts from
             self._log(run)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         if run.is_last or run.step % self.every == 0:
             self._log(run)
 
-    def _log(self, run: Run) -> None:
+    def _log(self, run: TrainingRun) -> None:
         jax.block_until_ready(run.state)  # steps that are still running are training's time
         with run.clock.paused():
             run.write(**self.measure(run.state.params))

@@ -4,7 +4,7 @@ import math
 
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 
 
 class DivergedError(ValueError):
@@ -14,7 +14,7 @@ class DivergedError(ValueError):
 class Finite(Hook):
     """Raises `DivergedError` as soon as fetched metrics show it: before they are logged, and before a save."""
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         if run.metrics is None or all(math.isfinite(value) for value in run.metrics.values()):
             return
         raise DivergedError(

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 
 
 class Log(Hook):
@@ -15,13 +15,13 @@ class Log(Hook):
         self._every, self._schedule = every, schedule
         self._step, self._wall_s, self._cpu_s = 0, 0.0, 0.0  # at the record before
 
-    def start(self, run: Run) -> None:
+    def start(self, run: TrainingRun) -> None:
         self._step, (self._wall_s, self._cpu_s) = run.step, run.clock.read()
 
-    def needs_metrics(self, run: Run) -> bool:
+    def needs_metrics(self, run: TrainingRun) -> bool:
         return run.step % self._every == 0
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         if run.metrics is None:
             return
         wall_s, cpu_s = run.clock.read()

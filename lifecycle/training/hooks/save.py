@@ -2,7 +2,7 @@
 
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.run import Run
+from lifecycle.training.run import TrainingRun
 
 
 class Save(Hook):
@@ -15,10 +15,10 @@ class Save(Hook):
     def __init__(self, checkpoints: Checkpointer) -> None:
         self._checkpoints = checkpoints
 
-    def needs_metrics(self, run: Run) -> bool:
+    def needs_metrics(self, run: TrainingRun) -> bool:
         return run.is_last or self._checkpoints.should_save(run.step)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainingRun) -> None:
         if not self.needs_metrics(run):
             return
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}

@@ -1,6 +1,6 @@
 """From a formula to an objective: a function from a model's parameters and a batch to sums.
 
-This is the one place that knows both a formula and the machine: the forward pass, which rows and positions a device
+Only this module knows both a formula and the machine: the forward pass, which rows and positions a device
 has, what its neighbours add, and the routers' terms. A row of preference pairs holds up to `P` pairs, each
 as two consecutive segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected), so a pair never crosses rows
 and its log-probabilities are two segment sums. `loss_mask` leaves the answers' tokens.

@@ -13,7 +13,7 @@ import numpy as np
 
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.weights.families.family import D_FF, NO_BIAS, NO_WINDOW, SILU, SIZES, UNTIED, Family
-from lifecycle.weights.families.layout import Layout, Place, de_interleaved, places
+from lifecycle.weights.families.layout import Layout, Location, de_interleaved, locations
 from lifecycle.weights.families.llama import FEED_FORWARD, NORMS, TRUNK
 from lifecycle.weights.families.qwen import EXPERTS
 from lifecycle.weights.families.rope import Rope
@@ -37,17 +37,17 @@ def _latent_columns(config: ModelConfig) -> np.ndarray:
 
 LAYER = "model.layers.{layer}."
 ATTENTION = {
-    "attention.q": Place(LAYER + "self_attn.q_proj.weight", True, _query_columns),
-    "attention.q_down": Place(LAYER + "self_attn.q_a_proj.weight", True),
-    "attention.q_down_norm.scale": Place(LAYER + "self_attn.q_a_layernorm.weight"),
-    "attention.q_up": Place(LAYER + "self_attn.q_b_proj.weight", True, _query_columns),
-    "attention.kv_down": Place(LAYER + "self_attn.kv_a_proj_with_mqa.weight", True, _latent_columns),
-    "attention.kv_down_norm.scale": Place(LAYER + "self_attn.kv_a_layernorm.weight"),
-    "attention.kv_up": Place(LAYER + "self_attn.kv_b_proj.weight", True),
-    "attention.o": Place(LAYER + "self_attn.o_proj.weight", True),
+    "attention.q": Location(LAYER + "self_attn.q_proj.weight", True, _query_columns),
+    "attention.q_down": Location(LAYER + "self_attn.q_a_proj.weight", True),
+    "attention.q_down_norm.scale": Location(LAYER + "self_attn.q_a_layernorm.weight"),
+    "attention.q_up": Location(LAYER + "self_attn.q_b_proj.weight", True, _query_columns),
+    "attention.kv_down": Location(LAYER + "self_attn.kv_a_proj_with_mqa.weight", True, _latent_columns),
+    "attention.kv_down_norm.scale": Location(LAYER + "self_attn.kv_a_layernorm.weight"),
+    "attention.kv_up": Location(LAYER + "self_attn.kv_b_proj.weight", True),
+    "attention.o": Location(LAYER + "self_attn.o_proj.weight", True),
 }
-SHARED = {"feed_forward.selection_bias": Place(LAYER + "mlp.gate.e_score_correction_bias")} | dict(
-    places(
+SHARED = {"feed_forward.selection_bias": Location(LAYER + "mlp.gate.e_score_correction_bias")} | dict(
+    locations(
         LAYER + "mlp.shared_experts.",
         {"feed_forward.shared.gate": "gate_proj.weight", "feed_forward.shared.up": "up_proj.weight",
          "feed_forward.shared.down": "down_proj.weight"},
@@ -66,8 +66,8 @@ def _nothing(config: ModelConfig) -> dict[str, Any]:
 
 def _is_prediction_module(config: ModelConfig, name: str) -> bool:
     """Whether a tensor belongs to a layer after the last one."""
-    found = re.match(r"model\.layers\.(\d+)\.", name)
-    return found is not None and int(found[1]) >= config.num_layers
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return match is not None and int(match[1]) >= config.num_layers
 
 
 DEEPSEEK_V3 = Family(

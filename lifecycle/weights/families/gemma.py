@@ -9,13 +9,13 @@ from typing import Any
 
 from lifecycle.model.config import LayerKind, ModelConfig
 from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_BIAS, SIZES, TIED, Family, Wrapper
-from lifecycle.weights.families.layout import Layout, places
+from lifecycle.weights.families.layout import Layout, locations
 from lifecycle.weights.families.llama import ATTENTION, FEED_FORWARD, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
 from lifecycle.weights.families.settings import Always, Both, Fields, Key, LayerKinds, Only, Tree, local_then_global
 
 SANDWICH = dict(
-    places(
+    locations(
         "model.layers.{layer}.",
         {"attention_norm.scale": "input_layernorm.weight",
          "attention_post_norm.scale": "post_attention_layernorm.weight",

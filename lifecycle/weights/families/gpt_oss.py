@@ -6,7 +6,7 @@ An expert's gate and up columns alternate in one tensor, `[E, D, 2 Fe]`. Source 
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import HEAD_DIM, SILU, SIZES, UNTIED, Family
-from lifecycle.weights.families.layout import Layout, Place, every
+from lifecycle.weights.families.layout import Layout, Location, every
 from lifecycle.weights.families.llama import ATTENTION, BIASES, NORMS, TRUNK
 from lifecycle.weights.families.mixtral import SIZE_OF_EXPERTS
 from lifecycle.weights.families.rope import Rope
@@ -21,15 +21,15 @@ def _expert_size(config: ModelConfig) -> int:
 GATE, UP = every(2, 0, _expert_size), every(2, 1, _expert_size)
 MLP = "model.layers.{layer}.mlp."
 EXPERTS = {
-    "attention.sinks": Place("model.layers.{layer}.self_attn.sinks"),
-    "feed_forward.router": Place(MLP + "router.weight", transposed=True),
-    "feed_forward.router_bias": Place(MLP + "router.bias"),
-    "feed_forward.experts.gate": Place(MLP + "experts.gate_up_proj", columns=GATE),
-    "feed_forward.experts.up": Place(MLP + "experts.gate_up_proj", columns=UP),
-    "feed_forward.experts.gate_bias": Place(MLP + "experts.gate_up_proj_bias", columns=GATE),
-    "feed_forward.experts.up_bias": Place(MLP + "experts.gate_up_proj_bias", columns=UP),
-    "feed_forward.experts.down": Place(MLP + "experts.down_proj"),
-    "feed_forward.experts.down_bias": Place(MLP + "experts.down_proj_bias"),
+    "attention.sinks": Location("model.layers.{layer}.self_attn.sinks"),
+    "feed_forward.router": Location(MLP + "router.weight", transposed=True),
+    "feed_forward.router_bias": Location(MLP + "router.bias"),
+    "feed_forward.experts.gate": Location(MLP + "experts.gate_up_proj", columns=GATE),
+    "feed_forward.experts.up": Location(MLP + "experts.gate_up_proj", columns=UP),
+    "feed_forward.experts.gate_bias": Location(MLP + "experts.gate_up_proj_bias", columns=GATE),
+    "feed_forward.experts.up_bias": Location(MLP + "experts.gate_up_proj_bias", columns=UP),
+    "feed_forward.experts.down": Location(MLP + "experts.down_proj"),
+    "feed_forward.experts.down_bias": Location(MLP + "experts.down_proj_bias"),
 }
 
 GPT_OSS = Family(

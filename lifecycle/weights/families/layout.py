@@ -1,12 +1,12 @@
-"""Where a family's published tensors hold our arrays: a table of names, and three ways in which they may lie there.
+"""Which published tensor holds each of our arrays: a table of names, and the three ways in which layouts differ.
 
-A product is stored `[in, out]` here and mostly `[out, in]` there; the experts of a layer are one array here and often a
-tensor each there; and the columns (the last dimension) may have another order or share a tensor with another array's.
+Our products are `[in, out]`, published ones mostly `[out, in]`. Our experts of a layer are one array, published ones
+often a tensor each. Published columns (our last dimension) may be permuted or share a tensor with another array's.
 What must hold: reading undoes writing bit by bit, and a part of an array is read without the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,16 +24,22 @@ class TensorSource(Protocol):
     """Tensors by published name, read part by part (a folder of safetensors, a GGUF file)."""
 
     @property
-    def shapes(self) -> Mapping[str, Shape]: ...
+    def shapes(self) -> Mapping[str, Shape]:
+        """Every tensor's shape by its published name."""
+        ...
 
-    def dtype(self, name: str) -> np.dtype: ...
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype that `read` returns for a tensor."""
+        ...
 
-    def read(self, name: str, index: Index) -> np.ndarray: ...
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """The part of a tensor that `index` selects."""
+        ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one array lies. A name with `{expert}` stands for a tensor for each index of the array's first dimension.
+class Location:
+    """The published tensor of one array. A name with `{expert}` means one tensor per index of the first dimension.
 
     `columns` gives, for each index of our last dimension, its index in the published tensor's dimension of outputs.
     """
@@ -44,16 +50,17 @@ class Place:
 
     @property
     def is_per_expert(self) -> bool:
+        """Whether each expert has a tensor of its own."""
         return EXPERT in self.name
 
 
 @dataclass(frozen=True)
-class Part:
-    """A share of a published tensor: an array of ours (one expert of it), and how it lies there."""
+class TensorPart:
+    """One of our arrays (or one expert of it) as a part of a published tensor."""
 
     array: str  # canonical name
     expert: int | None
-    place: Place
+    location: Location
 
 
 @dataclass(frozen=True)
@@ -61,78 +68,78 @@ class Published:
     """A published tensor: its shape, and the arrays that fill it."""
 
     shape: Shape
-    parts: tuple[Part, ...]
+    parts: tuple[TensorPart, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A family's table: places by canonical name, those of a layer without `blocks.N.` and with `{layer}` inside."""
+    """A family's table: locations by canonical name; a layer's drop `blocks.N.` and have `{layer}` in the tensor."""
 
-    trunk: Mapping[str, Place]
-    layer: Mapping[str, Place]
+    trunk: Mapping[str, Location]
+    layer: Mapping[str, Location]
 
-    def place(self, array: str) -> Place | None:
-        """The place of the array with this canonical name; None where the family has no such array."""
+    def location(self, array: str) -> Location | None:
+        """The location of the array with this canonical name; None if the family has no such array."""
         if not array.startswith("blocks."):
             return self.trunk.get(array)
         _, number, rest = array.split(".", 2)
-        found = self.layer.get(rest)
-        return found and Place(found.name.replace(LAYER, number), found.transposed, found.columns)
+        location = self.layer.get(rest)
+        return location and replace(location, name=location.name.replace(LAYER, number))
 
-    def is_place(self, name: str, array: str) -> bool:
-        """Whether `name` is where the trunk's `array` lies."""
+    def is_tensor_of(self, name: str, array: str) -> bool:
+        """Whether the published tensor `name` holds the trunk's `array`."""
         return array in self.trunk and self.trunk[array].name == name
 
 
 def published_tensors(config: ModelConfig, layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Published]:
     """The tensors that a model with these arrays (canonical name to shape) has in a layout, in order of the arrays."""
-    parts: dict[str, list[tuple[Part, Shape]]] = {}
+    parts: dict[str, list[tuple[TensorPart, Shape]]] = {}
     for array, shape in shapes.items():
-        place = layout.place(array)
-        assert place is not None, f"the layout has no place for {array}"
-        if not place.is_per_expert:
-            parts.setdefault(place.name, []).append((Part(array, None, place), shape))
+        location = layout.location(array)
+        assert location is not None, f"the layout has no tensor for {array}"
+        if not location.is_per_expert:
+            parts.setdefault(location.name, []).append((TensorPart(array, None, location), shape))
             continue
         for expert in range(shape[0]):
-            name = place.name.replace(EXPERT, str(expert))
-            parts.setdefault(name, []).append((Part(array, expert, place), shape[1:]))
-    return {name: Published(_shape(found), tuple(part for part, _ in found)) for name, found in parts.items()}
+            name = location.name.replace(EXPERT, str(expert))
+            parts.setdefault(name, []).append((TensorPart(array, expert, location), shape[1:]))
+    return {name: Published(_shape(held), tuple(part for part, _ in held)) for name, held in parts.items()}
 
 
-def _shape(parts: list[tuple[Part, Shape]]) -> Shape:
-    """The shape of a tensor in which these arrays lie side by side."""
+def _shape(parts: list[tuple[TensorPart, Shape]]) -> Shape:
+    """The shape of a tensor that concatenates these arrays."""
     part, shape = parts[0]
     wide = (*shape[:-1], sum(own[-1] for _, own in parts))
-    return (*wide[:-2], wide[-1], wide[-2]) if part.place.transposed else wide
+    return (*wide[:-2], wide[-1], wide[-2]) if part.location.transposed else wide
 
 
 def read_array(
     config: ModelConfig, layout: Layout, source: TensorSource, array: str, index: Index, out: np.ndarray
 ) -> None:
     """Fills `out` with the part of an array that `index` says, converted to `out`'s dtype."""
-    place = layout.place(array)
-    assert place is not None, f"the layout has no place for {array}"
-    if not place.is_per_expert:
-        _read_tensor(config, source, place, place.name, index, out)
+    location = layout.location(array)
+    assert location is not None, f"the layout has no tensor for {array}"
+    if not location.is_per_expert:
+        _read_tensor(config, source, location, location.name, index, out)
         return
     for position, expert in enumerate(range(index[0].start, index[0].stop)):
-        name = place.name.replace(EXPERT, str(expert))
-        _read_tensor(config, source, place, name, index[1:], out[position])
+        name = location.name.replace(EXPERT, str(expert))
+        _read_tensor(config, source, location, name, index[1:], out[position])
 
 
 def _read_tensor(
-    config: ModelConfig, source: TensorSource, place: Place, name: str, index: Index, out: np.ndarray
+    config: ModelConfig, source: TensorSource, location: Location, name: str, index: Index, out: np.ndarray
 ) -> None:
     columns: np.ndarray | None = None
-    if place.columns is not None:  # read the span that holds them, then pick
-        columns = place.columns(config)[index[-1]]
+    if location.columns is not None:  # read the span that holds them, then pick
+        columns = location.columns(config)[index[-1]]
         first = int(columns.min())
         index = (*index[:-1], slice(first, int(columns.max()) + 1))
         columns = columns - first
-    if place.transposed:
+    if location.transposed:
         index = (*index[:-2], index[-1], index[-2])
     tensor = source.read(name, index)
-    if place.transposed:
+    if location.transposed:
         tensor = tensor.swapaxes(-1, -2)
     out[...] = tensor if columns is None else tensor[..., columns]
 
@@ -143,8 +150,8 @@ def write_tensor(
     """A published tensor from our arrays; `read(array, expert)` gives one of them, or one expert's part of it."""
     tensor = np.empty(published.shape, dtype)
     for part in published.parts:
-        target = tensor.swapaxes(-1, -2) if part.place.transposed else tensor
-        columns = slice(None) if part.place.columns is None else part.place.columns(config)
+        target = tensor.swapaxes(-1, -2) if part.location.transposed else tensor
+        columns = slice(None) if part.location.columns is None else part.location.columns(config)
         array = read(part.array, part.expert)
         assert array.shape == target[..., columns].shape, f"{part.array}: {array.shape} in {published.shape}"
         target[..., columns] = array
@@ -164,7 +171,7 @@ def every(step: int, first: int, count: Callable[[ModelConfig], int]) -> Columns
     return lambda config: first + step * np.arange(count(config))
 
 
-def places(prefix: str, names: Mapping[str, str], transposed: bool) -> Iterator[tuple[str, Place]]:
-    """(canonical name, place) pairs of a table, all lying one way below a prefix."""
+def locations(prefix: str, names: Mapping[str, str], transposed: bool) -> Iterator[tuple[str, Location]]:
+    """(canonical name, location) pairs of tensors below a prefix, all transposed or none."""
     for array, name in names.items():
-        yield array, Place(prefix + name, transposed)
+        yield array, Location(prefix + name, transposed)

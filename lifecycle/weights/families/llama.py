@@ -5,17 +5,17 @@ Source of names and keys: transformers 5.24, `models/llama`.
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family, ignore
-from lifecycle.weights.families.layout import Layout, Place, places
+from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.rope import Rope
 from lifecycle.weights.families.settings import Both, Fields, Only, Tree
 
 TRUNK = {
-    "embed": Place("model.embed_tokens.weight"),
-    "norm.scale": Place("model.norm.weight"),
-    "head": Place("lm_head.weight"),
+    "embed": Location("model.embed_tokens.weight"),
+    "norm.scale": Location("model.norm.weight"),
+    "head": Location("lm_head.weight"),
 }
 ATTENTION = dict(
-    places(
+    locations(
         "model.layers.{layer}.self_attn.",
         {"attention.q": "q_proj.weight", "attention.k": "k_proj.weight", "attention.v": "v_proj.weight",
          "attention.o": "o_proj.weight"},
@@ -23,7 +23,7 @@ ATTENTION = dict(
     )
 )  # fmt: skip
 BIASES = dict(
-    places(
+    locations(
         "model.layers.{layer}.self_attn.",
         {"attention.q_bias": "q_proj.bias", "attention.k_bias": "k_proj.bias", "attention.v_bias": "v_proj.bias",
          "attention.o_bias": "o_proj.bias"},
@@ -31,14 +31,14 @@ BIASES = dict(
     )
 )  # fmt: skip
 QK_NORM = dict(
-    places(
+    locations(
         "model.layers.{layer}.self_attn.",
         {"attention.q_norm.scale": "q_norm.weight", "attention.k_norm.scale": "k_norm.weight"},
         transposed=False,
     )
 )
 FEED_FORWARD = dict(
-    places(
+    locations(
         "model.layers.{layer}.mlp.",
         {"feed_forward.gate": "gate_proj.weight", "feed_forward.up": "up_proj.weight",
          "feed_forward.down": "down_proj.weight"},
@@ -46,7 +46,7 @@ FEED_FORWARD = dict(
     )
 )  # fmt: skip
 NORMS = dict(
-    places(
+    locations(
         "model.layers.{layer}.",
         {
             "attention_norm.scale": "input_layernorm.weight",

@@ -8,7 +8,7 @@ from typing import Any
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import HEAD_DIM, SILU, SIZES, UNTIED, Family
-from lifecycle.weights.families.layout import Layout, Place, places
+from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.llama import ATTENTION, NORMS, TRUNK
 from lifecycle.weights.families.mistral import local_if_windowed
 from lifecycle.weights.families.rope import Rope
@@ -28,13 +28,13 @@ def _write_sizes(config: ModelConfig) -> dict[str, Any]:
 
 SIZE_OF_EXPERTS = Both(_read_sizes, _write_sizes)
 EXPERTS = dict(
-    places(
+    locations(
         "model.layers.{layer}.block_sparse_moe.experts.{expert}.",
         {"feed_forward.experts.gate": "w1.weight", "feed_forward.experts.up": "w3.weight",
          "feed_forward.experts.down": "w2.weight"},
         transposed=True,
     )
-) | {"feed_forward.router": Place("model.layers.{layer}.block_sparse_moe.gate.weight", transposed=True)}  # fmt: skip
+) | {"feed_forward.router": Location("model.layers.{layer}.block_sparse_moe.gate.weight", transposed=True)}  # fmt: skip
 
 MIXTRAL = Family(
     name="mixtral",

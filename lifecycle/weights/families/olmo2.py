@@ -4,13 +4,13 @@ Source of names and keys: transformers 5.24, `models/olmo2`.
 """
 
 from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family
-from lifecycle.weights.families.layout import Layout, places
+from lifecycle.weights.families.layout import Layout, locations
 from lifecycle.weights.families.llama import ALL_BIASED, ATTENTION, BIASES, FEED_FORWARD, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
 from lifecycle.weights.families.settings import Always
 
 POST_NORMS = dict(
-    places(
+    locations(
         "model.layers.{layer}.",
         {"attention_post_norm.scale": "post_attention_layernorm.weight",
          "feed_forward_post_norm.scale": "post_feedforward_layernorm.weight"},

@@ -9,7 +9,7 @@ from typing import Any
 
 from lifecycle.model.config import LayerKind, ModelConfig
 from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family
-from lifecycle.weights.families.layout import Layout, Place, places
+from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.llama import ALL_BIASED, ATTENTION, BIASES, FEED_FORWARD, NORMS, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
 from lifecycle.weights.families.settings import (
@@ -68,13 +68,13 @@ def _write_dense_layers(config: ModelConfig) -> dict[str, Any]:
 
 
 EXPERTS = dict(
-    places(
+    locations(
         "model.layers.{layer}.mlp.experts.{expert}.",
         {"feed_forward.experts.gate": "gate_proj.weight", "feed_forward.experts.up": "up_proj.weight",
          "feed_forward.experts.down": "down_proj.weight"},
         transposed=True,
     )
-) | {"feed_forward.router": Place("model.layers.{layer}.mlp.gate.weight", transposed=True)}  # fmt: skip
+) | {"feed_forward.router": Location("model.layers.{layer}.mlp.gate.weight", transposed=True)}  # fmt: skip
 
 QWEN3_MOE = Family(
     name="qwen3_moe",

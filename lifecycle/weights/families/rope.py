@@ -16,7 +16,7 @@ USED = {
     "yarn": {"factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", ORIGINAL},
 }
 ELSEWHERE = {"rope_type", "type", "rope_theta"}
-# What a file may say beside these, and the value that changes nothing.
+# Other keys that a file may have, and the value that changes nothing.
 WITHOUT_EFFECT = {"attention_factor": None, "partial_rotary_factor": 1.0}
 
 

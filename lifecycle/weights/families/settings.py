@@ -107,9 +107,9 @@ class Only:
 
     def read(self, tree: Tree) -> Fields:
         if tree.get(self.published, self.value) not in (self.value, None):
-            found = tree[self.published]
+            given = tree[self.published]
             raise WeightsError(
-                f"config.json: {self.published}={found!r}; this decoder computes {self.published}={self.value!r} only"
+                f"config.json: {self.published}={given!r}; this decoder computes {self.published}={self.value!r} only"
             )
         return {}
 
