@@ -45,10 +45,12 @@ class Live:
         self._bars.stop()
 
     def start(self, stage: str, total: int | None = None) -> None:
+        """Begins a stage's bar; the bar before it is complete."""
         self._finish()
         self._task = self._bars.add_task(stage, total=total, text="")
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """Moves the current bar and shows the metrics after it."""
         if total is not None:
             self._bars.update(self._task, total=total)
         self._bars.update(self._task, completed=done, text=describe(metrics))
@@ -77,17 +79,20 @@ class Plain:
         self._console.file.flush()
 
     def start(self, stage: str, total: int | None = None) -> None:
+        """Begins a stage with a line of its own."""
         self._stage, self._total = stage, total
         self._started = self._last = time.monotonic()
         self._print("")
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """Prints a line, at most once every `PLAIN_EVERY_S` seconds."""
         self._total = total or self._total
         if time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
             self._print(f"{done}/{self._total or '?'}  {describe(metrics)}  {self._left(done)}".rstrip())
 
     def note(self, text: str) -> None:
+        """Prints a line."""
         self._print(text)
 
     def _left(self, done: int) -> str:

@@ -65,10 +65,12 @@ class Artifact:
 
     @property
     def stats(self) -> dict[str, Any]:
+        """What the stage reported of its work, from the manifest."""
         return self.manifest.stats
 
     @property
     def content_hash(self) -> str:
+        """The hash of the artifact's content, from the manifest."""
         return self.manifest.content_hash
 
 
@@ -78,6 +80,7 @@ def artifact_key(stage: str, config: Mapping[str, Any], input_hashes: Mapping[st
 
 
 def artifact_path(root: Path, stage: str, key: str) -> Path:
+    """The folder of the artifact that a stage makes under this key."""
     return root / f"{stage}-{key[:12]}"
 
 

@@ -9,21 +9,30 @@ class Progress(Protocol):
     `start` names what goes on now, a stage or a part of one; `update` may tell the total too, once it is known.
     """
 
-    def start(self, stage: str, total: int | None = None) -> None: ...
+    def start(self, stage: str, total: int | None = None) -> None:
+        """A stage begins; `total` steps are expected, None if unknown."""
+        ...
 
-    def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """`done` steps are finished; `metrics` are shown with them."""
+        ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A line of text for the user."""
+        ...
 
 
 class Silent:
     """Discards progress: for tests and for library use."""
 
     def start(self, stage: str, total: int | None = None) -> None:
+        """Shows nothing."""
         del stage, total
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """Shows nothing."""
         del done, total, metrics
 
     def note(self, text: str) -> None:
+        """Shows nothing."""
         del text

@@ -22,9 +22,11 @@ class RunLog:
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
 
     def write(self, **record: Any) -> None:
+        """Appends one record; its values must be JSON-ready."""
         self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> "RunLog":

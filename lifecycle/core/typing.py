@@ -13,9 +13,10 @@
 | `k`    | experts that a token uses              | `Dr`       | rotated dimensions of a head            |
 | `X`    | experts of one device                  | `Dc`       | dimensions of latent attention's latent |
 | `W`    | devices that experts are cut over      | `R`        | rows: of chosen experts, of a key head  |
-| `Q`    | rows of a receiver's buffer            |            |                                         |
+| `Q`    | rows of a receiver's buffer            | `G`        | groups of a decode batch's slots        |
 
-A signature reads `Float[Array, "B T D"]`; the letters are documentation and are not checked at run time.
+A signature reads `Float[Array, "B T D"]`: documentation, not checked at run time. `*name` is any number of dimensions,
+and a word (`rows columns`) is its own explanation.
 """
 
 from collections.abc import Mapping

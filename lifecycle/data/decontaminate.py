@@ -212,6 +212,7 @@ def _eval_parquet(path: Path) -> Iterator[TestItem]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, depth first."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

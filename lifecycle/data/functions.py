@@ -42,24 +42,29 @@ class Function:
 
     @property
     def qualified_name(self) -> str:
+        """`module.name`."""
         return f"{self.module}.{self.name}"
 
     @property
     def signature(self) -> str:
+        """The qualified name with its parameters, where those are known."""
         if self.parameters is None:
             return self.qualified_name
         return f"{self.qualified_name}({', '.join(self.parameters)})"
 
     @cached_property
     def identity(self) -> str:
+        """The description's lowercase letters and digits: functions with an equal one share their documentation."""
         return "".join(re.findall(r"[a-z0-9]+", self.description.lower()))
 
     @cached_property
     def signature_stems(self) -> frozenset[str]:
+        """The word stems of the signature."""
         return stems(self.signature)
 
     @cached_property
     def description_stems(self) -> frozenset[str]:
+        """The word stems of the description."""
         return stems(self.description)
 
 

@@ -17,6 +17,7 @@ class Identify:
     columns: ClassVar[pa.Schema] = pa.schema([("id", pa.string())])
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Column `id`: a hash of source and text."""
         pairs = zip(batch["source"].to_pylist(), batch["text"].to_pylist(), strict=True)
         ids = [hashlib.blake2b(f"{source}\0{text}".encode(), digest_size=16).hexdigest() for source, text in pairs]
         return pa.record_batch([pa.array(ids, pa.string())], schema=self.columns)

@@ -39,6 +39,7 @@ class TagLanguage:
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Columns `language` and `language_score` of a batch."""
         columns = (batch[name].to_pylist() for name in ("text", "format", "path"))
         rows = [self._tag(*row) for row in zip(*columns, strict=True)]
         return pa.RecordBatch.from_pylist(rows, schema=self.columns)
@@ -58,6 +59,7 @@ class KeepLanguages:
     keep: tuple[str, ...]
 
     def __call__(self, documents: pa.Table) -> Iterator[Failure]:
+        """The documents whose language is not kept."""
         is_prose = ~np.isnan(documents["language_score"].to_numpy())
         failing = documents.filter(is_prose & ~np.isin(documents["language"].to_numpy(), self.keep))
         columns = ("ordinal", "language", "detected_language", "language_score")

@@ -36,6 +36,7 @@ class Normalise:
     columns: ClassVar[pa.Schema] = pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _EDITS)])
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Column `text`, normalised, with a count for each kind of edit."""
         pairs = zip(batch["text"].to_pylist(), batch["format"].to_pylist(), strict=True)
         rows = [{"text": text, **edits} for text, edits in (normalise(*pair) for pair in pairs)]
         return pa.RecordBatch.from_pylist(rows, schema=self.columns)

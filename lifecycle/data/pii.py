@@ -75,6 +75,7 @@ class MaskPii:
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Column `text`, masked, with a count for each kind of PII."""
         masked = [
             mask_pii(text, self.kinds, format)
             for text, format in zip(batch["text"].to_pylist(), batch["format"].to_pylist(), strict=True)

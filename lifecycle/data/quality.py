@@ -58,6 +58,7 @@ class MeasureQuality:
     )
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The quality measures of a batch."""
         columns = (batch[name].to_pylist() for name in ("text", "format", "language"))
         rows = [
             code_scores(text) if format == "code" else prose_scores(text, language not in WITHOUT_BLANKS)

@@ -140,6 +140,7 @@ class TokenShards:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the split, BOS and EOS included."""
         return self._entry["tokens"]
 
     @property

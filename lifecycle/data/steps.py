@@ -24,7 +24,9 @@ class MapStep(Protocol):
 
     columns: ClassVar[pa.Schema]
 
-    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch: ...
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The columns of a batch."""
+        ...
 
 
 class Failure(NamedTuple):
@@ -69,6 +71,7 @@ class Limit:
     language: str | None = None
 
     def __call__(self, documents: pa.Table) -> Iterator[Failure]:
+        """The documents with a value outside the bounds."""
         values = documents[self.column].to_numpy()  # null is NaN, which is neither below nor above
         fails = (values < self.low) | (values > self.high)
         if self.language is not None:

@@ -58,6 +58,7 @@ def tag_documents(config: DataConfig, out: Path, progress: Progress) -> dict[str
 
 
 def write_reading(folder: Path, reading: Reading) -> None:
+    """Writes `reading.json`."""
     write_text(folder / READING, json.dumps(asdict(reading), indent=1) + "\n")
 
 

@@ -17,16 +17,23 @@ class TextEncoder:
 
     @property
     def bos_id(self) -> int:
+        """The tokenizer's BOS id."""
         return self.tokenizer.bos_id
 
     @property
     def eos_id(self) -> int:
+        """The tokenizer's EOS id."""
         return self.tokenizer.eos_id
 
     def encode(self, text: str) -> list[int]:
+        """The token ids of plain text, without special ids."""
         return self.tokenizer.encode(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids of a conversation up to the assistant's next turn.
+
+        Raises `ConfigError` without a chat template.
+        """
         if self.chat is None:
             raise ConfigError("this model has no chat template; set `chat: false` in the task to ask it in plain text")
         return self.chat.render(messages, add_generation_prompt=True).ids

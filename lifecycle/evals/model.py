@@ -34,6 +34,7 @@ class EvaluatedModel:
 
     @property
     def max_seq_len(self) -> int:
+        """The model's context length in tokens."""
         return self.model.config.max_seq_len
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[float]:

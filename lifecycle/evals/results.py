@@ -56,10 +56,12 @@ class EvalResult(BaseModel):
 
     @property
     def scores(self) -> list[float]:
+        """The examples' scores, in order."""
         return [example.score for example in self.examples]
 
     @property
     def weights(self) -> list[float]:
+        """The examples' weights, in order."""
         return [example.weight for example in self.examples]
 
     def __str__(self) -> str:

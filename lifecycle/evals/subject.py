@@ -10,10 +10,14 @@ class Encoder(Protocol):
     """Text to ids, as the model was trained on them."""
 
     @property
-    def bos_id(self) -> int: ...
+    def bos_id(self) -> int:
+        """The id that begins a document."""
+        ...
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without BOS or EOS."""
@@ -28,7 +32,9 @@ class Subject(Protocol):
     """A model under evaluation: it scores given continuations and writes its own."""
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Encoder:
+        """Encodes a task's texts."""
+        ...
 
     @property
     def max_seq_len(self) -> int:

@@ -43,6 +43,7 @@ class TaskConfig(VariantSection):
 
     @classmethod
     def variants(cls) -> Mapping[str, type["TaskConfig"]]:
+        """The registered kinds of tasks by name."""
         return _KINDS
 
     @property

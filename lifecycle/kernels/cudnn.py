@@ -19,15 +19,21 @@ from lifecycle.kernels.mask import OUT_NAME, Mask
 LARGEST_PLAIN_SCORES = 10**9
 
 
-def hindrances(q: Array, k: Array, v: Array, soft_cap: float | None, sinks: Array | None) -> list[str]:
-    """Why the kernels do not serve these inputs, each with the setting behind it; empty where they do. They take 16-bit
-    heads of a multiple of 8 dimensions and not too many, an even number of positions, no soft cap and no sinks."""
+def hindrances(
+    q: Float[Array, "B T H Dk"],
+    k: Float[Array, "B S K Dk"],
+    v: Float[Array, "B S K Dv"],
+    soft_cap: float | None,
+    sinks: Float[Array, " H"] | None,
+) -> list[str]:
+    """Why cuDNN does not support these inputs, each reason with its setting; empty if it does. It supports 16-bit heads
+    of up to 128 or 256 dimensions in steps of 8, an even number of positions, no soft cap and no sinks."""
     reasons: list[str] = []
     if any(x.dtype not in (jnp.bfloat16, jnp.float16) for x in (q, k, v)):
         reasons.append(f"queries, keys and values in {q.dtype}: set model.compute_dtype=bfloat16")
     most, dim = _max_head_dim(), q.shape[-1]
     if dim > most or dim % 8 or v.shape[-1] > dim:
-        reasons.append(f"heads of {dim} dimensions with values of {v.shape[-1]}: it has up to {most} in steps of 8")
+        reasons.append(f"heads of {dim} dimensions with values of {v.shape[-1]}: it has up to {most}, in steps of 8")
     if q.shape[1] % 2 or k.shape[1] % 2:
         reasons.append(f"an odd number of positions ({q.shape[1]} queries, {k.shape[1]} keys): set an even seq_len")
     if soft_cap is not None:
@@ -37,16 +43,16 @@ def hindrances(q: Array, k: Array, v: Array, soft_cap: float | None, sinks: Arra
     return reasons
 
 
-def require_small(q: Array, k: Array, reasons: list[str]) -> None:
-    """Raises `ConfigError` where plain attention would hold too many scores; `reasons` say why it is needed."""
+def require_small(q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], reasons: list[str]) -> None:
+    """Raises `ConfigError` if plain attention would hold too many scores; `reasons` say why cuDNN does not serve."""
     rows, queries, heads, _ = q.shape
     num_bytes = 4 * rows * heads * queries * k.shape[1]
     if num_bytes > LARGEST_PLAIN_SCORES:
         raise ConfigError(
-            f"attention on a GPU: cuDNN does not compute {'; nor '.join(reasons)}. Without it a layer's scores, {rows} "
-            f"rows x {heads} heads x {queries} x {k.shape[1]} in float32, take {num_bytes / 1e9:.1f} GB a device, and "
-            f"{LARGEST_PLAIN_SCORES / 1e9:.0f} GB is the most taken: change what is named, set a shorter "
-            "seq_len or a larger grad_accum, cut heads over mesh.tensor or rows over mesh.context, or train on TPUs"
+            f"attention on a GPU: cuDNN does not support {'; nor '.join(reasons)}. Without it a layer's scores, {rows} "
+            f"rows x {heads} heads x {queries} x {k.shape[1]} in float32, take {num_bytes / 1e9:.1f} GB a device; the "
+            f"limit is {LARGEST_PLAIN_SCORES / 1e9:.0f} GB. Change the setting named above, set a shorter seq_len or a "
+            "larger grad_accum, shard heads over mesh.tensor or positions over mesh.context, or train on TPUs"
         )
 
 

@@ -103,7 +103,7 @@ def _device(plan: Plan) -> Array | int:
 
 def _forward(
     plan: Plan, q: Array, k: Array, v: Array, segments: Segments, sinks: Array | None
-) -> tuple[Float[Array, "B T HDv"], Float[Array, "B H 1 T"]]:
+) -> tuple[Float[Array, "B T H*Dv"], Float[Array, "B H 1 T"]]:
     """Output, and each query's log-sum-exp in base 2."""
     batch, (bq, bkv) = q.shape[0], (plan.q.block, plan.kv.block)
     steps = jnp.asarray(fb.forward_steps(plan))[_device(plan)]

@@ -12,19 +12,26 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lifecycle.core.typing import Array, Float
+from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.flash_blocks import Plan, Segments
 
 
 def backward(
-    plan: Plan, device: Array | int, q: Array, k: Array, v: Array, segments: Segments, out: Array,
-    lse: Array, grad: Array,
-) -> tuple[Array, Array, Array, Float[Array, "B H 1 T"]]:  # fmt: skip
+    plan: Plan,
+    device: Int[Array, ""] | int,
+    q: Float[Array, "B T H*Dk"],
+    k: Float[Array, "B S K*Dk"],
+    v: Float[Array, "B S K*Dv"],
+    segments: Segments,
+    out: Float[Array, "B T H*Dv"],
+    lse: Float[Array, "B H 1 T"],
+    grad: Float[Array, "B T H*Dv"],
+) -> tuple[Float[Array, "B T H*Dk"], Float[Array, "B S K*Dk"], Float[Array, "B S K*Dv"], Float[Array, "B H 1 T"]]:
     """Gradients of `q`, `k`, `v`, and each query's `sum(out * grad)`.
 
-    Queries whose gradients do not fit into VMEM are done in several runs; those of keys and values are then added up
-    in float32.
+    Queries whose gradients do not fit into VMEM are processed in several runs; the runs' gradients of keys and values
+    are then summed in float32.
     """
     bytes_a_block = plan.per_group * plan.q.block * plan.key_dim * 4
     most = max(1, plan.blocks.dq_bytes // bytes_a_block)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from lifecycle.core.typing import Array, Int
+from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.mask import MASKED
 from lifecycle.parallel.placement import row_order
 
@@ -199,8 +199,8 @@ def _stacked(lists: list[np.ndarray]) -> np.ndarray:
     return np.stack(padded).astype(np.int32)
 
 
-def spans(plan: Plan, segments: Segments) -> list[Array] | list[None]:
-    """`[B, 2, tiles]` of the queries and of the keys: the lowest and the highest segment of each tile."""
+def spans(plan: Plan, segments: Segments) -> list[Int[Array, "B 2 tiles"]] | list[None]:
+    """The lowest and the highest segment of each tile, of the queries and of the keys."""
     if segments is None:
         return [None, None]
     cuts = [ids.reshape(ids.shape[0], -1, tile) for ids, tile in zip(segments, plan.tiles, strict=True)]
@@ -208,9 +208,14 @@ def spans(plan: Plan, segments: Segments) -> list[Array] | list[None]:
 
 
 def each_tile(
-    plan: Plan, steps: Ref, starts: Ref, q_spans: Ref, k_spans: Ref, add: Callable[[Array, Array, Array, bool], None]
+    plan: Plan,
+    steps: Ref,
+    starts: Ref,
+    q_spans: Ref,
+    k_spans: Ref,
+    add: Callable[[Int[Array, ""], Int[Array, ""], Int[Array, ""], bool], None],
 ) -> None:
-    """`add(i, j, distance, is_masked)` for this step's tiles of which something may be seen.
+    """Calls `add(i, j, distance, is_masked)` for those of this step's tiles that are not fully masked.
 
     Tile `i` of the query block is `distance` positions behind tile `j` of the key block.
     """
@@ -252,8 +257,15 @@ def _segment_test(q_low: Array, q_top: Array, k_low: Array, k_top: Array) -> tup
     return meet, jnp.logical_and(jnp.minimum(q_low, k_low) == q_top, jnp.maximum(q_top, k_top) == k_low)
 
 
-def masked(plan: Plan, scores: Array, query_dim: int, distance: Array, q_ids: Ref, k_ids: Ref) -> Array:
-    """A tile's scores, those of pairs that are not seen replaced; ids as `[1, n]` or None."""
+def masked(
+    plan: Plan,
+    scores: Float[Array, "rows columns"],
+    query_dim: int,
+    distance: Int[Array, ""],
+    q_ids: Ref,
+    k_ids: Ref,
+) -> Float[Array, "rows columns"]:
+    """A tile's scores with `MASKED` for pairs that are not seen; segment ids as `[1, n]` or None."""
     iota = [jax.lax.broadcasted_iota(jnp.int32, scores.shape, dim) for dim in (query_dim, 1 - query_dim)]
     behind = iota[0] - iota[1]
     seen = behind >= -distance
@@ -270,19 +282,21 @@ def _column(row: Array) -> Array:
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
 
 
-def bounded(products: Array, scale: float, soft_cap: float | None) -> tuple[Array, Array | None]:
-    """Scores in base 2 of a tile's products, and the slope of the soft cap."""
+def bounded(
+    products: Float[Array, "rows columns"], scale: float, soft_cap: float | None
+) -> tuple[Float[Array, "rows columns"], Float[Array, "rows columns"] | None]:
+    """A tile's scores in base 2, and the derivative of the soft cap (None without one)."""
     if soft_cap is None:
         return products * (scale * LOG2_E), None
     bent = jnp.tanh(products * (scale / soft_cap))
     return bent * (soft_cap * LOG2_E), 1 - bent * bent
 
 
-def rows(index: Array, size: int):
-    """The slice of a ref that is its tile or block `index`."""
+def rows(index: Int[Array, ""], size: int):
+    """The slice of a ref that holds tile or block `index`."""
     return pl.ds(pl.multiple_of(index * size, size), size)
 
 
-def times_rows(a: Array, b: Array) -> Array:
+def times_rows(a: Float[Array, "rows depth"], b: Float[Array, "columns depth"]) -> Float[Array, "rows columns"]:
     """`a b'` in float32."""
     return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

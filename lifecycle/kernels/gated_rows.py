@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lifecycle.core.typing import Array
+from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.flash_blocks import LANES
 from lifecycle.kernels.linear import Activation, gated
 
@@ -20,16 +20,17 @@ BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in and three out
 
 def tpu_gradients(
     activation: Activation,
-    gate: Array,
-    up: Array,
-    d_hidden: Array,
-    row_weights: Array,
-    num_rows: Array,
+    gate: Float[Array, "N F"],
+    up: Float[Array, "N F"],
+    d_hidden: Float[Array, "N F"],
+    row_weights: Float[Array, " N"],
+    num_rows: Int[Array, ""],
     interpret: bool = False,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Float[Array, "N F"], Float[Array, "N F"], Float[Array, "N F"], Float[Array, " N"]]:
     """The gradients of gate and up, the hidden activations, and the gradient of the row weights.
 
-    The first three are written over `gate`, `up` and `d_hidden`. Behind `num_rows` only the row weights' are zero.
+    The first three are written over `gate`, `up` and `d_hidden`. After row `num_rows` only the last one is zero; the
+    others are arbitrary.
     """
     rows, columns = gate.shape
     width = next((size for size in range(MAX_WIDTH, 0, -LANES) if columns % size == 0), columns)

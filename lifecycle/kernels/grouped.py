@@ -60,16 +60,22 @@ def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
 
 
 def grouped_product(
-    x: Array, weights: Array, group_sizes: Array, transposed: bool = False, is_filled: bool = True
-) -> Array:
-    """`x @ weights`, or `x @ weights'`, group by group, in `x`'s dtype. Unless `is_filled`, what comes out behind the
-    last group is arbitrary."""
+    x: Float[Array, "N D"],
+    weights: Float[Array, "E D F"],
+    group_sizes: Int[Array, " E"],
+    transposed: bool = False,
+    is_filled: bool = True,
+) -> Float[Array, "N F"]:
+    """`x @ weights` group by group, in `x`'s dtype; `transposed`: the weights are `[E, F, D]`. Unless `is_filled`, rows
+    after the last group are arbitrary."""
     if platform() == "tpu":
         return tpu_product(x, weights, group_sizes, transposed, is_filled)
     return (cpu_product if platform() == "cpu" else ragged_product)(x, weights, group_sizes, transposed)
 
 
-def group_products(x: Array, y: Array, group_sizes: Array) -> Float[Array, "E D F"]:
+def group_products(
+    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "E D F"]:
     """`x[rows of g]' @ y[rows of g]` for each group, in `x`'s dtype: the weights' gradient."""
     implementations = {"cpu": cpu_group_products, "tpu": tpu_group_products}
     return implementations.get(platform(), ragged_group_products)(x, y, group_sizes)

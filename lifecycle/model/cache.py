@@ -33,9 +33,15 @@ class KeyValues:
     length: int = field(metadata={"static": True})  # the most tokens that a row may have
 
     def attend(
-        self, layer: Array | int, q: Float[Array, "B T H Dh"], k: Array, v: Array, mask: Mask, **options: Any
+        self,
+        layer: Int[Array, ""] | int,
+        q: Float[Array, "B T H Dh"],
+        k: Float[Array, "B T K Dh"],
+        v: Float[Array, "B T K Dh"],
+        mask: Mask,
+        **options: Any,
     ) -> "tuple[Float[Array, 'B T H Dh'], KeyValues]":
-        """Stores `k` and `v`, `[B, T, K, Dh]`, and attends to all that is stored of the rows."""
+        """Stores `k` and `v`, and attends to all stored tokens of the rows."""
         slots = _Slots(self.keys.shape[2], self.length, mask)
         keys, seen_k = slots.extend(self.keys, layer, k)
         values, seen_v = slots.extend(self.values, layer, v)
@@ -52,9 +58,15 @@ class Latents:
     length: int = field(metadata={"static": True})
 
     def attend(
-        self, layer: Array | int, q: Float[Array, "B T H Dc+Dr"], latents: Array, mask: Mask, rank: int, **options: Any
+        self,
+        layer: Int[Array, ""] | int,
+        q: Float[Array, "B T H Dc+Dr"],
+        latents: Float[Array, "B T Dc+Dr"],
+        mask: Mask,
+        rank: int,
+        **options: Any,
     ) -> "tuple[Float[Array, 'B T H Dc'], Latents]":
-        """Stores `latents`, `[B, T, Dc+Dr]`, and attends to them as one key head, whose first `rank` dimensions are the
+        """Stores `latents`, and attends to all stored ones as one key head whose first `rank` dimensions are the
         values."""
         slots = _Slots(self.latents.shape[2], self.length, mask)
         stored, seen = slots.extend(self.latents, layer, latents)
@@ -75,11 +87,11 @@ class KVCache:
     stacks: dict[str, Stack]
     length: int = field(metadata={"static": True})
 
-    def take_row(self, row: Array | int) -> "KVCache":
+    def take_row(self, row: Int[Array, ""] | int) -> "KVCache":
         """The cache of one row."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), self)
 
-    def put_row(self, row: Array | int, own: "KVCache") -> "KVCache":
+    def put_row(self, row: Int[Array, ""] | int, own: "KVCache") -> "KVCache":
         """This cache with `own` as its row number `row`."""
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis=1), self, own)
 
@@ -100,9 +112,9 @@ class LayerCache:
     """One layer's view of its stack; `attend` returns the view of a stack that holds the new tokens too."""
 
     stack: Stack
-    layer: Array | int
+    layer: Int[Array, ""] | int
 
-    def attend(self, *new: Any, **options: Any) -> "tuple[Array, LayerCache]":
+    def attend(self, *new: Any, **options: Any) -> "tuple[Float[Array, 'B T H Dv'], LayerCache]":
         """`attend` of the stack, for this layer."""
         out, stack = self.stack.attend(self.layer, *new, **options)
         return out, replace(self, stack=stack)

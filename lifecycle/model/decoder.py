@@ -1,7 +1,7 @@
 """The decoder: pure functions over a model's parameters (`model/params.py`).
 
-Tokens are embedded, go through the layers, and are normed once more. What layers share, RoPE's angles and the mask, is
-made once before them. Layers that are alike are stacked, and `jax.lax.scan` applies a stack.
+Embedding, layers, final norm. RoPE's angles and the attention mask are computed once for all layers. Layers of equal
+structure are stacked, and `jax.lax.scan` applies a stack.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,13 @@ from lifecycle.model.stacks import LayerGroup, layer_groups
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
 from lifecycle.parallel.placement import row_order
 
-type Stats = dict[str, RouterStats]  # of the routers, by stack; the arrays' leading axis is the layer
-type Caches = dict[str, Stack]  # of the layers, by stack
-type Ready = Callable[[Params, Params], Params]  # what products take, of a layer's declarations and its weights
+type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
+type Caches = dict[str, Stack]  # KV caches by stack
+# (a layer's declarations, its weights) -> the weights as products take them
+type Prepare = Callable[[Params, Params], Params]
 
 # On a CPU a scan over layers copies every saved activation into and out of its stack: a third of the step's time at the
-# sizes that a CPU can train. Unrolling costs compile time, linear in the layers, so it stops here.
+# sizes that a CPU can train. Unrolling costs compile time, linear in the number of layers: above this many we scan.
 CPU_UNROLLED_LAYERS = 8
 
 
@@ -45,9 +46,9 @@ def forward(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """Hidden states after the last norm. Attention is causal and stays within a segment.
+    """Hidden states after the final norm. Attention is causal and stays within a segment.
 
-    `positions` restart in each segment (they set the rotary angles); within a row, order is the index.
+    `positions` set the rotary angles and restart in each segment; the causal mask uses a token's index in its row.
     """
     return forward_train(config, params, tokens, positions, segment_ids)[0]
 
@@ -60,37 +61,40 @@ def forward_train(
     segment_ids: Int[Array, "B T"] | None = None,
     remat: Remat | None = None,
 ) -> tuple[Float[Array, "B T D"], Stats]:
-    """`forward` with what a step needs: rematerialisation, and the statistics of the routers.
+    """`forward` for a training step: with rematerialisation, and with the routers' statistics.
 
-    In a manual `jax.shard_map` the arrays are this device's part: rows over `batch`, positions over `seq` in the
-    order of `row_order`; the hidden states' positions are cut over `norm_seq` as well, and their rows are `own_rows` of
-    a pipeline.
+    In a manual `jax.shard_map` the arrays are this device's shards: rows over `batch`, positions over `seq` in the
+    order of `row_order`. The hidden states' positions are sharded over `norm_seq` too; in a pipeline their rows are
+    those of `own_rows`.
     """
-    mask = _row_mask(tokens.shape, segment_ids)
+    mask = _causal_mask(tokens.shape, segment_ids)
     if axis_size("layers") > 1:
         x, stats = _pipelined(config, params, tokens, positions, mask, remat)
     else:
-        x, stats, _ = _in_order(config, params, tokens, positions, mask, remat=remat)
-    return _last_norm(config, params, x), stats
+        angles = _angles(config, positions)
+        x = embed(config, params["embed"], tokens)
+        x, stats, _ = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), remat=remat)
+    return _final_norm(config, params, x), stats
 
 
 def forward_cached(
     config: ModelConfig, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Hidden states of new tokens, each row going on from what `cache` holds of it, and the cache with them.
+    """Hidden states of new tokens, each row continuing the tokens in `cache`, and the cache with the new ones.
 
-    The positions of a row's tokens are consecutive. A token at a position `>= cache.length` is padding, and behind the
-    others: it writes nothing and its hidden state means nothing. In a manual `jax.shard_map` the arrays are this
-    device's part: rows over `batch`, the cache's heads over `kv_heads`; the hidden states are alike over `tensor`.
+    The positions of a row's tokens are consecutive. A token at a position `>= cache.length` is padding and comes after
+    the others: it is not cached, and its hidden state is undefined. In a manual `jax.shard_map` the arrays are this
+    device's shards: rows over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over `tensor`.
     """
     with replicated("norm_seq"):
-        mask = Mask(positions, positions)
-        x, _, caches = _in_order(config, params, tokens, positions, mask, caches=cache.stacks)
-        return _last_norm(config, params, x), replace(cache, stacks=caches)
+        angles, mask = _angles(config, positions), Mask(positions, positions)
+        x = embed(config, params["embed"], tokens)
+        x, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache.stacks)
+        return _final_norm(config, params, x), replace(cache, stacks=caches)
 
 
-def _row_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
-    """The causal mask of this device's queries over the keys of their full rows."""
+def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
+    """The mask of this device's queries over the keys of their full rows."""
     (rows, length), num_shards = shape, axis_size("seq")
     order = jnp.asarray(row_order(length * num_shards, num_shards)).reshape(num_shards, -1)[axis_index("seq")]
     queries = jnp.broadcast_to(order, shape)
@@ -99,34 +103,17 @@ def _row_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
     return Mask(queries, keys, segment_ids, key_segments, num_shards=num_shards)
 
 
-def _in_order(
-    config: ModelConfig,
-    params: Params,
-    tokens: Array,
-    positions: Array,
-    mask: Mask,
-    *,
-    caches: Caches | None = None,
-    remat: Remat | None = None,
-) -> tuple[Array, Stats, Caches]:
-    """Embedding and layers where every device has a part of every layer."""
-    angles = _angles(config, positions)
-    x = embed(config, params["embed"], tokens)
-    return _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), caches, remat)
-
-
 def _pipelined(
     config: ModelConfig, params: Params, tokens: Array, positions: Array, mask: Mask, remat: Remat | None
 ) -> tuple[Array, Stats]:
-    """Embedding and layers where each device of a pipeline has some of the layers; the rows that come back are
-    `own_rows`.
+    """Embedding and layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
 
     A stage's weights are gathered once for all rows, and their gradients scattered once.
     """
 
     def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
-        angles, own = _angles(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
-        x, stats, _ = _layers(config, weights, x, angles, own, lambda _, layer: values(layer), None, remat)
+        angles, row_mask = _angles(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
+        x, stats, _ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
         return x, stats
 
     x = embed(config, params["embed"], tokens)
@@ -135,7 +122,7 @@ def _pipelined(
 
 
 def _angles(config: ModelConfig, positions: Int[Array, "B T"]) -> dict[LayerKind, Angles | None]:
-    """RoPE's angles in the layers of each kind; None where they have no positions."""
+    """RoPE's angles for each kind of layer; None for layers without RoPE."""
     angles: dict[LayerKind, Angles | None] = {}
     for kind in dict.fromkeys(config.layer_pattern):
         if kind == "nope":
@@ -153,38 +140,38 @@ def _layers(
     x: Array,
     angles: dict[LayerKind, Angles | None],
     mask: Mask,
-    ready: Ready,
-    caches: Caches | None,
-    remat: Remat | None,
+    prepare: Prepare,
+    caches: Caches | None = None,
+    remat: Remat | None = None,
 ) -> tuple[Array, Stats, Caches]:
-    """Layer after layer of `blocks`; also the statistics of their routers, and their caches with the new tokens."""
+    """Applies all layers of `blocks`; returns the routers' statistics and the caches with the new tokens too."""
     stats: Stats = {}
-    after: Caches = {}
+    new_caches: Caches = {}
     for group in layer_groups(config):
         definition, declared = block_definition(config, config.is_moe(group.first))
         layers: list[Layer] = []
         for kind in map(config.kind, range(group.first, group.first + group.period)):
-            own = replace(mask, window=config.window if kind == "local" else None)
-            layers.append(_layer(definition, angles[kind], own, partial(ready, declared), remat))
+            layer_mask = replace(mask, window=config.window if kind == "local" else None)
+            layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat))
         stacks = [None if caches is None else caches[name] for name in group.stacks]
-        (x, stacks), of_group = _scan(layers, group, [blocks[name] for name in group.stacks], x, stacks)
-        stats |= {name: one for name, one in zip(group.stacks, of_group, strict=True) if one is not None}
-        after |= {name: stack for name, stack in zip(group.stacks, stacks, strict=True) if stack is not None}
-    return x, stats, after
+        (x, stacks), group_stats = _scan(layers, group, [blocks[name] for name in group.stacks], x, stacks)
+        stats |= {name: one for name, one in zip(group.stacks, group_stats, strict=True) if one is not None}
+        new_caches |= {name: stack for name, stack in zip(group.stacks, stacks, strict=True) if stack is not None}
+    return x, stats, new_caches
 
 
-# A layer of its input, its weights, its stack of the cache, and its number in that stack.
+# A function of a layer's input, its weights, its stack of the cache, and its number in that stack.
 type Layer = Callable[[Array, Params, Stack | None, Array], LayerOut]
 type LayerOut = tuple[Array, RouterStats | None, Stack | None]
 
 
 def _layer(
-    definition: Any, angles: Angles | None, mask: Mask, ready: Callable[[Params], Params], remat: Remat | None
+    definition: Any, angles: Angles | None, mask: Mask, prepare: Callable[[Params], Params], remat: Remat | None
 ) -> Layer:
-    """`ready` is part of what is computed again: gathered weights do not wait for the backward pass."""
+    """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward."""
 
     def layer(x: Array, weights: Params, stack: Stack | None, number: Array) -> LayerOut:
-        block = nnx.merge(definition, nnx.State(ready(weights)))
+        block = nnx.merge(definition, nnx.State(prepare(weights)))
         x, stats, cache = block(x, angles, mask, None if stack is None else LayerCache(stack, number))
         return x, stats, None if cache is None else cache.stack
 
@@ -194,13 +181,13 @@ def _layer(
 def _scan(
     layers: list[Layer], group: LayerGroup, weights: list[Params], x: Array, stacks: list[Stack | None]
 ) -> tuple[tuple[Array, list[Stack | None]], list[RouterStats | None]]:
-    """A group's layers, repeat by repeat; weights, caches and statistics are by stack."""
+    """Scans a group's layers, period by period; weights, caches and statistics are lists over the group's stacks."""
 
     def period(carry: tuple[Array, list[Stack | None]], inputs: tuple[list[Params], Array]) -> tuple[Any, Any]:
-        x, stacks = carry
+        (x, stacks), (weights, number) = carry, inputs
         outs: list[LayerOut] = []
-        for layer, own, stack in zip(layers, inputs[0], stacks, strict=True):
-            outs.append(layer(x, own, stack, inputs[1]))
+        for layer, layer_weights, stack in zip(layers, weights, stacks, strict=True):
+            outs.append(layer(x, layer_weights, stack, number))
             x = outs[-1][0]
         _, stats, stacks = map(list, zip(*outs, strict=True))
         return (x, stacks), stats
@@ -210,16 +197,16 @@ def _scan(
     return jax.lax.scan(period, (x, stacks), (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
 
 
-def _last_norm(config: ModelConfig, params: Params, x: Array) -> Array:
+def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
     trunk = {name: array for name, array in params.items() if name != "blocks"}
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(x)
 
 
 def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """The tokens' rows of the table, in the compute dtype.
+    """The tokens' rows of the embedding table, in the compute dtype.
 
-    Where the table is cut in `d_model`, each device looks up its columns for the tokens of all and they are exchanged:
-    for 16,384 tokens of 4,096 dimensions an eighth of the bytes of gathering a table of 128,256 rows.
+    Where the table is sharded in `d_model`, each device looks up its columns for all devices' tokens and they exchange
+    the results: for 16,384 tokens of 4,096 dimensions an eighth of the bytes of gathering a table of 128,256 rows.
     """
     tokens = all_gather(tokens[None], "embed", 0)
     if axis_size("vocab") > 1:
@@ -239,11 +226,11 @@ def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-    """Logits in float32. For a few positions; over rows use `kernels.cross_entropy`.
+    """Logits in float32, for a few positions; for whole rows use `kernels.cross_entropy`.
 
-    Where the head is sharded in `d_model`, each device multiplies its columns of the head by those of all rows, and the
-    partial sums are scattered to the rows' devices: for 8 rows of 8,192 dimensions on each of 4 devices, a 128th of the
-    bytes of gathering the head.
+    Where the head is sharded in `d_model`, each device multiplies its columns of the head by the same columns of all
+    devices' rows, and the partial sums are reduce-scattered: for 8 rows of 8,192 dimensions on each of 4 devices, a
+    128th of the bytes of gathering the head.
     """
     rows = all_to_all(hidden.reshape(-1, hidden.shape[-1]), "embed", 1, 0)
     parts = project(rows, head(config, params).astype(hidden.dtype))

@@ -53,8 +53,8 @@ class Room(NamedTuple):
     further: int  # in each of the others
     most: int  # rounds after the first in the worst case
 
-    def after(self, further: Array | int) -> Array | int:
-        """In the first and so many further rounds."""
+    def after(self, further: Int[Array, ""] | int) -> Int[Array, ""] | int:
+        """Rows in the first and `further` more rounds."""
         return self.first + further * self.further
 
 
@@ -79,7 +79,7 @@ def further_rounds(counts: Int[Array, "W W X"], room: Room) -> Int[Array, ""]:
     return pmax(pmax(-(-left // room.further), "embed"), "norm_seq")
 
 
-def round_slices(counts: Int[Array, "W W X"], low: Array | int, rows: int, me: Array | int) -> Slices:
+def round_slices(counts: Int[Array, "W W X"], low: Int[Array, ""] | int, rows: int, me: Int[Array, ""] | int) -> Slices:
     """Device `me`'s slices of the round in which each device receives, of all that it is sent, `rows` rows from row
     `low` on, in the order of its experts and then of the senders."""
     sent = counts.reshape(counts.shape[0], -1)
@@ -163,7 +163,7 @@ def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
 
 
 def _looked_up(
-    positions: Int[Array, " Q"], starts: Int[Array, " WX"], sizes: Int[Array, " WX"], origins: Int[Array, " WX"]
+    positions: Int[Array, " Q"], starts: Int[Array, " W*X"], sizes: Int[Array, " W*X"], origins: Int[Array, " W*X"]
 ) -> tuple[Int[Array, " Q"], Bool[Array, " Q"]]:
     """Where each position comes from, if slices that begin at `starts` here begin at `origins` there; and whether any
     slice has it."""

@@ -41,6 +41,7 @@ class RMSNorm(nnx.Module):
         self.size, self.eps, self.offset, self.cut = size, config.norm_eps, config.norm_offset, cut
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Normalises the last dimension; the result has `x`'s dtype."""
         wide = x.astype(jnp.float32)
         if self.cut is None:
             mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
@@ -89,6 +90,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
+        """The branch's output for this device's `t` positions, and the cache with the new tokens."""
         c = self.config
         x = all_gather(x, "norm_seq", 1)
         # named as they come out of the products: rounding what is saved costs nothing there, and what follows is cheap
@@ -161,4 +163,5 @@ class DenseFeedForward(FeedForward):
     """The feed-forward of a layer without experts."""
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The branch's output; positions are sharded over `norm_seq` in and out."""
         return reduce_scatter(super().__call__(all_gather(x, "norm_seq", 1)), "norm_seq", 1)

@@ -53,6 +53,7 @@ class LatentAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
     ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
+        """The branch's output for this device's `t` positions, and the cache with the new tokens."""
         q, latents = self._queries(x, angles), self._latents(x, angles)
         if cache is None:
             out = self._expanded(q, full_row(latents), mask)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ref import freeze, new_ref
 
-from lifecycle.core.typing import Array, Float
+from lifecycle.core.typing import Array, Float, Int
 from lifecycle.parallel.collectives import axis_index, axis_size, ppermute_next, reduce_scatter
 
 AXIS = "layers"
@@ -93,14 +93,14 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return primals[0], tangents[1].astype(primals[0].dtype)
 
 
-def take_row(x: Array, row: Array) -> Array:
+def take_row(x: Float[Array, "B ..."], row: Int[Array, ""]) -> Float[Array, "1 ..."]:
     """`x[row : row + 1]`."""
     return jax.lax.dynamic_slice_in_dim(x, row, 1)
 
 
-def own_rows(x: Array) -> Array:
-    """The rows of a batch whose last hidden states are this stage's: the head's work is shared by all stages. All
-    rows where there is no pipeline."""
+def own_rows(x: Float[Array, "B ..."]) -> Float[Array, "b ..."]:
+    """The rows of a batch whose loss this pipeline stage computes: all stages share the head's work. All rows without a
+    pipeline."""
     stages = axis_size(AXIS)
     return (
         x if stages == 1 else jax.lax.dynamic_slice_in_dim(x, axis_index(AXIS) * (len(x) // stages), len(x) // stages)

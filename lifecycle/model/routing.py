@@ -110,13 +110,15 @@ def z_loss(z: Float[Array, "*layers"], tokens: Float[Array, "*layers"]) -> Float
     return z / tokens
 
 
-def bias_update(load: Float[Array, "*layers E"], bias: Float[Array, "*layers E"], rate: float) -> Array:
+def bias_update(
+    load: Float[Array, "*layers E"], bias: Float[Array, "*layers E"], rate: float
+) -> Float[Array, "*layers E"]:
     """The selection bias after a step in which the experts had `load` choices, of all devices and micro-batches: an
     expert above the mean loses `rate`, one below gains it (DeepSeek-V3, section 2.1.2)."""
     return bias + rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)
 
 
-def balanced(params: PyTree, load: dict[str, Float[Array, "layers E"]], rate: float) -> PyTree:
+def balanced(params: PyTree, load: dict[str, Float[Array, "L E"]], rate: float) -> PyTree:
     """A model's parameters with every router's selection bias moved by its experts' `load`, which is by stack."""
     if not rate:
         return params

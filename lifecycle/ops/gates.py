@@ -51,6 +51,7 @@ class GateReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every task passed."""
         return all(verdict.passed for verdict in self.verdicts)
 
     def __str__(self) -> str:

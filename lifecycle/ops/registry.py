@@ -75,6 +75,7 @@ class Version:
 
     @property
     def short(self) -> str:
+        """The beginning of the hash, as it is shown."""
         return self.hash[:SHOWN_HASH]
 
 

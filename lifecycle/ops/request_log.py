@@ -125,6 +125,7 @@ class RequestLog:
 
     @property
     def counts(self) -> LogCounts:
+        """How many records are written, waiting and dropped, and how many writes failed."""
         with self._lock:
             waiting = self._queue.qsize() + self._held
             return LogCounts(self._written, waiting, self._dropped, self._failures, self._last_error)

@@ -44,6 +44,7 @@ class MeshConfig(Section):
 
     @property
     def size(self) -> int:
+        """The number of devices."""
         return math.prod(getattr(self, axis) for axis in AXES)
 
     @property

@@ -88,6 +88,7 @@ def spec(*logical: str | None) -> P:
 
 
 def sharding(mesh: AnyMesh, *logical: str | None) -> NamedSharding:
+    """The `NamedSharding` of an array whose dimensions have these logical axes; None: replicated."""
     return NamedSharding(mesh, spec(*logical))
 
 

@@ -46,6 +46,7 @@ def batch_spec(name: str) -> P:
 
 
 def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
+    """The `NamedSharding` of a batch's array by its name."""
     return NamedSharding(mesh, batch_spec(name))
 
 

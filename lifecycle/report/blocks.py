@@ -161,6 +161,7 @@ class IntervalChart:
 
     @property
     def description(self) -> str:
+        """The chart as a sentence, for readers who cannot see it."""
         shown = [
             f"{m.name} {significant(m.mean)} from {significant(m.low)} to {significant(m.high)}" for m in self.measures
         ]
@@ -180,6 +181,7 @@ class BarChart:
 
     @property
     def description(self) -> str:
+        """The chart as a sentence, for readers who cannot see it."""
         return "; ".join(f"{name} {text}" for name, _, text in self.bars) + "."
 
 

@@ -28,6 +28,7 @@ MARKUP = re.compile(r"[\\`*|<~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#|\w+;
 
 
 def render_markdown(report: Report) -> str:
+    """The report as Markdown; charts are given by their descriptions."""
     lines = [f"# {plain(report.title)}", "", plain(report.lead), ""]
     for section in report.sections:
         lines += [f"## {plain(section.title)}", "", *chain.from_iterable(_block(block) for block in section.blocks)]

@@ -63,6 +63,7 @@ class EventStream(StreamingResponse):
         super().__init__(self._chunks, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the stream; if the client leaves, cancels what is left of the request."""
         try:
             await super().__call__(scope, receive, send)
         finally:

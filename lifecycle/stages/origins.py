@@ -25,6 +25,7 @@ class Start:
 
     @property
     def is_fresh(self) -> bool:
+        """Whether training starts from fresh weights."""
         return self.stage is None and self.bundle is None
 
 

@@ -29,7 +29,9 @@ class Outcome:
 class StageRun(Protocol):
     """A stage's work: writes into `out`. What a killed run of the same stage left is still there."""
 
-    def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome: ...
+    def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
+        """Makes the artifact's content in `out` from the inputs' artifacts."""
+        ...
 
 
 def _always(config: RunConfig, artifact: Artifact) -> bool:

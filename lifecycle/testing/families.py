@@ -16,6 +16,7 @@ YARN = RopeScaling(kind="yarn", factor=32.0, original_max_seq_len=4096, truncate
 
 
 def like_llama(**changes: Any) -> ModelConfig:
+    """The tiny Llama's config with these fields changed."""
     return ModelConfig.model_validate(LLAMA.model_dump() | changes)
 
 

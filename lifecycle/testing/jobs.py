@@ -72,6 +72,7 @@ def example(draw: np.random.Generator, prompt: list[int], answer_len: int) -> Ex
 
 @cache
 def document_rows(seed: int = 0) -> DocumentRows:
+    """Rows of 60 random documents, packed."""
     return DocumentRows(Documents(60, seed), SEQ_LEN, seed)
 
 
@@ -105,6 +106,7 @@ class TinyRun:
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:
+        """The training stage's config."""
         schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
         optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
         own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
@@ -127,11 +129,13 @@ def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Obje
 
 
 def rows_of(settings: TinyRun) -> RowSource:
+    """The rows that the run's objective takes."""
     is_pairs = objective_kind(settings.objective).rows == "pairs"
     return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
 
 
 def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
+    """The run as a job that writes into `out`."""
     mesh = build_mesh(MeshConfig(**settings.mesh))
     return TrainJob(
         model=MODEL,
@@ -151,6 +155,7 @@ class KillAt(Silent):
         self.step, self.file = step, file
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """Kills this process at the step, once the file exists."""
         if done == self.step:
             while self.file is not None and not self.file.exists():
                 time.sleep(0.01)
@@ -163,6 +168,7 @@ def command(out: Path, settings: TinyRun) -> list[str]:
 
 
 def main() -> None:
+    """Runs the job of the command line, as one process of it, and prints its stats as JSON."""
     distributed.start()
     out, settings = Path(sys.argv[1]), TinyRun(**json.loads(sys.argv[2]))
     checkpoint = out / CHECKPOINTS / str(settings.kill_after) if settings.kill_after is not None else None

@@ -18,6 +18,7 @@ class ByteTokenizer(Tokenizer):
 
     @property
     def native(self) -> bytes:
+        """No bytes: there is nothing to store."""
         return b""
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
@@ -27,4 +28,5 @@ class ByteTokenizer(Tokenizer):
         return bytes([token_id])
 
     def save(self, folder: Path) -> None:
+        """Writes `tokenizer_config.json`."""
         write_config(folder, self, KIND)

@@ -103,6 +103,7 @@ class ChatTemplate:
         return cls(tokenizer, read_template(folder) or DEFAULT_TEMPLATE)
 
     def save(self, folder: Path) -> None:
+        """Writes the template's source as `chat_template.jinja`."""
         write_text(folder / TEMPLATE_FILE, self.source)
 
     @property

@@ -68,6 +68,7 @@ class HFTokenizer(Tokenizer):
 
     @property
     def native(self) -> bytes:
+        """The bytes of `tokenizer.json`."""
         return self._json
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
@@ -84,6 +85,7 @@ class HFTokenizer(Tokenizer):
         return token.replace(SPACE, " ").encode()
 
     def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`."""
         (folder / JSON_FILE).write_bytes(self._json)
         write_config(folder, self, KIND, tokenizer_class="PreTrainedTokenizerFast")
 

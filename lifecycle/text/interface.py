@@ -90,6 +90,7 @@ class Tokenizer(ABC):
         return self._bytes_of(token_id)
 
     def is_special(self, token_id: int) -> bool:
+        """Whether the id is a special token's."""
         return token_id in self._special
 
     @cached_property

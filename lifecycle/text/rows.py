@@ -52,6 +52,7 @@ class RowsReport:
     examples: list[str] = field(default_factory=list)
 
     def drop(self, line: int, reason: str, detail: str = "") -> None:
+        """Counts a row as dropped, and keeps the first few with their lines as examples."""
         self.dropped[reason] += 1
         if len(self.examples) < LISTED:
             self.examples.append(f"{self.path}:{line}: {reason}{detail}")

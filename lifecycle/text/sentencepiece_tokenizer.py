@@ -84,6 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def native(self) -> bytes:
+        """The bytes of the SentencePiece model."""
         return self._model
 
     def _names(self) -> dict[str, str]:
@@ -123,6 +124,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def save(self, folder: Path) -> None:
+        """Writes the model, `tokenizer.json` if there is one, and `tokenizer_config.json`."""
         (folder / MODEL_FILE).write_bytes(self._model)
         if self._json is not None:
             (folder / JSON_FILE).write_bytes(self._json)

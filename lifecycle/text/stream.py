@@ -19,6 +19,7 @@ class StreamDecoder:
         self._strip = tokenizer.strips_leading_space  # until the first byte of text
 
     def feed(self, token_id: int) -> str:
+        """The text that this token completes; an incomplete character waits for the next token."""
         if self._skip_special and self._tokenizer.is_special(token_id):
             return ""
         data = self._tokenizer.token_bytes(token_id)

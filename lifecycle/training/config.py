@@ -66,6 +66,7 @@ class TrainConfig(VariantSection):
 
     @classmethod
     def variants(cls) -> Mapping[str, type["TrainConfig"]]:
+        """The settings of the registered objectives by name."""
         return SETTINGS
 
     @field_validator("objective")

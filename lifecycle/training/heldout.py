@@ -73,13 +73,16 @@ class ReferenceRows:
 
     @property
     def num_rows(self) -> int:
+        """Rows of an epoch."""
         return self._rows.num_rows
 
     @property
     def fingerprint(self) -> str:
+        """The fingerprint of the rows."""
         return self._rows.fingerprint  # the table is made of the rows and of the weights that the run starts from
 
     def row(self, index: int) -> Row:
+        """A row with `ref_logprobs`, `[P, 2]`."""
         row = dict(self._rows.row(index))
         row["ref_logprobs"] = self._table[row["pair_ids"]] * row["pair_mask"][:, None]
         return row

@@ -38,6 +38,7 @@ class Mixture:
 
     @property
     def num_rows(self) -> int:
+        """Rows of a period."""
         return PERIOD
 
     def locate(self, index: int) -> tuple[str, int]:
@@ -47,6 +48,7 @@ class Mixture:
         return self._names[source], period * int(self._counts[source]) + int(self._rank_of[slot])
 
     def row(self, index: int) -> Row:
+        """The row that this index of the mixture maps to."""
         name, own_index = self.locate(index)
         return self._sources[self._names.index(name)].row(own_index)
 

@@ -34,6 +34,8 @@ POLAR_EXPRESS = (
 
 
 class MuonState(NamedTuple):
+    """Muon's state: the momentum, a tree like the parameters'."""
+
     momentum: Params
 
 
@@ -62,9 +64,7 @@ def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def _direction(
-    stack: Float[Array, "layers *batch rows columns"], axes: Axes
-) -> Float[Array, "layers *batch rows columns"]:
+def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Float[Array, "L *batch rows columns"]:
     """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions have
     these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
     cut = [(dim, name) for dim, name in enumerate(axes) if dim >= len(axes) - 2 and name is not None]

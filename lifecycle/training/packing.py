@@ -30,19 +30,27 @@ class RowSource(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A hash of the rows and their order: a resumed run must have the same."""
+        ...
 
-    def row(self, index: int) -> Row: ...
+    def row(self, index: int) -> Row:
+        """The row with this index, counted over all epochs."""
+        ...
 
 
 class TokenDocuments(Protocol):
     """Documents as token ids, read at random: what `DocumentRows` needs of `data.shards.TokenShards`."""
 
     @property
-    def lengths(self) -> np.ndarray: ...
+    def lengths(self) -> np.ndarray:
+        """The documents' lengths in tokens."""
+        ...
 
     @property
-    def index(self) -> dict[str, Any]: ...
+    def index(self) -> dict[str, Any]:
+        """What identifies the documents: a part of the fingerprint."""
+        ...
 
     def __getitem__(self, document: int) -> np.ndarray: ...
 
@@ -51,10 +59,14 @@ class MaskedIds(Protocol):
     """One encoded row: ids and, of the same length, whether each is learned (`text.rows.EncodedRow`)."""
 
     @property
-    def ids(self) -> Sequence[int]: ...
+    def ids(self) -> Sequence[int]:
+        """The token ids."""
+        ...
 
     @property
-    def loss_mask(self) -> Sequence[bool]: ...
+    def loss_mask(self) -> Sequence[bool]:
+        """For each id, whether it is a target."""
+        ...
 
 
 class PackingError(ValueError):
@@ -84,6 +96,7 @@ class PerEpoch[P]:
         self._lock = threading.Lock()
 
     def __call__(self, epoch: int) -> P:
+        """The plan of an epoch, made on first use."""
         with self._lock:
             if epoch not in self._plans:
                 self._plans = {known: plan for known, plan in self._plans.items() if known == epoch - 1}
@@ -110,6 +123,7 @@ class DocumentRows:
 
     @property
     def num_rows(self) -> int:
+        """Rows of an epoch."""
         return -(-(self._num_tokens - 1) // self._seq_len)  # the last token is a target only
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,6 +133,7 @@ class DocumentRows:
         return order, starts, permutation(self._seed, epoch, "rows", self.num_rows)
 
     def row(self, index: int) -> Row:
+        """The row with this index, counted over all epochs."""
         epoch, index = divmod(index, self.num_rows)
         order, starts, rows = self._plan(epoch)
         first = int(rows[index]) * self._seq_len
@@ -182,6 +197,7 @@ class WholeUnits:
 
     @property
     def num_rows(self) -> int:
+        """Rows of an epoch."""
         return len(self._ranks)
 
     @property
@@ -235,9 +251,11 @@ class ExampleRows:
 
     @property
     def num_rows(self) -> int:
+        """Rows of an epoch."""
         return self._packed.num_rows
 
     def row(self, index: int) -> Row:
+        """The row with this index, counted over all epochs."""
         return _packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
 
 
@@ -256,10 +274,12 @@ class PairRows:
 
     @property
     def num_rows(self) -> int:
+        """Rows of an epoch."""
         return self._packed.num_rows
 
     @property
     def num_pairs(self) -> int:
+        """Pairs of an epoch."""
         return len(self._pairs)
 
     @property
@@ -268,6 +288,7 @@ class PairRows:
         return self._packed.max_units
 
     def row(self, index: int) -> Row:
+        """The row with this index, with `pair_mask` and `pair_ids`, `[P]`."""
         units = self._packed.units(index)
         row = _packed_row([half for unit in units for half in self._pairs[unit]], self._seq_len)
         row["pair_mask"] = np.zeros(self.max_pairs, np.float32)

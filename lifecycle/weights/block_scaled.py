@@ -57,6 +57,7 @@ class BlockScaled:
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
+        """The dequantised tensors' shapes."""
         return self._shapes
 
     def dtype(self, name: str) -> np.dtype:
@@ -64,6 +65,7 @@ class BlockScaled:
         return BFLOAT16 if name in self._packed or name in self._squares else self._source.dtype(name)
 
     def read(self, name: str, index: Index) -> np.ndarray:
+        """A part of a tensor, dequantised."""
         if name in self._packed:
             return self._unpacked(name, index)
         values = self._source.read(name, index)

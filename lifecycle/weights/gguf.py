@@ -38,6 +38,7 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
+        """The tensor's size in the file."""
         return math.prod(self.shape) // self.encoding.values * self.encoding.num_bytes
 
 
@@ -62,6 +63,7 @@ class GgufFile:
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
+        """Every tensor's shape by name."""
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def dtype(self, name: str) -> np.dtype:

@@ -68,9 +68,11 @@ class SafetensorsReader:
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
+        """Every tensor's shape by name."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def dtype(self, name: str) -> np.dtype:
+        """A tensor's dtype."""
         return self._entries[name].dtype
 
     def read(self, name: str, index: Index) -> np.ndarray:
@@ -182,6 +184,7 @@ class Planned:
 
     @property
     def num_bytes(self) -> int:
+        """The tensor's size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -23,9 +23,11 @@ class BitsPerByteTask(TaskConfig):
     columns: ClassVar[tuple[str, ...]] = ("text",)
 
     def problem(self, columns: Mapping[str, Any]) -> str:
+        """What is wrong with a row's columns; empty if nothing."""
         return "" if is_text(columns.get("text")) else "expected a column `text` with some text"
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
+        """Bits per byte: the documents' negative log2-likelihood over their UTF-8 bytes."""
         documents = [_document_ids(subject.encoder, row.columns["text"]) for row in rows]
         windows = [document_windows(ids, subject.max_seq_len) for ids in documents]
         logprobs = loglikelihoods(self.name, [pair for pairs in windows for pair in pairs], subject, progress)

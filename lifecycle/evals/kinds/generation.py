@@ -42,6 +42,7 @@ class GenerationTask(PromptTaskConfig):
     stop: tuple[str, ...] = ()
 
     def problem(self, columns: Mapping[str, Any]) -> str:
+        """What is wrong with a row's columns; empty if nothing."""
         if not isinstance(columns.get("prompt"), str):
             return "expected a column `prompt` with text"
         wanted = columns.get("answer")
@@ -51,6 +52,10 @@ class GenerationTask(PromptTaskConfig):
         return _pattern_problem(wanted) if self.check == "regex" else ""
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
+        """The share of prompts whose output passes the check.
+
+        Rows that exceed the model's context are skipped and counted.
+        """
         prompts = {row.id: self.prompt_ids(row, subject.encoder) for row in rows}
         lengths = {row.id: len(prompts[row.id]) + self.max_tokens for row in rows}
         fitting, skipped = fitting_rows(rows, lengths, subject.max_seq_len)

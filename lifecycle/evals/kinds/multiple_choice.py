@@ -25,6 +25,7 @@ class MultipleChoiceTask(PromptTaskConfig):
     per_byte: bool = True  # the log-likelihood per byte of the choice decides
 
     def problem(self, columns: Mapping[str, Any]) -> str:
+        """What is wrong with a row's columns; empty if nothing."""
         choices, gold = columns.get("choices"), columns.get("gold")
         if not isinstance(columns.get("query"), str):
             return "expected a column `query` with text"
@@ -38,6 +39,7 @@ class MultipleChoiceTask(PromptTaskConfig):
         return ""
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
+        """Accuracy of the most likely choice; rows that exceed the model's context are skipped and counted."""
         pairs = {row.id: self.pairs(row, subject.encoder) for row in rows}
         longest = {row.id: max(len(context) + len(choice) - 1 for context, choice in pairs[row.id]) for row in rows}
         fitting, skipped = fitting_rows(rows, longest, subject.max_seq_len)

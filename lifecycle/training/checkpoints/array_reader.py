@@ -27,6 +27,7 @@ class ArrayReader:
         self._part: np.ndarray | None = None
 
     def __call__(self, name: str, expert: int | None) -> np.ndarray:
+        """An array by canonical name, or one expert's part of it."""
         base = {"driver": "file", "path": f"{self._items[name].absolute()}/"}
         store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         array = ts.open({"driver": "zarr", "kvstore": store}, open=True).result()

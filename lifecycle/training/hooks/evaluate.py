@@ -17,10 +17,12 @@ class Evaluate(Hook):
         self.every, self.measure = every, measure
 
     def start(self, run: TrainingRun) -> None:
+        """Measures the initial weights; not again when a run is resumed."""
         if run.step == 0:  # where the run starts from
             self._log(run)
 
     def after_step(self, run: TrainingRun) -> None:
+        """Measures every so many steps and at the end."""
         if run.is_last or run.step % self.every == 0:
             self._log(run)
 

@@ -15,6 +15,7 @@ class Finite(Hook):
     """Raises `DivergedError` as soon as fetched metrics show it: before they are logged, and before a save."""
 
     def after_step(self, run: TrainingRun) -> None:
+        """Raises `DivergedError` unless all metrics are finite."""
         if run.metrics is None or all(math.isfinite(value) for value in run.metrics.values()):
             return
         raise DivergedError(

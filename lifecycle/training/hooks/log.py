@@ -16,12 +16,15 @@ class Log(Hook):
         self._step, self._wall_s, self._cpu_s = 0, 0.0, 0.0  # at the record before
 
     def start(self, run: TrainingRun) -> None:
+        """Starts the clock."""
         self._step, (self._wall_s, self._cpu_s) = run.step, run.clock.read()
 
     def needs_metrics(self, run: TrainingRun) -> bool:
+        """Whether this step is logged."""
         return run.step % self._every == 0
 
     def after_step(self, run: TrainingRun) -> None:
+        """Writes the metrics, learning rate, seconds and tokens per second since the last record."""
         if run.metrics is None:
             return
         wall_s, cpu_s = run.clock.read()

@@ -16,9 +16,11 @@ class Save(Hook):
         self._checkpoints = checkpoints
 
     def needs_metrics(self, run: TrainingRun) -> bool:
+        """Whether this step is saved: `Finite` checks its metrics first."""
         return run.is_last or self._checkpoints.should_save(run.step)
 
     def after_step(self, run: TrainingRun) -> None:
+        """Saves a checkpoint if one is due."""
         if not self.needs_metrics(run):
             return
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}

@@ -18,8 +18,8 @@ class RowColumns:
 
     batch: Batch
 
-    def column(self, name: str) -> Array:
-        """The array `name`, `[B, ...]`."""
+    def column(self, name: str) -> Float[Array, "b ..."]:
+        """The array `name` of these rows."""
         return own_rows(self.batch[name])
 
 

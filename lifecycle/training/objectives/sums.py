@@ -13,18 +13,18 @@ class Sums:
     """Sums over a part of a batch; parts are added, and divided only at the end.
 
     The gradient is that of `loss`, divided by `count`. `metrics` are sums that are logged; they are divided by their
-    own entry in `counts`, or by `count` where there is none. `load`: the choices of each expert, `[layers, E]` by
-    stack, which a router's selection bias follows.
+    own entry in `counts`, or by `count` where there is none. `load`: by stack, how often each expert was chosen; router
+    selection biases follow it.
     """
 
     loss: Float[Array, ""]
     count: Float[Array, ""]
-    load: dict[str, Array] = field(default_factory=dict)
-    metrics: dict[str, Array] = field(default_factory=dict)
-    counts: dict[str, Array] = field(default_factory=dict)
+    load: dict[str, Float[Array, "L E"]] = field(default_factory=dict)
+    metrics: dict[str, Float[Array, ""]] = field(default_factory=dict)
+    counts: dict[str, Float[Array, ""]] = field(default_factory=dict)
 
-    def metric_means(self, divisor: Float[Array, ""]) -> dict[str, Array]:
-        """Each metric as a mean; `divisor` is `count`, or what the caller divides by where nothing is counted."""
+    def metric_means(self, divisor: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
+        """Each metric's mean; `divisor` is `count`, or the caller's substitute where that is zero."""
         own = {name: self.metrics[name] / (count + (count == 0)) for name, count in self.counts.items()}
         return {name: total / divisor for name, total in self.metrics.items() if name not in own} | own
 

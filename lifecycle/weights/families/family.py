@@ -54,6 +54,7 @@ NO_WINDOW = LayerKinds(all_global, is_written=False)
 
 
 def nothing_ignored(config: ModelConfig, name: str) -> bool:
+    """The default of `Family.ignores`: an unknown tensor is an error."""
     return False
 
 

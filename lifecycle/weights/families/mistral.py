@@ -12,6 +12,7 @@ from lifecycle.weights.families.settings import LayerKinds, Tree
 
 
 def local_if_windowed(tree: Tree) -> list[LayerKind]:
+    """All layers are local if the config has a sliding window, else global."""
     return ["local" if tree.get("sliding_window") else "global"] * tree["num_hidden_layers"]
 
 

@@ -30,6 +30,7 @@ class Rope:
     default_local_theta: float = 10_000.0
 
     def read(self, tree: Tree) -> Fields:
+        """Our RoPE fields from a published config."""
         parameters = tree.get("rope_parameters") or {}
         if self.local_theta_key is None:
             return self._read_one(tree, parameters)
@@ -48,6 +49,7 @@ class Rope:
         return {"rope_theta": theta, "rope_scaling": _read_scaling(kind, scaling, tree)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The published keys of our RoPE fields."""
         keys: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": None}
         if config.rope_scaling is not None:
             keys["rope_scaling"] = _write_scaling(config.rope_scaling)

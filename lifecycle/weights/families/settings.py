@@ -52,9 +52,15 @@ FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class Setting(Protocol):
-    def read(self, tree: Tree, /) -> Fields: ...
+    """One setting of a family, translated both ways."""
 
-    def write(self, config: ModelConfig, /) -> dict[str, Any]: ...
+    def read(self, tree: Tree, /) -> Fields:
+        """Our fields by dotted name, from a published config."""
+        ...
+
+    def write(self, config: ModelConfig, /) -> dict[str, Any]:
+        """The published keys, from our config."""
+        ...
 
 
 REQUIRED = object()
@@ -72,6 +78,7 @@ class Key:
     is_nullable: bool = False
 
     def read(self, tree: Tree) -> Fields:
+        """Our field from the published key; raises `MissingKey` if it is absent and has no default."""
         value = tree.get(self.published)
         if value is not None or (self.is_nullable and self.published in tree):
             return {self.ours: value}
@@ -80,6 +87,7 @@ class Key:
         return {self.ours: self.default(tree) if callable(self.default) else self.default}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The published key with our field's value."""
         return {self.published: field_of(config, self.ours)}
 
 
@@ -91,9 +99,11 @@ class Always:
     value: Any
 
     def read(self, tree: Tree) -> Fields:
+        """The field with the family's value."""
         return {self.ours: self.value}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
+        """No key: the family implies the value."""
         return {}
 
 
@@ -106,6 +116,7 @@ class Only:
     is_written: bool = False
 
     def read(self, tree: Tree) -> Fields:
+        """No field; raises `WeightsError` if the published value is another one."""
         if tree.get(self.published, self.value) not in (self.value, None):
             given = tree[self.published]
             raise WeightsError(
@@ -114,6 +125,7 @@ class Only:
         return {}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The key, if the family's published configs have it."""
         return {self.published: self.value} if self.is_written else {}
 
 
@@ -134,6 +146,7 @@ class LayerKinds:
     is_written: bool = True
 
     def read(self, tree: Tree) -> Fields:
+        """`layer_pattern`, and `window` where layers are local."""
         listed = tree.get("layer_types")
         kinds: list[LayerKind] = self.default(tree) if listed is None else [_kind(name) for name in listed]
         if len(kinds) != tree["num_hidden_layers"]:
@@ -144,6 +157,7 @@ class LayerKinds:
         return {"layer_pattern": shortest_pattern(kinds), "window": window}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
+        """`layer_types` and `sliding_window`, if the family's published configs have them."""
         if not self.is_written:
             return {}
         names = {kind: name for name, kind in LAYER_TYPES.items()} | {"nope": "full_attention"}
@@ -164,6 +178,7 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 
 
 def all_global(tree: Tree) -> list[LayerKind]:
+    """Every layer attends to all positions."""
     return ["global"] * tree["num_hidden_layers"]
 
 

@@ -1,0 +1,42 @@
+"""Shape letters: those of the package's signatures are those of the legend in `core/typing.py`."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import lifecycle
+from lifecycle.core import typing as legend
+
+ARRAY_TYPES = {"Float", "Int", "Bool"}
+
+
+def shapes(module: ast.Module) -> Iterator[str]:
+    """The shape strings of `Float[Array, "B T"]` and its kind, in quoted annotations too."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ARRAY_TYPES:
+            assert isinstance(node.slice, ast.Tuple)
+            shape = node.slice.elts[1]
+            assert isinstance(shape, ast.Constant)
+            yield shape.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"\b(?:Float|Int|Bool)\[Array, ['\"]([^'\"]*)['\"]\]", node.value)
+
+
+def letters(shape: str) -> set[str]:
+    """The letters of a shape's dimensions: not numbers, `*names` of several dimensions, and words."""
+    names = {name for dim in shape.split() if dim[0] != "*" for name in re.findall(r"[A-Za-z]\w*", dim)}
+    return {name for name in names if not (name.islower() and len(name) > 2)}
+
+
+def test_every_letter_of_a_signature_has_an_entry_in_the_legend_and_every_entry_a_use():
+    used: dict[str, str] = {}
+    for path in sorted(Path(lifecycle.__file__).parent.rglob("*.py")):
+        for shape in shapes(ast.parse(path.read_text())):
+            used |= dict.fromkeys(letters(shape), f"{path.name}: {shape!r}")
+    assert legend.__doc__ is not None
+    rows = [line for line in legend.__doc__.splitlines() if line.startswith("| `")]
+    cells = [cell for row in rows for cell in row.split("|")[1::2]]
+    entries = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert {letter: where for letter, where in used.items() if letter not in entries} == {}
+    assert entries - used.keys() == set()
