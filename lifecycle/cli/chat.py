@@ -91,7 +91,7 @@ def _turn(console: Console, engine: Engine, messages: list[dict[str, str]]) -> l
         if len(messages) == 1:
             console.print(f"too long: {error}", style="red")
             return []
-        console.print("(the oldest turn no longer fits and is left out)", style="dim")
+        console.print("(dropped the oldest turn: the conversation exceeds the context)", style="dim")
         return _turn(console, engine, messages[2:])
     console.print("model", end="  ")
     answer = ""

@@ -28,7 +28,7 @@ def evaluate(config_or_bundle: ConfigOrBundle, /, *words: StageOrTasks) -> None:
 
 def _evaluate_bundle(bundle: Path, tasks: str | None, overrides: tuple[str, ...]) -> None:
     if tasks is None:
-        raise ConfigError(f"{bundle} is a bundle: name the file of tasks next, as in: lifecycle evaluate BUNDLE TASKS")
+        raise ConfigError(f"{bundle} is a bundle; give the file of tasks too: lifecycle evaluate BUNDLE TASKS")
     from lifecycle.cli.evaluate_bundle import evaluate_bundle  # imports JAX
 
     evaluate_bundle(bundle, Path(tasks), overrides)
@@ -36,7 +36,7 @@ def _evaluate_bundle(bundle: Path, tasks: str | None, overrides: tuple[str, ...]
 
 def _targets(config: RunConfig, stage: str | None) -> tuple[str, ...]:
     if config.evaluate is None:
-        raise ConfigError("this run has no evaluate section, which names the tasks; add evaluate.tasks")
+        raise ConfigError("this run has no evaluate section; add evaluate.tasks")
     if stage is not None:
         config.require_stage(stage)
         return (EVALUATE + stage,)

@@ -118,7 +118,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     try:
         load_tokenizer(source)
     except TokenizerError as error:
-        raise ConfigError(f"{error}; or give the folder that has one with --tokenizer") from None
+        raise ConfigError(f"{error}; or give a folder with a tokenizer by --tokenizer") from None
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -128,7 +128,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
     """A folder to fill; when that has gone well, it gets a manifest and its name."""
     if out.exists():
-        raise ConfigError(f"{out} is there already; choose another folder, or delete it")
+        raise ConfigError(f"{out} already exists; choose another folder, or delete it")
     folder = out.with_name(out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left
     folder.mkdir(parents=True)
@@ -154,5 +154,5 @@ def _say(what: str, config: ModelConfig, out: Path) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{config.family}, {num_params(config):,} parameters: {what}")
     if read_template(out) is None:
-        console.print("it has no chat template: train on it, or add chat_template.jinja before chatting")
+        console.print("no chat template: fine-tune it on chats, or add chat_template.jinja before chatting")
     console.print(f"bundle  {out}")

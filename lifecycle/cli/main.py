@@ -61,17 +61,17 @@ def main() -> None:
         _leave(1)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _say(f"{error}; choose a folder that may be written with root=FOLDER", style="red")
+            _say(f"{error}; choose a writable folder with root=FOLDER", style="red")
             _leave(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"{error}; make room and run the same command again: it goes on from here", style="red")
+        _say(f"{error}; free some space and run the same command again: it continues from here", style="red")
         _leave(1)
     except sqlite3.OperationalError as error:  # of the registry or the request log: locked, or the disk is full
-        _say(f"{error}; fix that and run the same command again: it goes on from here", style="red")
+        _say(f"{error}; fix that and run the same command again: it continues from here", style="red")
         _leave(1)
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on from here")
+        _say("stopped; the same command continues from here")
         _leave(130)
 
 

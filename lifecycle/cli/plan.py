@@ -49,14 +49,14 @@ class PlanConfig(Section):
     def _check(self) -> Self:
         if self.topology is None and "topology" in self.model_fields_set:
             raise ValueError(
-                "topology= names none: give it as topology=CHIP:SHAPE, as topology=v5p:4x4x4, or leave it out"
+                "topology= is empty: write topology=CHIP:SHAPE, for example topology=v5p:4x4x4, or leave it out"
             )
         given = sorted(self.model_fields_set - {"topology"})
         if self.topology is None and given:
             words = " ".join(f"{name}={str(getattr(self, name)).lower()}" for name in given)
             raise ValueError(
-                f"{words} says how to compile, but no topology for which: add topology=CHIP:SHAPE, as "
-                f"topology=v5p:4x4x4, or leave out {' and '.join(given)}"
+                f"{words} needs a topology to compile for: add topology=CHIP:SHAPE, for example topology=v5p:4x4x4, "
+                f"or leave out {' and '.join(given)}"
             )
         if self.search and self.stage == DECODE:
             raise ValueError(
@@ -86,7 +86,7 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
             _compile(config, own, topology, console, progress)
     except KeyboardInterrupt:
         # A compilation cannot be stopped, and Python waits for its thread before it exits (31 s were seen).
-        console.print("stopped; what was compiled is kept, the same command goes on from here")
+        console.print("stopped; compiled programs are cached, and the same command continues from here")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
@@ -152,7 +152,9 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     from lifecycle.planning.programs.plan import plan_engine
 
     if DECODE in config.train:
-        raise ConfigError(f"stage={DECODE} is the engine's programs, and a training stage has that name; rename it")
+        raise ConfigError(
+            f"stage={DECODE} means the engine's programs, but a training stage has that name; rename the stage"
+        )
     model = config.model_of(config.exported)
     serve = config.serve
     sizes = serve.num_slots, serve.max_seq_len or model.max_seq_len, serve.mesh

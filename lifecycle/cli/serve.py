@@ -86,7 +86,7 @@ class AliasedModels(Mapping[str, Served]):
                 try:
                     self._refresh()
                 except ValueError as error:  # of the registry or of a bundle
-                    self._console.print(f"an alias is not followed: {error}", markup=False, highlight=False)
+                    self._console.print(f"alias ignored: {error}", markup=False, highlight=False)
 
         thread = Thread(target=follow, name="aliases", daemon=True)
         thread.start()

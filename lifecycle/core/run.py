@@ -18,7 +18,9 @@ class Run(Mapping[str, Artifact]):
         self.folder = Path(folder)
         manifests = sorted(self.folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime_ns)
         if not manifests:
-            raise ArtifactError(f"{self.folder}: no finished artifact here; give a run's folder, as runs/quickstart")
+            raise ArtifactError(
+                f"{self.folder}: no finished artifact here; give a run's folder, for example runs/quickstart"
+            )
         self._folders = {path.parent.name.rpartition("-")[0]: path.parent for path in manifests}
 
     def __getitem__(self, stage: str) -> Artifact:

@@ -92,13 +92,13 @@ class DataConfig(Section):
         names = [source.name for source in sources]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"two sources are called {doubled[0]!r}; give each a name of its own")
+            raise ValueError(f"two sources are named {doubled[0]!r}; give each a name of its own")
         return sources
 
     @model_validator(mode="after")
     def _words_in_order(self) -> Self:
         if self.quality.min_words > self.quality.max_words:
-            raise ValueError("quality.min_words is above quality.max_words; no prose could stay")
+            raise ValueError("quality.min_words is above quality.max_words: every prose document would fail; lower it")
         return self
 
     def tagging(self) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Ite
 def read_bytes(entry: SourceFile, max_bytes: int) -> bytes:
     """A file's content; raises `UnreadableError` for one that is unknown, unreadable, empty, too large or binary."""
     if not entry.format:
-        raise UnreadableError("unknown_format", "its name shows no format: set `format` of the source, or exclude it")
+        raise UnreadableError(
+            "unknown_format", "unknown file extension: set the source's `format`, or exclude the file"
+        )
     try:
         size = entry.file.stat().st_size
         if size > max_bytes:

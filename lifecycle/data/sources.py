@@ -45,7 +45,7 @@ def source_folder(source: SourceConfig) -> Path:
     """The folder or file of a source, with `${stdlib}` put in; raises `ConfigError` if it is not there."""
     path = Path(source.path.replace("${stdlib}", sysconfig.get_path("stdlib"))).expanduser()
     if "${" in str(path):
-        raise ConfigError(f"source {source.name!r}: path {source.path!r}: only ${{stdlib}} can be put in")
+        raise ConfigError(f"source {source.name!r}: path {source.path!r}: only ${{stdlib}} is substituted")
     if not path.exists():
         raise ConfigError(f"source {source.name!r}: {path} does not exist; correct data.sources[].path")
     return path

@@ -19,5 +19,5 @@ class EvalConfig(Section):
         names = [task.name for task in self.tasks]
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
-            raise ValueError(f"two tasks are called {sorted(doubled)[0]!r}; give each a name of its own")
+            raise ValueError(f"two tasks are named {sorted(doubled)[0]!r}; give each a name of its own")
         return self

@@ -49,7 +49,7 @@ def _row_files(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Path]:
         if stage not in inputs:
             raise ConfigError(f"task {task.name!r}: rows {task.rows}: no input {stage!r}; known: {sorted(inputs)}")
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise ConfigError(f"task {task.name!r}: rows {task.rows} lead out of the artifact")
+            raise ConfigError(f"task {task.name!r}: rows {task.rows} point outside the artifact")
         folder = inputs[stage]
     else:
         path = Path(task.rows).absolute()

@@ -36,7 +36,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
         return {}
     tree = read_json(path, fix="copy it again, or delete it to decode greedily")
     if wrong := [end for end in end_ids(tree) if type(end) is not int or end < 0]:
-        raise ConfigError(f"{path}: {ENDS} holds {wrong[0]!r}, which is no token id")
+        raise ConfigError(f"{path}: {ENDS} holds {wrong[0]!r}, which is not a token id")
     return tree
 
 

@@ -38,8 +38,8 @@ class Engine:
         """
         if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise ConfigError(
-                "an engine answers requests of one process and runs on its devices; this mesh has those of others: "
-                "start a server for each host with a mesh of its own devices"
+                "an engine runs on the devices of its own process, but this mesh spans several processes: start one "
+                "server per host, each with a mesh of its own devices"
             )
         self.model = model
         self.num_slots = num_slots

@@ -32,7 +32,7 @@ def generate(
     if mesh is not None:
         num_slots = -(-num_slots // num_groups(mesh)) * num_groups(mesh)
         if any(own.temperature and own.seed is None for own in each) and jax.process_count() > 1:
-            raise ValueError("several processes sample together: give every request a seed")
+            raise ValueError("a job of several processes needs a seed in every request, so that all sample alike")
     runner = Runner(model, num_slots, max_queue=len(prompts), dispatch_s=math.inf, mesh=mesh)
     generations = [runner.submit(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
     while runner.has_work:

@@ -85,7 +85,7 @@ class Runner:
     def max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         """How many tokens a request may generate; raises `ContextLengthError` if it does not fit."""
         if prompt_len == 0:
-            raise ContextLengthError("the prompt has no tokens; it needs at least one, for example the BOS")
+            raise ContextLengthError("the prompt is empty; it needs at least one token, for example BOS")
         room = self.max_seq_len - prompt_len
         wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
         if wanted > room:

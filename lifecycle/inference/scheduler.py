@@ -120,9 +120,11 @@ class Scheduler[R: Request]:
     def accept(self, request: R) -> None:
         """Puts a request into the queue; raises `QueueFullError` or `ClosedError`."""
         if self._is_closed:
-            raise ClosedError("the engine is closing and takes no more requests")
+            raise ClosedError("the engine is shutting down")
         if len(self._waiting) >= self.max_queue + len(self._free):
-            raise QueueFullError(f"{self.num_slots} requests are running and {self.max_queue} may wait, no more")
+            raise QueueFullError(
+                f"{self.num_slots} requests are running and {self.max_queue} queued, which is the limit; retry later"
+            )
         self._waiting.append(request)
 
     def close(self) -> None:

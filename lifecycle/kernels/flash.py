@@ -39,7 +39,7 @@ def flash_attention(
     Over more than one way it is called inside a manual `shard_map`. Lengths are padded to whole blocks and heads to
     whole lanes of 128, both by copies. `interpret` runs the kernels' Python on a CPU.
     """
-    assert mask.num_shards is not None, "the kernels need positions that are known when the program is made"
+    assert mask.num_shards is not None, "the kernels need static positions (mask.num_shards)"
     batch, length, num_heads, _ = q.shape
     assert length * mask.num_shards == k.shape[1]
     lanes = [-(-x.shape[-1] // LANES) * LANES for x in (k, v)]

@@ -71,7 +71,7 @@ def ring_attention(
     sees at least itself. Sums are float32 whatever the inputs' dtype. Outside a mesh it is attention over the part.
     """
     batch, length, heads, head_dim = q.shape
-    assert length % 2 == 0, "a part of a load-balanced row is two chunks"
+    assert length % 2 == 0, "a load-balanced shard of a row is two chunks of equal length"
     groups = k.shape[2]
     q = q * (head_dim**-0.5 if scale is None else scale)
     rows = q.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2).reshape(batch, groups, -1, head_dim)

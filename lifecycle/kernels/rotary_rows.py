@@ -41,7 +41,7 @@ rotate_rows.defvjp(_rotate, _rotate_gradient)
 
 def _turned(x: Array, angles: Array, direction: int, interpret: bool) -> Array:
     batch, length, heads, dim = x.shape
-    assert dim % LANES == 0, "a head that is no whole number of lanes is for `rotary.rotate`"
+    assert dim % LANES == 0, "head_dim must be a multiple of the lanes; else use `rotary.rotate`"
     width = heads * dim
     block = min(length, max(16, BLOCK_BYTES // (width * x.dtype.itemsize) // 16 * 16))
     own = pl.BlockSpec((None, block, width), lambda b, t: (b, t, 0))

@@ -73,7 +73,7 @@ def splash_attention(
 
     Over more than one way it is called inside a manual `shard_map`. `interpret` runs the kernels' Python on a CPU.
     """
-    assert mask.num_shards is not None, "splash needs positions that are known when the program is made"
+    assert mask.num_shards is not None, "splash needs static positions (mask.num_shards)"
     lengths = q.shape[1], k.shape[1]
     q = q if scale == 1 else q * scale  # a pass over memory that a caller saves by scaling with the rotation
     fit_q, fit_kv = padded_length(lengths[0], blocks.q), padded_length(lengths[1], blocks.kv)

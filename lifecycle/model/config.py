@@ -148,7 +148,7 @@ class ModelConfig(Section):
             self._check_mla(self.mla)
         if self.moe is not None and self.moe.first_dense_layers >= self.num_layers:
             raise ValueError(
-                f"moe.first_dense_layers={self.moe.first_dense_layers} leaves no layer of num_layers={self.num_layers}"
+                f"moe.first_dense_layers={self.moe.first_dense_layers} must be below num_layers={self.num_layers}"
             )
         return self
 
@@ -161,7 +161,7 @@ class ModelConfig(Section):
         if self.num_kv_heads != self.num_heads:
             raise ValueError("with mla every head has its own keys: set num_kv_heads to num_heads")
         if self.qk_norm != "none" or self.attention_bias != "none" or self.use_sinks:
-            raise ValueError("mla has no qk_norm, attention_bias or use_sinks")
+            raise ValueError("mla does not support qk_norm, attention_bias or use_sinks; leave them out")
         if self.context_attention == "ring":
             raise ValueError("mla gathers the row's latents; set context_attention=gather")
 

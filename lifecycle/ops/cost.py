@@ -55,7 +55,7 @@ class DevicePrice:
 def allocate(device_s: float, tokens: Mapping[str, int]) -> dict[str, float]:
     """Divides a dispatch's device-seconds among its requests in proportion to their tokens in it."""
     total = sum(tokens.values())
-    assert total > 0, "a dispatch without tokens has nobody to pay for it"
+    assert total > 0, "a dispatch has tokens to share its cost"
     return {request: device_s * count / total for request, count in tokens.items()}
 
 

@@ -67,7 +67,7 @@ def judge(
     names = [*known, *(name for name in after if name not in known)]
     unknown = sorted(config.tolerance.keys() - set(names))
     if unknown:
-        raise ConfigError(f"gate: tolerance for {unknown[0]!r}, which neither version was measured on; tasks: {names}")
+        raise ConfigError(f"gate: tolerance for {unknown[0]!r}, which neither version was evaluated on; tasks: {names}")
     names += [name for name in config.required if name not in names]
     verdicts = tuple(_judge_task(name, known.get(name), after.get(name), config) for name in names)
     refused = [verdict.task for verdict in verdicts if not verdict.passed]

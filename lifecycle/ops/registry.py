@@ -124,7 +124,7 @@ class Registry:
             elif known["kind"] != kind:
                 raise RegistryError(
                     f"{bundle}: version {manifest.content_hash[:SHOWN_HASH]} is registered as {known['kind']!r}, "
-                    f"and a version cannot be altered to {kind!r}"
+                    f"and a version's kind cannot change to {kind!r}"
                 )
             else:  # the bundle that was just verified is the one to serve
                 db.execute("UPDATE versions SET path = ? WHERE hash = ?", (self._relative(bundle), known["hash"]))
@@ -176,7 +176,7 @@ class Registry:
             current = past[-1].target if past else None
             if expected is not None and (current or "") != expected:
                 newest = past[-1] if past else "it has no version"
-                raise RegistryError(f"{alias} has moved meanwhile: {newest}; look at it and try again")
+                raise RegistryError(f"{alias} was moved by someone else meanwhile: {newest}; check and try again")
             if current == target:
                 return past[-1]
             return _append(db, Move(alias, "move", current, target, who, why, gate, _now()))
@@ -197,7 +197,7 @@ class Registry:
     @contextmanager
     def _session(self, write: bool = False) -> Iterator[Connection]:
         if not self.path.exists():
-            raise RegistryError(f"{self.path}: no registry here yet; registering a bundle makes one")
+            raise RegistryError(f"{self.path}: no registry here yet; `lifecycle run` or `lifecycle export` creates it")
         try:
             with session(self.path, SCHEMA, write) as db:
                 yield db
@@ -215,7 +215,7 @@ class Registry:
             return rows[0]
         if rows:
             fitting = ", ".join(row["hash"][: max(SHOWN_HASH, len(pattern) + 4)] for row in rows)
-            raise RegistryError(f"{name!r} is the beginning of {len(rows)} versions ({fitting}); give more of it")
+            raise RegistryError(f"{name!r} is the beginning of {len(rows)} versions ({fitting}); give more characters")
         raise RegistryError(f"{self.path}: no version or alias {name!r}{_known(db, name)}")
 
     def _version(self, row: Row) -> Version:
@@ -241,7 +241,7 @@ def verify(version: Version) -> None:
 def _verified_manifest(bundle: Path) -> Manifest:
     manifest = open_artifact(bundle).manifest
     if hash_files(bundle, manifest.files) != manifest.content_hash:
-        raise RegistryError(f"{bundle}: the files are not those that the manifest was written for; export it again")
+        raise RegistryError(f"{bundle}: the files differ from the manifest; export it again")
     return manifest
 
 
@@ -274,8 +274,8 @@ def _append(db: Connection, move: Move) -> Move:
 def _check_alias(alias: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", alias) or re.fullmatch(r"[0-9a-f]{4,}", alias):
         raise RegistryError(
-            f"alias {alias!r}: use lower-case letters, digits, - and _, beginning with a letter, and nothing "
-            "that could be the beginning of a hash"
+            f"alias {alias!r}: use lower-case letters, digits, - and _, beginning with a letter; names of hexadecimal "
+            "digits only are reserved for hashes"
         )
 
 

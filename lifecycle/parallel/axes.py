@@ -64,29 +64,27 @@ def require_divides(mesh: MeshConfig, logical: str, size: int, what: str) -> Non
         fitting = [n for n in range(1, size + 1) if size % (n * axis_size // asked) == 0]
         if fitting:
             nearest = min(fitting, key=lambda n: abs(n - asked))
-            raise ConfigError(
-                f"mesh.{axis}={asked} does not divide {what}={size}; nearest that does: mesh.{axis}={nearest}"
-            )
+            raise ConfigError(f"mesh.{axis}={asked} does not divide {what}={size}; nearest: mesh.{axis}={nearest}")
     shape = " x ".join(f"mesh.{axis}={asked}" for axis, asked in sizes.items())
-    raise ConfigError(f"{shape} does not divide {what}={size}, and no size of one of them alone mends it; change both")
+    raise ConfigError(f"{shape} does not divide {what}={size}, and changing one of them is not enough; change both")
 
 
 def require_cuts_rows(mesh: MeshConfig, seq_len: int, what: str) -> None:
-    """Raises `ConfigError` unless `context` and `tensor` cut a row's positions evenly: two chunks a context device, so
-    that each has the same causal work, and between a layer's products a part for each of `tensor`."""
+    """Raises `ConfigError` unless `context` and `tensor` divide a row's positions: into two chunks per context device,
+    so that each has the same causal work, and over `tensor` between a layer's products."""
     unit = (2 * mesh.context if mesh.context > 1 else 1) * mesh.tensor
     if seq_len % unit:
         nearest = max(unit, round(seq_len / unit) * unit)
         raise ConfigError(
-            f"mesh.context={mesh.context} and mesh.tensor={mesh.tensor} cut a row into {unit} parts; {what}={seq_len} "
-            f"is no multiple of it; nearest that is: {nearest}"
+            f"mesh.context={mesh.context} and mesh.tensor={mesh.tensor} need {what} to be a multiple of {unit}; "
+            f"{what}={seq_len} is not; nearest: {nearest}"
         )
 
 
 def require_whole_slices(replica: int, num_slices: int, what: str) -> None:
-    """Raises `ConfigError` unless whole copies of the model lie across the slices of `what`."""
+    """Raises `ConfigError` unless each slice of `what` holds complete replicas of the model."""
     if replica % num_slices:
         raise ConfigError(
-            f"mesh.replica={replica} does not divide by the {num_slices} slices of {what}; "
-            f"whole copies lie across slices: choose mesh.replica={num_slices}"
+            f"mesh.replica={replica} is not a multiple of the {num_slices} slices of {what}: each slice holds complete "
+            f"replicas; set mesh.replica={num_slices}"
         )

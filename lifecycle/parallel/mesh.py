@@ -67,7 +67,7 @@ def _require_box(devices: Sequence[Any], num_slices: int, shape: tuple[int, ...]
     cores = 1 + max(device.core_on_chip for device in devices)
     if math.prod(sides) * cores * num_slices != len(devices):
         raise ConfigError(
-            f"mesh: the first {len(devices)} TPU devices of this job are no box of their torus, so that "
+            f"mesh: the first {len(devices)} TPU devices of this job are not a box of their torus, so "
             f"{' x '.join(map(str, shape))} cannot be laid over them; choose a mesh of all {jax.device_count()} devices"
         )
 

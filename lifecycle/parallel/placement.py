@@ -33,7 +33,7 @@ def row_order(length: int, num_shards: int) -> np.ndarray:
     if length % (2 * num_shards):
         fit = max(2 * num_shards, length // (2 * num_shards) * 2 * num_shards)
         raise ValueError(
-            f"a row of {length} positions is not cut into 2 x {num_shards} equal chunks over the context axis; "
+            f"a row of {length} positions cannot be split into 2 x {num_shards} equal chunks over the context axis; "
             f"set seq_len to a multiple of {2 * num_shards} (nearest: {fit}) or a smaller mesh.context"
         )
     chunks = np.arange(length).reshape(2 * num_shards, -1)

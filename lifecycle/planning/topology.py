@@ -73,7 +73,9 @@ def parse_topology(text: str) -> Topology:
     """Reads `chip:shape` or `chip:shape*slices`; raises `ConfigError` that shows the form or the nearest name."""
     match = PATTERN.fullmatch(text.strip().lower())
     if match is None:
-        raise ConfigError(f"topology={text}: expected CHIP:SHAPE, as v5p:4x4x4, v6e:16x16, h100:8 or v5p:4x4x4*2")
+        raise ConfigError(
+            f"topology={text}: expected CHIP:SHAPE, for example v5p:4x4x4, v6e:16x16, h100:8 or v5p:4x4x4*2"
+        )
     chip = find_chip(match["chip"])
     shape = tuple(int(side) for side in match["shape"].split("x"))
     dims = chip.torus_dims or 1

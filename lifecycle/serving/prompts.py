@@ -20,7 +20,7 @@ def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
             raise RequestError(400, message, "prompt", "invalid_value")
         prompts.append(prompt)
     if not prompts or not all(prompts):
-        raise RequestError(400, "prompt: it is empty", "prompt", "invalid_value")
+        raise RequestError(400, "prompt: must not be empty", "prompt", "invalid_value")
     return prompts
 
 

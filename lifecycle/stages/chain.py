@@ -137,6 +137,6 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{folder}: another run is working here; wait for it, or set name=... to start another"
+                f"{folder}: another run has locked this folder; wait for it, or set name=NAME to start another"
             ) from None
         yield

@@ -185,7 +185,7 @@ class RunConfig(Section):
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a stage: use lower-case letters, digits, _ and -")
             if name in (*DATA_STAGES, *OTHER_STAGES, PRODUCTION, CANDIDATE, FRESH) or name.startswith(EVALUATE):
-                raise ValueError(f"{name!r} has a meaning of its own here; give the training stage another name")
+                raise ValueError(f"{name!r} is a reserved name; rename the training stage")
         return train
 
     @model_validator(mode="after")
@@ -205,13 +205,15 @@ class RunConfig(Section):
             if train.model is not None and train.model not in self.models:
                 raise ValueError(f"train.{name}.model={train.model}: no such model{nearest(train.model, self.models)}")
         if unused := self.models.keys() - {self.model_name(name) for name in self.train}:
-            raise ValueError(f"model.{min(unused)}: no training stage has this model; name it in one, or leave it out")
+            raise ValueError(
+                f"model.{min(unused)}: no training stage uses this model; set train.STAGE.model, or remove it"
+            )
         check_stage_names(self.train)
         for name in self.training_stages:
             if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
                 raise ValueError(
-                    f"train.{name}: {self.train[name].objective} compares with the model that it starts from, and this "
-                    f"stage starts from fresh weights; set train.{name}.from to a stage or to a bundle's folder"
+                    f"train.{name}: {self.train[name].objective} takes its initial weights as the reference, and fresh "
+                    f"weights cannot be one; set train.{name}.from to a stage or to a bundle's folder"
                 )
         named = {"export.of": [self.export.of] if self.export.of else []}
         named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
@@ -228,7 +230,7 @@ class RunConfig(Section):
         for kind in ("chat", "pairs"):
             self._check_own_rows(kind)
         if self.rows.docstrings and not self.uses_rows:
-            raise ValueError("rows.docstrings: no training stage and no task reads such rows; set it to false")
+            raise ValueError("rows.docstrings: no training stage and no task uses these rows; set it to false")
 
     def _check_own_rows(self, kind: str) -> None:
         stages, files = self.reads(kind), getattr(self.rows, kind)
@@ -238,7 +240,7 @@ class RunConfig(Section):
                 "from the documents' docstrings with rows.docstrings=true"
             )
         if files and not stages:
-            raise ValueError(f"rows.{kind} lists files, and no training stage reads {kind} rows; leave them out")
+            raise ValueError(f"rows.{kind} lists files, but no training stage reads {kind} rows; remove it")
 
     def _check_task(self, task: TaskConfig) -> None:
         stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"

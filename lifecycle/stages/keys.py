@@ -45,7 +45,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
     files = [*config.rows.chat, *config.rows.pairs]
     for path in files:
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file of rows; correct rows.chat or rows.pairs")
+            raise ConfigError(f"{path}: no such file; correct rows.chat or rows.pairs")
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
     against: dict[str, Any] = {}
     if files:  # own rows are compared with the evaluation's
@@ -62,7 +62,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
     if bundle is not None:
         if not bundle.is_dir():
             raise ConfigError(
-                f"train.{name}.from={bundle}: no such folder; give a bundle, as `lifecycle import` makes one"
+                f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: one that is damaged is rejected before the training
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below

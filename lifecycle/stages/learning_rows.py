@@ -154,7 +154,7 @@ def _means(learner: Learner, heldout: RowSource) -> Evaluate:
 
 def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
     """The start's log-probabilities of every pair, made once: a resumed run reads what the killed one computed."""
-    assert isinstance(learner.start, dict), "fresh weights are no reference"
+    assert isinstance(learner.start, dict), "a reference needs trained weights"
     path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False)

@@ -37,7 +37,7 @@ def starts_of(train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> di
         if start.stage is not None and models[start.stage] != models[name]:
             raise ValueError(
                 f"train.{name}.from={start.stage}: {start.stage} trains model {models[start.stage]!r}, {name} trains "
-                f"{models[name]!r}; set train.{name}.model={models[start.stage]}, or go on from another stage"
+                f"{models[name]!r}; set train.{name}.model={models[start.stage]}, or start from another stage"
             )
     return starts
 
@@ -52,7 +52,7 @@ def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> t
     def add(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             cycle = " -> ".join([*path[path.index(name) :], name])
-            raise ValueError(f"train: {cycle}: each needs the weights of the next; change a `from`")
+            raise ValueError(f"train: {cycle}: these stages wait for each other's weights; change a `from`")
         if name not in ordered:
             for before in needed_stages(name, train, starts):
                 add(before, (*path, name))
@@ -97,7 +97,7 @@ def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str
     if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
         return Start(bundle=Path(given))
     raise ValueError(
-        f"train.{name}.from={given}: no training stage of that name, and no folder with a bundle"
+        f"train.{name}.from={given}: not a training stage and not a bundle's folder"
         f"{_known(given, train)}; or give a folder as bundles/NAME"
     )
 

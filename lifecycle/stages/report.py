@@ -35,7 +35,7 @@ def _samples(inputs: Inputs, progress: Progress) -> list[Exchange]:
     """The exported model's answers; none for a run without chat rows."""
     if "rows" not in inputs or not (path := inputs["rows"].path / QUESTIONS).is_file():
         return []
-    progress.note("asking held-out questions")
+    progress.note("generating answers to held-out questions")
     model = load_bundle(inputs["export"].path)
     return ask(model, held_out_questions(path, model))
 

@@ -46,10 +46,10 @@ def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh
     """A bundle's weights, laid over `mesh`; raises `ConfigError` for another model or vocabulary than this run's."""
     held = load_config(bundle)
     if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
-        raise ConfigError(f"{bundle} holds another model, of {', '.join(wrong)}; set those in this run's model section")
+        raise ConfigError(f"{bundle} is another model: {', '.join(wrong)}; set these in this run's model section")
     if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"{bundle} was trained with another vocabulary than this run's; take its own: tokenizer.kind=hf (or "
+            f"{bundle} was trained with another tokenizer; use the bundle's own: tokenizer.kind=hf (or "
             f"sentencepiece) and tokenizer.path={bundle}"
         )
     return load_weights(model, bundle, tree_shardings(mesh, logical_axes(model)))

@@ -10,5 +10,5 @@ def wait_until(holds: Callable[[], bool], poll_s: float = 0.01) -> None:
     """Returns once `holds()` is true; fails the test if that does not come."""
     deadline = time.monotonic() + LIMIT_S
     while not holds():
-        assert time.monotonic() < deadline, f"not so within {LIMIT_S} s"
+        assert time.monotonic() < deadline, f"condition not met within {LIMIT_S} s"
         time.sleep(poll_s)

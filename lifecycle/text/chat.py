@@ -156,7 +156,7 @@ class ChatTemplate:
     def _refuse_doubled(self, ids: list[int]) -> None:
         for name, token_id in (("BOS", self.tokenizer.bos_id), ("EOS", self.tokenizer.eos_id)):
             if any(a == b == token_id for a, b in pairwise(ids)):
-                raise ChatError(f"chat template: writes {name} twice in a row; take one of them out")
+                raise ChatError(f"chat template: writes {name} twice in a row; remove one")
 
 
 def read_template(folder: Path) -> str | None:
@@ -202,7 +202,7 @@ class _Marks:
 
 def _refuse_change(index: int | None) -> NoReturn:
     which = "a message" if index is None else f"message {index + 1}"
-    raise ChatError(f"chat template: the content of {which} is left out, cut or changed; it must be written as it is")
+    raise ChatError(f"chat template: the content of {which} is missing, truncated or changed; write it unchanged")
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -214,7 +214,7 @@ def check_messages(messages: Any) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ChatError(f"messages: expected a list of messages, got {type(messages).__name__}")
     if not messages:
-        raise ChatError("messages: the list is empty; a conversation has at least one message")
+        raise ChatError("messages: the list is empty; a conversation needs at least one message")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
             raise ChatError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")

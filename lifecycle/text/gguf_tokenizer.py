@@ -48,13 +48,13 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise TokenizerError(
-            f"{where}: tokenizer of kind {kind!r}; 'gpt2' (byte-level BPE) is read from GGUF: give the folder of the "
+            f"{where}: tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is supported: give the folder of the "
             "model's own tokenizer with --tokenizer"
         )
     name = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if name not in CUTTINGS:
         raise TokenizerError(
-            f"{where}: text is cut by the pattern {name!r}; known: {', '.join(CUTTINGS)}: give the folder of the "
+            f"{where}: unsupported pre-tokenizer {name!r}; known: {', '.join(CUTTINGS)}: give the folder of the "
             "model's own tokenizer with --tokenizer"
         )
     if damage := _damage(metadata):

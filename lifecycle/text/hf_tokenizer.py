@@ -41,7 +41,7 @@ class HFTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self._json)
         except ValueError as error:
-            raise TokenizerError(f"{path}: not a tokenizer.json ({error}); download or copy it whole") from None
+            raise TokenizerError(f"{path}: not a tokenizer.json ({error}); download or copy it again") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)

@@ -134,7 +134,7 @@ def _require_unicode(text: str, index: int) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"text {index}: character {error.start} is a lone surrogate, which no encoding of text allows; "
+            f"text {index}: character {error.start} is a lone surrogate, which UTF-8 cannot encode; "
             "read the file with errors='replace'"
         ) from None
 

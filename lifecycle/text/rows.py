@@ -68,7 +68,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises `RowError` with file and line for what is not a JSON object.
     """
     if not path.is_file():
-        raise RowError(f"{path}: no such file of rows")
+        raise RowError(f"{path}: no such file")
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -119,7 +119,7 @@ def load_rows[E: EncodedRow | tuple[EncodedRow, EncodedRow]](
     report.kept = len(kept)
     if not kept:
         listed = "\n".join(f"  {example}" for example in report.examples)
-        raise RowError(f"{path}: no row of {report.rows} can be used" + (f":\n{listed}" if listed else "; it is empty"))
+        raise RowError(f"{path}: no row of {report.rows} is usable" + (f":\n{listed}" if listed else "; it is empty"))
     return kept, report
 
 

@@ -67,9 +67,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self.processor.LoadFromSerializedProto(self._model)
         except (RuntimeError, ValueError) as error:
-            raise TokenizerError(
-                f"{path}: not a SentencePiece model ({error}); train it again or copy it whole"
-            ) from None
+            raise TokenizerError(f"{path}: not a SentencePiece model ({error}); train or copy it again") from None
         self.vocab_size = self.processor.vocab_size()
         self._unk_id = self.processor.unk_id()
         json_path = path.with_name(JSON_FILE)  # the same vocabulary for other tools; kept by `save`

@@ -55,9 +55,9 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def _path_fits_kind(self) -> "TokenizerConfig":
         if self.kind == "hf" and self.path is None:
-            raise ValueError("kind=hf loads an existing tokenizer.json: give its path")
+            raise ValueError("kind=hf loads an existing tokenizer.json: set tokenizer.path")
         if self.kind == "bytes" and self.path is not None:
-            raise ValueError("kind=bytes has no file: leave path out")
+            raise ValueError("kind=bytes has no file: remove tokenizer.path")
         return self
 
 
@@ -118,7 +118,7 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     documents = list(texts)
     tokens = sum(len(ids) for ids in tokenizer.encode_batch(documents))
     if not tokens:
-        raise TokenizerError("bytes per token of no text: there is no held-out text to measure on")
+        raise TokenizerError("bytes per token: there is no held-out text to measure; raise data.heldout_fraction")
     return sum(len(text.encode()) for text in documents) / tokens
 
 

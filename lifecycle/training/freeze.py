@@ -62,13 +62,13 @@ def _check_pattern(pattern: str, stacks: Iterable[list[str]]) -> None:
     matched = [(names, [name for name in names if _matches(name, pattern)]) for names in stacks]
     if not any(some for _, some in matched):
         known = {name for names, _ in matched for name in names}
-        raise ConfigError(f"freeze: {pattern!r} is no parameter of this model{nearest(pattern, known)}")
+        raise ConfigError(f"freeze: {pattern!r} is not a parameter of this model{nearest(pattern, known)}")
     for names, some in matched:
         if some and len(some) < len(names):
             general = ".".join("*" if part.isdigit() else part for part in some[0].split("."))
             raise ConfigError(
-                f"freeze: {pattern!r} matches {len(some)} of the {len(names)} layers that are one array in memory, "
-                f"{names[0]} to {names[-1]}; freeze them together, as {general}"
+                f"freeze: {pattern!r} matches {len(some)} of {len(names)} layers that are stacked in one array, "
+                f"{names[0]} to {names[-1]}; freeze all of them: {general}"
             )
 
 

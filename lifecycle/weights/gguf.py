@@ -53,7 +53,7 @@ class GgufFile:
             with open(path, "rb") as file:
                 self.metadata, self._tensors = _read_head(file)
         except (struct.error, UnicodeDecodeError, OverflowError, _Damaged) as error:
-            raise WeightsError(f"{path}: not a whole GGUF file ({error}); download or copy it again") from None
+            raise WeightsError(f"{path}: not a complete GGUF file ({error}); download or copy it again") from None
         size = path.stat().st_size
         cut = [name for name, tensor in self._tensors.items() if tensor.offset + tensor.num_bytes > size]
         if cut:
@@ -101,7 +101,7 @@ def _read_head(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Stored]]:
         raise _Damaged(f"it does not begin with {MAGIC.decode()}")
     version, num_tensors, num_keys = _unpack(file, "<IQQ")
     if version not in VERSIONS:
-        raise _Damaged(f"version {version}; versions {VERSIONS} can be read")
+        raise _Damaged(f"version {version}; supported: {VERSIONS}")
     metadata: dict[str, Any] = {}
     for _ in range(num_keys):
         key = _string(file)
@@ -119,8 +119,8 @@ def _tensors(listed: list[tuple[str, Shape, int, int]], start: int) -> dict[str,
     if unknown:
         known = ", ".join(encoding.name for encoding in ENCODINGS.values())
         raise WeightsError(
-            f"{len(unknown)} tensors are of an encoding that is not read here, {unknown[0]} first; known: {known}: "
-            "take the model in one of these"
+            f"{len(unknown)} tensors have an unsupported encoding, first {unknown[0]}; supported: {known}: use a file "
+            "in one of these"
         )
     names = [name for name, *_ in listed]
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
@@ -128,7 +128,7 @@ def _tensors(listed: list[tuple[str, Shape, int, int]], start: int) -> dict[str,
     tensors = {name: Stored(shape, ENCODINGS[kind], start + offset) for name, shape, kind, offset in listed}
     ragged = [name for name, tensor in tensors.items() if tensor.shape[-1] % tensor.encoding.values]
     if ragged:
-        raise _Damaged(f"a row of {ragged[0]} is no whole number of blocks")
+        raise _Damaged(f"a row of {ragged[0]} is not a whole number of blocks")
     return tensors
 
 
@@ -173,5 +173,5 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
         raise _Damaged(f"a value of {count} bytes")
     data = file.read(count)
     if len(data) != count:
-        raise _Damaged("it ends in its head")
+        raise _Damaged("its header is truncated")
     return data

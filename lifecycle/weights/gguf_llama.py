@@ -67,8 +67,8 @@ def config_of(file: GgufFile) -> ModelConfig:
     architecture = file.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise WeightsError(
-            f"{file.path}: architecture {architecture!r}; of GGUF files {ARCHITECTURE!r} is read: import others from "
-            "safetensors"
+            f"{file.path}: architecture {architecture!r}; only {ARCHITECTURE!r} is supported in GGUF: import the model "
+            "from safetensors"
         )
     own = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
     _require_numbers(file, own)
@@ -103,7 +103,7 @@ def _require_numbers(file: GgufFile, own: Mapping[str, Any]) -> None:
     wrong = [f"llama.{key}={value!r}" for key, value in given.items() if type(value) not in (int, float) or value <= 0]
     if wrong:
         raise WeightsError(
-            f"{file.path}: {', '.join(wrong)}: one positive number is read here; import the model from safetensors"
+            f"{file.path}: {', '.join(wrong)}: expected one positive number; import the model from safetensors"
         )
 
 
@@ -114,7 +114,7 @@ def _require_computed(file: GgufFile, own: Mapping[str, Any], head_dim: int) -> 
     }  # fmt: skip
     wrong = [f"llama.{key}={own[key]!r}" for key, value in computed.items() if own.get(key, value) != value]
     if wrong:
-        raise WeightsError(f"{file.path}: {', '.join(wrong)} is not computed here; import the model from safetensors")
+        raise WeightsError(f"{file.path}: {', '.join(wrong)} is not supported; import the model from safetensors")
 
 
 def _short(value: float) -> float:

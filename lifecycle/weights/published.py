@@ -78,7 +78,7 @@ def load_config(folder: Path) -> ModelConfig:
     """The config of a bundle's folder."""
     path = folder / CONFIG
     if not path.is_file():
-        raise WeightsError(f"{folder}: no {CONFIG} here; is it a bundle?")
+        raise WeightsError(f"{folder}: no {CONFIG} here; give a bundle's folder")
     return config_from_hf(read_json(path, WeightsError))
 
 
@@ -190,7 +190,9 @@ def require_fit(config: ModelConfig, family: Family, source: TensorSource, where
     """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
     shapes = array_shapes(config)
     if homeless := [array for array in shapes if family.layout.location(array) is None]:
-        raise WeightsError(f"family {family.name!r} has no name for {', '.join(homeless[:8])}; set model.family")
+        raise WeightsError(
+            f"family {family.name!r} has no tensor for {', '.join(homeless[:8])}; set another model.family"
+        )
     expected = published_tensors(config, family.layout, shapes)
     published = source.shapes
     wrong = [f"missing {name}" for name in expected if name not in published]

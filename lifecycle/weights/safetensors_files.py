@@ -91,7 +91,7 @@ def _files(path: Path) -> list[Path]:
     if (path / INDEX).is_file():
         files = [path / name for name in sorted(set(_weight_map(path).values()))]
         if missing := [file.name for file in files if not file.is_file()]:
-            raise WeightsError(f"{path / INDEX} names files that are not there: {', '.join(missing)}; copy them too")
+            raise WeightsError(f"{path / INDEX} names missing files: {', '.join(missing)}; copy them too")
         return files
     files = [path / WEIGHTS] if (path / WEIGHTS).is_file() else sorted(path.glob("*.safetensors"))
     if not files:
@@ -105,7 +105,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     try:
         files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise TypeError("its weight_map does not say a file for each tensor")
+            raise TypeError("its weight_map does not map each tensor to a file")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / INDEX}: not an index of tensors ({error}); copy it again") from None
     strange = [name for name in files.values() if Path(name).name != name]
@@ -149,7 +149,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
     except WeightsError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({error}); export or copy it again") from None
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}); export or copy it again") from None
     return entries
 
 

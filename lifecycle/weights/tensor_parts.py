@@ -40,6 +40,6 @@ def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
         while done < count:  # one call reads at most 2 GiB
             read = os.preadv(file.fileno(), [view[done:]], offset + done)
             if not read:
-                raise WeightsError(f"{path}: ends at byte {offset + done}, tensors go on after it; copy it again")
+                raise WeightsError(f"{path}: ends at byte {offset + done}, before its last tensor; copy it again")
             done += read
     return data

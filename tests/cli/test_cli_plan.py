@@ -40,9 +40,9 @@ def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
         (("topology=v5e:1x1", "stage=[serve]"), "stage"),
         (("topology=v5p:4x4x4", "search=perhaps"), "search"),
         (("topology=v5p:4x4x4", "search"), "search: expected search=VALUE"),
-        (("topology=",), "topology= names none.*topology=v5p:4x4x4"),
+        (("topology=",), "topology= is empty.*topology=v5p:4x4x4"),
         (("topology=[v5p",), "topology=\\[v5p: the value is not valid YAML"),
-        (("search=true",), "search=true says how to compile.*add topology=CHIP:SHAPE.*leave out search"),
+        (("search=true",), "search=true needs a topology to compile for.*add topology=CHIP:SHAPE.*leave out search"),
         (("stage=decode",), "stage=decode says.*topology=v5p:4x4x4"),
         (("is_tuned=false", "search=true"), "is_tuned=false search=true says.*leave out is_tuned and search"),
         (("topology=v5e:1x1", "stage=decode", "search=true"), "the engine's programs; leave out one of the two"),
@@ -138,4 +138,4 @@ def test_ctrl_c_ends_a_plan_at_once_with_its_own_status(tmp_path: Path) -> None:
         rest = process.stdout.read()
         assert process.wait() == 130
         assert time.monotonic() - stopped < 20
-    assert "the same command goes on from here" in " ".join(rest.split())
+    assert "the same command continues from here" in " ".join(rest.split())

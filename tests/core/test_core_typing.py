@@ -17,7 +17,7 @@ def shapes(module: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ARRAY_TYPES:
             assert isinstance(node.slice, ast.Tuple)
             shape = node.slice.elts[1]
-            assert isinstance(shape, ast.Constant)
+            assert isinstance(shape, ast.Constant) and isinstance(shape.value, str)
             yield shape.value
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from re.findall(r"\b(?:Float|Int|Bool)\[Array, ['\"]([^'\"]*)['\"]\]", node.value)

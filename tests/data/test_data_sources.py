@@ -78,7 +78,7 @@ def test_errors_name_source_and_setting(source: dict[str, Any], message: str) ->
     ("tree", "message"),
     [
         ({"sources": []}, "sources"),
-        ({"sources": [{"name": "a", "path": "."}, {"name": "a", "path": "x"}]}, "two sources are called 'a'"),
+        ({"sources": [{"name": "a", "path": "."}, {"name": "a", "path": "x"}]}, "two sources are named 'a'"),
         ({"sources": [{"name": "a", "path": "."}], "quality": {"min_words": 9, "max_words": 3}}, "min_words"),
         ({"sources": [{"name": "a", "path": "."}], "pii": ["e-mail"]}, "pii"),
         ({"sources": [{"name": "a", "path": "."}], "dedupe": {}}, "did you mean 'dedup'"),

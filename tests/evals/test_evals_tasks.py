@@ -53,7 +53,7 @@ def test_tasks_are_a_few_lines_of_yaml(tmp_path: Path) -> None:
         ([{"name": "t", "kind": "generate", "rows": "x", "promt": "y"}], "promt: no such setting"),
         ([{"name": "../t", "kind": "generate", "rows": "x"}], "name"),
         ([{"name": "t", "kind": "generate", "rows": "x", "template": "{{"}], "not valid jinja2"),
-        ([{"name": "t", "kind": "generate", "rows": "x"}] * 2, "two tasks are called 't'"),
+        ([{"name": "t", "kind": "generate", "rows": "x"}] * 2, "two tasks are named 't'"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tasks: list[dict[str, Any]], message: str) -> None:
@@ -110,7 +110,7 @@ def test_rows_of_an_input_artifact(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no input 'row'; known: \['rows'\]"):
         read_rows(task("multiple_choice", "@row/mc.jsonl"), {"rows": folder})
     for outside in ("@rows/../x.jsonl", "@rows//etc/passwd"):
-        with pytest.raises(ConfigError, match="lead out of the artifact"):
+        with pytest.raises(ConfigError, match="point outside the artifact"):
             read_rows(task("multiple_choice", outside), {"rows": folder})
 
 

@@ -77,8 +77,11 @@ def test_end_ids_come_alone_in_a_list_or_not_at_all() -> None:
         (b"{", r"generation_config\.json: not valid JSON: .*; copy it again"),
         (b"\xff\xfe", r"generation_config\.json: not valid JSON: .*; copy it again"),
         (b"[]", r"generation_config\.json: expected a mapping, got list; copy it again"),
-        (b'{"eos_token_id": [2, "</s>"]}', r"generation_config\.json: eos_token_id holds '</s>', which is no token id"),
-        (b'{"eos_token_id": -1}', r"generation_config\.json: eos_token_id holds -1, which is no token id"),
+        (
+            b'{"eos_token_id": [2, "</s>"]}',
+            r"generation_config\.json: eos_token_id holds '</s>', which is not a token id",
+        ),
+        (b'{"eos_token_id": -1}', r"generation_config\.json: eos_token_id holds -1, which is not a token id"),
         (b'{"temperature": -1}', r"generation_config\.json:\s+temperature: .*\(given: -1\)"),
     ],
 )

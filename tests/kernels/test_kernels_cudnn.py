@@ -124,7 +124,7 @@ def test_plain_products_on_a_gpu_are_refused_where_the_scores_are_large(options:
     """8 heads x 8,192 x 8,192 scores of 4 bytes are 2.1 GB a layer."""
     with pytest.raises(ConfigError) as error:
         shape_of(**({"length": 8192} | options))
-    assert setting in str(error.value) and "take 2.1 GB a device, and 1 GB is the most" in str(error.value)
+    assert setting in str(error.value) and "take 2.1 GB a device; the limit is 1 GB" in str(error.value)
 
 
 def test_scores_up_to_a_gigabyte_are_plain_products() -> None:

@@ -133,7 +133,9 @@ def test_a_tolerated_fall_passes_and_is_named(make_result: Any) -> None:
     assert report.passed
     assert "significantly worse, within the tolerance" in str(report)
     assert not judge(before, after, GateConfig(tolerance={"t": 0.09})).passed
-    with pytest.raises(ConfigError, match=r"tolerance for 'tt', which neither version was measured on; tasks: \['t'\]"):
+    with pytest.raises(
+        ConfigError, match=r"tolerance for 'tt', which neither version was evaluated on; tasks: \['t'\]"
+    ):
         judge(before, after, GateConfig(tolerance={"tt": 0.1}))
     with pytest.raises(ConfigError, match=r"tolerance\.t: .*greater than or equal to 0"):
         validate(GateConfig, {"tolerance": {"t": -1}})
@@ -167,6 +169,6 @@ def test_an_alias_that_moves_while_the_gate_looks(
         return looked(self, name)
 
     monkeypatch.setattr(Registry, "evaluations", look_slowly)
-    with pytest.raises(RegistryError, match=r"moved meanwhile.*by bob: meanwhile"):
+    with pytest.raises(RegistryError, match=r"was moved by someone else meanwhile.*by bob: meanwhile"):
         promote(registry, c, who="ada", why="late")
     assert registry.resolve("production").hash == b

@@ -93,5 +93,5 @@ def test_feed_forward_and_vocabulary_are_checked_too(field: str, size: int) -> N
 
 def test_a_row_that_is_not_cut_evenly_names_the_nearest_length() -> None:
     require_cuts_rows(MeshConfig(context=4, tensor=2), 128, "pretrain.seq_len")
-    with pytest.raises(ConfigError, match=r"16 parts; pretrain\.seq_len=100 .*nearest that is: 96$"):
+    with pytest.raises(ConfigError, match=r"multiple of 16; pretrain\.seq_len=100 .*nearest: 96$"):
         require_cuts_rows(MeshConfig(context=4, tensor=2), 100, "pretrain.seq_len")

@@ -82,7 +82,9 @@ def test_a_part_of_the_devices_is_a_box_or_is_refused(monkeypatch: pytest.Monkey
 
 def test_slices_that_do_not_get_whole_copies_are_refused() -> None:
     found = devices(parse_topology("v5p:2x2x1*2"))
-    with pytest.raises(ConfigError, match=r"mesh\.replica=1 does not divide by the 2 slices of this job; .*replica=2"):
+    with pytest.raises(
+        ConfigError, match=r"mesh\.replica=1 is not a multiple of the 2 slices of this job; .*replica=2"
+    ):
         lay_over(found, MeshConfig(fsdp=8))
     assert mesh_of_one(parse_topology("v5p:2x2x1*2")).size == 1
 

@@ -52,7 +52,7 @@ def test_a_mesh_that_is_not_the_topology_is_refused_with_what_fits() -> None:
     with pytest.raises(ConfigError, match=r"fsdp=16 x tensor=2 has size 32, but .* 64 devices; choose mesh.fsdp=32"):
         mesh_over(cube, MeshConfig(fsdp=16, tensor=2))
     two = parse_topology("v5p:4x4x4*2")
-    with pytest.raises(ConfigError, match=r"choose mesh\.replica=2"):
+    with pytest.raises(ConfigError, match=r"set mesh\.replica=2"):
         check_fits(two, dict.fromkeys(AXES, 1) | {"fsdp": 128})
     check_fits(two, dict.fromkeys(AXES, 1) | {"replica": 2, "fsdp": 64})
 

@@ -100,7 +100,9 @@ def test_a_folder_without_a_slash_is_a_bundle_if_it_looks_like_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imported").mkdir()
-    with pytest.raises(ConfigError, match=r"train\.chat\.from=imported: no training stage .* and no folder"):
+    with pytest.raises(
+        ConfigError, match=r"train\.chat\.from=imported: not a training stage and not a bundle's folder"
+    ):
         run_of({"chat": sft(**{"from": "imported"})}, rows={"chat": ["own.jsonl"]})
     (tmp_path / "imported/config.json").write_text("{}")
     config = run_of({"chat": sft(**{"from": "imported"})}, rows={"chat": ["own.jsonl"]})
@@ -150,7 +152,7 @@ def test_each_stage_of_a_lineage_reads_its_rows_in_an_order_of_its_own() -> None
 WRONG = {
     "a cycle": (
         {"a": next_token(**{"from": "b"}), "b": next_token(**{"from": "a"})},
-        r"train: a -> b -> a: each needs the weights of the next; change a `from`",
+        r"train: a -> b -> a: these stages wait for each other's weights; change a `from`",
     ),
     "from itself": ({"a": next_token(**{"from": "a"})}, r"train: a -> a: each needs"),
     "a cycle by default": (
@@ -159,11 +161,11 @@ WRONG = {
     ),
     "an unknown stage": (
         {"chat": next_token(), "more": next_token(**{"from": "chta"})},
-        r"train\.more\.from=chta: no training stage .* no folder with a bundle; did you mean 'chat'\?",
+        r"train\.more\.from=chta: not a training stage and not a bundle's folder; did you mean 'chat'\?",
     ),
-    "a built-in name": ({"documents": next_token()}, r"train: 'documents' has a meaning of its own here"),
-    "the name of an evaluation": ({"evaluate-x": next_token()}, r"'evaluate-x' has a meaning of its own"),
-    "an alias": ({"production": next_token()}, r"'production' has a meaning of its own"),
+    "a built-in name": ({"documents": next_token()}, r"train: 'documents' is a reserved name"),
+    "the name of an evaluation": ({"evaluate-x": next_token()}, r"'evaluate-x' is a reserved name"),
+    "an alias": ({"production": next_token()}, r"'production' is a reserved name"),
     "a name with a dot": ({"a.b": next_token()}, r"'a\.b' cannot name a stage"),
     "an unknown objective": ({"a": {"objective": "sfft"}}, r"train\.a: objective 'sfft' is not known; .*'sft'"),
     "no objective": ({"a": {}}, r"train\.a: objective is missing; known: next_token, sft, dpo, orpo"),
@@ -173,7 +175,7 @@ WRONG = {
     ),
     "a mistyped setting": ({"a": next_token(stepz=1)}, r"train\.a\.stepz: no such setting; did you mean 'steps'\?"),
     "an unknown model": ({"a": next_token(model="big")}, r"train\.a\.model=big: no such model; known: model"),
-    "a reference of fresh weights": ({"a": dpo()}, r"train\.a: dpo compares with the model that it starts from"),
+    "a reference of fresh weights": ({"a": dpo()}, r"train\.a: dpo takes its initial weights as the reference"),
     "no chat rows": ({"a": sft()}, r"train\.a reads chat rows and there are none: list files in rows\.chat"),
     "no stages": ({}, r"train: Dictionary should have at least 1 item"),
 }  # fmt: skip
@@ -196,8 +198,8 @@ def test_a_graph_that_cannot_be_is_refused_with_the_fix(train: dict[str, Any], m
         ),
         ({"data": None}, r"train\.base reads token rows, and there is no data section; add data\.sources"),
         ({"rows": {}}, r"train\.chat reads chat rows and there are none"),
-        ({"rows": {"chat": ["own.jsonl"], "pairs": ["own.jsonl"]}}, r"rows\.pairs lists files, and no training stage"),
-        ({"model": {"one": MODEL, "two": MODEL}}, r"model\.two: no training stage has this model"),
+        ({"rows": {"chat": ["own.jsonl"], "pairs": ["own.jsonl"]}}, r"rows\.pairs lists files, but no training stage"),
+        ({"model": {"one": MODEL, "two": MODEL}}, r"model\.two: no training stage uses this model"),
         ({"model": {"one": MODEL, "two": {"d_modle": 3}}}, r"model\.two\.d_modle: no such setting; .*'d_model'"),
         ({"model": MODEL | {"famly": "x"}}, r"model\.famly: no such setting; did you mean 'family'\?"),
     ],
@@ -222,7 +224,7 @@ def test_without_data_nothing_can_be_made_of_documents() -> None:
 
 
 def test_docstrings_that_nothing_reads_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rows\.docstrings: no training stage and no task reads such rows"):
+    with pytest.raises(ConfigError, match=r"rows\.docstrings: no training stage and no task uses these rows"):
         run_of({"base": next_token()}, data=DATA, rows={"docstrings": True})
     task = {"name": "choice", "kind": "multiple_choice", "rows": "@rows/eval-choice.jsonl"}
     config = run_of({"base": next_token()}, data=DATA, rows={"docstrings": True}, evaluate={"tasks": [task]})

@@ -109,5 +109,5 @@ def test_rows_left_by_a_killed_run_are_not_doubled(tmp_path: Path) -> None:
 
 def test_a_file_of_rows_that_is_not_there_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "none.jsonl"
-    with pytest.raises(ConfigError, match=r"none\.jsonl: no such file of rows"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl: no such file"):
         keys.rows(config(missing, missing))

@@ -115,8 +115,8 @@ def test_bad_messages(sentencepiece_tokenizer: Tokenizer, messages: list, messag
     [
         ("{% for m in messages %}", "chat template: .*line 1"),
         ("{{ raise_exception('no system role') }}", "no system role"),
-        ("{{ messages[0]['content'][3:] }}", "content of a message is left out, cut or changed"),
-        ("{{ messages[0]['content'] | upper }}", "content of message 1 is left out, cut or changed"),
+        ("{{ messages[0]['content'][3:] }}", "content of a message is missing, truncated or changed"),
+        ("{{ messages[0]['content'] | upper }}", "content of message 1 is missing, truncated or changed"),
         ("hello", "content of message 1 is left out"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "writes BOS twice"),
         ("{{ messages[0]['content'] }}{{ eos_token }}{{ eos_token }}", "writes EOS twice"),

@@ -198,9 +198,9 @@ def test_an_existing_tokenizer_is_taken_over(sentencepiece_folder: Path, hf_fold
 
 
 def test_bad_settings_and_files_say_how_to_mend_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give its path"):
+    with pytest.raises(ConfigError, match=r"set tokenizer\.path"):
         validate(TokenizerConfig, {"kind": "hf"})
-    with pytest.raises(ConfigError, match="leave path out"):
+    with pytest.raises(ConfigError, match=r"remove tokenizer\.path"):
         validate(TokenizerConfig, {"kind": "bytes", "path": "x"})
     with pytest.raises(ConfigError, match="no text to train on"):
         train_tokenizer(TokenizerConfig(), [], tmp_path, seed=0)

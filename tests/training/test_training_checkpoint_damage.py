@@ -68,7 +68,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path, dam
     checkpoints = Checkpointer(tmp_path, every=1, keep=9, progress=notes)
     assert checkpoints.latest_step() == 1
     (told,) = notes.texts
-    assert str(tmp_path / "2") in told and DAMAGES[damage] in told and "going on from step 1" in told
+    assert str(tmp_path / "2") in told and DAMAGES[damage] in told and "resuming from step 1" in told
     restored, data, _ = checkpoints.restore(fresh_state())
     assert data == {"step": 1}
     assert_bit_equal(restored, fresh_state(1))
@@ -113,9 +113,9 @@ def test_no_whole_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None
     for step in ("1", "2"):
         truncate(tmp_path / step)
     for _ in range(2):  # not a new start the second time either
-        with pytest.raises(CheckpointError, match=r"no checkpoint is whole \(step 2: .*; step 1: .*\)"):
+        with pytest.raises(CheckpointError, match=r"every checkpoint is damaged \(step 2: .*; step 1: .*\)"):
             Checkpointer(tmp_path, every=1, keep=9)
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         load_params(tmp_path, fresh_state()["params"])
 
 
@@ -149,7 +149,7 @@ def test_a_failed_save_is_raised_after_a_later_step(tmp_path: Path, request: pyt
     save_steps(tmp_path, 1)
     request.getfixturevalue("full_disk")
     checkpoints = failing_save(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}: the checkpoint of step 2 .* it goes on from step 1"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: the checkpoint of step 2 .* it continues from step 1"):
         wait_until(lambda: checkpoints.should_save(3))
     checkpoints.close()
     assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])

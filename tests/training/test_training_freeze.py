@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_with_the_frozen_parameters_that_it_saved(frozen: 
 
 
 def test_a_run_that_froze_something_else_is_refused(frozen: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"params embed is absent, this run has it as .*were frozen"):
+    with pytest.raises(CheckpointError, match=r"params embed is absent, in this run .*frozen parameters differ"):
         run_job(job(frozen, settings=replace(RUN, steps=8)), Silent())
 
 
@@ -137,7 +137,7 @@ def test_patterns_are_canonical_names_or_their_beginnings(pattern: str, names: s
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["embde"], r"freeze: 'embde' is no parameter of this model; did you mean 'embed'\?"),
+        (["embde"], r"freeze: 'embde' is not a parameter of this model; did you mean 'embed'\?"),
         (["blocks.*.attention.r"], r"'blocks\.\*\.attention\.r' is no .*did you mean 'blocks\.\d\.attention\.\w'"),
         (["blocks.0.attention.q"], r"1 of the 2 layers .* blocks\.0\.attention\.q to .*as blocks\.\*\.atten"),
         (["blocks", "embed", "head", "norm"], "freeze: blocks, embed, head, norm leaves no parameter to train"),

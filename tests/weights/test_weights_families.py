@@ -80,7 +80,7 @@ def test_what_is_not_of_the_model_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gpt2", "'gpt2' is not a family this decoder computes: llama, "), ("lama", r"did you mean 'llama'\?"),
+    [("gpt2", "'gpt2' is not a supported family: llama, "), ("lama", r"did you mean 'llama'\?"),
      ("olmo3", r"did you mean 'olmo2'\?"), (None, "model_type None")],
 )  # fmt: skip
 def test_an_unknown_family_is_told_the_nearest(name: str | None, message: str) -> None:
@@ -99,7 +99,7 @@ def test_an_unknown_family_is_told_the_nearest(name: str | None, message: str) -
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope scaling 'dynamic' .* known kinds"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 1.5}}, r"attention_factor=1\.5"),
         ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5"),
-        ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"quant_method='fp8' is not read for 'llama'"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"quant_method='fp8' is not supported for 'llama'"),
         ("llama", {"layer_types": ["full_attention"] * 2}, r"layer_types has 2 layers, num_hidden_layers=3"),
         ("llama", {"layer_types": ["linear_attention"] * 3}, r"layer type 'linear_attention'"),
         ("smollm3", {"use_sliding_window": True}, r"use_sliding_window=True"),

@@ -134,7 +134,7 @@ def test_a_write_that_is_stopped_between_two_files_is_told_from_a_whole_one(
     monkeypatch.setattr(Path, "replace", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         save_weights(LLAMA, llama_params, tmp_path, largest_file_bytes=30_000)
-    with pytest.raises(WeightsError, match=rf"names files that are not there: {given[2].name}.*; copy them too"):
+    with pytest.raises(WeightsError, match=rf"names missing files: {given[2].name}.*; copy them too"):
         SafetensorsReader(tmp_path)
     monkeypatch.undo()
     save_weights(LLAMA, llama_params, tmp_path, largest_file_bytes=30_000)  # the next write clears what was left
@@ -199,7 +199,7 @@ def test_a_config_that_contradicts_the_weights_is_told_where(llama: Path) -> Non
     text = str(caught.value)
     assert "model.embed_tokens.weight: shape (96, 32), the config says (80, 32)" in text
     assert "unknown model.layers.2.input_layernorm.weight" in text and "hold 3 layers, the config says 2" in text
-    with pytest.raises(WeightsError, match=r"'llama' has no name for .*attention\.k_norm\.scale, blocks"):
+    with pytest.raises(WeightsError, match=r"'llama' has no tensor for .*attention\.k_norm\.scale, blocks"):
         load_weights(LLAMA.model_copy(update={"qk_norm": "head"}), llama)
 
 
@@ -244,7 +244,7 @@ def test_missing_and_cut_files_are_named(llama: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:100], whole[:3], whole + b"\0", whole[:8] + b"x" * 8 + whole[16:]):
         path.write_bytes(damaged)
-        with pytest.raises(WeightsError, match=r"model\.safetensors: not a whole safetensors file .* copy it again"):
+        with pytest.raises(WeightsError, match=r"model\.safetensors: not a complete safetensors file .* copy it again"):
             load_weights(LLAMA, llama)
     path.unlink()
     with pytest.raises(WeightsError, match=r"no model\.safetensors here"):
@@ -269,7 +269,7 @@ def test_an_index_must_fit_its_files(llama_params: Params, tmp_path: Path) -> No
         load_weights(LLAMA, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps(index))
     (tmp_path / file).unlink()
-    with pytest.raises(WeightsError, match=rf"names files that are not there: {file}"):
+    with pytest.raises(WeightsError, match=rf"names missing files: {file}"):
         load_weights(LLAMA, tmp_path)
     for content in ("{", "[]", '{"weight_map": []}', '{"weight_map": {"norm": 3}}'):
         (tmp_path / INDEX).write_text(content)
@@ -294,9 +294,9 @@ def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         load_config(llama)
     assert "num_attention_heads=[4] is not a positive number; rope_scaling='yarn' is not a mapping" in str(caught.value)
-    assert "layer_types=3 is not a list of names; take the file that was published" in str(caught.value)
+    assert "layer_types=3 is not a list of names; use the config.json published" in str(caught.value)
     (llama / CONFIG).unlink()
-    with pytest.raises(WeightsError, match=r"no config\.json here; is it a bundle\?"):
+    with pytest.raises(WeightsError, match=r"no config\.json here; give a bundle's folder"):
         load_config(llama)
 
 

@@ -152,7 +152,7 @@ def parse_module(text: str) -> Module:
             name = head["name"]
             entry = name if line.startswith("ENTRY") else entry
     if entry not in computations:
-        raise ValueError("the module's text has no complete ENTRY computation; was it cut off?")
+        raise ValueError("the module's text has no complete ENTRY computation; it is truncated")
     return Module(computations, computations[entry], "is_scheduled=true" in text[: text.index("\n")])
 
 

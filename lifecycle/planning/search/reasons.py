@@ -66,7 +66,7 @@ class SearchResult:
 
 def step_s(plan: ProgramPlan) -> float:
     """The expected step of a program that fits."""
-    assert plan.estimate is not None, "a program that fits has an estimate"
+    assert plan.estimate is not None, "a program that fits was estimated"
     return plan.estimate.step_s
 
 

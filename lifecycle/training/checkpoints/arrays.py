@@ -46,6 +46,6 @@ def require_same(item: Path, expected: Shapes) -> None:
         if saved.get(name) != wanted.get(name):
             shown = [f"{x[0]} {x[1]}" if x else "absent" for x in (saved.get(name), wanted.get(name))]
             raise CheckpointError(
-                f"{item.parent}: {item.name} {name} is {shown[0]}, this run has it as {shown[1]}; the model or the "
-                "optimizer was another, or other parameters were frozen: restore that config or start a new run"
+                f"{item.parent}: {item.name} {name} is {shown[0]}, in this run {shown[1]}; the model, the optimizer or "
+                "the frozen parameters differ: restore that config or start a new run"
             )

@@ -175,8 +175,8 @@ class Checkpointer:
         except SAVE_ERRORS as error:
             what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
             raise CheckpointError(
-                f"{self.folder}: {what} could not be written ({error}); make room or repair the folder and run "
-                f"again: it goes on from step {self.latest_step() or 0}"
+                f"{self.folder}: {what} could not be written ({error}); free some space or repair the folder and "
+                f"run again: it continues from step {self.latest_step() or 0}"
             ) from error
 
     def _write_files(self) -> None:

@@ -97,7 +97,7 @@ def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
     if not steps:
         return None
     listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    raise CheckpointError(f"{folder}: no checkpoint is whole ({listed}); delete the folder to start anew")
+    raise CheckpointError(f"{folder}: every checkpoint is damaged ({listed}); delete the folder to start over")
 
 
 def set_damaged_aside(folder: Path, progress: Progress) -> None:
@@ -110,7 +110,7 @@ def set_damaged_aside(folder: Path, progress: Progress) -> None:
             aside = folder / f"{step}{DAMAGED}"
             shutil.rmtree(aside, ignore_errors=True)  # the same step damaged once before
             (folder / str(step)).rename(aside)
-        progress.note(f"{folder / str(step)}: damaged ({reason}); going on from step {newest}")
+        progress.note(f"{folder / str(step)}: damaged ({reason}); resuming from step {newest}")
     sync("damaged checkpoints renamed")
 
 

@@ -87,8 +87,8 @@ class Family:
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):
             raise WeightsError(
-                f"config.json: quantization_config with quant_method={method!r} is not read for {self.name!r}; "
-                "take the model in bfloat16"
+                f"config.json: quantization_config with quant_method={method!r} is not supported for "
+                f"{self.name!r}; use the model in bfloat16"
             )
         fields: dict[str, Any] = {"family": self.name}
         missing: list[str] = []
@@ -110,7 +110,9 @@ class Family:
         for setting in self.settings:
             tree |= setting.write(config)
         if wrong := differences(config, self.config_from(tree)):
-            raise WeightsError(f"family {self.name!r} cannot say {', '.join(wrong)}; set model.family to one that can")
+            raise WeightsError(
+                f"family {self.name!r} has no config key for {', '.join(wrong)}; set model.family to one that has"
+            )
         return tree
 
     def _require_sections(self, config: ModelConfig) -> None:

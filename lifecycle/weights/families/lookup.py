@@ -30,5 +30,5 @@ def family_named(name: Any, where: str) -> Family:
     if name not in FAMILIES:
         close = difflib.get_close_matches(str(name), FAMILIES, n=1)
         nearest = f"; did you mean {close[0]!r}?" if close else ""
-        raise WeightsError(f"{where} {name!r} is not a family this decoder computes: {', '.join(FAMILIES)}{nearest}")
+        raise WeightsError(f"{where} {name!r} is not a supported family: {', '.join(FAMILIES)}{nearest}")
     return FAMILIES[name]

@@ -59,7 +59,7 @@ QWEN3 = Family(
 def _read_dense_layers(tree: Tree) -> Fields:
     dense = sorted(tree.get("mlp_only_layers") or [])
     if dense != list(range(len(dense))):
-        raise WeightsError(f"config.json: mlp_only_layers={dense}; dense layers are computed before all others only")
+        raise WeightsError(f"config.json: mlp_only_layers={dense}; only leading layers may be dense")
     return {"moe.first_dense_layers": len(dense)}
 
 

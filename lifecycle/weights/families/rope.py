@@ -37,7 +37,9 @@ class Rope:
         fields = self._read_one(tree, parameters.get("full_attention") or {})
         local = parameters.get("sliding_attention") or {}
         if local.get("rope_type", "default") != "default":
-            raise WeightsError(f"config.json: rope_type={local['rope_type']!r} of local layers; theirs is not scaled")
+            raise WeightsError(
+                f"config.json: rope_type={local['rope_type']!r} of local layers is not supported; they are not scaled"
+            )
         old = tree.get(self.local_theta_key, self.default_local_theta)
         return fields | {"local_rope_theta": local.get("rope_theta", old)}
 
@@ -62,7 +64,7 @@ def _read_scaling(kind: str, scaling: Tree, tree: Tree) -> dict[str, Any] | None
     if kind not in ("default", *USED) or strange:
         known = ", ".join(["default", *USED])
         also = f" with {', '.join(strange)}" if strange else ""
-        raise WeightsError(f"config.json: rope scaling {kind!r}{also} is not computed here; known kinds: {known}")
+        raise WeightsError(f"config.json: rope scaling {kind!r}{also} is not supported; known kinds: {known}")
     if kind == "default":
         return None
     fields = {key: scaling[key] for key in SAME_NAME if key in used and scaling.get(key) is not None}
@@ -85,4 +87,4 @@ def _write_scaling(scaling: RopeScaling) -> dict[str, Any]:
 def _refuse_partial(tree: Mapping[str, Any]) -> None:
     share = tree.get("partial_rotary_factor", 1.0)
     if share not in (None, 1.0):
-        raise WeightsError(f"config.json: partial_rotary_factor={share}; this decoder rotates whole heads only")
+        raise WeightsError(f"config.json: partial_rotary_factor={share}; only 1 is supported")

@@ -29,7 +29,7 @@ def require_forms(tree: Tree) -> None:
     wrong = [f"{key}={value!r} is not {what}" for key, (what, fits) in FORMS.items()
              if (value := tree.get(key)) is not None and not fits(value)]  # fmt: skip
     if wrong:
-        raise WeightsError(f"config.json: {'; '.join(wrong)}; take the file that was published with the weights")
+        raise WeightsError(f"config.json: {'; '.join(wrong)}; use the config.json published with the weights")
 
 
 def _is_positive(value: Any) -> bool:
@@ -120,7 +120,7 @@ class Only:
         if tree.get(self.published, self.value) not in (self.value, None):
             given = tree[self.published]
             raise WeightsError(
-                f"config.json: {self.published}={given!r}; this decoder computes {self.published}={self.value!r} only"
+                f"config.json: {self.published}={given!r}; only {self.published}={self.value!r} is supported"
             )
         return {}
 
@@ -167,7 +167,7 @@ class LayerKinds:
 
 def _kind(name: str) -> LayerKind:
     if name not in LAYER_TYPES:
-        raise WeightsError(f"config.json: layer type {name!r}; this decoder computes {', '.join(LAYER_TYPES)}")
+        raise WeightsError(f"config.json: layer type {name!r}; supported: {', '.join(LAYER_TYPES)}")
     return LAYER_TYPES[name]
 
 

@@ -63,7 +63,7 @@ def test_micro_batches_are_those_that_the_run_could_have() -> None:
         (
             ("train.pretrain.seq_len=8190",),
             MeshConfig(fsdp=32, context=2),
-            "train.pretrain.seq_len=8190 is no multiple",
+            "train.pretrain.seq_len=8190 is not",
         ),
         (("model.vocab_size=128257",), MeshConfig(fsdp=32, tensor=2), "vocab_size"),
         (("train.sft.global_batch_size=32",), MeshConfig(fsdp=64), "train.sft.global_batch_size"),
