@@ -154,10 +154,10 @@ WRONG = {
         {"a": next_token(**{"from": "b"}), "b": next_token(**{"from": "a"})},
         r"train: a -> b -> a: these stages wait for each other's weights; change a `from`",
     ),
-    "from itself": ({"a": next_token(**{"from": "a"})}, r"train: a -> a: each needs"),
+    "from itself": ({"a": next_token(**{"from": "a"})}, r"train: a -> a: these stages wait"),
     "a cycle by default": (
         {"a": next_token(**{"from": "b"}), "b": next_token()},
-        r"train: a -> b -> a: each needs",
+        r"train: a -> b -> a: these stages wait",
     ),
     "an unknown stage": (
         {"chat": next_token(), "more": next_token(**{"from": "chta"})},
