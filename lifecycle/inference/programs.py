@@ -179,8 +179,8 @@ def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
     if num_slots % (groups := num_groups(mesh)):
         nearest = max(groups, round(num_slots / groups) * groups)
         raise ConfigError(
-            f"num_slots={num_slots} does not divide over the mesh's {groups} groups of rows (replica x fsdp x expert); "
-            f"nearest that does: {nearest}"
+            f"num_slots={num_slots} is not a multiple of the mesh's {groups} groups of rows (replica x fsdp x expert); "
+            f"nearest: {nearest}"
         )
 
 

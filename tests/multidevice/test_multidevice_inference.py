@@ -114,7 +114,7 @@ def test_a_mesh_that_does_not_fit_is_rejected_with_the_fix() -> None:
     for axes, message in (
         ({"stage": 2}, r"mesh\.stage=2: inference runs over replica, fsdp, expert and tensor; set mesh\.stage=1"),
         ({"context": 2, "fsdp": 2}, r"mesh\.context=2: .*; set mesh\.context=1"),
-        ({"fsdp": 8}, r"num_slots=12 does not divide over the mesh's 8 groups of rows .* nearest that does: 16"),
+        ({"fsdp": 8}, r"num_slots=12 is not a multiple of the mesh's 8 groups of rows .* nearest: 16"),
     ):
         with pytest.raises(ConfigError, match=message):
             Engine(model, num_slots=12, mesh=build_mesh(MeshConfig(**axes)))

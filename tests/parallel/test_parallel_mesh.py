@@ -71,7 +71,7 @@ def test_what_is_named_as_nearest_is_accepted(replica: int, fsdp: int, rows: int
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        (MeshConfig(fsdp=3), r"mesh\.fsdp=3 does not divide model\.d_model=32; nearest that does: mesh\.fsdp=[24]$"),
+        (MeshConfig(fsdp=3), r"mesh\.fsdp=3 does not divide model\.d_model=32; nearest: mesh\.fsdp=[24]$"),
         (MeshConfig(tensor=3), r"mesh\.tensor=3 does not divide model\.num_heads=4"),
         (MeshConfig(tensor=4), r"mesh\.tensor=4 does not divide model\.num_kv_heads=2; .*mesh\.tensor=2$"),
     ],

@@ -76,14 +76,14 @@ def test_a_part_of_the_devices_is_a_box_or_is_refused(monkeypatch: pytest.Monkey
     job_on(monkeypatch, "v5e:2x4")
     assert build_mesh(MeshConfig()).size == 1
     assert len({tuple(device.coords) for device in build_mesh(MeshConfig(fsdp=4)).devices.flat}) == 4
-    with pytest.raises(ConfigError, match=r"first 3 TPU devices .* no box .* choose a mesh of all 8 devices"):
+    with pytest.raises(ConfigError, match=r"first 3 TPU devices .* not a box .* choose a mesh of all 8 devices"):
         build_mesh(MeshConfig(fsdp=3))
 
 
 def test_slices_that_do_not_get_whole_copies_are_refused() -> None:
     found = devices(parse_topology("v5p:2x2x1*2"))
     with pytest.raises(
-        ConfigError, match=r"mesh\.replica=1 is not a multiple of the 2 slices of this job; .*replica=2"
+        ConfigError, match=r"mesh\.replica=1 is not a multiple of the 2 slices of this job: .*replica=2"
     ):
         lay_over(found, MeshConfig(fsdp=8))
     assert mesh_of_one(parse_topology("v5p:2x2x1*2")).size == 1

@@ -107,7 +107,7 @@ def test_another_model_or_vocabulary_is_refused(bundle: Path) -> None:
 
 
 def test_a_model_that_no_family_can_say_is_told_when_the_config_is_read() -> None:
-    with pytest.raises(ConfigError, match=r"family 'qwen3' has no config key for qk_norm='projection'; set model\.family"):
+    with pytest.raises(ConfigError, match=r"'qwen3' has no config key for qk_norm='projection'; set model\.family"):
         read("model.qk_norm=projection")
     with pytest.raises(ConfigError, match=r"model\.family 'qwen4' is not a supported family.*did you mean 'qwen3'\?"):
         read("model.family=qwen4")

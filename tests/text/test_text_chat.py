@@ -117,7 +117,7 @@ def test_bad_messages(sentencepiece_tokenizer: Tokenizer, messages: list, messag
         ("{{ raise_exception('no system role') }}", "no system role"),
         ("{{ messages[0]['content'][3:] }}", "content of a message is missing, truncated or changed"),
         ("{{ messages[0]['content'] | upper }}", "content of message 1 is missing, truncated or changed"),
-        ("hello", "content of message 1 is left out"),
+        ("hello", "content of message 1 is missing"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "writes BOS twice"),
         ("{{ messages[0]['content'] }}{{ eos_token }}{{ eos_token }}", "writes EOS twice"),
         ("{{ messages.__class__.__mro__ }}", "chat template: .*unsafe"),

@@ -159,7 +159,7 @@ def test_source_compresses_well(sentencepiece_tokenizer: Tokenizer, source_texts
     pieces = [sentencepiece_tokenizer.token_bytes(i) for i in range(sentencepiece_tokenizer.vocab_size)]
     assert any(b" " in piece.strip() for piece in pieces)  # across words
     assert any(piece.strip() and b"\n" in piece for piece in pieces)  # across line ends
-    with pytest.raises(TokenizerError, match="no text"):
+    with pytest.raises(TokenizerError, match="no held-out text"):
         bytes_per_token(sentencepiece_tokenizer, [])
 
 
