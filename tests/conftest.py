@@ -8,6 +8,7 @@ LLVM's optimiser is off: on the suite's tiny arrays it saves nothing and takes h
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,17 @@ from hypothesis import settings
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 PROCESS_BYTES = 4 << 30  # what one of the suite's processes and its children hold at most
 MAX_PROCESSES = 8  # more of them wait for the longest file
-# The rooms whose files take longest start first, or one process ends long after the others.
-FIRST = ("endtoend", "multidevice", "planning", "training")
+BYTECODE = Path(__file__).parents[1] / ".pytest_cache" / "bytecode"
+# What starts first: a whole life cycle, which others wait for; then the rooms whose files take longest,
+# or one process ends long after the others.
+FIRST = ("endtoend/test_endtoend_chain.py", "multidevice", "endtoend", "planning", "training", "kernels")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker has its parent's
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # every child would compile JAX's sources anew
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+    sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,12 +50,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps a file's tests in one process, where they share compiled programs, but not the slow ones, which share none;
     and starts with the longest rooms."""
-    order = {room: rank for rank, room in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(FIRST)))
+    items.sort(key=_rank)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             is_slow = item.get_closest_marker("slow") is not None
             item.add_marker(pytest.mark.xdist_group(item.nodeid if is_slow else item.path.name))
+
+
+def _rank(item: pytest.Item) -> int:
+    """The place in `FIRST` of what an item belongs to."""
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    return next((rank for rank, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
 
 
 @pytest.fixture(scope="session")
