@@ -86,9 +86,10 @@ class Debug:
         return found
 
     def copy(self, root: Path, *parts: str) -> "Debug":
-        """A copy of the run, or of some of its stages, under another root."""
+        """A copy of the run, or of some of its stages and its compiled programs, under another root."""
         for path in self.folder.iterdir():
-            if path.is_dir() and (not parts or path.name.startswith(tuple(f"{part}-" for part in parts))):
+            name = path.name.rpartition("-")[0] or path.name
+            if path.is_dir() and (not parts or name in (*parts, "compiled")):
                 shutil.copytree(path, root / self.name / path.name)
             elif path.is_file() and not parts:
                 (root / self.name).mkdir(parents=True, exist_ok=True)

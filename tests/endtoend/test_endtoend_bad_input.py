@@ -82,7 +82,7 @@ def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) 
 
 
 def test_rows_without_an_answer_to_learn_are_told(undisturbed: Debug, tmp_path: Path) -> None:
-    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain", "compiled")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain")
     rows = tmp_path / "own.jsonl"
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "user", "content": f"Hello {i}"}]}) + "\n" for i in range(40))
@@ -101,7 +101,7 @@ def _pairs(folder: Path) -> Path:
 
 def test_a_damaged_checkpoint_is_not_used(undisturbed: Debug, tmp_path: Path) -> None:
     """A finished stage whose checkpoint was cut short is made again, and comes out as it was."""
-    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain", "compiled")
+    run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain")
     before = run.artifact("pretrain").content_hash
     largest = max((run.artifact("pretrain").path / "checkpoints").rglob("*"), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)

@@ -15,7 +15,7 @@ from command_line import Debug
 from lifecycle.core.runlog import read_log
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 
-POLL_S = 0.002
+POLL_S = 0.005
 # A moment in each stage, in the order in which a run meets them: the first file that matches says it has come.
 MOMENTS = (
     "tagging-*.partial",
@@ -92,9 +92,8 @@ def test_killed_once_in_every_stage_the_weights_are_bit_equal(undisturbed: Debug
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path, seed: int) -> None:
-    run, draw = undisturbed.beside(tmp_path), random.Random(seed)
+def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
+    run, draw = undisturbed.beside(tmp_path), random.Random(1)
     for patience_s in (3, 5, 7, 9, 11, 13, 15, 18):
         process = run.begin("run")
         moment = time.monotonic() + draw.uniform(0.5, patience_s)
