@@ -1,8 +1,8 @@
 """Models that have every feature of a layer between them, and the meshes of eight devices they are tested on.
 
-Each kind of model meets every mesh axis, and each pair of axes meets on some mesh: the six axes are cut into two meshes
-of three in four ways. Further meshes have an axis of more than two devices. The mark `matrix` has every model on every
-mesh.
+They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
+axes meets on some mesh: the six axes are cut into two meshes of three in four ways. Further meshes have an axis of more
+than two devices. The mark `matrix` has every model on every mesh.
 """
 
 from itertools import product
@@ -10,29 +10,41 @@ from typing import Any
 
 import pytest
 
-from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
+from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig, RopeScaling
 
 # Every count that an axis cuts is a multiple of eight, so that each axis alone can have all devices; four layers are
 # two periods of the pattern, one for each of two stages.
-DENSE = ModelConfig(
-    vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
+DENSE = ModelConfig(  # what Gemma 3 has
+    vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=16, num_kv_heads=8, head_dim=4, max_seq_len=32,
     layer_pattern=("local", "global"), window=9, qk_norm="head", compute_dtype="float32", tie_embeddings=True,
+    local_rope_theta=1000.0, rope_scaling=RopeScaling(kind="linear", factor=8.0), norm_offset=1.0,
+    norm_position="sandwich", use_embed_scale=True, activation="gelu", attention_scale=0.2,
 )  # fmt: skip
-PROJECTION = DENSE.model_copy(
-    update={"qk_norm": "projection", "attention_bias": "qkvo", "use_sinks": True, "logits_soft_cap": 3.0,
-            "norm_position": "sandwich", "tie_embeddings": False, "use_embed_scale": True}
+PROJECTION = ModelConfig(  # OLMo 2, biases and caps
+    vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
+    layer_pattern=("local",), window=9, qk_norm="projection", compute_dtype="float32", norm_position="post",
+    attention_bias="qkvo", attention_soft_cap=5.0, logits_soft_cap=3.0, use_sinks=True,
 )  # fmt: skip
-MOE = MoeConfig(
-    num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, score="sigmoid", use_selection_bias=True,
-    bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
+YARN = RopeScaling(kind="yarn", factor=8.0, original_max_seq_len=64, beta_fast=16.0, beta_slow=0.5, truncate=False)
+EXPERTS = ModelConfig(  # gpt-oss
+    vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
+    layer_pattern=("local",), window=9, compute_dtype="float32", attention_bias="qkvo", use_sinks=True,
+    activation="clamped", rope_scaling=YARN,
+    moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=16, use_bias=True, balance_weight=0.01, z_weight=0.001),
 )  # fmt: skip
-EXPERTS = DENSE.model_copy(update={"moe": MOE, "layer_pattern": ("global",), "window": None})
-LATENT = EXPERTS.model_copy(
-    update={"qk_norm": "none", "mla": MlaConfig(q_lora_rank=16, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4,
-            v_head_dim=8), "head_dim": 12}
+LATENT = ModelConfig(  # DeepSeek V3
+    vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=12, max_seq_len=32,
+    compute_dtype="float32", rope_scaling=YARN.model_copy(update={"mscale": 0.7, "mscale_all_dim": 1.0}),
+    mla=MlaConfig(q_lora_rank=16, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4, v_head_dim=8),
+    moe=MoeConfig(
+        num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, score="sigmoid", routed_scale=2.5,
+        num_groups=4, groups_per_token=2, use_selection_bias=True, bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
+    ),
 )  # fmt: skip
 # A dense layer before those with experts, which no pipeline can have.
-DENSE_FIRST = LATENT.model_copy(update={"num_layers": 3, "moe": MOE.model_copy(update={"first_dense_layers": 1})})
+DENSE_FIRST = LATENT.model_copy(
+    update={"num_layers": 3, "moe": LATENT.moe and LATENT.moe.model_copy(update={"first_dense_layers": 1})}
+)
 RING = {"context_attention": "ring"}
 MODELS = {
     "dense": DENSE,
@@ -58,9 +70,9 @@ PAIRWISE: list[Case] = [
 ]
 LARGE: list[Case] = [
     ("dense", {"context": 4}),
-    ("dense first", {"fsdp": 8}),
-    ("experts", {"expert": 8}),
-    ("experts", {"stage": 4, "tensor": 2}),
+    ("dense", {"fsdp": 8}),
+    ("latent", {"expert": 8}),
+    ("projection", {"stage": 4, "tensor": 2}),
     ("projection", {"tensor": 8}),
     ("dense ring", {"stage": 2, "context": 4}),
     ("projection ring", {"fsdp": 2, "context": 4}),

@@ -21,14 +21,20 @@ from lifecycle.training.step import make_train_step
 from tests.multidevice.meshes import MODELS, PAIRWISE, every_case
 
 CLOSE = 1e-5
+NOISE = 0.1
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
+
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 @cache
 def fresh_params(model: str) -> Params:
-    """On one device; `test_multidevice_mesh.py` has a state created on a mesh."""
-    return jax.device_get(jax.jit(init_params, static_argnums=0)(MODELS[model], jax.random.key(0)))
+    """On one device; `test_multidevice_mesh.py` has a state created on a mesh. Biases and sinks start at zero and norms
+    at one: noise shows whether each of them is cut right."""
+    draw = np.random.default_rng(1)
+    fresh = jax.device_get(jax.jit(init_params, static_argnums=0)(MODELS[model], jax.random.key(0)))
+    return jax.tree.map(lambda x: x + NOISE * draw.standard_normal(x.shape, np.float32), fresh)
 
 
 @cache
@@ -71,11 +77,8 @@ def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(mode
     assert_equal(first_step(model, loss_chunks=4, **axes), first_step(model))
 
 
-@pytest.mark.parametrize(
-    ("model", "axes"), [("dense", {"stage": 2, "fsdp": 2, "context": 2}), ("experts", {"replica": 2, "stage": 2})]
-)
-def test_preferences_on_a_pipeline_are_those_of_one_device(model: str, axes: dict[str, int]) -> None:
-    assert_equal(first_step(model, "dpo", **axes), first_step(model, "dpo"))
+def test_preferences_on_a_pipeline_are_those_of_one_device() -> None:
+    assert_equal(first_step("experts", "dpo", stage=2, fsdp=2, context=2), first_step("experts", "dpo"))
 
 
 def assert_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:

@@ -30,12 +30,13 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprob
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=())
 # More requests than slots, windows left behind while decoding, both kinds of sampling in one batch.
 REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16)]
-# Dense layers with windows and tied tables; sinks, biases and caps; experts; latents: each with each axis.
+# Dense layers with windows and tied tables; biases and caps; experts and sinks; latents. Each pair of axes meets on
+# some mesh; `matrix` has more of them, and axes of all devices.
 CASES = [
     ("dense", {"fsdp": 4, "tensor": 2}),
     ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
-    ("experts", {"expert": 4, "tensor": 2}),
-    ("latent", {"fsdp": 2, "expert": 2, "tensor": 2}),
+    ("experts", {"replica": 2, "expert": 2, "tensor": 2}),
+    ("latent", {"fsdp": 2, "expert": 4}),
 ]
 MORE = [
     ("dense", {"tensor": 8}),
@@ -44,9 +45,12 @@ MORE = [
     ("experts", {"replica": 2, "fsdp": 2, "tensor": 2}),
     ("experts", {"fsdp": 2, "expert": 4}),
     ("experts", {"expert": 8}),
+    ("latent", {"fsdp": 2, "expert": 2, "tensor": 2}),
     ("latent", {"tensor": 8}),
     ("latent", {"replica": 2, "expert": 4}),
 ]
+
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 @cache
@@ -75,7 +79,7 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "axes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)], ids=str
+    ("name", "axes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.matrix) for case in MORE)], ids=str
 )
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
     mesh = build_mesh(MeshConfig(**axes))

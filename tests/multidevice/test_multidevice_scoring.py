@@ -18,12 +18,15 @@ from lifecycle.stages.learning_rows import heldout_bits
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
-from tests.multidevice.meshes import MODELS, QUICK, case_of
+from tests.multidevice.meshes import MODELS, PAIRWISE, case_of
 
 CLOSE = 1e-6
+RING = ("projection ring", {"fsdp": 2, "context": 4})
 TRAIN = NextTokenConfig(
     steps=10, seq_len=32, global_batch_size=8, eval_every=5, eval_bytes=2000, optimizer=OptimizerConfig(name="adamw")
 )
+
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 def documents(config: ModelConfig) -> list[np.ndarray]:
@@ -50,7 +53,7 @@ def one_device(name: str) -> tuple[Any, float]:
     return params, bits(config, params, {})
 
 
-@pytest.mark.parametrize(("name", "axes"), [case_of(*case) for case in QUICK])
+@pytest.mark.parametrize(("name", "axes"), [case_of(*case) for case in [*PAIRWISE, RING]])
 def test_bits_per_byte_do_not_depend_on_the_mesh(name: str, axes: dict[str, int]) -> None:
     params, expected = one_device(name.removesuffix(" ring"))
     assert bits(MODELS[name], params, axes) == pytest.approx(expected, rel=CLOSE)
