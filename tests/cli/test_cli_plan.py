@@ -43,8 +43,8 @@ def test_the_plans_words_are_taken_out_and_the_runs_are_left() -> None:
         (("topology=",), "topology= is empty.*topology=v5p:4x4x4"),
         (("topology=[v5p",), "topology=\\[v5p: the value is not valid YAML"),
         (("search=true",), "search=true needs a topology to compile for.*add topology=CHIP:SHAPE.*leave out search"),
-        (("stage=decode",), "stage=decode says.*topology=v5p:4x4x4"),
-        (("is_tuned=false", "search=true"), "is_tuned=false search=true says.*leave out is_tuned and search"),
+        (("stage=decode",), "stage=decode needs.*topology=v5p:4x4x4"),
+        (("is_tuned=false", "search=true"), "is_tuned=false search=true needs.*leave out is_tuned and search"),
         (("topology=v5e:1x1", "stage=decode", "search=true"), "the engine's programs; leave out one of the two"),
     ],
 )

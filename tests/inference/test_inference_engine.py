@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(model: Model) -> None:
 def test_what_finds_no_room_to_wait_is_refused_and_later_taken(model: Model) -> None:
     with Engine(model, num_slots=SLOTS, max_queue=1) as engine:
         running = [engine.submit([65], SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())) for _ in range(3)]
-        with pytest.raises(QueueFullError, match="2 requests are running and 1 may wait"):
+        with pytest.raises(QueueFullError, match="2 requests are running and 1 queued"):
             engine.submit([65], GREEDY)
         for generation in running:
             generation.wait()

@@ -115,7 +115,7 @@ def shape_of(length: int, dim: int = 64, dtype: Any = jnp.bfloat16, **options: A
         ({"dtype": jnp.float32}, "set model.compute_dtype=bfloat16"),
         ({"soft_cap": 30.0}, "model.attention_soft_cap=30.0"),
         ({"sinks": jnp.zeros(8)}, "model.use_sinks=true"),
-        ({"dim": 192}, "heads of 192 dimensions with values of 192: it has up to 128 in steps of 8"),
+        ({"dim": 192}, "heads of 192 dimensions with values of 192: it has up to 128, in steps of 8"),
         ({"length": 8193}, "an odd number of positions (8193 queries, 8193 keys): set an even seq_len"),
     ],
     ids=["float32", "soft cap", "sinks", "wide head before Hopper", "odd length"],

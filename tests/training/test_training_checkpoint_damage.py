@@ -192,7 +192,7 @@ def test_a_failed_write_that_nobody_waited_for_is_not_logged_with_its_stack(capl
 def test_a_damaged_checkpoint_or_one_of_another_model_is_not_read(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     params = fresh_state()["params"]
-    with pytest.raises(CheckpointError, match=r"params blocks\.0\.attention\.q is \(8, 8\).*has it as \(16, 16\)"):
+    with pytest.raises(CheckpointError, match=r"params blocks\.0\.attention\.q is \(8, 8\).*in this run \(16, 16\)"):
         read_params(tmp_path, fresh_state(width=16)["params"])
     flip_a_bit(tmp_path / "2")
     with pytest.raises(CheckpointError, match="has changed"):

@@ -138,8 +138,8 @@ def test_patterns_are_canonical_names_or_their_beginnings(pattern: str, names: s
     ("patterns", "message"),
     [
         (["embde"], r"freeze: 'embde' is not a parameter of this model; did you mean 'embed'\?"),
-        (["blocks.*.attention.r"], r"'blocks\.\*\.attention\.r' is no .*did you mean 'blocks\.\d\.attention\.\w'"),
-        (["blocks.0.attention.q"], r"1 of the 2 layers .* blocks\.0\.attention\.q to .*as blocks\.\*\.atten"),
+        (["blocks.*.attention.r"], r"'blocks\.\*\.attention\.r' is not .*did you mean 'blocks\.\d\.attention\.\w'"),
+        (["blocks.0.attention.q"], r"1 of 2 layers .* blocks\.0\.attention\.q to .*: blocks\.\*\.atten"),
         (["blocks", "embed", "head", "norm"], "freeze: blocks, embed, head, norm leaves no parameter to train"),
     ],
 )  # fmt: skip
