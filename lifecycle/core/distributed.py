@@ -1,8 +1,8 @@
-"""Several processes as one job: start-up, and who writes.
+"""A job of several processes: start-up, and which process writes.
 
-`launch/` starts the processes and gives each the coordinator's address, their number and its own index in environment
+`launch/` starts the processes and passes each the coordinator's address, their number and its own index in environment
 variables; with `LIFECYCLE_DISTRIBUTED=auto` JAX detects them (Slurm, GKE, TPU pods). All share one file system. JAX is
-imported in a job only, so that a process that computes nothing never waits for it.
+imported only in a job, so that a process that computes nothing does not wait for it.
 """
 
 import os
@@ -15,12 +15,12 @@ LONGEST_NAME = 256  # bytes of a host's name
 
 
 def in_job() -> bool:
-    """Whether this process is one of a job of several, by its environment."""
+    """Whether the environment says that this process is part of a job."""
     return os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto" or "LIFECYCLE_COORDINATOR" in os.environ
 
 
 def start() -> None:
-    """Joins the job that the environment describes; does nothing where it describes none, or has been joined."""
+    """Joins the job that the environment describes; does nothing without one, or if it has been joined."""
     if not in_job():
         return
     import jax
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def host_names() -> list[str]:
-    """The names of the hosts that the job's processes run on, sorted; all processes call it alike."""
+    """The host names of the job's processes, sorted; all processes make the same call."""
     import jax
 
     if jax.process_count() == 1:
@@ -57,7 +57,7 @@ def host_names() -> list[str]:
 
 
 def is_writer() -> bool:
-    """Whether this process writes what is written once per job; one that has not imported JAX is in no job."""
+    """Whether this process writes what is written once per job; a process without JAX is in no job."""
     if "jax" not in sys.modules:
         return True
     import jax

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices, measured."""
+"""This machine's matrix multiplication rate, measured."""
 
 import time
 from functools import cache

@@ -1,6 +1,6 @@
-"""For which kind of device a program is made: the mesh's in scope, else the process's default.
+"""The kind of device that a program is traced for: the mesh's in scope, else the process's default.
 
-A program for TPUs is traced and compiled on machines without one, where `jax.default_backend()` says "cpu".
+Programs for TPUs are traced and compiled on machines without one, where `jax.default_backend()` returns "cpu".
 """
 
 import jax
@@ -14,23 +14,23 @@ SCOPED_VMEM_KIB = {"TPU v5": 65536, "TPU v5 lite": 81920, "TPU v6 lite": 98304, 
 
 
 def platform() -> str:
-    """What the current trace is for: "cpu", "gpu" or "tpu"."""
+    """The platform of the current trace: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
 
 
 def device_kind() -> str:
-    """Which device it is for: `kind_of` what JAX calls it."""
+    """The kind of device of the current trace, as `kind_of` names it."""
     return kind_of((jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]).device_kind)
 
 
 def kind_of(device_kind: str) -> str:
-    """The one name of a kind of device that `jax.Device.device_kind` may give two."""
+    """The canonical name of a kind of device: `jax.Device.device_kind` has two for some chips."""
     return SAME_KIND.get(device_kind, device_kind)
 
 
 def compiler_options(device_kind: str) -> dict[str, str]:
-    """What a program for such devices is compiled with, in training as in a plan."""
+    """Compiler options for programs on such devices, the same in training and in a plan."""
     if not device_kind.startswith("TPU"):
         return {}
     # With host memory in use the compiler runs a loop's first iteration apart to have copies going, and writes its part

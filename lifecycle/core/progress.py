@@ -1,4 +1,4 @@
-"""How stages tell what they are doing: a sink with three calls, silent unless a front end replaces it."""
+"""Progress reporting: a sink with three calls, silent unless a front end replaces it."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 class Progress(Protocol):
     """Receives a stage's progress. `total` and `done` count the same unit (files, steps, requests).
 
-    `start` names what goes on now, a stage or a part of one; `update` may tell the total too, once it is known.
+    `start` names a stage or a part of one; `update` may give the total once it is known.
     """
 
     def start(self, stage: str, total: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """A run's folder, opened for reading: its artifacts by name, and their logs.
 
-Nothing is made or changed here, and no config is needed: an artifact's manifest says what it is.
+It changes nothing and needs no config: an artifact's manifest describes it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from lifecycle.core.runlog import METRICS, read_log
 
 
 class Run(Mapping[str, Artifact]):
-    """The newest artifact of each stage in a folder. Asking for a damaged one raises `ArtifactError`."""
+    """The newest artifact of each stage in a folder. Looking up a damaged one raises `ArtifactError`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -33,7 +33,7 @@ class Run(Mapping[str, Artifact]):
         return len(self._folders)
 
     def log(self, stage: str) -> list[dict[str, Any]]:
-        """The records of a training stage's log, in order: `step` and what was measured there."""
+        """The records of a training stage's log, in order: `step` and the metrics."""
         return list(read_log(self[stage].path / METRICS))
 
 

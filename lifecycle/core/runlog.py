@@ -1,7 +1,7 @@
-"""The run log: JSON lines, one metric record a line. Trackers and the report are readers of it.
+"""The run log: JSON lines, one record of metrics per line. Trackers and the report read it.
 
-Records of a training stage carry `step`. After a kill the stage goes on from a checkpoint: `rewind` drops the records
-of steps that will be run again, so that a log never holds a step twice.
+Records of a training stage have a `step`. After a kill the stage resumes from a checkpoint: `rewind` drops the records
+of steps that will run again, so that a log never has a step twice.
 """
 
 import json
@@ -15,7 +15,7 @@ METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
 
 
 class RunLog:
-    """Appends records to one file; each line is whole or, after a kill, ignored by `read_log`."""
+    """Appends records to one file; a line that a kill cut short is ignored by `read_log`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of a log; a last line cut by a kill is left out."""
+    """The complete records of a log; a last line cut by a kill is skipped."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8") as file:

@@ -1,1 +1,1 @@
-"""Where arrays and work go on a mesh: axes and rules, collectives by logical axis, placement of batches."""
+"""The mesh: axes and rules, collectives by logical axis, placement of batches and states."""

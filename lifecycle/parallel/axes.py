@@ -1,8 +1,8 @@
-"""The mesh's axes, the one table from logical axis names to them, and the sizes that a config gives them.
+"""The mesh's axes, the table from logical axis names to them, and the config of their sizes.
 
-Mesh axes, in this order, each of size >= 1: `replica` (whole copies, across slices), `stage` (pipeline), `fsdp`,
-`expert`, `context`, `tensor`. Parameters and activations carry logical names; `RULES` maps each to mesh axes. What does
-not divide is an error when the configuration is read, never a silent replication. No import here needs JAX.
+Mesh axes, in this order, each of size >= 1: `replica` (complete replicas, across slices), `stage` (pipeline), `fsdp`,
+`expert`, `context`, `tensor`. Parameters and activations carry logical names; `RULES` maps each to mesh axes. A size
+that does not divide is an error when the config is read, never a silent replication. Nothing here imports JAX.
 """
 
 import math
@@ -49,7 +49,7 @@ class MeshConfig(Section):
 
     @property
     def for_inference(self) -> "MeshConfig":
-        """The same devices for prefill and decode, which have no `stage` and `context`: these go to `fsdp`."""
+        """The same devices for prefill and decode, which have no `stage` and `context`: their devices go to `fsdp`."""
         fsdp = self.stage * self.fsdp * self.context
         return MeshConfig(replica=self.replica, fsdp=fsdp, expert=self.expert, tensor=self.tensor)
 

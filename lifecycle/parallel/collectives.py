@@ -1,13 +1,13 @@
-"""Collectives by logical axis: what a model's code says, and what does nothing where there is no mesh.
+"""Collectives by logical axis, which do nothing without a mesh.
 
-The names are `jax.lax`'s; where one differs, its name says how. Inside a fully manual `jax.shard_map` each function
+The names are `jax.lax`'s, extended where the behaviour differs. Inside a fully manual `jax.shard_map` each function
 runs over the mesh axes behind a logical name (`parallel/mesh.py`) whose size is above one; outside, or on one device,
-it returns its input. So the same model code runs on one device and on a mesh, and knows no mesh.
+it returns its input. So the same model code runs on one device and on a mesh, and never sees a mesh.
 
-The rule that makes gradients right: the step differentiates, on every device, that device's own part of the loss, and
-the transposed collectives sum what the others contributed. A value that all devices of an axis hold alike (a logit's
-normaliser, a loss) counts once: its cotangents are alike too, and `psum_identity_grad` passes them on unchanged.
-`check_vma` is off: splash attention and hand-written gradients do not declare what varies.
+Gradients: every device differentiates its own part of the loss, and the transposed collectives sum the others'
+contributions. A value that is replicated over an axis (a logit's normaliser, a loss) counts once: its cotangents are
+replicated too, and `psum_identity_grad` passes them through unchanged. `check_vma` is off: splash attention and
+hand-written gradients do not declare what varies.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ _REPLICATED: ContextVar[frozenset[str]] = ContextVar("replicated", default=froze
 
 @contextmanager
 def replicated(logical: str) -> Iterator[None]:
-    """While the block is traced, no array is sharded over this logical axis: every device behind it holds all.
+    """While the block is traced, no array is sharded over this logical axis: its devices hold replicas.
 
-    There `all_gather` returns its input and `reduce_scatter` leaves out the scatter. A decode step has one position a
-    row, which cannot be sharded over `norm_seq`.
+    Inside, `all_gather` returns its input and `reduce_scatter` only reduces. A decode step has one position per row,
+    which cannot be sharded over `norm_seq`.
     """
     token = _REPLICATED.set(_REPLICATED.get() | {logical})
     try:
@@ -66,8 +66,9 @@ def axis_index(logical: str) -> Array | int:
 def all_gather(x: Array, logical: str, dim: int) -> Array:
     """The full dimension `dim` from its shards; the gradient is reduce-scattered.
 
-    One mesh axis after the other, the innermost first: over two at once the TPU compiler makes a sum of zero-filled
-    arrays of it, of twice the traffic (all attention weights of Mixtral with `fsdp=8 x expert=8` on a v5p 4x4x4).
+    Mesh axes are gathered one after the other, the innermost first: over two at once the TPU compiler emits a sum of
+    zero-filled arrays, with twice the traffic (all attention weights of Mixtral with `fsdp=8 x expert=8` on a v5p
+    4x4x4).
     """
     for axis in reversed(axes_of(logical)):
         x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
@@ -97,13 +98,13 @@ def ppermute_next(x: Array, logical: str) -> Array:
 
 
 def psum(x: Array, logical: str) -> Array:
-    """The sum over the axis, which each device uses differently from here on: the gradient is summed too."""
+    """The sum over the axis, for values that each device then uses differently: the gradient is summed too."""
     axes = axes_of(logical)
     return jax.lax.psum(x, axes) if axes else x
 
 
 def psum_identity_grad(x: Array, logical: str) -> Array:
-    """The sum over the axis, used alike on all its devices: the gradient passes through unchanged."""
+    """The sum over the axis, for values that all devices use in the same way: the gradient passes through unchanged."""
     axes = axes_of(logical)
     return _psum_identity_grad(x, axes) if axes else x
 

@@ -1,4 +1,4 @@
-"""The device mesh, and where on it an array with logical axis names lies (`parallel/axes.py` has the table)."""
+"""The device mesh, and shardings of arrays with logical axis names (the table is in `parallel/axes.py`)."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ type AnyMesh = Mesh | AbstractMesh  # of devices, or of their number and kind on
 
 
 def build_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over the job's devices; raises `ConfigError` when the sizes and the devices do not fit."""
+    """The mesh over the job's devices; raises `ConfigError` if the sizes do not match the number of devices."""
     sizes = {axis: getattr(config, axis) for axis in AXES}
     available = jax.device_count()
     if config.size > available or (jax.process_count() > 1 and config.size != available):
@@ -30,12 +30,12 @@ def make_mesh(**axes: int) -> Mesh:
 
 
 def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
-    """The mesh over exactly these devices, those of a job or of a topology that is only described.
+    """The mesh over exactly these devices, of a job or of a described topology.
 
-    On TPUs each axis lies along dimensions of the torus and `replica` across slices: in the devices' own order the
-    compiler makes a gather over a v5p 4x4x4 (64 devices) a sum of zero-filled arrays, of twice the traffic. Other
-    devices keep their order, in which those of one host are neighbours. Raises `ConfigError` for TPUs that are no box
-    of their torus, or slices that do not divide `replica`.
+    On TPUs each axis runs along dimensions of the torus, and `replica` across slices: in the devices' own order the
+    compiler turns an all-gather over a v5p 4x4x4 (64 devices) into a sum of zero-filled arrays, with twice the traffic.
+    Other devices keep their order, in which those of one host are neighbours. Raises `ConfigError` for TPUs that are
+    not a box of their torus, or slices that do not divide `replica`.
     """
     shape = tuple(getattr(config, axis) for axis in AXES)
     if devices[0].platform != "tpu":
@@ -55,7 +55,7 @@ def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
 
 
 def inference_mesh(mesh: Mesh) -> Mesh:
-    """The devices of a mesh as its `for_inference` sizes have them."""
+    """The mesh's devices with its `for_inference` sizes."""
     sizes = MeshConfig(**mesh.shape).for_inference
     order = ("replica", "stage", "fsdp", "context", "expert", "tensor")
     devices = mesh.devices.transpose([AXES.index(axis) for axis in order])

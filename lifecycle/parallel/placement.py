@@ -1,8 +1,7 @@
-"""How batches lie on the mesh, and how a function of parameters and a batch runs on it.
+"""Placement of batches on the mesh, and functions of parameters and a batch that run on it.
 
-A function runs on every device on that device's part, in one fully manual `jax.shard_map`: the model's own collectives
-(`parallel/collectives.py`) are all there is, so what crosses the network is written in the model and not guessed by a
-partitioner.
+A function runs on every device on that device's shards, in one fully manual `jax.shard_map`: its only collectives are
+the model's own (`parallel/collectives.py`), so all communication is written in the model, not chosen by a partitioner.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,10 @@ BY_POSITION = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 def row_order(length: int, num_shards: int) -> np.ndarray:
     """The order of a row's positions in which each of `num_shards` devices gets the same causal work.
 
-    The row is cut into `2 * num_shards` chunks; device `i` holds chunks `i` and `2 * num_shards - 1 - i` as
-    `order[i * length / num_shards : (i + 1) * length / num_shards]`. One way is the plain order.
+    The row is cut into `2 * num_shards` chunks; device `i` holds chunks `i` and `2 * num_shards - 1 - i` as `order[i *
+    length / num_shards : (i + 1) * length / num_shards]`. One shard keeps the plain order.
 
-    Raises `ValueError` when the chunks are not of one length.
+    Raises `ValueError` if the row does not divide into equal chunks.
     """
     if num_shards == 1:
         return np.arange(length)
@@ -41,7 +40,7 @@ def row_order(length: int, num_shards: int) -> np.ndarray:
 
 
 def batch_spec(name: str) -> P:
-    """Where the array `name` of a batch is cut: rows, and positions if it has them."""
+    """The partition spec of a batch's array: over rows, and over positions if it has them."""
     return spec("batch", "seq") if name in BY_POSITION else spec("batch")
 
 
@@ -53,7 +52,7 @@ def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
 def place_batch(
     host: Mapping[str, np.ndarray], mesh: Mesh, size: int | None = None, held: Sequence[int] | None = None
 ) -> dict[str, jax.Array]:
-    """A batch of `size` rows laid over the mesh; `host` has those `held` by this process (None: it has all).
+    """A batch of `size` rows sharded over the mesh; `host` has this process's rows `held` (None: all rows).
 
     With a context axis, positions go to devices in load-balanced order.
     """
@@ -89,7 +88,7 @@ def rows_of_process(mesh: Mesh, size: int, process: int) -> tuple[int, ...]:
 def on_mesh[R](
     function: Callable[[PyTree, Batch], R], mesh: AnyMesh, params: PyTree, out_specs: PyTree
 ) -> Callable[[PyTree, Batch], R]:
-    """`function` run by every device on its part of the parameters (specs `params`) and of the batch."""
+    """`function` run by every device on its shards of the parameters (specs `params`) and of the batch."""
 
     def run(values: PyTree, batch: Batch) -> R:
         specs = (params, {name: batch_spec(name) for name in batch})

@@ -1,1 +1,1 @@
-"""One step for every objective; loader, packing, optimizer, checkpoint and loop written once."""
+"""Training: one step for every objective; batches, packing, optimizers, checkpoints and the loop."""

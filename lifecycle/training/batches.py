@@ -1,8 +1,8 @@
-"""Where a step's batches come from: one interface, and its implementation for rows.
+"""Batch sources: where a step's batches come from. One interface, and its implementation for rows.
 
-A batch source answers for any step; what it answers may depend on the weights. Rows are index arithmetic: global batch
-`s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads. What must hold: a batch is the
-same for every number of processes, and for a run that starts at step `s` as for one that arrives there.
+A batch source returns the batch of any step; the batch may depend on the weights. Rows are index arithmetic: global
+batch `s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads. What must hold: a step's
+batch depends neither on the number of processes nor on the step that the run was resumed from.
 """
 
 import operator
@@ -26,25 +26,27 @@ PREFETCH = 4
 
 
 class DataStateError(ValueError):
-    """A checkpoint's data state that does not belong to this run's data."""
+    """A checkpoint's data state belongs to other data than this run's."""
 
 
 class BatchSource(Protocol):
     """Makes the batches of a run. All processes of a job make the same calls."""
 
     def batch(self, step: int, params: Params) -> HostBatch:
-        """The rows of the batch that step `step` (from 0 on) learns from which this process's devices hold, in the
-        order of `rows_of_process`. `params` are the weights before that step; they may still be being computed."""
+        """This process's rows of the batch that step `step` (from 0 on) trains on, in the order of `rows_of_process`.
+
+        `params` are the weights before that step; their computation may still be running.
+        """
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` finished steps keeps, JSON-ready. The next batch may have been made already:
-        a run that is restored from this makes it again."""
+        """What a checkpoint stores after `step` finished steps, JSON-ready. Later batches may have been made already: a
+        restored run makes them again."""
         ...
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Takes up a state, saved by any number of processes; returns the step to go on from. Raises `DataStateError`
-        where it belongs to other data."""
+        """Restores a state, saved by any number of processes; returns the next step. Raises `DataStateError` for the
+        state of other data."""
         ...
 
     def close(self) -> None:
@@ -55,8 +57,8 @@ class BatchSource(Protocol):
 class RowBatches:
     """Consecutive rows of `rows` as batches of `global_batch_size`, whatever the weights.
 
-    `held`: this process's rows, by their index in a batch. `prefetch` batches are made ahead; 0 makes each when it is
-    asked for. An error while a batch is made is raised by `batch`.
+    `held`: this process's rows, by their index in a batch. `prefetch` batches are made ahead; 0 makes each on demand.
+    An error in making a batch is raised by `batch`.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class RowBatches:
         return cls(rows, global_batch_size, rows_of_process(mesh, global_batch_size, jax.process_index()))
 
     def batch(self, step: int, params: Params | None = None) -> HostBatch:
-        """The batch of `step`; in the order of steps it is there already."""
+        """The batch of `step`; already prefetched if steps are taken in order."""
         if self._ahead is None or step != self._next:
             self.close()
             self._ahead = iter(self._batches[step:].to_iter_dataset(self._reading))
@@ -86,7 +88,7 @@ class RowBatches:
         return {"step": step, "global_batch_size": self._global_batch_size, "source": self._rows.fingerprint}
 
     def restore(self, state: dict[str, Any]) -> int:
-        """The state's step; raises `DataStateError` when the rows have changed, or how many a batch has."""
+        """The state's step; raises `DataStateError` if the rows or the batch size have changed."""
         step, source, size = state["step"], state["source"], state["global_batch_size"]
         if source != self._rows.fingerprint:
             raise DataStateError(
@@ -127,7 +129,7 @@ def _stacked(rows: list[Row]) -> HostBatch:
 
 
 def one_epoch(rows: RowSource, *, global_batch_size: int) -> Iterator[HostBatch]:
-    """Full batches of one pass over epoch 0; the last one is filled up with padding rows. For evaluation."""
+    """Full batches of one pass over epoch 0, the last one padded. For evaluation."""
     for first in range(0, rows.num_rows, global_batch_size):
         part = [rows.row(i) for i in range(first, min(first + global_batch_size, rows.num_rows))]
         yield _stacked(part + [empty_row(part[0])] * (global_batch_size - len(part)))

@@ -1,7 +1,7 @@
-"""Settings of the training stages: what all have, and one class for each objective with its own.
+"""Settings of training stages: a common class, and a subclass with its own settings for each objective.
 
-Which class an objective's name stands for: `training/objectives/registry.py`. No import here needs JAX's libraries, so
-that reading a config is quick.
+`training/objectives/registry.py` maps an objective's name to its class. Nothing here imports JAX, so reading a config
+is quick.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(VariantSection):
-    """What every training stage has. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
+    """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
     # No part of a stage's key: how it is computed, which changes the order of float sums and not what is learned, and
@@ -96,7 +96,7 @@ SETTINGS: dict[str, type[TrainConfig]] = {}  # by objective; `objectives/registr
 
 
 class CrossEntropyConfig(TrainConfig):
-    """What the objectives have whose loss is linear in the tokens' log-probabilities."""
+    """Settings of objectives whose loss is linear in the tokens' log-probabilities."""
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = TrainConfig.HOW_COMPUTED | {"loss_chunks"}
 
@@ -120,7 +120,7 @@ class SftConfig(CrossEntropyConfig):
 
 
 class DpoConfig(TrainConfig):
-    """Direct preference optimisation on pairs, relative to the model that the stage starts from."""
+    """Direct preference optimisation on pairs, relative to the stage's initial model."""
 
     objective: str = "dpo"
     beta: float = Field(default=0.1, gt=0)  # how strongly the policy is held to the reference

@@ -1,4 +1,4 @@
-"""Which parameters a stage does not train, and trees of parameters in two parts, each without what the other has."""
+"""Frozen parameters: which ones a stage does not train, and the split of a tree into trained and frozen."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -19,7 +19,7 @@ def merged(trained: Params, frozen: Params) -> Params:
 
 
 def split(params: Params, frozen: Params) -> tuple[Params, Params]:
-    """(what `frozen` does not have, what it has) of a tree; `frozen` says it by its own structure."""
+    """(trained, frozen) parts of a tree; `frozen` gives the frozen part's structure."""
     rest: Params = {}
     part: Params = {}
     for key, value in params.items():
@@ -36,9 +36,9 @@ def split(params: Params, frozen: Params) -> tuple[Params, Params]:
 def frozen_part(model: ModelConfig, patterns: Sequence[str]) -> Params:
     """Shapes of the parameters that `patterns` freeze.
 
-    A pattern is a canonical name, or the beginning of one up to a dot, with the wildcards of file names: `embed`,
+    A pattern is a canonical name, or a prefix of one that ends at a dot, with the wildcards of file names: `embed`,
     `blocks.*.attention`. Layers that are stacked in one array are frozen together. Raises `ConfigError` for a pattern
-    that matches nothing, with the nearest name, or only some layers of a stack, and where nothing is left to train.
+    that matches nothing (with the nearest name) or only some layers of a stack, and if nothing is left to train.
     """
     params = abstract_params(model)
     names = {
@@ -73,6 +73,6 @@ def _check_pattern(pattern: str, stacks: Iterable[list[str]]) -> None:
 
 
 def _pruned(tree: PyTree) -> Params:
-    """A tree of dicts without its `None`s and without dicts of nothing else."""
+    """A tree of dicts without `None`s and empty dicts."""
     inner = {key: _pruned(value) if isinstance(value, dict) else value for key, value in tree.items()}
     return {key: value for key, value in inner.items() if value is not None and value != {}}

@@ -1,4 +1,4 @@
-"""Passes over rows without learning: an objective's held-out means, and a reference model's log-probabilities."""
+"""Passes over rows without training: an objective's held-out means, and a reference model's log-probabilities."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ from lifecycle.training.state import param_specs
 def _each_batch[T](
     function: Callable[[Params, Batch], T], rows: RowSource, batch_size: int, mesh: Mesh
 ) -> Callable[[Params], Iterator[tuple[HostBatch, T]]]:
-    """`function` over one pass of `rows`, jitted once, its results on every process."""
+    """`function` over one pass of `rows`, jitted once, with its results on every process."""
     jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
 
     def results(params: Params) -> Iterator[tuple[HostBatch, T]]:

@@ -1,4 +1,4 @@
-"""What a training run is given, and where it keeps what it makes."""
+"""A training job: everything a training run is given."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ CHECKPOINTS = "checkpoints"  # a folder in a job's `out`
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One training run: what to minimise, on what, from where, and into which folder."""
+    """One training run: model, settings, mesh, objective, batches, initial weights, and the folder for its output."""
 
     model: ModelConfig
     train: TrainConfig

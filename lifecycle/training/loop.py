@@ -1,8 +1,8 @@
 """The training loop, the same for every objective: restore, step, hooks.
 
-What must hold: with the same seed and mesh the final weights are bit-equal, through any number of kills and restarts.
-In a step nothing moves between host and device unasked (a transfer guard sees to it), and metrics are fetched only
-where a hook needs them, so that the device does not wait for Python.
+What must hold: with the same seed and mesh the final weights are bit-equal, through any number of kills and restarts. A
+step makes no implicit transfer between host and device (a transfer guard enforces it), and metrics are fetched only if
+a hook needs them, so that the device does not wait for Python.
 """
 
 import time
@@ -35,9 +35,9 @@ type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainStat
 
 
 def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
-    """Trains to the last step and returns the stage's stats; goes on from the newest whole checkpoint in `job.out`.
+    """Trains to the last step and returns the stage's stats; resumes from the newest intact checkpoint in `job.out`.
 
-    `hooks` are called after a step is logged and before it is saved.
+    `hooks` run after a step is logged and before it is saved.
     """
     train = job.train
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
@@ -60,7 +60,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
 def restore_or_start(
     job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState, checkpoints: Checkpointer
 ) -> tuple[TrainState, int]:
-    """The state of the newest checkpoint, or a fresh one, and how many steps it has behind it."""
+    """The state of the newest checkpoint, or a fresh one, and its number of finished steps."""
     if isinstance(job.start, dict):
         state = state_from_params(job.start, optimizer, shardings)
     else:
@@ -76,7 +76,7 @@ def restore_or_start(
 
 
 def open_log(job: TrainJob, step: int) -> RunLog:
-    """The run log without the records of steps that will be taken again."""
+    """The run log without the records of steps that will run again."""
     rewind(job.out / METRICS, step or -1)  # of a run that starts again, not even its first measurement stays
     return RunLog(job.out / METRICS)
 
@@ -84,7 +84,7 @@ def open_log(job: TrainJob, step: int) -> RunLog:
 def take_steps(
     run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, hooks: Sequence[Hook]
 ) -> None:
-    """All steps that are left, with the hooks between them."""
+    """Runs the remaining steps, with the hooks between them."""
     held = rows_of_process(run.job.mesh, run.job.train.global_batch_size, jax.process_index())
     batch = next_batch(run, held)
     step = compiled_step(run, optimizer, shardings, batch)
@@ -105,7 +105,7 @@ def take_steps(
 
 
 def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:
-    """The batch of the next step, laid over the mesh; this process has its rows `held`."""
+    """The next step's batch, sharded over the mesh; this process has its rows `held`."""
     host = run.job.batches.batch(run.step, run.state.params)
     return place_batch(host, run.job.mesh, run.job.train.global_batch_size, held)
 
@@ -113,7 +113,7 @@ def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:
 def compiled_step(
     run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, batch: dict[str, jax.Array]
 ) -> CompiledStep:
-    """The step as one program: a batch of another shape would be an error, not a second program."""
+    """The step as one compiled program: a batch of another shape is an error, not a second program."""
     job, started = run.job, time.perf_counter()
     step = make_train_step(job.objective, optimizer, job.mesh, shardings, job.train.grad_accum, job.model.bias_rate)
     options = compiler_options(job.mesh.devices.flat[0].device_kind)
@@ -124,7 +124,7 @@ def compiled_step(
 
 @contextmanager
 def named(hook: Hook, run: TrainingRun) -> Iterator[None]:
-    """An exception in here gets a note of which hook it comes from, and after which step."""
+    """Adds a note to an exception: the hook that raised it, and after which step."""
     try:
         yield
     except Exception as error:
@@ -133,7 +133,7 @@ def named(hook: Hook, run: TrainingRun) -> Iterator[None]:
 
 
 def stats(run: TrainingRun) -> dict[str, Any]:
-    """What the manifest keeps: read from the log, so that it covers the steps before a kill too."""
+    """The manifest's stats, read from the log, so that they cover the steps before a kill too."""
     train = run.job.train
     records = [record for record in read_log(run.job.out / METRICS) if "loss" in record]
     rates = sorted(record["tokens_per_s"] for record in records)

@@ -1,4 +1,4 @@
-"""The train step as a program, from shapes alone: for the compiler of devices that need not be here."""
+"""The train step as a program, traced from shapes alone: for compilers of devices that are not present."""
 
 from typing import Any
 
@@ -17,7 +17,8 @@ from lifecycle.training.step import make_train_step
 
 
 def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
-    """A stage's train step, gradients and optimizer, traced for the devices of `mesh`: `.lower()` goes on."""
+    """A stage's train step, gradients and optimizer, traced for the devices of `mesh`; call `.lower()` on the
+    result."""
     state, batch = abstract_arguments(model, train, mesh)
     optimizer, objective = build_optimizer(train.optimizer, model, train.steps, mesh), build_objective(model, train)
     shardings = jax.tree.map(lambda array: array.sharding, state)
@@ -26,14 +27,14 @@ def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMes
 
 
 def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> tuple[TrainState, Batch]:
-    """Shapes and shardings of what a step of token rows takes: its state and a batch."""
+    """Shapes and shardings of the arguments of a step on token rows: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.freeze)
     return abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)
 
 
 def abstract_batch(train: TrainConfig, mesh: AnyMesh) -> Batch:
-    """The shapes of a batch of token rows, laid over `mesh`."""
+    """The shapes of a batch of token rows, sharded over `mesh`."""
     shape = (train.global_batch_size, train.seq_len)
 
     def array(name: str) -> Any:

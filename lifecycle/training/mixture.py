@@ -1,7 +1,7 @@
-"""Several row sources read as one, in given shares.
+"""Several row sources read as one, in given proportions.
 
-The schedule is a table: of `PERIOD` consecutive rows each source has its share to the nearest row, spread evenly.
-Which source a row comes from, and its index there, are index arithmetic; each source goes through its own epochs.
+The schedule is a table: of `PERIOD` consecutive rows each source has its share, rounded and evenly spread. A row's
+source and its index there are index arithmetic; each source goes through its own epochs.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PERIOD = 1024  # shares are exact to a thousandth within any such run of rows; t
 class Mixture:
     """Rows of `sources` in proportion to `weights` (any positive numbers, by the same names).
 
-    All sources must give rows of the same arrays and shapes. `num_rows` is one period of the schedule.
+    All sources must return the same arrays and shapes. `num_rows` is one period of the schedule.
     """
 
     def __init__(self, sources: Mapping[str, RowSource], weights: Mapping[str, float]) -> None:
@@ -42,7 +42,7 @@ class Mixture:
         return PERIOD
 
     def locate(self, index: int) -> tuple[str, int]:
-        """(the source that row `index` comes from, the row's index there)."""
+        """(the source of row `index`, the row's index there)."""
         period, slot = divmod(index, PERIOD)
         source = int(self._source_of[slot])
         return self._names[source], period * int(self._counts[source]) + int(self._rank_of[slot])

@@ -1,12 +1,12 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), and how its work lies on a mesh.
+"""Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024), and how its work is distributed over a mesh.
 
 The update is scaled to Adam's usual size, `0.2 sqrt(max(rows, columns))` (Liu et al. 2025, "Muon is Scalable for LLM
 Training", section 2.2), so that one learning rate and one weight decay serve both. Stacked layers are a batch of
-matrices to it.
+matrices.
 
-Its products mix all rows and columns of a matrix, so a matrix that is cut over devices must be put together. Each goes
-to one device: the layers, not the matrices, are cut over the same mesh axes, which takes one exchange before the
-products and one after them. Gathered on every device, each would be sent to all and orthogonalised by all.
+Orthogonalising needs full matrices, which are sharded. Each is sent to one device: an all-to-all before the products
+reshards the layers over the same mesh axes, and one after them reverses it. With an all-gather every device would
+receive and orthogonalise every matrix.
 """
 
 import math
@@ -40,8 +40,8 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised; leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
-    laid over `mesh` as `parameters` (a tree of `Parameter`s with the leaves' paths) declares."""
+    """Nesterov momentum, orthogonalised. Leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
+    sharded over `mesh` as `parameters` (a tree of `Parameter`s with the leaves' paths) declares."""
     axes = {path: parameter.axes for path, parameter in jax.tree_util.tree_leaves_with_path(parameters)}
 
     def init(params: optax.Params) -> MuonState:
@@ -65,8 +65,8 @@ def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.G
 
 
 def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Float[Array, "L *batch rows columns"]:
-    """This device's part of the orthogonalised matrices, from its part of a stack whose dimensions have
-    these logical axes. What devices do not divide is filled up with zeros, which stay zeros."""
+    """This device's shard of the orthogonalised matrices, from its shard of a stack with these logical axes. A stack
+    that the devices do not divide is padded with zeros, which stay zeros."""
     cut = [(dim, name) for dim, name in enumerate(axes) if dim >= len(axes) - 2 and name is not None]
     num = math.prod(axis_size(name) for _, name in cut)
     whole = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
@@ -79,8 +79,8 @@ def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Floa
 
 
 def orthogonalise(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
-    """About the nearest semi-orthogonal matrix, `U V'` of the singular value decomposition: its singular values are
-    between 0.81 and 1.13 where the input's are above 1e-3 of its Frobenius norm."""
+    """Approximately the nearest semi-orthogonal matrix, `U V'` of the singular value decomposition: its singular values
+    are between 0.81 and 1.13 where the input's are above 1e-3 of its Frobenius norm."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.swapaxes(-1, -2) if is_tall else matrix
     x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.01 + 1e-20

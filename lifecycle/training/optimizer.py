@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules.
 
-`muon` takes the matrices of the layers by Muon (`training/muon.py`) and everything else by Adam.
+`muon` trains the layers' matrices with Muon (`training/muon.py`) and everything else with Adam.
 """
 
 from functools import partial
@@ -37,8 +37,8 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def build_optimizer(
     config: OptimizerConfig, model: ModelConfig, steps: int, mesh: AnyMesh
 ) -> optax.GradientTransformation:
-    """The transformation from mean gradients to updates, both lying over `mesh` like the model's parameters, of which
-    the leaves may be a part; weight decay spares vectors and is decoupled."""
+    """The transformation from mean gradients to updates, both sharded over `mesh` like the model's parameters (or a
+    subset of them). Weight decay is decoupled and skips vectors."""
     declared = dict(jax.tree_util.tree_leaves_with_path(parameters(model)))
 
     def is_matrix(path: tuple[Any, ...], _: Any) -> bool:

@@ -1,11 +1,11 @@
 """Rows of a fixed length from documents, fine-tuning rows and preference pairs.
 
-A row source answers `row(index)` for any index from 0 on; row `index` belongs to epoch `index // num_rows`. It is
-pure index arithmetic on a seeded permutation, so that nothing depends on hosts, threads or time: any process may ask
-for any row in any order. What must hold: within an epoch nothing is lost and nothing doubled.
+A row source returns `row(index)` for any index from 0 on; row `index` belongs to epoch `index // num_rows`. It is pure
+index arithmetic on a seeded permutation, independent of hosts, threads and time: any process may request any row in any
+order. What must hold: an epoch contains everything exactly once.
 
-`DocumentRows` cuts the permuted, concatenated documents; a document that crosses a row goes on in the next row as a
-new segment. `ExampleRows` and `PairRows` pack whole units by best-fit decreasing (Johnson 1973; for language models
+`DocumentRows` cuts the permuted, concatenated documents; a document that crosses a row continues in the next row as a
+new segment. `ExampleRows` and `PairRows` pack complete units by best-fit decreasing (Johnson 1973; for language models
 Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 """
 
@@ -22,7 +22,7 @@ type Row = dict[str, np.ndarray]  # [T] arrays of the batch contract, and a sour
 
 
 class RowSource(Protocol):
-    """What a loader reads. `fingerprint` changes with anything that changes a row."""
+    """A source of rows. `fingerprint` changes with anything that changes a row."""
 
     @property
     def num_rows(self) -> int:
@@ -31,7 +31,7 @@ class RowSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the rows and their order: a resumed run must have the same."""
+        """A hash of the rows and their order; a resumed run must have the same one."""
         ...
 
     def row(self, index: int) -> Row:
@@ -40,7 +40,7 @@ class RowSource(Protocol):
 
 
 class TokenDocuments(Protocol):
-    """Documents as token ids, read at random: what `DocumentRows` needs of `data.shards.TokenShards`."""
+    """Documents as token ids with random access: what `DocumentRows` needs of `data.shards.TokenShards`."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class TokenDocuments(Protocol):
 
 
 class MaskedIds(Protocol):
-    """One encoded row: ids and, of the same length, whether each is learned (`text.rows.EncodedRow`)."""
+    """One encoded row: ids and, for each, whether it is a target (`text.rows.EncodedRow`)."""
 
     @property
     def ids(self) -> Sequence[int]:
@@ -74,7 +74,7 @@ class PackingError(ValueError):
 
 
 def permutation(seed: int, epoch: int, purpose: str, size: int) -> np.ndarray:
-    """A permutation of `range(size)` that depends on nothing but the arguments.
+    """A permutation of `range(size)` that depends only on the arguments.
 
     Argsort of a raw Philox stream: NumPy keeps bit streams stable between versions, but not `Generator.permutation`.
     """
@@ -88,7 +88,7 @@ def empty_row(row: Row) -> Row:
 
 
 class PerEpoch[P]:
-    """The plans of the epochs in use: two, since prefetching crosses an epoch's end. Threads may share it."""
+    """The plans of the epochs in use: two, since prefetching crosses an epoch's end. Thread-safe."""
 
     def __init__(self, make: Callable[[int], P]) -> None:
         self._make = make
@@ -108,7 +108,7 @@ class DocumentRows:
     """Rows of `seq_len` tokens for pre-training.
 
     In each epoch every token but a document's first is a target exactly once; the last row ends in padding. Rows are
-    shuffled among themselves: neighbouring rows of a long document land in different batches.
+    shuffled, so neighbouring rows of a long document are in different batches.
     """
 
     def __init__(self, documents: TokenDocuments, seq_len: int, seed: int) -> None:
@@ -177,9 +177,9 @@ def _next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
 
 
 class WholeUnits:
-    """Units of given lengths packed whole into rows.
+    """Units of given lengths packed into rows without cutting them.
 
-    Best-fit decreasing sees lengths only, so the rows' outline is one for all epochs; which of the units of equal
+    Best-fit decreasing depends on the lengths only, so all epochs have the same layout; which of the units of equal
     length goes where, and the order of rows, are permuted in each epoch.
     """
 
@@ -242,7 +242,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 class ExampleRows:
-    """Fine-tuning rows, packed whole; a position has loss where the token it predicts is learned."""
+    """Fine-tuning rows, packed without cutting; a position has loss if its target is in the loss mask."""
 
     def __init__(self, examples: Sequence[MaskedIds], seq_len: int, seed: int) -> None:
         self._examples, self._seq_len = examples, seq_len
@@ -299,7 +299,7 @@ class PairRows:
 
 
 def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:
-    """Examples one after the other, each a segment; padding at the end."""
+    """Concatenates examples, each as a segment, and pads the row."""
     tokens, segments, learned = (np.zeros(seq_len + 1, np.int32) for _ in range(3))
     begin = 0
     for segment, example in enumerate(examples, 1):

@@ -1,4 +1,4 @@
-"""A training run under way: its state, its clock and its log, as the loop changes them and hooks see them."""
+"""A running training job: its state, clock and log, as the loop changes them and hooks see them."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from lifecycle.training.state import TrainState
 
 
 class Clock:
-    """Wall and CPU seconds of training, without what is done while it is paused."""
+    """Wall and CPU seconds of training, excluding the time while it is paused."""
 
     def __init__(self) -> None:
         self._paused_wall_s = self._paused_cpu_s = 0.0
@@ -25,7 +25,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stands still meanwhile."""
+        """Stops the clock inside the block."""
         wall_s, cpu_s = self.read()
         try:
             yield
@@ -35,7 +35,7 @@ class Clock:
 
 @dataclass
 class TrainingRun:
-    """What hooks may read and use. `metrics` are those of the last step, on the host, where a hook needed them."""
+    """What hooks may read and use. `metrics` are the last step's, on the host, if a hook needed them."""
 
     job: TrainJob
     progress: Progress

@@ -1,7 +1,7 @@
-"""How likely given token sequences are: log p(continuation | context), and a document's total negative log-likelihood.
+"""Likelihoods of given token sequences: log p(continuation | context), and a document's total negative log-likelihood.
 
-Sequences are cut into pieces that fit the context, and short pieces share a row by segments, so that nearly all work is
-done in one compiled shape without much padding. Rows run on the mesh that the weights are sharded over, in the same
+Sequences are cut into pieces that fit the context, and short pieces share a row as segments, so that nearly all work
+runs in one compiled shape with little padding. Rows run on the mesh that the weights are sharded over, in the same
 manual `shard_map` as a step. What must hold: a piece's log-probabilities depend neither on its row nor on the mesh.
 """
 
@@ -35,7 +35,7 @@ SHORT_ROW = {"cpu": 256}
 
 @dataclass(frozen=True)
 class PieceBatch:
-    """Rows of one length: arrays `[B, T]`, and of each piece in them (its number, row, first position, length)."""
+    """Rows of one length: arrays `[B, T]`, and for each piece in them its number, row, first position and length."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -65,7 +65,7 @@ class RowShapes:
         return cls(num_shards, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))
 
     def length(self, size: int, longest: int) -> int:
-        """The row that a piece of `size` inputs goes into, where none is longer than `longest`."""
+        """The length of the row for a piece of `size` inputs, if no piece is longer than `longest`."""
         length = min(max(self.shortest, 1 << (size - 1).bit_length()), longest)
         return -(-length // self.unit) * self.unit
 
@@ -95,9 +95,9 @@ def loglikelihoods(
 def document_nats(
     config: ModelConfig, params: Params, documents: Sequence[np.ndarray], seq_len: int, mesh: Mesh
 ) -> list[float]:
-    """Total negative log-likelihood of each document's tokens after the first (the BOS, which is given).
+    """The total negative log-likelihood of each document's tokens after the first (the BOS, which is given).
 
-    A document longer than `seq_len` is cut into windows; each begins with the last token of the one before, so that
+    A document longer than `seq_len` is cut into windows; each starts with the last token of the previous one, so that
     every token is predicted once, those after a cut with little context. `params` are sharded over `mesh`.
     """
     pieces: list[np.ndarray] = []
@@ -117,7 +117,7 @@ def piece_logprobs(
 ) -> list[np.ndarray]:
     """Log-probabilities (float64) of each piece's tokens after its first; no piece has more than `longest` of them.
 
-    Every process of the job calls it alike and gets them all.
+    Every process of the job makes the same call and gets all results.
     """
     scores: list[np.ndarray] = [np.zeros(0)] * len(pieces)
     for packed in _pack(pieces, longest, RowShapes.of(mesh)):
@@ -132,8 +132,8 @@ def piece_logprobs(
 
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch) -> Float[Array, "B T"]:
-    """Log-probability of every target of a batch that `place_batch` made, on every device; positions keep the order
-    that it gave them."""
+    """The log-probability of every target of a batch from `place_batch`, replicated; positions stay in `place_batch`'s
+    order."""
 
     def local(params: Params, batch: Batch) -> Array:
         hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
@@ -144,7 +144,7 @@ def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batc
 
 
 def _pack(pieces: Sequence[np.ndarray], longest: int, shapes: RowShapes) -> list[PieceBatch]:
-    """Longest first, each piece into the fullest row of its length that has room (best-fit decreasing)."""
+    """Packs pieces, longest first, each into the fullest row of its length with enough room (best-fit decreasing)."""
     rows: dict[int, list[list[int]]] = {}  # row length -> rows of piece numbers
     by_room: dict[tuple[int, int], list[list[int]]] = {}  # (row length, positions left) -> rows
     for number in sorted(range(len(pieces)), key=lambda i: -len(pieces[i])):

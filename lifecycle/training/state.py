@@ -1,8 +1,7 @@
-"""The state that a step changes: trained and frozen parameters, apart, and the optimizer's state.
+"""The training state: trained and frozen parameters, separately, and the optimizer's state.
 
-Gradients, optimizer state and each checkpoint have the trained part only. Both parts are trees like the parameters',
-each without what the other has; `params` puts them together. How every parameter is sharded is decided here, from its
-logical axes.
+Gradients, optimizer state and checkpoints cover the trained parameters only. Both parts are trees like the parameters',
+each without the other's leaves; `params` merges them. Parameters are sharded by their logical axes.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from lifecycle.training.freeze import frozen_part, merged, split
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step takes and returns; `step` counts finished steps. Also, with other leaves, shapes or shardings."""
+    """What a step takes and returns; `step` counts finished steps. Also used with shapes or shardings as leaves."""
 
     trained: Params
     frozen: Params
@@ -45,14 +44,14 @@ class TrainState:
 
 
 def param_specs(config: ModelConfig) -> Any:
-    """Where each parameter is cut: a tree like theirs of partition specs."""
+    """Partition specs of the parameters, as a tree like theirs."""
     return tree_specs(logical_axes(config))
 
 
 def state_shardings(
     config: ModelConfig, optimizer: optax.GradientTransformation, mesh: AnyMesh, freeze: Sequence[str] = ()
 ) -> TrainState:
-    """Shardings of the whole state: parameters by their logical axes, optimizer state like its parameters. `freeze`:
+    """Shardings of the full state: parameters by their logical axes, optimizer state like its parameters. `freeze`:
     patterns as in `frozen_part`."""
     trained, frozen = split(tree_shardings(mesh, logical_axes(config)), frozen_part(config, freeze))
     everywhere = NamedSharding(mesh, P())
@@ -67,7 +66,7 @@ def state_shardings(
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """Shapes and shardings of the whole state, without any array."""
+    """Shapes and shardings of the full state, without any array."""
 
     def leaf(shape: Any, where: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
@@ -80,13 +79,13 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
 def init_state(
     config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, key: PRNGKeyArray
 ) -> TrainState:
-    """A fresh state, created sharded: no host holds more than its part."""
+    """A fresh state, created sharded: no host holds more than its shard."""
     fresh = partial(_fresh, optimizer, shardings.frozen)
     return jax.jit(lambda key: fresh(init_params(config, key)), out_shardings=shardings)(key)
 
 
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """A fresh optimizer around given parameters: how a stage starts from the weights of the one before."""
+    """A state with given parameters and a fresh optimizer: how a stage starts from the previous one's weights."""
     return jax.jit(partial(_fresh, optimizer, shardings.frozen), out_shardings=shardings)(params)
 
 

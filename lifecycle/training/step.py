@@ -1,10 +1,10 @@
-"""The one train step: `(state, batch) -> (state, metrics)`, jitted once, state donated.
+"""The train step, one for all objectives: `(state, batch) -> (state, metrics)`, jitted once, state donated.
 
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
-count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients are computed in
-one manual `jax.shard_map` (`parallel/placement.py`); gradients cross the axes that hold whole copies of a parameter
-once a step, after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, but for Muon's
-products (`training/muon.py`): its state is laid out like the parameters.
+count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients run in one manual
+`jax.shard_map` (`parallel/placement.py`); gradients are reduced over the axes that replicate a parameter once a step,
+after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, except for Muon's products
+(`training/muon.py`): its state is sharded like the parameters.
 """
 
 from functools import partial
@@ -40,8 +40,8 @@ def make_train_step(
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is even over the
-    mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: by how
-    much a router's selection bias moves towards an even load (`MoeConfig`).
+    mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: how much a
+    step moves a router's selection bias towards an even load (`MoeConfig`).
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))

@@ -1,4 +1,4 @@
-"""A train step over one's own objective and batches, for notebooks and scripts; stages of a run use the loop."""
+"""A train step with your own objective and batches, for notebooks and scripts; stages of a run use the loop."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from lifecycle.training.step import make_train_step
 
 
 class Trainer:
-    """The state of a training run and the one step of all objectives, sharded over `mesh` (default: one device).
+    """A training state and its step, sharded over `mesh` (default: one device).
 
     `objective(params, batch)` returns `Sums`; on a mesh it runs on each device's shard of both. Weights start from
     `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule.

@@ -1,8 +1,8 @@
-"""Reads a checkpoint's arrays one at a time into host memory, without a device and without the rest.
+"""Reads a checkpoint's arrays one at a time into host memory, without a device.
 
-Orbax restores trees; an export needs one array after the other, and of a layer's experts one after the other. So this
-reads what Orbax wrote, a Zarr array for each name in an OCDBT store, by TensorStore, the library that Orbax writes it
-with. What must hold: memory holds what was asked for, and at most one chunk more.
+Orbax restores trees; an export needs one array after the other, and a layer's experts one by one. This reads what Orbax
+wrote, a Zarr array per name in an OCDBT store, by TensorStore, as Orbax does. What must hold: memory holds the
+requested part and at most one chunk more.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ import tensorstore as ts
 
 
 class ArrayReader:
-    """Arrays by canonical name, each in the item of a checkpoint that `items` names: `reader(name, None)` gives all of
-    an array, `reader(name, expert)` the part with one index of its first dimension.
+    """Arrays by canonical name, each in the item of a checkpoint that `items` names: `reader(name, None)` returns a
+    full array, `reader(name, expert)` one index of its first dimension.
 
-    While an array is read, memory holds its compressed chunks too. Of an array that is read by parts, it holds the
-    chunks with the part until others are needed: an array is cut as the devices held it, so a layer's experts may be
-    one chunk, which would else be read and decompressed once for each of them.
+    While an array is read, memory holds its compressed chunks too. For reads by expert, the last decoded chunk is kept:
+    chunks are the shards that devices held, so a layer's experts may be one chunk, which would otherwise be decoded
+    once per expert.
     """
 
     def __init__(self, items: Mapping[str, Path]) -> None:

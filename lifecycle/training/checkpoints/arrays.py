@@ -16,7 +16,7 @@ type Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def abstract_arrays(tree: PyTree) -> Shapes:
-    """Shapes, dtypes and shardings of `unstack(tree)`; a layer is laid out like its part of the stack."""
+    """Shapes, dtypes and shardings of `unstack(tree)`; a layer is sharded like its part of the stack."""
     flat: Shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if is_stacked(path, leaf):

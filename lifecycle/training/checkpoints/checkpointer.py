@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax: written while training goes on, complete or not there at all, restored on any mesh.
+"""Checkpoints by Orbax: written while training continues, atomic, restored on any mesh.
 
 A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `weights/names.py`,
-so a checkpoint knows nothing of the scan's stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary
-name and renames at the end; before that, `files.json` is added (`integrity.py`). Parameters that no step changes are
-written once, to `frozen`. What must hold: a checkpoint that a reader accepts is bit by bit what was saved.
+independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary name and renames at the end;
+before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to `frozen`. What must hold: a
+checkpoint that a reader accepts is bit by bit what was saved.
 """
 
 import logging
@@ -38,7 +38,7 @@ SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether Orbax wrote the record, or asyncio did about an exception of one of Orbax's tasks."""
+    """Whether Orbax wrote the record, or asyncio about an exception in one of Orbax's tasks."""
     error = record.exc_info[1] if record.exc_info else None
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
     return any("orbax" in Path(file).parts for file in (record.pathname, *files))
@@ -53,9 +53,9 @@ for _name in ("absl", "asyncio"):
 class Checkpointer:
     """The checkpoints of one run, in `folder/<step>/`.
 
-    One is due every `every` steps, and the last `keep` are kept. On opening, damaged checkpoints that are newer than
-    the newest whole one are renamed to `<step>.damaged`, with a note to `progress`; if none is whole,
-    `CheckpointError`. All processes of a job make the same calls.
+    One is due every `every` steps, and the last `keep` are kept. On opening, damaged checkpoints newer than the newest
+    intact one are renamed to `<step>.damaged`, with a note to `progress`; if none is intact, `CheckpointError`. All
+    processes of a job make the same calls.
     """
 
     def __init__(self, folder: Path, *, every: int, keep: int, progress: Progress | None = None) -> None:
@@ -72,12 +72,12 @@ class Checkpointer:
         self._unstack: Any = None
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None; a save under way counts once it is complete."""
+        """The newest checkpoint's step, or None; a pending save counts once it is complete."""
         return max(steps_in(self.folder), default=None)
 
     def should_save(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` steps. Asked after each step: it raises `CheckpointError` as soon as
-        the save under way has failed."""
+        """Whether a checkpoint is due after `step` steps. Called after each step: it raises `CheckpointError` as soon
+        as a pending save has failed."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
         return step % self.every == 0
@@ -85,8 +85,8 @@ class Checkpointer:
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.
 
-        When it returns, the arrays have been copied, so that `state` may be donated; until then the devices hold the
-        layers' arrays twice. A save still under way is waited for; if it fails, `CheckpointError`.
+        When it returns, the arrays have been copied, so `state` may be donated; until then the devices hold the layers'
+        arrays twice. Waits for a pending save first; raises `CheckpointError` if that failed.
         """
         self.wait()
         if step == self.latest_step():
@@ -102,7 +102,7 @@ class Checkpointer:
         self._raise_failure(partial(self._manager.save, step, args=items, force=True))
 
     def save_frozen(self, params: PyTree) -> None:
-        """Saves the parameters that no step changes, in place of any saved before, and waits for it."""
+        """Saves the frozen parameters, replacing any saved before, and waits for it."""
         sync("frozen parameters are written")
         if jax.process_index() == 0:
             for path in self.folder.glob(f"{FROZEN}*"):  # also what a killed run left half-written
@@ -120,7 +120,7 @@ class Checkpointer:
         """(state, data_state, meta) of `step`, or of the newest.
 
         `abstract_state` has the state's structure, with `shape`, `dtype` and `sharding` at its leaves; the mesh may
-        be another than the one the checkpoint was saved from. Raises `CheckpointError` when it does not fit.
+        differ from the one the checkpoint was saved on. Raises `CheckpointError` if it does not fit.
         """
         step = self.latest_step() if step is None else step
         if step is None:
@@ -152,12 +152,12 @@ class Checkpointer:
             return _stacked(reader.restore(path, arrays), abstract_params)
 
     def wait(self) -> None:
-        """Until the save under way is complete on disk; raises `CheckpointError` if it fails."""
+        """Waits for the pending save; raises `CheckpointError` if it fails."""
         self._raise_failure(self._manager.wait_until_finished)
         self._saving = None
 
     def close(self) -> None:
-        """Waits for the save under way, raises if it failed, and ends Orbax's threads."""
+        """Waits for the pending save, raises if it failed, and ends Orbax's threads."""
         try:
             self.wait()
         finally:
@@ -180,7 +180,7 @@ class Checkpointer:
             ) from error
 
     def _write_files(self) -> None:
-        """Adds the list of files to a folder that is complete but for its rename; in Orbax's thread."""
+        """Adds the list of files to a folder that is complete except for its rename; runs in Orbax's thread."""
         if jax.process_index() == 0:
             (path,) = self.folder.glob(f"{self._saving}{UNFINISHED}*")
             write_files(path)

@@ -1,7 +1,7 @@
-"""Whether a checkpoint is what was saved: every file with its size and SHA-256.
+"""Integrity of checkpoints: every file's size and SHA-256.
 
-A folder that is complete gets `files.json` before it is renamed to its final name. What must hold: a checkpoint that is
-damaged is never used, and never keeps a run from going on from the one before it.
+A complete folder gets `files.json` before it is renamed to its final name. What must hold: a damaged checkpoint is
+never used, and never keeps a run from resuming from an older one.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ DAMAGED = ".damaged"  # what is appended to a damaged checkpoint's folder name
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of another model, or that could not be written."""
+    """A checkpoint is missing, damaged, of another model, or could not be written."""
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -75,7 +75,8 @@ def require_whole(path: Path) -> None:
 
 
 def whole_step(folder: Path, step: int | None) -> Path:
-    """The folder of a step, by default of the newest whole one; raises `CheckpointError` unless it is whole."""
+    """The folder of a step, by default of the newest intact one; raises `CheckpointError` if it is damaged or
+    missing."""
     folder = folder.absolute()
     step = _newest_whole(folder, {}) if step is None else step
     if step is None:
@@ -85,9 +86,9 @@ def whole_step(folder: Path, step: int | None) -> Path:
 
 
 def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
-    """The newest whole step, None if there is no step; newer ones go to `damaged` with the reason.
+    """The newest intact step, None if there is no step; newer ones go to `damaged` with the reason.
 
-    Raises `CheckpointError` when there are steps and none is whole.
+    Raises `CheckpointError` if there are steps and none is intact.
     """
     steps = steps_in(folder)
     for step in reversed(steps):
@@ -101,7 +102,7 @@ def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
 
 
 def set_damaged_aside(folder: Path, progress: Progress) -> None:
-    """Renames damaged checkpoints newer than the newest whole one, so that a run can save those steps again."""
+    """Renames damaged checkpoints newer than the newest intact one, so that a run can save those steps again."""
     damaged: dict[int, str] = {}
     newest = _newest_whole(folder, damaged)  # on every process, so that all fail alike
     sync("checkpoints read")

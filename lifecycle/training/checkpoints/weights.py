@@ -1,7 +1,7 @@
-"""The parameters of a run's checkpoints, without the optimizer's state: for the stages that come after.
+"""The parameters in a run's checkpoints, without the optimizer's state, for later stages.
 
-A step's checkpoint has the trained parameters. Those that the run froze are in the folder `frozen`, written once; who
-reads parameters gets both.
+A step's checkpoint has the trained parameters. The run's frozen ones are in the folder `frozen`, written once; readers
+get both.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ def hash_params(params: PyTree) -> str:
 
 
 def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
-    """The parameters of `step`, or of the newest whole checkpoint of a run.
+    """The parameters of `step`, or of a run's newest intact checkpoint.
 
-    `like` and `shardings` have the parameters' structure, with shapes and with where they go; all processes of the job
-    call alike. Without `shardings` the calling process reads alone, to its first device. Raises `CheckpointError`.
+    `like` and `shardings` have the parameters' structure, with shapes and shardings; all processes of the job make the
+    same call. Without `shardings` the calling process reads alone, onto its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
@@ -50,7 +50,7 @@ def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: 
 
 
 def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayReader:
-    """The parameters of `step`, or of the newest whole checkpoint of a run, to be read one by one, without a device.
+    """A reader of the parameters of `step`, or of a run's newest intact checkpoint, one by one and without a device.
 
     `like` has the parameters' structure, with shapes and dtypes. Raises `CheckpointError`.
     """
@@ -59,7 +59,7 @@ def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayRea
 
 
 def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]:
-    """Which arrays each item has; raises `CheckpointError` unless all are there, undamaged and of these shapes."""
+    """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes."""
     path = whole_step(folder, step)
     items, frozen = {path / PARAMS: arrays}, path.parent / FROZEN
     if frozen.is_dir():
@@ -75,7 +75,7 @@ def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]
 
 
 def _reader(alone: bool) -> ocp.StandardCheckpointer:
-    """A reader for all processes of the job together, or for this one, which then meets none in Orbax's barriers."""
+    """A reader for all processes of the job together, or for this one alone, which then skips Orbax's barriers."""
     if not alone or jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     me = jax.process_index()

@@ -1,1 +1,1 @@
-"""What a run does between its steps: each kind of work a file, called in the order that the loop names."""
+"""Hooks: the work between steps, one kind per file, called in the order of the loop's list."""

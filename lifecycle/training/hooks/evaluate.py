@@ -1,4 +1,4 @@
-"""Measures the weights on held-out data while they are trained."""
+"""Measures the weights on held-out data during training."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from lifecycle.training.run import TrainingRun
 
 
 class Evaluate(Hook):
-    """Logs `measure(params)` before the first step, every `every` steps and after the last; this is not training's
-    time."""
+    """Logs `measure(params)` before the first step, every `every` steps and after the last; its time does not count as
+    training's."""
 
     def __init__(self, every: int, measure: Callable[[Params], dict[str, float]]) -> None:
         self.every, self.measure = every, measure
@@ -22,7 +22,7 @@ class Evaluate(Hook):
             self._log(run)
 
     def after_step(self, run: TrainingRun) -> None:
-        """Measures every so many steps and at the end."""
+        """Measures every `every` steps and after the last."""
         if run.is_last or run.step % self.every == 0:
             self._log(run)
 

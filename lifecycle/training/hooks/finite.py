@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradient is no number."""
+"""Stops a run whose loss or gradient is not finite."""
 
 import math
 
@@ -12,7 +12,7 @@ class DivergedError(ValueError):
 
 
 class Finite(Hook):
-    """Raises `DivergedError` as soon as fetched metrics show it: before they are logged, and before a save."""
+    """Raises `DivergedError` if fetched metrics are not finite, before they are logged and before a save."""
 
     def after_step(self, run: TrainingRun) -> None:
         """Raises `DivergedError` unless all metrics are finite."""

@@ -1,4 +1,4 @@
-"""Writes metrics to the run log, with the rates since the record before."""
+"""Writes metrics to the run log, with rates since the previous record."""
 
 import numpy as np
 import optax
@@ -8,8 +8,8 @@ from lifecycle.training.run import TrainingRun
 
 
 class Log(Hook):
-    """A record every `every` steps, and wherever another hook needs the metrics: `learning_rate`, `tokens_per_s` (of
-    rows' positions) and `cpu_s` (CPU seconds of this process) are added to the step's metrics."""
+    """A record every `every` steps, and whenever another hook needs the metrics. Adds `learning_rate`, `tokens_per_s`
+    (of the rows' positions) and `cpu_s` (CPU seconds of this process) to the step's metrics."""
 
     def __init__(self, every: int, schedule: optax.Schedule) -> None:
         self._every, self._schedule = every, schedule

@@ -1,1 +1,1 @@
-"""What a stage minimises: pure formulas, and one function that makes them objectives of a model and a batch."""
+"""Objectives: pure formulas, and the function that turns a formula into an objective of a model and a batch."""

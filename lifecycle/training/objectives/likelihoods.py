@@ -1,6 +1,6 @@
 """What formulas see of a forward pass: likelihoods of the rows' tokens, or of a preference pair's answers.
 
-On a mesh these are the values of this device's rows. A formula needs to know nothing of that, nor of the model.
+On a mesh these are the values of this device's rows. A formula needs to know neither the mesh nor the model.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lifecycle.model.pipeline import own_rows
 
 @dataclass(frozen=True)
 class RowColumns:
-    """The arrays of a batch, of the rows whose likelihoods this device computes."""
+    """A batch's arrays, restricted to the rows whose likelihoods this device computes."""
 
     batch: Batch
 
@@ -25,7 +25,7 @@ class RowColumns:
 
 @dataclass(frozen=True)
 class TokenLikelihoods(RowColumns):
-    """The likelihood of every target of the rows, computed when it is asked for: logits take no memory of their own."""
+    """The likelihood of every target, computed on demand, so that logits are never stored."""
 
     hidden: Float[Array, "B t D"]
     table: Float[Array, "V D"]  # the output projection, as the parameters have it
@@ -38,7 +38,7 @@ class TokenLikelihoods(RowColumns):
 
     def nll(self, weights: Float[Array, "B T"], chunks: int = 1) -> Float[Array, ""]:
         """The sum of each target's negative log-likelihood (nats) times its weight, which has no gradient. The cheapest
-        way where a loss is linear in the log-probabilities; `chunks` as in `cross_entropy`."""
+        method for a loss that is linear in the log-probabilities; `chunks` as in `cross_entropy`."""
         return cross_entropy(self.hidden, self.table, self.column("targets"), weights, self.soft_cap, chunks)
 
     def logprobs(self) -> Float[Array, "B T"]:
@@ -48,7 +48,7 @@ class TokenLikelihoods(RowColumns):
 
 @dataclass(frozen=True)
 class PairLikelihoods(RowColumns):
-    """The likelihoods of the answers of preference pairs, chosen first; zeros where there is no pair."""
+    """The likelihoods of preference pairs' answers, chosen first; zeros for padding pairs."""
 
     logprobs: Float[Array, "B P 2"]
     lengths: Float[Array, "B P 2"]  # tokens of the answers

@@ -1,4 +1,4 @@
-"""Next-token prediction: pre-training, where every token counts, and SFT, where the mask leaves the assistant's."""
+"""Next-token prediction: pre-training, on every token, and SFT, on the assistant's tokens by `loss_mask`."""
 
 from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
@@ -6,6 +6,6 @@ from lifecycle.training.objectives.sums import Sums
 
 
 def next_token(settings: CrossEntropyConfig, tokens: TokenLikelihoods) -> Sums:
-    """The negative log-likelihood of the learned tokens in nats, per token (Bengio et al. 2003, "A Neural Probabilistic
-    Language Model", section 2)."""
+    """The negative log-likelihood of the masked-in tokens in nats, per token (Bengio et al. 2003, "A Neural
+    Probabilistic Language Model", section 2)."""
     return Sums(tokens.nll(tokens.mask, settings.loss_chunks), tokens.mask.sum())

@@ -1,9 +1,9 @@
 """From a formula to an objective: a function from a model's parameters and a batch to sums.
 
-Only this module knows both a formula and the machine: the forward pass, which rows and positions a device
-has, what its neighbours add, and the routers' terms. A row of preference pairs holds up to `P` pairs, each
-as two consecutive segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected), so a pair never crosses rows
-and its log-probabilities are two segment sums. `loss_mask` leaves the answers' tokens.
+Only this module knows both a formula and the machine: the forward pass, this device's rows and positions, its
+neighbours' contributions, and the routers' terms. A row of preference pairs holds up to `P` pairs, each as two
+consecutive segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected). A pair never crosses rows, so its
+log-probabilities are two segment sums. `loss_mask` selects the answers' tokens.
 """
 
 from collections.abc import Callable
@@ -29,9 +29,10 @@ type Formula = Callable[[TrainConfig, Any], Sums]  # of the stage's settings, an
 
 
 def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
-    """What a stage with these settings minimises: `objective(params, batch)`, on a mesh of this device's part of both.
+    """The objective of a stage with these settings: `objective(params, batch)`; on a mesh, of this device's shards of
+    both.
 
-    The sums over all devices of a mesh are those of the whole batch, and so are their gradients.
+    The sums over all devices of a mesh are those of the global batch, and so are their gradients.
     """
     kind = objective_kind(train.objective)
     formula, apply = kind.load(), APPLY[kind.rows]
@@ -65,7 +66,7 @@ APPLY = {"tokens": _apply_to_tokens, "chat": _apply_to_tokens, "pairs": _apply_t
 def pair_likelihoods(
     model: ModelConfig, params: Params, batch: Batch, hidden: Float[Array, "B t D"]
 ) -> PairLikelihoods:
-    """The likelihoods of a batch's pairs from the last hidden states, which are of this device's `own_rows`."""
+    """The likelihoods of a batch's pairs, from the final hidden states of this device's `own_rows`."""
     targets, mask, segments = (own_rows(batch[name]) for name in ("targets", "loss_mask", "segment_ids"))
     batch_size, num_pairs = own_rows(batch["pair_mask"]).shape
 
@@ -78,7 +79,7 @@ def pair_likelihoods(
 
 
 def pair_logprobs(model: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B P 2"]:
-    """Log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows."""
+    """The log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, _ = forward_train(model, params, *inputs)
     return pair_likelihoods(model, params, batch, hidden).logprobs

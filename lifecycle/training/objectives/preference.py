@@ -9,10 +9,10 @@ from lifecycle.training.objectives.likelihoods import PairLikelihoods
 
 
 def preference_metrics(pairs: PairLikelihoods, margins: Float[Array, "B P"]) -> dict[str, Any]:
-    """Values per pair.
+    """Metrics per pair.
 
-    `accuracy` is the share of pairs with a positive margin; DPO's is relative to the reference, so a half before
-    training. `likelihood_accuracy` compares mean log-probabilities per token and says what the model itself prefers.
+    `accuracy` is the share of pairs with a positive margin; DPO's is relative to the reference, so 0.5 before training.
+    `likelihood_accuracy` compares mean log-probabilities per token: the model's own preference.
     """
     means = pairs.mean_logprobs
     return {

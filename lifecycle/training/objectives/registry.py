@@ -1,7 +1,7 @@
-"""The objectives by name: which settings each takes, which rows, and where its formula is.
+"""The objectives by name: the settings each takes, the rows it reads, and where its formula is.
 
-A run's config is read without JAX, so a formula is named here and imported only where it runs. What must hold: a name
-has one objective. Another package adds its own with `register`.
+A config is read without JAX, so formulas are named here and imported only when they run. What must hold: a name has one
+objective. Other packages add theirs with `register`.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
 
 @dataclass(frozen=True)
 class ObjectiveKind:
-    """What a training stage must know of its objective.
+    """What a training stage needs to know of its objective.
 
-    `settings` is the stage's section, with the fields that only this objective has. `rows` is one of `ROWS`. `formula`
-    is `package.module:function`, of the settings and of likelihoods (`objectives/likelihoods.py`): over tokens, or over
-    pairs where those are the rows. With `needs_reference`, rows carry the log-probabilities of the model that the stage
-    starts from. `models` names the fields of the settings that name another stage whose model the objective needs.
+    `settings` is the stage's section, with the objective's own fields. `rows` is one of `ROWS`. `formula` is
+    `package.module:function`, of the settings and of likelihoods (`objectives/likelihoods.py`), over tokens or over
+    pairs according to `rows`. With `needs_reference`, rows carry the log-probabilities of the stage's initial model.
+    `models` lists the settings that name another stage whose model the objective needs.
     """
 
     name: str
@@ -45,21 +45,21 @@ _KINDS: dict[str, ObjectiveKind] = {}
 
 
 def register(kind: ObjectiveKind) -> None:
-    """Adds an objective. Raises `ValueError` for a name that another one has."""
+    """Adds an objective. Raises `ValueError` for a name that is taken."""
     if _KINDS.setdefault(kind.name, kind) != kind:
         raise ValueError(f"objective {kind.name!r} is registered already, with {_KINDS[kind.name].formula}")
     SETTINGS[kind.name] = kind.settings
 
 
 def objective_kind(name: str) -> ObjectiveKind:
-    """The objective of this name; raises `ConfigError`, with the nearest name, if there is none."""
+    """The objective of this name; raises `ConfigError`, with the nearest name, for an unknown one."""
     if name not in _KINDS:
         raise ConfigError(f"objective {name!r} is not known{nearest(name, _KINDS)}")
     return _KINDS[name]
 
 
 def objective_names() -> tuple[str, ...]:
-    """All registered names, in the order of their registration."""
+    """All registered names, in the order of registration."""
     return tuple(_KINDS)
 
 

@@ -1,4 +1,4 @@
-"""What a mixture of experts adds to an objective: losses that keep its routers in order, and what is logged of them."""
+"""What a mixture of experts adds to an objective: its routers' losses and their metrics."""
 
 from dataclasses import replace
 
@@ -13,11 +13,11 @@ from lifecycle.training.objectives.sums import Sums
 
 
 def with_routers(config: ModelConfig, sums: Sums, routers: dict[str, RouterStats]) -> Sums:
-    """An objective's sums with the terms of `routers`, what `forward_train` says of them by stack.
+    """An objective's sums plus the terms of `routers`, the statistics by stack from `forward_train`.
 
     Losses are means over the layers and over the tokens of all devices, in units of the objective's count. Logged:
     `router_balance`, `router_z`, `router_entropy` (nats), `router_max_load` (of the busiest expert, in units of an even
-    load), `router_dropped` (share of the choices that were not computed).
+    load), `router_dropped` (the share of choices that were dropped).
     """
     if config.moe is None:
         return sums

@@ -1,4 +1,4 @@
-"""What an objective returns: sums with what they count, so that parts of a batch add up exactly."""
+"""What an objective returns: sums with their counts, so that parts of a batch add up exactly."""
 
 from dataclasses import dataclass, field
 
@@ -10,11 +10,10 @@ from lifecycle.core.typing import Array, Float
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sums:
-    """Sums over a part of a batch; parts are added, and divided only at the end.
+    """Sums over a part of a batch; parts are added up, and divided only at the end.
 
-    The gradient is that of `loss`, divided by `count`. `metrics` are sums that are logged; they are divided by their
-    own entry in `counts`, or by `count` where there is none. `load`: by stack, how often each expert was chosen; router
-    selection biases follow it.
+    The gradient is that of `loss`, divided by `count`. `metrics` are sums for the log, each divided by its own entry in
+    `counts`, or else by `count`. `load`: by stack, how often each expert was chosen; router selection biases follow it.
     """
 
     loss: Float[Array, ""]
@@ -34,8 +33,8 @@ def sums_over(
     losses: Float[Array, "*units"],
     metrics: dict[str, Float[Array, "*units"] | tuple[Float[Array, "*units"], Float[Array, "*units"]]],
 ) -> Sums:
-    """The sums over the units (tokens, pairs) of `mask`. A metric is a value per unit, averaged over units; or values
-    and what they count, as log-probabilities and numbers of tokens."""
+    """Sums over the units (tokens, pairs) of `mask`. A metric is a value per unit, averaged over units, or a pair of
+    values and their counts, for example log-probabilities and numbers of tokens."""
     totals, counts = {}, {}
     for name, metric in metrics.items():
         values, counted = metric if isinstance(metric, tuple) else (metric, None)
