@@ -16,7 +16,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.ops.registry import Registry, verify
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
-from lifecycle.stages.weights import trained_params
+from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 
@@ -55,7 +55,7 @@ def _trained(config: RunConfig, stage: str) -> Model:
     """The model of a training stage that is finished, from its checkpoint."""
     folder = finished_stage(config, "tokenizer").path
     tokenizer, model = load_tokenizer(folder), config.model_of(stage)
-    params = trained_params(finished_stage(config, stage), model)
+    params = trained_params_in_use(finished_stage(config, stage), model)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
     return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer), defaults)

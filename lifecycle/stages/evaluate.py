@@ -10,7 +10,7 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.sessions import session_on
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.stages.weights import trained_params
+from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 
@@ -21,7 +21,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
     mesh, folder, model = build_mesh(config.evaluation_mesh), inputs["tokenizer"].path, config.model_of(trained)
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate.load(folder, tokenizer)
-    params = trained_params(inputs[trained], model, mesh)
+    params = trained_params_in_use(inputs[trained], model, mesh)
     subject = chat_model(Model(model, params, tokenizer, template), mesh)
     folders = {name: artifact.path for name, artifact in inputs.items()}
     results = evaluate(config.evaluate, folders, subject, out, progress)

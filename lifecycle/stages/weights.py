@@ -9,7 +9,7 @@ from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, abstract_params, logical_axes
+from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs
@@ -38,8 +38,18 @@ def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = N
 
     The last step's, never those of an earlier checkpoint where the last is damaged.
     """
+    return _final_params(artifact, model, mesh, None)
+
+
+def trained_params_in_use(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
+    """`trained_params` as they are computed with (`params_in_use`), read straight into their dtypes."""
+    return _final_params(artifact, model, mesh, abstract_in_use(model))
+
+
+def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dtypes_of: Params | None) -> Params:
     shardings = tree_shardings(mesh, logical_axes(model)) if mesh is not None else None
-    return load_params(artifact.path / CHECKPOINTS, abstract_params(model), artifact.stats["steps"], shardings)
+    folder, step = artifact.path / CHECKPOINTS, artifact.stats["steps"]
+    return load_params(folder, abstract_params(model), step, shardings, dtypes_of=dtypes_of)
 
 
 def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.params import abstract_params
-from lifecycle.stages.weights import trained_params
+from lifecycle.model.params import abstract_in_use, abstract_params, init_params, params_in_use
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.stages.weights import trained_params, trained_params_in_use
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
@@ -36,3 +38,18 @@ def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: P
     (tmp_path / CHECKPOINTS / "2" / FILES).write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
         trained_params(artifact, MODEL)
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(fsdp=2)])
+def test_weights_in_use_are_read_into_their_dtypes(tmp_path: Path, mesh: MeshConfig | None) -> None:
+    narrow = MODEL.model_copy(update={"compute_dtype": "bfloat16"})
+    params = init_params(narrow, jax.random.key(0))
+    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, every=1, keep=1)
+    checkpoints.save(2, {"params": params, "opt_state": {"count": jnp.array(2)}}, {"step": 2}, {})
+    checkpoints.close()
+    artifact, laid = cast(Artifact, Trained(tmp_path)), None if mesh is None else build_mesh(mesh)
+    held = trained_params_in_use(artifact, narrow, laid)
+    assert jax.tree.map(lambda x: x.dtype, held) == jax.tree.map(lambda x: x.dtype, abstract_in_use(narrow))
+    assert {x.dtype.name for x in jax.tree.leaves(held)} == {"bfloat16", "float32"}
+    expected = params_in_use(narrow, params)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((jax.device_get(a) == b).all()), held, expected)))

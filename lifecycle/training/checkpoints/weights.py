@@ -33,19 +33,29 @@ def hash_params(params: PyTree) -> str:
     return total.hexdigest()
 
 
-def load_params(folder: Path, like: PyTree, step: int | None = None, shardings: PyTree | None = None) -> dict[str, Any]:
-    """The parameters of `step`, or of a run's newest intact checkpoint.
+def load_params(
+    folder: Path,
+    like: PyTree,
+    step: int | None = None,
+    shardings: PyTree | None = None,
+    *,
+    dtypes_of: PyTree | None = None,
+) -> dict[str, Any]:
+    """The parameters of `step`, or of the newest whole checkpoint of a run.
 
-    `like` and `shardings` have the parameters' structure, with shapes and shardings; all processes of the job make the
-    same call. Without `shardings` the calling process reads alone, onto its first device. Raises `CheckpointError`.
+    `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved, where they go, and in which
+    dtypes if not those of `like`; there is no second copy. All processes of the job call alike. Without `shardings` the
+    calling process reads alone, to its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, targets)
+    given = dtypes_of if dtypes_of is not None else like
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), given, targets)
+    wanted = abstract_arrays(shapes)
     flat: dict[str, jax.Array] = {}
     with _reader(alone=shardings is None) as reader:
-        for item, arrays in _items(folder, step, abstract_arrays(shapes)).items():
-            flat |= reader.restore(item, arrays)
+        for item, saved in _items(folder, step, abstract_arrays(like)).items():
+            flat |= reader.restore(item, {name: wanted[name] for name in saved})
     return jax.jit(partial(stack_like, like=like), out_shardings=shardings)(flat)
 
 
