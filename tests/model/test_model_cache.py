@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_row_is_taken_out_and_put_back() -> None:
     for leaf, part in zip(jax.tree.leaves(cache), jax.tree.leaves(own), strict=True):
         np.testing.assert_array_equal(part, leaf[:, 1:2])
     back = cache.put_row(1, jax.tree.map(jnp.zeros_like, own)).put_row(1, own)
-    assert jax.tree.all(jax.tree.map(np.array_equal, back, cache))
+    chex.assert_trees_all_equal(back, cache, strict=True)
 
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ def test_the_compute_dtype_is_float32_on_a_cpu_unless_named(params: dict[str, An
 def test_initial_values_keep_sizes_and_depend_on_the_key_only() -> None:
     config = MODEL.model_copy(update={"d_model": 128, "d_ff": 256})
     one, two, other = (jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed)) for seed in (0, 0, 1))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    chex.assert_trees_all_equal(one, two, strict=True)
     blocks = one["blocks"]["0+1"]
     for array, std in (
         (one["embed"], 128**-0.5),

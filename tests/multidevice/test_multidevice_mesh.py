@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,8 +94,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
     for config in MESHES.values():
         shardings = state_shardings(MODEL, optimizer, build_mesh(config))
         fresh.append(init_state(MODEL, optimizer, shardings, jax.random.key(0)).params)
-    for one, eight in zip(jax.tree.leaves(fresh[0]), jax.tree.leaves(fresh[1]), strict=True):
-        assert np.array_equal(one, eight)
+    chex.assert_trees_all_equal(*jax.device_get(fresh), strict=True)
 
 
 def test_measurements_do_not_depend_on_the_mesh() -> None:

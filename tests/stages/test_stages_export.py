@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from lifecycle.core.artifact import Artifact
@@ -68,7 +68,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path: Path, model: ModelConfig
     whole.mkdir()
     save_weights(model, params, whole)
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    assert jax.tree.all(jax.tree.map(np.array_equal, load_weights(model, out), params))
+    chex.assert_trees_all_equal(load_weights(model, out), params, strict=True)
 
 
 def test_a_damaged_last_checkpoint_is_not_exported(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +64,7 @@ def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
 
 
 def assert_close(left: Any, right: Any, tolerance: float) -> None:
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
+    chex.assert_trees_all_close(left, right, atol=tolerance, rtol=0)
 
 
 def test_accumulation_equals_the_whole_batch(steps: Steps) -> None:
@@ -126,8 +126,7 @@ def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> Non
         losses.append([float(loss) for loss in kept])
     assert len(traced) == 1 and step._cache_size() == 1
     assert losses[0] == losses[1] and losses[0][-1] != losses[0][0]
-    for left, right in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
-        assert np.array_equal(left, right)
+    chex.assert_trees_all_equal(*ends, strict=True)
 
 
 def test_the_transfer_guard_sees_what_is_moved() -> None:

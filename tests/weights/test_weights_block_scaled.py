@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import jax
+import chex
 import ml_dtypes
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_gpt_oss_is_read_as_it_is_published(tmp_path: Path) -> None:
     plain = {name: source.read(name, tuple(slice(0, n) for n in shape)) for name, shape in source.shapes.items()}
     save_file({name: np.ascontiguousarray(x) for name, x in plain.items()}, tmp_path / WEIGHTS)
     again = load_weights(config, tmp_path)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(again), strict=True))
+    chex.assert_trees_all_equal(loaded, again, strict=True)
 
 
 def test_deepseek_v3_is_read_as_it_is_published(tmp_path: Path) -> None:

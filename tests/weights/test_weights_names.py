@@ -1,5 +1,6 @@
 """Canonical names: `stack` and `stack_like` undo `unstack`, and missing layers are named."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +22,7 @@ def params() -> dict:
 
 
 def assert_equal(left: object, right: object) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+    chex.assert_trees_all_equal(left, right, strict=True)
 
 
 def test_every_layer_has_its_own_names(params: dict) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -53,9 +54,7 @@ def llama(llama_params: Params, tmp_path: Path) -> Path:
 
 
 def assert_same(left: Params, right: Params) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert one.dtype == other.dtype and np.array_equal(one, other)
+    chex.assert_trees_all_equal(left, right, strict=True)
 
 
 def rewrite(folder: Path, change: Any) -> None:
