@@ -1,1 +1,1 @@
-"""What every room stands on and what knows nothing of language models."""
+"""The base of every room: config, artifacts, processes, logs. It knows nothing of language models."""

@@ -1,9 +1,9 @@
 """The artifact chain: every stage reads artifacts and writes one, with a manifest.
 
-An artifact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` was written last. Its *key* is the hash of
-(stage, config, content hashes of its inputs): what is asked for. Its *content hash* is of what was made. While a stage
-works, the folder's name ends in `.partial`; it is renamed at the end, so a reader never meets half an artifact, and a
-stage that was killed sees its own files again and may go on from them.
+An artifact is a folder `<root>/<stage>-<key[:12]>/` whose `manifest.json` is written last. Its *key* is the hash of
+(stage, config, content hashes of its inputs): the request. Its *content hash* is that of the result. While a stage
+runs, the folder's name ends in `.partial`; it is renamed at the end, so a reader never sees half an artifact, and a
+killed stage can resume from its own files.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ LEDGER_EVERY_S = 5.0
 
 
 class ArtifactError(ValueError):
-    """An artifact that is missing, half-written or damaged."""
+    """An artifact is missing, incomplete or damaged."""
 
 
 class Manifest(BaseModel):
-    """What an artifact is, what it was made from, when and at what cost."""
+    """An artifact's description: what it was made from, when and at what cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,7 +85,7 @@ def artifact_path(root: Path, stage: str, key: str) -> Path:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Reads a finished artifact; raises `ArtifactError` if it is missing or its files are not the manifest's."""
+    """Reads a finished artifact; raises `ArtifactError` if it is missing or its files differ from the manifest."""
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise ArtifactError(f"{path}: no finished artifact here (no {MANIFEST}); run the stage that makes it")
@@ -103,9 +103,9 @@ def open_artifact(path: Path) -> Artifact:
 
 @dataclass
 class Draft:
-    """An artifact in the making: a stage writes into `path`, then `commit` renames it.
+    """An artifact being made: a stage writes into `path`, then `commit` renames it.
 
-    `folders`: what else it is made from, by name, folders that no stage of this root made, with a manifest or without.
+    `folders`: further inputs by name, folders that no stage of this root made, with or without a manifest.
     """
 
     root: Path
@@ -124,7 +124,7 @@ class Draft:
         self._before = (0.0, 0.0)
 
     def open(self) -> Path:
-        """The folder to write into; it still holds what a killed run of the same stage left there."""
+        """The folder to write into, with the files that a killed run of the same stage left."""
         self.path.mkdir(parents=True, exist_ok=True)
         ledger = self.path / LEDGER
         if ledger.is_file():
@@ -160,8 +160,7 @@ class Draft:
 
     @contextmanager
     def keeping_costs(self) -> Iterator[None]:
-        """Writes what the stage has cost so far to the draft's ledger every few seconds, so that the cost of a run that
-        is killed is not forgotten."""
+        """Records the stage's cost in the draft's ledger every few seconds, so that a killed run's cost is not lost."""
         stop = threading.Event()
 
         def keep() -> None:
@@ -179,7 +178,7 @@ class Draft:
             thread.join()
 
     def _spent(self) -> tuple[float, float]:
-        """Wall and CPU seconds of this run and of the killed ones before it."""
+        """Wall and CPU seconds of this run and of earlier killed ones."""
         wall, cpu = self._before
         return wall + (time.time() - self._started[0]), cpu + (cpu_seconds() - self._started[1])
 
@@ -194,7 +193,7 @@ def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
 
 
 def content_hash(folder: Path) -> str:
-    """The content hash of an artifact's folder, or the hash over the files of one without a manifest."""
+    """The content hash of an artifact's folder; without a manifest, the hash over its files."""
     if (folder / MANIFEST).is_file():
         return open_artifact(folder).content_hash
     return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
@@ -222,7 +221,7 @@ def cpu_seconds() -> float:
 
 @cache
 def code_version() -> str:
-    """`version+commit` of the running code, with `.dirty` when the checkout has changes."""
+    """`version+commit` of the running code, with `.dirty` if the checkout has changes."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=12"]
     try:

@@ -1,8 +1,8 @@
 """Typed configuration: YAML in, one frozen tree out.
 
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
-one. A `VariantSection` is read as the subclass that one of its keys names. A section with a `preset_folder` may name a
-preset, a YAML file in that folder, next to the run file or above it: `model: llama3_8b`, or `model: {preset:
+one. A `VariantSection` is read as the subclass that one of its keys selects. A section with a `preset_folder` may name
+a preset, a YAML file in that folder, next to the run file or above it: `model: llama3_8b`, or `model: {preset:
 llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). There is no
 other inheritance.
 """
@@ -34,11 +34,11 @@ CONTAINERS = (list, tuple, dict)  # of sections
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the setting and the fix."""
+    """An invalid configuration; the message names the setting and the fix."""
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration tree; unknown keys are refused."""
+    """A frozen part of the configuration tree; unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     preset_folder: ClassVar[str | None] = None
@@ -64,22 +64,22 @@ class Section(BaseModel):
 
 
 class VariantSection(Section):
-    """A section of several variants: the field `variant_key` names the subclass whose settings it has.
+    """A section with variants: the field `variant_key` selects the subclass with the settings.
 
-    The direct subclass declares the common fields and lists the variants; reading it gives an instance of one of them.
-    Fields of this type are annotated `SerializeAsAny`, so that a variant's own settings are written too.
+    The direct subclass declares the common fields and lists the variants; reading it returns an instance of one of
+    them. Fields of this type are annotated `SerializeAsAny`, so that a variant's own settings are written too.
     """
 
     variant_key: ClassVar[str]
 
     @classmethod
     def variants(cls) -> Mapping[str, type["VariantSection"]]:
-        """By name, the subclasses that the section may be read as."""
+        """The subclasses that the section may be read as, by name."""
         raise NotImplementedError
 
     @classmethod
     def variant_of(cls, tree: Mapping[str, Any]) -> type[Section]:
-        """The subclass that reads `tree`; raises `ValueError`, with the nearest name, where it names none."""
+        """The subclass for `tree`; raises `ValueError`, with the nearest name, for an unknown or missing one."""
         if VariantSection not in cls.__bases__:
             return cls  # already one of the variants
         field, known = cls.model_fields[cls.variant_key], cls.variants()
@@ -134,7 +134,7 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
 
 
 def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "copy it again") -> dict[str, Any]:
-    """A JSON file that holds a mapping; raises `error`, with what to do, where it is damaged or something else."""
+    """A JSON file that holds a mapping; raises `error`, with the fix, if it is damaged or something else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as issue:
@@ -145,7 +145,7 @@ def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "cop
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML as `safe_load` does, but for a key that is given twice: there the last one would win in silence."""
+    """Reads YAML like `safe_load`, but rejects a duplicate key, where `safe_load` silently takes the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -278,7 +278,7 @@ def _is_named(section: type[Section], tree: Any) -> bool:
 
 
 def one_or_named(section: type[Section]) -> WrapValidator:
-    """For a field `S | dict[str, S]`: one section, or several by name; errors are those of the one that was meant."""
+    """For a field `S | dict[str, S]`: one section, or several by name; errors refer to the form that was meant."""
 
     mapping: Any = dict
     several = TypeAdapter[Any](mapping[str, section])
@@ -321,7 +321,7 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to "no such `name`": the nearest of the `known` names, or all of them."""
+    """The end of a "no such name" message: the nearest of the `known` names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

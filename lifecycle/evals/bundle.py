@@ -1,7 +1,7 @@
-"""A bundle scored on tasks outside any run: one that was exported, imported, or made by another tool.
+"""Scores a bundle on tasks outside any run: one that was exported, imported, or made by another tool.
 
-The results are an artifact, keyed by the bundle's content, the tasks and their rows, so a question that was answered is
-not asked again. What must hold: a bundle gets the scores that the same weights get inside a run with the same context.
+The results are an artifact, keyed by the bundle's content, the tasks and their rows, so an evaluation runs once. What
+must hold: a bundle gets the scores that the same weights get inside a run with the same context.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ STAGE = "evaluation"
 
 
 class BundleTasksConfig(EvalConfig):
-    """A file of tasks, in the form of a run file's `evaluate` section; `root` is where the results go."""
+    """A file of tasks, in the form of a run file's `evaluate` section; `root` is the folder of the results."""
 
     root: Path = Path("runs/evaluations")
     mesh: MeshConfig = MeshConfig()  # the devices that hold the model
@@ -30,9 +30,9 @@ class BundleTasksConfig(EvalConfig):
 
 
 def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) -> Artifact:
-    """The results' artifact: the finished one if there is one, else a new one.
+    """The results' artifact: a finished one with the same key, else a new one.
 
-    Raises `ConfigError` for tasks that cannot be run, and what `load_bundle` raises for a folder that is no bundle.
+    Raises `ConfigError` for invalid tasks, and what `load_bundle` raises for a folder that is not a bundle.
     """
     rows = local_rows(config)
     settings: dict[str, Any] = config.plain() | {"bundle": content_hash(bundle), "rows": rows}

@@ -1,4 +1,4 @@
-"""Two results of one task compared, example by example where both have the same ones."""
+"""Compares two results of one task, example by example if both have the same ones."""
 
 from lifecycle.evals.results import EvalResult
 from lifecycle.evals.statistics import Comparison, compare_paired, compare_unpaired

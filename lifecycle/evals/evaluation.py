@@ -1,4 +1,4 @@
-"""An evaluation: every task's rows scored by one model, the results written."""
+"""An evaluation: scores every task's rows by one model and writes the results."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A loaded model as the subject of an evaluation: scored and decoded on the mesh that holds its weights.
 
-Training stages and bundles are evaluated through this one class, so the same weights get the same scores in either.
+Training stages and bundles are evaluated through this one class, so the same weights get the same scores in both.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PLAIN_TEXT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model whose weights are on `mesh`. Of a base model the encoder has no chat template."""
+    """A model whose weights are on `mesh`. For a base model the encoder has no chat template."""
 
     model: Model
     mesh: Mesh
@@ -44,7 +44,7 @@ class EvaluatedModel:
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
         """Greedy continuations, without the stop string or the end of the turn.
 
-        Raises `ConfigError` where the model cannot be decoded on the mesh's devices.
+        Raises `ConfigError` if the mesh's devices cannot decode the model.
         """
         greedy = SamplingParams(temperature=0, max_tokens=max_tokens, stop=tuple(stop))
         mesh = inference_mesh(self.mesh)
@@ -52,14 +52,14 @@ class EvaluatedModel:
 
 
 def chat_model(model: Model, mesh: Mesh) -> EvaluatedModel:
-    """A model with turns, whose weights are on `mesh`, as the subject of an evaluation."""
+    """A chat model whose weights are on `mesh`, as the subject of an evaluation."""
     return EvaluatedModel(model, mesh, TextEncoder(model.tokenizer, model.template))
 
 
 def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh) -> EvaluatedModel:
-    """A bundle's model with its context cut to `max_seq_len`; one without a chat template answers plain text only.
+    """A bundle's model with its context limited to `max_seq_len`; without a chat template it takes plain text only.
 
-    Raises what `load_bundle` raises for a folder that is no bundle.
+    Raises what `load_bundle` raises for a folder that is not a bundle.
     """
     has_turns = read_template(bundle) is not None
     subject = chat_model(load_bundle(bundle, mesh), mesh) if has_turns else _base_model(bundle, mesh)

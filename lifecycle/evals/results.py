@@ -1,8 +1,8 @@
 """Results of an evaluation: a score per example, their weighted mean and its confidence interval.
 
-On disk: `results.json` with the summaries and `<task>.jsonl` with one example a line. Two results may be compared
-when their `definition` is the same (everything of the task that decides a score); their examples may be paired when
-the ids are, since an id is a hash of the row's content.
+On disk: `results.json` with the summaries and `<task>.jsonl` with one example per line. Two results are comparable if
+their `definition` is the same (everything in the task that affects a score); their examples can be paired if the ids
+are, since an id is a hash of the row's content.
 """
 
 import json
@@ -21,11 +21,11 @@ LEVEL = 0.95  # of every interval shown; the field's habit
 
 
 class ResultError(ValueError):
-    """Scores that cannot be summarised or results that cannot be read."""
+    """Scores that cannot be summarised, or results that cannot be read."""
 
 
 class ScoredExample(BaseModel):
-    """One scored row; `detail` is for people: what was picked, what was generated."""
+    """One scored row; `detail` is for people: the picked choice, the generated text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class ScoredExample(BaseModel):
 
 
 class EvalResult(BaseModel):
-    """One task's result: the examples' scores' mean by weight, and the bounds of its 95 % interval."""
+    """One task's result: the weighted mean of the examples' scores, and the bounds of its 95 % interval."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,7 +78,8 @@ def summarise(
     skipped: Sequence[str] = (),
     other: dict[str, float] | None = None,
 ) -> EvalResult:
-    """The result of these examples; raises `ResultError` for fewer than two, doubled ids and scores not finite."""
+    """The result of these examples; raises `ResultError` for fewer than two, duplicate ids and scores that are not
+    finite."""
     from lifecycle.evals.statistics import estimate  # scipy.stats takes a second to import: only where it is used
 
     if len(examples) < 2:
@@ -101,7 +102,7 @@ def summarise(
 
 
 def write_results(results: Sequence[EvalResult], out: Path) -> dict[str, Any]:
-    """Writes results into a folder, in the process that writes; returns their summaries, by task, for the manifest."""
+    """Writes results into a folder, in the writing process; returns their summaries, by task, for the manifest."""
     summaries = {result.task: result.model_dump(exclude={"examples"}) for result in results}
     if not is_writer():
         return summaries
@@ -113,7 +114,7 @@ def write_results(results: Sequence[EvalResult], out: Path) -> dict[str, Any]:
 
 
 def read_results(folder: Path) -> list[EvalResult]:
-    """Reads what `write_results` wrote; raises `ResultError` if it is not that."""
+    """Reads the files of `write_results`; raises `ResultError` if they are missing or damaged."""
     path = folder / RESULTS
     if not path.is_file():
         raise ResultError(f"{folder}: no evaluation here (no {RESULTS}); run the evaluate stage")

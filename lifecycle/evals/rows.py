@@ -12,9 +12,9 @@ from lifecycle.evals.tasks import TaskConfig, TaskRow
 
 
 def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[TaskRow]:
-    """The task's rows, checked; `inputs`: the folders of the artifacts that `@STAGE/...` may name.
+    """The task's rows, checked; `inputs`: the folders of the artifacts for `@STAGE/...`.
 
-    Raises `ConfigError` naming file and line for broken JSON, missing or mistyped columns, doubled rows, and no rows.
+    Raises `ConfigError` naming file and line for broken JSON, missing or mistyped columns, duplicate rows, and no rows.
     """
     rows: dict[str, TaskRow] = {}
     for columns, where in _read_files(task, _row_files(task, inputs)):
@@ -33,12 +33,13 @@ def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[TaskRow]:
 
 
 def local_files(config: EvalConfig) -> dict[str, list[Path]]:
-    """By task, its row files; tasks whose rows another stage makes are left out."""
+    """The row files of each task; tasks whose rows another stage makes are left out."""
     return {task.name: _row_files(task, {}) for task in config.tasks if not task.rows.startswith("@")}
 
 
 def local_rows(config: EvalConfig) -> dict[str, str]:
-    """By task, the hash of its row files, for the key of the evaluation's artifact; rows of artifacts have theirs."""
+    """The hash of each task's row files, for the key of the evaluation's artifact; rows in artifacts have their own
+    hash."""
     files_by_task = local_files(config)
     return {name: hash_files(files[0].parent, [file.name for file in files]) for name, files in files_by_task.items()}
 

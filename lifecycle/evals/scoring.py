@@ -1,4 +1,4 @@
-"""What the kinds of tasks share when they score: rows that fit the context, and likelihoods asked for in good order."""
+"""Scoring shared by the kinds of tasks: rows that fit the context, and likelihoods computed in order of length."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ def fitting_rows(
 
 
 def loglikelihoods(task: str, pairs: Sequence[Pair], subject: Subject, progress: Progress) -> list[float]:
-    """Log-likelihoods in the order of `pairs`, asked for in order of length so that a batch has little padding."""
+    """Log-likelihoods in the order of `pairs`, computed in order of length so that a batch has little padding."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     logprobs = [0.0] * len(pairs)
     progress.start(f"evaluate {task}", len(pairs))

@@ -40,7 +40,7 @@ class MeanInterval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """After minus before, with its interval; `p` is the chance of a fall at least as bad when nothing got worse."""
+    """After minus before, with its interval; `p` is the probability of at least this drop if nothing got worse."""
 
     difference: float
     low: float

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model, as two narrow protocols, so that a task knows nothing of what answers it."""
+"""What an evaluation needs of a model, as two narrow protocols: tasks are independent of the implementation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -29,7 +29,7 @@ class Encoder(Protocol):
 
 
 class Subject(Protocol):
-    """A model under evaluation: it scores given continuations and writes its own."""
+    """A model under evaluation: it scores given continuations and generates its own."""
 
     @property
     def encoder(self) -> Encoder:
@@ -38,8 +38,8 @@ class Subject(Protocol):
 
     @property
     def max_seq_len(self) -> int:
-        """The context: of a pair, `len(context) + len(continuation) - 1` is at most this; of a prompt,
-        `len(prompt) + max_tokens`."""
+        """The context: a pair's `len(context) + len(continuation) - 1`, and a prompt's `len(prompt) + max_tokens`, are
+        at most this."""
         ...
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> Sequence[float]:

@@ -1,7 +1,7 @@
-"""Evaluation tasks: a few lines of YAML that name local rows and say how to score them.
+"""Evaluation tasks: a few lines of YAML that name local rows and how to score them.
 
-A task's `kind` selects its settings, the columns of its rows and its score. Built-in kinds are in `evals/kinds/`, a
-file each; another package adds its own with `register`.
+A task's `kind` selects its settings, the columns of its rows and its score. Built-in kinds are in `evals/kinds/`, one
+file each; other packages add theirs with `register`.
 """
 
 from abc import abstractmethod
@@ -23,7 +23,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trai
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row with a name for error messages, `FILE:LINE`. The id is the hash of the columns that decide its score."""
+    """A row with its `FILE:LINE` for error messages. The id is the hash of the columns that decide its score."""
 
     id: str
     columns: Mapping[str, Any]
@@ -31,7 +31,7 @@ class TaskRow:
 
 
 class TaskConfig(VariantSection):
-    """One task. `rows` is a file (a pattern, for Parquet), or `@STAGE/FILE`: a file of the artifact that STAGE made."""
+    """One task. `rows` is a file (a pattern, for Parquet), or `@STAGE/FILE`: a file of STAGE's artifact."""
 
     variant_key: ClassVar[str] = "kind"
     columns: ClassVar[tuple[str, ...]]  # that a row must have; they make its id
@@ -48,12 +48,12 @@ class TaskConfig(VariantSection):
 
     @property
     def definition(self) -> str:
-        """The hash of everything here that decides a row's score."""
+        """The hash of every setting that affects a row's score."""
         return digest(self.model_dump(mode="json", exclude={"name", "rows", "limit"}))
 
     @abstractmethod
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """What is wrong with a row; empty when nothing is."""
+        """What is wrong with a row's columns; empty if nothing."""
 
     @abstractmethod
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
@@ -64,13 +64,13 @@ _KINDS: dict[str, type[TaskConfig]] = {}
 
 
 def register(name: str, kind: type[TaskConfig]) -> None:
-    """Adds a kind of tasks. Raises `ValueError` for a name that another one has."""
+    """Adds a kind of tasks. Raises `ValueError` for a name that is taken."""
     if _KINDS.setdefault(name, kind) is not kind:
         raise ValueError(f"task kind {name!r} is registered already, as {_KINDS[name].__qualname__}")
 
 
 class PromptTaskConfig(TaskConfig):
-    """A task that asks something: `template` is jinja2 over the row's columns; by default one column as it is."""
+    """A task with a prompt: `template` is jinja2 over the row's columns; by default one column as it is."""
 
     default_template: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""How likely a model finds texts, for notebooks and scripts; evaluation tasks are in `evals/kinds/`."""
+"""Likelihoods of texts, for notebooks and scripts; evaluation tasks are in `evals/kinds/`."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class TextScore:
 
 
 def score_texts(model: Model, texts: Sequence[str], mesh: Mesh | None = None) -> list[TextScore]:
-    """Scores texts, each between BOS and EOS; `mesh` is where the weights are (default: one device).
+    """Scores texts, each between BOS and EOS; `mesh` holds the weights (default: one device).
 
     A text longer than the model's context is scored in windows. Raises `ValueError` for an empty text.
     """

@@ -89,9 +89,9 @@ def fit_trigram(documents: Sequence[NDArray[np.integer]], vocab_size: int, bos_i
 def bits_per_byte(
     model: Trigram, documents: Sequence[NDArray[np.integer]], ids: Sequence[str], num_bytes: Sequence[int], task: str
 ) -> EvalResult:
-    """The baseline's bits per byte over held-out documents, in the same form as a model's result.
+    """The baseline's bits per byte over held-out documents, in the form of a model's result.
 
-    ids, num_bytes: of each document, the id that its example is to have and the length of its text in UTF-8.
+    ids, num_bytes: for each document, its example's id and the length of its text in UTF-8.
     """
     nats = model.document_nats(documents)
     examples = [
@@ -137,6 +137,6 @@ def _run_starts(ordered: Ints) -> tuple[Ints, Ints]:
 
 
 def _look_up(keys: Ints, values: Ints, wanted: Ints) -> Ints:
-    """The values of these keys; zero for a key that is not there."""
+    """The values of these keys; zero for a missing key."""
     nearest = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[nearest] == wanted, values[nearest], 0)

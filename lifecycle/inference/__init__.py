@@ -1,1 +1,1 @@
-"""The decode loop: sampling, prefill and decode over slots, continuous batching; bundles and how they are sampled."""
+"""Inference: sampling, prefill and decode over slots, continuous batching, bundles and their sampling defaults."""

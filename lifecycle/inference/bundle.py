@@ -1,4 +1,4 @@
-"""Opens a bundle, the exported form of a model, whether this project wrote it or another tool did."""
+"""Opens a bundle, the exported form of a model, written by this project or another tool."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     """Weights (see `load_params`), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
-    `ValueError` that names the file for what is missing, damaged or does not fit together.
+    `ValueError` that names the file if anything is missing, damaged or inconsistent.
     """
     version = content_hash(folder)
     config = load_config(folder)

@@ -1,9 +1,9 @@
-"""How a bundle's model is sampled where a request does not say: `generation_config.json`, read and written.
+"""A bundle's sampling defaults for requests: `generation_config.json`, read and written.
 
-Its keys are transformers' (`GenerationConfig`), and so is the rule for a file that says nothing of sampling: greedy.
-Unlike there, a setting without `do_sample` asks for sampling, and `top_k` left out is all tokens, not 50.
-What must hold: what is written reads back as the same settings. No import here needs JAX, so that the chain can tell
-from these settings that nothing is to be done.
+Its keys are transformers' (`GenerationConfig`), and so is the rule for a file without sampling keys: greedy. Unlike
+there, a setting without `do_sample` means sampling, and without `top_k` all tokens are candidates, not 50. What must
+hold: what is written reads back as the same settings. Nothing here imports JAX, so that a run that is up to date is
+recognised without it.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ SWITCH, ENDS = "do_sample", "eos_token_id"
 
 
 class SamplingConfig(Section):
-    """From which of the likely tokens the next one is drawn."""
+    """Which of the likely tokens the next one is drawn from."""
 
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
     top_k: int = Field(default=0, ge=0)  # 0: all tokens
@@ -30,7 +30,7 @@ GREEDY = SamplingConfig(temperature=0.0)
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """What the file in a bundle's folder says; nothing if there is none. Raises `ConfigError` if it is damaged."""
+    """The content of the file in a bundle's folder; empty without a file. Raises `ConfigError` if it is damaged."""
     path = folder / GENERATION_FILE
     if not path.is_file():
         return {}
@@ -41,7 +41,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 
 def sampling_of(folder: Path) -> SamplingConfig:
-    """The settings of a bundle's folder. Raises `ConfigError` naming file and key of one that cannot be used."""
+    """The settings of a bundle's folder. Raises `ConfigError` naming the file and an invalid key."""
     tree = read_generation(folder)
     given = {name: tree[name] for name in SamplingConfig.model_fields if tree.get(name) is not None}
     if not (given if tree.get(SWITCH) is None else tree[SWITCH]):
@@ -50,23 +50,23 @@ def sampling_of(folder: Path) -> SamplingConfig:
 
 
 def end_ids(tree: dict[str, Any]) -> list[int]:
-    """The ids that end an answer: the file has one, several or none."""
+    """The ids that end an answer: one, several or none in the file."""
     ends = tree.get(ENDS)
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def sampling_of_run(sampling: SamplingConfig | None, origin: Path | None) -> SamplingConfig:
-    """How a run's model is sampled: by its setting, else as the bundle that its weights go back to, else greedily."""
+    """The sampling settings of a run: its own, else those of the bundle that its weights started from, else greedy."""
     if sampling is not None:
         return sampling
     return GREEDY if origin is None else sampling_of(origin)
 
 
 def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> dict[str, Any]:
-    """What the file of a run's bundle says, before its own token ids.
+    """The content of the file of a run's bundle, without the run's own token ids.
 
-    `sampling` is the run's setting and replaces all that `origin` says of it, the bundle whose weights the run started
-    from; with neither, greedy. What else that bundle's file says (a repetition penalty) stays there for other tools.
+    `sampling` is the run's setting and replaces the sampling keys of `origin`, the bundle whose weights the run started
+    from; with neither, greedy. The other keys of that bundle's file (a repetition penalty) are kept for other tools.
     """
     inherited = {} if origin is None else read_generation(origin)
     others = {key: value for key, value in inherited.items() if key not in {*SamplingConfig.model_fields, SWITCH}}
@@ -76,5 +76,5 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
 
 
 def _published(sampling: SamplingConfig) -> dict[str, Any]:
-    """Every key of a sampled model: transformers takes top_k=50 where it is left out. A greedy one has no other key."""
+    """All keys of a sampled model, since transformers' default is top_k=50. A greedy one has no other key."""
     return {SWITCH: True, **sampling.plain()} if sampling.temperature else {SWITCH: False}

@@ -1,4 +1,4 @@
-"""The engine: a runner with a thread of its own, for requests that come at any time from any thread."""
+"""The engine: a runner in its own thread, for requests that arrive at any time from any thread."""
 
 import threading
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ BROKEN = "the engine has stopped by an error; its traceback is in the log"
 class Engine:
     """Runs one model. `submit` from any thread; close it, or use it in a `with` block.
 
-    Engines share nothing: several in one process run side by side, also on one device.
+    Engines share nothing: several in one process run concurrently, also on one device.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Engine:
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
-        `on_dispatch` is called in the engine's thread after each dispatch. `mesh`: of this process's devices; without,
-        the model is on the first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
+        `on_dispatch` is called in the engine's thread after each dispatch. `mesh`: of this process's devices; by
+        default the model is on the first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
         """
         if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise ConfigError(
@@ -52,7 +52,8 @@ class Engine:
         self._thread.start()
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
-        """Queues a request of token ids. Raises what `Runner.submit` does, and `EngineError` after an error."""
+        """Queues a request of token ids. Raises what `Runner.submit` raises, and `EngineError` after the engine's
+        thread failed."""
         if self._is_broken:
             raise EngineError(BROKEN)
         return self._runner.submit(prompt, params)
@@ -64,11 +65,11 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are answered: False after an error, and once closed."""
+        """Whether requests are answered: False after an error and after `close`."""
         return not self._is_broken and self._thread.is_alive()
 
     def close(self) -> None:
-        """Lets accepted requests end, then stops the thread."""
+        """Finishes the accepted requests, then stops the thread."""
         self._runner.close()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""Offline generation: all prompts at once through a runner of their own."""
+"""Offline generation: a batch of prompts through a runner of its own."""
 
 import math
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ def generate(
     num_slots: int = 8,
     mesh: Mesh | None = None,
 ) -> list[Completion]:
-    """The outputs for prompts of token ids, in their order; `params` for all, or one for each.
+    """The outputs for prompts of token ids, in their order; `params` for all, or one per prompt.
 
-    With one seed for all, equal prompts give equal outputs. On a mesh `num_slots` is rounded up to what it divides. In
-    a job of several processes all call it alike, and all get all outputs.
+    With one seed for all, equal prompts give equal outputs. On a mesh `num_slots` is rounded up to a multiple of its
+    groups. In a job of several processes all make the same call, and all get all outputs.
 
     Raises `ContextLengthError` before anything is generated, `ConfigError` for a mesh that does not fit the model, and
     `ValueError` for a request without a seed on a mesh of several processes, which would draw different ones.

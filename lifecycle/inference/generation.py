@@ -1,6 +1,6 @@
-"""One request's output: from tokens to events on the engine's side, and the handle on the caller's.
+"""One request's output: from tokens to events on the engine's side, and the caller's handle.
 
-What must hold: the events' texts, put together, are the tokens' decoded text up to the stop, and no event ends inside a
+What must hold: the concatenated texts of the events are the decoded tokens up to the stop, and no event ends inside a
 character or shows a part of a stop string.
 """
 
@@ -22,12 +22,12 @@ _numbers = itertools.count(1)
 
 
 class EngineError(RuntimeError):
-    """The engine's thread has ended by an error; its traceback was printed there."""
+    """The engine's thread failed; it printed the traceback."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token; `top` holds the likeliest (id, log-probability) at its position, if they were asked for."""
+    """A generated token; `top` has the likeliest (id, log-probability) pairs at its position, if requested."""
 
     id: int
     logprob: float
@@ -36,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Event:
-    """What became certain: text and the tokens behind it. The last event has a finish reason.
+    """Text that can no longer change, and its tokens. The last event has a finish reason.
 
     The tokens of the last event include the stop id, or those of the stop string; its text does not.
     """
@@ -73,7 +73,7 @@ class Assembler:
         self._tokens: list[Token] = []
 
     def push(self, token: Token) -> None:
-        """Takes the next token; sets `finish_reason` if it is the last. Later tokens are not to be pushed."""
+        """Adds the next token; sets `finish_reason` if it is the last. Do not push later tokens."""
         self._tokens.append(token)
         self.remaining -= 1
         if token.id in self._stop_ids:
@@ -90,7 +90,7 @@ class Assembler:
         self.finish_reason = "stop" if self._stop.is_stopped else reason
 
     def take(self) -> Event | None:
-        """The event since the last one; None while there is no certain text and no end."""
+        """The event since the last one; None without new text and without an end."""
         if not self._text and self.finish_reason is None:
             return None
         event = Event(self._text, tuple(self._tokens), self.finish_reason)
@@ -99,9 +99,9 @@ class Assembler:
 
 
 class Generation:
-    """A request in the engine. Iterate over it, or `async for`, once: events come as they are made.
+    """A request in the engine. Iterate over it, or `async for`, once: events arrive as they are made.
 
-    Iterating raises `EngineError` if the engine breaks. Leaving an asynchronous iteration early cancels the request.
+    Iterating raises `EngineError` if the engine fails. Leaving an asynchronous iteration early cancels the request.
     """
 
     def __init__(self, prompt: Sequence[int], params: SamplingParams) -> None:
@@ -114,11 +114,11 @@ class Generation:
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def cancel(self) -> None:
-        """Asks the engine to end the request at its next turn; its slot is free then."""
+        """Tells the engine to end the request at its next turn; its slot is free then."""
         self.is_cancelled = True
 
     def put(self, event: Event | EngineError) -> None:
-        """For the engine: hands an event over and wakes who waits for it."""
+        """Called by the engine: delivers an event and wakes the waiting caller."""
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()

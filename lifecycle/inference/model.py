@@ -1,4 +1,4 @@
-"""A model that is ready to answer: weights, tokenizer, chat template, defaults and a version."""
+"""A model that is ready for inference: weights, tokenizer, chat template, defaults and a version."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from lifecycle.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Model:
-    """What the engine runs. `version` is the content hash of what it was loaded from, "" for a model made in memory."""
+    """What the engine runs. `version` is the content hash of the loaded bundle, "" for a model made in memory."""
 
     config: ModelConfig
     params: Params
@@ -22,5 +22,5 @@ class Model:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer unless a request brings its own."""
+        """Ids that end an answer unless the request has its own."""
         return self.defaults.stop_ids if self.defaults.stop_ids is not None else tuple(self.template.stop_ids)

@@ -1,7 +1,6 @@
-"""Runs requests through the programs, one turn at a time, in the thread of whoever calls `turn`.
+"""Runs requests through the programs, one turn at a time, in the caller's thread.
 
-What must hold: a request's output does not depend on what else is in the batch; every request that was submitted gets a
-last event.
+What must hold: a request's output does not depend on the rest of the batch; every submitted request gets a last event.
 """
 
 import secrets
@@ -42,7 +41,7 @@ class EngineStats:
 class Runner:
     """Requests, slots and programs of one model. `submit` from any thread; one thread takes the turns.
 
-    `changed` guards the scheduler and is notified when there is something new to do.
+    `changed` guards the scheduler and is notified when there is new work.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Runner:
         return generation
 
     def max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        """How many tokens a request may generate; raises `ContextLengthError` if it does not fit."""
+        """The number of tokens that a request may generate; raises `ContextLengthError` if it does not fit."""
         if prompt_len == 0:
             raise ContextLengthError("the prompt is empty; it needs at least one token, for example BOS")
         room = self.max_seq_len - prompt_len
@@ -96,7 +95,7 @@ class Runner:
         return wanted
 
     def close(self) -> None:
-        """Accepts no more requests; those accepted go on."""
+        """Rejects further requests; accepted ones continue."""
         with self.changed:
             self._scheduler.close()
             self.changed.notify()
@@ -120,18 +119,18 @@ class Runner:
 
     @property
     def stats(self) -> EngineStats:
-        """The counters, and how many requests run and wait now."""
+        """The counters, and how many requests are running and queued."""
         with self.changed:
             return replace(self._counters, active=self._scheduler.num_active, waiting=self._scheduler.num_waiting)
 
     def warm_up(self) -> None:
-        """Compiles each shape by dispatches that write nothing."""
+        """Compiles every shape by dispatches that write nothing."""
         for padded in BUCKETS:
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
 
     def turn(self) -> None:
-        """Removes cancelled requests, admits waiting ones, prefills some chunks, makes a few decode steps."""
+        """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps."""
         self._remove_cancelled()
         self._admit()
         self._prefill()
@@ -194,13 +193,14 @@ class Runner:
             self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
 
     def _charge(self, began: float, tokens: Mapping[str, int]) -> None:
-        """Tells the observer what a dispatch that began then and has ended now took, and for whom."""
+        """Reports to the observer how long a finished dispatch took, and for which requests."""
         if self._on_dispatch is not None:
             held_s = (time.perf_counter() - began) * self._programs.num_devices
             self._on_dispatch(held_s, {request: count for request, count in tokens.items() if count})
 
     def _deliver(self, slot: int, sampled: Sampled, row: int, position: int) -> None:
-        """Hands a row's new tokens, the first of them at `position`, to its request, which may end with one of them."""
+        """Delivers a row's new tokens, the first of them at `position`, to its request, which may end with one of
+        them."""
         generation, assembler = self._scheduler.request(slot), self._assemblers[slot]
         for offset, token in enumerate(_tokens(sampled, row, generation.params.top_logprobs)):
             assembler.push(token)

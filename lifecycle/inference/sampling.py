@@ -1,9 +1,9 @@
-"""From logits to a token, for a batch whose rows each have their own settings.
+"""From logits to tokens, for a batch whose rows each have their own settings.
 
-What must hold: a row's token depends on its own logits, settings, seed and position only, never on the batch around it;
-so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of Neural Text
-Degeneration") are exact and need no sort: the threshold is built bit by bit over the 32 bits of a float, in an order
-that integers share. Tokens that tie with the threshold are kept.
+What must hold: a row's token depends only on its own logits, settings, seed and position, never on the rest of the
+batch; so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of Neural Text
+Degeneration") are exact and need no sort: the threshold is built bit by bit over the 32 bits of a float, mapped to an
+integer of the same order. Tokens that tie with the threshold are kept.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class SamplingRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampled:
-    """Tokens, their log-probabilities in the model's own distribution (no setting applied), the likeliest tokens."""
+    """Tokens, their log-probabilities under the unmodified distribution, and the likeliest tokens."""
 
     token: Int[Array, "*rows"]
     logprob: Float[Array, "*rows"]
@@ -60,10 +60,10 @@ def sample(
     want_top: Bool[Array, ""],
     num_ids: int | None = None,
 ) -> Sampled:
-    """A token for each row. `positions` are those that the new tokens will have; with the seed they make the key.
+    """A token for each row. `positions` are those of the new tokens; with the seed they make the key.
 
     `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its
-    tokenizer) are never taken.
+    tokenizer) are never sampled.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
     logprobs = jax.nn.log_softmax(logits)
@@ -80,7 +80,7 @@ def sample(
 
 
 def filter_logits(logits: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]:
-    """Logits divided by the temperature, those of removed tokens `-inf`: top-k first, then top-p of what is left, then
+    """Logits divided by the temperature, with `-inf` for removed tokens: top-k first, then top-p of the rest, then
     min-p. The largest is 0."""
     scaled = logits - logits.max(-1, keepdims=True)
     scaled /= jnp.maximum(rows.temperature, GREEDY_BELOW)[:, None]
@@ -106,7 +106,7 @@ def _ordered_bits(x: Float[Array, "B V"]) -> Array:
 
 
 def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Array:
-    """The largest threshold whose tokens (those at or above it) weigh at least `wanted`; 0 if all do not."""
+    """The largest threshold such that the tokens at or above it weigh at least `wanted`; 0 if all together do not."""
 
     def try_bit(i: Array, threshold: Array) -> Array:
         trial = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -117,7 +117,7 @@ def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Arra
 
 
 def _draw(logits: Array, seed: Array, positions: Array) -> Array:
-    """One draw a row by the Gumbel-max trick, each row with a key of its own."""
+    """One draw per row by the Gumbel-max trick, each row with its own key."""
 
     def draw_row(row: Array, words: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), position)

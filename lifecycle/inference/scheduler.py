@@ -1,10 +1,10 @@
-"""Which requests hold slots, and what the next dispatches compute: no device, no thread, no clock.
+"""Scheduling: which requests hold slots, and what the next dispatches compute. No device, no thread, no clock.
 
 Requests join and leave the running batch at any turn (Yu et al. 2022, "Orca"). A turn drops cancelled requests, gives
-free slots to waiting ones, prefills some chunks of prompts, and makes a few decode steps for all slots together. What
-must hold: a slot is free or holds one request; every accepted request leaves exactly once; requests are admitted in the
-order of their arrival; a prompt is cut by its own length only, so that what the device computes for a request does not
-depend on the others.
+free slots to queued ones, prefills some chunks of prompts, and makes a few decode steps for all slots together. What
+must hold: a slot is free or holds one request; every accepted request leaves exactly once; requests are admitted in
+order of arrival; a prompt is chunked by its own length only, so that a request's computation does not depend on the
+others.
 """
 
 from collections import Counter, deque
@@ -22,7 +22,7 @@ STEP_WEIGHT = 0.2  # of the newest measurement in the running mean of a decode s
 
 
 class QueueFullError(RuntimeError):
-    """As many requests wait as may wait; try again later."""
+    """The queue is full; try again later."""
 
 
 class ClosedError(RuntimeError):
@@ -69,10 +69,10 @@ class _Slot[R]:
 
 
 class Scheduler[R: Request]:
-    """Waiting requests and slots. `num_groups` groups of neighbouring slots are prefilled side by side."""
+    """Queued requests and slots. `num_groups` groups of neighbouring slots are prefilled in parallel."""
 
     def __init__(self, num_slots: int, max_queue: int, num_groups: int = 1, dispatch_s: float = DISPATCH_S) -> None:
-        """`dispatch_s` is the time that `decode_steps` aims at; with infinity it always plans `MAX_STEPS`."""
+        """`dispatch_s` is the duration that `decode_steps` aims at; with infinity it always plans `MAX_STEPS`."""
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
@@ -128,7 +128,7 @@ class Scheduler[R: Request]:
         self._waiting.append(request)
 
     def close(self) -> None:
-        """Accepts no more requests; those accepted go on."""
+        """Rejects further requests; accepted ones continue."""
         self._is_closed = True
 
     def abort(self) -> list[R]:
@@ -185,7 +185,7 @@ class Scheduler[R: Request]:
         return taken
 
     def decode_steps(self) -> int:
-        """How many decode steps the next dispatch makes; 0 where no slot decodes."""
+        """The number of decode steps of the next dispatch; 0 if no slot decodes."""
         if not self.decoding:
             return 0
         return int(min(max(self._dispatch_s / self._step_s, 1), MAX_STEPS))

@@ -1,4 +1,5 @@
-"""The host's record of the slots, in NumPy: settings, positions, newest tokens. A dispatch's arguments come from it."""
+"""The host's record of the slots, in NumPy: settings, positions, newest tokens. Dispatch arguments are built from
+it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ def seed_words(seed: int) -> np.ndarray:
 
 
 class SlotTable:
-    """A row for each slot; what is handed out is copied, so that a device never reads what is changed here later."""
+    """A row for each slot; returned arrays are copies, so that a device never reads later changes."""
 
     def __init__(self, num_slots: int, num_groups: int = 1) -> None:
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
@@ -32,7 +33,7 @@ class SlotTable:
         self.wants_top = np.zeros(num_slots, bool)
 
     def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> None:
-        """Gives a slot to a request; it does not decode before `advance`."""
+        """Assigns a slot to a request; it does not decode before `advance`."""
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
@@ -44,16 +45,16 @@ class SlotTable:
         self.stop_ids[slot, : len(few)] = few
 
     def advance(self, slot: int, token: int, position: int, remaining: int) -> None:
-        """The slot's newest token, its position, and how many more are wanted."""
+        """Sets the slot's newest token, its position, and how many more are wanted."""
         self.token[slot], self.position[slot], self.remaining[slot] = token, position, remaining
 
     def close(self, slot: int) -> None:
-        """The slot is empty: greedy and without filters, so that it costs nothing."""
+        """Empties the slot: greedy and without filters, so that it costs nothing."""
         self.open(slot, SamplingParams(temperature=0.0), 0, ())
         self.remaining[slot] = 0
 
     def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
-        """The arguments of a prefill dispatch: a row for each group of slots, empty where it has no chunk."""
+        """The arguments of a prefill dispatch: a row per group of slots, empty without a chunk."""
         slots, starts, sizes = np.zeros((3, self.num_groups), np.int32)
         tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
         for chunk, prompt in zip(chunks, prompts, strict=True):
@@ -92,5 +93,5 @@ class SlotTable:
 
 
 def _argument(values: Any) -> Any:
-    """A copy; `jax.jit` takes NumPy's arrays where its own are declared."""
+    """A copy; `jax.jit` accepts NumPy arrays where JAX arrays are declared."""
     return np.array(values)

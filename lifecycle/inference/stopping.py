@@ -1,6 +1,6 @@
 """Stop strings in a stream of text.
 
-What must hold: however the text is cut into pieces, what comes out is the same: the text up to the stop string that is
+What must hold: the output does not depend on how the text is cut into pieces: it ends before the stop string that is
 complete first (of two that end together, the longer one). A piece that may begin a stop string is held back.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class StopBuffer:
-    """`push` text, get the text that is certain; `is_stopped` once a stop string (none is empty) was complete."""
+    """`push` text, get the text that cannot change any more; `is_stopped` after a (non-empty) stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = list(stops)
@@ -16,7 +16,7 @@ class StopBuffer:
         self.is_stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can no longer become part of a stop string. Nothing comes after a stop."""
+        """The text that can no longer become part of a stop string. Nothing follows a stop."""
         if self.is_stopped or not text:
             return ""
         self._held += text

@@ -1,4 +1,4 @@
-"""Generation from text to text, for notebooks and scripts; the engine and the server work on token ids."""
+"""Generation from text to text, for notebooks and scripts; the engine and the server use token ids."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def generate_texts(
     """The model's continuation of each plain text, and its answer to each conversation, in order.
 
     `sampling` overrides the model's defaults by the names of `SamplingParams` (`temperature=0, max_tokens=64`). Raises
-    `ConfigError` for a setting that cannot be used and `ContextLengthError` for a prompt that does not fit.
+    `ConfigError` for an invalid setting and `ContextLengthError` for a prompt that does not fit.
     """
     params = validate(SamplingParams, model.defaults.model_dump() | sampling, where="sampling")
     completions = generate(model, [_prompt_ids(model, prompt) for prompt in prompts], params, mesh=mesh)

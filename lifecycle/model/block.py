@@ -1,4 +1,4 @@
-"""One layer of the decoder, and what is not a layer."""
+"""One layer of the decoder, and the trunk: the parameters outside the layers."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ from lifecycle.model.routing import RouterStats
 class Block(nnx.Module):
     """Attention, then feed-forward or experts, each a branch that is added to its input.
 
-    Norms stand before a branch (`x + f(norm(x))`), after it (`x + norm(f(x))`, OLMo 2), or on both sides (Gemma 2).
+    Norms come before a branch (`x + f(norm(x))`), after it (`x + norm(f(x))`, OLMo 2), or both (Gemma 2).
     """
 
     def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs) -> None:
@@ -50,9 +50,9 @@ class Block(nnx.Module):
 
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """On TPUs, hidden states are kept in memory as they are written, `D` along the lanes. The compiler's own choice is
-    positions along the lanes, because norms sum over `D`; it then copies what the kernels read and what is saved: 81 M
-    of the 8B model's 3,167 M cycles where all products' results are saved."""
+    """Keeps hidden states row-major on TPUs, `D` along the lanes. The compiler would put positions along the lanes,
+    because norms sum over `D`, and then copy what the kernels read and what is saved: 81 M of the 8B model's 3,167 M
+    cycles with all products' results saved."""
     return with_layout_constraint(x, Layout((0, 1, 2))) if platform() == "tpu" else x
 
 
@@ -61,7 +61,7 @@ def _normed(norm: RMSNorm | None, x: Array) -> Array:
 
 
 class Trunk(nnx.Module):
-    """What is not a layer: the embedding, the last norm and, unless it is the embedding, the head."""
+    """The parameters outside the layers: the embedding, the final norm and, unless tied, the head."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = config

@@ -1,13 +1,12 @@
-"""The key-value cache: the arrays of each stack of layers, written in place.
+"""The KV cache: the arrays of each stack of layers, updated in place.
 
-Attention asks one thing of a cache: `attend`, which stores new tokens and attends from their queries to all that is
-stored. How the tokens are stored is the cache's own business: `KeyValues` has every head's keys and values, `Latents`
-what latent attention needs. In both, the token at position `p` goes to slot `p % num_slots`. A layer that sees
-everything has a slot for each position; a layer with a window has `window` slots, and a slot is overwritten when its
-token has left the window.
+Attention calls one method of a cache, `attend`, which stores new tokens and attends from their queries to all stored
+ones. The storage is the cache's own: `KeyValues` has every head's keys and values, `Latents` latent attention's
+latents. In both, the token at position `p` goes to slot `p % num_slots`. A global layer has a slot for each position; a
+layer with a window has `window` slots, and a slot is overwritten when its token has left the window.
 
-A query at position `p` sees positions `<= p` only, so it never sees what an earlier sequence left behind: a row is used
-again without being cleared. A token at a position `>= length` is padding and is not stored.
+A query at position `p` sees positions `<= p` only, so it never sees an earlier sequence's tokens: a row is reused
+without being cleared. A token at a position `>= length` is padding and is not stored.
 """
 
 from dataclasses import dataclass, field, replace
@@ -52,7 +51,7 @@ class KeyValues:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Latents:
-    """What latent attention keeps of a token: its normed latent and, behind it, the rotary key of all heads."""
+    """Latent attention's cache of a token: its normed latent, followed by the rotary key that all heads share."""
 
     latents: Float[Array, "L B S Dc+Dr"]
     length: int = field(metadata={"static": True})
@@ -92,7 +91,7 @@ class KVCache:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), self)
 
     def put_row(self, row: Int[Array, ""] | int, own: "KVCache") -> "KVCache":
-        """This cache with `own` as its row number `row`."""
+        """This cache with `own` as row `row`."""
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis=1), self, own)
 
     def logical_axes(self) -> "KVCache":
@@ -109,7 +108,7 @@ def _axes(stack: Stack) -> Any:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's view of its stack; `attend` returns the view of a stack that holds the new tokens too."""
+    """One layer's view of its stack; `attend` returns the view of a stack that contains the new tokens."""
 
     stack: Stack
     layer: Int[Array, ""] | int
@@ -139,11 +138,11 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype | 
 
 
 class _Slots:
-    """Which slots new tokens go to, and which keys their queries see.
+    """The slots of new tokens, and the keys that their queries see.
 
     If every position has its own slot, or if a row gets one token, tokens are written first and queries see the slots.
-    Otherwise a token may overwrite one that an earlier query of its chunk still sees: then queries see the slots as
-    they were, followed by the new tokens.
+    Otherwise a token may overwrite one that an earlier query of its chunk still sees: then queries see the old slots,
+    followed by the new tokens.
     """
 
     def __init__(self, num_slots: int, length: int, new: Mask) -> None:
@@ -155,7 +154,8 @@ class _Slots:
     def extend(
         self, store: Float[Array, "L B S *dims"], layer: Array | int, new: Float[Array, "B T *dims"]
     ) -> tuple[Array, Float[Array, "B N *dims"]]:
-        """The store with a layer's new tokens in it, and the entries of the layer that queries see, as `mask` says."""
+        """The store with a layer's new tokens in it, and the layer's entries that queries see, in the order of
+        `mask`."""
         new = new.astype(store.dtype)
         rows = jnp.arange(new.shape[0])[:, None]
         written = store.at[layer, rows, self._targets()].set(new, mode="drop")
@@ -163,12 +163,12 @@ class _Slots:
         return written, seen
 
     def mask(self) -> Mask:
-        """Who sees whom among the new queries and the keys of `extend`."""
+        """The mask between the new queries and the keys of `extend`."""
         return replace(self._new, key_positions=self._key_positions())
 
     def _targets(self) -> Int[Array, "B T"]:
-        """The slots of the new tokens; one outside the store is not written. Of a chunk that is longer than a ring,
-        its last tokens stay."""
+        """The slots of the new tokens; one outside the store is not written. Of a chunk longer than the ring, the last
+        tokens stay."""
         positions = self._new.query_positions
         if not self._is_ring:
             return positions

@@ -1,4 +1,4 @@
-"""What a decoder is made of. A family (Llama, Gemma, DeepSeek, ...) is a choice of these values, not a class."""
+"""The configuration of a decoder. A family (Llama, Gemma, DeepSeek, ...) is a choice of these values, not a class."""
 
 from typing import ClassVar, Literal, get_args
 
@@ -181,7 +181,7 @@ class ModelConfig(Section):
         return self.moe.bias_rate if self.moe is not None else 0.0
 
     def remat_names(self, mesh: MeshConfig) -> tuple[RematName, ...]:
-        """What this model's layers have of `RematName` on `mesh`; rows come to experts where these are cut over it."""
+        """The `RematName`s of this model's layers on `mesh`; `expert_rows` exists where experts are sharded."""
         absent: set[RematName] = set()
         if self.moe is None or mesh.expert == 1:
             absent |= {"expert_rows"}
@@ -221,7 +221,7 @@ class ModelConfig(Section):
         self._check_stages(mesh.stage)
 
     def _check_stages(self, stages: int) -> None:
-        """Raises `ConfigError` unless a pipeline's stages get whole periods of layers that are all alike."""
+        """Raises `ConfigError` unless each pipeline stage gets a whole number of periods of identical layers."""
         period = len(self.layer_pattern) if len(set(self.layer_pattern)) > 1 else 1
         is_mixed = self.moe is not None and self.moe.first_dense_layers > 0
         if stages > 1 and (is_mixed or self.num_layers % (period * stages)):
@@ -243,7 +243,7 @@ class ModelConfig(Section):
 
 
 def num_params(config: ModelConfig) -> int:
-    """Parameters of the model, tied ones counted once; a selection bias is not one (no gradient moves it)."""
+    """The number of parameters, tied ones counted once, selection biases not at all (no gradient trains them)."""
     c = config
     attention = _attention_matrices(c) + _attention_vectors(c)
     norms = (4 if c.norm_position == "sandwich" else 2) * c.d_model
@@ -258,7 +258,7 @@ def num_params(config: ModelConfig) -> int:
 
 
 def num_active_params(config: ModelConfig) -> int:
-    """Parameters that one token uses: of the experts, the chosen and the shared ones."""
+    """The number of parameters that one token uses: of the experts, the chosen and the shared ones."""
     if config.moe is None:
         return num_params(config)
     m = config.moe
@@ -291,9 +291,9 @@ def _attention_vectors(c: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig, seq_len: int, count_causal_half: bool = True) -> float:
-    """Matmul FLOPs of a forward pass per token, experts that a token uses only.
+    """Matmul FLOPs of a forward pass per token, counting only the experts that a token uses.
 
-    Causal attention is counted half, and a window as what it sees: the work needed, not the square; with
+    Causal attention counts half, and a window only what it sees: the work needed, not the square; with
     `count_causal_half=False` as if every key were seen. Training costs three times this: the backward pass has two
     matmuls for each one here.
     """

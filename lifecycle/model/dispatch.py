@@ -1,14 +1,14 @@
-"""How tokens reach their experts' devices and come back.
+"""Dispatch: moves tokens to their experts' devices and back.
 
-Rows (one for each token and expert of its choice) are sorted by expert, so by device too. Every device learns every
-other's counts and so knows where each of its slices belongs in the receiver's buffer, sorted by expert and then by
-sender: what arrives needs no further sorting. On TPUs and GPUs a slice is written to its target by
-`jax.lax.ragged_all_to_all`, which moves the rows that there are and nothing else. XLA has none for CPUs: there devices
-exchange blocks of a fixed capacity with `jax.lax.all_to_all`, once if no pair of devices has more rows than a block.
+Rows (one per token and chosen expert) are sorted by expert, so by device too. Every device knows all others' counts and
+so the target of each of its slices in the receiver's buffer, which is sorted by expert and then by sender: received
+rows need no further sorting. On TPUs and GPUs `jax.lax.ragged_all_to_all` writes each slice to its target and moves
+only existing rows. XLA has none for CPUs: there devices exchange blocks of a fixed capacity with `jax.lax.all_to_all`,
+once if no pair of devices has more rows than a block.
 
-A receiver's buffer has a fixed number of rows. Rows beyond it come in further rounds, so nothing is ever dropped and
-no buffer is sized for the worst case, which is as many times the even load as there are devices. What must hold: the
-gradient of a move is the move back, and of sorting the undoing of it; both are gathers, no scatter.
+A receiver's buffer has a fixed number of rows. Further rows come in further rounds, so nothing is ever dropped and no
+buffer is sized for the worst case, which is the even load times the number of devices. What must hold: the gradient of
+a move is the reverse move, and that of sorting its inverse; both are gathers, never scatters.
 """
 
 from functools import partial
@@ -73,15 +73,15 @@ def all_counts(load: Int[Array, " E"]) -> Int[Array, "W W X"]:
 
 
 def further_rounds(counts: Int[Array, "W W X"], room: Room) -> Int[Array, ""]:
-    """Rounds after the first until the last row has come; the same on all devices of a slice, so that none goes on to
-    its next collective while its neighbour is in this loop."""
+    """The number of rounds after the first until the last row has arrived; the same on all devices of a slice, so that
+    none goes on to its next collective while a neighbour is still in this loop."""
     left = jnp.maximum(counts.sum(axis=(0, 2)).max() - room.first, 0)
     return pmax(pmax(-(-left // room.further), "embed"), "norm_seq")
 
 
 def round_slices(counts: Int[Array, "W W X"], low: Int[Array, ""] | int, rows: int, me: Int[Array, ""] | int) -> Slices:
-    """Device `me`'s slices of the round in which each device receives, of all that it is sent, `rows` rows from row
-    `low` on, in the order of its experts and then of the senders."""
+    """Device `me`'s slices of a round in which each device receives `rows` of its rows, from row `low` on, ordered by
+    its experts and then by sender."""
     sent = counts.reshape(counts.shape[0], -1)
     starts = (jnp.cumsum(sent, axis=1) - sent).reshape(counts.shape)
     received = counts.transpose(1, 2, 0).reshape(counts.shape[0], -1)
@@ -96,16 +96,16 @@ def round_slices(counts: Int[Array, "W W X"], low: Int[Array, ""] | int, rows: i
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def to_buffer(rows: Float[Array, "R ..."], slices: Slices, num_rows: int, room: int) -> Float[Array, "Q ..."]:
-    """What this device receives in its buffer of `room` rows; `num_rows` is the number of `rows`. On TPUs an array of
-    more than one dimension is left unwritten behind the received rows, for `grouped_matmul` reads none of them: to
-    write zeros first took a tenth of the compiled layer's cycles."""
+    """The rows that this device receives in its buffer of `room` rows; `num_rows` is the number of `rows`. On TPUs an
+    array of more than one dimension is left unwritten after the received rows, since `grouped_matmul` does not read
+    them: writing zeros first took a tenth of the compiled layer's cycles."""
     return _moved(rows, slices, room, is_filled=rows.ndim == 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def from_buffer(buffer: Float[Array, "Q ..."], slices: Slices, num_rows: int, room: int) -> Float[Array, "R ..."]:
-    """The rows of this device that others had in their buffers, zero for those that no buffer had: the transpose of
-    `to_buffer` with the same arguments."""
+    """The rows that this device sent, back from the others' buffers, zero for those that no buffer had: the transpose
+    of `to_buffer` with the same arguments."""
     return _moved(buffer, slices.back(), num_rows, is_filled=True)
 
 
@@ -130,15 +130,16 @@ def _moved(x: Array, slices: Slices, num_rows: int, is_filled: bool) -> Array:
 
 
 def block_rows(rows: int, others: int, peers: int) -> int:
-    """The capacity of a block between two of `peers` devices, where `rows` go out and at most `others` come in."""
+    """The capacity of a block between two of `peers` devices, if `rows` are sent and at most `others` are received."""
     fewer = min(rows, others)
     return min(fewer, -(-int(fewer * BLOCK_ROOM) // peers))
 
 
 def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
     """The same without `ragged_all_to_all`: each device packs a block for every peer, blocks are exchanged, and each
-    device takes its rows out of those that came. What does not fit into a block comes in the next one; mostly there is
-    none. An even load moves 1.25 times a device's rows, a gather of all rows as many times as there are devices."""
+    device takes its rows out of the received ones. Rows beyond a block's capacity come in a further exchange; mostly
+    there is none. An even load moves 1.25 times a device's rows, an all-gather of all rows as many times as there are
+    devices."""
     peers = slices.send_starts.shape[0]
     block = block_rows(x.shape[0], num_rows, peers)
     packed = jnp.cumsum(slices.send_sizes, axis=1) - slices.send_sizes  # where a slice begins among a peer's rows
@@ -165,7 +166,7 @@ def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
 def _looked_up(
     positions: Int[Array, " Q"], starts: Int[Array, " W*X"], sizes: Int[Array, " W*X"], origins: Int[Array, " W*X"]
 ) -> tuple[Int[Array, " Q"], Bool[Array, " Q"]]:
-    """Where each position comes from, if slices that begin at `starts` here begin at `origins` there; and whether any
+    """The source of each position, if slices that begin at `starts` here begin at `origins` there; and whether any
     slice has it."""
     here = positions[:, None]
     is_in = (here >= starts) & (here < starts + sizes)

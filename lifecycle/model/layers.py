@@ -1,9 +1,9 @@
 """The decoder's layers, as the papers write them.
 
-Weights of products are stored `[in, out]`, the heads flattened into one dimension. A layer knows logical axes, never a
-mesh: on a mesh its weights arrive gathered in `d_model` and cut over the heads or `d_ff` that this device computes, so
-the number of heads is read off the weights, and `all_gather` and `reduce_scatter` over `norm_seq` change between the
-positions that a device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
+Weights are stored `[in, out]`, the heads flattened into one dimension. A layer knows logical axes, never a mesh: on a
+mesh its weights arrive gathered in `d_model` and sharded over the heads or `d_ff` of this device, so the number of
+heads is read from the weights. `all_gather` and `reduce_scatter` over `norm_seq` convert between the positions that a
+device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """
 
 from dataclasses import replace
@@ -26,14 +26,14 @@ from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, ps
 
 
 def branch_scale(config: ModelConfig) -> float:
-    """What the last weight of a branch is scaled by, so that the sum of all branches keeps its size with the depth."""
+    """The scale of a branch's last weight, which keeps the size of the sum of all branches independent of the depth."""
     return (2 * config.num_layers) ** -0.5
 
 
 class RMSNorm(nnx.Module):
     """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32.
 
-    `cut`: the logical axis over which the normalised dimension is cut on a mesh, if it is.
+    `cut`: the logical axis over which the normalised dimension is sharded on a mesh, if it is.
     """
 
     def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
@@ -55,12 +55,12 @@ type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, 
 
 
 def turned(x: Float[Array, "B T H Dh"], angles: Angles | None) -> Float[Array, "B T H Dh"]:
-    """`x` rotated to its positions; unchanged in a layer without positions."""
+    """`x` rotated to its positions; unchanged in a layer without RoPE."""
     return x if angles is None else rotate(x, angles)
 
 
 def is_token(mask: Mask) -> Bool[Array, "B t"] | None:
-    """Which of the positions that this device normalises hold a token: segment 0 is padding. None: all."""
+    """Which of this device's positions hold a token: segment 0 is padding. None: all."""
     segments = mask.query_segments
     if segments is None:
         return None
@@ -69,7 +69,7 @@ def is_token(mask: Mask) -> Bool[Array, "B t"] | None:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with RoPE and what families add to it."""
+    """Grouped-query attention (Ainslie et al. 2023) with RoPE and the families' options."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
@@ -124,14 +124,14 @@ class Attention(nnx.Module):
 
 
 def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:
-    """The norm of queries or keys: of each head, or of all heads' `width` dimensions, which a mesh cuts."""
+    """The norm of queries or keys: per head, or over all heads' `width` dimensions, which a mesh shards."""
     if config.qk_norm == "none":
         return None
     return RMSNorm(config.head_dim, config) if config.qk_norm == "head" else RMSNorm(width, config, cut)
 
 
 def full_row(x: Float[Array, "B T *dims"]) -> Float[Array, "B S *dims"]:
-    """A row's values at all positions, in plain order, from this device's part of it in the order of `row_order`."""
+    """A row's values at all positions, in plain order, from this device's shard in the order of `row_order`."""
     num_shards = axis_size("seq")
     if num_shards == 1:
         return x
@@ -153,7 +153,7 @@ class FeedForward(nnx.Module):
         self.down = matrix(rngs, (d_ff, c.d_model), ("mlp", "embed"), branch_scale(c))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`x` holds all positions of this device's heads; what comes back is a part of the sum over `mlp`."""
+        """`x` has all positions of this device's heads; the result is a partial sum over `mlp`."""
         gate = checkpoint_name(linear(x, self.gate[...]), "gate")
         up = checkpoint_name(linear(x, self.up[...]), "up")
         return linear(gated(gate, up, self.activation), self.down[...])

@@ -1,14 +1,14 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1).
 
-Keys and values come from one latent of `kv_lora_rank` dimensions a token, positions through a rotary key that all
-heads share. Without a cache both are expanded to each head's keys and values. The cache keeps the latent and the
-rotary key only: the query is taken to the latent's side (`q' (W c) = (W' q)' c`), the latent serves as key and value
-of all heads, and the head's values are made of what attention returns.
+Keys and values are projected from one latent of `kv_lora_rank` dimensions per token; positions enter through a rotary
+key that all heads share. Without a cache both are expanded to each head's keys and values. The cache has only the
+latent and the rotary key: the key projection is absorbed into the query (`q' (W c) = (W' q)' c`), the latent serves as
+key and value of all heads, and each head's values are projected from attention's output.
 
-Latents are narrow (576 dimensions a token against 7168 in DeepSeek-V3), so on a mesh they are what is gathered: over
-`tensor` from the positions that a device normalises, over `context` to the full row. Each of n `context` devices
-expands the full row for its heads (2.8 % of a layer's FLOPs in DeepSeek-V3, n times over) and receives 1/71 of the
-bytes that expanded keys and values have.
+Latents are narrow (576 dimensions per token against 7168 in DeepSeek-V3), so on a mesh they are gathered: over `tensor`
+from the positions that a device normalises, over `context` to the full row. Each of n `context` devices expands the
+full row for its heads (2.8 % of a layer's FLOPs in DeepSeek-V3, n times over) and receives 1/71 of the bytes of
+expanded keys and values.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_e
 
 
 class LatentAttention(nnx.Module):
-    """Attention through latents."""
+    """Multi-head latent attention."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
@@ -74,7 +74,7 @@ class LatentAttention(nnx.Module):
         return checkpoint_name(jnp.concatenate([nope, turned(rotary, angles)], axis=-1), "q")
 
     def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T Dc+Dr"]:
-        """The normed latent, then the turned rotary key: what the cache keeps of a token."""
+        """The normed latent, then the rotated rotary key: what the cache stores of a token."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
         both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
@@ -94,7 +94,8 @@ class LatentAttention(nnx.Module):
     def _absorbed(
         self, q: Array, latents: Float[Array, "B T 1 Dc+Dr"], mask: Mask, cache: LayerCache
     ) -> tuple[Float[Array, "B T H Dv"], LayerCache]:
-        """The same attention on the latents' side: one key head, whose first `Dc` dimensions are the values."""
+        """The same attention with the key projection absorbed: one key head, whose first `Dc` dimensions are the
+        values."""
         m = self.sizes
         up = self.kv_up[...].reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
@@ -104,7 +105,7 @@ class LatentAttention(nnx.Module):
         return _einsum("bthr,rhv->bthv", out, value_up), cache
 
     def _options(self) -> dict[str, Any]:
-        """The scale is that of the expanded head, whichever side the product is taken on."""
+        """The scale is the expanded head's in both forms."""
         c = self.config
         scale = (c.attention_scale or c.head_dim**-0.5) * score_scale(c.rope_scaling)
         return {"scale": scale, "soft_cap": c.attention_soft_cap}

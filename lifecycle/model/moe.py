@@ -1,11 +1,11 @@
-"""A layer of experts, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021).
+"""Mixture of experts: a layer of experts, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021).
 
-Each token's rows are sorted by expert, sent to the experts' devices, multiplied group by group and summed where they
-came from (`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and the products work on rows that are
-there. A row's weight multiplies the hidden activations, before the last product: so the gradient of a weight needs
-neither that product nor the way back once more when activations are recomputed.
+Each token's rows are sorted by expert, sent to the experts' devices, multiplied group by group, sent back and summed
+(`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and the products process existing rows only. A
+row's weight multiplies the hidden activations, before the last product: so the gradient of a weight needs neither that
+product nor the second exchange again when activations are recomputed.
 
-On a mesh, experts are cut over `expert`, and each expert's `d_ff` over `tensor`, whose devices see all their positions.
+On a mesh, experts are sharded over `expert`, and each expert's `d_ff` over `tensor`, whose devices see all positions.
 """
 
 from functools import partial
@@ -44,7 +44,7 @@ type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bi
 
 
 class Experts(nnx.Module):
-    """The weights of all experts of a layer, one after the other."""
+    """The weights of a layer's experts, stacked."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         moe = config.moe
@@ -58,7 +58,7 @@ class Experts(nnx.Module):
         self.down_bias = vector((num, d_model), ("experts", None)) if moe.use_bias else None
 
     def weights(self) -> Weights:
-        """What the products of rows need; the last bias is added where a token's rows are summed."""
+        """The weights for the rows' products; the last bias is added where a token's rows are summed."""
         params = {"gate": self.gate, "up": self.up, "down": self.down}
         if self.gate_bias is not None and self.up_bias is not None:
             params |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
@@ -66,7 +66,7 @@ class Experts(nnx.Module):
 
 
 class MoE(nnx.Module):
-    """Router, experts, and what every token uses besides."""
+    """Router, routed experts and shared experts."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         moe = self.moe = config.moe
@@ -83,10 +83,11 @@ class MoE(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], is_token: Bool[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
-        """The layer's output, and its router's statistics of this device's rows and positions (alike over `tensor`).
+        """The layer's output, and its router's statistics over this device's rows and positions (replicated over
+        `tensor`).
 
-        A position that is not of `is_token` (padding) goes to no expert and counts nowhere; its output is what every
-        token gets besides.
+        Padding, outside `is_token`, goes to no expert and is not counted; its output is that of the shared experts
+        only.
         """
         assert self.moe is not None
         present = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
@@ -109,7 +110,8 @@ class MoE(nnx.Module):
     def _routed(
         self, x: Float[Array, "B T D"], experts: Int[Array, "B T k"], weights: Float[Array, "B T k"]
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
-        """The experts' weighted sum for each position, without the last bias, and the choices not computed."""
+        """The experts' weighted sum for each position, without the last bias, and the number of choices not
+        computed."""
         assert self.moe is not None
         copies = self.moe.experts_per_token
         order, load = expert_order(experts.reshape(-1, copies)), expert_load(experts, self.moe.num_experts)
@@ -142,8 +144,8 @@ def of_experts(
     group_sizes: Int[Array, " X"],
     is_filled: bool,
 ) -> Float[Array, "R ..."]:
-    """Each row through its group's expert, times its weight, without the last bias. Behind the last group it is zero,
-    or arbitrary unless `is_filled`. A row may be in several dimensions."""
+    """Each row through its group's expert, times its weight, without the last bias. Rows after the last group are zero,
+    or arbitrary unless `is_filled`. A row may have several dimensions."""
     shape, rows = rows.shape, rows.reshape(rows.shape[0], -1)
     ids, num_groups = group_ids(group_sizes, rows.shape[0]), group_sizes.shape[0]
 
@@ -164,8 +166,8 @@ def of_experts(
 def _exchanged(
     activation: Activation, copies: int, load: Array, rows: Array, row_weights: Array, weights: Weights
 ) -> tuple[Float[Array, "R ..."], Int[Array, ""]]:
-    """`of_experts` where the experts are other devices': this device's rows there and back. Also how many rows of
-    others this device has computed."""
+    """`of_experts` with experts on other devices: sends this device's rows and receives the results. Also returns how
+    many of the others' rows this device has computed."""
     counts = all_counts(load)
     room = buffer_room(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
     received = counts[:, axis_index("experts")].sum()
@@ -185,8 +187,7 @@ def _round(
     row_weights: Array,
     weights: Weights,
 ) -> Float[Array, "R ..."]:
-    """The outputs for those of this device's rows that are among rows `low` to `low + size` of a receiver, zero for the
-    others."""
+    """The outputs for this device's rows among rows `low` to `low + size` of a receiver, zero for its others."""
     slices = round_slices(counts, low, size, axis_index("experts"))
     sent = rows.shape[0]
     here = checkpoint_name(to_buffer(rows, slices, sent, size), "expert_rows")
@@ -206,8 +207,8 @@ def _rounds(
     counts: Array,
     further: Array,
 ) -> Float[Array, "R ..."]:
-    """All rounds. Mostly it is the first alone, whose gradient is like any other function's; the others' gradient
-    computes them again, so nothing is kept of them and their number may depend on the data."""
+    """All rounds. Mostly there is only the first, with an ordinary gradient; the others' gradient recomputes them, so
+    nothing of them is saved and their number may depend on the data."""
     return _rounds_forward(activation, room, rows, row_weights, weights, counts, further)[0]
 
 

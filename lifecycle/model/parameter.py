@@ -1,8 +1,8 @@
-"""One parameter, declared where its layer is: shape, logical axes, and how training and inference treat it.
+"""A parameter's declaration, in its layer: shape, logical axes, and how training and inference treat it.
 
-A layer's attribute is `matrix(...)` or `vector(...)`, which makes its initial values. Everything else that must know of
-parameters (sharding, casting, optimizers, the planner) reads the declarations of a whole model: `model/params.py`.
-The logical axes are no sharding metadata of nnx, which would check them against whatever mesh is in scope.
+A layer's attribute is `matrix(...)` or `vector(...)`, which makes the initial values. Everything else about parameters
+(sharding, casting, optimizers, the planner) is read from a model's declarations: `model/params.py`. The logical axes
+are not nnx sharding metadata, which nnx would check against the mesh in scope.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ type Axes = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is declared of a parameter."""
+    """A parameter's declaration."""
 
     shape: tuple[int, ...]
     axes: Axes  # the logical axis of each dimension; None: never sharded
@@ -43,12 +43,12 @@ def matrix(
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, deviation: float, *, is_float32: bool = False
 ) -> nnx.Param:
-    """A matrix whose values have this standard deviation."""
+    """A matrix of normal values with this standard deviation."""
     declared = Parameter(shape, axes, is_matrix=True, is_float32=is_float32)
     return nnx.Param(jax.random.normal(rngs.params(), shape) * deviation, declared=declared)
 
 
 def vector(shape: tuple[int, ...], axes: Axes, value: float = 0.0, *, is_float32: bool = False) -> nnx.Param:
-    """A vector, or one for each expert, of one value."""
+    """A vector, or one per expert, filled with one value."""
     declared = Parameter(shape, axes, is_matrix=False, is_float32=is_float32)
     return nnx.Param(jnp.full(shape, value, jnp.float32), declared=declared)

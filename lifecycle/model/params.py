@@ -1,9 +1,9 @@
-"""A model's parameters: a plain tree of arrays, made, described, and brought into the form that they are used in.
+"""A model's parameters: a plain tree of arrays, created, described, and converted for use.
 
-The tree holds the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
-(`model/stacks.py`): layers that are alike are stacked on a leading axis. On disk every layer has its own names
-(`weights/names.py`). `flax.nnx` defines the layers and makes their initial values; a tree of plain arrays goes through
-training and inference, and modules are merged with it only inside a trace.
+The tree has the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
+(`model/stacks.py`): layers of equal structure are stacked on a leading axis. On disk every layer has its own names
+(`weights/names.py`). `flax.nnx` defines the layers and makes their initial values; training and inference pass a tree
+of plain arrays, which is merged with the modules only inside a trace.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ GATHERED = ("embed", "expert_embed")  # the logical axes over which a layer's we
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Fresh parameters in float32. Meant to run under `jax.jit` with `out_shardings`, so that no host holds a whole
-    model. A layer's values depend on `key` and its number only."""
+    """Fresh parameters in float32. Run it under `jax.jit` with `out_shardings`, so that no host holds a full model. A
+    layer's values depend only on `key` and its number."""
     trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1)
     blocks: Params = {}
     for group in layer_groups(config):
@@ -43,7 +43,7 @@ def _arrays(module: nnx.Module) -> Params:
 
 
 def parameters(config: ModelConfig) -> Params:
-    """What the layers declare: a tree like the parameters' with a `Parameter` at each leaf."""
+    """The layers' declarations: a tree like the parameters' with a `Parameter` at each leaf."""
     blocks: Params = {}
     for group in layer_groups(config):
         _, declared = block_definition(config, config.is_moe(group.first))
@@ -53,12 +53,12 @@ def parameters(config: ModelConfig) -> Params:
 
 
 def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
-    """The static half of a layer, to be merged with arrays, and what is declared of these, not stacked."""
+    """A layer's graph definition, to be merged with arrays, and the declarations of these, not stacked."""
     return _definition(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))
 
 
 def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:
-    """The same of what is not a layer."""
+    """The same for the trunk."""
     return _definition(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))
 
 
@@ -83,10 +83,10 @@ def compute_dtype(config: ModelConfig) -> str:
 
 
 def params_in_use(config: ModelConfig, params: Params) -> Params:
-    """The parameters as they are computed with: in the compute dtype, but for the few that stay in float32.
+    """The parameters as products take them: in the compute dtype, except for the few that stay in float32.
 
-    The model takes either form and computes the same with both, bit by bit. What is in use already is returned as it
-    is, without a copy.
+    The model accepts both forms and computes the same with both, bit by bit. Parameters already in use are returned
+    without a copy.
     """
     return jax.tree.map(lambda held, array: array.astype(_dtype(config, held)), parameters(config), params)
 
@@ -101,8 +101,8 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
 
 
 def gathered(config: ModelConfig, declared: Params, weights: Params) -> Params:
-    """The part of a layer's weights, or of stacks of layers', that a device computes with: in use, and gathered over
-    the axes that cut `d_model`."""
+    """The weights of a layer, or of stacks of layers, as a device computes with them: in use, and gathered over the
+    axes that shard `d_model`."""
 
     def weight(parameter: Parameter, array: Array) -> Array:
         array = _rounded(array, _dtype(config, parameter))
@@ -114,11 +114,11 @@ def gathered(config: ModelConfig, declared: Params, weights: Params) -> Params:
 
 
 def _rounded(weight: Array, dtype: str) -> Array:
-    """`weight.astype(dtype)`, such that what a step keeps is the float32 array.
+    """`weight.astype(dtype)`, such that a step keeps only the float32 array.
 
-    XLA moves a conversion to bfloat16 out of the loop over layers and keeps rounded copies of all layers' weights:
-    1.5 of Mixtral's 17 GB on a v5p 4x4x4. It does not move this rounding within float32, which leaves nothing for the
-    conversion to change.
+    XLA moves a conversion to bfloat16 out of the loop over layers and keeps rounded copies of all layers' weights: 1.5
+    of Mixtral's 17 GB on a v5p 4x4x4. It does not move this rounding within float32, after which the conversion is
+    exact.
     """
     if dtype == "bfloat16" and weight.dtype == jnp.float32:
         weight = jax.lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)

@@ -1,14 +1,14 @@
-"""A pipeline of stages: each device of the `stage` axis holds a run of layers and passes rows on (Huang et al. 2019).
+"""Pipeline parallelism: each device of the `stage` axis has a run of layers and passes rows on (Huang et al. 2019).
 
 Every row of a device's micro-batch is a micro-batch of the pipeline. In tick `i`, stage `s` computes row `i - s`; all
-stages send what they have to the next one, round in a ring, so after `rows + stages - 1` ticks all rows are through. A
-stage without a row of its own computes on what is at hand, and nothing of that is used: the idle share is
-`(stages - 1) / (rows + stages - 1)`. The gradient is the same ring backwards.
+stages send their outputs to the next one, in a ring, so after `rows + stages - 1` ticks all rows are done. A stage
+without a row computes on arbitrary values, and the result is discarded: the idle share is `(stages - 1) / (rows +
+stages - 1)`. The gradient is the same ring in reverse.
 
-A stage's weights are gathered, in the dtype that products take, and serve all ticks. Their gradients are added up over
-the ticks in float32, each layer's in place, and are returned as one gradient in that dtype. Without this, a
-scan over ticks adds up in the weights' own dtype, and a scan over layers writes a tick's gradients of all layers to
-memory first: in Llama-3.1-8B's stages of 4 layers 1.7 GB more and a tenth of all cycles.
+A stage's weights are gathered, in the compute dtype, and serve all ticks. Their gradients are accumulated over the
+ticks in float32, each layer's in place, and returned as one gradient in that dtype. Otherwise a scan over ticks
+accumulates in the weights' own dtype, and a scan over layers first writes a tick's gradients of all layers to memory:
+in Llama-3.1-8B's stages of 4 layers 1.7 GB more and a tenth of all cycles.
 """
 
 from collections.abc import Callable
@@ -28,18 +28,17 @@ type Stage = Callable[[Any, Float[Array, "1 T D"], Array], tuple[Float[Array, "1
 
 
 class StageWeight(NamedTuple):
-    """An array that all ticks use, and what stands for it where gradients are added up: of its shape, in float32.
-    The second one's values are never used."""
+    """An array that all ticks use, and a float32 array of its shape that receives its gradient. The second one's values
+    are never used."""
 
     value: Array
     summed: Array
 
 
 def run_pipeline(stage: Stage, weights: Any, x: Float[Array, "B T D"]) -> tuple[Float[Array, "b T D"], Any]:
-    """`stage` one after the other over all stages, with this stage's `weights` (a tree of arrays).
+    """Applies all stages in order, each device with its own stage's `weights` (a tree of arrays).
 
-    Returns the rows that this stage goes on with (`own_rows`), and the sum over its rows of the statistics that `stage`
-    returns.
+    Returns this stage's `own_rows` of the result, and the sum over the rows of the statistics that `stage` returns.
     """
 
     @jax.custom_vjp
@@ -108,7 +107,7 @@ def own_rows(x: Float[Array, "B ..."]) -> Float[Array, "b ..."]:
 
 
 def among_layers(stats: Any) -> Any:
-    """A stage's statistics of its layers, `[layers here, ...]`, as its part of a sum over stages `[layers, ...]`."""
+    """A stage's statistics of its layers, `[layers here, ...]`, as its part of a sum over stages, `[layers, ...]`."""
     stages = axis_size(AXIS)
 
     def among_all(value: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Rematerialisation: which of a layer's intermediate arrays wait in memory for the backward pass.
+"""Rematerialisation: which of a layer's intermediate arrays are saved for the backward pass.
 
-Inside a layer some arrays have names (`RematName`). A policy says of each whether it is saved, offloaded to the host's
-memory, or computed again (the default: a layer saves its input only). Chen et al. 2016, "Training Deep Nets with
-Sublinear Memory Cost".
+Some arrays in a layer have names (`RematName`). A policy says for each whether it is saved, offloaded to host memory,
+or recomputed (the default: a layer saves its input only). Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+Cost".
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lifecycle.model.config import Remat
 
 
 def rematerialised[**A, R](layer: Callable[A, R], remat: Remat) -> Callable[A, R]:
-    """`layer`, its intermediate arrays kept as `remat` says."""
+    """`layer` with its intermediate arrays treated according to `remat`."""
     policy: Any = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[name for name, what in remat.items() if what == "save"],
         names_which_can_be_offloaded=[name for name, what in remat.items() if what == "offload"],

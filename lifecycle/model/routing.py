@@ -1,11 +1,11 @@
-"""Which experts a token goes to and with what weights, and what is measured and paid for it.
+"""Routing: each token's experts and their weights, and the routers' statistics and losses.
 
-One function holds the routers of the open families: Mixtral and Qwen3-MoE (softmax over all experts, the best k,
-normalised or not), gpt-oss (softmax over the best k's logits, which is the same as the former normalised), DeepSeek-V3
-(sigmoid scores, a bias that takes part in the choice only, choice among the best groups). All of it in float32: a
-rounded logit changes the choice, and with it the output.
+One function covers the routers of the open families: Mixtral and Qwen3-MoE (softmax over all experts, the best k,
+normalised or not), gpt-oss (softmax over the best k's logits, which equals the former normalised), DeepSeek-V3 (sigmoid
+scores, a bias for the choice only, choice among the best groups). All of it is in float32: a rounded logit changes the
+choice, and with it the output.
 
-Statistics are sums over tokens, so that they may be added over devices and micro-batches before anything is divided.
+Statistics are sums over tokens, so that they can be added over devices and micro-batches before any division.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,8 @@ from lifecycle.model.config import MoeConfig
 
 
 class RouterStats(NamedTuple):
-    """What a layer's router did with the tokens that it saw: float32 sums over them. `load` has no gradient,
-    `probability` and `z` have one."""
+    """A layer's router statistics: float32 sums over the tokens that it saw. `load` has no gradient, `probability` and
+    `z` do."""
 
     dropped: Float[Array, "*layers"]  # choices of experts that were not computed; summed over all devices it is 0
     entropy: Float[Array, "*layers"]  # of the probabilities, in nats

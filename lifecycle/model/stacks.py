@@ -1,7 +1,7 @@
-"""Which layers are alike, so that they are one stack of arrays and one scan applies them.
+"""Stacks: layers of equal structure share arrays with a leading layer axis, and one scan applies them.
 
-A pattern of layer kinds (local/global) is scanned over its period; what does not fill a period, and the dense layers
-before a mixture of experts, are groups of their own. 126 layers trace in the time of one period.
+A pattern of layer kinds (local/global) is scanned over its period; layers that do not fill a period, and the dense
+layers before a mixture of experts, are groups of their own. 126 layers trace in the time of one period.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Published weights in blocks that share a scale, read as numbers: MXFP4 (gpt-oss) and FP8 in squares (DeepSeek V3).
+"""Published weights in blocks that share a scale, dequantised: MXFP4 (gpt-oss) and FP8 in squares (DeepSeek V3).
 
 MXFP4 (Open Compute Project, "Microscaling formats", 2023, section 5.3): 32 values of four bits and one exponent; two
-values a byte, the first in the low half. A tensor `X [E, in, out]` is stored as `X_blocks [E, out, in / 32, 16]` and
+values per byte, the first in the low half. A tensor `X [E, in, out]` is stored as `X_blocks [E, out, in / 32, 16]` and
 `X_scales [E, out, in / 32]`. FP8 (DeepSeek-V3, section 3.3.2): a matrix `X` of float8 (e4m3) with a float32 for each
-128 x 128 square in `X_scale_inv`. What must hold: the values are those that transformers computes, part by part.
+128 x 128 square in `X_scale_inv`. What must hold: the values equal those of transformers, for every part.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ NUMBERS = ("float32", "float16", "bfloat16")  # dtypes that need no scale
 
 
 class BlockScaled:
-    """A `TensorSource` over another, whose scaled tensors have their plain names and values.
+    """A `TensorSource` over another, with dequantised tensors under their plain names.
 
     Raises `WeightsError` for a tensor that is neither numeric nor has a tensor of scales.
     """
@@ -61,7 +61,7 @@ class BlockScaled:
         return self._shapes
 
     def dtype(self, name: str) -> np.dtype:
-        """What a tensor is best stored as; scaled ones as their makers do when they unpack them."""
+        """The dtype to store a tensor in; for quantised ones the dtype that their makers unpack them to."""
         return BFLOAT16 if name in self._packed or name in self._squares else self._source.dtype(name)
 
     def read(self, name: str, index: Index) -> np.ndarray:

@@ -1,7 +1,7 @@
 """GGUF files, the format of llama.cpp: typed metadata and quantised tensors, read with NumPy alone.
 
-Source: ggml's `docs/gguf.md`, versions 2 and 3 (little-endian). Tensors come out as float32, row by row. What must
-hold: a file that is cut, or whose tensors are of an encoding that is not known here, is refused with the names.
+Source: ggml's `docs/gguf.md`, versions 2 and 3 (little-endian). Tensors are read as float32, row by row. What must
+hold: a truncated file, or one with an unsupported encoding, is rejected with the tensors' names.
 """
 
 import math
@@ -30,7 +30,7 @@ LONGEST_VALUE = 1 << 26  # bytes of a string or an array of numbers; a longer on
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor's blocks lie, and how it is encoded."""
+    """A tensor's offset, shape and encoding in the file."""
 
     shape: Shape  # row-major: the file lists the fastest dimension first
     encoding: Encoding
@@ -43,7 +43,7 @@ class Stored:
 
 
 class GgufFile:
-    """One file; a `TensorSource`. Raises `WeightsError` for a file that is not whole or not understood."""
+    """One file; a `TensorSource`. Raises `WeightsError` for a truncated or unsupported file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,7 +93,7 @@ class GgufFile:
 
 
 class _Damaged(Exception):
-    """What is said of bytes that cannot be a GGUF file's."""
+    """Bytes that cannot be a GGUF file's."""
 
 
 def _read_head(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Stored]]:

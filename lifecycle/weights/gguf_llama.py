@@ -1,8 +1,8 @@
-"""Llama in GGUF: its config from the metadata, and where its tensors lie.
+"""Llama in GGUF: its config from the metadata, and its tensors' locations.
 
-llama.cpp rotates neighbouring pairs of a head's dimensions, so its converter reorders the columns of queries and keys;
-here they are put back. What must hold: a setting of the file that the decoder does not compute is refused.
-Source: ggml's `docs/gguf.md`; llama.cpp's `convert_hf_to_gguf.py` (`LlamaModel.permute`).
+llama.cpp rotates neighbouring pairs of a head's dimensions, so its converter permutes the columns of queries and keys;
+here they are permuted back. What must hold: a setting that the decoder does not support is rejected. Source: ggml's
+`docs/gguf.md`; llama.cpp's `convert_hf_to_gguf.py` (`LlamaModel.permute`).
 """
 
 import math
@@ -63,7 +63,7 @@ GGUF_LLAMA = Family(
 
 
 def config_of(file: GgufFile) -> ModelConfig:
-    """The model in a file; raises `WeightsError` for another architecture, or what the decoder does not compute."""
+    """The model in a file; raises `WeightsError` for another architecture or an unsupported setting."""
     architecture = file.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise WeightsError(
@@ -95,7 +95,7 @@ def config_of(file: GgufFile) -> ModelConfig:
 
 
 def _require_numbers(file: GgufFile, own: Mapping[str, Any]) -> None:
-    """The settings that the config is made from are there, each one number (some models have one for each layer)."""
+    """Checks that the config's settings are present, each one number (some models have one per layer)."""
     required = [*REQUIRED, *([] if EMBED in file.shapes else ["vocab_size"])]
     if missing := [f"llama.{key}" for key in required if key not in own]:
         raise WeightsError(f"{file.path}: its metadata lacks {', '.join(missing)}; import the model from safetensors")

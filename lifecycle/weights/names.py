@@ -1,9 +1,9 @@
-"""Canonical names of arrays: one name per layer and weight, whatever the stacking in memory.
+"""Canonical names of arrays: one name per layer and weight, independent of stacking.
 
-In memory the arrays of layers that are alike lie under `blocks` in stacks with a leading layer axis, because that is
-what `jax.lax.scan` takes; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has
-its own name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit by bit, and a tree that holds
-copies of the parameters' tree (an optimizer's moments) is named by the same rule.
+In memory the arrays of layers of equal structure are stacked under `blocks` with a leading layer axis, for
+`jax.lax.scan`; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has its own
+name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit by bit, and a tree that contains copies
+of the parameters' tree (an optimizer's moments) is named by the same rule.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ type KeyPath = tuple[Any, ...]  # the keys that lead to a leaf, as `jax.tree_uti
 def unstack(tree: PyTree) -> dict[str, Any]:
     """The arrays of `tree` by dotted name, in the tree's order.
 
-    An array without axes below `blocks` (a counter) stays whole. Works under `jax.jit`, and on NumPy arrays.
+    An array without axes below `blocks` (a counter) is not split. Works under `jax.jit`, and on NumPy arrays.
     """
     flat: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -60,7 +60,7 @@ def layer_names(path: KeyPath, leaf: Any) -> Iterator[str]:
 
 
 def canonical_name(path: KeyPath) -> str:
-    """The dotted name of the array at `path`, which is no stack."""
+    """The dotted name of the array at `path`, which is not a stack."""
     return ".".join(map(_key, path))
 
 

@@ -1,8 +1,8 @@
 """Weights and config in the layout that other tools open: safetensors with per-layer names, and `config.json`.
 
-Which names and keys is the family's to say (`model/families`). What must hold: what is saved is loaded bit by bit;
-memory holds one tensor beside the shards that stay; and a checkpoint that does not fit is refused whole, every
-missing, unknown or misshapen tensor named, before a byte of it is read.
+The family defines the names and keys (`weights/families`). What must hold: what is saved is loaded bit by bit; memory
+holds one tensor in addition to the final shards; and a checkpoint that does not fit is rejected before loading, with
+every missing, unknown or misshapen tensor listed.
 """
 
 import json
@@ -60,17 +60,17 @@ type Spans = tuple[tuple[int, int], ...]  # (start, stop) a dimension
 
 
 def config_to_hf(config: ModelConfig, dtype: np.dtype = FLOAT32, **token_ids: int) -> dict[str, Any]:
-    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`. One that is not
-    given is null: left out, another tool takes the family's own, which may lie outside this vocabulary.
+    """The published form of a config; `token_ids` are `bos_token_id`, `eos_token_id`, `pad_token_id`. A missing one is
+    written as null: without the key, another tool uses the family's own, which may be outside this vocabulary.
 
-    Raises `WeightsError` naming what of it the family's form cannot say.
+    Raises `WeightsError` naming what the family's form cannot express.
     """
     more = {"initializer_range": config.d_model**-0.5, "use_cache": True, "torch_dtype": dtype.name}
     return family_of(config).config_to(config) | more | dict.fromkeys(TOKEN_IDS) | token_ids
 
 
 def config_from_hf(tree: Mapping[str, Any]) -> ModelConfig:
-    """Reads a published config; refuses families and settings that this decoder does not compute."""
+    """Reads a published config; rejects families and settings that this decoder does not support."""
     return config_from(tree)
 
 
@@ -94,25 +94,26 @@ def array_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def _depth(array: str) -> int:
-    """Layers in order after the trunk: what a layer needs lies together in a file."""
+    """Layers in order after the trunk: a layer's tensors are adjacent in a file."""
     return int(array.split(".")[1]) if array.startswith("blocks.") else -1
 
 
 def load_weights(
     config: ModelConfig, path: Path, shardings: PyTree | None = None, *, like: PyTree | None = None
 ) -> Params:
-    """The parameters in a folder or file of safetensors, laid over `shardings` (a tree like the parameters'), or whole
-    on this process's first device.
+    """The parameters in a folder or file of safetensors, sharded by `shardings` (a tree like the parameters'), or
+    unsharded on this process's first device.
 
-    `like` says in which dtypes, a tree like the parameters': float32, in which they are trained, unless it is
+    `like` gives the dtypes, as a tree like the parameters': float32, in which they are trained, unless it is
     `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. Raises
-    `WeightsError` listing all that does not fit.
+    `WeightsError` listing everything that does not fit.
     """
     return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, like)
 
 
 def open_weights(config: ModelConfig, path: Path) -> TensorSource:
-    """The tensors of the config's model in a folder or file of safetensors; of a model of several parts, the text's."""
+    """The tensors of the config's model in a folder or file of safetensors; for a model of several parts, the text
+    model's."""
     source, wrapper = BlockScaled(SafetensorsReader(path)), family_of(config).wrapper
     if wrapper is None or not any(name.startswith(wrapper.prefix) for name in source.shapes):
         return source
@@ -120,7 +121,7 @@ def open_weights(config: ModelConfig, path: Path) -> TensorSource:
 
 
 class _TextPart:
-    """The tensors below a prefix, without it; the other parts' are not there, what is in no part is."""
+    """The tensors below a prefix, without it, and those that belong to no part."""
 
     def __init__(self, source: TensorSource, wrapper: Wrapper) -> None:
         self._source = source
@@ -147,7 +148,7 @@ def params_from(
     shardings: PyTree | None = None,
     like: PyTree | None = None,
 ) -> Params:
-    """The parameters in `source`, which has a family's layout, each shard read by itself; `where` names the source in
+    """The parameters in `source`, which has a family's layout, each shard read separately; `where` names the source in
     errors."""
     require_fit(config, family, source, where)
     like = abstract_params(config) if like is None else like
@@ -213,7 +214,7 @@ def require_fit(config: ModelConfig, family: Family, source: TensorSource, where
 
 
 def _unlike_embedding(layout: Layout, source: TensorSource, head: str) -> list[str]:
-    """Some files of tied models hold the head too; it must be the embedding."""
+    """Some files of tied models have the head too; it must equal the embedding."""
     embed = layout.trunk["embed"].name
     shape = source.shapes.get(embed)
     if shape is None or source.shapes[head] != shape or not _is_equal(source, head, embed, shape):
@@ -268,8 +269,8 @@ def write_weights(
     dtypes: Callable[[str, tuple[str, ...]], np.dtype],
     largest_file_bytes: int = LARGEST_FILE_BYTES,
 ) -> None:
-    """Writes a model in its family's layout; `read(array, expert)` gives an array by canonical name, or one expert's
-    part of it; `dtypes(published name, arrays in it)` says how it is stored."""
+    """Writes a model in its family's layout. `read(array, expert)` returns an array by canonical name, or one expert's
+    part of it; `dtypes(published name, arrays in it)` returns the stored dtype."""
     family = family_of(config)
     family.config_to(config)  # refused before anything is written
     tensors = published_tensors(config, family.layout, array_shapes(config))

@@ -1,9 +1,9 @@
-"""Safetensors files, read and written piece by piece: no more of a checkpoint is in memory than what is asked for.
+"""Safetensors files, read and written in parts: memory holds only the requested part of a checkpoint.
 
 The format (github.com/huggingface/safetensors, README "Format"): eight bytes of header length, little-endian; a JSON
-header of dtype, shape and byte range for each tensor; the tensors, row-major, without holes. What must hold: a file
-that is cut or whose header contradicts its length is refused before anything is read, and a folder's weights are whole
-or not there.
+header of dtype, shape and byte range for each tensor; the tensors, row-major, without holes. What must hold: a
+truncated file, or one whose header contradicts its length, is rejected before anything is read, and a folder's weights
+are complete or absent.
 """
 
 import json
@@ -51,8 +51,8 @@ class Entry:
 class SafetensorsReader:
     """The tensors of one file, or of all files of a folder; a `TensorSource`.
 
-    Raises `WeightsError` for a path without safetensors, a file that is not whole, an index that names a file or a
-    tensor that is not there, and a tensor whose dtype is not one of floating point.
+    Raises `WeightsError` for a path without safetensors, a truncated file, an index that names a missing file or
+    tensor, and a tensor that is not of a floating-point dtype.
     """
 
     def __init__(self, path: Path) -> None:
@@ -194,11 +194,11 @@ def write_safetensors(
     read: Callable[[str], np.ndarray],
     largest_file_bytes: int = LARGEST_FILE_BYTES,
 ) -> None:
-    """Writes tensors one by one, as `read` gives them: one file if they fit, else several and an index.
+    """Writes tensors one by one, as `read` returns them: one file if they fit, else several and an index.
 
-    Files get their names when all of them are whole. The index is there before the first of them, and goes after the
-    last old one: a folder with some of its files is refused with the names of the others. The same tensors give the
-    same bytes.
+    Files are renamed to their final names when all of them are complete. The index is written before the first rename
+    and removed after the last old file: a folder with only some of its files is rejected with the names of the others.
+    The same tensors give the same bytes.
     """
     for old in [*folder.glob("model*.safetensors"), *folder.glob("*.safetensors.partial"), *folder.glob(INDEX)]:
         old.unlink()
@@ -220,7 +220,7 @@ def _partial(path: Path) -> Path:
 
 
 def _groups(tensors: Mapping[str, Planned], most: int) -> list[list[str]]:
-    """Names file by file, in order; a tensor larger than a file has one of its own."""
+    """Names file by file, in order; a tensor larger than a file gets its own."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

@@ -1,5 +1,5 @@
-"""Reading parts of tensors that lie row-major in a file, without mapping it: mapped pages count as this process's
-memory. What must hold: memory holds the part that is asked for, and `CHUNK_BYTES` more where it cuts through rows."""
+"""Reads parts of row-major tensors from a file without mapping it: mapped pages count as this process's memory. What
+must hold: memory holds the requested part, and `CHUNK_BYTES` more if it cuts through rows."""
 
 import math
 import os
@@ -20,7 +20,8 @@ def whole(shape: Shape) -> Index:
 
 
 def read_part(shape: Shape, dtype: np.dtype, index: Index, read_rows: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """The part of a tensor that `index` says; `read_rows(start, stop)` reads of its first dimension, in `dtype`."""
+    """The part of a tensor that `index` selects; `read_rows(start, stop)` reads rows of its first dimension, in
+    `dtype`."""
     rows, *rest = index
     if all(part.stop - part.start == size for part, size in zip(rest, shape[1:], strict=True)):
         return read_rows(rows.start, rows.stop)
@@ -33,7 +34,7 @@ def read_part(shape: Shape, dtype: np.dtype, index: Index, read_rows: Callable[[
 
 
 def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
-    """`count` bytes of a file, as uint8; raises `WeightsError` if the file ends before."""
+    """`count` bytes of a file, as uint8; raises `WeightsError` if the file is shorter."""
     data = np.empty(count, np.uint8)
     view, done = memoryview(data), 0
     with open(path, "rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The built-in kinds of tasks. A kind is one file here and its registration below."""
+"""The built-in kinds of tasks. A kind is one file here and a registration below."""
 
 from lifecycle.evals.kinds.bits_per_byte import BitsPerByteTask
 from lifecycle.evals.kinds.generation import GenerationTask

@@ -1,5 +1,5 @@
 """Kind `generate`: whether greedy output passes a check against the row's answers. A row has `prompt` and `answer`, one
-text or a list of texts of which each is right."""
+text or a list of accepted texts."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ type CheckName = Annotated[str, AfterValidator(_known_check), WithJsonSchema({"e
 
 
 class GenerationTask(PromptTaskConfig):
-    """Share of outputs that meet one of the row's answers."""
+    """The share of outputs that match one of the row's answers."""
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     default_template: ClassVar[str] = "{{ prompt }}"
@@ -69,7 +69,7 @@ class GenerationTask(PromptTaskConfig):
         return summarise(self.name, self.kind, self.check, self.definition, examples, skipped=skipped)
 
     def passes(self, output: str, answer: str | Sequence[str]) -> bool:
-        """Whether an output meets one of the right answers."""
+        """Whether an output matches one of the accepted answers."""
         right = [answer] if isinstance(answer, str) else answer
         return any(CHECKS[self.check](output, one) for one in right)
 

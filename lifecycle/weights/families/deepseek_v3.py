@@ -1,9 +1,9 @@
 """DeepSeek V3 (DeepSeek-AI 2024): latent attention, shared and routed experts, dense first layers.
 
-The published weights rotate neighbouring pairs of a head's positional dimensions; ours are in halves, so those columns
-are put in another order on the way in and back on the way out. Layers after the last are its multi-token prediction
-module, which the decoder does not use. Source of names and keys: transformers 5.24, `models/deepseek_v3`, and the
-published `config.json`.
+The published weights rotate neighbouring pairs of a head's positional dimensions, ours rotate halves, so those columns
+are permuted on import and back on export. Layers after the last are its multi-token prediction module, which the
+decoder does not use. Source of names and keys: transformers 5.24, `models/deepseek_v3`, and the published
+`config.json`.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What a family is: a published name, a table of settings and a table of tensor names.
+"""A family: a published name, a table of settings and a table of tensor names.
 
-What must hold: a config survives the way out and back. A config that a family's `config.json` cannot say is refused
-with the fields named, never written as something else.
+What must hold: a config survives the round trip. A config that a family's `config.json` cannot express is rejected with
+the names of the fields, never written as something else.
 """
 
 import math
@@ -60,7 +60,7 @@ def nothing_ignored(config: ModelConfig, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A published model of several parts, the family's text model one of them."""
+    """A published model of several parts, one of them the family's text model."""
 
     model_type: str
     key: str  # under which its config.json holds the text model's
@@ -71,7 +71,7 @@ class Wrapper:
 
 @dataclass(frozen=True)
 class Family:
-    """One family. `ignores` says which published tensors a model has that its decoder does not use."""
+    """One family. `ignores` says which published tensors the decoder does not use."""
 
     name: str  # of `ModelConfig.family`, and the published `model_type`
     architecture: str
@@ -82,7 +82,7 @@ class Family:
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
 
     def config_from(self, tree: Tree) -> ModelConfig:
-        """Our config of a published one; raises `WeightsError` for what is missing or not computed."""
+        """Our config of a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):
@@ -104,7 +104,7 @@ class Family:
         return validate(ModelConfig, _nested(fields), where="config.json")
 
     def config_to(self, config: ModelConfig) -> dict[str, Any]:
-        """The published form; raises `WeightsError` naming the fields that it cannot say."""
+        """The published form; raises `WeightsError` naming the fields that it cannot express."""
         tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.name}
         self._require_sections(config)
         for setting in self.settings:

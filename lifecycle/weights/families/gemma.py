@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: norms on both sides of a branch, scaled embeddings, local and global layers.
+"""Gemma 2 and 3: norms before and after a branch, scaled embeddings, local and global layers.
 
 Gemma Team 2024, "Gemma 2"; 2025, "Gemma 3 technical report" (text part). Source of names and keys: transformers 5.24,
 `models/gemma2`, `models/gemma3`.

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and SmolLM2 (Touvron et al. 2023; Grattafiori et al. 2024). Most families' tables begin with this one.
+"""Llama 2 and 3, and SmolLM2 (Touvron et al. 2023; Grattafiori et al. 2024). Most families' tables extend this one.
 
 Source of names and keys: transformers 5.24, `models/llama`.
 """

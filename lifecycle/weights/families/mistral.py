@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): Llama whose layers may all see a window only.
+"""Mistral (Jiang et al. 2023): Llama whose layers may all be local.
 
 Source of names and keys: transformers 5.24, `models/mistral`.
 """

@@ -16,7 +16,7 @@ from lifecycle.weights.families.settings import Both, Fields, Key, LayerKinds, M
 
 
 def _read_sizes(tree: Tree) -> Fields:
-    """There is no dense layer: one size serves both."""
+    """There is no dense layer: one size serves both fields."""
     if "intermediate_size" not in tree:
         raise MissingKey("intermediate_size")
     return {"d_ff": tree["intermediate_size"], "moe.d_ff": tree["intermediate_size"]}

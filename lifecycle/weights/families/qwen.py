@@ -26,7 +26,7 @@ from lifecycle.weights.families.settings import (
 
 
 def _window_above(tree: Tree) -> list[LayerKind]:
-    """Without `layer_types`: the layers from `max_window_layers` on see a window, if windows are used at all."""
+    """Without `layer_types`: the layers from `max_window_layers` on are local, if windows are used at all."""
     layers = tree["num_hidden_layers"]
     if not tree.get("use_sliding_window") or not tree.get("sliding_window", 4096):
         return all_global(tree)

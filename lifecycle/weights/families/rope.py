@@ -1,4 +1,4 @@
-"""Rotary positions in a published config: `rope_theta` and `rope_scaling`, or newer files' `rope_parameters`."""
+"""RoPE in a published config: `rope_theta` and `rope_scaling`, or newer files' `rope_parameters`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ WITHOUT_EFFECT = {"attention_factor": None, "partial_rotary_factor": 1.0}
 
 @dataclass(frozen=True)
 class Rope:
-    """`rope_theta` and its scaling; `local_theta_key` names the local layers' own theta in older files, whose newer
-    form nests one set of parameters for each layer type."""
+    """`rope_theta` and its scaling; `local_theta_key` names the local layers' own theta in older files; newer files
+    nest one set of parameters per layer type."""
 
     default_theta: float = 10_000.0
     local_theta_key: str | None = None

@@ -1,7 +1,7 @@
-"""Settings of a family: how keys of a published `config.json` and fields of `ModelConfig` say the same thing.
+"""Settings of a family: the mapping between keys of a published `config.json` and fields of `ModelConfig`.
 
-Each setting works both ways. `read` takes what it knows from the file's tree and gives fields by dotted name; `write`
-gives the keys back. What a file asks for and this decoder does not compute is refused, never passed over.
+Each setting works both ways. `read` takes its keys from the file's tree and returns fields by dotted name; `write`
+returns the keys. A value that this decoder does not support is rejected, never ignored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ class WeightsError(ValueError):
 
 
 class MissingKey(Exception):
-    """A key that a config.json must have; all of them are told together."""
+    """A key that a config.json must have; all missing ones are reported together."""
 
 
 def require_forms(tree: Tree) -> None:
-    """Raises `WeightsError` naming each key that others are computed from and that has another form than theirs."""
+    """Raises `WeightsError` naming each key of the wrong type that other fields are computed from."""
     wrong = [f"{key}={value!r} is not {what}" for key, (what, fits) in FORMS.items()
              if (value := tree.get(key)) is not None and not fits(value)]  # fmt: skip
     if wrong:
@@ -69,7 +69,7 @@ type Default = Any  # a value, or a function from the tree to one
 
 @dataclass(frozen=True)
 class Key:
-    """One field under one key. `default` is what a file without the key means; `null` means that too, unless
+    """One field under one key. `default` is the value for a file without the key, and for `null` unless
     `is_nullable`."""
 
     ours: str
@@ -93,7 +93,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Always:
-    """A field that has one value in all models of a family."""
+    """A field with one value in all models of a family."""
 
     ours: str
     value: Any
@@ -109,7 +109,7 @@ class Always:
 
 @dataclass(frozen=True)
 class Only:
-    """A key of which this decoder computes one value; a file that says another is refused."""
+    """A key of which this decoder supports one value; a file with another is rejected."""
 
     published: str
     value: Any
@@ -139,7 +139,7 @@ class Both:
 
 @dataclass(frozen=True)
 class LayerKinds:
-    """`layer_types` and `sliding_window`: which layers see a window. `default` gives the kinds of a file that does not
+    """`layer_types` and `sliding_window`: which layers are local. `default` gives the kinds for a file that does not
     list them; a family without windows does not write them either."""
 
     default: Callable[[Tree], list[LayerKind]]
@@ -183,7 +183,7 @@ def all_global(tree: Tree) -> list[LayerKind]:
 
 
 def local_then_global(period: int) -> Callable[[Tree], list[LayerKind]]:
-    """The last layer of each period sees all, the others a window."""
+    """The last layer of each period is global, the others are local."""
     return lambda tree: ["local" if (i + 1) % period else "global" for i in range(tree["num_hidden_layers"])]
 
 

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama with some layers that have no positions (Yang et al. 2025, "RoPE to NoPE and back again").
+"""SmolLM3: Llama with some layers without RoPE (Yang et al. 2025, "RoPE to NoPE and back again").
 
 Source of names and keys: transformers 5.24, `models/smollm3`.
 """
