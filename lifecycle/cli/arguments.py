@@ -1,4 +1,4 @@
-"""What verbs take: the run's file, settings as `key=value`, and a name that may come before the settings."""
+"""Arguments of the verbs: the run's file, settings as `key=value`, and an optional name before the settings."""
 
 import os
 from pathlib import Path
@@ -18,17 +18,17 @@ type StageOrOverrides = Annotated[
 
 
 def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
-    """The run's config with the settings of the command line."""
+    """The run's config with the command line's overrides."""
     return load_config(RunConfig, path, overrides)
 
 
 def name_first(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The name that the words begin with, None where the first one is a setting already, and the settings."""
+    """(the leading name, or None if the first word is a setting; the settings)."""
     if words and "=" not in words[0]:
         return words[0], words[1:]
     return None, words
 
 
 def operator() -> str:
-    """Who is at work, for an alias's history; a container's user may have no name."""
+    """The user's name, for an alias's history; a container's user may have none."""
     return os.environ.get("USER") or f"uid {os.getuid()}"

@@ -1,4 +1,4 @@
-"""`lifecycle chat`: a conversation in the terminal, streamed as it is made."""
+"""`lifecycle chat`: a conversation in the terminal, streamed."""
 
 from typing import Annotated
 
@@ -32,9 +32,9 @@ type StageOrVersion = Annotated[
 
 
 def chat(config_or_bundle: ConfigOrBundle, /, *words: StageOrVersion) -> None:
-    """Talks to a training stage's weights, to a version, or to a bundle that is in no registry.
+    """Talks to a training stage's weights, to a version, or to a bundle outside any registry.
 
-    Reads questions until /quit or the end of input. /new begins another conversation.
+    Reads questions until /quit or the end of input. /new starts another conversation.
     """
     if config_or_bundle.is_dir():
         model = load_bundle(config_or_bundle)
@@ -52,7 +52,7 @@ def chat(config_or_bundle: ConfigOrBundle, /, *words: StageOrVersion) -> None:
 
 
 def _trained(config: RunConfig, stage: str) -> Model:
-    """The model of a training stage that is finished, from its checkpoint."""
+    """The model of a finished training stage, from its checkpoint."""
     folder = finished_stage(config, "tokenizer").path
     tokenizer, model = load_tokenizer(folder), config.model_of(stage)
     params = trained_params_in_use(finished_stage(config, stage), model)
@@ -82,7 +82,7 @@ def _ask(console: Console) -> str | None:
 
 
 def _turn(console: Console, engine: Engine, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Answers the last message; a conversation that no longer fits loses its oldest turns, with a notice."""
+    """Answers the last message; drops the oldest turns of a conversation that exceeds the context, with a notice."""
     model = engine.model
     prompt = model.template.render(messages, add_generation_prompt=True).ids
     try:

@@ -1,4 +1,4 @@
-"""`lifecycle data`: what the training stages learn from."""
+"""`lifecycle data`: the training stages' data."""
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.make import make
@@ -6,6 +6,6 @@ from lifecycle.stages.graph import build_graph, present
 
 
 def data(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Brings documents, token shards and rows up to date, those that the run has."""
+    """Brings the run's documents, token shards and rows up to date."""
     run = read_config(config, overrides)
     make(run, present(build_graph(run), "documents", "tokens", "rows"), [str(config), *overrides])

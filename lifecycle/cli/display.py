@@ -1,4 +1,4 @@
-"""Progress for people: a live line on a terminal, a plain line now and then elsewhere."""
+"""Progress for people: a live line on a terminal, a plain line every few seconds elsewhere."""
 
 import time
 from typing import Any
@@ -66,7 +66,7 @@ class Live:
 
 
 class Plain:
-    """Lines for logs: when a stage starts, what it notes, and every ten seconds how far it is."""
+    """Lines for logs: when a stage starts, its notes, and its progress every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._stage, self._total = console, "", None

@@ -17,7 +17,7 @@ type StageOrTasks = Annotated[
 
 
 def evaluate(config_or_bundle: ConfigOrBundle, /, *words: StageOrTasks) -> None:
-    """Brings a run's evaluations up to date, or one stage's; of a bundle, prints its scores."""
+    """Brings a run's evaluations up to date, or one stage's; for a bundle, prints its scores."""
     name, overrides = name_first(words)
     if config_or_bundle.is_dir():
         _evaluate_bundle(config_or_bundle, name, overrides)

@@ -13,7 +13,7 @@ from lifecycle.evals.results import EvalResult, read_results
 
 
 def evaluate_bundle(bundle: Path, tasks: Path, overrides: tuple[str, ...]) -> None:
-    """Evaluates a bundle and prints the scores, or those that it already has."""
+    """Evaluates a bundle and prints the scores; scores that exist are not computed again."""
     config = load_config(BundleTasksConfig, tasks, overrides)
     start_jax(config.root)
     console = Console(emoji=False)

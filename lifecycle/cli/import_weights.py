@@ -1,7 +1,7 @@
-"""`lifecycle import`: a published model becomes a bundle, tensor by tensor, whatever its size.
+"""`lifecycle import`: converts a published model to a bundle, tensor by tensor, whatever its size.
 
-The bundle is made under a temporary name and renamed at the end, its manifest written last. What must hold: nothing
-that does not fit is imported; config, weights and tokenizer are checked against each other before the first weight is
+The bundle is written under a temporary name and renamed at the end, its manifest last. What must hold: nothing
+inconsistent is imported; config, weights and tokenizer are checked against each other before the first weight is
 written.
 """
 
@@ -66,7 +66,7 @@ def safetensors(source: Path, out: Out, /, *, dtype: Dtype | None = None, tokeni
 
 
 def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:
-    """Makes the bundle `out` of a GGUF file; the folder `tokenizer`, if given, replaces the file's own."""
+    """Makes the bundle `out` from a GGUF file; the folder `tokenizer`, if given, replaces the file's own tokenizer."""
     file = GgufFile(source)
     config = config_of(file)
     with _bundle(out, source, dtype) as folder:
@@ -80,7 +80,7 @@ def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Pa
 
 
 def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, tokenizer: Path | None = None) -> None:
-    """Makes the bundle `out` of a published folder; without `dtype` every tensor keeps its own."""
+    """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own."""
     config = load_config(source)
     file = open_weights(config, source)
     with _bundle(out, source, dtype) as folder:
@@ -95,7 +95,7 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
 def _write(
     config: ModelConfig, family: Family, source: TensorSource, where: Path, folder: Path, dtype: Dtype | None
 ) -> None:
-    """Writes config, generation defaults and weights into `folder`, which has the tokenizer already; errors about
+    """Writes config, generation defaults and weights into `folder`, which already has the tokenizer; errors about
     `source` name `where` it is."""
     require_fit(config, family, source, str(where))
     tokenizer = load_tokenizer(folder)
@@ -126,7 +126,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 @contextmanager
 def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
-    """A folder to fill; when that has gone well, it gets a manifest and its name."""
+    """A folder to fill; on success it gets a manifest and its final name."""
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")
     folder = out.with_name(out.name + ".partial")

@@ -1,8 +1,8 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
-Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts up to date
-and what those need. The others read: `plan` shows what a run would do, `trace` where a version came from, `serve` and
-`chat` answer. Each verb has a file of its own in this folder, imported only when it is called.
+Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts and the
+inputs of these up to date. The others read: `plan` shows what a run would do, `trace` where a version came from,
+`serve` and `chat` answer. Each verb has its own file in this folder, imported only when it is called.
 """
 
 import errno
@@ -80,7 +80,7 @@ def _say(message: str, style: str | None = None) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends this process. In a job of several it ends at once: JAX would wait at exit for the others, and they wait for
+    """Ends this process. In a job of several it exits at once: JAX would wait at exit for the others, which wait for
     this one in a collective."""
     if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()
@@ -95,7 +95,7 @@ def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace:
 
 
 def _unless_of_a_failed_save(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Silences what follows a failed save, which `CheckpointError` reports once: each array still on its way to disk
-    would add a traceback from the storage library's threads, which find Orbax's event loop closed."""
+    """Silences the aftermath of a failed save, which `CheckpointError` reports once: for each array still on its way to
+    disk, the storage library's threads would print a traceback about Orbax's closed event loop."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,6 +1,6 @@
-"""What the verbs that make something share: bring artifacts up to date, set JAX up if a stage runs, say what there is.
+"""Shared by the verbs that make something: bring artifacts up to date, set up JAX if a stage runs, print the results.
 
-A run in which nothing is to be done never imports JAX.
+A run that is up to date never imports JAX.
 """
 
 import shlex
@@ -20,7 +20,7 @@ COMPILED = "compiled"  # XLA's programs, kept with the artifacts: a second run c
 
 
 def start_jax(folder: Path) -> None:
-    """Joins the job, if there is one, and turns the persistent compilation cache on."""
+    """Joins the job, if there is one, and enables the persistent compilation cache."""
     distributed.start()
     import jax
 
@@ -29,7 +29,7 @@ def start_jax(folder: Path) -> None:
 
 
 def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
-    """Brings the targets up to date and prints where they are; `words`: the config's path and settings as given."""
+    """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
     targets = tuple(targets)
     distributed.start()  # in a job the first question is who writes
     console = Console(emoji=False)  # an answer's `:x:` is text

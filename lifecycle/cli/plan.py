@@ -67,7 +67,7 @@ class PlanConfig(Section):
 
 
 def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Says what a run would find and make; with topology=v5p:4x4x4, what the TPU compiler says of its steps."""
+    """Shows the state of a run's stages; with topology=v5p:4x4x4, its steps as the TPU compiler compiles them."""
     show_plan(config, overrides, Console())
 
 
@@ -104,8 +104,8 @@ def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Co
 
 
 def planned_stage(config: RunConfig, stage: str | None) -> str:
-    """The name of the training stage to plan, by default the first. Raises `ConfigError` where there is no such one, or
-    its objective's step is not planned."""
+    """The name of the training stage to plan, by default the first. Raises `ConfigError` for an unknown stage, or one
+    whose objective cannot be planned."""
     name = next(iter(config.train)) if stage is None else stage
     if name not in config.train:
         raise ConfigError(f"stage={name}: no such training stage{nearest(name, [*config.train, DECODE])}")
@@ -115,7 +115,7 @@ def planned_stage(config: RunConfig, stage: str | None) -> str:
 
 
 def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
-    """The plan's own settings, and what is left for the run's. Raises `ConfigError` for a name that is nearly ours."""
+    """The plan's own settings, and the run's. Raises `ConfigError` for a misspelt plan setting."""
     import yaml
 
     tree, others = {}, []

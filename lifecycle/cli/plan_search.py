@@ -1,4 +1,4 @@
-"""`lifecycle plan ... search=true`: which mesh, micro-batch and rematerialisation to take, and why."""
+"""`lifecycle plan ... search=true`: the best mesh, micro-batch and rematerialisation, and why."""
 
 import shlex
 
@@ -22,7 +22,7 @@ from lifecycle.training.config import CrossEntropyConfig
 def search_and_show(
     config: RunConfig, stage: str, is_tuned: bool, topology: Topology, console: Console, progress: Progress
 ) -> None:
-    """Compiles the best candidates for a training stage, each kept as soon as it is done: a run that is stopped goes on
+    """Compiles the best candidates for a training stage, each cached as soon as it is done: a stopped search continues
     from there."""
     done: list[CompiledCandidate] = []
     model, train, section = config.model_of(stage), config.train[stage], f"train.{stage}"
@@ -54,8 +54,8 @@ def search_and_show(
 
 
 def changed(config: RunConfig, stage: str, candidate: Candidate) -> RunConfig:
-    """The run with a candidate's mesh, and its settings in one training stage. The others keep theirs, but for names
-    that layers do not have on this mesh. Raises `ConfigError`, one line, for what no run could have."""
+    """The run with a candidate's mesh, and its settings in one training stage. The others keep theirs, except for names
+    that their layers do not have on this mesh. Raises `ConfigError`, one line, for an impossible run."""
     train = {}
     for name, own in config.train.items():
         if name == stage and isinstance(own, CrossEntropyConfig):
@@ -72,7 +72,7 @@ def changed(config: RunConfig, stage: str, candidate: Candidate) -> RunConfig:
 
 
 def words(config: RunConfig, stage: str, candidate: Candidate) -> list[str]:
-    """What to add to the command line to have the candidate: the stage's choices, and all else that differs."""
+    """The overrides that select the candidate: the stage's settings and the mesh, where they differ."""
     new, section = changed(config, stage, candidate), f"train.{stage}"
     axes = [f"mesh.{axis}={size}" for axis, size in new.mesh.plain().items() if size != getattr(config.mesh, axis)]
     settings = [*axes, f"{section}.grad_accum={candidate.grad_accum}", f"{section}.remat={_flow(candidate.remat)}"]

@@ -1,6 +1,6 @@
 """The program `lifecycle`: restarts with huge pages, then imports and runs the command line.
 
-The command line's imports take seconds of CPU time; before the restart they would be paid for twice.
+The command line's imports take seconds of CPU time; done before the restart, they would run twice.
 """
 
 from lifecycle.core.huge_pages import restart_with_huge_pages

@@ -1,4 +1,4 @@
-"""`lifecycle promote`: a version becomes the one in production."""
+"""`lifecycle promote`: moves a version to production."""
 
 from rich.console import Console
 
@@ -8,7 +8,7 @@ from lifecycle.ops.registry import Registry
 
 
 def promote(config: ConfigPath, version: str, /, *overrides: Overrides) -> None:
-    """Moves `production` to a version if the gate lets it; raises `GateRefused` with the report otherwise."""
+    """Moves `production` to a version if the gate passes; raises `GateRefused` with the report otherwise."""
     run = read_config(config, overrides)
     registry, why = Registry(run.registry_path), "promoted by hand"
     report, move = gates.promote(registry, version, who=operator(), why=why, config=run.gate)

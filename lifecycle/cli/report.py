@@ -5,5 +5,5 @@ from lifecycle.cli.make import make
 
 
 def report(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Brings the report up to date, and all that it is made from."""
+    """Brings the report and its inputs up to date."""
     make(read_config(config, overrides), ["report"], [str(config), *overrides])

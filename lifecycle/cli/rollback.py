@@ -1,4 +1,4 @@
-"""`lifecycle rollback`: the version before is back in production."""
+"""`lifecycle rollback`: moves production back to the previous version."""
 
 from rich.console import Console
 
@@ -8,7 +8,7 @@ from lifecycle.stages.config import PRODUCTION
 
 
 def rollback(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Moves `production` back to where it was before."""
+    """Moves `production` back to the previous version."""
     registry = Registry(read_config(config, overrides).registry_path)
     move = registry.rollback(PRODUCTION, who=operator(), why="rolled back by hand")
     Console().print(str(move), markup=False, highlight=False)

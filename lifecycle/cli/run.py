@@ -1,4 +1,4 @@
-"""`lifecycle run`: all of a run, or as far as one of its stages."""
+"""`lifecycle run`: the whole run, or up to one of its stages."""
 
 from typing import Annotated
 
@@ -11,5 +11,5 @@ type Until = Annotated[str | None, Parameter(help="The stage to stop after: a tr
 
 
 def run(config: ConfigPath, /, *overrides: Overrides, until: Until = None) -> None:
-    """Brings the report up to date, and so all that the run makes; with `until`, one stage and what it needs."""
+    """Brings the report up to date, and so the whole run; with `until`, one stage and its inputs."""
     make(read_config(config, overrides), [until or "report"], [str(config), *overrides])

@@ -28,7 +28,7 @@ FOLLOW_S = 1.0  # how often the registry is looked at
 
 
 def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Answers by HTTP, OpenAI's way, until SIGTERM or Ctrl-C; prints the address when it is ready."""
+    """Serves OpenAI's API until SIGTERM or Ctrl-C; prints the address when it is ready."""
     serve_versions(read_config(config, overrides))
 
 
@@ -54,10 +54,10 @@ def serve_versions(config: RunConfig) -> None:
 
 
 class AliasedModels(Mapping[str, Served]):
-    """Models by alias, production first, and by short hash; an alias that moves is followed within a second or two.
+    """Models by alias, production first, and by short hash; follows a moved alias within a second or two.
 
-    A version stays loaded once it was served, so that moving back is immediate. One that cannot be loaded is reported,
-    and the alias goes on answering with the version it had.
+    A version stays loaded after it was served, so moving back is immediate. One that cannot be loaded is reported, and
+    the alias keeps its version.
     """
 
     def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
@@ -78,7 +78,7 @@ class AliasedModels(Mapping[str, Served]):
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Looks at the registry every second, in a thread, while the block runs."""
+        """Polls the registry every second, in a thread, while the block runs."""
         stop = Event()
 
         def follow() -> None:
@@ -126,7 +126,7 @@ def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitSt
 
 
 def _price(config: RunConfig, console: Console) -> DevicePrice:
-    """What a device-second costs here; says so where that is nothing."""
+    """The price of a device-second; prints a note if it is zero."""
     price = config.price.of_device(platform(), os.cpu_count() or 1)
     if not price.hour:
         console.print("requests are logged with a cost of 0; set what a device costs: price.device_hour=PRICE")

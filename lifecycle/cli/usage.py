@@ -1,4 +1,4 @@
-"""`lifecycle usage`: what the served requests were, and what they cost."""
+"""`lifecycle usage`: the served requests and their cost."""
 
 from rich.console import Console
 from rich.table import Table

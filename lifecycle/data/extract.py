@@ -1,6 +1,6 @@
-"""Extraction: the bytes of one file -> the documents in it, or the reason why it holds none.
+"""Extraction: the documents in a file's bytes, or the reason why there are none.
 
-Nothing is executed and nothing is guessed past what a reader would accept: a file that cannot be decoded, is binary,
+Nothing is executed, and nothing is guessed beyond what a reader would accept: a file that cannot be decoded, is binary,
 empty or too large is reported as `Skipped`, and so is a single broken row, with its line; the rest of a file is used.
 """
 

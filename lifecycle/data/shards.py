@@ -31,7 +31,7 @@ READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class ShardError(ValueError):
-    """Token shards that are missing, damaged or made by another tokenizer."""
+    """Token shards are missing, damaged or made by another tokenizer."""
 
 
 def write_token_shards(

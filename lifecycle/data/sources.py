@@ -1,7 +1,7 @@
-"""Sources: which files a configuration names, what kind of text each holds, and a fingerprint of them all.
+"""Sources: the files of a configuration, the kind of text in each, and a fingerprint of them all.
 
-The list is sorted by source and path, so nothing later depends on the order in which a file system lists its entries.
-Links to folders are not followed (they can loop); links to files are.
+The list is sorted by source and path, independent of the file system's order. Links to folders are not followed (they
+can loop); links to files are.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class SourceFile:
 
 
 def source_folder(source: SourceConfig) -> Path:
-    """The folder or file of a source, with `${stdlib}` put in; raises `ConfigError` if it is not there."""
+    """The folder or file of a source, with `${stdlib}` substituted; raises `ConfigError` if it does not exist."""
     path = Path(source.path.replace("${stdlib}", sysconfig.get_path("stdlib"))).expanduser()
     if "${" in str(path):
         raise ConfigError(f"source {source.name!r}: path {source.path!r}: only ${{stdlib}} is substituted")

@@ -25,7 +25,7 @@ POOL_BYTES = 3_000_000  # below it, starting worker processes takes longer than 
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading the sources came to: files, their bytes, and what could not be used."""
+    """What was read from the sources: files, their bytes, and what was unusable."""
 
     num_files: int
     num_bytes: int
@@ -69,7 +69,7 @@ def read_reading(folder: Path) -> Reading:
 
 
 def _reject_useless_files(skipped: Sequence[Skipped]) -> None:
-    """A file of rows none of which is usable is a mistake in the configuration, not noise in the data."""
+    """A file without any usable row is a mistake in the configuration, not noise in the data."""
     for entry in skipped:
         if entry.reason == "no_usable_row":
             rows = [s for s in skipped if s.source == entry.source and s.path.startswith(f"{entry.path}:")]

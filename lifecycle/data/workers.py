@@ -1,7 +1,7 @@
-"""Processes for the pipeline's map steps, and one of its own for Daft.
+"""Worker processes for the pipeline's map steps, and a separate one for Daft.
 
-Workers are spawned, not forked (JAX and Daft hold threads and locks that a fork would copy), import the data room only,
-and end with their parent, however it ends. Results come in the order of the work, so the number of workers never shows.
+Workers are spawned, not forked (JAX and Daft hold threads and locks that a fork would copy), import only the data room,
+and end with their parent, however it ends. Results keep the order of the work, so the number of workers has no effect.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The engine's programs from shapes alone: for the compiler of devices that need not be here."""
+"""The engine's programs, traced from shapes alone: for compilers of devices that are not present."""
 
 from typing import Any
 

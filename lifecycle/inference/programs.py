@@ -1,12 +1,12 @@
-"""The device programs of continuous batching, prefill and decode, with the weights and the cache that they work on.
+"""The device programs of continuous batching, prefill and decode, with their weights and cache.
 
 Both programs take the cache, donated, and return it. What must hold: few compiled shapes, none after the warm-up. A
-prompt goes in by chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument and not a
+prompt is prefilled in chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument, not a
 shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
 
-They run in a manual `jax.shard_map` over the mesh that holds the weights, as training does. Slots and their rows of the
-cache are cut over `batch` into groups, each of which prefills a chunk of its own; heads are cut over `tensor`. Logits
-are gathered over the vocabulary, `[B, V]`, so that all devices of a group sample the same tokens.
+They run in a manual `jax.shard_map` over the weights' mesh, as training does. Slots and their rows of the cache are
+sharded over `batch` into groups, each of which prefills its own chunk; heads are sharded over `tensor`. Logits are
+gathered over the vocabulary, `[B, V]`, so that all devices of a group sample the same tokens.
 """
 
 import threading
@@ -43,7 +43,7 @@ MAX_STOP_IDS = 8  # stop ids that end a row on the device; the host compares all
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PromptRows:
-    """Chunks of prompts, a row for each group of slots."""
+    """Chunks of prompts, one row per group of slots."""
 
     slot: Int[Array, " G"]  # within its group
     tokens: Int[Array, "G T"]
@@ -56,7 +56,7 @@ class PromptRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeRows:
-    """What a decode dispatch must know of each slot."""
+    """The state of each slot for a decode dispatch."""
 
     token: Int[Array, " B"]  # the newest token, not yet in the cache
     position: Int[Array, " B"]  # of that token
@@ -71,7 +71,7 @@ class DecodeRows:
 def prefill(
     config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: PromptRows
 ) -> tuple[Sampled, KVCache]:
-    """Puts each group's `tokens[:size]` at positions `start...` of its slot; samples the token after them, `[G]`."""
+    """Prefills each group's `tokens[:size]` at positions `start...` of its slot; samples the next token, `[G]`."""
     return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, cache, rows)
 
 
@@ -79,7 +79,7 @@ def prefill(
 def decode(
     config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: DecodeRows
 ) -> tuple[Sampled, KVCache]:
-    """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 where there is none.
+    """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 elsewhere.
 
     Ends early when no slot is decoding any more.
     """
@@ -163,12 +163,12 @@ def _empty_cache(config: ModelConfig, num_slots: int, length: int, mesh: Mesh) -
 
 
 def num_groups(mesh: AnyMesh) -> int:
-    """How many groups of slots a mesh has: devices with rows of the batch of their own."""
+    """The number of groups of slots on a mesh: devices with their own rows of the batch."""
     return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
 
 
 def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
-    """Raises `ConfigError` where a mesh does not fit the model, the number of slots or inference."""
+    """Raises `ConfigError` if a mesh does not fit the model, the number of slots or inference."""
     for axis in ("stage", "context"):
         if mesh.shape[axis] > 1:
             raise ConfigError(

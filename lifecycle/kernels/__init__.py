@@ -1,1 +1,1 @@
-"""Operations worth their own implementation: each a plain reference, fast versions, and one dispatch."""
+"""Kernels: operations with a plain reference, fast versions, and one dispatch each."""

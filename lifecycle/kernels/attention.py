@@ -1,10 +1,9 @@
-"""Attention over a described mask: never a dense boolean of `T x T` from outside.
+"""Attention over a described mask, never a dense `T x T` one from outside.
 
-`attention(q, k, v, mask)` is the one entry, and chooses the implementation. The mask says which
-keys a query may see by position and segment; every implementation builds what it needs of it by itself. Here: a plain
-reference, and an implementation for any device whose gradient is written out so that no transposed copy of a large
-array is made (on two AVX-512 cores, 8 rows of 256 positions, 4 layers: 24 ms less of a 116 ms step than
-differentiating the reference).
+`attention(q, k, v, mask)` is the entry point and chooses the implementation. The mask says which keys a query may see
+by position and segment; every implementation derives its own form of it. Here: a plain reference, and an implementation
+for any device with a hand-written gradient that avoids transposed copies of large arrays (on two AVX-512 cores, 8 rows
+of 256 positions, 4 layers: 24 ms less of a 116 ms step than differentiating the reference).
 """
 
 from functools import partial
@@ -33,7 +32,7 @@ def reference_attention(
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """The definition, head by head: what every other implementation is tested against."""
+    """The definition, head by head; all other implementations are tested against it."""
     groups = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
@@ -61,15 +60,15 @@ def attention(
 ) -> Float[Array, "B T H Dv"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) with grouped heads (Ainslie et al. 2023).
 
-    Scores and softmax are float32 whatever the inputs' dtype. A query that sees no key (padding) yields zeros.
-    `scale` multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2,
-    section 2); `sinks` are logits that take part in a head's softmax and give nothing (gpt-oss).
+    Scores and softmax are float32 whatever the inputs' dtype. A query that sees no key (padding) yields zeros. `scale`
+    multiplies the scores (None: `Dk ** -0.5`); `soft_cap` bounds them, `cap * tanh(score / cap)` (Gemma 2, section 2);
+    `sinks` are logits in each head's softmax without a value (gpt-oss).
 
-    Over a row (`mask.num_shards`), TPUs run our flash kernels where heads are multiples of 128 lanes and JAX's splash
-    where they are not (flash would pad them). NVIDIA's GPUs run cuDNN; what it cannot compute (`cudnn.hindrances`) is
-    `grouped_attention` while a layer's scores are below 1 GB a device, and refused with `ConfigError` above. All
-    else, a cache in particular, is `grouped_attention`. What the backward pass needs besides its inputs is named
-    `OUT_NAME` for a remat policy.
+    For rows (`mask.num_shards`), TPUs run our flash kernels if head dimensions are multiples of 128 lanes, else JAX's
+    splash kernels (flash would pad). NVIDIA GPUs run cuDNN; what it does not support (`cudnn.hindrances`) runs as
+    `grouped_attention` while a layer's scores are below 1 GB per device, and raises `ConfigError` above. Everything
+    else, caches included, runs as `grouped_attention`. The residuals of the backward pass are named `OUT_NAME` for
+    remat policies.
     """
     # Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
     # branch not taken along with a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
@@ -104,8 +103,8 @@ def grouped_attention(
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """Attention in plain products, for any mask on any device; the scores of all keys exist at once. A CPU leaves out
-    the keys that no query of a run sees: at least 9 of the quickstart's 217 core-milliseconds a step."""
+    """Attention in plain products, for any mask on any device; the scores of all keys exist at once. A CPU skips the
+    keys that no query of a run sees: at least 9 of the quickstart's 217 core-milliseconds per step."""
     seen = mask.dense()
     if platform() != "cpu" or mask.num_shards != 1:
         return _at_once(q, k, v, seen, scale, soft_cap, sinks)
@@ -116,7 +115,7 @@ def grouped_attention(
 
 
 def causal_runs(length: int, window: int | None) -> list[tuple[slice, slice]]:
-    """A row's queries in runs, each with the keys that any of them may see by position."""
+    """A row's queries in runs, each with the keys that any of its queries may see by position."""
     size = max(MIN_RUN, -(-length // MAX_RUNS))
     reach = length if window is None else window - 1
     ends = [(first, min(first + size, length)) for first in range(0, length, size)]

@@ -68,7 +68,7 @@ def cudnn_attention(
 ) -> Float[Array, "B T H Dv"]:
     """`attention` for a mask with `num_shards` and inputs without `hindrances`.
 
-    Values narrower than keys (latent attention) are filled up with zeros, which JAX's entry asks for.
+    Values narrower than keys (latent attention) are padded with zeros, as JAX's function requires.
     """
     assert mask.num_shards is not None, "cuDNN's causal mask needs the queries of a row"
     value_dim = v.shape[-1]

@@ -1,6 +1,6 @@
-"""Which keys a query may see: a description, from which every implementation of attention builds what it needs.
+"""The attention mask: a description from which every implementation derives what it needs.
 
-Positions, segments and a window are all there is: never a dense boolean of `T x T` from outside.
+It has positions, segments and a window; a dense `T x T` boolean is never passed.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ OUT_NAME = "attention_out"  # of attention's output, and log-sum-exp where there
 class Mask:
     """Causal, within a segment and a window: query `i` sees key `j` iff all three allow it.
 
-    `query_positions` and `key_positions` are indices on one axis (a row's, or a cache's). Segments may be None, which
-    means that all belong together. A query at position `p` sees the positions above `p - window`; None: all before it.
+    `query_positions` and `key_positions` are indices on one axis (a row's, or a cache's). Segments may be None: all are
+    equal. A query at position `p` sees the positions above `p - window`; None: all before it.
 
-    `num_shards` says that positions are static: the keys are a full row in plain order, positions `0..S-1`, and the
-    queries are this device's shard of it, in a load-balanced split into `num_shards` over the mesh axes behind `seq`
-    (`row_order`; 1: the row itself). None: positions are known only at run time.
+    `num_shards` means static positions: the keys are a full row in plain order, positions `0..S-1`, and the queries are
+    this device's shard of it, in a load-balanced split into `num_shards` over the mesh axes behind `seq` (`row_order`;
+    1: the row itself). None: positions are known only at run time.
     """
 
     query_positions: Int[Array, "B T"]

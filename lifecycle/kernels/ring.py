@@ -1,10 +1,10 @@
-"""Ring attention (Liu et al. 2023): keys and values travel round the context axis; no device holds a full row's.
+"""Ring attention (Liu et al. 2023): keys and values are passed around the context axis; no device holds a full row's.
 
-Each device keeps its queries and merges each part's scores into a running maximum, sum and output (the
-online softmax of Milakov and Gimelshein 2018); the gradient goes round once more and carries the keys' gradients home.
-Products are plain: the scores of half the queries against one block of keys exist at once. The result depends on
-positions and segments only; a load-balanced order (`row_order`) makes the devices' work equal, because what a half can
-not see is skipped.
+Each device keeps its queries and merges each shard's scores into a running maximum, sum and output (the online softmax
+of Milakov and Gimelshein 2018); the backward pass goes around once more and accumulates the keys' gradients, which end
+on their own device. Products are plain: the scores of half the queries against one block of keys exist at once. The
+result depends on positions and segments only; the load-balanced order (`row_order`) makes the devices' work equal,
+because fully masked blocks are skipped.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ BLOCK = 512  # keys at once, at most
 
 
 class RingSettings(NamedTuple):
-    """What is known when the program is made."""
+    """The static arguments."""
 
     axes: tuple[str, ...]
     num_shards: int
@@ -31,7 +31,7 @@ class RingSettings(NamedTuple):
 
 
 class KVShard(NamedTuple):
-    """What travels: some positions' keys and values. Rows of a half of queries are laid out the same way."""
+    """Keys and values of some positions, passed around the ring."""
 
     k: Float[Array, "B K S Dk"]
     v: Float[Array, "B K S Dv"]
@@ -67,8 +67,8 @@ def ring_attention(
 ) -> Float[Array, "B T H Dv"]:
     """`attention` inside a manual `shard_map`, of this device's queries over all devices' keys.
 
-    `k`, `v` and `mask` are of this device's part of the row: its keys are at its queries' positions, so every query
-    sees at least itself. Sums are float32 whatever the inputs' dtype. Outside a mesh it is attention over the part.
+    `k`, `v` and `mask` are this device's shard of the row: its keys are at its queries' positions, so every query sees
+    at least itself. Sums are float32 whatever the inputs' dtype. Outside a mesh it is attention over the shard.
     """
     batch, length, heads, head_dim = q.shape
     assert length % 2 == 0, "a load-balanced shard of a row is two chunks of equal length"

@@ -1,7 +1,8 @@
-"""Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2), halves layout as in Llama's published weights,
-and what stretches its frequencies to sequences longer than those trained on.
+"""Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2.2), in halves as in Llama's published weights, and
+the scaling of its frequencies to longer sequences.
 
-The gradient of a rotation is the rotation back, written out: differentiating the concatenation pads and adds instead.
+The gradient of a rotation is the inverse rotation, written out: differentiating the concatenation pads and adds
+instead.
 """
 
 import math
@@ -15,7 +16,7 @@ from lifecycle.core.typing import Array, Float, Int
 
 
 class Scaling(Protocol):
-    """What is read of a model's `rope_scaling`; its fields are explained there (`model/config.py`)."""
+    """The fields of a model's `rope_scaling` (`model/config.py`)."""
 
     kind: Literal["linear", "llama3", "yarn"]
     factor: float
@@ -32,9 +33,9 @@ class Scaling(Protocol):
 def rotary_angles(
     positions: Int[Array, "B T"], rope_dim: int, theta: float, scaling: Scaling | None = None
 ) -> Float[Array, "2 B T 1 Dr"]:
-    """Cosines and sines of the positions' angles, float32, for all layers and heads at once; `Dr` is half of the
-    rotated dimensions. On TPUs it is all of them: there halves of a lane's 128 are dear, and the swap of the halves is
-    a product with a signed permutation, which the compiler joins with the rest in one pass.
+    """Cosines and sines of the positions' angles, float32, for all layers and heads; `Dr` is half of the rotated
+    dimensions. On TPUs it is all of them: half of 128 lanes is expensive there, and the halves are swapped by a product
+    with a signed permutation, which the compiler fuses with the rest.
 
     `yarn` multiplies both by its attention factor, so a rotation also scales queries and keys.
     """
@@ -101,8 +102,8 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
-    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are
-    multiples of 128 lanes are turned in their layout, by a kernel."""
+    """Rotates each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are
+    multiples of 128 lanes are rotated in their layout, by a kernel."""
     if platform() == "tpu" and x.shape[-1] % 128 == 0:
         from lifecycle.kernels.rotary_rows import rotate_rows
 

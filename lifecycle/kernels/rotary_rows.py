@@ -1,9 +1,8 @@
 """Rotary embedding on TPUs as one pass over the projections' own layout, `[B, T, H * Dh]`.
 
-As XLA's operations it costs the layout: the compiler turns positions into lanes for it and back for the kernels, at
-Llama-3.1-8B's shapes on v5p 1.0 M cycles of copies a layer and direction, and 0.7 M for the rotation. Here a head is
-rolled by half its lanes in registers, and the pass is bound by memory. What must hold: a head is a multiple of
-128 lanes.
+With XLA's operations the compiler moves positions to the lanes and back for the kernels: at Llama-3.1-8B's shapes on
+v5p 1.0 M cycles of copies per layer and direction, and 0.7 M for the rotation. Here a head is rolled by half its lanes
+in registers, and the pass is memory-bound. What must hold: a head is a multiple of 128 lanes.
 """
 
 from functools import partial

@@ -1,1 +1,1 @@
-"""Operating a model: evaluating it, versioning it, guarding its promotion, logging its requests, tracing its origin."""
+"""Operations: registry and promotion gate, request log and cost, lineage."""

@@ -1,4 +1,4 @@
-"""Settings of promotion, apart from the gate itself: reading a config imports no statistics."""
+"""Settings of promotion, separate from the gate: reading a config imports no statistics."""
 
 from typing import Annotated
 
@@ -8,10 +8,10 @@ from lifecycle.core.config import Section
 
 
 class GateConfig(Section):
-    """How sure a fall must be to reject a version, and which tasks even a first version must have been measured on.
+    """How significant a drop must be to reject a version, and which tasks even a first version must have results for.
 
-    tolerance: by task, a fall that is accepted however sure it is, in the task's own units (0.02 bits per byte, 0.01 of
-    accuracy). On the same documents even a fall of a thousandth can be sure.
+    tolerance: by task, a drop that is accepted however significant, in the task's own units (0.02 bits per byte, 0.01
+    of accuracy). On the same documents even a drop of a thousandth can be significant.
     """
 
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95

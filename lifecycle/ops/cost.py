@@ -1,10 +1,9 @@
-"""What a request costs: device-seconds times a price, a batch's share by tokens.
+"""The cost of a request: device-seconds times a price; a batch is divided by tokens.
 
-Requests that decode together use the device together, so that no request's time can be measured by itself. An engine
-holds its devices for the wall time of a dispatch; these device-seconds are divided among the requests in the dispatch
-in proportion to the tokens that each had in it (a prompt's tokens in prefill, one a step in decode). What must hold:
-the shares add up to what an engine's dispatches took. Engines that share a device each pay for the time that they wait
-for it.
+Requests that decode together use the device together, so one request's time cannot be measured by itself. A dispatch
+occupies an engine's devices for its wall time; these device-seconds are divided among the dispatch's requests in
+proportion to their tokens in it (a prompt's tokens in prefill, one per step in decode). What must hold: the shares add
+up to the time of the engine's dispatches. Engines that share a device each pay for the time that they wait for it.
 """
 
 import math
@@ -35,7 +34,7 @@ class PriceConfig(Section):
         return core_s / 3600 * self.core_hour
 
     def of_device(self, platform: str, num_cores: int) -> "DevicePrice":
-        """What serving costs on a device of this platform ("cpu": one of `num_cores` cores)."""
+        """The price of serving on a device of this platform ("cpu": one of `num_cores` cores)."""
         default = num_cores * self.core_hour if platform == "cpu" else 0.0
         return DevicePrice(self.currency, default if self.device_hour is None else self.device_hour)
 
@@ -60,7 +59,7 @@ def allocate(device_s: float, tokens: Mapping[str, int]) -> dict[str, float]:
 
 
 class CostMeter:
-    """Adds up each running request's share, of any number of engines; any thread may charge or finish."""
+    """Accumulates each running request's share, over any number of engines; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +67,7 @@ class CostMeter:
         self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
     def charge(self, device_s: float, tokens: Mapping[str, int]) -> None:
-        """Charges one dispatch: `tokens` has, by request, how many of its tokens went through the model."""
+        """Charges one dispatch: `tokens` has, by request, the number of its tokens in the dispatch."""
         with self._lock:
             for request, share in allocate(device_s, tokens).items():
                 if request in self._ended:  # cancelled during its dispatch: its share stays unpaid
@@ -76,7 +75,7 @@ class CostMeter:
                 self._shares.setdefault(request, []).append(share)
 
     def finish(self, request: str) -> float:
-        """The device-seconds of a request that has ended, which is then forgotten; 0 if it never ran."""
+        """The device-seconds of a finished request, which is then forgotten; 0 if it never ran."""
         with self._lock:
             self._ended.append(request)
             return math.fsum(self._shares.pop(request, ()))

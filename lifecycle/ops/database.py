@@ -16,12 +16,12 @@ BUSY_TIMEOUT_S = 30.0  # a write takes milliseconds; waiting longer than this is
 
 
 class DatabaseError(ValueError):
-    """A database file that is missing, damaged, of another kind, or that cannot be written."""
+    """A database file is missing, damaged, of another kind, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What a kind of database holds; `application_id` and `version` are stamped into the file's header."""
+    """A kind of database; `application_id` and `version` are in the file's header."""
 
     name: str
     application_id: int
@@ -30,7 +30,7 @@ class Schema:
 
 
 def create_database(path: Path, schema: Schema) -> None:
-    """Makes the database unless it is there; of several processes doing so at once, one makes it."""
+    """Creates the database unless it exists; of several processes at once, one creates it."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3.Connection]:
-    """A connection for one piece of work; with `write`, one transaction that is kept completely or not at all.
+    """A connection for one piece of work; with `write`, one transaction that is committed or rolled back.
 
     `BEGIN IMMEDIATE` takes the write lock first, so what is read inside cannot change before the commit.
     """

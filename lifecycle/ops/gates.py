@@ -1,10 +1,10 @@
-"""The promotion gate: a version takes over an alias only if no evaluation falls significantly below the current one's.
+"""The promotion gate: a version takes over an alias only if no evaluation drops significantly below the current one's.
 
-Every task of the current version is tested by itself: where both versions were scored on the same examples the test
-is paired, otherwise Welch's (`lifecycle.evals.statistics` says which test for which scores). A task that
-cannot be compared, because the new version was not measured or was measured by another definition, fails. The first
-version passes. The levels are not corrected for the number of tasks: with k tasks a version that is just as good is
-rejected up to k times as often: the price of not letting any one task slip.
+Every task of the current version is tested separately: paired if both versions were scored on the same examples,
+otherwise by Welch's test (`lifecycle.evals.statistics` lists the tests). A task that cannot be compared, because the
+new version has no result or one by another definition, fails. The first version passes. The levels are not corrected
+for the number of tasks: with k tasks an equally good version is rejected up to k times as often, the price of catching
+a drop in any one task.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from lifecycle.ops.registry import Move, Registry
 
 
 class GateRefused(ValueError):
-    """The gate's refusal; the message is its report."""
+    """The gate rejected a version; the message is its report."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One task's finding; `comparison` is None where nothing could be compared."""
+    """The result for one task; `comparison` is None if there was nothing to compare."""
 
     task: str
     passed: bool
@@ -61,7 +61,7 @@ class GateReport:
 def judge(
     before: Mapping[str, EvalResult] | None, after: Mapping[str, EvalResult], config: GateConfig | None = None
 ) -> GateReport:
-    """Compares the evaluations of the current version (None: there is none) with those of the one to promote."""
+    """Compares the evaluations of the current version (None: there is none) with those of the candidate."""
     config = config or GateConfig()
     known = before or {}
     names = [*known, *(name for name in after if name not in known)]
@@ -86,10 +86,9 @@ def judge(
 def promote(
     registry: Registry, name: str, *, who: str, why: str, alias: str = "production", config: GateConfig | None = None
 ) -> tuple[GateReport, Move]:
-    """Moves `alias` to a version if the gate lets it.
+    """Moves `alias` to a version if the gate passes.
 
-    Raises `GateRefused` with the report, and `RegistryError` if the alias was moved by somebody else while the gate
-    looked.
+    Raises `GateRefused` with the report, and `RegistryError` if the alias was moved meanwhile.
     """
     target = registry.resolve(name)
     current = registry.aliases().get(alias)

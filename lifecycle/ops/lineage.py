@@ -1,9 +1,8 @@
-"""Lineage: from a registered version or an artifact back to the settings and files that it was made from.
+"""Lineage: from a registered version or an artifact back to its settings and source files.
 
-Walks the manifests by the folder names that they record, and checks what it meets: an input that is gone, damaged, or
-no longer the content that was used is shown as such, with the hash that was recorded, and the walk goes on elsewhere.
-The tree is plain data (JSON-ready); `render` draws it. An artifact that several others were made from is expanded
-where it is met first.
+Walks the manifests by the recorded folder names and checks each: an input that is missing, damaged, or changed since is
+marked with the recorded hash, and the walk continues elsewhere. The tree is plain data (JSON-ready); `render` draws it.
+An artifact with several consumers is expanded at its first occurrence.
 """
 
 from collections import defaultdict
@@ -26,7 +25,7 @@ type Node = dict[str, Any]
 
 
 def trace_version(registry: Registry, name: str) -> Node:
-    """A version (by alias, hash or its beginning): how it was promoted and measured, and the chain of its bundle."""
+    """A version (by alias, hash or prefix): its promotion and evaluations, and the chain of its bundle."""
     version = registry.resolve(name)
     history = [vars(move) for move in registry.history(name)]
     evaluations = {
@@ -50,9 +49,9 @@ def trace_artifact(path: Path) -> Node:
 
 
 def _walk(path: Path, recorded: str, stage: str, met: set[Path], is_outside: bool = False) -> Node:
-    """The node of the artifact at `path`, which its reader recorded with the content hash `recorded`.
+    """The node of the artifact at `path`, recorded by its consumer with the content hash `recorded`.
 
-    `is_outside`: it is no artifact of the run, but a bundle that the run goes on from.
+    `is_outside`: it is not an artifact of the run, but a bundle that the run started from.
     """
     node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
     if not path.exists():
@@ -85,10 +84,10 @@ def _facts(artifact: Artifact) -> Node:
 
 
 def source_files(folder: Path) -> dict[str, Node]:
-    """By source, the files that a documents artifact was made from, with a hash over their paths; empty for other
+    """The files of each source that a documents artifact was made from, with a hash over their paths; empty for other
     artifacts.
 
-    Files whose documents were all removed by the filters are listed too: removed rows are kept.
+    Includes files whose documents were all removed by the filters: removed rows are kept.
     """
     files: dict[str, set[str]] = defaultdict(set)
     for table in sorted(folder.glob("*.parquet")):

@@ -1,4 +1,4 @@
-"""Reads the request log: use and cost by model version and day, latencies, how requests ended.
+"""Reads the request log: use and cost by model version and day, latencies, and how requests ended.
 
 Reading never blocks the server's writing (WAL) and sees complete transactions only. Times are seconds since the epoch,
 days are UTC.
@@ -19,7 +19,7 @@ type Measure = Literal["latency_s", "first_token_s", "prompt_tokens", "completio
 
 @dataclass(frozen=True)
 class RequestWindow:
-    """Which requests to look at: from `since` up to but not including `until`, of one version or of all."""
+    """A selection of requests: from `since` up to but not including `until`, of one version or of all."""
 
     since: float = 0.0
     until: float = 1e12
@@ -55,9 +55,9 @@ def usage(path: Path, window: RequestWindow | None = None) -> list[DailyUsage]:
 def percentiles(
     path: Path, measure: Measure, percents: Sequence[float] = (50, 95, 99), window: RequestWindow | None = None
 ) -> dict[float, float]:
-    """Percentiles (linear between ranks) of a measure over answered requests; empty if there are none.
+    """Percentiles (linear between ranks) of a measure over answered requests; empty without any.
 
-    Requests that were rejected or failed are left out: a quick rejection would make a slow server look fast.
+    Rejected and failed requests are left out: a quick rejection would make a slow server look fast.
     """
     assert measure in get_args(Measure.__value__)  # it becomes part of the query
     query = f"SELECT {measure} AS x FROM requests WHERE {_WHERE} AND status < 400 AND x IS NOT NULL"

@@ -1,10 +1,10 @@
-"""The registry: versions that never change, and aliases that move between them.
+"""The registry: immutable versions, and aliases that move between them.
 
-A version is the hash of a bundle's content, with the bundle's manifest and every evaluation of it. An alias
-(`production`, `candidate`, ...) points to the target of its newest move; moves are only ever appended, so an alias
-cannot disagree with its history. What must hold: triggers in the database reject a change or deletion of a version, a
-move or an evaluation; a move names the version that it expects the alias at, so that of two concurrent promotions one
-wins and the other fails. A bundle may be moved: paths below the registry's folder are kept relative to it.
+A version is the hash of a bundle's content, with the bundle's manifest and all its evaluations. An alias (`production`,
+`candidate`, ...) points to the target of its newest move; moves are append-only, so an alias cannot disagree with its
+history. What must hold: triggers in the database reject a change or deletion of a version, a move or an evaluation; a
+move names the version at which it expects the alias, so that of two concurrent promotions one wins and the other fails.
+Bundles may be moved with the registry: paths below its folder are stored relative to it.
 """
 
 import difflib
@@ -25,7 +25,7 @@ SHOWN_HASH = 12
 
 
 class RegistryError(ValueError):
-    """A name the registry does not know, a bundle that cannot be registered, or an alias that cannot move."""
+    """An unknown name, a bundle that cannot be registered, or an alias that cannot move."""
 
 
 SCHEMA = Schema(
@@ -65,7 +65,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True)
 class Version:
-    """A registered bundle; `path` is where it was when it was last registered."""
+    """A registered bundle; `path` is its folder when it was last registered."""
 
     hash: str
     kind: str
@@ -99,18 +99,17 @@ class Move:
 
 
 class Registry:
-    """The registry in one SQLite file; any number of processes and threads may use it at once."""
+    """The registry in one SQLite file; safe for any number of processes and threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._folder = path.resolve().parent
 
     def register(self, bundle: Path, kind: str, evaluations: Iterable[EvalResult] = ()) -> Version:
-        """Adds a bundle (a finished artifact); if its version is there already, records its current path.
+        """Adds a bundle (a finished artifact); for a known version, records its current path.
 
-        Evaluations are added to those it has: a task that was measured again comes after its older result and counts.
-        kind: what sort of model it is, for example `base` or `chat`. Reads all of the bundle: its content must be
-        what its manifest says.
+        New evaluations are added: the newest result of a task counts. kind: the kind of model, for example `base` or
+        `chat`. Reads the full bundle: its content must match its manifest.
         """
         manifest = _verified_manifest(bundle)
         create_database(self.path, SCHEMA)
@@ -132,7 +131,7 @@ class Registry:
         return self.resolve(manifest.content_hash)
 
     def evaluations(self, name: str) -> dict[str, EvalResult]:
-        """The newest result of each task, details of the examples left out."""
+        """The newest result of each task, without the examples' details."""
         with self._session() as db:
             version = self._find(db, name)["hash"]
             rows = db.execute(
@@ -146,7 +145,7 @@ class Registry:
             return [self._version(row) for row in db.execute("SELECT * FROM versions ORDER BY registered, rowid")]
 
     def resolve(self, name: str) -> Version:
-        """The version behind an alias, a hash or the beginning of one; raises `RegistryError` naming what is known."""
+        """The version of an alias, a hash or a prefix of one; raises `RegistryError` listing the known names."""
         with self._session() as db:
             return self._version(self._find(db, name))
 
@@ -164,10 +163,10 @@ class Registry:
     def move(
         self, alias: str, name: str, *, who: str, why: str, expected: str | None = None, gate: str = "not checked"
     ) -> Move:
-        """Moves an alias to a version. If it is there already, returns the move that led there and adds none.
+        """Moves an alias to a version. If it points there already, returns the move that led there and adds none.
 
-        expected: the hash at which the caller saw the alias, "" if it saw none; `RegistryError` if it has moved since.
-        None moves it from wherever it is.
+        expected: the hash at which the caller saw the alias, "" for none; `RegistryError` if it has moved since. None:
+        no check.
         """
         _check_alias(alias)
         with self._session(write=True) as db:
@@ -182,7 +181,7 @@ class Registry:
             return _append(db, Move(alias, "move", current, target, who, why, gate, _now()))
 
     def rollback(self, alias: str, *, who: str, why: str) -> Move:
-        """Moves an alias back to where it was before; a second rollback goes one further back."""
+        """Moves an alias back to its previous version; a second rollback goes one further back."""
         with self._session(write=True) as db:
             stack: list[str] = []
             for move in _history(db, alias):

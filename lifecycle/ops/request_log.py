@@ -1,15 +1,15 @@
-"""The request log: one row for each request that the server answered, in SQLite.
+"""The request log: one row in SQLite for each request that the server answered.
 
-`write` puts the record into a bounded queue and returns; a thread of its own writes what has gathered, in one
-transaction. What must hold: the log never makes a request wait and never brings the server down.
+`write` puts the record into a bounded queue and returns; a thread writes the queued records in one transaction. What
+must hold: the log never makes a request wait and never brings the server down.
 
-- Disk full, file locked or damaged: the thread keeps what it has, tries again every second, and counts each failure.
-  When the disk has room again, the backlog is written.
+- Disk full, file locked or damaged: the thread keeps its records, retries every second, and counts each failure. When
+  the disk has space again, the backlog is written.
 - Queue full (10,000 records): the newest record is dropped and counted.
-- Server killed: what the thread had not written is lost, at most the last quarter of a second. At a proper end `close`
-  writes the rest; what it cannot write is counted as dropped.
+- Server killed: unwritten records are lost, at most the last quarter of a second. At a proper end `close` writes the
+  rest; what it cannot write is counted as dropped.
 
-What people wrote and what they were answered is not logged unless `content` is set. Keys and headers are never logged.
+Prompts and answers are not logged unless `content` is set. Keys and headers are never logged.
 """
 
 import queue
@@ -79,7 +79,7 @@ class RequestRecord(BaseModel):
 
 @dataclass(frozen=True)
 class LogCounts:
-    """What became of the records; `last_error` is the newest failure's text, "" if there was none."""
+    """Counts of the records; `last_error` is the newest failure's text, "" without one."""
 
     written: int
     waiting: int
@@ -98,7 +98,7 @@ class RequestLog:
         price: DevicePrice | None = None,
         capacity: int = CAPACITY,
     ) -> None:
-        """Opens or makes the file; raises `DatabaseError` if it is not a request log."""
+        """Opens or creates the file; raises `DatabaseError` if it is not a request log."""
         self.path = path
         self.config = config or RequestLogConfig()
         self.price = price or DevicePrice()
@@ -114,7 +114,7 @@ class RequestLog:
         self._thread.start()
 
     def write(self, record: RequestRecord) -> None:
-        """Hands a record over; never waits, never raises for want of disk or queue."""
+        """Queues a record; never waits, and never raises for a full disk or queue."""
         if not self.config.content:
             record = record.model_copy(update={"prompt": None, "completion": None})
         try:
@@ -131,7 +131,7 @@ class RequestLog:
             return LogCounts(self._written, waiting, self._dropped, self._failures, self._last_error)
 
     def close(self, timeout_s: float = 10.0) -> LogCounts:
-        """Writes what is waiting and ends the thread; what cannot be written counts as dropped."""
+        """Writes the queued records and ends the thread; those that cannot be written count as dropped."""
         self._closing.set()
         self._thread.join(timeout_s)
         return self.counts

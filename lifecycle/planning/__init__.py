@@ -1,1 +1,1 @@
-"""What a run needs and how fast it would be on chips that are not at hand, by asking the TPU compiler."""
+"""Planning: what a run needs and how fast it would be on chips that are not present, by the TPU compiler."""

@@ -30,7 +30,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator; `None` where there is no such thing or no figure is known."""
+    """One kind of accelerator; `None` for what it does not have or no figure is known for."""
 
     name: str
     hbm_bytes: int  # per device, usable

@@ -1,4 +1,4 @@
-"""What a train step needs of a run's file: the model, the mesh and the training stages, without the rest of the run."""
+"""The part of a run's file that a train step needs: the model, the mesh and the training stages."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lifecycle.training.objectives.registry import objective_kind
 
 
 class _RunFile(Section):
-    """The sections that are read; the others are left alone."""
+    """The sections that are read; others are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -36,7 +36,7 @@ class StepConfig:
 def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
     """The first training stage of a run's file with one model.
 
-    Raises `ConfigError` for a file that cannot be read, or where that stage does not learn from token or chat rows.
+    Raises `ConfigError` for an unreadable file, or if that stage does not train on token or chat rows.
     """
     run = load_config(_RunFile, path, overrides)
     name, train = next(iter(run.train.items()))

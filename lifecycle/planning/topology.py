@@ -1,7 +1,7 @@
-"""Devices that are not here: a slice's topology by name, from the TPU compiler, and our mesh over it.
+"""Devices that are not present: a slice's topology by name, from the TPU compiler, and our mesh over it.
 
-`v5p:4x4x4` is a chip and a shape in chips; a suffix `*2` means two such slices, joined by the data-centre network. The
-compiler's library reads its environment when it is loaded, so call `prepare` before the first topology.
+`v5p:4x4x4` is a chip and a shape in chips; a suffix `*2` means two such slices, connected by the data-centre network.
+The compiler's library reads its environment when it is loaded, so call `prepare` before the first topology.
 """
 
 import math
@@ -37,7 +37,7 @@ WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring at a full pod's side;
 
 @dataclass(frozen=True)
 class Topology:
-    """A number of equal slices of one kind of chip. `shape` counts chips along each dimension; GPUs have one number."""
+    """A number of equal slices of one kind of chip. `shape` is in chips per dimension; GPUs have one number."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -61,8 +61,8 @@ class Topology:
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """Which dimensions close to a ring. Unless it is given this, the compiler turns gathers over all dimensions
-        into sums of zero-filled arrays: twice the traffic."""
+        """Which dimensions close to a ring. Without it the compiler turns gathers over all dimensions into sums of
+        zero-filled arrays, with twice the traffic."""
         if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
             return (False, False, False)  # the optical switches that close rings join cubes of 4 only
         closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
@@ -102,7 +102,7 @@ def has_compiler() -> bool:
 
 @cache
 def devices(topology: Topology) -> tuple[Any, ...]:
-    """The topology's devices, for compilation only. Raises `ConfigError` when there is no compiler for them."""
+    """The topology's devices, for compilation only. Raises `ConfigError` without a compiler for them."""
     if not topology.chip.is_tpu:
         raise ConfigError(
             f"topology={topology.name}: only TPU programs can be compiled without the chip; "
@@ -137,10 +137,10 @@ def device_coordinates(devices: np.ndarray) -> np.ndarray:
 
 
 def mesh_over(topology: Topology, config: MeshConfig, section: str = "mesh", axis: str = "fsdp") -> "Mesh":
-    """Our mesh over the topology, laid as a job on such devices lays it; `section` of the run's file has its sizes.
+    """Our mesh over the topology, laid out as a job on such devices does; `section` of the run's file has its sizes.
 
-    Raises `ConfigError` when the sizes do not use every device, with a size of `axis` that does, or when an axis that
-    needs the fast network would cross slices.
+    Raises `ConfigError` if the sizes do not use every device, with a size of `axis` that does, or if an axis that needs
+    the fast network would span slices.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     check_fits(topology, sizes, section, axis)

@@ -1,1 +1,1 @@
-"""The report of a run: numbers first (`numbers.py`), then one document of them, shown as a web page and as Markdown."""
+"""The report of a run: its numbers first (`numbers.py`), then one document of them, as a web page and as Markdown."""

@@ -53,7 +53,7 @@ NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def draw(chart: Chart, name: str) -> str:
-    """The chart as an `svg` element. `name` is unlike that of every other drawing in the page: ids begin with it."""
+    """The chart as an `svg` element. `name` must be unique in the page: ids start with it."""
     with _style(name):
         match chart:
             case LineChart():

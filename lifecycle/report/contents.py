@@ -1,4 +1,4 @@
-"""The sections of a report, in their order: those that the run has numbers for."""
+"""The sections of a report, in order, as far as the run has numbers for them."""
 
 from collections.abc import Iterator
 

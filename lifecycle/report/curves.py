@@ -1,7 +1,7 @@
-"""Which metrics of a training stage's log are drawn, together with which, and on which axis.
+"""Which metrics of a training stage's log are plotted, in which charts, and on which axis.
 
-Objectives share the names of what they measure, so a chart is chosen by the metrics that a stage logs and not by the
-stage. A metric that no chart here has is drawn under its own name.
+Objectives share the names of their metrics, so a chart is chosen by the metrics that a stage logs, not by the stage. A
+metric without a chart here is plotted under its own name.
 """
 
 from collections.abc import Iterator

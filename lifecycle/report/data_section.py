@@ -1,4 +1,4 @@
-"""What became of the raw documents: funnel, tokenizer, token shards, rows."""
+"""The section on data: funnel, tokenizer, token shards, rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

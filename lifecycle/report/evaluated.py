@@ -16,9 +16,9 @@ BASELINES = {"trigram-seen": "trigram of the tokens seen", "trigram-whole": "tri
 class Task:
     """An evaluation task after each evaluated stage.
 
-    `changes`: by (earlier stage, later stage), the earlier being the nearest evaluated one that the later one goes on
-    from. `last`: the exported stage, or the last evaluated one where that has no result. `first`: the earliest
-    evaluated stage that `last` goes back to.
+    `changes`: by (earlier stage, later stage), the earlier one being the nearest evaluated stage in the later one's
+    lineage. `last`: the exported stage, or the last evaluated one if that has no result. `first`: the earliest
+    evaluated stage in `last`'s lineage.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model to compare with; `against`: by stage, the trained one minus this one, on the same documents."""
+    """A model for comparison; `against`: by stage, the trained model minus this one, on the same documents."""
 
     name: str
     tokens: int

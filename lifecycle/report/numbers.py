@@ -42,7 +42,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Data:
-    """The documents: where they came from and what became of them."""
+    """The documents: their sources and the funnel."""
 
     sources: Mapping[str, Any]  # by name: files, bytes and the hash of what was read
     stats: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The summary: what was made, whether it learned, what it cost."""
+"""The summary: the model, whether it learned, and its cost."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The training stages of a run as a report reads them, and the numbers of each."""
+"""A run's training stages and the numbers of each, for the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from lifecycle.report.blocks import Point
 
 @dataclass(frozen=True)
 class TrainedStage:
-    """A training stage, its artifact, and the evaluation of its weights (None: they were not evaluated).
+    """A training stage, its artifact, and the evaluation of its weights (None: not evaluated).
 
-    `start` is the training stage that it goes on from, None for fresh weights or a bundle's. `is_exported`: the run's
+    `start` is the training stage that it continues, None for fresh weights or a bundle's. `is_exported`: the run's
     bundle has its weights.
     """
 

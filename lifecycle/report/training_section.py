@@ -1,4 +1,4 @@
-"""The training stages: what was done, how fast, and the curves."""
+"""The section on training: settings, speed and curves of each stage."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""The HTTP front of the engine: OpenAI's API, metrics, and a chat page."""
+"""Serving: OpenAI's API over the engine, metrics, and a chat page."""

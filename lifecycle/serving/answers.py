@@ -52,7 +52,7 @@ class AnswerForm:
         return {**self._head(""), "choices": choices, "usage": self.usage.plain()}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, which names the role; text completions have none."""
+        """The first chunk of a choice, with the role; text completions have none."""
         if self.kind == "text":
             return None
         return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
@@ -66,7 +66,7 @@ class AnswerForm:
         return self._chunk({**choice, "finish_reason": event.finish_reason})
 
     def closing(self) -> dict[str, Any]:
-        """The last chunk of a stream whose sender wants to know the usage."""
+        """The last chunk of a stream whose client asked for the usage."""
         return {**self._head(".chunk"), "choices": [], "usage": self.usage.plain()}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:

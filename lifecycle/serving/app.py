@@ -1,8 +1,8 @@
 """The HTTP application: OpenAI's routes, metrics, health and the chat page.
 
-Models are looked up by name at each request, so that a mapping that changes moves a name to another version while
-requests under way end on the old one. What must hold: a key is never written anywhere, and each request is recorded
-once, refused ones too.
+Models are looked up by name at each request, so a changed mapping moves a name to another version while running
+requests finish on the old one. What must hold: a key is never written anywhere, and each request is recorded once,
+rejected ones too.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ PAGE_HEADERS = {
 def create_app(
     models: Mapping[str, Served], config: ServeConfig, observers: Sequence[RequestObserver] = ()
 ) -> Starlette:
-    """The application over `models` by name; each finished request is shown to `observers`.
+    """The application over `models` by name; each finished request is passed to `observers`.
 
     Raises `ConfigError` if `config.api_key_env` names a variable that is not set.
     """

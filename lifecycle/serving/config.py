@@ -7,7 +7,7 @@ from lifecycle.parallel.axes import MeshConfig
 
 
 class ServeConfig(Section):
-    """Where the server listens and how much it takes on."""
+    """The server's address and limits."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port

@@ -1,6 +1,6 @@
-"""How an answer reaches its client: in one piece, or as server-sent events.
+"""Delivery of an answer: in one piece, or as server-sent events.
 
-What must hold: when the client goes away, its generations are cancelled; every request's record is finished once.
+What must hold: when the client disconnects, its generations are cancelled; every request's record is finished once.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ CLIENT_GONE = 499  # nginx's number for a client that closed the connection; onl
 
 
 async def complete_answer(request: Request, choices: Choices, form: AnswerForm, recorder: Recorder) -> Response:
-    """The answer in one piece; gives up when the client goes away."""
+    """The answer in one piece; stops when the client disconnects."""
     task = asyncio.ensure_future(_collect(choices, recorder))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -54,7 +54,7 @@ async def _disconnected(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of a request's choices; however it ends, their slots become free."""
+    """Server-sent events of a request's choices; frees their slots however it ends."""
 
     def __init__(self, choices: Choices, form: AnswerForm, recorder: Recorder) -> None:
         self._choices, self._form, self._recorder = choices, form, recorder

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse
 
 
 class RequestError(Exception):
-    """A request that is not answered; `param` names the field that is at fault."""
+    """A request that is rejected; `param` names the field at fault."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Metrics for Prometheus: base units, counters that end in `_total`, labels of few values.
+"""Metrics for Prometheus: base units, counters that end in `_total`, labels with few values.
 
-The model label is a name that is served, never what a request wrote; requests for other names have an empty one.
+The model label is a served name, never a client's text; requests for unknown names have an empty one.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is known of a request when it has ended, for metrics and for the request log."""
+"""A finished request's record, for metrics and for the request log."""
 
 import secrets
 import time
@@ -32,7 +32,7 @@ type RequestObserver = Callable[[FinishedRequest], None]
 
 
 class Recorder:
-    """Fills in a request's record while it runs; `finish` hands it over, once."""
+    """Fills in a request's record while it runs; `finish` passes it on, once."""
 
     def __init__(self, route: str, observers: tuple[RequestObserver, ...]) -> None:
         self._began = time.perf_counter()
@@ -50,7 +50,7 @@ class Recorder:
             record.finish_reason = event.finish_reason
 
     def finish(self, status: int) -> None:
-        """Hands the record over with its status and latency; of no effect after the first call."""
+        """Passes the record on with its status and latency; no effect after the first call."""
         self.record.status = status
         self.record.latency_s = time.perf_counter() - self._began
         observers, self._observers = self._observers, ()

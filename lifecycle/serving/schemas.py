@@ -1,7 +1,7 @@
 """Request bodies of OpenAI's API, as far as they are supported.
 
-What must hold: nothing is silently ignored. A field that the API knows and this server cannot do is refused by its
-name, unless its value asks for nothing; a field that nobody knows is refused too. `top_k` and `min_p` are additions.
+What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
+its value has no effect; an unknown field is rejected too. `top_k` and `min_p` are additions.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Runs an application until SIGTERM or SIGINT; requests under way end first."""
+"""Runs an application until SIGTERM or SIGINT; running requests finish first."""
 
 import errno
 import signal
@@ -16,7 +16,7 @@ GRACE_S = 30  # how long requests may go on after the signal: what orchestrators
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """Binds the configured address; raises `ConfigError` if it is taken or not this machine's."""
+    """Binds the configured address; raises `ConfigError` if it is in use or not on this machine."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -38,13 +38,13 @@ def _explain(config: ServeConfig, error: OSError) -> str:
 
 
 def url(listener: socket.socket) -> str:
-    """Where the server answers, with the actual port where port 0 was asked for."""
+    """The server's address, with the actual port if 0 was configured."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answers until a signal. Returns, and does not die by the signal, so that the caller can close what it opened."""
+    """Serves until a signal, then returns, so that the caller can close what it opened."""
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=GRACE_S,

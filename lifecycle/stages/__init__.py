@@ -1,1 +1,2 @@
-"""The chain: one short file per stage, and what runs them in order. Nothing imports this room but the CLI."""
+"""The stages of a run: one short file per kind, the graph, and the chain that runs it. Only the CLI imports this
+room."""

@@ -1,7 +1,8 @@
-"""What runs a graph: looks up what is finished, makes what is missing, and lets one job at a time into a run's folder.
+"""The chain: runs a graph. It finds finished artifacts, makes missing ones, and admits one job at a time to a run's
+folder.
 
 A stage runs only if no finished artifact has its key, the hash of its config and of its inputs' contents. In a job of
-several processes the stages that use all devices run on all of them; everything else runs on the first process, and the
+several processes, stages that use all devices run on all of them; everything else runs on the first process, and the
 others wait for its artifact.
 """
 
@@ -25,7 +26,7 @@ POLL_S = 0.5  # how often a process looks for what another one makes
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage and what there is of it: its artifact, else its draft, which is None while an input is not made yet."""
+    """A stage with its artifact, or else its draft, which is None while an input is missing."""
 
     stage: Stage
     draft: Draft | None
@@ -33,7 +34,7 @@ class StageState:
 
 
 def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
-    """What there is of the targets and of what they need; makes nothing."""
+    """The states of the targets and of the stages that they need; runs nothing."""
     done: dict[str, Artifact] = {}
     result = []
     for stage in needed(build_graph(config), targets):
@@ -46,7 +47,7 @@ def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
 
 
 def finished_stage(config: RunConfig, name: str) -> Artifact:
-    """The finished artifact of a stage; raises `ConfigError` if it is not made yet as the config has it."""
+    """The finished artifact of a stage; raises `ConfigError` if the current config's one is missing."""
     artifact = states(config, (name,))[-1].artifact
     if artifact is None:
         raise ConfigError(f"{config.folder}: stage {name} is not finished; run: lifecycle run CONFIG --until {name}")
@@ -56,7 +57,7 @@ def finished_stage(config: RunConfig, name: str) -> Artifact:
 def bring_up_to_date(
     config: RunConfig, targets: Iterable[str], progress: Progress, prepare: Callable[[], None] = lambda: None
 ) -> dict[str, Artifact]:
-    """Makes what is missing of the targets and of what they need; returns all their artifacts by stage.
+    """Makes the missing artifacts of the targets and of the stages that they need; returns all of them by stage.
 
     `prepare` is called once, before the first stage that runs.
     """
@@ -98,7 +99,7 @@ def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
 
 
 def _finished(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:
-    """The finished artifact of a draft; one that is damaged or no longer holds counts as missing and is made again."""
+    """The finished artifact of a draft; a damaged or outdated one counts as missing and is made again."""
     try:
         artifact = open_artifact(draft.final_path)
     except ArtifactError:
@@ -120,7 +121,7 @@ def _make(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress:
 
 
 def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
-    """What the writing process makes, once it is finished; the launcher ends this process if that one fails."""
+    """Waits for the artifact that the writing process makes; the launcher ends this process if that one fails."""
     while (artifact := _finished(config, stage, draft)) is None:
         time.sleep(POLL_S)
     return artifact
@@ -128,7 +129,7 @@ def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One job at a time owns a run folder; the lock goes with the process, however that ends."""
+    """One job at a time owns a run folder; the lock is released when the process ends, however it ends."""
     if not is_writer():
         yield
         return

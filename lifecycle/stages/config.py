@@ -1,7 +1,7 @@
-"""The run config: every room's section in one tree, and the run's graph of training stages.
+"""The run config: every room's section in one tree, and the graph of training stages.
 
-What must hold: a run that could not be carried out is rejected when its file is read, with the fix. Cheap to import:
-nothing here needs a library that computes.
+What must hold: an impossible run is rejected when its file is read, with the fix. Cheap to import: nothing here needs a
+numerical library.
 """
 
 import re
@@ -45,7 +45,7 @@ class RowsConfig(Section):
 
 
 class EvaluateConfig(EvalConfig):
-    """The tasks, and which training stages' weights are measured on them."""
+    """The tasks, and which training stages are evaluated on them."""
 
     after: tuple[str, ...] | None = None  # None: each; the exported one always: the promotion gate compares it
     mesh: MeshConfig | None = None  # None: the run's
@@ -60,7 +60,7 @@ class ExportConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: its training stages, what they learn from, and what becomes of their weights."""
+    """One run: its training stages, their data, and the use of their weights."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -85,7 +85,7 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the run's artifacts, registry and logs are."""
+        """The folder of the run's artifacts, registry and logs."""
         return self.root / self.name
 
     @property
@@ -100,17 +100,17 @@ class RunConfig(Section):
 
     @cached_property
     def models(self) -> dict[str, ModelConfig]:
-        """The models by name; the one of a run with one model is called `model`."""
+        """The models by name; a run's only model is called `model`."""
         return {"model": self.given_model} if isinstance(self.given_model, ModelConfig) else self.given_model
 
     @property
     def model(self) -> ModelConfig:
-        """The first model: that of the training stages that name none."""
+        """The first model, which training stages use unless they name one."""
         return next(iter(self.models.values()))
 
     @cached_property
     def starts(self) -> dict[str, Start]:
-        """Where the weights of each training stage come from."""
+        """The initial weights of each training stage."""
         return starts_of(self.train, {name: self.model_name(name) for name in self.train})
 
     @cached_property
@@ -120,7 +120,7 @@ class RunConfig(Section):
 
     @property
     def exported(self) -> str:
-        """The training stage whose weights are exported."""
+        """The training stage to export."""
         return self.export.of or list(self.train)[-1]
 
     @property
@@ -138,12 +138,12 @@ class RunConfig(Section):
 
     @property
     def decontamination(self) -> DecontaminationConfig:
-        """How training text is kept apart from evaluation rows."""
+        """The settings that keep evaluation rows out of training text."""
         return DecontaminationConfig() if self.data is None else self.data.decontamination
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
-        """The evaluation tasks; none for a run that evaluates nothing."""
+        """The evaluation tasks; empty without an evaluate section."""
         return () if self.evaluate is None else self.evaluate.tasks
 
     @property
@@ -165,15 +165,15 @@ class RunConfig(Section):
         return self.models[self.model_name(stage)]
 
     def origin_of(self, stage: str) -> Path | None:
-        """The bundle that a training stage's weights go back to; None: they were fresh."""
+        """The bundle that a training stage's weights originate from; None: fresh weights."""
         return self.starts[lineage(stage, self.starts)[-1]].bundle
 
     def reads(self, kind: str) -> tuple[str, ...]:
-        """The training stages that read rows of a kind, replayed ones included, in the order of the graph."""
+        """The training stages that read rows of a kind, replayed rows included, in the order of the graph."""
         return tuple(name for name in self.training_stages if kind in self.rows_of(name))
 
     def rows_of(self, stage: str) -> tuple[str, ...]:
-        """The kinds of rows that a training stage reads: its objective's, then those that it replays."""
+        """The kinds of rows that a training stage reads: its objective's, then replayed ones."""
         train = self.train[stage]
         is_replaying = isinstance(train, SftConfig) and train.replay_share > 0
         return (objective_kind(train.objective).rows, *(["tokens"] if is_replaying else []))
@@ -200,7 +200,7 @@ class RunConfig(Section):
         return self
 
     def _check_names(self) -> None:
-        """That every stage and model that is named exists, and that the stages form no cycle."""
+        """Checks that every named stage and model exists, and that the stages form no cycle."""
         for name, train in self.train.items():
             if train.model is not None and train.model not in self.models:
                 raise ValueError(f"train.{name}.model={train.model}: no such model{nearest(train.model, self.models)}")
@@ -261,7 +261,7 @@ class RunConfig(Section):
             raise ValueError(f"{needs[0]}, and there is no data section; add data.sources")
 
     def _check_meshes(self) -> None:
-        """That each model fits the mesh that it is trained on, evaluated on and served from."""
+        """Checks that each model fits the meshes of its training, evaluation and serving."""
         generates = any(task.kind == "generate" for task in self.tasks)
         for name in self.train:
             self.model_of(name).check_mesh(self.mesh)
@@ -294,5 +294,5 @@ class RunConfig(Section):
 
 
 def rows_stage(task: TaskConfig) -> str | None:
-    """The stage whose artifact has a task's rows (`@STAGE/FILE`); None for rows of the user's own."""
+    """The stage whose artifact has a task's rows (`@STAGE/FILE`); None for the user's own files."""
     return task.rows[1:].partition("/")[0] if task.rows.startswith("@") else None

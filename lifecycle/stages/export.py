@@ -1,8 +1,8 @@
 """Stage `export`: weights, config, tokenizer and chat template in the layout that other tools open.
 
-The weights go from the checkpoint to the bundle array by array: no more of the model is in memory than one array and
-the published tensor that it fills. They keep the checkpoint's float32, so that what was evaluated is what is exported;
-`lifecycle import safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle of it, to be evaluated by itself.
+The weights go from the checkpoint to the bundle array by array: memory holds one array and the published tensor that it
+fills. They keep the checkpoint's float32, so that the exported weights are the evaluated ones; `lifecycle import
+safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle of it, to be evaluated by itself.
 """
 
 import json

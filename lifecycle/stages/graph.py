@@ -1,10 +1,9 @@
-"""The graph of a run: which stages its config asks for, and what each is made from.
+"""The graph of a run: its stages and their inputs.
 
-    tagging -> documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register
-    -> report
+tagging -> documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register -> report
 
 The training stages are the user's; all else follows from them. A stage is in the graph only if the run needs it: no
-token shards where nothing reads tokens, no rows where nothing reads rows, no documents without a data section.
+token shards unless a stage reads tokens, no rows unless one reads rows, no documents without a data section.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ type Graph = dict[str, Stage]  # by name, each after its inputs
 
 
 def build_graph(config: RunConfig) -> Graph:
-    """The stages of a run. Those that evaluate are there for every training stage; a report needs the chosen ones."""
+    """The stages of a run. Every training stage has an evaluation stage; the report needs the chosen ones only."""
     graph: Graph = {}
     for stage in _stages(config):
         assert graph.keys() >= {*stage.inputs}, f"{stage.name} comes before one of {stage.inputs}"
@@ -32,7 +31,7 @@ def build_graph(config: RunConfig) -> Graph:
 
 
 def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
-    """The stages that the targets need and they themselves, each after its inputs.
+    """The targets and the stages that they need, each after its inputs.
 
     Raises `ConfigError`, with the nearest name, for a target that is not in the graph.
     """
@@ -47,7 +46,7 @@ def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
 
 
 def present(graph: Graph, *names: str) -> tuple[str, ...]:
-    """Those of the names that are stages of this run."""
+    """Those of the names that are stages of this graph."""
     return tuple(name for name in names if name in graph)
 
 
@@ -94,7 +93,7 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
 
 
 def _compared_with_baseline(config: RunConfig) -> str | None:
-    """The first stage whose objective is on tokens, where a task measures the documents' held-out text."""
+    """The first stage with an objective on tokens, if a task measures the documents' held-out text."""
     if not any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks):
         return None
     return next((name for name in config.training_stages if config.rows_of(name)[0] == "tokens"), None)
@@ -116,8 +115,8 @@ def _gate(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_registered(config: RunConfig, registration: Artifact) -> bool:
-    """Whether the registry still has this registration's version as its candidate: not after it was deleted, nor after
-    another run of this folder has registered a version of its own."""
+    """Whether the registry's candidate is still this registration's version: not after it was deleted, nor after
+    another run in this folder has registered its own version."""
     if not config.registry_path.is_file():
         return False
     return Registry(config.registry_path).aliases().get(CANDIDATE) == registration.stats["version"]

@@ -1,9 +1,9 @@
-"""What decides what each stage makes: the part of the config that its artifact's key holds.
+"""Keys: the part of the config that decides a stage's content.
 
-How a stage is computed does not decide it. Mesh, processes, micro-batches, rematerialisation and chunks of the loss
-change the order of float sums, not what is learned; logging and saving change nothing. They are not in a key, so that
-a job that comes back on another mesh, or with less memory, goes on from its own checkpoints; the manifest records them
-(`core/artifact.py:Manifest.how`). No import here needs JAX.
+How a stage is computed is not part of its key. Mesh, processes, micro-batches, rematerialisation and loss chunks change
+the order of float sums, not what is learned; logging and saving change nothing. So a job that is resumed on another
+mesh, or with less memory, continues from its own checkpoints; the manifest records these settings
+(`core/artifact.py:Manifest.how`). Nothing here imports JAX.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from lifecycle.stages.origins import lineage
 
 
 def tagging(config: RunConfig) -> dict[str, Any]:
-    """Of the tagged documents: the sources' files, and how they are read and measured."""
+    """The key of the tagged documents: the sources' files, and how they are read and measured."""
     from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where a stage may run
 
     assert config.data is not None
@@ -25,7 +25,7 @@ def tagging(config: RunConfig) -> dict[str, Any]:
 
 
 def documents(config: RunConfig) -> dict[str, Any]:
-    """Of the documents: what is selected, and the evaluation rows that must not be in them."""
+    """The key of the documents: the selection, and the evaluation rows that must not be in them."""
     assert config.data is not None
     return {"data": config.data.selection(), "eval_rows": evaluation_rows(config), "seed": config.seed}
 
@@ -41,7 +41,7 @@ def nothing(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(config: RunConfig) -> dict[str, Any]:
-    """Of the chat rows and pairs: the user's files, and the evaluation rows that must not be in them."""
+    """The key of the chat rows and pairs: the user's files, and the evaluation rows that must not be in them."""
     files = [*config.rows.chat, *config.rows.pairs]
     for path in files:
         if not path.is_file():
@@ -54,7 +54,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
 
 
 def training(config: RunConfig, name: str) -> dict[str, Any]:
-    """Of a training stage's weights: what it learns from, with which settings, and in which order."""
+    """The key of a training stage's weights: its data, its settings, and the order of rows."""
     train = config.train[name]
     how = train.HOW_COMPUTED | train.HOW_RECORDED
     settings = {key: value for key, value in train.plain().items() if key not in how}
@@ -71,10 +71,9 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:
-    """By kind of rows that a stage reads, how many stages before it in its lineage have read such rows.
+    """For each kind of rows that a stage reads, how many earlier stages in its lineage have read such rows.
 
-    Each goes through them in an order of its own: one that goes on with the same rows does not begin with those that
-    were just learned.
+    Each stage has its own order: one that continues with the same rows does not start with those just seen.
     """
     before = lineage(name, config.starts)[1:]
     return {kind: sum(kind in config.rows_of(stage) for stage in before) for kind in config.rows_of(name)}

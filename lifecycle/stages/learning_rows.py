@@ -44,7 +44,7 @@ DROPPED_ROWS = "dropped_rows.json"
 
 @dataclass(frozen=True)
 class Learner:
-    """What the rows are for. `seeds`: by kind, that of their order; `start_hash`: of the weights in `start`."""
+    """The stage that the rows are for. `seeds`: of their order, by kind; `start_hash`: of the weights in `start`."""
 
     train: TrainConfig
     model: ModelConfig
@@ -58,7 +58,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class LearningRows:
-    """Rows to learn from, the measurement on held-out ones, and their counts for the stage's manifest."""
+    """Training rows, the measurement on held-out ones, and their counts for the stage's manifest."""
 
     rows: RowSource
     hooks: tuple[Hook, ...]
@@ -66,7 +66,7 @@ class LearningRows:
 
 
 def read_learning_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
-    """The rows of the learner's objective; `out` keeps the list of those that were dropped, and reference tables."""
+    """The rows of the learner's objective; `out` gets the list of dropped rows, and reference tables."""
     return READERS[objective_kind(learner.train.objective).rows](learner, inputs, out, progress)
 
 
@@ -82,7 +82,7 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
 
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
-    """Conversations packed into rows, mixed with replayed token rows where the settings say so."""
+    """Conversations packed into rows, mixed with replayed token rows according to the settings."""
     train = learner.train
     encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_sft
     packed, reports = {}, {}
@@ -126,7 +126,7 @@ def heldout_bits(
     model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
 ) -> Evaluate | None:
     """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
-    that no single document decides, in windows of `train.seq_len`; None where nothing is held out."""
+    that no single document decides, in windows of `train.seq_len`; None without held-out documents."""
     pieces, total = [], 0
     for number in range(len(heldout)):
         ids = heldout[number]
@@ -153,7 +153,8 @@ def _means(learner: Learner, heldout: RowSource) -> Evaluate:
 
 
 def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
-    """The start's log-probabilities of every pair, made once: a resumed run reads what the killed one computed."""
+    """The initial weights' log-probabilities of every pair, computed once: a resumed run reads those of the killed
+    one."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
     path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npy"
     if path.is_file():
@@ -167,7 +168,7 @@ def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
-    """Keeps which rows were dropped, and why, with the weights that did not see them."""
+    """Writes which rows were dropped, and why, next to the weights that did not see them."""
     if is_writer():
         write_text(out / DROPPED_ROWS, json.dumps([report.plain() for report in reports.values()], indent=1))
 

@@ -1,6 +1,6 @@
 """Where the weights of each training stage come from: fresh ones, another stage's, or a bundle's.
 
-A stage goes on from the last one before it that trains the same model; the first of a model begins with fresh weights.
+A stage continues the last one before it that trains the same model; the first of a model starts with fresh weights.
 `from` names another start: a stage of the run, a bundle's folder, or `fresh`.
 """
 
@@ -18,7 +18,7 @@ BUNDLE_FILE = "config.json"  # a folder that has it may be meant as a bundle
 
 @dataclass(frozen=True)
 class Start:
-    """What a training stage goes on from: a stage, a bundle's folder, or, with neither, fresh weights."""
+    """A training stage's initial weights: a stage's, a bundle's, or, with neither, fresh ones."""
 
     stage: str | None = None
     bundle: Path | None = None
@@ -31,7 +31,7 @@ class Start:
 
 def starts_of(train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> dict[str, Start]:
     """The start of each stage; `models` has the name of each one's model. Raises `ValueError` for a `from` that is
-    neither a stage nor a folder, and for one whose model is another."""
+    neither a stage nor a folder, or a stage of another model."""
     starts = {name: _start(name, train, models) for name in train}
     for name, start in starts.items():
         if start.stage is not None and models[start.stage] != models[name]:
@@ -43,7 +43,7 @@ def starts_of(train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> di
 
 
 def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
-    """The stages, each after those whose weights it needs, otherwise as the run's file has them.
+    """The stages, each after those whose weights it needs, otherwise in the order of the run's file.
 
     Raises `ValueError` for a cycle.
     """
@@ -64,7 +64,7 @@ def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> t
 
 
 def needed_stages(name: str, train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
-    """The stages whose weights a stage needs: the one that it goes on from, and those that its objective names."""
+    """The stages whose weights a stage needs: its start, and those that its objective names."""
     stage = starts[name].stage
     others = [getattr(train[name], field) for field in objective_kind(train[name].objective).models]
     return tuple(dict.fromkeys([*([] if stage is None else [stage]), *others]))
@@ -79,7 +79,7 @@ def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
 
 
 def check_stage_names(train: Mapping[str, TrainConfig]) -> None:
-    """Raises `ValueError` where an objective needs the model of a stage that there is not."""
+    """Raises `ValueError` if an objective names a stage that does not exist."""
     for name, config in train.items():
         for field in objective_kind(config.objective).models:
             if (other := getattr(config, field)) not in train:

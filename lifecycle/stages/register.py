@@ -17,7 +17,7 @@ WHO = "lifecycle"
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Registers the bundle with its evaluation, and promotes it unless the gate refuses."""
+    """Registers the bundle with its evaluation, and promotes it if the gate passes."""
     registry = Registry(config.registry_path)
     evaluation = inputs.get(EVALUATE + config.exported)
     results = [] if evaluation is None else read_results(evaluation.path)
@@ -35,7 +35,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def _kind(config: RunConfig) -> str:
-    """`chat` for weights that learned conversations, here or in the bundle that they go back to; else `base`."""
+    """`chat` for weights trained on conversations, here or in the bundle that they originate from; else `base`."""
     rows = {kind for name in lineage(config.exported, config.starts) for kind in config.rows_of(name)}
     origin = config.origin_of(config.exported)
     has_turns = origin is not None and read_template(origin) is not None

@@ -1,4 +1,5 @@
-"""Stage `report`: asks the exported model a few held-out questions and writes what the run came to."""
+"""Stage `report`: generates answers to a few held-out questions with the exported model, and writes the run's
+report."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -22,7 +22,7 @@ KINDS, SIDES = ("chat", "pairs"), ("train", "heldout")  # own rows are added to 
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Writes rows by kind and side; own rows that overlap an evaluation row are left out."""
+    """Writes rows by kind and side; the user's rows that overlap an evaluation row are left out."""
     stats: dict[str, Any] = {}
     for kind, side in product(KINDS, SIDES):  # a killed run may have left some; own rows would be added a second time
         (out / f"{kind}-{side}.jsonl").unlink(missing_ok=True)
@@ -46,8 +46,8 @@ def _overlap(row: dict[str, Any], index: OverlapIndex) -> float:
 
 
 def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
-    """Adds own rows to `<kind>-train.jsonl` and `<kind>-heldout.jsonl`, each to the same side in every run, but
-    for the few rows of which chance would leave one side empty."""
+    """Adds the user's rows to `<kind>-train.jsonl` and `<kind>-heldout.jsonl`, each to the same side in every run,
+    except for a few rows that fill a side which chance left empty."""
     shares = [random.Random(f"{seed} {digest(row)}").random() for row in rows]
     low, high = min(shares, default=0.0), max(shares, default=0.0)
     split: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
@@ -62,7 +62,7 @@ def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: flo
 
 
 def _checked(kind: str, file: Path) -> Iterator[dict[str, Any]]:
-    """A file's rows; an error names the user's file and line, and comes before hours of training."""
+    """A file's rows, checked before hours of training; an error names the user's file and line."""
     encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer will do: columns, roles and types are looked at
     encode = encoder.encode_sft if kind == "chat" else encoder.encode_preference
     for line, row in read_rows(file):

@@ -1,7 +1,7 @@
-"""On which mesh, processes and hosts a stage was computed: a record for each session, kept through kills.
+"""Sessions: on which mesh, processes and hosts a stage was computed, recorded through kills.
 
-A job may come back on another mesh and go on from its checkpoint. Each session adds a record to a file in the stage's
-folder before its first step; the manifest has them all, with the steps that are theirs in the final weights.
+A job may be resumed on another mesh from its checkpoint. Each session adds a record to a file in the stage's folder
+before its first step; the manifest has them all, with each one's steps in the final weights.
 """
 
 import json
@@ -22,12 +22,12 @@ SESSIONS = "sessions.jsonl"
 
 
 def session_on(mesh: MeshConfig) -> dict[str, Any]:
-    """How this process and the others of its job compute; all of them call it alike."""
+    """The mesh, processes and hosts of this job; all its processes make the same call."""
     return {"mesh": mesh.plain(), "processes": jax.process_count(), "hosts": host_names()}
 
 
 class RecordSession(Hook):
-    """Records this session, with the step that it goes on from and the settings that change only how it computes."""
+    """Records this session, with its first step and the settings that change only how it computes."""
 
     def __init__(self, mesh: MeshConfig, train: TrainConfig) -> None:
         self.mesh = mesh
@@ -42,9 +42,9 @@ class RecordSession(Hook):
 
 
 def finished_sessions(out: Path, steps: int) -> list[dict[str, Any]]:
-    """The sessions whose steps are in the final weights: each up to where the next one went on from.
+    """The sessions whose steps are in the final weights, each up to the first step of the next one.
 
-    None for a process that does not write: the folder may have its final name already.
+    None for a process that does not write: the folder may already have its final name.
     """
     if not is_writer():
         return []

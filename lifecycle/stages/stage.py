@@ -15,10 +15,10 @@ type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage reports of the artifact that it made.
+    """What a stage reports of its artifact.
 
-    `content_hash` replaces the hash over the files where those may differ. `how` has a record for each session that
-    worked on it: on which mesh, processes and hosts.
+    `content_hash` replaces the hash over the files if those may differ. `how` has a record for each session: its mesh,
+    processes and hosts.
     """
 
     stats: dict[str, Any]
@@ -27,7 +27,7 @@ class Outcome:
 
 
 class StageRun(Protocol):
-    """A stage's work: writes into `out`. What a killed run of the same stage left is still there."""
+    """A stage's work: writes into `out`, which still has what a killed run of the same stage left."""
 
     def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
         """Makes the artifact's content in `out` from the inputs' artifacts."""
@@ -40,7 +40,8 @@ def _always(config: RunConfig, artifact: Artifact) -> bool:
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes the artifact `name`. `settings` gives the part of the config that decides what comes out."""
+    """A node of the graph: makes the artifact `name`. `settings` returns the part of the config that decides its
+    content."""
 
     name: str
     kind: str  # the module lifecycle.stages.<kind>, imported only where the stage runs

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: trains one on kept text, or takes an existing one; measures it on held-out text."""
+"""Stage `tokenizer`: trains one on kept text, or copies an existing one; measures it on held-out text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +27,6 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def _texts(inputs: Inputs, split: Split) -> Iterator[str]:
-    """The documents' texts; none for a run without documents, which takes an existing tokenizer."""
+    """The documents' texts; empty for a run without documents, which uses an existing tokenizer."""
     if "documents" in inputs:
         yield from (row["text"] for row in read_documents(inputs["documents"].path, split, ["text"]))

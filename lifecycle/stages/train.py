@@ -1,4 +1,4 @@
-"""Kind of stage `train`: an objective on the rows that it reads, from the weights that the stage goes on from."""
+"""Kind of stage `train`: an objective on its rows, from the stage's initial weights."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lifecycle.training.objectives.objective import build_objective
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str) -> Outcome:
-    """Trains the stage `name`; the artifact's content hash is its weights', whatever the checkpoint files look like."""
+    """Trains the stage `name`; the artifact's content hash is its weights', independent of the checkpoint files."""
     train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)

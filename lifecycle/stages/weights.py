@@ -1,4 +1,4 @@
-"""The weights that a training stage goes on from, and those that it ends with."""
+"""A training stage's initial and final weights."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from lifecycle.weights.published import load_config, load_weights
 def start_weights(
     config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[PRNGKeyArray | Params, str]:
-    """What a training stage goes on from, laid over `mesh`, and its hash; for fresh weights their random key."""
+    """A training stage's initial weights, sharded over `mesh`, and their hash; for fresh weights their random key."""
     start, model = config.starts[name], config.model_of(name)
     if start.bundle is not None:
         return imported_params(start.bundle, model, tokenizer, mesh), content_hash(start.bundle)
@@ -34,9 +34,9 @@ def start_weights(
 
 
 def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
-    """The final weights of a training stage's artifact: laid over `mesh`, or all on this process's first device.
+    """The final weights of a training stage's artifact, sharded over `mesh`, or all on this process's first device.
 
-    The last step's, never those of an earlier checkpoint where the last is damaged.
+    Always the last step's, never those of an earlier checkpoint if the last is damaged.
     """
     return _final_params(artifact, model, mesh, None)
 
@@ -53,7 +53,7 @@ def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dty
 
 
 def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:
-    """A bundle's weights, laid over `mesh`; raises `ConfigError` for another model or vocabulary than this run's."""
+    """A bundle's weights, sharded over `mesh`; raises `ConfigError` if its model or vocabulary is not this run's."""
     held = load_config(bundle)
     if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
         raise ConfigError(f"{bundle} is another model: {', '.join(wrong)}; set these in this run's model section")

@@ -65,7 +65,7 @@ MODELS: dict[str, ModelConfig] = {
 
 
 def random_params(config: ModelConfig) -> Params:
-    """Parameters of which none is at its initial one or zero."""
+    """Parameters none of which has its initial value or is zero."""
     fresh = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))

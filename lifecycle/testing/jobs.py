@@ -1,8 +1,7 @@
-"""A debug model, rows for it, and training runs of seconds: what the tests of the step, the loop and the mesh share.
+"""A debug model, rows for it, and training runs of seconds: shared by the tests of the step, the loop and the mesh.
 
-As a program it is one process of a training job, for the tests that kill it or start several:
-`python -m lifecycle.testing.jobs OUT SETTINGS`, the settings as JSON (`Settings`); the writing process prints the
-stats as JSON.
+As a program it is one process of a training job, for tests that kill it or start several: `python -m
+lifecycle.testing.jobs OUT SETTINGS`, the settings as JSON (`TinyRun`); the writing process prints the stats as JSON.
 """
 
 import json
@@ -40,7 +39,7 @@ SEQ_LEN = 32
 
 
 class Documents:
-    """Token documents in memory; the next token is mostly the last one plus three: something to learn."""
+    """Token documents in memory; the next token is mostly the last one plus three, so there is something to learn."""
 
     def __init__(self, num: int, seed: int) -> None:
         draw = np.random.default_rng(seed)
@@ -58,14 +57,14 @@ class Documents:
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded row: ids, and which of them are learned."""
+    """One encoded row: ids, and which of them are targets."""
 
     ids: list[int]
     loss_mask: list[bool]
 
 
 def example(draw: np.random.Generator, prompt: list[int], answer_len: int) -> Example:
-    """The prompt, then a random answer, which alone is learned."""
+    """The prompt, then a random answer, which alone has loss."""
     answer = draw.integers(0, MODEL.vocab_size, answer_len).tolist()
     return Example(prompt + answer, [False] * len(prompt) + [True] * answer_len)
 
@@ -90,7 +89,7 @@ def pair_rows(seed: int = 0) -> ReferenceRows:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """What differs between the runs of the tests."""
+    """The settings in which the tests' runs differ."""
 
     objective: str = "next_token"
     steps: int = 10

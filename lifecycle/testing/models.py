@@ -1,4 +1,4 @@
-"""Small random models that take and give text, ready for the engine and the server."""
+"""Small random models from text to text, for the engine and the server."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ LIMIT_S = 1800  # ends a test that hangs; what works takes seconds, or minutes o
 
 
 def wait_until(holds: Callable[[], bool], poll_s: float = 0.01) -> None:
-    """Returns once `holds()` is true; fails the test if that does not come."""
+    """Returns once `holds()` is true; fails the test on a timeout."""
     deadline = time.monotonic() + LIMIT_S
     while not holds():
         assert time.monotonic() < deadline, f"condition not met within {LIMIT_S} s"

@@ -1,10 +1,10 @@
-"""Chat templates: messages to token ids, with the mask of what the assistant says.
+"""Chat templates: messages to token ids, with a mask of the assistant's tokens.
 
 A template is jinja2 in the dialect of HF tokenizers, run in an immutable sandbox. What must hold: nobody can inject a
-turn. The template's own text may name special tokens; a message's content is always encoded as plain text. To tell
-them apart, each content goes into the template between two marks that occur in no content, and the rendered text is
-taken apart at the marks. A template that cuts or changes a content (other than stripping it) is refused, since it
-would hide the marks.
+turn. The template's own text may name special tokens; a message's content is always encoded as plain text. To tell them
+apart, each content is put into the template between two marks that occur in no content, and the rendered text is split
+at the marks. A template that cuts or changes a content (other than stripping it) is rejected, since it would hide the
+marks.
 """
 
 import re
@@ -39,12 +39,12 @@ type Message = Mapping[str, str]
 
 
 class ChatError(ValueError):
-    """Messages that cannot be rendered, or a template that cannot be used safely."""
+    """Messages that cannot be rendered, or a template that is unsafe to use."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation and, of the same length, whether each is the assistant's to say."""
+    """Token ids of a conversation and, for each, whether it is the assistant's."""
 
     ids: list[int]
     assistant_mask: list[bool]
@@ -99,7 +99,7 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The folder's own template, or the default when it has none."""
+        """The folder's own template, or the default without one."""
         return cls(tokenizer, read_template(folder) or DEFAULT_TEMPLATE)
 
     def save(self, folder: Path) -> None:

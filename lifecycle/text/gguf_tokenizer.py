@@ -1,7 +1,7 @@
-"""A tokenizer out of a GGUF file's metadata, as the `tokenizer.json` folder that the rest of the project reads.
+"""Converts the tokenizer in a GGUF file's metadata to a `tokenizer.json` folder.
 
-GGUF holds a byte-level BPE vocabulary as lists: tokens, merges, a type for each token, and the *name* of the pattern
-that cuts text before merging. What must hold: an unknown pattern is refused, since another one gives other ids.
+GGUF stores a byte-level BPE vocabulary as lists: tokens, merges, a type for each token, and the *name* of the pattern
+that splits text before merging. What must hold: an unknown pattern is rejected, since another one gives other ids.
 Sources: ggml's `docs/gguf.md`, "Tokenizer"; the patterns are those of the published `tokenizer.json` files.
 """
 
@@ -73,7 +73,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
 
 
 def _damage(metadata: Mapping[str, Any]) -> str | None:
-    """The first thing of the lists that is not there, or does not fit the others."""
+    """The first list that is missing or inconsistent with the others."""
     tokens, merges = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
     if not _is_texts(tokens) or not _is_texts(merges):
         return "it has no list of tokens, or none of merges"

@@ -1,9 +1,9 @@
 """An HF `tokenizer.json` behind the common interface.
 
-What must hold: text is rebuilt from each token's own bytes. That is possible for byte-level vocabularies (GPT-2,
-Llama 3, Qwen) and for those with a space mark and byte fallback (Llama 2, Gemma); other decoders are refused.
-`token_bytes` follows the byte-to-character table of Radford et al., "Language Models are Unsupervised Multitask
-Learners", 2019, section 2.2.
+What must hold: text is rebuilt from each token's own bytes. That is possible for byte-level vocabularies (GPT-2, Llama
+3, Qwen) and for those with a space mark and byte fallback (Llama 2, Gemma); other decoders are rejected. `token_bytes`
+follows the byte-to-character table of Radford et al., "Language Models are Unsupervised Multitask Learners", 2019,
+section 2.2.
 """
 
 import json

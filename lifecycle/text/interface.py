@@ -1,8 +1,8 @@
-"""What every tokenizer is: text to ids and back, and which ids are special.
+"""The interface of tokenizers: text to ids and back, and special ids.
 
-The one thing that must hold: `encode` never returns a special id. Special tokens come from a template or from the code
-that frames a document, so a user who types `<|im_end|>` gets the ids of those ten characters and cannot end a turn.
-Text is rebuilt from bytes: `decode(ids)` is the concatenation of `token_bytes(id)`, read as UTF-8.
+What must hold: `encode` never returns a special id. Special tokens come from a template or from the code that frames a
+document, so a user who types `<|im_end|>` gets the ids of those ten characters and cannot end a turn. Text is rebuilt
+from bytes: `decode(ids)` is the concatenation of `token_bytes(id)`, read as UTF-8.
 """
 
 import json
@@ -25,14 +25,14 @@ CONFIG_FILE = "tokenizer_config.json"
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be read or does not fit what it is used with."""
+    """A tokenizer that cannot be read, or does not match its use."""
 
 
 class Tokenizer(ABC):
-    """Base of all tokenizers; a kind gives `_encode_plain`, `_bytes_of` and the special ids.
+    """Base of all tokenizers; a kind implements `_encode_plain`, `_bytes_of` and the special ids.
 
-    `bos_id`, `eos_id` and `pad_id` are always set: a vocabulary without one of them uses its end-of-text token there.
-    `strips_leading_space` is true when encoding put a space before the text, which `decode` takes away again.
+    `bos_id`, `eos_id` and `pad_id` are always set: a vocabulary without one of them uses its end-of-text token instead.
+    `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes.
     """
 
     vocab_size: int

@@ -30,12 +30,12 @@ type RowData = Mapping[str, Any]
 
 
 class RowError(ValueError):
-    """A row that is broken; the message names the file and the line."""
+    """A broken row; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of one row and, of the same length, whether each is learned."""
+    """Token ids of one row and, for each, whether it is a target."""
 
     ids: list[int]
     loss_mask: list[bool]
@@ -63,9 +63,9 @@ class RowsReport:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of a JSONL file; empty lines are passed over.
+    """(line number from 1, row) of a JSONL file; empty lines are skipped.
 
-    Raises `RowError` with file and line for what is not a JSON object.
+    Raises `RowError` with file and line for anything but a JSON object.
     """
     if not path.is_file():
         raise RowError(f"{path}: no such file")
@@ -98,8 +98,8 @@ def load_rows[E: EncodedRow | tuple[EncodedRow, EncodedRow]](
 ) -> tuple[list[E], RowsReport]:
     """Encodes a file's rows with `encode_sft` or `encode_preference` of a `RowEncoder`.
 
-    Rows whose answer is empty or that are longer than `seq_len` tokens are dropped and reported. Raises `RowError`
-    for a broken row, an empty file, and when no row is left.
+    Rows with an empty answer or more than `seq_len` tokens are dropped and reported. Raises `RowError` for a broken
+    row, an empty file, and if no row is left.
     """
     report = RowsReport(os.fspath(path))
     kept: list[E] = []
@@ -133,14 +133,14 @@ class EmptyAnswer(RowError):
 
 
 class RowEncoder:
-    """Rows to ids by one chat template and its tokenizer."""
+    """Encodes rows with one chat template and its tokenizer."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._tokenizer = template.tokenizer
 
     def encode_sft(self, row: RowData) -> EncodedRow:
-        """A fine-tuning row; raises `RowError` for wrong columns and `EmptyAnswer` when nothing would be learned."""
+        """A fine-tuning row; raises `RowError` for wrong columns and `EmptyAnswer` if it has no target."""
         if "messages" in row:
             return self._conversation(row["messages"], learn_from=0)
         if "prompt" in row and "completion" in row:

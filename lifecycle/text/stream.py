@@ -1,7 +1,7 @@
-"""Text from a stream of token ids, without ever splitting a character.
+"""Text from a stream of token ids, never splitting a character.
 
-A token may end inside a UTF-8 character. `StreamDecoder` holds such bytes back until the character is whole or can no
-longer become one; so the pieces are always valid text and their concatenation equals `decode` of all ids.
+A token may end inside a UTF-8 character. `StreamDecoder` holds such bytes back until the character is complete or
+cannot become one; so the pieces are always valid text and their concatenation equals `decode` of all ids.
 """
 
 import codecs
@@ -10,7 +10,7 @@ from lifecycle.text.interface import Tokenizer
 
 
 class StreamDecoder:
-    """`feed(id)` returns the text that became certain, often empty; `finish()` returns what was held back."""
+    """`feed(id)` returns the text that is complete, often empty; `finish()` returns the rest."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer

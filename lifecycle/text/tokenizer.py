@@ -1,4 +1,4 @@
-"""The room's front door: train, load and measure tokenizers of any kind.
+"""Trains, loads and measures tokenizers of any kind.
 
 A tokenizer is a folder: the native file (`tokenizer.model`, `tokenizer.json`, none for bytes), `tokenizer_config.json`
 and `chat_template.jinja`, in the layout that other tools open. What must hold: the same texts, settings and seed give
@@ -37,7 +37,7 @@ CHUNK = 1000  # characters of one training piece: long enough for pieces with ne
 
 
 class TokenizerConfig(Section):
-    """Which tokenizer: trained on a sample of the kept text, or an existing one at `path`."""
+    """The tokenizer: trained on a sample of the kept text, or an existing one at `path`."""
 
     kind: Literal["sentencepiece", "hf", "bytes"] = "sentencepiece"
     vocab_size: int = Field(default=4096, ge=1)

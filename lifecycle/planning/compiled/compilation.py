@@ -1,4 +1,4 @@
-"""What the compiler made of a program: the facts that everything else is read from, and that are kept on disk."""
+"""The compiler's result for a program: the facts that everything else is derived from, and that are cached on disk."""
 
 from dataclasses import dataclass
 

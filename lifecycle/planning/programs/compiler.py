@@ -1,4 +1,4 @@
-"""Asks the compiler, without losing the terminal to it."""
+"""Runs the compiler without blocking the terminal."""
 
 import re
 import threading
@@ -18,8 +18,8 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Progress) -> Compilation:
-    """Compiles for the devices that the program was lowered for. A program that does not fit is a result, too; any
-    other error of the compiler is raised as it comes."""
+    """Compiles for the devices that the program was lowered for. A program that does not fit is a result too; any other
+    compiler error is raised."""
     from jax.errors import JaxRuntimeError
 
     started = time.monotonic()
@@ -44,8 +44,8 @@ def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Pr
 
 
 def in_thread[T](work: Callable[[], T], progress: Progress) -> T:
-    """Runs `work` in a thread and reports the seconds it has taken. The main thread waits in Python, so that Ctrl-C
-    ends the program at once, and not after the minutes that a compilation takes."""
+    """Runs `work` in a thread and reports the seconds elapsed. The main thread waits in Python, so that Ctrl-C ends the
+    program at once, not after the minutes of a compilation."""
     box: dict[str, Any] = {}
 
     def run() -> None:

@@ -1,11 +1,12 @@
-"""What a train step promises about the mesh, read from its trace: no device, no compiler, a second a model.
+"""Lowering contracts: a train step's shardings and collectives, read from its trace, without device or compiler, in a
+second per model.
 
-The step's collectives are written in the model's own code, so its trace holds all of them: how often each kind runs
-over which axes, with how many bytes a device. The lines also say how every parameter is sharded and what part of each
-named activation a device holds. The lines are kept per shipped config; one that changes is a change to look at.
+The step's collectives are explicit in the model's code, so its trace has all of them: how often each kind runs over
+which axes, with how many bytes per device. The lines also say how every parameter is sharded and which shard of each
+named activation a device holds. They are committed for each shipped config; a changed line deserves a look.
 
-All configs are traced for one kind of chip, a v5p, and the first line says so. Shardings and collectives do not depend
-on it; attention's kernel does, and with it the layout of its inputs and outputs: on GPUs they differ.
+All configs are traced for one kind of chip, a v5p, named in the first line. Shardings and collectives do not depend on
+it; attention's kernel does, and with it the layout of its inputs and outputs: on GPUs they differ.
 """
 
 import math
@@ -28,7 +29,7 @@ V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyrig
 
 
 def contract(model: ModelConfig, train: CrossEntropyConfig, mesh: MeshConfig) -> list[str]:
-    """The lines for one config, as it is traced for TPUs."""
+    """The lines for one config, traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     automatic = (AxisType.Auto,) * len(AXES)  # as of a mesh of devices: the optimizer is the partitioner's
     devices = AbstractMesh(tuple(sizes.values()), AXES, automatic, abstract_device=V5P)

@@ -1,8 +1,8 @@
-"""What a lowered program is, apart from the names in its source: two equal fingerprints are one program.
+"""Fingerprints: a lowered program's identity without the names in its source. Equal fingerprints are one program.
 
-A lowered program's text also holds names that decide nothing: of functions and meshes, of arguments and results, and
-inside a kernel's configuration where its operations came from. Without them an edit that changes no program changes no
-fingerprint. Kernels keep their names: their work is read from them.
+A lowered program's text also has names that decide nothing: of functions and meshes, of arguments and results, and
+source locations inside a kernel's configuration. Without them, an edit that changes no program changes no fingerprint.
+Kernels keep their names: their work is read from them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SELDOM = re.compile(rf'^#loc.*"[^"]*\b{SELDOM}\b', re.MULTILINE)
 
 def fingerprint(lowered: "Lowered") -> str:
     """SHA-256 of a program's text without names and locations. Loops that the model's code marks as seldom needed are
-    part of it: the mark is a location, and who reads the compiled program counts such loops by it."""
+    included: the mark is a location, and the reader of the compiled program counts such loops by it."""
     marks = len(_SELDOM.findall(lowered.as_text(debug_info=True)))
     return hashlib.sha256(f"{anonymous(lowered.as_text())}\nseldom: {marks}\n".encode()).hexdigest()
 

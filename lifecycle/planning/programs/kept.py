@@ -53,7 +53,7 @@ def compilation_key(lowered: "Lowered", topology: Topology, mesh: "Mesh", option
 
 
 class CompilationCache:
-    """One compressed JSON file a compilation, named by its key."""
+    """One compressed JSON file per compilation, named by its key."""
 
     def __init__(self, folder: Path | None = None) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -67,7 +67,7 @@ class CompilationCache:
         return TypeAdapter(Compilation).validate_json(gzip.decompress(path.read_bytes()))
 
     def put(self, key: str, compilation: Compilation) -> None:
-        """Keeps a compilation. A process that is killed meanwhile leaves nothing half-written under the key."""
+        """Stores a compilation. A process killed meanwhile leaves nothing incomplete under the key."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -1,7 +1,7 @@
-"""The ways to run a train step that a search compares: meshes, micro-batches, what layers keep, parts of the loss.
+"""Candidates: the ways to run a train step that a search compares, by mesh, micro-batch, saved arrays and loss chunks.
 
-What must hold: every candidate is one that a run could have. The loss goes through the vocabulary once, or in the run's
-own `loss_chunks`; in `LOSS_CHUNKS` parts, which cost a second product, only where the candidate does not fit otherwise
+What must hold: every candidate is a possible run. The loss passes over the vocabulary once, or in the run's own
+`loss_chunks`; in `LOSS_CHUNKS` chunks, which cost a second product, only if the candidate does not fit otherwise
 (`search.py`).
 """
 
@@ -45,7 +45,7 @@ class Candidate:
         return train.model_copy(update=changes)
 
     def keeps(self, *names: RematName) -> bool:
-        """Whether all of these arrays are kept for the backward pass, on the device or offloaded."""
+        """Whether all of these arrays are saved for the backward pass, on the device or offloaded."""
         return all(self.remat.get(name, "recompute") != "recompute" for name in names)
 
     @property
@@ -104,7 +104,7 @@ def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[st
 
 
 def known_names(model: ModelConfig, mesh: MeshConfig, remat: Remat | None) -> Remat | None:
-    """A policy without the names that layers do not have on this mesh."""
+    """A policy without the names that the layers do not have on this mesh."""
     names = model.remat_names(mesh)
     return None if remat is None else {name: what for name, what in remat.items() if name in names}
 
@@ -113,7 +113,7 @@ type Check = Callable[[Candidate], None]  # raises `ConfigError` for a candidate
 
 
 def meshes(topology: Topology, model: ModelConfig, seq_len: int) -> Iterator[MeshConfig]:
-    """All meshes over the topology's devices, with replicas across slices, whatever they cut."""
+    """All meshes over the topology's devices, with replicas across slices."""
     devices, slices = topology.num_devices, topology.num_slices
     experts = model.moe.num_experts if model.moe is not None else 1
     context = max(1, seq_len // MIN_CONTEXT_PART)

@@ -1,9 +1,9 @@
-"""The memory of one way to run a train step, by arithmetic.
+"""The memory of a candidate, by arithmetic.
 
-Per device, for the step as it is built. The counts come from the model's own abstract parameters and their logical
-axes: state and gradients as they are sharded, a layer's weights gathered over their data axes before use; a row's
-positions cut over `tensor` between products; keys and values gathered over `context` (or in a ring); rows of experts
-with their room. It prunes; the compiler decides. How near it is to compiled peaks:
+Per device, for the step as it is implemented. The counts come from the model's abstract parameters and their logical
+axes: state and gradients as sharded, a layer's weights gathered over their data axes before use; a row's positions
+sharded over `tensor` between products; keys and values gathered over `context` (or in a ring); rows of experts with
+their buffers. It prunes; the compiler decides. Its error against compiled peaks:
 `tests/planning/search/test_planning_footprint.py`. Source of the counts: Korthikanti et al. 2022, "Reducing Activation
 Recomputation", sections 4 and 5; Rajbhandari et al. 2020, "ZeRO", section 5.
 """
@@ -54,7 +54,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of one layer, or of the trunk (`is_moe` is `None`), whole."""
+    """One parameter of one layer, or of the trunk (`is_moe` is `None`), unsharded."""
 
     name: str
     is_moe: bool | None
@@ -63,7 +63,7 @@ class Weight:
     axes: tuple[str | None, ...]
 
     def axis_size(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
-        """Over how many devices it is cut: as it is stored, or once it is gathered for use."""
+        """The number of devices that it is sharded over: in storage, or gathered for use."""
         names = [name for name in self.axes if name is not None and not (is_gathered and name in GATHERED)]
         return math.prod(axis_size(mesh, name) for name in names)
 
@@ -85,7 +85,7 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
 
 @cache
 def _weights(model: ModelConfig) -> tuple[Weight, ...]:
-    """Layers of a stack are alike; a stack's name begins with its first layer's number."""
+    """Layers of a stack have equal weights; a stack's name starts with its first layer's number."""
     weights = []
     for path, declared in jax.tree_util.tree_leaves_with_path(parameters(model)):
         keys, (first, *rest) = [entry.key for entry in path], declared.shape

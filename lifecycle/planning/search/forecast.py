@@ -42,7 +42,7 @@ ATTENTION_BACKWARD = 2.5
 
 @dataclass(frozen=True)
 class Forecast:
-    """What arithmetic says of a candidate, per device and step."""
+    """A candidate's time by arithmetic, per device and step."""
 
     footprint: Footprint
     product_flops: float  # outside kernels
@@ -119,7 +119,7 @@ def _plain_forward(model: ModelConfig) -> float:
 
 
 def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology) -> float:
-    """How long a step's copies to the host's memory and back keep the link to it busy."""
+    """How long a step's copies to host memory and back occupy the link."""
     if not candidate.is_offloading:
         return 0.0
     chip, part = topology.chip, device_share(model, train, candidate)

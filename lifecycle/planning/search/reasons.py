@@ -1,6 +1,6 @@
-"""A search's outcome in words: why the pick, and why not everything else.
+"""A search's outcome in words: why the pick, and why none of the others.
 
-What must hold: every candidate that is not the pick has its reason, with the figures that were against it.
+What must hold: every candidate but the pick has its reason, with the figures against it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ def step_s(plan: ProgramPlan) -> float:
 
 
 def losers(compiled: Sequence[CompiledCandidate], fitting: Sequence[CompiledCandidate]) -> Iterator[RejectedCandidate]:
-    """Why each compiled one is not the pick, which is the first of `fitting`."""
+    """Why each compiled candidate is not the pick, which is the first of `fitting`."""
     for c in fitting[1:]:
         times = step_s(c.plan) / step_s(fitting[0].plan)
         yield RejectedCandidate(c.candidate.name, "compiled: slower", f"{times:.2f} times the pick's step")
@@ -168,7 +168,7 @@ def _why_nothing(result: SearchResult, section: str) -> list[str]:
 
 
 def notes(topology: Topology) -> tuple[str, ...]:
-    """What a search over this topology does not look at, and why."""
+    """What a search over this topology does not cover, and why."""
     if topology.chip.host_bytes_per_s is not None:
         return (NO_STAGES,)
     chip = topology.chip.name
