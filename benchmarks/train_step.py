@@ -32,7 +32,7 @@ from lifecycle.core.machine import PEAK_SIZE
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import place_batch
+from lifecycle.parallel.placement import shard_batch
 from lifecycle.planning.run_file import StepConfig, read_step
 from lifecycle.training.config import CrossEntropyConfig
 from lifecycle.training.lowering import trace_train_step
@@ -60,7 +60,7 @@ def main() -> None:
     config = read_step(Path(path), overrides)
     print_compile_times(config)
     train, model, mesh = config.train, config.model, build_mesh(config.mesh)
-    batch = place_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
+    batch = shard_batch(random_batch(model.vocab_size, train.global_batch_size, train.seq_len), mesh)
     whole = Step(config, mesh, batch, build_optimizer(train.optimizer, config.model, train.steps, mesh))
     gradients = Step(config, mesh, batch, optax.set_to_zero())  # forward and backward, and hardly anything else
     matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE))

@@ -32,7 +32,7 @@ from lifecycle.model.decoder import forward_cached, logits
 from lifecycle.model.params import Params, compute_dtype, logical_axes, params_in_use
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
-from lifecycle.parallel.mesh import AnyMesh, lay_over, spec, tree_shardings, tree_specs
+from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
 
 # Held while a program of several devices is put into their queues, not while it runs: programs that two engines start
 # at once must reach all devices in one order, else each waits in a collective for devices that have begun the other.
@@ -192,7 +192,7 @@ class Programs:
     ) -> None:
         """`num_ids`: ids from there on, a vocabulary's padding, are never sampled. Without a mesh, all is on this
         process's first device. Raises `ConfigError` for a mesh that does not fit."""
-        mesh = mesh or lay_over(jax.local_devices()[:1], MeshConfig())
+        mesh = mesh or mesh_over_devices(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch = LAUNCH if mesh.size > 1 else nullcontext()

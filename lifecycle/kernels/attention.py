@@ -65,7 +65,7 @@ def attention(
     `sinks` are logits in each head's softmax without a value (gpt-oss).
 
     For rows (`mask.num_shards`), TPUs run our flash kernels if head dimensions are multiples of 128 lanes, else JAX's
-    splash kernels (flash would pad). NVIDIA GPUs run cuDNN; what it does not support (`cudnn.hindrances`) runs as
+    splash kernels (flash would pad). NVIDIA GPUs run cuDNN; what it does not support (`cudnn.limitations`) runs as
     `grouped_attention` while a layer's scores are below 1 GB per device, and raises `ConfigError` above. Everything
     else, caches included, runs as `grouped_attention`. The residuals of the backward pass are named `OUT_NAME` for
     remat policies.
@@ -86,10 +86,10 @@ def attention(
         blocks = splash.blocks_of(chip, max(q.shape[-1], v.shape[-1]))
         return splash.splash_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks, blocks=blocks)
     if mask.num_shards is not None and device == "gpu":
-        hindrances = cudnn.hindrances(q, k, v, soft_cap, sinks)
-        if not hindrances:
+        limitations = cudnn.limitations(q, k, v, soft_cap, sinks)
+        if not limitations:
             return cudnn.cudnn_attention(q, k, v, mask, scale=scale)
-        cudnn.require_small(q, k, hindrances)
+        cudnn.require_small(q, k, limitations)
     return grouped_attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
 
 

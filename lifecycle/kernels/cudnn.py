@@ -19,7 +19,7 @@ from lifecycle.kernels.mask import OUT_NAME, Mask
 LARGEST_PLAIN_SCORES = 10**9
 
 
-def hindrances(
+def limitations(
     q: Float[Array, "B T H Dk"],
     k: Float[Array, "B S K Dk"],
     v: Float[Array, "B S K Dv"],
@@ -66,7 +66,7 @@ def _max_head_dim() -> int:
 def cudnn_attention(
     q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], v: Float[Array, "B S K Dv"], mask: Mask, *, scale: float
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `num_shards` and inputs without `hindrances`.
+    """`attention` for a mask with `num_shards` and inputs without `limitations`.
 
     Values narrower than keys (latent attention) are padded with zeros, as JAX's function requires.
     """

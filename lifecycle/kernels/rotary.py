@@ -108,11 +108,11 @@ def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> F
         from lifecycle.kernels.rotary_rows import rotate_rows
 
         return rotate_rows(x, angles[:, :, :, 0])
-    return rotate_plainly(x, angles)
+    return rotate_plain(x, angles)
 
 
 @jax.custom_vjp
-def rotate_plainly(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
+def rotate_plain(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
     """The same in plain operations, for any head."""
     return _turn(x, angles[0], angles[1])
 
@@ -134,11 +134,11 @@ def _swap(size: int, dtype: jnp.dtype) -> Float[Array, "Dh Dh"]:
 
 
 def _rotate(x: Array, angles: Array) -> tuple[Array, Array]:
-    return rotate_plainly(x, angles), angles
+    return rotate_plain(x, angles), angles
 
 
 def _rotate_gradient(angles: Array, grad: Array) -> tuple[Array, None]:
     return _turn(grad, angles[0], -angles[1]), None
 
 
-rotate_plainly.defvjp(_rotate, _rotate_gradient)
+rotate_plain.defvjp(_rotate, _rotate_gradient)

@@ -54,7 +54,7 @@ class RMSNorm(nnx.Module):
 type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, as `rotary_angles` gives them
 
 
-def turned(x: Float[Array, "B T H Dh"], angles: Angles | None) -> Float[Array, "B T H Dh"]:
+def apply_rope(x: Float[Array, "B T H Dh"], angles: Angles | None) -> Float[Array, "B T H Dh"]:
     """`x` rotated to its positions; unchanged in a layer without RoPE."""
     return x if angles is None else rotate(x, angles)
 
@@ -97,8 +97,8 @@ class Attention(nnx.Module):
         q = checkpoint_name(linear(x, self.q[...]), "q")
         k = checkpoint_name(linear(x, self.k[...]), "k")
         v = checkpoint_name(linear(x, self.v[...]), "v")
-        q = turned(self._heads(q, self.q_bias, self.q_norm), angles)
-        k = turned(self._heads(k, self.k_bias, self.k_norm), angles)
+        q = apply_rope(self._heads(q, self.q_bias, self.q_norm), angles)
+        k = apply_rope(self._heads(k, self.k_bias, self.k_norm), angles)
         v = self._heads(v, self.v_bias, None)
         sinks = self.sinks[...] if self.sinks is not None else None
         options = {"scale": c.attention_scale, "soft_cap": c.attention_soft_cap, "sinks": sinks}

@@ -24,7 +24,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, branch_scale, full_row, turned
+from lifecycle.model.layers import Angles, RMSNorm, apply_rope, branch_scale, full_row
 from lifecycle.model.parameter import matrix
 from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
@@ -71,7 +71,7 @@ class LatentAttention(nnx.Module):
             q = linear(all_gather(x, "norm_seq", 1), self.q[...])
         q = q.reshape(*q.shape[:2], -1, self.config.head_dim)
         nope, rotary = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
-        return checkpoint_name(jnp.concatenate([nope, turned(rotary, angles)], axis=-1), "q")
+        return checkpoint_name(jnp.concatenate([nope, apply_rope(rotary, angles)], axis=-1), "q")
 
     def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T Dc+Dr"]:
         """The normed latent, then the rotated rotary key: what the cache stores of a token."""
@@ -79,7 +79,7 @@ class LatentAttention(nnx.Module):
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
         both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
         latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
-        return jnp.concatenate([latent, turned(rotary, angles)], axis=-1)
+        return jnp.concatenate([latent, apply_rope(rotary, angles)], axis=-1)
 
     def _expanded(self, q: Array, latents: Float[Array, "B S 1 Dc+Dr"], mask: Mask) -> Float[Array, "B T H Dv"]:
         """Attention with every head's own keys and values."""

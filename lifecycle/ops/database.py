@@ -43,7 +43,7 @@ def create_database(path: Path, schema: Schema) -> None:
                 connection.execute(f"PRAGMA application_id = {schema.application_id}")
                 connection.execute(f"PRAGMA user_version = {schema.version}")
         except sqlite3.OperationalError as error:
-            raise DatabaseError(f"{path}: cannot make a {schema.name}: {error}; {_MEND}") from None
+            raise DatabaseError(f"{path}: cannot make a {schema.name}: {error}; {_FIX}") from None
         with contextlib.suppress(FileExistsError):  # another process was first
             os.link(temporary, path)
 
@@ -60,7 +60,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise DatabaseError(f"{path}: not a readable {schema.name} ({error}); {_MEND}") from None
+        raise DatabaseError(f"{path}: not a readable {schema.name} ({error}); {_FIX}") from None
     if (application_id, version) != (schema.application_id, schema.version):
         connection.close()
         what = f"version {version} of one" if application_id == schema.application_id else "a database of another kind"
@@ -81,7 +81,7 @@ def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3
             yield connection
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            raise DatabaseError(f"{path}: {error}; {_MEND}") from None
+            raise DatabaseError(f"{path}: {error}; {_FIX}") from None
 
 
-_MEND = "if the disk is full, free some space; if the file is damaged, move it away and restore a copy"
+_FIX = "if the disk is full, free some space; if the file is damaged, move it away and restore a copy"

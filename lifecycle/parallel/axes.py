@@ -81,7 +81,7 @@ def require_cuts_rows(mesh: MeshConfig, seq_len: int, what: str) -> None:
         )
 
 
-def require_whole_slices(replica: int, num_slices: int, what: str) -> None:
+def require_replicas_per_slice(replica: int, num_slices: int, what: str) -> None:
     """Raises `ConfigError` unless each slice of `what` holds complete replicas of the model."""
     if replica % num_slices:
         raise ConfigError(

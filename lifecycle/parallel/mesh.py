@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError
-from lifecycle.parallel.axes import AXES, RULES, MeshConfig, require_whole_slices
+from lifecycle.parallel.axes import AXES, RULES, MeshConfig, require_replicas_per_slice
 
 type AnyMesh = Mesh | AbstractMesh  # of devices, or of their number and kind only
 
@@ -21,7 +21,7 @@ def build_mesh(config: MeshConfig) -> Mesh:
     available = jax.device_count()
     if config.size > available or (jax.process_count() > 1 and config.size != available):
         raise ConfigError(_misfit(sizes, config.size, available))
-    return lay_over(jax.devices()[: config.size], config)
+    return mesh_over_devices(jax.devices()[: config.size], config)
 
 
 def make_mesh(**axes: int) -> Mesh:
@@ -29,7 +29,7 @@ def make_mesh(**axes: int) -> Mesh:
     return build_mesh(MeshConfig(**axes))
 
 
-def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
+def mesh_over_devices(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     """The mesh over exactly these devices, of a job or of a described topology.
 
     On TPUs each axis runs along dimensions of the torus, and `replica` across slices: in the devices' own order the
@@ -43,7 +43,7 @@ def lay_over(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     from jax.experimental import mesh_utils  # only TPUs need it
 
     slices = {getattr(device, "slice_index", 0) for device in devices}
-    require_whole_slices(config.replica, len(slices), "this job")
+    require_replicas_per_slice(config.replica, len(slices), "this job")
     _require_box(devices, len(slices), shape)
     inside = (config.replica // len(slices), *shape[1:])
     if len(slices) == 1:

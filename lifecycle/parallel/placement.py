@@ -49,7 +49,7 @@ def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
     return NamedSharding(mesh, batch_spec(name))
 
 
-def place_batch(
+def shard_batch(
     host: Mapping[str, np.ndarray], mesh: Mesh, size: int | None = None, held: Sequence[int] | None = None
 ) -> dict[str, jax.Array]:
     """A batch of `size` rows sharded over the mesh; `host` has this process's rows `held` (None: all rows).

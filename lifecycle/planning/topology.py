@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lifecycle.core.config import ConfigError
-from lifecycle.parallel.axes import AXES, MeshConfig, require_whole_slices
-from lifecycle.parallel.mesh import lay_over
+from lifecycle.parallel.axes import AXES, MeshConfig, require_replicas_per_slice
+from lifecycle.parallel.mesh import mesh_over_devices
 from lifecycle.planning.chips import CHIPS, Chip, find_chip
 
 if TYPE_CHECKING:
@@ -144,12 +144,12 @@ def mesh_over(topology: Topology, config: MeshConfig, section: str = "mesh", axi
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     check_fits(topology, sizes, section, axis)
-    return lay_over(devices(topology), config)
+    return mesh_over_devices(devices(topology), config)
 
 
 def mesh_of_one(topology: Topology) -> "Mesh":
     """Our mesh over the topology's first device."""
-    return lay_over(devices(topology)[:1], MeshConfig())
+    return mesh_over_devices(devices(topology)[:1], MeshConfig())
 
 
 def check_fits(topology: Topology, sizes: Mapping[str, int], section: str = "mesh", axis: str = "fsdp") -> None:
@@ -164,4 +164,4 @@ def check_fits(topology: Topology, sizes: Mapping[str, int], section: str = "mes
             f"{section}: {shape} has size {product}, but {topology.name} has {topology.num_devices} devices; "
             f"choose {choice}"
         )
-    require_whole_slices(sizes["replica"], topology.num_slices, topology.name)
+    require_replicas_per_slice(sizes["replica"], topology.num_slices, topology.name)

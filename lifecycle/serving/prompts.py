@@ -15,8 +15,8 @@ def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
         if isinstance(prompt, str):
             prompts.append([tokenizer.bos_id, *_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")])
             continue
-        if strange := [token for token in prompt if token >= tokenizer.vocab_size]:
-            message = f"prompt: token id {strange[0]} is outside the vocabulary of {tokenizer.vocab_size}"
+        if invalid := [token for token in prompt if token >= tokenizer.vocab_size]:
+            message = f"prompt: token id {invalid[0]} is outside the vocabulary of {tokenizer.vocab_size}"
             raise RequestError(400, message, "prompt", "invalid_value")
         prompts.append(prompt)
     if not prompts or not all(prompts):

@@ -13,7 +13,7 @@ from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
-from lifecycle.parallel.placement import on_mesh, place_batch, sum_over_mesh
+from lifecycle.parallel.placement import on_mesh, shard_batch, sum_over_mesh
 from lifecycle.training.batches import HostBatch, one_epoch
 from lifecycle.training.objectives.objective import Objective, pair_logprobs
 from lifecycle.training.objectives.sums import Sums
@@ -29,7 +29,7 @@ def _each_batch[T](
 
     def results(params: Params) -> Iterator[tuple[HostBatch, T]]:
         for host in one_epoch(rows, global_batch_size=batch_size):
-            yield host, jax.device_get(jitted(params, place_batch(host, mesh)))
+            yield host, jax.device_get(jitted(params, shard_batch(host, mesh)))
 
     return results
 

@@ -18,7 +18,7 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
-from lifecycle.parallel.placement import place_batch, rows_of_process
+from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import hash_params
 from lifecycle.training.hooks.finite import Finite
@@ -52,7 +52,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         run = TrainingRun(job, progress, log, state, step)
         log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
         if not run.is_last:
-            take_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
+            train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
         checkpoints.wait()
         return stats(run)
 
@@ -81,7 +81,7 @@ def open_log(job: TrainJob, step: int) -> RunLog:
     return RunLog(job.out / METRICS)
 
 
-def take_steps(
+def train_steps(
     run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, hooks: Sequence[Hook]
 ) -> None:
     """Runs the remaining steps, with the hooks between them."""
@@ -89,7 +89,7 @@ def take_steps(
     batch = next_batch(run, held)
     step = compiled_step(run, optimizer, shardings, batch)
     for hook in hooks:
-        with named(hook, run):
+        with noted_by(hook, run):
             hook.start(run)
     while not run.is_last:
         with jax.transfer_guard("disallow"):
@@ -100,14 +100,14 @@ def take_steps(
         is_needed = any(hook.needs_metrics(run) for hook in hooks)
         run.metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} if is_needed else None
         for hook in hooks:
-            with named(hook, run):
+            with noted_by(hook, run):
                 hook.after_step(run)
 
 
 def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:
     """The next step's batch, sharded over the mesh; this process has its rows `held`."""
     host = run.job.batches.batch(run.step, run.state.params)
-    return place_batch(host, run.job.mesh, run.job.train.global_batch_size, held)
+    return shard_batch(host, run.job.mesh, run.job.train.global_batch_size, held)
 
 
 def compiled_step(
@@ -123,7 +123,7 @@ def compiled_step(
 
 
 @contextmanager
-def named(hook: Hook, run: TrainingRun) -> Iterator[None]:
+def noted_by(hook: Hook, run: TrainingRun) -> Iterator[None]:
     """Adds a note to an exception: the hook that raised it, and after which step."""
     try:
         yield

@@ -69,13 +69,13 @@ def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Floa
     that the devices do not divide is padded with zeros, which stay zeros."""
     cut = [(dim, name) for dim, name in enumerate(axes) if dim >= len(axes) - 2 and name is not None]
     num = math.prod(axis_size(name) for _, name in cut)
-    whole = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
+    full = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
     for dim, name in cut:
-        whole = all_to_all(whole, name, 0, dim)
-    whole = orthogonalise(whole) * 0.2 * max(whole.shape[-2:]) ** 0.5
+        full = all_to_all(full, name, 0, dim)
+    full = orthogonalise(full) * 0.2 * max(full.shape[-2:]) ** 0.5
     for dim, name in reversed(cut):
-        whole = all_to_all(whole, name, dim, 0)
-    return whole[: stack.shape[0]]
+        full = all_to_all(full, name, dim, 0)
+    return full[: stack.shape[0]]
 
 
 def orthogonalise(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:

@@ -176,7 +176,7 @@ def _next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
     }
 
 
-class WholeUnits:
+class PackedUnits:
     """Units of given lengths packed into rows without cutting them.
 
     Best-fit decreasing depends on the lengths only, so all epochs have the same layout; which of the units of equal
@@ -246,7 +246,7 @@ class ExampleRows:
 
     def __init__(self, examples: Sequence[MaskedIds], seq_len: int, seed: int) -> None:
         self._examples, self._seq_len = examples, seq_len
-        self._packed = WholeUnits([len(example.ids) for example in examples], seq_len, seed)
+        self._packed = PackedUnits([len(example.ids) for example in examples], seq_len, seed)
         self.fingerprint = digest(["examples", seq_len, seed, _hash_examples(examples)])
 
     @property
@@ -269,7 +269,7 @@ class PairRows:
     def __init__(self, pairs: Sequence[tuple[MaskedIds, MaskedIds]], seq_len: int, seed: int) -> None:
         self._pairs, self._seq_len = pairs, seq_len
         lengths = [len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs]
-        self._packed = WholeUnits(lengths, seq_len, seed)
+        self._packed = PackedUnits(lengths, seq_len, seed)
         self.fingerprint = digest(["pairs", seq_len, seed, _hash_examples([half for pair in pairs for half in pair])])
 
     @property

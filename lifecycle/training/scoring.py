@@ -23,7 +23,7 @@ from lifecycle.model.params import Params
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.axes import RULES
 from lifecycle.parallel.mesh import AnyMesh, spec
-from lifecycle.parallel.placement import on_mesh, place_batch, row_order
+from lifecycle.parallel.placement import on_mesh, row_order, shard_batch
 from lifecycle.training.state import param_specs
 
 # Positions of a dispatch on each of the devices that have rows of their own: 56 CPU-ms for 1.3 M parameters.
@@ -122,7 +122,7 @@ def piece_logprobs(
     scores: list[np.ndarray] = [np.zeros(0)] * len(pieces)
     for packed in _pack(pieces, longest, RowShapes.of(mesh)):
         order = row_order(packed.tokens.shape[1], mesh.shape["context"])
-        scored = jax.device_get(row_logprobs(config, mesh, params, place_batch(packed.batch, mesh)))
+        scored = jax.device_get(row_logprobs(config, mesh, params, shard_batch(packed.batch, mesh)))
         logprobs = np.empty(scored.shape, np.float64)
         logprobs[:, order] = scored
         for piece, row, start, length in packed.spans:
@@ -132,7 +132,7 @@ def piece_logprobs(
 
 @partial(jax.jit, static_argnames=("config", "mesh"))
 def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch) -> Float[Array, "B T"]:
-    """The log-probability of every target of a batch from `place_batch`, replicated; positions stay in `place_batch`'s
+    """The log-probability of every target of a batch from `shard_batch`, replicated; positions stay in `shard_batch`'s
     order."""
 
     def local(params: Params, batch: Batch) -> Array:

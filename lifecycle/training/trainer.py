@@ -9,7 +9,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import place_batch
+from lifecycle.parallel.placement import shard_batch
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.objectives.objective import Objective
@@ -55,5 +55,5 @@ class Trainer:
 
         Returns the metrics as scalars on the device: reading one waits for the step.
         """
-        self.state, metrics = self._step(self.state, place_batch(batch, self.mesh))
+        self.state, metrics = self._step(self.state, shard_batch(batch, self.mesh))
         return metrics

@@ -44,7 +44,7 @@ from lifecycle.weights.safetensors_files import (
     listing,
     write_safetensors,
 )
-from lifecycle.weights.tensor_parts import whole
+from lifecycle.weights.tensor_parts import full_index
 
 __all__ = [
     "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "array_shapes", "config_from_hf", "config_to_hf", "family_of",
@@ -190,9 +190,9 @@ def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[
 def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
     """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
     shapes = array_shapes(config)
-    if homeless := [array for array in shapes if family.layout.location(array) is None]:
+    if unmapped := [array for array in shapes if family.layout.location(array) is None]:
         raise WeightsError(
-            f"family {family.name!r} has no tensor for {', '.join(homeless[:8])}; set another model.family"
+            f"family {family.name!r} has no tensor for {', '.join(unmapped[:8])}; set another model.family"
         )
     expected = published_tensors(config, family.layout, shapes)
     published = source.shapes
@@ -297,7 +297,7 @@ def read_from(config: ModelConfig, layout: Layout, source: TensorSource) -> Call
     def read(array: str, expert: int | None) -> np.ndarray:
         shape, location = shapes[array], layout.location(array)
         assert location is not None
-        index = whole(shape) if expert is None else (slice(expert, expert + 1), *whole(shape[1:]))
+        index = full_index(shape) if expert is None else (slice(expert, expert + 1), *full_index(shape[1:]))
         dtype = source.dtype(location.name.replace(EXPERT, str(expert)))
         out = np.empty([part.stop - part.start for part in index], dtype)
         read_array(config, layout, source, array, index, out)

@@ -108,10 +108,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise TypeError("its weight_map does not map each tensor to a file")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / INDEX}: not an index of tensors ({error}); copy it again") from None
-    strange = [name for name in files.values() if Path(name).name != name]
-    if strange:
+    invalid = [name for name in files.values() if Path(name).name != name]
+    if invalid:
         raise WeightsError(
-            f"{folder / INDEX}: {strange[0]!r} is not the name of a file in the same folder; download the model again"
+            f"{folder / INDEX}: {invalid[0]!r} is not the name of a file in the same folder; download the model again"
         )
     return files
 

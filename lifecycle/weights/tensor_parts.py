@@ -14,7 +14,7 @@ from lifecycle.weights.families.settings import WeightsError
 CHUNK_BYTES = 64 << 20
 
 
-def whole(shape: Shape) -> Index:
+def full_index(shape: Shape) -> Index:
     """The index of a whole array."""
     return tuple(slice(0, size) for size in shape)
 

@@ -18,7 +18,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array
 from lifecycle.kernels import attention as dispatch
 from lifecycle.kernels.attention import attention, reference_attention
-from lifecycle.kernels.cudnn import LARGEST_PLAIN_SCORES, hindrances
+from lifecycle.kernels.cudnn import LARGEST_PLAIN_SCORES, limitations
 from lifecycle.kernels.mask import OUT_NAME, Mask
 
 LENGTH = 256
@@ -99,7 +99,7 @@ def test_what_cudnn_does_not_take_is_plain_products(options: dict[str, Any]) -> 
 
 def test_an_odd_length_is_not_taken() -> None:
     q, k = jnp.zeros((1, 7, 2, 64), jnp.bfloat16), jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
-    assert hindrances(q, k, k, None, None) and not hindrances(k, k, k, None, None)
+    assert limitations(q, k, k, None, None) and not limitations(k, k, k, None, None)
 
 
 def shape_of(length: int, dim: int = 64, dtype: Any = jnp.bfloat16, **options: Any) -> Any:

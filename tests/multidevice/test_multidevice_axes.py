@@ -13,7 +13,7 @@ import pytest
 from lifecycle.model.params import Params, init_params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import place_batch
+from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.state import TrainState, state_shardings
@@ -50,7 +50,7 @@ def first_step(
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
     state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
-    state, metrics = step(state, place_batch(host, mesh))
+    state, metrics = step(state, shard_batch(host, mesh))
     metrics = {key: float(value) for key, value in metrics.items()}
     return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
 

@@ -23,7 +23,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
-from lifecycle.parallel.placement import on_mesh, place_batch, sum_gradients, sum_over_mesh
+from lifecycle.parallel.placement import on_mesh, shard_batch, sum_gradients, sum_over_mesh
 from lifecycle.testing.jobs import objective_of
 from lifecycle.training.state import param_specs
 from lifecycle.weights.published import load_config, load_weights
@@ -89,7 +89,7 @@ def loss_and_gradients(family: str, mesh_name: str) -> tuple[Array, Params]:
         return total / count, jax.tree.map(lambda g: g / count, sum_gradients(grads, mesh, specs))
 
     run = jax.jit(on_mesh(local, mesh, specs, (P(), specs)))
-    batch = place_batch(batch_of(family), mesh)
+    batch = shard_batch(batch_of(family), mesh)
     return run(jax.device_put(params, tree_shardings(mesh, logical_axes(config))), batch)
 
 

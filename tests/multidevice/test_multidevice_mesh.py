@@ -14,7 +14,7 @@ import pytest
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import batch_sharding, place_batch
+from lifecycle.parallel.placement import batch_sharding, shard_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.heldout import heldout_means, reference_logprobs
@@ -50,7 +50,7 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     losses, gradient = [], []
     batches = RowBatches.on_mesh(rows_of(settings), settings.global_batch_size, mesh)
     for number in range(STEPS):
-        state, metrics = step(state, place_batch(batches.batch(number), mesh))
+        state, metrics = step(state, shard_batch(batches.batch(number), mesh))
         losses.append(float(metrics["loss"]))
         gradient = gradient or [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state[0].trace)]
     batches.close()

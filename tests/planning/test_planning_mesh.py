@@ -8,7 +8,7 @@ import pytest
 
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import build_mesh, lay_over
+from lifecycle.parallel.mesh import build_mesh, mesh_over_devices
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
@@ -85,7 +85,7 @@ def test_slices_that_do_not_get_whole_copies_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"mesh\.replica=1 is not a multiple of the 2 slices of this job: .*replica=2"
     ):
-        lay_over(found, MeshConfig(fsdp=8))
+        mesh_over_devices(found, MeshConfig(fsdp=8))
     assert mesh_of_one(parse_topology("v5p:2x2x1*2")).size == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import place_batch
+from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
@@ -32,7 +32,7 @@ def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> N
     assert rows.num_rows % 7  # the last batch is filled up
     found = [heldout_means(MODEL, objective_of(objective), rows, size, MESH)(params) for size in (rows.num_rows, 7)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    (whole,) = (place_batch(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
+    (whole,) = (shard_batch(host, MESH) for host in one_epoch(rows, global_batch_size=rows.num_rows))
     sums = jax.jit(objective_of(objective))(params, whole)
     expected = {f"heldout_{name}": mean for name, mean in sums.metric_means(sums.count).items()}
     expected["heldout_loss"] = sums.loss / sums.count

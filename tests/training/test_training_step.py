@@ -15,7 +15,7 @@ import pytest
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.parallel.placement import place_batch
+from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer import build_optimizer
@@ -59,7 +59,7 @@ def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     host = next(one_epoch(rows_of(TinyRun(objective=name)), global_batch_size=8))
     mask = "loss_mask" if name == "next_token" else "pair_mask"
     host[mask][::2] *= np.arange(host[mask].shape[1]) < 1  # every second row keeps at most its first position or pair
-    batch = place_batch(host, MESH)
+    batch = shard_batch(host, MESH)
     return Steps(name, batch, stepped(name, 1, batch, params), stepped(name, 4, batch, params))
 
 
@@ -91,7 +91,7 @@ def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps
 
 
 def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
-    batch = place_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=2)), MESH)
+    batch = shard_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=2)), MESH)
     batch["loss_mask"] = jnp.zeros_like(batch["loss_mask"])
     state, metrics = stepped("next_token", 1, batch, params)
     assert metrics["loss"] == metrics["count"] == metrics["grad_norm"] == 0
@@ -111,7 +111,7 @@ def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> Non
 
     step: Any = make_train_step(objective, optimizer, MESH, shardings, grad_accum=1)
     epoch = one_epoch(rows_of(settings), global_batch_size=4)
-    batches = [place_batch(next(epoch), MESH) for _ in range(5)]
+    batches = [shard_batch(next(epoch), MESH) for _ in range(5)]
     ends, losses = [], []
     for _ in range(2):
         state = init_state(MODEL, optimizer, shardings, jax.random.key(7))
@@ -148,7 +148,7 @@ def test_launching_a_step_takes_python_less_than_a_millisecond(params: Any) -> N
     optimizer = build_optimizer(TinyRun().train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
     state = state_from_params(jax.tree.map(jnp.copy, params), optimizer, shardings)
-    batch = place_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=4)), MESH)
+    batch = shard_batch(next(one_epoch(rows_of(TinyRun()), global_batch_size=4)), MESH)
     step = make_train_step(objective_of("next_token"), optimizer, MESH, shardings).lower(state, batch).compile()
     seconds = []
     for _ in range(30):

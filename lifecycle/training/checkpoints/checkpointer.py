@@ -22,8 +22,8 @@ from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same
 from lifecycle.training.checkpoints.integrity import (
     CheckpointError,
-    require_whole,
-    set_damaged_aside,
+    rename_damaged,
+    require_intact,
     steps_in,
     sync,
     write_files,
@@ -61,7 +61,7 @@ class Checkpointer:
     def __init__(self, folder: Path, *, every: int, keep: int, progress: Progress | None = None) -> None:
         self.folder, self.every = folder.absolute(), every
         self.folder.mkdir(parents=True, exist_ok=True)
-        set_damaged_aside(self.folder, progress or Silent())
+        rename_damaged(self.folder, progress or Silent())
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,  # what a killed run left half-written
@@ -126,7 +126,7 @@ class Checkpointer:
         if step is None:
             raise CheckpointError(f"{self.folder}: no checkpoint here")
         path = self.folder / str(step)
-        require_whole(path)
+        require_intact(path)
         params, rest = _split(abstract_arrays(abstract_state))
         require_same(path / PARAMS, params)
         require_same(path / "opt_state", rest)
@@ -145,7 +145,7 @@ class Checkpointer:
         path = self.folder / FROZEN
         if not abstract_params and not path.is_dir():
             return {}
-        require_whole(path)
+        require_intact(path)
         arrays = abstract_arrays(abstract_params)
         require_same(path, arrays)
         with ocp.StandardCheckpointer() as reader:

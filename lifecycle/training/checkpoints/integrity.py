@@ -68,24 +68,24 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def require_whole(path: Path) -> None:
+def require_intact(path: Path) -> None:
     """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
     if (reason := damage(path)) is not None:
         raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
 
 
-def whole_step(folder: Path, step: int | None) -> Path:
+def intact_step(folder: Path, step: int | None) -> Path:
     """The folder of a step, by default of the newest intact one; raises `CheckpointError` if it is damaged or
     missing."""
     folder = folder.absolute()
-    step = _newest_whole(folder, {}) if step is None else step
+    step = _newest_intact(folder, {}) if step is None else step
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint here")
-    require_whole(folder / str(step))
+    require_intact(folder / str(step))
     return folder / str(step)
 
 
-def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
+def _newest_intact(folder: Path, damaged: dict[int, str]) -> int | None:
     """The newest intact step, None if there is no step; newer ones go to `damaged` with the reason.
 
     Raises `CheckpointError` if there are steps and none is intact.
@@ -101,10 +101,10 @@ def _newest_whole(folder: Path, damaged: dict[int, str]) -> int | None:
     raise CheckpointError(f"{folder}: every checkpoint is damaged ({listed}); delete the folder to start over")
 
 
-def set_damaged_aside(folder: Path, progress: Progress) -> None:
+def rename_damaged(folder: Path, progress: Progress) -> None:
     """Renames damaged checkpoints newer than the newest intact one, so that a run can save those steps again."""
     damaged: dict[int, str] = {}
-    newest = _newest_whole(folder, damaged)  # on every process, so that all fail alike
+    newest = _newest_intact(folder, damaged)  # on every process, so that all fail alike
     sync("checkpoints read")
     for step, reason in damaged.items():
         if jax.process_index() == 0:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
 from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes
-from lifecycle.training.checkpoints.integrity import require_whole, whole_step
+from lifecycle.training.checkpoints.integrity import intact_step, require_intact
 from lifecycle.weights.names import stack_like, unstack
 
 PARAMS = "params"  # the item of a step with the trained parameters
@@ -70,10 +70,10 @@ def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayRea
 
 def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]:
     """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes."""
-    path = whole_step(folder, step)
+    path = intact_step(folder, step)
     items, frozen = {path / PARAMS: arrays}, path.parent / FROZEN
     if frozen.is_dir():
-        require_whole(frozen)
+        require_intact(frozen)
         names = saved_shapes(frozen).keys()
         items = {
             path / PARAMS: {name: shape for name, shape in arrays.items() if name not in names},

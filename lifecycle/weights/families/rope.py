@@ -60,10 +60,10 @@ class Rope:
 
 def _read_scaling(kind: str, scaling: Tree, tree: Tree) -> dict[str, Any] | None:
     used = USED.get(kind, set())
-    strange = [f"{key}={scaling[key]!r}" for key in scaling if not _is_computed(key, scaling[key], used)]
-    if kind not in ("default", *USED) or strange:
+    invalid = [f"{key}={scaling[key]!r}" for key in scaling if not _is_computed(key, scaling[key], used)]
+    if kind not in ("default", *USED) or invalid:
         known = ", ".join(["default", *USED])
-        also = f" with {', '.join(strange)}" if strange else ""
+        also = f" with {', '.join(invalid)}" if invalid else ""
         raise WeightsError(f"config.json: rope scaling {kind!r}{also} is not supported; known kinds: {known}")
     if kind == "default":
         return None
