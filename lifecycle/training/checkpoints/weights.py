@@ -41,11 +41,11 @@ def load_params(
     *,
     dtypes_of: PyTree | None = None,
 ) -> dict[str, Any]:
-    """The parameters of `step`, or of the newest whole checkpoint of a run.
+    """The parameters of `step`, or of a run's newest intact checkpoint.
 
     `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved, where they go, and in which
-    dtypes if not those of `like`; there is no second copy. All processes of the job call alike. Without `shardings` the
-    calling process reads alone, to its first device. Raises `CheckpointError`.
+    dtypes if not those of `like`, converted as they are read. All processes of the job make the same call. Without
+    `shardings` the calling process reads alone, onto its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
