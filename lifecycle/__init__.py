@@ -6,6 +6,8 @@ The names below are imported when they are first used, so `import lifecycle` its
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lifecycle.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from lifecycle.core.run import Run, open_run
     from lifecycle.evals.texts import TextScore, score_texts
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from lifecycle.inference.texts import generate_texts
     from lifecycle.parallel.mesh import make_mesh
     from lifecycle.training.trainer import Trainer
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Run": "core.run",
@@ -26,7 +26,17 @@ _HOMES = {
     "open_run": "core.run",
     "score_texts": "evals.texts",
 }
-__all__ = ["Run", "TextScore", "Trainer", "generate_texts", "load_bundle", "make_mesh", "open_run", "score_texts"]
+__all__ = [
+    "Run",
+    "TextScore",
+    "Trainer",
+    "__version__",
+    "generate_texts",
+    "load_bundle",
+    "make_mesh",
+    "open_run",
+    "score_texts",
+]
 
 
 def __getattr__(name: str) -> Any:

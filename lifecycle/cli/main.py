@@ -15,7 +15,7 @@ from typing import NoReturn
 import cyclopts
 from rich.console import Console
 
-from lifecycle import __version__
+from lifecycle.core.version import VERSION
 
 # XLA's client for CPUs logs through this; errors stay visible
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
@@ -38,7 +38,7 @@ VERBS = {
     "schema": "Print the JSON schema of a run file, for editors.",
 }
 
-app = cyclopts.App(name="lifecycle", version=__version__, help="A language model's life cycle, one verb at a time.")
+app = cyclopts.App(name="lifecycle", version=VERSION, help="A language model's life cycle, one verb at a time.")
 for _verb, _help in VERBS.items():
     app.command(f"lifecycle.cli.{_verb}:{_verb}", name=_verb, help=_help)
 app.command(

@@ -23,8 +23,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lifecycle import __version__
 from lifecycle.core.config import digest
+from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
 LEDGER = ".cost.json"  # what a killed run of the stage had already cost
@@ -227,6 +227,6 @@ def code_version() -> str:
     try:
         described = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return __version__
+        return VERSION
     commit = described.stdout.strip() if described.returncode == 0 else ""
-    return f"{__version__}+{commit}" if commit else __version__
+    return f"{VERSION}+{commit}" if commit else VERSION

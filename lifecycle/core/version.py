@@ -1,0 +1,5 @@
+"""This package's version, which `pyproject.toml` says."""
+
+from importlib.metadata import version
+
+VERSION = version("lifecycle")
