@@ -1,8 +1,8 @@
 """Documents as token shards: written once, read by document index at random.
 
 One ArrayRecord record is one document: its token ids as little-endian uint16 (uint32 from 65,536 words on), beginning
-with BOS and ending with EOS, once. `index.json` says what is there; `<split>.lengths.npy` has the tokens of each
-document in shard order, so that packing can be planned without reading a token.
+with BOS and ending with EOS, once. `index.json` says what is there. In the shards' order, `<split>.lengths.npy` has the
+tokens of each document and `<split>.sources.npy` its source: packing and mixing are planned without reading a token.
 
 What must hold: the same documents and tokenizer give the same bytes, and a reader refuses shards that are cut short
 or were made by another tokenizer.
@@ -47,9 +47,12 @@ def write_token_shards(
     progress.start("shards", total)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     splits: dict[str, Any] = {}
+    sources: dict[str, int] = {}  # name -> number, in the order in which they are met
     for split, paths in files.items():
         done = sum(counts["documents"] for counts in splits.values())
         splits[split] = _write_split(split, paths, tokenizer, dtype, out, progress, docs_per_shard, done)
+        numbers = [sources.setdefault(name, len(sources)) for name in _column(paths, "source")]
+        np.save(out / f"{split}.sources.npy", np.array(numbers, dtype="<i4"))
     if not splits["train"]["documents"]:
         raise ShardError(f"{documents}: no kept document to train on; loosen the data filters or add sources")
     index = {
@@ -58,6 +61,7 @@ def write_token_shards(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
+        "sources": list(sources),
         "splits": splits,
     }
     write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
@@ -72,7 +76,7 @@ def _write_split(
     lengths: list[int] = []
     shards: list[dict[str, Any]] = []
     text_bytes = 0
-    texts = _texts(paths)
+    texts = _column(paths, "text")
     while (first := next(texts, None)) is not None:
         path = out / f"{split}-{len(shards):05d}.array_record"
         sizes, read = _write_shard(path, chain([first], islice(texts, docs_per_shard - 1)), tokenizer, dtype)
@@ -84,10 +88,10 @@ def _write_split(
     return {"documents": len(lengths), "tokens": sum(lengths), "text_bytes": text_bytes, "shards": shards}
 
 
-def _texts(paths: list[Path]) -> Iterator[str]:
+def _column(paths: list[Path], name: str) -> Iterator[str]:
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH, columns=["text"]):
-            yield from batch.column("text").to_pylist()
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH, columns=[name]):
+            yield from batch.column(name).to_pylist()
 
 
 def _write_shard(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> tuple[list[int], int]:
@@ -121,7 +125,9 @@ class TokenShards:
             raise ShardError(f"{folder}: no split {split!r}; there are {', '.join(self.index['splits'])}")
         self.dtype = np.dtype(self.index["dtype"])
         self._entry = self.index["splits"][split]
-        self.lengths: np.ndarray = self._read_lengths()
+        self.lengths: np.ndarray = self._per_document("lengths")
+        if int(self.lengths.sum()) != self.num_tokens:
+            raise ShardError(f"{folder}: {split}.lengths.npy and {INDEX} differ in tokens; run the shards stage again")
         self._starts = np.cumsum([0, *(shard["documents"] for shard in self._entry["shards"])])
         self._readers = [self._open(shard) for shard in self._entry["shards"]]
 
@@ -148,15 +154,24 @@ class TokenShards:
         """UTF-8 bytes of the documents' text: the denominator of bits per byte."""
         return self._entry["text_bytes"]
 
-    def _read_lengths(self) -> np.ndarray:
-        path = self.folder / f"{self.split}.lengths.npy"
+    def of_source(self, name: str) -> "SourceDocuments":
+        """The documents of one source. Raises `ShardError`, with the names that there are, if it has none here."""
+        names, numbers = self.index["sources"], self._per_document("sources")
+        own = np.flatnonzero(numbers == names.index(name)) if name in names else np.array([], np.int64)
+        if not len(own):
+            there = ", ".join(names[number] for number in np.unique(numbers))
+            raise ShardError(f"{self.folder}: no document of source {name!r} in {self.split}; there are {there}")
+        return SourceDocuments(self, name, own)
+
+    def _per_document(self, what: str) -> np.ndarray:
+        path = self.folder / f"{self.split}.{what}.npy"
         try:
-            lengths = np.load(path, allow_pickle=False)
+            numbers = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ShardError(f"{path}: cannot be read ({error}); run the shards stage again") from None
-        if len(lengths) != self._entry["documents"] or int(lengths.sum()) != self._entry["tokens"]:
-            raise ShardError(f"{path}: {len(lengths)} documents, {INDEX} says {self._entry['documents']}; run again")
-        return lengths
+        if len(numbers) != len(self):
+            raise ShardError(f"{path}: {len(numbers)} documents, {INDEX} says {len(self)}; run the shards stage again")
+        return numbers
 
     def _open(self, shard: dict[str, Any]) -> Any:
         path = self.folder / shard["file"]
@@ -168,6 +183,18 @@ class TokenShards:
                 "run the shards stage again"
             )
         return array_record_module.ArrayRecordReader(str(path), READ_OPTIONS)
+
+
+class SourceDocuments:
+    """The documents of one source among a split's, with their own numbers from 0 on."""
+
+    def __init__(self, shards: TokenShards, name: str, numbers: np.ndarray) -> None:
+        self._shards, self._numbers = shards, numbers
+        self.lengths: np.ndarray = shards.lengths[numbers]
+        self.index = {**shards.index, "source": name}
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        return self._shards[int(self._numbers[document])]
 
 
 def read_index(folder: Path) -> dict[str, Any]:

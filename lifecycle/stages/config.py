@@ -24,7 +24,8 @@ from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divid
 from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import CrossEntropyConfig, SftConfig, TrainConfig
+from lifecycle.training.config import CrossEntropyConfig, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
@@ -229,8 +230,20 @@ class RunConfig(Section):
             self._check_task(task)
         for kind in ("chat", "pairs"):
             self._check_own_rows(kind)
+        for name in self.train:
+            self._check_mixture(name)
         if self.rows.docstrings and not self.uses_rows:
             raise ValueError("rows.docstrings: no training stage and no task uses these rows; set it to false")
+
+    def _check_mixture(self, name: str) -> None:
+        train = self.train[name]
+        mixture = train.mixture if isinstance(train, NextTokenConfig) else {}
+        sources = [] if self.data is None else [source.name for source in self.data.sources]
+        if unknown := next((source for source in mixture if source not in sources), None):
+            at = f"train.{name}.mixture"
+            raise ValueError(f"{at}: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
+        if mixture:
+            rows_per_period(mixture)
 
     def _check_own_rows(self, kind: str) -> None:
         stages, files = self.reads(kind), getattr(self.rows, kind)

@@ -76,9 +76,17 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     assert isinstance(train, NextTokenConfig)
     shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
-    rows = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
+    rows = document_rows(shards, train, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
     return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
+
+
+def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> RowSource:
+    """Rows of all documents, or of each source in its share."""
+    if not train.mixture:
+        return DocumentRows(shards, train.seq_len, seed)
+    sources = {name: DocumentRows(shards.of_source(name), train.seq_len, seed) for name in train.mixture}
+    return Mixture(sources, train.mixture)
 
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:

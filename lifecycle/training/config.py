@@ -5,7 +5,7 @@ is quick.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticUndefined
@@ -108,6 +108,9 @@ class NextTokenConfig(CrossEntropyConfig):
     """Next-token prediction on the token shards."""
 
     objective: str = "next_token"
+    # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
+    # documents as they are.
+    mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     # Held-out text measured on the way; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
 

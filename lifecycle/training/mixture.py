@@ -23,16 +23,11 @@ class Mixture:
     def __init__(self, sources: Mapping[str, RowSource], weights: Mapping[str, float]) -> None:
         if set(sources) != set(weights) or not sources:
             raise ConfigError(f"mixture: weights for {sorted(weights)}, sources are {sorted(sources)}; name each once")
-        for name, weight in weights.items():
-            if not weight > 0:
-                raise ConfigError(f"mixture: weight {weight} of {name!r} is not positive; leave the source out instead")
-        self._sources = [sources[name] for name in sorted(sources)]
-        self._counts = _shares(np.array([weights[name] for name in sorted(sources)], float))
-        if not all(self._counts):
-            name = sorted(sources)[int(np.argmin(self._counts))]
-            raise ConfigError(f"mixture: {name!r} has less than one row in {PERIOD}; raise its weight or leave it out")
-        self._source_of, self._rank_of = _schedule(self._counts)
+        counts = rows_per_period(weights)
         self._names = sorted(sources)
+        self._sources = [sources[name] for name in self._names]
+        self._counts = np.array([counts[name] for name in self._names], np.int64)
+        self._source_of, self._rank_of = _schedule(self._counts)
         parts = zip(self._names, map(int, self._counts), (s.fingerprint for s in self._sources), strict=True)
         self.fingerprint = digest(["mixture", *map(list, parts)])
 
@@ -53,13 +48,25 @@ class Mixture:
         return self._sources[self._names.index(name)].row(own_index)
 
 
-def _shares(weights: np.ndarray) -> np.ndarray:
-    """Whole numbers in proportion to `weights` that sum to `PERIOD`: largest remainders are rounded up."""
-    exact = weights / weights.sum() * PERIOD
+def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers in proportion to `weights` that sum to `PERIOD`: largest remainders are rounded up.
+
+    Raises `ConfigError` for a weight that is not positive, or of less than one row in a period.
+    """
+    for name, weight in weights.items():
+        if not weight > 0:
+            raise ConfigError(f"mixture: weight {weight} of {name!r} is not positive; leave the source out instead")
+    names = sorted(weights)
+    shares = np.array([weights[name] for name in names], float)
+    shares /= shares.max()  # or the sum of large weights is infinite
+    exact = shares / shares.sum() * PERIOD
     counts = np.floor(exact).astype(np.int64)
     missing = PERIOD - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
-    return counts
+    if not all(counts):
+        name = names[int(np.argmin(counts))]
+        raise ConfigError(f"mixture: {name!r} has less than one row in {PERIOD}; raise its weight or leave it out")
+    return dict(zip(names, map(int, counts), strict=True))
 
 
 def _schedule(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

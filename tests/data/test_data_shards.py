@@ -31,7 +31,8 @@ def documents(tmp_path: Path) -> Path:
     folder = tmp_path / "documents"
     folder.mkdir()
     for name, texts in (("kept-00000", KEPT[:10]), ("kept-00001", KEPT[10:]), ("heldout-00000", HELDOUT)):
-        pq.write_table(pa.table({"id": [str(i) for i in range(len(texts))], "text": texts}), folder / f"{name}.parquet")
+        table = {"text": texts, "source": ["code" if len(text) % 2 else "prose" for text in texts]}
+        pq.write_table(pa.table(table), folder / f"{name}.parquet")
     pq.write_table(pa.table({"text": ["never"]}), folder / "removed-00000.parquet")
     return folder
 
@@ -61,6 +62,18 @@ def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kin
     assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 4
 
 
+def test_a_sources_documents_are_those_of_its_name_in_their_order(shards: Path) -> None:
+    tokenizer, whole = ByteTokenizer(), TokenShards(shards)
+    for name, odd in (("code", 1), ("prose", 0)):
+        texts = [text for text in KEPT if len(text) % 2 == odd]
+        own = whole.of_source(name)
+        assert [tokenizer.decode(own[number].tolist()) for number in range(len(own.lengths))] == texts
+        assert own.lengths.tolist() == [len(text.encode()) + 2 for text in texts]
+        assert own.index != whole.index
+    with pytest.raises(ShardError, match=r"no document of source 'cod' in train; there are .*code"):
+        whole.of_source("cod")
+
+
 def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) -> None:
     train_tokenizer(TokenizerConfig(vocab_size=295), KEPT, tmp_path / "tokenizer", seed=0)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
@@ -68,7 +81,8 @@ def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) ->
         write_token_shards(documents, tokenizer, tmp_path / name, Silent())
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     records = ["heldout-00000.array_record", "train-00000.array_record"]
-    assert names == sorted([*records, "heldout.lengths.npy", "train.lengths.npy", "index.json"])
+    arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ("lengths", "sources")]
+    assert names == sorted([*records, *arrays, "index.json"])
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert tokenizer.decode(TokenShards(tmp_path / "a")[24].tolist()) == KEPT[24]

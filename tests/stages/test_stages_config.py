@@ -48,3 +48,17 @@ def test_a_shipped_run_says_how_to_start_it_and_what_to_expect(path: Path) -> No
     assert f"uv run lifecycle run configs/{path.name}" in header
     said = ("Expected by `lifecycle plan`", "Expected by arithmetic", "Hardware:", "docs/real-weights.md")
     assert any(words in header for words in said)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "says"),
+    [
+        ("{stdlb: 1}", r"train.pretrain.mixture: no source 'stdlb' in data.sources; did you mean 'stdlib'"),
+        ("{stdlib: 0}", "greater than 0"),
+        ("{stdlib: .inf}", "finite"),
+    ],
+)
+def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load("debug", f"train.pretrain.mixture={mixture}")
+    assert load("debug", "train.pretrain.mixture={stdlib: 2}").name == "debug"

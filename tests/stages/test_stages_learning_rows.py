@@ -1,19 +1,26 @@
-"""Held-out bits per byte: windows of the training's rows, whatever the model could hold."""
+"""What a training stage reads: its sources in their shares, and held-out bits per byte in windows of its rows."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lifecycle.core.progress import Silent
+from lifecycle.data.shards import ShardError, TokenShards, write_token_shards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learning_rows import heldout_bits
+from lifecycle.stages.learning_rows import document_rows, heldout_bits
+from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
+from lifecycle.training.mixture import PERIOD
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=256
@@ -45,6 +52,26 @@ def test_bits_are_of_windows_of_the_trainings_length() -> None:
     found = evaluation.measure(params)["heldout_bits_per_byte"]
     assert found == pytest.approx(nats(16) / math.log(2) / 600, rel=1e-5)
     assert abs(nats(16) - nats(256)) > 1e-2 * nats(16)  # with the model's context it would be another number
+
+
+def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
+    texts = {"code": ["x = 1\n" * 40] * 5, "prose": ["Two words. " * 30] * 9}
+    for split in ("kept", "heldout"):
+        table = [{"text": text, "source": name} for name, own in texts.items() for text in own]
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{split}-00000.parquet")
+    words = ByteTokenizer()
+    write_token_shards(tmp_path, words, tmp_path / "shards", Silent())
+    shards = TokenShards(tmp_path / "shards")
+
+    def is_code(mixture: dict[str, float]) -> list[bool]:
+        rows = document_rows(shards, TRAIN.model_copy(update={"mixture": mixture}), seed=0)
+        return ["=" in words.decode(rows.row(n)["tokens"].tolist()) for n in range(PERIOD)]
+
+    assert sum(is_code({})) / PERIOD == pytest.approx(1210 / 4198, abs=0.02)  # by their tokens
+    assert sum(is_code({"code": 3, "prose": 1})) == PERIOD * 3 // 4
+    assert all(is_code({"code": 1}))
+    with pytest.raises(ShardError, match="no document of source 'law'"):
+        document_rows(shards, TRAIN.model_copy(update={"mixture": {"law": 1.0}}), seed=0)
 
 
 def test_nothing_held_out_is_no_measurement() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
-from lifecycle.training.mixture import PERIOD, Mixture
+from lifecycle.training.mixture import PERIOD, Mixture, rows_per_period
 from lifecycle.training.packing import (
     DocumentRows,
     ExampleRows,
@@ -260,3 +260,4 @@ def test_mixture_refuses_weights_that_do_not_fit() -> None:
         Mixture({"a": source, "b": source}, {"a": 1.0, "b": 0.0})
     with pytest.raises(ConfigError, match="'b' has less than one row"):
         Mixture({"a": source, "b": source}, {"a": 1.0, "b": 1e-9})
+    assert rows_per_period({"a": 1e308, "b": 1e308}) == {"a": PERIOD // 2, "b": PERIOD // 2}
