@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Starts N processes of one job on this machine: for tests, and for machines with several accelerators of which each
-# process takes its own.
+# Starts N processes of one job on this machine: for tests, and for machines with one accelerator per process.
 #
 #   launch/local.sh 2 lifecycle run configs/debug.yaml mesh.fsdp=2
 #
-# Every line of output begins with the number of its process. Signals go to all processes. When one fails, the others
-# are ended, and its exit status is this script's. The processes meet on a free port of the loopback interface, by the
+# Every line of output starts with the number of its process. Signals go to all processes. If one fails, the others are
+# stopped, and the script exits with its status. The processes connect on a free port of the loopback interface, by the
 # environment variables that lifecycle/core/distributed.py reads.
 set -euo pipefail
 set -m # each process leads a group of its own, so that a signal reaches its children and Ctrl-C is not ignored

@@ -1,7 +1,4 @@
-"""A language model's whole life in one framework; `docs/python.md` shows its use from Python.
-
-The names below are imported when they are first used, so `import lifecycle` itself costs nothing.
-"""
+"""A language model's full life in one framework; `docs/python.md` shows its use from Python."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -21,20 +21,20 @@ from lifecycle.core.version import VERSION
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 
 VERBS = {
-    "run": "The run, from documents to a registered model and its report; or as far as one stage.",
+    "run": "Run everything, from documents to a registered model and its report, or up to one stage.",
     "data": "Prepare documents, token shards and rows.",
     "tokenizer": "Train or load the tokenizer.",
-    "evaluate": "Evaluate the weights of a run's training stages; or a bundle, on the tasks of a file.",
+    "evaluate": "Evaluate a run's training stages, or a bundle on the tasks of a file.",
     "export": "Write a training stage's bundle, register it, promote it if the gate passes.",
     "report": "Write the report, bringing the run up to date.",
-    "plan": "Show what a run would do; with topology=v5p:4x4x4, what the TPU compiler makes of its steps.",
+    "plan": "Show what a run would do; with topology=v5p:4x4x4, compile its steps for TPUs.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",
     "chat": "Talk to a training stage, a version or a bundle in the terminal.",
-    "serve": "Answer by HTTP, OpenAI's way, with the registry's aliases as models.",
+    "serve": "Serve OpenAI's API over HTTP, with the registry's aliases as models.",
     "versions": "List the registered versions, their aliases and evaluations.",
-    "promote": "Move the production alias to a version, if no evaluation falls significantly below the current one's.",
-    "rollback": "Move the production alias back to the version before.",
-    "usage": "Print what the served requests were: counts, tokens, cost and latency by day and version.",
+    "promote": "Move the production alias to a version, if no evaluation drops significantly below the current one's.",
+    "rollback": "Move the production alias back to the previous version.",
+    "usage": "Print the served requests: counts, tokens, cost and latency by day and version.",
     "schema": "Print the JSON schema of a run file, for editors.",
 }
 

@@ -179,7 +179,7 @@ def _stages(config: RunConfig) -> Table:
         if known.artifact is not None:
             state = f"done: {known.artifact.path.name}"
         elif known.draft is not None and known.draft.path.exists():
-            state = "begun: goes on from where it was"
+            state = "begun: resumes"
         elif known.draft is not None:
             state = "to run"
         else:

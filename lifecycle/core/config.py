@@ -316,7 +316,7 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
     for part in location[:-1]:
         annotation, tree = _annotation_at(annotation, tree, part), tree[part]
     section = _section_in(annotation)
-    assert section is not None, f"{name}: settings are refused in sections only"
+    assert section is not None, f"{name}: only sections reject settings"
     return f"{name}: no such setting{nearest(str(location[-1]), _fields(_variant(section, tree)))}"
 
 

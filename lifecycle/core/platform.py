@@ -33,8 +33,8 @@ def compiler_options(device_kind: str) -> dict[str, str]:
     """Compiler options for programs on such devices, the same in training and in a plan."""
     if not device_kind.startswith("TPU"):
         return {}
-    # With host memory in use the compiler runs a loop's first iteration apart to have copies going, and writes its part
-    # of every saved stack as a whole padded stack: 95 M of the 8B's 3,124 M cycles for each that is 14,336 wide.
+    # With host memory in use the compiler peels a loop's first iteration to start copies early, and writes its slice of
+    # every saved stack as a full padded stack: 95 M of the 8B's 3,124 M cycles for each that is 14,336 wide.
     options = {"xla_tpu_pipeline_memory_host_transfers": "false"}
     limit = SCOPED_VMEM_KIB.get(kind_of(device_kind))
     return options if limit is None else options | {"xla_tpu_scoped_vmem_limit_kib": str(limit)}

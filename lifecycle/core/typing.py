@@ -12,7 +12,7 @@
 | `E`    | experts                                | `Dk`, `Dv` | a key's, a value's where they differ    |
 | `k`    | experts that a token uses              | `Dr`       | rotated dimensions of a head            |
 | `X`    | experts of one device                  | `Dc`       | dimensions of latent attention's latent |
-| `W`    | devices that experts are cut over      | `R`        | rows: of chosen experts, of a key head  |
+| `W`    | devices that share the experts         | `R`        | rows: of chosen experts, of a key head  |
 | `Q`    | rows of a receiver's buffer            | `G`        | groups of a decode batch's slots        |
 
 A signature reads `Float[Array, "B T D"]`: documentation, not checked at run time. `*name` is any number of dimensions,

@@ -66,7 +66,7 @@ _COUNTS = tuple(f"pii_{kind}" for kind in MASKS)
 class MaskPii:
     """`text` and the texts in `meta`, masked, and how many of each kind were masked in the text.
 
-    The count of a kind that is not asked for is null.
+    The count of a kind that is not configured is null.
     """
 
     kinds: tuple[PiiKind, ...]

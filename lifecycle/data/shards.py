@@ -1,11 +1,11 @@
-"""Documents as token shards: written once, read by document index at random.
+"""Documents as token shards: written once, with random access by document.
 
 One ArrayRecord record is one document: its token ids as little-endian uint16 (uint32 from 65,536 words on), beginning
-with BOS and ending with EOS, once. `index.json` says what is there. In the shards' order, `<split>.lengths.npy` has the
+with BOS and ending with EOS, once. `index.json` lists the files. In the shards' order, `<split>.lengths.npy` has the
 tokens of each document and `<split>.sources.npy` its source: packing and mixing are planned without reading a token.
 
-What must hold: the same documents and tokenizer give the same bytes, and a reader refuses shards that are cut short
-or were made by another tokenizer.
+What must hold: the same documents and tokenizer give the same bytes, and a reader rejects shards that are truncated or
+were made by another tokenizer.
 """
 
 import json

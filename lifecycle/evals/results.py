@@ -92,7 +92,7 @@ def summarise(
             "the model is damaged"
         )
     if len({example.id for example in examples}) < len(examples):
-        raise ResultError(f"task {task!r}: two examples have the same id; remove doubled rows")
+        raise ResultError(f"task {task!r}: two examples have the same id; remove duplicate rows")
     interval = estimate([e.score for e in examples], [e.weight for e in examples], LEVEL)
     return EvalResult(
         task=task, kind=kind, metric=metric, higher_is_better=higher_is_better, definition=definition, n=len(examples),

@@ -17,7 +17,7 @@ from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 
 def trace_prefill(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> jax.stages.Traced:
-    """Prefill of the longest chunk into a slot of each group, for a context of `length`: `.lower()` goes on.
+    """Prefill of the longest chunk into a slot of each group, for a context of `length`; call `.lower()` on the result.
 
     Raises `ConfigError` for a mesh that does not fit.
     """

@@ -1,13 +1,13 @@
 """The output projection and its log-probabilities in blocks: logits of shape `[B, T, V]` never exist.
 
-`token_logprobs(hidden, head, targets)` gives each target's log-probability. `cross_entropy` gives their weighted sum
-and computes the gradient in the forward pass, block by block, while the logits are at hand: three matmuls in all and
-no recomputation, at the price of one `[V, D]` accumulator (the idea of Wijmans et al. 2024, "Cut Your Losses in
-Large-Vocabulary Language Models"). Blocks cut the time axis, so a batch axis that is sharded stays so. Where even the
-accumulator is too large, chunks of the vocabulary instead: `cross_entropy(chunks=...)`.
+`token_logprobs(hidden, head, targets)` returns each target's log-probability. `cross_entropy` returns their weighted
+sum and computes the gradient in the forward pass, block by block, from the same logits: three matmuls in all and no
+recomputation, at the price of one `[V, D]` accumulator (the idea of Wijmans et al. 2024, "Cut Your Losses in
+Large-Vocabulary Language Models"). Blocks split the time axis, so a sharded batch axis stays sharded. If the
+accumulator itself is too large, use chunks of the vocabulary: `cross_entropy(chunks=...)`.
 
-In a manual `jax.shard_map` the hidden states' positions are cut over `norm_seq` and the head's rows over `vocab`; what
-comes back is alike on all devices of these axes.
+In a manual `jax.shard_map` the hidden states' positions are sharded over `norm_seq` and the head's rows over `vocab`;
+results are replicated over these axes.
 """
 
 from functools import partial
@@ -43,12 +43,12 @@ def project(
 
 
 def soft_capped(logits: Float[Array, "*rows V"], soft_cap: float | None) -> Float[Array, "*rows V"]:
-    """Logits bounded to `soft_cap` either way, if there is one (Gemma 2, section 2)."""
+    """Logits bounded by `soft_cap` in both directions, if given (Gemma 2, section 2)."""
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
 def _blocked(x: Array, size: int) -> Array:
-    """`[B, T, ...]` to `[blocks, B, t, ...]` with at most `size` positions in each; the end is padded with zeros."""
+    """`[B, T, ...]` to `[blocks, B, t, ...]` with at most `size` positions in each; padded with zeros at the end."""
     batch, length = x.shape[:2]
     size = min(length, max(1, size // batch))
     num = -(-length // size)
@@ -62,12 +62,12 @@ def _unblocked(blocks: Array, length: int) -> Array:
 
 
 def _is_target(head: Array, targets: Array) -> Array:
-    """Which of this device's logits is the target's, `[*rows, V]`; none where another device has it."""
+    """Which of this device's logits is the target's, `[*rows, V]`; none if it is on another device."""
     return jnp.arange(head.shape[0]) == (targets - axis_index("vocab") * head.shape[0])[..., None]
 
 
 def _chosen(logits: Array, head: Array, targets: Array) -> Array:
-    """This device's part of the targets' logits: zero where another device has it."""
+    """This device's part of the targets' logits: zero for those on other devices."""
     if axis_size("vocab") == 1:
         return jnp.take_along_axis(logits, targets[..., None], axis=-1)
     return jnp.where(_is_target(head, targets), logits, 0.0).sum(-1, keepdims=True)
@@ -82,8 +82,8 @@ def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float 
 
 
 def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
-    """The head in the compute dtype, gathered in `d_model`. Parts are joined along their first dimension: along the
-    second the TPU compiler copies all of it into order."""
+    """The head in the compute dtype, gathered in `d_model`. Shards are concatenated along their first dimension: along
+    the second the TPU compiler copies all of it."""
     return all_gather(table.astype(dtype).T, "embed", 0).T
 
 
@@ -114,10 +114,10 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
-    Differentiable in `hidden` and `table` (the head's parameter, on a mesh this device's part of it); targets and
-    weights are data. With `chunks` above 1 the vocabulary is gone through twice in as many parts: the logits' product
-    is computed twice, and no gradient of the head's full size takes memory (for 70B parameters and a vocabulary of
-    128,256 it takes 6 GB a device, in float32 and in the compute dtype).
+    Differentiable in `hidden` and `table` (the head's parameter; on a mesh, this device's shard of it); targets and
+    weights are data. With `chunks` above 1 the loss passes over the vocabulary twice in as many chunks: the logits'
+    product is computed twice, and the head's full gradient is never in memory (for 70B parameters and a vocabulary of
+    128,256 it takes 6 GB per device, in float32 and in the compute dtype).
     """
     return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
 
@@ -125,7 +125,7 @@ def cross_entropy(
 def _block_loss(
     hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None
 ) -> tuple[Array, Array]:
-    """One block's loss and the gradient of it in the logits."""
+    """One block's loss and its gradient with respect to the logits."""
     logits = project(hidden, head, soft_cap)
     top = pmax(logits.max(-1, keepdims=True), "vocab")
     exps = jnp.exp(logits - top)
@@ -178,8 +178,8 @@ def _in_two_passes(
     hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
 ) -> tuple[Array, tuple[Array, Array]]:
     """The loss and its gradients, over chunks of the vocabulary: first every position's normaliser, then the logits
-    again and what follows from them. A head that is cut is gathered once and waits in the compute dtype; its gradient
-    is never whole."""
+    again and their gradients. A sharded head is gathered once and kept in the compute dtype; its full gradient never
+    exists."""
     rows, ids, scale = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1, 1)
     parts, is_cut = table.reshape(chunks, -1, table.shape[1]), axis_size("embed") > 1
     firsts = axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]

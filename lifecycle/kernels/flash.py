@@ -1,9 +1,9 @@
-"""Flash attention over a row on TPUs (Dao 2023, "FlashAttention-2"), in the layout that a model has.
+"""Flash attention over a row on TPUs (Dao 2023, "FlashAttention-2"), in the model's own layout.
 
-JAX's splash kernels want heads before positions, `[H, T, Dh]`; between the projections lies `[B, T, H * Dh]`. Here a
-block is cut out of that layout as it is, a head being a column of blocks, so nothing is transposed in memory; the
-log-sum-exp and the segments are small arrays with positions along the lanes. What must hold: every query sees at least
-one key, as it does in a row, where it sees itself.
+JAX's splash kernels take heads before positions, `[H, T, Dh]`; the projections have `[B, T, H * Dh]`. Here blocks are
+cut from that layout, a head being a column of blocks, so nothing is transposed in memory; the log-sum-exp and the
+segments are small arrays with positions along the lanes. What must hold: every query sees at least one key; in a row it
+sees itself.
 """
 
 from functools import partial
@@ -36,8 +36,8 @@ def flash_attention(
 ) -> Float[Array, "B T H Dv"]:
     """`attention` for a mask with `num_shards`.
 
-    Over more than one way it is called inside a manual `shard_map`. Lengths are padded to whole blocks and heads to
-    whole lanes of 128, both by copies. `interpret` runs the kernels' Python on a CPU.
+    With more than one shard, call it inside a manual `shard_map`. Lengths are padded to a multiple of the blocks and
+    heads to a multiple of 128 lanes, both by copies. `interpret` runs the kernels' Python on a CPU.
     """
     assert mask.num_shards is not None, "the kernels need static positions (mask.num_shards)"
     batch, length, num_heads, _ = q.shape
@@ -58,7 +58,7 @@ def flash_attention(
 
 
 def _flat(x: Array, lanes: int) -> Array:
-    """`[B, T, H * lanes]`: free where heads are whole lanes."""
+    """`[B, T, H * lanes]`: free if head dimensions are multiples of the lanes."""
     x = jnp.pad(x, [(0, 0)] * 3 + [(0, lanes - x.shape[-1])])
     return x.reshape(*x.shape[:2], -1)
 
@@ -69,7 +69,7 @@ def _filled(x: Array, length: int, mode: str = "constant") -> Array:
 
 
 def _queries(x: Array, plan: Plan, mode: str) -> Array:
-    """The pieces of `[B, T, ...]`, each filled up to whole blocks."""
+    """The chunks of `[B, T, ...]`, each padded to a multiple of the blocks."""
     pieces = _filled(x.reshape(-1, plan.chunk, *x.shape[2:]), plan.q.length, mode)
     return pieces.reshape(x.shape[0], -1, *x.shape[2:])
 
@@ -186,7 +186,7 @@ def _safe(l: Array) -> Array:
 
 
 def _add(scores: Array, values: Array, m, l, acc) -> None:
-    """Takes a part of the keys into the running maximum, sum and output."""
+    """Adds a part of the keys to the running maximum, sum and output."""
     m_prev = m[...]
     m_next = jnp.maximum(m_prev, scores.max(-1, keepdims=True))
     p = jnp.exp2(scores - _wide(m_next, scores.shape[1]))

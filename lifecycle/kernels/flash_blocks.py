@@ -1,10 +1,10 @@
-"""Which blocks the flash kernels visit, in which order, and what of a pair of blocks is seen.
+"""The flash kernels' schedule: which pairs of blocks they visit, in which order, and the mask inside a pair.
 
-A kernel's grid runs over a list of steps, one per pair of a query block and a key block of which something is seen,
-so what no query sees is neither loaded nor computed and costs no turn. The lists are made from positions when the
-program is traced, exact for a causal window, and go to scalar memory. Segments are known on the device only: each
-block's lowest and highest id are passed with the list, and a pair whose ranges do not meet is loaded but not computed.
-Pairs of which everything is seen run without a mask.
+A kernel's grid runs over a list of steps, one per pair of a query block and a key block that is not fully masked, so
+masked pairs are neither loaded nor computed and take no step. The lists are made from positions at trace time, exact
+for a causal window, and go to scalar memory. Segments are known on the device only: each block's lowest and highest id
+are passed with the list, and a pair with disjoint ranges is loaded but not computed. Pairs without any masked entry run
+without a mask.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,8 @@ FIRST, LAST, RUNS, NEW, DONE = (1 << i for i in range(5))  # bits of its FLAGS
 
 @dataclass(frozen=True)
 class FlashBlocks:
-    """What a kernel loads at once and what it multiplies at once, in positions and at most, and its room."""
+    """Block sizes of a kernel: what it loads at once and what it multiplies at once, in positions and at most, and its
+    VMEM."""
 
     q: int
     kv: int
@@ -45,11 +46,11 @@ class FlashBlocks:
 def blocks_of(chip: str, head_dim: int) -> FlashBlocks:
     """Block sizes for a chip (`core.platform.kind_of` names it).
 
-    A step costs about 400 instructions whatever it does, so blocks are long; what is multiplied at once is short, since
-    half of a tile on the diagonal is for nothing. Counted in the compiler's instruction bundles (stalls are not in
-    them; nothing was timed), a tile of 512 x 512 without a mask takes, forward + backward, 1,068 + 2,393 on v5p and
-    870 + 1,469 on v6e; JAX's splash, per as many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053.
-    Of 128 MB of VMEM (v5e, v6e) 100 are taken, of 64 MB 60; v4 has 16.
+    A step costs about 400 instructions of overhead, so blocks are long; tiles are short, since half of a tile on the
+    diagonal is wasted. Counted in the compiler's instruction bundles (without stalls; nothing was timed), a tile of 512
+    x 512 without a mask takes, forward + backward, 1,068 + 2,393 on v5p and 870 + 1,469 on v6e; JAX's splash, for as
+    many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053. Of 128 MB of VMEM (v5e, v6e) it uses 100, of 64 MB 60;
+    v4 has 16.
     """
     lanes = -(-head_dim // LANES)
     if chip == "TPU v4":
@@ -80,7 +81,7 @@ def padded_length(length: int, block: int) -> PaddedLength:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a call when it is traced. Queries come as `chunks` pieces of consecutive positions each."""
+    """The static description of a call. Queries come as `chunks` chunks of consecutive positions each."""
 
     num_heads: int
     num_kv_heads: int
@@ -101,7 +102,7 @@ class Plan:
 
     @property
     def chunks(self) -> int:
-        """Pieces that a device's queries come in: a load-balanced part of a row is two."""
+        """The number of chunks of a device's queries: a load-balanced shard of a row is two."""
         return 1 if self.num_shards == 1 else 2
 
     @property
@@ -168,8 +169,8 @@ def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
     """`[num_shards, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from
     `blocks[0]` to `blocks[1]`.
 
-    NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY tell which of them is in
-    the output's window: the one that is done next, else the one done last, so each is written once, when it is done.
+    NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY name the block in the
+    output's window: the next one to be done, else the last one, so each is written once, when it is done.
     """
     return _stacked([_backward_list(seen, plan.per_group) for seen in _seen(plan)[:, blocks[0] : blocks[1]]])
 
@@ -191,7 +192,7 @@ def _backward_list(seen: np.ndarray, per_group: int) -> np.ndarray:
 
 
 def _stacked(lists: list[np.ndarray]) -> np.ndarray:
-    """Of one length: a shorter device repeats its last step without doing anything."""
+    """Pads to one length: a shorter device repeats its last step without computing."""
     steps = max(x.shape[1] for x in lists)
     padded = [np.pad(x, [(0, 0), (0, steps - x.shape[1])], mode="edge") for x in lists]
     for rows, x in zip(padded, lists, strict=True):

@@ -1,10 +1,10 @@
 """The last product of a layer of experts, `(activation(gate) * up * row_weight) @ down`, with its gradient.
 
-Written as one function because of what its gradient writes. In the backward pass of Mixtral's layer (v5p, 20,480 rows
-of 14,336 hidden dimensions) XLA computes the hidden activations once more and the gradients of gate, up and row weights
-in several fusions, and holds six arrays of 0.6 GB at once. On TPUs one kernel, `gated_rows`, overwrites its inputs.
+It is one function because of its gradient. In the backward pass of Mixtral's layer (v5p, 20,480 rows of 14,336 hidden
+dimensions) XLA recomputes the hidden activations and computes the gradients of gate, up and row weights in several
+fusions, with six arrays of 0.6 GB at once. On TPUs one kernel, `gated_rows`, overwrites its inputs.
 
-What must hold: rows behind the last group take part in nothing; on TPUs their results are arbitrary.
+What must hold: rows after the last group are ignored; on TPUs their results are arbitrary.
 """
 
 from functools import partial

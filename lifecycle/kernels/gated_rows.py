@@ -1,7 +1,7 @@
-"""The gradients of gated, weighted rows as one TPU kernel; `gated_product` says what they are part of.
+"""The gradients of gated, weighted rows as one TPU kernel, for `gated_product`.
 
-It reads gate, up and the hidden activations' gradient block by block and writes the gradients of gate and up and the
-hidden activations over them.
+It reads gate, up and the hidden activations' gradient block by block and overwrites them with the gradients of gate and
+up and the hidden activations.
 """
 
 from functools import partial

@@ -1,10 +1,10 @@
 """Grouped matrix product: rows sorted by group, each group's rows times that group's own matrix.
 
-It is the product behind a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in
-proportion to the rows that are there. Rows behind the last group take part in nothing, whatever they hold, also in
-the gradients, for the buffers of exchanged tokens are seldom full.
+It is the core of a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in proportion
+to the existing rows. Rows after the last group are ignored, whatever they contain, also in the gradients, since
+exchange buffers are seldom full.
 
-The implementation is chosen by the platform that the trace is for (`core/platform.py`):
+The implementation is chosen by the platform of the trace (`core/platform.py`):
 
 - TPU: the Pallas kernels `gmm` and `tgmm` of JAX's megablox. `jax.lax.ragged_dot` becomes a kernel there as well, but
   at Mixtral's sizes (16384 rows, 8 x 4096 x 14336, v5p) with tiles of 128 rows and 256 columns, so 85 FLOPs for each
@@ -32,11 +32,11 @@ CPU_ROWS = 128  # of one step of the CPU's loop
 def grouped_matmul(
     x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], is_filled: bool = True
 ) -> Float[Array, "N F"]:
-    """`x[i] @ weights[g]` for the rows `i` of each group `g`; zero behind the last group; accumulated in float32.
+    """`x[i] @ weights[g]` for the rows `i` of each group `g`; zero after the last group; accumulated in float32.
 
     The first `group_sizes[0]` rows of `x` are group 0's, and so on; the sizes' sum is at most `N`. The result has `x`'s
-    dtype. Unless `is_filled`, rows behind the last group are arbitrary, in the result and in the gradient of `x`: for
-    those who read none of them.
+    dtype. With `is_filled=False`, rows after the last group are arbitrary, in the result and in the gradient of `x`:
+    use it if they are never read.
     """
     return grouped_product(x, weights, group_sizes, is_filled=is_filled)
 
@@ -55,7 +55,7 @@ grouped_matmul.defvjp(_forward, _backward)
 
 
 def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
-    """The group of each row; `E` behind the last group."""
+    """The group of each row; `E` after the last group."""
     return (jnp.arange(num_rows)[:, None] >= jnp.cumsum(group_sizes)).sum(axis=1)
 
 
@@ -92,8 +92,8 @@ def tpu_product(
     is_filled: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "N F"]:
-    """Each row times its group's weight, by megablox. `transposed`: weights are `[E, F, D]`; rows behind the last
-    group are zero, or arbitrary unless `is_filled`; `interpret` runs the kernel's Python on a CPU."""
+    """Each row times its group's weight, by megablox. `transposed`: weights are `[E, F, D]`; rows after the last group
+    are zero, or arbitrary unless `is_filled`; `interpret` runs the kernel's Python on a CPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
@@ -118,8 +118,8 @@ def tpu_group_products(
 
 
 def _row_tile(rows: int, groups: int) -> int:
-    """Rows of a tile, such that no row need be added if 128 divides `rows`. A group's last tile is half empty in the
-    mean, so small groups take small tiles."""
+    """Rows per tile, such that no padding is needed if 128 divides `rows`. A group's last tile is half empty on
+    average, so small groups use small tiles."""
     return next((tile for tile in (512, 256) if rows >= 2 * tile * groups and rows % tile == 0), 128)
 
 
@@ -139,7 +139,7 @@ def _pad_rows(x: Array, tile: int) -> Array:
 def cpu_product(
     x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], transposed: bool
 ) -> Float[Array, "N F"]:
-    """Each row times its group's weight, a tile of `CPU_ROWS` rows at a time; zero behind the last group."""
+    """Each row times its group's weight, a tile of `CPU_ROWS` rows at a time; zero after the last group."""
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
     x = _pad_rows(x, CPU_ROWS)
 

@@ -40,7 +40,7 @@ class KVShard(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """The softmax of rows of queries over the keys so far, in float32."""
+    """The running softmax of query rows over the keys so far, in float32."""
 
     m: Float[Array, "B K R 1"]  # the largest score
     l: Float[Array, "B K R 1"]  # the sum of exponentials
@@ -91,7 +91,7 @@ def _ring(q: Array, part: KVShard, sinks: Array | None, settings: RingSettings) 
 
 
 def _forward(q: Array, part: KVShard, sinks: Array | None, settings: RingSettings) -> tuple[Array, tuple]:
-    """Once round; saved for the gradient: the inputs, the output and each row's log-sum-exp."""
+    """One pass around the ring; saved for the gradient: the inputs, the output and each row's log-sum-exp."""
     halves = _halves(q, part)
     sink_halves = (None, None) if sinks is None else _split(sinks)
     start = tuple(_no_keys(rows, part.v, half) for rows, half in zip(halves, sink_halves, strict=True))
@@ -114,7 +114,8 @@ def _forward(q: Array, part: KVShard, sinks: Array | None, settings: RingSetting
 
 
 def _gradient(settings: RingSettings, saved: tuple, grad: Array) -> tuple[Array, KVShard, Array | None]:
-    """Once round with the keys' gradients on board; after as many hops as devices they are at home."""
+    """One pass around the ring with the keys' gradients, which are on their own device after as many hops as
+    devices."""
     q, part, sinks, out, lse = saved
     delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
     halves = tuple(zip(_halves(q, part), *(_split(x) for x in (grad, delta, lse)), strict=True))
@@ -198,7 +199,7 @@ def _may_see(rows: Rows, keys: KVShard, window: int | None) -> Array:
 
 
 def _no_keys(rows: Rows, v: Array, sinks: Array | None) -> Softmax:
-    """Before any key; a sink has a share of the softmax from the start, and no value."""
+    """The softmax before any key; a sink contributes to the denominator from the start, with no value."""
     shape = (*rows.q.shape[:3], 1)
     out = jnp.zeros((*shape[:3], v.shape[-1]), jnp.float32)
     if sinks is None:
@@ -230,7 +231,8 @@ def _blocks(part: KVShard) -> KVShard:
 
 
 def _block(x: Array, axis: int = 2) -> Array:
-    """Cuts the keys' axis into blocks, which come first; both halves of a load-balanced part into whole blocks."""
+    """Splits the keys' axis into blocks, as the leading axis; both chunks of a load-balanced shard into equal
+    blocks."""
     half = x.shape[axis] // 2
     size = max(size for size in range(1, min(BLOCK, half) + 1) if half % size == 0)
     shape = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])

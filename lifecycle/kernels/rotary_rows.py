@@ -22,8 +22,8 @@ BLOCK_BYTES = 2 << 20  # of input in VMEM; with the output, both twice, 8 of 16 
 def rotate_rows(
     x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T Dh"], interpret: bool = False
 ) -> Float[Array, "B T H Dh"]:
-    """Turns each pair `(x[i], x[i + Dh/2])` by its position's angle, cosines and sines doubled to whole heads; computes
-    in float32."""
+    """Rotates each pair `(x[i], x[i + Dh/2])` by its position's angle, with cosines and sines repeated to full heads;
+    computes in float32."""
     return _turned(x, angles, 1, interpret)
 
 

@@ -1,8 +1,8 @@
-"""Attention over a row on TPUs: JAX's splash kernels (block-sparse flash attention, Dao 2023) under our mask.
+"""Attention over a row on TPUs: JAX's splash kernels (block-sparse flash attention, Dao 2023) with our mask.
 
-The library makes its schedule of blocks from a dense mask, block by block; here it is made from the positions, which
-is exact for a causal window, takes no time at 131,072 positions, and serves a device that holds a load-balanced part
-of the queries. What must hold: every query sees at least one key, as it does in a row, where it sees itself.
+The library derives its schedule of blocks from a dense mask, block by block; here it is derived from the positions,
+which is exact for a causal window, takes no time at 131,072 positions, and supports a device with a load-balanced shard
+of the queries. What must hold: every query sees at least one key; in a row it sees itself.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from lifecycle.parallel.placement import row_order
 
 @dataclass(frozen=True)
 class SplashBlocks:
-    """Lengths of a kernel's tiles, at most."""
+    """A kernel's block sizes, at most."""
 
     q: int
     kv: int
@@ -69,9 +69,9 @@ def splash_attention(
     blocks: SplashBlocks,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """`attention` for a mask with `num_shards`; lengths are padded to whole blocks.
+    """`attention` for a mask with `num_shards`; lengths are padded to a multiple of the blocks.
 
-    Over more than one way it is called inside a manual `shard_map`. `interpret` runs the kernels' Python on a CPU.
+    With more than one shard, call it inside a manual `shard_map`. `interpret` runs the kernels' Python on a CPU.
     """
     assert mask.num_shards is not None, "splash needs static positions (mask.num_shards)"
     lengths = q.shape[1], k.shape[1]
@@ -93,7 +93,7 @@ def splash_attention(
 
 
 def _pad(x: Array, fit: PaddedLength) -> Array:
-    """`[B, T, ...]` filled up with zeros at the row's end."""
+    """`[B, T, ...]` padded with zeros at the row's end."""
     return jnp.pad(x, [(0, 0), (0, fit.length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
@@ -164,9 +164,9 @@ def _seen_blocks(positions: np.ndarray, num_kv: int, block_kv: int, window: int 
 
 
 def _packed(seen: np.ndarray) -> Schedule:
-    """Steps over the seen blocks only, as many as the row that sees most; a shorter row waits first.
+    """Steps over the visible blocks only, as many as the row with the most; shorter rows idle first.
 
-    While it waits it points to its first block, so that this is loaded behind the last product of the row before.
+    While idle, a row points to its first block, which is then prefetched during the previous row's last product.
     """
     counts = seen.sum(-1, keepdims=True)
     steps = np.argsort(seen, axis=-1, stable=True)[..., -counts.max() :]
@@ -175,6 +175,6 @@ def _packed(seen: np.ndarray) -> Schedule:
 
 
 def _schedule(block: np.ndarray, runs: np.ndarray) -> Schedule:
-    """In the smallest types, since it goes to scalar memory; an axis of one for the heads, which all share it."""
+    """In the smallest dtypes, since it goes to scalar memory; the heads share it on an axis of one."""
     dtype = np.int8 if block.max() <= np.iinfo(np.int8).max else np.int32
     return Schedule(block.astype(dtype)[:, None], runs.astype(np.int8)[:, None])

@@ -40,7 +40,7 @@ class LatentAttention(nnx.Module):
         m = self.sizes = c.mla
         queries, expanded = c.num_heads * c.head_dim, c.num_heads * (m.nope_head_dim + m.v_head_dim)
         rank = m.q_lora_rank
-        # a latent's dimensions are cut like d_model where they are the rows of a product
+        # a latent's dimensions are sharded like d_model where they are the rows of a product
         self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads")) if rank is None else None
         self.q_down = matrix(rngs, (c.d_model, rank), ("embed", None)) if rank is not None else None
         self.q_down_norm = _latent_norm(rank, c) if rank is not None else None

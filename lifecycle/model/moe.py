@@ -154,7 +154,7 @@ def of_experts(
         if f"{name}_bias" not in weights:
             return checkpoint_name(out, name)
         out += linear(jax.nn.one_hot(ids, num_groups, dtype=rows.dtype), weights[f"{name}_bias"])
-        # The bias's gradient is a product over all rows: what is arbitrary behind the last group must not reach it.
+        # The bias's gradient is a product over all rows: arbitrary rows after the last group must not reach it.
         return checkpoint_name(jnp.where((ids < num_groups)[:, None], out, 0), name)
 
     out = weighted_down(

@@ -52,7 +52,7 @@ class RequestLogConfig(Section):
     content: bool = False
 
 
-# What SQLite cannot hold is refused or replaced here, in the caller: one such record would hold up the whole log.
+# Values that SQLite cannot store are rejected or replaced here, in the caller: one such record would block the log.
 type Text = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode() if text else text)]
 type Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -103,7 +103,7 @@ class RequestLog:
         self.config = config or RequestLogConfig()
         self.price = price or DevicePrice()
         create_database(path, SCHEMA)
-        with session(path, SCHEMA):  # a file of another kind is refused now and not at the first request
+        with session(path, SCHEMA):  # a file of another kind is rejected now and not at the first request
             pass
         self._queue: queue.Queue[RequestRecord] = queue.Queue(capacity)
         self._lock = threading.Lock()

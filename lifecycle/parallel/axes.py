@@ -13,13 +13,13 @@ from lifecycle.core.config import ConfigError, Section
 
 AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
 
-# A parameter's dimension and an activation's dimension have different names, so one table serves both. Parameters lie
-# cut over all data axes (Rajbhandari et al. 2020, "ZeRO", stage 3); between the layers' products a row's positions are
-# cut over `tensor` too (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2.2).
+# A parameter's dimension and an activation's dimension have different names, so one table serves both. Parameters are
+# sharded over all data axes (Rajbhandari et al. 2020, "ZeRO", stage 3); between the layers' products a row's positions
+# are sharded over `tensor` too (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2.2).
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp", "expert"),  # rows of a batch
     "seq": ("context",),  # positions of a row, inside attention and feed-forward
-    "norm_seq": ("tensor",),  # what of `seq`'s part a device holds between them
+    "norm_seq": ("tensor",),  # positions of a row, between them
     "loss_rows": ("replica", "fsdp", "expert", "stage"),  # rows whose loss a device computes
     "vocab": ("tensor",),
     "embed": ("fsdp", "expert", "context"),  # d_model of a parameter

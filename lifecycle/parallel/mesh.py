@@ -47,11 +47,11 @@ def mesh_over_devices(devices: Sequence[Any], config: MeshConfig) -> Mesh:
     _require_box(devices, len(slices), shape)
     inside = (config.replica // len(slices), *shape[1:])
     if len(slices) == 1:
-        laid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+        ordered = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     else:
         across = (len(slices), *(1 for _ in shape[1:]))
-        laid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
-    return Mesh(laid, AXES)
+        ordered = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return Mesh(ordered, AXES)
 
 
 def inference_mesh(mesh: Mesh) -> Mesh:

@@ -1,4 +1,4 @@
-"""Token ids of a request's prompts; what a tokenizer or a template refuses is the sender's error."""
+"""Token ids of a request's prompts; text that a tokenizer or a template rejects is the client's error."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,7 +30,7 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model) -> list[int
 
 
 def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
-    """Text that a tokenizer or a template refuses is the sender's error."""
+    """Text that a tokenizer or a template rejects is the client's error."""
     try:
         return encode()
     except ValueError as error:

@@ -13,7 +13,7 @@ class FinishedRequest:
     """One HTTP request; times in seconds. `generation_ids` are the engine's, by which steps were charged."""
 
     route: str
-    id: str = ""  # the answer's; of a refused request one of its own
+    id: str = ""  # the answer's id; a rejected request has its own
     time: float = 0.0  # of arrival, since the epoch
     model: str = ""
     version: str = ""

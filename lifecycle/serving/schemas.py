@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from lifecycle.serving.errors import RequestError
 
-# Known and not supported: the values with which a field asks for nothing.
+# Known but unsupported fields: the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -187,7 +187,7 @@ def parse[R: _Request](kind: type[R], body: bytes) -> R:
 
 
 def _explain(error: ValidationError) -> RequestError:
-    """Of the issues the one that lies deepest: a value of a union has an issue with each of its members."""
+    """The most deeply nested of the issues: a value of a union has an issue with each of its members."""
     issue = max(reversed(error.errors(include_url=False, include_context=False)), key=lambda i: len(i["loc"]))
     is_field = [isinstance(part, int) or part in _FIELDS or issue["type"] == "extra_forbidden" for part in issue["loc"]]
     where = ".".join(str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.config import ServeConfig
 
-GRACE_S = 30  # how long requests may go on after the signal: what orchestrators wait before they kill
+GRACE_S = 30  # how long requests may run after the signal: orchestrators kill after about as long
 
 
 def listen(config: ServeConfig) -> socket.socket:

@@ -22,7 +22,7 @@ from lifecycle.text.interface import IM_END, IM_START, Tokenizer, read_config
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
-# What running somebody's template may raise: jinja2's own, and what its expressions and the sandbox's limits do.
+# What running an untrusted template may raise: jinja2's errors, and those of its expressions and the sandbox's limits.
 TEMPLATE_ERRORS = (
     TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
 )  # fmt: skip

@@ -100,7 +100,7 @@ class CrossEntropyConfig(TrainConfig):
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = TrainConfig.HOW_COMPUTED | {"loss_chunks"}
 
-    # Parts in which the loss goes through the vocabulary, twice; 1: once, by blocks of positions. Saves memory.
+    # Chunks of the vocabulary, over which the loss passes twice; 1: one pass, by blocks of positions. Saves memory.
     loss_chunks: int = Field(default=1, gt=0)
 
 

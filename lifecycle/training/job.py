@@ -24,5 +24,5 @@ class TrainJob:
     mesh: Mesh
     objective: Objective
     batches: BatchSource
-    start: PRNGKeyArray | Params  # a key: fresh weights; parameters: go on from these
+    start: PRNGKeyArray | Params  # a key: fresh weights; parameters: the initial weights
     out: Path

@@ -1,8 +1,8 @@
-"""GGML's quantised blocks back to numbers, a whole matrix at a time.
+"""Dequantises GGML's blocks, a full matrix at a time.
 
-A row is cut into blocks of 32 or 256 values; a block holds small integers and the scales that belong to them. Layouts
-as in ggml's `ggml-common.h` and `ggml-quants.c` (block_q4_0 ... block_q6_K). What must hold: the same float32 values,
-bit by bit, as ggml's reference computes.
+A row is divided into blocks of 32 or 256 values; a block holds small integers and their scales. Layouts as in ggml's
+`ggml-common.h` and `ggml-quants.c` (block_q4_0 ... block_q6_K). What must hold: the same float32 values, bit by bit, as
+ggml's reference computes.
 """
 
 from collections.abc import Callable
@@ -86,5 +86,5 @@ ENCODINGS: dict[int, Encoding] = {
 
 
 def dequantise(data: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The values, flat and in float32, of whole blocks given as bytes."""
+    """The values, flat and in float32, of complete blocks given as bytes."""
     return encoding.decode(data.reshape(-1, encoding.num_bytes)).reshape(-1)

@@ -272,7 +272,7 @@ def write_weights(
     """Writes a model in its family's layout. `read(array, expert)` returns an array by canonical name, or one expert's
     part of it; `dtypes(published name, arrays in it)` returns the stored dtype."""
     family = family_of(config)
-    family.config_to(config)  # refused before anything is written
+    family.config_to(config)  # an error before anything is written
     tensors = published_tensors(config, family.layout, array_shapes(config))
     planned = {
         name: Planned(dtypes(name, tuple(part.array for part in tensor.parts)), tensor.shape)

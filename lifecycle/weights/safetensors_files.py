@@ -40,7 +40,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor's bytes lie."""
+    """A tensor's dtype, shape and byte range."""
 
     path: Path
     dtype: np.dtype

@@ -15,7 +15,7 @@ CHUNK_BYTES = 64 << 20
 
 
 def full_index(shape: Shape) -> Index:
-    """The index of a whole array."""
+    """The index of a full array."""
     return tuple(slice(0, size) for size in shape)
 
 

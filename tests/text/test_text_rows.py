@@ -148,7 +148,7 @@ def test_broken_pairs(encoder: RowEncoder, row: dict, message: str) -> None:
 def test_a_file_with_no_usable_row_is_an_error(encoder: RowEncoder, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows(path, [{"messages": [user("q")]}])
-    with pytest.raises(RowError, match=r"no row of 1 can be used:\n.*rows\.jsonl:1: empty assistant mask"):
+    with pytest.raises(RowError, match=r"no row of 1 is usable:\n.*rows\.jsonl:1: empty assistant mask"):
         load_rows(path, encoder.encode_sft, seq_len=64)
     path.write_text("")
     with pytest.raises(RowError, match="it is empty"):

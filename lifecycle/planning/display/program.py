@@ -185,7 +185,7 @@ def step_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | No
 
 def _add_training(table: Table, budget: TrainingBudget) -> None:
     table.add_row("tokens/s", f"{budget.tokens_per_s:,.0f}", f"{budget.tokens_per_s_per_chip:,.0f} per chip")
-    full = f"{budget.mfu_full_attention:.1%} with attention's whole square"
+    full = f"{budget.mfu_full_attention:.1%} with attention's full square"
     table.add_row("MFU", f"{budget.mfu:.1%}", f"causal attention counted half; {full}")
     money = "no price known" if budget.money is None else f"{budget.money:,.0f} USD at the list price"
     table.add_row("the run", f"{budget.days:,.2f} days", f"{budget.tokens:,} tokens; {money}")

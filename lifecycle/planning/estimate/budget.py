@@ -1,7 +1,7 @@
 """What an estimated program means for those who pay for it: tokens per second, MFU, days and money.
 
 MFU is model FLOPs over what the devices could do in the same time, with causal attention counted half; next to it the
-older convention that counts the whole square (Chowdhery et al. 2022, appendix B). Prices are the chips' list prices.
+older convention that counts the full square (Chowdhery et al. 2022, appendix B). Prices are the chips' list prices.
 
 Decoding is bound by the memory: each step reads the weights and the cache. The floor is that time, with every slot at
 its full context and all experts read, but of an untied embedding only rows.

@@ -1,7 +1,7 @@
 """What the model itself needs for one run of a program: tokens and FLOPs, from its config alone.
 
 Causal attention is counted twice: what a query really sees (half of the square for long causal rows, the stricter
-convention), and the whole square (Chowdhery et al. 2022, appendix B).
+convention), and the full square (Chowdhery et al. 2022, appendix B).
 """
 
 from dataclasses import dataclass

@@ -104,7 +104,7 @@ def why(result: SearchResult, section: str) -> list[str]:
         lines += _against(pick, min(others, key=lambda c: step_s(c.plan)))
     refused = [r for r in result.rejected if r.kind == "compiler: no memory"]
     if refused:
-        lines.append(f"{len(refused)} that should have fitted by arithmetic did not, says the compiler.")
+        lines.append(f"{len(refused)} candidates should have fitted by arithmetic, but did not when compiled.")
     return lines
 
 
@@ -147,7 +147,7 @@ def _against(pick: CompiledCandidate, second: CompiledCandidate) -> list[str]:
         if abs(ms) >= 0.05
     ]
     flops = (other.matmul_flops + other.kernel_flops - best.matmul_flops - best.kernel_flops) / 1e12
-    spent = f"The pick spends {', '.join(terms)}" if terms else "The two spend alike"
+    spent = f"The pick spends {', '.join(terms)}" if terms else "The two spend the same"
     return [
         f"Next best, {second.candidate.name}: {step_s(second.plan) * 1e3:,.1f} ms; it "
         f"{_memory_and_traffic(second.plan)}.",

@@ -1,1 +1,1 @@
-"""Checkpoints by Orbax: saved while training goes on, checked before they are used, restored on any mesh."""
+"""Checkpoints by Orbax: saved during training, verified before use, restored on any mesh."""

@@ -1,4 +1,4 @@
-"""Saves checkpoints while training goes on."""
+"""Saves checkpoints during training."""
 
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.hooks.hook import Hook

@@ -161,6 +161,6 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ignore(pattern: str) -> Callable[[ModelConfig, str], bool]:
-    """Ignores tensors whose whole name matches a regular expression."""
+    """Ignores tensors whose full name matches a regular expression."""
     compiled = re.compile(pattern)
     return lambda config, name: compiled.fullmatch(name) is not None
