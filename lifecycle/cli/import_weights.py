@@ -130,7 +130,7 @@ def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")
     folder = out.with_name(out.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted import left
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted import
     folder.mkdir(parents=True)
     started, cpu = time.time(), cpu_seconds()
     try:

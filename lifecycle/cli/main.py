@@ -56,7 +56,7 @@ def main() -> None:
     sys.unraisablehook = _unless_of_a_failed_save
     try:
         app()
-    except ValueError as error:  # ConfigError and its kind: what users can fix
+    except ValueError as error:  # ConfigError and its kind: users can fix them
         _say(str(error), style="red")
         _leave(1)
     except OSError as error:

@@ -31,7 +31,7 @@ def start_jax(folder: Path) -> None:
 def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
     """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
     targets = tuple(targets)
-    distributed.start()  # in a job the first question is who writes
+    distributed.start()  # `is_writer` needs to know the job
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))

@@ -27,7 +27,7 @@ from lifecycle.core.config import digest
 from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
-LEDGER = ".cost.json"  # what a killed run of the stage had already cost
+LEDGER = ".cost.json"  # the cost of the stage's killed runs so far
 LEDGER_EVERY_S = 5.0
 
 
@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     files: dict[str, int]  # relative path -> bytes
     stats: dict[str, Any]
     code: str
-    # How it was computed, which does not decide what came out: a record for each session that worked on it.
+    # How it was computed, which does not affect its content: a record for each session.
     how: list[dict[str, Any]] = []
     created: str
     wall_s: float
@@ -138,7 +138,7 @@ class Draft:
     ) -> Artifact:
         """Writes the manifest and renames the folder; `content_hash` replaces the hash over the files."""
         wall, cpu = self._spent()
-        for name in (LEDGER, MANIFEST):  # and what a kill left of writing them
+        for name in (LEDGER, MANIFEST):  # and temporary files of a killed write
             for leftover in (self.path / name, _temporary(self.path / name)):
                 leftover.unlink(missing_ok=True)
         files = {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(self.path.rglob("*")) if p.is_file()}

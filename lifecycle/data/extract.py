@@ -308,7 +308,7 @@ def _declared(data: bytes, format: str, path: str) -> str | None:
     if format == "python_dict" or PurePosixPath(path).suffix in (".py", ".pyi"):
         try:
             cookie = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
-            return None if cookie == "utf-8" else cookie  # utf-8 is also what it says when nothing is declared
+            return None if cookie == "utf-8" else cookie  # utf-8 is also its default without a declaration
         except SyntaxError:  # an unknown cookie, or no cookie and not UTF-8
             return None
     return None

@@ -102,7 +102,7 @@ def mask_pii(text: str, kinds: Iterable[PiiKind], format: str) -> tuple[str, dic
     """Returns the text with the kinds masked, and how many of each there were."""
     counts = {f"pii_{kind}": 0 for kind in kinds}
     has_changed = True
-    while has_changed:  # a mask can lay bare a number that touched what it replaced
+    while has_changed:  # a mask can expose a number next to the replaced text
         has_changed = False
         for kind in counts:
             text, count = _MASKERS[kind](text, format == "code")

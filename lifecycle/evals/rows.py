@@ -67,7 +67,7 @@ def _read_files(task: TaskConfig, files: Sequence[Path]) -> Iterator[tuple[dict[
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    import pyarrow.parquet as pq  # a third of a second: only for those who have such rows
+    import pyarrow.parquet as pq  # takes a third of a second: only if there are such rows
 
     known = [name for name in columns if name in pq.read_schema(path).names]
     for number, row in enumerate(pq.read_table(path, columns=known).to_pylist()):

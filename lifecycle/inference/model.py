@@ -17,7 +17,7 @@ class Model:
     params: Params
     tokenizer: Tokenizer
     template: ChatTemplate
-    defaults: SamplingParams = field(default_factory=SamplingParams)  # what a request gets that does not say
+    defaults: SamplingParams = field(default_factory=SamplingParams)  # for settings that a request does not give
     version: str = ""
 
     @property

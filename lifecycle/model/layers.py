@@ -93,7 +93,7 @@ class Attention(nnx.Module):
         """The branch's output for this device's `t` positions, and the cache with the new tokens."""
         c = self.config
         x = all_gather(x, "norm_seq", 1)
-        # named as they come out of the products: rounding what is saved costs nothing there, and what follows is cheap
+        # named right after the products: rounding the saved values is free there, and recomputing the rest is cheap
         q = checkpoint_name(linear(x, self.q[...]), "q")
         k = checkpoint_name(linear(x, self.k[...]), "k")
         v = checkpoint_name(linear(x, self.v[...]), "v")
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         if cache is not None:
             out, cache = cache.attend(q, k, v, mask, **options)
         elif c.context_attention == "ring" and axis_size("seq") > 1:
-            # what a device holds of keys is what it holds of queries
+            # a device's keys are at its queries' positions
             own = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)
             out = ring_attention(q, k, v, own, **options)
         else:

@@ -39,7 +39,7 @@ from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
-SELDOM = "seldom"  # the scope of loops that mostly run no time: who reads a compiled program counts them so
+SELDOM = "seldom"  # the scope of loops that mostly do not run: planning counts them as zero
 type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
 
 

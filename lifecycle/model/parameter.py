@@ -20,7 +20,7 @@ class Parameter:
 
     shape: tuple[int, ...]
     axes: Axes  # the logical axis of each dimension; None: never sharded
-    is_matrix: bool  # what weight decay and Muon apply to: not norm scales, biases, sinks
+    is_matrix: bool  # weight decay and Muon apply to it: not to norm scales, biases, sinks
     is_float32: bool = False  # kept in float32 in use: small, and added or multiplied where float32 is computed anyway
 
     @property

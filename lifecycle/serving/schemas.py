@@ -202,4 +202,4 @@ def _explain(error: ValidationError) -> RequestError:
 
 _FIELDS = {
     name for kind in (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions) for name in kind.model_fields
-}  # what else pydantic puts into a location names a type of a union
+}  # pydantic's other location entries name a type of a union

@@ -22,7 +22,7 @@ def listen(config: ServeConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
-        listener.listen()  # who connects before the server runs waits for it
+        listener.listen()  # early clients wait until the server runs
     except OSError as error:
         listener.close()
         raise ConfigError(_explain(config, error)) from None

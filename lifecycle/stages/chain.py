@@ -21,7 +21,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.stage import Inputs, Stage
 
-POLL_S = 0.5  # how often a process looks for what another one makes
+POLL_S = 0.5  # how often a process checks for another one's artifact
 
 
 @dataclass(frozen=True)

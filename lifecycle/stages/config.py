@@ -195,7 +195,9 @@ class RunConfig(Section):
         self._check_rows()
         self._check_meshes()
         for model in self.models.values():
-            family_of(model).config_to(model)  # what no export could express is rejected now, not after the training
+            family_of(model).config_to(
+                model
+            )  # a model that no export can express is rejected now, not after the training
         for name in self.train:
             self._check_sizes(name)
         return self

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-LIMIT_S = 1800  # ends a test that hangs; what works takes seconds, or minutes on a machine with other work
+LIMIT_S = 1800  # ends a test that hangs; one that works takes seconds, or minutes on a busy machine
 
 
 def wait_until(holds: Callable[[], bool], poll_s: float = 0.01) -> None:

@@ -40,7 +40,7 @@ class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
-    # No part of a stage's key: how it is computed, which changes the order of float sums and not what is learned, and
+    # Not in a stage's key: how it is computed, which changes the order of float sums and not what is learned, and
     # how it is logged and saved.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat"})
     HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every", "keep_checkpoints"})

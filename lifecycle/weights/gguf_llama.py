@@ -20,7 +20,7 @@ from lifecycle.weights.gguf import GgufFile
 
 ARCHITECTURE = "llama"
 EMBED = "token_embd.weight"
-FACTORS = "rope_freqs.weight"  # Llama 3's scaling, as what each frequency is divided by
+FACTORS = "rope_freqs.weight"  # Llama 3's scaling, as a divisor of each frequency
 REQUIRED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count", "context_length",
             "attention.layer_norm_rms_epsilon")  # fmt: skip
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")

@@ -56,7 +56,7 @@ class StepEstimate:
     step_s: float
     fastest_s: float
     slowest_s: float
-    trust: tuple[str, ...]  # what the estimate rests on and leaves out, in sentences
+    trust: tuple[str, ...]  # the estimate's assumptions and omissions, in sentences
 
     @property
     def kernel_flops(self) -> float:

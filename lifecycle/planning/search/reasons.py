@@ -57,7 +57,7 @@ class SearchResult:
     compiled: tuple[CompiledCandidate, ...]
     rejected: tuple[RejectedCandidate, ...]
     num_candidates: int
-    notes: tuple[str, ...]  # what was not looked at, and why
+    notes: tuple[str, ...]  # what was not searched, and why
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""

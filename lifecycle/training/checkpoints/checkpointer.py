@@ -64,7 +64,7 @@ class Checkpointer:
         rename_damaged(self.folder, progress or Silent())
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+            cleanup_tmp_directories=True,  # incomplete folders of a killed run
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_files),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -105,7 +105,7 @@ class Checkpointer:
         """Saves the frozen parameters, replacing any saved before, and waits for it."""
         sync("frozen parameters are written")
         if jax.process_index() == 0:
-            for path in self.folder.glob(f"{FROZEN}*"):  # also what a killed run left half-written
+            for path in self.folder.glob(f"{FROZEN}*"):  # also incomplete ones of a killed run
                 shutil.rmtree(path)
         if not params:
             return

@@ -26,7 +26,7 @@ from lifecycle.weights.families.settings import (
     shortest_pattern,
 )
 
-# What no published config says: how the model is trained and run, not what it is.
+# Fields that no published config has: how the model is trained and run, not what it is.
 NOT_OF_THE_MODEL = {"compute_dtype", "context_attention", "moe.balance_weight", "moe.z_weight", "moe.bias_rate"}
 
 
@@ -64,9 +64,9 @@ class Wrapper:
 
     model_type: str
     key: str  # under which its config.json holds the text model's
-    prefix: str  # what the names of the text model's tensors begin with
-    others: tuple[str, ...]  # what the names of the other parts' tensors begin with
-    defaults: Mapping[str, Any]  # what the text model's config may leave out
+    prefix: str  # of the text model's tensors
+    others: tuple[str, ...]  # prefixes of the other parts' tensors
+    defaults: Mapping[str, Any]  # keys that the text model's config may omit
 
 
 @dataclass(frozen=True)

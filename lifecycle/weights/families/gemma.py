@@ -42,7 +42,7 @@ def _local_then_global(tree: Tree) -> list[LayerKind]:
     return local_then_global(tree.get("sliding_window_pattern") or 6)(tree)
 
 
-# Older files also carry `hidden_act`, which says "gelu" and is not what is computed: `hidden_activation` is.
+# Older files also have `hidden_act`, "gelu", which is not used: `hidden_activation` is.
 COMMON = (
     *SIZES, replace(HEAD_DIM, default=256), D_FF, TIED, *NO_BIAS, Only("hidden_activation", "gelu_pytorch_tanh", True),
     Only("use_bidirectional_attention", False), Always("activation", "gelu"), Always("norm_position", "sandwich"),
