@@ -9,6 +9,7 @@ LLVM's optimiser is off: on the suite's tiny arrays it saves nothing and takes h
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker has its parent's
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # every child would compile JAX's sources anew
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
     sys.dont_write_bytecode = False
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a session's processes compile a program once between them
+    compiled = tempfile.TemporaryDirectory(prefix="lifecycle-compiled-")  # removed when this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
