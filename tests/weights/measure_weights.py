@@ -1,6 +1,6 @@
-"""Measures the host memory that a checkpoint of 4 GB takes: `python measure_weights.py FOLDER`.
+"""Measures the host memory that a checkpoint of 1.4 GB takes: `python measure_weights.py FOLDER`.
 
-Eight processes of one job load it over a mesh of eight devices, each its own eighth; then one process imports it,
+Four processes of one job load it over a mesh of four devices, each its own quarter; then one process imports it,
 that is, reads and writes all of it. The weights are zeros, a file with holes: it takes no room, and memory does not
 care. The last line printed is JSON: `checkpoint_bytes`, `load_peak_bytes` (a figure for each process) and
 `import_peak_bytes`, as the kernel's high-water mark of resident memory (`ru_maxrss`).
@@ -29,10 +29,10 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.families.layout import published_tensors
 from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, load_weights, write_config
 
-PROCESSES = 8
+PROCESSES = 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CONFIG = ModelConfig(
-    vocab_size=32_000, d_model=4096, d_ff=14_336, num_layers=8, num_heads=32, num_kv_heads=8, head_dim=128,
+    vocab_size=32_000, d_model=4096, d_ff=14_336, num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128,
 )  # fmt: skip
 
 
