@@ -10,6 +10,7 @@ The largest that a mesh differs by is 0.8e-5, 0.4e-5, 0.2e-5 and 0.05e-5.
 """
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,13 +40,10 @@ MESHES = {
     "fsdp x context x tensor": MeshConfig(fsdp=2, context=2, tensor=2),
     "replica x fsdp x tensor": MeshConfig(replica=2, fsdp=2, tensor=2),
 }
-# `test_multidevice_axes.py` has each of these families' features on meshes: here one family, the others by the mark.
-QUICK = ("deepseek_v3", "expert x context x tensor")
-CASES = [
-    pytest.param(family, mesh, marks=() if (family, mesh) == QUICK else pytest.mark.matrix)
-    for mesh in list(MESHES)[1:]
-    for family in FAMILIES
-]
+CASES = list(product(FAMILIES, list(MESHES)[1:]))
+
+# `test_multidevice_axes.py` has these families' features on meshes by default.
+pytestmark = pytest.mark.matrix
 
 
 def batch_of(family: str) -> dict[str, np.ndarray]:

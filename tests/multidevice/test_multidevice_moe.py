@@ -137,10 +137,16 @@ def one_device(kind: str) -> Result:
     return on_mesh(KINDS[kind], {"fsdp": 1})(layer(KINDS[kind])[1], *inputs())
 
 
-@pytest.mark.parametrize(
-    ("kind", "mesh"),
-    [("plain", mesh) for mesh in MESHES] + [("grouped", "replica x expert x tensor"), ("biased", "expert x fsdp")],
-)
+CASES = [
+    ("plain", "expert"),
+    ("plain", "expert x context"),
+    ("grouped", "replica x expert x tensor"),
+    ("biased", "expert x fsdp"),
+]
+MORE = [("plain", mesh) for mesh in MESHES if ("plain", mesh) not in CASES]
+
+
+@pytest.mark.parametrize(("kind", "mesh"), [*CASES, *(pytest.param(*case, marks=pytest.mark.matrix) for case in MORE)])
 def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
     moe, wanted = KINDS[kind], one_device(kind)
     assert_equal(on_mesh(moe, MESHES[mesh])(layer(moe)[1], *inputs()), wanted)
