@@ -153,7 +153,7 @@ def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturb
 def test_a_worse_model_becomes_candidate_and_not_production(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     old = json.loads(run.succeed("trace", "production", "--json"))["version"]
-    run.succeed("export", "train.pretrain.steps=1", "train.pretrain.optimizer.schedule.warmup_steps=0")
+    run.succeed("export", "pretrain", "train.pretrain.steps=1", "train.pretrain.optimizer.schedule.warmup_steps=0")
     assert json.loads(run.succeed("trace", "production", "--json"))["version"] == old
     candidate = json.loads(run.succeed("trace", "candidate", "--json"))["version"]
     assert candidate != old
