@@ -54,19 +54,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file's tests in one process, where they share compiled programs, but not the slow ones, which share none;
-    and starts with the longest rooms."""
+    """Keeps a file's tests in one process, where they share compiled programs, but not slow life cycles, which share
+    none; and starts with the longest rooms."""
     items.sort(key=_rank)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            is_slow = item.get_closest_marker("slow") is not None
-            item.add_marker(pytest.mark.xdist_group(item.nodeid if is_slow else item.path.name))
+            is_alone = item.get_closest_marker("slow") is not None and item.path.parent.name == "endtoend"
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if is_alone else item.path.name))
 
 
 def _rank(item: pytest.Item) -> int:
     """The place in `FIRST` of what an item belongs to."""
     path = item.path.relative_to(Path(__file__).parent).as_posix()
     return next((rank for rank, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
+
+
+@pytest.fixture
+def layers_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are a loop, as on accelerators; a CPU's unrolled ones take twice as long to compile."""
+    monkeypatch.setattr("lifecycle.model.decoder.CPU_UNROLLED_LAYERS", 0)
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
     assert made(undisturbed) == before
 
 
+@pytest.mark.slow
 def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = made(run)

@@ -78,7 +78,8 @@ def curve(run: Debug, stage: str) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_train_like_one(undisturbed: Debug, tmp_path: Path) -> None:
     two = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "rows")
-    process = launch("2", *two.command("run", "mesh.fsdp=2"))  # to the end: the others wait where one works alone
+    settings = ("mesh.fsdp=2", "evaluate.after=[prefer]")
+    process = launch("2", *two.command("run", *settings))  # to the end: the others wait where one works alone
     output = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, output
     for stage in ("pretrain", "sft", "prefer"):

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lifecycle.core.typing import Array
 from lifecycle.inference.generate import generate
@@ -44,6 +45,7 @@ def trained_logprobs(config: ModelConfig, params: Params, tokens: Array) -> Arra
     return token_logprobs(hidden, head(config, params), tokens[:, 1:], config.logits_soft_cap)[0]
 
 
+@pytest.mark.usefixtures("layers_in_a_loop")
 def test_engine_scorer_and_trainer_agree_in_bfloat16() -> None:
     model, greedy = narrow_model(), SamplingParams(temperature=0.0, max_tokens=20, stop_ids=())
     (completion,) = generate(model, [PROMPT], greedy, num_slots=2)

@@ -55,7 +55,10 @@ def test_vectors_and_what_stays_in_float32_are_declared(family: str) -> None:
         assert declared.is_stacked == (path[0].key == "blocks")
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek_v3", "gpt_oss"))]
+)
+@pytest.mark.usefixtures("layers_in_a_loop")
 def test_parameters_in_use_compute_what_the_trained_ones_compute_bit_by_bit(family: str) -> None:
     config = narrow(family)
     params = jax.jit(partial(init_params, config))(jax.random.key(0))

@@ -102,6 +102,7 @@ class Decoding:
         return [np.asarray(found[row, : len(piece)]) for row, piece in enumerate(pieces)]
 
 
+@pytest.mark.usefixtures("layers_in_a_loop")
 def test_decoding_with_a_cache_equals_the_full_forward(golden: Golden) -> None:
     decoding = Decoding(golden)
     for sizes in [(4, 1), (4, 3), (2, 4), *[(1, 1)] * 8, (1, 4), (0, 4), (4, 0), (1, 0)]:
@@ -114,6 +115,7 @@ def test_decoding_with_a_cache_equals_the_full_forward(golden: Golden) -> None:
     assert decoding.done.tolist() == [golden.length] * 2
 
 
+@pytest.mark.usefixtures("layers_in_a_loop")
 def test_greedy_decoding_goes_on_as_transformers_does(golden: Golden) -> None:
     decoding = Decoding(golden)
     decoding.go_on([row[:CHUNK] for row in golden.tokens])

@@ -1,8 +1,8 @@
 """Models that have every feature of a layer between them, and the meshes of eight devices they are tested on.
 
 They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
-axes meets on some mesh: the six axes are cut into two meshes of three in four ways. Further meshes have an axis of more
-than two devices. The mark `matrix` has every model on every mesh.
+axes meets on some mesh: the six axes are cut into two meshes of three in four ways. Meshes with an axis of more than
+two devices are slow tests; the mark `matrix` has every model on every mesh.
 """
 
 from itertools import product
@@ -77,7 +77,6 @@ LARGE: list[Case] = [
     ("dense ring", {"stage": 2, "context": 4}),
     ("projection ring", {"fsdp": 2, "context": 4}),
 ]
-QUICK = PAIRWISE + LARGE
 FLAT = [
     *({axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")),
     {"context": 4},
@@ -106,7 +105,8 @@ def case_of(model: str, axes: dict[str, int], *marks: pytest.MarkDecorator) -> A
 
 
 def every_case() -> list[Any]:
-    """The quick ones, and the rest of the matrix by its mark."""
+    """The pairs, the large axes as slow tests, and the rest of the matrix by its mark."""
     matrix = [*product(MODELS, FLAT), *product(MODELS.keys() - {"dense first"}, PIPELINES)]
-    rest = sorted((case for case in matrix if case not in QUICK), key=str)
-    return [case_of(*case) for case in QUICK] + [case_of(*case, pytest.mark.matrix) for case in rest]
+    rest = sorted((case for case in matrix if case not in PAIRWISE + LARGE), key=str)
+    large = [case_of(*case, pytest.mark.slow) for case in LARGE]
+    return [*(case_of(*case) for case in PAIRWISE), *large, *(case_of(*case, pytest.mark.matrix) for case in rest)]

@@ -77,6 +77,7 @@ def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(mode
     assert_equal(first_step(model, loss_chunks=4, **axes), first_step(model))
 
 
+@pytest.mark.slow
 def test_preferences_on_a_pipeline_are_those_of_one_device() -> None:
     assert_equal(first_step("experts", "dpo", stage=2, fsdp=2, context=2), first_step("experts", "dpo"))
 

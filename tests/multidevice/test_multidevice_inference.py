@@ -34,8 +34,10 @@ REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5
 # some mesh; `matrix` has more of them, and axes of all devices.
 CASES = [
     ("dense", {"fsdp": 4, "tensor": 2}),
-    ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
     ("experts", {"replica": 2, "expert": 2, "tensor": 2}),
+]
+SLOW = [
+    ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
     ("latent", {"fsdp": 2, "expert": 4}),
 ]
 MORE = [
@@ -79,8 +81,11 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "axes"), [*CASES, *(pytest.param(*case, marks=pytest.mark.matrix) for case in MORE)], ids=str
-)
+    ("name", "axes"),
+    [*CASES, *(pytest.param(*case, marks=mark) for mark, cases in ((pytest.mark.slow, SLOW), (pytest.mark.matrix, MORE))
+     for case in cases)],
+    ids=str,
+)  # fmt: skip
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
     mesh = build_mesh(MeshConfig(**axes))
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))

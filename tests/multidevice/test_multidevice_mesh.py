@@ -57,7 +57,9 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
     return Curve(np.array(losses), gradient, state)
 
 
-@pytest.mark.parametrize(("objective", "optimizer"), [("next_token", "muon"), ("dpo", "adamw")])
+@pytest.mark.parametrize(
+    ("objective", "optimizer"), [("next_token", "muon"), pytest.param("dpo", "adamw", marks=pytest.mark.slow)]
+)
 def test_eight_devices_give_the_curve_and_gradients_of_one(objective: str, optimizer: str) -> None:
     one, eight = curve(objective, optimizer, 1), curve(objective, optimizer, 8)
     print(f"loss {np.abs(one.losses - eight.losses).max():.1e}")

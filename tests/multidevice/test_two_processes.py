@@ -29,6 +29,8 @@ from lifecycle.training.loop import run_job
 
 CLOSE = 1e-5
 
+pytestmark = pytest.mark.slow  # two processes at a time, each with compilations of its own
+
 
 def free_port() -> int:
     with socket.socket() as listener:

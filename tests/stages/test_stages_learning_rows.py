@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.core.progress import Silent
+from lifecycle.core.typing import Array
 from lifecycle.data.shards import ShardError, TokenShards, write_token_shards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
@@ -36,14 +38,17 @@ def test_bits_are_of_windows_of_the_trainings_length() -> None:
     draw = np.random.default_rng(0)
     documents: Any = [draw.integers(0, 64, 100) for _ in range(3)]  # 200 bytes each: a quarter of 800, and not cut
 
+    @jax.jit
+    def logprobs_of(tokens: Array) -> Array:
+        hidden = forward(CONFIG, params, tokens, jnp.arange(tokens.shape[1])[None])
+        return jax.nn.log_softmax(logits(CONFIG, params, hidden))[0]
+
     def nats(length: int) -> float:
         total = 0.0
         for document in documents:
             for start in range(0, len(document) - 1, length):
                 window = document[start : start + length + 1]
-                tokens = window[None, :-1]
-                hidden = forward(CONFIG, params, tokens, np.arange(tokens.shape[1])[None])
-                logprobs = jax.nn.log_softmax(logits(CONFIG, params, hidden))[0]
+                logprobs = logprobs_of(window[None, :-1])
                 total -= float(logprobs[np.arange(len(window) - 1), window[1:]].sum())
         return total
 
