@@ -15,18 +15,18 @@
 | `W`    | devices that share the experts         | `R`        | rows: of chosen experts, of a key head  |
 | `Q`    | rows of a receiver's buffer            | `G`        | groups of a decode batch's slots        |
 
-A signature reads `Float[Array, "B T D"]`: documentation, not checked at run time. `*name` is any number of dimensions,
-and a word (`rows columns`) is its own explanation.
+A signature reads `Float[Array, "B T D"]`; `Shaped` is of any dtype. Tests check shapes (`tests/array_shapes.py`), a run
+does not. `*name` is any number of dimensions, and a word (`rows columns`) is its own explanation.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 type Array = jax.Array
 type Batch = Mapping[str, jax.Array]
 type PyTree = Any
 
-__all__ = ["Array", "Batch", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree"]
+__all__ = ["Array", "Batch", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "Shaped"]

@@ -89,7 +89,7 @@ def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
 
 def token_logprobs(
     hidden: Float[Array, "B t D"],
-    table: Float[Array, "V D"],
+    table: Float[Array, "V columns"],
     targets: Int[Array, "B T"],
     soft_cap: float | None = None,
 ) -> Float[Array, "B T"]:
@@ -106,7 +106,7 @@ def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None
 
 def cross_entropy(
     hidden: Float[Array, "B t D"],
-    table: Float[Array, "V D"],
+    table: Float[Array, "V columns"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     soft_cap: float | None = None,

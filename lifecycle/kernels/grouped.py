@@ -61,7 +61,7 @@ def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
 
 def grouped_product(
     x: Float[Array, "N D"],
-    weights: Float[Array, "E D F"],
+    weights: Float[Array, "E rows columns"],
     group_sizes: Int[Array, " E"],
     transposed: bool = False,
     is_filled: bool = True,
@@ -86,7 +86,7 @@ def group_products(
 
 def tpu_product(
     x: Float[Array, "N D"],
-    weights: Float[Array, "E D F"],
+    weights: Float[Array, "E rows columns"],
     group_sizes: Int[Array, " E"],
     transposed: bool,
     is_filled: bool = True,
@@ -137,7 +137,7 @@ def _pad_rows(x: Array, tile: int) -> Array:
 
 
 def cpu_product(
-    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], transposed: bool
+    x: Float[Array, "N D"], weights: Float[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
 ) -> Float[Array, "N F"]:
     """Each row times its group's weight, a tile of `CPU_ROWS` rows at a time; zero after the last group."""
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
@@ -191,7 +191,7 @@ def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
 
 
 def ragged_product(
-    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], transposed: bool
+    x: Float[Array, "N D"], weights: Float[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
 ) -> Float[Array, "N F"]:
     """Each row times its group's weight, by XLA's own grouped product."""
     weights = weights.swapaxes(1, 2) if transposed else weights

@@ -45,7 +45,7 @@ def forward(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None = None,
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "b t D"]:
     """Hidden states after the final norm. Attention is causal and stays within a segment.
 
     `positions` set the rotary angles and restart in each segment; the causal mask uses a token's index in its row.
@@ -60,7 +60,7 @@ def forward_train(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None = None,
     remat: Remat | None = None,
-) -> tuple[Float[Array, "B T D"], Stats]:
+) -> tuple[Float[Array, "b t D"], Stats]:
     """`forward` for a training step: with rematerialisation, and with the routers' statistics.
 
     In a manual `jax.shard_map` the arrays are this device's shards: rows over `batch`, positions over `seq` in the
@@ -202,7 +202,7 @@ def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(x)
 
 
-def embed(config: ModelConfig, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def embed(config: ModelConfig, table: Float[Array, "V columns"], tokens: Int[Array, "B T"]) -> Float[Array, "B t D"]:
     """The tokens' rows of the embedding table, in the compute dtype.
 
     Where the table is sharded in `d_model`, each device looks up its columns for all devices' tokens and they exchange

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lifecycle.core.typing import Array, Bool, Float
+from lifecycle.core.typing import Array, Bool, Float, Shaped
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import Activation, gated, linear
 from lifecycle.kernels.mask import Mask
@@ -130,7 +130,7 @@ def _head_norm(config: ModelConfig, width: int, cut: str) -> RMSNorm | None:
     return RMSNorm(config.head_dim, config) if config.qk_norm == "head" else RMSNorm(width, config, cut)
 
 
-def full_row(x: Float[Array, "B T *dims"]) -> Float[Array, "B S *dims"]:
+def full_row(x: Shaped[Array, "B T *dims"]) -> Shaped[Array, "B S *dims"]:
     """A row's values at all positions, in plain order, from this device's shard in the order of `row_order`."""
     num_shards = axis_size("seq")
     if num_shards == 1:

@@ -73,7 +73,7 @@ class LatentAttention(nnx.Module):
         nope, rotary = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
         return checkpoint_name(jnp.concatenate([nope, apply_rope(rotary, angles)], axis=-1), "q")
 
-    def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T Dc+Dr"]:
+    def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T 1 Dc+Dr"]:
         """The normed latent, then the rotated rotary key: what the cache stores of a token."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ref import freeze, new_ref
 
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Float, Int, Shaped
 from lifecycle.parallel.collectives import axis_index, axis_size, ppermute_next, reduce_scatter
 
 AXIS = "layers"
@@ -92,12 +92,12 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return primals[0], tangents[1].astype(primals[0].dtype)
 
 
-def take_row(x: Float[Array, "B ..."], row: Int[Array, ""]) -> Float[Array, "1 ..."]:
+def take_row(x: Shaped[Array, "B ..."], row: Int[Array, ""]) -> Shaped[Array, "1 ..."]:
     """`x[row : row + 1]`."""
     return jax.lax.dynamic_slice_in_dim(x, row, 1)
 
 
-def own_rows(x: Float[Array, "B ..."]) -> Float[Array, "b ..."]:
+def own_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
     """The rows of a batch whose loss this pipeline stage computes: all stages share the head's work. All rows without a
     pipeline."""
     stages = axis_size(AXIS)

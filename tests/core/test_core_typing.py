@@ -5,10 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import pytest
+
 import lifecycle
 from lifecycle.core import typing as legend
+from lifecycle.kernels.cross_entropy import token_logprobs
 
-ARRAY_TYPES = {"Float", "Int", "Bool"}
+ARRAY_TYPES = {"Float", "Int", "Bool", "Shaped"}
 
 
 def shapes(module: ast.Module) -> Iterator[str]:
@@ -20,7 +24,7 @@ def shapes(module: ast.Module) -> Iterator[str]:
             assert isinstance(shape, ast.Constant) and isinstance(shape.value, str)
             yield shape.value
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"\b(?:Float|Int|Bool)\[Array, ['\"]([^'\"]*)['\"]\]", node.value)
+            yield from re.findall(r"\b(?:Float|Int|Bool|Shaped)\[Array, ['\"]([^'\"]*)['\"]\]", node.value)
 
 
 def letters(shape: str) -> set[str]:
@@ -40,3 +44,12 @@ def test_every_letter_of_a_signature_has_an_entry_in_the_legend_and_every_entry_
     entries = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     assert {letter: where for letter, where in used.items() if letter not in entries} == {}
     assert entries - used.keys() == set()
+
+
+def test_arrays_that_are_not_as_a_signature_says_are_errors_in_tests() -> None:
+    hidden, table, targets = jnp.zeros((2, 3, 8)), jnp.zeros((5, 8)), jnp.zeros((2, 3), jnp.int32)
+    assert token_logprobs(hidden, table, targets).shape == (2, 3)
+    with pytest.raises(TypeError, match="head"):
+        token_logprobs(hidden, jnp.zeros((5, 7)), targets)
+    with pytest.raises(TypeError, match="targets"):
+        token_logprobs(hidden, table, jnp.zeros((2, 3)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array, Batch, Float
+from lifecycle.core.typing import Array, Batch, Float, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, token_logprobs
 from lifecycle.model.pipeline import own_rows
 
@@ -18,7 +18,7 @@ class RowColumns:
 
     batch: Batch
 
-    def column(self, name: str) -> Float[Array, "b ..."]:
+    def column(self, name: str) -> Shaped[Array, "b ..."]:
         """The array `name` of these rows."""
         return own_rows(self.batch[name])
 
@@ -28,7 +28,7 @@ class TokenLikelihoods(RowColumns):
     """The likelihood of every target, computed on demand, so that logits are never stored."""
 
     hidden: Float[Array, "B t D"]
-    table: Float[Array, "V D"]  # the output projection, as the parameters have it
+    table: Float[Array, "V columns"]  # the output projection, as the parameters have it
     soft_cap: float | None
 
     @property

@@ -1,0 +1,74 @@
+"""Checks the array shapes of the package's signatures while tests run: within a call, a letter is one size.
+
+A plugin: importing it decorates the functions of `ROOMS`, by jaxtyping's import hook, when their modules are imported.
+Only arrays are checked, NumPy's too: placeholders that JAX puts into a tree, such as shardings, are passed on.
+"""
+
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+ROOMS = ("parallel", "kernels", "model", "weights", "training", "inference")
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, raising `TypeError` where an array argument or result does not have the shape that is written."""
+    signature = inspect.signature(function)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    if not any(map(_has_array, [*hints.values(), signature.return_annotation])):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            _check(hints[name], value, f"{function.__qualname__}: {name}")
+        result = function(*args, **kwargs)
+        _check(signature.return_annotation, result, f"{function.__qualname__}: its result")
+        return result
+
+    return call
+
+
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
+
+
+def _has_array(hint: Any) -> bool:
+    return _is_array(hint) or any(map(_has_array, typing.get_args(hint)))
+
+
+def _check(hint: Any, value: Any, what: str) -> None:
+    origin: Any = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, tuple) and len(value) == len(typing.get_args(hint)):
+        for part, element in zip(typing.get_args(hint), value, strict=True):
+            _check(part, element, what)
+    elif origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            _check(part, value, what)
+    elif _is_array(hint) and _is_plain(value) and not isinstance(value, _of_any_array(hint)):
+        raise TypeError(f"{what} is {value.dtype}{list(value.shape)}, its signature says {hint.__name__}")
+
+
+def _is_plain(value: Any) -> typing.TypeGuard[jax.Array | np.ndarray]:
+    """An array of numbers: no random key."""
+    return isinstance(value, jax.Array | np.ndarray) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+@functools.cache
+def _of_any_array(hint: Any) -> Any:
+    """The hint for NumPy's arrays too. A computed dimension (`H*Dv`) is of any size, and integers may be unsigned."""
+    dtype: Any = jaxtyping.Integer if hint.dtype is jaxtyping.Int else hint.dtype
+    dims = ("_" if re.search(r"\w[*+/-]", dim) else dim for dim in hint.dim_str.split())
+    return dtype[jax.Array | np.ndarray, " ".join(dims)]
+
+
+jaxtyping.install_import_hook([f"lifecycle.{room}" for room in ROOMS], f"{__name__}.checked")
