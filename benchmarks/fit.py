@@ -179,7 +179,7 @@ def _results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
 def _decode_cells(line: DecodeLine, folder: Path, progress: Progress) -> str:
     model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
     sizes = line.num_slots, line.max_seq_len, line.mesh
-    *_, plan = plan_engine(model, *sizes, topology, is_tuned=True, progress=progress)
+    (plan,) = plan_engine(model, *sizes, topology, is_tuned=True, progress=progress, names=["decode"])
     slots = f"{line.num_slots} x {line.max_seq_len}"
     cells = (line.config, _size(model), topology.name, str(topology.num_chips), mesh_name(line.mesh), slots)
     return "| " + " | ".join((*cells, *_decode_results(plan, topology.chip.hbm_bytes))) + " |"

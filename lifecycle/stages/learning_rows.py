@@ -9,7 +9,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,12 @@ def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> Row
         return DocumentRows(shards, train.seq_len, seed)
     sources = {name: DocumentRows(shards.of_source(name), train.seq_len, seed) for name in train.mixture}
     return Mixture(sources, train.mixture)
+
+
+def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
+    """Raises `ShardError` if a mixture of any stage names a source without a document: before the first one trains."""
+    for name in {name for train in stages if isinstance(train, NextTokenConfig) for name in train.mixture}:
+        shards.of_source(name)
 
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from lifecycle.core.machine import matmul_peak
 from lifecycle.core.progress import Progress
+from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.learning_rows import Learner, read_learning_rows
+from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
@@ -24,6 +25,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     """Trains the stage `name`; the artifact's content hash is its weights', independent of the checkpoint files."""
     train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
+    if "tokens" in inputs:
+        require_sources(config.train.values(), TokenShards(inputs["tokens"].path))
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)

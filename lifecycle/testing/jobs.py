@@ -87,6 +87,18 @@ def pair_rows(seed: int = 0) -> ReferenceRows:
     return ReferenceRows(rows, -20 * draw.random((rows.num_pairs, 2), np.float32))
 
 
+class StopAt(Silent):
+    """Progress that ends a run when a step is done, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        """Raises `KeyboardInterrupt` at the step."""
+        if done == self.step:
+            raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class TinyRun:
     """The settings in which the tests' runs differ."""

@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import TinyRun, rows_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, rows_of, tiny_job
 from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
@@ -20,17 +19,6 @@ from lifecycle.training.loop import run_job
 CLOSE = 1e-6
 RUN = TinyRun(steps=8, checkpoint_every=4, mesh={"fsdp": 2, "tensor": 2, "replica": 2})
 MESHES: list[dict[str, int]] = [{}, {"fsdp": 8}]
-
-
-class StopAt(Silent):
-    """Ends a run when a step is done, as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
-        if done == self.step:
-            raise KeyboardInterrupt
 
 
 class Watched(RowBatches):

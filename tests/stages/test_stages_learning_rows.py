@@ -19,7 +19,7 @@ from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learning_rows import document_rows, heldout_bits
+from lifecycle.stages.learning_rows import document_rows, heldout_bits, require_sources
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
@@ -75,8 +75,10 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
     assert sum(is_code({})) / PERIOD == pytest.approx(1210 / 4198, abs=0.02)  # by their tokens
     assert sum(is_code({"code": 3, "prose": 1})) == PERIOD * 3 // 4
     assert all(is_code({"code": 1}))
-    with pytest.raises(ShardError, match="no document of source 'law'"):
-        document_rows(shards, TRAIN.model_copy(update={"mixture": {"law": 1.0}}), seed=0)
+    mixed = [TRAIN.model_copy(update={"mixture": {name: 1.0}}) for name in ("code", "law")]
+    require_sources([TRAIN, mixed[0]], shards)
+    with pytest.raises(ShardError, match="no document of source 'law' in train; there are code, prose"):
+        require_sources([TRAIN, *mixed], shards)
 
 
 def test_nothing_held_out_is_no_measurement() -> None:

@@ -15,7 +15,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import abstract_params, init_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, tiny_job
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
@@ -72,15 +72,6 @@ def test_a_checkpoint_has_the_trained_part_and_the_frozen_one_is_written_once(fr
     read = read_params(folder, abstract_params(MODEL))
     for name, array in unstack(weights(frozen)).items():
         assert np.array_equal(read(name, None), array)
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
-        if done == self.step:
-            raise KeyboardInterrupt
 
 
 def test_a_stopped_run_goes_on_with_the_frozen_parameters_that_it_saved(frozen: Path, tmp_path: Path) -> None:

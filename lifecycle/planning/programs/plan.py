@@ -1,6 +1,6 @@
 """One program planned: compiled for a topology, or read from what was kept, and measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,15 @@ def plan_engine(
     topology: Topology,
     is_tuned: bool,
     progress: Progress,
+    names: Collection[str] = ("prefill", "decode"),
 ) -> Iterator[ProgramPlan]:
-    """Plans of the engine's programs on a mesh over the topology, each as soon as it is made; on one chip of two
-    devices a mesh of one is on the first. Raises `ConfigError` where mesh, topology and sizes do not match."""
+    """Plans of the engine's programs `names` on a mesh over the topology, each as soon as it is made; on one chip of
+    two devices a mesh of one is on the first. Raises `ConfigError` where mesh, topology and sizes do not match."""
     is_one = mesh.size == topology.num_chips == 1
     laid = mesh_of_one(topology) if is_one else mesh_over(topology, mesh, section="serve.mesh", axis="tensor")
     for program in engine_programs(model, num_slots, max_seq_len, laid):
-        yield plan_program(program, topology, is_tuned, progress)
+        if program.name in names:
+            yield plan_program(program, topology, is_tuned, progress)
 
 
 def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, progress: Progress) -> ProgramPlan:
