@@ -1,8 +1,9 @@
 """Models that have every feature of a layer between them, and the meshes of eight devices they are tested on.
 
 They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
-axes meets on some mesh: the six axes are cut into two meshes of three in four ways. Meshes with an axis of more than
-two devices are slow tests; the mark `matrix` has every model on every mesh.
+axes meets on some mesh: the six axes are cut into two meshes of three in four ways. The default tests have half of
+these; the other half, and meshes with an axis of more than two devices, are slow tests. The mark `matrix` has every
+model on every mesh.
 """
 
 from itertools import product
@@ -58,15 +59,18 @@ MODELS = {
 
 type Case = tuple[str, dict[str, int]]  # a model and a mesh
 
-PAIRWISE: list[Case] = [
+DEFAULT: list[Case] = [  # each kind of model, and each axis but `replica` and `stage` twice or more
     ("dense", {"replica": 2, "fsdp": 2, "tensor": 2}),
+    ("experts", {"expert": 2, "context": 2, "tensor": 2}),
+    ("projection", {"fsdp": 2, "expert": 2, "context": 2}),
+    ("latent", {"stage": 2, "fsdp": 2, "tensor": 2}),
+]
+PAIRWISE: list[Case] = [
+    *DEFAULT,
     ("dense", {"stage": 2, "expert": 2, "context": 2}),
     ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
-    ("experts", {"expert": 2, "context": 2, "tensor": 2}),
     ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
-    ("projection", {"fsdp": 2, "expert": 2, "context": 2}),
     ("dense first", {"replica": 2, "expert": 2, "context": 2}),
-    ("latent", {"stage": 2, "fsdp": 2, "tensor": 2}),
 ]
 LARGE: list[Case] = [
     ("dense", {"context": 4}),
@@ -105,8 +109,8 @@ def case_of(model: str, axes: dict[str, int], *marks: pytest.MarkDecorator) -> A
 
 
 def every_case() -> list[Any]:
-    """The pairs, the large axes as slow tests, and the rest of the matrix by its mark."""
+    """Half of the pairs; the others and large axes as slow tests; the rest of the matrix by its mark."""
     matrix = [*product(MODELS, FLAT), *product(MODELS.keys() - {"dense first"}, PIPELINES)]
     rest = sorted((case for case in matrix if case not in PAIRWISE + LARGE), key=str)
-    large = [case_of(*case, pytest.mark.slow) for case in LARGE]
-    return [*(case_of(*case) for case in PAIRWISE), *large, *(case_of(*case, pytest.mark.matrix) for case in rest)]
+    slow = [case_of(*case, pytest.mark.slow) for case in PAIRWISE[len(DEFAULT) :] + LARGE]
+    return [*(case_of(*case) for case in DEFAULT), *slow, *(case_of(*case, pytest.mark.matrix) for case in rest)]

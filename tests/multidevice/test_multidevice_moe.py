@@ -147,6 +147,7 @@ MORE = [("plain", mesh) for mesh in MESHES if ("plain", mesh) not in CASES]
 
 
 @pytest.mark.parametrize(("kind", "mesh"), [*CASES, *(pytest.param(*case, marks=pytest.mark.matrix) for case in MORE)])
+@pytest.mark.slow  # the default tests have whole models with experts
 def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
     moe, wanted = KINDS[kind], one_device(kind)
     assert_equal(on_mesh(moe, MESHES[mesh])(layer(moe)[1], *inputs()), wanted)

@@ -70,7 +70,11 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
     return chat_model(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"stage": 2, "context": 2, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 2, "tensor": 2}, pytest.param({"stage": 2, "context": 2, "fsdp": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_sharded_model_is_evaluated_where_its_weights_are(axes: dict[str, int]) -> None:
     """Choices and generations over the mesh: no device ever has the whole model."""
     pairs: Sequence[tuple[list[int], list[int]]] = [([1, 2, 3], [4, 5]), ([7] * 40, [8, 9, 10])]

@@ -99,7 +99,11 @@ def test_damaged_frozen_parameters_are_not_used(frozen: Path, tmp_path: Path) ->
         load_params(folder, abstract_params(MODEL))
 
 
-@pytest.mark.parametrize("freeze", [("blocks",), ("blocks.*.attention", "head"), ("embed", "head", "norm.scale")])
+@pytest.mark.parametrize(
+    "freeze",
+    [("blocks",), *(pytest.param(names, marks=pytest.mark.slow)
+                    for names in (("blocks.*.attention", "head"), ("embed", "head", "norm.scale")))],
+)  # fmt: skip
 def test_parts_train_with_muon_on_a_mesh(tmp_path: Path, freeze: tuple[str, ...]) -> None:
     settings = replace(RUN, steps=3, optimizer="muon", mesh={"fsdp": 2, "tensor": 2, "replica": 2})
     run_job(job(tmp_path, *freeze, settings=settings), Silent())
