@@ -1,1 +1,1 @@
-"""Planning: what a run needs and how fast it would be on chips that are not present, by the TPU compiler."""
+"""Planning: what a run needs and how fast it would be on chips that are not present, according to the compiler."""

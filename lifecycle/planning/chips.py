@@ -1,23 +1,24 @@
-"""The accelerators a plan can be made for: memory, rates and networks, each with where the figure comes from.
+"""The accelerators that a plan can target: memory, rates and networks, each figure with its source.
 
-Figures are per JAX device, which is a chip, but half a chip on tpu7x (two chiplets with their own memory); networks and
-prices are per chip. Bandwidths are one way. Rates are the vendors' peaks, never reached: what a program does with
-them is the plan's business.
+Figures are per JAX device: a chip, except on tpu7x, where it is half a chip (two chiplets with their own memory).
+Networks and prices are per chip. Bandwidths are one way. Rates are the vendors' peaks, which no program reaches; how
+close a program comes is for the plan to estimate.
 
-A TPU's `hbm_bytes` is what its compiler (libtpu 0.0.50.1) lets a program use: it says so when an array does not fit.
-The vendor states, per chip, v4 32 GiB, v5e 16 GB, v5p 95 GiB, v6e 32 GB, tpu7x 192 GiB. A GPU's is the total that the
-driver reports to a program, out of which its own context takes some.
+A TPU's `hbm_bytes` is what its compiler (libtpu 0.0.50.1) lets a program use, as stated in its error for an array that
+does not fit. The vendor states, per chip, v4 32 GiB, v5e 16 GB, v5p 95 GiB, v6e 32 GB, tpu7x 192 GiB. A GPU's is the
+total that the driver reports to a program, part of which the program's own context takes.
 
-The link to the host is PCIe: TPUs' rates by jax-ml.github.io/scaling-book/tpus; H100 and H200 as measured on 8 H200
-(stas00/ml-engineering network/README.md); A100 the stated rate of 16 lanes of PCIe 4. For tpu7x no figure is known.
+The link to the host is PCIe. The rates of TPUs are from jax-ml.github.io/scaling-book/tpus; those of H100 and H200 were
+measured on 8 H200 (stas00/ml-engineering network/README.md); that of A100 is the stated rate of 16 lanes of PCIe 4. For
+tpu7x no figure is known.
 
-A page that is named was read, as a stored copy, in November 2026; a figure is "second hand" where the vendor's own
-page was not read, and what repeats it is named.
+Every page named here was read as a stored copy in November 2026. A figure is marked "second hand" where the vendor's
+own page was not read; the source that repeats it is named.
 
-`flops_per_cycle` is what the chip's matrix units do in a cycle: units x rows x columns x 2. With the peak it gives the
-clock that turns the compiler's cycles into seconds. Its evidence: the compiler's own estimate for one bfloat16 product
-of 8192 x 8192 matrices with the scoped VMEM limit raised is, in FLOPs per cycle, v4 235,511 of 262,144 (both cores),
-v5e 128,158 of 131,072, v5p 257,805 of 262,144, v6e 482,330 of 524,288, tpu7x 483,674 of 524,288.
+`flops_per_cycle` is the FLOPs that a device's matrix units do in a cycle: units x rows x columns x 2. Together with the
+peak it gives the clock that turns the compiler's cycles into seconds. Evidence: for one bfloat16 product of 8192 x 8192
+matrices with the scoped VMEM limit raised, the compiler's own estimates in FLOPs per cycle are v4 235,511 of 262,144
+(both cores), v5e 128,158 of 131,072, v5p 257,805 of 262,144, v6e 482,330 of 524,288, tpu7x 483,674 of 524,288.
 """
 
 import difflib
@@ -30,27 +31,27 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator; `None` for what it does not have or no figure is known for."""
+    """One kind of accelerator; a figure is `None` if it does not apply or is unknown."""
 
     name: str
     hbm_bytes: int  # per device, usable
     bf16_flops: float  # per device and second, dense
     int8_ops: float | None  # per device and second, dense; None: the vendor states none
     hbm_bytes_per_s: float  # per device
-    links: int  # of the fast network, per chip; 2 per torus dimension
-    link_bytes_per_s: float  # of one link, one way
-    dcn_bytes_per_s: float  # of the network between slices or hosts, per chip
-    host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: no figure is known
+    links: int  # links of the fast network, per chip; 2 per torus dimension
+    link_bytes_per_s: float  # per link, one way
+    dcn_bytes_per_s: float  # over the network between slices or hosts, per chip
+    host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: unknown
     flops_per_cycle: int | None  # per device, bfloat16; None: no compiler estimates its cycles
     price_per_hour: float | None  # USD per chip, on demand, United States
     sources: str
     devices_per_chip: int = 1
-    torus_dims: int = 0  # 0: not a torus, every device of a host sees every other at the full rate
-    chip_config: str | None = None  # the compiler's name for "both cores are one device", where it is not the default
+    torus_dims: int = 0  # 0: not a torus; every device of a host reaches every other at the full rate
+    chip_config: str | None = None  # the compiler's name for "both cores are one device", if that is not the default
 
     @property
     def is_tpu(self) -> bool:
-        """Whether programs for it can be compiled without it."""
+        """Whether it is a TPU, so that programs for it can be compiled without the chip."""
         return self.torus_dims > 0
 
     @property
@@ -140,7 +141,7 @@ CHIPS = {
             name="tpu7x",
             hbm_bytes=int(94.74 * GIB),
             bf16_flops=2307e12 / 2,
-            int8_ops=None,  # float8 instead, twice the bfloat16 rate
+            int8_ops=None,  # it has float8 instead, at twice the bfloat16 rate
             hbm_bytes_per_s=7380e9 / 2,
             links=6,
             link_bytes_per_s=100e9,

@@ -14,7 +14,7 @@ from lifecycle.training.objectives.registry import objective_kind
 
 
 class _RunFile(Section):
-    """The sections that are read; others are ignored."""
+    """The sections that planning reads; others are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,11 +30,11 @@ class StepConfig:
     model: ModelConfig
     mesh: MeshConfig
     train: CrossEntropyConfig
-    section: str  # of the file, where the stage's settings are
+    section: str  # the file's section with the stage's settings
 
 
 def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
-    """The first training stage of a run's file with one model.
+    """Reads the first training stage from the file of a run with one model.
 
     Raises `ConfigError` for an unreadable file, or if that stage does not train on token or chat rows.
     """

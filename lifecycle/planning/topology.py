@@ -1,7 +1,8 @@
 """Devices that are not present: a slice's topology by name, from the TPU compiler, and our mesh over it.
 
-`v5p:4x4x4` is a chip and a shape in chips; a suffix `*2` means two such slices, connected by the data-centre network.
-The compiler's library reads its environment when it is loaded, so call `prepare` before the first topology.
+`v5p:4x4x4` names a chip and a shape in chips; a suffix `*2` means two such slices, connected by the data-centre
+network. The compiler's library (libtpu) reads its environment when it is loaded, so call `prepare` before the first
+topology.
 """
 
 import math
@@ -23,21 +24,21 @@ from lifecycle.planning.chips import CHIPS, Chip, find_chip
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-# The compiler's library without chips: JAX itself runs on the CPU, and the library neither asks a cloud's metadata
-# server what machine this is nor takes the lock that keeps two programs from one chip.
+# Loads libtpu without chips: JAX itself runs on the CPU, and libtpu neither queries a cloud's metadata server nor takes
+# the lock that keeps two programs from sharing a chip.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any will do: without one the library complains on stderr
-    "TPU_WORKER_HOSTNAMES": "localhost",  # the same
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any value works; without one libtpu complains on stderr
+    "TPU_WORKER_HOSTNAMES": "localhost",  # likewise
 }
 PATTERN = re.compile(r"(?P<chip>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)(\*(?P<slices>\d+))?")
-WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice closes to a ring at a full pod's side; a 3-D one in multiples of 4
+WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice wraps at a full pod's side, a 3-D one at multiples of 4
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A number of equal slices of one kind of chip. `shape` is in chips per dimension; GPUs have one number."""
+    """One or more equal slices of one kind of chip. `shape` is in chips per dimension; a GPU's has one dimension."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -45,32 +46,35 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As it is written: `v5p:4x4x4*2`."""
+        """The topology as users write it: `v5p:4x4x4*2`."""
         slices = f"*{self.num_slices}" if self.num_slices > 1 else ""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}{slices}"
 
     @property
     def num_chips(self) -> int:
-        """Of all slices."""
+        """Chips of all slices."""
         return math.prod(self.shape) * self.num_slices
 
     @property
     def num_devices(self) -> int:
-        """JAX devices of all slices: a chip is one or two."""
+        """JAX devices of all slices: one or two per chip."""
         return self.num_chips * self.chip.devices_per_chip
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """Which dimensions close to a ring. Without it the compiler turns gathers over all dimensions into sums of
-        zero-filled arrays, with twice the traffic."""
+        """Which dimensions wrap around to form a ring.
+
+        Without wrap-around the compiler turns an all-gather over all dimensions into an all-reduce of zero-filled
+        arrays, with twice the traffic.
+        """
         if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
-            return (False, False, False)  # the optical switches that close rings join cubes of 4 only
+            return (False, False, False)  # the optical switches that close rings only join cubes of 4
         closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
         return (*closed, False, False, False)[:3]  # pyright: ignore[reportReturnType]
 
 
 def parse_topology(text: str) -> Topology:
-    """Reads `chip:shape` or `chip:shape*slices`; raises `ConfigError` that shows the form or the nearest name."""
+    """Parses `chip:shape` or `chip:shape*slices`; raises `ConfigError` with the expected form or the nearest name."""
     match = PATTERN.fullmatch(text.strip().lower())
     if match is None:
         raise ConfigError(
@@ -88,11 +92,11 @@ def parse_topology(text: str) -> Topology:
 
 
 def prepare() -> None:
-    """Sets the environment in which the TPU compiler loads without a TPU; call it before JAX touches a device."""
+    """Sets the environment that lets the TPU compiler load without a TPU; call it before JAX touches a device."""
     import jax
 
     os.environ.update(ENVIRONMENT)
-    jax.config.update("jax_platforms", "cpu")  # JAX read its own variable when it was imported
+    jax.config.update("jax_platforms", "cpu")  # setting JAX_PLATFORMS is too late: JAX read it on import
 
 
 def has_compiler() -> bool:
@@ -102,7 +106,7 @@ def has_compiler() -> bool:
 
 @cache
 def devices(topology: Topology) -> tuple[Any, ...]:
-    """The topology's devices, for compilation only. Raises `ConfigError` without a compiler for them."""
+    """The topology's devices, for compilation only. Raises `ConfigError` if there is no compiler for them."""
     if not topology.chip.is_tpu:
         raise ConfigError(
             f"topology={topology.name}: only TPU programs can be compiled without the chip; "
@@ -137,10 +141,10 @@ def device_coordinates(devices: np.ndarray) -> np.ndarray:
 
 
 def mesh_over(topology: Topology, config: MeshConfig, section: str = "mesh", axis: str = "fsdp") -> "Mesh":
-    """Our mesh over the topology, laid out as a job on such devices does; `section` of the run's file has its sizes.
+    """Our mesh over the topology, laid out as in a job on such devices; `section` of the run's file has its sizes.
 
-    Raises `ConfigError` if the sizes do not use every device, with a size of `axis` that does, or if an axis that needs
-    the fast network would span slices.
+    Raises `ConfigError` if the sizes do not use exactly all devices (it suggests a size of `axis` that does), or if an
+    axis that needs the fast network would span slices.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     check_fits(topology, sizes, section, axis)
@@ -153,7 +157,7 @@ def mesh_of_one(topology: Topology) -> "Mesh":
 
 
 def check_fits(topology: Topology, sizes: Mapping[str, int], section: str = "mesh", axis: str = "fsdp") -> None:
-    """Raises `ConfigError` unless the mesh is exactly the topology's devices, with `replica` across its slices."""
+    """Raises `ConfigError` unless the mesh uses exactly the topology's devices, with `replica` across its slices."""
     product = math.prod(sizes.values())
     if product != topology.num_devices:
         shape = " x ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "one device"

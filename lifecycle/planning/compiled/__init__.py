@@ -1,1 +1,1 @@
-"""A compiled module read: its instructions, loops, products, kernels, traffic, collectives, memory and schedule."""
+"""Reads a compiled module: instructions, loops, products, kernels, traffic, collectives, memory and schedule."""

@@ -1,14 +1,15 @@
-"""The collectives of a compiled module: bytes, mesh axes, and whether the main core computes meanwhile.
+"""The collectives of a compiled module: bytes, mesh axes, and whether computation overlaps them.
 
-Payload, per device: an all-gather's is its output, every other's its input; a loop's counts as often as it runs. (The
-own part of a gather is counted, as is usual where two programs are compared; `wire_bytes` leaves it out: what a device
-has to send over a ring, 2 (n - 1) / n of the payload for an all-reduce, (n - 1) / n for the others.)
+The payload per device is an all-gather's output and every other collective's input; one in a loop counts once per trip.
+(An all-gather's payload includes the device's own shard, as is usual when two programs are compared. `wire_bytes`, the
+bytes that a device has to send over a ring, excludes it: 2 (n - 1) / n of the payload for an all-reduce, all of it for
+a permute or broadcast, (n - 1) / n for the others.)
 
-A collective appears in the text in six forms: by itself (the core waits), as `-start` and `-done`, as `send` and `recv`
-to other slices (its part inside a slice appears as separate collectives), inside a computation that `call-start` or
-`async-start` hands to another core, in a fusion with products, or as a chain of fusions: one starts it, some move it on
-along with their products, one ends it; all bear its `chain_id`. In all but the first the compiler has planned what is
-computed meanwhile: the cycles scheduled between start and done. A fusion may also be only a collective (a sum with its
+A collective appears in the text in six forms: alone (the core waits), as `-start` and `-done`, as `send` and `recv` to
+other slices (the exchange within a slice appears as separate collectives), inside a computation that `call-start` or
+`async-start` hands to another core, in a fusion with products, or as a chain of fusions: one starts it, some advance it
+alongside their products, one ends it; all share its `chain_id`. In all but the first, the compiler has scheduled work
+to overlap it: the cycles between start and done. A fusion may also contain only a collective (an all-reduce with its
 slice): then nothing overlaps it.
 """
 
@@ -33,7 +34,7 @@ _MEETING = re.compile(r'_xla_host_transfer_rendezvous="[^"]*"')
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of the program and what is scheduled meanwhile; bytes and cycles are of one run."""
+    """One collective and the work scheduled while it is in flight; bytes and cycles are per run."""
 
     kind: str
     axes: tuple[str, ...]
@@ -41,26 +42,26 @@ class Collective:
     payload_bytes: int
     runs: int
     is_async: bool
-    overlapped_cycles: int  # of the main core, between start and done, or of the fusion that it is part of
+    overlapped_cycles: int  # the main core's, between start and done or in the fusion that contains the collective
     overlapped_kernels: tuple[str, ...]  # Pallas calls between start and done, which have no cycle estimate
     operation: str
-    within: str  # the computation on whose schedule it is
+    within: str  # the computation whose schedule contains it
     begins: str  # the instruction there that starts it
-    ends: str | None  # and the one that waits for it; None: the same
+    ends: str | None  # the instruction there that waits for it; None: the same one
 
     @property
     def is_to_host(self) -> bool:
-        """Whether it crosses the link between the device and its host, and no network (`host.py`)."""
+        """Whether it crosses the link between the device and its host instead of a network (`host.py`)."""
         return self.axes == ("host",)
 
     @property
     def is_overlapped(self) -> bool:
-        """Whether the main core has work meanwhile."""
+        """Whether the main core has work while the collective is in flight."""
         return self.is_async and (self.overlapped_cycles > 0 or bool(self.overlapped_kernels))
 
     @property
     def wire_bytes(self) -> float:
-        """What a device sends in one run."""
+        """Bytes that a device sends in one run."""
         if self.is_to_host or self.kind in ("collective-permute", "collective-broadcast"):
             return float(self.payload_bytes)
         share = (self.group_size - 1) / self.group_size
@@ -69,20 +70,19 @@ class Collective:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What the main core does between a collective's start and done; `ends` is the instruction that waits, if it is
-    another one."""
+    """The main core's work between a collective's start and done."""
 
     cycles: int
-    begins: str | None = None  # the instruction that starts it, if it is not the one that names it
-    ends: str | None = None
+    begins: str | None = None  # the instruction that starts the collective; None: the one that is or contains it
+    ends: str | None = None  # the instruction that waits for it; None: the same one
     kernels: tuple[str, ...] = ()
 
 
 def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
-    """All collectives in schedule order. Those over axes of one device are left out: nothing is sent."""
+    """All collectives in schedule order, except those over groups of one device, which send nothing."""
     all_collectives = []
     for e in program.executed:
-        if not e.is_on_other_core:  # what another core runs is counted where it is started
+        if not e.is_on_other_core:  # another core's work is counted where it is started
             all_collectives += [
                 _collective(instruction, within, overlap, e, mesh)
                 for instruction, within, overlap in _at(program, e.instruction, e.within)
@@ -93,7 +93,7 @@ def collectives(program: Program, mesh: MeshShape) -> list[Collective]:
 def _at(
     program: Program, instruction: Instruction, within: Computation
 ) -> Iterator[tuple[Instruction, Computation, Overlap | None]]:
-    """Collectives that an instruction is or holds, each with its computation and what runs meanwhile."""
+    """Collectives that an instruction is or contains, each with its computation and overlap (`None`: synchronous)."""
     if instruction.opcode in KINDS:
         yield instruction, within, None
     elif instruction.opcode in _STARTS:
@@ -147,9 +147,11 @@ def _collective(
 
 
 def _is_cut_inside(instruction: Instruction, within: Computation, e: Executed) -> bool:
-    """Whether this is a reduce-scatter as the TPU compiler writes most of them: a fusion of its own kind round a sum
-    and the slice that a device keeps. (Its notes: emitter `SingleInputAllReduceScatterFusion`, a ring whose shards are
-    a device's parts.) With a slice outside of the fusion it stays an all-reduce: every device gets the full sum.
+    """Whether this all-reduce is a reduce-scatter as the TPU compiler writes most of them.
+
+    That is a `kCustom` fusion of the all-reduce and the slice that a device keeps. (The compiler's notes: emitter
+    `SingleInputAllReduceScatterFusion`, a ring whose shards are the devices' slices.) With the slice outside the fusion
+    it stays an all-reduce: every device gets the full sum.
     """
     if instruction.opcode != "all-reduce" or e.instruction.attribute("kind") != "kCustom":
         return False
@@ -158,8 +160,10 @@ def _is_cut_inside(instruction: Instruction, within: Computation, e: Executed) -
 
 
 def _data(kind: str, instruction: Instruction) -> tuple[str, ...]:
-    """The operands that are sent. A ragged exchange's others are its output's buffer, offsets and sizes; a send's is a
-    token."""
+    """The operands that are sent.
+
+    The other operands of a ragged all-to-all are its output buffer, offsets and sizes; that of a `send` is a token.
+    """
     return (
         instruction.operands[:1]
         if kind == "ragged-all-to-all" or instruction.opcode == "send"
@@ -168,14 +172,14 @@ def _data(kind: str, instruction: Instruction) -> tuple[str, ...]:
 
 
 def _result(instruction: Instruction, within: Computation) -> Instruction:
-    """The instruction whose type is the collective's result."""
+    """The instruction whose type is the type of the collective's result."""
     if instruction.opcode == "send":
         return done_of(_partner(instruction, within), within)
     return done_of(instruction, within) if instruction.opcode in _STARTS else instruction
 
 
 def _slice_kind(send: Instruction) -> str:
-    """What a `send` between slices is a part of."""
+    """The kind of collective that a `send` between slices belongs to."""
     transfer = _BETWEEN_SLICES.search(send.attributes)
     assert transfer is not None, f"{send.name} does not go to another slice"
     kind = {"ONE_TO_ONE": "collective-permute"}.get(transfer[1], transfer[1].lower().replace("_", "-"))
@@ -184,17 +188,17 @@ def _slice_kind(send: Instruction) -> str:
 
 
 def _partner(send: Instruction, within: Computation) -> Instruction:
-    """The `recv` that gets what the other slices answer to this `send`."""
+    """The `recv` that gets the other slices' data for this `send`: the one with the same rendezvous."""
     meeting = _MEETING.search(send.attributes)
     assert meeting is not None, f"{send.name} has no rendezvous: {send.attributes[:200]}"
     return next(i for i in within.instructions if i.opcode == "recv" and meeting[0] in i.attributes)
 
 
 def _inner(program: Program, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
-    """Collectives in the computations that an instruction refers to, fusions' included."""
+    """Collectives in the computations that an instruction calls, including those in nested fusions and calls."""
     for role, name in instruction.called.items():
         if role == "to_apply" and instruction.opcode not in ("call-start", "call"):
-            continue  # the sum of a reduction
+            continue  # the reducer, such as a sum
         computation = program.module.computations[name]
         for inner in computation.instructions:
             if inner.opcode in KINDS:
@@ -204,14 +208,14 @@ def _inner(program: Program, instruction: Instruction) -> Iterator[tuple[Instruc
 
 
 def done_of(start: Instruction, within: Computation) -> Instruction:
-    """The instruction that waits for what this one started, through updates on the way."""
+    """The `-done` that waits for this start, found through any `-update` in between."""
     followers = [i for i in within.users(start.name) if i.opcode.endswith(("-done", "-update"))]
     assert followers, f"{start.name} in {within.name} is started, and no instruction waits for it"
     return followers[0] if followers[0].opcode.endswith("-done") else done_of(followers[0], within)
 
 
 def _begun(start: Instruction, within: Computation) -> Instruction:
-    """The instruction that has given the other core all its data: the last update before the wait."""
+    """The instruction that hands the other core the last of its data: the last `-update`, else the start itself."""
     updates = [i for i in within.users(start.name) if i.opcode.endswith("-update")]
     return _begun(updates[0], within) if updates else start
 
@@ -233,7 +237,7 @@ def _has_target(computation: Computation, target: str) -> bool:
 
 
 def between(program: Program, within: Computation, start: Instruction, done: Instruction) -> Overlap:
-    """Cycles and kernels of the main core between two instructions."""
+    """The main core's cycles and kernels between two instructions."""
     names = [i.name for i in within.instructions]
     inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
     kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))

@@ -1,15 +1,14 @@
-"""The compiler's result for a program: the facts that everything else is derived from, and that are cached on disk."""
+"""The compiler's result for a program: the facts that are cached on disk and from which everything else is derived."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """A compiled program, or how much memory one that does not fit would need. Bytes are per device; of what does not
-    fit only the peak is known."""
+    """A compiled program; for a program that does not fit, only the peak is known. Bytes are per device."""
 
     module: str | None  # the compiled module's text; None: the program does not fit
-    peak_bytes: int  # the largest sum of buffers that live at once, arguments included
+    peak_bytes: int  # the largest sum of buffers that are live at once, arguments included
     argument_bytes: int
     code_bytes: int
     host_bytes: int

@@ -15,8 +15,11 @@ _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Axis names and sizes. A program's device numbers count the mesh's devices in order, the last axis fastest; over
-    several slices those of one slice, and the first axis crosses them."""
+    """Axis names and sizes.
+
+    A program numbers the mesh's devices in order, the last axis fastest; with several slices, it numbers those of one
+    slice, and the first axis crosses slices.
+    """
 
     axes: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -48,7 +51,7 @@ def axes_of(instruction: Instruction, mesh: MeshShape) -> tuple[tuple[str, ...],
 
 
 def _listed(text: str, num_devices: int) -> np.ndarray:
-    """Device numbers, one row a group, from `{{0,1},{2,3}}` or `[2,2]<=[2,2]T(1,0)`; empty means all."""
+    """Device numbers, one row per group, from `{{0,1},{2,3}}` or `[2,2]<=[2,2]T(1,0)`; empty means all."""
     iota = _IOTA.match(text)
     if iota:
         shape, order, swapped = ([int(n) for n in (part or "").split(",") if n] for part in iota.groups())
@@ -59,7 +62,7 @@ def _listed(text: str, num_devices: int) -> np.ndarray:
 
 
 def _varying(groups: np.ndarray, mesh: MeshShape) -> tuple[str, ...]:
-    """Axes along which the members of a group differ, whichever group it is."""
+    """Axes along which the members of any group differ."""
     indices = np.array(np.unravel_index(groups, mesh.sizes))  # [axes, groups, members]
     differ = (indices != indices[:, :, :1]).any(axis=(1, 2))
     return tuple(axis for axis, moves in zip(mesh.axes, differ, strict=True) if moves)

@@ -1,8 +1,8 @@
-"""FLOPs of matrix products in a compiled module: `dot`, and `convolution`, which the TPU compiler turns products into.
+"""FLOPs of matrix products in a compiled module: `dot`, and `convolution`, into which the TPU compiler turns products.
 
-A product's batch dimensions become a convolution's spatial ones, with padding or dilation that excludes what is not
-part of the product. So only pairs of an output and a window position that meet an element are counted, as in XLA's own
-analysis (openxla.org/xla/operation_semantics#conv_convolution).
+A product's batch dimensions become a convolution's spatial ones, with padding or dilation that excludes everything
+outside the product. So only pairs of an output position and a window position that hit an input element are counted, as
+in XLA's own analysis (openxla.org/xla/operation_semantics#conv_convolution).
 """
 
 import math
@@ -25,7 +25,7 @@ def product_flops(instruction: Instruction, within: Computation) -> float:
 
 
 def flops_of(computation: Computation) -> float:
-    """FLOPs of the matrix products in a computation, without those that it calls."""
+    """FLOPs of the matrix products in a computation itself, not in those that it calls."""
     return sum(product_flops(i, computation) for i in computation.instructions)
 
 
@@ -67,7 +67,7 @@ def _window(text: str, num_spatial: int) -> tuple[list[int], ...]:
 
 @cache
 def _pairs(size_in: int, size_out: int, window: int, stride: int, pad: int, dilate_in: int, dilate_window: int) -> int:
-    """How many pairs of output and window position meet an element of the input."""
+    """How many pairs of an output position and a window position hit an element of the input."""
     outputs = np.arange(size_out, dtype=np.int64) * stride - pad
     count = 0
     for offset in range(window):

@@ -1,7 +1,8 @@
-"""The text of a compiled XLA module, read into computations and instructions.
+"""Parses the text of a compiled XLA module into computations and instructions.
 
 The TPU compiler prints its module in schedule order with its cost estimates (`estimated_cycles`) in each instruction's
-backend configuration. What must hold: no instruction is lost, and what cannot be read is an error that quotes the line.
+backend configuration. What must hold: no instruction is lost, and a line that cannot be parsed raises an error that
+quotes it.
 Source: the text form of XLA's HLO (openxla.org/xla/operation_semantics), libtpu 0.0.50.1.
 """
 
@@ -16,7 +17,7 @@ BITS = {
     "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
     "f4e2m1fn": 4, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8, "f8e3m4": 8, "f8e4m3b11fnuz": 8, "f8e8m0fnu": 8,
 }  # fmt: skip
-HBM = 0  # the memory space without a mark; S(1) is a core's VMEM, S(2) its semaphores
+HBM = 0  # the default memory space, printed without S(n); S(1) is a core's VMEM, S(2) its semaphores
 HOST = 5  # S(5): the host's pinned memory
 
 _HEAD = re.compile(r"(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
@@ -31,7 +32,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Shape:
-    """One array of a type."""
+    """One array in an instruction's type."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -39,7 +40,7 @@ class Shape:
 
     @property
     def num_bytes(self) -> int:
-        """Without padding."""
+        """Size in bytes, without padding."""
         return math.ceil(math.prod(self.dims) * BITS[self.dtype] / 8)
 
 
@@ -56,7 +57,7 @@ class Instruction:
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """The arrays of its result; a tuple's in order."""
+        """The arrays of its result; those of a tuple in order."""
         return tuple(read_shapes(self.type))
 
     @cached_property
@@ -66,13 +67,13 @@ class Instruction:
 
     @cached_property
     def cycles(self) -> int:
-        """The compiler's own estimate; 0 where it gives none (kernels, collectives, asynchronous copies)."""
+        """The compiler's own estimate; 0 if it gives none (kernels, collectives, asynchronous copies)."""
         match = _CYCLES.search(self.attributes)
         return int(match[1]) if match else 0
 
     @cached_property
     def called(self) -> dict[str, str]:
-        """Computations it refers to, by role."""
+        """Names of the computations that it calls, by role."""
         roles = dict(_CALLED.findall(self.attributes))
         branches = _BRANCHES.search(self.attributes)
         if branches:
@@ -80,7 +81,7 @@ class Instruction:
         return roles
 
     def attribute(self, name: str) -> str | None:
-        """The value of `name=...` up to the next attribute, without its braces; `None` if it is not there."""
+        """The value of `name=...` up to the next attribute, without its braces; `None` if absent."""
         match = re.search(rf"(?:^|, ){re.escape(name)}=", self.attributes)
         if match is None:
             return None
@@ -104,16 +105,16 @@ class Computation:
 
     @cached_property
     def root(self) -> Instruction:
-        """The instruction whose value the computation gives."""
+        """The instruction whose value the computation returns."""
         return next((i for i in self.instructions if i.is_root), self.instructions[-1])
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By position."""
+        """Parameters by position."""
         return {int(i.argument): i for i in self.instructions if i.opcode == "parameter"}
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that read this one."""
+        """The instructions that have `name` as an operand."""
         return [i for i in self.instructions if name in i.operands]
 
 
@@ -127,7 +128,7 @@ class Module:
 
 
 def read_shapes(text: str) -> Iterator[Shape]:
-    """The arrays in a type's text."""
+    """The arrays in the text of a type."""
     for match in _SHAPE.finditer(text):
         dims = tuple(int(d.strip("<= ")) for d in match["dims"].split(",") if d.strip("<= "))
         space = _SPACE.search(match["layout"] or "")
@@ -135,7 +136,7 @@ def read_shapes(text: str) -> Iterator[Shape]:
 
 
 def parse_module(text: str) -> Module:
-    """Reads a module's text as `compiled.as_text()` gives it; raises `ValueError` for any other text."""
+    """Parses a module's text as returned by `compiled.as_text()`; raises `ValueError` for any other text."""
     if not text.startswith("HloModule"):
         raise ValueError(f"not the text of a compiled module: it begins with {text[:40]!r}")
     computations: dict[str, Computation] = {}
@@ -146,9 +147,9 @@ def parse_module(text: str) -> Module:
             name, lines = "", []
         elif name and re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
             lines.append(line.strip())
-        elif name:  # an attribute with line breaks in it
+        elif name:  # the previous instruction continues: an attribute contains line breaks
             lines[-1] += line
-        elif (head := _HEAD.match(line)) is not None:  # outside a computation: its head, or the table of source files
+        elif (head := _HEAD.match(line)) is not None:  # between computations: a header, or the table of source files
             name = head["name"]
             entry = name if line.startswith("ENTRY") else entry
     if entry not in computations:
@@ -174,7 +175,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket at `start` closes. Quoted text is skipped."""
+    """The index at which the bracket at `start` closes, skipping quoted text."""
     opening = text[start]
     closing = {"(": ")", "{": "}"}[opening]
     depth, quoted, i = 0, False, start

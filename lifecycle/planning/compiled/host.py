@@ -1,8 +1,9 @@
-"""What goes to the host's memory and back: activations that a rematerialisation policy offloads.
+"""Transfers between device memory and host memory: activations that a rematerialisation policy offloads.
 
-The compiler keeps them in arrays of memory space 5 (the host's pinned memory) and moves slices with asynchronous
-copies. They are read as collectives over the axis `host`, so the schedule shows what hides them: bytes are of one
-device. Source: the text of programs compiled for v5p and v6e with `save_and_offload_only_these_names`.
+The compiler keeps the activations in arrays of memory space 5 (the host's pinned memory) and moves slices with
+asynchronous copies. The copies are represented as collectives over an axis `host`, so the schedule shows what hides
+them; bytes are per device. Source: the text of programs compiled for v5p and v6e with
+`save_and_offload_only_these_names`.
 """
 
 from lifecycle.planning.compiled.collectives import Collective, Overlap, between, done_of
@@ -45,7 +46,7 @@ def _move(program: Program, e: Executed) -> list[Collective]:
 
 
 def _ends(instruction: Instruction, within: Computation) -> tuple[Shape, Shape] | None:
-    """Source and target of a copy, of the size that is moved; `None` for anything else."""
+    """Source and target of a copy, with the shape that is moved; `None` for any other instruction."""
     if instruction.opcode.endswith("-start"):
         return ends_of_copy(instruction)
     if instruction.opcode not in ("copy", "slice", "dynamic-slice", "dynamic-update-slice"):

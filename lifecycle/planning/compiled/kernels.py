@@ -1,14 +1,13 @@
 """Work of Pallas kernels, from their names and operands: the compiler's text has no estimate for them.
 
-Attention kernels are recognised by name. Ours (`flash`): `fwd` multiplies twice (q k', p v), `bwd` five times (q k',
-dO v', P' dO, dS' q, dS k), on arrays whose last dimension joins the heads. JAX's: `fwd` the same; `dq` three times
-(again q k', then dO v', dS k); `dkv` four times (q k', dO v', P' dO, dS' q). Rotations multiply no matrices. Grouped
-products are `gmm` (rows by one matrix each) and `tgmm` (its gradient for the matrices); `gated_rows`,
-between them in the backward pass, works element by element and moves its full buffers. Grouped products multiply only
-the rows that are filled; where rows are exchanged between devices, those of an even load: the buffer's rows over
-`dispatch.ROOM`.
+Attention kernels are recognised by name. Ours (`flash`) work on arrays whose last dimension merges the heads: `fwd` has
+two products (q k', p v), `bwd` five (q k', dO v', P' dO, dS' q, dS k). JAX's: `fwd` has the same two, `dq` three (q k'
+again, dO v', dS k), `dkv` four (q k', dO v', P' dO, dS' q). Rotations have none. Grouped products are `gmm` (each row
+by one matrix) and `tgmm` (its gradient with respect to the matrices); `gated_rows`, between them in the backward pass,
+is elementwise and moves its full buffers. Grouped products multiply filled rows only; where rows are exchanged between
+devices, those of an even load: the buffer's rows divided by `dispatch.ROOM`.
 
-A kernel takes what its products take at a share of the peak, or what its operands and results take at the memory's
+A kernel takes the time of its products at a share of the peak, or that of moving its operands and results at the HBM
 rate, whichever is longer.
 """
 
@@ -23,36 +22,38 @@ from lifecycle.planning.compiled.hlo import HBM, Shape
 from lifecycle.planning.compiled.program import Kernel
 
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
-ELEMENTWISE = {"rotate", "gated_rows"}  # bound by the memory's rate
+ELEMENTWISE = {"rotate", "gated_rows"}  # memory-bound
 FLOATS = {"bf16", "f32", "f16"}
-# The share of the matrix units' peak that a kernel is assumed to reach. Nothing was measured, and no published figure
-# for these kernels is known; a plan shows what other shares would mean.
+# The share of the matrix units' peak that a kernel is assumed to reach. Nothing was measured, and we know of no
+# published figure for these kernels; a plan shows what other shares would mean.
 ASSUMED_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class KernelWork:
-    """A kernel's calls in one run of the program; FLOPs of one call, `None` for a kernel of unknown name; and the bytes
-    that one call's operands and results have in HBM."""
+    """The calls of a kernel in one run of the program."""
 
     name: str
     calls: int
-    flops: float | None
-    hbm_bytes: float
+    flops: float | None  # per call; None: unknown
+    hbm_bytes: float  # per call, of operands and results in HBM
 
     @property
     def total_flops(self) -> float:
-        """Of all calls; 0 where they are not known."""
+        """FLOPs of all calls; 0 if unknown."""
         return self.calls * (self.flops or 0.0)
 
     def seconds(self, chip: Chip, share: float) -> float:
-        """Of one call, with products at this share of the peak."""
+        """Seconds of one call, with products at this share of the peak."""
         return max((self.flops or 0.0) / (chip.bf16_flops * share), self.hbm_bytes / chip.hbm_bytes_per_s)
 
 
 def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged: bool) -> list[KernelWork]:
-    """The work of each kernel. `attention_share` is the part of attention's square that a query sees, 0.5 for long
-    causal rows; grouped products have an even load if rows are exchanged between experts' devices."""
+    """The work of each kernel.
+
+    `attention_share` is the share of the attention matrix that queries see, 0.5 for long causal rows. With
+    `is_exchanged`, rows move between the experts' devices, and grouped products have an even load.
+    """
     works = []
     for k in kernels:
         flops = _flops(k, attention_share)
@@ -87,15 +88,17 @@ def _flops(kernel: Kernel, attention_share: float) -> float | None:
 
 
 def _flash(kernel: Kernel, q: Shape, k: Shape, v: Shape, attention_share: float) -> float:
-    """`[B, T, H * Dk]` queries, `[B, S, K * Dk]` keys and `[B, S, K * Dv]` values: how many query heads
-    share a key head follows from their widths."""
+    """FLOPs for `[B, T, H * Dk]` queries, `[B, S, K * Dk]` keys and `[B, S, K * Dv]` values.
+
+    How many query heads share a key head follows from the widths.
+    """
     pairs = math.prod(q.dims[:-1]) * k.dims[-2] * attention_share
     score, value = 2.0 * pairs * q.dims[-1], 2.0 * pairs * v.dims[-1] * q.dims[-1] / k.dims[-1]
     return 3 * score + 2 * value if "bwd" in kernel.name else score + value
 
 
 def _grouped(kernel: Kernel, floats: Sequence[Shape]) -> float | None:
-    """Rows m of width k by matrices [g, k, n], or for `tgmm` the sums of k by n products over rows."""
+    """FLOPs of m rows of width k by matrices `[g, k, n]`, or for `tgmm` of k by n products summed over the rows."""
     result = kernel.results[0].dims
     rows = next((shape.dims for shape in floats if len(shape.dims) == 2), None)
     if rows is None:

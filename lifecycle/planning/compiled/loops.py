@@ -1,7 +1,7 @@
-"""How often a compiled module's loops run.
+"""Trip counts of a compiled module's loops.
 
-XLA writes the count into the loop's backend configuration when it knows it (`known_trip_count`); the TPU compiler does
-not, so it is read from the text: start, step and bound of the counter that the condition compares.
+XLA writes a known trip count into the loop's backend configuration (`known_trip_count`); the TPU compiler does not, so
+it is derived from the text: start, step and bound of the counter that the condition compares.
 """
 
 import re
@@ -11,13 +11,13 @@ from functools import partial
 from lifecycle.planning.compiled.hlo import Computation, Instruction, Module
 
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_SAME = {"copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "broadcast"}  # pass a scalar on
+_SAME = {"copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "broadcast"}  # pass a scalar through
 _FLIPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """A computation and what its parameters are: instructions of the scope that refers to it."""
+    """A computation and the operands bound to its parameters: instructions of the scope that calls it."""
 
     computation: Computation
     operands: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class _Scope:
 
 
 def trip_count(module: Module, loop: Instruction, within: Computation) -> int | None:
-    """How often the body of this `while` runs; `None` where the bound is computed while the program runs."""
+    """The trip count of a `while`; `None` if the text does not show it, as with a bound computed at run time."""
     known = _KNOWN.search(loop.attributes)
     if known:
         return int(known[1])
@@ -49,7 +49,7 @@ def trip_count(module: Module, loop: Instruction, within: Computation) -> int | 
 
 
 def _count(start: int, step: int, bound: int, direction: str) -> int | None:
-    """Runs of a counter from `start` by `step` while it compares so to `bound`."""
+    """Trips of a counter from `start` by `step` for as long as its comparison (`direction`) with `bound` holds."""
     if (direction in ("LT", "LE")) != (step > 0) or direction not in _FLIPPED:
         return None
     distance = (bound - start) * (1 if step > 0 else -1) + (direction in ("LE", "GE"))
@@ -57,7 +57,7 @@ def _count(start: int, step: int, bound: int, direction: str) -> int | None:
 
 
 def _comparison(module: Module, scope: _Scope) -> tuple[str, str, str, _Scope] | None:
-    """Direction and both sides of the comparison that a condition ends in, inside a fusion too."""
+    """Direction, both sides and scope of the comparison at a condition's root, also inside a fusion."""
     root = scope.computation.root
     if root.opcode == "fusion":
         return _comparison(module, _Scope(module.computations[root.called["calls"]], root.operands, scope))
@@ -67,7 +67,7 @@ def _comparison(module: Module, scope: _Scope) -> tuple[str, str, str, _Scope] |
 
 
 def _counter(scope: _Scope, name: str) -> int | None:
-    """Which element of the loop's state this value is."""
+    """The index of this value in the loop's state; `None` if it is not an element of it."""
     instruction = scope.computation.by_name[name]
     if instruction.opcode in _SAME:
         return _counter(scope, instruction.operands[0])
@@ -81,7 +81,7 @@ def _counter(scope: _Scope, name: str) -> int | None:
 
 
 def _constant(module: Module, scope: _Scope | None, name: str) -> int | None:
-    """The integer that a scalar always is; looked for outside the loop too, as loops carry invariants along."""
+    """A scalar's value if it is a constant integer; also looked up outside the loop, since loops carry invariants."""
     if scope is None:
         return None
     instruction = scope.computation.by_name[name]
@@ -103,7 +103,7 @@ def _constant(module: Module, scope: _Scope | None, name: str) -> int | None:
 
 
 def _is_invariant(module: Module, loop: Instruction, index: int) -> bool:
-    """Whether a loop hands this element of its state on as it got it."""
+    """Whether a loop passes this element of its state through unchanged."""
     body = module.computations[loop.called["body"]]
     if body.root.opcode != "tuple":
         return False
@@ -111,7 +111,7 @@ def _is_invariant(module: Module, loop: Instruction, index: int) -> bool:
 
 
 def _element(module: Module, scope: _Scope, name: str, index: int) -> int | None:
-    """The constant at a position of a tuple."""
+    """The constant at this index of a tuple."""
     instruction = scope.computation.by_name[name]
     if instruction.opcode == "tuple":
         return _constant(module, scope, instruction.operands[index])
@@ -121,7 +121,7 @@ def _element(module: Module, scope: _Scope, name: str, index: int) -> int | None
 
 
 def _step(module: Module, loop: Instruction, index: int) -> int | None:
-    """By how much the body moves the counter; a fusion's addition included."""
+    """The amount that the body adds to the counter, also inside a fusion."""
     body = module.computations[loop.called["body"]]
     if body.root.opcode != "tuple":
         return None

@@ -1,8 +1,8 @@
 """A compiled program's memory on one device, in parts that a user can change.
 
-The compiler's peak is the largest sum of buffers that live at once, arguments included: it is what its own check for
-"does it fit" uses (seen on v5e: 13 GiB of arguments with 2.75 GiB of temporaries are rejected as 15.78 GiB, the peak;
-allocated sizes would sum to 15.91). What must hold: the parts add up to the peak.
+The compiler's peak is the largest sum of buffers that are live at once, arguments included. The compiler itself uses it
+to decide whether a program fits (seen on v5e: 13 GiB of arguments with 2.75 GiB of temporaries are rejected as
+15.78 GiB, the peak; allocated sizes would sum to 15.91). What must hold: the parts add up to the peak.
 """
 
 import math
@@ -18,27 +18,26 @@ from lifecycle.planning.compiled.compilation import Compilation
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes per device. `temporaries_bytes` is what the peak has beyond the arguments: activations, gradients,
-    gathered parameters, work memory."""
+    """Bytes per device."""
 
     parameters_bytes: int
     optimizer_bytes: int
-    cache_bytes: int  # of the engine: keys and values of all slots
+    cache_bytes: int  # the engine's keys and values of all slots
     other_arguments_bytes: int  # the batch
-    temporaries_bytes: int
+    temporaries_bytes: int  # the peak minus the arguments: activations, gradients, gathered parameters, workspace
     peak_bytes: int
-    code_bytes: int  # of the program itself; no part of the peak
+    code_bytes: int  # the program itself; not part of the peak
     hbm_bytes: int
-    host_bytes: int  # of the host's memory for this device: what is offloaded
+    host_bytes: int  # host memory that holds this device's offloaded arrays
 
     @property
     def share(self) -> float:
-        """Of the device's memory, what the peak takes; above 1 the program does not fit."""
+        """The peak as a share of the device's memory; above 1, the program does not fit."""
         return self.peak_bytes / self.hbm_bytes
 
 
 def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip) -> DeviceMemory:
-    """The memory of a program that was compiled, with what is known of its arguments (`bytes_by_part`)."""
+    """The memory of a compiled program; `known_bytes` are the sizes of its arguments (`bytes_by_part`)."""
     parameters = known_bytes["parameters"] + known_bytes.get("embedding", 0)
     optimizer, cache = known_bytes.get("optimizer", 0), known_bytes.get("cache", 0)
     return DeviceMemory(
@@ -55,7 +54,7 @@ def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip
 
 
 def bytes_by_part(arguments: Mapping[str, PyTree]) -> dict[str, int]:
-    """Bytes per device of abstract arrays, by the name of the part of a program's arguments that they are."""
+    """Bytes per device of a program's arguments (abstract arrays), by part."""
     return {part: sum(_device_bytes(array) for array in jax.tree.leaves(tree)) for part, tree in arguments.items()}
 
 

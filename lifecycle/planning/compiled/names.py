@@ -1,4 +1,4 @@
-"""What instructions are called: by the model's code, by JAX's transformations and by the kernels themselves."""
+"""Names of instructions: those from the model's code, without JAX's transformations, and those of kernels."""
 
 import re
 
@@ -7,7 +7,7 @@ from lifecycle.planning.compiled.hlo import Instruction
 
 KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of what it makes, as in `rotate.8.q`
+_COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of its result, as in `rotate.8.q`
 _TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
 
 
@@ -18,7 +18,7 @@ def is_seldom(loop: Instruction) -> bool:
 
 
 def operation(instruction: Instruction) -> str:
-    """What the model's code called it: the end of JAX's name, without loops and transformations around it."""
+    """Its name in the model's code: the end of JAX's name, without the loops and transformations around it."""
     full_name = _OP_NAME.search(instruction.attributes)
     if full_name is None:
         return f"({instruction.opcode})"
@@ -37,8 +37,10 @@ def is_kernel(instruction: Instruction) -> bool:
 
 
 def kernel_name(instruction: Instruction) -> str:
-    """Its own name: without the number, and without JAX's transformations, of which `transpose(jvp(jit(gmm)))` comes as
-    `transpose_jvp_jit_gmm___`."""
+    """The kernel's own name, without its number and JAX's transformations.
+
+    `transpose(jvp(jit(gmm)))` appears as `transpose_jvp_jit_gmm___`.
+    """
     name = _COPY_NUMBER.sub("", instruction.name)
     while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
         name = name[wrapper.end() : -1]

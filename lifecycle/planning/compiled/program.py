@@ -1,10 +1,11 @@
-"""What a compiled module does in one run: cycles, matrix products, kernels, memory traffic. Loops are counted.
+"""Totals for one run of a compiled module: cycles, matrix products, kernels and memory traffic.
 
-XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry. A loop's body counts as
-often as it runs (not at all if the model's code marks it as seldom needed). Of a conditional's branches the costliest
-counts: the one with the most kernels, which have no cycle estimate, and of those with as many the most cycles.
-Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that does the products; asynchronous
-copies, collectives and the sparse cores' work have none. Pallas kernels have none either: they are counted by name.
+XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry. A loop's body counts
+once per trip (not at all if its trip count is unknown and the model's code marks it as seldom needed). A conditional
+counts as its costliest branch: the one with the most kernels, which have no cycle estimate, and among equals the one
+with the most cycles. Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that runs the matrix
+products; asynchronous copies, collectives and work on the sparse cores have none. Neither do Pallas kernels, which are
+counted by name.
 """
 
 from collections import defaultdict
@@ -21,8 +22,11 @@ from lifecycle.planning.compiled.traffic import traffic
 
 @dataclass(frozen=True)
 class Executed:
-    """An instruction, its computation and how often it runs; `is_on_other_core` if another core than the main one runs
-    it, and `is_chosen` if it runs because a conditional's branch was taken."""
+    """An instruction, its computation and how often it runs.
+
+    `is_on_other_core` means that a core other than the main one runs it, `is_chosen` that it runs because a
+    conditional's branch was taken.
+    """
 
     instruction: Instruction
     within: Computation
@@ -33,7 +37,7 @@ class Executed:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel's calls of one kind: same name, same operands."""
+    """Calls of one Pallas kernel with the same operand and result shapes."""
 
     name: str
     operands: tuple[Shape, ...]
@@ -43,7 +47,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Choice:
-    """Conditionals of one operation: cycles of all runs, each with the costliest branch or with the cheapest."""
+    """Conditionals of one operation: their total cycles with the costliest branches and with the cheapest ones."""
 
     operation: str
     runs: int
@@ -53,7 +57,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Spender:
-    """Cycles by what the model's code was doing."""
+    """Cycles of one operation in the model's code, with or without a matrix product."""
 
     operation: str
     is_product: bool
@@ -62,7 +66,7 @@ class Spender:
 
 
 class Program:
-    """One module, measured. Every figure is per device and run."""
+    """The totals of one module. Every figure is per device and run."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -75,12 +79,12 @@ class Program:
 
     @property
     def cycles(self) -> int:
-        """The main core's estimated cycles, without kernels and collectives."""
+        """The main core's estimated cycles, excluding kernels and collectives."""
         return self._cycles_of(self.module.entry.name)
 
     @property
     def product_cycles(self) -> int:
-        """Those of instructions with a matrix product in them."""
+        """The main core's estimated cycles in instructions that contain a matrix product."""
         return sum(e.instruction.cycles * e.count for e in self._main() if self.flops_in(e.instruction, e.within))
 
     @property
@@ -95,17 +99,17 @@ class Program:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """Pallas kernels, by name and operands."""
+        """Calls of Pallas kernels, grouped by name, operands and results."""
         calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
         for e in self.executed:
-            if is_kernel(e.instruction) and e.count:  # 0 in a loop that counts as none
+            if is_kernel(e.instruction) and e.count:  # 0 in a loop that does not count
                 operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
                 calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
         return tuple(Kernel(*key, number) for key, number in calls.items())
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Conditionals whose branches differ in cycles; those in another's branch are part of it."""
+        """Conditionals whose branches differ in cycles; a nested one is part of the outer one."""
         choices: dict[str, Choice] = {}
         for e in self._main():
             if e.instruction.opcode != "conditional" or e.is_chosen:
@@ -118,7 +122,7 @@ class Program:
         return tuple(c for c in choices.values() if c.most > c.least)
 
     def spenders(self, most: int = 20) -> list[Spender]:
-        """What the cycles are spent on, the largest first; operations by the name that JAX gave them."""
+        """The operations that take the most cycles, the largest first, by the names that JAX gave them."""
         cycles: dict[tuple[str, bool], list[int]] = defaultdict(lambda: [0, 0])
         for e in self._main():
             if e.instruction.cycles:
@@ -129,7 +133,7 @@ class Program:
         return sorted(spenders, key=lambda s: -s.cycles)[:most]
 
     def cycles_in(self, instruction: Instruction, within: Computation) -> int:
-        """Cycles of one run of an instruction, loops and calls inside included."""
+        """Cycles of one run of an instruction, including loops and calls inside it."""
         if instruction.opcode == "while":
             return self._cycles_of(instruction.called["body"]) * self.trips(instruction, within)
         if instruction.opcode == "call":
@@ -139,11 +143,11 @@ class Program:
         return instruction.cycles
 
     def costliest(self, conditional: Instruction) -> str:
-        """The branch that counts."""
+        """The branch that counts: the one with the most kernels, then the most cycles."""
         return max(conditional.called.values(), key=lambda name: (self._kernels_of(name), self._cycles_of(name)))
 
     def flops_in(self, instruction: Instruction, within: Computation) -> float:
-        """FLOPs of an instruction that is a matrix product, or a fusion around some."""
+        """FLOPs of a matrix product or of those inside a fusion; 0 for any other instruction."""
         if instruction.opcode == "fusion":
             return self._flops_of(instruction.called["calls"])
         return product_flops(instruction, within)
@@ -162,7 +166,7 @@ class Program:
                 yield from self._walk(self.module.computations[name], count * times, on_other, chosen)
 
     def _inside(self, instruction: Instruction, within: Computation) -> list[tuple[str, int, bool]]:
-        """Computations whose instructions run because of this one: name, how often, whether on another core."""
+        """Computations that this instruction runs: name, how many times, whether on another core."""
         if instruction.opcode == "while":
             return [(instruction.called["body"], self.trips(instruction, within), False)]
         if instruction.opcode == "conditional":
@@ -174,7 +178,7 @@ class Program:
         return []
 
     def trips(self, loop: Instruction, within: Computation) -> int:
-        """How often a loop's body counts."""
+        """How many times a loop's body counts: its trip count; if unknown, 0 for a seldom loop and 1 for any other."""
         trips = trip_count(self.module, loop, within)
         if trips is None and is_seldom(loop):
             if loop.name not in self.seldom_loops:
@@ -189,7 +193,7 @@ class Program:
         return sum(self.cycles_in(i, computation) for i in computation.instructions)
 
     def _computation_kernels(self, name: str) -> int:
-        """How many kernels a computation holds, loops counted once."""
+        """How many kernels a computation contains, counting each loop's body once."""
         instructions = self.module.computations[name].instructions
         inside = (
             self._kernels_of(called)

@@ -1,9 +1,9 @@
-"""One run of a program in time: its schedule played through with cycles, kernels and networks.
+"""Simulates one run of a program: its schedule, with times for cycles, kernels and collectives.
 
-The main core follows the schedule. A collective starts where the schedule starts it, one after the other on the same
-axes, and the core waits where the schedule waits for it; the link to the host is one more such axis, with its waits
-counted separately. A loop's time is that of one run of its body, multiplied: what a body starts it also ends.
-Conditionals take their costliest branch.
+The main core follows the schedule. A collective starts where the schedule starts it, or when the previous one on the
+same axes is done, and the core waits where the schedule waits for it; the link to the host is one more such axis, with
+its waits counted separately. A loop takes the time of one run of its body times its trip count, since a body ends
+everything that it starts. Conditionals take their costliest branch.
 """
 
 from collections import defaultdict
@@ -18,27 +18,26 @@ from lifecycle.planning.compiled.program import Program
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the main core: computing, in kernels, waiting for the network and for the host; and how long the
-    network and the link to the host were busy."""
+    """Seconds of a run, in parts."""
 
-    compute_s: float = 0.0
-    kernel_s: float = 0.0
-    exposed_s: float = 0.0
-    network_s: float = 0.0
-    host_exposed_s: float = 0.0
-    host_s: float = 0.0
+    compute_s: float = 0.0  # the main core computes
+    kernel_s: float = 0.0  # the main core is in kernels
+    exposed_s: float = 0.0  # the main core waits for the network
+    network_s: float = 0.0  # the network is busy
+    host_exposed_s: float = 0.0  # the main core waits for the host
+    host_s: float = 0.0  # the link to the host is busy
 
     @property
     def total_s(self) -> float:
-        """From the program's start to its end."""
+        """Seconds from start to end."""
         return self.compute_s + self.kernel_s + self.exposed_s + self.host_exposed_s
 
     def times(self, count: int) -> "Times":
-        """So many runs."""
+        """The times of `count` runs, one after the other."""
         return Times(*(count * value for value in vars(self).values()))
 
     def plus(self, other: "Times") -> "Times":
-        """One after the other."""
+        """The times of both, one after the other."""
         return Times(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
@@ -52,20 +51,20 @@ class _Arrival:
 
 @dataclass
 class _Clock:
-    """The state of a computation's run so far."""
+    """The state of one computation's run so far."""
 
     spent: Times = Times()
-    free_at: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))  # per axes
-    arrives: dict[str, list[_Arrival]] = field(default_factory=lambda: defaultdict(list))  # by who waits
+    free_at: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))  # by mesh axes
+    arrives: dict[str, list[_Arrival]] = field(default_factory=lambda: defaultdict(list))  # by the waiting instruction
 
     def wait(self, arrival: _Arrival) -> None:
-        """Waits, if the data is not there yet."""
+        """Waits for the data unless it has arrived."""
         waited = max(0.0, arrival.at_s - self.spent.total_s)
         self.spent = self.spent.plus(Times(host_exposed_s=waited) if arrival.is_from_host else Times(exposed_s=waited))
 
 
 class Timeline:
-    """Plays a program through. `kernel_s` gives a kernel's time by its name, `network_s` a collective's."""
+    """Simulates a program. `kernel_s` maps a kernel's name to its seconds, `network_s` a collective to its seconds."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class Timeline:
         self._done: dict[str, Times] = {}
 
     def run(self) -> Times:
-        """One run of the program."""
+        """The times of one run of the program."""
         return self._computation(self._program.module.entry.name)
 
     def _computation(self, name: str) -> Times:
@@ -110,7 +109,7 @@ class Timeline:
                 clock.wait(arrives)
 
     def _start(self, collective: Collective, clock: _Clock) -> _Arrival:
-        """When its data arrives."""
+        """Starts a collective; returns when its data arrives."""
         takes = self._network_s(collective)
         arrives = max(clock.spent.total_s, clock.free_at[collective.axes]) + takes
         clock.free_at[collective.axes] = arrives
@@ -118,7 +117,7 @@ class Timeline:
         return _Arrival(arrives, collective.is_to_host)
 
     def _own(self, instruction: Instruction, within: Computation) -> Times:
-        """What the instruction takes of the main core, with the loops and calls in it."""
+        """The main core's time in an instruction, including the loops and calls in it."""
         if instruction.opcode == "while":
             runs = self._program.trips(instruction, within)
             return self._computation(instruction.called["body"]).times(runs)

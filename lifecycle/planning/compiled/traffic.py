@@ -1,11 +1,11 @@
 """Bytes that an instruction moves to and from HBM: our own count, since the compiler's text has none.
 
-A fusion computes only what its result needs, so what it reads of an operand is derived from its root backwards: the
-share of each value that is needed. A slice needs its own part of a stack, through views, elementwise operations and
-fusions inside the fusion. A slice that is written into a stack is written in place, the rest of the stack is neither
-read nor written. What must hold: no stack counts in full where a slice of it is used. Operands whose use is not
-followed (products, reductions, paddings) count in full and once; what a kernel or a product reads twice for lack of
-VMEM is not seen, so the count is no bound in either direction.
+A fusion computes only what its result needs, so its reads are derived backwards from its root: the share of each value
+that is needed. A slice needs only its own part of a stack, also through views, elementwise operations and nested
+fusions. A slice written into a stack is written in place: the rest of the stack is neither read nor written. What must
+hold: no stack counts in full where only a slice of it is used. Operands whose use is not followed (by products,
+reductions, paddings) count once and in full; a second read by a kernel or product for lack of VMEM is not seen, so the
+count is not a bound in either direction.
 """
 
 import math
@@ -15,25 +15,25 @@ from collections.abc import Iterator
 
 from lifecycle.planning.compiled.hlo import HBM, Computation, Instruction, Module, Shape
 
-# Names for existing data, or containers of instructions that count themselves
+# Names for existing data, or containers whose instructions are counted separately
 _NO_TRAFFIC = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done",
 }  # fmt: skip
 _VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-element"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-# Each of their elements needs more than one of an operand's, even where the shapes are equal
+# Each element of their result needs more than one element of an operand, even if the shapes are equal
 _WHOLE = {"convolution", "dot", "sort", "scatter", "custom-call", "reduce-window", "all-reduce", "all-to-all"}
-# Another core or the network reads at the start and writes at the end
+# Another core or the network reads at the start and writes at the done
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)"
     r"-(start|done)"
 )
-_ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is unwritten space
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'  # its result is uninitialised memory
 
 
 def traffic(module: Module, instruction: Instruction, within: Computation) -> float:
-    """Bytes of one run, per device. Loops and calls count nothing: their instructions count themselves."""
+    """Bytes of one run, per device. Loops and calls count as 0: their instructions are counted separately."""
     opcode = instruction.opcode
     if (part := _COLLECTIVE.fullmatch(opcode)) is not None:
         if part[2] == "done":
@@ -54,10 +54,10 @@ def traffic(module: Module, instruction: Instruction, within: Computation) -> fl
 
 
 def ends_of_copy(start: Instruction) -> tuple[Shape, Shape] | None:
-    """Source and target of an asynchronous copy, of the size that is moved; `None` for any other start.
+    """Source and target of an asynchronous copy, with the shape that is moved; `None` for any other start.
 
-    A copy's result is (target, source, mark), a slice's ((source, indices), target, mark), an update's ((stack, slice,
-    indices), stack, mark).
+    A copy's result is (target, source, context), a slice's ((source, indices), target, context), an update's ((stack,
+    slice, indices), stack, context).
     """
     if start.opcode == "copy-start":
         target, source = start.shapes[:2]
@@ -72,7 +72,7 @@ def ends_of_copy(start: Instruction) -> tuple[Shape, Shape] | None:
 
 
 def _moved(start: Instruction) -> float:
-    """An asynchronous copy: of its two ends what is in HBM."""
+    """Bytes that an asynchronous copy reads from and writes to HBM."""
     ends = ends_of_copy(start)
     return 0.0 if ends is None else _hbm(ends)
 
@@ -89,13 +89,13 @@ def _of_fusion(module: Module, inside: Computation, fusion: Instruction, operand
 
 
 def _results(inside: Computation) -> tuple[str, ...]:
-    """The values that a fusion gives: its root, or the elements of a tuple."""
+    """The values that a fusion returns: its root, or the elements of a root tuple."""
     root = inside.root
     return root.operands if root.opcode == "tuple" else (root.name,)
 
 
 def _updates(module: Module, inside: Computation) -> Iterator[str]:
-    """Slice updates of a stack that is a fusion's result: it is changed in place."""
+    """Slice updates of a stack that is a result of the fusion: the stack is updated in place."""
     for name in _results(inside):
         instruction = inside.by_name[name]
         while instruction.opcode == "bitcast":
@@ -105,7 +105,7 @@ def _updates(module: Module, inside: Computation) -> Iterator[str]:
 
 
 def _needed(module: Module, inside: Computation, results: list[float]) -> dict[str, float]:
-    """The share (0 to 1) of each value in a fusion's computation that is needed for these shares of its results."""
+    """The share (0 to 1) of each value in a fusion's computation that these shares of its results need."""
     shares: dict[str, float] = defaultdict(float)
     for name, share in zip(_results(inside), results, strict=True):
         shares[name] = max(shares[name], share)
@@ -124,7 +124,7 @@ def _needed(module: Module, inside: Computation, results: list[float]) -> dict[s
 def _of_operands(
     module: Module, inside: Computation, instruction: Instruction, share: float
 ) -> Iterator[tuple[str, float]]:
-    """What an instruction needs of each operand for this share of its own result."""
+    """The share of each operand that an instruction needs for this share of its own result."""
     called = module.computations[instruction.called["calls"]] if instruction.opcode == "fusion" else None
     inner = _needed(module, called, [share] * len(_results(called))) if called else {}
     for i, name in enumerate(instruction.operands):
@@ -148,7 +148,7 @@ def _of_operand(inside: Computation, instruction: Instruction, index: int, share
 
 
 def _written(module: Module, inside: Computation, name: str) -> float:
-    """The share of a result that is written; a slice of a stack that is changed in place."""
+    """The share of a result that is written: of a stack that is updated in place, only the slice."""
     instruction = inside.by_name[name]
     if instruction.opcode == "bitcast":
         return _written(module, inside, instruction.operands[0])
@@ -179,5 +179,5 @@ def _hbm(shapes: tuple[Shape, ...]) -> float:
 
 
 def _like(piece: Shape, stack: Shape) -> float:
-    """Bytes of a piece of an array, if that is in HBM."""
+    """Bytes of a piece of an array; 0 if the array is not in HBM."""
     return float(piece.num_bytes) if stack.space == HBM else 0.0

@@ -1,1 +1,1 @@
-"""Plans and searches for people: tables, bars and pages."""
+"""Displays plans and searches as tables and bars, and writes plans to files."""

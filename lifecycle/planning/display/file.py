@@ -1,4 +1,4 @@
-"""A plan as a file."""
+"""Writes a plan to a file."""
 
 import json
 from collections.abc import Mapping

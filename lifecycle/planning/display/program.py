@@ -1,4 +1,4 @@
-"""A plan for people: tables, and memory as a bar."""
+"""Displays a plan as tables, with memory as a bar."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,7 +26,7 @@ PARTS = (  # name, field, colour
 
 
 def show(plan: ProgramPlan, console: Console) -> None:
-    """Prints everything that is known of a plan."""
+    """Prints everything that is known about a plan."""
     chip = parse_topology(plan.topology).chip
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     options = " ".join(f"{name}={value}" for name, value in plan.options.items()) or "default options"
@@ -50,7 +50,7 @@ def show(plan: ProgramPlan, console: Console) -> None:
 
 
 def chip_line(chip: Chip) -> str:
-    """The chip's figures, which everything below rests on, and where they come from."""
+    """The chip's figures, on which everything below is based, and their sources."""
     int8 = "none stated" if chip.int8_ops is None else f"{chip.int8_ops / 1e12:,.0f} TOP/s"
     links = f"{chip.links} links a chip of {chip.link_bytes_per_s / 1e9:,.0f} GB/s one way"
     host = "unknown" if chip.host_bytes_per_s is None else f"{chip.host_bytes_per_s / 1e9:,.1f} GB/s"
@@ -80,7 +80,7 @@ def memory_picture(memory: DeviceMemory) -> RenderableType:
 
 
 def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
-    """What does not fit: by how much, what of it is known, and what helps."""
+    """A program that does not fit: by how much, the known parts, and what helps."""
     known, over = plan.known_bytes, plan.needs_bytes - chip.hbm_bytes
     title = (
         f"does not fit: needs {gigabytes(plan.needs_bytes)} of memory per device, {chip.name} has "
@@ -95,7 +95,7 @@ def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
 
 
 def remedies(plan: ProgramPlan, chip: Chip) -> list[str]:
-    """Settings that make a program smaller, those first that cost least; only what can be enough."""
+    """Settings that make a program smaller, the cheapest first; only those that can be enough."""
     more = "more devices: a larger topology with mesh.fsdp (or mesh.tensor) to match, so each holds less of the state"
     if plan.section == "serve":
         return [

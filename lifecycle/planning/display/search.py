@@ -1,4 +1,4 @@
-"""A search for people: what was compiled, and everything else by reason."""
+"""Displays a search: the compiled candidates, and all others by the reason against them."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from rich.table import Table
 from lifecycle.planning.display.units import gigabytes, milliseconds
 from lifecycle.planning.search.reasons import CompiledCandidate, RejectedCandidate, RejectionKind, SearchResult
 
-EXAMPLES = 3  # of each kind of reason, the best first
+EXAMPLES = 3  # candidates shown for each kind of reason, the best first
 
 
 def compiled_table(compiled: Sequence[CompiledCandidate]) -> Table:
-    """Memory and time of each, by the compiler and by arithmetic."""
+    """Memory and time of each compiled candidate, by the compiler and by arithmetic."""
     table = Table(title="compiled", title_justify="left", box=None, header_style="bold")
     for column in ("candidate", "peak", "by arithmetic", "step", "by arithmetic", "cycles"):
         table.add_column(column, justify="left" if column == "candidate" else "right", overflow="fold")
@@ -26,7 +26,7 @@ def compiled_table(compiled: Sequence[CompiledCandidate]) -> Table:
 
 
 def rejected_table(result: SearchResult) -> Table:
-    """How many there are of each kind, and the best of them with the figures against it."""
+    """The number of rejected candidates of each kind, and the best ones with the figures against them."""
     kinds: dict[RejectionKind, list[RejectedCandidate]] = {}
     for rejected in result.rejected:
         kinds.setdefault(rejected.kind, []).append(rejected)

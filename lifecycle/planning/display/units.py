@@ -1,4 +1,4 @@
-"""Numbers with their units. Decimal: GB are 10^9 bytes."""
+"""Formats numbers with decimal units: a GB is 10^9 bytes."""
 
 
 def gigabytes(size: float) -> str:

@@ -1,1 +1,1 @@
-"""From a compiled module to seconds, tokens and money: networks, the expected step, budgets, what they rest on."""
+"""From a compiled module to seconds, tokens and money: networks, the expected step, budgets and their assumptions."""

@@ -1,10 +1,11 @@
-"""What an estimated program means for those who pay for it: tokens per second, MFU, days and money.
+"""Throughput and cost of an estimated program: tokens per second, MFU, days and money.
 
-MFU is model FLOPs over what the devices could do in the same time, with causal attention counted half; next to it the
-older convention that counts the full square (Chowdhery et al. 2022, appendix B). Prices are the chips' list prices.
+MFU is the model's FLOPs over the devices' peak in the same time, with causal attention counted half; it is also given
+by the older convention that counts the full square (Chowdhery et al. 2022, appendix B). Prices are the chips' list
+prices.
 
-Decoding is bound by the memory: each step reads the weights and the cache. The floor is that time, with every slot at
-its full context and all experts read, but of an untied embedding only rows.
+Decoding is memory-bound: each step reads the weights and the cache. The floor is the time of these reads with every
+slot at its full context and all experts read; of an untied embedding only rows are read.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from lifecycle.planning.topology import Topology
 
 @dataclass(frozen=True)
 class TrainingBudget:
-    """What an estimated step means for a training run."""
+    """Throughput and cost of a training run, from its estimated step."""
 
     model_flops: float  # per device and step
     recompute_overhead: float  # products of the program and its kernels over the model's own, minus one
@@ -32,27 +33,27 @@ class TrainingBudget:
 
 @dataclass(frozen=True)
 class InferenceBudget:
-    """What one run of the engine's prefill or decode means for those who ask. Bytes are per device."""
+    """Throughput and cost of the engine's prefill or decode, from one estimated run. Bytes are per device."""
 
     model_flops: float  # per device and run
-    tokens_per_run: int  # of prompts' chunks; of decoding, one for each slot
+    tokens_per_run: int  # prefill: those of the prompts' chunks; decode: one per slot
     tokens_per_s: float
     tokens_per_s_per_chip: float
-    ms_per_run: float  # of decoding: from one of a slot's tokens to the next
+    ms_per_run: float  # decode: from one of a slot's tokens to the next
     mfu: float
     weights_bytes: int
     cache_bytes: int
-    floor_s: float  # reading the weights and the whole cache once at the memory's rate
+    floor_s: float  # time to read the weights and the whole cache once at the HBM rate
     usd_per_million_tokens: float | None  # with every slot busy; None: no price known
 
     @property
     def hbm_share(self) -> float:
-        """Of decoding: the share of the memory's rate at which weights and cache are read."""
+        """For decode: the rate at which weights and cache are read, as a share of the HBM rate."""
         return 1e3 * self.floor_s / self.ms_per_run
 
 
 def training_budget(step: StepEstimate, topology: Topology, work: Work) -> TrainingBudget:
-    """A run of `work.runs` steps like this one."""
+    """The budget of a run of `work.runs` steps like this one."""
     chip = topology.chip
     peak = topology.num_devices * chip.bf16_flops
     hours = work.runs * step.step_s / 3600
@@ -73,10 +74,10 @@ def training_budget(step: StepEstimate, topology: Topology, work: Work) -> Train
 def inference_budget(
     step: StepEstimate, topology: Topology, work: Work, known_bytes: Mapping[str, int], num_devices: int
 ) -> InferenceBudget:
-    """Runs like this one, back to back and with every slot busy; the host's part of the engine is not in it.
+    """The budget of runs like this one, back to back with every slot busy; excludes the engine's work on the host.
 
-    `known_bytes` are those of the program's arguments per device, by part. On a chip with two devices one of them may
-    be used, and costs its share of the chip.
+    `known_bytes` has the bytes per device of the program's arguments, by part. On a chip with two devices the program
+    may use only one, at its share of the chip's price.
     """
     chip = topology.chip
     tokens_per_s = work.tokens / step.step_s

@@ -1,4 +1,4 @@
-"""What an estimate rests on and what it leaves out, in sentences: each names the figures it is about."""
+"""The assumptions and omissions of an estimate, in sentences: each names the figures that it concerns."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.compiled.timeline import Times
 from lifecycle.planning.topology import Topology
 
-KERNEL_RANGE = (0.4, 0.8)  # shares of the peak for the range
+KERNEL_RANGE = (0.4, 0.8)  # shares of the peak at the ends of the range
 ALWAYS = (
     "From the compiler, exact for this program and compiler version: memory, the schedule, cycles of everything but "
     "kernels, and the shapes from which collectives' bytes and matrix products' FLOPs are counted.",

@@ -1,11 +1,11 @@
 """How long collectives take on a topology's networks.
 
 The model of "How to Scale Your Model" (jax-ml.github.io/scaling-book, sections 2 and 3): a ring sends both ways, so a
-torus dimension that closes gives a device two links, an open one a single link at its ends, through which everything
-passes; several dimensions are used at once. An all-to-all is bound by the bisection of the longest dimension. A hop
-costs a microsecond. Between slices every chip sends at its share of the data-centre network. What must hold: no number
-here is better than the links' stated rates allow. Contention between collectives of different axes is not modelled, and
-measured rates are lower: that book uses 90 GB/s where 100 are stated.
+torus dimension that wraps around gives a device two links; an open one gives the devices at its ends a single link,
+through which everything passes. Several dimensions are used at once. An all-to-all is bound by the bisection of the
+longest dimension. A hop costs a microsecond. Between slices every chip sends at its share of the data-centre network.
+What must hold: no number here is better than the links' stated rates allow. Contention between collectives over
+different axes is not modelled, and measured rates are lower: that book uses 90 GB/s where 100 are stated.
 """
 
 import math
@@ -23,35 +23,37 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 HOP_S = 1e-6
-CHIPLET_LINK = 6.0  # the link between a tpu7x chip's two devices, in links of the torus (its system architecture page)
+CHIPLET_LINK = 6.0  # rate between a tpu7x chip's two devices, in torus links (source: its system architecture page)
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a group of devices spans of a topology."""
+    """The part of a topology that a group of devices spans."""
 
-    sides: tuple[int, ...]  # devices along each torus dimension that it spans
-    closed: tuple[bool, ...]  # whether that dimension is a ring in it
+    sides: tuple[int, ...]  # chips along each torus dimension that the group spans
+    closed: tuple[bool, ...]  # whether the group closes a ring in that dimension
     slices: int
     is_one_chip: bool
 
     @property
     def links(self) -> int:
-        """Links that a device can receive through, at the group's corners."""
+        """Links through which a device at a corner of the group can receive."""
         return sum(2 if ring else 1 for ring in self.closed)
 
 
 class Network:
-    """The networks between the devices of a mesh; `coordinates` holds a row `x, y, z, core, slice` for each device, in
-    the mesh's order."""
+    """The networks between the devices of a mesh.
+
+    `coordinates` has a row `x, y, z, core, slice` for each device, in the mesh's order.
+    """
 
     def __init__(self, topology: Topology, mesh: MeshShape, coordinates: np.ndarray) -> None:
         self.topology, self.mesh = topology, mesh
         self._coordinates = coordinates.reshape(*mesh.sizes, coordinates.shape[-1])
-        self._spans: dict[tuple[str, ...], Span] = {}  # hundreds of a search's candidates ask for the same few
+        self._spans: dict[tuple[str, ...], Span] = {}  # hundreds of candidates in a search ask for the same few
 
     def span(self, axes: tuple[str, ...]) -> Span:
-        """What the group of the mesh's first device along these axes spans."""
+        """The span of the group along these axes that contains the mesh's first device."""
         if axes not in self._spans:
             index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axes)
             self._spans[axes] = self._span(self._coordinates[index].reshape(-1, self._coordinates.shape[-1]))
@@ -66,7 +68,7 @@ class Network:
         return Span(sides, closed, slices=counts[4], is_one_chip=not spanned and counts[4] == 1)
 
     def seconds(self, collective: Collective) -> float:
-        """Time of one run when nothing else uses the network; over the link to the host when its rate is known."""
+        """Seconds of one run if nothing else uses the network; 0 on a link to the host whose rate is unknown."""
         chip = self.topology.chip
         if collective.is_to_host:
             return collective.wire_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
@@ -77,7 +79,7 @@ class Network:
             return collective.wire_bytes / (CHIPLET_LINK * chip.link_bytes_per_s) + HOP_S
         inside = collective.group_size // span.slices
         across = 0.0
-        if span.slices > 1:  # each device holds its part of what goes between slices
+        if span.slices > 1:  # each device of a slice sends its shard of the traffic between slices
             share = collective.wire_bytes * (1 - 1 / span.slices) / (1 - 1 / collective.group_size)
             across = share / inside / (chip.dcn_bytes_per_s / chip.devices_per_chip)
         return across + (self._inside_slice(collective, span, inside) if inside > 1 else 0.0)
@@ -99,7 +101,7 @@ class Network:
 
 
 def _on_switch(chip: Chip, collective: Collective) -> float:
-    """Behind a switch every device sends and receives at its full rate."""
+    """Seconds of one run behind a switch, where every device sends and receives at its full rate."""
     return collective.wire_bytes / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(
         max(2, collective.group_size)
     )

@@ -1,10 +1,10 @@
 """From a compiled program to the seconds of one run, with the derivation and how far to trust it.
 
-The expected step is the program's schedule played through (`compiled/timeline.py`): the compiler's cycles at the chip's
-clock, kernels at an assumed share of the peak or at the memory's rate, collectives and copies to the host at the stated
-rates where the schedule does not hide them. Rooflines are separate figures that do not change the step: memory traffic
-is an approximate count, and the compiler's cycles already account for memory. The range has at one end everything
-hidden and fast kernels, at the other nothing hidden and slow ones. Nothing here was measured on a chip.
+The expected step is a simulation of the program's schedule (`compiled/timeline.py`): the compiler's cycles at the
+chip's clock, kernels at an assumed share of the peak or at the HBM rate, collectives and copies to the host at the
+stated rates where the schedule does not hide them. Rooflines are separate figures that do not change the step: memory
+traffic is an approximate count, and the compiler's cycles already account for memory. The range runs from fast kernels
+with everything hidden to slow kernels with nothing hidden. Nothing here was measured on a chip.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from lifecycle.planning.topology import Topology
 
 @dataclass(frozen=True)
 class TrafficTotal:
-    """Collectives, or copies to or from the host, of one kind over the same axes, per device and run of the program."""
+    """Totals of collectives, or of host copies, of one kind over the same axes, per device and run of the program."""
 
     kind: str
     axes: tuple[str, ...]
     runs: int
     payload_bytes: int
-    overlapped_bytes: int  # of collectives with other work scheduled meanwhile
-    seconds: float  # of the network, if nothing else used it
+    overlapped_bytes: int  # payload of those with work scheduled while they are in flight
+    seconds: float  # on the network, if nothing else used it
 
     @property
     def is_to_host(self) -> bool:
-        """Whether these bytes cross the link to the host and no network."""
+        """Whether these bytes cross the link to the host instead of a network."""
         return self.axes == HOST_AXES
 
 
@@ -51,7 +51,7 @@ class StepEstimate:
     compute_roofline_s: float
     hbm_roofline_s: float
     network_roofline_s: float
-    host_roofline_s: float  # 0: nothing goes to the host
+    host_roofline_s: float  # 0: no copies to or from the host
     times: Times
     step_s: float
     fastest_s: float
@@ -110,7 +110,7 @@ def _played(
     chip: Chip,
     share: float,
 ) -> Times:
-    """The schedule's times with kernels at this share of the peak; kernels of one name take their mean."""
+    """The times of the schedule with kernels at this share of the peak; kernels of the same name take their mean."""
     assert chip.clock_hz is not None
     names = {k.name for k in kernels}
     means = {

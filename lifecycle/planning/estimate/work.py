@@ -1,6 +1,6 @@
-"""What the model itself needs for one run of a program: tokens and FLOPs, from its config alone.
+"""The work that the model itself needs for one run of a program: tokens and FLOPs, from its config alone.
 
-Causal attention is counted twice: what a query really sees (half of the square for long causal rows, the stricter
+Causal attention is counted in two ways: only what a query sees (half of the square for long causal rows, the stricter
 convention), and the full square (Chowdhery et al. 2022, appendix B).
 """
 
@@ -12,13 +12,13 @@ from lifecycle.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Work:
-    """One run of a program on all devices together. `attention_share` is the part of attention's square that the
-    program's kernels compute: 0.5 where all layers are causal over whole rows."""
+    """The work of one run of a program, on all devices together."""
 
     tokens: int
-    flops: float  # causal attention counted half; of experts, those that a token uses
+    flops: float  # causal attention counted half; only the experts that a token uses
     flops_full_attention: float
-    runs: int  # of the program, in the whole training run
+    runs: int  # runs of the program in the whole training run
+    # The share of attention's square that the program's kernels compute: 0.5 if all layers are causal over whole rows
     attention_share: float = 1.0
 
 
@@ -30,8 +30,10 @@ def train_work(model: ModelConfig, train: TrainConfig) -> Work:
 
 
 def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:
-    """The longest chunks of so many prompts, each half-way through a context of `max_seq_len`; the head is for their
-    last tokens."""
+    """The longest chunk of each of `num_chunks` prompts, halfway through a context of `max_seq_len`.
+
+    The head runs for their last tokens only.
+    """
     from lifecycle.inference.scheduler import BUCKETS
 
     tokens = num_chunks * BUCKETS[-1]
@@ -41,14 +43,16 @@ def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:
 
 
 def decode_work(model: ModelConfig, num_slots: int, max_seq_len: int) -> Work:
-    """A token for each of `num_slots`, on average over a context of `max_seq_len`: two FLOPs for each parameter that
-    a token uses, and attention."""
+    """One token for each of `num_slots`, on average over a context of `max_seq_len`.
+
+    A token takes two FLOPs for each parameter that it uses, plus attention.
+    """
     half, full = (num_slots * forward_flops_per_token(model, max_seq_len, causal) for causal in (True, False))
     return Work(num_slots, half, full, runs=1)
 
 
 def attention_share(model: ModelConfig, seq_len: int) -> float:
-    """The share of attention's square that queries see, over all layers: less than half where some have a window."""
+    """The share of attention's square that queries see, over all layers: less than half if some have a window."""
     half, full = (forward_flops_per_token(model, seq_len, causal) for causal in (True, False))
     square = 2 * model.num_layers * model.num_heads * (model.head_dim + model.v_head_dim) * seq_len
     return 1 - (full - half) / square

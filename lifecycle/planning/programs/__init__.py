@@ -1,1 +1,1 @@
-"""The programs a plan is made of: lowered, compiled for chips that are not here, kept; and lowering contracts."""
+"""The programs of a plan: lowered, compiled for chips that are not present, and cached; and lowering contracts."""

@@ -18,8 +18,10 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Progress) -> Compilation:
-    """Compiles for the devices that the program was lowered for. A program that does not fit is a result too; any other
-    compiler error is raised."""
+    """Compiles for the devices that the program was lowered for.
+
+    A program that does not fit is a result too; any other compiler error is raised.
+    """
     from jax.errors import JaxRuntimeError
 
     started = time.monotonic()
@@ -44,14 +46,16 @@ def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Pr
 
 
 def in_thread[T](work: Callable[[], T], progress: Progress) -> T:
-    """Runs `work` in a thread and reports the seconds elapsed. The main thread waits in Python, so that Ctrl-C ends the
-    program at once, not after the minutes of a compilation."""
+    """Runs `work` in a thread and reports the seconds elapsed.
+
+    The main thread waits in Python, so Ctrl-C ends the program at once instead of after minutes of compilation.
+    """
     box: dict[str, Any] = {}
 
     def run() -> None:
         try:
             box["result"] = work()
-        except BaseException as error:  # handed to the main thread, whatever it is
+        except BaseException as error:  # re-raised in the main thread, whatever it is
             box["error"] = error
 
     started = time.monotonic()

@@ -1,12 +1,12 @@
-"""Lowering contracts: a train step's shardings and collectives, read from its trace, without device or compiler, in a
-second per model.
+"""Lowering contracts: a train step's shardings and collectives, read from its trace.
 
-The step's collectives are explicit in the model's code, so its trace has all of them: how often each kind runs over
-which axes, with how many bytes per device. The lines also say how every parameter is sharded and which shard of each
-named activation a device holds. They are committed for each shipped config; a changed line deserves a look.
+They take a second per model, without a device or compiler. The step's collectives are explicit in the model's code, so
+its trace has all of them: how often each kind runs over which axes, and with how many bytes per device. The lines also
+show how every parameter is sharded and the shape of each device's shard of every named activation. They are committed
+for each shipped config; a changed line deserves a look.
 
 All configs are traced for one kind of chip, a v5p, named in the first line. Shardings and collectives do not depend on
-it; attention's kernel does, and with it the layout of its inputs and outputs: on GPUs they differ.
+it, but the attention kernel does, and so does the layout of its inputs and outputs: on GPUs they differ.
 """
 
 import math
@@ -31,7 +31,7 @@ V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyrig
 def contract(model: ModelConfig, train: CrossEntropyConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
-    automatic = (AxisType.Auto,) * len(AXES)  # as of a mesh of devices: the optimizer is the partitioner's
+    automatic = (AxisType.Auto,) * len(AXES)  # as in a mesh of devices: the partitioner shards the optimizer
     devices = AbstractMesh(tuple(sizes.values()), AXES, automatic, abstract_device=V5P)
     traced = trace_train_step(model, train, devices).jaxpr.jaxpr
     return [
@@ -58,7 +58,7 @@ def _parameters(model: ModelConfig, sizes: dict[str, int]) -> Iterator[str]:
 
 
 def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
-    """Every equation with how often it runs; a loop without a known length counts once."""
+    """Every equation with how often it runs; the body of a loop of unknown length counts once."""
     for equation in jaxpr.eqns:
         yield equation, times
         inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
@@ -84,7 +84,7 @@ def _collectives(jaxpr: Any) -> Iterator[str]:
             axes = equation.params.get("axes", equation.params.get("axis_name"))
             key = name, "+".join(axes) if isinstance(axes, tuple) else str(axes)
             arrays = equation.outvars if name == "all_gather" else equation.invars
-            arrays = arrays[:1] if name == "ragged_all_to_all" else arrays  # the others are tables of its slices
+            arrays = arrays[:1] if name == "ragged_all_to_all" else arrays  # the rest: output, offsets and sizes
             times[key] += number
             moved[key] += number * sum(var.aval.size * var.aval.dtype.itemsize for var in arrays)
     for key in sorted(times):

@@ -1,8 +1,8 @@
-"""Fingerprints: a lowered program's identity without the names in its source. Equal fingerprints are one program.
+"""Fingerprints: a lowered program's identity, independent of names. Equal fingerprints mean the same program.
 
-A lowered program's text also has names that decide nothing: of functions and meshes, of arguments and results, and
-source locations inside a kernel's configuration. Without them, an edit that changes no program changes no fingerprint.
-Kernels keep their names: their work is read from them.
+A lowered program's text contains names that do not matter: those of functions and meshes, of arguments and results, and
+source locations in a kernel's configuration. Without them, an edit that leaves the program unchanged leaves its
+fingerprint unchanged. Kernels keep their names: their work is derived from them.
 """
 
 import hashlib
@@ -22,15 +22,21 @@ _SELDOM = re.compile(rf'^#loc.*"[^"]*\b{SELDOM}\b', re.MULTILINE)
 
 
 def fingerprint(lowered: "Lowered") -> str:
-    """SHA-256 of a program's text without names and locations. Loops that the model's code marks as seldom needed are
-    included: the mark is a location, and the reader of the compiled program counts such loops by it."""
+    """SHA-256 of a program's text without names and locations, but with the number of its `seldom` marks.
+
+    Such a mark is a location in the text. The model's code sets it on loops that are seldom needed, and how often a
+    loop counts in the compiled program depends on it.
+    """
     marks = len(_SELDOM.findall(lowered.as_text(debug_info=True)))
     return hashlib.sha256(f"{anonymous(lowered.as_text())}\nseldom: {marks}\n".encode()).hexdigest()
 
 
 def anonymous(text: str) -> str:
-    """StableHLO text with its own symbols numbered in order of appearance, and without names of arguments and results
-    and kernels' source locations. Names of custom calls and kernels stay."""
+    """StableHLO text without the names that do not matter.
+
+    The symbols that it defines are numbered in order of appearance; names of arguments and results and kernels' source
+    locations are removed. Names of custom calls and kernels stay.
+    """
     text = _DEBUG_LOCATIONS.sub("", _NAMED_INFO.sub("", text))
     defined = set(_DEFINED.findall(text))
     numbers: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""Compilations kept on disk, under the hash of what decides them.
+"""Compilations cached on disk, keyed by the hash of everything that determines them.
 
-That is the lowered program, the devices, the compiler's options (those of the environment too), the libraries'
-versions and which facts are kept. What must hold: a kept compilation is what compiling again would give. It holds facts
-from the compiler and no estimate: everything else is read from it anew, so this package's code is in no key. Only the
-names of operations are those of the day on which it was compiled.
+That is the lowered program, the devices, the compiler's options (including those from the environment), the libraries'
+versions and the fields of `Compilation`. What must hold: a cached compilation is what compiling again would give. It
+holds the compiler's facts and no estimates: everything else is derived from it anew, so this package's code is in no
+key. Only the names of operations may be out of date: they are those at the time of compilation.
 """
 
 import gzip
@@ -30,13 +30,13 @@ LIBRARIES = ("jax", "jaxlib", "libtpu")
 
 
 def versions() -> dict[str, str]:
-    """The libraries that decide what a program is compiled to, as far as they are installed."""
+    """Versions of the installed libraries that determine what a program compiles to."""
     installed = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in LIBRARIES}
     return {name: library.version for name, library in installed.items() if library is not None}
 
 
 def compilation_key(lowered: "Lowered", topology: Topology, mesh: "Mesh", options: Mapping[str, str]) -> str:
-    """The hash of all that decides a compilation."""
+    """The hash of everything that determines a compilation."""
     return digest(
         {
             "program": fingerprint(lowered),
@@ -60,14 +60,14 @@ class CompilationCache:
         self.folder = folder or cache / "lifecycle" / "compiled"
 
     def get(self, key: str) -> Compilation | None:
-        """What is kept under this key, or `None`."""
+        """The compilation cached under this key; `None` if absent."""
         path = self._path(key)
         if not path.is_file():
             return None
         return TypeAdapter(Compilation).validate_json(gzip.decompress(path.read_bytes()))
 
     def put(self, key: str, compilation: Compilation) -> None:
-        """Stores a compilation. A process killed meanwhile leaves nothing incomplete under the key."""
+        """Stores a compilation. A process killed while writing leaves nothing incomplete under the key."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")

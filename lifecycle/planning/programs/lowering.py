@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from jax.stages import Lowered
 
 
-STEPS_PER_WARMUP = 1000  # of the length that a train step is lowered for
+STEPS_PER_WARMUP = 1000  # the run length that a train step is lowered for is this times (warmup steps + 1)
 
 
 @dataclass(frozen=True)
 class PlannedProgram:
-    """A program to be planned: how it is lowered, what it takes, and what the model itself needs for one run of it."""
+    """A program to plan: how it is lowered, its arguments, and the work that the model itself needs for one run."""
 
-    name: str  # what the plan and its file are called
-    section: str  # of the run's file: where its settings are
+    name: str  # also the name of the plan and its file
+    section: str  # the section of the run's file with its settings
     is_training: bool
     mesh: "Mesh"
     lower: "Callable[[], Lowered]"
-    # Abstract arrays by part: `parameters`, `optimizer`, `cache`; `embedding`: a table of which only rows are read.
+    # Abstract arrays by part: `parameters`, `optimizer`, `cache`; `embedding` is a table of which only rows are read.
     arguments: Callable[[], Mapping[str, PyTree]]
     work: Work
 
 
 def train_program(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh", section: str) -> PlannedProgram:
-    """A training stage's step; `section` is the stage's in the run's file.
+    """A training stage's step; `section` is the stage's section of the run's file.
 
     A run's length changes two constants of its learning rate schedule and nothing that a plan measures, so the step is
-    lowered for a length of its own: a longer run is the same plan with another budget.
+    lowered for a length that is independent of it: a longer run has the same plan with another budget.
     """
     length = STEPS_PER_WARMUP * (train.optimizer.schedule.warmup_steps + 1)
     return PlannedProgram(
@@ -98,7 +98,7 @@ def lower_decode(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Me
 
 
 def lower_prefill(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> "Lowered":
-    """The engine's prefill of its longest chunk, one for each group of slots."""
+    """The engine's prefill of its longest chunk, with one such chunk per group of slots."""
     from lifecycle.inference.lowering import trace_prefill
 
     return trace_prefill(model, num_slots, max_seq_len, mesh).lower()

@@ -1,4 +1,4 @@
-"""One program planned: compiled for a topology, or read from what was kept, and measured."""
+"""Plans a program: compiles it for a topology or takes its compilation from the cache, and measures it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """A program on a topology. Of one that does not fit only `needs_bytes` is known, and `known_bytes`: what its
-    parameters and other lasting arrays take of it."""
+    """The plan of a program on a topology.
+
+    For a program that does not fit, only two sizes are known: `needs_bytes`, and `known_bytes`, the part of it that
+    parameters and other persistent arrays take.
+    """
 
     topology: str
     mesh: dict[str, int]
     program: str
-    section: str  # of the run's file: where the program's settings are
+    section: str  # the section of the run's file with the program's settings
     options: dict[str, str]
     versions: dict[str, str]
     fits: bool
@@ -49,7 +52,7 @@ class ProgramPlan:
     known_bytes: Mapping[str, int]  # per device, by part of the arguments
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The plan as JSON-ready values."""
         return asdict(self)
 
 
@@ -62,7 +65,7 @@ def plan_train_step(
     is_tuned: bool,
     progress: Progress,
 ) -> ProgramPlan:
-    """The plan of a training stage's step on a mesh over the topology. Raises `ConfigError` where they do not match."""
+    """The plan of a training stage's step on a mesh over the topology. Raises `ConfigError` if they do not match."""
     program = train_program(model, train, mesh_over(topology, mesh), section)
     return plan_program(program, topology, is_tuned, progress)
 
@@ -77,8 +80,11 @@ def plan_engine(
     progress: Progress,
     names: Collection[str] = ("prefill", "decode"),
 ) -> Iterator[ProgramPlan]:
-    """Plans of the engine's programs `names` on a mesh over the topology, each as soon as it is made; on one chip of
-    two devices a mesh of one is on the first. Raises `ConfigError` where mesh, topology and sizes do not match."""
+    """Plans of the engine's programs `names` on a mesh over the topology, each as soon as it is ready.
+
+    On a single chip with two devices, a mesh of one device uses the first. Raises `ConfigError` if mesh, topology and
+    sizes do not match.
+    """
     is_one = mesh.size == topology.num_chips == 1
     laid = mesh_of_one(topology) if is_one else mesh_over(topology, mesh, section="serve.mesh", axis="tensor")
     for program in engine_programs(model, num_slots, max_seq_len, laid):
@@ -87,8 +93,10 @@ def plan_engine(
 
 
 def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, progress: Progress) -> ProgramPlan:
-    """Lowers the program, compiles it unless its compilation is kept, and measures it. `is_tuned`: with the compiler
-    options of training, not with the compiler's defaults."""
+    """Lowers the program, compiles it unless its compilation is cached, and measures it.
+
+    `is_tuned` selects the compiler options of training instead of the compiler's defaults.
+    """
     mesh = program.mesh
     options = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
     compilation = _kept_or_compiled(program, topology, options, progress)
@@ -122,7 +130,7 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
 def _kept_or_compiled(
     program: PlannedProgram, topology: Topology, options: Mapping[str, str], progress: Progress
 ) -> Compilation:
-    """The program's compilation, kept for the next time."""
+    """The program's compilation, from the cache or compiled and cached."""
     progress.start(f"lowering {program.name} for {topology.name}")
     lowered = in_thread(program.lower, progress)
     cache, key = CompilationCache(), compilation_key(lowered, topology, program.mesh, options)
@@ -137,7 +145,7 @@ def _kept_or_compiled(
 def measure(
     module: str, topology: Topology, mesh: "Mesh", attention_share: float
 ) -> tuple[StepEstimate, tuple[Spender, ...]]:
-    """The estimate of a compiled module's text, and what its cycles are spent on."""
+    """The estimate for a compiled module's text, and the operations that take its cycles."""
     program = Program(parse_module(module))
     network = network_of(topology, mesh)
     sent = collectives(program, network.mesh)

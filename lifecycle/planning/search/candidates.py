@@ -1,7 +1,7 @@
 """Candidates: the ways to run a train step that a search compares, by mesh, micro-batch, saved arrays and loss chunks.
 
-What must hold: every candidate is a possible run. The loss passes over the vocabulary once, or in the run's own
-`loss_chunks`; in `LOSS_CHUNKS` chunks, which cost a second product, only if the candidate does not fit otherwise
+What must hold: every candidate is a possible run. The loss processes the vocabulary whole or in the run's own
+`loss_chunks`; it uses `LOSS_CHUNKS` chunks, which cost a second product, only if the candidate does not fit otherwise
 (`search.py`).
 """
 
@@ -16,8 +16,8 @@ from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.topology import Topology
 from lifecycle.training.config import CrossEntropyConfig
 
-MAX_TENSOR = 16  # beyond, products of these models are too narrow for the matrix units
-MIN_CONTEXT_PART = 4096  # positions of a row that a device should still have: less is cheaper cut over tensor
+MAX_TENSOR = 16  # beyond it, these models' products are too narrow for the matrix units
+MIN_CONTEXT_PART = 4096  # least positions of a row per device: below this, sharding over `tensor` is cheaper
 LOSS_CHUNKS = 16
 KEYS: list[RematName] = ["k", "v"]
 OFFLOADED: tuple[tuple[RematName, ...], ...] = (("input",), ("input", "middle"))
@@ -29,18 +29,18 @@ class Candidate:
 
     mesh: MeshConfig
     grad_accum: int
-    policy: str  # the name of `remat`
+    policy: str  # the name of the policy in `remat`
     remat: Remat
     loss_chunks: int = 1
 
     @property
     def name(self) -> str:
-        """The mesh and what differs between candidates on it."""
+        """The mesh and the settings that differ between candidates on it."""
         chunks = f", loss_chunks={self.loss_chunks}" if self.loss_chunks > 1 else ""
         return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}{chunks}, keeps {self.policy}"
 
     def applied(self, train: CrossEntropyConfig) -> CrossEntropyConfig:
-        """A stage's settings with the candidate's; the mesh is apart."""
+        """A stage's settings with the candidate's in place of its own; the mesh is separate."""
         changes = {"grad_accum": self.grad_accum, "remat": self.remat, "loss_chunks": self.loss_chunks}
         return train.model_copy(update=changes)
 
@@ -50,12 +50,12 @@ class Candidate:
 
     @property
     def is_offloading(self) -> bool:
-        """Whether anything goes to the host's memory."""
+        """Whether any array is offloaded to host memory."""
         return "offload" in self.remat.values()
 
 
 def is_dominated(candidate: Candidate, other: Candidate) -> bool:
-    """Whether `other` is the same but keeps more on the device for the backward pass: it can only be faster."""
+    """Whether `other` differs only by keeping more on the device for the backward pass: it can only be faster."""
     if (candidate.mesh, candidate.grad_accum, candidate.loss_chunks) != (
         other.mesh, other.grad_accum, other.loss_chunks,
     ):  # fmt: skip
@@ -74,14 +74,17 @@ def mesh_name(mesh: MeshConfig) -> str:
 
 
 def axis_size(mesh: MeshConfig, logical: str) -> int:
-    """Over how many devices a logical axis is cut."""
+    """The number of devices that a logical axis is sharded over."""
     return math.prod(getattr(mesh, axis) for axis in RULES[logical])
 
 
 def policies(model: ModelConfig, mesh: MeshConfig, own: Remat | None) -> dict[str, Remat]:
-    """What a layer may keep in addition to its input, by name; each also with the input, or the hidden states on either
-    side of attention, offloaded. The run's own policy is among them, as far as layers have its names on this mesh,
-    unless it is `None` (everything is kept, which is for models that need no search)."""
+    """Remat policies by name: the arrays that a layer keeps in addition to its input.
+
+    Each policy also comes with the input offloaded, and with the hidden states on either side of attention offloaded.
+    The run's own policy is included, without the names that layers do not have on this mesh, unless it is `None`
+    (everything is kept, which is for models that need no search).
+    """
     names = model.remat_names(mesh)
     latents: list[RematName] = [name for name in names if name.endswith("_latent")]
     kept: dict[str, list[RematName]] = {
@@ -109,7 +112,7 @@ def known_names(model: ModelConfig, mesh: MeshConfig, remat: Remat | None) -> Re
     return None if remat is None else {name: what for name, what in remat.items() if name in names}
 
 
-type Check = Callable[[Candidate], None]  # raises `ConfigError` for a candidate that no run could have
+type Check = Callable[[Candidate], None]  # raises `ConfigError` for an impossible run
 
 
 def meshes(topology: Topology, model: ModelConfig, seq_len: int) -> Iterator[MeshConfig]:
@@ -135,9 +138,9 @@ def _divisors(number: int, most: int) -> list[int]:
 def candidates(
     mesh: MeshConfig, topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
 ) -> list[Candidate]:
-    """Every micro-batch, policy and loss that a run could have on this mesh.
+    """Every possible combination of micro-batch, policy and loss chunks on this mesh.
 
-    Raises `ConfigError` when there is none: the reason against the undivided batch.
+    If there is none, raises the `ConfigError` of the undivided batch.
     """
     kept = policies(model, mesh, train.remat)
     if topology.chip.host_bytes_per_s is None:

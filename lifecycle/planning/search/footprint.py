@@ -1,9 +1,9 @@
 """The memory of a candidate, by arithmetic.
 
-Per device, for the step as it is implemented. The counts come from the model's abstract parameters and their logical
-axes: state and gradients as sharded, a layer's weights gathered over their data axes before use; a row's positions
-sharded over `tensor` between products; keys and values gathered over `context` (or in a ring); rows of experts with
-their buffers. It prunes; the compiler decides. Its error against compiled peaks:
+Bytes are per device, for the step as it is implemented. The counts come from the model's abstract parameters and their
+logical axes: state and gradients sharded, a layer's weights gathered over their data axes before use; a row's positions
+sharded over `tensor` between products; keys and values gathered over `context` (or passed around a ring); the experts'
+rows with their buffers. The result prunes candidates; the compiler decides. Its error against compiled peaks:
 `tests/planning/search/test_planning_footprint.py`. Source of the counts: Korthikanti et al. 2022, "Reducing Activation
 Recomputation", sections 4 and 5; Rajbhandari et al. 2020, "ZeRO", section 5.
 """
@@ -24,14 +24,14 @@ from lifecycle.training.config import TrainConfig
 
 COMPUTE_BYTES = 2  # bfloat16
 FLOAT_BYTES = 4
-STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter with its moments, float32; Muon's is at most this
-# What a layer's backward pass holds at once, in units of the thing. Chosen so that the compiled steps' peaks come out:
-# weights in use, the next layer's, and gradients not yet scattered; the feed-forward's halves, their product and the
-# gradients of the three; hidden states around branches and norms.
+STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter and its moments, float32; for Muon an upper bound
+# Copies that a layer's backward pass holds at once, chosen to match the peaks of compiled steps. Weights: those in use,
+# the next layer's, and gradients not yet scattered. Feed-forward: the gate and up halves, their product, and the
+# gradients of the three. Hidden states: those around branches and norms.
 WEIGHT_COPIES, FEED_FORWARD_COPIES, HIDDEN_COPIES = 3, 6, 8
-ROWS_COPIES = 2  # of the rows of experts, at either end of their exchange
-# Which kept names spare a product's second run, by the weight's name; `down` and the router have none: nothing after
-# the one is needed, and the other is small.
+ROWS_COPIES = 2  # of the experts' rows, at either end of their exchange
+# Names that, if kept, spare the recomputation of a product, by the name of its weight. `down` and the router have none:
+# nothing after `down` needs recomputing, and the router is small.
 SPARED_BY: dict[str, tuple[RematName, ...]] = {
     "q": ("q",), "k": ("k",), "v": ("v",), "o": ("middle",), "q_down": ("q_latent",), "q_up": ("q",),
     "kv_down": ("kv_latent",), "kv_up": ("k", "v"), "gate": ("gate",), "up": ("up",),
@@ -40,30 +40,30 @@ SPARED_BY: dict[str, tuple[RematName, ...]] = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """A candidate's memory, per device. `work_bytes`: gradients and the larger of the loss and a layer's backward."""
+    """A candidate's memory, per device."""
 
     state_bytes: float
     saved_bytes: float
-    work_bytes: float
+    work_bytes: float  # accumulated gradients + max(loss, gradients + a layer's backward pass)
 
     @property
     def total_bytes(self) -> float:
-        """The peak."""
+        """The peak of the step."""
         return self.state_bytes + self.saved_bytes + self.work_bytes
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of one layer, or of the trunk (`is_moe` is `None`), unsharded."""
+    """One parameter of a stack of equal layers, or of the trunk (`is_moe` is `None`)."""
 
     name: str
     is_moe: bool | None
     layers: int
-    size: int
+    size: int  # elements in one layer, unsharded
     axes: tuple[str | None, ...]
 
     def axis_size(self, mesh: MeshConfig, is_gathered: bool = False) -> int:
-        """The number of devices that it is sharded over: in storage, or gathered for use."""
+        """The number of devices that it is sharded over, as stored or as gathered for use."""
         names = [name for name in self.axes if name is not None and not (is_gathered and name in GATHERED)]
         return math.prod(axis_size(mesh, name) for name in names)
 
@@ -85,7 +85,7 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
 
 @cache
 def _weights(model: ModelConfig) -> tuple[Weight, ...]:
-    """Layers of a stack have equal weights; a stack's name starts with its first layer's number."""
+    """Cached `weights`. Layers of a stack have equal weights; a stack's name starts with its first layer's number."""
     weights = []
     for path, declared in jax.tree_util.tree_leaves_with_path(parameters(model)):
         keys, (first, *rest) = [entry.key for entry in path], declared.shape
@@ -101,13 +101,13 @@ def _weights(model: ModelConfig) -> tuple[Weight, ...]:
 class DeviceShare:
     """A device's share of a micro-batch."""
 
-    tokens: int  # all positions of its context part
-    sent: int  # rows for experts, one for each token and expert of its choice
-    received: int  # rows that its own experts have room for
+    tokens: int  # all positions of its shard over `context`
+    sent: int  # rows for experts, one per token and chosen expert
+    received: int  # rows for which its own experts have room
 
 
 def device_share(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> DeviceShare:
-    """How many tokens and rows of experts a device has at once."""
+    """How many tokens and expert rows a device has at once."""
     mesh, moe = candidate.mesh, model.moe
     tokens = train.global_batch_size // candidate.grad_accum // axis_size(mesh, "batch") * train.seq_len // mesh.context
     if moe is None:
@@ -126,7 +126,7 @@ def named_bytes(model: ModelConfig, mesh: MeshConfig, part: DeviceShare, is_moe:
     half, rows = tokens * model.d_ff, 0
     if is_moe and moe is not None:
         half = moe.d_ff * (part.received / mesh.tensor + tokens * moe.num_shared_experts)
-        rows = part.received if mesh.expert > 1 else 0  # named where they arrive
+        rows = part.received if mesh.expert > 1 else 0  # named on the receiving device
     elements: dict[RematName, float] = {
         "input": tokens * model.d_model,
         "q": tokens * model.num_heads * model.head_dim,
@@ -145,14 +145,14 @@ def named_bytes(model: ModelConfig, mesh: MeshConfig, part: DeviceShare, is_moe:
 
 
 def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Footprint:
-    """The peak, in parts: while the loss is computed, or in a layer's backward pass with the gradients kept."""
+    """The parts of the peak, which occurs in the loss or in a layer's backward pass with all gradients held."""
     mesh, part = candidate.mesh, device_share(model, train, candidate)
     held = sum(w.layers * w.size / w.axis_size(mesh) for w in weights(model))
     gradients = FLOAT_BYTES * held
     kinds = layer_kinds(model)
     saved = sum(layers * kept_bytes(named_bytes(model, mesh, part, kind), candidate, "save") for kind, layers in kinds)
     layer = max(_layer_bytes(model, candidate, part, kind) for kind, _ in kinds)
-    summed = gradients if candidate.grad_accum > 1 else 0.0  # of the micro-batches before
+    summed = gradients if candidate.grad_accum > 1 else 0.0  # accumulated over earlier micro-batches
     return Footprint(
         state_bytes=STATE_BYTES[train.optimizer.name] * held,
         saved_bytes=saved,
@@ -161,28 +161,30 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> F
 
 
 def layer_kinds(model: ModelConfig) -> list[tuple[bool, int]]:
-    """(has experts, how many such layers)."""
+    """The kinds of layers, as pairs: (has experts, number of such layers)."""
     experts = sum(model.is_moe(layer) for layer in range(model.num_layers))
     return [(kind, number) for kind, number in ((False, model.num_layers - experts), (True, experts)) if number]
 
 
 def kept_bytes(sizes: dict[RematName, float], candidate: Candidate, how: str) -> float:
-    """Bytes of a layer that are kept `how`: "save" on the device, "offload" in the host's memory. The input is saved
-    unless the policy says otherwise."""
+    """Bytes of a layer that are kept `how`: "save" on the device, "offload" in the host's memory.
+
+    The input is saved unless the policy says otherwise.
+    """
     remat: Remat = {"input": "save", **candidate.remat}
     return sum(sizes.get(name, 0.0) for name, what in remat.items() if what == how)
 
 
 def _layer_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare, is_moe: bool) -> float:
-    """What a layer's backward pass needs in addition to what was kept for it."""
+    """Bytes that a layer's backward pass needs in addition to the arrays kept for it."""
     mesh, sizes = candidate.mesh, named_bytes(model, candidate.mesh, part, is_moe)
     of_kind = sum(w.layers * w.size / w.axis_size(mesh, is_gathered=True) for w in weights(model) if w.is_moe is is_moe)
-    gathered = COMPUTE_BYTES * of_kind / dict(layer_kinds(model))[is_moe]  # of one layer
+    gathered = COMPUTE_BYTES * of_kind / dict(layer_kinds(model))[is_moe]  # one layer's
     seen = 2 if model.context_attention == "ring" else 1 if model.mla is not None else mesh.context
     keys = sizes["k"] + sizes["v"]
     attention = 2 * (sizes["q"] + sizes["attention_out"] + keys * (seen if mesh.context > 1 else 1))
     hidden = COMPUTE_BYTES * part.tokens * model.d_model
-    around = hidden * (HIDDEN_COPIES / mesh.tensor + (3 if mesh.tensor > 1 else 0))  # some of all positions
+    around = hidden * (HIDDEN_COPIES / mesh.tensor + (3 if mesh.tensor > 1 else 0))  # 3 copies have all positions
     rows = COMPUTE_BYTES * model.d_model * (part.sent + part.received) * ROWS_COPIES if is_moe else 0
     in_flight = 2 * kept_bytes(sizes, candidate, "offload")
     branch = max(FEED_FORWARD_COPIES * sizes["gate"] + rows, attention)
@@ -190,13 +192,15 @@ def _layer_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare, is
 
 
 def _loss_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> float:
-    """The head, its gradient, and a block's logits with their gradient; in chunks, the logits of one chunk of the
-    vocabulary for all tokens."""
+    """Bytes of the head and its gradient, and of a block's logits and their gradient.
+
+    In chunks, the logits are those of all tokens for one chunk of the vocabulary.
+    """
     vocab = model.vocab_size / candidate.mesh.tensor / candidate.loss_chunks
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
     logits = (FLOAT_BYTES + COMPUTE_BYTES) * vocab
     if candidate.loss_chunks > 1:
-        waiting = candidate.loss_chunks if axis_size(candidate.mesh, "embed") > 1 else 0  # of a head that is gathered
+        waiting = candidate.loss_chunks if axis_size(candidate.mesh, "embed") > 1 else 0  # all of a gathered head
         heads = (waiting + 2) * COMPUTE_BYTES * head
         return part.tokens * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
     block = min(BLOCK["bfloat16"], part.tokens)

@@ -1,10 +1,10 @@
 """Time of a candidate by arithmetic: its products, kernels and collectives, from the same counts as its memory.
 
-Products are taken at `PRODUCT_SHARE` of the peak, kernels at a plan's assumed share, and nothing of the networks as
-hidden. Copies to the host are hidden as the compiler hides them: it overlaps them with products, whose time it knows,
-and with none of the kernels. So of a step that is 82 % products (8B on v5p) 13 % of the copies' time is exposed in the
-compiled schedule and 18 % here; of one that is 91 % kernels (Mixtral), 82 % and 91 %.
-How near all this is to compiled steps and to the lowering contracts: `tests/planning/search/test_planning_forecast.py`.
+Products run at `PRODUCT_SHARE` of the peak, kernels at a plan's assumed share, and collectives are fully exposed.
+Copies to the host are hidden as the compiler hides them: it overlaps them with products, whose time it knows, but not
+with kernels. So in a step that is 82 % products (8B on v5p), 13 % of the copies' time is exposed in the compiled
+schedule and 18 % here; in one that is 91 % kernels (Mixtral), 82 % and 91 %. How close this comes to compiled steps and
+to the lowering contracts: `tests/planning/search/test_planning_forecast.py`.
 """
 
 import math
@@ -34,9 +34,10 @@ from lifecycle.planning.search.footprint import (
 from lifecycle.planning.topology import Topology
 from lifecycle.training.config import TrainConfig
 
-# Of the peak, with all that is computed besides products: of the compiled steps 0.70 (tpu7x) to 0.91 (8B on v5p).
+# The share of the peak that products reach if their time includes all other computation outside kernels. In compiled
+# steps it is 0.70 (tpu7x) to 0.91 (8B on v5p).
 PRODUCT_SHARE = 0.8
-# Attention again in units of its forward pass: two products forward, five backward.
+# Attention's backward pass in units of its forward pass: two products forward, five backward.
 ATTENTION_BACKWARD = 2.5
 
 
@@ -53,7 +54,7 @@ class Forecast:
 
     @property
     def step_s(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return self.compute_s + self.network_s + self.host_s
 
 
@@ -76,7 +77,7 @@ def forecast(
 
 
 def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple[float, float]:
-    """A step's on a device, in products and in kernels: forward, twice that backward, and what is computed again."""
+    """FLOPs per device and step in products and in kernels: forward, twice that backward, and recomputation."""
     c, mesh = candidate, candidate.mesh
     once, again, routed, routed_again = 0.0, 0.0, 0.0, 0.0
     for w in weights(model):
@@ -98,28 +99,28 @@ def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple
 
 
 def _used_share(model: ModelConfig, weight: Weight) -> float:
-    """Of a weight, what one token is multiplied by."""
+    """The share of a weight that one token is multiplied by."""
     if weight.is_routed and model.moe is not None:
         return model.moe.experts_per_token / model.moe.num_experts
     return 1.0
 
 
 def _runs_again(model: ModelConfig, name: str, candidate: Candidate) -> bool:
-    """Whether a product is made once more in the backward pass. A norm after a branch needs the branch's output."""
+    """Whether the backward pass recomputes a product. A norm after a branch needs the branch's output."""
     if name in ("o", "down") and model.norm_position != "pre":
         return True
     return name in SPARED_BY and not candidate.keeps(*SPARED_BY[name])
 
 
 def _plain_forward(model: ModelConfig) -> float:
-    """A token's forward products, attention's scores left out."""
+    """FLOPs of a token's forward products, without attention's scores."""
     names = (*SPARED_BY, "down", "router")
     layers = sum(w.layers * w.size * _used_share(model, w) for w in weights(model) if w.name in names)
     return 2 * (layers + model.vocab_size * model.d_model)
 
 
 def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology) -> float:
-    """How long a step's copies to host memory and back occupy the link."""
+    """Seconds for which a step's copies to host memory and back occupy the link."""
     if not candidate.is_offloading:
         return 0.0
     chip, part = topology.chip, device_share(model, train, candidate)
@@ -132,7 +133,7 @@ def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topolog
 
 
 def traffic(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Sequence[Collective]:
-    """The step's collectives as far as they are large."""
+    """The step's large collectives."""
     mesh, part = candidate.mesh, device_share(model, train, candidate)
     rows = [
         *_of_weights(model, candidate),
@@ -153,12 +154,14 @@ def traffic(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Seq
     ]
 
 
-type _Row = tuple[str, tuple[str, ...], float, float]  # kind, axes, bytes of a run, runs
+type _Row = tuple[str, tuple[str, ...], float, float]  # kind, axes, bytes per run, runs
 
 
 def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
-    """Gathered forward and again backward, the head once; their gradients scattered. One axis after the other: over an
-    inner one only the part that the outer ones leave."""
+    """All-gathers of weights forward and again backward, of the head only once; reduce-scatters of their gradients.
+
+    They run over one axis after the other: over an inner axis only the shard that the outer ones leave.
+    """
     mesh, sizes = candidate.mesh, dict[tuple[str, tuple[str, ...], int], float]()
     head = "embed" if model.tie_embeddings else "head"
     for w in weights(model):
@@ -175,8 +178,10 @@ def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
 
 
 def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
-    """Over `tensor` two gathers and two scatters a layer, their transposes backward, and once more what a second
-    forward pass needs; over the data axes the embedding's columns for rows, there and back."""
+    """Two all-gathers and two reduce-scatters per layer over `tensor`, their transposes, and those of recomputation.
+
+    Over the data axes, an all-to-all exchanges the embedding's columns for rows, and its transpose runs backward.
+    """
     runs = model.num_layers * candidate.grad_accum
     hidden = COMPUTE_BYTES * part.tokens * model.d_model
     again = 1 if _runs_again(model, "o", candidate) else 0
@@ -189,8 +194,10 @@ def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: DeviceShar
 
 
 def _of_keys(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
-    """Over `context`: the row's keys and values, or latents, gathered in both passes and their gradients scattered; in
-    a ring they are passed on, backward with their gradients in float32."""
+    """All-gathers of the row's keys and values, or latents, over `context`, and reduce-scatters of their gradients.
+
+    The gathers run in both passes. In a ring, keys and values are passed on, backward with their gradients in float32.
+    """
     mesh, runs = candidate.mesh, model.num_layers * candidate.grad_accum
     if model.mla is not None:
         width = model.mla.kv_lora_rank + model.mla.rope_head_dim
@@ -205,7 +212,7 @@ def _of_keys(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> lis
 
 
 def _of_experts(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> list[_Row]:
-    """Over `expert`: rows there and back in both passes, and there again where they are not kept."""
+    """Exchanges of rows over `expert`: there and back in both passes, and there again if the rows are not kept."""
     layers = sum(number for is_moe, number in layer_kinds(model) if is_moe)
     row = COMPUTE_BYTES * model.d_model
     runs = layers * candidate.grad_accum

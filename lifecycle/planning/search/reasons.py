@@ -40,7 +40,7 @@ class RejectedCandidate:
 
 @dataclass(frozen=True)
 class CompiledCandidate:
-    """A candidate with what arithmetic expected of it and what the compiler made of it."""
+    """A candidate with its forecast by arithmetic and its plan from the compiler."""
 
     candidate: Candidate
     forecast: Forecast
@@ -49,29 +49,28 @@ class CompiledCandidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search's outcome; `pick` is `None` when nothing fits, `own` when the run's own setting was not compiled.
-    `rejected` has the best of each kind first."""
+    """The outcome of a search."""
 
-    pick: CompiledCandidate | None
-    own: CompiledCandidate | None
+    pick: CompiledCandidate | None  # None: nothing fits
+    own: CompiledCandidate | None  # the run's own setting; None: it was not compiled
     compiled: tuple[CompiledCandidate, ...]
-    rejected: tuple[RejectedCandidate, ...]
+    rejected: tuple[RejectedCandidate, ...]  # the best of each kind first
     num_candidates: int
     notes: tuple[str, ...]  # what was not searched, and why
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The result as JSON-ready values."""
         return TypeAdapter(SearchResult).dump_python(self, mode="json")
 
 
 def step_s(plan: ProgramPlan) -> float:
-    """The expected step of a program that fits."""
+    """Seconds of the expected step of a program that fits."""
     assert plan.estimate is not None, "a program that fits was estimated"
     return plan.estimate.step_s
 
 
 def losers(compiled: Sequence[CompiledCandidate], fitting: Sequence[CompiledCandidate]) -> Iterator[RejectedCandidate]:
-    """Why each compiled candidate is not the pick, which is the first of `fitting`."""
+    """Why each other compiled candidate is not the pick, which is the first of `fitting`."""
     for c in fitting[1:]:
         times = step_s(c.plan) / step_s(fitting[0].plan)
         yield RejectedCandidate(c.candidate.name, "compiled: slower", f"{times:.2f} times the pick's step")
@@ -82,7 +81,7 @@ def losers(compiled: Sequence[CompiledCandidate], fitting: Sequence[CompiledCand
 
 
 def slower(forecast: Forecast, best: Forecast) -> str:
-    """By how much, and in which of its terms."""
+    """By how much a forecast is slower than the best one, and in which terms."""
     terms = {"computing": "compute_s", "network": "network_s", "host's memory": "host_s"}
     more = {name: (getattr(forecast, field) - getattr(best, field)) * 1e3 for name, field in terms.items()}
     words = ", ".join(f"{name} {ms:+,.0f} ms" for name, ms in more.items() if abs(ms) >= 1)
@@ -90,8 +89,10 @@ def slower(forecast: Forecast, best: Forecast) -> str:
 
 
 def why(result: SearchResult, section: str) -> list[str]:
-    """Why the pick: its memory and traffic, and term by term what it saves against the next best that was compiled.
-    `section` of the run's file has the stage's settings."""
+    """Why the pick: its memory and traffic, and term by term what it saves over the next best compiled candidate.
+
+    `section` of the run's file has the stage's settings.
+    """
     if result.pick is None:
         return _why_nothing(result, section)
     pick = result.pick
@@ -131,7 +132,7 @@ def _memory_and_traffic(plan: ProgramPlan) -> str:
 
 
 def _against(pick: CompiledCandidate, second: CompiledCandidate) -> list[str]:
-    """The two steps' terms, the one that differs most first."""
+    """The pick against the second best: the terms of their steps, the largest difference first."""
     best, other = pick.plan.estimate, second.plan.estimate
     assert best is not None and other is not None
     words = {
@@ -156,7 +157,7 @@ def _against(pick: CompiledCandidate, second: CompiledCandidate) -> list[str]:
 
 
 def _why_nothing(result: SearchResult, section: str) -> list[str]:
-    """What came nearest, and what is left to change: every micro-batch of the global batch was considered."""
+    """The candidate nearest to fitting, and what is left to change: every micro-batch was considered."""
     advice = (
         "Every mesh, grad_accum, policy and loss_chunks was considered: take more devices, a chip with more memory, or "
         f"shorter rows ({section}.seq_len)."
@@ -168,7 +169,7 @@ def _why_nothing(result: SearchResult, section: str) -> list[str]:
 
 
 def notes(topology: Topology) -> tuple[str, ...]:
-    """What a search over this topology does not cover, and why."""
+    """The options that a search over this topology does not cover, and why."""
     if topology.chip.host_bytes_per_s is not None:
         return (NO_STAGES,)
     chip = topology.chip.name

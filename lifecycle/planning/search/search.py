@@ -1,10 +1,10 @@
 """The search for a mesh, micro-batch and rematerialisation: enumerate, prune by arithmetic, let the compiler decide.
 
-What must hold: every candidate that is not the pick has its reason, one that cannot be compiled ends no search, and the
-pick is the fastest of the compiled ones that fit, by the same estimate that a single plan shows.
+What must hold: every candidate that is not the pick has its reason, one that cannot be compiled does not end the
+search, and the pick is the fastest of the compiled ones that fit, by the same estimate that a single plan shows.
 
-Arithmetic does not tell near candidates apart: of those that are compiled, half are its best, the others the best of
-other kinds.
+Arithmetic cannot tell similar candidates apart, so half of the compiled ones are its best, and the others are the best
+of other kinds.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ from lifecycle.planning.topology import Topology, mesh_over
 from lifecycle.training.config import CrossEntropyConfig
 
 NUM_COMPILED = 4
-SLACK = 0.95  # arithmetic below this share of the memory goes to the compiler
-ERROR = 1 / 7  # of a step by arithmetic (`forecast.py`)
+SLACK = 0.95  # candidates that by arithmetic need at most this share of the memory may be compiled
+ERROR = 1 / 7  # relative error of a step by arithmetic (`forecast.py`)
 
 type Ranked = list[tuple[Candidate, Forecast]]
 
@@ -48,10 +48,11 @@ def search(
     on_compiled: Callable[[CompiledCandidate], None],
     most: int = NUM_COMPILED,
 ) -> SearchResult:
-    """Compiles `most` candidates, the best by arithmetic, and the run's own setting (`mesh` and `train`), if that
-    should fit; `on_compiled` gets each as soon as it is known.
+    """Compiles `most` candidates, chosen by arithmetic, and the run's own setting (`mesh` and `train`).
 
-    A candidate that the compiler rejects does not use up one of the `most`, up to twice that many tries.
+    The own setting is compiled only if it should fit by arithmetic. A candidate that does not fit or fails to compile
+    does not count towards `most`, but there are no more than 2 x `most` attempts. `on_compiled` gets each compiled
+    candidate as soon as it is known.
     """
     ranked, refused, number = _ranked(topology, model, train, check)
     left = in_turn(ranked, most)
@@ -61,7 +62,7 @@ def search(
     def attempt(candidate: Candidate, expected: Forecast) -> None:
         try:
             compiled.append(CompiledCandidate(candidate, expected, compile_one(candidate)))
-        except (JaxRuntimeError, ValueError) as error:  # the compiler's, and what tracing rejects
+        except (JaxRuntimeError, ValueError) as error:  # from the compiler or from tracing
             failed.append(RejectedCandidate(candidate.name, "compiler: error", _first_line(error)))
         else:
             on_compiled(compiled[-1])
@@ -84,9 +85,11 @@ def search(
 
 
 def in_turn(ranked: Ranked, most: int) -> Ranked:
-    """All of them in the order in which they are compiled: half of `most` are the best, then come the best of each
-    other kind (what it keeps, how it cuts a row and the experts) whose step arithmetic cannot tell from the best, then
-    the rest. A kind whose best is dominated by another candidate is of the rest.
+    """All candidates in the order in which they are compiled.
+
+    Half of `most` are the best. Then come the best of each other kind (its policy and its sizes of `tensor`, `context`
+    and `expert`) whose step arithmetic cannot tell from the best, then the rest. A kind whose best candidate is
+    dominated by another candidate belongs to the rest.
     """
     first: Ranked = []
     kinds: set[_Kind] = set()
@@ -122,8 +125,10 @@ def _first_line(error: Exception) -> str:
 def _ranked(
     topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
 ) -> tuple[Ranked, list[RejectedCandidate], int]:
-    """Candidates that should fit, the fastest first; those that should not, the smallest first, and meshes that are not
-    possible; how many there were."""
+    """Candidates that should fit by arithmetic, the fastest first; the refused ones; how many there were in all.
+
+    Refused are candidates that should not fit, the smallest first, and impossible meshes.
+    """
     fitting: Ranked = []
     too_large: list[tuple[float, Candidate]] = []
     uncut: list[RejectedCandidate] = []
@@ -137,7 +142,7 @@ def _ranked(
         sized = _proposed([(footprint(model, train, c).total_bytes, c) for c in possible], limit, train.loss_chunks)
         small = [candidate for size, candidate in sized if size <= limit]
         too_large += [(size, candidate) for size, candidate in sized if size > limit]
-        if small:  # only now: a mesh over a large topology takes longer than the arithmetic
+        if small:  # not earlier: building a mesh over a large topology takes longer than the arithmetic
             network = network_of(topology, mesh_over(topology, mesh))
             fitting += [(candidate, forecast(model, train, candidate, topology, network)) for candidate in small]
     has = topology.chip.hbm_bytes / 1e9
@@ -150,7 +155,7 @@ def _ranked(
 
 
 def _proposed(sized: list[tuple[float, Candidate]], limit: float, own_chunks: int) -> list[tuple[float, Candidate]]:
-    """Leaves out those that go through the vocabulary in more parts than the run although they fit undivided."""
+    """Leaves out candidates that use more loss chunks than the run but would fit with the vocabulary undivided."""
     undivided = {(c.grad_accum, c.policy) for size, c in sized if c.loss_chunks == 1 and size <= limit}
     usual = {1, own_chunks}
     return [(size, c) for size, c in sized if c.loss_chunks in usual or (c.grad_accum, c.policy) not in undivided]
