@@ -40,7 +40,9 @@ class Shape:
 
     @property
     def num_bytes(self) -> int:
-        """Size in bytes, without padding."""
+        """Size in bytes, without padding; raises `ValueError` for an unknown dtype."""
+        if self.dtype not in BITS:
+            raise ValueError(f"{self.dtype}{list(self.dims)}: unknown dtype; add its bits to `BITS`")
         return math.ceil(math.prod(self.dims) * BITS[self.dtype] / 8)
 
 
@@ -147,8 +149,10 @@ def parse_module(text: str) -> Module:
             name, lines = "", []
         elif name and re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
             lines.append(line.strip())
-        elif name:  # the previous instruction continues: an attribute contains line breaks
+        elif name and lines:  # the previous instruction continues: an attribute contains line breaks
             lines[-1] += line
+        elif name:
+            raise ValueError(f"not an instruction: {line[:200]}")
         elif (head := _HEAD.match(line)) is not None:  # between computations: a header, or the table of source files
             name = head["name"]
             entry = name if line.startswith("ENTRY") else entry
@@ -159,8 +163,8 @@ def parse_module(text: str) -> Module:
 
 def _instruction(line: str) -> Instruction:
     head, _, rest = line.partition(" = ")
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    match = _OPCODE.match(rest, end)
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    match = _OPCODE.match(rest, max(end, 0))
     if match is None:
         raise ValueError(f"not an instruction: {line[:200]}")
     close = _closing(rest, match.end() - 1)

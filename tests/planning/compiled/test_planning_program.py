@@ -82,8 +82,17 @@ def test_texts_that_are_no_whole_module_are_refused(text: str) -> None:
         parse_module("module @jit_step {")
     with pytest.raises(ValueError, match="truncated"):
         parse_module(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="not an instruction"):
-        parse_module(HEAD + entry(X, "%y = f32[8,128]{1,0} 7"))
+    for line in ("%y = f32[8,128]{1,0} 7", "%y = f32[8,128]{1,0}"):
+        with pytest.raises(ValueError, match="not an instruction: .*%y"):
+            parse_module(HEAD + entry(X, line))
+    with pytest.raises(ValueError, match="not an instruction:   nothing"):
+        parse_module(HEAD + "ENTRY %main (x: f32[8,128]) -> f32[8,128] {\n  nothing\n}\n")
+
+
+def test_a_dtype_without_a_known_size_is_an_error() -> None:
+    (shape,) = read_shapes("x9[8,128]{1,0}")
+    with pytest.raises(ValueError, match=r"x9\[8, 128\]: unknown dtype"):
+        _ = shape.num_bytes
 
 
 def test_an_attribute_with_line_breaks_and_brackets_in_quotes_is_read_whole() -> None:
