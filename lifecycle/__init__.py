@@ -1,4 +1,4 @@
-"""A language model's full life in one framework; `docs/python.md` shows its use from Python."""
+"""A framework for a language model's full life cycle; `docs/python.md` shows its use from Python."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

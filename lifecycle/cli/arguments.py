@@ -23,7 +23,7 @@ def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
 
 
 def name_first(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """(the leading name, or None if the first word is a setting; the settings)."""
+    """Returns (the leading name, or None if the first word is a setting; the settings)."""
     if words and "=" not in words[0]:
         return words[0], words[1:]
     return None, words

@@ -1,4 +1,4 @@
-"""`lifecycle data`: the training stages' data."""
+"""`lifecycle data`: the data of the training stages."""
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.make import make

@@ -17,7 +17,7 @@ SHOWN = {
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """The metrics that are shown, in one line."""
+    """The displayed metrics, in one line."""
     return "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)
 
 
@@ -45,7 +45,7 @@ class Live:
         self._bars.stop()
 
     def start(self, stage: str, total: int | None = None) -> None:
-        """Begins a stage's bar; the bar before it is complete."""
+        """Begins a stage's bar and completes the one before it."""
         self._finish()
         self._task = self._bars.add_task(stage, total=total, text="")
 
@@ -56,7 +56,7 @@ class Live:
         self._bars.update(self._task, completed=done, text=describe(metrics))
 
     def note(self, text: str) -> None:
-        """Above the bars, where it stays: it may be a warning."""
+        """Prints a line above the bars, where it stays visible: it may be a warning."""
         self._bars.console.print(text, style="dim", markup=False, highlight=False)
 
     def _finish(self) -> None:
@@ -79,7 +79,7 @@ class Plain:
         self._console.file.flush()
 
     def start(self, stage: str, total: int | None = None) -> None:
-        """Begins a stage with a line of its own."""
+        """Begins a stage and prints a line for it."""
         self._stage, self._total = stage, total
         self._started = self._last = time.monotonic()
         self._print("")
@@ -108,5 +108,5 @@ class Plain:
 
 
 def progress_on(console: Console) -> Live | Plain:
-    """The display that fits where the output goes."""
+    """A live display for a terminal, plain lines elsewhere."""
     return Live(console) if console.is_terminal else Plain(console)

@@ -1,4 +1,4 @@
-"""`lifecycle evaluate`: the weights of a run's training stages on its tasks, or any bundle on the tasks of a file."""
+"""`lifecycle evaluate`: scores a run's training stages on its tasks, or any bundle on the tasks of a file."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`lifecycle evaluate BUNDLE TASKS`: any bundle's scores on the tasks of a file, printed."""
+"""`lifecycle evaluate BUNDLE TASKS`: prints any bundle's scores on the tasks of a file."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lifecycle.evals.results import EvalResult, read_results
 
 
 def evaluate_bundle(bundle: Path, tasks: Path, overrides: tuple[str, ...]) -> None:
-    """Evaluates a bundle and prints the scores; scores that exist are not computed again."""
+    """Evaluates a bundle and prints the scores; existing scores are not computed again."""
     config = load_config(BundleTasksConfig, tasks, overrides)
     start_jax(config.root)
     console = Console(emoji=False)

@@ -1,4 +1,4 @@
-"""`lifecycle export`: a training stage's weights as a bundle, registered."""
+"""`lifecycle export`: writes a training stage's weights as a bundle and registers it."""
 
 from lifecycle.cli.arguments import ConfigPath, StageOrOverrides, name_first, read_config
 from lifecycle.cli.make import make

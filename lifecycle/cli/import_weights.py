@@ -86,7 +86,7 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
     with _bundle(out, source, dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
         if (source / GENERATION_FILE).is_file():
-            sampling_of(source)  # one that no bundle can be opened with is rejected before the weights are written
+            sampling_of(source)  # rejects an invalid file before the weights are written: no bundle opens with one
             shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
         _write(config, family_of(config), file, source, folder, dtype)
     _say(f"{len(file.shapes)} tensors as {dtype or 'they were'}", config, out)
@@ -95,15 +95,17 @@ def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, toke
 def _write(
     config: ModelConfig, family: Family, source: TensorSource, where: Path, folder: Path, dtype: Dtype | None
 ) -> None:
-    """Writes config, generation defaults and weights into `folder`, which already has the tokenizer; errors about
-    `source` name `where` it is."""
+    """Writes config, generation defaults and weights into `folder`, which already has the tokenizer.
+
+    Errors about `source` name its path, `where`.
+    """
     require_fit(config, family, source, str(where))
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     if not (folder / GENERATION_FILE).is_file():
         ends = ChatTemplate.load(folder, tokenizer).stop_ids if read_template(folder) else tokenizer.eos_id
-        greedy = ids | {"eos_token_id": ends, "do_sample": False}  # nothing is known of how it should be sampled
+        greedy = ids | {"eos_token_id": ends, "do_sample": False}  # no sampling settings are known
         write_text(folder / GENERATION_FILE, json.dumps(greedy, indent=2) + "\n")
     largest = max(source.shapes, key=lambda name: np.prod(source.shapes[name]))
     write_config(config, folder, DTYPES[dtype] if dtype else source.dtype(largest), **ids)
@@ -130,7 +132,7 @@ def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")
     folder = out.with_name(out.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted import
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted import
     folder.mkdir(parents=True)
     started, cpu = time.time(), cpu_seconds()
     try:

@@ -1,8 +1,9 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
 Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts and the
-inputs of these up to date. The others read: `plan` shows what a run would do, `trace` where a version came from,
-`serve` and `chat` answer. Each verb has its own file in this folder, imported only when it is called.
+inputs of these up to date. `plan` shows what a run would do, `trace` where a version came from; `serve` and `chat`
+answer; `promote` and `rollback` move an alias. Each verb has its own file in this folder, imported only when it is
+called.
 """
 
 import errno
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from lifecycle.core.version import VERSION
 
-# XLA's client for CPUs logs through this; errors stay visible
+# XLA's CPU client logs through these; errors stay visible
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 
 VERBS = {
@@ -56,7 +57,7 @@ def main() -> None:
     sys.unraisablehook = _unless_of_a_failed_save
     try:
         app()
-    except ValueError as error:  # ConfigError and its kind: users can fix them
+    except ValueError as error:  # ConfigError and the like: users can fix them
         _say(str(error), style="red")
         _leave(1)
     except OSError as error:
@@ -67,7 +68,7 @@ def main() -> None:
             raise
         _say(f"{error}; free some space and run the same command again: it continues from here", style="red")
         _leave(1)
-    except sqlite3.OperationalError as error:  # of the registry or the request log: locked, or the disk is full
+    except sqlite3.OperationalError as error:  # registry or request log: locked, or the disk is full
         _say(f"{error}; fix that and run the same command again: it continues from here", style="red")
         _leave(1)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 
-COMPILED = "compiled"  # XLA's programs, kept with the artifacts: a second run compiles nothing
+COMPILED = "compiled"  # XLA's compiled programs, kept with the artifacts: a second run compiles nothing
 
 
 def start_jax(folder: Path) -> None:
@@ -31,7 +31,7 @@ def start_jax(folder: Path) -> None:
 def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
     """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
     targets = tuple(targets)
-    distributed.start()  # `is_writer` needs to know the job
+    distributed.start()  # before `is_writer` is asked
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))

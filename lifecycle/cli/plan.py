@@ -1,10 +1,10 @@
-"""`lifecycle plan`: what a run would do, and, for a topology, what the compiler says of its programs.
+"""`lifecycle plan`: what a run would do, and, for a topology, what the compiler reports about its programs.
 
 lifecycle plan CONFIG                                   the chain's state and the sizes that the config implies
-lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage's step compiled for chips not here
-lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's
+lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage's step, compiled without the chips
+lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step
 lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
-lifecycle plan CONFIG topology=v6e:16x16 search=true    meshes, micro-batches and rematerialisation compared
+lifecycle plan CONFIG topology=v6e:16x16 search=true    a comparison of meshes, micro-batches and rematerialisation
 """
 
 import difflib
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from lifecycle.planning.programs.plan import ProgramPlan
 
 FLOAT32_BYTES = 4
-MOMENTS = {"adamw": 2, "muon": 2}  # Muon keeps one for the layers' matrices, Adam two for the rest: an upper bound
+MOMENTS = {"adamw": 2, "muon": 2}  # an upper bound: Muon keeps one for the layers' matrices and Adam's two for the rest
 
 
-DECODE = "decode"  # the `stage` that is the engine's programs
+DECODE = "decode"  # as `stage`: the engine's programs
 
 
 class PlanConfig(Section):
-    """What `plan` itself takes in addition to a run's settings."""
+    """The settings of `plan` itself, in addition to the run's."""
 
     topology: str | None = None
     stage: str | None = None  # the training stage whose step is compiled, or `decode`; None: the first training stage
@@ -72,7 +72,7 @@ def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
 
 
 def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
-    """The verb: `words` are settings of the run and of the plan, mixed."""
+    """Runs the verb; `words` are settings of the run and of the plan, mixed."""
     own, others = split(words)
     config = load_config(RunConfig, path, others)
     if own.topology is None:
@@ -85,7 +85,7 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
         with progress_on(Console(stderr=True)) as progress:
             _compile(config, own, topology, console, progress)
     except KeyboardInterrupt:
-        # A compilation cannot be stopped, and Python waits for its thread before it exits (31 s were seen).
+        # A compilation cannot be stopped, and Python waits for its thread before it exits (31 s observed).
         console.print("stopped; compiled programs are cached, and the same command continues from here")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -115,7 +115,7 @@ def planned_stage(config: RunConfig, stage: str | None) -> str:
 
 
 def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
-    """The plan's own settings, and the run's. Raises `ConfigError` for a misspelt plan setting."""
+    """Splits words into the plan's own settings and the run's. Raises `ConfigError` for a misspelt plan setting."""
     import yaml
 
     tree, others = {}, []
@@ -137,7 +137,7 @@ def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
 
 
 def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    """A training stage's step on the config's mesh."""
+    """Plans a training stage's step on the config's mesh."""
     from lifecycle.planning.programs.plan import plan_train_step
 
     stage = planned_stage(config, own.stage)
@@ -148,7 +148,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
 
 def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    """The engine's two programs with the exported model, on the mesh that serves it."""
+    """Plans the engine's two programs for the exported model, on the mesh that serves it."""
     from lifecycle.planning.programs.plan import plan_engine
 
     if DECODE in config.train:

@@ -22,8 +22,8 @@ from lifecycle.training.config import CrossEntropyConfig
 def search_and_show(
     config: RunConfig, stage: str, is_tuned: bool, topology: Topology, console: Console, progress: Progress
 ) -> None:
-    """Compiles the best candidates for a training stage, each cached as soon as it is done: a stopped search continues
-    from there."""
+    """Compiles the best candidates for a training stage and shows them. Each is cached once compiled, so a stopped
+    search continues from there."""
     done: list[CompiledCandidate] = []
     model, train, section = config.model_of(stage), config.train[stage], f"train.{stage}"
     assert isinstance(train, CrossEntropyConfig)
@@ -54,8 +54,8 @@ def search_and_show(
 
 
 def changed(config: RunConfig, stage: str, candidate: Candidate) -> RunConfig:
-    """The run with a candidate's mesh, and its settings in one training stage. The others keep theirs, except for names
-    that their layers do not have on this mesh. Raises `ConfigError`, one line, for an impossible run."""
+    """The run with a candidate's mesh, and its settings in one training stage. Other stages keep theirs, except for
+    remat names that their layers do not have on this mesh. Raises a one-line `ConfigError` for an impossible run."""
     train = {}
     for name, own in config.train.items():
         if name == stage and isinstance(own, CrossEntropyConfig):
@@ -67,12 +67,12 @@ def changed(config: RunConfig, stage: str, candidate: Candidate) -> RunConfig:
     try:
         return validate(RunConfig, tree)
     except ConfigError as error:
-        reasons = str(error).splitlines()[1:]  # under the line that says where: there is no file here
+        reasons = str(error).splitlines()[1:]  # the first line names a file, and there is none here
         raise ConfigError("; ".join(line.strip().removeprefix("config: ") for line in reasons)) from None
 
 
 def words(config: RunConfig, stage: str, candidate: Candidate) -> list[str]:
-    """The overrides that select the candidate: the stage's settings and the mesh, where they differ."""
+    """The overrides that select the candidate: changed mesh axes, the stage's settings, other stages' changed remat."""
     new, section = changed(config, stage, candidate), f"train.{stage}"
     axes = [f"mesh.{axis}={size}" for axis, size in new.mesh.plain().items() if size != getattr(config.mesh, axis)]
     settings = [*axes, f"{section}.grad_accum={candidate.grad_accum}", f"{section}.remat={_flow(candidate.remat)}"]
@@ -87,5 +87,5 @@ def words(config: RunConfig, stage: str, candidate: Candidate) -> list[str]:
 
 
 def _flow(remat: Remat) -> str:
-    """As YAML on one line."""
+    """A remat policy as YAML on one line."""
     return "{" + ", ".join(f"{name}: {what}" for name, what in remat.items()) + "}"

@@ -1,4 +1,4 @@
-"""`lifecycle report`: the run's page."""
+"""`lifecycle report`: the run's report."""
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.make import make

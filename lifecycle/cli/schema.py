@@ -7,6 +7,6 @@ from lifecycle.stages.config import RunConfig
 
 
 def schema() -> None:
-    """Prints the schema, with which an editor completes and checks a run file."""
+    """Prints the schema, which editors use to complete and check a run file."""
     json.dump(RunConfig.model_json_schema(), sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -24,7 +24,7 @@ from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer
 from lifecycle.stages.config import PRODUCTION, RunConfig
 
-FOLLOW_S = 1.0  # how often the registry is looked at
+FOLLOW_S = 1.0  # how often the registry is polled
 
 
 def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
@@ -34,7 +34,7 @@ def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
 
 def serve_versions(config: RunConfig) -> None:
     """Serves the registry's aliases until SIGTERM or Ctrl-C."""
-    listener = listen(config.serve)  # first: a port that is taken should not cost a compilation
+    listener = listen(config.serve)  # first: if the port is taken, fail before compiling
     start_jax(config.folder)
     console = Console()
     meter = CostMeter()
@@ -56,8 +56,8 @@ def serve_versions(config: RunConfig) -> None:
 class AliasedModels(Mapping[str, Served]):
     """Models by alias, production first, and by short hash; follows a moved alias within a second or two.
 
-    A version stays loaded after it was served, so moving back is immediate. One that cannot be loaded is reported, and
-    the alias keeps its version.
+    A version stays loaded after its alias has moved on, so moving back is immediate. One that cannot be loaded is
+    reported, and the alias keeps serving its old version.
     """
 
     def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
@@ -85,7 +85,7 @@ class AliasedModels(Mapping[str, Served]):
             while not stop.wait(FOLLOW_S):
                 try:
                     self._refresh()
-                except ValueError as error:  # of the registry or of a bundle
+                except ValueError as error:  # from the registry or a bundle
                     self._console.print(f"alias ignored: {error}", markup=False, highlight=False)
 
         thread = Thread(target=follow, name="aliases", daemon=True)
@@ -104,7 +104,7 @@ class AliasedModels(Mapping[str, Served]):
         names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
         table = {alias: self._by_hash[aliases[alias]] for alias in names}
         table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
-        self._table = table  # swapped at once: requests see the old table or the new one
+        self._table = table  # replaced atomically: requests see the old table or the new one
         for alias in names:
             self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
 
@@ -126,7 +126,7 @@ def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitSt
 
 
 def _price(config: RunConfig, console: Console) -> DevicePrice:
-    """The price of a device-second; prints a note if it is zero."""
+    """The price of a device-hour; prints a note if it is zero."""
     price = config.price.of_device(platform(), os.cpu_count() or 1)
     if not price.hour:
         console.print("requests are logged with a cost of 0; set what a device costs: price.device_hour=PRICE")

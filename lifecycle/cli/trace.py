@@ -40,7 +40,7 @@ def trace(config: ConfigPath, /, *words: Traced, as_json: AsJson = False) -> Non
 def _tree(config: RunConfig, name: str) -> Node:
     if name in build_graph(config):
         return trace_artifact(finished_stage(config, name).path)
-    folder = config.folder / Path(name).name  # a name without a slash, or a path as another command printed it
+    folder = config.folder / Path(name).name  # a folder's name, or its path as another command printed it
     if (folder / MANIFEST).is_file():
         return trace_artifact(folder)
     return trace_version(Registry(config.registry_path), name)

@@ -1,4 +1,4 @@
-"""`lifecycle versions`: what is registered."""
+"""`lifecycle versions`: lists the registered versions."""
 
 from rich.console import Console
 from rich.table import Table

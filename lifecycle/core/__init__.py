@@ -1,1 +1,1 @@
-"""The base of every room: config, artifacts, processes, logs. It knows nothing of language models."""
+"""The base of all other packages: config, artifacts, processes, logs. It knows nothing of language models."""

@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     key: str
     content_hash: str
     config: dict[str, Any]
-    inputs: dict[str, str]  # input's stage -> its folder's name, in this one's root; of a folder from outside, its path
+    inputs: dict[str, str]  # input -> its folder's name in the same root; for an outside folder, its path
     input_hashes: dict[str, str]
     files: dict[str, int]  # relative path -> bytes
     stats: dict[str, Any]
@@ -65,7 +65,7 @@ class Artifact:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What the stage reported of its work, from the manifest."""
+        """The stats that the stage reported, from the manifest."""
         return self.manifest.stats
 
     @property
@@ -166,7 +166,7 @@ class Draft:
         def keep() -> None:
             while not stop.wait(LEDGER_EVERY_S):
                 wall, cpu = self._spent()
-                with suppress(OSError):  # a full disk is the stage's to tell; a lost entry costs a few seconds' record
+                with suppress(OSError):  # the stage reports a full disk; a lost entry costs a few seconds' record
                     write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
 
         thread = threading.Thread(target=keep, name="cost ledger", daemon=True)

@@ -134,7 +134,7 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
 
 
 def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "copy it again") -> dict[str, Any]:
-    """A JSON file that holds a mapping; raises `error`, with the fix, if it is damaged or something else."""
+    """Reads a JSON file with a mapping; raises `error`, with the fix, if it is damaged or contains anything else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as issue:
@@ -235,7 +235,7 @@ def _find_preset(group: str, name: str, folder: Path) -> Path:
 
 
 def _annotation_at(annotation: Any, tree: Any, part: Any) -> Any:
-    """The annotation of what is at the key or index `part` of a `tree` read as `annotation`; None if there is none."""
+    """The annotation of the value at key or index `part` of a `tree` read as `annotation`; None if there is none."""
     section = _section_in(annotation)
     if section is None or _has_items(annotation, tree):
         return section
@@ -244,7 +244,7 @@ def _annotation_at(annotation: Any, tree: Any, part: Any) -> Any:
 
 
 def _variant(section: type[Section], tree: Any) -> type[Section]:
-    """The class that reads `tree`; the section itself where the tree names none, which its validation reports."""
+    """The class that reads `tree`; the section itself if the tree names none, which its validation reports."""
     try:
         return section.variant_of(tree) if isinstance(tree, Mapping) else section
     except ValueError:
@@ -271,7 +271,7 @@ def _has_items(annotation: Any, tree: Any) -> bool:
 
 
 def _is_named(section: type[Section], tree: Any) -> bool:
-    """Whether a `tree` that may be one section or several by name is several: no key of it is one of the settings."""
+    """Whether a `tree`, one section or several by name, is several: none of its keys is a setting."""
     if not isinstance(tree, Mapping) or not tree or {*_fields(section), "preset"} & tree.keys():
         return False
     return all(isinstance(item, Mapping | str | Section) for item in tree.values())
@@ -292,7 +292,7 @@ def one_or_named(section: type[Section]) -> WrapValidator:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; another annotation is its own only one."""
+    """The members of a union; any other annotation is its own only member."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

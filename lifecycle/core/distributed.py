@@ -20,7 +20,7 @@ def in_job() -> bool:
 
 
 def start() -> None:
-    """Joins the job that the environment describes; does nothing without one, or if it has been joined."""
+    """Joins the job that the environment describes; does nothing without one, or if it has joined already."""
     if not in_job():
         return
     import jax

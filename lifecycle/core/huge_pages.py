@@ -1,6 +1,6 @@
 """Huge pages for large arrays: a glibc setting that takes effect only when a program starts.
 
-Imports nothing, so that a program can restart before its own imports, which would otherwise run twice.
+Imports only `os` and `sys`, so that a program can restart before its own imports, which would otherwise run twice.
 """
 
 import os
@@ -12,7 +12,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 def restart_with_huge_pages() -> None:
     """On Linux, restarts this program with glibc's huge pages, once; call it first.
 
-    XLA's CPU client frees its work memory after every step and maps it anew: 175,000 page faults and 0.3 of 1.2 CPU
+    XLA's CPU client frees its work memory after every step and maps it again: 175,000 page faults and 0.3 of 1.2 CPU
     seconds in a step that uses 700 MB. With huge pages there are 700 faults. glibc reads the setting only at start.
     """
     present = os.environ.get("GLIBC_TUNABLES", "")

@@ -1,15 +1,15 @@
-"""The kind of device that a program is traced for: the mesh's in scope, else the process's default.
+"""The kind of device that a program is traced for: that of the mesh in scope, else the process's default.
 
 Programs for TPUs are traced and compiled on machines without one, where `jax.default_backend()` returns "cpu".
 """
 
 import jax
 
-# JAX gives some chips one of two names (its `jax/_src/tpu_info.py` takes both); ours is the first of them.
+# JAX has two names for some chips (its `jax/_src/tpu_info.py` accepts both); `kind_of` gives the one on the right.
 SAME_KIND = {"TPU v5p": "TPU v5", "TPU v5e": "TPU v5 lite", "TPU v6e": "TPU v6 lite"}
-# By the devices' kind: KiB of VMEM that one fusion may use. With more than the default, products keep larger blocks at
-# hand: a fifth of the 8B model's cycles on a v5p. Beyond these, one large product gained nothing more; a v4's does not
-# gain at all.
+# By the devices' kind: KiB of VMEM that one fusion may use. With more than the default, products keep larger blocks,
+# which saves a fifth of the 8B model's cycles on a v5p. Above these values, one large product gained nothing more; on a
+# v4 it gains nothing at all.
 SCOPED_VMEM_KIB = {"TPU v5": 65536, "TPU v5 lite": 81920, "TPU v6 lite": 98304, "TPU7x": 65536}
 
 
@@ -30,11 +30,12 @@ def kind_of(device_kind: str) -> str:
 
 
 def compiler_options(device_kind: str) -> dict[str, str]:
-    """Compiler options for programs on such devices, the same in training and in a plan."""
+    """Compiler options for programs on devices of this kind, the same in training and in a plan."""
     if not device_kind.startswith("TPU"):
         return {}
     # With host memory in use the compiler peels a loop's first iteration to start copies early, and writes its slice of
-    # every saved stack as a full padded stack: 95 M of the 8B's 3,124 M cycles for each that is 14,336 wide.
+    # every saved stack as a full padded stack: 95 M of the 8B model's 3,124 M cycles for each stack that is 14,336
+    # wide.
     options = {"xla_tpu_pipeline_memory_host_transfers": "false"}
     limit = SCOPED_VMEM_KIB.get(kind_of(device_kind))
     return options if limit is None else options | {"xla_tpu_scoped_vmem_limit_kib": str(limit)}

@@ -1,4 +1,4 @@
-"""Array types and the one legend of shape letters.
+"""Array types and the legend of shape letters.
 
 | letter | dimension                              | letter     | dimension                               |
 |--------|----------------------------------------|------------|-----------------------------------------|
@@ -9,14 +9,14 @@
 | `S`    | positions of keys, slots of a KV cache | `H`        | query heads                             |
 | `N`    | tokens of a flattened batch            | `K`        | key-value heads                         |
 | `P`    | preference pairs in a row              | `Dh`       | `head_dim`                              |
-| `E`    | experts                                | `Dk`, `Dv` | a key's, a value's where they differ    |
+| `E`    | experts                                | `Dk`, `Dv` | dimensions of a key, of a value         |
 | `k`    | experts that a token uses              | `Dr`       | rotated dimensions of a head            |
 | `X`    | experts of one device                  | `Dc`       | dimensions of latent attention's latent |
 | `W`    | devices that share the experts         | `R`        | rows: of chosen experts, of a key head  |
 | `Q`    | rows of a receiver's buffer            | `G`        | groups of a decode batch's slots        |
 
 A signature reads `Float[Array, "B T D"]`; `Shaped` is of any dtype. Tests check shapes (`tests/array_shapes.py`), a run
-does not. `*name` is any number of dimensions, and a word (`rows columns`) is its own explanation.
+does not. `*name` is any number of dimensions, and a word (`rows columns`) explains itself.
 """
 
 from collections.abc import Mapping

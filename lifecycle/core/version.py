@@ -1,4 +1,4 @@
-"""This package's version, which `pyproject.toml` says."""
+"""This package's version, from `pyproject.toml`."""
 
 from importlib.metadata import version
 

@@ -1,9 +1,9 @@
 """Settings of the document pipeline: where text comes from, how it is measured, and what is removed.
 
 Two artifacts are made from them. Tagging reads the sources and writes a column for every measurement; the documents are
-selected from its columns. A threshold is part of the second one's key only, so changing it reads no source again.
-Thresholds of published rules (Gopher, StarCoder) are constants in `quality.py` with their source; a run changes which
-rules hold (`quality.disable`), not their decimals.
+selected by these columns. A threshold is part of the second artifact's key only, so changing it reads no source again.
+Thresholds of published rules (Gopher, StarCoder) are constants in `quality.py`, with their source; a run can disable
+rules (`quality.disable`) but not change these constants.
 """
 
 from typing import Any, Literal, Self
@@ -20,7 +20,7 @@ ProseRule = Literal[
 ]  # fmt: skip
 CodeRule = Literal["long_line", "long_mean_line", "alphanumeric_share"]
 
-# Folders that hold generated files, other people's packages or a tool's own state.
+# Folders with generated files, third-party packages or a tool's own state.
 DEFAULT_EXCLUDE = ("**/__pycache__", "**/site-packages", "**/dist-packages", "**/node_modules", "**/.*")
 
 
@@ -30,17 +30,17 @@ class SourceConfig(Section):
     name: str = Field(min_length=1)
     path: str  # `${stdlib}` is the running Python's standard library folder; relative to the working folder
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
-    exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes what is below it
+    exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes everything below it
     format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows
     license: str = "unknown"
     text_column: str = "text"  # of JSONL and Parquet rows
 
 
 class LanguageConfig(Section):
-    """Which natural languages stay; source code is tagged but never removed by language."""
+    """Which natural languages are kept; source code is tagged but never removed by language."""
 
     keep: tuple[str, ...] = ()  # ISO 639 codes as fastText's lid.176 prints them; empty keeps all
-    # Below it a document's language counts as undetermined. It decides which quality measures fit: no mere threshold.
+    # Below this a document's language is undetermined. It decides which quality measures apply, so tagging needs it.
     min_score: float = Field(default=0.4, ge=0, le=1)
 
 
@@ -59,14 +59,14 @@ class DedupConfig(Section):
 
 
 class DecontaminationConfig(Section):
-    """Training documents that share too much with held-out documents or evaluation rows are removed."""
+    """Removes training documents that share too much with held-out documents or evaluation rows."""
 
     ngram: int = Field(default=13, ge=5)  # words
-    min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams, of either side
+    min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams of either side
 
 
 # The settings that decide only which documents are removed, as pydantic's `include` and `exclude` take them. A setting
-# that is not listed is part of tagging's key, so a forgotten entry costs time and never gives stale columns.
+# that is not listed is part of tagging's key, so a forgotten entry costs time but never leaves stale columns.
 _SELECTION: dict[str, Any] = {
     "language": {"keep"}, "quality": True, "dedup": True, "decontamination": True, "heldout_fraction": True,
 }  # fmt: skip
@@ -79,7 +79,7 @@ class DataConfig(Section):
     max_document_bytes: int = Field(default=5_000_000, ge=1)  # larger files and rows are skipped and listed
     language: LanguageConfig = LanguageConfig()
     quality: QualityConfig = QualityConfig()
-    pii: tuple[PiiKind, ...] = ("email", "ip", "phone", "card")  # what is masked
+    pii: tuple[PiiKind, ...] = ("email", "ip", "phone", "card")  # kinds that are masked
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
@@ -102,7 +102,7 @@ class DataConfig(Section):
         return self
 
     def tagging(self) -> dict[str, Any]:
-        """JSON-ready settings that decide the columns which tagging writes."""
+        """JSON-ready settings that decide the columns that tagging writes."""
         return self.model_dump(mode="json", exclude=_SELECTION)
 
     def selection(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Decontamination: training text that contains what the model will be tested on is removed, a document at a time.
+"""Decontamination: removes whole training documents that contain text that the model will be tested on.
 
-Word n-grams of 13 as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), decided by the share of n-grams in
-common as in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), so that a licence header alone does not count. The share
-is taken on both sides: how much of the test item the training document holds, and how much of the training document
-the test item holds (an excerpt of a held-out document must not be trained on, either).
+Word 13-grams by default, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C). The share of n-grams in common
+decides, as in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), so that a licence header alone does not count. The share
+is taken on both sides: how much of the test item the training document contains, and how much of the training document
+the test item contains (an excerpt of a held-out document must not be trained on, either).
 """
 
 import json
@@ -24,11 +24,11 @@ from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes, words_of
 from lifecycle.data.selection import removals
 from lifecycle.data.steps import Failure
 
-# An item shorter than the n-gram is compared as one n-gram; below eight words (a question such as "What is the capital
-# of France?") its presence in a text proves nothing, so it is not compared, and counted.
+# An item shorter than the n-gram is compared as one n-gram. Below eight words (a question such as "What is the capital
+# of France?") its presence in a text proves nothing, so it is not compared, only counted.
 MIN_ITEM_WORDS = 8
 # As in GPT-3, n-grams that more documents than this have in common are boilerplate (licences, page frames, tables of
-# the same kind). They are taken out of held-out documents, which come from the same sources; not out of evaluation
+# the same kind). They are ignored in held-out documents, which come from the same sources, but not in evaluation
 # rows: a question that occurs in twenty training documents is the worst case, not a harmless one.
 MAX_DOCUMENTS = 10
 HELDOUT = "heldout_overlap"
@@ -48,7 +48,7 @@ class TestItem:
 
 @dataclass(frozen=True)
 class Hit:
-    """The test item that a document overlaps most, and by which share."""
+    """The test item that a document overlaps most, and the share."""
 
     item: TestItem
     share: float
@@ -80,7 +80,7 @@ def heldout_items(documents: pa.Table) -> list[TestItem]:
 
 
 def eval_items(files: Iterable[Path]) -> list[TestItem]:
-    """All texts in the rows of JSONL files and in the column `text` of Parquet files, each an item.
+    """An item for every text in the rows of JSONL files and in the column `text` of Parquet files.
 
     Raises `ConfigError` with file and line for a broken row.
     """
@@ -89,9 +89,9 @@ def eval_items(files: Iterable[Path]) -> list[TestItem]:
 
 @dataclass(frozen=True)
 class Match:
-    """What a text has in common with the items: positions in the index by length of n-gram.
+    """The n-grams that a text has in common with the items: positions in the index, by n-gram length.
 
-    `num_own` is the number of its distinct n-grams of the full length.
+    `num_own` is the number of the text's distinct n-grams of full length.
     """
 
     positions: dict[int, NDArray[np.int64]]
@@ -99,7 +99,7 @@ class Match:
 
 
 class OverlapIndex:
-    """The distinct n-grams of all items, per length: sorted hashes, and which items hold each."""
+    """The distinct n-grams of all items, by length: sorted hashes, and which items contain each."""
 
     def __init__(self, items: Sequence[TestItem], ngram: int) -> None:
         self.items = items
@@ -123,7 +123,7 @@ class OverlapIndex:
         return Match({n: table.find(own[n]) for n, table in self._tables.items()}, len(own[self.ngram]))
 
     def drop_boilerplate(self, matches: Sequence[Match]) -> None:
-        """Takes n-grams that more than `MAX_DOCUMENTS` texts share out of the held-out items."""
+        """Drops from the held-out items all n-grams that occur in more than `MAX_DOCUMENTS` of the texts."""
         for n, table in self._tables.items():
             counts = np.zeros(len(table.hashes), np.int64)
             for match in matches:
@@ -131,7 +131,7 @@ class OverlapIndex:
             table.drop(counts > MAX_DOCUMENTS, self._is_heldout)
 
     def worst(self, match: Match) -> Hit | None:
-        """The item with the largest share in common with a text, taken on the side where it is larger."""
+        """The item with the largest share in common with a text; for each item, the larger of the two sides' shares."""
         best: Hit | None = None
         for n, table in self._tables.items():
             common = table.count(match.positions[n])
@@ -148,7 +148,7 @@ class OverlapIndex:
 
 @dataclass
 class _Table:
-    """N-grams of one length. The holders of `hashes[i]` are `owners[first[i] : first[i + 1]]`."""
+    """N-grams of one length. The items that contain `hashes[i]` are `owners[first[i] : first[i + 1]]`."""
 
     hashes: Hashes
     first: NDArray[np.int64]
@@ -166,20 +166,20 @@ class _Table:
         return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
 
     def find(self, own: Hashes) -> NDArray[np.int64]:
-        """Positions in `hashes` of those of a text's n-grams that are there."""
+        """Positions in `hashes` of the text's n-grams that occur there."""
         positions = np.searchsorted(self.hashes, own)
         positions[positions == len(self.hashes)] = 0
         return positions[self.hashes[positions] == own]
 
     def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
-        """Marks the n-grams of some items as boilerplate; `common` is parallel to `hashes`."""
+        """Marks common n-grams as boilerplate in the items selected by `of_items`; `common` is parallel to `hashes`."""
         self.live &= ~(np.repeat(common, np.diff(self.first)) & of_items[self.owners])
         self.sizes = np.bincount(self.owners[self.live], minlength=len(self.sizes))
 
     def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Per item, how many live n-grams are at these positions."""
         starts, lengths = self.first[positions], np.diff(self.first)[positions]
-        # of each run of owners, less its position in rows
+        # for each run of owners: its start, less its position in `rows`
         offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         rows = offsets + np.arange(len(offsets))
         return np.bincount(self.owners[rows[self.live[rows]]], minlength=len(self.sizes))
@@ -187,7 +187,7 @@ class _Table:
 
 def _eval_file(path: Path) -> Iterator[TestItem]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 and its like end no JSON line
+        lines = path.read_text(encoding="utf-8").split("\n")  # U+2028 and the like do not end a JSON line
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"evaluation rows {path}: {error}; they are needed to keep them out of training text"

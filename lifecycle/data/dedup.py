@@ -1,8 +1,8 @@
 """Deduplication: exact copies, then near-duplicates by MinHash, verified, grouped and reduced to their first member.
 
 Candidate pairs come from `minhash.py`; a pair counts only if the true Jaccard similarity of its word 5-grams reaches
-the threshold, so nothing is removed by a hash's chance. Connected documents form a group, of which the first in the
-order of the sources stays: the choice depends neither on partitions nor on the number of workers.
+the threshold, so a chance match of signatures removes nothing. Connected documents form a group, and the first one in
+the order of the sources stays: the choice depends neither on partitions nor on the number of workers.
 """
 
 import tempfile
@@ -58,7 +58,7 @@ def find_duplicates(path: Path, jaccard: float) -> Duplicates:
 
 
 def _names(documents: pa.Table, duplicates: Duplicates) -> dict[int, str]:
-    """The names of the documents that reasons point to, by ordinal."""
+    """The names of the documents that removal reasons refer to, by ordinal."""
     ordinals = {first for _, first in duplicates.exact} | {
         n for near in duplicates.near for n in (near.like, near.first)
     }

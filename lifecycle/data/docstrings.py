@@ -3,15 +3,15 @@
 | file                                       | rows                                                                    |
 |--------------------------------------------|-------------------------------------------------------------------------|
 | `chat-train.jsonl`, `chat-heldout.jsonl`   | `messages`: a question about a function and its answer                  |
-| `pairs-train.jsonl`, `pairs-heldout.jsonl` | `prompt, chosen, rejected`: what does it do, true and another's answer  |
-| `eval-choice.jsonl`                        | `query, choices, gold`: four answers of like length, one of them true   |
-| `eval-module.jsonl`                        | `prompt, answer`: which module, answer within backquotes                |
-| `eval-parameters.jsonl`                    | `prompt, answer`: which parameters, answer within backquotes            |
+| `pairs-train.jsonl`, `pairs-heldout.jsonl` | `prompt, chosen, rejected`: what it does, right and wrong answer        |
+| `eval-choice.jsonl`                        | `query, choices, gold`: four answers of similar length, one true        |
+| `eval-module.jsonl`                        | `prompt, answer`: which module, answer in backticks                     |
+| `eval-parameters.jsonl`                    | `prompt, answer`: which parameters, answer in backticks                 |
 
 What must hold: evaluation and `-heldout` rows come from held-out documents only, and no training row has the
-description of a held-out function. In preferences every answer is chosen once and rejected once, so an answer by
-itself shows nothing: only its match with the question does. To make that match decidable, a rejected answer shares no
-word with the question wherever there is such an arrangement. Same documents and seed, same bytes.
+description of a held-out function. In preferences every answer is chosen once and rejected once, so the answer alone
+reveals nothing: only its match with the question does. To make that match decidable, random swaps (`derange`) keep
+rejected answers from sharing a word with the question, as far as they succeed. Same documents and seed, same bytes.
 """
 
 import hashlib
@@ -27,10 +27,8 @@ from lifecycle.data.functions import Function, described_functions
 from lifecycle.text.rows import write_rows
 
 NUM_CHOICES = 4
-NEIGHBOURS = 8  # answers on each side, by length, from which wrong choices are drawn
-REPAIR_PASSES = (
-    20  # of swaps that take shared words out of rejected answers; 8 were enough for 230 and for 4,167 functions
-)
+NEIGHBOURS = 8  # wrong choices are drawn from this many answers on each side, ordered by length
+REPAIR_PASSES = 20  # of random swaps in `derange`; 8 were enough for 230 and for 4,167 functions
 
 DESCRIPTION_QUESTIONS = (
     "What does `{signature}` do?",
@@ -58,13 +56,13 @@ type Row = dict[str, Any]
 
 
 class DocstringError(ValueError):
-    """Documents from which no rows can be made."""
+    """No rows can be made from the documents."""
 
 
 def make_docstring_rows(documents: Path, out: Path, seed: int) -> dict[str, Any]:
     """Writes all files from `kept-*.parquet` and `heldout-*.parquet`; returns counts, reasons and samples.
 
-    Raises `DocstringError` when fewer than four functions can be used on either side.
+    Raises `DocstringError` if either split has fewer than four usable functions.
     """
     out.mkdir(parents=True, exist_ok=True)
     reasons = {"train": Counter[str](), "heldout": Counter[str]()}
@@ -105,14 +103,14 @@ def _python_documents(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def question(function: Function, wordings: Sequence[str], seed: int) -> str:
-    """One of the wordings, chosen by a hash of the function's name."""
+    """One of the wordings, chosen by a hash of the seed, the first wording and the function's signature."""
     digest = hashlib.sha256(f"{seed}:{wordings[0]}:{function.signature}".encode()).digest()
     wording = wordings[int.from_bytes(digest[:4], "little") % len(wordings)]
     return wording.format(signature=function.signature, name=function.qualified_name)
 
 
 def _task(function: Function, task: str, seed: int) -> tuple[str, str, str] | None:
-    """(question, full answer, what the answer must contain) of a task, or None where it makes no sense."""
+    """(question, full answer, what the answer must contain) of a task; None if the task does not apply."""
     if task == "module":
         module = f"`{function.module}`"
         return question(function, MODULE_QUESTIONS, seed), f"It is in the module {module}.", module
@@ -135,7 +133,7 @@ def _task_rows(functions: list[Function], task: str, seed: int) -> list[Row]:
 
 
 def _chat_rows(functions: list[Function], seed: int) -> list[Row]:
-    """For each function what it does and one of the other tasks in turn, shuffled."""
+    """For each function a row on what it does and, in turn, one of the other tasks; shuffled."""
     rows: list[Row] = []
     for number, function in enumerate(functions):
         rows.append(_chat(question(function, DESCRIPTION_QUESTIONS, seed), function.description))
@@ -167,8 +165,10 @@ def _pair_rows(functions: list[Function], seed: int) -> list[Row]:
 
 
 def derange(functions: Sequence[Function], seed: int) -> list[int]:
-    """For each function the index of another one, each index once; the other's description shares no word with the
-    function's signature wherever swapping pairs can bring that about.
+    """For each function the index of another one, each index once.
+
+    Random swaps, in at most `REPAIR_PASSES` passes, reduce the number of functions whose signature shares a word with
+    the other's description.
     """
     count = len(functions)
     other = [(i + 1) % count for i in range(count)]
@@ -187,7 +187,7 @@ def derange(functions: Sequence[Function], seed: int) -> list[int]:
 
 
 def _choice_rows(functions: list[Function], seed: int) -> list[Row]:
-    """Wrong choices come from answers of like length, so that length says nothing; the right one's index goes round."""
+    """Wrong choices have a similar length, so that length gives nothing away; the right one's index cycles."""
     rng = random.Random(seed)
     ordered = sorted(functions, key=lambda f: (len(f.description), f.description))
     rows: list[Row] = []

@@ -1,8 +1,8 @@
-"""Tables of documents as Parquet files, written and read a part at a time.
+"""Tables of documents as Parquet files, written and read in parts.
 
-`tagged-*.parquet` is every document with its measurements. `kept-*`, `heldout-*` and `removed-*.parquet` share one
-schema: the columns of the tagged documents and those that say why a document was removed. The files are byte-equal for
-equal tables, however these are cut into batches: fixed row groups, no timestamps.
+`tagged-*.parquet` has every document with its measurements. `kept-*`, `heldout-*` and `removed-*.parquet` share one
+schema: the columns of the tagged documents and those that say why a document was removed. Equal tables give byte-equal
+files, however the tables are cut into batches: fixed row groups, no timestamps.
 """
 
 import re
@@ -23,16 +23,16 @@ type Split = Literal["kept", "heldout", "removed"]
 SPLITS: tuple[Split, ...] = ("kept", "heldout", "removed")
 TAGGED = "tagged"
 
-FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough to be one task of a cluster
-ROW_GROUP = 1024  # documents that a reader holds at a time
+FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough for one task on a cluster
+ROW_GROUP = 1024  # documents that a reader keeps in memory at a time
 
 _PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z", re.DOTALL | re.IGNORECASE)
 
 
 class DocumentWriter:
-    """Writes tables to `<prefix>-00000.parquet` and so on, in the order given; no document is one file with the schema.
+    """Writes tables to `<prefix>-00000.parquet` and so on, in order; without documents, one empty file with the schema.
 
-    A context: the last file is written when it ends without an error. Holds one file's documents at a time.
+    A context manager: leaving it without an error writes the last file. Keeps one file's documents in memory at a time.
     """
 
     def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
@@ -48,7 +48,7 @@ class DocumentWriter:
             self._write_file()
 
     def write(self, documents: pa.Table) -> None:
-        """Adds documents, which have the writer's schema and a column `text`."""
+        """Adds documents; they must have the writer's schema, with a column `text`."""
         start = 0
         for at, size in enumerate(text_bytes(documents)):
             if self._pending_bytes + size > FILE_BYTES and self._pending_bytes:
@@ -67,15 +67,15 @@ class DocumentWriter:
 
 
 def read_tagged(folder: Path) -> pa.Table:
-    """All tagged documents in the order of the sources, with their position in it as the column `ordinal`."""
+    """All tagged documents in the order of the sources, with their position in that order as the column `ordinal`."""
     table = pa.concat_tables(pq.read_table(path) for path in document_files(folder, TAGGED))
     return table.append_column("ordinal", pa.array(np.arange(len(table), dtype=np.int64)))
 
 
 def read_documents(folder: Path, split: Split, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a split in their order, as dicts of `columns` (all when None); holds one row group at a time.
+    """Yields the rows of a split in their order, as dicts of `columns` (None: all); keeps one row group in memory.
 
-    `meta` is a JSON string. Raises `ArtifactError` when the folder holds no file of the split.
+    `meta` is a JSON string. Raises `ArtifactError` if the folder has no file of the split.
     """
     for path in document_files(folder, split):
         with pq.ParquetFile(path) as file:
@@ -103,5 +103,5 @@ def document_names(documents: pa.Table) -> list[str]:
 
 
 def file_of(path: str) -> str:
-    """The file of a document's path, without the key or the line of its part."""
+    """The file in a document's path, without the `#key` or `:line` of a part."""
     return _PART.sub(r"\1", path)

@@ -1,7 +1,7 @@
-"""Extraction: the documents in a file's bytes, or the reason why there are none.
+"""Extraction: turns a file's bytes into documents, or says why there are none.
 
-Nothing is executed, and nothing is guessed beyond what a reader would accept: a file that cannot be decoded, is binary,
-empty or too large is reported as `Skipped`, and so is a single broken row, with its line; the rest of a file is used.
+Nothing is executed, and nothing is guessed beyond what a reader would accept. A file that cannot be decoded, is binary,
+empty or too large is reported as `Skipped`; so is a single broken row, with its line, and the rest of its file is used.
 """
 
 import ast
@@ -25,8 +25,8 @@ from resiliparse.parse.html import HTMLTree
 from lifecycle.data.config import SourceConfig
 from lifecycle.data.sources import SourceFile
 
-SNIFF_BYTES = 8192  # where a NUL byte is looked for, as Git does
-MAX_CONTROL_SHARE = 0.01  # decoded bytes of other kinds have 10 % and more; text files have next to none
+SNIFF_BYTES = 8192  # searched for a NUL byte, as Git does
+MAX_CONTROL_SHARE = 0.01  # binary data decoded as text has 10 % or more; text files have next to none
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
          b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # fmt: skip
@@ -35,8 +35,8 @@ _YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", r
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
-# What reading gives a map step. `meta` is a JSON object; `surrogates` counts lone surrogates, which Arrow cannot hold
-# and which are U+FFFD in the text.
+# The input columns of the map steps. `meta` is a JSON object; `surrogates` counts lone surrogates, which Arrow cannot
+# store and which became U+FFFD in the text.
 RAW_COLUMNS = pa.schema([
     ("text", pa.string()), ("source", pa.string()), ("path", pa.string()), ("license", pa.string()),
     ("format", pa.string()), ("meta", pa.string()), ("surrogates", pa.int64()),
@@ -47,7 +47,7 @@ RAW_COLUMNS = pa.schema([
 class RawDocument:
     """A document as it was read.
 
-    `path` is below the source's folder; it is `file#key` or `file:line` for a part of a file.
+    `path` is relative to the source's folder; for a part of a file it is `file#key` or `file:line`.
     """
 
     text: str
@@ -65,7 +65,7 @@ def raw_batch(documents: Sequence[RawDocument]) -> pa.RecordBatch:
         {
             "text": document.text, "source": document.source, "path": document.path, "license": document.license,
             "format": document.format, "surrogates": document.num_surrogates,
-            "meta": json.dumps(document.meta, sort_keys=True),  # ASCII: metadata may hold lone surrogates
+            "meta": json.dumps(document.meta, sort_keys=True),  # ASCII: metadata may contain lone surrogates
         }
         for document in documents
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def raw_batch(documents: Sequence[RawDocument]) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file, or `file:line` of a row, that was not used, and why."""
+    """A file, or a row as `file:line`, that was not used, and why."""
 
     source: str
     path: str
@@ -104,7 +104,7 @@ def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Ite
 
 
 def read_bytes(entry: SourceFile, max_bytes: int) -> bytes:
-    """A file's content; raises `UnreadableError` for one that is unknown, unreadable, empty, too large or binary."""
+    """A file's content; raises `UnreadableError` if it is of unknown format, unreadable, empty, too large or binary."""
     if not entry.format:
         raise UnreadableError(
             "unknown_format", "unknown file extension: set the source's `format`, or exclude the file"
@@ -124,14 +124,14 @@ def read_bytes(entry: SourceFile, max_bytes: int) -> bytes:
 
 
 def decode(data: bytes, format: str, path: str) -> str:
-    """Bytes to text by byte-order mark, declared encoding, UTF-8 or detection; `UnreadableError` if none fits.
+    """Decodes by byte-order mark, declared encoding, UTF-8 or detection; raises `UnreadableError` if none fits.
 
     A few wrong bytes in a file of known encoding become U+FFFD, as in a browser; they are counted by `normalise`.
     """
     encoding = _bom(data) or _declared(data, format, path)
     try:
         text = data.decode(encoding or "utf-8", "replace" if encoding else "strict")
-    except (UnicodeError, LookupError):  # a codec such as `idna` or `undefined` raises the former's bare kind
+    except (UnicodeError, LookupError):  # codecs such as `idna` or `undefined` raise a plain UnicodeError
         text = _decode_detected(data)
     if len(_CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
         raise UnreadableError("undecodable", "more than 1 in 100 characters are control characters or replacements")
@@ -139,17 +139,17 @@ def decode(data: bytes, format: str, path: str) -> str:
 
 
 def parse_html(html: str) -> tuple[str, dict[str, Any]]:
-    """The readable text of a page, however broken its markup, and its title; navigation and footers are left out."""
+    """The readable text and the title of a page, however broken its markup, without navigation and footers."""
     tree = HTMLTree.parse(html)
     text = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
-    if not text.strip():  # a page in which nothing looks like an article
+    if not text.strip():  # nothing in the page looks like an article
         text = extract_plain_text(tree, preserve_formatting=True, alt_texts=False)
     title = (tree.title or "").strip()
     return text, {"title": title} if title else {}
 
 
 def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
-    """Markdown stays as it is, without its front matter (YAML or TOML), whose plain values become metadata."""
+    """The Markdown unchanged but without its front matter (YAML or TOML), whose plain values become metadata."""
     text = text.replace("\r\n", "\n")
     loaders: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
         (_YAML_FRONT, yaml.safe_load),
@@ -160,7 +160,7 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
             try:
                 front = load(match[1])
             except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
-                continue  # a rule between two paragraphs looks like it
+                continue  # a horizontal rule looks the same
             if isinstance(front, dict):
                 return text[match.end() :], _plain_values(front)
     return text, {}
@@ -170,7 +170,7 @@ def parse_python_dict(text: str) -> Iterator[tuple[str, str]]:
     """The string values of the dict literals that a Python module assigns, by key; parsed, never executed."""
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last: the parser's stack is full
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: the parser's stack is full
         raise UnreadableError("broken_python", f"not parseable as Python: {error}") from None
     for node in module.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
@@ -201,7 +201,7 @@ def _extract(data: bytes, format: str, path: str, source: SourceConfig) -> Itera
 
 
 def _document(text: str, format: str, path: str, meta: dict[str, Any], source: SourceConfig) -> RawDocument:
-    text, num_surrogates = _SURROGATES.subn("\ufffd", text)  # a JSON row can hold them
+    text, num_surrogates = _SURROGATES.subn("\ufffd", text)  # a JSON row can contain them
     path = path.encode("utf-8", "replace").decode()  # and so can the keys of a Python dict
     return RawDocument(text, source.name, path, source.license, format, meta, num_surrogates)
 
@@ -212,7 +212,7 @@ def _rows(
     source: SourceConfig,
     max_bytes: int,
 ) -> Iterator[RawDocument | Skipped]:
-    """Rows with their numbers -> documents; a file without a single usable row is an error of the configuration."""
+    """Turns numbered rows into documents; raises `UnreadableError` for a file without a single usable row."""
     used = number = 0
     for number, row in rows:
         path = f"{entry.path}:{number}"
@@ -254,7 +254,7 @@ def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_byte
 
 
 def _jsonl_rows(entry: SourceFile, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | UnreadableError]]:
-    limit = 8 * max_bytes + 65_536  # JSON may need six bytes for a character, and a row has other columns
+    limit = 8 * max_bytes + 65_536  # JSON may need six bytes per character, and a row has other columns
     with _opened(entry) as file:
         for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
             if len(line) == limit and not line.endswith(b"\n"):
@@ -308,7 +308,7 @@ def _declared(data: bytes, format: str, path: str) -> str | None:
     if format == "python_dict" or PurePosixPath(path).suffix in (".py", ".pyi"):
         try:
             cookie = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
-            return None if cookie == "utf-8" else cookie  # utf-8 is also its default without a declaration
+            return None if cookie == "utf-8" else cookie  # utf-8 is also the default without a cookie
         except SyntaxError:  # an unknown cookie, or no cookie and not UTF-8
             return None
     return None
@@ -325,7 +325,7 @@ def _decode_detected(data: bytes) -> str:
 
 
 def _plain_values(mapping: dict[Any, Any]) -> dict[str, Any]:
-    """What JSON can hold without loss; dates become text, nested values are left out."""
+    """The values that JSON can store without loss; dates become text, nested values are left out."""
     kept = {str(key): value for key, value in mapping.items() if isinstance(value, str | int | float | bool)}
     dates = {str(key): value.isoformat() for key, value in mapping.items() if hasattr(value, "isoformat")}
     return kept | dates

@@ -1,7 +1,7 @@
-"""The document steps in their order: the one list to which a new filter is added.
+"""The document steps in their order: new filters are added to this list.
 
-The order matters: measures are taken of normalised text, quality is measured before personal data is masked, and the id
-is that of the text as it is written.
+The order matters: all measures are of normalised text, quality is measured before personal data is masked, and the id
+is a hash of the final text.
 """
 
 from collections.abc import Callable

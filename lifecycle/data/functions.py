@@ -1,11 +1,11 @@
-"""Functions and classes of Python documents, with their signature and what their docstring says first.
+"""Functions and classes of Python documents, with their signature and the first sentence of their docstring.
 
-Source is parsed with `ast`, never run. What must hold: a function that is taken has one clear description, which no
-other has, and the description shares a word with the name or the parameters. So who reads the question can tell the
-answer, without having seen the function; that is what makes held-out functions a fair test.
+Source is parsed with `ast`, never run. What must hold: each selected function has one clear description that no
+other has, and the description shares a word with the name or the parameters. So the question alone can tell a reader
+which answer is right, without having seen the function; this makes held-out functions a fair test.
 
-Words are compared by stem: split at `_`, at case changes and at whatever is not a letter, lower case, common words
-left out, the first four letters. Identity of a description is its letters and digits, lower case.
+Words are compared by stem: split at `_`, at case changes and at non-letters, lowercased, without common words, cut to
+the first four letters. The identity of a description is its lowercase letters and digits.
 """
 
 import ast
@@ -47,14 +47,14 @@ class Function:
 
     @property
     def signature(self) -> str:
-        """The qualified name with its parameters, where those are known."""
+        """The qualified name, with its parameters if they are known."""
         if self.parameters is None:
             return self.qualified_name
         return f"{self.qualified_name}({', '.join(self.parameters)})"
 
     @cached_property
     def identity(self) -> str:
-        """The description's lowercase letters and digits: functions with an equal one share their documentation."""
+        """The description's lowercase letters and digits; if equal, two functions share their documentation."""
         return "".join(re.findall(r"[a-z0-9]+", self.description.lower()))
 
     @cached_property
@@ -75,10 +75,10 @@ def stems(text: str) -> frozenset[str]:
 
 
 def described_functions(documents: Iterable[tuple[str, str]], reasons: Counter[str]) -> list[Function]:
-    """The usable functions of (path, text) documents, ordered by a hash of their name.
+    """The usable functions of (path, text) documents, ordered by a hash of their signature.
 
-    `reasons` counts what was left out and why. Of functions with one name or one description the first in that order
-    stays.
+    `reasons` counts the functions and documents left out, by reason. Of functions with the same name or description,
+    the first in that order stays.
     """
     candidates = [function for path, text in documents for function in _in_document(path, text, reasons)]
     reasons["docstrings"] += len(candidates)
@@ -125,14 +125,14 @@ def _in_document(path: str, text: str, reasons: Counter[str]) -> Iterator[Functi
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Python 2, null bytes, nesting beyond the stack
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # Python 2, null bytes, too deep nesting
         reasons["documents that do not parse"] += 1
         return
     yield from _in_body(module, "", tree.body)
 
 
 def module_name(path: str) -> str | None:
-    """`json/decoder.py` -> `json.decoder`, `json/__init__.py` -> `json`; None when a path names no module."""
+    """`json/decoder.py` -> `json.decoder`, `json/__init__.py` -> `json`; None if the path names no module."""
     parts = path.removesuffix(".py").split("/")
     parts = parts[:-1] if parts[-1] == "__init__" else parts
     return ".".join(parts) if parts and all(part.isidentifier() for part in parts) else None

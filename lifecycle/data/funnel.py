@@ -1,4 +1,4 @@
-"""The funnel: per step, how many documents and bytes went in and came out, why the others did not, and examples.
+"""The funnel: per step, the documents and bytes that went in and came out, reasons for removal, and examples.
 
 It is computed from the same removals as the Parquet files, so the two cannot disagree.
 """
@@ -20,10 +20,10 @@ from lifecycle.data.steps import DocumentStep
 from lifecycle.data.tagging import Reading
 
 HELDOUT_SPLIT = "heldout_split"
-NUM_SAMPLES = 5  # per step, one for each reason first
+NUM_SAMPLES = 5  # per step; one for each reason comes first
 SAMPLE_CHARS = 160
 
-# The steps that compare documents with each other, in their order -> what a user changes if one removes too much.
+# The steps that compare documents with each other, in their order -> the setting to change if one removes too much.
 _GLOBAL_STEPS = {
     EXACT: "data.sources",
     NEAR: "data.dedup.jaccard",
@@ -37,8 +37,8 @@ def build_funnel(
 ) -> list[dict[str, Any]]:
     """One entry per step, in order; held-out documents leave at the split.
 
-    `documents` are all tagged documents, `removed` those of `removed_documents`, `heldout` those of the split. Steps
-    that neither remove nor edit documents have no entry.
+    `documents`: all tagged ones; `removed`: the result of `removed_documents`; `heldout`: the split's held-out ones.
+    Steps that neither remove nor edit documents have no entry.
     """
     edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
     flow = documents.select(["ordinal", *(name for names in edits.values() for name in names)])
@@ -59,7 +59,7 @@ def build_funnel(
 
 
 def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[DocumentStep]) -> None:
-    """Raises `ConfigError` if no document is left; the error says which step removed how many and what to change."""
+    """Raises `ConfigError` if no document is left; the error says how many each step removed and what to change."""
     if funnel[-1]["documents_out"]:
         return
     settings = {step.name: step.settings for step in steps} | _GLOBAL_STEPS

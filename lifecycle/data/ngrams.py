@@ -1,8 +1,8 @@
-"""Words and hashed word n-grams: what quality rules, deduplication and decontamination count.
+"""Words and hashed word n-grams, for quality rules, deduplication and decontamination.
 
-Hashes are 64 bits and the same in every process and on every machine: a blake2b per word, joined by a polynomial with
-an odd multiplier. Two different n-grams collide with probability 2^-64 or so, ten thousand documents of a thousand
-words with one of about 10^-6.
+Hashes are 64 bits and the same in every process and on every machine: a blake2b per word, combined by a polynomial
+with an odd multiplier. Two different n-grams collide with a probability of about 2^-64, any two in ten thousand
+documents of a thousand words with one of about 10^-6.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio,
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case runs of letters, digits and underscores: what is compared between texts."""
+    """Lower-case runs of letters, digits and underscores: the units in which texts are compared."""
     return _WORD.findall(text.lower())
 
 

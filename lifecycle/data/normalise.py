@@ -1,8 +1,8 @@
-"""Normalising: one spelling for one text. Applying it twice changes nothing more.
+"""Normalisation: one spelling for each text. Applying it twice changes nothing more.
 
-Prose gets its mojibake repaired (only where ftfy's measure says that a text is broken: its repair is slow and not free
-of risk), Unicode NFC, plain newlines, no control characters, no trailing blanks. Source code keeps its characters,
-which may be the very subject of a string literal: only newlines, control characters and byte-order marks are put right.
+Prose gets its mojibake repaired (only if ftfy's measure says that the text is broken: the repair is slow and not free
+of risk), Unicode NFC, plain newlines, no control characters and no trailing whitespace. Source code keeps its
+characters, since they may matter in a string literal: only newlines, control characters and byte-order marks are fixed.
 """
 
 import re
@@ -17,11 +17,11 @@ from ftfy.badness import is_bad
 from lifecycle.data.config import DataConfig
 from lifecycle.data.steps import DocumentStep
 
-MAX_PASSES = 10  # a repair can lay another layer bare; three layers are the deepest seen in the wild
+MAX_PASSES = 10  # a repair can expose another layer; the deepest seen in the wild is three layers
 _NEWLINES = re.compile(r"\r\n|\r")
 _LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufeff\ufffe\uffff]")
-_C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also what is left of Windows-1252 read as Latin-1: repair first
+_C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also left when Windows-1252 is read as Latin-1: repair first
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{4,}")
 
@@ -43,16 +43,16 @@ class Normalise:
 
 
 def normalise_step(config: DataConfig) -> DocumentStep:
-    """The step `normalise`; it has no settings. Lone surrogates were replaced, and counted, when the text was read."""
+    """The step `normalise`; it has no settings. Lone surrogates were already replaced and counted at reading."""
     del config
     return DocumentStep("normalise", Normalise(), edits=("surrogates", *_EDITS), settings="data.sources")
 
 
 def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
-    """Returns the normalised text and how often each kind of damage was met.
+    """Returns the normalised text and how often each kind of damage was found.
 
-    `controls` counts characters, `replacements` those (U+FFFD) that decoding could not tell, and `mojibake` and `nfc`
-    are 1 for a text that was repaired or composed; for source code, where neither is looked for, they are absent.
+    `controls` counts removed characters, `replacements` the U+FFFD in the text; `mojibake` and `nfc` are 1 for a text
+    that was repaired or composed, and absent for source code, which is not checked for either.
     """
     edits: dict[str, int] = {}
     text = _NEWLINES.sub("\n", text)
@@ -83,6 +83,6 @@ def _repair(text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Plain newlines, no trailing blanks, at most two empty lines in a row."""
+    """Plain newlines, no trailing whitespace, at most two empty lines in a row."""
     text = _TRAILING.sub("", _LINE_SEPARATORS.sub("\n", text))
     return _BLANK_LINES.sub("\n\n\n", text).strip("\n") + "\n"

@@ -1,7 +1,7 @@
 """Partitions of the sources: files -> documents with a column for each measurement. Pure, so it runs in any process.
 
-Every document gets all measurements, so selecting under other thresholds reads no source again. Personal data is masked
-in all of them, since what is removed later is written to disk too.
+Every document gets all measurements, so selecting with other thresholds reads no source again. Personal data is masked
+in all of them, since documents removed later are written to disk too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from lifecycle.data.filters import document_steps
 from lifecycle.data.sources import SourceFile
 from lifecycle.data.steps import run_steps
 
-PARTITION_BYTES = 500_000  # files of about a second's work: small enough that two workers end together
-BATCH_CHARS = 4_000_000  # text that a map step sees at a time, also where one file holds millions of rows
+PARTITION_BYTES = 500_000  # about a second's work: small enough that two workers end at about the same time
+BATCH_CHARS = 4_000_000  # text that a map step gets at a time, even if one file has millions of rows
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def file_size(entry: SourceFile) -> int:
 
 
 def tagged_schema(config: DataConfig) -> pa.Schema:
-    """The columns of tagged documents: those of reading, then those that each map step adds."""
+    """The columns of tagged documents: those from reading, then those that each map step adds."""
     steps = [step.measure for step in document_steps(config)]
     return run_steps(raw_batch([]), steps).schema
 
 
 def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
-    """Reads files and runs the map steps on them; returns the documents, in order, and what could not be used."""
+    """Reads files and runs the map steps on them; returns the documents, in order, and the unusable files and rows."""
     config = partition.config
     steps = [step.measure for step in document_steps(config)]
     items = [

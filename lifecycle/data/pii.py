@@ -1,9 +1,9 @@
 """Personal data: e-mail addresses, IP addresses, phone and card numbers are replaced by a word that names their kind.
 
-What is left alone, because it identifies nobody: addresses and numbers reserved for documentation (RFC 2606 domains,
+Left alone, because they identify nobody: addresses and numbers reserved for documentation (RFC 2606 domains,
 555-01xx), private, loopback and documentation networks, networks with a prefix length, version and section numbers
-(three one-digit parts of four, or a word such as "version" before them), numbers that fail a card's checksum (Luhn,
-ISO/IEC 7812) or lie outside the issuers' ranges.
+(three one-digit parts of four, or a word such as "version" before them), numbers that fail the card checksum (Luhn,
+ISO/IEC 7812) or are outside the issuers' ranges.
 The masks are identifiers, and bare runs of digits in source code are left alone unless quoted, so that source code
 still parses. Masking twice changes nothing more.
 """
@@ -49,7 +49,8 @@ _CARD = re.compile(
 # Issuer ranges: Visa, Mastercard (two), American Express, Discover, Diners, JCB.
 _ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5)|3(?:0[0-5]|[689])|35")
 _QUOTES = "\"'`"
-# What every match of a pattern contains and few texts do. A search for it takes a tenth of the time, or less.
+# For each pattern, a cheaper one that every match contains and few texts do. Searching for it takes at most a tenth of
+# the time.
 SIGNS = {
     _EMAIL: re.compile(r"@(?<=[\w.+%-]@)[A-Za-z0-9]", re.ASCII),
     _IPV4: re.compile(r"\.\d{1,3}\.", re.ASCII),
@@ -64,7 +65,7 @@ _COUNTS = tuple(f"pii_{kind}" for kind in MASKS)
 
 @dataclass(frozen=True)
 class MaskPii:
-    """`text` and the texts in `meta`, masked, and how many of each kind were masked in the text.
+    """`text` and the strings in `meta`, masked, and how many of each kind were masked in `text`.
 
     The count of a kind that is not configured is null.
     """
@@ -99,7 +100,7 @@ def pii_step(config: DataConfig) -> DocumentStep:
 
 
 def mask_pii(text: str, kinds: Iterable[PiiKind], format: str) -> tuple[str, dict[str, int]]:
-    """Returns the text with the kinds masked, and how many of each there were."""
+    """Returns the text with these kinds masked, and how many of each were masked."""
     counts = {f"pii_{kind}": 0 for kind in kinds}
     has_changed = True
     while has_changed:  # a mask can expose a number next to the replaced text
@@ -123,7 +124,7 @@ def luhn_valid(digits: str) -> bool:
 def _mask(
     text: str, pattern: re.Pattern[str], kind: PiiKind, is_personal: Callable[[re.Match[str]], bool]
 ) -> tuple[str, int]:
-    """Replaces the matches that are personal; returns how many there were."""
+    """Replaces the matches that are personal; returns the text and their number."""
     if not SIGNS[pattern].search(text):
         return text, 0
     count = 0
@@ -194,7 +195,7 @@ def _is_personal_ipv6(match: re.Match[str]) -> bool:
         address = ipaddress.IPv6Address(match[0])
     except ValueError:
         return False
-    # Three groups at least: `2000::3` is also a slice of source code.
+    # At least three groups: `2000::3` is also a slice in source code.
     return address.is_global and sum(map(bool, match[0].split(":"))) >= 3
 
 

@@ -1,8 +1,8 @@
 """The document pipeline: tagged documents -> kept, held-out and removed ones, with a funnel that accounts for each.
 
-Rules over columns decide first, document by document; duplicates, the held-out split and decontamination look at all
-documents that are left. The order matters twice: near-duplicates go before the split, so that none straddles it, and
-decontamination comes last, when it is known what is held out.
+Rules over columns decide first, document by document; deduplication, the held-out split and decontamination look at
+all documents that are left. The order matters twice: near-duplicates are removed before the split, so that none
+straddles it, and decontamination comes last, when the held-out documents are known.
 What must hold: same tagged documents, settings and seed, same bytes out.
 """
 
@@ -35,7 +35,7 @@ def prepare_documents(
     """Writes `kept-*`, `heldout-*` and `removed-*.parquet` and `funnel.json` into `out`; returns their summary.
 
     `tagging` is the folder that `tag_documents` wrote. `eval_rows` are JSONL and Parquet files whose texts must not be
-    in the training documents. Raises `ConfigError` when no training document is left, naming the steps and settings
+    in the training documents. Raises `ConfigError` if no training document is left, naming the steps and settings
     that removed them.
     """
     test_rows = eval_items(eval_rows)

@@ -1,10 +1,10 @@
-"""Quality: measures of prose and of source code, and rules that remove by a published threshold.
+"""Quality: measures of prose and of source code, and rules that remove documents by published thresholds.
 
 Prose: the rules of Gopher (Rae et al. 2021, arXiv:2112.11446, appendix A1.1: quality filtering, and table A1:
-repetition). The stop words are English, so that rule holds for English prose only; words cannot be counted in scripts
-that do not put blanks between them, so for those languages only the line and paragraph rules hold.
+repetition). The stop words are English, so that rule applies to English prose only; words cannot be counted in scripts
+that do not put spaces between them, so for those languages only the line and paragraph rules apply.
 Source code: StarCoder's rules (Li et al. 2023, arXiv:2305.06161, after Chen et al. 2021, arXiv:2107.03374).
-Prose rules do not fit code, nor code rules prose: which set holds is decided by the document's format.
+Prose rules do not fit code, nor code rules prose: the document's format decides which set applies.
 """
 
 import re
@@ -25,7 +25,7 @@ MAX_BULLET_LINES = 0.9
 MAX_ELLIPSIS_LINES = 0.3
 MIN_ALPHABETIC_WORDS = 0.8
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-MIN_STOP_WORDS = 2  # different ones
+MIN_STOP_WORDS = 2  # distinct ones
 REPETITION = {
     "duplicate_lines": 0.30, "duplicate_paragraphs": 0.30, "duplicate_line_chars": 0.20,
     "duplicate_paragraph_chars": 0.20, "top_2gram_chars": 0.20, "top_3gram_chars": 0.18, "top_4gram_chars": 0.16,
@@ -51,7 +51,7 @@ _SHARES = (
 
 @dataclass(frozen=True)
 class MeasureQuality:
-    """The measures of `code_scores` for source code, those of `prose_scores` for all else; the others are null."""
+    """The measures of `code_scores` for source code and of `prose_scores` for everything else; the others are null."""
 
     columns: ClassVar[pa.Schema] = pa.schema(
         [(name, pa.int64()) for name in _COUNTS] + [(name, pa.float64()) for name in _SHARES]
@@ -74,9 +74,9 @@ def quality_step(config: DataConfig) -> DocumentStep:
 
 
 def quality_rules(config: QualityConfig) -> tuple[Limit, ...]:
-    """All rules in their order: the first that a document fails is its reason.
+    """All rules, in order: the first rule that a document fails is its reason.
 
-    Measures that do not fit a document are null and fail no rule, so no rule asks for the format.
+    Measures that do not apply to a document are null and fail no rule, so no rule checks the format.
     """
     low, high = MEAN_WORD_LENGTH
     return (
@@ -109,7 +109,7 @@ def code_scores(text: str) -> dict[str, float]:
 
 
 def prose_scores(text: str, has_words: bool = True) -> dict[str, float]:
-    """Gopher's measures; those of words only if the script separates them."""
+    """Gopher's measures; those over words only if the script separates words."""
     lines = [line for line in text.splitlines() if line.strip()]
     scores: dict[str, float] = {
         "bullet_lines": _share(sum(1 for line in lines if _BULLET.match(line)), len(lines)),
@@ -149,7 +149,7 @@ def _duplicates(parts: list[str], unit: str) -> dict[str, float]:
 
 
 def _top_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters of all occurrences of the most frequent n-gram, over all characters of words; 0 if none occurs twice.
+    """Characters in all occurrences of the most frequent n-gram, over all characters in words; 0 if none occurs twice.
 
     Of equally frequent n-grams the longest counts, so that the score does not depend on hash order.
     """
@@ -164,9 +164,9 @@ def _top_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
 
 
 def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters inside repeats of an earlier n-gram, over all characters of words; overlaps count once.
+    """Characters in repeats of an earlier n-gram, over all characters in words; overlaps count once.
 
-    As for lines, the first occurrence is no duplicate: a text that says all of it twice scores one half.
+    As for lines, the first occurrence is not a duplicate: a text that says everything twice scores one half.
     """
     if len(grams) == 0:
         return 0.0

@@ -1,7 +1,7 @@
-"""Selection: which documents are removed, at which step, and for which reasons.
+"""Selection: which documents are removed, by which step, and for which reasons.
 
 Removals are a table that grows step by step; documents are never changed. Every step that removes, whether it applies
-thresholds to columns or compares documents with each other, gives rows of `REMOVALS`. The first step that removes a
+thresholds to columns or compares documents with each other, yields rows of `REMOVALS`. The first step that removes a
 document counts in the funnel, and every reason is kept.
 """
 
@@ -21,7 +21,7 @@ REMOVALS = pa.schema([
     ("ordinal", pa.int64()), ("step", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
 _REASON = pa.struct([("step", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-# What a document's row says of its removal; all null for one that is not removed.
+# The columns on a document's removal; all null if it is not removed.
 VERDICT = pa.schema([
     ("step", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("reasons", pa.list_(_REASON)),
 ])  # fmt: skip

@@ -1,8 +1,9 @@
 """Documents as token shards: written once, with random access by document.
 
-One ArrayRecord record is one document: its token ids as little-endian uint16 (uint32 from 65,536 words on), beginning
-with BOS and ending with EOS, once. `index.json` lists the files. In the shards' order, `<split>.lengths.npy` has the
-tokens of each document and `<split>.sources.npy` its source: packing and mixing are planned without reading a token.
+One ArrayRecord record is one document: its token ids as little-endian uint16 (uint32 if the vocabulary is larger
+than 65,536), with one BOS at the beginning and one EOS at the end. `index.json` lists the files. In the shards' order,
+`<split>.lengths.npy` has each document's number of tokens and `<split>.sources.npy` its source, so packing and mixing
+are planned without reading a token.
 
 What must hold: the same documents and tokenizer give the same bytes, and a reader rejects shards that are truncated or
 were made by another tokenizer.
@@ -24,8 +25,8 @@ from lifecycle.text.tokenizer import Tokenizer
 
 INDEX = "index.json"
 SPLITS = {"train": "kept", "heldout": "heldout"}  # split -> the documents' file prefix
-BATCH = 256  # documents read and encoded together: enough for the tokenizer's threads, some MB of text
-# One document a record group: a random read decodes one document and no neighbours.
+BATCH = 256  # documents read and encoded together: enough for the tokenizer's threads, a few MB of text
+# One document per record group: a random read decodes no neighbours.
 WRITE_OPTIONS = "group_size:1,uncompressed"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -39,7 +40,7 @@ def write_token_shards(
 ) -> dict[str, Any]:
     """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats.
 
-    Raises `ShardError` when there is no kept document. Without held-out documents the split exists and is empty.
+    Raises `ShardError` if there is no kept document. Without held-out documents that split exists and is empty.
     """
     out.mkdir(parents=True, exist_ok=True)
     files = {split: sorted(documents.glob(f"{prefix}-*.parquet")) for split, prefix in SPLITS.items()}
@@ -47,7 +48,7 @@ def write_token_shards(
     progress.start("shards", total)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     splits: dict[str, Any] = {}
-    sources: dict[str, int] = {}  # name -> number, in the order in which they are met
+    sources: dict[str, int] = {}  # name -> number, in order of first occurrence
     for split, paths in files.items():
         done = sum(counts["documents"] for counts in splits.values())
         splits[split] = _write_split(split, paths, tokenizer, dtype, out, progress, docs_per_shard, done)
@@ -95,7 +96,7 @@ def _column(paths: list[Path], name: str) -> Iterator[str]:
 
 
 def _write_shard(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> tuple[list[int], int]:
-    """Writes one shard; returns tokens per document and the UTF-8 bytes of all text."""
+    """Writes one shard; returns each document's number of tokens and the UTF-8 bytes of all text."""
     lengths: list[int] = []
     text_bytes = 0
     writer = array_record_module.ArrayRecordWriter(str(path), WRITE_OPTIONS)
@@ -112,8 +113,8 @@ def _write_shard(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype: 
 class TokenShards:
     """Random access to one split: `shards[i]` is document `i` as a one-dimensional array of token ids.
 
-    `lengths[i]` is its length without reading it. Pass the tokenizer to have its fingerprint checked. Threads may
-    share a reader; another process opens its own (a copy sent there opens the files again).
+    `lengths[i]` is its number of tokens, known without reading it. If a tokenizer is passed, its fingerprint is
+    checked. Threads may share a reader; a pickled copy reopens the files in its own process.
     """
 
     def __init__(self, folder: Path, split: str = "train", tokenizer: Tokenizer | None = None) -> None:
@@ -146,7 +147,7 @@ class TokenShards:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the split, BOS and EOS included."""
+        """Tokens in the split, BOS and EOS included."""
         return self._entry["tokens"]
 
     @property
@@ -155,7 +156,7 @@ class TokenShards:
         return self._entry["text_bytes"]
 
     def of_source(self, name: str) -> "SourceDocuments":
-        """The documents of one source. Raises `ShardError`, with the names that there are, if it has none here."""
+        """The documents of one source. Raises `ShardError`, with the known names, if it has none in this split."""
         names, numbers = self.index["sources"], self._per_document("sources")
         own = np.flatnonzero(numbers == names.index(name)) if name in names else np.array([], np.int64)
         if not len(own):
@@ -186,7 +187,7 @@ class TokenShards:
 
 
 class SourceDocuments:
-    """The documents of one source among a split's, with their own numbers from 0 on."""
+    """The documents of one source in a split, numbered from 0."""
 
     def __init__(self, shards: TokenShards, name: str, numbers: np.ndarray) -> None:
         self._shards, self._numbers = shards, numbers

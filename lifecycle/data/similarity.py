@@ -1,6 +1,6 @@
-"""Similarity of texts: Jaccard over word 5-grams, how MinHash bands are cut for it, and groups of similar documents.
+"""Similarity of texts: Jaccard over word 5-grams, the choice of MinHash bands for it, and groups of similar documents.
 
-Parameters after FineWeb (Penedo et al. 2024, arXiv:2406.17557, section 3.4), with more bands since pairs are verified.
+Parameters after FineWeb (Penedo et al. 2024, arXiv:2406.17557, section 3.4), with more bands, since pairs are verified.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes, words_of
 SHINGLE_WORDS = 5
 NUM_HASHES = 128
 MIN_RECALL = 0.99  # of pairs exactly at the threshold; above it recall is higher
-CACHED_SHINGLES = 4096  # documents whose shingles are remembered while pairs are verified
+CACHED_SHINGLES = 4096  # documents whose shingles are cached while pairs are verified
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NearDuplicate:
 
 
 def bands_for(jaccard: float) -> tuple[int, int]:
-    """(bands, rows per band) of a signature: the most selective that still has `MIN_RECALL` at the threshold."""
+    """(bands, rows per band) of a signature: the most selective choice with at least `MIN_RECALL` at the threshold."""
     for rows in range(NUM_HASHES, 1, -1):
         bands = NUM_HASHES // rows
         if 1 - (1 - jaccard**rows) ** bands >= MIN_RECALL:
@@ -39,7 +39,7 @@ def bands_for(jaccard: float) -> tuple[int, int]:
 def verify_pairs(
     pairs: Iterable[tuple[int, int]], texts: Mapping[int, str], jaccard: float
 ) -> list[tuple[int, int, float]]:
-    """The pairs whose true similarity reaches the threshold, with it."""
+    """The pairs whose true similarity reaches the threshold, each with its similarity."""
 
     @lru_cache(maxsize=CACHED_SHINGLES)
     def of(ordinal: int) -> Hashes:
@@ -50,7 +50,7 @@ def verify_pairs(
 
 
 def shingles(text: str) -> Hashes:
-    """The set of a text's word 5-grams as sorted hashes; all its words together if it has fewer than five."""
+    """The set of a text's word 5-grams as sorted hashes; a text of fewer than five words is one shingle."""
     words = words_of(text)
     if not words:
         return np.empty(0, np.uint64)
@@ -58,7 +58,7 @@ def shingles(text: str) -> Hashes:
 
 
 def jaccard_similarity(one: Hashes, other: Hashes) -> float:
-    """Size of the intersection over size of the union of two sorted sets; 0 if both are empty."""
+    """Intersection size over union size of two sorted sets; 0 if both are empty."""
     common = len(np.intersect1d(one, other, assume_unique=True))
     union = len(one) + len(other) - common
     return common / union if union else 0.0

@@ -1,4 +1,4 @@
-"""Sources: the files of a configuration, the kind of text in each, and a fingerprint of them all.
+"""Sources: the files of a configuration, the format of each, and a fingerprint of them all.
 
 The list is sorted by source and path, independent of the file system's order. Links to folders are not followed (they
 can loop); links to files are.
@@ -33,12 +33,12 @@ TEXT_NAMES = ("license", "licence", "copying", "readme", "notice", "authors", "c
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source: `source` is the index in the configuration, `path` is posix and below the source's folder."""
+    """A file of a source: `source` indexes `data.sources`, `path` is POSIX and relative to the source's folder."""
 
     source: int
     file: Path
     path: str
-    format: str  # a `Format`, "jsonl" or "parquet"; "" when the name says nothing
+    format: str  # a `Format`, "jsonl" or "parquet"; "" if the name does not tell
 
 
 def source_folder(source: SourceConfig) -> Path:
@@ -66,7 +66,7 @@ def list_files(config: DataConfig) -> list[SourceFile]:
 
 
 def format_of(path: str, source: SourceConfig) -> str:
-    """How a file is read: by its suffix for row files, by the source's `format` if set, else by suffix or name."""
+    """A file's format: from its suffix for row files, else the source's `format` if set, else from suffix or name."""
     name = PurePosixPath(path)
     suffix = name.suffix.lower()
     by_name = FORMAT_OF_SUFFIX.get(suffix, "code" if suffix in LANGUAGE_OF_SUFFIX else "")
@@ -78,7 +78,7 @@ def format_of(path: str, source: SourceConfig) -> str:
 
 
 def source_fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Per source: number of files, bytes, and a hash of all paths and contents. For the artifact's key."""
+    """Per source: number of files, bytes, and a hash of all paths and contents, for the artifact's key."""
     totals = {source.name: hashlib.sha256() for source in config.sources}
     counts = {source.name: [0, 0] for source in config.sources}
     for entry in list_files(config):
@@ -94,7 +94,7 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
 
 
 def _printable(name: str) -> str:
-    """A file name as text; bytes of it that are not UTF-8, which Parquet and JSON cannot hold, become U+FFFD."""
+    """A file name as text; its bytes that are not UTF-8, which Parquet and JSON cannot store, become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -102,7 +102,7 @@ def _content_hash(path: Path) -> tuple[str, int]:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    except OSError as error:  # the pipeline skips and lists it; when it becomes readable, the fingerprint changes
+    except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
         return f"unreadable: {error.errno}", 0
 
 

@@ -1,8 +1,9 @@
 """The held-out split: by document, keyed by content and seed.
 
 A document's side depends on its own text and the seed, not on its position or its neighbours: a corpus that grows keeps
-its old split. One exception: a source that should give a document or more and by chance gives none gives the one
-nearest to the threshold, so that every sizeable source is measured. Duplicates are gone by now, so none straddles it.
+its old split. Two exceptions: a source whose expected share is one document or more but that gets none gives the
+document nearest to the threshold, so that every sizeable source is measured; and a tiny corpus still gets both sides
+(`heldout_flags`). Duplicates are already removed, so none straddles the split.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 
 from lifecycle.core.config import ConfigError
 
-LEAST_HELDOUT = 2  # an interval of bits per byte needs two documents
+LEAST_HELDOUT = 2  # a confidence interval of bits per byte needs two documents
 
 
 def heldout_flags(documents: pa.Table, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Per document, whether it is held out; at least two are (one of two documents), and at least one is not.
+    """Whether each document is held out; at least two are (of two documents one), and at least one is not.
 
     Reads the columns `text` and `source`. Raises `ConfigError` for fewer than two documents.
     """
@@ -41,6 +42,6 @@ def heldout_flags(documents: pa.Table, fraction: float, seed: int) -> NDArray[np
 
 
 def split_position(text: str, seed: int) -> float:
-    """A number in [0, 1) from a text and a seed, evenly spread over texts."""
+    """A number in [0, 1) from a text and a seed, uniform over texts."""
     digest = hashlib.sha256(f"{seed}\0".encode() + text.encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

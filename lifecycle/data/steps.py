@@ -1,9 +1,9 @@
 """The interface of a document step: measurements as columns, and rules over those columns.
 
-A step measures first and decides later. Its `MapStep` is a function from an Arrow batch of documents to
-columns and runs in worker processes while the sources are read. Its rules are applied afterwards to the finished
-columns (`selection.py`), so another threshold needs no second reading.
-What must hold: the columns of a document depend on that document and on the step's own fields alone. Any batch size,
+A step measures first and decides later. Its `MapStep` is a function from an Arrow batch of documents to columns and
+runs in worker processes while the sources are read. Its rules are applied later to the finished columns
+(`selection.py`), so a new threshold does not read the sources again.
+What must hold: a document's columns depend only on that document and on the step's own fields. Any batch size,
 partitioning or number of workers then gives the same columns.
 """
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 class MapStep(Protocol):
     """Measures or rewrites the documents of a batch. A step is a frozen dataclass; its fields are its settings.
 
-    `columns` is the schema of what it adds or replaces. The call returns exactly these columns, one row for each
-    document of the batch; null says that a measure does not fit a document.
+    `columns` is the schema of the columns that it adds or replaces. The call returns exactly these columns, one row for
+    each document of the batch; null means that a measure does not apply to a document.
     """
 
     columns: ClassVar[pa.Schema]
@@ -30,7 +30,7 @@ class MapStep(Protocol):
 
 
 class Failure(NamedTuple):
-    """A document that fails a rule: its `ordinal`, the reason that is counted, and the evidence."""
+    """A document that fails a rule: its `ordinal`, the reason that the funnel counts, and the evidence."""
 
     ordinal: int
     reason: str
@@ -43,9 +43,9 @@ type Rule = Callable[[pa.Table], Iterator[Failure]]
 
 @dataclass(frozen=True)
 class DocumentStep:
-    """A step of the pipeline. `edits` are its columns that count changes of the text.
+    """A step of the pipeline. `edits` are its columns that count changes to the text.
 
-    `settings` names what a user changes if the step removes too much.
+    `settings` names the settings to change if the step removes too much.
     """
 
     name: str
@@ -57,10 +57,10 @@ class DocumentStep:
 
 @dataclass(frozen=True)
 class Limit:
-    """A rule: documents whose `column` is outside [low, high] fail; those where it is null do not.
+    """A rule: documents whose `column` is outside [low, high] fail; null passes.
 
-    `detail` is a format string of `{column}`, `{value}`, `{low}` and `{high}`. With `language`, the rule holds for
-    documents in that language only.
+    `detail` is a format string of `{column}`, `{value}`, `{low}` and `{high}`. With `language`, the rule applies
+    to documents in that language only.
     """
 
     reason: str

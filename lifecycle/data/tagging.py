@@ -20,12 +20,12 @@ from lifecycle.data.sources import list_files
 from lifecycle.data.workers import available_cores, map_in_workers
 
 READING = "reading.json"
-POOL_BYTES = 3_000_000  # below it, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
+POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from the sources: files, their bytes, and what was unusable."""
+    """The files read from the sources, their bytes, and the unusable files and rows."""
 
     num_files: int
     num_bytes: int
@@ -35,7 +35,7 @@ class Reading:
 def tag_documents(config: DataConfig, out: Path, progress: Progress) -> dict[str, Any]:
     """Writes `tagged-*.parquet` and `reading.json` into `out`; returns their summary.
 
-    Raises `ConfigError` when a source cannot be used, naming it and the setting to change.
+    Raises `ConfigError` if a source cannot be used, naming it and the setting to change.
     """
     files = list_files(config)
     num_bytes = sum(map(file_size, files))
@@ -63,13 +63,13 @@ def write_reading(folder: Path, reading: Reading) -> None:
 
 
 def read_reading(folder: Path) -> Reading:
-    """What `tag_documents` wrote of its reading."""
+    """Reads `reading.json`, written by `tag_documents`."""
     tree = json.loads((folder / READING).read_text(encoding="utf-8"))
     return Reading(tree["num_files"], tree["num_bytes"], tuple(Skipped(**entry) for entry in tree["skipped"]))
 
 
 def _reject_useless_files(skipped: Sequence[Skipped]) -> None:
-    """A file without any usable row is a mistake in the configuration, not noise in the data."""
+    """Raises `ConfigError` for a file without any usable row: a configuration mistake, not noise in the data."""
     for entry in skipped:
         if entry.reason == "no_usable_row":
             rows = [s for s in skipped if s.source == entry.source and s.path.startswith(f"{entry.path}:")]

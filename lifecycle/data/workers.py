@@ -1,6 +1,6 @@
 """Worker processes for the pipeline's map steps, and a separate one for Daft.
 
-Workers are spawned, not forked (JAX and Daft hold threads and locks that a fork would copy), import only the data room,
+Workers are spawned, not forked (a fork would copy locks held by JAX's and Daft's threads), import only the data room,
 and end with their parent, however it ends. Results keep the order of the work, so the number of workers has no effect.
 """
 
@@ -39,7 +39,7 @@ def map_in_workers[T, R](function: Callable[[T], R], work: Sequence[T], workers:
 
 
 def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
-    """`function(*arguments)` in a process that ends with the call and takes its threads and memory with it."""
+    """`function(*arguments)` in a process of its own, which ends with the call and frees its threads and memory."""
     with _pool(1) as pool:
         with _bare_main():
             result: Future[R] = pool.submit(function, *arguments)
@@ -52,7 +52,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its pool, whose workers would wait for work for ever."""
+    """Exits when the parent does: a killed parent cannot stop its pool, and the workers would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Compares two results of one task, example by example if both have the same ones."""
+"""Compares two results of one task, example by example if both have the same examples."""
 
 from lifecycle.evals.results import EvalResult
 from lifecycle.evals.statistics import Comparison, compare_paired, compare_unpaired

@@ -1,4 +1,4 @@
-"""Settings of the evaluation. Reading them imports neither JAX nor scipy."""
+"""Evaluation settings. Reading them imports neither JAX nor scipy."""
 
 from typing import Self
 

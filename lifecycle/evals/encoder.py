@@ -1,4 +1,4 @@
-"""The text room's tokenizer and chat template, as the evaluation's `Encoder`."""
+"""The evaluation's `Encoder`, made of the text room's tokenizer and chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class TextEncoder:
         return self.tokenizer.eos_id
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of plain text, without special ids."""
+        """The token ids of plain text, without special tokens."""
         return self.tokenizer.encode(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""An evaluation: scores every task's rows by one model and writes the results."""
+"""An evaluation: scores every task's rows with one model and writes the results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,5 +15,5 @@ def evaluate(
     config: EvalConfig, inputs: Mapping[str, Path], subject: Subject, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """Runs all tasks and writes their results into `out`; returns the summaries by task. See `read_rows` for errors."""
-    tasks = [(task, read_rows(task, inputs)) for task in config.tasks]  # all first: a late task's error comes early
+    tasks = [(task, read_rows(task, inputs)) for task in config.tasks]  # read first, so that errors in rows come early
     return write_results([task.score(rows, subject, progress) for task, rows in tasks], out)

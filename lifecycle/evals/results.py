@@ -1,8 +1,8 @@
 """Results of an evaluation: a score per example, their weighted mean and its confidence interval.
 
 On disk: `results.json` with the summaries and `<task>.jsonl` with one example per line. Two results are comparable if
-their `definition` is the same (everything in the task that affects a score); their examples can be paired if the ids
-are, since an id is a hash of the row's content.
+their `definition` is the same (everything in the task that affects a score); their examples can be paired if their
+ids match, since an id is a hash of the row's content.
 """
 
 import json
@@ -17,7 +17,7 @@ from lifecycle.core.artifact import write_text
 from lifecycle.core.distributed import is_writer
 
 RESULTS = "results.json"
-LEVEL = 0.95  # of every interval shown; the field's habit
+LEVEL = 0.95  # confidence level of every interval shown, as is usual in the field
 
 
 class ResultError(ValueError):
@@ -50,8 +50,8 @@ class EvalResult(BaseModel):
     low: float
     high: float
     interval: str  # the method behind low and high
-    skipped: list[str] = []  # rows that do not fit the model's context, with the reason
-    other: dict[str, float] = {}  # further numbers of the same examples
+    skipped: list[str] = []  # rows that do not fit the model's context, with their lengths
+    other: dict[str, float] = {}  # further metrics of the same examples
     examples: list[ScoredExample] = []
 
     @property
@@ -78,9 +78,9 @@ def summarise(
     skipped: Sequence[str] = (),
     other: dict[str, float] | None = None,
 ) -> EvalResult:
-    """The result of these examples; raises `ResultError` for fewer than two, duplicate ids and scores that are not
-    finite."""
-    from lifecycle.evals.statistics import estimate  # scipy.stats takes a second to import: only where it is used
+    """The result of these examples; raises `ResultError` for fewer than two examples, duplicate ids or
+    non-finite scores."""
+    from lifecycle.evals.statistics import estimate  # scipy.stats takes a second to import: only if it is used
 
     if len(examples) < 2:
         reason = f"; skipped: {skipped[0]}" if skipped else ""
@@ -102,7 +102,7 @@ def summarise(
 
 
 def write_results(results: Sequence[EvalResult], out: Path) -> dict[str, Any]:
-    """Writes results into a folder, in the writing process; returns their summaries, by task, for the manifest."""
+    """Writes results into a folder, in the writing process; returns the summaries by task, for the manifest."""
     summaries = {result.task: result.model_dump(exclude={"examples"}) for result in results}
     if not is_writer():
         return summaries

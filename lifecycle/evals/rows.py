@@ -12,7 +12,7 @@ from lifecycle.evals.tasks import TaskConfig, TaskRow
 
 
 def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[TaskRow]:
-    """The task's rows, checked; `inputs`: the folders of the artifacts for `@STAGE/...`.
+    """The task's rows, checked; `inputs`: artifact folders by stage, for `@STAGE/...`.
 
     Raises `ConfigError` naming file and line for broken JSON, missing or mistyped columns, duplicate rows, and no rows.
     """
@@ -81,7 +81,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 continue
             try:
                 row = json.loads(line)
-                if b"\\u" in line:  # an escape may be half of a surrogate pair, which is no text
+                if b"\\u" in line:  # rejects an escaped lone surrogate, which is not valid text
                     json.dumps(row, ensure_ascii=False).encode()
             except (json.JSONDecodeError, UnicodeError) as error:
                 raise ConfigError(f"{path}:{number}: not a JSON line: {error}") from None

@@ -1,4 +1,4 @@
-"""Scoring shared by the kinds of tasks: rows that fit the context, and likelihoods computed in order of length."""
+"""Scoring shared by the kinds of tasks: rows that fit the context, and log-likelihoods computed in order of length."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ CHUNK = 256  # pairs or prompts handed to the model at once: enough to sort by l
 def fitting_rows(
     rows: Sequence[TaskRow], lengths: Mapping[str, int], max_seq_len: int
 ) -> tuple[list[TaskRow], list[str]]:
-    """The rows that fit the context, and a line about each of the others; `lengths`: by row id, in tokens."""
+    """The rows that fit the context, and a line about each other row; `lengths`: tokens by row id."""
     fitting = [row for row in rows if lengths[row.id] <= max_seq_len]
     skipped = [  # without the folder: results are portable
         f"{Path(row.where).name}: {lengths[row.id]} tokens, the context holds {max_seq_len}"

@@ -1,8 +1,8 @@
 """Confidence intervals and tests on per-example scores.
 
-Every evaluation is a list of scores with weights, its value the weighted mean: accuracies have weight 1, bits per
-byte have the document's bytes. The variance of a weighted mean is the linearised one of a ratio estimator (Cochran,
-Sampling Techniques, 3rd ed. 1977, chapter 6), which is the textbook's s^2/n when all weights are equal; so one
+An evaluation is a list of weighted scores, and its value is their weighted mean: accuracies have weight 1, bits per
+byte are weighted by the document's bytes. The variance of the weighted mean is the linearised one of a ratio estimator
+(Cochran, Sampling Techniques, 3rd ed. 1977, chapter 6). It equals the textbook's s^2/n for equal weights, so one
 formula serves both.
 
 Tests and quantiles are scipy's; the weighted mean's error and the intervals that scipy lacks are here.
@@ -11,7 +11,7 @@ Tests and quantiles are scipy's; the weighted mean's error and the intervals tha
 |---|---|---|
 | interval of one value | Wilson 1927 | Student t, n - 1 degrees of freedom |
 | two versions, the same examples | exact McNemar 1947; interval of Bonett and Price 2012 | paired t |
-| two versions, other examples | Welch's t | Welch's t |
+| two versions, different examples | Welch's t | Welch's t |
 
 Tests are one-sided, "not worse", at (1 - level) / 2: the t tests then reject exactly when the two-sided interval of
 that level is on the worse side of zero.
@@ -112,7 +112,7 @@ def _t_comparison(
     difference: float, error: float, freedom: float, higher_is_better: bool, level: float, test: str
 ) -> Comparison:
     gain = difference if higher_is_better else -difference
-    unanimous = 0.0 if gain < 0 else 1.0  # every example moved by the same amount
+    unanimous = 0.0 if gain < 0 else 1.0  # no variance: every example moved by the same amount
     p = float(stats.t.cdf(gain / error, freedom)) if error > 0 else unanimous
     reach = _t_quantile(freedom, level) * error
     return Comparison(difference, difference - reach, difference + reach, p, test)

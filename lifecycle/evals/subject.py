@@ -1,4 +1,4 @@
-"""What an evaluation needs of a model, as two narrow protocols: tasks are independent of the implementation."""
+"""The two narrow protocols that an evaluation needs from a model, so that tasks do not depend on its implementation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ type Pair = tuple[list[int], list[int]]  # context ids, continuation ids; at lea
 
 
 class Encoder(Protocol):
-    """Text to ids, as the model was trained on them."""
+    """Encodes text to token ids, in the form that the model was trained on."""
 
     @property
     def bos_id(self) -> int:
@@ -24,7 +24,7 @@ class Encoder(Protocol):
         ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation (`role`, `content`), BOS and the opening of the assistant's turn included."""
+        """Ids of a conversation (`role`, `content`), including BOS and the opening of the assistant's turn."""
         ...
 
 
@@ -33,13 +33,13 @@ class Subject(Protocol):
 
     @property
     def encoder(self) -> Encoder:
-        """Encodes a task's texts."""
+        """The encoder for a task's texts."""
         ...
 
     @property
     def max_seq_len(self) -> int:
-        """The context: a pair's `len(context) + len(continuation) - 1`, and a prompt's `len(prompt) + max_tokens`, are
-        at most this."""
+        """The context length in tokens: an upper bound on `len(context) + len(continuation) - 1` of a pair and on
+        `len(prompt) + max_tokens` of a prompt."""
         ...
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> Sequence[float]:

@@ -23,7 +23,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trai
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row with its `FILE:LINE` for error messages. The id is the hash of the columns that decide its score."""
+    """A row with its `FILE:LINE` for error messages. The id is a hash of the columns that decide its score."""
 
     id: str
     columns: Mapping[str, Any]
@@ -34,7 +34,7 @@ class TaskConfig(VariantSection):
     """One task. `rows` is a file (a pattern, for Parquet), or `@STAGE/FILE`: a file of STAGE's artifact."""
 
     variant_key: ClassVar[str] = "kind"
-    columns: ClassVar[tuple[str, ...]]  # that a row must have; they make its id
+    columns: ClassVar[tuple[str, ...]]  # that a row must have; its id is a hash of them
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     kind: str
@@ -53,7 +53,7 @@ class TaskConfig(VariantSection):
 
     @abstractmethod
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """What is wrong with a row's columns; empty if nothing."""
+        """The error in a row's columns; empty if there is none."""
 
     @abstractmethod
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
@@ -64,18 +64,18 @@ _KINDS: dict[str, type[TaskConfig]] = {}
 
 
 def register(name: str, kind: type[TaskConfig]) -> None:
-    """Adds a kind of tasks. Raises `ValueError` for a name that is taken."""
+    """Adds a kind of tasks. Raises `ValueError` if the name is taken."""
     if _KINDS.setdefault(name, kind) is not kind:
         raise ValueError(f"task kind {name!r} is registered already, as {_KINDS[name].__qualname__}")
 
 
 class PromptTaskConfig(TaskConfig):
-    """A task with a prompt: `template` is jinja2 over the row's columns; by default one column as it is."""
+    """A task with a prompt: `template` is jinja2 over the row's columns; by default, one column unchanged."""
 
     default_template: ClassVar[str]
 
     template: str = ""
-    chat: bool = True  # the rendered template is a user's turn; otherwise plain text to continue
+    chat: bool = True  # the rendered template is a user's turn; False: plain text to continue
 
     @model_validator(mode="after")
     def _template_compiles(self) -> Self:
@@ -86,7 +86,7 @@ class PromptTaskConfig(TaskConfig):
         return self
 
     def prompt(self, row: TaskRow) -> str:
-        """The row's prompt by the template."""
+        """The row's prompt, rendered from the template."""
         try:
             return ENVIRONMENT.from_string(self.template or self.default_template).render(**row.columns)
         except TemplateError as error:
@@ -102,5 +102,5 @@ class PromptTaskConfig(TaskConfig):
 
 
 def is_text(value: Any) -> bool:
-    """Whether a column holds some text."""
+    """Whether a value is a non-empty string."""
     return isinstance(value, str) and value != ""

@@ -15,7 +15,7 @@ from lifecycle.training.scoring import document_nats
 
 @dataclass(frozen=True)
 class TextScore:
-    """The negative log-likelihood of one text, its end included, in nats."""
+    """The negative log-likelihood of one text in nats, EOS included."""
 
     nats: float
     num_tokens: int
@@ -23,17 +23,17 @@ class TextScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """Bits per UTF-8 byte; comparable between tokenizers."""
         return self.nats / math.log(2) / self.num_bytes
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """Perplexity per token, EOS included."""
         return math.exp(self.nats / self.num_tokens)
 
 
 def score_texts(model: Model, texts: Sequence[str], mesh: Mesh | None = None) -> list[TextScore]:
-    """Scores texts, each between BOS and EOS; `mesh` holds the weights (default: one device).
+    """Scores texts, each between BOS and EOS; `mesh` has the weights (default: one device).
 
     A text longer than the model's context is scored in windows. Raises `ValueError` for an empty text.
     """

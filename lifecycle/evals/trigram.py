@@ -2,12 +2,12 @@
 
     p(w | uv) = (c(uvw) + T(uv) p(w | v)) / (c(uv) + T(uv)),      T(h) = number of distinct tokens seen after h
 
-and so on down to bigram, unigram and uniform 1/V (Witten and Bell, IEEE Trans. Inf. Theory 37(4), 1991; the recursive
-form is Chen and Goodman, 1998, section 2.6). A history that was never seen leaves the lower order as it is. What must
-hold: over the vocabulary the probabilities sum to one after every history.
+and likewise down to bigram, unigram and uniform 1/V (Witten and Bell, IEEE Trans. Inf. Theory 37(4), 1991; the
+recursive form is Chen and Goodman, 1998, section 2.6). After an unseen history the lower order is used unchanged. What
+must hold: after every history the probabilities sum to one over the vocabulary.
 
 A document is `[BOS, ..., EOS]`; its first token is predicted after (BOS, BOS), the EOS is predicted, the BOS is not.
-Counts are sorted arrays of keys `(u V + v) V + w` and look-ups are binary searches, so that V^3 must fit 63 bits.
+Counts are sorted arrays of keys `(u V + v) V + w`, looked up by binary search, so V^3 must fit in 63 bits.
 """
 
 import math
@@ -34,7 +34,7 @@ class NgramCounts:
     types: Ints
 
     def interpolate(self, history: Ints, token: Ints, vocab_size: int, lower: Floats) -> Floats:
-        """p(token | history), given p of the order below."""
+        """p(token | history), given `lower`, the p of the order below."""
         count = _look_up(self.keys, self.counts, history * vocab_size + token)
         total = _look_up(self.histories, self.totals, history)
         types = _look_up(self.histories, self.types, history)
@@ -44,7 +44,7 @@ class NgramCounts:
 
 @dataclass(frozen=True)
 class Trigram:
-    """A fitted model; `unigram` holds p(w) for every id of the vocabulary."""
+    """A fitted model; `unigram[w]` is p(w) for every id of the vocabulary."""
 
     vocab_size: int
     bos_id: int
@@ -58,7 +58,7 @@ class Trigram:
         return self.trigrams.interpolate(first * self.vocab_size + second, token, self.vocab_size, lower)
 
     def document_nats(self, documents: Sequence[NDArray[np.integer]]) -> Floats:
-        """-log p of every document, end included."""
+        """-log p of every document in nats, EOS included."""
         if not documents:
             return np.zeros(0)
         first, second, token = _contexts(documents, self.bos_id, self.vocab_size)
@@ -91,7 +91,7 @@ def bits_per_byte(
 ) -> EvalResult:
     """The baseline's bits per byte over held-out documents, in the form of a model's result.
 
-    ids, num_bytes: for each document, its example's id and the length of its text in UTF-8.
+    ids, num_bytes: for each document, the id of its example and the UTF-8 bytes of its text.
     """
     nats = model.document_nats(documents)
     examples = [
@@ -103,7 +103,7 @@ def bits_per_byte(
 
 
 def _contexts(documents: Sequence[NDArray[np.integer]], bos_id: int, vocab_size: int) -> tuple[Ints, Ints, Ints]:
-    """For every token to predict: the two before it, and itself."""
+    """For every token to predict, the two before it and the token itself."""
     for number, document in enumerate(documents):
         if len(document) < 2 or document[0] != bos_id:
             raise ValueError(f"document {number}: expected [BOS={bos_id}, ..., EOS], got {document[:3].tolist()}")

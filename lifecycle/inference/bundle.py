@@ -33,7 +33,8 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
 
 
 def load_params(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> Params:
-    """A bundle's weights in use, sharded over `mesh` as in training, or on this process's first device.
+    """A bundle's weights as inference uses them (`params_in_use`), sharded over `mesh` as in training, or on this
+    process's first device.
 
     Raises `ConfigError` for a mesh that does not fit the model, and what `load_weights` raises.
     """

@@ -1,9 +1,9 @@
 """A bundle's sampling defaults for requests: `generation_config.json`, read and written.
 
-Its keys are transformers' (`GenerationConfig`), and so is the rule for a file without sampling keys: greedy. Unlike
-there, a setting without `do_sample` means sampling, and without `top_k` all tokens are candidates, not 50. What must
-hold: what is written reads back as the same settings. Nothing here imports JAX, so that a run that is up to date is
-recognised without it.
+Its keys are transformers' (`GenerationConfig`), and so is the rule for a file without sampling keys: greedy. Unlike in
+transformers, a setting without `do_sample` means sampling, and without `top_k` all tokens are candidates, not 50. What
+must hold: what is written reads back as the same settings. Nothing here imports JAX, so that a run that is up to date
+is recognised without it.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ SWITCH, ENDS = "do_sample", "eos_token_id"
 
 
 class SamplingConfig(Section):
-    """Which of the likely tokens the next one is drawn from."""
+    """The distribution that the next token is sampled from."""
 
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
     top_k: int = Field(default=0, ge=0)  # 0: all tokens
@@ -71,10 +71,10 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
     inherited = {} if origin is None else read_generation(origin)
     others = {key: value for key, value in inherited.items() if key not in {*SamplingConfig.model_fields, SWITCH}}
     sampling = sampling_of_run(sampling, origin)
-    # `_from_model_config` and its like tell transformers how it made the file, which is no longer true
+    # `_from_model_config` and similar keys say how transformers made the file, which is no longer true
     return {key: value for key, value in others.items() if not key.startswith("_")} | _published(sampling)
 
 
 def _published(sampling: SamplingConfig) -> dict[str, Any]:
-    """All keys of a sampled model, since transformers' default is top_k=50. A greedy one has no other key."""
+    """The keys to write: all for sampling, since transformers' default is top_k=50; for greedy only `do_sample`."""
     return {SWITCH: True, **sampling.plain()} if sampling.temperature else {SWITCH: False}

@@ -1,4 +1,4 @@
-"""Offline generation: a batch of prompts through a runner of its own."""
+"""Offline generation: a batch of prompts through its own runner."""
 
 import math
 from collections.abc import Sequence

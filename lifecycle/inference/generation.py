@@ -90,7 +90,7 @@ class Assembler:
         self.finish_reason = "stop" if self._stop.is_stopped else reason
 
     def take(self) -> Event | None:
-        """The event since the last one; None without new text and without an end."""
+        """The event since the last one; None if there is neither new text nor an end."""
         if not self._text and self.finish_reason is None:
             return None
         event = Event(self._text, tuple(self._tokens), self.finish_reason)
@@ -166,7 +166,7 @@ def _checked(event: Event | EngineError) -> Event:
 
 
 def collect(events: Sequence[Event]) -> Completion:
-    """Puts a request's events together."""
+    """Joins a request's events."""
     reason = events[-1].finish_reason
     assert reason is not None, "the last event has a finish reason"
     tokens = tuple(token for event in events for token in event.tokens)

@@ -1,4 +1,4 @@
-"""The engine's programs, traced from shapes alone: for compilers of devices that are not present."""
+"""Traces the engine's programs from shapes alone, to compile them for devices that are not present."""
 
 from typing import Any
 

@@ -11,7 +11,8 @@ from lifecycle.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Model:
-    """What the engine runs. `version` is the content hash of the loaded bundle, "" for a model made in memory."""
+    """The model that an engine runs. `version` is the content hash of the loaded bundle, "" for a model made in
+    memory."""
 
     config: ModelConfig
     params: Params

@@ -34,8 +34,8 @@ from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
 
-# Held while a program of several devices is put into their queues, not while it runs: programs that two engines start
-# at once must reach all devices in one order, else each waits in a collective for devices that have begun the other.
+# Held while a multi-device program is enqueued, not while it runs: programs that two engines start at once must reach
+# all devices in the same order, or each waits in a collective for devices that have begun the other.
 LAUNCH = threading.Lock()
 MAX_STOP_IDS = 8  # stop ids that end a row on the device; the host compares all of them
 
@@ -81,7 +81,7 @@ def decode(
 ) -> tuple[Sampled, KVCache]:
     """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 elsewhere.
 
-    Ends early when no slot is decoding any more.
+    Ends early once no slot is decoding.
     """
     return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, cache, rows)
 
@@ -140,7 +140,7 @@ def _decode(
 
 
 def _is_any_active(rows: DecodeRows) -> Bool[Array, ""]:
-    """The same on all devices, so that all make the same number of steps."""
+    """Whether any slot decodes; the same on all devices, so that all make the same number of steps."""
     return pmax(rows.remaining.max(), "batch") > 0
 
 
@@ -190,7 +190,7 @@ class Programs:
     def __init__(
         self, config: ModelConfig, params: Params, num_slots: int, max_seq_len: int, num_ids: int, mesh: Mesh | None
     ) -> None:
-        """`num_ids`: ids from there on, a vocabulary's padding, are never sampled. Without a mesh, all is on this
+        """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
         process's first device. Raises `ConfigError` for a mesh that does not fit."""
         mesh = mesh or mesh_over_devices(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)

@@ -31,7 +31,7 @@ class EngineStats:
     """Counters since the start, and the state now."""
 
     decode_steps: int = 0
-    decode_tokens: int = 0  # divided by decode_steps: how many requests decoded together
+    decode_tokens: int = 0  # divided by decode_steps: the mean number of requests that decode together
     prefill_tokens: int = 0
     largest_batch: int = 0
     active: int = 0
@@ -114,7 +114,7 @@ class Runner:
 
     @property
     def is_done(self) -> bool:
-        """Closed, and every request has ended."""
+        """Whether it is closed and every request has ended."""
         return self._scheduler.is_done
 
     @property

@@ -17,7 +17,7 @@ from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
-GREEDY_BELOW = 1e-5  # a colder temperature than this is greedy: float32 could not hold the scaled logits
+GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represent the scaled logits
 
 
 class SamplingParams(SamplingConfig):
@@ -106,7 +106,8 @@ def _ordered_bits(x: Float[Array, "B V"]) -> Array:
 
 
 def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Array:
-    """The largest threshold such that the tokens at or above it weigh at least `wanted`; 0 if all together do not."""
+    """The largest threshold such that the weights of tokens at or above it sum to at least `wanted`; 0 if there is
+    none."""
 
     def try_bit(i: Array, threshold: Array) -> Array:
         trial = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -127,7 +128,7 @@ def _draw(logits: Array, seed: Array, positions: Array) -> Array:
 
 
 def _argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """The first of the largest, by plain reductions: `jnp.argmax` takes 208 us for `[8, 4096]` on a CPU, this 38."""
+    """Index of the first maximum, by plain reductions: `jnp.argmax` takes 208 us for `[8, 4096]` on a CPU, this 38."""
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     is_largest = logits == logits.max(-1, keepdims=True)
     return jnp.where(is_largest, index, logits.shape[-1] - 1).min(-1)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-BUCKETS = (16, 64, 256)  # a chunk's padded length: at most 4 times the tokens for a short prompt, three compilations
-PREFILL_TOKENS = 512  # padded prompt tokens of a group of slots in one turn: decoding waits no longer than that
+BUCKETS = (16, 64, 256)  # a chunk's padded length: at most 4 times its tokens, from 4 tokens on; three compilations
+PREFILL_TOKENS = 512  # a group of slots takes chunks until it has this many padded tokens, then decodes
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
@@ -30,7 +30,7 @@ class ClosedError(RuntimeError):
 
 
 class Request(Protocol):
-    """What the scheduler reads of a request."""
+    """The part of a request that the scheduler reads."""
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -90,7 +90,7 @@ class Scheduler[R: Request]:
 
     @property
     def num_free(self) -> int:
-        """Slots that hold none."""
+        """Free slots."""
         return len(self._free)
 
     @property
@@ -105,7 +105,7 @@ class Scheduler[R: Request]:
 
     @property
     def is_done(self) -> bool:
-        """Closed, and every accepted request has left."""
+        """Whether it is closed and every accepted request has left."""
         return self._is_closed and not self.has_work
 
     @property
@@ -191,7 +191,7 @@ class Scheduler[R: Request]:
         return int(min(max(self._dispatch_s / self._step_s, 1), MAX_STEPS))
 
     def measured(self, step_s: float) -> None:
-        """Learns how long a decode step took."""
+        """Updates the running mean of a decode step's time."""
         self._step_s += STEP_WEIGHT * (step_s - self._step_s)
 
     def release(self, slot: int) -> R:

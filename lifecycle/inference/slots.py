@@ -12,7 +12,7 @@ from lifecycle.inference.scheduler import Chunk
 
 
 def seed_words(seed: int) -> np.ndarray:
-    """The two 32-bit halves of a seed, high first; negative seeds wrap round at 2^64."""
+    """The two 32-bit halves of a seed, high first; negative seeds wrap around at 2^64."""
     return np.array([(seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
 
 
@@ -49,7 +49,7 @@ class SlotTable:
         self.token[slot], self.position[slot], self.remaining[slot] = token, position, remaining
 
     def close(self, slot: int) -> None:
-        """Empties the slot: greedy and without filters, so that it costs nothing."""
+        """Empties the slot: greedy and without filters, so that it adds no sampling work."""
         self.open(slot, SamplingParams(temperature=0.0), 0, ())
         self.remaining[slot] = 0
 

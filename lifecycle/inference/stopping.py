@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class StopBuffer:
-    """`push` text, get the text that cannot change any more; `is_stopped` after a (non-empty) stop string."""
+    """`push` text to get the text that can no longer change; `is_stopped` is true after a (non-empty) stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = list(stops)
@@ -27,7 +27,7 @@ class StopBuffer:
         return self._release(len(self._held) - self._possible_start())
 
     def finish(self) -> str:
-        """What was held back; nothing after a stop."""
+        """The text that was held back; nothing after a stop."""
         return "" if self.is_stopped else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -35,13 +35,13 @@ class StopBuffer:
         return text
 
     def _first_stop(self) -> int | None:
-        """Where the stop string begins that ends first, if any is complete."""
+        """The start of the stop string that ends first, if any is complete."""
         starts = ((self._held.find(stop), stop) for stop in self._stops)
         ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
         return min(ends)[1] if ends else None
 
     def _possible_start(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         return max((_overlap(self._held, stop) for stop in self._stops), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Generation from text to text, for notebooks and scripts; the engine and the server use token ids."""
+"""Text-to-text generation, for notebooks and scripts; the engine and the server use token ids."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,9 +1,9 @@
-"""Attention over a described mask, never a dense `T x T` one from outside.
+"""Attention over a mask of positions and segments, never passed as a dense `T x T` array.
 
 `attention(q, k, v, mask)` is the entry point and chooses the implementation. The mask says which keys a query may see
 by position and segment; every implementation derives its own form of it. Here: a plain reference, and an implementation
 for any device with a hand-written gradient that avoids transposed copies of large arrays (on two AVX-512 cores, 8 rows
-of 256 positions, 4 layers: 24 ms less of a 116 ms step than differentiating the reference).
+of 256 positions, 4 layers, it saves 24 ms of a 116 ms step compared with differentiating the reference).
 """
 
 from functools import partial
@@ -17,8 +17,8 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import cudnn
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 
-# A CPU goes through a causal row in runs of queries, each with the keys up to its end: at most so many runs (four leave
-# 5/8 of the square), none shorter than this (32 positions a run cost more in small products than they save).
+# A CPU processes a causal row in runs of queries, each with the keys up to its end: at most MAX_RUNS runs (four compute
+# 5/8 of the square), none shorter than MIN_RUN (runs of 32 positions cost more in small products than they save).
 MAX_RUNS, MIN_RUN = 4, 64
 
 
@@ -70,8 +70,9 @@ def attention(
     else, caches included, runs as `grouped_attention`. The residuals of the backward pass are named `OUT_NAME` for
     remat policies.
     """
-    # Not `jax.lax.platform_dependent`: its derivative keeps every branch's residuals, here the softmax `[T, T]` of the
-    # branch not taken along with a kernel's log-sum-exp, and it does not tell the chip, on which the tiles depend.
+    # Not `jax.lax.platform_dependent`: its derivative keeps the residuals of every branch (here the `[T, T]` softmax of
+    # the branch not taken, in addition to a kernel's log-sum-exp), and it does not know the chip, on which the tiles
+    # depend.
     device, chip = platform(), device_kind()
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     if mask.num_shards is not None and device == "tpu":  # imports that take a second and only TPUs need
@@ -104,11 +105,11 @@ def grouped_attention(
     sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
     """Attention in plain products, for any mask on any device; the scores of all keys exist at once. A CPU skips the
-    keys that no query of a run sees: at least 9 of the quickstart's 217 core-milliseconds per step."""
+    keys that no query of a run sees, which saves at least 9 of the quickstart's 217 core-milliseconds per step."""
     seen = mask.dense()
     if platform() != "cpu" or mask.num_shards != 1:
         return _at_once(q, k, v, seen, scale, soft_cap, sinks)
-    seen = jax.lax.optimization_barrier(seen)  # made once: else every layer's selection compares positions again
+    seen = jax.lax.optimization_barrier(seen)  # computed once: otherwise every layer compares positions again
     runs = causal_runs(q.shape[1], mask.window)
     outs = [_at_once(q[:, i], k[:, j], v[:, j], seen[:, i, j], scale, soft_cap, sinks) for i, j in runs]
     return jnp.concatenate(outs, axis=1)
@@ -125,10 +126,10 @@ def causal_runs(length: int, window: int | None) -> list[tuple[slice, slice]]:
 def _at_once(
     q: Array, k: Array, v: Array, seen: Array, scale: float, soft_cap: float | None, sinks: Array | None
 ) -> Array:
-    """All queries over all keys, of which `seen`, `[B, T, S]`, are seen.
+    """All queries over all keys; `seen`, `[B, T, S]`, says which keys a query sees.
 
-    The query heads of one group are laid out as further rows of its key head, `[B, K, T*G, Dk]`: a single key head then
-    needs no transposition at all.
+    The query heads of one group are laid out as additional rows of its key head, `[B, K, T*G, Dk]`: a single key head
+    then needs no transposition at all.
     """
     batch, length, heads, head_dim = q.shape
     groups, value_dim = v.shape[2:]

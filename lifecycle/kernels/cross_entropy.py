@@ -29,7 +29,7 @@ from lifecycle.parallel.collectives import (
 
 # Positions in a block. 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower. An
 # accelerator's matrix unit wants many rows, and each block reads and writes the gradient's accumulator once; with 4096
-# instead, the 8B model's step takes 18 M of 3,924 M cycles more on a v5p, and 0.85 GB.
+# instead, the 8B model's step on a v5p takes 18 M more cycles, of 3,924 M, and 0.85 GB more.
 BLOCK = {"float32": 256, "bfloat16": 2048}
 
 
@@ -73,7 +73,7 @@ def _chosen(logits: Array, head: Array, targets: Array) -> Array:
     return jnp.where(_is_target(head, targets), logits, 0.0).sum(-1, keepdims=True)
 
 
-@partial(jax.checkpoint, static_argnums=3)  # the backward pass makes a block's logits again rather than keep them all
+@partial(jax.checkpoint, static_argnums=3)  # the backward pass recomputes a block's logits instead of saving all
 def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
     logits = project(hidden, head, soft_cap)
     top = pmax(logits.max(-1, keepdims=True), "vocab")
@@ -82,8 +82,8 @@ def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float 
 
 
 def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
-    """The head in the compute dtype, gathered in `d_model`. Shards are concatenated along their first dimension: along
-    the second the TPU compiler copies all of it."""
+    """The head in the compute dtype, gathered over `d_model`. Shards are concatenated along their first dimension:
+    along the second, the TPU compiler would copy the whole array."""
     return all_gather(table.astype(dtype).T, "embed", 0).T
 
 
@@ -115,7 +115,7 @@ def cross_entropy(
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
     Differentiable in `hidden` and `table` (the head's parameter; on a mesh, this device's shard of it); targets and
-    weights are data. With `chunks` above 1 the loss passes over the vocabulary twice in as many chunks: the logits'
+    weights are data. With `chunks` above 1 the loss passes over the vocabulary twice, in that many chunks: the logits'
     product is computed twice, and the head's full gradient is never in memory (for 70B parameters and a vocabulary of
     128,256 it takes 6 GB per device, in float32 and in the compute dtype).
     """
@@ -154,17 +154,17 @@ def _with_gradient(
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
-        rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # two dimensions: XLA's CPU product copies for three
+        rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # 2-D: XLA's CPU product copies 3-D operands
         block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap)
         if is_cut:
             grad_head += jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        else:  # turned beforehand: XLA's faster CPU products take rows in this layout, 4 % of the quickstart's step
+        else:  # transposed first: XLA's faster CPU products need this layout; saves 4 % of the quickstart's step
             grad_head += jnp.dot(jax.lax.optimization_barrier(rows.T), grad, preferred_element_type=jnp.float32)
         return (loss + block_loss, grad_head), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
-    # [D, V] while it is summed up: what is turned is then `rows`, the smaller one. Where it is scattered afterwards,
-    # [V, D], which the TPU compiler takes without a copy of it. What is kept for the backward pass is this
-    # device's part, in float32.
+    # Accumulated as [D, V], so that `rows`, the smaller array, is transposed; as [V, D] if it is reduce-scattered
+    # afterwards, which the TPU compiler then does without a copy. Only this device's part is kept for the backward
+    # pass, in the table's dtype (float32 in training).
     zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape if is_cut else head.shape[::-1], jnp.float32))
     size = BLOCK[hidden.dtype.name]
     blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
@@ -193,7 +193,7 @@ def _in_two_passes(
         new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
         norm = norm * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum(-1, keepdims=True)
         chosen += jnp.where(is_target(chunk[1]), logits, 0.0).sum(-1, keepdims=True)
-        return (new_top, norm, chosen), head.T if is_cut else None  # as it was gathered: no copy of another order
+        return (new_top, norm, chosen), head.T if is_cut else None  # in the gathered layout: no transposed copy
 
     zeros = jnp.zeros((rows.shape[0], 1), jnp.float32)
     (top, norm, chosen), heads = jax.lax.scan(normalise, (zeros - jnp.inf, zeros, zeros), (parts, firsts))

@@ -1,9 +1,9 @@
 """Attention over a row on NVIDIA GPUs: cuDNN's fused kernels through `jax.nn.dot_product_attention`.
 
 A full row without segments is plain causal (and windowed) for the kernel, which skips what is masked. Segments, and
-queries that are a load-balanced part of a row, go in as a mask `[B, 1, T, S]`, which JAX turns into a bias of the
-inputs' dtype that all heads share: 134 MB for a row of 8,192 in bfloat16, where the scores never exist. Under remat
-the forward kernel runs again in the backward pass whatever a policy saves: its log-sum-exp has no name.
+queries that are a load-balanced part of a row, are passed as a mask `[B, 1, T, S]`, which JAX turns into a bias of the
+inputs' dtype that all heads share: 134 MB for a row of 8,192 in bfloat16; the scores never exist. Under remat the
+forward kernel runs again in the backward pass whatever a policy saves: its log-sum-exp has no name.
 """
 
 import jax
@@ -14,8 +14,9 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.mask import OUT_NAME, Mask
 
-# Bytes of float32 scores that attention may hold at once on a GPU where cuDNN does not serve it. Plain products keep
-# their weights for the backward pass, layer by layer: at 1 GB a layer the setting has to change, not the GPU.
+# The most bytes of float32 scores that attention may hold at once on a GPU if cuDNN does not support it. Plain products
+# keep their softmax weights for the backward pass, layer by layer: at 1 GB a layer, the setting has to change, not the
+# GPU.
 LARGEST_PLAIN_SCORES = 10**9
 
 
@@ -44,7 +45,7 @@ def limitations(
 
 
 def require_small(q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], reasons: list[str]) -> None:
-    """Raises `ConfigError` if plain attention would hold too many scores; `reasons` say why cuDNN does not serve."""
+    """Raises `ConfigError` if plain attention would hold too many scores; `reasons` say why cuDNN does not apply."""
     rows, queries, heads, _ = q.shape
     num_bytes = 4 * rows * heads * queries * k.shape[1]
     if num_bytes > LARGEST_PLAIN_SCORES:
@@ -57,7 +58,7 @@ def require_small(q: Float[Array, "B T H Dk"], k: Float[Array, "B S K Dk"], reas
 
 
 def _max_head_dim() -> int:
-    """256 from Hopper on, 128 before; JAX asks the local GPU too, so without one it is the smaller number."""
+    """256 from Hopper on, 128 before or without a local GPU, which JAX checks too."""
     local = jax.local_devices()[0]
     is_hopper = local.platform == "gpu" and float(local.compute_capability) >= 9
     return 256 if is_hopper else 128

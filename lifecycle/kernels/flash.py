@@ -64,7 +64,7 @@ def _flat(x: Array, lanes: int) -> Array:
 
 
 def _filled(x: Array, length: int, mode: str = "constant") -> Array:
-    """`[B, T, ...]` filled up to `length`."""
+    """`[B, T, ...]` padded to `length`."""
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2), mode=mode)
 
 
@@ -112,10 +112,10 @@ def _forward(
     prefetch += fb.spans(plan, segments)
     group = plan.per_group
 
-    def at(which: int, heads: int):  # a block of positions, at the column that so many query heads share
+    def at(which: int, heads: int):  # a block of positions, in the column shared by `heads` query heads
         return lambda b, h, s, steps, *_: (b, steps[which, s], h // heads)
 
-    def along(which: int):  # the same of an array with positions along the lanes
+    def along(which: int):  # the same for an array with positions along the lanes
         return lambda b, h, s, steps, *_: (b, 0, steps[which, s])
 
     specs = [
@@ -152,7 +152,7 @@ def _forward(
 
 def _forward_kernel(plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, sinks, out, lse, m, l, acc):  # refs
     """One step: a query block of one head against a key block. The running maximum `m`, sum `l` (by lane until the end)
-    and output `acc` are those of the paper."""
+    and output `acc` are as in the paper."""
     head, flags = pl.program_id(1), steps[fb.FLAGS, pl.program_id(2)]
 
     @pl.when(flags & fb.FIRST != 0)
@@ -181,12 +181,12 @@ def _forward_kernel(plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids
 
 
 def _safe(l: Array) -> Array:
-    """Padding may see no key at all."""
+    """`l` with zeros replaced by 1: padding may see no key at all."""
     return jnp.where(l == 0, 1.0, l)
 
 
 def _add(scores: Array, values: Array, m, l, acc) -> None:
-    """Adds a part of the keys to the running maximum, sum and output."""
+    """Adds a tile of keys to the running maximum, sum and output."""
     m_prev = m[...]
     m_next = jnp.maximum(m_prev, scores.max(-1, keepdims=True))
     p = jnp.exp2(scores - _wide(m_next, scores.shape[1]))

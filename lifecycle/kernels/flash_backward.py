@@ -1,8 +1,9 @@
 """The gradients of flash attention in one kernel: five products per pair of blocks instead of seven in two kernels.
 
-Key blocks pass one by one and keep their gradients in VMEM; so do all queries of the group's heads, whose gradients
-(float32, `[H/K, T, Dk]`: 16.8 MB for Llama-3.1-8B's four heads and 8,192 positions) never go to memory half done.
-Source: Dao 2023, "FlashAttention-2", algorithm 2, with the loops' state in VMEM instead of atomic additions.
+Key blocks are processed one by one, with their gradients in VMEM. The gradients of all queries of the group's heads
+stay there, too (float32, `[H/K, T, Dk]`: 16.8 MB for Llama-3.1-8B's four heads and 8,192 positions), and go to memory
+only when they are complete. Source: Dao 2023, "FlashAttention-2", algorithm 2, with the loops' state in VMEM instead of
+atomic additions.
 """
 
 from functools import partial

@@ -33,14 +33,14 @@ FIRST, LAST, RUNS, NEW, DONE = (1 << i for i in range(5))  # bits of its FLAGS
 
 @dataclass(frozen=True)
 class FlashBlocks:
-    """Block sizes of a kernel: what it loads at once and what it multiplies at once, in positions and at most, and its
+    """A kernel's largest blocks, in positions (`q` and `kv` are loaded at once, `tile` is multiplied at once), and its
     VMEM."""
 
     q: int
     kv: int
     tile: int
-    dq_bytes: int = 36 << 20  # of float32 gradients of queries, which stay in VMEM while the keys pass
-    vmem_bytes: int = 60 << 20  # that a kernel may take in all
+    dq_bytes: int = 36 << 20  # of the queries' float32 gradients, which stay in VMEM over all key blocks
+    vmem_bytes: int = 60 << 20  # total for a kernel
 
 
 def blocks_of(chip: str, head_dim: int) -> FlashBlocks:
@@ -49,8 +49,8 @@ def blocks_of(chip: str, head_dim: int) -> FlashBlocks:
     A step costs about 400 instructions of overhead, so blocks are long; tiles are short, since half of a tile on the
     diagonal is wasted. Counted in the compiler's instruction bundles (without stalls; nothing was timed), a tile of 512
     x 512 without a mask takes, forward + backward, 1,068 + 2,393 on v5p and 870 + 1,469 on v6e; JAX's splash, for as
-    many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053. Of 128 MB of VMEM (v5e, v6e) it uses 100, of 64 MB 60;
-    v4 has 16.
+    many pairs in its best blocks, 1,143 + 3,309 and 884 + 2,053. It uses 100 of 128 MB of VMEM (v5e, v6e), or 60 of 64
+    MB; v4 has 16.
     """
     lanes = -(-head_dim // LANES)
     if chip == "TPU v4":
@@ -73,7 +73,7 @@ class PaddedLength(NamedTuple):
 
 
 def padded_length(length: int, block: int) -> PaddedLength:
-    """The fewest blocks of at most `block` that hold `length`, as short as they can be."""
+    """The fewest blocks of at most `block` that cover `length`, each as short as possible."""
     num = -(-length // block)
     size = -(-length // (num * LANES)) * LANES
     return PaddedLength(num * size, size)
@@ -81,7 +81,7 @@ def padded_length(length: int, block: int) -> PaddedLength:
 
 @dataclass(frozen=True)
 class Plan:
-    """The static description of a call. Queries come as `chunks` chunks of consecutive positions each."""
+    """The static description of a call. Queries come as `chunks` chunks of consecutive positions."""
 
     num_heads: int
     num_kv_heads: int
@@ -107,12 +107,12 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Real length of a piece."""
+        """Real length of a chunk."""
         return self.keys // self.num_shards // self.chunks
 
     @property
     def q(self) -> PaddedLength:
-        """One piece of the queries as blocks."""
+        """One chunk of queries as blocks."""
         return padded_length(self.chunk, self.blocks.q)
 
     @property
@@ -122,12 +122,12 @@ class Plan:
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """Queries and keys that are multiplied at once."""
+        """Numbers of queries and keys that are multiplied at once."""
         return _part(self.q.block, self.blocks.tile), _part(self.kv.block, self.blocks.tile)
 
     @property
     def num_q(self) -> int:
-        """Query blocks of all pieces."""
+        """Query blocks of all chunks."""
         return self.chunks * self.q.num
 
 
@@ -166,8 +166,8 @@ def forward_steps(plan: Plan) -> np.ndarray:
 
 @cache
 def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
-    """`[num_shards, 6, steps]`: key block by key block, in each the group's heads, in each the query blocks from
-    `blocks[0]` to `blocks[1]`.
+    """`[num_shards, 6, steps]`: key block by key block; for each, the group's heads; for each head, the query blocks
+    from `blocks[0]` to `blocks[1]`.
 
     NEW and DONE mark a head's query block at its first and last step. DONE_HEAD and DONE_QUERY name the block in the
     output's window: the next one to be done, else the last one, so each is written once, when it is done.
@@ -178,7 +178,7 @@ def backward_steps(plan: Plan, blocks: tuple[int, int]) -> np.ndarray:
 def _backward_list(seen: np.ndarray, per_group: int) -> np.ndarray:
     num_q, num_kv = seen.shape
     visits = seen.copy()
-    visits[0, ~seen.any(0)] = True  # a key that nobody sees: one step, to write zeros
+    visits[0, ~seen.any(0)] = True  # a key block that no query sees: one step, to write zeros
     key, head, query = np.nonzero(np.broadcast_to(visits.T[:, None], (num_kv, per_group, num_q)))
     edge = np.diff(key, prepend=-1, append=-1) != 0
     runs = seen[query, key]
@@ -253,7 +253,7 @@ def _position_test(plan: Plan, distance: Array) -> tuple[Array, Array]:
 
 
 def _segment_test(q_low: Array, q_top: Array, k_low: Array, k_top: Array) -> tuple[Array, Array]:
-    """The same of segments, by a tile's lowest and highest."""
+    """The same for segments, from the tiles' lowest and highest ids."""
     meet = jnp.logical_and(q_low <= k_top, k_low <= q_top)
     return meet, jnp.logical_and(jnp.minimum(q_low, k_low) == q_top, jnp.maximum(q_top, k_top) == k_low)
 
@@ -294,7 +294,7 @@ def bounded(
 
 
 def rows(index: Int[Array, ""], size: int):
-    """The slice of a ref that holds tile or block `index`."""
+    """The slice of a ref for tile or block `index`."""
     return pl.ds(pl.multiple_of(index * size, size), size)
 
 

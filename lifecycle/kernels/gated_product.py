@@ -53,7 +53,7 @@ def _backward(
     num_rows = group_sizes.sum()
     d_gate, d_up, hidden, d_weights = _gradients(activation, gate, up, d_hidden, row_weights, num_rows)
     d_down = group_products(hidden, grad, group_sizes)
-    # The products of the hidden activations come first, which frees these: they are as large as a gradient.
+    # The product with the hidden activations comes first, which frees them: they are as large as a gradient.
     d_gate, d_up, d_down = jax.lax.optimization_barrier((d_gate, d_up, d_down))
     return d_gate, d_up, d_weights, d_down, None
 

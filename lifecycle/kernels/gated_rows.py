@@ -15,7 +15,7 @@ from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.flash_blocks import LANES
 from lifecycle.kernels.linear import Activation, gated
 
-BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in and three out, each twice, 6 MB of VMEM in bfloat16
+BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in, three out, double-buffered: 6 MB of VMEM in bfloat16
 
 
 def tpu_gradients(
@@ -29,7 +29,7 @@ def tpu_gradients(
 ) -> tuple[Float[Array, "N F"], Float[Array, "N F"], Float[Array, "N F"], Float[Array, " N"]]:
     """The gradients of gate and up, the hidden activations, and the gradient of the row weights.
 
-    The first three are written over `gate`, `up` and `d_hidden`. After row `num_rows` only the last one is zero; the
+    The first three are written over `gate`, `up` and `d_hidden`. From row `num_rows` on, the last one is zero and the
     others are arbitrary.
     """
     rows, columns = gate.shape

@@ -2,15 +2,15 @@
 
 It is the core of a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in proportion
 to the existing rows. Rows after the last group are ignored, whatever they contain, also in the gradients, since
-exchange buffers are seldom full.
+exchange buffers are rarely full.
 
 The implementation is chosen by the platform of the trace (`core/platform.py`):
 
 - TPU: the Pallas kernels `gmm` and `tgmm` of JAX's megablox. `jax.lax.ragged_dot` becomes a kernel there as well, but
-  at Mixtral's sizes (16384 rows, 8 x 4096 x 14336, v5p) with tiles of 128 rows and 256 columns, so 85 FLOPs for each
-  byte read where the chip needs 166 to be busy, with a float32 result of 0.9 GB besides the bfloat16 one, and with a
-  transposed copy of all weights in the backward pass. megablox reads transposed weights in place, writes bfloat16, and
-  takes tiles of 512 x 1024 x 1024: 341 FLOPs a byte.
+  at Mixtral's sizes (16384 rows, 8 x 4096 x 14336, v5p) it uses tiles of 128 rows and 256 columns, so 85 FLOPs for each
+  byte read where the chip needs 166 to be busy; it writes a float32 result of 0.9 GB in addition to the bfloat16 one,
+  and makes a transposed copy of all weights in the backward pass. megablox reads transposed weights in place, writes
+  bfloat16, and takes tiles of 512 x 1024 x 1024: 341 FLOPs a byte.
 - CPU: a loop over tiles of rows, each with its group's matrix. `ragged_dot` multiplies all rows by all matrices there:
   99 ms where a plain product of the same rows takes 9 (4096 rows, 8 x 384 x 512).
 - elsewhere: `jax.lax.ragged_dot`.
@@ -25,7 +25,7 @@ from jax.lax import RaggedDotDimensionNumbers
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 
-CPU_ROWS = 128  # of one step of the CPU's loop
+CPU_ROWS = 128  # per step of the CPU's loop
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -124,7 +124,8 @@ def _row_tile(rows: int, groups: int) -> int:
 
 
 def _tile(size: int) -> int:
-    """A tile's width, a multiple of 128: the least padded work, where each further tile costs as much as 64 columns."""
+    """A tile's width: `size` up to 1024, else the multiple of 128 with the least padded work, where each tile costs as
+    much as 64 columns."""
     return size if size <= 1024 else min(range(1024, 127, -128), key=lambda width: -(-size // width) * (width + 64))
 
 
@@ -171,8 +172,8 @@ def cpu_group_products(
 
 
 def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
-    """Folds `step(group, first row, rows of the tile that are the group's [CPU_ROWS, 1], out)` over all tiles that
-    hold rows of a group; a tile with rows of several groups comes once for each."""
+    """Folds `step(group, first row, rows of the tile that are the group's [CPU_ROWS, 1], out)` over all tiles with rows
+    of a group; a tile with rows of several groups is visited once for each."""
     ends = jnp.cumsum(group_sizes)
     starts = ends - group_sizes
     tiles = jnp.where(group_sizes > 0, (ends - 1) // CPU_ROWS - starts // CPU_ROWS + 1, 0)

@@ -9,8 +9,8 @@ import jax
 
 from lifecycle.core.typing import Array, Bool, Int
 
-MASKED = -1e30  # a score that is not seen; finite, so that a row without keys gives zeros and not NaN
-OUT_NAME = "attention_out"  # of attention's output, and log-sum-exp where there is one, for a remat policy
+MASKED = -1e30  # the score of a masked pair; finite, so that a row without keys gives zeros and not NaN
+OUT_NAME = "attention_out"  # of attention's output, and of its log-sum-exp if there is one, for a remat policy
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +19,7 @@ class Mask:
     """Causal, within a segment and a window: query `i` sees key `j` iff all three allow it.
 
     `query_positions` and `key_positions` are indices on one axis (a row's, or a cache's). Segments may be None: all are
-    equal. A query at position `p` sees the positions above `p - window`; None: all before it.
+    equal. A query at position `p` sees the positions above `p - window`; None: no limit.
 
     `num_shards` means static positions: the keys are a full row in plain order, positions `0..S-1`, and the queries are
     this device's shard of it, in a load-balanced split into `num_shards` over the mesh axes behind `seq` (`row_order`;

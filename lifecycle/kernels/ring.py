@@ -1,4 +1,4 @@
-"""Ring attention (Liu et al. 2023): keys and values are passed around the context axis; no device holds a full row's.
+"""Ring attention (Liu et al. 2023): keys and values are passed around the context axis; no device has a full row.
 
 Each device keeps its queries and merges each shard's scores into a running maximum, sum and output (the online softmax
 of Milakov and Gimelshein 2018); the backward pass goes around once more and accumulates the keys' gradients, which end
@@ -48,7 +48,7 @@ class Softmax(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Half of a device's queries, a group's heads as further rows of their key head."""
+    """Half of a device's queries, a group's heads as additional rows of their key head."""
 
     q: Float[Array, "B K R Dk"]
     positions: Int[Array, "B R"]
@@ -98,7 +98,7 @@ def _forward(q: Array, part: KVShard, sinks: Array | None, settings: RingSetting
 
     def hop(carry: tuple[KVShard, tuple[Softmax, ...]], _: None) -> tuple[tuple[KVShard, tuple[Softmax, ...]], None]:
         part, softmaxes = carry
-        coming = _next(part, settings)  # under way while this part is used
+        coming = _next(part, settings)  # in flight while this part is used
         blocks = _blocks(part)
         step = partial(_add_keys, settings=settings)
         softmaxes = tuple(
@@ -114,8 +114,8 @@ def _forward(q: Array, part: KVShard, sinks: Array | None, settings: RingSetting
 
 
 def _gradient(settings: RingSettings, saved: tuple, grad: Array) -> tuple[Array, KVShard, Array | None]:
-    """One pass around the ring with the keys' gradients, which are on their own device after as many hops as
-    devices."""
+    """One pass around the ring with the keys' gradients, which are back on their own device after as many hops as there
+    are devices."""
     q, part, sinks, out, lse = saved
     delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
     halves = tuple(zip(_halves(q, part), *(_split(x) for x in (grad, delta, lse)), strict=True))
@@ -166,7 +166,7 @@ def _add_gradients(
     *,
     settings: RingSettings,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The gradients so far, with those of half of the queries and one block of keys."""
+    """The gradients so far, plus those of half of the queries and one block of keys."""
     rows, grad, delta, lse = half
     keys, grad_k, grad_v = block
 
@@ -219,7 +219,7 @@ def _split(x: Array, axis: int = -2) -> tuple[Array, ...]:
 
 
 def _next[T](tree: T, settings: RingSettings) -> T:
-    """What the device before this one holds."""
+    """The previous device's `tree`."""
     if settings.num_shards == 1:
         return tree
     hops = [(i, (i + 1) % settings.num_shards) for i in range(settings.num_shards)]

@@ -47,7 +47,7 @@ def rotary_angles(
         angles = jnp.concatenate([angles, angles], axis=-1)
     turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
     turns = turns if scaling is None else turns * rotation_scale(scaling)
-    if platform() == "cpu":  # else every rotation takes the cosines and sines anew: 15 of the quickstart's 235 core-ms
+    if platform() == "cpu":  # otherwise every rotation recomputes them: 15 of the quickstart's 235 core-ms
         turns = jax.lax.optimization_barrier(turns)
     return turns
 
@@ -60,7 +60,7 @@ def _stretched(frequencies: Array, theta: float, scaling: Scaling) -> Array:
 
 
 def _llama3_kept(frequencies: Array, scaling: Scaling) -> Array:
-    """The share of each frequency that stays: 1 for waves short against the original length, 0 for long ones."""
+    """The share of each frequency that stays: 1 for waves much shorter than the original length, 0 for long ones."""
     rotations = scaling.original_max_seq_len * frequencies / (2 * math.pi)
     ramp = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return jnp.clip(ramp, 0, 1)
@@ -70,7 +70,7 @@ def _yarn_kept(frequencies: Array, theta: float, scaling: Scaling) -> Array:
     """The same share by YaRN's ramp, linear in the dimension between two numbers of rotations (its section 3.2)."""
     half = frequencies.shape[0]
 
-    def dim_of(rotations: float) -> float:  # the dimension that turns so often over the original length
+    def dim_of(rotations: float) -> float:  # the dimension with this many rotations over the original length
         return half * math.log(scaling.original_max_seq_len / (rotations * 2 * math.pi)) / math.log(theta)
 
     low, high = dim_of(scaling.beta_fast), dim_of(scaling.beta_slow)
@@ -82,7 +82,8 @@ def _yarn_kept(frequencies: Array, theta: float, scaling: Scaling) -> Array:
 
 
 def rotation_scale(scaling: Scaling) -> float:
-    """YaRN's attention factor, by which cosines and sines grow (its section 3.4; DeepSeek's ratio of two scales)."""
+    """The factor on cosines and sines: YaRN's attention factor (its section 3.4; DeepSeek's ratio of two scales) or
+    1."""
     if scaling.kind != "yarn":
         return 1.0
     if scaling.mscale and scaling.mscale_all_dim:
@@ -91,7 +92,7 @@ def rotation_scale(scaling: Scaling) -> float:
 
 
 def score_scale(scaling: Scaling | None) -> float:
-    """What latent attention's scores are multiplied with on top of their usual scale (DeepSeek's `mscale_all_dim`)."""
+    """The factor on latent attention's scores in addition to their usual scale (DeepSeek's `mscale_all_dim`)."""
     if scaling is None or not scaling.mscale_all_dim:
         return 1.0
     return _mscale(scaling.factor, scaling.mscale_all_dim) ** 2
@@ -102,8 +103,8 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def rotate(x: Float[Array, "B T H Dh"], angles: Float[Array, "2 B T 1 Dr"]) -> Float[Array, "B T H Dh"]:
-    """Rotates each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, heads that are
-    multiples of 128 lanes are rotated in their layout, by a kernel."""
+    """Rotates each pair `(x[i], x[i + Dh/2])` by its position's angle; computes in float32. On TPUs, a kernel rotates
+    heads that are multiples of 128 lanes in their own layout."""
     if platform() == "tpu" and x.shape[-1] % 128 == 0:
         from lifecycle.kernels.rotary_rows import rotate_rows
 

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.flash_blocks import LANES
 
-BLOCK_BYTES = 2 << 20  # of input in VMEM; with the output, both twice, 8 of 16 MB
+BLOCK_BYTES = 2 << 20  # of input in VMEM; with the output, both double-buffered, 8 of 16 MB
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

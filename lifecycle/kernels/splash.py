@@ -29,7 +29,7 @@ from lifecycle.parallel.placement import row_order
 
 @dataclass(frozen=True)
 class SplashBlocks:
-    """A kernel's block sizes, at most."""
+    """A kernel's largest blocks, in positions."""
 
     q: int
     kv: int
@@ -37,13 +37,13 @@ class SplashBlocks:
 
 
 def blocks_of(chip: str, head_dim: int) -> SplashBlocks:
-    """Tiles for a chip (`core.platform.kind_of` names it).
+    """Block sizes for a chip (`core.platform.kind_of` names it).
 
-    v6e and tpu7x have room for 2,048 (what public MaxText recipes use there) with heads of up to 128; with 256 tpu7x's
+    v6e and tpu7x have room for 2,048 (used there by public MaxText recipes) with heads of up to 128; with 256, tpu7x's
     compiler runs out of VMEM, as those of v4, v5e and v5p do with 128 under their default limit.
 
     No chip runs JAX's one-kernel backward pass: it saves two of seven products, but writes one dq per key block and
-    adds them up, for Llama-3.1-8B on v5p 0.6 GB and 6.5 M cycles (3.7 ms) a layer.
+    adds them up: for Llama-3.1-8B on v5p, 0.6 GB and 6.5 M cycles (3.7 ms) a layer.
     """
     if chip in ("TPU v6 lite", "TPU7x") and head_dim <= 128:
         return SplashBlocks(2048, 2048, 1024)
@@ -75,7 +75,7 @@ def splash_attention(
     """
     assert mask.num_shards is not None, "splash needs static positions (mask.num_shards)"
     lengths = q.shape[1], k.shape[1]
-    q = q if scale == 1 else q * scale  # a pass over memory that a caller saves by scaling with the rotation
+    q = q if scale == 1 else q * scale  # a pass over memory, which a caller avoids by scaling with the rotation
     fit_q, fit_kv = padded_length(lengths[0], blocks.q), padded_length(lengths[1], blocks.kv)
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:
@@ -175,6 +175,6 @@ def _packed(seen: np.ndarray) -> Schedule:
 
 
 def _schedule(block: np.ndarray, runs: np.ndarray) -> Schedule:
-    """In the smallest dtypes, since it goes to scalar memory; the heads share it on an axis of one."""
+    """The schedule in the smallest dtypes, since it goes to scalar memory; the heads share it on an axis of one."""
     dtype = np.int8 if block.max() <= np.iinfo(np.int8).max else np.int32
     return Schedule(block.astype(dtype)[:, None], runs.astype(np.int8)[:, None])

@@ -37,7 +37,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], angles: Angles | None, mask: Mask, cache: LayerCache | None = None
     ) -> tuple[Float[Array, "B T D"], RouterStats | None, LayerCache | None]:
-        """The layer's output, the statistics of its router if it has one, and the cache with its tokens."""
+        """The layer's output, its router's statistics if it has one, and the cache with the new tokens."""
         x = checkpoint_name(_row_major(x), "input")
         attended, cache = self.attention(_normed(self.attention_norm, x), angles, mask, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
@@ -51,8 +51,8 @@ class Block(nnx.Module):
 
 def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Keeps hidden states row-major on TPUs, `D` along the lanes. The compiler would put positions along the lanes,
-    because norms sum over `D`, and then copy what the kernels read and what is saved: 81 M of the 8B model's 3,167 M
-    cycles with all products' results saved."""
+    because norms sum over `D`, and then copy the arrays that kernels read or that are saved: 81 M of the 8B model's
+    3,167 M cycles if the results of all products are saved."""
     return with_layout_constraint(x, Layout((0, 1, 2))) if platform() == "tpu" else x
 
 

@@ -1,9 +1,9 @@
 """The KV cache: the arrays of each stack of layers, updated in place.
 
 Attention calls one method of a cache, `attend`, which stores new tokens and attends from their queries to all stored
-ones. The storage is the cache's own: `KeyValues` has every head's keys and values, `Latents` latent attention's
-latents. In both, the token at position `p` goes to slot `p % num_slots`. A global layer has a slot for each position; a
-layer with a window has `window` slots, and a slot is overwritten when its token has left the window.
+ones. What is stored depends on the cache: `KeyValues` has every head's keys and values, `Latents` the latents of latent
+attention. In both, the token at position `p` goes to slot `p % num_slots`. A global layer has a slot for each position;
+a layer with a window has `window` slots, and a slot is overwritten when its token has left the window.
 
 A query at position `p` sees positions `<= p` only, so it never sees an earlier sequence's tokens: a row is reused
 without being cleared. A token at a position `>= length` is padding and is not stored.
@@ -29,7 +29,7 @@ class KeyValues:
 
     keys: Float[Array, "L B S K Dh"]
     values: Float[Array, "L B S K Dh"]
-    length: int = field(metadata={"static": True})  # the most tokens that a row may have
+    length: int = field(metadata={"static": True})  # the most tokens a row may have
 
     def attend(
         self,
@@ -51,7 +51,7 @@ class KeyValues:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Latents:
-    """Latent attention's cache of a token: its normed latent, followed by the rotary key that all heads share."""
+    """Latent attention's cache: each token's normed latent, followed by the rotary key that all heads share."""
 
     latents: Float[Array, "L B S Dc+Dr"]
     length: int = field(metadata={"static": True})
@@ -114,7 +114,7 @@ class LayerCache:
     layer: Int[Array, ""] | int
 
     def attend(self, *new: Any, **options: Any) -> "tuple[Float[Array, 'B T H Dv'], LayerCache]":
-        """`attend` of the stack, for this layer."""
+        """Calls the stack's `attend` for this layer."""
         out, stack = self.stack.attend(self.layer, *new, **options)
         return out, replace(self, stack=stack)
 
@@ -154,7 +154,7 @@ class _Slots:
     def extend(
         self, store: Float[Array, "L B S *dims"], layer: Array | int, new: Float[Array, "B T *dims"]
     ) -> tuple[Array, Float[Array, "B N *dims"]]:
-        """The store with a layer's new tokens in it, and the layer's entries that queries see, in the order of
+        """The store with the layer's new tokens written, and the layer's entries that queries see, in the key order of
         `mask`."""
         new = new.astype(store.dtype)
         rows = jnp.arange(new.shape[0])[:, None]
@@ -167,8 +167,8 @@ class _Slots:
         return replace(self._new, key_positions=self._key_positions())
 
     def _targets(self) -> Int[Array, "B T"]:
-        """The slots of the new tokens; one outside the store is not written. Of a chunk longer than the ring, the last
-        tokens stay."""
+        """The slots of the new tokens; a slot outside the store is not written. If a chunk is longer than the ring,
+        only its last tokens are stored."""
         positions = self._new.query_positions
         if not self._is_ring:
             return positions

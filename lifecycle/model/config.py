@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 from lifecycle.core.config import ConfigError, Section
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
-LayerKind = Literal["global", "local", "nope"]  # sees all before it; sees a window; all, without positions
+LayerKind = Literal["global", "local", "nope"]  # full causal attention; a window; full, without RoPE
 
-# What of a layer can wait in memory for its backward pass, in the order of the computation: its input (saved unless it
-# is offloaded: nothing can be computed again without it); queries, keys and values as attention takes them; attention's
-# output, with its log-sum-exp; the sum after the attention branch; a gated feed-forward's two halves. Latent attention
-# has its latents besides, experts the rows that came to them.
+# A layer's intermediate arrays that can be kept for its backward pass, in the order of computation: its input (saved
+# unless it is offloaded: nothing can be recomputed without it); queries, keys and values (as projected; in latent
+# attention, as attention takes them); attention's output, with its log-sum-exp; the sum after the attention branch; the
+# two halves of a gated feed-forward. Latent attention also has its latents, and experts have the rows they received.
 RematName = Literal[
     "input", "q_latent", "kv_latent", "q", "k", "v", "attention_out", "middle", "expert_rows", "gate", "up"
 ]  # fmt: skip
@@ -22,8 +22,8 @@ Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 class RopeScaling(Section):
     """How trained rotary frequencies are stretched to longer sequences.
 
-    `linear` divides them by `factor` (Chen et al. 2023); `llama3` only the slow ones, with a ramp between two wave
-    lengths (Llama 3.1's published code); `yarn` ramps between two numbers of rotations and scales the attention
+    `linear` divides them by `factor` (Chen et al. 2023); `llama3` only the slow ones, with a ramp between two
+    wavelengths (Llama 3.1's published code); `yarn` ramps between two numbers of rotations and scales the attention
     (Peng et al. 2023, sections 3.2 and 3.4; `mscale` as in DeepSeek-V2, section 3.1.4).
     """
 
@@ -34,8 +34,8 @@ class RopeScaling(Section):
     high_freq_factor: float = Field(default=4.0, gt=0)  # llama3: waves shorter than original / this stay
     beta_fast: float = Field(default=32.0, gt=0)  # yarn: more rotations than this over the original length stay
     beta_slow: float = Field(default=1.0, gt=0)  # yarn: fewer than this are fully scaled
-    mscale: float | None = None  # yarn: the ratio of these two scales cosines and sines, and mscale_all_dim's square
-    mscale_all_dim: float | None = None  # the scores (MLA only)
+    mscale: float | None = None  # yarn: its scale, divided by the next one's, scales cosines and sines
+    mscale_all_dim: float | None = None  # yarn: its scale, squared, multiplies the scores (MLA only)
     truncate: bool = True  # yarn: the ramp's ends are rounded outwards to integers
 
     @model_validator(mode="after")
@@ -59,24 +59,24 @@ class MlaConfig(Section):
 
 
 class MoeConfig(Section):
-    """A layer of experts, of which each token uses a few; never drops a token."""
+    """A mixture of experts: each token uses a few of them, and no token is dropped."""
 
     num_experts: int = Field(gt=1)
     experts_per_token: int = Field(gt=0)
     d_ff: int = Field(gt=0)  # of one expert
-    num_shared_experts: int = Field(default=0, ge=0)  # used by every token: one SwiGLU of this many times d_ff
+    num_shared_experts: int = Field(default=0, ge=0)  # used by every token: one feed-forward of this many times d_ff
     first_dense_layers: int = Field(default=0, ge=0)  # these first layers have a dense feed-forward of model.d_ff
     score: Literal["softmax", "sigmoid"] = "softmax"
     use_normalised_weights: bool = True  # the chosen experts' weights sum to one
     routed_scale: float = Field(default=1.0, gt=0)
-    # Choose among the experts of the best groups only (DeepSeek-V3, section 2.1.2); 1 of 1: no groups.
+    # Choose among the experts of the best groups only (DeepSeek-V3, section 2.1.2); 1 and 1: no groups.
     num_groups: int = Field(default=1, gt=0)
     groups_per_token: int = Field(default=1, gt=0)
-    use_selection_bias: bool = False  # added to the scores for choosing, not for weighing (DeepSeek-V3, equation 16)
+    use_selection_bias: bool = False  # added to the scores to choose experts, not to weight them (DeepSeek-V3, eq. 16)
     use_bias: bool = False  # biases of the router and of the experts (gpt-oss)
     balance_weight: float = Field(default=0.0, ge=0)  # load-balancing loss (Switch Transformers, equation 4)
     z_weight: float = Field(default=0.0, ge=0)  # router z-loss (ST-MoE, equation 5)
-    bias_rate: float = Field(default=0.0, ge=0)  # a step's change of the selection bias towards an even load
+    bias_rate: float = Field(default=0.0, ge=0)  # change of the selection bias per step, towards an even load
 
     @model_validator(mode="after")
     def _check(self) -> "MoeConfig":
@@ -97,11 +97,11 @@ class ModelConfig(Section):
 
     preset_folder: ClassVar[str | None] = "models"
 
-    family: str = "llama"  # the published layout that weights are read and written in (model/families)
+    family: str = "llama"  # the published layout in which weights are read and written (weights/families)
     vocab_size: int = Field(gt=0)
     d_model: int = Field(gt=0)
     d_ff: int = Field(gt=0)
-    num_layers: int = Field(gt=0, le=4096)  # far above any model: a damaged file must not ask for a billion names
+    num_layers: int = Field(gt=0, le=4096)  # far above any model; a corrupt file must not ask for a billion names
     num_heads: int = Field(gt=0)
     num_kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
@@ -112,16 +112,16 @@ class ModelConfig(Section):
     window: int | None = Field(default=None, gt=0)
     rope_theta: float = Field(default=10_000.0, gt=0)
     rope_scaling: RopeScaling | None = None
-    local_rope_theta: float | None = Field(default=None, gt=0)  # local layers' own, not scaled
+    local_rope_theta: float | None = Field(default=None, gt=0)  # of local layers; not scaled
 
     norm_eps: float = Field(default=1e-6, gt=0)
-    norm_position: Literal["pre", "post", "sandwich"] = "pre"  # of a branch: before, after (inside the sum), or both
+    norm_position: Literal["pre", "post", "sandwich"] = "pre"  # before a branch, after it (before the sum), or both
     norm_offset: float = 0.0  # added to a norm's learned scale (Gemma: 1)
     qk_norm: Literal["none", "head", "projection"] = "none"  # per head, or over all heads' dimensions at once
     attention_bias: Literal["none", "qkv", "qkvo"] = "none"
     attention_scale: float | None = Field(default=None, gt=0)  # of the scores; None: head_dim ** -0.5
     attention_soft_cap: float | None = Field(default=None, gt=0)  # cap * tanh(scores / cap)
-    # Over a context axis: every device gathers the row's keys and values, or they go round in a ring.
+    # Over a context axis: every device gathers the row's keys and values, or they are passed around a ring.
     context_attention: Literal["gather", "ring"] = "gather"
     use_sinks: bool = False  # a learned logit per head that takes part in the softmax (gpt-oss)
     mla: MlaConfig | None = None
@@ -167,7 +167,7 @@ class ModelConfig(Section):
 
     @property
     def rope_dim(self) -> int:
-        """How many of a head's dimensions are rotated."""
+        """The number of rotated dimensions per head."""
         return self.head_dim if self.mla is None else self.mla.rope_head_dim
 
     @property
@@ -177,11 +177,11 @@ class ModelConfig(Section):
 
     @property
     def bias_rate(self) -> float:
-        """A step's change of the selection biases; 0 without experts."""
+        """Change of the selection biases per step; 0 without experts."""
         return self.moe.bias_rate if self.moe is not None else 0.0
 
     def remat_names(self, mesh: MeshConfig) -> tuple[RematName, ...]:
-        """The `RematName`s of this model's layers on `mesh`; `expert_rows` exists where experts are sharded."""
+        """The `RematName`s of this model's layers on `mesh`; `expert_rows` exists only if experts are sharded."""
         absent: set[RematName] = set()
         if self.moe is None or mesh.expert == 1:
             absent |= {"expert_rows"}
@@ -200,7 +200,7 @@ class ModelConfig(Section):
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     def check_mesh(self, mesh: MeshConfig) -> None:
-        """Raises `ConfigError` when a mesh axis does not divide the dimension it shards."""
+        """Raises `ConfigError` if a mesh axis does not divide the dimension it shards."""
         sizes: list[tuple[str, int, str]] = [
             ("embed", self.d_model, "model.d_model"),
             ("heads", self.num_heads, "model.num_heads"),
@@ -258,7 +258,7 @@ def num_params(config: ModelConfig) -> int:
 
 
 def num_active_params(config: ModelConfig) -> int:
-    """The number of parameters that one token uses: of the experts, the chosen and the shared ones."""
+    """The number of parameters that one token uses; of the experts, only the chosen and the shared ones."""
     if config.moe is None:
         return num_params(config)
     m = config.moe
@@ -293,9 +293,9 @@ def _attention_vectors(c: ModelConfig) -> int:
 def forward_flops_per_token(config: ModelConfig, seq_len: int, count_causal_half: bool = True) -> float:
     """Matmul FLOPs of a forward pass per token, counting only the experts that a token uses.
 
-    Causal attention counts half, and a window only what it sees: the work needed, not the square; with
-    `count_causal_half=False` as if every key were seen. Training costs three times this: the backward pass has two
-    matmuls for each one here.
+    Causal attention counts half of the square, and a window only the keys it sees: the work that is needed. With
+    `count_causal_half=False`, every key counts, also outside a window. Training costs three times this: the backward
+    pass has two matmuls for each one here.
     """
     c = config
     weights = c.num_layers * _attention_matrices(c)
@@ -311,7 +311,7 @@ def forward_flops_per_token(config: ModelConfig, seq_len: int, count_causal_half
 
 
 def _keys_seen(c: ModelConfig, layer: int, seq_len: int) -> float:
-    """Keys that a query sees in the mean over a sequence."""
+    """The number of keys that a query sees, averaged over a sequence."""
     if c.window is None or c.kind(layer) != "local" or c.window >= seq_len:
         return seq_len / 2
     return c.window - c.window**2 / (2 * seq_len)

@@ -31,7 +31,7 @@ from lifecycle.parallel.placement import row_order
 
 type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
 type Caches = dict[str, Stack]  # KV caches by stack
-# (a layer's declarations, its weights) -> the weights as products take them
+# (a layer's declarations, its weights) -> the weights as its products use them
 type Prepare = Callable[[Params, Params], Params]
 
 # On a CPU a scan over layers copies every saved activation into and out of its stack: a third of the step's time at the
@@ -144,7 +144,7 @@ def _layers(
     caches: Caches | None = None,
     remat: Remat | None = None,
 ) -> tuple[Array, Stats, Caches]:
-    """Applies all layers of `blocks`; returns the routers' statistics and the caches with the new tokens too."""
+    """Applies all layers of `blocks`; also returns the routers' statistics and the caches with the new tokens."""
     stats: Stats = {}
     new_caches: Caches = {}
     for group in layer_groups(config):
@@ -205,8 +205,9 @@ def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
 def embed(config: ModelConfig, table: Float[Array, "V columns"], tokens: Int[Array, "B T"]) -> Float[Array, "B t D"]:
     """The tokens' rows of the embedding table, in the compute dtype.
 
-    Where the table is sharded in `d_model`, each device looks up its columns for all devices' tokens and they exchange
-    the results: for 16,384 tokens of 4,096 dimensions an eighth of the bytes of gathering a table of 128,256 rows.
+    If the table is sharded over `d_model`, each device looks up its columns for all devices' tokens, and an all-to-all
+    exchanges the results: for 16,384 tokens of 4,096 dimensions, an eighth of the bytes of gathering a table of 128,256
+    rows.
     """
     tokens = all_gather(tokens[None], "embed", 0)
     if axis_size("vocab") > 1:
@@ -228,7 +229,7 @@ def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits in float32, for a few positions; for whole rows use `kernels.cross_entropy`.
 
-    Where the head is sharded in `d_model`, each device multiplies its columns of the head by the same columns of all
+    If the head is sharded over `d_model`, each device multiplies its columns of the head by the same columns of all
     devices' rows, and the partial sums are reduce-scattered: for 8 rows of 8,192 dimensions on each of 4 devices, a
     128th of the bytes of gathering the head.
     """

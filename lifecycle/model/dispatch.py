@@ -1,10 +1,10 @@
 """Dispatch: moves tokens to their experts' devices and back.
 
-Rows (one per token and chosen expert) are sorted by expert, so by device too. Every device knows all others' counts and
-so the target of each of its slices in the receiver's buffer, which is sorted by expert and then by sender: received
-rows need no further sorting. On TPUs and GPUs `jax.lax.ragged_all_to_all` writes each slice to its target and moves
-only existing rows. XLA has none for CPUs: there devices exchange blocks of a fixed capacity with `jax.lax.all_to_all`,
-once if no pair of devices has more rows than a block.
+Rows (one per token and chosen expert) are sorted by expert, so by device too. Every device knows the counts of all
+devices, and so where each of its slices goes in the receiver's buffer. The buffer is sorted by expert and then by
+sender: received rows need no further sorting. On TPUs and GPUs `jax.lax.ragged_all_to_all` writes each slice to its
+target and moves only existing rows. XLA has no such operation for CPUs: there, devices exchange blocks of a fixed
+capacity with `jax.lax.all_to_all`, just once unless a pair of devices has more rows than a block.
 
 A receiver's buffer has a fixed number of rows. Further rows come in further rounds, so nothing is ever dropped and no
 buffer is sized for the worst case, which is the even load times the number of devices. What must hold: the gradient of
@@ -22,12 +22,13 @@ from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.parallel.collectives import all_gather, all_to_all, axes_of, axis_size, pmax
 
 # Rows of a receiver's buffer in the first round, in units of an even load. A further round reads all expert weights
-# again, so it should be rare; but the largest arrays of the layer have this many rows, and so has elementwise work.
+# again, so it should be rare; but the largest arrays of the layer have this many rows, and elementwise work processes
+# all of them.
 ROOM = 1.25
-# The same in a further round. Memory is held for one even in a step that has none: with as many rows as in the first
-# round, 1.4 of Mixtral's 17 GB on a v5p 4x4x4.
+# The same in a further round. Its memory is allocated even in a step without further rounds: with as many rows as in
+# the first round, 1.4 of Mixtral's 17 GB on a v5p 4x4x4.
 FURTHER = 0.25
-# Rows of a block between two devices, where blocks are exchanged, in units of an even load.
+# Rows of a block between two devices, if blocks are exchanged, in units of an even load.
 BLOCK_ROOM = 1.25
 
 
@@ -36,10 +37,10 @@ class Slices(NamedTuple):
 
     send_starts: Int[Array, "W X"]  # in this device's rows
     send_sizes: Int[Array, "W X"]
-    target_starts: Int[Array, "W X"]  # where they go in the peer's
+    target_starts: Int[Array, "W X"]  # where they go in the peer's rows
     receive_starts: Int[Array, "W X"]  # in this device's rows
     receive_sizes: Int[Array, "W X"]
-    origin_starts: Int[Array, "W X"]  # where they come from in the peer's
+    origin_starts: Int[Array, "W X"]  # where they come from in the peer's rows
 
     def back(self) -> "Slices":
         """The same rows on their way back."""
@@ -59,10 +60,11 @@ class Room(NamedTuple):
 
 
 def buffer_room(num_tokens: int, per_token: int, experts_here: int, peers: int) -> Room:
-    """Each of `peers` devices has `num_tokens` tokens with `per_token` choices each, and `experts_here` experts."""
+    """The room if each of `peers` devices has `num_tokens` tokens with `per_token` choices each, and `experts_here`
+    experts."""
     even, worst = num_tokens * per_token, peers * num_tokens * min(per_token, experts_here)
     first, further = (min(worst, -(-int(even * share) // 128) * 128) for share in (ROOM, FURTHER))
-    further = max(1, further)  # a quarter of a single decoded token's rows is none
+    further = max(1, further)  # a quarter of a single decoded token's rows rounds to 0
     return Room(first, further, -(-(worst - first) // further))
 
 
@@ -74,7 +76,7 @@ def all_counts(load: Int[Array, " E"]) -> Int[Array, "W W X"]:
 
 def further_rounds(counts: Int[Array, "W W X"], room: Room) -> Int[Array, ""]:
     """The number of rounds after the first until the last row has arrived; the same on all devices of a slice, so that
-    none goes on to its next collective while a neighbour is still in this loop."""
+    none reaches its next collective while another is still in this loop."""
     left = jnp.maximum(counts.sum(axis=(0, 2)).max() - room.first, 0)
     return pmax(pmax(-(-left // room.further), "embed"), "norm_seq")
 
@@ -85,7 +87,7 @@ def round_slices(counts: Int[Array, "W W X"], low: Int[Array, ""] | int, rows: i
     sent = counts.reshape(counts.shape[0], -1)
     starts = (jnp.cumsum(sent, axis=1) - sent).reshape(counts.shape)
     received = counts.transpose(1, 2, 0).reshape(counts.shape[0], -1)
-    targets = jnp.cumsum(received, axis=1) - received  # without a limit on what a round takes
+    targets = jnp.cumsum(received, axis=1) - received  # as if one round took all rows
     targets = targets.reshape(counts.shape[0], -1, counts.shape[0]).transpose(2, 0, 1)
     first = jnp.clip(targets, low, low + rows)
     sizes = jnp.clip(targets + counts, low, low + rows) - first
@@ -96,16 +98,16 @@ def round_slices(counts: Int[Array, "W W X"], low: Int[Array, ""] | int, rows: i
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def to_buffer(rows: Float[Array, "R ..."], slices: Slices, num_rows: int, room: int) -> Float[Array, "Q ..."]:
-    """The rows that this device receives in its buffer of `room` rows; `num_rows` is the number of `rows`. On TPUs an
-    array of more than one dimension is left unwritten after the received rows, since `grouped_matmul` does not read
-    them: writing zeros first took a tenth of the compiled layer's cycles."""
+    """The rows that this device receives in its buffer of `room` rows; `num_rows` is the number of `rows`. On TPUs, if
+    `rows` has more than one dimension, the buffer is left unwritten after the received rows: `grouped_matmul` does not
+    read them, and writing zeros first took a tenth of the compiled layer's cycles."""
     return _moved(rows, slices, room, is_filled=rows.ndim == 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def from_buffer(buffer: Float[Array, "Q ..."], slices: Slices, num_rows: int, room: int) -> Float[Array, "R ..."]:
-    """The rows that this device sent, back from the others' buffers, zero for those that no buffer had: the transpose
-    of `to_buffer` with the same arguments."""
+    """The rows that this device sent, back from the receivers' buffers, zero for rows that were in no buffer: the
+    transpose of `to_buffer` with the same arguments."""
     return _moved(buffer, slices.back(), num_rows, is_filled=True)
 
 
@@ -136,10 +138,9 @@ def block_rows(rows: int, others: int, peers: int) -> int:
 
 
 def _through_blocks(x: Array, slices: Slices, num_rows: int) -> Array:
-    """The same without `ragged_all_to_all`: each device packs a block for every peer, blocks are exchanged, and each
-    device takes its rows out of the received ones. Rows beyond a block's capacity come in a further exchange; mostly
-    there is none. An even load moves 1.25 times a device's rows, an all-gather of all rows as many times as there are
-    devices."""
+    """`_moved` without `ragged_all_to_all`: each device packs a block for every peer, blocks are exchanged, and each
+    device takes its rows out of the received ones. Rows beyond a block's capacity come in a further exchange; usually
+    there is none. An even load moves 1.25 times a device's rows; an all-gather would move `peers` times as many."""
     peers = slices.send_starts.shape[0]
     block = block_rows(x.shape[0], num_rows, peers)
     packed = jnp.cumsum(slices.send_sizes, axis=1) - slices.send_sizes  # where a slice begins among a peer's rows
@@ -167,15 +168,15 @@ def _looked_up(
     positions: Int[Array, " Q"], starts: Int[Array, " W*X"], sizes: Int[Array, " W*X"], origins: Int[Array, " W*X"]
 ) -> tuple[Int[Array, " Q"], Bool[Array, " Q"]]:
     """The source of each position, if slices that begin at `starts` here begin at `origins` there; and whether any
-    slice has it."""
+    slice contains it."""
     here = positions[:, None]
     is_in = (here >= starts) & (here < starts + sizes)
     return jnp.where(is_in, here - starts + origins, 0).sum(axis=1), is_in.any(axis=1)
 
 
 def tiled(x: Float[Array, "N D"]) -> Float[Array, "N ..."]:
-    """`x` with its rows as 8 x 128 tiles, if they divide so: then a row is contiguous in a TPU's memory. Compiled
-    for v5p with Mixtral's rows, a buffer is filled in 51 cycles a row instead of 187, and a gather compiles in 0.3 s
+    """`x` with each row as 8 x 128 tiles, if its size allows: a row is then contiguous in a TPU's memory. Compiled for
+    v5p with Mixtral's rows, a buffer is filled in 51 cycles a row instead of 187, and a gather compiles in 0.3 s
     instead of 3.3 s."""
     return x.reshape(x.shape[0], -1, 128) if x.shape[1] % 1024 == 0 else x
 
@@ -188,7 +189,7 @@ class Order(NamedTuple):
 
 
 def expert_order(experts: Int[Array, "N k"]) -> Order:
-    """The order of a token's choices by expert; choices of the same expert stay in the tokens' order."""
+    """The order of the tokens' choices by expert; choices of the same expert stay in token order."""
     order = jnp.argsort(experts.reshape(-1), stable=True)
     return Order(order, jnp.argsort(order))
 

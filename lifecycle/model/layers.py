@@ -136,7 +136,7 @@ def full_row(x: Shaped[Array, "B T *dims"]) -> Shaped[Array, "B S *dims"]:
     if num_shards == 1:
         return x
     x = all_gather(x, "seq", 1)
-    # device i holds chunks i and 2n - 1 - i of 2n: back into order
+    # device i holds chunks i and 2n - 1 - i of 2n: restore the plain order
     chunks = x.reshape(x.shape[0], 2 * num_shards, -1, *x.shape[2:])
     order = [2 * i if i < num_shards else 2 * (2 * num_shards - 1 - i) + 1 for i in range(2 * num_shards)]
     return jnp.concatenate([chunks[:, chunk] for chunk in order], axis=1)
@@ -153,7 +153,7 @@ class FeedForward(nnx.Module):
         self.down = matrix(rngs, (d_ff, c.d_model), ("mlp", "embed"), branch_scale(c))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`x` has all positions of this device's heads; the result is a partial sum over `mlp`."""
+        """`x` is gathered over `norm_seq`; the result is a partial sum over `mlp`."""
         gate = checkpoint_name(linear(x, self.gate[...]), "gate")
         up = checkpoint_name(linear(x, self.up[...]), "up")
         return linear(gated(gate, up, self.activation), self.down[...])

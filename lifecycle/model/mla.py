@@ -28,7 +28,7 @@ from lifecycle.model.layers import Angles, RMSNorm, apply_rope, branch_scale, fu
 from lifecycle.model.parameter import matrix
 from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
-LATENT_NORM_EPS = 1e-6  # the published code's, whatever the model's own `norm_eps`
+LATENT_NORM_EPS = 1e-6  # as in the published code, whatever the model's own `norm_eps`
 
 
 class LatentAttention(nnx.Module):
@@ -40,7 +40,7 @@ class LatentAttention(nnx.Module):
         m = self.sizes = c.mla
         queries, expanded = c.num_heads * c.head_dim, c.num_heads * (m.nope_head_dim + m.v_head_dim)
         rank = m.q_lora_rank
-        # a latent's dimensions are sharded like d_model where they are the rows of a product
+        # a latent's dimensions are sharded like d_model if they are the rows of a matrix
         self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads")) if rank is None else None
         self.q_down = matrix(rngs, (c.d_model, rank), ("embed", None)) if rank is not None else None
         self.q_down_norm = _latent_norm(rank, c) if rank is not None else None
@@ -74,7 +74,7 @@ class LatentAttention(nnx.Module):
         return checkpoint_name(jnp.concatenate([nope, apply_rope(rotary, angles)], axis=-1), "q")
 
     def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T 1 Dc+Dr"]:
-        """The normed latent, then the rotated rotary key: what the cache stores of a token."""
+        """The normed latent, then the rotated rotary key, as the cache stores them."""
         both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
         both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
@@ -105,7 +105,7 @@ class LatentAttention(nnx.Module):
         return _einsum("bthr,rhv->bthv", out, value_up), cache
 
     def _options(self) -> dict[str, Any]:
-        """The scale is the expanded head's in both forms."""
+        """Attention's options; in both forms the scale is that of the expanded head."""
         c = self.config
         scale = (c.attention_scale or c.head_dim**-0.5) * score_scale(c.rope_scaling)
         return {"scale": scale, "soft_cap": c.attention_soft_cap}

@@ -1,8 +1,8 @@
-"""Mixture of experts: a layer of experts, of which each token uses a few (Shazeer et al. 2017; Fedus et al. 2021).
+"""Mixture of experts: each token uses a few of a layer's experts (Shazeer et al. 2017; Fedus et al. 2021).
 
 Each token's rows are sorted by expert, sent to the experts' devices, multiplied group by group, sent back and summed
 (`model/dispatch.py`, `kernels/grouped.py`). No token is ever dropped, and the products process existing rows only. A
-row's weight multiplies the hidden activations, before the last product: so the gradient of a weight needs neither that
+row's weight multiplies the hidden activations, before the last product, so the gradient of a weight needs neither that
 product nor the second exchange again when activations are recomputed.
 
 On a mesh, experts are sharded over `expert`, and each expert's `d_ff` over `tensor`, whose devices see all positions.
@@ -39,8 +39,8 @@ from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
-SELDOM = "seldom"  # the scope of loops that mostly do not run: planning counts them as zero
-type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]: of X experts here
+SELDOM = "seldom"  # named scope of loops that usually do not run; planning counts them as zero
+type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
 
 
 class Experts(nnx.Module):
@@ -58,7 +58,7 @@ class Experts(nnx.Module):
         self.down_bias = vector((num, d_model), ("experts", None)) if moe.use_bias else None
 
     def weights(self) -> Weights:
-        """The weights for the rows' products; the last bias is added where a token's rows are summed."""
+        """The weights of the rows' products; the last bias is added to the sum of a token's rows instead."""
         params = {"gate": self.gate, "up": self.up, "down": self.down}
         if self.gate_bias is not None and self.up_bias is not None:
             params |= {"gate_bias": self.gate_bias, "up_bias": self.up_bias}
@@ -144,8 +144,8 @@ def of_experts(
     group_sizes: Int[Array, " X"],
     is_filled: bool,
 ) -> Float[Array, "R ..."]:
-    """Each row through its group's expert, times its weight, without the last bias. Rows after the last group are zero,
-    or arbitrary unless `is_filled`. A row may have several dimensions."""
+    """Applies each row's expert and multiplies the result by the row's weight, without the last bias. Rows after the
+    last group are zero, or arbitrary unless `is_filled`. A row may have several dimensions."""
     shape, rows = rows.shape, rows.reshape(rows.shape[0], -1)
     ids, num_groups = group_ids(group_sizes, rows.shape[0]), group_sizes.shape[0]
 
@@ -166,8 +166,8 @@ def of_experts(
 def _exchanged(
     activation: Activation, copies: int, load: Array, rows: Array, row_weights: Array, weights: Weights
 ) -> tuple[Float[Array, "R ..."], Int[Array, ""]]:
-    """`of_experts` with experts on other devices: sends this device's rows and receives the results. Also returns how
-    many of the others' rows this device has computed."""
+    """`of_experts` with experts on other devices: sends this device's rows and receives the results. Also returns the
+    number of rows that this device has computed."""
     counts = all_counts(load)
     room = buffer_room(rows.shape[0] // copies, copies, counts.shape[2], counts.shape[0])
     received = counts[:, axis_index("experts")].sum()
@@ -187,12 +187,12 @@ def _round(
     row_weights: Array,
     weights: Weights,
 ) -> Float[Array, "R ..."]:
-    """The outputs for this device's rows among rows `low` to `low + size` of a receiver, zero for its others."""
+    """The outputs for this device's rows among rows `low` to `low + size` of each receiver; zero for its other rows."""
     slices = round_slices(counts, low, size, axis_index("experts"))
     sent = rows.shape[0]
     here = checkpoint_name(to_buffer(rows, slices, sent, size), "expert_rows")
     here_weights = to_buffer(row_weights, slices, sent, size)
-    # Nobody fetches rows that were not received: to fill them, and their gradients, took a tenth of Mixtral's cycles.
+    # Rows that were not received are never fetched; filling them and their gradients took a tenth of Mixtral's cycles.
     out = of_experts(activation, here, here_weights, weights, slices.receive_sizes.sum(axis=0), is_filled=False)
     return from_buffer(out, slices, sent, size)
 
@@ -207,8 +207,8 @@ def _rounds(
     counts: Array,
     further: Array,
 ) -> Float[Array, "R ..."]:
-    """All rounds. Mostly there is only the first, with an ordinary gradient; the others' gradient recomputes them, so
-    nothing of them is saved and their number may depend on the data."""
+    """All rounds. Usually there is only the first, with an ordinary gradient. The gradient of further rounds recomputes
+    them, so they save nothing and their number may depend on the data."""
     return _rounds_forward(activation, room, rows, row_weights, weights, counts, further)[0]
 
 

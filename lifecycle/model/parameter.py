@@ -21,7 +21,7 @@ class Parameter:
     shape: tuple[int, ...]
     axes: Axes  # the logical axis of each dimension; None: never sharded
     is_matrix: bool  # weight decay and Muon apply to it: not to norm scales, biases, sinks
-    is_float32: bool = False  # kept in float32 in use: small, and added or multiplied where float32 is computed anyway
+    is_float32: bool = False  # float32 in use, too: small, and used where the computation is in float32 anyway
 
     @property
     def is_stacked(self) -> bool:
@@ -29,7 +29,7 @@ class Parameter:
         return self.axes[:1] == ("layers",)
 
     def of_stack(self, num_layers: int) -> "Parameter":
-        """The same parameter of `num_layers` layers, stacked."""
+        """The same parameter, stacked over `num_layers` layers."""
         return replace(self, shape=(num_layers, *self.shape), axes=("layers", *self.axes))
 
 

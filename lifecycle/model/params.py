@@ -43,7 +43,7 @@ def _arrays(module: nnx.Module) -> Params:
 
 
 def parameters(config: ModelConfig) -> Params:
-    """The layers' declarations: a tree like the parameters' with a `Parameter` at each leaf."""
+    """The declarations: a tree like that of the parameters, with a `Parameter` at each leaf."""
     blocks: Params = {}
     for group in layer_groups(config):
         _, declared = block_definition(config, config.is_moe(group.first))
@@ -53,12 +53,12 @@ def parameters(config: ModelConfig) -> Params:
 
 
 def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
-    """A layer's graph definition, to be merged with arrays, and the declarations of these, not stacked."""
+    """A layer's graph definition, to be merged with arrays, and the declarations of these arrays, not stacked."""
     return _definition(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))
 
 
 def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:
-    """The same for the trunk."""
+    """The trunk's graph definition and declarations."""
     return _definition(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))
 
 
@@ -68,7 +68,7 @@ def _definition(module: nnx.Module) -> tuple[Any, Params]:
 
 
 def logical_axes(config: ModelConfig) -> Params:
-    """A tree like the parameters' whose leaves are tuples of logical axis names."""
+    """A tree like that of the parameters, whose leaves are tuples of logical axis names."""
     return jax.tree.map(lambda parameter: parameter.axes, parameters(config))
 
 
@@ -78,15 +78,15 @@ def abstract_params(config: ModelConfig) -> Params:
 
 
 def compute_dtype(config: ModelConfig) -> str:
-    """The dtype of products: what the config says, or float32 on a CPU and bfloat16 elsewhere."""
+    """The dtype of products: the config's, or else float32 on a CPU and bfloat16 elsewhere."""
     return config.compute_dtype or ("float32" if platform() == "cpu" else "bfloat16")
 
 
 def params_in_use(config: ModelConfig, params: Params) -> Params:
-    """The parameters as products take them: in the compute dtype, except for the few that stay in float32.
+    """The parameters as products use them: in the compute dtype, except for the few that stay in float32.
 
-    The model accepts both forms and computes the same with both, bit by bit. Parameters already in use are returned
-    without a copy.
+    The model accepts both forms and computes the same with both, bit for bit. Parameters already in this form are
+    returned without a copy.
     """
     return jax.tree.map(lambda held, array: array.astype(_dtype(config, held)), parameters(config), params)
 
@@ -101,8 +101,8 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
 
 
 def gathered(config: ModelConfig, declared: Params, weights: Params) -> Params:
-    """The weights of a layer, or of stacks of layers, as a device computes with them: in use, and gathered over the
-    axes that shard `d_model`."""
+    """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
+    and gathered over the axes that shard `d_model`."""
 
     def weight(parameter: Parameter, array: Array) -> Array:
         array = _rounded(array, _dtype(config, parameter))

@@ -25,7 +25,7 @@ class RouterStats(NamedTuple):
     entropy: Float[Array, "*layers"]  # of the probabilities, in nats
     load: Float[Array, "*layers E"]  # choices of each expert
     probability: Float[Array, "*layers E"]  # softmax of the logits, or sigmoids divided by their sum
-    tokens: Float[Array, "*layers"]  # how many there are
+    tokens: Float[Array, "*layers"]  # number of tokens
     z: Float[Array, "*layers"]  # squared log-sum-exp of the logits
 
 
@@ -55,7 +55,8 @@ def route(
 
 
 def _in_best_groups(moe: MoeConfig, scores: Float[Array, "N E"]) -> Float[Array, "N E"]:
-    """The scores, minus infinity outside the groups whose two best experts have the largest sums."""
+    """The scores, minus infinity outside the best groups: those whose two best experts have the largest sum of
+    scores."""
     grouped = scores.reshape(-1, moe.num_groups, moe.num_experts // moe.num_groups)
     group_scores = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(axis=-1)
     best = jax.lax.top_k(group_scores, moe.groups_per_token)[1]
@@ -70,14 +71,14 @@ def _at(scores: Float[Array, "N E"], experts: Int[Array, "N k"]) -> Float[Array,
 
 
 def expert_load(experts: Int[Array, "*rows"], num_experts: int) -> Int[Array, " E"]:
-    """How many of the choices fall on each expert; a number that is no expert's counts nowhere."""
+    """The number of choices of each expert; an id that is not an expert's is not counted."""
     return (experts.reshape(-1, 1) == jnp.arange(num_experts)).sum(axis=0, dtype=jnp.int32)
 
 
 def router_stats(
     moe: MoeConfig, logits: Float[Array, "N E"], experts: Int[Array, "N k"], is_token: Bool[Array, " N"]
 ) -> RouterStats:
-    """What a router did with the tokens of `is_token`; it drops none."""
+    """A router's statistics over the tokens of `is_token`; `dropped` is 0 here."""
     scores = jax.nn.softmax(logits) if moe.score == "softmax" else jax.nn.sigmoid(logits)
     probabilities = scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
     entropies = jax.lax.stop_gradient(jax.scipy.special.entr(probabilities).sum(axis=-1))
@@ -96,7 +97,7 @@ def balance_loss(
     load: Float[Array, "*layers E"], probability: Float[Array, "*layers E"], tokens: Float[Array, "*layers"]
 ) -> Float[Array, "*layers"]:
     """The load-balancing loss of each layer: `E sum_e (load_e / tokens) (probability_e / tokens)` (Fedus et al. 2021,
-    "Switch Transformers", equation 4), at least `experts_per_token`, which an even load has.
+    "Switch Transformers", equation 4); an even load gives `experts_per_token`.
 
     It is linear in `probability`: with `load` and `tokens` summed over all devices and this device's `probability`, it
     is this device's part of the loss. `load` has no gradient.
@@ -113,13 +114,14 @@ def z_loss(z: Float[Array, "*layers"], tokens: Float[Array, "*layers"]) -> Float
 def bias_update(
     load: Float[Array, "*layers E"], bias: Float[Array, "*layers E"], rate: float
 ) -> Float[Array, "*layers E"]:
-    """The selection bias after a step in which the experts had `load` choices, of all devices and micro-batches: an
-    expert above the mean loses `rate`, one below gains it (DeepSeek-V3, section 2.1.2)."""
+    """The selection bias after a step in which the experts had `load` choices, summed over all devices and
+    micro-batches: an expert above the mean loses `rate`, one below gains it (DeepSeek-V3, section 2.1.2)."""
     return bias + rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)
 
 
 def balanced(params: PyTree, load: dict[str, Float[Array, "L E"]], rate: float) -> PyTree:
-    """A model's parameters with every router's selection bias moved by its experts' `load`, which is by stack."""
+    """A model's parameters with every router's selection bias updated from the `load` of its experts, given by
+    stack."""
     if not rate:
         return params
     blocks = dict(params["blocks"])

@@ -29,7 +29,7 @@ class LayerGroup:
 
 
 def layer_groups(config: ModelConfig) -> list[LayerGroup]:
-    """The model's layers in order."""
+    """The model's layers in order, as groups."""
     dense = 0 if config.moe is None else config.moe.first_dense_layers
     return [*_groups(config, 0, dense), *_groups(config, dense, config.num_layers)]
 

@@ -1,9 +1,9 @@
 """The cost of a request: device-seconds times a price; a batch is divided by tokens.
 
-Requests that decode together use the device together, so one request's time cannot be measured by itself. A dispatch
+Requests that decode together use the device together, so one request's time cannot be measured on its own. A dispatch
 occupies an engine's devices for its wall time; these device-seconds are divided among the dispatch's requests in
 proportion to their tokens in it (a prompt's tokens in prefill, one per step in decode). What must hold: the shares add
-up to the time of the engine's dispatches. Engines that share a device each pay for the time that they wait for it.
+up to the time of the engine's dispatches. Engines that share a device also pay for the time that they wait for it.
 """
 
 import math
@@ -17,16 +17,16 @@ from pydantic import Field
 
 from lifecycle.core.config import Section
 
-REMEMBERED = 1024  # requests that ended last; no more can have a dispatch under way
+REMEMBERED = 1024  # newest ended requests; no more than these can have a dispatch under way
 
 
 class PriceConfig(Section):
     """The price table. The default is the usual list price of one cloud vCPU core, on demand."""
 
     currency: str = "USD"
-    core_hour: Annotated[float, Field(ge=0)] = 0.05  # of one CPU core: what a run's stages cost
-    # Of one device that serves, an accelerator or a CPU with all its cores. None: a CPU's cores at `core_hour`; an
-    # accelerator has no such default, and its requests are logged with a cost of 0.
+    core_hour: Annotated[float, Field(ge=0)] = 0.05  # price of one CPU core; stages are priced with it
+    # Price of one serving device: an accelerator, or a CPU with all its cores. None: a CPU's cores at `core_hour`; an
+    # accelerator has no default price, and its requests are logged with a cost of 0.
     device_hour: Annotated[float, Field(ge=0)] | None = None
 
     def money(self, core_s: float) -> float:
@@ -34,7 +34,7 @@ class PriceConfig(Section):
         return core_s / 3600 * self.core_hour
 
     def of_device(self, platform: str, num_cores: int) -> "DevicePrice":
-        """The price of serving on a device of this platform ("cpu": one of `num_cores` cores)."""
+        """The price of serving on a device of this platform; `num_cores` matters for "cpu" only."""
         default = num_cores * self.core_hour if platform == "cpu" else 0.0
         return DevicePrice(self.currency, default if self.device_hour is None else self.device_hour)
 
@@ -67,7 +67,7 @@ class CostMeter:
         self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
     def charge(self, device_s: float, tokens: Mapping[str, int]) -> None:
-        """Charges one dispatch: `tokens` has, by request, the number of its tokens in the dispatch."""
+        """Charges one dispatch; `tokens`: each request's number of tokens in it."""
         with self._lock:
             for request, share in allocate(device_s, tokens).items():
                 if request in self._ended:  # cancelled during its dispatch: its share stays unpaid

@@ -44,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateReport:
-    """All verdicts; the gate passes if each does."""
+    """All verdicts; the gate passes if every task does."""
 
     verdicts: tuple[Verdict, ...]
     summary: str
@@ -88,7 +88,7 @@ def promote(
 ) -> tuple[GateReport, Move]:
     """Moves `alias` to a version if the gate passes.
 
-    Raises `GateRefused` with the report, and `RegistryError` if the alias was moved meanwhile.
+    Raises `GateRefused` with the report, and `RegistryError` if the alias is moved by someone else during the call.
     """
     target = registry.resolve(name)
     current = registry.aliases().get(alias)

@@ -1,8 +1,8 @@
 """Lineage: from a registered version or an artifact back to its settings and source files.
 
-Walks the manifests by the recorded folder names and checks each: an input that is missing, damaged, or changed since is
-marked with the recorded hash, and the walk continues elsewhere. The tree is plain data (JSON-ready); `render` draws it.
-An artifact with several consumers is expanded at its first occurrence.
+Walks the manifests by the recorded folder names and checks each: an input that is missing, damaged or has changed since
+is marked, with the recorded hash, and the walk continues elsewhere. The tree is plain data (JSON-ready); `render` draws
+it. An artifact with several consumers is expanded at its first occurrence.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ from lifecycle.core.config import digest
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 
-SHOWN_FILES = 5  # of each source, in the drawing; the data has them all
+SHOWN_FILES = 5  # per source, when drawn; the tree has them all
 type Node = dict[str, Any]
 
 
@@ -51,13 +51,13 @@ def trace_artifact(path: Path) -> Node:
 def _walk(path: Path, recorded: str, stage: str, met: set[Path], is_outside: bool = False) -> Node:
     """The node of the artifact at `path`, recorded by its consumer with the content hash `recorded`.
 
-    `is_outside`: it is not an artifact of the run, but a bundle that the run started from.
+    `is_outside`: the node is a bundle that the run started from, not an artifact of the run.
     """
     node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
     if not path.exists():
         return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
     if is_outside and not (path / MANIFEST).is_file():
-        return node | {"state": "no manifest", "problem": "", "inputs": {}}  # a bundle that another tool made
+        return node | {"state": "no manifest", "problem": "", "inputs": {}}  # a bundle made by another tool
     try:
         artifact = open_artifact(path)
     except ArtifactError as error:
@@ -84,10 +84,9 @@ def _facts(artifact: Artifact) -> Node:
 
 
 def source_files(folder: Path) -> dict[str, Node]:
-    """The files of each source that a documents artifact was made from, with a hash over their paths; empty for other
-    artifacts.
+    """The files of each source behind a documents artifact, with a hash over their paths; empty for other artifacts.
 
-    Includes files whose documents were all removed by the filters: removed rows are kept.
+    Includes files whose documents were all removed by the filters: the artifact keeps removed rows.
     """
     files: dict[str, set[str]] = defaultdict(set)
     for table in sorted(folder.glob("*.parquet")):
@@ -102,7 +101,7 @@ def source_files(folder: Path) -> dict[str, Node]:
 
 
 def render(node: Node) -> RenderableType:
-    """The drawing of what `trace_version` or `trace_artifact` returned."""
+    """Draws a tree that `trace_version` or `trace_artifact` returned."""
     if "chain" not in node:
         return _draw(node, None)
     title = Text.assemble((node["name"], "bold"), f" is version {node['version']}, a {node['kind']} model")
@@ -146,7 +145,7 @@ def _files_line(source: str, files: Node) -> Text:
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A tree of settings as dotted names."""
+    """Yields a tree of settings as (dotted name, value)."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")

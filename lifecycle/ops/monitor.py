@@ -1,4 +1,4 @@
-"""Reads the request log: use and cost by model version and day, latencies, and how requests ended.
+"""Reads the request log: usage and cost by model version and day, latencies, and how requests ended.
 
 Reading never blocks the server's writing (WAL) and sees complete transactions only. Times are seconds since the epoch,
 days are UTC.
@@ -19,7 +19,7 @@ type Measure = Literal["latency_s", "first_token_s", "prompt_tokens", "completio
 
 @dataclass(frozen=True)
 class RequestWindow:
-    """A selection of requests: from `since` up to but not including `until`, of one version or of all."""
+    """A selection of requests: from `since` up to but not including `until`; `version` "" selects all versions."""
 
     since: float = 0.0
     until: float = 1e12
@@ -43,7 +43,7 @@ class DailyUsage:
 
 
 def usage(path: Path, window: RequestWindow | None = None) -> list[DailyUsage]:
-    """Totals per day and version (and currency, should it have changed), oldest first."""
+    """Totals per day, version and currency (it may have changed), oldest first."""
     query = f"""
         SELECT date(time, 'unixepoch') AS day, version, currency, count(*), sum(status BETWEEN 400 AND 499),
             sum(status >= 500), sum(prompt_tokens), sum(completion_tokens), sum(device_s), sum(cost)
@@ -55,7 +55,7 @@ def usage(path: Path, window: RequestWindow | None = None) -> list[DailyUsage]:
 def percentiles(
     path: Path, measure: Measure, percents: Sequence[float] = (50, 95, 99), window: RequestWindow | None = None
 ) -> dict[float, float]:
-    """Percentiles (linear between ranks) of a measure over answered requests; empty without any.
+    """Percentiles (linear between ranks) of a measure over answered requests; empty if there are none.
 
     Rejected and failed requests are left out: a quick rejection would make a slow server look fast.
     """

@@ -2,9 +2,9 @@
 
 A version is the hash of a bundle's content, with the bundle's manifest and all its evaluations. An alias (`production`,
 `candidate`, ...) points to the target of its newest move; moves are append-only, so an alias cannot disagree with its
-history. What must hold: triggers in the database reject a change or deletion of a version, a move or an evaluation; a
-move names the version at which it expects the alias, so that of two concurrent promotions one wins and the other fails.
-Bundles may be moved with the registry: paths below its folder are stored relative to it.
+history. What must hold: triggers in the database reject a change or deletion of a version (its path may change), a
+move or an evaluation; a promotion names the version that it expects the alias to point to, so if two run at once, one
+wins and the other fails. Bundles may be moved with the registry: paths below its folder are stored relative to it.
 """
 
 import difflib
@@ -75,7 +75,7 @@ class Version:
 
     @property
     def short(self) -> str:
-        """The beginning of the hash, as it is shown."""
+        """The prefix of the hash that is shown to users."""
         return self.hash[:SHOWN_HASH]
 
 
@@ -108,8 +108,8 @@ class Registry:
     def register(self, bundle: Path, kind: str, evaluations: Iterable[EvalResult] = ()) -> Version:
         """Adds a bundle (a finished artifact); for a known version, records its current path.
 
-        New evaluations are added: the newest result of a task counts. kind: the kind of model, for example `base` or
-        `chat`. Reads the full bundle: its content must match its manifest.
+        New evaluations are added; for each task the newest result counts. kind: the kind of model, for example `base`
+        or `chat`. Reads the full bundle: its content must match its manifest.
         """
         manifest = _verified_manifest(bundle)
         create_database(self.path, SCHEMA)
@@ -131,7 +131,7 @@ class Registry:
         return self.resolve(manifest.content_hash)
 
     def evaluations(self, name: str) -> dict[str, EvalResult]:
-        """The newest result of each task, without the examples' details."""
+        """The newest result of each task, without per-example details."""
         with self._session() as db:
             version = self._find(db, name)["hash"]
             rows = db.execute(
@@ -165,8 +165,8 @@ class Registry:
     ) -> Move:
         """Moves an alias to a version. If it points there already, returns the move that led there and adds none.
 
-        expected: the hash at which the caller saw the alias, "" for none; `RegistryError` if it has moved since. None:
-        no check.
+        expected: the hash that the caller saw the alias point to, "" for none; raises `RegistryError` if it has moved
+        since. None: no check.
         """
         _check_alias(alias)
         with self._session(write=True) as db:
@@ -204,7 +204,7 @@ class Registry:
             raise RegistryError(str(error)) from None
 
     def _find(self, db: Connection, name: str) -> Row:
-        """The row of the version that `name` means: an alias first, then a hash or its beginning."""
+        """The row of the version that `name` means: an alias first, then a hash or a prefix of one."""
         target = db.execute("SELECT target FROM moves WHERE alias = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
         pattern = target["target"] if target else name.lower()
         is_hash = re.fullmatch(r"[0-9a-f]+", pattern) and len(pattern) >= SHORTEST_PREFIX

@@ -6,8 +6,8 @@ must hold: the log never makes a request wait and never brings the server down.
 - Disk full, file locked or damaged: the thread keeps its records, retries every second, and counts each failure. When
   the disk has space again, the backlog is written.
 - Queue full (10,000 records): the newest record is dropped and counted.
-- Server killed: unwritten records are lost, at most the last quarter of a second. At a proper end `close` writes the
-  rest; what it cannot write is counted as dropped.
+- Server killed: the records of the last quarter of a second are lost, and any backlog. On a clean shutdown `close`
+  writes the rest; records that it cannot write count as dropped.
 
 Prompts and answers are not logged unless `content` is set. Keys and headers are never logged.
 """
@@ -26,7 +26,7 @@ from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError, Schema, create_database, session
 
 CAPACITY = 10_000  # records; about 10 MB without content
-GATHER_S = 0.25  # a transaction for many requests costs the disk as much as one for a single request
+GATHER_S = 0.25  # batches writes: a transaction costs the disk the same for many requests as for one
 LARGEST_BATCH = 1_000
 RETRY_S = 1.0
 
@@ -72,14 +72,14 @@ class RequestRecord(BaseModel):
     completion_tokens: Count = 0
     latency_s: FiniteFloat = 0.0
     first_token_s: FiniteFloat | None = None  # from arrival
-    device_s: FiniteFloat = 0.0  # its share of the time for which dispatches held the engine's devices
+    device_s: FiniteFloat = 0.0  # its share of the time that dispatches occupied the engine's devices
     prompt: Text | None = None
     completion: Text | None = None
 
 
 @dataclass(frozen=True)
 class LogCounts:
-    """Counts of the records; `last_error` is the newest failure's text, "" without one."""
+    """Counts of the records; `last_error` is the newest failure's text, "" if there was none."""
 
     written: int
     waiting: int
@@ -103,7 +103,7 @@ class RequestLog:
         self.config = config or RequestLogConfig()
         self.price = price or DevicePrice()
         create_database(path, SCHEMA)
-        with session(path, SCHEMA):  # a file of another kind is rejected now and not at the first request
+        with session(path, SCHEMA):  # rejects a file of another kind now, not at the first request
             pass
         self._queue: queue.Queue[RequestRecord] = queue.Queue(capacity)
         self._lock = threading.Lock()

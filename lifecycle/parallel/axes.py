@@ -49,7 +49,7 @@ class MeshConfig(Section):
 
     @property
     def for_inference(self) -> "MeshConfig":
-        """The same devices for prefill and decode, which have no `stage` and `context`: their devices go to `fsdp`."""
+        """The same devices for prefill and decode, which have no `stage` or `context`: those devices join `fsdp`."""
         fsdp = self.stage * self.fsdp * self.context
         return MeshConfig(replica=self.replica, fsdp=fsdp, expert=self.expert, tensor=self.tensor)
 

@@ -1,1 +1,1 @@
-"""The report of a run: its numbers first (`numbers.py`), then one document of them, as a web page and as Markdown."""
+"""The report of a run: its numbers (`numbers.py`), and one document of them, rendered as HTML and as Markdown."""

@@ -1,7 +1,7 @@
 """The parts of a report: sections of blocks whose texts are final.
 
-The web page and its Markdown twin are two renderings of this one structure. What must hold: every number is text
-before it comes here, so the two cannot disagree.
+The web page and the Markdown file are two renderings of this one structure. What must hold: every number is
+formatted before it gets here, so the two cannot disagree.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lifecycle.report.format import significant
 
-SHOWN_POINTS = 10  # of a curve, in the table below its drawing
+SHOWN_POINTS = 10  # per curve, in the table below its chart
 
 type Point = tuple[float, float]
 type Chart = LineChart | IntervalChart | BarChart
@@ -101,7 +101,7 @@ class Exchanges:
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve, in order of x; `dots` marks each point, for curves of few."""
+    """A named curve, in order of x; `dots` marks each point, for curves with few points."""
 
     name: str
     points: tuple[Point, ...]
@@ -110,7 +110,7 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over steps. The axis reaches `low` and `high` at least: 0 for amounts, 0 and 1 for shares."""
+    """Curves over steps. The y-axis spans at least `low` to `high`: from 0 for amounts, 0 to 1 for shares."""
 
     kind: ClassVar[str] = "lines"
     title: str
@@ -121,7 +121,7 @@ class LineChart:
 
     @property
     def description(self) -> str:
-        """What the drawing shows, in words."""
+        """The chart as a sentence, for readers who cannot see it."""
         return "; ".join(_course(series) for series in self.series) + "."
 
     @property
@@ -149,7 +149,7 @@ class Measure:
 class IntervalChart:
     """Values with their intervals, one above the other.
 
-    `mark` is a value to compare with, such as chance. The axis reaches `low` at least: 0 for shares.
+    `mark` is a value to compare with, such as chance. The axis reaches at least down to `low`: 0 for shares.
     """
 
     kind: ClassVar[str] = "intervals"

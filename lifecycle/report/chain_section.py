@@ -1,4 +1,4 @@
-"""Samples, version, the chain of artifacts with its costs, the machine."""
+"""The sections on samples, the version, the chain of artifacts with its costs, and the machine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def samples_section(samples: tuple[Exchange, ...]) -> ReportSection:
 
 
 def version_section(version: Mapping[str, Any]) -> ReportSection:
-    """The registered version, and what the gate said."""
+    """The registered version, with the gate's report."""
     facts = (
         ("version", version["version"]),
         ("alias", "production and candidate" if version["promoted"] else "candidate"),
@@ -26,7 +26,7 @@ def version_section(version: Mapping[str, Any]) -> ReportSection:
 
 
 def chain_section(numbers: Numbers) -> ReportSection:
-    """Every artifact, with what it cost."""
+    """Every artifact, with its cost."""
     currency = numbers.price.currency
     columns = ("stage", "key", "content", "made from", "created (UTC)", "wall time", "core-seconds", "cost")
     rows = [
@@ -52,7 +52,7 @@ def machine_section(numbers: Numbers) -> ReportSection:
 
 
 def _code(numbers: Numbers) -> list[tuple[str, str]]:
-    """The version of the code; where there were several, which stages each has made."""
+    """The version of the code; if there are several, each with the stages that it made."""
     made: dict[str, list[str]] = {}
     for link in numbers.links:
         made.setdefault(link.code, []).append(link.stage)

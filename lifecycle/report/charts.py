@@ -2,7 +2,7 @@
 
 Colours are the page's custom properties and fonts are the page's own, so one drawing serves light, dark and paper. What
 must hold: the same chart gives the same bytes, and a drawing refers to nothing outside itself. Importing matplotlib
-takes over a second: only what renders a page imports this module.
+takes over a second, so only code that renders a page imports this module.
 """
 
 import io
@@ -24,14 +24,14 @@ from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, S
 from lifecycle.report.format import printable
 
 WIDTH, HEIGHT = 360, 224  # of a line chart, in the page's pixels
-WIDE = 460  # of the others, which have names at the left
+WIDE = 460  # of the other charts, which have names on the left
 ROW, BAR = 28, 22  # height of a row
-LETTER = 6.2  # mean width of a letter, for the names at the left
+LETTER = 6.2  # mean width of a letter, for the names on the left
 DRAWN_POINTS = 400  # more than a curve of 300 pixels can show
-FLAT = 1e-6  # a curve that varies by less than this share of itself is drawn level
+FLAT = 1e-6  # a curve whose relative range is below this is drawn as flat
 FONT_SIZE = 11
 
-# Drawn in colours that nothing else has, each then replaced by the page's custom property.
+# Placeholder colours that nothing else uses; each is replaced by one of the page's custom properties.
 SERIES = ("#0000a0", "#0000a1", "#0000a2")
 SOFT, RULE = "#0000a8", "#0000a9"
 PROPERTIES = {color: f"var(--s{i})" for i, color in enumerate(SERIES)} | {SOFT: "var(--soft)", RULE: "var(--rule)"}
@@ -39,14 +39,14 @@ COLORS = re.compile("|".join(PROPERTIES))
 
 STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "path.simplify": False,
-    "font.family": "DejaVu Sans", "font.size": FONT_SIZE,  # comes with matplotlib, so that layouts do not differ
+    "font.family": "DejaVu Sans", "font.size": FONT_SIZE,  # comes with matplotlib, so layouts are the same everywhere
     "text.color": SOFT, "axes.labelcolor": SOFT, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT,
     "figure.frameon": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 1,
     "xtick.bottom": False, "ytick.left": False, "xtick.major.pad": 5, "ytick.major.pad": 5,
     "legend.frameon": False, "legend.borderaxespad": 0.5, "legend.handlelength": 1.6, "legend.handletextpad": 0.4,
     "legend.columnspacing": 1.2, "legend.borderpad": 0, "lines.solid_capstyle": "butt", "figure.dpi": 72,
 }  # fmt: skip
-FONT = f"font-size: {FONT_SIZE}px; font-family: 'DejaVu Sans'; "  # the page's style sheet says it
+FONT = f"font-size: {FONT_SIZE}px; font-family: 'DejaVu Sans'; "  # removed: the page's style sheet sets it
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -69,12 +69,12 @@ def draw(chart: Chart, name: str) -> str:
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """This page's style whatever the user's own matplotlib settings are."""
+    """Applies the page's style, whatever the user's own matplotlib settings."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser's fonts have it
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = name  # ids are hashes
+        matplotlib.rcParams["svg.hashsalt"] = name  # matplotlib's ids are hashes
         yield
 
 
@@ -155,18 +155,18 @@ def _rows(names: Sequence[str], height: int, top: int, bottom: int, right: int) 
 
 
 def _axes(width: float, height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
-    """Axes inside margins, all in pixels. A figure of 72 dots an inch has a pixel of the page in each point."""
+    """Axes inside margins, all in pixels. At 72 dots per inch, one point is one pixel of the page."""
     figure = Figure(figsize=(width / 72, height / 72))
     box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     axes = figure.add_axes(box, frameon=False)
     axes.set_axisbelow(True)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))  # as many digits as neighbours need, without noise
+        axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))  # as many digits as are needed, without float noise
     return figure, axes
 
 
 def _limits(values: Sequence[float], low: float | None = None, high: float | None = None) -> tuple[float, float]:
-    """The span of an axis: of the values and the given ends, with a margin at each free end, never empty."""
+    """The limits of an axis: the values and the given ends, with a margin at each end not given; never empty."""
     first = min(values) if low is None else min(low, *values)
     last = max(values) if high is None else max(high, *values)
     if last - first <= FLAT * max(abs(first), abs(last)):
@@ -176,7 +176,7 @@ def _limits(values: Sequence[float], low: float | None = None, high: float | Non
 
 
 def _inline(svg: str, name: str, label: str) -> str:
-    """A file that matplotlib wrote, as an element of the page."""
+    """Turns an SVG file from matplotlib into an element of the page."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):

@@ -1,4 +1,4 @@
-"""The sections of a report, in order, as far as the run has numbers for them."""
+"""The sections of a report, in order; those that the run has no numbers for are left out."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from lifecycle.report.training_section import training_section
 
 
 def build_report(numbers: Numbers) -> Report:
-    """The report of these numbers."""
+    """Builds the report from its numbers."""
     newest = max(link.created for link in numbers.links)
     lead = f"Report of a run; its newest artifact was made at {moment(newest)} UTC."
     return Report(numbers.run, lead, tuple(_sections(numbers)))

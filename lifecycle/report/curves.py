@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from lifecycle.report.blocks import LineChart, Series
 from lifecycle.report.trained import Training
 
-HELD_OUT = "heldout_"  # before the name of a metric that was measured on held-out rows
+HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A chart: metrics with their names in it. The axis reaches `low` and `high` at least."""
+    """A chart: metrics and their names in it. The y-axis spans at least `low` to `high`."""
 
     title: str
     unit: str
@@ -50,7 +50,7 @@ OF_STEPS = (
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, low=0),
     Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, low=0),
 )
-# Amounts that say nothing as curves, and parts of a preference's measures: a margin is the difference of two rewards.
+# Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
     "count", "cpu_s", "compile_s", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected", "rewards_chosen",
     "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
@@ -59,13 +59,13 @@ NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_STEPS) for metric in curves.m
 
 
 def line_charts(training: Training) -> tuple[LineChart, ...]:
-    """The charts of a stage: of its objective, of further metrics, and of the steps."""
+    """A stage's charts: those of its objective, of further metrics, and of the steps."""
     charts = (_chart(curves, training) for curves in (*OF_OBJECTIVES, *_further(training), *OF_STEPS))
     return tuple(chart for chart in charts if chart.series)
 
 
 def held_out_ends(training: Training) -> Iterator[tuple[str, float, float]]:
-    """Of each held-out metric that is drawn: its name, its first value and its last."""
+    """Yields (name, first value, last value) of each held-out metric that is drawn."""
     for curves in (*OF_OBJECTIVES, *_further(training)):
         for metric, name in curves.metrics.items():
             if metric.startswith(HELD_OUT) and (points := training.curves.get(metric)):
@@ -83,7 +83,7 @@ def _chart(curves: Curves, training: Training) -> LineChart:
 
 
 def _further(training: Training) -> Iterator[Curves]:
-    """A chart for each metric without one, in training and held out."""
+    """Yields a chart for each metric that has none yet, in training and held out."""
     for name in dict.fromkeys(metric.removeprefix(HELD_OUT) for metric in training.curves if metric not in NAMED):
         both = {name: "training", f"{HELD_OUT}{name}": "held out"}
         yield Curves(name.replace("_", " "), "as logged", {key: both[key] for key in both if key not in NAMED})

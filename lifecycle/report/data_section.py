@@ -12,7 +12,7 @@ SAMPLE_CHARS = 200
 
 
 def data_section(data: Data) -> ReportSection:
-    """The funnel, the sources, and examples of what left."""
+    """The funnel, the sources, and examples of removed documents."""
     stats = data.stats
     blocks: list[Block] = [
         _drawing(data.funnel),
@@ -31,7 +31,7 @@ def data_section(data: Data) -> ReportSection:
 
 
 def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None) -> ReportSection:
-    """The tokenizer and, where the run has made some, its token shards."""
+    """The tokenizer and, if the run has any, its token shards."""
     facts = {
         "kind": " ".join(str(stats[name]) for name in ("kind", "model_type") if stats.get(name)),
         "vocabulary": count(stats["vocab_size"]),

@@ -34,7 +34,7 @@ class Task:
 
     @property
     def chance(self) -> float | None:
-        """The score of guessing, where the task has one."""
+        """The score of random guessing, if the task has one."""
         return self.final.other.get("chance")
 
 
@@ -73,7 +73,7 @@ def read_tasks(trained: Sequence[TrainedStage]) -> tuple[Task, ...]:
 def read_baselines(artifact: Artifact, tasks: Sequence[Task]) -> tuple[Task | None, tuple[Baseline, ...]]:
     """The task that measures the baselines' text, and the baselines compared with it.
 
-    Where training has read all tokens of the split, the two baselines are the same model, and one is given.
+    If training has read all tokens of the split, the two baselines are the same model, and only one is returned.
     """
     results = read_results(artifact.path)
     text = next((task for task in tasks if _is_same_text(task.final, results[0])), None)
@@ -91,7 +91,7 @@ def _baseline(result: EvalResult, artifact: Artifact, text: Task | None) -> Base
 
 
 def _evaluated_before(stage: str, starts: Mapping[str, str | None], results: Mapping[str, EvalResult]) -> str | None:
-    """The nearest stage before this one, in its lineage, that has a result."""
+    """The nearest earlier stage in its lineage that has a result."""
     before = starts[stage]
     while before is not None and before not in results:
         before = starts[before]

@@ -52,7 +52,7 @@ def _results(numbers: Numbers) -> Table:
 
 
 def _compare_with(task: Task, numbers: Numbers) -> str:
-    """The score of guessing, or of the baseline that has read most."""
+    """The score of random guessing, or of the baseline that has read the most."""
     if task.chance is not None:
         return f"chance {significant(task.chance, 3)}"
     if task is numbers.text_task:
@@ -84,7 +84,7 @@ def _baselines(baselines: tuple[Baseline, ...]) -> Table:
 
 
 def _held_out_rows(trainings: tuple[Training, ...]) -> Iterator[Table]:
-    """What training stages measure on held-out rows."""
+    """The held-out metrics of the training stages, first and last values."""
     columns = ("stage", "measure", "before", "after")
     rows = tuple(
         (training.name, label, significant(first), significant(last))

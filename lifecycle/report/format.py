@@ -1,4 +1,4 @@
-"""Numbers as texts: a few digits and a unit."""
+"""Formats numbers as text: a few digits and a unit."""
 
 import math
 import re
@@ -7,12 +7,12 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd
 
 
 def count(value: float) -> str:
-    """A whole number with separators."""
+    """A whole number with thousands separators."""
     return f"{value:,.0f}"
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """The value with this many significant digits; an exponent only for very small and very large ones."""
+    """The value with this many significant digits; with an exponent only if it is very small or very large."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -29,17 +29,17 @@ def size(num_bytes: float) -> str:
 
 
 def flops(amount: float) -> str:
-    """Floating-point operations, in thousands, millions, ..."""
+    """Floating-point operations, with a decimal prefix."""
     return _scaled(amount, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 
 def share(value: float) -> str:
-    """A share in per cent."""
+    """A share as a percentage."""
     return f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, in minutes and hours where there are some."""
+    """Seconds as text: in s, in min and s, or in h and min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -53,7 +53,7 @@ def money(amount: float, currency: str) -> str:
 
 
 def moment(created: str) -> str:
-    """A manifest's time, which is in UTC, to the second."""
+    """A manifest's UTC time, without the offset."""
     return created.removesuffix("+00:00").replace("T", " ")
 
 
@@ -73,7 +73,7 @@ def counts(values: dict[str, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that HTML or UTF-8 cannot hold; models and file names may have them."""
+    """The text with characters that HTML or UTF-8 cannot represent replaced; models and file names may contain them."""
     return UNPRINTABLE.sub("\ufffd", text)
 
 

@@ -1,7 +1,7 @@
 """The web page: one file, no script, nothing loaded from elsewhere.
 
-What must hold: texts of documents and models stay texts, whatever mark-up is in them. The template escapes them in a
-sandbox, and a policy in the page forbids scripts and requests.
+What must hold: text from documents and models is shown as text, whatever mark-up it contains. The template escapes it
+in a sandbox, and a policy in the page forbids scripts and requests.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ TEMPLATE = "report.html.jinja"
 
 
 def render_html(report: Report) -> str:
-    """The page, its style sheet and its drawings included."""
+    """The page, including its style sheet and its drawings."""
     environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -31,7 +31,7 @@ def render_html(report: Report) -> str:
 
 
 class _Drawings:
-    """Draws a page's charts, each under a name of its own."""
+    """Draws a page's charts, each under its own name."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -12,7 +12,7 @@ CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def machine_facts() -> dict[str, str]:
-    """CPU, cores, memory, operating system, Python and the versions of the libraries that decide numbers."""
+    """CPU, cores, memory, operating system, Python and the versions of the libraries that affect the numbers."""
     facts = {
         "CPU": cpu_name(),
         "cores": str(os.cpu_count()),

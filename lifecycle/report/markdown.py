@@ -1,6 +1,6 @@
-"""The Markdown twin: the same report for terminals, diffs and code hosts.
+"""The report as Markdown, for terminals, diffs and code hosts.
 
-What must hold: a text from a document or a model cannot become mark-up, end its table cell or leave its fence.
+What must hold: text from a document or a model cannot become mark-up, end its table cell or leave its fence.
 """
 
 import re
@@ -23,12 +23,12 @@ from lifecycle.report.blocks import (
 )
 from lifecycle.report.format import interval, printable
 
-# What could begin mark-up inside a line. An underscore between letters cannot, a bracket only before "(", "[" or ":".
+# May begin mark-up inside a line. An underscore between letters cannot, a bracket only before "(", "[" or ":".
 MARKUP = re.compile(r"[\\`*|<~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#|\w+;)")
 
 
 def render_markdown(report: Report) -> str:
-    """The report as Markdown; charts are given by their descriptions."""
+    """The report as Markdown; charts become tables of their numbers, except bar charts, which are left out."""
     lines = [f"# {plain(report.title)}", "", plain(report.lead), ""]
     for section in report.sections:
         lines += [f"## {plain(section.title)}", "", *chain.from_iterable(_block(block) for block in section.blocks)]
@@ -36,7 +36,7 @@ def render_markdown(report: Report) -> str:
 
 
 def plain(text: str) -> str:
-    """One line that Markdown shows as it is."""
+    """The text on one line, escaped so that Markdown shows it unchanged."""
     return MARKUP.sub(lambda match: "\\" + match[0], " ".join(text.split()))
 
 
@@ -67,7 +67,7 @@ def _exchange(question: str, answer: str, reference: str) -> list[str]:
 
 
 def _chart(chart: Chart) -> list[str]:
-    """The drawing's numbers, but for bars: a table below has those."""
+    """The chart's numbers as a table; nothing for bars, whose numbers are in a table of their own."""
     if isinstance(chart, LineChart):
         return _block(chart.table)
     if isinstance(chart, BarChart):

@@ -4,9 +4,10 @@ Conventions, stated in the report too:
 
 - FLOPs are the model's own (`forward_flops_per_token`, times three for training; causal attention counted half),
   whatever else the program computes.
-- The matmul peak is that of one large product on one device, measured by the stage itself after its last step. The
-  utilisation (MFU) divides by that peak times the mesh's devices and is of the median logging interval: wall time, so
-  that other programs on the machine lower it. FLOPs per core-second suffer little from them.
+- The matmul peak is that of one large product on one device, measured once per process and dtype, after a stage's
+  last step. The utilisation (MFU) divides the FLOP/s of the median logging interval by that peak times the mesh's
+  devices. It uses wall time, so other programs on the machine lower it; they affect FLOPs per core-second only a
+  little.
 - A stage's wall time and core-seconds are its manifest's, killed runs included.
 """
 
@@ -22,12 +23,12 @@ from lifecycle.report.blocks import Exchange
 from lifecycle.report.evaluated import Baseline, Task, read_baselines, read_tasks
 from lifecycle.report.trained import TrainedStage, Training, read_training
 
-FUNNEL = "funnel.json"  # the documents' file that has the samples too
+FUNNEL = "funnel.json"  # file of the documents artifact; unlike its stats, it has the samples
 
 
 @dataclass(frozen=True)
 class Link:
-    """An artifact of the chain and what it cost."""
+    """An artifact of the chain, with its cost."""
 
     stage: str
     key: str
@@ -44,21 +45,21 @@ class Link:
 class Data:
     """The documents: their sources and the funnel."""
 
-    sources: Mapping[str, Any]  # by name: files, bytes and the hash of what was read
+    sources: Mapping[str, Any]  # by name: number of files, bytes, and a hash of paths and contents
     stats: Mapping[str, Any]
     funnel: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Everything that a report shows. What a run does not have is None or empty."""
+    """Everything that a report shows. Parts that a run does not have are None or empty."""
 
     run: str
     model: ModelConfig
     parameters: int
     trainings: tuple[Training, ...]
     tasks: tuple[Task, ...]
-    text_task: Task | None  # the one that measures the baselines' text
+    text_task: Task | None  # the task that measures the baselines' text
     baselines: tuple[Baseline, ...]
     data: Data | None
     tokenizer: Mapping[str, Any]
@@ -72,12 +73,12 @@ class Numbers:
 
     @property
     def wall_s(self) -> float:
-        """Seconds of all stages."""
+        """Wall time of all stages in seconds."""
         return sum(link.wall_s for link in self.links)
 
     @property
     def core_s(self) -> float:
-        """CPU seconds of all stages."""
+        """CPU time of all stages in core-seconds."""
         return sum(link.core_s for link in self.links)
 
     @property
@@ -96,7 +97,7 @@ def collect(
 ) -> Numbers:
     """Reads the artifacts of a run, in the order of the graph.
 
-    `trained` has the training stages, `artifacts` those of all stages, theirs included, by name.
+    `trained`: the training stages; `artifacts`: the artifacts of all stages, by name.
     """
     stats = {name: artifact.stats for name, artifact in artifacts.items()}
     tasks = read_tasks(trained)

@@ -1,4 +1,4 @@
-"""Samples of a model: held-out questions, and its likeliest answers."""
+"""Samples of a model: held-out questions and its greedy answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from lifecycle.report.blocks import Exchange
 from lifecycle.text.rows import read_rows
 
 NUM_QUESTIONS = 6
-MAX_ANSWER = 64  # tokens; the rows' answers are of one sentence
+MAX_ANSWER = 64  # tokens; the rows' answers are one sentence long
 
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out row as a prompt for the model, and what the row answers."""
+    """A held-out row as a prompt for the model, with the row's own answer."""
 
     ids: list[int]
     text: str
@@ -26,7 +26,7 @@ class Question:
 
 
 def ask(model: Model, questions: Sequence[Question]) -> list[Exchange]:
-    """The model's likeliest answers."""
+    """The model's greedy answers."""
     greedy = SamplingParams(temperature=0, max_tokens=MAX_ANSWER)
     answers = generate(model, [question.ids for question in questions], greedy) if questions else []
     return [
@@ -50,7 +50,7 @@ def held_out_questions(path: Path, model: Model) -> list[Question]:
 def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
     for row in rows:
         prompt, answer = row.get("prompt"), row.get("completion")
-        if isinstance(prompt, str) and isinstance(answer, str):  # plain text, as fine-tuning saw it
+        if isinstance(prompt, str) and isinstance(answer, str):  # plain text, as in fine-tuning
             yield Question([model.tokenizer.bos_id, *model.tokenizer.encode(prompt)], prompt, answer)
         elif (turns := _turns(row)) is not None:
             ids = model.template.render(turns[:-1], add_generation_prompt=True).ids

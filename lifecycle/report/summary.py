@@ -20,7 +20,7 @@ def summary_section(numbers: Numbers) -> ReportSection:
 
 
 def side(comparison: Comparison, higher_is_better: bool) -> str:
-    """On which side of the baseline the interval of the difference is."""
+    """Which side of the baseline the interval of the difference is on."""
     if comparison.low <= 0 <= comparison.high:
         return "not distinguishable from"
     return "better than" if (comparison.difference > 0) == higher_is_better else "worse than"
@@ -73,7 +73,7 @@ def _task_tile(task: Task) -> Tile:
 def _preference_tiles(trainings: tuple[Training, ...]) -> Iterator[Tile]:
     for training in trainings:
         if points := training.curves.get("heldout_accuracy"):
-            # an objective with a reference compares with the model that it starts from: all pairs tie there
+            # an objective with a reference compares with its initial model: before training, all pairs tie
             is_relative = objective_kind(training.objective).needs_reference
             remark = "50 % before, by definition" if is_relative else ""
             yield Tile(f"held-out preference accuracy, {training.name}", share(points[-1][1]), remark)

@@ -15,8 +15,8 @@ from lifecycle.report.blocks import Point
 class TrainedStage:
     """A training stage, its artifact, and the evaluation of its weights (None: not evaluated).
 
-    `start` is the training stage that it continues, None for fresh weights or a bundle's. `is_exported`: the run's
-    bundle has its weights.
+    `start` is the training stage that it continues; None: it starts from fresh weights or a bundle. `is_exported`: the
+    run's bundle has its weights.
     """
 
     name: str
@@ -29,7 +29,7 @@ class TrainedStage:
 
 @dataclass(frozen=True)
 class Training:
-    """The numbers of a training stage. `curves`: by metric, (step, value) in order."""
+    """The numbers of a training stage. `curves`: by metric, its (step, value) points in order."""
 
     name: str
     objective: str
@@ -44,13 +44,13 @@ class Training:
 
     @property
     def utilisation(self) -> float:
-        """Of the measured matmul peak, in the median interval."""
+        """MFU: the share of the measured matmul peak, in the median logging interval."""
         peak = self.stats["matmul_peak_flops"] * self.num_devices
         return self.stats["tokens_per_s"] * self.flops_per_token / peak
 
     @property
     def flops_per_core_s(self) -> float | None:
-        """None for a run too short for the operating system's clock of 10 ms."""
+        """FLOPs per core-second; None if the run is too short for the operating system's 10 ms clock."""
         return self.stats["tokens"] * self.flops_per_token / self.core_s if self.core_s else None
 
 
@@ -69,7 +69,7 @@ def read_training(stage: TrainedStage) -> Training:
         stats=stage.artifact.stats,
         curves=_curves(records),
         flops_per_token=3 * forward,
-        num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, as the peak
+        num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, like the peak
         core_s=sum(record.get("cpu_s", 0.0) for record in records),
     )
 

@@ -53,7 +53,7 @@ def _settings_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own(training: Training) -> str:
-    """The settings that stages of other objectives do not have."""
+    """The settings that are specific to the stage's objective."""
     fields = objective_kind(training.objective).settings.model_fields
     own = [name for name in fields if name not in TrainConfig.model_fields and name in training.settings]
     return ", ".join(f"{name.replace('_', ' ')} {training.settings[name]}" for name in own)
@@ -89,7 +89,7 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
 
 
 def _notes(training: Training) -> Iterator[str]:
-    """What explains the stage's curves."""
+    """Yields notes that explain the stage's curves."""
     if "eval_bytes" in training.settings:
         yield (
             f"During training held-out text is measured on its first documents only, about "

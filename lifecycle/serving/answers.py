@@ -12,7 +12,7 @@ from lifecycle.text.tokenizer import Tokenizer
 
 @dataclass
 class Usage:
-    """Tokens of one HTTP request; a stop token that was generated counts."""
+    """Tokens of one HTTP request; a generated stop token is counted."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -58,7 +58,7 @@ class AnswerForm:
         return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
     def chunk(self, index: int, event: Event) -> dict[str, Any]:
-        """What an event adds to a choice."""
+        """The chunk for an event of a choice."""
         if self.kind == "text":
             return self._chunk(self._choice(index, event))
         delta = {"content": event.text} if event.text else {}
@@ -87,7 +87,7 @@ class AnswerForm:
         return {**choice, "logprobs": self._logprobs(index, event), "finish_reason": event.finish_reason}
 
     def _logprobs(self, index: int, event: Event) -> dict[str, Any] | None:
-        """Of the event's tokens, the stop id left out."""
+        """Log-probabilities of the event's tokens, without the stop id."""
         if not self.has_logprobs:
             return None
         tokens = list(event.tokens)
@@ -121,5 +121,5 @@ class AnswerForm:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinities: OpenAI writes -9999 for a token that cannot be."""
+    """JSON has no infinities: OpenAI writes -9999 for an impossible token."""
     return max(logprob, -9999.0)

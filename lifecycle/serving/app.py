@@ -1,7 +1,7 @@
 """The HTTP application: OpenAI's routes, metrics, health and the chat page.
 
 Models are looked up by name at each request, so a changed mapping moves a name to another version while running
-requests finish on the old one. What must hold: a key is never written anywhere, and each request is recorded once,
+requests finish on the old one. What must hold: an API key is never written anywhere, and each request is recorded once,
 rejected ones too.
 """
 
@@ -90,7 +90,7 @@ async def _request_error(_: Request, error: Exception) -> Response:
 
 
 async def _internal_error(_: Request, error: Exception) -> Response:
-    """For the client; the traceback is raised on and goes to the log."""
+    """The client's answer; the exception is raised again, and its traceback goes to the log."""
     return RequestError(500, f"internal error ({type(error).__name__})", code="internal_error").response()
 
 
@@ -117,7 +117,7 @@ class Api:
         return JSONResponse({"object": "list", "data": [_card(name, s) for name, s in self._models.items()]})
 
     async def show_model(self, request: Request) -> Response:
-        """One of them."""
+        """One served model."""
         self._authorise(request)
         name = request.path_params["name"]
         return JSONResponse(_card(name, self._model(name)))
@@ -151,7 +151,7 @@ class Api:
         return await self._recorded(request, work)
 
     async def _recorded(self, request: Request, work: Callable[[Recorder], Awaitable[Response]]) -> Response:
-        """Runs a handler's work; a refusal is recorded and answered in OpenAI's form."""
+        """Runs a handler's work; a rejection is recorded and answered in OpenAI's form."""
         recorder = Recorder(request.url.path, self._observers)
         try:
             self._authorise(request)
@@ -211,7 +211,7 @@ def _card(name: str, served: Served) -> dict[str, Any]:
 
 
 async def _json_body(request: Request) -> bytes:
-    """The body, if it is called JSON: a browser sends other types to strange servers without asking them first."""
+    """The body, if its content type is JSON: browsers send other types to other origins without a preflight request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "send the body with 'Content-Type: application/json'")
     body = b""

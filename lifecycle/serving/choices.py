@@ -59,7 +59,7 @@ class Choices:
 
 
 def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
-    """Submits all of a request or nothing; raises `RequestError` for what the engine does not take."""
+    """Submits all of a request or nothing; raises `RequestError` if the engine rejects it."""
     generations: list[Generation] = []
     try:
         for prompt, params in work:
@@ -78,5 +78,5 @@ def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]])
 
 
 def completions(events: Sequence[tuple[int, Event]], count: int) -> list[Completion]:
-    """Puts the events of `count` choices together."""
+    """Joins the events of each of `count` choices."""
     return [collect([event for index, event in events if index == i]) for i in range(count)]

@@ -68,7 +68,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._choices.cancel()
-            self._recorder.finish(CLIENT_GONE)  # of no effect after a proper end
+            self._recorder.finish(CLIENT_GONE)  # no effect after a regular end
             await self._chunks.aclose()
 
     async def _events(self) -> AsyncGenerator[str]:

@@ -8,7 +8,7 @@ from lifecycle.serving.schemas import CompletionRequest
 
 
 def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
-    """Token ids of each prompt; a text gets the BOS before it, token ids are taken as they are."""
+    """Token ids of each prompt; a text is prefixed with the BOS, token ids are taken as they are."""
     tokenizer = model.tokenizer
     prompts: list[list[int]] = []
     for prompt in ask.prompts:

@@ -10,7 +10,7 @@ from lifecycle.inference.generation import Event
 
 @dataclass
 class FinishedRequest:
-    """One HTTP request; times in seconds. `generation_ids` are the engine's, by which steps were charged."""
+    """One HTTP request; times in seconds. `generation_ids` are the engine's, to which steps were charged."""
 
     route: str
     id: str = ""  # the answer's id; a rejected request has its own

@@ -40,7 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 MAX_STOPS = 4
-MAX_STOP_LENGTH = 1000  # characters; each new token is compared with every beginning of a stop string
+MAX_STOP_LENGTH = 1000  # characters; each new token is compared with every prefix of a stop string
 MAX_CHOICES = 16
 
 type Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
@@ -60,7 +60,7 @@ class StreamOptions(_Body):
 
 
 class _Request(_Body):
-    """What both kinds of request have in common."""
+    """The common fields of both kinds of request."""
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -100,7 +100,7 @@ class _Request(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
-        """The settings of choice number `index`: what the request says, else the model's defaults."""
+        """The settings of choice number `index`: the request's, else the model's defaults."""
         names = ("temperature", "top_p", "top_k", "min_p")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
@@ -139,11 +139,11 @@ class TextPart(_Body):
 
 
 class Message(_Body):
-    """A turn of a conversation; `developer` is another word for `system`."""
+    """A turn of a conversation; `developer` means `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    refusal: None = None  # these are in an answer's message, which clients send back as it came
+    refusal: None = None  # fields of an answer's message, which clients send back unchanged
     audio: None = None
     function_call: None = None
     tool_calls: None = None
@@ -187,7 +187,7 @@ def parse[R: _Request](kind: type[R], body: bytes) -> R:
 
 
 def _explain(error: ValidationError) -> RequestError:
-    """The most deeply nested of the issues: a value of a union has an issue with each of its members."""
+    """The error for the most deeply nested issue: a value of a union has an issue for each of its members."""
     issue = max(reversed(error.errors(include_url=False, include_context=False)), key=lambda i: len(i["loc"]))
     is_field = [isinstance(part, int) or part in _FIELDS or issue["type"] == "extra_forbidden" for part in issue["loc"]]
     where = ".".join(str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)

@@ -55,7 +55,7 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
 
 @contextmanager
 def _signals_ignored_afterwards() -> Iterator[None]:
-    """uvicorn raises the signal that ended it once more, for the handlers that were there before its own."""
+    """uvicorn re-raises the signal that ended it, for the handlers installed before its own; here, those do nothing."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda *_: None) for number in numbers]
     try:

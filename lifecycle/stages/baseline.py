@@ -1,4 +1,4 @@
-"""Stage `baseline`: trigram models on the same tokens and split, which the language model has to beat."""
+"""Stage `baseline`: trigram models with the same tokenizer and split, which the language model has to beat."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lifecycle.training.packing import permutation
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, trained: str) -> Outcome:
-    """Fits a trigram on the tokens that the stage `trained` has seen, and one on the full training split."""
+    """Fits one trigram on as many tokens as the stage `trained` has seen, and one on the full training split."""
     shards = TokenShards(inputs["tokens"].path, "train")
     heldout = TokenShards(inputs["tokens"].path, "heldout")
     held = list(read_documents(inputs["documents"].path, "heldout", ["id", "text"]))
@@ -38,5 +38,5 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
 
 
 def _tokens_seen(trained: Artifact, shards: TokenShards) -> int:
-    """Tokens of the training split that a training stage has seen at least once."""
+    """The number of tokens that a training stage has read, capped at the size of the training split."""
     return min(trained.stats["tokens"], shards.num_tokens)

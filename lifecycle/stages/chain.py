@@ -26,7 +26,7 @@ POLL_S = 0.5  # how often a process checks for another one's artifact
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage with its artifact, or else its draft, which is None while an input is missing."""
+    """A stage, its draft (None while an input is missing) and its artifact (None: not finished)."""
 
     stage: Stage
     draft: Draft | None
@@ -47,7 +47,7 @@ def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
 
 
 def finished_stage(config: RunConfig, name: str) -> Artifact:
-    """The finished artifact of a stage; raises `ConfigError` if the current config's one is missing."""
+    """The finished artifact of a stage; raises `ConfigError` if the current config has none."""
     artifact = states(config, (name,))[-1].artifact
     if artifact is None:
         raise ConfigError(f"{config.folder}: stage {name} is not finished; run: lifecycle run CONFIG --until {name}")
@@ -59,7 +59,7 @@ def bring_up_to_date(
 ) -> dict[str, Artifact]:
     """Makes the missing artifacts of the targets and of the stages that they need; returns all of them by stage.
 
-    `prepare` is called once, before the first stage that runs.
+    `prepare` is called once, before the first stage that runs, if any does.
     """
     stages = needed(build_graph(config), targets)
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def bring_up_to_date(
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:
-    """Rejects what this job's devices cannot do before hours of work, not after."""
+    """Rejects stages that this job's devices cannot run, before hours of work instead of after."""
     from lifecycle.parallel.mesh import build_mesh
     from lifecycle.training.freeze import frozen_part
 

@@ -42,21 +42,21 @@ class RowsConfig(Section):
     docstrings: bool = False  # rows about the functions of the documents' Python source
     chat: tuple[Path, ...] = ()  # columns: messages; or prompt, completion; or text
     pairs: tuple[Path, ...] = ()  # columns: prompt, chosen, rejected
-    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by hash of their content
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by content hash
 
 
 class EvaluateConfig(EvalConfig):
     """The tasks, and which training stages are evaluated on them."""
 
-    after: tuple[str, ...] | None = None  # None: each; the exported one always: the promotion gate compares it
+    after: tuple[str, ...] | None = None  # None: all; the exported one always, for the promotion gate
     mesh: MeshConfig | None = None  # None: the run's
 
 
 class ExportConfig(Section):
-    """The bundle that a run ends in."""
+    """The bundle that a run exports."""
 
-    of: str | None = None  # the training stage whose weights it has; None: the last one
-    # How its model is sampled where a request does not say; None: as the bundle that the weights go back to, or greedy.
+    of: str | None = None  # the training stage whose weights are exported; None: the last one
+    # Sampling if a request does not set it; None: as in the bundle that the weights originate from, or greedy.
     sampling: SamplingConfig | None = None
 
 
@@ -195,9 +195,7 @@ class RunConfig(Section):
         self._check_rows()
         self._check_meshes()
         for model in self.models.values():
-            family_of(model).config_to(
-                model
-            )  # a model that no export can express is rejected now, not after the training
+            family_of(model).config_to(model)  # a model that no export can express is rejected now, not after training
         for name in self.train:
             self._check_sizes(name)
         return self
@@ -225,7 +223,7 @@ class RunConfig(Section):
                 self.require_stage(name, f"{setting}: ")
 
     def _check_rows(self) -> None:
-        """That what the stages read can be made."""
+        """Checks that the rows that stages and tasks read can be made."""
         if self.data is None:
             self._check_without_data()
         for task in self.tasks:
@@ -287,7 +285,7 @@ class RunConfig(Section):
         self.model_of(self.exported).check_mesh(self.serve.mesh)
 
     def _check_sizes(self, name: str) -> None:
-        """That a training stage's sizes fit its model and the mesh."""
+        """Checks that a training stage's sizes fit its model and the mesh."""
         train, model, mesh = self.train[name], self.model_of(name), self.mesh
         at = f"train.{name}"
         rows = train.global_batch_size // train.grad_accum

@@ -1,4 +1,4 @@
-"""Stage `documents`: from tagged documents to clean, deduplicated ones, kept, held out and removed."""
+"""Stage `documents`: selects clean, deduplicated documents from the tagged ones: kept, held out and removed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Selects among the tagged documents."""
+    """Splits the tagged documents into kept, held-out and removed ones."""
     assert config.data is not None, "the graph has documents where there is a data section"
     tagging, eval_rows = inputs["tagging"].path, keys.evaluation_files(config)
     return Outcome(prepare_documents(tagging, config.data, out, progress, config.seed, eval_rows))

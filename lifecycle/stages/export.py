@@ -2,7 +2,7 @@
 
 The weights go from the checkpoint to the bundle array by array: memory holds one array and the published tensor that it
 fills. They keep the checkpoint's float32, so that the exported weights are the evaluated ones; `lifecycle import
-safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle of it, to be evaluated by itself.
+safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle from it, which needs its own evaluation.
 """
 
 import json

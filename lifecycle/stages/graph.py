@@ -2,7 +2,7 @@
 
 tagging -> documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register -> report
 
-The training stages are the user's; all else follows from them. A stage is in the graph only if the run needs it: no
+The training stages are the user's; the others follow from them. A stage is in the graph only if the run needs it: no
 token shards unless a stage reads tokens, no rows unless one reads rows, no documents without a data section.
 """
 
@@ -22,7 +22,7 @@ type Graph = dict[str, Stage]  # by name, each after its inputs
 
 
 def build_graph(config: RunConfig) -> Graph:
-    """The stages of a run. Every training stage has an evaluation stage; the report needs the chosen ones only."""
+    """The stages of a run. Every training stage has an evaluation stage; the report needs only those in `evaluated`."""
     graph: Graph = {}
     for stage in _stages(config):
         assert graph.keys() >= {*stage.inputs}, f"{stage.name} comes before one of {stage.inputs}"
@@ -46,7 +46,7 @@ def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
 
 
 def present(graph: Graph, *names: str) -> tuple[str, ...]:
-    """Those of the names that are stages of this graph."""
+    """The given names that are stages of this graph."""
     return tuple(name for name in names if name in graph)
 
 
@@ -115,8 +115,8 @@ def _gate(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_registered(config: RunConfig, registration: Artifact) -> bool:
-    """Whether the registry's candidate is still this registration's version: not after it was deleted, nor after
-    another run in this folder has registered its own version."""
+    """Whether the registry's candidate is still this registration's version. False if the registry was deleted, or if
+    another run in this folder has since registered its own version."""
     if not config.registry_path.is_file():
         return False
     return Registry(config.registry_path).aliases().get(CANDIDATE) == registration.stats["version"]

@@ -18,7 +18,7 @@ from lifecycle.stages.origins import lineage
 
 def tagging(config: RunConfig) -> dict[str, Any]:
     """The key of the tagged documents: the sources' files, and how they are read and measured."""
-    from lifecycle.data.sources import source_fingerprint  # reads the sources' files: only where a stage may run
+    from lifecycle.data.sources import source_fingerprint  # reads the sources' files: imported only if a stage may run
 
     assert config.data is not None
     return {"data": config.data.tagging(), "sources": source_fingerprint(config.data)}
@@ -31,12 +31,12 @@ def documents(config: RunConfig) -> dict[str, Any]:
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:
-    """Of the tokenizer."""
+    """The key of the tokenizer: its settings and the seed."""
     return {**config.tokenizer.plain(), "seed": config.seed}
 
 
 def nothing(config: RunConfig) -> dict[str, Any]:
-    """Of a stage that its inputs alone decide."""
+    """The empty key of a stage that depends only on its inputs."""
     return {}
 
 
@@ -48,7 +48,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
             raise ConfigError(f"{path}: no such file; correct rows.chat or rows.pairs")
     contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
     against: dict[str, Any] = {}
-    if files:  # own rows are compared with the evaluation's
+    if files:  # the user's rows are compared with the evaluation rows
         against = {"eval_rows": evaluation_rows(config), **config.decontamination.plain()}
     return {**config.rows.plain(), "contents": contents, "against": against, "seed": config.seed}
 
@@ -64,7 +64,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
             raise ConfigError(
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
-        sampling_of(bundle)  # the export inherits it: one that is damaged is rejected before the training
+        sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     model = config.model_of(name).plain()
     return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name)}
@@ -80,18 +80,18 @@ def row_order(config: RunConfig, name: str) -> dict[str, int]:
 
 
 def evaluation(config: RunConfig) -> dict[str, Any]:
-    """Of the scores: the tasks and their rows."""
+    """The key of the scores: the tasks and their rows."""
     return {"tasks": [task.plain() for task in config.tasks], "rows": evaluation_rows(config)}
 
 
 def export(config: RunConfig) -> dict[str, Any]:
-    """Of the bundle."""
+    """The key of the bundle: the model and its generation defaults."""
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
     return {"model": config.model_of(config.exported).plain(), "generation": generation}
 
 
 def evaluation_rows(config: RunConfig) -> dict[str, str]:
-    """By task, the hash of the user's rows."""
+    """The hash of the user's rows, by task."""
     from lifecycle.evals.rows import local_rows
 
     return {} if config.evaluate is None else local_rows(config.evaluate)

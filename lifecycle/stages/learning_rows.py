@@ -4,7 +4,7 @@
 |---|---|---|
 | `tokens` | token shards | bits per byte of the first held-out documents |
 | `chat` | chat rows, with a share of replayed token rows | the objective's means |
-| `pairs` | preference pairs, with a reference's log-probabilities where the objective compares with one | the same |
+| `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
 """
 
 import json
@@ -44,7 +44,7 @@ DROPPED_ROWS = "dropped_rows.json"
 
 @dataclass(frozen=True)
 class Learner:
-    """The stage that the rows are for. `seeds`: of their order, by kind; `start_hash`: of the weights in `start`."""
+    """The stage that the rows are for. `seeds`: of the row order, by kind; `start_hash`: hash of `start`'s weights."""
 
     train: TrainConfig
     model: ModelConfig
@@ -82,7 +82,7 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
 
 
 def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> RowSource:
-    """Rows of all documents, or of each source in its share."""
+    """Rows of all documents, or of each source in its share of the mixture."""
     if not train.mixture:
         return DocumentRows(shards, train.seq_len, seed)
     sources = {name: DocumentRows(shards.of_source(name), train.seq_len, seed) for name in train.mixture}
@@ -90,7 +90,7 @@ def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> Row
 
 
 def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
-    """Raises `ShardError` if a mixture of any stage names a source without a document: before the first one trains."""
+    """Raises `ShardError` if any stage's mixture names a source without documents; called before training."""
     for name in {name for train in stages if isinstance(train, NextTokenConfig) for name in train.mixture}:
         shards.of_source(name)
 
@@ -120,7 +120,7 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
         path = inputs["rows"].path / f"pairs-{split}.jsonl"
-        pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit a row
+        pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
         packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"])
         if objective_kind(train.objective).needs_reference:
             progress.note(f"reference log-probabilities of {len(pairs)} pairs")
@@ -139,8 +139,10 @@ READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = 
 def heldout_bits(
     model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
 ) -> Evaluate | None:
-    """Bits per byte on the first held-out documents, up to about `train.eval_bytes`, each cut to a quarter of that so
-    that no single document decides, in windows of `train.seq_len`; None without held-out documents."""
+    """Bits per byte on the first held-out documents, about `train.eval_bytes` in all, in windows of `train.seq_len`.
+
+    Each document is cut to a quarter of that size, so that no single one dominates. None without held-out documents.
+    """
     pieces, total = [], 0
     for number in range(len(heldout)):
         ids = heldout[number]
@@ -160,15 +162,14 @@ def heldout_bits(
 
 
 def _means(learner: Learner, heldout: RowSource) -> Evaluate:
-    """The objective's own means over held-out rows."""
+    """Measures the objective's own means over held-out rows."""
     train = learner.train
     measure = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
     return Evaluate(train.eval_every, measure)
 
 
 def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
-    """The initial weights' log-probabilities of every pair, computed once: a resumed run reads those of the killed
-    one."""
+    """Log-probabilities of every pair under the initial weights. Computed once: a resumed run reads the saved table."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
     path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npy"
     if path.is_file():
@@ -182,7 +183,7 @@ def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
-    """Writes which rows were dropped, and why, next to the weights that did not see them."""
+    """Lists the dropped rows, with reasons, next to the weights that did not see them."""
     if is_writer():
         write_text(out / DROPPED_ROWS, json.dumps([report.plain() for report in reports.values()], indent=1))
 

@@ -13,7 +13,7 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 FRESH = "fresh"
-BUNDLE_FILE = "config.json"  # a folder that has it may be meant as a bundle
+BUNDLE_FILE = "config.json"  # a folder with this file counts as a bundle
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Start:
 
 
 def starts_of(train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> dict[str, Start]:
-    """The start of each stage; `models` has the name of each one's model. Raises `ValueError` for a `from` that is
-    neither a stage nor a folder, or a stage of another model."""
+    """The start of each stage; `models`: each stage's model, by name. Raises `ValueError` for a `from` that is
+    neither a stage nor a folder, or is a stage of another model."""
     starts = {name: _start(name, train, models) for name in train}
     for name, start in starts.items():
         if start.stage is not None and models[start.stage] != models[name]:

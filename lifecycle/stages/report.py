@@ -19,11 +19,11 @@ from lifecycle.report.trained import TrainedStage
 from lifecycle.stages.config import EVALUATE, RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 
-QUESTIONS = "chat-heldout.jsonl"  # of the rows
+QUESTIONS = "chat-heldout.jsonl"  # in the rows' artifact
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Writes the page, as HTML and as Markdown."""
+    """Writes the report, as HTML and as Markdown."""
     samples = _samples(inputs, progress)
     trained = list(_trained(config, inputs))
     report = build_report(collect(config.name, trained, inputs, samples, config.price, machine_facts()))

@@ -24,7 +24,7 @@ KINDS, SIDES = ("chat", "pairs"), ("train", "heldout")  # own rows are added to 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     """Writes rows by kind and side; the user's rows that overlap an evaluation row are left out."""
     stats: dict[str, Any] = {}
-    for kind, side in product(KINDS, SIDES):  # a killed run may have left some; own rows would be added a second time
+    for kind, side in product(KINDS, SIDES):  # a killed run may have left files, and own rows would be added twice
         (out / f"{kind}-{side}.jsonl").unlink(missing_ok=True)
     if config.rows.docstrings:
         progress.note("reading docstrings")
@@ -40,19 +40,19 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def _overlap(row: dict[str, Any], index: OverlapIndex) -> float:
-    """The largest share that any text of a row has in common with an evaluation row."""
+    """The largest overlap of any text in the row with an evaluation row."""
     hits = (index.worst(index.match(text)) for text in texts_in(row))
     return max((hit.share for hit in hits if hit), default=0.0)
 
 
 def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
     """Adds the user's rows to `<kind>-train.jsonl` and `<kind>-heldout.jsonl`, each to the same side in every run,
-    except for a few rows that fill a side which chance left empty."""
+    except for rows moved to a side that chance left empty."""
     shares = [random.Random(f"{seed} {digest(row)}").random() for row in rows]
     low, high = min(shares, default=0.0), max(shares, default=0.0)
     split: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     for row, share in zip(rows, shares, strict=True):
-        is_heldout = share < high and (share < heldout_fraction or share == low)  # of few rows, one on each side
+        is_heldout = share < high and (share < heldout_fraction or share == low)  # so that neither side is empty
         split["heldout" if is_heldout else "train"].append(row)
     for side, added in split.items():
         path = out / f"{kind}-{side}.jsonl"
@@ -63,7 +63,7 @@ def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: flo
 
 def _checked(kind: str, file: Path) -> Iterator[dict[str, Any]]:
     """A file's rows, checked before hours of training; an error names the user's file and line."""
-    encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer will do: columns, roles and types are looked at
+    encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer: only columns, roles and types are checked
     encode = encoder.encode_sft if kind == "chat" else encoder.encode_preference
     for line, row in read_rows(file):
         try:

@@ -1,7 +1,7 @@
-"""Sessions: on which mesh, processes and hosts a stage was computed, recorded through kills.
+"""Sessions: the mesh, processes and hosts on which a stage was computed, recorded across kills and resumes.
 
 A job may be resumed on another mesh from its checkpoint. Each session adds a record to a file in the stage's folder
-before its first step; the manifest has them all, with each one's steps in the final weights.
+before its first step; the manifest has them all, each with its steps in the final weights.
 """
 
 import json
@@ -22,7 +22,7 @@ SESSIONS = "sessions.jsonl"
 
 
 def session_on(mesh: MeshConfig) -> dict[str, Any]:
-    """The mesh, processes and hosts of this job; all its processes make the same call."""
+    """The mesh, processes and hosts of this job; every process of the job must call this."""
     return {"mesh": mesh.plain(), "processes": jax.process_count(), "hosts": host_names()}
 
 
@@ -44,7 +44,7 @@ class RecordSession(Hook):
 def finished_sessions(out: Path, steps: int) -> list[dict[str, Any]]:
     """The sessions whose steps are in the final weights, each up to the first step of the next one.
 
-    None for a process that does not write: the folder may already have its final name.
+    Empty for a process that does not write: the folder may already have its final name.
     """
     if not is_writer():
         return []

@@ -15,7 +15,7 @@ type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage reports of its artifact.
+    """The result of a stage's run, for its artifact's manifest.
 
     `content_hash` replaces the hash over the files if those may differ. `how` has a record for each session: its mesh,
     processes and hosts.
@@ -27,7 +27,7 @@ class Outcome:
 
 
 class StageRun(Protocol):
-    """A stage's work: writes into `out`, which still has what a killed run of the same stage left."""
+    """A stage's work: writes into `out`, which may still have files of a killed run of the same stage."""
 
     def __call__(self, config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
         """Makes the artifact's content in `out` from the inputs' artifacts."""
@@ -44,13 +44,13 @@ class Stage:
     content."""
 
     name: str
-    kind: str  # the module lifecycle.stages.<kind>, imported only where the stage runs
+    kind: str  # the module lifecycle.stages.<kind>, imported only if the stage runs
     inputs: tuple[str, ...]
     settings: Callable[[RunConfig], dict[str, Any]]
-    bundle: Path | None = None  # a bundle from outside the run that it is made from too
+    bundle: Path | None = None  # a further input: a bundle from outside the run
     on_all_processes: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the module's run(): which of its kind this one is
-    # for a stage that changes something outside its artifact too: whether that is still as the artifact has it
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
+    # for a stage with effects outside its artifact: whether these still match the artifact
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
 
     def load(self) -> StageRun:

@@ -1,4 +1,4 @@
-"""Stage `tagging`: from sources to documents with a column for every measurement."""
+"""Stage `tagging`: reads the sources into documents with a column for every measurement."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: trains one on kept text, or copies an existing one; measures it on held-out text."""
+"""Stage `tokenizer`: trains a tokenizer on kept text, or copies an existing one; measures it on held-out text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from lifecycle.text.tokenizer import bytes_per_token, load_tokenizer, train_toke
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Makes the tokenizer's folder; raises `ConfigError` for a model whose vocabulary is too small for it."""
+    """Writes the tokenizer; raises `ConfigError` for a model whose vocabulary is too small for it."""
     if config.tokenizer.is_trained:
         progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
     stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed)

@@ -1,4 +1,4 @@
-"""Stage `tokens`: documents to tokenised ArrayRecord shards."""
+"""Stage `tokens`: tokenises documents into ArrayRecord shards."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Tokenises the documents, kept and held out."""
+    """Tokenises the kept and held-out documents."""
     del config  # the tokenizer decides everything
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     return Outcome(write_token_shards(inputs["documents"].path, tokenizer, out, progress))

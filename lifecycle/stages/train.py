@@ -1,4 +1,4 @@
-"""Kind of stage `train`: an objective on its rows, from the stage's initial weights."""
+"""Stages of kind `train`: train an objective on its rows, from the stage's initial weights."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lifecycle.training.objectives.objective import build_objective
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str) -> Outcome:
-    """Trains the stage `name`; the artifact's content hash is its weights', independent of the checkpoint files."""
+    """Trains the stage `name`; the artifact's content hash is that of the weights, not of the checkpoint files."""
     train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     if "tokens" in inputs:

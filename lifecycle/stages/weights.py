@@ -24,7 +24,7 @@ from lifecycle.weights.published import load_config, load_weights
 def start_weights(
     config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[PRNGKeyArray | Params, str]:
-    """A training stage's initial weights, sharded over `mesh`, and their hash; for fresh weights their random key."""
+    """A training stage's initial weights, sharded over `mesh`, and their hash; if fresh, a random key and ""."""
     start, model = config.starts[name], config.model_of(name)
     if start.bundle is not None:
         return imported_params(start.bundle, model, tokenizer, mesh), content_hash(start.bundle)
@@ -36,13 +36,13 @@ def start_weights(
 def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
     """The final weights of a training stage's artifact, sharded over `mesh`, or all on this process's first device.
 
-    Always the last step's, never those of an earlier checkpoint if the last is damaged.
+    Always those of the last step, never of an earlier checkpoint if the last one is damaged.
     """
     return _final_params(artifact, model, mesh, None)
 
 
 def trained_params_in_use(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
-    """`trained_params` as they are computed with (`params_in_use`), read straight into their dtypes."""
+    """`trained_params` in the dtypes that the model computes with (`params_in_use`), converted while they are read."""
     return _final_params(artifact, model, mesh, abstract_in_use(model))
 
 

@@ -1,4 +1,4 @@
-"""A debug model, rows for it, and training runs of seconds: shared by the tests of the step, the loop and the mesh.
+"""A debug model, rows for it, and training runs of a few seconds, shared by tests of the step, the loop and the mesh.
 
 As a program it is one process of a training job, for tests that kill it or start several: `python -m
 lifecycle.testing.jobs OUT SETTINGS`, the settings as JSON (`TinyRun`); the writing process prints the stats as JSON.
@@ -113,7 +113,7 @@ class TinyRun:
     seed: int = 0
     data_seed: int = 0
     kill_at: int | None = None
-    kill_after: int | None = None  # the checkpoint that is complete by then
+    kill_after: int | None = None  # the step of a checkpoint that must be complete first
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Raw bytes: id `b` is byte `b`, special tokens follow. No training, no unknown text, one token a byte."""
+"""Raw bytes: id `b` is byte `b`, special tokens follow. No training, no unknown text, one token per byte."""
 
 from pathlib import Path
 

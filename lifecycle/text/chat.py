@@ -22,7 +22,7 @@ from lifecycle.text.interface import IM_END, IM_START, Tokenizer, read_config
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
-# What running an untrusted template may raise: jinja2's errors, and those of its expressions and the sandbox's limits.
+# Errors that running an untrusted template may raise: jinja2's, and those of its expressions and the sandbox's limits.
 TEMPLATE_ERRORS = (
     TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
@@ -51,7 +51,7 @@ class Rendered:
 
 
 class _Content(str):
-    """A content between its marks; stripping works on what is inside."""
+    """A content between its marks; stripping applies to the content inside."""
 
     __slots__ = ("inside", "marks")
     inside: str
@@ -150,7 +150,7 @@ class ChatTemplate:
             raise ChatError(f"chat template: {error}") from None
 
     def _turn_end(self, ids: list[int]) -> int:
-        """How many leading ids end the turn: up to the first special token, if there is one."""
+        """The number of leading ids that end the turn: up to the first special token, if there is one."""
         return next((i + 1 for i, token_id in enumerate(ids) if self.tokenizer.is_special(token_id)), 0)
 
     def _refuse_doubled(self, ids: list[int]) -> None:

@@ -73,7 +73,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
 
 
 def _damage(metadata: Mapping[str, Any]) -> str | None:
-    """The first list that is missing or inconsistent with the others."""
+    """Says which list is missing or inconsistent with the others; None if all are sound."""
     tokens, merges = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
     if not _is_texts(tokens) or not _is_texts(merges):
         return "it has no list of tokens, or none of merges"

@@ -33,7 +33,7 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 class HFTokenizer(Tokenizer):
     """A `tokenizer.json`; special tokens are those the file marks as special and those its config lists.
 
-    It keeps its own normalisation: where that loses text, `decode(encode(text))` is the normalised text.
+    It keeps its own normalisation: if that loses text, `decode(encode(text))` is the normalised text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class HFTokenizer(Tokenizer):
         config = read_config(path.parent)
         names = [t.content for t in added.values() if t.special] + listed_specials(config)
         framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
-        # Encoding may give the unknown token, so it is an ordinary one; GPT-2's is its end of text.
+        # Encoding may return the unknown token, so it is ordinary unless it also frames text (GPT-2's end of text).
         unk = {token_name(config, "unk_token") or "<unk>"} - framing
         self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
         self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))

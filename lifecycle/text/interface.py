@@ -70,7 +70,7 @@ class Tokenizer(ABC):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; several threads where the vocabulary's library has them."""
+        """Ids of each text; with several threads if the tokenizer's library has them."""
         for index, text in enumerate(texts):
             _require_unicode(text, index)
         rows = self._encode_plain(list(texts))

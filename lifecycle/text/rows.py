@@ -1,4 +1,4 @@
-"""Rows of JSONL in TRL's column words, and their token ids with the mask of what is learned.
+"""Rows of JSONL with TRL's column names, and their token ids with the mask of what is learned.
 
 | columns                        | used for    | learned                                             |
 |--------------------------------|-------------|-----------------------------------------------------|
@@ -43,7 +43,7 @@ class EncodedRow:
 
 @dataclass
 class RowsReport:
-    """What became of a file's rows."""
+    """How many of a file's rows were kept and dropped, and why."""
 
     path: str
     rows: int = 0
@@ -175,7 +175,7 @@ class RowEncoder:
         return EncodedRow(before + after, [False] * len(before) + [True] * len(after))
 
     def _conversation(self, messages: Any, learn_from: int) -> EncodedRow:
-        """Learns the assistant's messages from index `learn_from` on."""
+        """A conversation whose targets are the assistant's messages from index `learn_from` on."""
         check_messages(messages)
         spoken: list[Message] = [m for m in messages[learn_from:] if m["role"] == "assistant" and m["content"].strip()]
         if not spoken:

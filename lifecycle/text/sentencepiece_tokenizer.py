@@ -1,8 +1,8 @@
 """SentencePiece: training with settings that keep every character, and the model behind the common interface.
 
-What must hold: `decode(encode(text)) == text` for every text. So no normalisation, no dummy prefix, no removed
-spaces, and bytes for what the vocabulary lacks. SentencePiece writes a space as U+2581, so that character itself
-would come back as a space: it is encoded as its three bytes.
+What must hold: `decode(encode(text)) == text` for every text. So there is no normalisation, no dummy prefix, no removed
+space, and characters outside the vocabulary become bytes. SentencePiece writes a space as U+2581, so that character
+itself would come back as a space: it is encoded as its three bytes.
 
 The settings were chosen on 9.1 MB of the Python standard library (vocabulary 4,096, 0.5 MB held out; bits per byte of
 an interpolated Witten-Bell trigram over the tokens of the training text):
@@ -77,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._bytes = [self._piece_bytes(i, piece) for i, piece in enumerate(self._pieces)]
         self.special_ids = self._find_specials(listed_specials(config))
         self.bos_id, self.eos_id, self.pad_id = framing_ids(self._names() | config, self.special_ids, str(path))
-        # A model may say that a space is put before the text; then the first piece of "a" is not "a" alone.
+        # A model may add a space before the text; then the first piece of "a" is not "a" alone.
         self.strips_leading_space = self.processor.encode("a", out_type=str)[0].startswith(SPACE)
 
     @property
@@ -134,9 +134,9 @@ class SentencePieceTokenizer(Tokenizer):
 def train_sentencepiece(
     texts: Iterable[str], out: Path, vocab_size: int, model_type: Literal["bpe", "unigram"]
 ) -> None:
-    """Trains on `texts` (pieces of some thousand characters at most) and writes the model into `out`.
+    """Trains on `texts` (pieces of a few thousand characters at most) and writes the model into `out`.
 
-    Raises `ConfigError` when the text is too little for the vocabulary.
+    Raises `ConfigError` if there is too little text for the vocabulary.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(

@@ -40,8 +40,8 @@ class BatchSource(Protocol):
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores after `step` finished steps, JSON-ready. Later batches may have been made already: a
-        restored run makes them again."""
+        """The state that a checkpoint stores after `step` finished steps, JSON-ready. Later batches may have been made
+        already: a restored run makes them again."""
         ...
 
     def restore(self, state: dict[str, Any]) -> int:
@@ -50,7 +50,7 @@ class BatchSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends threads and whatever else works ahead."""
+        """Ends the threads and anything else that prefetches."""
         ...
 
 
@@ -84,7 +84,7 @@ class RowBatches:
         return next(self._ahead)
 
     def state(self, step: int) -> dict[str, Any]:
-        """One number, with what it counts in."""
+        """The step, with the batch size and the rows' fingerprint."""
         return {"step": step, "global_batch_size": self._global_batch_size, "source": self._rows.fingerprint}
 
     def restore(self, state: dict[str, Any]) -> int:

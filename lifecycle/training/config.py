@@ -19,12 +19,12 @@ class ScheduleConfig(Section):
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: int = Field(default=0, ge=0)
-    decay_share: float = Field(default=0.2, ge=0, le=1)  # wsd: the last part of the run, linear
+    decay_share: float = Field(default=0.2, ge=0, le=1)  # wsd: the share of the run that decays, linearly
     final_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class OptimizerConfig(Section):
-    """What updates the weights."""
+    """The optimizer and its settings."""
 
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -40,23 +40,23 @@ class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
-    # Not in a stage's key: how it is computed, which changes the order of float sums and not what is learned, and
+    # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), and
     # how it is logged and saved.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat"})
     HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every", "keep_checkpoints"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own
-    # Where the weights come from: a bundle's folder; None: the stage before, or fresh ones for the first.
+    # Where the weights come from: a bundle's folder; None: the previous stage, or fresh weights for the first.
     start: str | None = Field(default=None, validation_alias="from")
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
-    model: str | None = None  # which of the run's models, where it has several
+    model: str | None = None  # which of the run's models, if it has several
     steps: int = Field(gt=0)
     seq_len: int = Field(gt=1)
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)
-    # What of a layer waits in memory for the backward pass: None: everything; {}: its input only; or by name.
+    # Which of a layer's arrays are kept for the backward pass. None: all; {}: its input only; else by name.
     remat: Remat | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
@@ -100,7 +100,7 @@ class CrossEntropyConfig(TrainConfig):
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = TrainConfig.HOW_COMPUTED | {"loss_chunks"}
 
-    # Chunks of the vocabulary, over which the loss passes twice; 1: one pass, by blocks of positions. Saves memory.
+    # Chunks of the vocabulary, over which the loss passes twice to save memory; 1: one pass, by blocks of positions.
     loss_chunks: int = Field(default=1, gt=0)
 
 
@@ -111,7 +111,7 @@ class NextTokenConfig(CrossEntropyConfig):
     # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
     # documents as they are.
     mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    # Held-out text measured on the way; the evaluation stage uses all of it.
+    # Bytes of held-out text measured during training; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
 
 
@@ -126,7 +126,7 @@ class DpoConfig(TrainConfig):
     """Direct preference optimisation on pairs, relative to the stage's initial model."""
 
     objective: str = "dpo"
-    beta: float = Field(default=0.1, gt=0)  # how strongly the policy is held to the reference
+    beta: float = Field(default=0.1, gt=0)  # how strongly the policy is kept near the reference
     sft_weight: float = Field(default=0.0, ge=0)  # of the chosen answers' own loss
 
 

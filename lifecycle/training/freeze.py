@@ -13,7 +13,7 @@ from lifecycle.weights.names import canonical_name, is_stacked, layer_names
 
 
 def merged(trained: Params, frozen: Params) -> Params:
-    """The tree of which the two are parts."""
+    """The full tree, from its two parts."""
     both = trained.keys() & frozen.keys()
     return {**trained, **frozen, **{key: merged(trained[key], frozen[key]) for key in both}}
 
@@ -58,7 +58,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _check_pattern(pattern: str, stacks: Iterable[list[str]]) -> None:
-    """`stacks`: the names of each array's layers."""
+    """Raises `ConfigError` if `pattern` matches nothing or only a part of a stack; `stacks`: the names of each array's
+    layers."""
     matched = [(names, [name for name in names if _matches(name, pattern)]) for names in stacks]
     if not any(some for _, some in matched):
         known = {name for names, _ in matched for name in names}

@@ -79,7 +79,7 @@ class ReferenceRows:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the rows."""
-        return self._rows.fingerprint  # the table is made of the rows and of the weights that the run starts from
+        return self._rows.fingerprint  # the table depends on the rows and the weights that the run starts from
 
     def row(self, index: int) -> Row:
         """A row with `ref_logprobs`, `[P, 2]`."""

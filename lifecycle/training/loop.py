@@ -77,7 +77,7 @@ def restore_or_start(
 
 def open_log(job: TrainJob, step: int) -> RunLog:
     """The run log without the records of steps that will run again."""
-    rewind(job.out / METRICS, step or -1)  # of a run that starts again, not even its first measurement stays
+    rewind(job.out / METRICS, step or -1)  # a run that starts over drops even its first measurement
     return RunLog(job.out / METRICS)
 
 

@@ -1,4 +1,4 @@
-"""The train step as a program, traced from shapes alone: for compilers of devices that are not present."""
+"""Traces the train step from shapes alone, to compile it for devices that are not present."""
 
 from typing import Any
 

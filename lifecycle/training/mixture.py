@@ -1,7 +1,7 @@
 """Several row sources read as one, in given proportions.
 
-The schedule is a table: of `PERIOD` consecutive rows each source has its share, rounded and evenly spread. A row's
-source and its index there are index arithmetic; each source goes through its own epochs.
+The schedule is a table: each source has its share of `PERIOD` consecutive rows, rounded and evenly spread. A row's
+source and its index in that source are found by index arithmetic; each source goes through its own epochs.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.training.packing import Row, RowSource
 
-PERIOD = 1024  # shares are exact to a thousandth within any such run of rows; the table is 16 KiB
+PERIOD = 1024  # shares are exact to a thousandth in any run of this many rows; the table is 16 KiB
 
 
 class Mixture:
@@ -51,14 +51,14 @@ class Mixture:
 def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers in proportion to `weights` that sum to `PERIOD`: largest remainders are rounded up.
 
-    Raises `ConfigError` for a weight that is not positive, or of less than one row in a period.
+    Raises `ConfigError` for a weight that is not positive, or gives less than one row per period.
     """
     for name, weight in weights.items():
         if not weight > 0:
             raise ConfigError(f"mixture: weight {weight} of {name!r} is not positive; leave the source out instead")
     names = sorted(weights)
     shares = np.array([weights[name] for name in names], float)
-    shares /= shares.max()  # or the sum of large weights is infinite
+    shares /= shares.max()  # otherwise the sum of large weights could be infinite
     exact = shares / shares.sum() * PERIOD
     counts = np.floor(exact).astype(np.int64)
     missing = PERIOD - int(counts.sum())
@@ -70,7 +70,7 @@ def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _schedule(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each slot of a period the source, and the slot's rank among that source's: row `j` of `n` is due at
+    """For each slot of a period, its source and its rank among the source's slots: row `j` of `n` is due at
     `(j + 1/2) / n` of the period."""
     source = np.repeat(np.arange(len(counts)), counts)
     rank = np.concatenate([np.arange(count) for count in counts])

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024), and how its work is distributed over a mesh.
+"""Muon: orthogonalised momentum (Jordan et al. 2024), and how its work is distributed over a mesh.
 
 The update is scaled to Adam's usual size, `0.2 sqrt(max(rows, columns))` (Liu et al. 2025, "Muon is Scalable for LLM
 Training", section 2.2), so that one learning rate and one weight decay serve both. Stacked layers are a batch of
@@ -34,7 +34,7 @@ POLAR_EXPRESS = (
 
 
 class MuonState(NamedTuple):
-    """Muon's state: the momentum, a tree like the parameters'."""
+    """Muon's state: the momentum, a tree like that of the parameters."""
 
     momentum: Params
 
@@ -65,8 +65,8 @@ def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.G
 
 
 def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Float[Array, "L *batch rows columns"]:
-    """This device's shard of the orthogonalised matrices, from its shard of a stack with these logical axes. A stack
-    that the devices do not divide is padded with zeros, which stay zeros."""
+    """This device's shard of the orthogonalised matrices, from its shard of a stack with these logical axes. If the
+    number of devices does not divide a stack's layers, it is padded with zeros, which stay zeros."""
     cut = [(dim, name) for dim, name in enumerate(axes) if dim >= len(axes) - 2 and name is not None]
     num = math.prod(axis_size(name) for _, name in cut)
     full = jnp.pad(stack, [(0, -stack.shape[0] % num)] + [(0, 0)] * (stack.ndim - 1))
@@ -80,7 +80,7 @@ def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Floa
 
 def orthogonalise(matrix: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
     """Approximately the nearest semi-orthogonal matrix, `U V'` of the singular value decomposition: its singular values
-    are between 0.81 and 1.13 where the input's are above 1e-3 of its Frobenius norm."""
+    are between 0.81 and 1.13 if the input's are above 1e-3 of its Frobenius norm."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.swapaxes(-1, -2) if is_tall else matrix
     x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.01 + 1e-20

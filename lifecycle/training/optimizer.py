@@ -26,7 +26,7 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     elif schedule.kind == "constant":
         main = optax.constant_schedule(peak)
     else:
-        decay = min(max(1, round(schedule.decay_share * steps)), max(1, steps - warmup))  # the run ends with it
+        decay = min(max(1, round(schedule.decay_share * steps)), max(1, steps - warmup))  # ends with the run
         start = max(0, steps - warmup - decay)
         main = optax.linear_schedule(peak, peak * schedule.final_share, decay, transition_begin=start)
     # the first step already moves: a rate of exactly zero would waste a batch

@@ -40,7 +40,7 @@ class RowSource(Protocol):
 
 
 class TokenDocuments(Protocol):
-    """Documents as token ids with random access: what `DocumentRows` needs of `data.shards.TokenShards`."""
+    """Documents as token ids with random access: the part of `data.shards.TokenShards` that `DocumentRows` needs."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -49,7 +49,7 @@ class TokenDocuments(Protocol):
 
     @property
     def index(self) -> dict[str, Any]:
-        """What identifies the documents: a part of the fingerprint."""
+        """Data that identifies the documents; a part of the fingerprint."""
         ...
 
     def __getitem__(self, document: int) -> np.ndarray: ...
@@ -220,7 +220,7 @@ class PackedUnits:
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Packs decreasing `lengths` into bins: each goes to the fullest bin with room for it. Returns indices per bin.
 
-    The set of free capacities is one integer's bits, so that the best fit is a shift and a lowest bit.
+    The free capacities are the set bits of one integer, so that a shift and the lowest set bit give the best fit.
     """
     bins: list[list[int]] = []
     by_room: dict[int, list[int]] = {}

@@ -20,7 +20,7 @@ class Clock:
         self._paused_wall_s = self._paused_cpu_s = 0.0
 
     def read(self) -> tuple[float, float]:
-        """(wall, CPU) seconds since some moment."""
+        """(wall, CPU) seconds since an arbitrary moment."""
         return time.perf_counter() - self._paused_wall_s, cpu_seconds() - self._paused_cpu_s
 
     @contextmanager
@@ -35,7 +35,7 @@ class Clock:
 
 @dataclass
 class TrainingRun:
-    """What hooks may read and use. `metrics` are the last step's, on the host, if a hook needed them."""
+    """The run as hooks may read and use it. `metrics` are the last step's, on the host, if a hook needed them."""
 
     job: TrainJob
     progress: Progress

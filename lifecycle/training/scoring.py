@@ -26,7 +26,7 @@ from lifecycle.parallel.mesh import AnyMesh, spec
 from lifecycle.parallel.placement import on_mesh, row_order, shard_batch
 from lifecycle.training.state import param_specs
 
-# Positions of a dispatch on each of the devices that have rows of their own: 56 CPU-ms for 1.3 M parameters.
+# Positions per dispatch on each device that has its own rows: 56 CPU-ms for 1.3 M parameters.
 BATCH_TOKENS = 2048
 # Pieces up to this long share rows of this length; longer ones have rows of the next power of two. On a CPU attention
 # costs a row's square; elsewhere padding costs less than one more program to compile.
@@ -59,7 +59,7 @@ class RowShapes:
 
     @classmethod
     def of(cls, mesh: Mesh) -> "RowShapes":
-        """Those of a mesh and its kind of devices."""
+        """The row shapes for a mesh and its kind of device."""
         num_shards, context = math.prod(mesh.shape[axis] for axis in RULES["loss_rows"]), mesh.shape["context"]
         unit = (2 * context if context > 1 else 1) * mesh.shape["tensor"]
         return cls(num_shards, unit, SHORT_ROW.get(mesh.devices.flat[0].platform, BATCH_TOKENS))

@@ -25,7 +25,8 @@ from lifecycle.training.freeze import frozen_part, merged, split
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step takes and returns; `step` counts finished steps. Also used with shapes or shardings as leaves."""
+    """The state that a step takes and returns; `step` counts finished steps. Also used with shapes or shardings as
+    leaves."""
 
     trained: Params
     frozen: Params
@@ -34,7 +35,7 @@ class TrainState:
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What each checkpoint has of it."""
+        """The part that each checkpoint stores."""
         return {"params": self.trained, "opt_state": self.opt_state}
 
     @property
@@ -85,7 +86,7 @@ def init_state(
 
 
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """A state with given parameters and a fresh optimizer: how a stage starts from the previous one's weights."""
+    """A state with given parameters and a fresh optimizer: for a stage that starts from the previous one's weights."""
     return jax.jit(partial(_fresh, optimizer, shardings.frozen), out_shardings=shardings)(params)
 
 

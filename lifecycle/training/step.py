@@ -2,7 +2,7 @@
 
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
 count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients run in one manual
-`jax.shard_map` (`parallel/placement.py`); gradients are reduced over the axes that replicate a parameter once a step,
+`jax.shard_map` (`parallel/placement.py`); gradients are reduced over the axes that replicate a parameter once per step,
 after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, except for Muon's products
 (`training/muon.py`): its state is sharded like the parameters.
 """
@@ -39,9 +39,9 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
-    A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is even over the
-    mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`: how much a
-    step moves a router's selection bias towards an even load (`MoeConfig`).
+    A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
+    over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`:
+    how much a step moves a router's selection bias towards an even load (`MoeConfig`).
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))

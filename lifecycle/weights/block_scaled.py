@@ -25,7 +25,7 @@ NUMBERS = ("float32", "float16", "bfloat16")  # dtypes that need no scale
 class BlockScaled:
     """A `TensorSource` over another, with dequantised tensors under their plain names.
 
-    Raises `WeightsError` for a tensor that is neither numeric nor has a tensor of scales.
+    Raises `WeightsError` for a tensor whose dtype needs scales (not in `NUMBERS`) and that has none.
     """
 
     def __init__(self, source: TensorSource) -> None:
@@ -61,7 +61,7 @@ class BlockScaled:
         return self._shapes
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype to store a tensor in; for quantised ones the dtype that their makers unpack them to."""
+        """The dtype to store a tensor in; for quantised ones the dtype to which their publishers unpack them."""
         return BFLOAT16 if name in self._packed or name in self._squares else self._source.dtype(name)
 
     def read(self, name: str, index: Index) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Dequantises GGML's blocks, a full matrix at a time.
 
 A row is divided into blocks of 32 or 256 values; a block holds small integers and their scales. Layouts as in ggml's
-`ggml-common.h` and `ggml-quants.c` (block_q4_0 ... block_q6_K). What must hold: the same float32 values, bit by bit, as
-ggml's reference computes.
+`ggml-common.h` and `ggml-quants.c` (block_q4_0 ... block_q6_K). What must hold: the same float32 values, bit for bit,
+as ggml's reference computes.
 """
 
 from collections.abc import Callable

@@ -25,7 +25,7 @@ VERSIONS = (2, 3)
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 DEFAULT_ALIGNMENT = 32
-LONGEST_VALUE = 1 << 26  # bytes of a string or an array of numbers; a longer one is a damaged length
+LONGEST_VALUE = 1 << 26  # bytes of a string or an array of numbers; a larger length means damage
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class GgufFile:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def dtype(self, name: str) -> np.dtype:
-        """Float32, in which quantised values are exact."""
+        """float32, which represents quantised values exactly."""
         return np.dtype(np.float32)
 
     @property
     def encodings(self) -> dict[str, int]:
-        """How many tensors there are of each encoding."""
+        """The number of tensors of each encoding."""
         names = [tensor.encoding.name for tensor in self._tensors.values()]
         return {name: names.count(name) for name in sorted(set(names))}
 
@@ -93,7 +93,7 @@ class GgufFile:
 
 
 class _Damaged(Exception):
-    """Bytes that cannot be a GGUF file's."""
+    """Bytes that are not a GGUF file."""
 
 
 def _read_head(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -169,7 +169,7 @@ def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
-    if count > LONGEST_VALUE:  # before memory of that size is asked for
+    if count > LONGEST_VALUE:  # before that much memory is allocated
         raise _Damaged(f"a value of {count} bytes")
     data = file.read(count)
     if len(data) != count:

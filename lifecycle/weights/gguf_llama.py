@@ -134,7 +134,7 @@ def _rope_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]
 
 
 def _llama3_factors(head_dim: int, theta: float, factor: float) -> np.ndarray:
-    """What Llama 3 divides each frequency by: nothing, `factor`, or a ramp between, by wave length."""
+    """Llama 3's divisor of each frequency: 1, `factor`, or a ramp between them, by wavelength."""
     waves = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     smooth = np.clip((LLAMA3["original_max_seq_len"] / waves - low) / (high - low), 0, 1)

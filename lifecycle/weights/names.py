@@ -2,7 +2,7 @@
 
 In memory the arrays of layers of equal structure are stacked under `blocks` with a leading layer axis, for
 `jax.lax.scan`; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has its own
-name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit by bit, and a tree that contains copies
+name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit for bit, and a tree that contains copies
 of the parameters' tree (an optimizer's moments) is named by the same rule.
 """
 

@@ -1,6 +1,6 @@
 """Weights and config in the layout that other tools open: safetensors with per-layer names, and `config.json`.
 
-The family defines the names and keys (`weights/families`). What must hold: what is saved is loaded bit by bit; memory
+The family defines the names and keys (`weights/families`). What must hold: what is saved is loaded bit for bit; memory
 holds one tensor in addition to the final shards; and a checkpoint that does not fit is rejected before loading, with
 every missing, unknown or misshapen tensor listed.
 """
@@ -54,9 +54,9 @@ __all__ = [
 CONFIG = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FLOAT32 = np.dtype(np.float32)
-ALWAYS_FLOAT32 = "selection_bias"  # its steps are smaller than bfloat16's
+ALWAYS_FLOAT32 = "selection_bias"  # its updates are smaller than bfloat16's resolution
 
-type Spans = tuple[tuple[int, int], ...]  # (start, stop) a dimension
+type Spans = tuple[tuple[int, int], ...]  # (start, stop) per dimension
 
 
 def config_to_hf(config: ModelConfig, dtype: np.dtype = FLOAT32, **token_ids: int) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def load_weights(
     """The parameters in a folder or file of safetensors, sharded by `shardings` (a tree like the parameters'), or
     unsharded on this process's first device.
 
-    `like` gives the dtypes, as a tree like the parameters': float32, in which they are trained, unless it is
+    `like` gives the dtypes, as a tree like that of the parameters: None for float32, as in training, or
     `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. Raises
     `WeightsError` listing everything that does not fit.
     """
@@ -121,7 +121,7 @@ def open_weights(config: ModelConfig, path: Path) -> TensorSource:
 
 
 class _TextPart:
-    """The tensors below a prefix, without it, and those that belong to no part."""
+    """The text model's tensors, without their prefix, and those that belong to no part."""
 
     def __init__(self, source: TensorSource, wrapper: Wrapper) -> None:
         self._source = source
@@ -188,7 +188,7 @@ def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[
 
 
 def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
-    """Raises `WeightsError` unless `source` holds the model's tensors and no others; names each that does not fit."""
+    """Raises `WeightsError` unless `source` has the model's tensors and no others; names each that does not fit."""
     shapes = array_shapes(config)
     if unmapped := [array for array in shapes if family.layout.location(array) is None]:
         raise WeightsError(
@@ -272,7 +272,7 @@ def write_weights(
     """Writes a model in its family's layout. `read(array, expert)` returns an array by canonical name, or one expert's
     part of it; `dtypes(published name, arrays in it)` returns the stored dtype."""
     family = family_of(config)
-    family.config_to(config)  # an error before anything is written
+    family.config_to(config)  # raises before anything is written
     tensors = published_tensors(config, family.layout, array_shapes(config))
     planned = {
         name: Planned(dtypes(name, tuple(part.array for part in tensor.parts)), tensor.shape)
@@ -286,7 +286,7 @@ def write_weights(
 
 
 def write_config(config: ModelConfig, folder: Path, dtype: np.dtype = FLOAT32, **token_ids: int) -> None:
-    """Writes a bundle's `config.json`; `dtype` is recorded as the weights', `token_ids` as they are."""
+    """Writes a bundle's `config.json`; `dtype` is recorded as the weights' dtype, `token_ids` as they are."""
     write_text(folder / CONFIG, json.dumps(config_to_hf(config, dtype, **token_ids), indent=2) + "\n")
 
 

@@ -25,7 +25,7 @@ from lifecycle.weights.tensor_parts import read_bytes, read_part
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_FILE_BYTES = 5_000_000_000  # the customary size of a shard
+LARGEST_FILE_BYTES = 5_000_000_000  # the usual size of a shard
 LARGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 DTYPES: dict[str, np.dtype] = {
@@ -52,7 +52,7 @@ class SafetensorsReader:
     """The tensors of one file, or of all files of a folder; a `TensorSource`.
 
     Raises `WeightsError` for a path without safetensors, a truncated file, an index that names a missing file or
-    tensor, and a tensor that is not of a floating-point dtype.
+    tensor, and a tensor whose dtype is not in `DTYPES`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -235,7 +235,7 @@ def _groups(tensors: Mapping[str, Planned], most: int) -> list[list[str]]:
 def _write_file(
     path: Path, names: Sequence[str], tensors: Mapping[str, Planned], read: Callable[[str], np.ndarray]
 ) -> None:
-    names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # each is aligned to its own size
+    names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # so each is aligned to its dtype
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

@@ -14,7 +14,7 @@ from lifecycle.evals.scoring import loglikelihoods, take
 from lifecycle.evals.subject import Encoder, Pair, Subject
 from lifecycle.evals.tasks import TaskConfig, TaskRow, is_text
 
-OVERLAP = 4  # a later window of a document repeats 1/4 of the context: a third more work, no token without context
+OVERLAP = 4  # each later window repeats 1/4 of the context: a third more work, but no token lacks context
 
 
 class BitsPerByteTask(TaskConfig):
@@ -23,7 +23,7 @@ class BitsPerByteTask(TaskConfig):
     columns: ClassVar[tuple[str, ...]] = ("text",)
 
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """What is wrong with a row's columns; empty if nothing."""
+        """The error in a row's columns; empty if there is none."""
         return "" if is_text(columns.get("text")) else "expected a column `text` with some text"
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
@@ -38,7 +38,7 @@ class BitsPerByteTask(TaskConfig):
             for row, loss, size in zip(rows, nats, sizes, strict=True)
         ]
         tokens = sum(len(continuation) for pairs in windows for _, continuation in pairs)
-        other = {"perplexity": math.exp(math.fsum(nats) / tokens)}  # per token: comparable with one tokenizer only
+        other = {"perplexity": math.exp(math.fsum(nats) / tokens)}  # per token: comparable only for the same tokenizer
         return summarise(
             self.name, self.kind, "bits_per_byte", self.definition, examples, higher_is_better=False, other=other
         )

@@ -1,5 +1,5 @@
-"""Kind `generate`: whether greedy output passes a check against the row's answers. A row has `prompt` and `answer`, one
-text or a list of accepted texts."""
+"""Kind `generate`: whether greedy output passes a check against the row's answers. A row has `prompt` and `answer`:
+one text, or a list of accepted texts."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
 
-# By name, whether an output meets an answer.
+# By name: a function of (output, answer) that says whether the output passes.
 CHECKS: dict[str, Callable[[str, str], bool]] = {
     "exact": lambda output, answer: output.strip() == answer.strip(),
     "contains": lambda output, answer: answer in output,
@@ -42,7 +42,7 @@ class GenerationTask(PromptTaskConfig):
     stop: tuple[str, ...] = ()
 
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """What is wrong with a row's columns; empty if nothing."""
+        """The error in a row's columns; empty if there is none."""
         if not isinstance(columns.get("prompt"), str):
             return "expected a column `prompt` with text"
         wanted = columns.get("answer")

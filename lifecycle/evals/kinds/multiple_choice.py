@@ -1,5 +1,5 @@
-"""Kind `multiple_choice`: whether the right choice is the likeliest. A row has `query`, `choices` and `gold`, the right
-one's position.
+"""Kind `multiple_choice`: whether the right choice is the likeliest. A row has `query`, `choices` and `gold`, the
+position of the right choice.
 
 A choice's likelihood is log p(choice | prompt), or the same per UTF-8 byte of the choice: lm-evaluation-harness's
 "byte-length normalised" `acc_norm` (Gao, "Multiple choice normalization in LM evaluation", EleutherAI, 2021).
@@ -22,10 +22,10 @@ class MultipleChoiceTask(PromptTaskConfig):
     columns: ClassVar[tuple[str, ...]] = ("query", "choices", "gold")
     default_template: ClassVar[str] = "{{ query }}"
 
-    per_byte: bool = True  # the log-likelihood per byte of the choice decides
+    per_byte: bool = True  # pick by log-likelihood per byte of the choice; False: by its sum
 
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """What is wrong with a row's columns; empty if nothing."""
+        """The error in a row's columns; empty if there is none."""
         choices, gold = columns.get("choices"), columns.get("gold")
         if not isinstance(columns.get("query"), str):
             return "expected a column `query` with text"
@@ -59,8 +59,8 @@ class MultipleChoiceTask(PromptTaskConfig):
         """The prompt and each choice, as ids.
 
         In a chat the choice begins the assistant's turn. In plain text prompt and choice are tokenised together, as in
-        training, and split where the joint ids leave the prompt's, because a tokenizer may join characters across the
-        border.
+        training, and split where the joint ids first differ from the prompt's own, because a tokenizer may merge
+        characters across the border.
         """
         if self.chat:
             context = self.prompt_ids(row, encoder)
@@ -89,5 +89,5 @@ class MultipleChoiceTask(PromptTaskConfig):
 
 
 def _argmax(values: Sequence[float]) -> int:
-    """The position of the largest value, the first of equal ones."""
+    """The position of the largest value; the first one for ties."""
     return max(range(len(values)), key=lambda i: values[i])

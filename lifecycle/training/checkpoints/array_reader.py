@@ -23,7 +23,7 @@ class ArrayReader:
 
     def __init__(self, items: Mapping[str, Path]) -> None:
         self._items = items
-        self._held: tuple[str, int] | None = None  # of which array, from which expert on
+        self._held: tuple[str, int] | None = None  # the name and the first expert of `_part`
         self._part: np.ndarray | None = None
 
     def __call__(self, name: str, expert: int | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `weights/names.py`,
 independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary name and renames at the end;
 before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to `frozen`. What must hold: a
-checkpoint that a reader accepts is bit by bit what was saved.
+checkpoint that a reader accepts is bit for bit what was saved.
 """
 
 import logging
@@ -33,12 +33,12 @@ from lifecycle.weights.names import stack_like, unstack
 
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 PREFIX = f"{PARAMS}."  # the name of a state's parameters begins with this
-# What a failed write comes out as: the file system's error, or the storage library's.
+# What a failed write raises: an error of the file system or of the storage library.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether Orbax wrote the record, or asyncio about an exception in one of Orbax's tasks."""
+    """Whether the record is Orbax's, or asyncio's about an exception in one of Orbax's tasks."""
     error = record.exc_info[1] if record.exc_info else None
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
     return any("orbax" in Path(file).parts for file in (record.pathname, *files))
@@ -102,7 +102,7 @@ class Checkpointer:
         self._raise_failure(partial(self._manager.save, step, args=items, force=True))
 
     def save_frozen(self, params: PyTree) -> None:
-        """Saves the frozen parameters, replacing any saved before, and waits for it."""
+        """Saves the frozen parameters, replacing any saved before, and waits until they are written."""
         sync("frozen parameters are written")
         if jax.process_index() == 0:
             for path in self.folder.glob(f"{FROZEN}*"):  # also incomplete ones of a killed run
@@ -193,7 +193,7 @@ def _split(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _stacked(flat: dict[str, jax.Array], like: PyTree) -> PyTree:
-    """The tree of `like`'s structure and shardings."""
+    """The arrays as a tree with the structure and shardings of `like`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     return jax.jit(partial(stack_like, like=shapes), out_shardings=shardings)(flat)

@@ -19,7 +19,7 @@ from lifecycle.core.progress import Progress
 FILES = "files.json"
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
 UNLISTED = (FILES, "_CHECKPOINT_METADATA")
-DAMAGED = ".damaged"  # what is appended to a damaged checkpoint's folder name
+DAMAGED = ".damaged"  # appended to a damaged checkpoint's folder name
 
 
 class CheckpointError(ValueError):
@@ -48,7 +48,7 @@ def _list_files(path: Path) -> dict[str, list[Any]]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's folder, or None."""
+    """Says what is wrong with a checkpoint's folder; None if it is intact."""
     if not path.is_dir():
         return "no such checkpoint"
     if not (path / FILES).is_file():
@@ -109,7 +109,7 @@ def rename_damaged(folder: Path, progress: Progress) -> None:
     for step, reason in damaged.items():
         if jax.process_index() == 0:
             aside = folder / f"{step}{DAMAGED}"
-            shutil.rmtree(aside, ignore_errors=True)  # the same step damaged once before
+            shutil.rmtree(aside, ignore_errors=True)  # left if the same step was damaged before
             (folder / str(step)).rename(aside)
         progress.note(f"{folder / str(step)}: damaged ({reason}); resuming from step {newest}")
     sync("damaged checkpoints renamed")

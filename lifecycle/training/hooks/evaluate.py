@@ -11,14 +11,14 @@ from lifecycle.training.run import TrainingRun
 
 class Evaluate(Hook):
     """Logs `measure(params)` before the first step, every `every` steps and after the last; its time does not count as
-    training's."""
+    training time."""
 
     def __init__(self, every: int, measure: Callable[[Params], dict[str, float]]) -> None:
         self.every, self.measure = every, measure
 
     def start(self, run: TrainingRun) -> None:
         """Measures the initial weights; not again when a run is resumed."""
-        if run.step == 0:  # where the run starts from
+        if run.step == 0:  # a new run
             self._log(run)
 
     def after_step(self, run: TrainingRun) -> None:
@@ -27,6 +27,6 @@ class Evaluate(Hook):
             self._log(run)
 
     def _log(self, run: TrainingRun) -> None:
-        jax.block_until_ready(run.state)  # steps that are still running are training's time
+        jax.block_until_ready(run.state)  # steps that are still running count as training time
         with run.clock.paused():
             run.write(**self.measure(run.state.params))

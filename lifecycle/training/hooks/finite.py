@@ -8,7 +8,7 @@ from lifecycle.training.run import TrainingRun
 
 
 class DivergedError(ValueError):
-    """The loss or a gradient is not a number."""
+    """The loss, the gradient norm or another metric is not finite."""
 
 
 class Finite(Hook):

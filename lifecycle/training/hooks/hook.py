@@ -1,4 +1,4 @@
-"""What the loop calls between steps."""
+"""The interface of hooks, which the loop calls between steps."""
 
 from lifecycle.training.run import TrainingRun
 

@@ -13,7 +13,7 @@ class Log(Hook):
 
     def __init__(self, every: int, schedule: optax.Schedule) -> None:
         self._every, self._schedule = every, schedule
-        self._step, self._wall_s, self._cpu_s = 0, 0.0, 0.0  # at the record before
+        self._step, self._wall_s, self._cpu_s = 0, 0.0, 0.0  # at the previous record
 
     def start(self, run: TrainingRun) -> None:
         """Starts the clock."""
@@ -24,7 +24,7 @@ class Log(Hook):
         return run.step % self._every == 0
 
     def after_step(self, run: TrainingRun) -> None:
-        """Writes the metrics, learning rate, seconds and tokens per second since the last record."""
+        """Writes the metrics, the learning rate, and CPU seconds and tokens per second since the last record."""
         if run.metrics is None:
             return
         wall_s, cpu_s = run.clock.read()

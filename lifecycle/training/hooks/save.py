@@ -6,10 +6,10 @@ from lifecycle.training.run import TrainingRun
 
 
 class Save(Hook):
-    """A checkpoint when one is due, and after the last step: the trained part of the state, and where the data are.
+    """A checkpoint when one is due, and after the last step: the trained part of the state, and the data state.
 
-    It needs the metrics: what is saved has been seen to be finite. It comes last: what a checkpoint covers has been
-    logged and measured.
+    It needs the metrics, so that `Finite` checks them before a save. It comes last: the steps that a checkpoint covers
+    have been logged and measured.
     """
 
     def __init__(self, checkpoints: Checkpointer) -> None:

@@ -1,4 +1,4 @@
-"""What formulas see of a forward pass: likelihoods of the rows' tokens, or of a preference pair's answers.
+"""The inputs of formulas: likelihoods of the rows' tokens, or of a preference pair's answers.
 
 On a mesh these are the values of this device's rows. A formula needs to know neither the mesh nor the model.
 """
@@ -33,7 +33,7 @@ class TokenLikelihoods(RowColumns):
 
     @property
     def mask(self) -> Float[Array, "B T"]:
-        """1 where a target is learned."""
+        """1 for targets that are learned, else 0."""
         return self.column("loss_mask")
 
     def nll(self, weights: Float[Array, "B T"], chunks: int = 1) -> Float[Array, ""]:
@@ -55,7 +55,7 @@ class PairLikelihoods(RowColumns):
 
     @property
     def mask(self) -> Float[Array, "B P"]:
-        """1 for a pair."""
+        """1 for a pair, 0 for padding."""
         return self.column("pair_mask")
 
     @property

@@ -1,8 +1,8 @@
 """From a formula to an objective: a function from a model's parameters and a batch to sums.
 
-Only this module knows both a formula and the machine: the forward pass, this device's rows and positions, its
-neighbours' contributions, and the routers' terms. A row of preference pairs holds up to `P` pairs, each as two
-consecutive segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected). A pair never crosses rows, so its
+Only this module knows both a formula and the machine: the forward pass, this device's rows and positions, the other
+devices' contributions, and the routers' terms. A row of preference pairs holds up to `P` pairs, each as two consecutive
+segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected). A pair never crosses rows, so its
 log-probabilities are two segment sums. `loss_mask` selects the answers' tokens.
 """
 
@@ -25,7 +25,7 @@ from lifecycle.training.objectives.router import with_routers
 from lifecycle.training.objectives.sums import Sums
 
 type Objective = Callable[[Params, Batch], Sums]
-type Formula = Callable[[TrainConfig, Any], Sums]  # of the stage's settings, and likelihoods
+type Formula = Callable[[TrainConfig, Any], Sums]  # (the stage's settings, likelihoods) -> sums
 
 
 def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:

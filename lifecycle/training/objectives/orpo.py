@@ -10,12 +10,12 @@ from lifecycle.training.objectives.sums import Sums, sums_over
 
 
 def orpo(settings: OrpoConfig, pairs: PairLikelihoods) -> Sums:
-    """The chosen answers' loss and the odds ratio's, per pair (Hong et al. 2024, "ORPO", equations 4 to 7).
+    """The chosen answers' loss plus the odds-ratio loss, per pair (Hong et al. 2024, "ORPO", equations 4 to 7).
 
     Log-probabilities are means per token, as in the paper; `beta` is its lambda.
     """
     means = pairs.mean_logprobs
-    # log odds = log p - log(1 - p); the minimum keeps log1p finite where p rounds to 1
+    # log odds = log p - log(1 - p); the minimum keeps log1p finite if p rounds to 1
     odds = means - jnp.log1p(-jnp.exp(jnp.minimum(means, -1e-6)))
     margins = odds[..., 0] - odds[..., 1]
     losses = -means[..., 0] - settings.beta * jax.nn.log_sigmoid(margins)

@@ -1,4 +1,4 @@
-"""What every preference objective logs."""
+"""The metrics that every preference objective logs."""
 
 from typing import Any
 
@@ -25,5 +25,5 @@ def preference_metrics(pairs: PairLikelihoods, margins: Float[Array, "B P"]) -> 
 
 
 def _is_ahead(difference: Float[Array, "B P"]) -> Float[Array, "B P"]:
-    """1 where positive, 0 where negative; a tie counts half."""
+    """1 if positive, 0 if negative, 1/2 for a tie."""
     return (jnp.sign(difference) + 1) / 2

@@ -17,12 +17,12 @@ ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
 
 @dataclass(frozen=True)
 class ObjectiveKind:
-    """What a training stage needs to know of its objective.
+    """An objective, as a training stage sees it.
 
     `settings` is the stage's section, with the objective's own fields. `rows` is one of `ROWS`. `formula` is
-    `package.module:function`, of the settings and of likelihoods (`objectives/likelihoods.py`), over tokens or over
-    pairs according to `rows`. With `needs_reference`, rows carry the log-probabilities of the stage's initial model.
-    `models` lists the settings that name another stage whose model the objective needs.
+    `package.module:function`, a function of the settings and of likelihoods (`objectives/likelihoods.py`), over tokens
+    or over pairs according to `rows`. With `needs_reference`, rows carry the log-probabilities of the stage's initial
+    model. `models` lists the settings that name another stage whose model the objective needs.
     """
 
     name: str

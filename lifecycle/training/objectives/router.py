@@ -1,4 +1,4 @@
-"""What a mixture of experts adds to an objective: its routers' losses and their metrics."""
+"""The terms that a mixture of experts adds to an objective: its routers' losses and metrics."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What an objective returns: sums with their counts, so that parts of a batch add up exactly."""
+"""The result of an objective: sums with their counts, so that parts of a batch add up exactly."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,8 @@ class Sums:
     """Sums over a part of a batch; parts are added up, and divided only at the end.
 
     The gradient is that of `loss`, divided by `count`. `metrics` are sums for the log, each divided by its own entry in
-    `counts`, or else by `count`. `load`: by stack, how often each expert was chosen; router selection biases follow it.
+    `counts`, or else by `count`. `load`: by stack, how often each expert was chosen; router selection biases are
+    updated from it.
     """
 
     loss: Float[Array, ""]
@@ -23,7 +24,7 @@ class Sums:
     counts: dict[str, Float[Array, ""]] = field(default_factory=dict)
 
     def metric_means(self, divisor: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
-        """Each metric's mean; `divisor` is `count`, or the caller's substitute where that is zero."""
+        """Each metric's mean; `divisor` is `count`, or the caller's substitute if that is zero."""
         own = {name: self.metrics[name] / (count + (count == 0)) for name, count in self.counts.items()}
         return {name: total / divisor for name, total in self.metrics.items() if name not in own} | own
 

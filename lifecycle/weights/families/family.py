@@ -63,7 +63,7 @@ class Wrapper:
     """A published model of several parts, one of them the family's text model."""
 
     model_type: str
-    key: str  # under which its config.json holds the text model's
+    key: str  # of the text model's config in its config.json
     prefix: str  # of the text model's tensors
     others: tuple[str, ...]  # prefixes of the other parts' tensors
     defaults: Mapping[str, Any]  # keys that the text model's config may omit
@@ -82,7 +82,7 @@ class Family:
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
 
     def config_from(self, tree: Tree) -> ModelConfig:
-        """Our config of a published one; raises `WeightsError` for missing keys and unsupported values."""
+        """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):

@@ -68,7 +68,7 @@ GEMMA3_TEXT = Family(
         Key("logits_soft_cap", "final_logit_softcapping", default=None),
     ),
     layout=Layout(TRUNK, SANDWICH | ATTENTION | QK_NORM | FEED_FORWARD),
-    wrapper=Wrapper(  # the larger models, which see images too
+    wrapper=Wrapper(  # the larger models, which also take images
         "gemma3", "text_config", "language_model.", ("vision_tower.", "multi_modal_projector."),
         {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072},
     ),

@@ -1,7 +1,7 @@
 """gpt-oss (OpenAI 2025): attention sinks, alternating windows, biased experts with a clamped gate.
 
 An expert's gate and up columns alternate in one tensor, `[E, D, 2 Fe]`. Source of names and keys: transformers 5.24,
-`models/gpt_oss`; the released files hold the experts in MXFP4 blocks (`weights/block_scaled.py`).
+`models/gpt_oss`; the released files have the experts in MXFP4 blocks (`weights/block_scaled.py`).
 """
 
 from lifecycle.model.config import ModelConfig

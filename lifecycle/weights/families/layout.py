@@ -1,8 +1,8 @@
 """Which published tensor holds each of our arrays: a table of names, and the three ways in which layouts differ.
 
-Our products are `[in, out]`, published ones mostly `[out, in]`. Our experts of a layer are one array, published ones
-often a tensor each. Published columns (our last dimension) may be permuted or share a tensor with another array's.
-What must hold: reading undoes writing bit by bit, and a part of an array is read without the rest.
+Our matrices are `[in, out]`, published ones mostly `[out, in]`. Our experts of a layer are one array, published ones
+often one tensor each. Published columns (our last dimension) may be permuted or share a tensor with another array's.
+What must hold: reading undoes writing bit for bit, and a part of an array is read without the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ import numpy as np
 from lifecycle.model.config import ModelConfig
 
 type Shape = tuple[int, ...]
-type Index = tuple[slice, ...]  # one slice a dimension, start and stop given, step 1
+type Index = tuple[slice, ...]  # one slice per dimension, with start, stop and step 1
 type Columns = Callable[[ModelConfig], np.ndarray]
 
 LAYER, EXPERT = "{layer}", "{expert}"
@@ -73,7 +73,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Layout:
-    """A family's table: locations by canonical name; a layer's drop `blocks.N.` and have `{layer}` in the tensor."""
+    """A family's table: locations by canonical name. A layer's names omit `blocks.N.`; its tensors' names contain
+    `{layer}`."""
 
     trunk: Mapping[str, Location]
     layer: Mapping[str, Location]
@@ -116,7 +117,7 @@ def _shape(parts: list[tuple[TensorPart, Shape]]) -> Shape:
 def read_array(
     config: ModelConfig, layout: Layout, source: TensorSource, array: str, index: Index, out: np.ndarray
 ) -> None:
-    """Fills `out` with the part of an array that `index` says, converted to `out`'s dtype."""
+    """Fills `out` with the part of an array that `index` selects, converted to `out`'s dtype."""
     location = layout.location(array)
     assert location is not None, f"the layout has no tensor for {array}"
     if not location.is_per_expert:
@@ -159,8 +160,8 @@ def write_tensor(
 
 
 def de_interleaved(heads: int, head_dim: int, first: int, rope_dim: int) -> np.ndarray:
-    """Columns of heads whose dimensions `first .. first + rope_dim` are rotated as neighbouring pairs there, and as
-    halves here: our (half a, pair i) is their dimension `2 i + a`."""
+    """Columns of heads whose dimensions `first .. first + rope_dim` are rotated as neighbouring pairs in the file and
+    as halves here: our (half a, pair i) is their dimension `2 i + a`."""
     order = np.arange(head_dim)
     order[first : first + rope_dim] = first + np.arange(rope_dim).reshape(-1, 2).T.reshape(-1)
     return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)

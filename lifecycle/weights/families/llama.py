@@ -66,7 +66,7 @@ def _write_bias(config: ModelConfig) -> dict[str, bool]:
 
 
 ALL_BIASED = Both(_read_bias, _write_bias)
-BUFFERS = ignore(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # of files that old versions wrote
+BUFFERS = ignore(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # in files of old versions
 
 LLAMA = Family(
     name="llama",

@@ -26,7 +26,7 @@ def config_from(tree: Mapping[str, Any]) -> ModelConfig:
 
 
 def family_named(name: Any, where: str) -> Family:
-    """The family of this name; `where` says in the message where the name was read."""
+    """The family of this name; `where` names its source in the message."""
     if name not in FAMILIES:
         close = difflib.get_close_matches(str(name), FAMILIES, n=1)
         nearest = f"; did you mean {close[0]!r}?" if close else ""

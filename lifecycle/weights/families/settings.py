@@ -131,7 +131,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Both:
-    """A setting with its own two ways."""
+    """A setting with its own `read` and `write`."""
 
     read: Callable[[Tree], Fields]
     write: Callable[[ModelConfig], dict[str, Any]]
@@ -146,7 +146,7 @@ class LayerKinds:
     is_written: bool = True
 
     def read(self, tree: Tree) -> Fields:
-        """`layer_pattern`, and `window` where layers are local."""
+        """`layer_pattern`, and `window` if any layer is local."""
         listed = tree.get("layer_types")
         kinds: list[LayerKind] = self.default(tree) if listed is None else [_kind(name) for name in listed]
         if len(kinds) != tree["num_hidden_layers"]:
