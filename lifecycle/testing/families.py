@@ -1,11 +1,14 @@
-"""A tiny model of each family, with every switch that the family has."""
+"""A tiny model of each family, with every option that the family has."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from lifecycle.core.typing import Array
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig, RopeScaling
-from lifecycle.model.params import Params, init_params
+from lifecycle.model.params import Params, abstract_params
 
 LLAMA = ModelConfig(
     vocab_size=96, d_model=32, d_ff=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
@@ -64,10 +67,12 @@ MODELS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
-def random_params(config: ModelConfig) -> Params:
-    """Parameters none of which has its initial value or is zero."""
-    fresh = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+def random_params(config: ModelConfig, seed: int = 0) -> Params:
+    """Random parameters, without compiling anything: norm scales around 1, all others around 0."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(center + 0.2 * rng.standard_normal(shape.shape, np.float32))
+
+    return jax.tree.map_with_path(draw, abstract_params(config))

@@ -1,13 +1,11 @@
-"""Small random models from text to text, for the engine and the server."""
+"""Small random models, with tokenizer and chat template, for the engine and the server."""
 
 from typing import Any
-
-import jax
 
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import init_params
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 
@@ -17,5 +15,5 @@ def random_model(seed: int = 0, version: str = "", defaults: SamplingParams | No
     tokenizer = ByteTokenizer()
     fields = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
     config = ModelConfig.model_validate({"vocab_size": tokenizer.vocab_size, "max_seq_len": 320} | fields | sizes)
-    params = init_params(config, jax.random.key(seed))
+    params = random_params(config, seed)
     return Model(config, params, tokenizer, ChatTemplate(tokenizer), defaults or SamplingParams(), version)

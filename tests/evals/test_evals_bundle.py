@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,9 +12,9 @@ from lifecycle.core.progress import Silent
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import read_results
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
 from lifecycle.training.scoring import document_nats
@@ -31,7 +30,7 @@ ROWS = {
     "ask": [{"prompt": prompt, "answer": "4"} for prompt in ("2 + 2?", "1 + 3?")],
 }
 KINDS = {"text": "bits_per_byte", "choice": "multiple_choice", "ask": "generate"}
-PARAMS = init_params(MODEL, jax.random.key(0))
+PARAMS = random_params(MODEL)
 
 
 @pytest.fixture

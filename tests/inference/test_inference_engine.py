@@ -22,8 +22,9 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params, init_params
+from lifecycle.model.params import Params
 from lifecycle.ops.cost import CostMeter
+from lifecycle.testing.families import random_params
 from lifecycle.testing.waiting import LIMIT_S
 
 SLOTS = 2  # one number for all tests: each costs a compilation
@@ -182,7 +183,7 @@ def test_what_finds_no_room_to_wait_is_refused_and_later_taken(model: Model) -> 
 def test_ids_beyond_the_tokenizer_are_never_generated_nor_told(model: Model) -> None:
     """A vocabulary padded for the hardware: the padding's rows may be anything."""
     config = model.config.model_copy(update={"vocab_size": 300})
-    params = init_params(config, jax.random.key(1))
+    params = random_params(config, 1)
     params["head"] = params["head"].at[261:].multiply(50.0)  # unmasked, these would nearly always win
     padded = replace(model, config=config, params=params)
     both = [SamplingParams(temperature=t, max_tokens=30, stop_ids=(), top_logprobs=20, seed=1) for t in (0.0, 1.5)]
@@ -234,7 +235,7 @@ def test_a_dispatchs_wall_time_is_charged_to_the_requests_in_it(model: Model) ->
 
 def test_two_engines_run_side_by_side_and_each_pays_for_its_own_dispatches(model: Model) -> None:
     """Each waits after its first dispatch for the other's: engines that took turns would hang."""
-    other = replace(model, params=init_params(model.config, jax.random.key(1)), version="v1")
+    other = replace(model, params=random_params(model.config, 1), version="v1")
     alone = [generate(each, PROMPTS[:3], GREEDY, SLOTS) for each in (model, other)]
     meter, meeting = CostMeter(), threading.Barrier(2)
     held: list[list[float]] = [[], []]

@@ -16,8 +16,8 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.model.cache import KeyValues, KVCache, LayerCache, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.decoder import forward, forward_cached
-from lifecycle.model.params import init_params
 from lifecycle.parallel.mesh import RULES
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 
 RING = 1e-6  # the keys of a ring come in another order than those of a dense cache, and so do their sums
@@ -85,7 +85,7 @@ def run_cached(config: ModelConfig, params: Any, tokens: np.ndarray, cache: KVCa
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
 def test_a_model_with_windows_decodes_what_its_full_forward_says(config: ModelConfig) -> None:
-    params = jax.jit(partial(init_params, config))(jax.random.key(0))
+    params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
     positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     exact = jax.jit(partial(forward, config))(params, tokens, positions)
@@ -106,7 +106,7 @@ def test_a_window_layer_keeps_a_window(config: ModelConfig) -> None:
 
 
 def test_a_row_is_used_again_without_being_cleared() -> None:
-    params = jax.jit(partial(init_params, WINDOWED))(jax.random.key(0))
+    params = random_params(WINDOWED)
     old, new = np.random.default_rng(1).integers(0, WINDOWED.vocab_size, (2, 1, LENGTH)).astype(np.int32)
     step = jax.jit(partial(forward_cached, WINDOWED))
     positions = np.arange(LENGTH)[None]

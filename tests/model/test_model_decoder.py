@@ -19,6 +19,7 @@ from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_par
 from lifecycle.model.decoder import forward, forward_cached, head, logits
 from lifecycle.model.params import abstract_params, compute_dtype, init_params, logical_axes
 from lifecycle.parallel.axes import RULES
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, objective_of
 
 PACKED = 1e-5
@@ -29,7 +30,7 @@ LENGTH = 24
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     """The layers' weights twice their initial size, so that a mistake in them is not lost in the tolerance."""
-    fresh = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    fresh = random_params(MODEL)
     return fresh | {"blocks": jax.tree.map(lambda x: 2 * x, fresh["blocks"])}
 
 

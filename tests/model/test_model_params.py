@@ -20,7 +20,7 @@ from lifecycle.model.params import (
     params_in_use,
 )
 from lifecycle.parallel.axes import RULES
-from lifecycle.testing.families import MODELS
+from lifecycle.testing.families import MODELS, random_params
 
 VECTORS = {"scale", "sinks", "q_bias", "k_bias", "v_bias", "o_bias", "router_bias", "selection_bias", "gate_bias",
            "up_bias", "down_bias"}  # fmt: skip
@@ -61,7 +61,7 @@ def test_vectors_and_what_stays_in_float32_are_declared(family: str) -> None:
 @pytest.mark.usefixtures("layers_in_a_loop")
 def test_parameters_in_use_compute_what_the_trained_ones_compute_bit_by_bit(family: str) -> None:
     config = narrow(family)
-    params = jax.jit(partial(init_params, config))(jax.random.key(0))
+    params = random_params(config)
     used = params_in_use(config, params)
     assert jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), used) == abstract_in_use(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, config.vocab_size)
@@ -76,7 +76,7 @@ def test_parameters_in_use_compute_what_the_trained_ones_compute_bit_by_bit(fami
 
 def test_what_is_in_use_already_is_not_copied() -> None:
     config = narrow("gpt_oss")
-    used = params_in_use(config, init_params(config, jax.random.key(0)))
+    used = params_in_use(config, random_params(config))
     dtypes = {path[-1].key: array.dtype for path, array in by_path(used).items()}
     assert {name for name, dtype in dtypes.items() if dtype == jnp.float32} == FLOAT32 - {"selection_bias"}
     again = params_in_use(config, used)

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.params import Params, init_params
+from lifecycle.model.params import Params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.state import TrainState, state_shardings
@@ -33,7 +34,7 @@ def fresh_params(model: str) -> Params:
     """On one device; `test_multidevice_mesh.py` has a state created on a mesh. Biases and sinks start at zero and norms
     at one: noise shows whether each of them is cut right."""
     draw = np.random.default_rng(1)
-    fresh = jax.device_get(jax.jit(init_params, static_argnums=0)(MODELS[model], jax.random.key(0)))
+    fresh = jax.device_get(random_params(MODELS[model]))
     return jax.tree.map(lambda x: x + NOISE * draw.standard_normal(x.shape, np.float32), fresh)
 
 

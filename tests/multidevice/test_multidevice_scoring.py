@@ -11,10 +11,11 @@ import pytest
 from lifecycle.evals.model import EvaluatedModel, chat_model
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import init_params, logical_axes
+from lifecycle.model.params import logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.stages.learning_rows import heldout_bits
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
@@ -48,7 +49,7 @@ def one_device(name: str) -> tuple[Any, float]:
     """Parameters and their bits on one device. Biases and sinks start at zero and norms at one: noise, so that each of
     them is seen to be cut right."""
     config, draw = MODELS[name], np.random.default_rng(1)
-    fresh = jax.device_get(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    fresh = jax.device_get(random_params(config))
     params = jax.tree.map(lambda x: x + 0.1 * draw.standard_normal(x.shape, np.float32), fresh)
     return params, bits(config, params, {})
 
@@ -66,7 +67,7 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
     config = ModelConfig(
         vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=64
     )
-    params = jax.device_put(init_params(config, jax.random.key(3)), tree_shardings(mesh, logical_axes(config)))
+    params = jax.device_put(random_params(config, 3), tree_shardings(mesh, logical_axes(config)))
     return chat_model(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
 
 

@@ -6,17 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig, num_params
-from lifecycle.model.params import init_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.numbers import Numbers, collect
 from lifecycle.report.trained import TrainedStage
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.weights.published import save_weights
@@ -234,4 +232,4 @@ def write_questions(path: Path) -> None:
 
 
 def tiny_model() -> Model:
-    return Model(MODEL, init_params(MODEL, jax.random.key(0)), TOKENIZER, ChatTemplate(TOKENIZER))
+    return Model(MODEL, random_params(MODEL), TOKENIZER, ChatTemplate(TOKENIZER))

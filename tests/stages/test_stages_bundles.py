@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,13 +9,13 @@ from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.weights import imported_params
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.published import save_weights
 
@@ -38,7 +37,7 @@ def names(config: RunConfig, target: str) -> list[str]:
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
-    save_weights(MODEL, init_params(MODEL, jax.random.key(0)), folder)
+    save_weights(MODEL, random_params(MODEL), folder)
     ByteTokenizer().save(folder)
     return folder
 
@@ -93,7 +92,7 @@ def test_its_weights_are_laid_over_the_mesh(bundle: Path) -> None:
     shorter = MODEL.model_copy(update={"max_seq_len": 32})
     params = imported_params(bundle, shorter, ByteTokenizer(), mesh)
     assert params["embed"].addressable_shards[0].data.shape == (132, 16)
-    assert np.array_equal(params["embed"], init_params(MODEL, jax.random.key(0))["embed"])
+    assert np.array_equal(params["embed"], random_params(MODEL)["embed"])
 
 
 def test_another_model_or_vocabulary_is_refused(bundle: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import chex
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -21,9 +20,9 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.params import init_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import export_weights, run
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
@@ -52,7 +51,7 @@ def trained(folder: Path, model: ModelConfig) -> Artifact:
     """A training stage's artifact with checkpoints of two steps, each of other weights."""
     checkpoints = Checkpointer(folder / CHECKPOINTS, every=1, keep=2)
     for step in (1, 2):
-        params = init_params(model, jax.random.key(step))
+        params = random_params(model, step)
         checkpoints.save(step, {"params": params, "step": jnp.int32(step)}, {}, {})
     checkpoints.close()
     return cast(Artifact, Trained(folder))
@@ -64,7 +63,7 @@ def test_what_is_exported_is_what_was_trained(tmp_path: Path, model: ModelConfig
     out, whole = tmp_path / "streamed", tmp_path / "whole"
     out.mkdir()
     export_weights(model, artifact, out)
-    params = init_params(model, jax.random.key(2))
+    params = random_params(model, 2)
     whole.mkdir()
     save_weights(model, params, whole)
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()

@@ -16,10 +16,10 @@ from lifecycle.core.typing import Array
 from lifecycle.data.shards import ShardError, TokenShards, write_token_shards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learning_rows import document_rows, heldout_bits, require_sources
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
@@ -33,7 +33,7 @@ TRAIN = NextTokenConfig(
 
 
 def test_bits_are_of_windows_of_the_trainings_length() -> None:
-    params, mesh = init_params(CONFIG, jax.random.key(0)), build_mesh(MeshConfig())
+    params, mesh = random_params(CONFIG), build_mesh(MeshConfig())
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what is seen matters
     draw = np.random.default_rng(0)
     documents: Any = [draw.integers(0, 64, 100) for _ in range(3)]  # 200 bytes each: a quarter of 800, and not cut

@@ -15,11 +15,11 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import init_params
 from lifecycle.ops.lineage import trace_artifact
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import bring_up_to_date, finished_stage
 from lifecycle.stages.config import RunConfig
+from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.weights.published import save_weights
@@ -53,7 +53,7 @@ def bundle(tmp_path: Path) -> Path:
     """What an import of a tiny model leaves."""
     folder, model, words = tmp_path / "bundle", ModelConfig.model_validate(MODEL), ByteTokenizer()
     folder.mkdir()
-    save_weights(model, init_params(model, jax.random.key(3)), folder)
+    save_weights(model, random_params(model, 3), folder)
     words.save(folder)
     ChatTemplate(words).save(folder)
     (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.5}')

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.params import abstract_in_use, abstract_params, init_params, params_in_use
+from lifecycle.model.params import abstract_in_use, abstract_params, params_in_use
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.weights import trained_params, trained_params_in_use
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
@@ -44,7 +45,7 @@ def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: P
 @pytest.mark.parametrize("mesh", [None, MeshConfig(fsdp=2)])
 def test_weights_in_use_are_read_into_their_dtypes(tmp_path: Path, mesh: MeshConfig | None) -> None:
     narrow = MODEL.model_copy(update={"compute_dtype": "bfloat16"})
-    params = init_params(narrow, jax.random.key(0))
+    params = random_params(narrow)
     checkpoints = Checkpointer(tmp_path / CHECKPOINTS, every=1, keep=1)
     checkpoints.save(2, {"params": params, "opt_state": {"count": jnp.array(2)}}, {"step": 2}, {})
     checkpoints.close()

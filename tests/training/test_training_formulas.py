@@ -10,9 +10,9 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of, tiny_job
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import DpoConfig, OrpoConfig
@@ -88,7 +88,7 @@ def test_an_objective_of_another_package_trains(tmp_path: Path) -> None:
 
 def test_its_means_are_those_of_one_device_without_parts() -> None:
     mesh, rows = build_mesh(MeshConfig(replica=2, context=2)), rows_of(TinyRun(objective="simpo"))
-    objective, params = objective_of("simpo"), jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    objective, params = objective_of("simpo"), random_params(MODEL)
     host = next(one_epoch(rows, global_batch_size=rows.num_rows))
     alone = jax.jit(objective)(params, host)
     means = {"loss": alone.loss / alone.count, **alone.metric_means(alone.count)}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
@@ -23,7 +23,7 @@ MESH = build_mesh(MeshConfig())
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "dpo"])

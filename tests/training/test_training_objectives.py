@@ -11,7 +11,8 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params, init_params
+from lifecycle.model.params import Params
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, Example, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import ReferenceRows
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon
@@ -65,7 +65,7 @@ def test_every_step_of_every_schedule_moves_and_stays_below_the_peak(
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 def first_update(params: dict[str, Any], grads: dict[str, Any], **settings: Any) -> tuple[dict[str, Any], Any]:

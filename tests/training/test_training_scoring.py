@@ -10,18 +10,19 @@ import pytest
 from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params, abstract_params, init_params, logical_axes
+from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
+from lifecycle.testing.families import random_params
 from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, row_logprobs
 
 CONFIG = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=320,
     logits_soft_cap=0.1,
 )  # fmt: skip
-PARAMS = init_params(CONFIG, jax.random.key(0))
+PARAMS = random_params(CONFIG)
 ONE = build_mesh(MeshConfig())
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer import build_optimizer
@@ -30,7 +30,7 @@ GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 def stepped(

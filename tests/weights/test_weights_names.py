@@ -9,6 +9,7 @@ import pytest
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import abstract_params, init_params
+from lifecycle.testing.families import random_params
 from lifecycle.weights.names import stack_like, unstack
 
 CONFIG = ModelConfig(
@@ -18,7 +19,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    return init_params(CONFIG, jax.random.key(0))
+    return random_params(CONFIG)
 
 
 def assert_equal(left: object, right: object) -> None:

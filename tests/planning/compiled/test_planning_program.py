@@ -83,7 +83,7 @@ def test_texts_that_are_no_whole_module_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="truncated"):
         parse_module(text[: len(text) // 2])
     for line in ("%y = f32[8,128]{1,0} 7", "%y = f32[8,128]{1,0}"):
-        with pytest.raises(ValueError, match="not an instruction: .*%y"):
+        with pytest.raises(ValueError, match=r"not an instruction: .*%y"):
             parse_module(HEAD + entry(X, line))
     with pytest.raises(ValueError, match="not an instruction:   nothing"):
         parse_module(HEAD + "ENTRY %main (x: f32[8,128]) -> f32[8,128] {\n  nothing\n}\n")
