@@ -16,15 +16,27 @@ from lifecycle.kernels.grouped import group_ids
 from lifecycle.kernels.linear import Activation, gated
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation.__value__)
+kernel = jax.jit(partial(tpu_gradients, interpret=True), static_argnums=0)
 SIZES = [40, 0, 57]  # rows of groups; behind them are 31 rows of none
 
 
 def inputs(columns: int = 256) -> tuple[jax.Array, ...]:
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    gate = jax.random.uniform(next(keys), (128, columns), minval=-3, maxval=8)  # below, GELU is what cancels out
-    up = 3 * jax.random.normal(next(keys), (128, columns))
-    down = jax.random.normal(next(keys), (3, columns, 24)) / 16
-    return gate, up, jax.random.uniform(next(keys), (128,)), down, jax.random.normal(next(keys), (128, 24))
+    draw = np.random.default_rng(0)
+    gate = draw.uniform(-3, 8, (128, columns))  # below, GELU is what cancels out
+    up = 3 * draw.standard_normal((128, columns))
+    down = draw.standard_normal((3, columns, 24)) / 16
+    arrays = gate, up, draw.uniform(size=128), down, draw.standard_normal((128, 24))
+    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
+
+
+def hidden_gradient(columns: int = 256) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(7).standard_normal((128, columns), np.float32))
+
+
+@partial(jax.jit, static_argnums=0)
+def with_gradients(function: Any, args: tuple[jax.Array, ...], pull: jax.Array) -> tuple[jax.Array, ...]:
+    out, vjp = jax.vjp(function, *args)
+    return out, *vjp(pull)
 
 
 def plain(activation: Activation, gate, up, row_weights, down, group_sizes):
@@ -38,22 +50,22 @@ def plain(activation: Activation, gate, up, row_weights, down, group_sizes):
 def test_value_and_gradients_are_the_plain_products(activation: Activation) -> None:
     *arrays, pull = inputs()
     sizes = jnp.array(SIZES)
-    found, vjp = jax.vjp(lambda *args: weighted_down(activation, *args, sizes), *arrays)
-    wanted, wanted_vjp = jax.vjp(partial(plain, activation, group_sizes=sizes), *arrays)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    for grad, wanted_grad in zip(vjp(pull), wanted_vjp(pull), strict=True):
-        np.testing.assert_allclose(grad, wanted_grad, rtol=1e-5, atol=1e-5)
+    found = with_gradients(lambda *args: weighted_down(activation, *args, sizes), tuple(arrays), pull)
+    wanted = with_gradients(partial(plain, activation, group_sizes=sizes), tuple(arrays), pull)
+    for array, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", [64, 384, 2560])  # one narrow block, one of three lanes, and several blocks
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_kernel_gives_the_gradients_of_the_rows_there_are(activation: Activation, columns: int) -> None:
     gate, up, row_weights, _, _ = inputs(columns)
-    d_hidden, num_rows = jax.random.normal(jax.random.key(7), gate.shape), jnp.array(sum(SIZES))
-    *found, d_weights = tpu_gradients(activation, gate, up, d_hidden, row_weights, num_rows, interpret=True)
+    d_hidden, num_rows = hidden_gradient(columns), jnp.array(sum(SIZES))
+    *found, d_weights = kernel(activation, gate, up, d_hidden, row_weights, num_rows)
 
-    hidden, pull = jax.vjp(lambda a, b, w: gated(a, b, activation) * w[:, None], gate, up, row_weights)
-    d_gate, d_up, wanted_weights = pull(d_hidden)
+    hidden, d_gate, d_up, wanted_weights = with_gradients(
+        lambda a, b, w: gated(a, b, activation) * w[:, None], (gate, up, row_weights), d_hidden
+    )
     for array, wanted in zip(found, (d_gate, d_up, hidden), strict=True):
         np.testing.assert_allclose(array[: sum(SIZES)], wanted[: sum(SIZES)], rtol=1e-5, atol=1e-5)
     largest = float(jnp.abs(wanted_weights).max())  # sums over the columns
@@ -63,11 +75,11 @@ def test_the_kernel_gives_the_gradients_of_the_rows_there_are(activation: Activa
 
 def test_bfloat16_is_computed_in_float32_and_rounded_once() -> None:
     gate, up, row_weights, _, _ = inputs()
-    gate, up, d_hidden = (a.astype(jnp.bfloat16) for a in (gate, up, jax.random.normal(jax.random.key(7), gate.shape)))
+    gate, up, d_hidden = (a.astype(jnp.bfloat16) for a in (gate, up, hidden_gradient()))
 
     def computed(dtype: Any) -> tuple[jax.Array, ...]:
         halves = gate.astype(dtype), up.astype(dtype)
-        return tpu_gradients("silu", *halves, d_hidden.astype(dtype), row_weights, jnp.array(128), interpret=True)
+        return kernel("silu", *halves, d_hidden.astype(dtype), row_weights, jnp.array(128))
 
     found = computed(jnp.bfloat16)
     assert [array.dtype for array in found] == [jnp.bfloat16] * 3 + [jnp.float32]
@@ -78,8 +90,10 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once() -> None:
 def test_rows_that_belong_to_no_group_change_nothing_whatever_they_hold() -> None:
     *arrays, pull = inputs()
     dirty = [array.at[sum(SIZES) :].set(jnp.nan) for array in arrays[:3]]
-    _, vjp = jax.vjp(lambda *args: weighted_down("silu", *args, jnp.array(SIZES)), *dirty, arrays[3])
-    d_gate, d_up, d_weights, d_down = vjp(pull)
+    sizes = jnp.array(SIZES)
+    _, d_gate, d_up, d_weights, d_down = with_gradients(
+        lambda *args: weighted_down("silu", *args, sizes), (*dirty, arrays[3]), pull
+    )
     assert np.all(np.isfinite(d_down)) and np.all(np.isfinite(d_weights))
     assert np.all(np.isfinite(d_gate[: sum(SIZES)])) and np.all(np.isfinite(d_up[: sum(SIZES)]))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
 from lifecycle.kernels.mask import Mask
-from lifecycle.model.cache import KeyValues, KVCache, LayerCache, init_cache
+from lifecycle.model.cache import KeyValues, KVCache, LayerCache, Stack, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.decoder import forward, forward_cached
 from lifecycle.parallel.mesh import RULES
@@ -53,6 +53,12 @@ def draw(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@jax.jit
+def attend(stack: Stack, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Stack]:
+    out, cache = LayerCache(stack, 0).attend(q, k, v, mask)
+    return out, cache.stack
+
+
 @settings(max_examples=30)
 @given(
     window=st.sampled_from(WINDOWS),
@@ -61,16 +67,16 @@ def draw(*shape: int, seed: int) -> np.ndarray:
 )
 def test_a_ring_returns_what_a_dense_cache_returns(window: int, sizes: list[int], seed: int) -> None:
     """Chunks of any sizes, shorter and longer than the window, with padding behind them."""
-    caches = [LayerCache(store(slots), 0) for slots in (min(window, LENGTH), LENGTH)]
+    stacks = [store(slots) for slots in (min(window, LENGTH), LENGTH)]
     for start, end in chunks_of(sizes):
         size = end - start
         width = next(width for width in WIDTHS if width >= size)
         positions = jnp.asarray([[*range(start, end), *[LENGTH] * (width - size)]])
         q, k, v = (draw(1, width, heads, DIM, seed=seed + i) for i, heads in enumerate((4, 2, 2), start * 3))
         mask = Mask(positions, positions, window=window)
-        (ring, one), (dense, other) = (cache.attend(q, k, v, mask) for cache in caches)
+        (ring, one), (dense, other) = (attend(stack, q, k, v, mask) for stack in stacks)
         np.testing.assert_allclose(ring[:, :size], dense[:, :size], atol=RING, rtol=0)
-        caches = [one, other]
+        stacks = [one, other]
 
 
 def run_cached(config: ModelConfig, params: Any, tokens: np.ndarray, cache: KVCache, sizes: list[int]) -> Array:
@@ -119,16 +125,16 @@ def test_a_row_is_used_again_without_being_cleared() -> None:
 
 def test_rows_of_padding_leave_a_ring_as_it_is() -> None:
     """One row goes on and another waits: by chunks and by single tokens."""
-    cache = LayerCache(store(WINDOW, rows=2), 0)
+    stack = store(WINDOW, rows=2)
     for positions in ([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]], [[6, 7], [LENGTH, 2**30]], [[8], [LENGTH]]):
         places = jnp.asarray(positions)
         q, k, v = (draw(2, places.shape[1], heads, DIM, seed=heads) for heads in (4, 2, 2))
-        _, after = cache.attend(q, k, v, Mask(places, places, window=WINDOW))
+        _, after = attend(stack, q, k, v, Mask(places, places, window=WINDOW))
         if positions[1][0] == LENGTH:
-            assert isinstance(cache.stack, KeyValues) and isinstance(after.stack, KeyValues)
-            np.testing.assert_array_equal(after.stack.keys[0, 1], cache.stack.keys[0, 1])
-            assert not np.array_equal(after.stack.keys[0, 0], cache.stack.keys[0, 0])
-        cache = after
+            assert isinstance(stack, KeyValues) and isinstance(after, KeyValues)
+            np.testing.assert_array_equal(after.keys[0, 1], stack.keys[0, 1])
+            assert not np.array_equal(after.keys[0, 0], stack.keys[0, 0])
+        stack = after
 
 
 def test_a_row_is_taken_out_and_put_back() -> None:

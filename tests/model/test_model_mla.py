@@ -15,7 +15,7 @@ from flax import nnx
 from lifecycle.core.typing import Array
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.cache import LayerCache, init_cache
+from lifecycle.model.cache import LayerCache, Stack, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig, RopeScaling
 from lifecycle.model.mla import LatentAttention
 
@@ -50,10 +50,14 @@ def all_positions() -> Array:
 
 def layer(config: ModelConfig) -> tuple[Any, Weights]:
     """The layer's definition and its weights, the norms' scales not one."""
-    definition, state = nnx.split(LatentAttention(config, nnx.Rngs(0)))
-    weights = nnx.to_pure_dict(state)
-    keys = iter(jax.random.split(jax.random.key(1), 20))
-    return definition, jax.tree.map(lambda w: w + 0.1 * jax.random.normal(next(keys), w.shape), weights)
+    definition, state = nnx.split(nnx.eval_shape(lambda: LatentAttention(config, nnx.Rngs(0))))
+    draw = np.random.default_rng(1)
+
+    def value(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
+        center, size = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.25)
+        return jnp.asarray(center + size * draw.standard_normal(shape.shape, np.float32))
+
+    return definition, jax.tree.map_with_path(value, nnx.to_pure_dict(state))
 
 
 def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
@@ -89,14 +93,24 @@ def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
     return jnp.concatenate(outs, -1) @ weights["o"]
 
 
-def cache_of(config: ModelConfig, dtype: str = "float32") -> LayerCache:
+def stack_of(config: ModelConfig, dtype: str = "float32") -> Stack:
     """The empty cache of the one layer."""
     (stack,) = init_cache(config, ROWS, LENGTH, dtype).stacks.values()
-    return LayerCache(stack, 0)
+    return stack
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def ours(config: ModelConfig, definition: Any, weights: Weights, x: Array) -> Array:
     return nnx.merge(definition, nnx.State(weights))(x, *angles_and_mask(config, all_positions()), None)[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def with_cache(
+    config: ModelConfig, definition: Any, weights: Weights, x: Array, positions: Array, stack: Stack
+) -> tuple[Array, Stack]:
+    attention = nnx.merge(definition, nnx.State(weights))
+    found, cache = attention(x, *angles_and_mask(config, positions), LayerCache(stack, 0))
+    return found, cache.stack
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -104,7 +118,7 @@ def test_values_and_gradients_are_those_of_the_paper(name: str) -> None:
     config = CONFIGS[name]
     definition, weights = layer(config)
     x, pull = jax.random.normal(jax.random.key(2), (2, ROWS, LENGTH, config.d_model))
-    found, back = jax.vjp(jax.jit(partial(ours, config, definition)), weights, x)
+    found, back = jax.vjp(partial(ours, config, definition), weights, x)
     exact, exact_back = jax.vjp(jax.jit(partial(plain_attention, config)), weights, x)
     np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=0)
     for grad, wanted in zip(jax.tree.leaves(back(pull)), jax.tree.leaves(exact_back(pull)), strict=True):
@@ -118,12 +132,12 @@ def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
     definition, weights = layer(config)
     x = jax.random.normal(jax.random.key(2), (ROWS, LENGTH, config.d_model))
     exact = ours(config, definition, weights, x)
-    attention, cache = nnx.merge(definition, nnx.State(weights)), cache_of(config)
+    stack = stack_of(config)
     for start, stop in [(0, 4), (4, 5), (5, LENGTH)]:
-        known = angles_and_mask(config, all_positions()[:, start:stop])
-        found, cache = attention(x[:, start:stop], *known, cache)
-        np.testing.assert_allclose(found, exact[:, start:stop], atol=ONE_OP, rtol=0)
-    (latents,) = jax.tree.leaves(cache.stack)
+        here = np.s_[:, start:stop]
+        found, stack = with_cache(config, definition, weights, x[here], all_positions()[here], stack)
+        np.testing.assert_allclose(found, exact[here], atol=ONE_OP, rtol=0)
+    (latents,) = jax.tree.leaves(stack)
     assert latents.shape == (1, ROWS, LENGTH, 12 + 4)  # a latent and one rotary key a token
 
 
@@ -135,8 +149,7 @@ def test_bfloat16_stays_bfloat16(name: str) -> None:
     exact = ours(config, definition, weights, x)
     narrow, x = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (weights, x))
     whole = ours(config, definition, narrow, x)
-    attention, cache = nnx.merge(definition, nnx.State(narrow)), cache_of(config, "bfloat16")
-    cached = attention(x, *angles_and_mask(config, all_positions()), cache)[0]
+    cached, _ = with_cache(config, definition, narrow, x, all_positions(), stack_of(config, "bfloat16"))
     for found in (whole, cached):
         assert found.dtype == jnp.bfloat16
         assert np.sqrt(np.mean((found.astype(jnp.float32) - exact) ** 2)) < 0.03 * exact.std()
