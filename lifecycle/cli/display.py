@@ -99,8 +99,8 @@ class Plain:
         """Time left, at the mean speed since the start."""
         if not done or self._total is None:
             return ""
-        seconds = (time.monotonic() - self._started) * (self._total - done) / done
-        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        seconds = round((time.monotonic() - self._started) * (self._total - done) / done)
+        return f"{seconds // 60}:{seconds % 60:02} left"
 
     def _print(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}"

@@ -85,14 +85,16 @@ class AliasedModels(Mapping[str, Served]):
             while not stop.wait(FOLLOW_S):
                 try:
                     self._refresh()
-                except ValueError as error:  # from the registry or a bundle
-                    self._console.print(f"alias ignored: {error}", markup=False, highlight=False)
+                except ValueError as error:  # from the registry
+                    self._report(error)
 
         thread = Thread(target=follow, name="aliases", daemon=True)
         thread.start()
-        yield
-        stop.set()
-        thread.join()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def _refresh(self) -> None:
         aliases = self._registry.aliases()
@@ -100,13 +102,27 @@ class AliasedModels(Mapping[str, Served]):
             return
         self._aliases = aliases  # before the versions are loaded: one that fails is reported once
         for version in set(aliases.values()) - self._by_hash.keys():
-            self._by_hash[version] = self._start(self._registry.resolve(version))
+            self._load(version)
         names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
-        table = {alias: self._by_hash[aliases[alias]] for alias in names}
+        loaded = [alias for alias in names if aliases[alias] in self._by_hash]
+        kept = {alias: self._table[alias] for alias in names if alias in self._table}
+        table = kept | {alias: self._by_hash[aliases[alias]] for alias in loaded}
         table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
         self._table = table  # replaced atomically: requests see the old table or the new one
-        for alias in names:
+        for alias in loaded:
             self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
+
+    def _load(self, version: str) -> None:
+        """Starts an engine. Once models are served, a version that cannot be loaded is reported and left out."""
+        try:
+            self._by_hash[version] = self._start(self._registry.resolve(version))
+        except ValueError as error:  # from the registry or a bundle
+            if not self._table:
+                raise
+            self._report(error)
+
+    def _report(self, error: ValueError) -> None:
+        self._console.print(f"alias ignored: {error}", markup=False, highlight=False)
 
 
 def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:

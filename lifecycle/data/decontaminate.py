@@ -208,7 +208,7 @@ def _eval_parquet(path: Path) -> Iterator[TestItem]:
     except (OSError, pa.ArrowException) as error:
         problem = str(error).partition("\n")[0]
         raise ConfigError(f"evaluation rows {path}: {problem}; a Parquet file needs a column `text`") from None
-    return (TestItem(f"{path.name}:{number}", "eval_overlap", text) for number, text in enumerate(texts) if text)
+    return (TestItem(f"{path.name}:{number}", "eval_overlap", text) for number, text in enumerate(texts, 1) if text)
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -87,7 +87,7 @@ def document_files(folder: Path, prefix: str) -> list[Path]:
     """The Parquet files of a split or of the tagged documents, in order."""
     files = sorted(folder.glob(f"{prefix}-*.parquet"))
     if not files:
-        raise ArtifactError(f"{folder}: no {prefix}-*.parquet here; run the data stage, which writes it")
+        raise ArtifactError(f"{folder}: no {prefix}-*.parquet here; run the documents stage, which writes it")
     return files
 
 

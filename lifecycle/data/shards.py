@@ -128,7 +128,7 @@ class TokenShards:
         self._entry = self.index["splits"][split]
         self.lengths: np.ndarray = self._per_document("lengths")
         if int(self.lengths.sum()) != self.num_tokens:
-            raise ShardError(f"{folder}: {split}.lengths.npy and {INDEX} differ in tokens; run the shards stage again")
+            raise ShardError(f"{folder}: {split}.lengths.npy and {INDEX} differ in tokens; run the tokens stage again")
         self._starts = np.cumsum([0, *(shard["documents"] for shard in self._entry["shards"])])
         self._readers = [self._open(shard) for shard in self._entry["shards"]]
 
@@ -169,9 +169,9 @@ class TokenShards:
         try:
             numbers = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ShardError(f"{path}: cannot be read ({error}); run the shards stage again") from None
+            raise ShardError(f"{path}: cannot be read ({error}); run the tokens stage again") from None
         if len(numbers) != len(self):
-            raise ShardError(f"{path}: {len(numbers)} documents, {INDEX} says {len(self)}; run the shards stage again")
+            raise ShardError(f"{path}: {len(numbers)} documents, {INDEX} says {len(self)}; run the tokens stage again")
         return numbers
 
     def _open(self, shard: dict[str, Any]) -> Any:
@@ -181,7 +181,7 @@ class TokenShards:
             actual = "missing" if size is None else f"{size} bytes"
             raise ShardError(
                 f"{path}: {actual}, {INDEX} says {shard['bytes']} bytes: the shard is cut short; "
-                "run the shards stage again"
+                "run the tokens stage again"
             )
         return array_record_module.ArrayRecordReader(str(path), READ_OPTIONS)
 
@@ -202,11 +202,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The content of `index.json`."""
     path = folder / INDEX
     if not path.is_file():
-        raise ShardError(f"{folder}: no token shards here (no {INDEX}); run the shards stage")
+        raise ShardError(f"{folder}: no token shards here (no {INDEX}); run the tokens stage")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ShardError(f"{path}: not valid JSON ({error}); run the shards stage again") from None
+        raise ShardError(f"{path}: not valid JSON ({error}); run the tokens stage again") from None
 
 
 def require_tokenizer(folder: Path, index: dict[str, Any], tokenizer: Tokenizer) -> None:

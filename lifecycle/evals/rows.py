@@ -70,7 +70,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str
     import pyarrow.parquet as pq  # takes a third of a second: only if there are such rows
 
     known = [name for name in columns if name in pq.read_schema(path).names]
-    for number, row in enumerate(pq.read_table(path, columns=known).to_pylist()):
+    for number, row in enumerate(pq.read_table(path, columns=known).to_pylist(), 1):
         yield row, f"{path}:row {number}"
 
 

@@ -50,8 +50,11 @@ def rows_section(stats: Mapping[str, Any]) -> ReportSection:
     """Files of rows, and examples."""
     files: dict[str, int] = dict(stats.get("rows", {}))
     for name in ("chat", "pairs"):
-        for split, added in stats.get(f"own_{name}", {}).items():
-            files[f"{name}-{split} (own rows)"] = added
+        own = dict(stats.get(f"own_{name}", {}))
+        overlapping = own.pop("overlap_evaluation", 0)
+        files |= {f"{name}-{split} (own rows)": added for split, added in own.items()}
+        if overlapping:
+            files[f"{name}: own rows left out, they overlap evaluation rows"] = overlapping
     blocks: list[Block] = [
         Table("Rows", ("file", "rows"), tuple((name, count(n)) for name, n in files.items()), ("rows",))
     ]

@@ -9,7 +9,7 @@ from lifecycle.evals.results import LEVEL, EvalResult, read_results
 from lifecycle.evals.statistics import Comparison, compare_paired
 from lifecycle.report.trained import TrainedStage
 
-BASELINES = {"trigram-seen": "trigram of the tokens seen", "trigram-whole": "trigram of the whole split"}
+BASELINES = {"trigram-seen": "trigram of as many tokens as seen", "trigram-whole": "trigram of the whole split"}
 
 
 @dataclass(frozen=True)

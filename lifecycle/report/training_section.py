@@ -13,8 +13,8 @@ from lifecycle.training.objectives.registry import objective_kind
 CONVENTION = (
     "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU divides "
     "the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, measured "
-    "on one device after the stage's last step, times the number of devices. Other programs on the machine lower MFU; "
-    "they change FLOPs per core-second, which covers the steps alone, only a little."
+    "on one device after the steps of a process's first stage, times the number of devices. Other programs on the "
+    "machine lower MFU; they change FLOPs per core-second, which covers the steps alone, only a little."
 )
 
 

@@ -77,7 +77,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
     else:
         chunks = sample_chunks(texts, config.sample_bytes, seed)
         if not chunks:
-            raise ConfigError("tokenizer: there is no text to train on; check the data stage's kept documents")
+            raise ConfigError("tokenizer: there is no text to train on; check the documents stage's kept documents")
         train_sentencepiece(chunks, out, config.vocab_size, config.model_type)
         stats |= {"model_type": config.model_type, "sample_bytes": sum(len(c.encode()) for c in chunks)}
     if template is not None:

@@ -32,6 +32,16 @@ def test_a_log_gets_whole_lines_without_control_characters(monkeypatch: pytest.M
     assert "\x1b" not in "".join(lines) and len(lines) == 5
 
 
+def test_time_left_is_in_minutes_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 59.6, 59.6, 59.6])
+    monkeypatch.setattr("lifecycle.cli.display.time.monotonic", lambda: next(clock))
+    console = Console(file=io.StringIO())
+    progress = Plain(console)
+    progress.start("pre-training", total=2)
+    progress.update(1)
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue().endswith(" 1:00 left\n")
+
+
 def test_a_terminal_gets_a_bar_for_each_stage() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     assert isinstance(progress_on(console), Live)

@@ -69,3 +69,22 @@ def test_an_alias_that_moves_is_followed_and_one_that_cannot_be_loaded_is_told(
         registry.move("candidate", one, who="test", why="test")
         registry.rollback("production", who="test", why="test")
         wait_until_production_is(one)
+
+
+def test_a_version_that_cannot_be_loaded_holds_up_no_other_alias(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, broken = (named(registry, text) for text in ("one", "two", "broken"))
+    registry.move("production", one, who="test", why="test")
+    models = AliasedModels(registry, start, Console())
+    for alias, version in (("candidate", broken), ("production", two)):  # both before the next look
+        registry.move(alias, version, who="test", why="test")
+    models._refresh()
+    assert models["production"] == two and "candidate" not in models
+    assert capsys.readouterr().out.count("alias ignored: no weights") == 1
+
+
+def test_a_server_does_not_start_with_a_version_that_cannot_be_loaded(registry: Registry) -> None:
+    registry.move("production", named(registry, "broken"), who="test", why="test")
+    with pytest.raises(ValueError, match="no weights"):
+        AliasedModels(registry, start, Console())
