@@ -63,6 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid if is_alone else item.path.name))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest 9.2 ignores the groups of pytest-xdist 3.8: a file's tests would compile everything in each process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert all("@" in item.nodeid for item in session.items), "pytest-xdist does not group tests by their marks"
+
+
 def _rank(item: pytest.Item) -> int:
     """The place in `FIRST` of what an item belongs to."""
     path = item.path.relative_to(Path(__file__).parent).as_posix()

@@ -73,6 +73,6 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
 
     def draw(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
         center = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(center + 0.2 * rng.standard_normal(shape.shape, np.float32))
+        return jnp.asarray(center + 0.1 * rng.standard_normal(shape.shape, np.float32))
 
     return jax.tree.map_with_path(draw, abstract_params(config))
