@@ -104,7 +104,7 @@ def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> Non
     text = prose(40, 40)
     pq.write_table(pa.table({"text": [prose(41, 40), text, None]}), tmp_path / "eval.parquet")
     (dirty,) = judged([f"{prose(42, 100)} {text}"], eval_items([tmp_path / "eval.parquet"]))
-    assert "eval.parquet:1" in (dirty.detail or "")
+    assert "eval.parquet:2" in (dirty.detail or "")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ConfigError, match=r"other\.parquet.*column `text`"):
         eval_items([tmp_path / "other.parquet"])
