@@ -1,6 +1,7 @@
 """`lifecycle serve`: the registry's aliases as models of an OpenAI-compatible server, every request logged."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -13,6 +14,7 @@ from lifecycle.cli.make import start_jax
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
+from lifecycle.inference.generation import EngineError
 from lifecycle.ops.cost import CostMeter, DevicePrice
 from lifecycle.ops.registry import Registry, RegistryError, Version, verify
 from lifecycle.ops.request_log import RequestLog, RequestRecord
@@ -28,7 +30,8 @@ FOLLOW_S = 1.0  # how often the registry is polled
 
 
 def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Serves OpenAI's API until SIGTERM or Ctrl-C; prints the address when it is ready."""
+    """Serves OpenAI's API until SIGTERM or Ctrl-C; prints the address when it is ready. Ends with status 1 if an engine
+    fails, so that a supervisor starts it again."""
     serve_versions(read_config(config, overrides))
 
 
@@ -51,6 +54,8 @@ def serve_versions(config: RunConfig) -> None:
         app = create_app(models, config.serve, [_recorder(log, meter)])
         console.print(f"serving at {url(listener)}  (Ctrl-C ends it)", markup=False, highlight=False)
         answer(app, listener)
+        if broken := [name for name, served in models.items() if not served.engine.is_alive]:
+            raise EngineError(f"{broken[0]}: the engine failed, its traceback is in the log; start the server again")
 
 
 class AliasedModels(Mapping[str, Served]):
@@ -136,6 +141,7 @@ def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitSt
         on_dispatch=meter.charge,
         warm_up=True,
         mesh=mesh,
+        on_broken=lambda: os.kill(os.getpid(), signal.SIGTERM),  # the requests that other versions run may end
     )
     opened.enter_context(engine)
     return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))
@@ -167,6 +173,7 @@ def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
                 device_s=device_s,
                 prompt=request.prompt,
                 completion=request.completion,
+                user=request.user,
             )
         )
 

@@ -17,11 +17,15 @@ GENERATION_FILE = "generation_config.json"
 SWITCH, ENDS = "do_sample", "eos_token_id"
 
 
+MAX_TEMPERATURE = 1e6  # sampling is uniform long before, and float32 represents it
+MAX_TOP_K = 2**31 - 1  # an int32 on the device
+
+
 class SamplingConfig(Section):
     """The distribution that the next token is sampled from."""
 
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: greedy
-    top_k: int = Field(default=0, ge=0)  # 0: all tokens
+    temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)  # 0: greedy
+    top_k: int = Field(default=0, ge=0, le=MAX_TOP_K)  # 0: all tokens
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
 

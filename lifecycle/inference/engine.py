@@ -1,7 +1,7 @@
 """The engine: a runner in its own thread, for requests that arrive at any time from any thread."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -30,11 +30,13 @@ class Engine:
         on_dispatch: DispatchObserver | None = None,
         warm_up: bool = False,
         mesh: Mesh | None = None,
+        on_broken: Callable[[], None] | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
-        `on_dispatch` is called in the engine's thread after each dispatch. `mesh`: of this process's devices; by
-        default the model is on the first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
+        The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
+        is answered from then on. `mesh`: of this process's devices; by default the model is on the first. Raises
+        `ConfigError` for a mesh that does not fit the model or the slots.
         """
         if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise ConfigError(
@@ -46,6 +48,7 @@ class Engine:
         self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, mesh=mesh)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken = False
+        self._on_broken = on_broken
         if warm_up:
             self._runner.warm_up()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -57,6 +60,11 @@ class Engine:
         if self._is_broken:
             raise EngineError(BROKEN)
         return self._runner.submit(prompt, params)
+
+    @property
+    def max_requests(self) -> int:
+        """The most requests that the engine holds at once, running and queued."""
+        return self._runner.max_requests
 
     @property
     def stats(self) -> EngineStats:
@@ -89,3 +97,5 @@ class Engine:
         finally:
             self._is_broken = not runner.is_done
             runner.abort(EngineError(BROKEN))
+            if self._is_broken and self._on_broken is not None:
+                self._on_broken()

@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ _numbers = itertools.count(1)
 
 
 class EngineError(RuntimeError):
-    """The engine's thread failed; it printed the traceback."""
+    """A request failed, or the engine's thread and every request with it; the traceback is in the log."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ class Generation:
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
-            if self._waiter is not None and not self._waiter[0].is_closed():
+            if self._waiter is not None:
                 loop, ready = self._waiter
-                loop.call_soon_threadsafe(ready.set)
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(ready.set)
 
     def __iter__(self) -> Iterator[Event]:
         while True:

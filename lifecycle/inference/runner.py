@@ -1,12 +1,15 @@
 """Runs requests through the programs, one turn at a time, in the caller's thread.
 
-What must hold: a request's output does not depend on the rest of the batch; every submitted request gets a last event.
+What must hold: a request's output does not depend on the rest of the batch; every submitted request gets a last event;
+an error while one request is handled fails that request only.
 """
 
+import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +21,8 @@ from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.scheduler import BUCKETS, DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
+
+LOG = logging.getLogger(__name__)
 
 type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens computed, by request
 
@@ -65,6 +70,7 @@ class Runner:
         self._table = SlotTable(num_slots, self._programs.num_groups)
         self._assemblers: dict[int, Assembler] = {}
         self._counters = EngineStats()
+        self.max_requests = num_slots + max_queue
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
         """Queues a request of token ids.
@@ -148,12 +154,31 @@ class Runner:
         with self.changed:
             admitted = self._scheduler.admit()
         for slot, generation in admitted:
-            params = generation.params
-            stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
-            max_tokens = self.max_tokens(len(generation.prompt), params)
-            self._assemblers[slot] = Assembler(self.model.tokenizer, params, stop_ids, max_tokens)
-            seed = params.seed if params.seed is not None else secrets.randbits(64)
-            self._table.open(slot, params, seed, stop_ids)
+            with self._contained(slot):
+                self._open(slot, generation)
+
+    def _open(self, slot: int, generation: Generation) -> None:
+        params = generation.params
+        stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
+        max_tokens = self.max_tokens(len(generation.prompt), params)
+        self._assemblers[slot] = Assembler(self.model.tokenizer, params, stop_ids, max_tokens)
+        seed = params.seed if params.seed is not None else secrets.randbits(64)
+        self._table.open(slot, params, seed, stop_ids)
+
+    @contextmanager
+    def _contained(self, slot: int) -> Iterator[None]:
+        """Fails the slot's request alone if handling it raises anything: all other requests depend on this thread."""
+        try:
+            yield
+        except Exception as error:
+            LOG.exception("a request failed")
+            generation = self._release(slot)
+            generation.put(EngineError(f"the request failed: {type(error).__name__}: {error}"))
+
+    def _release(self, slot: int) -> Generation:
+        self._table.close(slot)
+        with self.changed:
+            return self._scheduler.release(slot)
 
     def _prefill(self) -> None:
         with self.changed:
@@ -171,7 +196,8 @@ class Runner:
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         for generation, chunk in zip(generations, chunks, strict=True):
             if chunk.start + chunk.size == len(generation.prompt):
-                self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
+                with self._contained(chunk.slot):
+                    self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
 
     def _decode(self) -> None:
         num_steps, decoding = self._scheduler.decode_steps(), self._scheduler.decoding
@@ -190,7 +216,8 @@ class Runner:
             largest_batch=max(counters.largest_batch, int((made > 0).sum())),
         )
         for slot in decoding:
-            self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
+            with self._contained(slot):
+                self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
 
     def _charge(self, began: float, tokens: Mapping[str, int]) -> None:
         """Reports to the observer how long a finished dispatch took, and for which requests."""
@@ -207,11 +234,10 @@ class Runner:
             self._table.advance(slot, token.id, position + offset, assembler.remaining)
             if assembler.finish_reason is not None:
                 break
+        event = assembler.take()
         if assembler.finish_reason is not None:
-            self._table.close(slot)
-            with self.changed:
-                self._scheduler.release(slot)
-        if (event := assembler.take()) is not None:
+            self._release(slot)
+        if event is not None:
             generation.put(event)
 
 

@@ -94,6 +94,7 @@ def _filter(scaled: Array, rows: SamplingRows) -> Array:
     kept = (order >= kth[:, None]) | (rows.top_k <= 0)[:, None]
     probs = jnp.where(kept, jnp.exp(scaled), 0.0)
     edge = _threshold(order, probs, rows.top_p * probs.sum(-1))
+    edge = jnp.minimum(edge, order.max(-1))  # a product that underflows to 0 would remove every token
     kept &= (order >= edge[:, None]) | (rows.top_p >= 1)[:, None]
     kept &= (jnp.exp(scaled) >= rows.min_p[:, None]) | (rows.min_p <= 0)[:, None]
     return jnp.where(kept, scaled, -jnp.inf)

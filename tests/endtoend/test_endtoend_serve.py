@@ -5,7 +5,9 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -27,14 +29,13 @@ def server(undisturbed: Debug) -> Iterator[str]:
     with log.open("w") as output:
         process = undisturbed.begin("serve", "serve.port=0", output=output)
     try:
-        yield _address(process, undisturbed)
+        yield _address(process, log)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT_S) == 0, log.read_text()
 
 
-def _address(process: subprocess.Popen[str], run: Debug) -> str:
-    log = run.root / "serve.txt"
+def _address(process: subprocess.Popen[str], log: Path) -> str:
     wait_until(lambda: process.poll() is not None or ADDRESS.search(log.read_text()) is not None)
     address = ADDRESS.search(log.read_text())
     assert address, log.read_text()
@@ -78,6 +79,34 @@ def test_every_request_is_logged_with_the_version_that_answered(server: str, und
 def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:
     port = server.rsplit(":", 1)[1]
     assert f"port {port} is in use" in undisturbed.fail("serve", f"serve.port={port}")
+
+
+def test_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) -> None:
+    """A supervisor can start it again; a client is told."""
+    broken = (
+        "import sys; from lifecycle.inference import programs; from lifecycle.cli.main import main\n"
+        "warm = programs.decode\n"
+        "def decode(*args):\n"
+        "    if args[-1].remaining.any(): raise OSError('lost device')\n"
+        "    return warm(*args)\n"
+        "programs.decode = decode; main()"
+    )
+    log = undisturbed.root / "broken.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", broken, *undisturbed.command("serve", "serve.port=0")[1:]],
+            env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    try:
+        address = _address(process, log)
+        ask = {"model": "production", "prompt": "a", "max_tokens": 5}
+        answer = httpx.post(f"{address}/v1/completions", json=ask, timeout=LIMIT_S)
+        assert answer.status_code == 500 and "the engine has stopped" in answer.json()["error"]["message"]
+        assert process.wait(LIMIT_S) == 1
+        assert "lost device" in log.read_text() and "the engine failed" in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:

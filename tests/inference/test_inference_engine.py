@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ import pytest
 from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
-from lifecycle.inference.generation import EngineError, collect
+from lifecycle.inference.generation import Assembler, EngineError, Token, collect
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
+from lifecycle.inference.slots import SlotTable
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params
@@ -218,6 +220,55 @@ def test_an_error_on_the_device_fails_every_pending_request(model: Model, monkey
     assert isinstance(printed[0].exc_value, OSError)
     with pytest.raises(EngineError):
         engine.submit([65], GREEDY)
+
+
+def test_an_error_of_one_request_fails_that_request_only(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Raised where a request is admitted, and where its tokens are delivered."""
+    opened, pushed = SlotTable.open, Assembler.push
+
+    def failing_open(table: SlotTable, slot: int, params: SamplingParams, *rest: Any) -> None:
+        if params.seed == 1:
+            raise OverflowError("too large for the slot's array")
+        opened(table, slot, params, *rest)
+
+    def failing_push(assembler: Assembler, token: Token) -> None:
+        if assembler._stop._stops:
+            raise UnicodeError("no such token")
+        pushed(assembler, token)
+
+    alone = generate(model, PROMPTS[:2], GREEDY, num_slots=SLOTS)
+    monkeypatch.setattr(SlotTable, "open", failing_open)
+    monkeypatch.setattr(Assembler, "push", failing_push)
+    with Engine(model, num_slots=SLOTS) as engine:
+        good = [engine.submit(PROMPTS[0], GREEDY)]
+        changes: tuple[dict[str, Any], ...] = ({"seed": 1}, {"stop": ("never",)})
+        bad = [engine.submit([65], GREEDY.model_copy(update=change)) for change in changes]
+        good.append(engine.submit(PROMPTS[1], GREEDY))
+        for generation, reason in zip(bad, ("OverflowError: too large", "UnicodeError: no such token"), strict=True):
+            with pytest.raises(EngineError, match=reason):
+                generation.wait()
+        assert [generation.wait() for generation in good] == alone
+        assert engine.is_alive and engine.stats.active == 0
+    assert caplog.text.count("a request failed") == 2
+
+
+def test_a_broken_engine_says_so_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr("lifecycle.inference.programs.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
+    broken = threading.Event()
+    engine = Engine(model, num_slots=SLOTS, on_broken=broken.set)
+    with pytest.raises(EngineError):
+        engine.submit([65], GREEDY).wait()
+    assert broken.wait(LIMIT_S) and not engine.is_alive
+
+
+def test_closing_is_not_breaking(model: Model) -> None:
+    broken = threading.Event()
+    with Engine(model, num_slots=SLOTS, on_broken=broken.set) as engine:
+        engine.submit([65], GREEDY).wait()
+    assert not broken.is_set()
 
 
 def test_a_dispatchs_wall_time_is_charged_to_the_requests_in_it(model: Model) -> None:

@@ -127,13 +127,25 @@ def test_extreme_temperatures_give_a_token_and_not_nan() -> None:
         assert temperature > 1 or int(found.token[0]) == 1
 
 
+@pytest.mark.parametrize("top_p", [5e-324, 1e-40, 1e-38, 1e-10])
+def test_the_likeliest_token_always_survives(top_p: float) -> None:
+    """Also where top_p, or its product with the sum, is 0 in float32."""
+    logits = jnp.array([[0.0, 3.0, -2.0, 2.0]])
+    params = SamplingParams(top_p=top_p, top_k=2**31 - 1, min_p=1.0, seed=1)
+    assert np.isfinite(FILTER(logits, rows([params]))).tolist() == [[False, True, False, False]]
+    assert int(SAMPLE(logits, rows([params]), jnp.array([1]), jnp.array(False)).token[0]) == 1
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"temperature": -1},
         {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 1e300},
         {"top_p": 0},
         {"top_k": -1},
+        {"top_k": 2**31},
         {"max_tokens": 0},
         {"stop": ("",)},
         {"x": 1},
