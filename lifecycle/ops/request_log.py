@@ -33,12 +33,12 @@ RETRY_S = 1.0
 SCHEMA = Schema(
     name="request log",
     application_id=0x4C43524C,  # "LCRL"
-    version=2,
+    version=3,
     tables="""
     CREATE TABLE requests (
         id TEXT NOT NULL, time REAL NOT NULL, route TEXT NOT NULL, version TEXT NOT NULL, status INTEGER NOT NULL,
         finish_reason TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-        latency_s REAL NOT NULL, first_token_s REAL, device_s REAL NOT NULL, prompt TEXT, completion TEXT,
+        latency_s REAL NOT NULL, first_token_s REAL, device_s REAL NOT NULL, prompt TEXT, completion TEXT, user TEXT,
         cost REAL NOT NULL, currency TEXT NOT NULL
     ) STRICT;
     CREATE INDEX requests_by_time ON requests (time);
@@ -75,6 +75,7 @@ class RequestRecord(BaseModel):
     device_s: FiniteFloat = 0.0  # its share of the time that dispatches occupied the engine's devices
     prompt: Text | None = None
     completion: Text | None = None
+    user: Text | None = None  # the client's label for whom it asks
 
 
 @dataclass(frozen=True)

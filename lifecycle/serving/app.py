@@ -10,20 +10,23 @@ import hmac
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.answers import AnswerForm
-from lifecycle.serving.choices import Served, submit
+from lifecycle.serving.body import read_body
+from lifecycle.serving.choices import Served, require_room, submit
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.delivery import EventStream, complete_answer
+from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.prompts import chat_prompt, text_prompts
@@ -31,7 +34,6 @@ from lifecycle.serving.record import Recorder, RequestObserver
 from lifecycle.serving.schemas import ChatRequest, CompletionRequest, parse
 from lifecycle.text.interface import Tokenizer
 
-MAX_BODY_BYTES = 4 << 20  # a million tokens of text; tokenizing it takes about a second
 PAGE = Path(__file__).parent / "chat.html"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -67,7 +69,9 @@ def create_app(
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
     ]
     handlers = {HTTPException: _http_error, RequestError: _request_error, Exception: _internal_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.stopping = asyncio.Event()  # set by the server when it stops
+    return app
 
 
 def _api_key(config: ServeConfig) -> str | None:
@@ -103,6 +107,7 @@ class Api:
         self._models = models
         self._key = api_key
         self._observers = observers
+        self._tokenizing = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tokenize")
 
     async def health(self, _: Request) -> Response:
         """200 while all engines answer, 503 with the names of those that do not."""
@@ -113,12 +118,12 @@ class Api:
 
     async def list_models(self, request: Request) -> Response:
         """The models that are served, by name."""
-        self._authorise(request)
+        self._admit(request)
         return JSONResponse({"object": "list", "data": [_card(name, s) for name, s in self._models.items()]})
 
     async def show_model(self, request: Request) -> Response:
         """One served model."""
-        self._authorise(request)
+        self._admit(request)
         name = request.path_params["name"]
         return JSONResponse(_card(name, self._model(name)))
 
@@ -126,11 +131,12 @@ class Api:
         """A text completion."""
 
         async def work(recorder: Recorder) -> Response:
-            ask = parse(CompletionRequest, await _json_body(request))
-            served = self._serve(ask.model, recorder)
+            ask = parse(CompletionRequest, await read_body(request))
+            served = self._serve(ask, recorder)
             model = served.engine.model
-            prompts = await asyncio.to_thread(text_prompts, ask, model)
-            recorder.record.prompt = await asyncio.to_thread(_prompt_text, ask, model.tokenizer)
+            require_room(served.engine, len(ask.prompts) * (ask.n or 1))
+            prompts = await self._tokenize(text_prompts, ask, model, served.engine.max_seq_len)
+            recorder.record.prompt = await self._tokenize(_prompt_text, ask, model.tokenizer)
             form = _form("text", ask, served, ask.logprobs is not None)
             return await self._answer(request, ask, served, prompts, form, recorder)
 
@@ -140,25 +146,33 @@ class Api:
         """A chat completion."""
 
         async def work(recorder: Recorder) -> Response:
-            ask = parse(ChatRequest, await _json_body(request))
-            served = self._serve(ask.model, recorder)
-            messages = [message.plain for message in ask.messages]
-            prompts = [await asyncio.to_thread(chat_prompt, messages, served.engine.model)]
+            ask = parse(ChatRequest, await read_body(request))
+            served = self._serve(ask, recorder)
+            messages, engine = [message.plain for message in ask.messages], served.engine
+            require_room(engine, ask.n or 1)
+            prompts = [await self._tokenize(chat_prompt, messages, engine.model, engine.max_seq_len)]
             recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
             form = _form("chat", ask, served, bool(ask.logprobs))
             return await self._answer(request, ask, served, prompts, form, recorder)
 
         return await self._recorded(request, work)
 
+    async def _tokenize[**P, T](self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a function in a thread of its own kind: long texts hold up no other work."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, partial(function, *args, **kwargs))
+
     async def _recorded(self, request: Request, work: Callable[[Recorder], Awaitable[Response]]) -> Response:
         """Runs a handler's work; a rejection is recorded and answered in OpenAI's form."""
         recorder = Recorder(request.url.path, self._observers)
         try:
-            self._authorise(request)
+            self._admit(request)
             return await work(recorder)
         except RequestError as error:
             recorder.finish(error.status)
             return error.response()
+        except ClientDisconnect:  # in the middle of its upload
+            recorder.finish(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
         except BaseException:
             recorder.finish(500)
             raise
@@ -183,6 +197,11 @@ class Api:
             return EventStream(choices, form, recorder)
         return await complete_answer(request, choices, form, recorder)
 
+    def _admit(self, request: Request) -> None:
+        self._authorise(request)
+        if name := next(iter(request.query_params), None):
+            raise RequestError(400, f"unrecognized query parameter: {name}", name, "unknown_parameter")
+
     def _authorise(self, request: Request) -> None:
         if self._key is None:
             return
@@ -191,16 +210,17 @@ class Api:
             raise RequestError(401, "incorrect API key; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
     def _model(self, name: str) -> Served:
-        served = self._models.get(name)
+        by_version = {served.version: served for served in self._models.values()}
+        served = self._models.get(name) or by_version.get(name)
         if served is None:
             known = ", ".join(self._models)
             message = f"the model {name!r} does not exist; served here: {known}"
             raise RequestError(404, message, "model", "model_not_found")
         return served
 
-    def _serve(self, name: str, recorder: Recorder) -> Served:
-        served = self._model(name)
-        recorder.record.model, recorder.record.version = name, served.version
+    def _serve(self, ask: ChatRequest | CompletionRequest, recorder: Recorder) -> Served:
+        served = self._model(ask.model)
+        recorder.record.model, recorder.record.version, recorder.record.user = ask.model, served.version, ask.sender
         return served
 
 
@@ -208,18 +228,6 @@ def _card(name: str, served: Served) -> dict[str, Any]:
     engine = served.engine
     card = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle"}
     return {**card, "version": served.version, "max_model_len": engine.max_seq_len}
-
-
-async def _json_body(request: Request) -> bytes:
-    """The body, if its content type is JSON: browsers send other types to other origins without a preflight request."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError(415, "send the body with 'Content-Type: application/json'")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-    return body
 
 
 def _prompt_text(ask: CompletionRequest, tokenizer: Tokenizer) -> str:

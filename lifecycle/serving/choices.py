@@ -58,6 +58,13 @@ class Choices:
             self.cancel()
 
 
+def require_room(engine: Engine, number: int) -> None:
+    """Raises `RequestError` for more choices than the engine can ever hold."""
+    if number > engine.max_requests:
+        message = f"prompts times n is {number}, but this server holds at most {engine.max_requests} at once"
+        raise RequestError(400, message, "n", "invalid_value")
+
+
 def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
     """Submits all of a request or nothing; raises `RequestError` if the engine rejects it."""
     generations: list[Generation] = []

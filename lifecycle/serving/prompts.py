@@ -7,9 +7,13 @@ from lifecycle.serving.errors import RequestError
 from lifecycle.serving.schemas import CompletionRequest
 
 
-def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
-    """Token ids of each prompt; a text is prefixed with the BOS, token ids are taken as they are."""
+def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt; a text is prefixed with the BOS, token ids are taken as they are.
+
+    Texts that cannot have as few as `max_tokens` tokens are rejected before they are tokenized.
+    """
     tokenizer = model.tokenizer
+    _require_short([prompt for prompt in ask.prompts if isinstance(prompt, str)], model, max_tokens, "prompt")
     prompts: list[list[int]] = []
     for prompt in ask.prompts:
         if isinstance(prompt, str):
@@ -24,9 +28,20 @@ def text_prompts(ask: CompletionRequest, model: Model) -> list[list[int]]:
     return prompts
 
 
-def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model) -> list[int]:
-    """Token ids of a conversation, with the opening of the assistant's turn."""
+def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model, max_tokens: int) -> list[int]:
+    """Token ids of a conversation, with the opening of the assistant's turn; one that cannot have as few as
+    `max_tokens` tokens is rejected before it is tokenized."""
+    _require_short(["".join(message["content"] for message in messages)], model, max_tokens, "messages")
     return _encoded(lambda: model.template.render(messages, add_generation_prompt=True).ids, "messages")
+
+
+def _require_short(texts: Sequence[str], model: Model, max_tokens: int, param: str) -> None:
+    """Tokenizing 4 MB takes a second, and other requests wait for it."""
+    most = max_tokens * model.tokenizer.longest_token
+    for text in texts:
+        if len(text) > most or len(text.encode("utf-8", "replace")) > most:
+            message = f"{param}: a text of {len(text)} characters has more than the {max_tokens} tokens of the context"
+            raise RequestError(400, message, param, "context_length_exceeded")
 
 
 def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:

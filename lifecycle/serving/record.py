@@ -26,6 +26,7 @@ class FinishedRequest:
     prompt: str = ""
     completion: str = ""  # of the first choice
     generation_ids: tuple[str, ...] = ()
+    user: str | None = None  # the client's label for whom it asks
 
 
 type RequestObserver = Callable[[FinishedRequest], None]

@@ -4,11 +4,13 @@ What must hold: nothing is silently ignored. An API field that this server does 
 its value has no effect; an unknown field is rejected too. `top_k` and `min_p` are additions.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lifecycle.inference.defaults import MAX_TOP_K
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from lifecycle.serving.errors import RequestError
 
@@ -24,9 +26,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
+    "parallel_tool_calls": (),
     "prediction": (),
     "presence_penalty": (0,),
+    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
     "reasoning_effort": ("none",),
@@ -42,11 +45,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1000  # characters; each new token is compared with every prefix of a stop string
 MAX_CHOICES = 16
+MAX_LABEL_LENGTH = 512  # characters, as in OpenAI's metadata
 
 type Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 type Count = Annotated[int, Field(ge=1)]
+type Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH)]
 type StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 type TokenIds = list[Annotated[int, Field(ge=0)]]
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """Equality as in JSON, in which `true` is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 class _Body(BaseModel):
@@ -65,16 +75,15 @@ class _Request(_Body):
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None  # these three label a request for its sender
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    user: Label | None = None  # the request log has it, or its newer name
+    safety_identifier: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +92,7 @@ class _Request(_Body):
             return body
         for name in body.keys() & NEUTRAL.keys():
             value = body[name]
-            if value is not None and value not in NEUTRAL[name]:
+            if value is not None and not any(_is_same(value, neutral) for neutral in NEUTRAL[name]):
                 raise RequestError(400, f"{name} is not supported by this server", name, "unsupported_parameter")
         return {name: value for name, value in body.items() if name not in NEUTRAL}
 
@@ -93,6 +102,11 @@ class _Request(_Body):
             message = "stream_options is only allowed when stream is true"
             raise RequestError(400, message, "stream_options", "invalid_value")
         return self
+
+    @property
+    def sender(self) -> str | None:
+        """The client's label for the user on whose behalf it asks."""
+        return self.safety_identifier if self.safety_identifier is not None else self.user
 
     @property
     def wants_usage(self) -> bool:
@@ -181,9 +195,18 @@ class ChatRequest(_Request):
 def parse[R: _Request](kind: type[R], body: bytes) -> R:
     """Reads a JSON body; raises `RequestError` naming the field at fault."""
     try:
-        return kind.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
+    json.loads(body, object_pairs_hook=_require_unique)  # of two values pydantic silently takes the last
+    return request
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise RequestError(400, f"the body has {double} twice in one object", double, "invalid_value")
 
 
 def _explain(error: ValidationError) -> RequestError:

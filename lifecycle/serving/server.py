@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.config import ServeConfig
@@ -43,14 +43,27 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
+class _Server(uvicorn.Server):
+    """Tells the application when it stops: requests whose body is still on its way are rejected at once."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called in the event loop after a signal, before running requests are waited for."""
+        self._app.state.stopping.set()
+        await super().shutdown(sockets)
+
+
+def serve(app: Starlette, listener: socket.socket) -> None:
     """Serves until a signal, then returns, so that the caller can close what it opened."""
     config = uvicorn.Config(
         app, lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )  # fmt: skip
     with _signals_ignored_afterwards():
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, app).run(sockets=[listener])
 
 
 @contextmanager

@@ -65,6 +65,11 @@ class Tokenizer(ABC):
         specials = {"special": self.special_ids, "framing": [self.bos_id, self.eos_id, self.pad_id]}
         return digest({"kind": type(self).__name__, "native": self.native.hex(), **specials})
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: a text has at least its own bytes divided by this many tokens."""
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special ids; raises `TokenizerError` for text that is not valid Unicode."""
         return self.encode_batch([text])[0]

@@ -1,6 +1,7 @@
 """What HTTP clients, operators and other programs rely on besides OpenAI's shapes."""
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from lifecycle.serving.app import create_app
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.schemas import NEUTRAL
 from lifecycle.serving.server import listen, url
+from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 CHAT = "/v1/chat/completions"
 BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
@@ -42,6 +44,15 @@ BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], 
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
+        ({"top_k": 2**31}, "top_k", "invalid_value"),
+        ({"top_k": 10**30}, "top_k", "invalid_value"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"max_tokens": 10**30}, None, "context_length_exceeded"),
+        ({"user": "x" * 513}, "user", "invalid_value"),
+        ({"prompt_cache_key": "a"}, "prompt_cache_key", "unsupported_parameter"),
+        ({"parallel_tool_calls": True}, "parallel_tool_calls", "unsupported_parameter"),
+        ({"frequency_penalty": False}, "frequency_penalty", "unsupported_parameter"),
+        ({"store": 0}, "store", "unsupported_parameter"),
     ],
 )
 def test_a_bad_field_gives_400_and_is_named(
@@ -72,6 +83,98 @@ def test_bodies_that_are_not_json_or_too_large_are_refused(server: Running) -> N
     assert send(b"\xff{}", "application/json").status_code == 400
     assert send(json.dumps(BASE).encode(), "text/plain").status_code == 415
     assert send(b" " * (5 << 20), "application/json").status_code == 413
+
+
+def test_a_field_given_twice_is_named(server: Running) -> None:
+    body = b'{"model": "production", "messages": [{"role": "user", "content": "a", "content": "b"}], "max_tokens": 1}'
+    response = httpx.post(f"{server.base}{CHAT}", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "content")
+
+
+def test_query_parameters_are_refused_by_name(server: Running) -> None:
+    for response in (
+        httpx.post(f"{server.base}{CHAT}?temperature=0", json=BASE),
+        httpx.get(f"{server.base}/v1/models?limit=3"),
+    ):
+        assert (response.status_code, response.json()["error"]["param"]) in {(400, "temperature"), (400, "limit")}
+
+
+def test_extreme_values_that_are_valid_are_answered(server: Running) -> None:
+    for change in ({"top_k": 2**31 - 1}, {"top_p": 5e-324}, {"min_p": 1}, {"temperature": 1e-300}, {"seed": -(2**63)}):
+        response = server.post(CHAT, **BASE | {"temperature": 1} | change)
+        assert response.status_code == 200, (change, response.text)
+    assert server.engine.is_alive
+
+
+def test_a_top_p_of_nearly_zero_is_greedy(server: Running) -> None:
+    answers = [
+        server.post(CHAT, **BASE | change).json() for change in ({"temperature": 0}, {"top_p": 1e-40, "seed": 3})
+    ]
+    assert answers[0]["choices"][0]["message"] == answers[1]["choices"][0]["message"]
+
+
+def test_more_choices_than_the_server_can_hold_are_no_matter_of_waiting(server: Running) -> None:
+    prompts = ["a"] * (server.engine.max_requests + 1)
+    response = server.post("/v1/completions", model="production", prompt=prompts, max_tokens=1)
+    assert response.status_code == 400 and "at most" in response.json()["error"]["message"]
+
+
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(type(server.engine.model.tokenizer), "encode_batch", never)
+    long = "a" * (server.engine.max_seq_len * server.engine.model.tokenizer.longest_token + 1)
+    for path, body in (("/v1/completions", {"prompt": long}), (CHAT, BASE | {"messages": [_user(long)]})):
+        response = server.post(path, **{"model": "production"} | body)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_the_version_that_the_list_shows_is_a_name(server: Running) -> None:
+    card = server.client.models.list().data[0].model_dump()
+    if card["version"]:
+        assert server.post(CHAT, **BASE | {"model": card["version"]}).status_code == 200
+
+
+def test_who_asks_is_recorded(server: Running) -> None:
+    count = len(server.records)
+    server.post(CHAT, **BASE, user="old name")
+    server.post(CHAT, **BASE, user="old name", safety_identifier="new name")
+    server.wait_for_record(count + 2)
+    assert [record.user for record in server.records[count:]] == ["old name", "new name"]
+
+
+def _begin_upload(server: Running) -> socket.socket:
+    host, _, port = server.base.removeprefix("http://").partition(":")
+    client = socket.create_connection((host, int(port)), timeout=LIMIT_S)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    client.sendall(head.encode() + b'{"model": ')
+    return client
+
+
+def test_an_upload_that_its_client_aborts_is_a_record_and_no_traceback(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = len(server.records)
+    _begin_upload(server).close()
+    assert server.wait_for_record(count + 1).status == 499
+    assert "Traceback" not in caplog.text
+
+
+def test_an_upload_that_never_ends_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.serving.body.MAX_BODY_S", 0.2)
+    count = len(server.records)
+    with _begin_upload(server) as client:
+        answer = client.recv(4096)
+        assert b"408" in answer.splitlines()[0] and client.recv(4096) == b""  # and the connection is closed
+    assert server.wait_for_record(count + 1).status == 408
 
 
 def test_text_prompts_are_checked(server: Running) -> None:
@@ -117,9 +220,19 @@ def test_two_requests_decode_in_one_batch(server: Running) -> None:
     assert answers[0]["choices"] == answers[1]["choices"]
 
 
-def test_a_full_queue_gives_429_and_says_when_to_come_back(server: Running) -> None:
-    """Two slots, and four may wait: of a request for nine choices some are too many, and none is left running."""
-    response = server.post(CHAT, **(BASE | {"n": 9, "max_tokens": 200}))
+def test_a_full_queue_gives_429_and_says_when_to_come_back(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots, and four may wait: while one answer is on its way six choices are too many, and none is left."""
+    programs, may_go_on = server.engine._runner._programs, threading.Event()
+    decode = programs.decode
+    monkeypatch.setattr(programs, "decode", lambda rows: may_go_on.wait(LIMIT_S) and decode(rows))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, CHAT, **BASE)
+        try:
+            wait_until(lambda: server.engine.stats.active == 1)
+            response = server.post(CHAT, **(BASE | {"n": server.engine.max_requests}))
+        finally:
+            may_go_on.set()
+        assert running.result().status_code == 200
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["code"] == "queue_full"

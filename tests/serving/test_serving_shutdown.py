@@ -1,8 +1,10 @@
 """A server process of its own: SIGTERM lets the stream end, then the process exits with 0."""
 
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import httpx
 
@@ -42,6 +44,24 @@ def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"completion_tokens": 2000' in rest[-2]
+        assert process.stdout.readline() == "closed\n"
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_does_not_wait_for_an_upload() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=LIMIT_S) as client:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+            time.sleep(0.2)  # the server has begun to read
+            process.send_signal(signal.SIGTERM)
+            assert b"503" in client.recv(4096).splitlines()[0]
         assert process.stdout.readline() == "closed\n"
         assert process.wait(LIMIT_S) == 0
     finally:
