@@ -20,8 +20,10 @@ import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
 
-from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, hash_files, write_text
+from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, file_facts
 from lifecycle.core.config import ConfigError
+from lifecycle.core.file_hashes import combined, file_hashes
+from lifecycle.core.files import write_text
 from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
@@ -141,10 +143,10 @@ def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
         shutil.rmtree(folder)
         raise
     config: dict[str, Any] = {"source": str(source), "dtype": dtype}
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    hashes = file_hashes(folder, sorted(path.name for path in folder.iterdir()))
     manifest = Manifest(
-        stage=STAGE, key=artifact_key(STAGE, config, {}), content_hash=hash_files(folder, files), config=config,
-        inputs={}, input_hashes={}, files=files, stats={}, code=code_version(),
+        stage=STAGE, key=artifact_key(STAGE, config, {}), content_hash=combined(hashes), config=config,
+        inputs={}, input_hashes={}, files=file_facts(folder, hashes), stats={}, code=code_version(),
         created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=time.time() - started,
         cpu_s=cpu_seconds() - cpu,
     )  # fmt: skip

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigPath, name_first, read_config
-from lifecycle.core.artifact import MANIFEST
-from lifecycle.ops.lineage import Node, render, trace_artifact, trace_version
+from lifecycle.core.artifact import MANIFEST, ArtifactError
+from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
@@ -23,24 +23,29 @@ type Traced = Annotated[
         "artifact; then settings, as key=value."
     ),
 ]
+type Verify = Annotated[
+    bool, Parameter(help="Read every file and compare it with its manifest; status 1 if one is missing or changed.")
+]
 type AsJson = Annotated[bool, Parameter(name="json", help="Print the tree as JSON.")]
 
 
-def trace(config: ConfigPath, /, *words: Traced, as_json: AsJson = False) -> None:
+def trace(config: ConfigPath, /, *words: Traced, verify: Verify = False, as_json: AsJson = False) -> None:
     """Prints the chain behind a version, a stage or an artifact's folder, down to the filters and the source files."""
     name, overrides = name_first(words)
-    tree = _tree(read_config(config, overrides), name or PRODUCTION)
+    tree = _tree(read_config(config, overrides), name or PRODUCTION, verify)
     if as_json:
         json.dump(tree, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
         Console().print(render(tree))
+    if verify and (found := list(problems(tree))):
+        raise ArtifactError("; ".join(found))
 
 
-def _tree(config: RunConfig, name: str) -> Node:
+def _tree(config: RunConfig, name: str, verify: bool) -> Node:
     if name in build_graph(config):
-        return trace_artifact(finished_stage(config, name).path)
+        return trace_artifact(finished_stage(config, name).path, verify)
     folder = config.folder / Path(name).name  # a folder's name, or its path as another command printed it
     if (folder / MANIFEST).is_file():
-        return trace_artifact(folder)
-    return trace_version(Registry(config.registry_path), name)
+        return trace_artifact(folder, verify)
+    return trace_version(Registry(config.registry_path), name, verify)

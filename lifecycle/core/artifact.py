@@ -6,7 +6,6 @@ runs, the folder's name ends in `.partial`; it is renamed at the end, so a reade
 killed stage can resume from its own files.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lifecycle.core.config import digest
+from lifecycle.core.file_hashes import FileHashes, combined, file_hashes, hash_files
+from lifecycle.core.files import temporary, write_text
 from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -33,6 +34,15 @@ LEDGER_EVERY_S = 5.0
 
 class ArtifactError(ValueError):
     """An artifact is missing, incomplete or damaged."""
+
+
+class FileFacts(BaseModel):
+    """A file of an artifact, as it was when the artifact was finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
 
 
 class Manifest(BaseModel):
@@ -46,7 +56,7 @@ class Manifest(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]  # input -> its folder's name in the same root; for an outside folder, its path
     input_hashes: dict[str, str]
-    files: dict[str, int]  # relative path -> bytes
+    files: dict[str, FileFacts]  # by relative path
     stats: dict[str, Any]
     code: str
     # How it was computed, which does not affect its content: a record for each session.
@@ -85,7 +95,10 @@ def artifact_path(root: Path, stage: str, key: str) -> Path:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Reads a finished artifact; raises `ArtifactError` if it is missing or its files differ from the manifest."""
+    """Reads a finished artifact; raises `ArtifactError` if it is missing or a file's size is not the manifest's.
+
+    `require_intact` checks the contents.
+    """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise ArtifactError(f"{path}: no finished artifact here (no {MANIFEST}); run the stage that makes it")
@@ -93,12 +106,28 @@ def open_artifact(path: Path) -> Artifact:
         manifest = Manifest.model_validate_json(manifest_path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ArtifactError(f"{manifest_path}: not a manifest of this version: {error.errors()[0]['msg']}") from None
-    for name, size in manifest.files.items():
+    for name, facts in manifest.files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != size:
+        if not file.is_file() or file.stat().st_size != facts.bytes:
             held = file.stat().st_size if file.is_file() else "no"
-            raise ArtifactError(f"{file}: {held} bytes, the manifest says {size}; delete {path} and rerun its stage")
+            raise ArtifactError(
+                f"{file}: {held} bytes, the manifest says {facts.bytes}; delete {path} and rerun its stage"
+            )
     return Artifact(path, manifest)
+
+
+def changed_files(artifact: Artifact, hashes: FileHashes | None = None) -> list[str]:
+    """The files whose content is not the manifest's. `hashes` remembers those of unchanged files; without it all files
+    are read."""
+    files = artifact.manifest.files
+    found = file_hashes(artifact.path, files) if hashes is None else hashes.of(artifact.path, files)
+    return [name for name, facts in files.items() if found[name] != facts.sha256]
+
+
+def require_intact(artifact: Artifact, hashes: FileHashes | None = None) -> None:
+    """Raises `ArtifactError` naming the files whose content changed after the artifact was finished."""
+    if changed := ", ".join(changed_files(artifact, hashes)):
+        raise ArtifactError(f"{artifact.path}: {changed} changed after it was finished; delete it and rerun its stage")
 
 
 @dataclass
@@ -139,12 +168,13 @@ class Draft:
         """Writes the manifest and renames the folder; `content_hash` replaces the hash over the files."""
         wall, cpu = self._spent()
         for name in (LEDGER, MANIFEST):  # and temporary files of a killed write
-            for leftover in (self.path / name, _temporary(self.path / name)):
+            for leftover in (self.path / name, temporary(self.path / name)):
                 leftover.unlink(missing_ok=True)
-        files = {str(p.relative_to(self.path)): p.stat().st_size for p in sorted(self.path.rglob("*")) if p.is_file()}
+        files = [str(path.relative_to(self.path)) for path in sorted(self.path.rglob("*")) if path.is_file()]
+        hashes = file_hashes(self.path, files)
         manifest = Manifest(
-            stage=self.stage, key=self.key, content_hash=content_hash or hash_files(self.path, files),
-            config=dict(self.config), inputs=self._inputs(), input_hashes=self.input_hashes, files=files,
+            stage=self.stage, key=self.key, content_hash=content_hash or combined(hashes), config=dict(self.config),
+            inputs=self._inputs(), input_hashes=self.input_hashes, files=file_facts(self.path, hashes),
             stats=dict(stats), code=code_version(), how=[dict(session) for session in how],
             created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=wall, cpu_s=cpu,
         )  # fmt: skip
@@ -152,6 +182,7 @@ class Draft:
         if self.final_path.exists():  # a damaged artifact of the same key is replaced
             shutil.rmtree(self.final_path)
         self.path.rename(self.final_path)
+        FileHashes(self.root).remember(self.final_path, hashes)
         return Artifact(self.final_path, manifest)
 
     def _inputs(self) -> dict[str, str]:
@@ -183,13 +214,18 @@ class Draft:
         return wall + (time.time() - self._started[0]), cpu + (cpu_seconds() - self._started[1])
 
 
-def hash_files(folder: Path, names: Mapping[str, Any] | list[str]) -> str:
-    """SHA-256 over relative names and contents."""
-    total = hashlib.sha256()
-    for name in sorted(names):
-        with open(folder / name, "rb") as file:
-            total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+def reopen(artifact: Artifact, damaged: Sequence[str]) -> None:
+    """Turns a finished artifact into the draft that it was, without these files and without a manifest."""
+    draft = artifact.path.with_name(artifact.path.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    artifact.path.rename(draft)
+    for name in (MANIFEST, *damaged):
+        (draft / name).unlink()
+
+
+def file_facts(folder: Path, hashes: Mapping[str, str]) -> dict[str, FileFacts]:
+    """The files of a folder for its manifest, from the hash of each by its relative name."""
+    return {name: FileFacts(bytes=(folder / name).stat().st_size, sha256=sha256) for name, sha256 in hashes.items()}
 
 
 def content_hash(folder: Path) -> str:
@@ -197,20 +233,6 @@ def content_hash(folder: Path) -> str:
     if (folder / MANIFEST).is_file():
         return open_artifact(folder).content_hash
     return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it."""
-    temporary = _temporary(path)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
 
 
 def cpu_seconds() -> float:

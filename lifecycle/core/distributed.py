@@ -56,6 +56,20 @@ def host_names() -> list[str]:
     return sorted({bytes(row).rstrip(b"\0").decode() for row in names})
 
 
+def from_writer(value: bool) -> bool:
+    """The writing process's value, in all processes of a job; all make the same call."""
+    if "jax" not in sys.modules:
+        return value
+    import jax
+
+    if jax.process_count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def is_writer() -> bool:
     """Whether this process writes what is written once per job; a process without JAX is in no job."""
     if "jax" not in sys.modules:

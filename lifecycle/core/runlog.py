@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 
 METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
 

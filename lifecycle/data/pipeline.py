@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.decontaminate import decontaminate, eval_items, heldout_items

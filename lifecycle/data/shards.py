@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stub
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.text.tokenizer import Tokenizer
 

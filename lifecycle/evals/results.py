@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.distributed import is_writer
+from lifecycle.core.files import write_text
 
 RESULTS = "results.json"
 LEVEL = 0.95  # confidence level of every interval shown, as is usual in the field

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import hash_files
 from lifecycle.core.config import ConfigError, digest
+from lifecycle.core.file_hashes import hash_files
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig, TaskRow
 

@@ -15,17 +15,21 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, open_artifact
+from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, open_artifact, require_intact
 from lifecycle.core.config import digest
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 
+WHOLE = ("present", "verified")
 SHOWN_FILES = 5  # per source, when drawn; the tree has them all
 type Node = dict[str, Any]
 
 
-def trace_version(registry: Registry, name: str) -> Node:
-    """A version (by alias, hash or prefix): its promotion and evaluations, and the chain of its bundle."""
+def trace_version(registry: Registry, name: str, verify: bool = False) -> Node:
+    """A version (by alias, hash or prefix): its promotion and evaluations, and the chain of its bundle.
+
+    `verify` reads every file of the chain and compares it with its manifest.
+    """
     version = registry.resolve(name)
     history = [vars(move) for move in registry.history(name)]
     evaluations = {
@@ -38,43 +42,64 @@ def trace_version(registry: Registry, name: str) -> Node:
         "registered": version.registered,
         "history": history,
         "evaluations": evaluations,
-        "chain": _walk(version.path, version.hash, version.manifest.stage, set()),
+        "chain": _Walk(verify).node(version.path, version.hash, version.manifest.stage),
     }
 
 
-def trace_artifact(path: Path) -> Node:
-    """The chain of an artifact; raises `ArtifactError` if there is none at `path`."""
+def trace_artifact(path: Path, verify: bool = False) -> Node:
+    """The chain of an artifact; raises `ArtifactError` if there is none at `path`. `verify` as in `trace_version`."""
     artifact = open_artifact(path)
-    return _walk(path, artifact.content_hash, artifact.manifest.stage, set())
+    return _Walk(verify).node(path, artifact.content_hash, artifact.manifest.stage)
 
 
-def _walk(path: Path, recorded: str, stage: str, met: set[Path], is_outside: bool = False) -> Node:
-    """The node of the artifact at `path`, recorded by its consumer with the content hash `recorded`.
+def problems(node: Node) -> Iterator[str]:
+    """What a traced tree has to say of missing, changed and damaged artifacts."""
+    tree = node.get("chain", node)
+    if tree["problem"]:
+        yield tree["problem"]
+    for child in tree["inputs"].values():
+        yield from problems(child)
 
-    `is_outside`: the node is a bundle that the run started from, not an artifact of the run.
-    """
-    node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
-    if not path.exists():
-        return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
-    if is_outside and not (path / MANIFEST).is_file():
-        return node | {"state": "no manifest", "problem": "", "inputs": {}}  # a bundle made by another tool
-    try:
-        artifact = open_artifact(path)
-    except ArtifactError as error:
-        return node | {"state": "damaged", "problem": str(error), "inputs": {}}
-    if artifact.content_hash != recorded:
-        problem = f"its content is now {artifact.content_hash}; it was made again after its use"
-        return node | {"state": "changed", "problem": problem, "inputs": {}}
-    if path.resolve() in met:
-        return node | {"state": "shown above", "problem": "", "inputs": {}}
-    met.add(path.resolve())
-    inputs = artifact.manifest.inputs
-    hashes = artifact.manifest.input_hashes
-    nodes = {
-        name: _walk(path.parent / folder, hashes[name], name, met, Path(folder).is_absolute())
-        for name, folder in inputs.items()
-    }
-    return node | {"state": "present", "problem": ""} | _facts(artifact) | {"inputs": nodes}
+
+class _Walk:
+    """One walk over a chain; an artifact that it meets again is not expanded."""
+
+    def __init__(self, verify: bool) -> None:
+        self._verify = verify
+        self._met: set[Path] = set()
+
+    def node(self, path: Path, recorded: str, stage: str, is_outside: bool = False) -> Node:
+        """The node of the artifact at `path`, recorded by its consumer with the content hash `recorded`.
+
+        `is_outside`: the node is a bundle that the run started from, not an artifact of the run.
+        """
+        node: Node = {"stage": stage, "path": str(path), "content_hash": recorded}
+        if not path.exists():
+            return node | {"state": "missing", "problem": f"{path} is gone", "inputs": {}}
+        if is_outside and not (path / MANIFEST).is_file():
+            return node | {"state": "no manifest", "problem": "", "inputs": {}}  # a bundle made by another tool
+        is_new = path.resolve() not in self._met
+        try:
+            artifact = open_artifact(path)
+            if self._verify and is_new:
+                require_intact(artifact)
+        except ArtifactError as error:
+            return node | {"state": "damaged", "problem": str(error), "inputs": {}}
+        if artifact.content_hash != recorded:
+            problem = f"its content is now {artifact.content_hash}; it was made again after its use"
+            return node | {"state": "changed", "problem": problem, "inputs": {}}
+        if not is_new:
+            return node | {"state": "shown above", "problem": "", "inputs": {}}
+        self._met.add(path.resolve())
+        state = {"state": "verified" if self._verify else "present", "problem": ""}
+        return node | state | _facts(artifact) | {"inputs": self._inputs(path, artifact)}
+
+    def _inputs(self, path: Path, artifact: Artifact) -> dict[str, Node]:
+        hashes = artifact.manifest.input_hashes
+        return {
+            name: self.node(path.parent / folder, hashes[name], name, Path(folder).is_absolute())
+            for name, folder in artifact.manifest.inputs.items()
+        }
 
 
 def _facts(artifact: Artifact) -> Node:
@@ -117,16 +142,18 @@ def render(node: Node) -> RenderableType:
 
 def _draw(node: Node, parent: Tree | None) -> Tree:
     label = Text.assemble((node["stage"], "bold cyan"), f" {node['content_hash'][:SHOWN_HASH]}")
-    if node["state"] != "present":
+    if node["state"] not in WHOLE:
         label.append(f" ({node['state']})", "dim" if node["state"] in ("shown above", "no manifest") else "bold red")
     else:
         label.append(
             f"  key {node['key'][:SHOWN_HASH]}, {node['created']}, {node['cpu_s']:.1f} core-s, code {node['code']}"
         )
+        if node["state"] == "verified":
+            label.append("  verified", "green")
     tree = Tree(label) if parent is None else parent.add(label)
     if node["problem"]:
         tree.add(Text(node["problem"], "red"))
-    if node["state"] == "present" and (node["source_files"] or not node["inputs"]):  # where the data came from
+    if node["state"] in WHOLE and (node["source_files"] or not node["inputs"]):  # where the data came from
         for name, value in _flatten(node["config"]):
             tree.add(Text(f"{name} = {value}", "green"))
         for source, files in node["source_files"].items():

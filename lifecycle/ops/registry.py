@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection, Row
 
-from lifecycle.core.artifact import Manifest, hash_files, open_artifact
+from lifecycle.core.artifact import Manifest, open_artifact
+from lifecycle.core.file_hashes import hash_files
 from lifecycle.evals.results import EvalResult
 from lifecycle.ops.database import DatabaseError, Schema, create_database, session
 

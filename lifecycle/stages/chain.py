@@ -1,9 +1,9 @@
 """The chain: runs a graph. It finds finished artifacts, makes missing ones, and admits one job at a time to a run's
 folder.
 
-A stage runs only if no finished artifact has its key, the hash of its config and of its inputs' contents. In a job of
-several processes, stages that use all devices run on all of them; everything else runs on the first process, and the
-others wait for its artifact.
+A stage runs only if no finished artifact has its key, the hash of its config and of its inputs' contents. Before it
+runs, the contents of its inputs are compared with their manifests. In a job of several processes, stages that use all
+devices run on all of them; everything else runs on the first process, and the others wait for its artifact.
 """
 
 import fcntl
@@ -13,9 +13,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifecycle.core.artifact import Artifact, ArtifactError, Draft, open_artifact
+from lifecycle.core.artifact import (
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    Draft,
+    changed_files,
+    open_artifact,
+    reopen,
+    require_intact,
+)
 from lifecycle.core.config import ConfigError
-from lifecycle.core.distributed import is_writer
+from lifecycle.core.distributed import from_writer, is_writer
+from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
@@ -66,17 +76,43 @@ def bring_up_to_date(
     done: dict[str, Artifact] = {}
     is_prepared = False
     with _locked(config.folder):
-        for number, stage in enumerate(stages):
+        while len(done) < len(stages):
+            stage = stages[len(done)]
             draft = _draft(config, stage, done)
-            artifact = _finished(config, stage, draft)
+            artifact = _finished(config, stage, draft, progress)
             if artifact is None:
                 if not is_prepared:
                     prepare()
-                    _check_job(config, stages[number:])
+                    _check_job(config, stages[len(done) :])
                     is_prepared = True
+                if _has_damaged_inputs(draft, progress):
+                    done.clear()  # they are made again, and perhaps with other content
+                    continue
                 artifact = _make(config, stage, draft, done, progress)
             done[stage.name] = artifact
     return done
+
+
+def _has_damaged_inputs(draft: Draft, progress: Progress) -> bool:
+    """Whether an input's content is not the one that its manifest records; such an artifact becomes a draft again, with
+    the files that are intact, so that training continues from a checkpoint. All processes get the same answer.
+
+    Raises `ArtifactError` for a bundle from outside the run, which no stage can make again.
+    """
+    is_damaged = False
+    if is_writer():
+        hashes = FileHashes(draft.root)
+        for artifact in draft.inputs.values():
+            if changed := changed_files(artifact, hashes):
+                progress.note(
+                    f"{artifact.path.name}: {', '.join(changed)} changed after it was finished; making it again"
+                )
+                reopen(artifact, changed)
+                is_damaged = True
+        for folder in draft.folders.values():
+            if (folder / MANIFEST).is_file():
+                require_intact(open_artifact(folder))
+    return from_writer(is_damaged)
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:
@@ -98,11 +134,13 @@ def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
     return Draft(config.folder, stage.name, settings, inputs, folders)
 
 
-def _finished(config: RunConfig, stage: Stage, draft: Draft) -> Artifact | None:
+def _finished(config: RunConfig, stage: Stage, draft: Draft, progress: Progress | None = None) -> Artifact | None:
     """The finished artifact of a draft; a damaged or outdated one counts as missing and is made again."""
     try:
         artifact = open_artifact(draft.final_path)
-    except ArtifactError:
+    except ArtifactError as error:
+        if progress is not None and (draft.final_path / MANIFEST).is_file():
+            progress.note(f"{error}: making it again")
         return None
     return artifact if stage.still_holds(config, artifact) else None
 

@@ -9,7 +9,8 @@ import json
 import shutil
 from pathlib import Path
 
-from lifecycle.core.artifact import MANIFEST, Artifact, write_text
+from lifecycle.core.artifact import MANIFEST, Artifact
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
 from lifecycle.model.config import ModelConfig, num_params

@@ -9,8 +9,8 @@ mesh, or with less memory, continues from its own checkpoints; the manifest reco
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import hash_files
 from lifecycle.core.config import ConfigError
+from lifecycle.core.file_hashes import hash_files
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage

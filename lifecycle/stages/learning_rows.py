@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.config import digest
 from lifecycle.core.distributed import is_writer
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.data.shards import TokenShards

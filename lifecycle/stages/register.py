@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.report.blocks import Exchange

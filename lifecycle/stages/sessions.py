@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.distributed import host_names, is_writer
+from lifecycle.core.files import write_text
 from lifecycle.core.runlog import read_log
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import TrainConfig

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.text.interface import IM_END, IM_START, Tokenizer, read_config
 
 TEMPLATE_FILE = "chat_template.jinja"

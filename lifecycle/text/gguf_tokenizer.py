@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.text.chat import TEMPLATE_FILE
 from lifecycle.text.hf_tokenizer import JSON_FILE, KIND, HFTokenizer
 from lifecycle.text.interface import CONFIG_FILE, TokenizerError

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.config import digest, read_json
+from lifecycle.core.files import write_text
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"

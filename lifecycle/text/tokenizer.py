@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.files import write_text
 from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.config import read_json
+from lifecycle.core.files import write_text
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_params

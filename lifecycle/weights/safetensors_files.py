@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lifecycle.core.artifact import write_text
+from lifecycle.core.files import write_text
 from lifecycle.weights.families.layout import Index, Shape
 from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.tensor_parts import read_bytes, read_part

@@ -1,5 +1,6 @@
 """The artifact chain: renamed whole, refused when half-written or damaged, keyed by what it is made from."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from lifecycle.core import artifact as artifacts
-from lifecycle.core.artifact import LEDGER, MANIFEST, Artifact, ArtifactError, Draft, artifact_key, open_artifact
+from lifecycle.core.artifact import (
+    LEDGER,
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    Draft,
+    FileFacts,
+    artifact_key,
+    open_artifact,
+    require_intact,
+)
+from lifecycle.core.file_hashes import REMEMBERED, FileHashes
 from lifecycle.testing.waiting import wait_until
 
 
@@ -25,8 +37,9 @@ def test_a_finished_artifact_is_read_back(tmp_path: Path) -> None:
     artifact = made(tmp_path)
     assert artifact.path.name == f"data-{artifact.manifest.key[:12]}"
     assert open_artifact(artifact.path) == artifact
-    assert artifact.manifest.files == {"sub/rows.txt": 3} and artifact.stats == {"rows": 3}
-    assert [path.name for path in tmp_path.iterdir()] == [artifact.path.name]
+    abc = hashlib.sha256(b"abc").hexdigest()
+    assert artifact.manifest.files == {"sub/rows.txt": FileFacts(bytes=3, sha256=abc)} and artifact.stats == {"rows": 3}
+    assert {path.name for path in tmp_path.iterdir()} == {artifact.path.name, REMEMBERED}
 
 
 def test_a_half_written_artifact_is_refused_and_found_again_by_its_stage(tmp_path: Path) -> None:
@@ -52,6 +65,25 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path) -> None:
     (artifact.path / MANIFEST).write_text('{"stage": "data"')
     with pytest.raises(ArtifactError, match="not a manifest of this version"):
         open_artifact(artifact.path)
+
+
+def test_a_file_changed_at_equal_length_is_named(tmp_path: Path) -> None:
+    artifact = made(tmp_path)
+    require_intact(artifact)
+    file = artifact.path / "sub" / "rows.txt"
+    before = file.stat()
+    file.write_text("abd")
+    for hashes in (None, FileHashes(tmp_path)):
+        with pytest.raises(ArtifactError, match=r"data-\w+: sub/rows\.txt changed after it was finished; delete"):
+            require_intact(open_artifact(artifact.path), hashes)
+    file.write_text("abc")
+    require_intact(artifact, FileHashes(tmp_path))
+    file.write_text("abd")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # a change that hides: found only by reading all
+    FileHashes(tmp_path).remember(artifact.path, {"sub/rows.txt": artifact.manifest.files["sub/rows.txt"].sha256})
+    require_intact(artifact, FileHashes(tmp_path))
+    with pytest.raises(ArtifactError, match="changed"):
+        require_intact(artifact)
 
 
 def test_a_damaged_artifact_is_replaced_by_its_stage(tmp_path: Path) -> None:

@@ -101,6 +101,19 @@ def test_a_changed_threshold_selects_again_from_the_same_tagging(undisturbed: De
     assert documents.manifest.inputs == {"tagging": undisturbed.artifact("tagging").path.name}
 
 
+def test_a_flipped_bit_is_found_and_its_artifact_made_again(undisturbed: Debug, tmp_path: Path) -> None:
+    run = undisturbed.copy(tmp_path, "tagging", "documents")
+    documents = run.artifact("documents")
+    kept = next(documents.path.glob("kept-*.parquet"))
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    assert f"{kept.name} changed after it was finished" in run.fail("trace", "documents", "--verify")
+    assert f"{kept.name} changed after it was finished; making it again" in run.succeed("tokenizer")
+    assert run.artifact("documents").content_hash == documents.content_hash
+    assert "verified" in run.succeed("trace", "tokenizer", "--verify")
+
+
 def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = run.artifact("export").content_hash

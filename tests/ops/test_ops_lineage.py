@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash
-from lifecycle.ops.lineage import render, source_files, trace_artifact, trace_version
+from lifecycle.ops.lineage import problems, render, source_files, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
 
 FILTERS = {"min_words": 50, "pii": {"mask": True, "kinds": ["email", "ip"]}}
@@ -103,6 +103,25 @@ def test_a_damaged_input_is_shown(chain: dict[str, Artifact]) -> None:
     assert "6 bytes, the manifest says 1" in tokenizer["problem"]
     (chain["pretrain"].path / "manifest.json").write_text("{}")
     assert trace_artifact(chain["export"].path)["inputs"]["pretrain"]["state"] == "damaged"
+
+
+def test_verifying_reads_every_file_of_the_chain(chain: dict[str, Artifact]) -> None:
+    tree = trace_artifact(chain["export"].path, verify=True)
+    assert not list(problems(tree)) and drawn(tree).count("verified") == 4
+    flip(chain["data"].path / "kept-0.parquet")
+    assert not list(problems(trace_artifact(chain["export"].path)))  # at equal length, unread
+    tree = trace_artifact(chain["export"].path, verify=True)
+    (problem, *others) = problems(tree)
+    assert "kept-0.parquet changed after it was finished" in problem and set(others) <= {problem}
+    assert tree["inputs"]["pretrain"]["state"] == "verified"
+    assert tree["inputs"]["pretrain"]["inputs"]["data"]["state"] == "damaged"
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_an_input_made_again_with_other_content_is_shown(chain: dict[str, Artifact]) -> None:

@@ -179,7 +179,7 @@ def test_a_bundle_may_be_moved_with_the_registry(registry: Registry, make_artifa
     verify(moved)
     assert moved.path.is_relative_to(elsewhere)
     shutil.move(elsewhere / "run", tmp_path / "back")
-    (bundle,) = (tmp_path / "back").iterdir()
+    (bundle,) = (tmp_path / "back").glob("*/")
     verify(Registry(elsewhere / "registry.sqlite").register(bundle, "chat"))
 
 

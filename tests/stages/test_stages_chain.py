@@ -1,17 +1,20 @@
 """What runs a graph: what is finished is not run again, what failed goes on, and planning makes nothing."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lifecycle.core import file_hashes
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages import chain
 from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Outcome, Stage
+from lifecycle.testing.notes import Notes
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
@@ -25,6 +28,7 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: list[str] = []
+        self.further = ""  # another file that each stage writes
         self.fails = False
         first = Stage("first", "counting", (), lambda c: {"name": c.name, "seed": c.seed})
         second = Stage("second", "counting", ("first",), lambda c: {})
@@ -33,8 +37,9 @@ class Counting:
 
     def run(self, name: str, config: RunConfig, inputs: Any, out: Path, progress: Any) -> Outcome:
         self.runs.append(name)
-        with (out / "text").open("a") as file:
-            file.write(f"{name}\n")
+        for file in filter(None, ("text", self.further)):
+            with (out / file).open("a") as lines:
+                lines.write(f"{name}\n")
         if self.fails and name == "second":
             raise ConfigError("second: not today")
         return Outcome({})
@@ -81,6 +86,58 @@ def test_a_damaged_artifact_counts_as_missing(counting: Counting, tmp_path: Path
     bring_up_to_date(config, ("second",), Silent())
     assert counting.runs == ["first", "second", "first"]
     assert (made["first"].path / "text").read_text() == "first\n"
+
+
+def test_an_input_edited_in_place_is_made_again_before_it_is_used(counting: Counting, tmp_path: Path) -> None:
+    """At equal length: only its content tells. What was made of it before keeps the content that it was made of."""
+    config, told = read(f"root={tmp_path}"), Notes()
+    made = bring_up_to_date(config, ("second",), Silent())
+    file = made["first"].path / "text"
+    file.write_text("FIRST\n")
+    bring_up_to_date(config, ("second",), told)
+    assert counting.runs == ["first", "second"] and not told.notes  # nothing uses it
+    shutil.rmtree(made["second"].path)
+    again = bring_up_to_date(config, ("second",), told)
+    assert counting.runs == ["first", "second", "first", "second"]
+    assert (
+        file.read_text() == "first\n" and again["second"].manifest.input_hashes["first"] == again["first"].content_hash
+    )
+    assert [note for note in told.notes if "first-" in note and "text changed after it was finished" in note]
+
+
+def test_intact_files_of_a_damaged_artifact_are_there_for_its_stage(counting: Counting, tmp_path: Path) -> None:
+    config = read(f"root={tmp_path}")
+    counting.further = "checkpoint"
+    made = bring_up_to_date(config, ("second",), Silent())
+    (made["first"].path / "text").write_text("FIRST\n")
+    shutil.rmtree(made["second"].path)
+    again = bring_up_to_date(config, ("second",), Silent())
+    assert (again["first"].path / "checkpoint").read_text() == "first\nfirst\n"
+
+
+def test_contents_are_hashed_once(counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an artifact is finished; later only what looks changed."""
+    config, hashed = read(f"root={tmp_path}"), []
+    sha256 = file_hashes._sha256
+    monkeypatch.setattr(file_hashes, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    made = bring_up_to_date(config, ("second",), Silent())
+    assert hashed == ["text", "text"]
+    shutil.rmtree(made["second"].path)
+    bring_up_to_date(config, ("second",), Silent())
+    assert hashed == ["text"] * 3  # the new one
+    (made["first"].path / "text").touch()
+    shutil.rmtree(made["second"].path)
+    bring_up_to_date(config, ("second",), Silent())
+    assert hashed == ["text"] * 5 and counting.runs == ["first", "second", "second", "second"]
+
+
+def test_what_is_remembered_of_hashes_may_be_lost_or_damaged(counting: Counting, tmp_path: Path) -> None:
+    config = read(f"root={tmp_path}")
+    for damage in ("", "{", "[1]", '{"a": 1}', '{"a": [1, 2, 3]}', '{"a": ["x", 2, 3, "y"]}'):
+        made = bring_up_to_date(config, ("second",), Silent())
+        (config.folder / file_hashes.REMEMBERED).write_text(damage)
+        shutil.rmtree(made["second"].path)
+    assert counting.runs == ["first"] + ["second"] * 6
 
 
 def test_planning_makes_nothing(counting: Counting, tmp_path: Path) -> None:

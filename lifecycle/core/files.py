@@ -1,0 +1,19 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, flushes it to disk and renames it."""
+    unfinished = temporary(path)
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def temporary(path: Path) -> Path:
+    """The name of a file while it is written; a killed process may leave it."""
+    return path.with_name(path.name + ".tmp")
