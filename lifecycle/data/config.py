@@ -77,6 +77,9 @@ class DataConfig(Section):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     max_document_bytes: int = Field(default=5_000_000, ge=1)  # larger files and rows are skipped and listed
+    # An error if a larger share of the files, or of the rows in them, cannot be used. Left out of keys: it decides
+    # whether there is a result, not which.
+    max_skipped: float = Field(default=0.05, ge=0, le=1, exclude=True)
     language: LanguageConfig = LanguageConfig()
     quality: QualityConfig = QualityConfig()
     pii: tuple[PiiKind, ...] = ("email", "ip", "phone", "card")  # kinds that are masked

@@ -4,22 +4,24 @@ What must hold: same sources and settings, same bytes out, whatever the number o
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.artifact import write_text
 from lifecycle.core.config import ConfigError
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partitions import file_size, partitions_of, tag_files, tagged_schema
-from lifecycle.data.sources import list_files
+from lifecycle.data.sources import SourceFile, list_files
 from lifecycle.data.workers import available_cores, map_in_workers
 
 READING = "reading.json"
+TEXTLESS = ("empty", "no_text")  # reasons that are no damage
 POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
 
 
@@ -53,8 +55,37 @@ def tag_documents(config: DataConfig, out: Path, progress: Progress) -> dict[str
             num_done += len(partition.files)
             num_documents += len(documents)
             progress.update(num_done, documents=num_documents, skipped=len(skipped))
-    write_reading(out, Reading(len(files), num_bytes, tuple(skipped)))
+    reading = Reading(len(files), num_bytes, tuple(skipped))
+    write_reading(out, reading)
+    for line in _report_skipped(config, files, num_documents, reading):
+        progress.note(line)
     return {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(skipped)}
+
+
+def _report_skipped(config: DataConfig, files: Sequence[SourceFile], num_documents: int, reading: Reading) -> list[str]:
+    """A line each for the files and the rows that could not be used; raises `ConfigError` for too large a share.
+
+    Files and rows without text do not count: an empty module is no loss.
+    """
+    names = {(config.sources[file.source].name, file.path) for file in files}
+    lost = [entry for entry in reading.skipped if entry.reason not in TEXTLESS]
+    lost_files = [entry for entry in lost if (entry.source, entry.path) in names]
+    lost_rows = [entry for entry in lost if (entry.source, entry.path) not in names]
+    lines = []
+    all_rows = num_documents + len(lost_rows)
+    for what, entries, total in (("files", lost_files, len(files)), ("rows", lost_rows, all_rows)):
+        if not entries:
+            continue
+        counts = Counter(entry.reason for entry in entries).most_common()
+        line = (
+            f"{len(entries):,} of {total:,} {what} cannot be used: {', '.join(f'{why} {n:,}' for why, n in counts)}; "
+            f"first: {entries[0].source}: {entries[0].path}: {entries[0].detail}; all are in {READING}"
+        )
+        if len(entries) > config.max_skipped * total:
+            limit = f"data.max_skipped={config.max_skipped:g}"
+            raise ConfigError(f"{line}; correct or exclude them, or allow a larger share than {limit}")
+        lines.append(line)
+    return lines
 
 
 def write_reading(folder: Path, reading: Reading) -> None:

@@ -61,7 +61,10 @@ def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: De
     folder = corpus(tmp_path / "own")
     (folder / "picture.txt").write_bytes(bytes(range(256)) * 40)
     (folder / "gigantic.txt").write_text("All of it is too long. " * 1000)
-    fresh.succeed("tokenizer", *source(folder, f"data.max_document_bytes={ONE_TOPIC}"))
+    settings = source(folder, f"data.max_document_bytes={ONE_TOPIC}")
+    told = fresh.fail("tokenizer", *settings)  # too many of them
+    assert "of 12 files cannot be used: too_large" in told and "larger share than data.max_skipped=0.05" in told
+    assert "2 of 12 files cannot be used" in fresh.succeed("tokenizer", *settings, "data.max_skipped=0.5")
     documents = fresh.artifact("documents")
     funnel = json.loads((documents.path / "funnel.json").read_text())
     for text in (json.dumps(funnel), json.dumps(documents.stats)):

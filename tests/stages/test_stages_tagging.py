@@ -1,16 +1,20 @@
 """Tagging and documents: a threshold selects again from the same tagged documents, a source is tagged again."""
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.config import load_config
+from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import read_documents
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
+from lifecycle.testing.notes import Notes
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
@@ -55,3 +59,49 @@ def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
     after = made(corpus)
     assert after["tagging"].content_hash != before["tagging"].content_hash
     assert made(corpus, "data.pii=[email]")["tagging"].path != after["tagging"].path
+
+
+def shards(folder: Path, number: int = 25) -> Path:
+    """Parquet files of ten rows each, and a file of JSON lines."""
+    folder.mkdir()
+    for shard in range(number):
+        pq.write_table(
+            pa.table({"text": [f"row {row} of shard {shard}" for row in range(10)]}), folder / f"{shard}.parquet"
+        )
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(40)))
+    return folder
+
+
+def notes_of(folder: Path, *overrides: str) -> list[str]:
+    told = Notes()
+    sources = f"data.sources=[{{name: own, path: {folder}}}]"
+    config = load_config(RunConfig, DEBUG, [sources, f"root={folder.parent / 'runs'}", *overrides])
+    bring_up_to_date(config, ("tagging",), told)
+    return told.notes
+
+
+def test_a_shard_and_a_row_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "corpus")
+    whole = (folder / "3.parquet").read_bytes()
+    (folder / "3.parquet").write_bytes(whole[: len(whole) // 2])
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write('{"text": \n')
+    (folder / "empty.txt").touch()  # no loss
+    files, rows = notes_of(folder)
+    assert files.startswith(
+        "1 of 27 files cannot be used: broken_file 1; first: own: 3.parquet: not a readable Parquet"
+    )
+    assert rows.startswith("1 of 281 rows cannot be used: broken_row 1; first: own: rows.jsonl:41: not JSON")
+
+
+def test_too_large_a_share_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "corpus", 9)
+    (folder / "3.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"1 of 10 files .* 3\.parquet.* larger share than data\.max_skipped=0\.05"):
+        notes_of(folder)
+    assert len(notes_of(folder, "data.max_skipped=0.1")) == 1
+    assert notes_of(folder, "data.max_skipped=0") == []  # it is finished: another limit makes nothing again
+
+
+def test_no_broken_files_no_words(tmp_path: Path) -> None:
+    assert notes_of(shards(tmp_path / "corpus")) == []
