@@ -1,7 +1,6 @@
 """Stage `rows`: chat rows, preference pairs and evaluation rows, from docstrings and from the user's own files."""
 
 import random
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
     for kind in KINDS:
         if files := getattr(config.rows, kind):
-            rows = [row for file in files for row in _checked(kind, file)]
+            rows = [row for file in files for row in _checked(kind, file, progress)]
             clean = [row for row in rows if _overlap(row, index) < config.decontamination.min_overlap]
             added = _add(kind, clean, out, config.rows.heldout_fraction, config.seed)
             stats[f"own_{kind}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}
@@ -61,15 +60,30 @@ def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: flo
     return {side: len(added) for side, added in split.items()}
 
 
-def _checked(kind: str, file: Path) -> Iterator[dict[str, Any]]:
-    """A file's rows, checked before hours of training; an error names the user's file and line."""
+def _checked(kind: str, file: Path, progress: Progress) -> list[dict[str, Any]]:
+    """A file's rows, checked before hours of training; an error names the user's file and line.
+
+    Rows without anything to learn are noted here and dropped by the training stage; a file of nothing else, or of one
+    row many times, is an error.
+    """
     encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer: only columns, roles and types are checked
     encode = encoder.encode_sft if kind == "chat" else encoder.encode_preference
+    rows: list[dict[str, Any]] = []
+    useless: list[str] = []
     for line, row in read_rows(file):
         try:
             encode(row)
-        except EmptyAnswer:
-            pass  # the training stage drops and lists it
+        except EmptyAnswer as reason:
+            useless.append(f"{file}:{line}: {reason}")
         except (RowError, ChatError, TokenizerError) as error:
             raise RowError(f"{file}:{line}: {error}") from None
-        yield row
+        rows.append(row)
+    if not rows:
+        raise RowError(f"{file}: it has no rows; correct rows.{kind}")
+    if len(useless) == len(rows):
+        raise RowError(f"{file}: nothing can be learned from any of {len(rows)} rows; first: {useless[0]}")
+    if len(rows) > 1 and all(row == rows[0] for row in rows):
+        raise RowError(f"{file}: its {len(rows)} rows are all equal; correct the file, or keep one of them")
+    if useless:
+        progress.note(f"nothing can be learned from {len(useless)} of {len(rows)} rows; first: {useless[0]}")
+    return rows

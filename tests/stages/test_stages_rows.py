@@ -11,6 +11,7 @@ from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
+from lifecycle.testing.notes import Notes
 from lifecycle.text.rows import read_rows
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -111,3 +112,35 @@ def test_a_file_of_rows_that_is_not_there_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "none.jsonl"
     with pytest.raises(ConfigError, match=r"none\.jsonl: no such file"):
         keys.rows(config(missing, missing))
+
+
+USER_ONLY = {"messages": [{"role": "user", "content": "hello"}]}
+EQUAL = {"prompt": "a", "chosen": "b", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "problem"),
+    [
+        ("chat", [], r"own\.jsonl: it has no rows; correct rows\.chat"),
+        ("chat", [USER_ONLY, USER_ONLY], r"from any of 2 rows; first: .*own\.jsonl:1: empty assistant mask"),
+        ("chat", [{"prompt": "a", "completion": "b"}] * 3, r"own\.jsonl: its 3 rows are all equal"),
+        ("pairs", [EQUAL], r"from any of 1 rows; first: .*own\.jsonl:1: chosen and rejected are equal"),
+        ("pairs", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2, r"own\.jsonl: its 2 rows are all equal"),
+    ],
+)
+def test_a_file_from_which_nothing_can_be_learned_is_refused(
+    tmp_path: Path, kind: str, lines: list[dict[str, object]], problem: str
+) -> None:
+    good, own = write(tmp_path / "good.jsonl", ["one", "two"]), tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = (own, good) if kind == "chat" else (good, own)
+    with pytest.raises(ValueError, match=problem):
+        rows.run(config(*files), {}, tmp_path, Silent())
+
+
+def test_rows_from_which_nothing_can_be_learned_are_told(tmp_path: Path) -> None:
+    own, notes = write(tmp_path / "own.jsonl", ["one", "two"]), Notes()
+    own.write_text(own.read_text() + json.dumps(USER_ONLY | EQUAL) + "\n")
+    rows.run(config(own, own), {}, tmp_path, notes)
+    assert len(notes.notes) == 2  # as a chat, and as a pair
+    assert all("1 of 3 rows; first: " in note and "own.jsonl:3: " in note for note in notes.notes)
