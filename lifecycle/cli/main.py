@@ -64,6 +64,9 @@ def main() -> None:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _say(f"{error}; choose a writable folder with root=FOLDER", style="red")
             _leave(1)
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+            _say(f"{error}; remove what is there, or choose another path", style="red")
+            _leave(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _say(f"{error}; free some space and run the same command again: it continues from here", style="red")

@@ -21,6 +21,7 @@ from lifecycle.cli.arguments import ConfigPath, Overrides
 from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, validate
 from lifecycle.core.progress import Progress
+from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import states
@@ -125,7 +126,7 @@ def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
             if not equals:
                 raise ConfigError(f"{name}: expected {name}=VALUE")
             try:
-                tree[name] = yaml.safe_load(value)
+                tree[name] = parse_yaml(value)
             except yaml.YAMLError as error:
                 raise ConfigError(f"{word}: the value is not valid YAML: {error}") from None
             continue

@@ -157,8 +157,7 @@ class Draft:
         self.path.mkdir(parents=True, exist_ok=True)
         ledger = self.path / LEDGER
         if ledger.is_file():
-            before = json.loads(ledger.read_text(encoding="utf-8"))
-            self._before = (before["wall_s"], before["cpu_s"])
+            self._before = _read_ledger(ledger)
         self._started = (time.time(), cpu_seconds())
         return self.path
 
@@ -233,6 +232,14 @@ def content_hash(folder: Path) -> str:
     if (folder / MANIFEST).is_file():
         return open_artifact(folder).content_hash
     return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
+
+
+def _read_ledger(path: Path) -> tuple[float, float]:
+    try:
+        costs = json.loads(path.read_text(encoding="utf-8"))
+        return float(costs["wall_s"]), float(costs["cpu_s"])
+    except (ValueError, TypeError, KeyError):
+        raise ArtifactError(f"{path}: damaged; delete it: only the cost of the stage's killed runs is lost") from None
 
 
 def cpu_seconds() -> float:

@@ -25,12 +25,16 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
+from lifecycle.core.strict_yaml import parse_yaml
+
 CONTAINERS = (list, tuple, dict)  # of sections
+LARGEST_INT = 2**64 - 1  # a sampling seed
 
 
 class ConfigError(ValueError):
@@ -38,10 +42,21 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration tree; unknown keys are rejected."""
+    """A frozen part of the configuration tree; unknown keys are rejected, and so are `true` and `false` for numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     preset_folder: ClassVar[str | None] = None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _require_number(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        """Pydantic reads `true` as 1, and integers of any size."""
+        result = read(value)
+        if isinstance(value, bool) and isinstance(result, int | float) and not isinstance(result, bool):
+            raise ValueError("expected a number")
+        if isinstance(result, int) and abs(result) > LARGEST_INT:
+            raise ValueError(f"larger than {LARGEST_INT:,}")
+        return result
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON-ready data, for manifests and hashes."""
@@ -144,33 +159,13 @@ def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "cop
     return tree
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML like `safe_load`, but rejects a duplicate key, where `safe_load` silently takes the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        first: dict[Any, yaml.Node] = {}
-        for key in keys:
-            name = self.construct_object(key, deep=True)
-            if name in first:
-                before = first[name].start_mark.line + 1
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {name!r} was given in line {before} already; keep one of them",
-                    problem_mark=key.start_mark,
-                )
-            first[name] = key
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _UniqueKeys)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -197,7 +192,7 @@ def _override(kind: type[Section], tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {'.'.join(parents[:depth])} is not a section")
         tree = node
     try:
-        tree[leaf] = _parse_yaml(text)
+        tree[leaf] = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
 

@@ -14,6 +14,10 @@ from lifecycle.core.files import write_text
 METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
 
 
+class RunLogError(ValueError):
+    """A damaged log; the message names the file and the line."""
+
+
 class RunLog:
     """Appends records to one file; a line that a kill cut short is ignored by `read_log`."""
 
@@ -37,13 +41,23 @@ class RunLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete records of a log; a last line cut by a kill is skipped."""
+    """The complete records of a log; a last line cut by a kill is skipped. Raises `RunLogError` for a damaged one."""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _record(line, f"{path}:{number}")
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise RunLogError(f"{where}: damaged ({error}); delete this line") from None
+    if not isinstance(record, dict):
+        raise RunLogError(f"{where}: damaged (a {type(record).__name__}, no record); delete this line")
+    return record
 
 
 def rewind(path: Path, step: int) -> None:

@@ -22,6 +22,7 @@ from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[
 from resiliparse.parse.encoding import detect_encoding  # pyright: ignore[reportMissingModuleSource]
 from resiliparse.parse.html import HTMLTree
 
+from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.data.config import SourceConfig
 from lifecycle.data.sources import SourceFile
 
@@ -152,7 +153,7 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
     """The Markdown unchanged but without its front matter (YAML or TOML), whose plain values become metadata."""
     text = text.replace("\r\n", "\n")
     loaders: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
-        (_YAML_FRONT, yaml.safe_load),
+        (_YAML_FRONT, parse_yaml),
         (_TOML_FRONT, tomllib.loads),
     )
     for pattern, load in loaders:

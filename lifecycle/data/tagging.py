@@ -57,12 +57,14 @@ def tag_documents(config: DataConfig, out: Path, progress: Progress) -> dict[str
             progress.update(num_done, documents=num_documents, skipped=len(skipped))
     reading = Reading(len(files), num_bytes, tuple(skipped))
     write_reading(out, reading)
-    for line in _report_skipped(config, files, num_documents, reading):
+    for line in _report_skipped(config, files, num_documents, reading, out):
         progress.note(line)
     return {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(skipped)}
 
 
-def _report_skipped(config: DataConfig, files: Sequence[SourceFile], num_documents: int, reading: Reading) -> list[str]:
+def _report_skipped(
+    config: DataConfig, files: Sequence[SourceFile], num_documents: int, reading: Reading, out: Path
+) -> list[str]:
     """A line each for the files and the rows that could not be used; raises `ConfigError` for too large a share.
 
     Files and rows without text do not count: an empty module is no loss.
@@ -79,12 +81,13 @@ def _report_skipped(config: DataConfig, files: Sequence[SourceFile], num_documen
         counts = Counter(entry.reason for entry in entries).most_common()
         line = (
             f"{len(entries):,} of {total:,} {what} cannot be used: {', '.join(f'{why} {n:,}' for why, n in counts)}; "
-            f"first: {entries[0].source}: {entries[0].path}: {entries[0].detail}; all are in {READING}"
+            f"first: {entries[0].source}: {entries[0].path}: {entries[0].detail}"
         )
         if len(entries) > config.max_skipped * total:
             limit = f"data.max_skipped={config.max_skipped:g}"
-            raise ConfigError(f"{line}; correct or exclude them, or allow a larger share than {limit}")
-        lines.append(line)
+            fix = f"correct or exclude them, or allow a larger share than {limit}"
+            raise ConfigError(f"{line}; all are listed in {out / READING}; {fix}")
+        lines.append(f"{line}; all are listed in {out.name.removesuffix('.partial')}/{READING}")
     return lines
 
 

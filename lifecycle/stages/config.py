@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
 from lifecycle.data.config import DataConfig, DecontaminationConfig
@@ -60,14 +60,20 @@ class ExportConfig(Section):
     sampling: SamplingConfig | None = None
 
 
+def _one_folder(name: str) -> str:
+    if "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        raise ValueError("expected the bare name of a folder; set where it is with root=FOLDER")
+    return name
+
+
 class RunConfig(Section):
     """One run: its training stages, their data, and the use of their weights."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_folder)]
     root: Path = Path("runs")  # artifacts, registry and logs of the run go to `<root>/<name>`
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataConfig | None = None
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig

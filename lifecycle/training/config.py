@@ -52,7 +52,7 @@ class TrainConfig(VariantSection):
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
     model: str | None = None  # which of the run's models, if it has several
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=10**9)
     seq_len: int = Field(gt=1)
     global_batch_size: int = Field(gt=0)
     grad_accum: int = Field(default=1, gt=0)

@@ -86,6 +86,14 @@ def test_a_file_changed_at_equal_length_is_named(tmp_path: Path) -> None:
         require_intact(artifact)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"wall_s": 1}', '{"wall_s": null, "cpu_s": 1}'])
+def test_a_damaged_ledger_is_named(tmp_path: Path, content: str) -> None:
+    draft = Draft(tmp_path, "data", {"a": 1}, {})
+    (draft.open() / LEDGER).write_text(content)
+    with pytest.raises(ArtifactError, match=r"\.cost\.json: damaged; delete it"):
+        Draft(tmp_path, "data", {"a": 1}, {}).open()
+
+
 def test_a_damaged_artifact_is_replaced_by_its_stage(tmp_path: Path) -> None:
     first = made(tmp_path)
     (first.path / "sub" / "rows.txt").unlink()

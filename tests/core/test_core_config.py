@@ -1,6 +1,7 @@
 """The config tree: what is wrong is named with its place and the nearest right name; presets and overrides resolve."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -35,6 +36,11 @@ class Run(Section):
     extra: Source | None = None
     steps: int = 1
     pair: tuple[Source, ...] = ()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
+)
 
 
 @pytest.fixture
@@ -137,11 +143,31 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
         ("model: small\nmodels: {a: {num_layers: 1}}", (), r"models\.a\.d_model: Field required"),
         ("model: small\nmodels: 3", (), r"models: Input should be a valid dictionary"),
         ("model: small\nas_: 1", (), r"as_: no such setting; did you mean 'as'\?"),
+        ("model: small\nsteps: true", (), r"steps: expected a number \(given: True\)"),
+        ("model: small\nsources: [{path: a, weight: false}]", (), r"sources\.0\.weight: expected a number"),
+        ("model: small\nsteps: 18446744073709551616", (), r"steps: larger than 18,446,744,073,709,551,615"),
+        ("model: small", ("steps=-" + "9" * 30,), r"steps: larger than"),
+        ("model: small\nextra: {path: !!binary aGk=}", (), r"run\.yaml: not valid YAML: (?s:.*)binary"),
+        ("[" * 5000 + "]" * 5000, (), r"run\.yaml: not valid YAML: nested too deeply"),
+        ("model: small\nextra: &a {path: *a}", (), r"run\.yaml: not valid YAML: more than 100,000 values"),
+        (BOMB, (), r"run\.yaml: not valid YAML: more than 100,000 values, aliases written out"),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, text: str, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(folder, text, *overrides)
+
+
+def test_dates_stay_text(folder: Path) -> None:
+    assert load(folder, "model: small\nextra: {path: 2026-11-28}").extra == Source(path="2026-11-28")
+
+
+@pytest.mark.parametrize("content", [b"\x00\x01\xfe\xff", "name: M\u00fcnchen".encode("latin-1")])
+def test_files_that_are_not_utf_8_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.yaml: not (UTF-8|valid YAML)"):
+        load_config(Run, path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

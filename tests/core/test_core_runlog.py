@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from lifecycle.core.runlog import RunLog, read_log, rewind
+import pytest
+
+from lifecycle.core.runlog import RunLog, RunLogError, read_log, rewind
 
 
 def test_records_come_back_in_order_and_a_log_goes_on(tmp_path: Path) -> None:
@@ -42,3 +44,11 @@ def test_rewind_drops_later_steps_and_keeps_what_has_none(tmp_path: Path) -> Non
     assert list(read_log(path)) == [{"note": "begin"}, {"step": 1}, {"step": 2}, {"step": 2}]
     rewind(tmp_path / "new.jsonl", 0)
     assert list(read_log(tmp_path / "new.jsonl")) == []
+
+
+@pytest.mark.parametrize("damage", [b"{\n", b"[1]\n", b"\xff\n", b"\n"])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 2}\n')
+    with pytest.raises(RunLogError, match=r"metrics\.jsonl:2: damaged .*delete this line"):
+        list(read_log(path))

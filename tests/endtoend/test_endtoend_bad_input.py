@@ -45,6 +45,14 @@ def test_a_mesh_of_more_devices_than_there_are(fresh: Debug) -> None:
     assert "needs 2 devices, this job has 1" in message and "mesh.fsdp=1" in message
 
 
+def test_a_root_that_is_a_file_and_a_lock_that_is_a_folder_are_told(fresh: Debug) -> None:
+    (fresh.folder / ".lock").mkdir(parents=True)
+    assert ".lock" in fresh.fail("data")
+    file = fresh.root / "file"
+    file.touch()
+    assert f"{file}" in Debug(file).fail("data")
+
+
 def test_an_empty_corpus(fresh: Debug, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = fresh.fail("data", *source(tmp_path / "empty"))
@@ -63,8 +71,8 @@ def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: De
     (folder / "gigantic.txt").write_text("All of it is too long. " * 1000)
     settings = source(folder, f"data.max_document_bytes={ONE_TOPIC}")
     told = fresh.fail("tokenizer", *settings)  # too many of them
-    assert "of 12 files cannot be used: too_large" in told and "larger share than data.max_skipped=0.05" in told
-    assert "2 of 12 files cannot be used" in fresh.succeed("tokenizer", *settings, "data.max_skipped=0.5")
+    assert "2 of 14 files cannot be used: too_large 2" in told and "larger share than data.max_skipped=0.05" in told
+    assert "2 of 14 files cannot be used" in fresh.succeed("tokenizer", *settings, "data.max_skipped=0.5")
     documents = fresh.artifact("documents")
     funnel = json.loads((documents.path / "funnel.json").read_text())
     for text in (json.dumps(funnel), json.dumps(documents.stats)):
@@ -75,11 +83,11 @@ def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: De
 
 def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents")
-    good = json.dumps({"prompt": "What is two and two?", "completion": "Four."})
+    good, other = (json.dumps({"prompt": f"What is two and {n}?", "completion": "Four."}) for n in ("two", "2"))
     rows = tmp_path / "own.jsonl"
     rows.write_text(f"{good}\n{good[:-1]}\n")
     assert f"{rows}:2" in run.fail("run", "--until=sft", f"rows.chat=[{rows}]")
-    rows.write_text(f"{good}\n" * 2)  # mended: the same command goes on, and reads it again
+    rows.write_text(f"{good}\n{other}\n")  # mended: the same command goes on, and reads it again
     run.succeed("data", f"rows.chat=[{rows}]")
     assert run.artifact("rows").stats["own_chat"]["train"] + run.artifact("rows").stats["own_chat"]["heldout"] == 2
 

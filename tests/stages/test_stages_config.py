@@ -62,3 +62,19 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
     with pytest.raises(ConfigError, match=says):
         load("debug", f"train.pretrain.mixture={mixture}")
     assert load("debug", "train.pretrain.mixture={stdlib: 2}").name == "debug"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "''", "x" * 101])
+def test_a_name_is_that_of_one_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name: "):
+        load("debug", f"name={name}")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["seed=2**70", f"seed={2**70}", "seed=true", f"train.pretrain.steps={10**30}", "train.pretrain.steps=true",
+     "train.pretrain.optimizer.learning_rate=true", "export.sampling.top_k=5000000000"],
+)  # fmt: skip
+def test_numbers_have_bounds_and_are_no_truth_values(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0].replace(".", r"\.")):
+        load("debug", setting)
