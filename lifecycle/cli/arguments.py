@@ -12,6 +12,7 @@ from lifecycle.stages.config import RunConfig
 type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
 type ConfigOrBundle = Annotated[Path, Parameter(help="The run's YAML file, or a bundle's folder.")]
 type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: train.chat.steps=100")]
+type AsJson = Annotated[bool, Parameter(name="json", help="Print JSON, for programs.")]
 type StageOrOverrides = Annotated[
     str, Parameter(help="A training stage, if it is not the run's own choice; then settings, as key=value.")
 ]

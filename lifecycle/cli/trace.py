@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from lifecycle.cli.arguments import ConfigPath, name_first, read_config
+from lifecycle.cli.arguments import AsJson, ConfigPath, name_first, read_config
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
@@ -26,7 +26,6 @@ type Traced = Annotated[
 type Verify = Annotated[
     bool, Parameter(help="Read every file and compare it with its manifest; status 1 if one is missing or changed.")
 ]
-type AsJson = Annotated[bool, Parameter(name="json", help="Print the tree as JSON.")]
 
 
 def trace(config: ConfigPath, /, *words: Traced, verify: Verify = False, as_json: AsJson = False) -> None:

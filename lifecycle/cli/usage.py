@@ -1,29 +1,32 @@
 """`lifecycle usage`: the served requests and their cost."""
 
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.ops import monitor
 from lifecycle.ops.registry import RegistryError
 
+COLUMNS = ("day", "version", "requests", "4xx", "5xx", "tokens in", "out", "device s", "cost")
+SHOWN_HASH = 8  # the table fits 80 columns
 
-def usage(config: ConfigPath, /, *overrides: Overrides) -> None:
+
+def usage(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False) -> None:
     """Prints requests, tokens, cost and latency by day and version."""
     log = read_config(config, overrides).request_log_path
     if not log.is_file():
         raise RegistryError(f"{log}: no request was served yet; start the server with: lifecycle serve CONFIG")
-    table = Table(box=None, header_style="bold")
-    for column in ("day", "version", "requests", "refused", "errors", "tokens in", "tokens out", "device s", "cost"):
-        table.add_column(column, justify="right")
-    for row in monitor.usage(log):
-        table.add_row(
-            row.day, row.version[:12], f"{row.requests:,}", f"{row.refused:,}", f"{row.errors:,}",
-            f"{row.prompt_tokens:,}", f"{row.completion_tokens:,}", f"{row.device_s:.2f}",
-            f"{row.cost:.6f} {row.currency}",
-        )  # fmt: skip
+    if as_json:
+        json.dump(_plain(log), sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
     console = Console()
-    console.print(table)
+    console.print(_table(log))
     ended = (
         " ".join(filter(None, (str(status), reason, f"{n:,}"))) for (status, reason), n in monitor.endings(log).items()
     )
@@ -34,3 +37,34 @@ def usage(config: ConfigPath, /, *overrides: Overrides) -> None:
     ):
         text = "  ".join(f"p{percent:g} {value * 1e3:.0f} ms" for percent, value in values.items())
         console.print(f"{title:<12} {text}", highlight=False)
+
+
+def _table(log: Path) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in monitor.usage(log):
+        table.add_row(
+            row.day, row.version[:SHOWN_HASH], f"{row.requests:,}", f"{row.refused:,}", f"{row.errors:,}",
+            f"{row.prompt_tokens:,}", f"{row.completion_tokens:,}", f"{row.device_s:,.1f}",
+            f"{_amount(row.cost)} {row.currency}",
+        )  # fmt: skip
+    return table
+
+
+def _amount(cost: float) -> str:
+    return f"{cost:,.2f}" if cost >= 1 or not cost else f"{cost:.3g}"
+
+
+def _plain(log: Path) -> dict[str, object]:
+    return {
+        "days": [asdict(row) for row in monitor.usage(log)],
+        "endings": [
+            {"status": status, "finish_reason": reason, "requests": number}
+            for (status, reason), number in monitor.endings(log).items()
+        ],
+        "latency_s": {f"p{percent:g}": value for percent, value in monitor.percentiles(log, "latency_s").items()},
+        "first_token_s": {
+            f"p{percent:g}": value for percent, value in monitor.percentiles(log, "first_token_s").items()
+        },
+    }

@@ -1,22 +1,50 @@
 """`lifecycle versions`: lists the registered versions."""
 
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.ops.registry import Registry
 
+SCORE = {"mean", "low", "high", "n", "metric"}
 
-def versions(config: ConfigPath, /, *overrides: Overrides) -> None:
+
+def versions(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False) -> None:
     """Prints versions, oldest first, with the aliases that point to them and their evaluations."""
-    registry = Registry(read_config(config, overrides).registry_path)
-    names: dict[str, list[str]] = {}
-    for alias, version in registry.aliases().items():
-        names.setdefault(version, []).append(alias)
+    listed = _listed(Registry(read_config(config, overrides).registry_path))
+    if as_json:
+        json.dump(listed, sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
     table = Table(box=None, header_style="bold")
     for column in ("version", "registered", "aliases", "evaluations"):
         table.add_column(column, overflow="fold")
-    for version in registry.versions():
-        scores = "  ".join(f"{task} {result.mean:.3f}" for task, result in registry.evaluations(version.hash).items())
-        table.add_row(version.short, version.registered, ", ".join(names.get(version.hash, [])), scores)
+    for version in listed:
+        scores = "  ".join(f"{task} {result['mean']:.3f}" for task, result in version["evaluations"].items())
+        table.add_row(version["short"], version["registered"], ", ".join(version["aliases"]), scores)
     Console().print(table)
+
+
+def _listed(registry: Registry) -> list[Mapping[str, Any]]:
+    names: dict[str, list[str]] = {}
+    for alias, version in registry.aliases().items():
+        names.setdefault(version, []).append(alias)
+    return [
+        {
+            "version": version.hash,
+            "short": version.short,
+            "kind": version.kind,
+            "path": str(version.path),
+            "registered": version.registered,
+            "aliases": names.get(version.hash, []),
+            "evaluations": {
+                task: result.model_dump(include=SCORE) for task, result in registry.evaluations(version.hash).items()
+            },
+        }
+        for version in registry.versions()
+    ]
