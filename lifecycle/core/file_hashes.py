@@ -5,9 +5,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-
-from lifecycle.core.files import write_text
 
 REMEMBERED = ".hashes.json"
 
@@ -40,7 +39,7 @@ def _sha256(path: Path) -> str:
 
 
 class FileHashes:
-    """The hashes of files below `root`, remembered there between processes; one process at a time writes them."""
+    """The hashes of files below `root`, remembered there between processes; if several write, the last one wins."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._path = root, root / REMEMBERED
@@ -67,7 +66,14 @@ class FileHashes:
     def _add(self, folder: Path, hashes: Mapping[str, str], stats: Mapping[str, Stat]) -> None:
         self._known |= {self._key(folder / name): (stats[name], sha256) for name, sha256 in hashes.items()}
         present = {name: entry for name, entry in self._known.items() if (self._root / name).is_file()}
-        write_text(self._path, json.dumps({name: [*stat, sha256] for name, (stat, sha256) in present.items()}))
+        text = json.dumps({name: [*stat, sha256] for name, (stat, sha256) in present.items()})
+        unfinished = self._path.with_name(f"{REMEMBERED}.{os.getpid()}")  # evaluations of a bundle may run side by side
+        with suppress(OSError):  # on a full disk: what is not remembered is hashed again
+            try:
+                unfinished.write_text(text, encoding="utf-8")
+                unfinished.replace(self._path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self._root))

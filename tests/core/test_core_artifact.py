@@ -94,6 +94,13 @@ def test_a_damaged_ledger_is_named(tmp_path: Path, content: str) -> None:
         Draft(tmp_path, "data", {"a": 1}, {}).open()
 
 
+def test_what_cannot_be_remembered_is_hashed_again(tmp_path: Path) -> None:
+    (tmp_path / REMEMBERED).mkdir()  # no file can take its place
+    artifact = made(tmp_path)
+    require_intact(artifact, FileHashes(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {artifact.path.name, REMEMBERED}
+
+
 def test_a_damaged_artifact_is_replaced_by_its_stage(tmp_path: Path) -> None:
     first = made(tmp_path)
     (first.path / "sub" / "rows.txt").unlink()
