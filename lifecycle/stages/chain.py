@@ -119,11 +119,14 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
     """Rejects stages that this job's devices cannot run, before hours of work instead of after."""
     from lifecycle.parallel.mesh import build_mesh
     from lifecycle.training.freeze import frozen_part
+    from lifecycle.training.memory import require_room
 
     for stage in stages:
         if stage.kind == "train":
             build_mesh(config.mesh)
-            frozen_part(config.model_of(stage.name), config.train[stage.name].freeze)
+            train, model = config.train[stage.name], config.model_of(stage.name)
+            frozen_part(model, train.freeze)
+            require_room(f"train.{stage.name}", train, model, config.mesh)
         if stage.kind == "evaluate":
             build_mesh(config.evaluation_mesh)
 
