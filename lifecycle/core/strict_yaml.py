@@ -10,21 +10,11 @@ import yaml
 
 MAX_NODES = 100_000  # with every alias written out
 
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_TIMESTAMP, _BINARY = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:binary"
 
 
 class _Loader(yaml.SafeLoader):
     """Reads like `safe_load`, but rejects a duplicate key; dates stay text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    yaml_constructors = {  # noqa: RUF012
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag not in (_TIMESTAMP, "tag:yaml.org,2002:binary")
-    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node; raises for a key that it has twice."""
@@ -40,6 +30,17 @@ class _Loader(yaml.SafeLoader):
                 )
             first[name] = key
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag not in (_TIMESTAMP, _BINARY)
+}
 
 
 def parse_yaml(text: str) -> Any:

@@ -167,10 +167,13 @@ class Runner:
 
     @contextmanager
     def _contained(self, slot: int) -> Iterator[None]:
-        """Fails the slot's request alone if handling it raises anything: all other requests depend on this thread."""
+        """Fails the slot's request alone if its settings or tokens raise an error: the others depend on this thread.
+
+        Errors of the device or of the machine (`RuntimeError`, `OSError`, `MemoryError`) end the engine.
+        """
         try:
             yield
-        except Exception as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             LOG.exception("a request failed")
             generation = self._release(slot)
             generation.put(EngineError(f"the request failed: {type(error).__name__}: {error}"))

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.answers import AnswerForm
 from lifecycle.serving.body import read_body
-from lifecycle.serving.choices import Served, require_room, submit
+from lifecycle.serving.choices import Served, require_capacity, submit
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
@@ -134,7 +134,7 @@ class Api:
             ask = parse(CompletionRequest, await read_body(request))
             served = self._serve(ask, recorder)
             model = served.engine.model
-            require_room(served.engine, len(ask.prompts) * (ask.n or 1))
+            require_capacity(served.engine, len(ask.prompts) * (ask.n or 1))
             prompts = await self._tokenize(text_prompts, ask, model, served.engine.max_seq_len)
             recorder.record.prompt = await self._tokenize(_prompt_text, ask, model.tokenizer)
             form = _form("text", ask, served, ask.logprobs is not None)
@@ -149,7 +149,7 @@ class Api:
             ask = parse(ChatRequest, await read_body(request))
             served = self._serve(ask, recorder)
             messages, engine = [message.plain for message in ask.messages], served.engine
-            require_room(engine, ask.n or 1)
+            require_capacity(engine, ask.n or 1)
             prompts = [await self._tokenize(chat_prompt, messages, engine.model, engine.max_seq_len)]
             recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
             form = _form("chat", ask, served, bool(ask.logprobs))
@@ -210,8 +210,9 @@ class Api:
             raise RequestError(401, "incorrect API key; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
     def _model(self, name: str) -> Served:
-        by_version = {served.version: served for served in self._models.values()}
-        served = self._models.get(name) or by_version.get(name)
+        served = self._models.get(name)
+        if served is None:  # the hash that the list of models shows is a name too
+            served = next((served for served in self._models.values() if served.version == name), None)
         if served is None:
             known = ", ".join(self._models)
             message = f"the model {name!r} does not exist; served here: {known}"

@@ -58,7 +58,7 @@ class Choices:
             self.cancel()
 
 
-def require_room(engine: Engine, number: int) -> None:
+def require_capacity(engine: Engine, number: int) -> None:
     """Raises `RequestError` for more choices than the engine can ever hold."""
     if number > engine.max_requests:
         message = f"prompts times n is {number}, but this server holds at most {engine.max_requests} at once"

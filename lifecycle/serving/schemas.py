@@ -45,13 +45,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1000  # characters; each new token is compared with every prefix of a stop string
 MAX_CHOICES = 16
+MAX_TOKENS = 2**31 - 1  # above any context and any vocabulary
 MAX_LABEL_LENGTH = 512  # characters, as in OpenAI's metadata
 
 type Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
-type Count = Annotated[int, Field(ge=1)]
+type Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 type Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH)]
 type StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-type TokenIds = list[Annotated[int, Field(ge=0)]]
+type TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKENS)]]
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

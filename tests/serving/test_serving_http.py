@@ -47,7 +47,8 @@ BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], 
         ({"top_k": 2**31}, "top_k", "invalid_value"),
         ({"top_k": 10**30}, "top_k", "invalid_value"),
         ({"seed": 2**63}, "seed", "invalid_value"),
-        ({"max_tokens": 10**30}, None, "context_length_exceeded"),
+        ({"max_tokens": 10**30}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 2**31}, "max_completion_tokens", "invalid_value"),
         ({"user": "x" * 513}, "user", "invalid_value"),
         ({"prompt_cache_key": "a"}, "prompt_cache_key", "unsupported_parameter"),
         ({"parallel_tool_calls": True}, "parallel_tool_calls", "unsupported_parameter"),
@@ -178,7 +179,14 @@ def test_an_upload_that_never_ends_is_given_up(server: Running, monkeypatch: pyt
 
 
 def test_text_prompts_are_checked(server: Running) -> None:
-    for prompt, words in (([], "empty"), ([[]], "empty"), ([9999], "outside the vocabulary of 261"), ([-1], "prompt")):
+    for prompt, words in (
+        ([], "empty"),
+        ([[]], "empty"),
+        ([9999], "outside the vocabulary of 261"),
+        ([-1], "prompt"),
+        ([2**31], "prompt"),
+        ([10**4000], "prompt"),
+    ):
         response = server.post("/v1/completions", model="production", prompt=prompt)
         assert response.status_code == 400
         assert words in response.json()["error"]["message"]

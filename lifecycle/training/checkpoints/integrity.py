@@ -4,7 +4,6 @@ A complete folder gets `files.json` before it is renamed to its final name. What
 never used, and never keeps a run from resuming from an older one.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 
@@ -38,13 +38,9 @@ def write_files(path: Path) -> None:
 
 def _list_files(path: Path) -> dict[str, list[Any]]:
     """Relative name -> [bytes, SHA-256] of all files below `path`."""
-    files: dict[str, list[Any]] = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name not in UNLISTED:
-            with open(file, "rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            files[str(file.relative_to(path))] = [file.stat().st_size, sha256]
-    return files
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in UNLISTED)
+    hashes = file_hashes(path, [str(file.relative_to(path)) for file in files])
+    return {name: [(path / name).stat().st_size, sha256] for name, sha256 in hashes.items()}
 
 
 def damage(path: Path) -> str | None:
