@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,12 @@ def _rank(item: pytest.Item) -> int:
     return next((rank for rank, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
 
 
-@pytest.fixture
-def layers_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers are a loop, as on accelerators; a CPU's unrolled ones take twice as long to compile."""
-    monkeypatch.setattr("lifecycle.model.decoder.CPU_UNROLLED_LAYERS", 0)
+@pytest.fixture(scope="module")
+def layers_in_a_loop() -> Iterator[None]:
+    """In a whole file, layers are a loop, as on accelerators; a CPU's unrolled ones take twice as long to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lifecycle.model.decoder.CPU_UNROLLED_LAYERS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

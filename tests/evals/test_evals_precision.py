@@ -20,6 +20,8 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.models import random_model
 from lifecycle.training.scoring import piece_logprobs
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 PROMPT = list(range(65, 85))
 ROUNDING = 0.02  # of bfloat16 sums in another order: rows of other lengths, and a cache, block their keys differently
 
@@ -45,7 +47,6 @@ def trained_logprobs(config: ModelConfig, params: Params, tokens: Array) -> Arra
     return token_logprobs(hidden, head(config, params), tokens[:, 1:], config.logits_soft_cap)[0]
 
 
-@pytest.mark.usefixtures("layers_in_a_loop")
 def test_engine_scorer_and_trainer_agree_in_bfloat16() -> None:
     model, greedy = narrow_model(), SamplingParams(temperature=0.0, max_tokens=20, stop_ids=())
     (completion,) = generate(model, [PROMPT], greedy, num_slots=2)

@@ -22,6 +22,8 @@ from lifecycle.model.params import (
 from lifecycle.parallel.axes import RULES
 from lifecycle.testing.families import MODELS, random_params
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 VECTORS = {"scale", "sinks", "q_bias", "k_bias", "v_bias", "o_bias", "router_bias", "selection_bias", "gate_bias",
            "up_bias", "down_bias"}  # fmt: skip
 FLOAT32 = {"scale", "sinks", "router", "router_bias", "selection_bias"}
@@ -58,7 +60,6 @@ def test_vectors_and_what_stays_in_float32_are_declared(family: str) -> None:
 @pytest.mark.parametrize(
     "family", ["gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek_v3", "gpt_oss"))]
 )
-@pytest.mark.usefixtures("layers_in_a_loop")
 def test_parameters_in_use_compute_what_the_trained_ones_compute_bit_by_bit(family: str) -> None:
     config = narrow(family)
     params = random_params(config)

@@ -22,6 +22,8 @@ from lifecycle.model.decoder import forward, forward_cached, logits
 from lifecycle.weights.published import WEIGHTS, load_config, load_weights, save_weights
 from tests.golden.family_weights import write_model
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 GOLDEN = Path(__file__).parents[1] / "golden/families"
 WHOLE_MODEL = 1e-4  # float32, a whole model
 PADDING, CHUNK, PROMPT = 5, 4, 6
@@ -102,7 +104,6 @@ class Decoding:
         return [np.asarray(found[row, : len(piece)]) for row, piece in enumerate(pieces)]
 
 
-@pytest.mark.usefixtures("layers_in_a_loop")
 def test_decoding_with_a_cache_equals_the_full_forward(golden: Golden) -> None:
     decoding = Decoding(golden)
     for sizes in [(4, 1), (4, 3), (2, 4), *[(1, 1)] * 8, (1, 4), (0, 4), (4, 0), (1, 0)]:
@@ -115,7 +116,6 @@ def test_decoding_with_a_cache_equals_the_full_forward(golden: Golden) -> None:
     assert decoding.done.tolist() == [golden.length] * 2
 
 
-@pytest.mark.usefixtures("layers_in_a_loop")
 def test_greedy_decoding_goes_on_as_transformers_does(golden: Golden) -> None:
     decoding = Decoding(golden)
     decoding.go_on([row[:CHUNK] for row in golden.tokens])

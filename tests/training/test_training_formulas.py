@@ -24,6 +24,8 @@ from lifecycle.training.objectives.orpo import orpo
 from lifecycle.training.objectives.sums import Sums, sums_over
 from tests.training.simpo import SimpoConfig, simpo
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 SIZES: dict[str, Any] = {"steps": 1, "seq_len": 8, "global_batch_size": 1}
 
 

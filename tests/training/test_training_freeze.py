@@ -24,6 +24,8 @@ from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.weights.names import unstack
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 RUN = TinyRun(steps=6, checkpoint_every=3)
 
 

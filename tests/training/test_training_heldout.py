@@ -18,6 +18,8 @@ from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_l
 from lifecycle.training.objectives.objective import pair_logprobs
 from lifecycle.training.packing import PairRows
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 MESH = build_mesh(MeshConfig())
 
 

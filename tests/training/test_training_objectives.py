@@ -21,6 +21,8 @@ from lifecycle.training.packing import PairRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 WHOLE_MODEL = 1e-5
 TRL = 1e-4
 GOLDEN = Path(__file__).parents[1] / "golden"

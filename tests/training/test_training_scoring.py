@@ -18,6 +18,8 @@ from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology,
 from lifecycle.testing.families import random_params
 from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, row_logprobs
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 CONFIG = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=320,
     logits_soft_cap=0.1,

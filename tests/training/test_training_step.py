@@ -22,6 +22,8 @@ from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
 EXACT = 1e-6
 MESH = build_mesh(MeshConfig())
 # its state after a step is the gradient, its update is minus the gradient
