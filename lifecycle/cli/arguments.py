@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lifecycle.core.config import load_config
+from lifecycle.core.config import ConfigError, load_config
 from lifecycle.stages.config import RunConfig
 
 type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
@@ -18,8 +18,13 @@ type StageOrOverrides = Annotated[
 ]
 
 
+WEIGHTS = (".gguf", ".safetensors")
+
+
 def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
     """The run's config with the command line's overrides."""
+    if path.suffix in WEIGHTS:
+        raise ConfigError(f"{path} holds weights, not a run; make a bundle of them: lifecycle import {path} BUNDLE")
     return load_config(RunConfig, path, overrides)
 
 

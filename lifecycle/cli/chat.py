@@ -1,5 +1,7 @@
 """`lifecycle chat`: a conversation in the terminal, streamed."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -7,13 +9,17 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
 from lifecycle.cli.make import start_jax
+from lifecycle.core.artifact import require_intact
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.file_hashes import FileHashes
+from lifecycle.core.files import user_cache
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.defaults import sampling_of_run
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.ops.registry import Registry, verify
+from lifecycle.ops.registry import SHOWN_HASH, Registry, verify
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
 from lifecycle.stages.weights import trained_params_in_use
@@ -21,6 +27,8 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 
 QUIT = ("/quit", "/exit")
+
+type Message = dict[str, str]  # role and content
 
 type StageOrVersion = Annotated[
     str,
@@ -31,46 +39,68 @@ type StageOrVersion = Annotated[
 ]
 
 
-def chat(config_or_bundle: ConfigOrBundle, /, *words: StageOrVersion) -> None:
+type System = Annotated[str | None, Parameter(help="The conversation's system message.")]
+type Temperature = Annotated[float | None, Parameter(help="Replaces the model's own; 0 is greedy.")]
+
+
+def chat(
+    config_or_bundle: ConfigOrBundle, /, *words: StageOrVersion, system: System = None, temperature: Temperature = None
+) -> None:
     """Talks to a training stage's weights, to a version, or to a bundle outside any registry.
 
     Reads questions until /quit or the end of input. /new starts another conversation.
     """
+    model, introduction = _model(config_or_bundle, words)
+    if temperature is not None:
+        chosen = model.defaults.plain() | {"temperature": temperature}
+        model = replace(model, defaults=validate(SamplingParams, chosen, where=f"--temperature={temperature}"))
+    _talk(model, introduction, [] if system is None else [{"role": "system", "content": system}])
+
+
+def _model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, str]:
+    """The model to talk to, and a line that says which."""
     if config_or_bundle.is_dir():
+        if words:
+            raise ConfigError(
+                f"{words[0]!r}: {config_or_bundle} is a bundle, which has no stages, versions or settings; there are "
+                "--system and --temperature"
+            )
+        start_jax(user_cache())
         model = load_bundle(config_or_bundle)
-        _talk(model, f"{config_or_bundle} is version {model.version[:12]}")
-        return
+        return model, f"{config_or_bundle} is version {model.version[:SHOWN_HASH]}"
     name, overrides = name_first(words)
     config = read_config(config_or_bundle, overrides)
     start_jax(config.folder)
     if name in config.train:
-        _talk(_trained(config, name), f"the weights of stage {name}")
-        return
+        return _trained(config, name), f"the weights of stage {name}"
     version = Registry(config.registry_path).resolve(name or PRODUCTION)
     verify(version)
-    _talk(load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}")
+    return load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}"
 
 
 def _trained(config: RunConfig, stage: str) -> Model:
     """The model of a finished training stage, from its checkpoint."""
-    folder = finished_stage(config, "tokenizer").path
-    tokenizer, model = load_tokenizer(folder), config.model_of(stage)
-    params = trained_params_in_use(finished_stage(config, stage), model)
+    text, trained = finished_stage(config, "tokenizer"), finished_stage(config, stage)
+    for artifact in (text, trained):
+        require_intact(artifact, FileHashes(config.folder))
+    folder, model = text.path, config.model_of(stage)
+    tokenizer = load_tokenizer(folder)
+    params = trained_params_in_use(trained, model)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
     return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer), defaults)
 
 
-def _talk(model: Model, introduction: str) -> None:
+def _talk(model: Model, introduction: str, system: list[Message]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     with Engine(model, num_slots=1) as engine:
         console.print(f"{introduction}. /new begins again, /quit ends.", style="dim")
-        messages: list[dict[str, str]] = []
+        turns: list[Message] = []
         while (question := _ask(console)) is not None:
             if question == "/new":
-                messages = []
+                turns = []
             elif question:
-                messages = _turn(console, engine, [*messages, {"role": "user", "content": question}])
+                turns = _turn(console, engine, system, [*turns, {"role": "user", "content": question}])
 
 
 def _ask(console: Console) -> str | None:
@@ -81,22 +111,22 @@ def _ask(console: Console) -> str | None:
     return None if question in QUIT else question
 
 
-def _turn(console: Console, engine: Engine, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _turn(console: Console, engine: Engine, system: list[Message], turns: list[Message]) -> list[Message]:
     """Answers the last message; drops the oldest turns of a conversation that exceeds the context, with a notice."""
     model = engine.model
-    prompt = model.template.render(messages, add_generation_prompt=True).ids
+    prompt = model.template.render([*system, *turns], add_generation_prompt=True).ids
     try:
         generation = engine.submit(prompt, model.defaults)
     except ContextLengthError as error:
-        if len(messages) == 1:
+        if len(turns) == 1:
             console.print(f"too long: {error}", style="red")
             return []
         console.print("(dropped the oldest turn: the conversation exceeds the context)", style="dim")
-        return _turn(console, engine, messages[2:])
+        return _turn(console, engine, system, turns[2:])
     console.print("model", end="  ")
     answer = ""
     for event in generation:
         answer += event.text
         console.print(event.text, end="", soft_wrap=True)
     console.print()
-    return [*messages, {"role": "assistant", "content": answer}]
+    return [*turns, {"role": "assistant", "content": answer}]

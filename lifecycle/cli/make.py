@@ -4,6 +4,7 @@ A run that is up to date never imports JAX.
 """
 
 import shlex
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from lifecycle.cli.display import progress_on
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
+from lifecycle.core.files import is_writable
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 
@@ -20,10 +22,12 @@ COMPILED = "compiled"  # XLA's compiled programs, kept with the artifacts: a sec
 
 
 def start_jax(folder: Path) -> None:
-    """Joins the job, if there is one, and enables the persistent compilation cache."""
+    """Joins the job, if there is one, and enables the persistent compilation cache; a read-only one is read."""
     distributed.start()
     import jax
 
+    if folder.is_dir() and not is_writable(folder):
+        warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str((folder / COMPILED).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

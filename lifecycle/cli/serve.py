@@ -1,158 +1,148 @@
-"""`lifecycle serve`: the registry's aliases as models of an OpenAI-compatible server, every request logged."""
+"""`lifecycle serve`: an OpenAI-compatible server over the registry's aliases or one bundle; requests are logged."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from threading import Event, Thread
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 
-from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
+from lifecycle.cli.aliases import AliasedModels
+from lifecycle.cli.arguments import ConfigOrBundle, Overrides, read_config
 from lifecycle.cli.make import start_jax
+from lifecycle.core.config import Section, read_settings
+from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
-from lifecycle.ops.cost import CostMeter, DevicePrice
-from lifecycle.ops.registry import Registry, RegistryError, Version, verify
-from lifecycle.ops.request_log import RequestLog, RequestRecord
+from lifecycle.inference.runner import DispatchObserver
+from lifecycle.ops.cost import CostMeter, DevicePrice, PriceConfig
+from lifecycle.ops.registry import SHOWN_HASH, Registry, RegistryError, Version, verify
+from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.serving.app import create_app
 from lifecycle.serving.choices import Served
+from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.record import FinishedRequest, RequestObserver
 from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer
-from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.config import RunConfig
 
-FOLLOW_S = 1.0  # how often the registry is polled
+type Start = Callable[[Path, str], Served]  # from a bundle's folder and its time in ISO 8601
 
 
-def serve(config: ConfigPath, /, *overrides: Overrides) -> None:
+class ServerConfig(Section):
+    """The settings of a server without a run."""
+
+    serve: ServeConfig = ServeConfig()
+    price: PriceConfig = PriceConfig()
+    requests: RequestLogConfig = RequestLogConfig()
+
+
+def serve(config_or_bundle: ConfigOrBundle, /, *overrides: Overrides) -> None:
     """Serves OpenAI's API until SIGTERM or Ctrl-C; prints the address when it is ready. Ends with status 1 if an engine
     fails, so that a supervisor starts it again."""
-    serve_versions(read_config(config, overrides))
+    if config_or_bundle.is_dir():
+        serve_bundle(config_or_bundle, read_settings(ServerConfig, overrides))
+    else:
+        serve_versions(read_config(config_or_bundle, overrides))
 
 
 def serve_versions(config: RunConfig) -> None:
-    """Serves the registry's aliases until SIGTERM or Ctrl-C."""
-    listener = listen(config.serve)  # first: if the port is taken, fail before compiling
-    start_jax(config.folder)
+    """Serves the aliases of a run's registry."""
+    settings = ServerConfig(serve=config.serve, price=config.price, requests=config.requests)
     console = Console()
+    log: Path | None = config.request_log_path
+    if config.requests.log is None and config.folder.is_dir() and not is_writable(config.folder):
+        _say(console, f"{config.folder} is read-only: no request log; requests.log=FILE writes it elsewhere")
+        log = None
+
+    def open_models(start: Start) -> AliasedModels:
+        def start_version(version: Version) -> Served:
+            verify(version)
+            return start(version.path, version.manifest.created)
+
+        models = AliasedModels(Registry(config.registry_path), start_version, console)
+        if not models:
+            raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
+        return models
+
+    _serve(settings, config.folder, log, console, open_models, AliasedModels.following)
+
+
+def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
+    """Serves one bundle outside any registry, under the name of its folder and under its hash."""
+
+    def open_models(start: Start) -> dict[str, Served]:
+        name, changed = bundle.resolve().name, datetime.fromtimestamp(bundle.stat().st_mtime, UTC)
+        served = start(bundle, changed.isoformat())
+        _say(console, f"{name:<12} {served.version[:SHOWN_HASH]}")
+        return {name: served, served.version[:SHOWN_HASH]: served}
+
+    console = Console()
+    _serve(settings, user_cache(), settings.requests.log, console, open_models, lambda _: nullcontext())
+
+
+def _serve[M: Mapping[str, Served]](
+    settings: ServerConfig,
+    cache: Path,
+    log_path: Path | None,
+    console: Console,
+    open_models: Callable[[Start], M],
+    following: Callable[[M], AbstractContextManager[None]],
+) -> None:
+    """Serves until a signal. `cache` keeps compiled programs; without `log_path`, requests are not logged."""
+    listener = listen(settings.serve)  # first: if the port is taken, fail before compiling
+    start_jax(cache)
     meter = CostMeter()
     with ExitStack() as opened:
         opened.callback(listener.close)
-        models = AliasedModels(
-            Registry(config.registry_path), lambda version: _start(config, version, meter, opened), console
-        )
-        if not models:
-            raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
-        log = RequestLog(config.request_log_path, config.requests, _price(config, console))
-        opened.callback(log.close)
-        opened.enter_context(models.following())
-        app = create_app(models, config.serve, [_recorder(log, meter)])
-        console.print(f"serving at {url(listener)}  (Ctrl-C ends it)", markup=False, highlight=False)
+        charge = None if log_path is None else meter.charge
+        models = open_models(lambda bundle, created: _start(settings.serve, bundle, created, charge, opened))
+        observers = []
+        if log_path is not None:
+            log = RequestLog(log_path, settings.requests, _price(settings.price, console))
+            opened.callback(log.close)
+            observers.append(_recorder(log, meter))
+        opened.enter_context(following(models))
+        app = create_app(models, settings.serve, observers)
+        _say(console, f"serving at {url(listener)}  (Ctrl-C ends it)")
         answer(app, listener)
         if broken := [name for name, served in models.items() if not served.engine.is_alive]:
             raise EngineError(f"{broken[0]}: the engine failed, its traceback is in the log; start the server again")
 
 
-class AliasedModels(Mapping[str, Served]):
-    """Models by alias, production first, and by short hash; follows a moved alias within a second or two.
-
-    A version stays loaded after its alias has moved on, so moving back is immediate. One that cannot be loaded is
-    reported, and the alias keeps serving its old version.
-    """
-
-    def __init__(self, registry: Registry, start: Callable[[Version], Served], console: Console) -> None:
-        self._registry, self._start, self._console = registry, start, console
-        self._aliases: dict[str, str] = {}
-        self._by_hash: dict[str, Served] = {}
-        self._table: dict[str, Served] = {}
-        self._refresh()
-
-    def __getitem__(self, name: str) -> Served:
-        return self._table[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Polls the registry every second, in a thread, while the block runs."""
-        stop = Event()
-
-        def follow() -> None:
-            while not stop.wait(FOLLOW_S):
-                try:
-                    self._refresh()
-                except ValueError as error:  # from the registry
-                    self._report(error)
-
-        thread = Thread(target=follow, name="aliases", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def _refresh(self) -> None:
-        aliases = self._registry.aliases()
-        if aliases == self._aliases:
-            return
-        self._aliases = aliases  # before the versions are loaded: one that fails is reported once
-        for version in set(aliases.values()) - self._by_hash.keys():
-            self._load(version)
-        names = sorted(aliases, key=lambda alias: (alias != PRODUCTION, alias))
-        loaded = [alias for alias in names if aliases[alias] in self._by_hash]
-        kept = {alias: self._table[alias] for alias in names if alias in self._table}
-        table = kept | {alias: self._by_hash[aliases[alias]] for alias in loaded}
-        table |= {self._registry.resolve(version).short: served for version, served in self._by_hash.items()}
-        self._table = table  # replaced atomically: requests see the old table or the new one
-        for alias in loaded:
-            self._console.print(f"{alias:<12} {aliases[alias][:12]}", markup=False, highlight=False)
-
-    def _load(self, version: str) -> None:
-        """Starts an engine. Once models are served, a version that cannot be loaded is reported and left out."""
-        try:
-            self._by_hash[version] = self._start(self._registry.resolve(version))
-        except ValueError as error:  # from the registry or a bundle
-            if not self._table:
-                raise
-            self._report(error)
-
-    def _report(self, error: ValueError) -> None:
-        self._console.print(f"alias ignored: {error}", markup=False, highlight=False)
-
-
-def _start(config: RunConfig, version: Version, meter: CostMeter, opened: ExitStack) -> Served:
-    verify(version)
-    mesh = build_mesh(config.serve.mesh)
+def _start(
+    config: ServeConfig, bundle: Path, created: str, charge: DispatchObserver | None, opened: ExitStack
+) -> Served:
+    mesh = build_mesh(config.mesh)
     engine = Engine(
-        load_bundle(version.path, mesh),
-        num_slots=config.serve.num_slots,
-        max_queue=config.serve.max_queue,
-        max_seq_len=config.serve.max_seq_len,
-        on_dispatch=meter.charge,
+        load_bundle(bundle, mesh),
+        num_slots=config.num_slots,
+        max_queue=config.max_queue,
+        max_seq_len=config.max_seq_len,
+        on_dispatch=charge,
         warm_up=True,
         mesh=mesh,
         on_broken=lambda: os.kill(os.getpid(), signal.SIGTERM),  # the requests that other versions run may end
     )
     opened.enter_context(engine)
-    return Served(engine, int(datetime.fromisoformat(version.manifest.created).timestamp()))
+    return Served(engine, int(datetime.fromisoformat(created).timestamp()))
 
 
-def _price(config: RunConfig, console: Console) -> DevicePrice:
+def _price(config: PriceConfig, console: Console) -> DevicePrice:
     """The price of a device-hour; prints a note if it is zero."""
-    price = config.price.of_device(platform(), os.cpu_count() or 1)
+    price = config.of_device(platform(), os.cpu_count() or 1)
     if not price.hour:
-        console.print("requests are logged with a cost of 0; set what a device costs: price.device_hour=PRICE")
+        _say(console, "requests are logged with a cost of 0; set what a device costs: price.device_hour=PRICE")
     return price
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:

@@ -234,6 +234,13 @@ def content_hash(folder: Path) -> str:
     return hash_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
 
 
+def intact_hash(folder: Path) -> str:
+    """`content_hash` of a folder to be used now; raises `ArtifactError` if its files are not those of its manifest."""
+    if (folder / MANIFEST).is_file():
+        require_intact(open_artifact(folder))
+    return content_hash(folder)
+
+
 def _read_ledger(path: Path) -> tuple[float, float]:
     try:
         costs = json.loads(path.read_text(encoding="utf-8"))

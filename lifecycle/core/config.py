@@ -139,6 +139,14 @@ def load_config[S: Section](kind: type[S], path: str | Path, overrides: Iterable
     return validate(kind, _resolve_presets(kind, tree, path.resolve().parent), where=str(path))
 
 
+def read_settings[S: Section](kind: type[S], settings: Iterable[str]) -> S:
+    """A section of `key=value` words alone, with defaults for the rest; raises `ConfigError` as `load_config` does."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _override(kind, tree, setting)
+    return validate(kind, tree, where="settings")
+
+
 def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "config") -> S:
     """Builds `kind` from plain data; turns pydantic's errors into one `ConfigError`."""
     try:

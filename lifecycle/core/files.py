@@ -17,3 +17,13 @@ def write_text(path: Path, text: str) -> None:
 def temporary(path: Path) -> Path:
     """The name of a file while it is written; a killed process may leave it."""
     return path.with_name(path.name + ".tmp")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in an existing folder: false on a read-only mount, whoever asks."""
+    return os.access(folder, os.W_OK)
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made again: `$XDG_CACHE_HOME/lifecycle`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifecycle"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lifecycle.core.artifact import Artifact, ArtifactError, Draft, content_hash, open_artifact
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, intact_hash, open_artifact
 from lifecycle.core.progress import Progress
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.evaluation import evaluate
@@ -35,7 +35,7 @@ def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) ->
     Raises `ConfigError` for invalid tasks, and what `load_bundle` raises for a folder that is not a bundle.
     """
     rows = local_rows(config)
-    settings: dict[str, Any] = config.plain() | {"bundle": content_hash(bundle), "rows": rows}
+    settings: dict[str, Any] = config.plain() | {"bundle": intact_hash(bundle), "rows": rows}
     del settings["root"], settings["mesh"]  # neither changes a score
     draft = Draft(config.root, STAGE, settings, {})
     try:

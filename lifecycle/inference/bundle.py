@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from lifecycle.core.artifact import content_hash
+from lifecycle.core.artifact import intact_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
@@ -21,9 +21,9 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     """Weights (see `load_params`), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
-    `ValueError` that names the file if anything is missing, damaged or inconsistent.
+    `ValueError` that names the file if anything is missing, damaged, changed since its manifest, or inconsistent.
     """
-    version = content_hash(folder)
+    version = intact_hash(folder)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder)
     config.with_vocab(tokenizer.vocab_size)

@@ -1,7 +1,8 @@
 """SQLite files shared by several processes: created atomically, opened in WAL mode, rejected if of another kind.
 
 A new file gets its schema and its WAL mode under a temporary name and is then linked to its final one, so that two
-processes that start at once neither see half a schema nor lock each other out while one switches the journal.
+processes that start at once neither see half a schema nor lock each other out while one switches the journal. A
+database in a folder that cannot be written, such as a read-only mount, can be read.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from lifecycle.core.files import is_writable
 
 BUSY_TIMEOUT_S = 30.0  # a write takes milliseconds; waiting longer than this is an error
 
@@ -48,11 +51,12 @@ def create_database(path: Path, schema: Schema) -> None:
             os.link(temporary, path)
 
 
-def connect(path: Path, schema: Schema) -> sqlite3.Connection:
-    """Opens an existing database of this schema; raises `DatabaseError` if it is missing, damaged or another kind."""
+def connect(path: Path, schema: Schema, write: bool = False) -> sqlite3.Connection:
+    """Opens an existing database of this schema; raises `DatabaseError` if it is missing, damaged or another kind, or
+    in a read-only folder with `write`."""
     if not path.is_file():
         raise DatabaseError(f"{path}: no {schema.name} here")
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, autocommit=True)
+    connection = _open(path, write)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -69,13 +73,27 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
     return connection
 
 
+def _open(path: Path, write: bool) -> sqlite3.Connection:
+    """In WAL mode SQLite makes two files beside the database even to read it, unless that is declared immutable."""
+    if is_writable(path.parent):
+        return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, autocommit=True)
+    if write:
+        raise DatabaseError(f"{path}: its folder is read-only; change it where the folder can be written")
+    log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
+    is_logged = log.is_file() and log.stat().st_size > 0
+    if is_logged and not index.is_file():
+        raise DatabaseError(f"{log}: changes that a killed process left; open {path} once where its folder is writable")
+    how = "mode=ro" if is_logged else "immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_TIMEOUT_S, autocommit=True)
+
+
 @contextlib.contextmanager
 def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection for one piece of work; with `write`, one transaction that is committed or rolled back.
 
     `BEGIN IMMEDIATE` takes the write lock first, so what is read inside cannot change before the commit.
     """
-    with contextlib.closing(connect(path, schema)) as connection:
+    with contextlib.closing(connect(path, schema, write)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield connection

@@ -231,8 +231,9 @@ class Registry:
 
 
 def verify(version: Version) -> None:
-    """Raises `ArtifactError` or `RegistryError` unless the bundle on disk is, byte by byte, the registered version."""
-    if _verified_manifest(version.path).content_hash != version.hash:
+    """Raises `ArtifactError` or `RegistryError` unless the bundle on disk is the registered version, by its manifest;
+    loading it compares the contents with that."""
+    if open_artifact(version.path).content_hash != version.hash:
         raise RegistryError(
             f"{version.path}: another bundle is at the path where version {version.short} was registered"
         )

@@ -47,8 +47,9 @@ SCHEMA = Schema(
 
 
 class RequestLogConfig(Section):
-    """Whether texts are logged."""
+    """Where requests are logged, and whether with their texts."""
 
+    log: Path | None = None  # the log's file; None: `requests.db` in the run's folder, and no log for a bundle alone
     content: bool = False
 
 

@@ -103,7 +103,7 @@ class RunConfig(Section):
     @property
     def request_log_path(self) -> Path:
         """The database of served requests."""
-        return self.folder / "requests.db"
+        return self.requests.log or self.folder / "requests.db"
 
     @cached_property
     def models(self) -> dict[str, ModelConfig]:

@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 from rich.console import Console
 
-from lifecycle.cli import serve
-from lifecycle.cli.serve import AliasedModels
+from lifecycle.cli import aliases
+from lifecycle.cli.aliases import AliasedModels
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.ops.registry import Registry, Version
 from lifecycle.serving.choices import Served
@@ -43,7 +43,7 @@ def named(registry: Registry, text: str) -> str:
 def test_an_alias_that_moves_is_followed_and_one_that_cannot_be_loaded_is_told(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serve, "FOLLOW_S", 0.01)
+    monkeypatch.setattr(aliases, "FOLLOW_S", 0.01)
     one, two, broken = (named(registry, text) for text in ("one", "two", "broken"))
     registry.move("candidate", one, who="test", why="test")
     registry.move("production", one, who="test", why="test")

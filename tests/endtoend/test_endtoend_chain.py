@@ -62,14 +62,23 @@ def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
     assert cpu_seconds_of_children() - spent_s < first_s / 2  # 2 of 40 on an idle machine: imports and hashes
 
 
-@pytest.mark.parametrize("words", [("run",), ("versions",), ("trace",), ("trace", "sft"), ("data",)])
-def test_what_computes_nothing_imports_no_jax(undisturbed: Debug, words: tuple[str, ...]) -> None:
-    """A second run, and what the registry and the manifests answer."""
-    verb, *names = words
-    call = "import sys; from lifecycle.cli.main import app; app(result_action='return_value')"
-    script = f"{call}; assert 'jax' not in sys.modules"
-    command = [sys.executable, "-c", script, *undisturbed.command(verb, *names)[1:]]
-    subprocess.run(command, check=True, capture_output=True)
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("run",), 0), (("versions",), 0), (("trace",), 0), (("trace", "sft"), 0), (("data",), 0),
+        (("promote", "production"), 0), (("rollback",), 1),
+    ],
+)  # fmt: skip
+def test_what_computes_nothing_imports_no_jax(undisturbed: Debug, words: tuple[str, ...], status: int) -> None:
+    """A second run, and what the registry and the manifests answer; there is no version to roll back to."""
+    script = (
+        "import sys; from lifecycle.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: status = end.code or 0\n"
+        "sys.exit(status + 10 * ('jax' in sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, *undisturbed.command(*words)[1:]], capture_output=True)
+    assert ended.returncode == status, ended.stderr
 
 
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:

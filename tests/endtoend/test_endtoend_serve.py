@@ -14,7 +14,10 @@ import pytest
 from command_line import Debug, environment
 from openai import OpenAI
 
+from lifecycle.cli.chat import chat
+from lifecycle.core.config import ConfigError
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from tests.read_only import mounted, read_only
 
 QUESTION = "What does `json.dumps` do?"
 ADDRESS = re.compile(r"serving at (http://\S+)")
@@ -81,8 +84,9 @@ def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:
     assert f"port {port} is in use" in undisturbed.fail("serve", f"serve.port={port}")
 
 
-def test_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) -> None:
+def test_a_bundle_is_served_and_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) -> None:
     """A supervisor can start it again; a client is told."""
+    bundle = undisturbed.artifact("export").path
     broken = (
         "import sys; from lifecycle.inference import programs; from lifecycle.cli.main import main\n"
         "warm = programs.decode\n"
@@ -94,12 +98,12 @@ def test_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) ->
     log = undisturbed.root / "broken.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", broken, *undisturbed.command("serve", "serve.port=0")[1:]],
+            [sys.executable, "-c", broken, "serve", str(bundle), "serve.port=0"],
             env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
     try:
         address = _address(process, log)
-        ask = {"model": "production", "prompt": "a", "max_tokens": 5}
+        ask = {"model": bundle.name, "prompt": "a", "max_tokens": 5}
         answer = httpx.post(f"{address}/v1/completions", json=ask, timeout=LIMIT_S)
         assert answer.status_code == 500 and "the engine has stopped" in answer.json()["error"]["message"]
         assert process.wait(LIMIT_S) == 1
@@ -111,11 +115,37 @@ def test_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) ->
 
 def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
     ended = subprocess.run(
-        undisturbed.command("chat"),
+        undisturbed.command("chat", "--system", "Answer.", "--temperature", "0"),
         env=environment(), input=f"{QUESTION}\n/quit\n", capture_output=True, text=True, timeout=LIMIT_S,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "production is version" in ended.stdout and "model" in ended.stdout
+
+
+def test_a_bundle_has_no_settings(undisturbed: Debug) -> None:
+    with pytest.raises(ConfigError, match=r"'temperature=5.0': .* is a bundle"):
+        chat(undisturbed.artifact("export").path, "temperature=5.0")
+    with pytest.raises(ConfigError, match=r"model.gguf holds weights, not a run; .* lifecycle import"):
+        chat(undisturbed.root / "model.gguf")
+
+
+@pytest.mark.slow
+def test_a_read_only_run_is_listed_and_served_and_cannot_be_changed(undisturbed: Debug) -> None:
+    folder, log = undisturbed.folder, undisturbed.root / "read_only.txt"
+    assert "production" in read_only(folder, undisturbed.command("versions"))
+    assert "its folder is read-only" in read_only(folder, undisturbed.command("promote", "production"))
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*mounted(folder), *undisturbed.command("serve", "serve.port=0")],
+            env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    try:
+        ask = {"model": "production", "prompt": "def ", "max_tokens": 2}
+        assert httpx.post(f"{_address(process, log)}/v1/completions", json=ask, timeout=LIMIT_S).status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+    assert "is read-only: no request log" in log.read_text() and "warn" not in log.read_text().lower()
 
 
 def test_chat_talks_to_a_training_stage(undisturbed: Debug) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.core.artifact import ArtifactError, Draft, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
@@ -37,6 +38,18 @@ def test_the_version_is_a_hash_of_the_content(model: Model, tmp_path: Path) -> N
         save(model, folder, temperature=temperature)
     versions = [load_bundle(folder).version for folder in folders]
     assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_file_that_changed_after_the_manifest_is_refused(model: Model, tmp_path: Path) -> None:
+    draft = Draft(tmp_path, "export", {}, {})
+    save(model, draft.open())
+    bundle = draft.commit({}).path
+    assert load_bundle(bundle).version == open_artifact(bundle).content_hash
+    weights = bytearray((bundle / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (bundle / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors changed after it was finished"):
+        load_bundle(bundle)
 
 
 def test_do_sample_false_means_greedy(model: Model, tmp_path: Path) -> None:

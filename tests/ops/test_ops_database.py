@@ -1,11 +1,13 @@
 """Database files: made once and whole, refused when they are something else."""
 
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
 from lifecycle.ops.database import DatabaseError, Schema, connect, create_database, session
+from tests.read_only import read_only
 
 SCHEMA = Schema("shelf", application_id=7, version=2, tables="CREATE TABLE books (title TEXT NOT NULL) STRICT;")
 
@@ -37,6 +39,20 @@ def test_a_failed_session_leaves_nothing(tmp_path: Path) -> None:
         raise KeyError("the caller's own")
     with session(path, SCHEMA) as db:
         assert db.execute("SELECT count(*) FROM books").fetchone()[0] == 0
+
+
+def test_a_read_only_folder_can_be_read_and_says_why_it_cannot_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "shelf.sqlite"
+    create_database(path, SCHEMA)
+    with session(path, SCHEMA, write=True) as db:
+        db.execute("INSERT INTO books VALUES ('one')")
+    script = (
+        "import sys; from pathlib import Path; from lifecycle.ops.database import Schema, session\n"
+        f"with session(Path({str(path)!r}), {SCHEMA!r}, write=sys.argv[1] == 'write') as db:\n"
+        "    print([row['title'] for row in db.execute('SELECT title FROM books')])"
+    )
+    assert read_only(tmp_path, [sys.executable, "-c", script, "read"]) == "['one']"
+    assert "its folder is read-only" in read_only(tmp_path, [sys.executable, "-c", script, "write"])
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from lifecycle.core.config import digest
+from lifecycle.core.files import user_cache
 from lifecycle.planning.compiled.compilation import Compilation
 from lifecycle.planning.programs.fingerprint import fingerprint
 from lifecycle.planning.topology import Topology, device_coordinates
@@ -56,8 +57,7 @@ class CompilationCache:
     """One compressed JSON file per compilation, named by its key."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = folder or cache / "lifecycle" / "compiled"
+        self.folder = folder or user_cache() / "compiled"
 
     def get(self, key: str) -> Compilation | None:
         """The compilation cached under this key; `None` if absent."""
