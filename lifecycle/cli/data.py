@@ -6,6 +6,7 @@ from lifecycle.stages.graph import build_graph, present
 
 
 def data(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Brings the run's documents, token shards and rows up to date."""
+    """Brings the run's documents, token shards and rows up to date; rows only if there is something to make them of."""
     run = read_config(config, overrides)
-    make(run, present(build_graph(run), "documents", "tokens", "rows"), [str(config), *overrides])
+    rows = ["rows"] if run.has_rows else []
+    make(run, present(build_graph(run), "documents", "tokens", *rows), [str(config), *overrides])

@@ -1,7 +1,7 @@
 """The run config: every room's section in one tree, and the graph of training stages.
 
-What must hold: an impossible run is rejected when its file is read, with the fix. Cheap to import: nothing here needs a
-numerical library.
+What must hold: an impossible run is rejected when its file is read, with the fix; rows that a stage lacks, when that
+stage is asked for. Cheap to import: nothing here needs a numerical library.
 """
 
 import re
@@ -185,6 +185,21 @@ class RunConfig(Section):
         is_replaying = isinstance(train, SftConfig) and train.replay_share > 0
         return (objective_kind(train.objective).rows, *(["tokens"] if is_replaying else []))
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether chat rows or pairs can be made of anything."""
+        return self.rows.docstrings or bool(self.rows.chat or self.rows.pairs)
+
+    def missing_rows(self, stage: str) -> str | None:
+        """Why a training stage cannot have its rows, with the fix. The stages before it can be made all the same."""
+        for kind in ("chat", "pairs"):
+            if kind in self.rows_of(stage) and not getattr(self.rows, kind) and not self.rows.docstrings:
+                return (
+                    f"train.{stage} reads {kind} rows and there are none: list files in rows.{kind}, or make them from "
+                    "the documents' docstrings with rows.docstrings=true"
+                )
+        return None
+
     @field_validator("train")
     @classmethod
     def _names_are_free(cls, train: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
@@ -252,13 +267,7 @@ class RunConfig(Section):
             rows_per_period(mixture)
 
     def _check_own_rows(self, kind: str) -> None:
-        stages, files = self.reads(kind), getattr(self.rows, kind)
-        if stages and not files and not self.rows.docstrings:
-            raise ValueError(
-                f"train.{stages[0]} reads {kind} rows and there are none: list files in rows.{kind}, or make them "
-                "from the documents' docstrings with rows.docstrings=true"
-            )
-        if files and not stages:
+        if getattr(self.rows, kind) and not self.reads(kind):
             raise ValueError(f"rows.{kind} lists files, but no training stage reads {kind} rows; remove it")
 
     def _check_task(self, task: TaskConfig) -> None:

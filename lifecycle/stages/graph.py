@@ -33,7 +33,8 @@ def build_graph(config: RunConfig) -> Graph:
 def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
     """The targets and the stages that they need, each after its inputs.
 
-    Raises `ConfigError`, with the nearest name, for a target that is not in the graph.
+    Raises `ConfigError`, with the nearest name, for a target that is not in the graph, and for a stage that lacks
+    something.
     """
     wanted = set(targets)
     for name in wanted:
@@ -42,7 +43,10 @@ def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
     for stage in reversed(graph.values()):
         if stage.name in wanted:
             wanted.update(stage.inputs)
-    return [stage for stage in graph.values() if stage.name in wanted]
+    stages = [stage for stage in graph.values() if stage.name in wanted]
+    if lacking := next((stage.lacks for stage in stages if stage.lacks is not None), None):
+        raise ConfigError(lacking)
+    return stages
 
 
 def present(graph: Graph, *names: str) -> tuple[str, ...]:
@@ -75,7 +79,10 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
     settings, bundle = partial(keys.training, name=name), config.starts[name].bundle
-    return Stage(name, "train", inputs, settings, bundle, on_all_processes=True, arguments={"name": name})
+    return Stage(
+        name, "train", inputs, settings, bundle,
+        on_all_processes=True, arguments={"name": name}, lacks=config.missing_rows(name),
+    )  # fmt: skip
 
 
 def _evaluations(config: RunConfig) -> Iterator[Stage]:

@@ -50,6 +50,7 @@ class Stage:
     bundle: Path | None = None  # a further input: a bundle from outside the run
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
+    lacks: str | None = None  # what the config must have before the stage can be made, with the fix
     # for a stage with effects outside its artifact: whether these still match the artifact
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
 

@@ -176,7 +176,6 @@ WRONG = {
     "a mistyped setting": ({"a": next_token(stepz=1)}, r"train\.a\.stepz: no such setting; did you mean 'steps'\?"),
     "an unknown model": ({"a": next_token(model="big")}, r"train\.a\.model=big: no such model; known: model"),
     "a reference of fresh weights": ({"a": dpo()}, r"train\.a: dpo takes its initial weights as the reference"),
-    "no chat rows": ({"a": sft()}, r"train\.a reads chat rows and there are none: list files in rows\.chat"),
     "no stages": ({}, r"train: Dictionary should have at least 1 item"),
 }  # fmt: skip
 
@@ -197,7 +196,6 @@ def test_a_graph_that_cannot_be_is_refused_with_the_fix(train: dict[str, Any], m
             r"task 'text': rows @docs/a\.jsonl: expected @doc",
         ),
         ({"data": None}, r"train\.base reads token rows, and there is no data section; add data\.sources"),
-        ({"rows": {}}, r"train\.chat reads chat rows and there are none"),
         ({"rows": {"chat": ["own.jsonl"], "pairs": ["own.jsonl"]}}, r"rows\.pairs lists files, but no training stage"),
         ({"model": {"one": MODEL, "two": MODEL}}, r"model\.two: no training stage uses this model"),
         ({"model": {"one": MODEL, "two": {"d_modle": 3}}}, r"model\.two\.d_modle: no such setting; .*'d_model'"),

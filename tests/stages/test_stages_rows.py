@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.cli.data import data
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
 from lifecycle.text.rows import read_rows
 
@@ -69,10 +71,22 @@ def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Pa
     assert sorted(kept) == ["one", "three", "two"]
 
 
-def test_a_run_without_rows_says_which_settings_give_some(tmp_path: Path) -> None:
+def test_a_stage_without_rows_says_which_settings_give_some_and_those_before_it_can_be_made(tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", ["one"])
+    run = load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.chat=[{own}]", "evaluate=null"])
+    graph = build_graph(run)
     with pytest.raises(ConfigError, match=r"train\.prefer reads pairs rows and there are none: list .* rows\.pairs"):
-        load_config(RunConfig, DEBUG, ["rows.docstrings=false", f"rows.chat=[{own}]", "evaluate=null"])
+        needed(graph, ["report"])
+    assert [stage.name for stage in needed(graph, ["sft"])][-2:] == ["pretrain", "sft"]
+
+
+def test_data_is_prepared_before_there_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("lifecycle.cli.data.make", lambda run, targets, words: asked.extend(targets))
+    data(DEBUG, "rows.docstrings=false", "evaluate=null")
+    assert asked == ["documents", "tokens"]
+    data(DEBUG)
+    assert asked[2:] == ["documents", "tokens", "rows"]
 
 
 def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
