@@ -1,5 +1,6 @@
 """Runs an application until SIGTERM or SIGINT; running requests finish first."""
 
+import asyncio
 import errno
 import signal
 import socket
@@ -8,10 +9,12 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lifecycle.core.config import ConfigError
 from lifecycle.serving.config import ServeConfig
 
+MAX_HEADERS_S = 20.0  # for a request's headers, from the connection or from their first byte on
 GRACE_S = 30  # how long requests may run after the signal: orchestrators kill after about as long
 
 
@@ -43,6 +46,36 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class TimedHeaders(H11Protocol):
+    """Closes a connection on which a request's headers do not arrive in time, which uvicorn would wait for."""
+
+    _limit: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A client has connected; it owes a request."""
+        super().connection_made(transport)
+        self._limit = self.loop.call_later(MAX_HEADERS_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """The headers are whole as soon as uvicorn has begun a request; its body has a limit of its own."""
+        super().data_received(data)
+        is_waiting = self.cycle is None or self.cycle.response_complete
+        if not is_waiting:
+            self._end_limit()
+        elif self._limit is None:  # a further request on this connection
+            self._limit = self.loop.call_later(MAX_HEADERS_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by either side."""
+        self._end_limit()
+        super().connection_lost(exc)
+
+    def _end_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+
 class _Server(uvicorn.Server):
     """Tells the application when it stops: requests whose body is still on its way are rejected at once."""
 
@@ -56,14 +89,18 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: Starlette, listener: socket.socket) -> None:
-    """Serves until a signal, then returns, so that the caller can close what it opened."""
-    config = uvicorn.Config(
-        app, lifespan="off", log_level="warning", access_log=False, server_header=False,
+def server_config(app: Starlette) -> uvicorn.Config:
+    """The server's settings: what it logs, and how long it waits."""
+    return uvicorn.Config(
+        app, http=TimedHeaders, lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )  # fmt: skip
+
+
+def serve(app: Starlette, listener: socket.socket) -> None:
+    """Serves until a signal, then returns, so that the caller can close what it opened."""
     with _signals_ignored_afterwards():
-        _Server(config, app).run(sockets=[listener])
+        _Server(server_config(app), app).run(sockets=[listener])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lifecycle.serving.app import create_app
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.record import FinishedRequest
-from lifecycle.serving.server import listen, url
+from lifecycle.serving.server import listen, server_config, url
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 KEY = "secret-\u00e9"
@@ -46,7 +46,7 @@ class Running:
 def start(models: dict[str, Served], config: ServeConfig, records: list[FinishedRequest]) -> Iterator[str]:
     app = create_app(models, config, [records.append])
     listener: socket.socket = listen(config)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:

@@ -152,9 +152,13 @@ def test_who_asks_is_recorded(server: Running) -> None:
     assert [record.user for record in server.records[count:]] == ["old name", "new name"]
 
 
-def _begin_upload(server: Running) -> socket.socket:
+def _connect(server: Running) -> socket.socket:
     host, _, port = server.base.removeprefix("http://").partition(":")
-    client = socket.create_connection((host, int(port)), timeout=LIMIT_S)
+    return socket.create_connection((host, int(port)), timeout=LIMIT_S)
+
+
+def _begin_upload(server: Running) -> socket.socket:
+    client = _connect(server)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     client.sendall(head.encode() + b'{"model": ')
     return client
@@ -176,6 +180,21 @@ def test_an_upload_that_never_ends_is_given_up(server: Running, monkeypatch: pyt
         answer = client.recv(4096)
         assert b"408" in answer.splitlines()[0] and client.recv(4096) == b""  # and the connection is closed
     assert server.wait_for_record(count + 1).status == 408
+
+
+def test_headers_that_never_end_close_the_connection(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.serving.server.MAX_HEADERS_S", 0.1)
+    half = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    for begin in (b"", half):
+        with _connect(server) as client:
+            client.sendall(begin)
+            assert client.recv(4096) == b""
+    with _connect(server) as client:
+        client.sendall(half + b"\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        client.sendall(half)  # of a further request
+        while client.recv(4096):
+            pass
 
 
 def test_text_prompts_are_checked(server: Running) -> None:
