@@ -34,7 +34,7 @@ from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_par
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.planning.run_file import StepConfig, read_step
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
@@ -126,7 +126,7 @@ def random_batch(vocab_size: int, rows: int, length: int) -> dict[str, np.ndarra
     }
 
 
-def report(model: ModelConfig, train: CrossEntropyConfig, times: list[tuple[Spent, Spent, Spent]]) -> None:
+def report(model: ModelConfig, train: TrainConfig, times: list[tuple[Spent, Spent, Spent]]) -> None:
     """Prints medians of time, tokens and FLOPs, and their share of the product's rate."""
     tokens = train.global_batch_size * train.seq_len
     flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens

@@ -26,7 +26,7 @@ from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.objectives.registry import objective_kind
 
 if TYPE_CHECKING:
     from lifecycle.planning.programs.plan import ProgramPlan
@@ -110,8 +110,8 @@ def planned_stage(config: RunConfig, stage: str | None) -> str:
     name = next(iter(config.train)) if stage is None else stage
     if name not in config.train:
         raise ConfigError(f"stage={name}: no such training stage{nearest(name, [*config.train, DECODE])}")
-    if not isinstance(train := config.train[name], CrossEntropyConfig):
-        raise ConfigError(f"train.{name}: only steps of token and chat rows are planned, not of {train.objective}")
+    if objective_kind(objective := config.train[name].objective).rows == "pairs":
+        raise ConfigError(f"train.{name}: only steps of token and chat rows are planned, not of {objective}")
     return name
 
 
@@ -143,7 +143,6 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
     stage = planned_stage(config, own.stage)
     model, train = config.model_of(stage), config.train[stage]
-    assert isinstance(train, CrossEntropyConfig)
     plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
     _show_and_write(plan, config, topology, console)
 

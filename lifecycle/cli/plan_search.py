@@ -16,7 +16,6 @@ from lifecycle.planning.search.reasons import CompiledCandidate, why
 from lifecycle.planning.search.search import search
 from lifecycle.planning.topology import Topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import CrossEntropyConfig
 
 
 def search_and_show(
@@ -26,7 +25,6 @@ def search_and_show(
     search continues from there."""
     done: list[CompiledCandidate] = []
     model, train, section = config.model_of(stage), config.train[stage], f"train.{stage}"
-    assert isinstance(train, CrossEntropyConfig)
 
     def check(candidate: Candidate) -> None:
         changed(config, stage, candidate)
@@ -58,7 +56,7 @@ def changed(config: RunConfig, stage: str, candidate: Candidate) -> RunConfig:
     remat names that their layers do not have on this mesh. Raises a one-line `ConfigError` for an impossible run."""
     train = {}
     for name, own in config.train.items():
-        if name == stage and isinstance(own, CrossEntropyConfig):
+        if name == stage:
             train[name] = candidate.applied(own)
         else:
             remat = known_names(config.model_of(name), candidate.mesh, own.remat)
@@ -77,7 +75,7 @@ def words(config: RunConfig, stage: str, candidate: Candidate) -> list[str]:
     axes = [f"mesh.{axis}={size}" for axis, size in new.mesh.plain().items() if size != getattr(config.mesh, axis)]
     settings = [*axes, f"{section}.grad_accum={candidate.grad_accum}", f"{section}.remat={_flow(candidate.remat)}"]
     own = config.train[stage]
-    if isinstance(own, CrossEntropyConfig) and own.loss_chunks != candidate.loss_chunks:
+    if own.loss_chunks != candidate.loss_chunks:
         settings.append(f"{section}.loss_chunks={candidate.loss_chunks}")
     for name in (name for name in config.train if name != stage):
         remat = new.train[name].remat

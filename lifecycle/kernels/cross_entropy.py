@@ -4,7 +4,10 @@
 sum and computes the gradient in the forward pass, block by block, from the same logits: three matmuls in all and no
 recomputation, at the price of one `[V, D]` accumulator (the idea of Wijmans et al. 2024, "Cut Your Losses in
 Large-Vocabulary Language Models"). Blocks split the time axis, so a sharded batch axis stays sharded. If the
-accumulator itself is too large, use chunks of the vocabulary: `cross_entropy(chunks=...)`.
+accumulator itself is too large, use `chunks` of the vocabulary: two passes over them, the first for each position's
+normaliser, the second for the gradients. The logits' product is then computed twice, and the head's full gradient is
+never in memory (for 70B parameters and a vocabulary of 128,256 it takes 6 GB per device, in float32 and in the compute
+dtype). Blocks have as many more positions as there are chunks, so that no more logits exist at once than in one pass.
 
 In a manual `jax.shard_map` the hidden states' positions are sharded over `norm_seq` and the head's rows over `vocab`;
 results are replicated over these axes.
@@ -92,9 +95,13 @@ def token_logprobs(
     table: Float[Array, "V columns"],
     targets: Int[Array, "B T"],
     soft_cap: float | None = None,
+    chunks: int = 1,
 ) -> Float[Array, "B T"]:
-    """Log-probability of each target; differentiable in `hidden` and `table`."""
-    return _logprobs(all_gather(hidden, "norm_seq", 1), _gathered(table, hidden.dtype), targets, soft_cap)
+    """Log-probability of each target; differentiable in `hidden` and `table`. `chunks` as in `cross_entropy`."""
+    hidden = all_gather(hidden, "norm_seq", 1)
+    if chunks > 1:
+        return _chunked_logprobs(hidden, table, targets, soft_cap, chunks)
+    return _logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap)
 
 
 def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
@@ -115,9 +122,7 @@ def cross_entropy(
     """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
 
     Differentiable in `hidden` and `table` (the head's parameter; on a mesh, this device's shard of it); targets and
-    weights are data. With `chunks` above 1 the loss passes over the vocabulary twice, in that many chunks: the logits'
-    product is computed twice, and the head's full gradient is never in memory (for 70B parameters and a vocabulary of
-    128,256 it takes 6 GB per device, in float32 and in the compute dtype).
+    weights are data. `chunks` of the vocabulary: above 1 it costs a second product and saves the head's full gradient.
     """
     return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
 
@@ -177,46 +182,115 @@ def _with_gradient(
 def _in_two_passes(
     hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The loss and its gradients, over chunks of the vocabulary: first every position's normaliser, then the logits
-    again and their gradients. A sharded head is gathered once and kept in the compute dtype; its full gradient never
-    exists."""
-    rows, ids, scale = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1, 1)
-    parts, is_cut = table.reshape(chunks, -1, table.shape[1]), axis_size("embed") > 1
-    firsts = axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
+    """The loss and its gradients, over chunks of the vocabulary. A sharded head is gathered once and kept."""
+    log_norm, chosen, heads = _normalise(hidden, table, targets, soft_cap, chunks)
+    loss = (_row_blocks(weights, hidden.dtype, chunks) * (log_norm - chosen)).sum()
+    return loss, _differentiate(hidden, table, targets, weights, log_norm, soft_cap, chunks, heads)
 
-    def is_target(first: Array) -> Array:
-        return jnp.arange(parts.shape[1]) == (ids - first)[:, None]
 
-    def normalise(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[Any, Any]:
-        (top, norm, chosen), head = carry, _gathered(chunk[0], hidden.dtype)
-        logits = project(rows, head, soft_cap)
-        new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
-        norm = norm * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum(-1, keepdims=True)
-        chosen += jnp.where(is_target(chunk[1]), logits, 0.0).sum(-1, keepdims=True)
-        return (new_top, norm, chosen), head.T if is_cut else None  # in the gathered layout: no transposed copy
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _chunked_logprobs(hidden: Array, table: Array, targets: Array, soft_cap: float | None, chunks: int) -> Array:
+    return _save_norms(hidden, table, targets, soft_cap, chunks)[0]
 
-    zeros = jnp.zeros((rows.shape[0], 1), jnp.float32)
-    (top, norm, chosen), heads = jax.lax.scan(normalise, (zeros - jnp.inf, zeros, zeros), (parts, firsts))
+
+def _save_norms(
+    hidden: Array, table: Array, targets: Array, soft_cap: float | None, chunks: int
+) -> tuple[Array, tuple[Array, ...]]:
+    log_norm, chosen, _ = _normalise(hidden, table, targets, soft_cap, chunks)
+    logprobs = (chosen - log_norm).reshape(-1)[: targets.size].reshape(targets.shape)
+    return logprobs, (hidden, table, targets, log_norm)
+
+
+def _from_norms(
+    soft_cap: float | None, chunks: int, saved: tuple[Array, ...], grad: Array
+) -> tuple[Array, Array, None]:
+    hidden, table, targets, log_norm = saved
+    return *_differentiate(hidden, table, targets, -grad, log_norm, soft_cap, chunks), None
+
+
+_chunked_logprobs.defvjp(_save_norms, _from_norms)
+
+
+def _row_blocks(x: Array, dtype: jnp.dtype, chunks: int) -> Array:
+    """`[B, T, ...]` to `[blocks, rows, ...]`, padded with zeros at the end; `dtype`: that of the products."""
+    return _blocked(x.reshape(1, -1, *x.shape[2:]), BLOCK[dtype.name] * chunks)[:, 0]
+
+
+def _chunks_of(table: Array, chunks: int) -> tuple[Array, Array]:
+    """This device's part of the head in chunks, and each chunk's first id."""
+    parts = table.reshape(chunks, -1, table.shape[1])
+    return parts, axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
+
+
+def _is_id(head: Array, first: Array, ids: Array) -> Array:
+    """Which of a chunk's logits is the target's, `[rows, chunk]`."""
+    return jnp.arange(head.shape[0]) == (ids - first)[:, None]
+
+
+def _normalise(
+    hidden: Array, table: Array, targets: Array, soft_cap: float | None, chunks: int
+) -> tuple[Array, Array, Array | None]:
+    """The first pass: each position's log-normaliser and its target's logit, `[blocks, rows]`, and the chunks of a
+    sharded head as they were gathered."""
+    is_cut = axis_size("embed") > 1
+    rows, ids = (_row_blocks(x, hidden.dtype, chunks) for x in (hidden, targets))
+
+    def one_chunk(sums: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[Any, Array | None]:
+        head, first = _gathered(chunk[0], hidden.dtype), chunk[1]
+
+        def one_block(block: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+            top, norm, chosen, rows, ids = block
+            logits = project(rows, head, soft_cap)
+            new_top = jnp.maximum(top, logits.max(-1))
+            norm = norm * jnp.exp(top - new_top) + jnp.exp(logits - new_top[:, None]).sum(-1)
+            return new_top, norm, chosen + jnp.where(_is_id(head, first, ids), logits, 0.0).sum(-1)
+
+        # heads are kept in the gathered layout: no transposed copy
+        return jax.lax.map(one_block, (*sums, rows, ids)), head.T if is_cut else None
+
+    zeros = jnp.zeros(ids.shape, jnp.float32)
+    (top, norm, chosen), heads = jax.lax.scan(one_chunk, (zeros - jnp.inf, zeros, zeros), _chunks_of(table, chunks))
     highest = pmax(top, "vocab")
-    log_norm = jnp.log(psum(norm * jnp.exp(top - highest), "vocab")) + highest
-    loss = (scale * (log_norm - psum(chosen, "vocab"))).sum()
+    return jnp.log(psum(norm * jnp.exp(top - highest), "vocab")) + highest, psum(chosen, "vocab"), heads
 
-    def differentiate(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        part, first = chunk
-        head = part.T if is_cut else _gathered(part, hidden.dtype)
-        logits = project(rows, head, soft_cap)
-        grad = scale * (jnp.exp(logits - log_norm) - jnp.where(is_target(first), 1.0, 0.0))
-        if soft_cap is not None:
-            grad *= 1 - (logits / soft_cap) ** 2
-        grad = grad.astype(hidden.dtype)
-        grad_rows += jnp.dot(grad, head, preferred_element_type=jnp.float32)
-        grad_head = jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=hidden.dtype)
-        return grad_rows, reduce_scatter(grad_head, "embed", 1)
 
-    grad_rows, grad_parts = jax.lax.scan(
-        differentiate, jnp.zeros(rows.shape, jnp.float32), (heads if is_cut else parts, firsts)
-    )
-    return loss, (grad_rows.astype(hidden.dtype).reshape(hidden.shape), grad_parts.reshape(table.shape))
+def _differentiate(
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    log_norm: Array,
+    soft_cap: float | None,
+    chunks: int,
+    heads: Array | None = None,
+) -> tuple[Array, Array]:
+    """The second pass: gradients of `sum(weights * -log p(target))` in `hidden` and `table`; `heads` as `_normalise`
+    gathered them, or they are gathered again."""
+    rows, ids, scale = (_row_blocks(x, hidden.dtype, chunks) for x in (hidden, targets, weights))
+    parts, firsts = _chunks_of(table, chunks)
+
+    def one_chunk(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        head = _gathered(chunk[0], hidden.dtype) if heads is None else chunk[0].T
+
+        def one_block(grad_head: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
+            rows, ids, scale, log_norm, grad_rows = block
+            logits = project(rows, head, soft_cap)
+            grad = jnp.exp(logits - log_norm[:, None]) - jnp.where(_is_id(head, chunk[1], ids), 1.0, 0.0)
+            grad *= scale[:, None]
+            if soft_cap is not None:
+                grad *= 1 - (logits / soft_cap) ** 2
+            grad = grad.astype(hidden.dtype)
+            grad_head += jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+            return grad_head, grad_rows + jnp.dot(grad, head, preferred_element_type=jnp.float32)
+
+        zero = jnp.zeros(head.shape, jnp.float32)
+        grad_head, grad_rows = jax.lax.scan(one_block, zero, (rows, ids, scale, log_norm, grad_rows))
+        return grad_rows, reduce_scatter(grad_head.astype(hidden.dtype), "embed", 1)
+
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    grad_rows, grad_parts = jax.lax.scan(one_chunk, zeros, (parts if heads is None else heads, firsts))
+    grad_rows = grad_rows.reshape(-1, rows.shape[-1])[: targets.size]
+    return grad_rows.astype(hidden.dtype).reshape(hidden.shape), grad_parts.reshape(table.shape).astype(table.dtype)
 
 
 def _gradient(_: float | None, __: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array, None, None]:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, SerializeAsAny
 from lifecycle.core.config import ConfigError, Section, load_config
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 
@@ -29,7 +29,7 @@ class StepConfig:
 
     model: ModelConfig
     mesh: MeshConfig
-    train: CrossEntropyConfig
+    train: TrainConfig
     section: str  # the file's section with the stage's settings
 
 
@@ -40,7 +40,6 @@ def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
     """
     run = load_config(_RunFile, path, overrides)
     name, train = next(iter(run.train.items()))
-    if not isinstance(train, CrossEntropyConfig):
-        rows = objective_kind(train.objective).rows
+    if (rows := objective_kind(train.objective).rows) == "pairs":
         raise ConfigError(f"{path}: train.{name} learns from {rows} ({train.objective}); put a stage of tokens first")
     return StepConfig(run.model, run.mesh, train, f"train.{name}")

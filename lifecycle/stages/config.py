@@ -24,7 +24,7 @@ from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divid
 from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import CrossEntropyConfig, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
@@ -305,10 +305,9 @@ class RunConfig(Section):
         at = f"train.{name}"
         rows = train.global_batch_size // train.grad_accum
         require_divides(mesh, "loss_rows", rows, f"{at}.global_batch_size / {at}.grad_accum")
-        chunks = train.loss_chunks if isinstance(train, CrossEntropyConfig) else 1
-        if model.vocab_size % (chunks * mesh.tensor):
+        if model.vocab_size % (train.loss_chunks * mesh.tensor):
             raise ValueError(
-                f"{at}.loss_chunks={chunks} and mesh.tensor={mesh.tensor} do not divide "
+                f"{at}.loss_chunks={train.loss_chunks} and mesh.tensor={mesh.tensor} do not divide "
                 f"model.vocab_size={model.vocab_size}"
             )
         require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")

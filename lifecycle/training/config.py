@@ -42,7 +42,7 @@ class TrainConfig(VariantSection):
     variant_key: ClassVar[str] = "objective"
     # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), and
     # how it is logged and saved.
-    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat"})
+    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks"})
     HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every", "keep_checkpoints"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
@@ -58,6 +58,8 @@ class TrainConfig(VariantSection):
     grad_accum: int = Field(default=1, gt=0)
     # Which of a layer's arrays are kept for the backward pass. None: all; {}: its input only; else by name.
     remat: Remat | None = None
+    # Chunks of the vocabulary, over which the loss passes twice to save memory; 1: one pass, by blocks of positions.
+    loss_chunks: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
     log_every: int = Field(default=10, gt=0)
@@ -95,16 +97,7 @@ class TrainConfig(VariantSection):
 SETTINGS: dict[str, type[TrainConfig]] = {}  # by objective; `objectives/registry.py` adds each that is registered
 
 
-class CrossEntropyConfig(TrainConfig):
-    """Settings of objectives whose loss is linear in the tokens' log-probabilities."""
-
-    HOW_COMPUTED: ClassVar[frozenset[str]] = TrainConfig.HOW_COMPUTED | {"loss_chunks"}
-
-    # Chunks of the vocabulary, over which the loss passes twice to save memory; 1: one pass, by blocks of positions.
-    loss_chunks: int = Field(default=1, gt=0)
-
-
-class NextTokenConfig(CrossEntropyConfig):
+class NextTokenConfig(TrainConfig):
     """Next-token prediction on the token shards."""
 
     objective: str = "next_token"
@@ -115,7 +108,7 @@ class NextTokenConfig(CrossEntropyConfig):
     eval_bytes: int = Field(default=100_000, gt=0)
 
 
-class SftConfig(CrossEntropyConfig):
+class SftConfig(TrainConfig):
     """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
 
     objective: str = "sft"

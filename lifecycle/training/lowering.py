@@ -9,14 +9,14 @@ from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import BY_POSITION, batch_sharding
-from lifecycle.training.config import CrossEntropyConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 
 
-def trace_train_step(model: ModelConfig, train: CrossEntropyConfig, mesh: AnyMesh) -> jax.stages.Traced:
+def trace_train_step(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> jax.stages.Traced:
     """A stage's train step, gradients and optimizer, traced for the devices of `mesh`; call `.lower()` on the
     result."""
     state, batch = abstract_arguments(model, train, mesh)

@@ -74,8 +74,11 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
-@pytest.mark.parametrize("chunks", [1, 5])
-def test_chunks_of_the_vocabulary_and_a_soft_cap_give_the_plain_loss(chunks: int, soft_cap: float | None) -> None:
+@pytest.mark.parametrize(("chunks", "block"), [(1, 512), (5, 512), (5, 4)])  # 4 x 5 positions: two blocks of them
+def test_chunks_of_the_vocabulary_and_a_soft_cap_give_the_plain_loss(
+    chunks: int, block: int, soft_cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.BLOCK, "float32", block)
     hidden, head, targets, weights = inputs()
 
     def capped(h: Array, w: Array) -> Array:
@@ -83,9 +86,13 @@ def test_chunks_of_the_vocabulary_and_a_soft_cap_give_the_plain_loss(chunks: int
         logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
         return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights).sum()
 
-    ours = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights, soft_cap, chunks), hidden, head)
-    for found, exact in zip(ours, value_and_gradients(capped, hidden, head), strict=True):
-        np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
+    def by_logprobs(h: Array, w: Array) -> Array:
+        return -(token_logprobs(h, w, targets, soft_cap, chunks) * weights).sum()
+
+    theirs = value_and_gradients(capped, hidden, head)
+    for loss in (lambda h, w: cross_entropy(h, w, targets, weights, soft_cap, chunks), by_logprobs):
+        for found, exact in zip(value_and_gradients(loss, hidden, head), theirs, strict=True):
+            np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
 
 
 def test_neither_the_head_nor_its_gradient_is_whole_in_chunks() -> None:
@@ -142,6 +149,20 @@ def test_memory_at_a_large_vocabulary_against_the_plain_loss() -> None:
     assert plain_forward >= logits and plain_backward >= 2 * logits
     assert temporary_bytes(fused(1), False) < logits / 7 and temporary_bytes(fused(1), True) < plain_backward / 7
     assert temporary_bytes(fused(16), True) < plain_backward / 15
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, lambda h, w, t, m, *rest: (token_logprobs(h, w, t, *rest) * m).sum()])
+def test_chunks_never_take_more_memory_than_one_pass(loss: Callable[..., Array]) -> None:
+    """Over 32,768 positions, where 8 chunks without blocks of positions would hold 2.5 GB of logits."""
+    shapes = {(2, 16_384, 32): jnp.float32, (QWEN_VOCAB, 32): jnp.float32, (2, 16_384): jnp.int32}
+    args = [jax.ShapeDtypeStruct(*item) for item in shapes.items()] + [jax.ShapeDtypeStruct((2, 16_384), jnp.float32)]
+
+    def temporary(chunks: int) -> int:
+        program = jax.grad(lambda *x: loss(*x, None, chunks), (0, 1))
+        memory: Any = jax.jit(program).lower(*args).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    assert temporary(8) < temporary(1)
 
 
 def test_an_incoming_gradient_scales_both() -> None:

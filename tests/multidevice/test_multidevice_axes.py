@@ -45,8 +45,7 @@ def first_step(
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
     config, mesh = MODELS[model], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
-    settings: dict[str, Any] = {"remat": {}} | ({"loss_chunks": loss_chunks} if objective == "next_token" else {})
-    summed = objective_of(objective, config, **settings)
+    summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks)
     step = make_train_step(summed, GRADIENT, mesh, shardings, 2, config.bias_rate)
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
@@ -76,6 +75,12 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dic
 def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of a head that is the embedding, and of one of its own under a soft cap, gathered chunk by chunk."""
     assert_equal(first_step(model, loss_chunks=4, **axes), first_step(model))
+
+
+@pytest.mark.slow
+def test_chunks_of_the_vocabulary_give_preferences_of_one_device() -> None:
+    axes = {"replica": 2, "fsdp": 2, "tensor": 2}
+    assert_equal(first_step("dense", "dpo", loss_chunks=4, **axes), first_step("dense", "dpo"))
 
 
 @pytest.mark.slow

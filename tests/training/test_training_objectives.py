@@ -90,12 +90,14 @@ def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]
 
 
 def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
-    def likelihoods(params: Any, batch: Any) -> Any:
+    def likelihoods(params: Any, batch: Any, chunks: int = 1) -> Any:
         hidden = forward(MODEL, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        seen = pair_likelihoods(MODEL, params, batch, hidden)
+        seen = pair_likelihoods(MODEL, params, batch, hidden, chunks)
         return seen.logprobs, seen.lengths
 
     sums, lengths = jax.jit(likelihoods)(params, pairs)
+    in_chunks, _ = jax.jit(partial(likelihoods, chunks=4))(params, pairs)
+    np.testing.assert_allclose(in_chunks, sums, rtol=WHOLE_MODEL)
     expected = answers(params, pairs)
     where = pairs["pair_mask"] > 0
     assert where.sum() == len(expected) > 4 and len({tuple(e["lengths"]) for e in expected}) > 3

@@ -25,7 +25,8 @@ def test_an_objective_has_settings_under_its_own_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "foreign"), [("next_token", "beta"), ("sft", "eval_bytes"), ("dpo", "loss_chunks"), ("orpo", "sft_weight")]
+    ("name", "foreign"),
+    [("next_token", "beta"), ("sft", "eval_bytes"), ("dpo", "eval_bytes"), ("orpo", "sft_weight")],
 )
 def test_fields_of_other_objectives_are_refused(name: str, foreign: str) -> None:
     with pytest.raises(ConfigError, match=f"{foreign}: no such setting"):

@@ -20,7 +20,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.state import param_specs
 
@@ -28,7 +28,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ra
 V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
 
 
-def contract(model: ModelConfig, train: CrossEntropyConfig, mesh: MeshConfig) -> list[str]:
+def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[str]:
     """The lines for one config, traced for TPUs."""
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     automatic = (AxisType.Auto,) * len(AXES)  # as in a mesh of devices: the partitioner shards the optimizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.planning.estimate.work import Work, decode_work, prefill_work, train_work
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -32,7 +32,7 @@ class PlannedProgram:
     work: Work
 
 
-def train_program(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh", section: str) -> PlannedProgram:
+def train_program(model: ModelConfig, train: TrainConfig, mesh: "Mesh", section: str) -> PlannedProgram:
     """A training stage's step; `section` is the stage's section of the run's file.
 
     A run's length changes two constants of its learning rate schedule and nothing that a plan measures, so the step is
@@ -66,7 +66,7 @@ def engine_programs(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: 
     )
 
 
-def _train_arguments(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> dict[str, PyTree]:
+def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> dict[str, PyTree]:
     from lifecycle.training.lowering import abstract_arguments
 
     state, _ = abstract_arguments(model, train, mesh)
@@ -83,7 +83,7 @@ def _engine_arguments(model: ModelConfig, num_slots: int, max_seq_len: int, mesh
     return {"parameters": read, "embedding": params["embed"], "cache": cache}
 
 
-def lower_train(model: ModelConfig, train: CrossEntropyConfig, mesh: "Mesh") -> "Lowered":
+def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> "Lowered":
     """The step of a training stage for the mesh's devices."""
     from lifecycle.training.lowering import trace_train_step
 

@@ -22,7 +22,7 @@ from lifecycle.planning.programs.compiler import compile_program, in_thread
 from lifecycle.planning.programs.kept import CompilationCache, compilation_key, versions
 from lifecycle.planning.programs.lowering import PlannedProgram, engine_programs, train_program
 from lifecycle.planning.topology import Topology, mesh_of_one, mesh_over
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -58,7 +58,7 @@ class ProgramPlan:
 
 def plan_train_step(
     model: ModelConfig,
-    train: CrossEntropyConfig,
+    train: TrainConfig,
     mesh: MeshConfig,
     topology: Topology,
     section: str,

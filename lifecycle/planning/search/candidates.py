@@ -14,7 +14,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.topology import Topology
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 
 MAX_TENSOR = 16  # beyond it, these models' products are too narrow for the matrix units
 MIN_CONTEXT_PART = 4096  # least positions of a row per device: below this, sharding over `tensor` is cheaper
@@ -39,7 +39,7 @@ class Candidate:
         chunks = f", loss_chunks={self.loss_chunks}" if self.loss_chunks > 1 else ""
         return f"{mesh_name(self.mesh)}, grad_accum={self.grad_accum}{chunks}, keeps {self.policy}"
 
-    def applied(self, train: CrossEntropyConfig) -> CrossEntropyConfig:
+    def applied(self, train: TrainConfig) -> TrainConfig:
         """A stage's settings with the candidate's in place of its own; the mesh is separate."""
         changes = {"grad_accum": self.grad_accum, "remat": self.remat, "loss_chunks": self.loss_chunks}
         return train.model_copy(update=changes)
@@ -136,7 +136,7 @@ def _divisors(number: int, most: int) -> list[int]:
 
 
 def candidates(
-    mesh: MeshConfig, topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
+    mesh: MeshConfig, topology: Topology, model: ModelConfig, train: TrainConfig, check: Check
 ) -> list[Candidate]:
     """Every possible combination of micro-batch, policy and loss chunks on this mesh.
 

@@ -194,7 +194,7 @@ def _layer_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare, is
 def _loss_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> float:
     """Bytes of the head and its gradient, and of a block's logits and their gradient.
 
-    In chunks, the logits are those of all tokens for one chunk of the vocabulary.
+    In chunks of the vocabulary, a block has as many more positions.
     """
     vocab = model.vocab_size / candidate.mesh.tensor / candidate.loss_chunks
     head, hidden = vocab * model.d_model, part.tokens * model.d_model
@@ -202,6 +202,7 @@ def _loss_bytes(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> 
     if candidate.loss_chunks > 1:
         waiting = candidate.loss_chunks if axis_size(candidate.mesh, "embed") > 1 else 0  # all of a gathered head
         heads = (waiting + 2) * COMPUTE_BYTES * head
-        return part.tokens * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
+        block = min(BLOCK["bfloat16"] * candidate.loss_chunks, part.tokens)
+        return block * logits + heads + (2 * COMPUTE_BYTES + FLOAT_BYTES) * hidden
     block = min(BLOCK["bfloat16"], part.tokens)
     return block * logits + (COMPUTE_BYTES + FLOAT_BYTES) * head + 2 * COMPUTE_BYTES * hidden

@@ -29,7 +29,7 @@ from lifecycle.planning.search.reasons import (
     step_s,
 )
 from lifecycle.planning.topology import Topology, mesh_over
-from lifecycle.training.config import CrossEntropyConfig
+from lifecycle.training.config import TrainConfig
 
 NUM_COMPILED = 4
 SLACK = 0.95  # candidates that by arithmetic need at most this share of the memory may be compiled
@@ -42,7 +42,7 @@ def search(
     topology: Topology,
     model: ModelConfig,
     mesh: MeshConfig,
-    train: CrossEntropyConfig,
+    train: TrainConfig,
     check: Check,
     compile_one: Callable[[Candidate], ProgramPlan],
     on_compiled: Callable[[CompiledCandidate], None],
@@ -123,7 +123,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _ranked(
-    topology: Topology, model: ModelConfig, train: CrossEntropyConfig, check: Check
+    topology: Topology, model: ModelConfig, train: TrainConfig, check: Check
 ) -> tuple[Ranked, list[RejectedCandidate], int]:
     """Candidates that should fit by arithmetic, the fastest first; the refused ones; how many there were in all.
 

@@ -30,20 +30,21 @@ class TokenLikelihoods(RowColumns):
     hidden: Float[Array, "B t D"]
     table: Float[Array, "V columns"]  # the output projection, as the parameters have it
     soft_cap: float | None
+    chunks: int  # of the vocabulary, as in `cross_entropy`
 
     @property
     def mask(self) -> Float[Array, "B T"]:
         """1 for targets that are learned, else 0."""
         return self.column("loss_mask")
 
-    def nll(self, weights: Float[Array, "B T"], chunks: int = 1) -> Float[Array, ""]:
+    def nll(self, weights: Float[Array, "B T"]) -> Float[Array, ""]:
         """The sum of each target's negative log-likelihood (nats) times its weight, which has no gradient. The cheapest
-        method for a loss that is linear in the log-probabilities; `chunks` as in `cross_entropy`."""
-        return cross_entropy(self.hidden, self.table, self.column("targets"), weights, self.soft_cap, chunks)
+        method for a loss that is linear in the log-probabilities."""
+        return cross_entropy(self.hidden, self.table, self.column("targets"), weights, self.soft_cap, self.chunks)
 
     def logprobs(self) -> Float[Array, "B T"]:
         """Each target's log-probability."""
-        return token_logprobs(self.hidden, self.table, self.column("targets"), self.soft_cap)
+        return token_logprobs(self.hidden, self.table, self.column("targets"), self.soft_cap, self.chunks)
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,14 @@ def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
 def _apply_to_tokens(
     formula: Formula, model: ModelConfig, train: TrainConfig, params: Params, batch: Batch, hidden: Array
 ) -> Sums:
-    return formula(train, TokenLikelihoods(batch, hidden, head(model, params), model.logits_soft_cap))
+    likelihoods = TokenLikelihoods(batch, hidden, head(model, params), model.logits_soft_cap, train.loss_chunks)
+    return formula(train, likelihoods)
 
 
 def _apply_to_pairs(
     formula: Formula, model: ModelConfig, train: TrainConfig, params: Params, batch: Batch, hidden: Array
 ) -> Sums:
-    sums = formula(train, pair_likelihoods(model, params, batch, hidden))
+    sums = formula(train, pair_likelihoods(model, params, batch, hidden, train.loss_chunks))
     # all devices of a row's positions have the same sums, so each gives a share
     return jax.tree.map(lambda value: replicated_share(value, "seq"), sums)
 
@@ -64,9 +65,10 @@ APPLY = {"tokens": _apply_to_tokens, "chat": _apply_to_tokens, "pairs": _apply_t
 
 
 def pair_likelihoods(
-    model: ModelConfig, params: Params, batch: Batch, hidden: Float[Array, "B t D"]
+    model: ModelConfig, params: Params, batch: Batch, hidden: Float[Array, "B t D"], chunks: int = 1
 ) -> PairLikelihoods:
-    """The likelihoods of a batch's pairs, from the final hidden states of this device's `own_rows`."""
+    """The likelihoods of a batch's pairs, from the final hidden states of this device's `own_rows`; `chunks` of the
+    vocabulary."""
     targets, mask, segments = (own_rows(batch[name]) for name in ("targets", "loss_mask", "segment_ids"))
     batch_size, num_pairs = own_rows(batch["pair_mask"]).shape
 
@@ -74,7 +76,7 @@ def pair_likelihoods(
         totals = jax.vmap(lambda v, ids: jax.ops.segment_sum(v, ids, 2 * num_pairs + 1))(values, segments)
         return psum_identity_grad(totals[:, 1:].reshape(batch_size, num_pairs, 2), "seq")
 
-    logprobs = token_logprobs(hidden, head(model, params), targets, model.logits_soft_cap) * mask
+    logprobs = token_logprobs(hidden, head(model, params), targets, model.logits_soft_cap, chunks) * mask
     return PairLikelihoods(batch, per_answer(logprobs), per_answer(mask))
 
 
