@@ -56,7 +56,7 @@ def host_names() -> list[str]:
     return sorted({bytes(row).rstrip(b"\0").decode() for row in names})
 
 
-def from_writer(value: bool) -> bool:
+def from_writer[T: (bool, int)](value: T) -> T:
     """The writing process's value, in all processes of a job; all make the same call."""
     if "jax" not in sys.modules:
         return value
@@ -67,7 +67,7 @@ def from_writer(value: bool) -> bool:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+    return type(value)(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def is_writer() -> bool:

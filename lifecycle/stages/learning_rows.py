@@ -30,13 +30,14 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
-from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
+from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
+from lifecycle.training.reference import ReferenceRows, reference_logprobs
 from lifecycle.training.scoring import document_nats
 
 DROPPED_ROWS = "dropped_rows.json"
@@ -116,15 +117,18 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     """Preference pairs packed into rows."""
     train = learner.train
     encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_preference
+    needs_reference = objective_kind(train.objective).needs_reference
     rows: dict[str, RowSource] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
         path = inputs["rows"].path / f"pairs-{split}.jsonl"
         pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
         packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"])
-        if objective_kind(train.objective).needs_reference:
-            progress.note(f"reference log-probabilities of {len(pairs)} pairs")
-            rows[split] = ReferenceRows(packed, _reference(learner, packed, out))
+        if needs_reference:
+            progress.start(f"reference, {split} rows", packed.num_rows)
+            rows[split] = ReferenceRows(packed, _reference(learner, packed, out, progress))
+    if needs_reference:
+        progress.start("steps")
     _list_dropped(out, reports)
     return LearningRows(rows["train"], (_means(learner, rows["heldout"]),), _kept("pairs", reports))
 
@@ -168,18 +172,12 @@ def _means(learner: Learner, heldout: RowSource) -> Evaluate:
     return Evaluate(train.eval_every, measure)
 
 
-def _reference(learner: Learner, rows: PairRows, out: Path) -> np.ndarray:
-    """Log-probabilities of every pair under the initial weights. Computed once: a resumed run reads the saved table."""
+def _reference(learner: Learner, rows: PairRows, out: Path, progress: Progress) -> np.ndarray:
+    """Log-probabilities of every pair under the initial weights."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
-    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npy"
-    if path.is_file():
-        return np.load(path, allow_pickle=False)
-    table = reference_logprobs(learner.model, learner.start, rows, learner.train.global_batch_size, learner.mesh)
-    if is_writer():
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, table)
-        temporary.replace(path)
-    return table
+    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npz"
+    size = learner.train.global_batch_size
+    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress)
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:

@@ -24,12 +24,12 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, PairRows, RowSource
+from lifecycle.training.reference import ReferenceRows
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,

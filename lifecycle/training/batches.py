@@ -128,8 +128,8 @@ def _stacked(rows: list[Row]) -> HostBatch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def one_epoch(rows: RowSource, *, global_batch_size: int) -> Iterator[HostBatch]:
-    """Full batches of one pass over epoch 0, the last one padded. For evaluation."""
-    for first in range(0, rows.num_rows, global_batch_size):
-        part = [rows.row(i) for i in range(first, min(first + global_batch_size, rows.num_rows))]
+def one_epoch(rows: RowSource, *, global_batch_size: int, first: int = 0) -> Iterator[HostBatch]:
+    """Full batches of one pass over epoch 0, from row `first` on, the last one padded. For evaluation."""
+    for begin in range(first, rows.num_rows, global_batch_size):
+        part = [rows.row(i) for i in range(begin, min(begin + global_batch_size, rows.num_rows))]
         yield _stacked(part + [empty_row(part[0])] * (global_batch_size - len(part)))

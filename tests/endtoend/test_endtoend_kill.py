@@ -28,7 +28,7 @@ MOMENTS = (
     "pretrain-*.partial/checkpoints/30",
     "sft-*.partial",
     "sft-*.partial/checkpoints/6",
-    "prefer-*.partial/reference-*.npy",
+    "prefer-*.partial/reference-*.npz",
     "prefer-*.partial/checkpoints/4.orbax-checkpoint-tmp*",
     "evaluate-prefer-*.partial",
     "export-*.partial",

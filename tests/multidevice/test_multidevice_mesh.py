@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -17,10 +18,11 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, shard_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.heldout import heldout_means, reference_logprobs
+from lifecycle.training.heldout import heldout_means
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import PairRows
+from lifecycle.training.reference import reference_logprobs
 from lifecycle.training.state import TrainState, init_state, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -99,7 +101,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
     chex.assert_trees_all_equal(*jax.device_get(fresh), strict=True)
 
 
-def test_measurements_do_not_depend_on_the_mesh() -> None:
+def test_measurements_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     """Held-out means and reference log-probabilities, the last batch filled up with padding."""
     settings = TinyRun(objective="dpo")
     state = curve("dpo", "adamw", 1).state
@@ -111,7 +113,8 @@ def test_measurements_do_not_depend_on_the_mesh() -> None:
         mesh = build_mesh(config)
         params = jax.device_put(jax.device_get(state.params), state_shardings(MODEL, optax.identity(), mesh).params)
         measured = heldout_means(MODEL, objective_of("dpo"), rows_of(settings), 8, mesh)(params)
-        found.append((measured, reference_logprobs(MODEL, params, rows, 4, mesh)))
+        table = tmp_path / f"{len(found)}.npz"
+        found.append((measured, reference_logprobs(MODEL, params, rows, 4, mesh, table)))
     assert found[0][0] == pytest.approx(found[1][0], abs=CLOSE)
     assert found[0][1].shape == (21, 2) and (found[0][1] < 0).all()
     np.testing.assert_allclose(found[0][1], found[1][1], atol=10 * CLOSE)  # sums over up to seven tokens

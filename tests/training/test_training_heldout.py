@@ -1,6 +1,7 @@
 """Passes without learning: every row counts once, padding not at all, and references land beside their pairs."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.progress import Silent
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.heldout import ReferenceRows, heldout_means, reference_logprobs
+from lifecycle.training.heldout import heldout_means
 from lifecycle.training.objectives.objective import pair_logprobs
 from lifecycle.training.packing import PairRows
+from lifecycle.training.reference import ReferenceRows, reference_logprobs
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -56,10 +59,44 @@ def alone(params: Any, answer: Example) -> float:
 PAIR_LOGPROBS = jax.jit(partial(pair_logprobs, MODEL))
 
 
-def test_references_lie_beside_their_pairs(params: Any) -> None:
+class Stops(Silent):
+    """Keeps what is reported; an exception after some reports ends the pass, as a kill would."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.seen: list[tuple[int, int | None]] = []
+        self._after = after
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+        self.seen.append((done, total))
+        if len(self.seen) == self._after:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_pass_goes_on_where_it_was_saved(
+    params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.training.reference.SAVE_EVERY_S", 0.0)
+    rows = PairRows(pairs(), SEQ_LEN, seed=0)
+    ends = [(min(end, rows.num_rows), rows.num_rows) for end in range(2, rows.num_rows + 2, 2)]
+
+    def table(path: Path, progress: Stops) -> Any:
+        return reference_logprobs(MODEL, params, rows, 2, MESH, path, progress)
+
+    undisturbed = Stops()
+    expected = table(tmp_path / "a.npz", undisturbed)
+    assert undisturbed.seen == ends and len(ends) > 3
+    stopped, rest, again = Stops(after=3), Stops(), Stops()
+    with pytest.raises(KeyboardInterrupt):
+        table(tmp_path / "b.npz", stopped)
+    np.testing.assert_array_equal(table(tmp_path / "b.npz", rest), expected)
+    np.testing.assert_array_equal(table(tmp_path / "b.npz", again), expected)
+    assert (stopped.seen, rest.seen, again.seen) == (ends[:3], ends[2:], [])  # the third batch was not saved yet
+
+
+def test_references_lie_beside_their_pairs(params: Any, tmp_path: Path) -> None:
     listed = pairs()
     rows = PairRows(listed, SEQ_LEN, seed=0)
-    table = reference_logprobs(MODEL, params, rows, 4, MESH)
+    table = reference_logprobs(MODEL, params, rows, 4, MESH, tmp_path / "table.npz")
     for index, pair in enumerate(listed):
         np.testing.assert_allclose(table[index], [alone(params, answer) for answer in pair], atol=1e-4)
     referenced = ReferenceRows(rows, table)

@@ -15,9 +15,9 @@ from lifecycle.model.params import Params
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, Example, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.heldout import ReferenceRows
 from lifecycle.training.objectives.objective import Objective, pair_likelihoods, pair_logprobs
 from lifecycle.training.packing import PairRows
+from lifecycle.training.reference import ReferenceRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
 

@@ -1,0 +1,103 @@
+"""A reference model's log-probabilities of preference pairs, computed once before training.
+
+A pass over a large set takes hours, so what is done is saved every half minute, and a killed pass goes on from there.
+What must hold: the table is that of an undisturbed pass.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.core.distributed import from_writer, is_writer
+from lifecycle.core.progress import Progress, Silent
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
+from lifecycle.parallel.mesh import spec
+from lifecycle.parallel.placement import on_mesh
+from lifecycle.training.heldout import each_batch
+from lifecycle.training.objectives.objective import pair_logprobs
+from lifecycle.training.packing import PairRows, Row
+from lifecycle.training.state import param_specs
+
+SAVE_EVERY_S = 30.0
+
+
+class _Table(NamedTuple):
+    """The log-probabilities `[num_pairs, 2]`, and how many rows of pairs have theirs."""
+
+    logprobs: np.ndarray
+    rows: int
+
+
+def reference_logprobs(
+    config: ModelConfig,
+    params: Params,
+    rows: PairRows,
+    batch_size: int,
+    mesh: Mesh,
+    path: Path,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters.
+
+    They are kept in `path`, whose name must identify weights and rows; all processes read it. `progress` counts rows.
+    """
+    progress = progress or Silent()
+    table, done = _load(path, rows.num_pairs)
+    logprobs = on_mesh(partial(pair_logprobs, config), mesh, param_specs(config), spec("loss_rows"))
+    saved_at = time.monotonic()
+    for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
+        is_pair = host["pair_mask"] > 0
+        table[host["pair_ids"][is_pair]] = values[is_pair]
+        done = min(done + batch_size, rows.num_rows)
+        progress.update(done, total=rows.num_rows)
+        if done == rows.num_rows or time.monotonic() - saved_at >= SAVE_EVERY_S:
+            _save(path, _Table(table, done))
+            saved_at = time.monotonic()
+    return table
+
+
+def _load(path: Path, num_pairs: int) -> _Table:
+    """What has been computed so far: in all processes of a job, as much as the writing one sees."""
+    table = _Table(np.zeros((num_pairs, 2), np.float32), 0)
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            table = _Table(stored["logprobs"], int(stored["rows"]))
+    rows = from_writer(table.rows)
+    if table.rows < rows:
+        raise ValueError(f"{path}: not the file that the first process reads; all processes need one file system")
+    return _Table(table.logprobs, rows)
+
+
+def _save(path: Path, table: _Table) -> None:
+    if is_writer():
+        unfinished = path.with_suffix(".tmp.npz")
+        np.savez(unfinished, logprobs=table.logprobs, rows=table.rows)
+        unfinished.replace(path)
+
+
+class ReferenceRows:
+    """Pair rows with `ref_logprobs [P, 2]` looked up in a table."""
+
+    def __init__(self, rows: PairRows, table: np.ndarray) -> None:
+        self._rows, self._table = rows, table
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return self._rows.num_rows
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the rows."""
+        return self._rows.fingerprint  # the table depends on the rows and the weights that the run starts from
+
+    def row(self, index: int) -> Row:
+        """A row with `ref_logprobs`, `[P, 2]`."""
+        row = dict(self._rows.row(index))
+        row["ref_logprobs"] = self._table[row["pair_ids"]] * row["pair_mask"][:, None]
+        return row
