@@ -19,6 +19,7 @@ SWITCH, ENDS = "do_sample", "eos_token_id"
 
 MAX_TEMPERATURE = 1e6  # sampling is uniform long before, and float32 represents it
 MAX_TOP_K = 2**31 - 1  # an int32 on the device
+MIN_PENALTY, MAX_PENALTY = 1e-2, 1e2  # published ones are 1.0 to 1.3; scaled logits stay far from float32's limit
 
 
 class SamplingConfig(Section):
@@ -28,6 +29,8 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0, le=MAX_TOP_K)  # 0: all tokens
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
+    # Of tokens that the prompt or the output has: divides positive logits, multiplies negative ones. 1: none.
+    repetition_penalty: float = Field(default=1.0, ge=MIN_PENALTY, le=MAX_PENALTY)
 
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -70,7 +73,7 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
     """The content of the file of a run's bundle, without the run's own token ids.
 
     `sampling` is the run's setting and replaces the sampling keys of `origin`, the bundle whose weights the run started
-    from; with neither, greedy. The other keys of that bundle's file (a repetition penalty) are kept for other tools.
+    from; with neither, greedy. The other keys of that bundle's file (`max_length`) are kept for other tools.
     """
     inherited = {} if origin is None else read_generation(origin)
     others = {key: value for key, value in inherited.items() if key not in {*SamplingConfig.model_fields, SWITCH}}
@@ -80,5 +83,9 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
 
 
 def _published(sampling: SamplingConfig) -> dict[str, Any]:
-    """The keys to write: all for sampling, since transformers' default is top_k=50; for greedy only `do_sample`."""
-    return {SWITCH: True, **sampling.plain()} if sampling.temperature else {SWITCH: False}
+    """The keys to write: all for sampling, since transformers' default is top_k=50; for greedy only `do_sample`. A
+    penalty that changes nothing is left out."""
+    keys = sampling.plain()
+    penalty = {} if keys["repetition_penalty"] == 1 else {"repetition_penalty": keys["repetition_penalty"]}
+    del keys["repetition_penalty"]
+    return ({SWITCH: True, **keys} if sampling.temperature else {SWITCH: False}) | penalty

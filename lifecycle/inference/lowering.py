@@ -7,10 +7,18 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
-from lifecycle.inference.programs import DecodeRows, PromptRows, check_mesh, decode, num_groups, prefill
+from lifecycle.inference.programs import (
+    DecodeRows,
+    PromptRows,
+    SlotState,
+    check_mesh,
+    decode,
+    init_slots,
+    num_groups,
+    prefill,
+)
 from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
-from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
@@ -42,22 +50,22 @@ def _traced(
     mesh: AnyMesh,
     rows: PromptRows | DecodeRows,
 ) -> jax.stages.Traced:
-    params, cache = abstract_arguments(config, num_slots, length, mesh)
+    params, state = abstract_arguments(config, num_slots, length, mesh)
     rows = jax.tree.map(lambda x: _shape(x, NamedSharding(mesh, P())), rows)
-    return program.trace(config, config.vocab_size, mesh, params, cache, rows)
+    return program.trace(config, config.vocab_size, mesh, params, state, rows)
 
 
-def abstract_arguments(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> tuple[Params, KVCache]:
-    """Shapes and shardings of the weights as the engine holds them, and of its cache for contexts of `length`.
+def abstract_arguments(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> tuple[Params, SlotState]:
+    """Shapes and shardings of the weights as the engine holds them, and of its slots for contexts of `length`.
 
     Raises `ConfigError` for a mesh that does not fit.
     """
     check_mesh(config, mesh, num_slots)
     with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
         dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
-    cache = jax.eval_shape(lambda: init_cache(config, num_slots, length, dtype))
+    state = jax.eval_shape(lambda: init_slots(config, num_slots, length, dtype))
     params = _placed(params, tree_shardings(mesh, logical_axes(config)))
-    return params, _placed(cache, tree_shardings(mesh, cache.logical_axes()))
+    return params, _placed(state, tree_shardings(mesh, state.logical_axes()))
 
 
 def _placed(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -1,8 +1,8 @@
 """The device programs of continuous batching, prefill and decode, with their weights and cache.
 
-Both programs take the cache, donated, and return it. What must hold: few compiled shapes, none after the warm-up. A
-prompt is prefilled in chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an argument, not a
-shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
+Both programs take the slots' state, donated, and return it. What must hold: few compiled shapes, none after the
+warm-up. A prompt is prefilled in chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an
+argument, not a shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
 
 They run in a manual `jax.shard_map` over the weights' mesh, as training does. Slots and their rows of the cache are
 sharded over `batch` into groups, each of which prefills its own chunk; heads are sharded over `tensor`. Logits are
@@ -67,76 +67,95 @@ class DecodeRows:
     num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="cache")
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlotState:
+    """What the device keeps of each slot between dispatches."""
+
+    cache: KVCache
+    seen: Bool[Array, "B V"]  # the tokens of its prompt and output, for the repetition penalty
+
+    def logical_axes(self) -> "SlotState":
+        """A tree like the state whose leaves are tuples of logical axis names."""
+        return SlotState(self.cache.logical_axes(), ("batch", None))  # pyright: ignore[reportArgumentType]
+
+
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
-    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: PromptRows
-) -> tuple[Sampled, KVCache]:
+    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: PromptRows
+) -> tuple[Sampled, SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot; samples the next token, `[G]`."""
-    return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, cache, rows)
+    return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def decode(
-    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, cache: KVCache, rows: DecodeRows
-) -> tuple[Sampled, KVCache]:
+    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: DecodeRows
+) -> tuple[Sampled, SlotState]:
     """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 elsewhere.
 
     Ends early once no slot is decoding.
     """
-    return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, cache, rows)
+    return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, state, rows)
 
 
 def _on_mesh(
-    local: Callable[[Params, KVCache, Any], tuple[Sampled, KVCache]],
+    local: Callable[[Params, SlotState, Any], tuple[Sampled, SlotState]],
     config: ModelConfig,
     mesh: AnyMesh,
     params: Params,
-    cache: KVCache,
+    state: SlotState,
     rows: PromptRows | DecodeRows,
-) -> tuple[Sampled, KVCache]:
-    """`local` run by every device on its part of the weights, the cache and the rows; all get what was sampled."""
-    weights, stored = (tree_specs(axes) for axes in (logical_axes(config), cache.logical_axes()))
+) -> tuple[Sampled, SlotState]:
+    """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
+    weights, stored = (tree_specs(axes) for axes in (logical_axes(config), state.logical_axes()))
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
     specs = {"in_specs": (weights, stored, by_row), "out_specs": (spec("batch"), stored)}
-    sampled, cache = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, cache, rows)
-    return jax.lax.with_sharding_constraint(sampled, NamedSharding(mesh, P())), cache
+    sampled, state = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, state, rows)
+    return jax.lax.with_sharding_constraint(sampled, NamedSharding(mesh, P())), state
 
 
 def _prefill(
-    config: ModelConfig, num_ids: int, params: Params, cache: KVCache, rows: PromptRows
-) -> tuple[Sampled, KVCache]:
+    config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
+) -> tuple[Sampled, SlotState]:
+    cache, slot = state.cache, rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
-    hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(rows.slot[0]))
-    cache = cache.put_row(rows.slot[0], own)
+    hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(slot))
+    seen = state.seen[slot] & ((start > 0) | (size == 0))  # a prompt's first chunk begins anew
+    seen = seen.at[jnp.where(index < size, rows.tokens[0], seen.size)].set(True, mode="drop")
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
-    return sample(logits(config, params, last), rows.sampling, rows.start + rows.size, rows.want_top, num_ids), cache
+    scores, next_position = logits(config, params, last), rows.start + rows.size
+    sampled = sample(scores, rows.sampling, next_position, rows.want_top, seen[None], num_ids)
+    return sampled, SlotState(cache.put_row(slot, own), state.seen.at[slot].set(seen))
 
 
-type _Carry = tuple[Array, Array, DecodeRows, Sampled, KVCache]
+type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
 
 
 def _decode(
-    config: ModelConfig, num_ids: int, params: Params, cache: KVCache, rows: DecodeRows
-) -> tuple[Sampled, KVCache]:
+    config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: DecodeRows
+) -> tuple[Sampled, SlotState]:
     def go_on(carry: _Carry) -> Array:
         step, is_any_active, rows, _, _ = carry
         return (step < rows.num_steps) & is_any_active
 
     def one_step(carry: _Carry) -> _Carry:
-        step, _, rows, outputs, cache = carry
+        step, _, rows, outputs, state = carry
         is_active = rows.remaining > 0
-        positions = jnp.where(is_active, rows.position, cache.length)
-        hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], cache)
-        new = sample(logits(config, params, hidden[:, 0]), rows.sampling, rows.position + 1, rows.want_top, num_ids)
+        positions = jnp.where(is_active, rows.position, state.cache.length)
+        hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], state.cache)
+        seen = state.seen.at[jnp.arange(rows.token.size), rows.token].max(is_active)
+        scores = logits(config, params, hidden[:, 0])
+        new = sample(scores, rows.sampling, rows.position + 1, rows.want_top, seen, num_ids)
         shown = replace(new, token=jnp.where(is_active, new.token, -1))
         outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)
         rows = _advance(rows, new.token, is_active)
-        return step + 1, _is_any_active(rows), rows, outputs, cache
+        return step + 1, _is_any_active(rows), rows, outputs, SlotState(cache, seen)
 
-    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, _no_outputs(rows.token.shape[0]), cache)
-    *_, outputs, cache = jax.lax.while_loop(go_on, one_step, start)
-    return outputs, cache
+    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, _no_outputs(rows.token.shape[0]), state)
+    *_, outputs, state = jax.lax.while_loop(go_on, one_step, start)
+    return outputs, state
 
 
 def _is_any_active(rows: DecodeRows) -> Bool[Array, ""]:
@@ -156,10 +175,16 @@ def _no_outputs(batch: int) -> Sampled:
     return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
+def init_slots(config: ModelConfig, num_slots: int, length: int, dtype: jnp.dtype | str) -> SlotState:
+    """Empty slots for contexts of `length`."""
+    cache = init_cache(config, num_slots, length, dtype)
+    return SlotState(cache, jnp.zeros((num_slots, config.vocab_size), bool))
+
+
 @partial(jax.jit, static_argnames=("config", "num_slots", "length", "mesh"))
-def _empty_cache(config: ModelConfig, num_slots: int, length: int, mesh: Mesh) -> KVCache:
-    cache = init_cache(config, num_slots, length, compute_dtype(config))
-    return jax.lax.with_sharding_constraint(cache, tree_shardings(mesh, cache.logical_axes()))
+def _empty_slots(config: ModelConfig, num_slots: int, length: int, mesh: Mesh) -> SlotState:
+    state = init_slots(config, num_slots, length, compute_dtype(config))
+    return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
 
 def num_groups(mesh: AnyMesh) -> int:
@@ -185,7 +210,7 @@ def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
 
 
 class Programs:
-    """One model's weights and cache on a mesh; each call is one dispatch, and waits for its result."""
+    """One model's weights and slots on a mesh; each call is one dispatch, and waits for its result."""
 
     def __init__(
         self, config: ModelConfig, params: Params, num_slots: int, max_seq_len: int, num_ids: int, mesh: Mesh | None
@@ -199,16 +224,16 @@ class Programs:
         self._static = (config, num_ids, mesh)
         params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
         self._params = params_in_use(config, params)  # once, not in every step
-        self._cache = _empty_cache(config, num_slots, max_seq_len, mesh)
+        self._state = _empty_slots(config, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> Sampled:
         """The token after each group's chunk, `[G, 1]` in host memory."""
         with self._launch:
-            sampled, self._cache = prefill(*self._static, self._params, self._cache, rows)
+            sampled, self._state = prefill(*self._static, self._params, self._state, rows)
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
 
     def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""
         with self._launch:
-            sampled, self._cache = decode(*self._static, self._params, self._cache, rows)
+            sampled, self._state = decode(*self._static, self._params, self._state, rows)
         return jax.tree.map(np.asarray, sampled)

@@ -1,9 +1,9 @@
 """From logits to tokens, for a batch whose rows each have their own settings.
 
-What must hold: a row's token depends only on its own logits, settings, seed and position, never on the rest of the
-batch; so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of Neural Text
-Degeneration") are exact and need no sort: the threshold is built bit by bit over the 32 bits of a float, mapped to an
-integer of the same order. Tokens that tie with the threshold are kept.
+What must hold: a row's token depends only on its own logits, settings, seed, position and earlier tokens, never on the
+rest of the batch; so the same seed gives the same text. Top-k and top-p (Holtzman et al. 2020, "The Curious Case of
+Neural Text Degeneration") are exact and need no sort: the threshold is built bit by bit over the 32 bits of a float,
+mapped to an integer of the same order. Tokens that tie with the threshold are kept.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ class SamplingRows:
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
     min_p: Float[Array, " B"]
+    repetition_penalty: Float[Array, " B"]
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
 
 
@@ -58,9 +59,11 @@ def sample(
     rows: SamplingRows,
     positions: Int[Array, " B"],
     want_top: Bool[Array, ""],
+    seen: Bool[Array, "B V"],
     num_ids: int | None = None,
 ) -> Sampled:
-    """A token for each row. `positions` are those of the new tokens; with the seed they make the key.
+    """A token for each row. `positions` are those of the new tokens; with the seed they make the key. `seen`: which
+    tokens the row's prompt and output have; its repetition penalty is for these.
 
     `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its
     tokenizer) are never sampled.
@@ -70,6 +73,7 @@ def sample(
     if num_ids is not None and num_ids < logits.shape[-1]:
         is_id = jnp.arange(logits.shape[-1]) < num_ids
         logits, logprobs = (jnp.where(is_id, x, -jnp.inf) for x in (logits, logprobs))
+    logits = _penalised(logits, rows.repetition_penalty, seen)
     likeliest = _argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
@@ -77,6 +81,16 @@ def sample(
     token = jnp.where(is_greedy, likeliest, drawn)
     top_logprobs, top_ids = jax.lax.cond(want_top, _top, _no_top, logprobs)
     return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, top_logprobs)
+
+
+def _penalised(logits: Array, penalty: Array, seen: Array) -> Array:
+    """Less likely repetitions (Keskar et al. 2019, "CTRL", section 4.1; transformers divides positive logits only)."""
+
+    def penalise() -> Array:
+        factor = penalty[:, None]
+        return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+
+    return jax.lax.cond((penalty != 1).any(), penalise, lambda: logits)
 
 
 def filter_logits(logits: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]:

@@ -29,6 +29,7 @@ class SlotTable:
         self.top_k = np.zeros(num_slots, np.int32)
         self.top_p = np.ones(num_slots, np.float32)
         self.min_p = np.zeros(num_slots, np.float32)
+        self.repetition_penalty = np.ones(num_slots, np.float32)
         self.seed = np.zeros((num_slots, 2), np.uint32)
         self.wants_top = np.zeros(num_slots, bool)
 
@@ -38,6 +39,7 @@ class SlotTable:
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p
+        self.repetition_penalty[slot] = params.repetition_penalty
         self.seed[slot] = seed_words(seed)
         self.wants_top[slot] = params.top_logprobs > 0
         self.stop_ids[slot] = -1
@@ -88,7 +90,7 @@ class SlotTable:
         )
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
-        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed)
         return SamplingRows(*(_argument(column[slots]) for column in columns))
 
 

@@ -1,7 +1,7 @@
 """Request bodies of OpenAI's API, as far as they are supported.
 
 What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
-its value has no effect; an unknown field is rejected too. `top_k` and `min_p` are additions.
+its value has no effect; an unknown field is rejected too. `top_k`, `min_p` and `repetition_penalty` are additions.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lifecycle.inference.defaults import MAX_TOP_K
+from lifecycle.inference.defaults import MAX_PENALTY, MAX_TOP_K, MIN_PENALTY, SamplingConfig
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from lifecycle.serving.errors import RequestError
 
@@ -78,6 +78,7 @@ class _Request(_Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     n: Choices | None = None
@@ -116,7 +117,7 @@ class _Request(_Body):
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
         """The settings of choice number `index`: the request's, else the model's defaults."""
-        names = ("temperature", "top_p", "top_k", "min_p")
+        names = SamplingConfig.model_fields
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
             given["seed"] = (self.seed + index) % 2**64

@@ -61,9 +61,16 @@ def test_a_run_keeps_what_its_bundle_says_unless_it_says_so_itself(tmp_path: Pat
     write(tmp_path, do_sample=True, temperature=0.6, top_k=20, _from_model_config=True, **other)
     kept = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 1.0, "min_p": 0.0}
     assert generation_of_run(None, tmp_path) == kept | other
-    assert generation_of_run(GREEDY, tmp_path) == {"do_sample": False} | other
+    assert generation_of_run(GREEDY, tmp_path) == {"do_sample": False, "eos_token_id": [2, 7]}
     replaced = kept | {"temperature": 1.0, "top_k": 0, "top_p": 0.9}  # all of it: none of the bundle's 20 likeliest
-    assert generation_of_run(SamplingConfig(top_p=0.9), tmp_path) == replaced | other
+    assert generation_of_run(SamplingConfig(top_p=0.9), tmp_path) == replaced | {"eos_token_id": [2, 7]}
+
+
+def test_a_penalty_is_written_for_greedy_decoding_too_and_read_back(tmp_path: Path) -> None:
+    chosen = SamplingConfig(temperature=0.0, repetition_penalty=1.2)
+    assert generation_of_run(chosen, None) == {"do_sample": False, "repetition_penalty": 1.2}
+    write(tmp_path, **generation_of_run(chosen, None))
+    assert sampling_of(tmp_path) == chosen
 
 
 def test_end_ids_come_alone_in_a_list_or_not_at_all() -> None:

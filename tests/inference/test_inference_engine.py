@@ -35,20 +35,23 @@ PROMPTS = [[65], [66] * 5, list(range(40, 57)), [i % 250 for i in range(300)], [
 
 
 @partial(jax.jit, static_argnums=0)
-def whole_logprobs(config: ModelConfig, params: Params, tokens: Array) -> Array:
+def whole_logits(config: ModelConfig, params: Params, tokens: Array) -> Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return jax.nn.log_softmax(logits(config, params, forward(config, params, tokens, positions)))[0]
+    return logits(config, params, forward(config, params, tokens, positions))[0]
 
 
-def plain_greedy(model: Model, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+def plain_greedy(model: Model, prompt: list[int], count: int, penalty: float = 1.0) -> tuple[list[int], list[float]]:
     """Greedy tokens and log-probabilities by one full forward a token."""
     ids, logprobs = list(prompt), []
     for _ in range(count):
         tokens = np.zeros((1, model.config.max_seq_len), np.int32)
         tokens[0, : len(ids)] = ids
-        row = np.asarray(whole_logprobs(model.config, model.params, tokens))[len(ids) - 1]
-        ids.append(int(row.argmax()))
-        logprobs.append(float(row.max()))
+        row = np.asarray(whole_logits(model.config, model.params, tokens), np.float64)[len(ids) - 1]
+        penalised = row.copy()
+        for token in set(ids):
+            penalised[token] *= 1 / penalty if row[token] > 0 else penalty
+        ids.append(int(penalised.argmax()))
+        logprobs.append(float(row[ids[-1]] - np.log(np.exp(row).sum())))
     return ids[len(prompt) :], logprobs
 
 
@@ -59,6 +62,19 @@ def test_a_batch_of_unequal_prompts_equals_a_plain_loop_over_the_whole_model(mod
         assert completion.token_ids == expected
         np.testing.assert_allclose([t.logprob for t in completion.tokens], logprobs, atol=1e-4)
         assert completion.finish_reason == "length"
+
+
+def test_a_repetition_penalty_is_for_the_tokens_of_prompt_and_output(model: Model) -> None:
+    """In slots that other prompts had before, and beside a request without one."""
+    settings = [GREEDY.model_copy(update={"repetition_penalty": penalty}) for penalty in (1.3, 1.0, 1.3, 1.3, 1.0)]
+    with Engine(model, SLOTS) as engine:
+        pairs = list(zip(PROMPTS, settings, strict=True))
+        found = [collect(list(generation)) for generation in [engine.submit(*pair) for pair in pairs]]
+    for (prompt, own), completion in zip(pairs, found, strict=True):
+        expected, logprobs = plain_greedy(model, prompt, 12, own.repetition_penalty)
+        assert completion.token_ids == expected
+        np.testing.assert_allclose([t.logprob for t in completion.tokens], logprobs, atol=1e-4)
+    assert len(set(found[2].token_ids)) > len(set(plain_greedy(model, PROMPTS[2], 12)[0]))
 
 
 def test_alone_equals_in_a_batch_bit_by_bit(model: Model) -> None:

@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.core.typing import Array
 from lifecycle.inference.sampling import GREEDY_BELOW, SamplingParams, SamplingRows, filter_logits, sample
 from lifecycle.inference.slots import seed_words
 
 VOCAB = 23
 FILTER = jax.jit(filter_logits)
-SAMPLE = jax.jit(sample)
+SAMPLE = jax.jit(lambda logits, rows, positions, want_top: sample(logits, rows, positions, want_top, none(logits)))
+
+
+def none(logits: Array) -> Array:
+    """No token has been seen."""
+    return jnp.zeros(logits.shape, bool)
 
 
 def rows(params: list[SamplingParams]) -> SamplingRows:
@@ -23,6 +29,7 @@ def rows(params: list[SamplingParams]) -> SamplingRows:
         top_k=jnp.array([p.top_k for p in params], jnp.int32),
         top_p=jnp.array([p.top_p for p in params], jnp.float32),
         min_p=jnp.array([p.min_p for p in params], jnp.float32),
+        repetition_penalty=jnp.array([p.repetition_penalty for p in params], jnp.float32),
         seed=jnp.array(np.stack([seed_words(p.seed or 0) for p in params])),
     )
 
@@ -73,7 +80,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     logits = jnp.array(np.random.default_rng(0).normal(size=12), jnp.float32)
     params = SamplingParams(temperature=0.8, top_k=8, seed=11)
     count = 20_000
-    draw = jax.jit(jax.vmap(lambda position: sample(logits[None], rows([params]), position[None], jnp.array(False))))
+    draw = jax.jit(jax.vmap(lambda position: SAMPLE(logits[None], rows([params]), position[None], jnp.array(False))))
     tokens = np.asarray(draw(jnp.arange(count)).token)[:, 0]
     kept, _ = reference_kept(np.asarray(logits), params)
     expected = np.where(kept, np.exp(np.asarray(logits, np.float64) / 0.8), 0)
@@ -125,6 +132,16 @@ def test_extreme_temperatures_give_a_token_and_not_nan() -> None:
         found = SAMPLE(logits, rows([params]), jnp.array([1]), jnp.array(False))
         assert 0 <= int(found.token[0]) < 4
         assert temperature > 1 or int(found.token[0]) == 1
+
+
+def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_what_was_seen() -> None:
+    """transformers' `RepetitionPenaltyLogitsProcessor`; a row without a penalty is as it was."""
+    logits = np.array([[3.0, 2.9, -1.0, -1.1], [3.0, 2.9, -1.0, -1.1], [-9.0, -9.0, -1.0, -1.1]], np.float32)
+    seen = np.array([[True, False, True, False]] * 3)
+    params = [SamplingParams(temperature=0.0, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2)]
+    found = jax.jit(sample)(logits, rows(params), jnp.array([1, 1, 1]), jnp.array(False), seen)
+    np.testing.assert_array_equal(found.token, [1, 0, 3])  # 3 / 1.5 = 2 is below 2.9, -1 x 1.2 below -1.1
+    np.testing.assert_allclose(found.logprob, np.asarray(jax.nn.log_softmax(logits))[[0, 1, 2], found.token], rtol=1e-6)
 
 
 @pytest.mark.parametrize("top_p", [5e-324, 1e-40, 1e-38, 1e-10])

@@ -76,11 +76,11 @@ def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> di
 def _engine_arguments(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh") -> dict[str, PyTree]:
     from lifecycle.inference.lowering import abstract_arguments
 
-    params, cache = abstract_arguments(model, num_slots, max_seq_len, mesh)
+    params, state = abstract_arguments(model, num_slots, max_seq_len, mesh)
     if model.tie_embeddings:
-        return {"parameters": params, "cache": cache}
+        return {"parameters": params, "cache": state.cache}
     read = {name: weights for name, weights in params.items() if name != "embed"}
-    return {"parameters": read, "embedding": params["embed"], "cache": cache}
+    return {"parameters": read, "embedding": params["embed"], "cache": state.cache}
 
 
 def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> "Lowered":
