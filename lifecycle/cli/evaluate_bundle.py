@@ -19,17 +19,19 @@ def evaluate_bundle(bundle: Path, tasks: Path, overrides: tuple[str, ...]) -> No
     console = Console(emoji=False)
     with progress_on(console) as progress:
         artifact = score_bundle(config, bundle, progress)
-    console.print(_table(read_results(artifact.path)))
+    console.print(_table(config, read_results(artifact.path)))
     console.print(f"results {artifact.path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(results: list[EvalResult]) -> Table:
+def _table(config: BundleTasksConfig, results: list[EvalResult]) -> Table:
     table = Table(box=None, header_style="bold")
     for column in ("task", "metric", "score", "95 % interval", "rows", "also"):
         table.add_column(column, no_wrap=column != "also")
-    for result in results:
-        also = "  ".join(f"{name} {value:.4g}" for name, value in result.other.items() if name != result.metric)
-        skipped = f"  {len(result.skipped)} rows too long" if result.skipped else ""
+    for task, result in zip(config.tasks, results, strict=True):
+        also = [f"{name} {value:.4g}" for name, value in result.other.items() if name != result.metric]
+        counts = {"skipped": result.skipped, "doubtful": result.doubtful}
+        also += [f"{what} {len(rows)}" for what, rows in counts.items() if rows]
+        also += [text for limit, text in ((task.limit, "rows by hash"), (task.head, "first rows")) if limit is not None]
         interval = f"[{result.low:.4f}, {result.high:.4f}]"
-        table.add_row(result.task, result.metric, f"{result.mean:.4f}", interval, str(result.n), also + skipped)
+        table.add_row(result.task, result.metric, f"{result.mean:.4f}", interval, str(result.n), "  ".join(also))
     return table

@@ -50,7 +50,8 @@ class EvalResult(BaseModel):
     low: float
     high: float
     interval: str  # the method behind low and high
-    skipped: list[str] = []  # rows that do not fit the model's context, with their lengths
+    skipped: list[str] = []  # rows that were not scored, with the reason: a fault, or too long for the context
+    doubtful: list[str] = []  # scored rows that contradict another one
     other: dict[str, float] = {}  # further metrics of the same examples
     examples: list[ScoredExample] = []
 

@@ -1,35 +1,60 @@
-"""Rows of evaluation tasks, read and checked: JSON lines, or Parquet files of documents."""
+"""Rows of evaluation tasks, read and checked: JSON lines, or Parquet files of documents.
+
+A faulty row is skipped and counted by file and line. An error is what makes a whole task wrong: a column that no row
+has (a mistake in the task's columns), and more faulty rows than the task's `max_unusable`.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.core.file_hashes import hash_files
 from lifecycle.evals.config import EvalConfig
-from lifecycle.evals.tasks import TaskConfig, TaskRow
+from lifecycle.evals.prompts import ShotTaskConfig
+from lifecycle.evals.tasks import TaskConfig, TaskRow, portable
+
+NAMED = 3  # faulty rows that an error names; results name all
+
+type Line = tuple[str, dict[str, Any] | str]  # FILE:LINE, and its row or its fault
 
 
-def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> list[TaskRow]:
-    """The task's rows, checked; `inputs`: artifact folders by stage, for `@STAGE/...`.
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows to score; `skipped` has a line for each faulty one, `doubtful` for each that contradicts another.
 
-    Raises `ConfigError` naming file and line for broken JSON, missing or mistyped columns, duplicate rows, and no rows.
+    Rows contradict each other if only their right answers differ: all but one of them are wrong, and nobody here knows
+    which, so they are scored, and named.
     """
-    rows: dict[str, TaskRow] = {}
-    for columns, where in _read_files(task, _row_files(task, inputs)):
-        if problem := task.problem(columns):
-            raise ConfigError(f"{where}: task {task.name!r}: {problem}")
-        row = TaskRow(digest({name: columns[name] for name in task.columns}), columns, where)
-        if row.id in rows:
-            raise ConfigError(f"{where}: task {task.name!r}: the same row as {rows[row.id].where}; remove one")
-        rows[row.id] = row
-    if len(rows) < 2:
-        raise ConfigError(f"task {task.name!r}: {len(rows)} row(s) in {task.rows}; a task needs at least two")
-    if task.limit is None or task.limit >= len(rows):
-        return list(rows.values())
-    chosen = set(sorted(rows)[: task.limit])
-    return [row for row in rows.values() if row.id in chosen]
+
+    rows: list[TaskRow]
+    skipped: list[str]
+    doubtful: list[str]
+    num_read: int
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for people about the skipped rows, and one about the doubtful ones."""
+        about = {"cannot be used and are skipped": self.skipped, "contradict another row": self.doubtful}
+        total = f"{self.num_read:,} rows"
+        return [f"{len(lines):,} of {total} {what}; first: {lines[0]}" for what, lines in about.items() if lines]
+
+
+def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> TaskRows:
+    """The task's rows; `inputs`: artifact folders by stage, for `@STAGE/...`.
+
+    Raises `ConfigError` for too large a share of faulty rows, with the first ones' file and line, for a column that no
+    row has, and for fewer than two rows.
+    """
+    usable, skipped = _usable(task, _row_files(task, inputs))
+    scored = _chosen(task, _without_shots(task, usable))
+    if len(scored) < 2:
+        left = f" after {task.shots} for its prompts" if isinstance(task, ShotTaskConfig) and task.shots else ""
+        raise ConfigError(f"task {task.name!r}: {len(scored)} row(s) in {task.rows}{left}; a task needs at least two")
+    rows = _with_shots(task, scored, usable)
+    return TaskRows(rows, skipped, _doubtful(task, rows), len(usable) + len(skipped))
 
 
 def local_files(config: EvalConfig) -> dict[str, list[Path]]:
@@ -38,53 +63,156 @@ def local_files(config: EvalConfig) -> dict[str, list[Path]]:
 
 
 def local_rows(config: EvalConfig) -> dict[str, str]:
-    """The hash of each task's row files, for the key of the evaluation's artifact; rows in artifacts have their own
-    hash."""
-    files_by_task = local_files(config)
-    return {name: hash_files(files[0].parent, [file.name for file in files]) for name, files in files_by_task.items()}
+    """The hash of each task's row files and of its examples' file, `TASK.shots`, for the key of the evaluation's
+    artifact; rows in artifacts have their own hash."""
+    files_by_name = local_files(config)
+    for task in config.tasks:
+        if isinstance(task, ShotTaskConfig) and task.shots_from is not None:
+            files_by_name[f"{task.name}.shots"] = _own_files(task, task.shots_from)
+    return {name: hash_files(files[0].parent, [file.name for file in files]) for name, files in files_by_name.items()}
+
+
+def _usable(task: TaskConfig, files: Sequence[Path]) -> tuple[list[TaskRow], list[str]]:
+    """The rows without a fault, and a line about each other one; raises `ConfigError` if these are too many."""
+    lines = list(_read_files(task, files))
+    _require_columns(task, files, [row for _, row in lines if not isinstance(row, str)])
+    rows: dict[str, TaskRow] = {}
+    faults: list[tuple[str, str]] = []
+    for where, read in lines:
+        row = _checked(task, where, read, rows)
+        if isinstance(row, str):
+            faults.append((where, row))
+        else:
+            rows[row.id] = row
+    if len(faults) > task.max_unusable * len(lines):
+        first = "; ".join(f"{where}: {fault}" for where, fault in faults[:NAMED])
+        raise ConfigError(
+            f"task {task.name!r}: {len(faults):,} of {len(lines):,} rows cannot be used, a larger share than "
+            f"max_unusable={task.max_unusable:g}: {first}; correct them, or allow more"
+        )
+    return list(rows.values()), [f"{portable(where)}: {fault}" for where, fault in faults]
+
+
+def _checked(task: TaskConfig, where: str, read: dict[str, Any] | str, rows: Mapping[str, TaskRow]) -> TaskRow | str:
+    """A row, or its fault: its own, or that it is in `rows` already."""
+    if isinstance(read, str):
+        return read
+    try:
+        columns = task.mapped(read)
+    except ValueError as error:
+        return str(error)
+    if problem := task.problem(columns):
+        return problem
+    row = TaskRow(digest(task.identity(columns)), columns, where)
+    return f"the same row as {portable(rows[row.id].where)}" if row.id in rows else row
+
+
+def _require_columns(task: TaskConfig, files: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` for a column that no row has: a mistake in the task's settings, not in a row."""
+    known = {name: None for row in rows for name in row}
+    for name, user in task.read_columns.items():
+        if rows and name not in known:
+            fix = f"say which has it: map: {{{name}: '{{{{ COLUMN }}}}'}}" if user == name else f"correct {user}"
+            at = f"task {task.name!r}: no row of {files[0]}"
+            raise ConfigError(f"{at} has a column `{name}`; its columns: {', '.join(known)}; {fix}")
+
+
+def _without_shots(task: TaskConfig, usable: list[TaskRow]) -> list[TaskRow]:
+    """The rows that may be scored: not those at the end that are examples."""
+    if not isinstance(task, ShotTaskConfig) or not task.shots or task.shots_from is not None:
+        return usable
+    return usable[: -task.shots]
+
+
+def _chosen(task: TaskConfig, rows: list[TaskRow]) -> list[TaskRow]:
+    if task.head is not None:
+        return rows[: task.head]
+    if task.limit is None or task.limit >= len(rows):
+        return rows
+    chosen = set(sorted(row.id for row in rows)[: task.limit])
+    return [row for row in rows if row.id in chosen]
+
+
+def _with_shots(task: TaskConfig, scored: list[TaskRow], usable: list[TaskRow]) -> list[TaskRow]:
+    """The scored rows with their examples, none of which is scored."""
+    if not isinstance(task, ShotTaskConfig) or not task.shots:
+        return scored
+    shots = usable[-task.shots :]
+    if task.shots_from is not None:
+        others, _ = _usable(task, _own_files(task, task.shots_from))
+        ids = {row.id for row in scored}
+        shots = [row for row in others if row.id not in ids][: task.shots]
+        if len(shots) < task.shots:
+            raise ConfigError(
+                f"task {task.name!r}: shots={task.shots}, but shots_from={task.shots_from} has {len(shots)} row(s) "
+                "that are not scored"
+            )
+    examples = [row.id for row in shots]
+    return [TaskRow(digest([row.id, examples]), row.columns, row.where, tuple(shots)) for row in scored]
+
+
+def _doubtful(task: TaskConfig, rows: Sequence[TaskRow]) -> list[str]:
+    """A line about each row that equals an earlier one except for its right answer."""
+    first: dict[str, TaskRow] = {}
+    lines: list[str] = []
+    for row in rows if task.gold else ():
+        asked = digest(task.identity(row.columns) | {task.gold: None})
+        other = first.setdefault(asked, row)
+        if other is not row:
+            lines.append(f"{portable(row.where)}: the same row as {portable(other.where)}, but for `{task.gold}`")
+    return lines
 
 
 def _row_files(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Path]:
-    if task.rows.startswith("@"):
-        stage, _, pattern = task.rows[1:].partition("/")
-        if stage not in inputs:
-            raise ConfigError(f"task {task.name!r}: rows {task.rows}: no input {stage!r}; known: {sorted(inputs)}")
-        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise ConfigError(f"task {task.name!r}: rows {task.rows} point outside the artifact")
-        folder = inputs[stage]
-    else:
-        path = Path(task.rows).absolute()
-        folder, pattern = path.parent, path.name
+    if not task.rows.startswith("@"):
+        return _own_files(task, task.rows)
+    stage, _, pattern = task.rows[1:].partition("/")
+    if stage not in inputs:
+        raise ConfigError(f"task {task.name!r}: rows {task.rows}: no input {stage!r}; known: {sorted(inputs)}")
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise ConfigError(f"task {task.name!r}: rows {task.rows} point outside the artifact")
+    return _matching(task, inputs[stage], pattern)
+
+
+def _own_files(task: TaskConfig, pattern: str) -> list[Path]:
+    path = Path(pattern).absolute()
+    return _matching(task, path.parent, path.name)
+
+
+def _matching(task: TaskConfig, folder: Path, pattern: str) -> list[Path]:
     files = sorted(folder.glob(pattern))
     if not files:
         raise ConfigError(f"task {task.name!r}: no file {folder / pattern}")
     return files
 
 
-def _read_files(task: TaskConfig, files: Sequence[Path]) -> Iterator[tuple[dict[str, Any], str]]:
+def _read_files(task: TaskConfig, files: Sequence[Path]) -> Iterator[Line]:
     for path in files:
-        yield from _read_parquet(path, task.columns) if path.suffix == ".parquet" else _read_json_lines(path)
+        yield from _read_parquet(path, tuple(task.read_columns)) if path.suffix == ".parquet" else _read_lines(path)
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Line]:
     import pyarrow.parquet as pq  # takes a third of a second: only if there are such rows
 
-    known = [name for name in columns if name in pq.read_schema(path).names]
-    for number, row in enumerate(pq.read_table(path, columns=known).to_pylist(), 1):
-        yield row, f"{path}:row {number}"
+    known = pq.read_schema(path).names
+    wanted = list(columns) if set(columns) <= set(known) else known  # all, to name them in the error
+    for number, row in enumerate(pq.read_table(path, columns=wanted).to_pylist(), 1):
+        yield f"{path}:row {number}", row
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _read_lines(path: Path) -> Iterator[Line]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if b"\\u" in line:  # rejects an escaped lone surrogate, which is not valid text
-                    json.dumps(row, ensure_ascii=False).encode()
-            except (json.JSONDecodeError, UnicodeError) as error:
-                raise ConfigError(f"{path}:{number}: not a JSON line: {error}") from None
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}:{number}: expected an object with columns, got {type(row).__name__}")
-            yield row, f"{path}:{number}"
+            if line.strip():
+                yield f"{path}:{number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | str:
+    """A line's row, or its fault."""
+    try:
+        row = json.loads(line)
+        if b"\\u" in line:  # rejects an escaped lone surrogate, which is not valid text
+            json.dumps(row, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, UnicodeError) as error:
+        return f"not a JSON line: {error}"
+    return row if isinstance(row, dict) else f"expected an object with columns, got {type(row).__name__}"

@@ -33,7 +33,7 @@ def _blocks(numbers: Numbers) -> Iterator[Block]:
     if numbers.tasks:
         yield Charts(tuple(_chart(task, numbers) for task in numbers.tasks))
     if skipped := tuple((task.name, line) for task in numbers.tasks for line in task.final.skipped):
-        yield Table("Rows that do not fit the context", ("task", "row"), skipped, folded=True)
+        yield Table("Rows that were not scored", ("task", "row and reason"), skipped, folded=True)
 
 
 def _results(numbers: Numbers) -> Table:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def task(tmp_path: Path, kind: str, rows: Sequence[Mapping[str, Any]], **setting
 
 
 def run(config: Any, model: TrigramModel) -> Any:
-    return config.score(read_rows(config, {}), model, Silent())
+    return config.score(read_rows(config, {}).rows, model, Silent())
 
 
 @given(st.integers(2, 200), st.integers(1, 40))
@@ -145,6 +145,53 @@ def test_per_byte_counts_bytes_and_not_characters(tmp_path: Path) -> None:
     assert run(task(tmp_path, "multiple_choice", rows, per_byte=False), Fixed(["a"])).mean == 0.0
 
 
+class Fixed(TrigramModel):
+    """A model with these log-likelihoods, whatever it is asked."""
+
+    def __init__(self, *logprobs: float) -> None:
+        super().__init__(["a"])
+        self.logprobs = logprobs
+
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> list[float]:
+        self.asked += pairs
+        return [*self.logprobs] * (len(pairs) // len(self.logprobs))
+
+
+def test_the_delimiter_is_scored_but_not_counted(tmp_path: Path) -> None:
+    """lm-evaluation-harness: `lls / completion_len` with the choices' own lengths, here 1 and 3: -2 < -1.9."""
+    rows = [{"query": query, "choices": ["a", "bcd"], "gold": 1} for query in "xy"]
+    model = Fixed(-2.0, -2.0, -5.7, -5.7)  # in order of length
+    result = run(task(tmp_path, "multiple_choice", rows, chat=False, delimiter=" "), model)
+    assert result.mean == 1.0  # with the delimiter: -1 > -1.425
+    assert result.other["accuracy"] == 0.0
+    assert model.asked[0] == ([0, ord("x") + 4], [ord(" ") + 4, ord("a") + 4])
+
+
+ROW = {"choices": ["x", "y"], "gold": 1, "continuation": "y", "answer": "y"}
+FIRST_PAIRS: dict[str, Callable[[Any, Any], Any]] = {
+    "multiple_choice": lambda config, row: config.pairs(row, Bytes())[1],
+    "generate": lambda config, row: (config.prompt_ids(row, Bytes()), Bytes().encode(" y")),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST_PAIRS)
+def test_examples_precede_the_prompt(tmp_path: Path, kind: str) -> None:
+    """As lm-evaluation-harness: `prompt + target_delimiter + target`, `fewshot_delimiter`, the row's prompt."""
+    rows = [ROW | {"query": name, "prompt": name, "contexts": ["q", name]} for name in "abcd"]
+    config = task(tmp_path, kind, rows, shots=2, delimiter=" ", chat=False)
+    asked = [0, *Bytes().encode("c y\n\nd y\n\na")]
+    assert FIRST_PAIRS[kind](config, read_rows(config, {}).rows[0]) == (asked, Bytes().encode(" y"))
+
+
+def test_in_a_chat_examples_are_turns(tmp_path: Path) -> None:
+    rows = [{"prompt": name, "answer": [name.upper(), "?"]} for name in ("a", "b", "c", "d")]
+    config = task(tmp_path, "generate", rows, shots=2)
+    a, c, d = (read_rows(config, {}).rows[0], *read_rows(config, {}).rows[0].shots)
+    turns = [[2, ord(letter) + 4] for letter in "cCdDa"]
+    assert config.prompt_ids(a, Bytes()) == [0, *(i for turn in turns for i in turn), 3]
+    assert (c.columns["prompt"], d.columns["prompt"]) == ("c", "d")
+
+
 def test_the_text_rooms_tokenizer_and_template(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     encoder = TextEncoder(tokenizer, ChatTemplate(tokenizer))
@@ -153,16 +200,16 @@ def test_the_text_rooms_tokenizer_and_template(tmp_path: Path) -> None:
         {"query": "q", "choices": ["a", "b"], "gold": 1},
     ]
     config = task(tmp_path, "multiple_choice", rows)
-    context, choice = config.pairs(read_rows(config, {})[0], encoder)[0]
+    context, choice = config.pairs(read_rows(config, {}).rows[0], encoder)[0]
     assert choice == [ord("a")]
     assert context[0] == encoder.bos_id
     assert tokenizer.decode(context, skip_special=False).endswith("<|im_start|>assistant\n")
     assert context.count(tokenizer.special_ids["<|im_end|>"]) == 1  # the template's; the one typed in the row is text
     base = TextEncoder(tokenizer)
     with pytest.raises(ConfigError, match="no chat template; set `chat: false`"):
-        config.pairs(read_rows(config, {})[0], base)
+        config.pairs(read_rows(config, {}).rows[0], base)
     plain = task(tmp_path, "multiple_choice", rows, chat=False)
-    assert plain.pairs(read_rows(plain, {})[1], base)[1] == ([base.bos_id, ord("q")], [ord("b")])
+    assert plain.pairs(read_rows(plain, {}).rows[1], base)[1] == ([base.bos_id, ord("q")], [ord("b")])
 
 
 class Merging(Bytes):
@@ -175,7 +222,7 @@ class Merging(Bytes):
 def test_plain_text_is_tokenised_as_a_whole(tmp_path: Path) -> None:
     rows = [{"query": "xa", "choices": ["b", "c"], "gold": 0}, {"query": "xa", "choices": ["b", "c"], "gold": 1}]
     config = task(tmp_path, "multiple_choice", rows, chat=False)
-    row = read_rows(config, {})[0]
+    row = read_rows(config, {}).rows[0]
     x, a, c = (ord(letter) + 4 for letter in "xac")
     assert config.pairs(row, Merging()) == [([0, x], [260]), ([0, x, a], [c])]
     chat = task(tmp_path, "multiple_choice", rows)
@@ -240,16 +287,30 @@ def test_a_damaged_model_is_not_scored(tmp_path: Path) -> None:
         run(task(tmp_path, "bits_per_byte", [{"text": "a"}, {"text": "b"}]), Broken(["a"]))
 
 
-def test_evaluate_writes_what_read_results_reads(tmp_path: Path) -> None:
+def test_evaluate_writes_what_read_results_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TrigramModel(["sky is blue"])
-    choices = [{"query": f"sky {i}", "choices": ["blue", "röd"], "gold": 0} for i in range(3)]
+    choices = [{"query": f"sky {i}", "choices": ["blue", "röd"], "gold": 0} for i in range(41)]
+    choices += [choices[0] | {"choices": ["blue", "blue"]}, choices[0] | {"gold": 1}]
+    progress, notes = Silent(), []
+    monkeypatch.setattr(progress, "note", notes.append)
     documents = task(tmp_path, "bits_per_byte", [{"text": "sky"}, {"text": "blue"}])
     config = EvalConfig(tasks=(documents, task(tmp_path, "multiple_choice", choices)))
     once, again = tmp_path / "once", tmp_path / "again"
     for out in (once, again):
         out.mkdir()
-        stats = evaluate(config, {}, model, out, Silent())
+        stats = evaluate(config, {}, model, out, progress)
     result = read_results(once)
+    assert [one.skipped for one in result] == [[], ["multiple_choice.jsonl:42: two choices are the same"]]
+    assert (
+        notes
+        == [
+            "task 'multiple_choice': 1 of 43 rows cannot be used and are skipped; first: "
+            "multiple_choice.jsonl:42: two choices are the same",
+            "task 'multiple_choice': 1 of 43 rows contradict another row; first: multiple_choice.jsonl:43: "
+            "the same row as multiple_choice.jsonl:1, but for `gold`",
+        ]
+        * 2
+    )
     assert [one.task for one in result] == list(stats) == ["bits_per_byte", "multiple_choice"]
     assert stats["multiple_choice"]["mean"] == result[1].mean
     assert result[1].examples[0].detail["answer"] == "blue"

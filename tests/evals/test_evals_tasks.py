@@ -42,7 +42,7 @@ def test_tasks_are_a_few_lines_of_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ([{"name": "t", "kind": "chess", "rows": "x"}], r"tasks\.0: kind 'chess' is not known; known: bits_per_byte, "),
+        ([{"name": "t", "kind": "xyz", "rows": "x"}], r"tasks\.0: kind 'xyz' is not known; known: bits_per_byte, "),
         ([{"name": "t", "kind": "generat", "rows": "x"}], "did you mean 'generate'"),
         ([{"name": "t", "kind": "generate", "rows": "x", "per_byte": True}], r"tasks\.0\.per_byte: no such setting"),
         ([{"name": "t", "kind": "bits_per_byte", "rows": "x", "chat": False}], r"tasks\.0\.chat: no such setting"),
@@ -89,12 +89,12 @@ def test_a_broken_regular_expression_is_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", {"prompt": "p", "answer": "(a"}, {"prompt": "q", "answer": "b"})
     with pytest.raises(ConfigError, match=r"rows\.jsonl:1: .*'\(a' is not a regular expression"):
         read_rows(task("generate", path, check="regex"), {})
-    assert len(read_rows(task("generate", path, check="contains"), {})) == 2
+    assert len(read_rows(task("generate", path, check="contains"), {}).rows) == 2
 
 
 def test_doubled_missing_and_too_few_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", CHOICE, CHOICE)
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: .*the same row as .*rows\.jsonl:1"):
+    with pytest.raises(ConfigError, match=r"1 of 2 rows .*rows\.jsonl:2: the same row as rows\.jsonl:1"):
         read_rows(task("multiple_choice", path), {})
     with pytest.raises(ConfigError, match="1 row"):
         read_rows(task("multiple_choice", write_rows(path, CHOICE)), {})
@@ -106,7 +106,7 @@ def test_rows_of_an_input_artifact(tmp_path: Path) -> None:
     folder = tmp_path / "rows-123"
     folder.mkdir()
     write_rows(folder / "mc.jsonl", CHOICE, CHOICE | {"gold": 0})
-    assert len(read_rows(task("multiple_choice", "@rows/mc.jsonl"), {"rows": folder})) == 2
+    assert len(read_rows(task("multiple_choice", "@rows/mc.jsonl"), {"rows": folder}).rows) == 2
     with pytest.raises(ConfigError, match=r"no input 'row'; known: \['rows'\]"):
         read_rows(task("multiple_choice", "@row/mc.jsonl"), {"rows": folder})
     for outside in ("@rows/../x.jsonl", "@rows//etc/passwd"):
@@ -127,14 +127,27 @@ def test_documents_from_parquet_files(tmp_path: Path) -> None:
     for number in range(2):
         table = pa.table({"id": ["a", "b"], "text": [f"one {number}", f"two {number}"], "source": ["s", "s"]})
         pq.write_table(table, tmp_path / f"heldout-{number}.parquet")
-    rows = read_rows(task("bits_per_byte", "@data/heldout-*.parquet"), {"data": tmp_path})
+    rows = read_rows(task("bits_per_byte", "@data/heldout-*.parquet"), {"data": tmp_path}).rows
     assert [row.columns["text"] for row in rows] == ["one 0", "two 0", "one 1", "two 1"]
+
+
+def test_published_columns_from_parquet_files(tmp_path: Path) -> None:
+    rows = [
+        {"question": name, "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "key": "2", "id": 7} for name in "xy"
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    settings = {"query": "Q: {{ question }}", "choices": "{{ choices.text }}", "gold": "{{ choices.label.index(key) }}"}
+    first, _ = read_rows(task("multiple_choice", tmp_path / "rows.parquet", map=settings), {}).rows
+    assert {name: first.columns[name] for name in settings} == {"query": "Q: x", "choices": ["a", "b"], "gold": 1}
+    assert set(first.columns) == {"query", "choices", "gold", "question", "key"}  # only the columns that are used
+    with pytest.raises(ConfigError, match=r"has a column `query`; its columns: question, choices, key, id; say which"):
+        read_rows(task("multiple_choice", tmp_path / "rows.parquet"), {})
 
 
 def test_limit_takes_the_same_rows_whatever_their_order(tmp_path: Path) -> None:
     rows = [{"prompt": str(i), "answer": "a", "note": i} for i in range(40)]
-    first = read_rows(task("generate", write_rows(tmp_path / "a.jsonl", *rows), limit=7), {})
-    again = read_rows(task("generate", write_rows(tmp_path / "b.jsonl", *reversed(rows)), limit=7), {})
+    first = read_rows(task("generate", write_rows(tmp_path / "a.jsonl", *rows), limit=7), {}).rows
+    again = read_rows(task("generate", write_rows(tmp_path / "b.jsonl", *reversed(rows)), limit=7), {}).rows
     assert len(first) == 7
     assert {row.id for row in first} == {row.id for row in again}
     assert [row.columns["note"] for row in first] == sorted(row.columns["note"] for row in first)
@@ -143,6 +156,10 @@ def test_limit_takes_the_same_rows_whatever_their_order(tmp_path: Path) -> None:
 def test_definition_is_what_decides_a_score(tmp_path: Path) -> None:
     plain = task("generate", "a.jsonl")
     assert plain.definition == task("generate", "b.jsonl", limit=9, name="other").definition
+    assert plain.definition == task("generate", "a.jsonl", head=9, max_unusable=0.5).definition
+    few = task("generate", "a.jsonl", shots=1)
+    assert few.definition == task("generate", "a.jsonl", shots=1, shots_from="b.jsonl").definition != plain.definition
+    assert task("generate", "a.jsonl", map={"prompt": "{{ x }}"}).definition != plain.definition
     for change in ({"check": "contains"}, {"template": "{{ prompt }}?"}, {"chat": False}, {"max_tokens": 8}):
         assert plain.definition != task("generate", "a.jsonl", **change).definition
     assert task("multiple_choice", "a").definition != task("multiple_choice", "a", per_byte=False).definition
@@ -150,7 +167,7 @@ def test_definition_is_what_decides_a_score(tmp_path: Path) -> None:
 
 def test_templates(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", CHOICE | {"topic": "x"}, CHOICE | {"gold": 0})
-    rows = read_rows(task("multiple_choice", path), {})
+    rows = read_rows(task("multiple_choice", path), {}).rows
     assert task("multiple_choice", path).prompt(rows[0]) == "Which?"
     made = task("multiple_choice", path, template="{{ topic }}: {{ query }} {{ choices | join(' or ') }}\n")
     assert made.prompt(rows[0]) == "x: Which? this or that\n"
@@ -180,9 +197,9 @@ def test_another_package_adds_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write_rows(tmp_path / "rows.jsonl", {"text": "a"}, {"text": "bcd"})
     own = task("text_length", path, longest=3)
     subject: Any = None
-    assert own.score(read_rows(own, {}), subject, Silent()).mean == 2.0
+    assert own.score(read_rows(own, {}).rows, subject, Silent()).mean == 2.0
     assert own.definition != task("text_length", path, longest=4).definition
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: task 't': too long"):
+    with pytest.raises(ConfigError, match=r"task 't': 1 of 2 rows .*rows\.jsonl:2: too long"):
         read_rows(task("text_length", path, longest=2), {})
     with pytest.raises(ValueError, match="'text_length' is registered already, as TextLength"):
         register("text_length", TaskConfig)

@@ -9,10 +9,11 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from lifecycle.core.config import nearest
 from lifecycle.core.progress import Progress
+from lifecycle.evals.prompts import PromptTaskConfig
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
-from lifecycle.evals.tasks import PromptTaskConfig, TaskRow, is_text
+from lifecycle.evals.tasks import TaskRow, is_text
 
 # By name: a function of (output, answer) that says whether the output passes.
 CHECKS: dict[str, Callable[[str, str], bool]] = {
@@ -35,6 +36,7 @@ class GenerationTask(PromptTaskConfig):
     """The share of outputs that match one of the row's answers."""
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "answer")
+    gold: ClassVar[str] = "answer"
     default_template: ClassVar[str] = "{{ prompt }}"
 
     check: CheckName = "exact"
@@ -42,14 +44,17 @@ class GenerationTask(PromptTaskConfig):
     stop: tuple[str, ...] = ()
 
     def problem(self, columns: Mapping[str, Any]) -> str:
-        """The error in a row's columns; empty if there is none."""
+        """The fault in a row's columns; empty if there is none."""
         if not isinstance(columns.get("prompt"), str):
             return "expected a column `prompt` with text"
-        wanted = columns.get("answer")
-        wanted = [wanted] if isinstance(wanted, str) else wanted
+        wanted = _listed(columns.get("answer"))
         if not isinstance(wanted, list) or not wanted or not all(is_text(answer) for answer in wanted):
             return "expected a column `answer`: text, or a list of texts of which each is right"
-        return _pattern_problem(wanted) if self.check == "regex" else ""
+        return PROBLEMS.get(self.check, lambda _: "")(wanted) or self.prompt_problem(columns)
+
+    def shot(self, row: TaskRow) -> tuple[str, str]:
+        """A row as a solved example: its prompt and the first of its answers."""
+        return self.prompt(row), _listed(row.columns["answer"])[0]
 
     def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
         """The share of prompts whose output passes the check.
@@ -70,13 +75,16 @@ class GenerationTask(PromptTaskConfig):
 
     def passes(self, output: str, answer: str | Sequence[str]) -> bool:
         """Whether an output matches one of the accepted answers."""
-        right = [answer] if isinstance(answer, str) else answer
-        return any(CHECKS[self.check](output, one) for one in right)
+        return any(CHECKS[self.check](output, one) for one in _listed(answer))
 
     def _example(self, row: TaskRow, output: str) -> ScoredExample:
         prompt, answer = row.columns["prompt"], row.columns["answer"]
         detail = {"prompt": prompt, "output": output, "answer": answer}
         return ScoredExample(id=row.id, score=float(self.passes(output, answer)), detail=detail)
+
+
+def _listed(answer: Any) -> Any:
+    return [answer] if isinstance(answer, str) else answer
 
 
 def _pattern_problem(patterns: Sequence[str]) -> str:
@@ -86,3 +94,6 @@ def _pattern_problem(patterns: Sequence[str]) -> str:
         except re.error as error:
             return f"answer {pattern!r} is not a regular expression: {error}"
     return ""
+
+
+PROBLEMS = {"regex": _pattern_problem}  # of a row's answers, by check
