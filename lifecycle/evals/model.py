@@ -10,6 +10,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from lifecycle.evals.encoder import TextEncoder
+from lifecycle.evals.greedy import greedy_loglikelihoods
 from lifecycle.evals.subject import Pair
 from lifecycle.inference.bundle import load_bundle, load_params
 from lifecycle.inference.generate import generate
@@ -40,6 +41,10 @@ class EvaluatedModel:
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[float]:
         """log p(continuation | context) in nats, for each pair."""
         return loglikelihoods(self.model.config, self.model.params, pairs, self.mesh)
+
+    def greedy_loglikelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """The same, and whether each of the continuation's ids is the likeliest one after those before it."""
+        return greedy_loglikelihoods(self.model.config, self.model.params, pairs, self.mesh)
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
         """Greedy continuations, without the stop string or the end of the turn.

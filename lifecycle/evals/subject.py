@@ -46,6 +46,10 @@ class Subject(Protocol):
         """log p(continuation | context) in nats, for each pair."""
         ...
 
+    def greedy_loglikelihoods(self, pairs: Sequence[Pair]) -> Sequence[tuple[float, bool]]:
+        """The same, and whether each of the continuation's ids is the likeliest one after those before it."""
+        ...
+
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> Sequence[str]:
         """Greedy continuations, without the stop string or the end of the turn."""
         ...

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
+from lifecycle.evals.greedy import greedy_loglikelihoods
 from lifecycle.evals.results import read_results
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
@@ -17,7 +19,7 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
-from lifecycle.training.scoring import document_nats
+from lifecycle.training.scoring import document_nats, loglikelihoods
 from lifecycle.weights.published import save_weights
 
 MODEL = ModelConfig(
@@ -27,9 +29,10 @@ TEXTS = ("A first document, of some length.", "A second one.")
 ROWS = {
     "text": [{"text": text} for text in TEXTS],
     "choice": [{"query": "2 + 2 =", "choices": [" 4", " 5"], "gold": n} for n in (0, 1)],
+    "word": [{"prompt": "2 + 2 =", "answer": answer} for answer in ("4", "5")],
     "ask": [{"prompt": prompt, "answer": "4"} for prompt in ("2 + 2?", "1 + 3?")],
 }
-KINDS = {"text": "bits_per_byte", "choice": "multiple_choice", "ask": "generate"}
+KINDS = {"text": "bits_per_byte", "choice": "multiple_choice", "word": "greedy_match", "ask": "generate"}
 PARAMS = random_params(MODEL)
 
 
@@ -43,12 +46,12 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def tasks(folder: Path, **settings: object) -> Path:
-    """A file of all three kinds of tasks, with these settings for those that may be chats."""
+def tasks(folder: Path, names: Iterable[str] = ("text", "choice", "ask"), **settings: object) -> Path:
+    """A file of these kinds of tasks, with these settings for those that may be chats."""
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    each = [{"name": name, "kind": kind, "rows": str(folder / f"{name}.jsonl")} for name, kind in KINDS.items()]
-    own = {"text": {}, "choice": settings, "ask": settings | {"max_tokens": 4}}
+    each = [{"name": name, "kind": KINDS[name], "rows": str(folder / f"{name}.jsonl")} for name in names]
+    own = {"text": {}, "choice": settings, "word": settings, "ask": settings | {"max_tokens": 4}}
     chats = [task | own[task["name"]] for task in each]
     path = folder / "tasks.yaml"
     path.write_text(json.dumps({"tasks": chats, "root": str(folder / "evaluations")}))  # JSON is YAML
@@ -56,8 +59,8 @@ def tasks(folder: Path, **settings: object) -> Path:
 
 
 def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> None:
-    result = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, chat=False)), base, Silent())
-    text, choice, ask = read_results(result.path)
+    result = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, KINDS, chat=False)), base, Silent())
+    text, choice, word, ask = read_results(result.path)
     tokenizer = ByteTokenizer()
     ids = [np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]) for text in TEXTS]
     nats = float(sum(document_nats(MODEL, PARAMS, ids, MODEL.max_seq_len, build_mesh(MeshConfig()))))
@@ -65,7 +68,24 @@ def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> Non
     assert text.mean == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert text.other == {"perplexity": pytest.approx(math.exp(nats / tokens), rel=1e-5)}
     assert choice.mean == 0.5  # the same choices, once with each of them as the right one
+    asked = [([tokenizer.bos_id, *tokenizer.encode("2 + 2 =")], tokenizer.encode(answer)) for answer in "45"]
+    nats = -sum(loglikelihoods(MODEL, PARAMS, asked, build_mesh(MeshConfig())))
+    assert word.other == {"nats_per_answer": pytest.approx(nats / 2, rel=1e-5)}
     assert [len(example.detail["output"]) > 0 for example in ask.examples] == [True, True]
+
+
+def test_the_greedy_continuation_is_the_likeliest_at_each_position() -> None:
+    """Against the log-likelihoods of every id of the vocabulary, one position at a time."""
+    mesh, ids, steps = build_mesh(MeshConfig()), [ByteTokenizer().bos_id, *b"2 + 2 ="], []
+    for _ in range(2):
+        by_id = loglikelihoods(MODEL, PARAMS, [(ids, [token]) for token in range(MODEL.vocab_size)], mesh)
+        steps.append(np.argsort(by_id))
+        ids = [*ids, int(steps[-1][-1])]
+    context, best, second = ids[:-2], ids[-2:], [int(order[-2]) for order in steps]
+    pairs = [(context, best), (context, [second[0], best[1]]), (context, [best[0], second[1]]), (context, best[:1])]
+    scored = greedy_loglikelihoods(MODEL, PARAMS, pairs, mesh)
+    assert [is_greedy for _, is_greedy in scored] == [True, False, False, True]
+    assert [logprob for logprob, _ in scored] == pytest.approx(loglikelihoods(MODEL, PARAMS, pairs, mesh), rel=1e-5)
 
 
 def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
@@ -95,7 +115,7 @@ def test_rows_of_a_runs_artifacts_are_not_there(base: Path, tmp_path: Path) -> N
 
 
 def test_a_mesh_gives_the_same_scores_and_is_no_part_of_the_question(base: Path, tmp_path: Path) -> None:
-    path = tasks(tmp_path, chat=False)
+    path = tasks(tmp_path, KINDS, chat=False)
     one = score_bundle(load_config(BundleTasksConfig, path), base, Silent())
     again = load_config(BundleTasksConfig, path, ("mesh.tensor=2", "mesh.fsdp=2"))
     assert score_bundle(again, base, Silent()).path == one.path
@@ -103,6 +123,7 @@ def test_a_mesh_gives_the_same_scores_and_is_no_part_of_the_question(base: Path,
     sharded = score_bundle(elsewhere, base, Silent())
     for found, expected in zip(read_results(sharded.path), read_results(one.path), strict=True):
         assert found.mean == pytest.approx(expected.mean, rel=1e-5)
+        assert found.other == pytest.approx(expected.other, rel=1e-5)
         outputs = [[example.detail.get("output") for example in result.examples] for result in (found, expected)]
         assert outputs[0] == outputs[1]
     with pytest.raises(ConfigError, match=r"mesh\.tensor=4 does not divide model\.num_heads=2"):

@@ -55,6 +55,15 @@ class TrigramModel:
         self.asked += pairs
         return [self._loglikelihood(*pair) for pair in pairs]
 
+    def greedy_loglikelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        return [(self._loglikelihood(*pair), self._is_greedy([0, *pair[0]], pair[1])) for pair in pairs]
+
+    def _is_greedy(self, ids: list[int], continuation: list[int]) -> bool:
+        if not continuation:
+            return True
+        p = self.model.probabilities(np.full(260, ids[-2]), np.full(260, ids[-1]), np.arange(260))
+        return int(p.argmax()) == continuation[0] and self._is_greedy([*ids, continuation[0]], continuation[1:])
+
     def _loglikelihood(self, context: list[int], continuation: list[int]) -> float:
         assert context and continuation and len(context) + len(continuation) - 1 <= self.max_seq_len
         stream = np.array([0, *context, *continuation])[-len(continuation) - 2 :]
@@ -167,9 +176,38 @@ def test_the_delimiter_is_scored_but_not_counted(tmp_path: Path) -> None:
     assert model.asked[0] == ([0, ord("x") + 4], [ord(" ") + 4, ord("a") + 4])
 
 
+def test_a_schema_scores_the_same_ending_after_each_context(tmp_path: Path) -> None:
+    rows = [{"contexts": ["an a", "an b"], "continuation": "is", "gold": gold} for gold in (0, 1)]
+    config = task(tmp_path, "schema", rows, delimiter=" ")
+    result = run(config, model := Fixed(-3.0, -2.0))
+    assert [example.score for example in result.examples] == [0.0, 1.0]
+    encode = Bytes().encode
+    assert model.asked[:2] == [([0, *encode("an a")], encode(" is")), ([0, *encode("an b")], encode(" is"))]
+    assert (result.metric, result.other, result.doubtful) == ("accuracy", {"chance": 0.5}, [])
+    with pytest.raises(ConfigError, match="two contexts are the same"):
+        run(task(tmp_path, "schema", [rows[0] | {"contexts": ["a", "a"]}] * 2), model)
+
+
+def test_greedy_match_is_the_argmax_at_each_position(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "the sky is", "answer": "blue"},
+        {"prompt": "the sky is", "answer": "blur"},
+        {"prompt": "the sky is", "answer": "green"},  # likely, but not the likeliest
+    ]
+    model = TrigramModel(["sky is blue", "sky is blue", "grass is green"])
+    result = run(task(tmp_path, "greedy_match", rows, chat=False, delimiter=" "), model)
+    assert [example.score for example in result.examples] == [1.0, 0.0, 0.0]
+    context, answers = [0, *Bytes().encode("the sky is")], [Bytes().encode(" " + row["answer"]) for row in rows]
+    logprobs = model.loglikelihoods([(context, answer) for answer in answers])
+    assert result.other["nats_per_answer"] == pytest.approx(-sum(logprobs) / 3)
+    assert result.metric == "accuracy"
+
+
 ROW = {"choices": ["x", "y"], "gold": 1, "continuation": "y", "answer": "y"}
 FIRST_PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "multiple_choice": lambda config, row: config.pairs(row, Bytes())[1],
+    "schema": lambda config, row: config.pairs(row, Bytes())[1],
+    "greedy_match": lambda config, row: config.pairs_of(row, ["y"], Bytes())[0],
     "generate": lambda config, row: (config.prompt_ids(row, Bytes()), Bytes().encode(" y")),
 }
 
@@ -178,7 +216,8 @@ FIRST_PAIRS: dict[str, Callable[[Any, Any], Any]] = {
 def test_examples_precede_the_prompt(tmp_path: Path, kind: str) -> None:
     """As lm-evaluation-harness: `prompt + target_delimiter + target`, `fewshot_delimiter`, the row's prompt."""
     rows = [ROW | {"query": name, "prompt": name, "contexts": ["q", name]} for name in "abcd"]
-    config = task(tmp_path, kind, rows, shots=2, delimiter=" ", chat=False)
+    plain = {} if kind == "schema" else {"chat": False}
+    config = task(tmp_path, kind, rows, shots=2, delimiter=" ", **plain)
     asked = [0, *Bytes().encode("c y\n\nd y\n\na")]
     assert FIRST_PAIRS[kind](config, read_rows(config, {}).rows[0]) == (asked, Bytes().encode(" y"))
 

@@ -3,6 +3,7 @@ one text, or a list of accepted texts."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -15,10 +16,22 @@ from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import TaskRow, is_text
 
+# A minus belongs to a number unless it stands between two operands; commas only where they separate thousands.
+NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The value of the last number in a text: 1,234.50 for "so $1,234.50." As lm-evaluation-harness's GSM8K filter
+    `flexible-extract`, except that numbers are compared by value: 18 equals 18.00."""
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
 # By name: a function of (output, answer) that says whether the output passes.
 CHECKS: dict[str, Callable[[str, str], bool]] = {
     "exact": lambda output, answer: output.strip() == answer.strip(),
     "contains": lambda output, answer: answer in output,
+    "last_number": lambda output, answer: last_number(output) == last_number(answer),
     "regex": lambda output, pattern: re.search(pattern, output) is not None,
 }
 
@@ -96,4 +109,9 @@ def _pattern_problem(patterns: Sequence[str]) -> str:
     return ""
 
 
-PROBLEMS = {"regex": _pattern_problem}  # of a row's answers, by check
+def _number_problem(answers: Sequence[str]) -> str:
+    without = next((answer for answer in answers if last_number(answer) is None), None)
+    return "" if without is None else f"answer {without!r} has no number"
+
+
+PROBLEMS = {"regex": _pattern_problem, "last_number": _number_problem}  # of a row's answers, by check
