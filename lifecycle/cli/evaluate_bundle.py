@@ -19,11 +19,12 @@ def evaluate_bundle(bundle: Path, tasks: Path, overrides: tuple[str, ...]) -> No
     console = Console(emoji=False)
     with progress_on(console) as progress:
         artifact = score_bundle(config, bundle, progress)
-    console.print(_table(config, read_results(artifact.path)))
+    console.print(results_table(config, read_results(artifact.path)))
     console.print(f"results {artifact.path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(config: BundleTasksConfig, results: list[EvalResult]) -> Table:
+def results_table(config: BundleTasksConfig, results: list[EvalResult]) -> Table:
+    """A row per task: its score, how its rows were chosen, and how many of them were skipped or are doubtful."""
     table = Table(box=None, header_style="bold")
     for column in ("task", "metric", "score", "95 % interval", "rows", "also"):
         table.add_column(column, no_wrap=column != "also")

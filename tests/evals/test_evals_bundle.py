@@ -4,11 +4,13 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lifecycle.core.config import ConfigError, load_config
+from lifecycle.cli.evaluate_bundle import results_table
+from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Silent
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.greedy import greedy_loglikelihoods
@@ -86,6 +88,17 @@ def test_the_greedy_continuation_is_the_likeliest_at_each_position() -> None:
     scored = greedy_loglikelihoods(MODEL, PARAMS, pairs, mesh)
     assert [is_greedy for _, is_greedy in scored] == [True, False, False, True]
     assert [logprob for logprob, _ in scored] == pytest.approx(loglikelihoods(MODEL, PARAMS, pairs, mesh), rel=1e-5)
+
+
+def test_the_table_says_which_rows_were_scored(make_result: Any) -> None:
+    rows = {"kind": "generate", "rows": "x"}
+    tasks = [{"name": "a", **rows, "limit": 3}, {"name": "b", **rows, "head": 3}, {"name": "c", **rows}]
+    result = make_result("a", [1.0, 0.0, 1.0]).model_copy(
+        update={"skipped": ["x:1: empty"] * 7, "doubtful": ["x:2: y"]}
+    )
+    table = results_table(validate(BundleTasksConfig, {"tasks": tasks}), [result] * 3)
+    shown = [list(column.cells) for column in table.columns]
+    assert shown[-2:] == [["3"] * 3, [f"skipped 7  doubtful 1{how}" for how in ("  rows by hash", "  first rows", "")]]
 
 
 def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
