@@ -91,11 +91,13 @@ def test_boilerplate_of_many_documents_counts_for_rows_but_not_for_heldout_docum
     assert all(verdict.reason == "eval_overlap" for verdict in judged(training, [row]))
 
 
-def test_broken_rows_are_errors_with_their_place(tmp_path: Path) -> None:
+def test_the_text_of_a_broken_row_stays_out_of_training_too(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
     path.write_text('{"prompt": "a"}\n{broken\n')
-    with pytest.raises(ConfigError, match=r"eval\.jsonl:2: not JSON"):
-        eval_items([path])
+    assert [(item.name, item.text) for item in eval_items([path])] == [
+        ("eval.jsonl:1", "a"),
+        ("eval.jsonl:2", "{broken"),
+    ]
     with pytest.raises(ConfigError, match=r"none\.jsonl"):
         eval_items([tmp_path / "none.jsonl"])
 
@@ -105,9 +107,11 @@ def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> Non
     pq.write_table(pa.table({"text": [prose(41, 40), text, None]}), tmp_path / "eval.parquet")
     (dirty,) = judged([f"{prose(42, 100)} {text}"], eval_items([tmp_path / "eval.parquet"]))
     assert "eval.parquet:2" in (dirty.detail or "")
-    pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(ConfigError, match=r"other\.parquet.*column `text`"):
-        eval_items([tmp_path / "other.parquet"])
+    pq.write_table(pa.table({"choices": [["a", text]]}), tmp_path / "other.parquet")
+    assert [item.text for item in eval_items([tmp_path / "other.parquet"])] == ["a", text]
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"broken\.parquet: .*copy the file again"):
+        eval_items([tmp_path / "broken.parquet"])
     path = tmp_path / "eval.jsonl"
     path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [found.text for found in eval_items([path])] == ["one\u2028two\x85three"]
