@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-import jax
-
 from lifecycle.model.params import Params
-from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.hooks.hook import Hook, off_the_clock
 from lifecycle.training.run import TrainingRun
 
 
@@ -27,6 +25,5 @@ class Evaluate(Hook):
             self._log(run)
 
     def _log(self, run: TrainingRun) -> None:
-        jax.block_until_ready(run.state)  # steps that are still running count as training time
-        with run.clock.paused():
+        with off_the_clock(run):
             run.write(**self.measure(run.state.params))

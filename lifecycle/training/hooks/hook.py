@@ -1,11 +1,25 @@
 """The interface of hooks, which the loop calls between steps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
 from lifecycle.training.run import TrainingRun
+
+
+@contextmanager
+def off_the_clock(run: TrainingRun) -> Iterator[None]:
+    """Stops the run's clock inside the block, whose work is not training. Waits for the steps that still run: their
+    time counts, and the block would hide it."""
+    jax.block_until_ready(run.state)
+    with run.clock.paused():
+        yield
 
 
 class Hook:
     """Work between steps. All processes call the same hooks in the same order; override the methods you need. An
-    exception ends the run, with a note that names the hook."""
+    exception ends the run, with a note that names the hook. Work that takes time goes into `off_the_clock`."""
 
     def start(self, run: TrainingRun) -> None:
         """Called before this process's first step, of a new or a resumed run."""

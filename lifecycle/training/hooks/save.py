@@ -1,12 +1,13 @@
 """Saves checkpoints during training."""
 
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.hooks.hook import Hook, off_the_clock
 from lifecycle.training.run import TrainingRun
 
 
 class Save(Hook):
-    """A checkpoint when one is due, and after the last step: the trained part of the state, and the data state.
+    """A checkpoint when one is due, and after the last step: the trained part of the state, and the data state. The
+    time until its arrays are copied does not count as training time; the files are written during the next steps.
 
     It needs the metrics, so that `Finite` checks them before a save. It comes last: the steps that a checkpoint covers
     have been logged and measured.
@@ -24,4 +25,5 @@ class Save(Hook):
         if not self.needs_metrics(run):
             return
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}
-        self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
+        with off_the_clock(run):
+            self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
