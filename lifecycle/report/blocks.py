@@ -5,12 +5,16 @@ formatted before it gets here, so the two cannot disagree.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lifecycle.report.format import significant
 
 SHOWN_POINTS = 10  # per curve, in the table below its chart
 
+# What an axis of values spans, the one rule for all charts: amounts, of which 0 is none (learning rate, gradient norm,
+# throughput), start at 0; shares span 0 to 1; all else (losses, likelihoods, margins) spans its data, for those changes
+# are small beside the distance from 0, which says nothing.
+type Span = Literal["amount", "share", "data"]
 type Point = tuple[float, float]
 type Chart = LineChart | IntervalChart | BarChart
 type Block = Paragraph | Heading | Headline | Facts | Table | Verbatim | Exchanges | Charts
@@ -110,14 +114,13 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over steps. The y-axis spans at least `low` to `high`: from 0 for amounts, 0 to 1 for shares."""
+    """Curves over steps."""
 
     kind: ClassVar[str] = "lines"
     title: str
     unit: str
     series: tuple[Series, ...]
-    low: float | None = None
-    high: float | None = None
+    axis: Span = "data"
 
     @property
     def description(self) -> str:
@@ -147,17 +150,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """Values with their intervals, one above the other.
-
-    `mark` is a value to compare with, such as chance. The axis reaches at least down to `low`: 0 for shares.
-    """
+    """Values with their intervals, one above the other; `mark` is a value to compare with, such as chance."""
 
     kind: ClassVar[str] = "intervals"
     title: str
     unit: str
     measures: tuple[Measure, ...]
     mark: tuple[str, float] | None = None
-    low: float | None = None
+    axis: Span = "data"
 
     @property
     def description(self) -> str:

@@ -7,6 +7,7 @@ takes over a second, so only code that renders a page imports this module.
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,17 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from matplotlib.transforms import blended_transform_factory
 from matplotlib.typing import RcKeyType
 
-from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Series, thin
+from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Series, Span, thin
 from lifecycle.report.format import printable
 
-WIDTH, HEIGHT = 360, 224  # of a line chart, in the page's pixels
-WIDE = 460  # of the other charts, which have names on the left
+# In the drawing's own pixels. The page scales a drawing to its column, 300 to 720 pixels, and its texts against that,
+# from 13 to 9 pixels (`report.css`): margins have room for the largest.
+WIDTH, HEIGHT = 440, 250  # of a line chart
 ROW, BAR = 28, 22  # height of a row
-LETTER = 6.2  # mean width of a letter, for the names on the left
-DRAWN_POINTS = 400  # more than a curve of 300 pixels can show
+LINE, LETTER = 14, 7.0  # height of a line and mean width of a letter, of the names on the left
+NAME = 20  # letters in a line of a name
+DRAWN_POINTS = 400  # more than a curve of 400 pixels can show
+ENDS: dict[Span, tuple[float | None, float | None]] = {"amount": (0.0, None), "share": (0.0, 1.0), "data": (None, None)}
 FLAT = 1e-6  # a curve whose relative range is below this is drawn as flat
 FONT_SIZE = 11
 
@@ -44,7 +48,7 @@ STYLE: dict[RcKeyType, Any] = {
     "figure.frameon": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 1,
     "xtick.bottom": False, "ytick.left": False, "xtick.major.pad": 5, "ytick.major.pad": 5,
     "legend.frameon": False, "legend.borderaxespad": 0.5, "legend.handlelength": 1.6, "legend.handletextpad": 0.4,
-    "legend.columnspacing": 1.2, "legend.borderpad": 0, "lines.solid_capstyle": "butt", "figure.dpi": 72,
+    "legend.columnspacing": 2, "legend.borderpad": 0, "lines.solid_capstyle": "butt", "figure.dpi": 72,
 }  # fmt: skip
 FONT = f"font-size: {FONT_SIZE}px; font-family: 'DejaVu Sans'; "  # removed: the page's style sheet sets it
 SVG = "{http://www.w3.org/2000/svg}"
@@ -80,10 +84,10 @@ def _style(name: str) -> Iterator[None]:
 
 def _lines(chart: LineChart) -> Figure:
     top = 28 if len(chart.series) > 1 else 9  # one curve needs no legend
-    figure, axes = _axes(WIDTH, HEIGHT, left=50, right=14, top=top, bottom=38)
+    figure, axes = _axes(WIDTH, HEIGHT, left=60, right=14, top=top, bottom=38)
     points = [point for series in chart.series for point in series.points]
     axes.set_xlim(0, max(step for step, _ in points) or 1)
-    axes.set_ylim(*_limits([value for _, value in points], chart.low, chart.high))
+    axes.set_ylim(*_limits([value for _, value in points], *ENDS[chart.axis]))
     axes.set_xlabel("step", labelpad=4)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -114,16 +118,16 @@ def _curve(axes: Axes, series: Series, number: int) -> None:
 def _intervals(chart: IntervalChart) -> Figure:
     names = [measure.name for measure in chart.measures]
     top = 24 if chart.mark else 8
-    figure, axes = _rows(names, ROW, top=top, bottom=24, right=48)
+    figure, axes = _rows(names, ROW, top=top, bottom=24, right=56)
     ends = [end for measure in chart.measures for end in (measure.low, measure.high)]
-    axes.set_xlim(*_limits(ends + ([] if chart.mark is None else [chart.mark[1]]), chart.low))
+    axes.set_xlim(*_limits(ends + ([] if chart.mark is None else [chart.mark[1]]), *ENDS[chart.axis]))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     for y, measure in enumerate(chart.measures):
         color = SERIES[1] if measure.is_baseline else SERIES[0]
         axes.plot([measure.low, measure.high], [y, y], color=color, linewidth=2.5, clip_on=False, gid=f"interval-{y}")
         axes.plot([measure.mean], [y], "o", color=color, markersize=7.5, clip_on=False)
         right = blended_transform_factory(axes.transAxes, axes.transData)
-        axes.text(1, y, f"   {measure.mean:.3f}", transform=right, va="center")
+        axes.annotate(f"{measure.mean:.3f}", (1, y), (10, 0), right, "offset points", va="center")
     if chart.mark is not None:
         name, value = chart.mark
         axes.axvline(value, color=SOFT, linewidth=1.5, linestyle=(0, (4, 3)), clip_on=False)
@@ -133,7 +137,7 @@ def _intervals(chart: IntervalChart) -> Figure:
 
 
 def _bars(chart: BarChart) -> Figure:
-    figure, axes = _rows([name for name, _, _ in chart.bars], BAR, top=0, bottom=0, right=62)
+    figure, axes = _rows([name for name, _, _ in chart.bars], BAR, top=0, bottom=0, right=76)
     amounts = [amount for _, amount, _ in chart.bars]
     axes.set_xlim(0, max(amounts) or 1)
     axes.xaxis.set_visible(False)
@@ -145,12 +149,17 @@ def _bars(chart: BarChart) -> Figure:
 
 def _rows(names: Sequence[str], height: int, top: int, bottom: int, right: int) -> tuple[Figure, Axes]:
     """A chart of one row for each name, the first one on top."""
-    names = [printable(name) for name in names]
-    left = 14 + LETTER * max(map(len, names))
-    figure, axes = _axes(WIDE, top + height * len(names) + bottom, left=left, right=right, top=top, bottom=bottom)
+    lines = [textwrap.wrap(name, NAME) if len(name) > NAME else [name] for name in map(printable, names)]
+    left = 14 + LETTER * max(len(line) for name in lines for line in name)
+    height = max(height, 4 + LINE * max(map(len, lines)))
+    figure, axes = _axes(WIDTH, top + height * len(names) + bottom, left=left, right=right, top=top, bottom=bottom)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), names)
-    axes.yaxis.grid(False)
+    axes.yaxis.set_visible(False)
+    for y, name in enumerate(lines):
+        for i, line in enumerate(name):  # a text with line breaks would not be aligned with the axis
+            above = (len(name) - 1 - 2 * i) / 2 * LINE
+            at, offset = blended_transform_factory(axes.transAxes, axes.transData), (-8, above)
+            axes.annotate(line, (0, y), offset, at, "offset points", ha="right", va="center")
     return figure, axes
 
 
@@ -169,9 +178,8 @@ def _limits(values: Sequence[float], low: float | None = None, high: float | Non
     """The limits of an axis: the values and the given ends, with a margin at each end not given; never empty."""
     first = min(values) if low is None else min(low, *values)
     last = max(values) if high is None else max(high, *values)
-    if last - first <= FLAT * max(abs(first), abs(last)):
-        return first - (abs(first) or 1) * 0.1, last + (abs(last) or 1) * 0.1
-    margin = 0.04 * (last - first)
+    is_flat = last - first <= FLAT * max(abs(first), abs(last))
+    margin = 0.1 * (abs(last) or 1) if is_flat else 0.04 * (last - first)
     return first - (0 if first == low else margin), last + (0 if last == high else margin)
 
 

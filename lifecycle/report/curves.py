@@ -7,7 +7,7 @@ metric without a chart here is plotted under its own name.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lifecycle.report.blocks import LineChart, Series
+from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
@@ -15,13 +15,12 @@ HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 
 @dataclass(frozen=True)
 class Curves:
-    """A chart: metrics and their names in it. The y-axis spans at least `low` to `high`."""
+    """A chart: metrics and their names in it."""
 
     title: str
     unit: str
     metrics: dict[str, str]
-    low: float | None = None
-    high: float | None = None
+    axis: Span = "data"
 
 
 OF_OBJECTIVES = (
@@ -35,8 +34,7 @@ OF_OBJECTIVES = (
             "heldout_accuracy": "held out",
             "heldout_likelihood_accuracy": "held out, by likelihood",
         },
-        low=0,
-        high=1,
+        axis="share",
     ),
     Curves("Preference margin", "chosen minus rejected", {"margins": "training", "heldout_margins": "held out"}),
     Curves(
@@ -46,9 +44,9 @@ OF_OBJECTIVES = (
     ),
 )
 OF_STEPS = (
-    Curves("Learning rate", "per step", {"learning_rate": "learning rate"}, low=0),
-    Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, low=0),
-    Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, low=0),
+    Curves("Learning rate", "per step", {"learning_rate": "learning rate"}, axis="amount"),
+    Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, axis="amount"),
+    Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, axis="amount"),
 )
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
@@ -79,7 +77,7 @@ def _chart(curves: Curves, training: Training) -> LineChart:
         for metric, name in curves.metrics.items()
         if metric in training.curves
     )
-    return LineChart(curves.title, curves.unit, series, curves.low, curves.high)
+    return LineChart(curves.title, curves.unit, series, curves.axis)
 
 
 def _further(training: Training) -> Iterator[Curves]:

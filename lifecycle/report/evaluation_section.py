@@ -102,8 +102,8 @@ def _chart(task: Task, numbers: Numbers) -> IntervalChart:
         results = ((baseline.name, baseline.result) for baseline in numbers.baselines)
         measures += [Measure(name, r.mean, r.low, r.high, is_baseline=True) for name, r in results]
     mark = None if task.chance is None else ("chance", task.chance)
-    low = 0.0 if task.final.interval == "Wilson" else None  # a share
-    return IntervalChart(task.name, task.final.metric.replace("_", " "), tuple(measures), mark, low)
+    axis = "share" if task.final.interval == "Wilson" else "data"
+    return IntervalChart(task.name, task.final.metric.replace("_", " "), tuple(measures), mark, axis)
 
 
 def _interval(result: EvalResult) -> str:

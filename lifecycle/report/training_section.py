@@ -14,7 +14,10 @@ CONVENTION = (
     "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU divides "
     "the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, measured "
     "on one device after the steps of a process's first stage, times the number of devices. Other programs on the "
-    "machine lower MFU; they change FLOPs per core-second, which covers the steps alone, only a little."
+    "machine lower MFU; they change FLOPs per core-second only a little. All cover the steps alone: no compilation, "
+    "measurement or checkpoint; a process's first step includes the first run of its program, which takes longer. Axes "
+    "of learning rates, gradient norms and throughputs start at 0 and those of shares span 0 to 1; all others show the "
+    "range of the data."
 )
 
 
@@ -53,10 +56,10 @@ def _settings_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own(training: Training) -> str:
-    """The settings that are specific to the stage's objective."""
+    """The settings that are specific to the stage's objective, without empty ones."""
     fields = objective_kind(training.objective).settings.model_fields
-    own = [name for name in fields if name not in TrainConfig.model_fields and name in training.settings]
-    return ", ".join(f"{name.replace('_', ' ')} {training.settings[name]}" for name in own)
+    own = {name: training.settings.get(name) for name in fields if name not in TrainConfig.model_fields}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if value not in (None, {}))
 
 
 def _speed(trainings: tuple[Training, ...]) -> Table:
@@ -84,7 +87,7 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
     kind = {"wsd": "warm-up, stable, decay"}.get(schedule["kind"], schedule["kind"])
     warmup = f"{count(schedule['warmup_steps'])} steps of warm-up"
     return f"{kind}: {warmup}" + (
-        f", decay over the last {100 * schedule['decay_share']:g} %" if schedule["kind"] == "wsd" else ""
+        f", decay over the last {100 * schedule['decay_share']:g}\u00a0%" if schedule["kind"] == "wsd" else ""
     )
 
 

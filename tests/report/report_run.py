@@ -184,7 +184,7 @@ def build_pretraining(root: Path) -> Run:
     """One stage on token shards; no rows and no evaluations."""
     made = Run(root)
     make_data(made)
-    made.training("base", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000)
+    made.training("base", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000, mixture={})
     made.release("base")
     return made
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from lifecycle.report import format
-from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Measure, Series, thin
-from lifecycle.report.charts import FLAT, draw
+from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Measure, Series, Span, thin
+from lifecycle.report.charts import ENDS, FLAT, NAME, draw
 from lifecycle.report.markdown import plain
 
 values = st.floats(-1e6, 1e6).map(lambda x: 0.0 if abs(x) < 1e-6 else x)
@@ -50,9 +50,9 @@ def labels(root: ElementTree.Element, axis: int) -> dict[str, float]:
 
 
 @settings(max_examples=40)
-@given(curves, curves, st.sampled_from([(None, None), (0.0, None), (0.0, 1.0)]))
-def test_a_line_chart_has_the_points_of_its_series(one: tuple, two: tuple, ends: tuple) -> None:
-    chart = LineChart("t", "u", (Series("a", one), Series("b", two, dots=True)), *ends)
+@given(curves, curves, st.sampled_from(list(ENDS)))
+def test_a_line_chart_has_the_points_of_its_series(one: tuple, two: tuple, axis: Span) -> None:
+    chart = LineChart("t", "u", (Series("a", one), Series("b", two, dots=True)), axis)
     root = svg(chart)
     width, height = map(float, root.get("viewBox", "").split()[2:])
     drawn = [path(root, "series-0"), path(root, "series-1")]
@@ -81,13 +81,31 @@ def test_labels_of_ticks_differ_and_are_true(points: tuple) -> None:
         assert gaps == pytest.approx([gaps[0]] * len(gaps), rel=0.01)
 
 
-def test_amounts_start_at_zero_and_shares_end_at_one_where_asked() -> None:
-    series = (Series("a", ((10, 0.5), (20, 0.75))),)
-    ranges = [list(labels(svg(LineChart("t", "u", series, *ends)), 2)) for ends in ((), (0,), (0, 1))]
-    assert [(ticks[0], ticks[-1]) for ticks in ranges] == [("0.5", "0.7"), ("0", "0.6"), ("0", "1")]
-    measures = (Measure("a", 0.5, 0.4, 0.6),)
-    starts = [next(iter(labels(svg(IntervalChart("t", "u", measures, low=low)), 1))) for low in (None, 0.0)]
-    assert starts == ["0.4", "0"]
+SPANS: list[tuple[Span, str, str]] = [("data", "0.5", "0.7"), ("amount", "0", "0.6"), ("share", "0", "1")]
+
+
+@pytest.mark.parametrize(("axis", "first", "last"), SPANS)
+def test_an_axis_spans_what_its_kind_of_quantity_asks_for(axis: Span, first: str, last: str) -> None:
+    lines = list(labels(svg(LineChart("t", "u", (Series("a", ((10, 0.5), (20, 0.75))),), axis)), 2))
+    assert (lines[0], lines[-1]) == (first, last)
+    intervals = list(labels(svg(IntervalChart("t", "u", (Measure("a", 0.6, 0.5, 0.75),), axis=axis)), 1))
+    assert intervals[0] == first
+
+
+def test_an_amount_that_stays_zero_has_no_values_below_it() -> None:
+    ticks = labels(svg(LineChart("t", "u", (Series("a", ((10, 0.0), (20, 0.0))),), "amount")), 2)
+    assert next(iter(ticks)) == "0" and len(ticks) >= 2
+
+
+def test_a_long_name_takes_more_lines_and_no_other_row_s_place() -> None:
+    names = ["trigram of as many tokens as seen", "short", "x" * (3 * NAME + 5)]
+    root = svg(BarChart("t", "u", tuple((name, 1, "one") for name in names)))
+    placed = [(e.text, e.get("style", ""), float(e.get("y", "nan"))) for e in root.iter("text") if e.text != "one"]
+    assert [text for text, _, _ in placed] == [
+        "trigram of as many", "tokens as seen", "short", *["x" * NAME] * 3, "x" * 5,
+    ]  # fmt: skip
+    assert all("text-anchor: end" in style for _, style, _ in placed)
+    assert all(b[2] - a[2] > 13 for a, b in pairwise(placed))
 
 
 def test_intervals_and_bars_keep_their_proportions() -> None:

@@ -55,6 +55,7 @@ def test_pre_training_alone(tmp_path: Path) -> None:
     assert "Of 10,240 training tokens base read 5,120 (50.0 %)." in what.text
     (charts,) = blocks(report, "training", Charts)
     assert [chart.title for chart in charts.items] == ["Loss", "Held-out text during training", "Throughput"]
+    assert table(report, "training", "Settings").rows[0][-1] == "eval bytes 1000", "no mixture, nothing to say of it"
 
 
 def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:
@@ -124,3 +125,13 @@ def test_metrics_of_an_objective_that_the_report_does_not_know(tmp_path: Path, m
     assert isinstance(chart := charts["agreement rate"], LineChart)
     assert [(series.name, series.dots) for series in chart.series] == [("training", False), ("held out", True)]
     assert table(build_report(numbers), "training", "Settings").rows[0][-1] == "margin 0.5"
+
+
+def test_a_quantity_has_the_same_axis_in_every_stage_and_task(tmp_path: Path) -> None:
+    numbers = build_five_stages(tmp_path).collect()
+    charts = [chart for training in numbers.trainings for chart in line_charts(training)]
+    axes = {(chart.title, chart.axis) for chart in charts}
+    assert {("Loss", "data"), ("Throughput", "amount"), ("Preference accuracy", "share")} <= axes
+    assert len(axes) == len({title for title, _ in axes})
+    (drawn,) = blocks(build_report(numbers), "evaluation", Charts)
+    assert [(chart.title, chart.axis) for chart in drawn.items] == [("text", "data"), ("choice", "share")]
