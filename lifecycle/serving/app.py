@@ -12,13 +12,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lifecycle.core.config import ConfigError
@@ -29,18 +28,11 @@ from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.metrics import Metrics
+from lifecycle.serving.pages import page_routes
 from lifecycle.serving.prompts import chat_prompt, text_prompts
 from lifecycle.serving.record import Recorder, RequestObserver
 from lifecycle.serving.schemas import ChatRequest, CompletionRequest, parse
 from lifecycle.text.interface import Tokenizer
-
-PAGE = Path(__file__).parent / "chat.html"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
 
 
 def create_app(
@@ -56,11 +48,8 @@ def create_app(
     async def show_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def page(_: Request) -> Response:
-        return FileResponse(PAGE, media_type="text/html", headers=PAGE_HEADERS)
-
     routes = [
-        Route("/", page),
+        *page_routes(),
         Route("/health", api.health),
         Route("/metrics", show_metrics),
         Route("/v1/models", api.list_models),

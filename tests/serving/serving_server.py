@@ -4,11 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 import openai
 import uvicorn
+from starlette.applications import Starlette
 
 from lifecycle.inference.engine import Engine
 from lifecycle.serving.app import create_app
@@ -44,13 +46,20 @@ class Running:
 
 
 def start(models: dict[str, Served], config: ServeConfig, records: list[FinishedRequest]) -> Iterator[str]:
-    app = create_app(models, config, [records.append])
+    with running(create_app(models, config, [records.append]), config) as base:
+        yield base
+
+
+@contextmanager
+def running(app: Starlette, config: ServeConfig) -> Iterator[str]:
     listener: socket.socket = listen(config)
     server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield url(listener)
-    server.should_exit = True
-    thread.join()
+    try:
+        yield url(listener)
+    finally:
+        server.should_exit = True
+        thread.join()

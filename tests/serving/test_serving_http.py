@@ -354,14 +354,6 @@ def test_a_port_in_use_is_named_with_the_option_that_changes_it(server: Running)
         assert url(listener).startswith("http://127.0.0.1:")
 
 
-def test_the_page_is_one_file_that_asks_nobody_else(server: Running) -> None:
-    response = httpx.get(server.base)
-    assert response.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in response.headers["content-security-policy"]
-    assert "http://" not in response.text
-    assert "https://" not in response.text
-
-
 def test_streams_of_many_clients_do_not_mix(server: Running) -> None:
     """Six at once over two slots: each stream is its own answer."""
     prompts = [f"number {i}" for i in range(6)]
