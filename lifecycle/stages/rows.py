@@ -15,7 +15,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.interface import TokenizerError
-from lifecycle.text.rows import EmptyAnswer, RowEncoder, RowError, read_rows, write_rows
+from lifecycle.text.rows import RowEncoder, RowError, UnusableRow, read_rows, write_rows
 
 KINDS, SIDES = ("chat", "pairs"), ("train", "heldout")  # own rows are added to `<kind>-<side>.jsonl`
 
@@ -73,7 +73,7 @@ def _checked(kind: str, file: Path, progress: Progress) -> list[dict[str, Any]]:
     for line, row in read_rows(file):
         try:
             encode(row)
-        except EmptyAnswer as reason:
+        except UnusableRow as reason:
             useless.append(f"{file}:{line}: {reason}")
         except (RowError, ChatError, TokenizerError) as error:
             raise RowError(f"{file}:{line}: {error}") from None

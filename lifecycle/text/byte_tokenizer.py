@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lifecycle.text.interface import BOS, EOS, IM_END, IM_START, PAD, Tokenizer, write_config
+from lifecycle.text.interface import BOS, EOS, IM_END, IM_START, PAD, Span, Tokenizer, write_config
 
 KIND = "bytes"
 SPECIALS = (BOS, EOS, PAD, IM_START, IM_END)
@@ -23,6 +23,9 @@ class ByteTokenizer(Tokenizer):
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
+
+    def _spans(self, text: str, is_first: bool) -> list[Span]:
+        return [(byte, i, i + 1) for i, character in enumerate(text) for byte in character.encode()]
 
     def _bytes_of(self, token_id: int) -> bytes:
         return bytes([token_id])

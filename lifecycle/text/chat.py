@@ -1,24 +1,26 @@
 """Chat templates: messages to token ids, with a mask of the assistant's tokens.
 
-A template is jinja2 in the dialect of HF tokenizers, run in an immutable sandbox. What must hold: nobody can inject a
-turn. The template's own text may name special tokens; a message's content is always encoded as plain text. To tell them
-apart, each content is put into the template between two marks that occur in no content, and the rendered text is split
-at the marks. A template that cuts or changes a content (other than stripping it) is rejected, since it would hide the
-marks.
+A template is jinja2 in the dialect of transformers, run in an immutable sandbox. What must hold: nobody can inject a
+turn. The template's own text may name special tokens; a message's content is always encoded as plain text. The rendered
+text is known character by character: which message it is from, or the template (`text/traced.py`).
+
+Models trained here learned each content encoded by itself (`DEFAULT_TEMPLATE`): a prompt is then the beginning of the
+answered conversation, token by token. Published models learned what transformers gives: all text between two special
+tokens encoded together, the template's and the contents'.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lifecycle.core.files import write_text
-from lifecycle.text.interface import IM_END, IM_START, Tokenizer, read_config
+from lifecycle.text.interface import IM_END, IM_START, Span, Tokenizer, read_config
+from lifecycle.text.template_environment import TemplateEnvironment, compile_error
+from lifecycle.text.traced import Traced, runs_of
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
@@ -44,32 +46,34 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation and, for each, whether it is the assistant's."""
+    """Token ids of a conversation and, for each, the index of the assistant's message that it is of, or -1.
+
+    `cut` has the assistant's messages of which the template leaves out a part, as some do with earlier thoughts.
+    """
 
     ids: list[int]
-    assistant_mask: list[bool]
+    said_in: list[int]
+    cut: frozenset[int] = frozenset()
+
+    @property
+    def assistant_mask(self) -> list[bool]:
+        """For each token, whether it is the assistant's."""
+        return [index >= 0 for index in self.said_in]
 
 
-class _Content(str):
-    """A content between its marks; stripping applies to the content inside."""
+@dataclass(frozen=True)
+class Piece:
+    """A part of rendered text: a special token, a content (`message`), or the template's other text."""
 
-    __slots__ = ("inside", "marks")
-    inside: str
-    marks: tuple[str, str]
+    text: str
+    start: int
+    message: int | None = None
+    special: int | None = None
 
-    def __new__(cls, inside: str, marks: tuple[str, str]) -> "_Content":
-        self = super().__new__(cls, marks[0] + inside + marks[1])
-        self.inside, self.marks = inside, marks
-        return self
-
-    def strip(self, chars: str | None = None, /) -> "_Content":
-        return _Content(self.inside.strip(chars), self.marks)
-
-    def lstrip(self, chars: str | None = None, /) -> "_Content":
-        return _Content(self.inside.lstrip(chars), self.marks)
-
-    def rstrip(self, chars: str | None = None, /) -> "_Content":
-        return _Content(self.inside.rstrip(chars), self.marks)
+    @property
+    def stop(self) -> int:
+        """The position of the character after it."""
+        return self.start + len(self.text)
 
 
 class ChatTemplate:
@@ -82,14 +86,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, source: str = DEFAULT_TEMPLATE) -> None:
         self.tokenizer = tokenizer
         self.source = source
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_exception
+        self._is_own = source == DEFAULT_TEMPLATE
         try:
-            self._template = environment.from_string(source)
+            self._template = TemplateEnvironment().from_string(source)
         except TemplateError as error:
-            raise ChatError(f"chat template: {error.message} (line {getattr(error, 'lineno', '?')})") from None
+            raise ChatError(f"chat template: {compile_error(error)}") from None
         missing = [name for name in (IM_START, IM_END) if name in source and name not in tokenizer.special_ids]
         if missing:
             raise ChatError(
@@ -115,43 +116,60 @@ class ChatTemplate:
         return list(dict.fromkeys(ends))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
-        """Ids of the conversation; the mask covers each assistant content and the token that ends its turn.
+        """Ids of the conversation; each assistant's content is said, and the token that ends its turn.
 
-        Raises `ChatError` for no messages, an unknown role, a content that is not text, and a template that fails.
+        Raises `ChatError` for no messages, an unknown role, a content that is not text, and a template that fails or
+        leaves out what the user or the system says.
         """
         check_messages(messages)
-        marks = _Marks(messages)
-        text = self._run(marks.messages, add_generation_prompt)
+        pieces = self._pieces(messages, add_generation_prompt)
+        _require_all(messages, pieces)
+        owners, cut = _owners(messages, pieces)
         ids: list[int] = []
-        mask: list[bool] = []
-        after_assistant = False
-        for part, index in marks.split(text):
-            is_assistant = index is not None and messages[index]["role"] == "assistant"
-            part_ids = self.tokenizer.encode_template(part) if index is None else self.tokenizer.encode(part)
-            ends = self._turn_end(part_ids) if after_assistant and index is None else 0
-            ids += part_ids
-            mask += [is_assistant or i < ends for i in range(len(part_ids))]
-            after_assistant = is_assistant
+        said_in: list[int] = []
+        for token_id, start, stop in self._encode(pieces):
+            ids.append(token_id)
+            said_in.append(max(owners[start : max(stop, start + 1)], default=-1))
         self._refuse_doubled(ids)
-        return Rendered(ids, mask)
+        return Rendered(ids, said_in, cut)
 
-    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        names = {token_id: name for name, token_id in self.tokenizer.special_ids.items()}
-        tokens = {
-            "bos_token": names[self.tokenizer.bos_id],
-            "eos_token": names[self.tokenizer.eos_id],
-            "pad_token": names[self.tokenizer.pad_id],
-        }
+    def _pieces(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
+        traced = [{"role": m["role"], "content": Traced([(m["content"], i)])} for i, m in enumerate(messages)]
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
-        except ChatError:
-            raise
+            text = self._template.render(
+                messages=traced, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
+                **self._token_names(),
+            )  # fmt: skip
         except TEMPLATE_ERRORS as error:
             raise ChatError(f"chat template: {error}") from None
+        pieces: list[Piece] = []
+        for run, message in runs_of(text):
+            parts = self.tokenizer.split_specials(run) if message is None else [(run, None)]
+            for part, special in parts:
+                pieces.append(Piece(part, pieces[-1].stop if pieces else 0, message, special))
+        return pieces
 
-    def _turn_end(self, ids: list[int]) -> int:
-        """The number of leading ids that end the turn: up to the first special token, if there is one."""
-        return next((i + 1 for i, token_id in enumerate(ids) if self.tokenizer.is_special(token_id)), 0)
+    def _token_names(self) -> dict[str, str]:
+        names = {token_id: name for name, token_id in self.tokenizer.special_ids.items()}
+        framing = {"eos_token": names[self.tokenizer.eos_id], "pad_token": names[self.tokenizer.pad_id]}
+        return framing | ({"bos_token": names[self.tokenizer.bos_id]} if self.tokenizer.has_bos else {})
+
+    def _encode(self, pieces: Sequence[Piece]) -> Iterator[Span]:
+        """The tokens with their characters in the rendered text."""
+        for _, group in groupby(pieces, key=lambda piece: piece.start if self._is_apart(piece) else -1):
+            run = list(group)
+            first, special = run[0].start, run[0].special
+            if special is not None:
+                self.tokenizer.require_rows([special])
+                yield special, first, run[0].stop
+                continue
+            text = "".join(piece.text for piece in run)
+            spans = self.tokenizer.encode_spans(text, is_first=self._is_own or first == 0)
+            yield from ((token_id, first + start, first + stop) for token_id, start, stop in spans)
+
+    def _is_apart(self, piece: Piece) -> bool:
+        """Whether it is encoded by itself, not with its neighbours."""
+        return self._is_own or piece.special is not None
 
     def _refuse_doubled(self, ids: list[int]) -> None:
         for name, token_id in (("BOS", self.tokenizer.bos_id), ("EOS", self.tokenizer.eos_id)):
@@ -168,45 +186,56 @@ def read_template(folder: Path) -> str | None:
     return source if isinstance(source, str) else None
 
 
-class _Marks:
-    """Messages with marked contents, and the way back from rendered text to (text, message index) parts."""
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self._contents = [message["content"] for message in messages]
-        used = {number for content in self._contents for number in re.findall("\ufdd0([0-9]{9})", content)}
-        self._mark = next(f"\ufdd0{n:09}" for n in range(len(used) + 1) if f"{n:09}" not in used)
-        self._pattern = re.compile(f"{self._mark}:([0-9]+)\ufdd1(.*?){self._mark}/\ufdd1", re.DOTALL)
-        end = f"{self._mark}/\ufdd1"
-        contents = [_Content(text, (f"{self._mark}:{i}\ufdd1", end)) for i, text in enumerate(self._contents)]
-        self.messages = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-
-    def split(self, text: str) -> list[tuple[str, int | None]]:
-        """Parts in order; the index is None for the template's own text."""
-        parts: list[tuple[str, int | None]] = []
-        seen: set[int] = set()
-        position = 0
-        for match in self._pattern.finditer(text):
-            index, content = int(match[1]), match[2]
-            if content.strip() != self._contents[index].strip():
-                _refuse_change(index)
-            parts += [(text[position : match.start()], None), (content, index)]
-            seen.add(index)
-            position = match.end()
-        parts.append((text[position:], None))
-        if any(self._mark in part for part, index in parts if index is None):
-            _refuse_change(None)
-        if unseen := set(range(len(self._contents))) - seen:
-            _refuse_change(min(unseen))
-        return [part for part in parts if part[0]]
+def _require_all(messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
+    """An earlier answer may be left out (it was nothing but thoughts); what the model is told may not."""
+    rendered = {piece.message for piece in pieces}
+    for index, message in enumerate(messages):
+        if index not in rendered and message["role"] != "assistant" and message["content"].strip():
+            raise ChatError(f"chat template: leaves out message {index + 1} ({message['role']})")
 
 
-def _refuse_change(index: int | None) -> NoReturn:
-    which = "a message" if index is None else f"message {index + 1}"
-    raise ChatError(f"chat template: the content of {which} is missing, truncated or changed; write it unchanged")
+def _owners(messages: Sequence[Message], pieces: Sequence[Piece]) -> tuple[list[int], frozenset[int]]:
+    """For each character the assistant's message that it is of, or -1; and the messages that are cut."""
+    text = "".join(piece.text for piece in pieces)
+    owners = [-1] * len(text)
+    cut = {i for i, message in enumerate(messages) if message["role"] == "assistant" and message["content"].strip()}
+    for number, piece in enumerate(pieces):
+        if piece.message is None or messages[piece.message]["role"] != "assistant":
+            continue
+        start = _beginning(text, piece, messages[piece.message]["content"])
+        cut -= {piece.message} if start is not None else set()
+        first, stop = piece.start if start is None else start, _turn_end(pieces, number)
+        owners[first:stop] = [piece.message] * (stop - first)
+    return owners, frozenset(cut)
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise ChatError(f"chat template: {message}")
+def _beginning(text: str, piece: Piece, content: str) -> int | None:
+    """Where the content that ends with `piece` begins in the text; None if a part of it is not there.
+
+    A template may take a content apart and write parts of it itself, with other spaces (`<think>`, the thoughts,
+    `</think>`, the answer): spaces do not count.
+    """
+    wanted, found = "".join(content.split()), "".join(piece.text.split())
+    if not wanted.endswith(found):
+        return None
+    start = piece.start
+    for character in reversed(wanted.removesuffix(found)):
+        while start and text[start - 1].isspace():
+            start -= 1
+        if not start or text[start - 1] != character:
+            return None
+        start -= 1
+    return start
+
+
+def _turn_end(pieces: Sequence[Piece], number: int) -> int:
+    """The end of a content, with the template's text that ends the turn: up to a special token, if there is one."""
+    for piece in pieces[number + 1 :]:
+        if piece.special is not None:
+            return piece.stop
+        if piece.message is not None:
+            break
+    return pieces[number].stop
 
 
 def check_messages(messages: Any) -> None:

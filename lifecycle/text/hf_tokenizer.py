@@ -15,10 +15,13 @@ from typing import Any
 import tokenizers
 
 from lifecycle.text.interface import (
+    Span,
     Tokenizer,
     TokenizerError,
+    adds_bos,
     framing_ids,
     listed_specials,
+    names_bos,
     read_config,
     token_name,
     write_config,
@@ -49,6 +52,7 @@ class HFTokenizer(Tokenizer):
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        self._before = next(((t.content, i) for i, t in added.items() if t.special and not t.rstrip), None)
         config = read_config(path.parent)
         names = [t.content for t in added.values() if t.special] + listed_specials(config)
         framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
@@ -65,6 +69,8 @@ class HFTokenizer(Tokenizer):
             )
         first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
         self.strips_leading_space = first[0] in (SPACE, _space_character())
+        self.has_bos = names_bos(config, self.special_ids)
+        self.adds_bos = self.has_bos and adds_bos(config, self._tokenizer.encode("a").ids[0] == self.bos_id)
 
     @property
     def native(self) -> bytes:
@@ -73,6 +79,17 @@ class HFTokenizer(Tokenizer):
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _spans(self, text: str, is_first: bool) -> list[Span]:
+        """Text that follows a special token is encoded after one, since a tokenizer may treat the first text apart."""
+        name, special = ("", None) if is_first or self._before is None else self._before
+        row = self._tokenizer.encode(name + text, add_special_tokens=False)
+        first = 0 if special is None else row.ids.index(special) + 1
+        pairs = zip(row.ids[first:], row.offsets[first:], strict=True)
+        return [(i, max(0, start - len(name)), max(0, stop - len(name))) for i, (start, stop) in pairs]
+
+    def _is_added(self, token_id: int) -> bool:
+        return token_id in self._added or self.is_special(token_id)
 
     def _bytes_of(self, token_id: int) -> bytes:
         if token_id in self._added:

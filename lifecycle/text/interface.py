@@ -2,7 +2,8 @@
 
 What must hold: `encode` never returns a special id. Special tokens come from a template or from the code that frames a
 document, so a user who types `<|im_end|>` gets the ids of those ten characters and cannot end a turn. Text is rebuilt
-from bytes: `decode(ids)` is the concatenation of `token_bytes(id)`, read as UTF-8.
+from bytes: `decode(ids)` is the concatenation of `token_bytes(id)`, read as UTF-8. No id is returned that the model has
+no row for.
 """
 
 import json
@@ -23,16 +24,19 @@ BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CONFIG_FILE = "tokenizer_config.json"
 
+type Span = tuple[int, int, int]  # a token's id, and the characters [start, stop) of the text that it is from
+
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be read, or does not match its use."""
 
 
 class Tokenizer(ABC):
-    """Base of all tokenizers; a kind implements `_encode_plain`, `_bytes_of` and the special ids.
+    """Base of all tokenizers; a kind implements `_encode_plain`, `_spans`, `_bytes_of` and the special ids.
 
     `bos_id`, `eos_id` and `pad_id` are always set: a vocabulary without one of them uses its end-of-text token instead.
-    `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes.
+    `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes. `adds_bos` says
+    whether the model's contexts begin with BOS: always for models trained here, else as the published files say.
     """
 
     vocab_size: int
@@ -40,11 +44,18 @@ class Tokenizer(ABC):
     eos_id: int
     pad_id: int
     special_ids: dict[str, int]
+    has_bos: bool = True  # whether BOS is a token of its own, not EOS in its place
     strips_leading_space: bool = False
+    adds_bos: bool = True
+    _unusable: Mapping[int, str] = {}  # names of ids for which the model has no row
 
     @abstractmethod
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text; may contain special ids if the vocabulary matches them in text."""
+
+    @abstractmethod
+    def _spans(self, text: str, is_first: bool) -> list[Span]:
+        """The same ids with their characters; `is_first` is false for text that follows a special token."""
 
     @abstractmethod
     def _bytes_of(self, token_id: int) -> bytes:
@@ -70,6 +81,38 @@ class Tokenizer(ABC):
         """Bytes of the longest token: a text has at least its own bytes divided by this many tokens."""
         return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
+    def limit(self, num_rows: int) -> None:
+        """Gives up ids from `num_rows` on, for a model whose vocabulary ends there: they are not encoded any more.
+
+        Published files may have some: names added for other parts of the model (Gemma 3's `<image_soft_token>`).
+        Raises `TokenizerError` if any of the others is a word, BOS or EOS: then it is another model's tokenizer.
+        """
+        unusable = {i: self.token_bytes(i).decode(errors="replace") for i in range(num_rows, self.vocab_size)}
+        if wrong := [i for i in unusable if i in (self.bos_id, self.eos_id) or not self._is_added(i)]:
+            raise TokenizerError(
+                f"the tokenizer has {self.vocab_size} ids, model.vocab_size={num_rows}: the model has no row for "
+                f"{unusable[wrong[0]]!r} (id {wrong[0]}); use the tokenizer and the config.json of one model"
+            )
+        self._unusable = unusable
+        self.vocab_size = min(self.vocab_size, num_rows)
+        self.pad_id = self.pad_id if self.pad_id < num_rows else self.eos_id
+
+    @property
+    def unusable(self) -> list[str]:
+        """Names of the ids that `limit` gave up."""
+        return [name for name in self._unusable.values() if name]
+
+    def _is_added(self, token_id: int) -> bool:
+        """Whether an id is no word that ordinary text is made of."""
+        return self.is_special(token_id)
+
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """The context that begins with `ids`: with BOS if the model's contexts have it.
+
+        An empty context is BOS, or EOS without one, as in lm-evaluation-harness 0.4.9 (`prefix_token_id`).
+        """
+        return [self.bos_id, *ids] if self.adds_bos or not ids else list(ids)
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special ids; raises `TokenizerError` for text that is not valid Unicode."""
         return self.encode_batch([text])[0]
@@ -79,7 +122,35 @@ class Tokenizer(ABC):
         for index, text in enumerate(texts):
             _require_unicode(text, index)
         rows = self._encode_plain(list(texts))
-        return [r if self._special.isdisjoint(r) else self._encode_apart(t) for r, t in zip(rows, texts, strict=True)]
+        rows = [r if self._special.isdisjoint(r) else self._encode_apart(t) for r, t in zip(rows, texts, strict=True)]
+        if self._unusable:
+            for row in rows:
+                self.require_rows(row)
+        return rows
+
+    def encode_spans(self, text: str, is_first: bool = True) -> list[Span]:
+        """As `encode`, with the characters that each token is from; one of no width comes before its text.
+
+        `is_first` is false for text that follows a special token: some tokenizers add a space to the first text only.
+        """
+        _require_unicode(text, 0)
+        spans = self._spans(text, is_first)
+        if not self._special.isdisjoint(token_id for token_id, _, _ in spans):
+            spans = [
+                (token_id, cut + start, cut + stop)
+                for cut, end in pairwise(self._cuts(text))
+                for token_id, start, stop in self._spans(text[cut:end], is_first and cut == 0)
+            ]
+        self.require_rows([token_id for token_id, _, _ in spans])
+        return spans
+
+    def require_rows(self, ids: Iterable[int]) -> None:
+        """Raises `TokenizerError` naming a token for which the model has no row."""
+        if found := next((i for i in ids if i in self._unusable), None):
+            raise TokenizerError(
+                f"the text has {self._unusable[found]!r}, token {found}: the model's vocabulary ends at "
+                f"{self.vocab_size - 1}; remove it from the text"
+            )
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -119,19 +190,20 @@ class Tokenizer(ABC):
 
     def _encode_apart(self, text: str) -> list[int]:
         """Encodes text in which names of special tokens occur: each name is cut after its first character."""
-        cuts = [0, *(match.start() + 1 for match in self.special_pattern.finditer(text)), len(text)]
-        parts = [text[a:b] for a, b in pairwise(cuts)]
+        parts = [text[a:b] for a, b in pairwise(self._cuts(text))]
         return [token_id for row in self._encode_plain(parts) for token_id in row]
 
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of a template's own text, where names of special tokens stand for those tokens."""
-        ids: list[int] = []
+    def _cuts(self, text: str) -> list[int]:
+        return [0, *(match.start() + 1 for match in self.special_pattern.finditer(text)), len(text)]
+
+    def split_specials(self, text: str) -> list[tuple[str, int | None]]:
+        """A template's own text in parts: names of special tokens with their ids, and what is between them."""
+        parts: list[tuple[str, int | None]] = []
         position = 0
         for match in self.special_pattern.finditer(text):
-            ids += self.encode(text[position : match.start()]) if match.start() > position else []
-            ids.append(self.special_ids[match.group()])
+            parts += [(text[position : match.start()], None), (match.group(), self.special_ids[match.group()])]
             position = match.end()
-        return ids + (self.encode(text[position:]) if position < len(text) else [])
+        return [part for part in [*parts, (text[position:], None)] if part[0]]
 
 
 def _require_unicode(text: str, index: int) -> None:
@@ -145,7 +217,7 @@ def _require_unicode(text: str, index: int) -> None:
 
 
 def write_config(folder: Path, tokenizer: Tokenizer, kind: str, **more: Any) -> None:
-    """Writes `tokenizer_config.json` in the layout that other tools read."""
+    """Writes `tokenizer_config.json` in the layout that other tools read; its `kind` marks a model trained here."""
     names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
     bos, eos, pad = names[tokenizer.bos_id], names[tokenizer.eos_id], names[tokenizer.pad_id]
     added = {
@@ -183,14 +255,32 @@ def listed_specials(config: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys([*framing, *more, *added]) if name]
 
 
+def adds_bos(config: Mapping[str, Any], default: bool) -> bool:
+    """Whether contexts begin with BOS: always for a model trained here (`kind`), else as the file says, if it does.
+
+    Source: transformers 5.24, `TokenizersBackend`: `add_bos_token` replaces what `tokenizer.json` says.
+    """
+    said = config.get("add_bos_token")
+    return "kind" in config or (said if isinstance(said, bool) else default)
+
+
 def framing_ids(config: Mapping[str, Any], special_ids: Mapping[str, int], where: str) -> tuple[int, int, int]:
     """(bos, eos, pad): from the config's names, else from the usual names; eos stands in for a missing bos or pad."""
     eos = _first(special_ids, token_name(config, "eos_token"), EOS, "<|end_of_text|>", "<|endoftext|>", "<eos>")
     if eos is None:
         raise TokenizerError(f"{where}: no end-of-text token; name it as eos_token in {CONFIG_FILE} of the same folder")
-    bos = _first(special_ids, token_name(config, "bos_token"), BOS, "<|begin_of_text|>", "<bos>")
+    bos = _bos(config, special_ids)
     pad = _first(special_ids, token_name(config, "pad_token"), PAD)
     return (eos if bos is None else bos, eos, eos if pad is None else pad)
+
+
+def names_bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> bool:
+    """Whether there is a BOS: named in the config, or by its usual name if the config says nothing about it."""
+    return _bos(config, special_ids) is not None
+
+
+def _bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> int | None:
+    return _first(special_ids, token_name(config, "bos_token"), BOS, "<|begin_of_text|>", "<bos>")
 
 
 def _first(special_ids: Mapping[str, int], *names: str | None) -> int | None:

@@ -107,7 +107,7 @@ def load_rows[E: EncodedRow | tuple[EncodedRow, EncodedRow]](
         report.rows += 1
         try:
             encoded = encode(row)
-        except EmptyAnswer as reason:
+        except UnusableRow as reason:
             report.drop(line, str(reason))
             continue
         except (RowError, ChatError, TokenizerError) as error:
@@ -128,8 +128,8 @@ def _longest(encoded: EncodedRow | tuple[EncodedRow, EncodedRow]) -> int:
     return max(len(row.ids) for row in rows)
 
 
-class EmptyAnswer(RowError):
-    """A row in which nothing would be learned."""
+class UnusableRow(RowError):
+    """A sound row that cannot be learned from as it is; it is dropped and counted."""
 
 
 class RowEncoder:
@@ -140,7 +140,7 @@ class RowEncoder:
         self._tokenizer = template.tokenizer
 
     def encode_sft(self, row: RowData) -> EncodedRow:
-        """A fine-tuning row; raises `RowError` for wrong columns and `EmptyAnswer` if it has no target."""
+        """A fine-tuning row; raises `RowError` for wrong columns and `UnusableRow` if it has no target."""
         if "messages" in row:
             return self._conversation(row["messages"], learn_from=0)
         if "prompt" in row and "completion" in row:
@@ -155,7 +155,7 @@ class RowEncoder:
             raise RowError(f"columns {_columns(row)}; expected chosen and rejected, and prompt unless they contain it")
         chosen, rejected = row["chosen"], row["rejected"]
         if chosen == rejected:
-            raise EmptyAnswer("chosen and rejected are equal")
+            raise UnusableRow("chosen and rejected are equal")
         if type(chosen) is not type(rejected):
             raise RowError("chosen and rejected must both be text or both be messages")
         prompt, chosen, rejected = (row["prompt"], chosen, rejected) if "prompt" in row else _shared(chosen, rejected)
@@ -169,7 +169,7 @@ class RowEncoder:
         if not isinstance(prompt, str) or not isinstance(answer, str):
             raise RowError(f"prompt and {column} must be text or lists of messages")
         if not answer:
-            raise EmptyAnswer(f"empty {column}")
+            raise UnusableRow(f"empty {column}")
         before = [self._tokenizer.bos_id, *(self._tokenizer.encode(prompt) if prompt else [])]
         after = [*self._tokenizer.encode(answer), self._tokenizer.eos_id]
         return EncodedRow(before + after, [False] * len(before) + [True] * len(after))
@@ -179,13 +179,14 @@ class RowEncoder:
         check_messages(messages)
         spoken: list[Message] = [m for m in messages[learn_from:] if m["role"] == "assistant" and m["content"].strip()]
         if not spoken:
-            raise EmptyAnswer("empty assistant mask: no assistant message with a content")
+            raise UnusableRow("empty assistant mask: no assistant message with a content")
         rendered = self._template.render(messages)
-        mask = rendered.assistant_mask
-        if learn_from:
-            before = len(self._template.render(messages[:learn_from]).ids)
-            mask = [is_said and i >= before for i, is_said in enumerate(mask)]
-        return EncodedRow(rendered.ids, mask)
+        if any(index >= learn_from for index in rendered.cut):
+            raise UnusableRow(
+                "the chat template leaves out a part of an earlier answer; make a row of each answer: the messages "
+                "before it as prompt, and the answer as completion"
+            )
+        return EncodedRow(rendered.ids, [index >= learn_from for index in rendered.said_in])
 
 
 def _messages(value: Any, role: str) -> list[Message]:

@@ -23,6 +23,7 @@ Units", 2016.
 import io
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +37,13 @@ from lifecycle.text.interface import (
     IM_START,
     PAD,
     UNK,
+    Span,
     Tokenizer,
     TokenizerError,
+    adds_bos,
     framing_ids,
     listed_specials,
+    names_bos,
     read_config,
     write_config,
 )
@@ -50,6 +54,7 @@ MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 THREADS = 2  # 9.6 MB encode in 1.8 CPU seconds, 1.0 s of wall time on two cores
 SPACE = "\u2581"  # how SentencePiece writes a space
+LEAD = "\ufdd0"  # a character that is in no piece
 SMALLEST_VOCABULARY = 256 + 6 + 26  # bytes, special tokens, and some room to learn
 # A bare model file does not say which of its user-defined pieces are special: these shapes are.
 SPECIAL_SHAPE = re.compile(r"<\|[^|<>]+\|>|<(start|end)_of_turn>")
@@ -79,6 +84,10 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id, self.eos_id, self.pad_id = framing_ids(self._names() | config, self.special_ids, str(path))
         # A model may add a space before the text; then the first piece of "a" is not "a" alone.
         self.strips_leading_space = self.processor.encode("a", out_type=str)[0].startswith(SPACE)
+        # transformers' LlamaTokenizer with `legacy: false` adds it to the first text only.
+        self._adds_one_space = self.strips_leading_space and config.get("legacy") is False
+        self.has_bos = names_bos(self._names() | config, self.special_ids)
+        self.adds_bos = self.has_bos and adds_bos(config, True)
 
     @property
     def native(self) -> bytes:
@@ -115,11 +124,28 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._encode_with_space_marks(t) if SPACE in t else self.processor.encode(t) for t in texts]
 
     def _encode_with_space_marks(self, text: str) -> list[int]:
-        mark = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):
-            ids += mark * (i > 0) + self.processor.encode(part)
+            ids += self._space_mark * (i > 0) + self.processor.encode(part)
         return ids
+
+    @cached_property
+    def _space_mark(self) -> list[int]:
+        """The bytes of the character that SentencePiece itself writes for a space."""
+        return [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+
+    def _spans(self, text: str, is_first: bool) -> list[Span]:
+        lead = LEAD if self._adds_one_space and not is_first else ""  # takes the space
+        spans: list[Span] = []
+        position = -len(lead)
+        for part in (lead + text).split(SPACE):
+            if position > 0:
+                spans += [(i, position - 1, position) for i in self._space_mark]
+            row = self.processor.encode(part, return_type="offset_mapping")
+            pairs = zip(row["ids"], row["offsets"], strict=True)
+            spans += [(i, position + start, position + stop) for i, (start, stop) in pairs]
+            position += len(part) + 1
+        return [span for span in spans if span[1] >= 0]
 
     def save(self, folder: Path) -> None:
         """Writes the model, `tokenizer.json` if there is one, and `tokenizer_config.json`."""

@@ -1,10 +1,12 @@
 """One small tokenizer of each kind, made once."""
 
+import io
 import json
 import sysconfig
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -60,3 +62,33 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 @pytest.fixture(scope="session")
 def sentencepiece_tokenizer(sentencepiece_folder: Path) -> Tokenizer:
     return load_tokenizer(sentencepiece_folder)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model with the settings of Llama 2's: every text begins with a space."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = io.BytesIO()
+    text = "some words to train on, and some more words. What is it? [INST] Hello, hello! [/INST]\n\nthe answer is this"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 20), model_writer=model, vocab_size=400, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def metaspace_folder(source_texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As in newer files of Mistral's: only the first text begins with a space, not the one after a special token."""
+    folder = tmp_path_factory.mktemp("metaspace")
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # pyright: ignore[reportAttributeAccessIssue]
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")  # pyright: ignore[reportAttributeAccessIssue]
+    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    raw.train_from_iterator(
+        [source_texts[2]], trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
+    )
+    raw.save(str(folder / "tokenizer.json"))
+    return folder

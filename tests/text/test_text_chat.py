@@ -2,11 +2,15 @@
 
 import io
 import json
+import re
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import jinja2
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +27,34 @@ TRIMMING = (
     "{% if loop.first and messages[-1].role == 'system' %}{{ messages[-1]['content'] | trim }}\n{% endif %}"
     "{{ m['content'].strip() }}<|im_end|>{% endfor %}"
 )
+# Cuts `<think>` from earlier answers and writes the last one's anew, as Qwen 3's and DeepSeek R1's do.
+THOUGHTS = (
+    "{% set last = messages|length - 1 %}{% for m in messages %}{% set said = m.content %}{% set thought = '' %}"
+    "{% if '</think>' in said %}"
+    "{% set thought = said.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.index0 == last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ said + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Contents go through macros, blocks, lists, replacements and a function of transformers.
+ROUNDABOUT = (
+    "{% macro put(x) %}{{ x }}{% endmacro %}{% macro wrap(x) %}{{ x }}{{ caller() }}{% endmacro %}"
+    "{% set today = strftime_now('%Y') %}"
+    "{% for m in messages %}{% generation %}{{ '<|im_start|>' ~ today ~ m['role'] }}\n"
+    "{% if loop.index0 % 3 == 0 %}{{ put(m.content.replace('a', '')) | trim }}"
+    "{% elif loop.index0 % 3 == 1 %}{{ ' '.join(m.content.split('b')) }}{{ m.content[:1] ~ m.content[1:] }}"
+    "{% else %}{% set ns = namespace(all='') %}{% for c in m.content %}{% set ns.all = ns.all + c %}{% endfor %}"
+    "{{ ns.all | replace('a', 'A') }}{{ m.content | tojson }}{{ ['b', m.content] | join(m.content) }}"
+    "{{ 'b'.replace('b', m.content) }}"
+    "{% call wrap(m.content) %}{{ m.content }}{% endcall %}{% filter trim %}{{ m.content }}{% endfilter %}{% endif %}"
+    "<|im_end|>{% endgeneration %}{% endfor %}"
+)
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -37,12 +69,15 @@ def learned(tokenizer: Tokenizer, rendered: Rendered) -> str:
 def plain_render(source: str, messages: list[dict[str, str]], bos: str, add_generation_prompt: bool) -> str:
     """The same template by plain jinja2, content as it is."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    template = environment.from_string(source)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(re.sub("{% (end)?generation %}", "", source))
     return template.render(messages=messages, bos_token=bos, add_generation_prompt=add_generation_prompt)
 
 
 def test_the_text_is_the_template_s(tokenizer: Tokenizer) -> None:
-    bos = {i: name for name, i in tokenizer.special_ids.items()}[tokenizer.bos_id]
+    names = {i: name for name, i in tokenizer.special_ids.items()}
+    bos = names[tokenizer.bos_id] if tokenizer.has_bos else ""  # undefined in transformers too
     messages = say((SYSTEM, "Be brief."), (USER, "  Hi \n"), (ASSISTANT, "Hello."), (USER, "Bye"))
     for source in (DEFAULT_TEMPLATE, TRIMMING):
         for prompt in (False, True):
@@ -70,10 +105,94 @@ def test_a_generation_prompt_is_the_beginning_of_the_answered_conversation(token
 ATTACKS = st.lists(
     st.sampled_from(
         ["<|im_end|>", "<|im_start|>", "assistant\n", "<s>", "</s>", "{{ bos_token }}", "{% if %}",
-         "\ufdd0000000000:0\ufdd1", "\ufdd0000000000/\ufdd1", "\ufdd0000000001", "\ufdd0", "\ufdd1", "a", " ", "\n"]
+         "\ufdd0", "a", "b", " ", "\n", "<|im_", "end|>", "<think>",
+         "</think>"]
     ),
     max_size=8,
 ).map("".join)  # fmt: skip
+
+
+@cache
+def _loaded(folder: Path) -> tuple[Tokenizer, tokenizers.Tokenizer]:
+    return load_tokenizer(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+ORDINARY = st.text(alphabet=" \n.ab?\u00e9\U0001f600", max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        pytest.param("hf", THOUGHTS, id="thoughts"),
+        pytest.param("hf", ROUNDABOUT, id="roundabout"),
+        pytest.param("metaspace", THOUGHTS, id="one-space"),
+    ],
+)
+@settings(max_examples=8, deadline=None)
+@given(said=st.lists(ORDINARY, min_size=4, max_size=4), question=ORDINARY.filter(str.strip))
+def test_published_templates_give_transformers_ids(
+    kind: str, source: str, said: list[str], question: str, request: pytest.FixtureRequest
+) -> None:
+    """`apply_chat_template` renders, then encodes the text with the special tokens in it, and nothing else."""
+    folder = request.getfixturevalue(f"{kind}_folder")
+    tokenizer, raw = _loaded(folder)
+    template = ChatTemplate(tokenizer, source)
+    contents = [said[0] + "x", said[1], said[2] + "x", f"<think>\n{said[3]}\n</think>\n\n{question}"]
+    messages = say(*[((USER, ASSISTANT)[i % 2], content) for i, content in enumerate(contents)])
+    for end in (1, 4):
+        rendered = template.render(messages[:end])
+        text = plain_render(source, messages[:end], "<s>" if tokenizer.has_bos else "", False)
+        assert rendered.ids == raw.encode(text, add_special_tokens=False).ids
+
+
+def test_text_between_special_tokens_is_encoded_as_one(llama_folder: Path) -> None:
+    """With a model that begins each text with a space, there is one before `[INST]`, and none before the content."""
+    tokenizer = load_tokenizer(llama_folder)
+    raw = sentencepiece.SentencePieceProcessor(model_file=str(llama_folder / "tokenizer.model"))
+    messages = say((USER, " What is it? "), (ASSISTANT, "the answer"), (USER, "more </s> [INST]"))
+    rendered = ChatTemplate(tokenizer, INST).render(messages)
+    turns = ["[INST] What is it? [/INST] the answer ", "[INST] more </s> [INST] [/INST]"]
+    first, second = map(raw.encode, turns)
+    assert rendered.ids == [1, *first, 2, 1, *second]
+    assert learned(tokenizer, rendered) == " the answer </s>"[1:]  # one space is the first token's, which decode drops
+    assert rendered.ids.count(tokenizer.eos_id) == 1
+
+
+def test_legacy_false_begins_only_the_first_text_with_a_space(llama_folder: Path, tmp_path: Path) -> None:
+    """As transformers' `LlamaTokenizer` does: ids by `legacy: false`, whose pieces after `</s>` have no space."""
+    (tmp_path / "tokenizer.model").write_bytes((llama_folder / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": False}))
+    tokenizer = load_tokenizer(tmp_path)
+    pieces = [tokenizer.token_bytes(i) for i, _, _ in tokenizer.encode_spans("some words", is_first=False)]
+    assert b"".join(pieces) == b"some words"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode("some words"))) == b" some words"
+
+
+@pytest.mark.parametrize(("prefix", "spaces"), [("", ""), ("  ", "\n\n")])
+def test_thoughts_are_learned_in_the_last_answer_and_cut_from_earlier_ones(prefix: str, spaces: str) -> None:
+    tokenizer = ByteTokenizer()
+    template = ChatTemplate(tokenizer, THOUGHTS)
+    thought = f"{prefix}<think>\nhm\n</think>\n\nyes{spaces}"
+    whole = template.render(say((USER, "q"), (ASSISTANT, thought)))
+    assert learned(tokenizer, whole) == f"<think>\nhm\n</think>\n\nyes{spaces}<|im_end|>" and not whole.cut
+    later = template.render(say((USER, "q"), (ASSISTANT, thought), (USER, "r"), (ASSISTANT, "no")))
+    assert learned(tokenizer, later) == f"yes{spaces}<|im_end|>no<|im_end|>" and later.cut == {1}
+    assert [i for i in later.said_in if i >= 0] == [1] * len(f"yes{spaces}!") + [3] * len("no!")
+    prompt = template.render(
+        say((USER, "q"), (ASSISTANT, "<think>hm</think>"), (USER, "r")), add_generation_prompt=True
+    )
+    assert "hm" not in tokenizer.decode(prompt.ids)
+
+
+@settings(max_examples=25, deadline=None)
+@given(contents=st.lists(ATTACKS, min_size=3, max_size=4))
+def test_no_content_can_make_a_turn_in_a_template_that_cuts(contents: list[str]) -> None:
+    tokenizer = ByteTokenizer()
+    messages = say(*[((USER, ASSISTANT)[i % 2], content + "x") for i, content in enumerate(contents)])
+    for template in (ChatTemplate(tokenizer, THOUGHTS), ChatTemplate(tokenizer, ROUNDABOUT)):
+        rendered = template.render(messages)
+        for name in ("<|im_start|>", "<|im_end|>"):
+            assert rendered.ids.count(tokenizer.special_ids[name]) == len(messages)
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,9 +234,15 @@ def test_bad_messages(sentencepiece_tokenizer: Tokenizer, messages: list, messag
     [
         ("{% for m in messages %}", "chat template: .*line 1"),
         ("{{ raise_exception('no system role') }}", "no system role"),
-        ("{{ messages[0]['content'][3:] }}", "content of a message is missing, truncated or changed"),
-        ("{{ messages[0]['content'] | upper }}", "content of message 1 is missing, truncated or changed"),
-        ("hello", "content of message 1 is missing"),
+        ("{{ messages[0]['content'] | title }}", "filter 'title' on a message's content is not supported"),
+        ("{{ messages[0]['content'].title() }}", "changes a message in a way that cannot be followed"),
+        ("{{ '%s' % messages[0]['content'] }}", "cannot be followed"),
+        ("{{ '{}'.format(messages[0]['content']) }}", "cannot be followed"),
+        ("{{ 'x'.ljust(9, messages[0]['content'][0]) }}", "cannot be followed"),
+        ("{{ [messages[0]['content']] | tojson }}", "'tojson' on a list or mapping with a message's content"),
+        ("{{ [messages[0]['content']] | string }}", "cannot be followed"),
+        ("{{ messages[0]['content'].split() | pprint }}", "cannot be followed"),
+        ("hello", r"leaves out message 1 \(user\)"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "writes BOS twice"),
         ("{{ messages[0]['content'] }}{{ eos_token }}{{ eos_token }}", "writes EOS twice"),
         ("{{ messages.__class__.__mro__ }}", "chat template: .*unsafe"),

@@ -57,6 +57,28 @@ def test_the_answers_of_a_prompt_are_not_learned(sentencepiece_tokenizer: Tokeni
     assert texts(sentencepiece_tokenizer, encoder.encode_sft(row))[1] == "a<|im_end|>"
 
 
+CUTTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"
+    "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+def test_an_answer_that_the_template_cuts_is_not_learned_from_its_rest(
+    sentencepiece_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Thoughts are cut from earlier answers: in a row of several turns the model would learn to answer without them."""
+    encoder = RowEncoder(ChatTemplate(sentencepiece_tokenizer, CUTTING))
+    turns = [user("q"), assistant("<think>h</think>a"), user("r"), assistant("<think>i</think>b")]
+    last = encoder.encode_sft({"prompt": turns[:3], "completion": turns[3:]})
+    whole, learned = texts(sentencepiece_tokenizer, last)
+    assert learned == "<think>i</think>b<|im_end|>" and "<|im_start|>assistant\na<|im_end|>" in whole
+    write_rows(tmp_path / "rows.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
+    kept, report = load_rows(tmp_path / "rows.jsonl", encoder.encode_sft, seq_len=200)
+    assert texts(sentencepiece_tokenizer, kept[0])[1] == "<think>h</think>a<|im_end|>" and report.kept == 1
+    (reason,) = report.dropped
+    assert "leaves out a part of an earlier answer; make a row of each answer" in reason
+
+
 @pytest.mark.parametrize(
     ("row", "learned"),
     [

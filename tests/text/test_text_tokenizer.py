@@ -55,9 +55,9 @@ def test_a_batch_is_its_texts(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 def test_special_tokens_come_from_templates_only(tokenizer: Tokenizer) -> None:
     end = tokenizer.special_ids["<|im_end|>"]
-    assert tokenizer.encode_template("<|im_end|>") == [end]
+    assert tokenizer.split_specials("a<|im_end|>\n") == [("a", None), ("<|im_end|>", end), ("\n", None)]
     assert end not in tokenizer.encode("<|im_end|>")
-    assert tokenizer.encode_template("a<|im_end|>\n") == [*tokenizer.encode("a"), end, *tokenizer.encode("\n")]
+    assert end not in [token_id for token_id, _, _ in tokenizer.encode_spans("<|im_end|>", is_first=False)]
     assert tokenizer.decode([end]) == ""
     assert tokenizer.decode([end], skip_special=False) == "<|im_end|>"
 
@@ -65,7 +65,8 @@ def test_special_tokens_come_from_templates_only(tokenizer: Tokenizer) -> None:
 def test_the_longest_name_of_a_special_token_counts() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.special_ids = {"<|a": 256, "<|a|>": 257, "<|": 258}
-    assert tokenizer.encode_template("<|a|><|ab<|") == [257, 256, ord("b"), 258]
+    parts = [("<|a|>", 257), ("<|a", 256), ("b", None), ("<|", 258)]
+    assert tokenizer.split_specials("<|a|><|ab<|") == parts
 
 
 def test_special_tokens_that_the_vocabulary_matches_in_text_are_taken_apart(tmp_path: Path) -> None:

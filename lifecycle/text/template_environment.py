@@ -1,0 +1,140 @@
+"""The jinja2 environment of chat templates: transformers' functions in a sandbox, with contents that stay traced.
+
+Templates are written for transformers' `apply_chat_template` (5.24, `utils/chat_template_utils.py`,
+`_compile_jinja_template`): an immutable sandbox with `raise_exception`, `strftime_now`, a `tojson` without HTML's
+escapes, `{% generation %}` blocks and loop controls. What must hold: rendered text is traced (`text/traced.py`). So
+outputs are joined as they are, not through `str`, and a filter that would make plain text of a content is refused.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.compiler import Frame
+from jinja2.ext import Extension
+from jinja2.nativetypes import NativeCodeGenerator
+from jinja2.nodes import CallBlock, Concat, Node
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lifecycle.text.traced import UNTRACED, Traced, concatenated, has_content, plain, refuse
+
+# Filters that use the traced methods, or only look at a text.
+TRACING = {"count", "d", "default", "first", "last", "length", "list", "lower", "string", "trim", "upper", "wordcount"}
+
+
+class Generation(Extension):
+    """`{% generation %}`: what the assistant says; rendered as it is, the mask is made from the contents."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> Node:
+        """The block's body, in a call of `_said`."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+    def _said(self, caller: Macro) -> str:
+        return caller()
+
+
+class TracingCode(NativeCodeGenerator):
+    """Python code of a template that writes values as they are, also those joined by `~`."""
+
+    def visit_Concat(self, node: Concat, frame: Frame) -> None:
+        """`a ~ b`, joined as output is."""
+        self.write("environment.concat((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """Renders chat templates as transformers does, to `Traced` text."""
+
+    code_generator_class = TracingCode
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
+        self.filters |= {"join": _join, "replace": _replace, "tojson": _tojson}
+
+    @staticmethod
+    def concat(parts: Iterable[Any]) -> Traced:
+        """Joins what a template, a block or a macro writes."""
+        return concatenated(part if isinstance(part, str) else str(part) for part in parts)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function for a template; a method of plain text that takes others is that of traced text."""
+        text = getattr(obj, "__self__", None)
+        if isinstance(text, str) and (obj.__name__ == "join" or _has_content([*args, *kwargs.values()])):
+            if obj.__name__ in UNTRACED:
+                refuse()
+            obj = getattr(concatenated([text]), obj.__name__)
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    if name in TRACING:
+        return function
+
+    @functools.wraps(function)  # keeps jinja2's mark of filters that take its context
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, Traced) and has_content(arg) for arg in (*args, *kwargs.values())):
+            raise ValueError(f"filter {name!r} on a message's content is not supported")
+        return function(*map(_plain, args), **{key: _plain(arg) for key, arg in kwargs.items()})
+
+    return checked
+
+
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, Traced) else value
+
+
+def _has_content(value: Any) -> bool:
+    """Whether a text, or one in a list or mapping, is a message's."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return any(map(_has_content, value)) if isinstance(value, list | tuple) else (
+        isinstance(value, Traced) and has_content(value)
+    )  # fmt: skip
+
+
+def _join(values: Iterable[Any], separator: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        raise ValueError("filter 'join' with an attribute is not supported; use map(attribute=...) | join")
+    return concatenated([separator]).join(value if isinstance(value, str) else str(value) for value in values)
+
+
+def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
+    traced = concatenated([text if isinstance(text, str) else str(text)])
+    return traced.replace(old, new, -1 if count is None else count)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    if isinstance(value, Traced):
+        return value.quoted(functools.partial(json.dumps, ensure_ascii=ensure_ascii))
+    if _has_content(value):
+        raise ValueError("filter 'tojson' on a list or mapping with a message's content is not supported")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(_plain(message))
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(_plain(format))
+
+
+def compile_error(error: TemplateError) -> str:
+    """What is wrong with a template's source, with the line."""
+    return f"{error.message} (line {getattr(error, 'lineno', '?')})"

@@ -1,0 +1,173 @@
+"""Text that knows which of its characters are a message's, whatever a chat template does with it.
+
+A template receives contents as `Traced` strings. They compare, measure and search as the plain text; what is cut from
+them or joined with them stays traced. What must hold: no character of a message becomes the template's. So every
+operation that is not traced is refused, also `str()`, by which other code would make plain text of it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, NoReturn, SupportsIndex
+
+type Run = tuple[str, int | None]  # text, and the index of the message that it is from; None: the template's own
+
+
+class Traced(str):
+    """Text in runs, each from one message or from the template."""
+
+    __slots__ = ("_runs",)
+    _runs: tuple[Run, ...]
+
+    def __new__(cls, runs: Iterable[Run]) -> "Traced":
+        """The text of `runs`."""
+        kept = tuple(run for run in runs if run[0])
+        assert not any(isinstance(text, Traced) for text, _ in kept), "a content would become the template's"
+        self = super().__new__(cls, "".join(text for text, _ in kept))
+        self._runs = kept
+        return self
+
+    def __add__(self, other: str, /) -> "Traced":
+        return concatenated([self, other])
+
+    def __radd__(self, other: str, /) -> "Traced":
+        return concatenated([other, self])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._part(i, i + 1) for i in range(len(self)))
+
+    def __getitem__(self, key: SupportsIndex | slice, /) -> "Traced":
+        if not isinstance(key, slice):
+            first = range(len(self))[key]
+            return self._part(first, first + 1)
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            refuse()
+        return self._part(start, stop)
+
+    def strip(self, chars: str | None = None, /) -> "Traced":
+        """As of plain text."""
+        return self.lstrip(chars).rstrip(chars)
+
+    def lstrip(self, chars: str | None = None, /) -> "Traced":
+        """As of plain text."""
+        return self._part(len(self) - len(super().lstrip(chars)), len(self))
+
+    def rstrip(self, chars: str | None = None, /) -> "Traced":
+        """As of plain text."""
+        return self._part(0, len(super().rstrip(chars)))
+
+    def removeprefix(self, prefix: str, /) -> "Traced":
+        """As of plain text."""
+        return self._part(len(self) - len(super().removeprefix(prefix)), len(self))
+
+    def removesuffix(self, suffix: str, /) -> "Traced":
+        """As of plain text."""
+        return self._part(0, len(super().removesuffix(suffix)))
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """As of plain text; each part is traced."""
+        return self._located(super().split(sep, maxsplit), sep)
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """As of plain text; each part is traced."""
+        return self._located(super().rsplit(sep, maxsplit), sep)
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        """As of plain text; each part is traced."""
+        before, middle, _ = super().partition(sep)
+        return self._three(len(before), len(middle))
+
+    def rpartition(self, sep: str, /) -> tuple[str, str, str]:
+        """As of plain text; each part is traced."""
+        before, middle, _ = super().rpartition(sep)
+        return self._three(len(before), len(middle))
+
+    def replace(self, old: str, new: str, /, count: SupportsIndex = -1) -> "Traced":
+        """As of plain text; what is put in counts as the template's."""
+        if not old:
+            refuse()
+        return Traced(runs_of(new)).join(self.split(old, count))
+
+    def join(self, parts: Iterable[str], /) -> "Traced":
+        """As of plain text."""
+        return concatenated(chain.from_iterable((self if i else "", part) for i, part in enumerate(parts)))
+
+    def lower(self) -> "Traced":
+        """As of plain text."""
+        return Traced((text.lower(), i) for text, i in self._runs)
+
+    def upper(self) -> "Traced":
+        """As of plain text."""
+        return Traced((text.upper(), i) for text, i in self._runs)
+
+    def quoted(self, quote: Callable[[str], str]) -> "Traced":
+        """As `quote` writes a text in quotation marks, character by character."""
+        return Traced([('"', None), *((quote(text)[1:-1], index) for text, index in self._runs), ('"', None)])
+
+    def _part(self, start: int, stop: int) -> "Traced":
+        runs: list[Run] = []
+        position = 0
+        for text, index in self._runs:
+            runs.append((text[max(0, start - position) : max(0, stop - position)], index))
+            position += len(text)
+        return Traced(runs)
+
+    def _three(self, first: int, second: int) -> tuple[str, str, str]:
+        cut = first + second
+        return self._part(0, first), self._part(first, cut), self._part(cut, len(self))
+
+    def _located(self, parts: list[str], sep: str | None) -> list[str]:
+        """The same parts, traced: they follow each other, with a separator or white space between them."""
+        found: list[str] = []
+        position = 0
+        for part in parts:
+            position = self.index(part, position) if sep is None else position
+            found.append(self._part(position, position + len(part)))
+            position += len(part) + len(sep or "")
+        return found
+
+
+def runs_of(text: str) -> tuple[Run, ...]:
+    """The runs of a text; a plain one is the template's."""
+    return text._runs if isinstance(text, Traced) else ((text, None),)
+
+
+def concatenated(parts: Iterable[str]) -> Traced:
+    """The texts one after the other."""
+    return Traced(chain.from_iterable(map(runs_of, parts)))
+
+
+def has_content(text: str) -> bool:
+    """Whether some of a text is a message's."""
+    return any(index is not None for _, index in runs_of(text))
+
+
+def plain(text: str) -> str:
+    """The same text without its origin: not for what is rendered."""
+    return "".join(part for part, _ in runs_of(text))
+
+
+def refuse() -> NoReturn:
+    """Raises `ValueError`: what a template does with a content cannot be traced."""
+    raise ValueError(
+        "it changes a message in a way that cannot be followed; cut, strip, join or replace in a content, or write it "
+        "unchanged"
+    )
+
+
+def _only_plain(name: str) -> Callable[..., Any]:
+    def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        if has_content(self):
+            refuse()
+        return getattr(plain(self), name)(*args, **kwargs)
+
+    return method
+
+
+UNTRACED = (
+    "__format__", "__mod__", "__mul__", "__repr__", "__rmod__", "__rmul__", "__str__", "capitalize", "casefold",
+    "center", "encode", "expandtabs", "format", "format_map", "ljust", "rjust", "splitlines", "swapcase", "title",
+    "translate", "zfill",
+)  # fmt: skip
+for _name in UNTRACED:
+    setattr(Traced, _name, _only_plain(_name))
