@@ -25,6 +25,10 @@ class TextEncoder:
         """The tokenizer's EOS id."""
         return self.tokenizer.eos_id
 
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """The context that begins with `ids`, with BOS if the tokenizer's rule has it; see `Tokenizer.begin`."""
+        return self.tokenizer.begin(ids)
+
     def encode(self, text: str) -> list[int]:
         """The token ids of plain text, without special tokens."""
         return self.tokenizer.encode(text)

@@ -66,7 +66,7 @@ class ShotTaskConfig(TaskConfig):
             joint = encoder.encode(prompt + self.delimiter + answer)
             border = next((i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), len(alone))
             border = min(border, len(joint) - 1)
-            pairs.append(([encoder.bos_id, *joint[:border]], joint[border:]))
+            pairs.append((encoder.begin(joint[:border]), joint[border:]))
         return pairs
 
 
@@ -123,7 +123,7 @@ class PromptTaskConfig(ShotTaskConfig):
         """The prompt's ids, with BOS and, in a chat, the opening of the assistant's turn."""
         prompt = self.prompt(row)
         if not self.chat:
-            return [encoder.bos_id, *encoder.encode(self.plain_prompt(row, prompt))]
+            return encoder.begin(encoder.encode(self.plain_prompt(row, prompt)))
         texts = [text for shot in row.shots for text in self.shot(shot)]
         turns = zip(cycle(("user", "assistant")), [*texts, prompt], strict=False)
         return encoder.encode_chat([{"role": role, "content": text} for role, text in turns])

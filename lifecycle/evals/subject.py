@@ -19,6 +19,10 @@ class Encoder(Protocol):
         """The id that ends a document."""
         ...
 
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """The context that begins with `ids`: with BOS if the model's contexts have it, and never empty."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without BOS or EOS."""
         ...

@@ -28,5 +28,5 @@ def generate_texts(
 
 def _prompt_ids(model: Model, prompt: str | Conversation) -> list[int]:
     if isinstance(prompt, str):
-        return [model.tokenizer.bos_id, *model.tokenizer.encode(prompt)]
+        return model.tokenizer.begin(model.tokenizer.encode(prompt))
     return model.template.render(prompt, add_generation_prompt=True).ids

@@ -8,7 +8,7 @@ from lifecycle.serving.schemas import CompletionRequest
 
 
 def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[list[int]]:
-    """Token ids of each prompt; a text is prefixed with the BOS, token ids are taken as they are.
+    """Token ids of each prompt; a text begins as the model's contexts do, token ids are taken as they are.
 
     Texts that cannot have as few as `max_tokens` tokens are rejected before they are tokenized.
     """
@@ -17,8 +17,9 @@ def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[
     prompts: list[list[int]] = []
     for prompt in ask.prompts:
         if isinstance(prompt, str):
-            prompts.append([tokenizer.bos_id, *_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")])
+            prompts.append(tokenizer.begin(_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")))
             continue
+        _encoded(lambda p=prompt: tokenizer.require_rows(p), "prompt")
         if invalid := [token for token in prompt if token >= tokenizer.vocab_size]:
             message = f"prompt: token id {invalid[0]} is outside the vocabulary of {tokenizer.vocab_size}"
             raise RequestError(400, message, "prompt", "invalid_value")
@@ -44,7 +45,7 @@ def _require_short(texts: Sequence[str], model: Model, max_tokens: int, param: s
             raise RequestError(400, message, param, "context_length_exceeded")
 
 
-def _encoded(encode: Callable[[], list[int]], param: str) -> list[int]:
+def _encoded[T](encode: Callable[[], T], param: str) -> T:
     """Text that a tokenizer or a template rejects is the client's error."""
     try:
         return encode()

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from lifecycle.core.files import write_text
 from lifecycle.text.chat import TEMPLATE_FILE
 from lifecycle.text.hf_tokenizer import JSON_FILE, KIND, HFTokenizer
-from lifecycle.text.interface import CONFIG_FILE, TokenizerError
+from lifecycle.text.interface import CONFIG_FILE, TokenizerError, read_config
 
 CONTROL, USER_DEFINED = 3, 4  # token types
 FRAMING = (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"))
@@ -33,12 +33,13 @@ class Cutting:
     has_single_digits: bool = False
     has_nfc: bool = False
     ignores_merges: bool = False  # a word that is a token is not merged
+    adds_bos: bool = False  # for a file that does not say whether a text begins with BOS
 
 
 CUTTINGS = {
     "gpt-2": Cutting(),
     "smollm": Cutting(has_single_digits=True),
-    "llama-bpe": Cutting(CONTRACTIONS + WORDS + r"\p{N}{1,3}" + REST, ignores_merges=True),
+    "llama-bpe": Cutting(CONTRACTIONS + WORDS + r"\p{N}{1,3}" + REST, ignores_merges=True, adds_bos=True),
     "qwen2": Cutting(CONTRACTIONS + WORDS + r"\p{N}" + REST, has_nfc=True),
 }
 
@@ -65,11 +66,11 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
     tokenizer = _build(metadata, CUTTINGS[name])
     tokenizer.save(str(folder / JSON_FILE))
     _write_names(metadata, folder)
+    HFTokenizer(folder / JSON_FILE).save(folder)
+    _write_rule(metadata, folder, CUTTINGS[name])
     if template := metadata.get("tokenizer.chat_template"):
         write_text(folder / TEMPLATE_FILE, template)
-    tokenizer = HFTokenizer(folder / JSON_FILE)
-    tokenizer.save(folder)
-    return tokenizer
+    return HFTokenizer(folder / JSON_FILE)
 
 
 def _damage(metadata: Mapping[str, Any]) -> str | None:
@@ -124,3 +125,11 @@ def _write_names(metadata: Mapping[str, Any], folder: Path) -> None:
         if number is not None:
             config[name] = tokens[number]
     write_text(folder / CONFIG_FILE, json.dumps(config))
+
+
+def _write_rule(metadata: Mapping[str, Any], folder: Path, cutting: Cutting) -> None:
+    """Whether a text begins with BOS, as the file says, else as llama.cpp takes it from the name of the pattern
+    (`llama-vocab.cpp`); the file is published, not of a model trained here."""
+    config = {key: value for key, value in read_config(folder).items() if key != "kind"}
+    config["add_bos_token"] = bool(metadata.get("tokenizer.ggml.add_bos_token", cutting.adds_bos))
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")

@@ -70,7 +70,8 @@ class HFTokenizer(Tokenizer):
         first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
         self.strips_leading_space = first[0] in (SPACE, _space_character())
         self.has_bos = names_bos(config, self.special_ids)
-        self.adds_bos = self.has_bos and adds_bos(config, self._tokenizer.encode("a").ids[0] == self.bos_id)
+        is_added = self._tokenizer.encode("a").ids[0] == self.bos_id
+        self.adds_bos = adds_bos(config, self.has_bos, default=is_added)
 
     @property
     def native(self) -> bytes:

@@ -148,8 +148,8 @@ class Tokenizer(ABC):
         """Raises `TokenizerError` naming a token for which the model has no row."""
         if found := next((i for i in ids if i in self._unusable), None):
             raise TokenizerError(
-                f"the text has {self._unusable[found]!r}, token {found}: the model's vocabulary ends at "
-                f"{self.vocab_size - 1}; remove it from the text"
+                f"the model has no row for {self._unusable[found]!r}, token {found}: its vocabulary ends at "
+                f"{self.vocab_size - 1}; remove it"
             )
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -255,13 +255,13 @@ def listed_specials(config: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys([*framing, *more, *added]) if name]
 
 
-def adds_bos(config: Mapping[str, Any], default: bool) -> bool:
+def adds_bos(config: Mapping[str, Any], has_bos: bool, default: bool) -> bool:
     """Whether contexts begin with BOS: always for a model trained here (`kind`), else as the file says, if it does.
 
     Source: transformers 5.24, `TokenizersBackend`: `add_bos_token` replaces what `tokenizer.json` says.
     """
     said = config.get("add_bos_token")
-    return "kind" in config or (said if isinstance(said, bool) else default)
+    return "kind" in config or (has_bos and (said if isinstance(said, bool) else default))
 
 
 def framing_ids(config: Mapping[str, Any], special_ids: Mapping[str, int], where: str) -> tuple[int, int, int]:

@@ -87,7 +87,7 @@ class SentencePieceTokenizer(Tokenizer):
         # transformers' LlamaTokenizer with `legacy: false` adds it to the first text only.
         self._adds_one_space = self.strips_leading_space and config.get("legacy") is False
         self.has_bos = names_bos(self._names() | config, self.special_ids)
-        self.adds_bos = self.has_bos and adds_bos(config, True)
+        self.adds_bos = adds_bos(config, self.has_bos, default=True)
 
     @property
     def native(self) -> bytes:

@@ -32,6 +32,9 @@ class Bytes:
 
     bos_id, eos_id = 0, 1
 
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        return [0, *ids]
+
     def encode(self, text: str) -> list[int]:
         return [byte + 4 for byte in text.encode()]
 
@@ -249,6 +252,10 @@ def test_the_text_rooms_tokenizer_and_template(tmp_path: Path) -> None:
         config.pairs(read_rows(config, {}).rows[0], base)
     plain = task(tmp_path, "multiple_choice", rows, chat=False)
     assert plain.pairs(read_rows(plain, {}).rows[1], base)[1] == ([base.bos_id, ord("q")], [ord("b")])
+    tokenizer.adds_bos = False  # a published model's, whose contexts begin without
+    assert plain.pairs(read_rows(plain, {}).rows[1], base)[1] == ([ord("q")], [ord("b")])
+    asked = task(tmp_path, "generate", [{"prompt": prompt, "answer": "a"} for prompt in "pr"], chat=False)
+    assert asked.prompt_ids(read_rows(asked, {}).rows[0], base) == [ord("p")]
 
 
 class Merging(Bytes):

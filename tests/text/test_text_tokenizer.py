@@ -123,6 +123,52 @@ def test_hf_ids_are_the_library_s_and_its_bytes_too(hf_folder: Path, source_text
     assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == raw.token_to_id("<|endoftext|>")
 
 
+BOS_FIRST = {
+    "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+    {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+    {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "config", "adds_bos"),
+    [
+        (None, {}, False),
+        (BOS_FIRST, {"bos_token": "<|im_start|>"}, True),  # Llama 3
+        (BOS_FIRST, {"bos_token": "<|im_start|>", "add_bos_token": False}, False),
+        (None, {"bos_token": "<|im_start|>", "add_bos_token": True}, True),  # DeepSeek V3
+        (None, {"bos_token": None, "add_bos_token": True}, False),  # there is none
+        (None, {"bos_token": None, "kind": "hf"}, True),  # trained here: EOS begins a document
+    ],
+)
+def test_a_context_begins_with_bos_if_the_published_files_say_so(
+    hf_folder: Path, tmp_path: Path, post_processor: object, config: dict[str, object], adds_bos: bool
+) -> None:
+    """As transformers encodes a prompt. An empty one is BOS or EOS, as in lm-evaluation-harness."""
+    tree = json.loads((hf_folder / "tokenizer.json").read_text()) | {"post_processor": post_processor}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.begin([7, 8]) == ([tokenizer.bos_id, 7, 8] if adds_bos else [7, 8])
+    assert tokenizer.begin([]) == [tokenizer.bos_id]
+    assert tokenizer.bos_id == (1 if config.get("bos_token") else tokenizer.eos_id)
+
+
+def test_bare_sentencepiece_models_begin_with_bos_as_their_classes_do(llama_folder: Path, tmp_path: Path) -> None:
+    assert load_tokenizer(llama_folder).begin([7]) == [1, 7]
+    shutil.copy(llama_folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    assert load_tokenizer(tmp_path).begin([7]) == [7]
+
+
+def test_models_trained_here_begin_with_bos(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """`add_bos_token` is false in their files for other tools, whose text begins with it from a template."""
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["add_bos_token"] is False
+    assert load_tokenizer(tmp_path).begin([7]) == [tokenizer.bos_id, 7]
+
+
 def test_end_of_text_may_be_the_unknown_token_too(hf_folder: Path, tmp_path: Path) -> None:
     shutil.copy(hf_folder / "tokenizer.json", tmp_path)
     for unk in ("<|endoftext|>", {"content": "<|endoftext|>"}):
