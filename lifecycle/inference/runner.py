@@ -79,6 +79,7 @@ class Runner:
         for ids that the tokenizer does not have.
         """
         self.max_tokens(len(prompt), params)
+        self.model.tokenizer.require_rows(prompt)
         if min(prompt) < 0 or max(prompt) >= self._num_ids:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
         generation = Generation(prompt, params)

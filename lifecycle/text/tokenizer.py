@@ -90,9 +90,18 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
     }
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Reads a tokenizer's folder, or its native file."""
-    path = Path(path)
+def load_tokenizer(path: Path | str, num_rows: int | None = None) -> Tokenizer:
+    """Reads a tokenizer's folder, or its native file; for a model of `num_rows` ids it gives up the others.
+
+    Raises `TokenizerError` for files that cannot be read, and for the tokenizer of a larger model (`Tokenizer.limit`).
+    """
+    tokenizer = _load(Path(path))
+    if num_rows is not None:
+        tokenizer.limit(num_rows)
+    return tokenizer
+
+
+def _load(path: Path) -> Tokenizer:
     if path.is_file():
         return SentencePieceTokenizer(path) if path.suffix == ".model" else HFTokenizer(path)
     if (path / sentencepiece_tokenizer.MODEL_FILE).is_file():

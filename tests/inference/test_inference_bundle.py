@@ -11,6 +11,7 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.text.interface import TokenizerError
 from lifecycle.weights.published import WeightsError, save_weights
 
 
@@ -66,7 +67,7 @@ def test_what_does_not_fit_is_refused_by_name(model: Model, tmp_path: Path) -> N
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(ConfigError, match=r"261 ids, model\.vocab_size=100"):
+    with pytest.raises(TokenizerError, match=r"261 ids, model\.vocab_size=100: .* no row for 'd' \(id 100\); use the"):
         load_bundle(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -18,6 +18,7 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import RopeScaling
+from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.gguf_tokenizer import write_tokenizer
 from lifecycle.text.interface import TokenizerError
 from lifecycle.weights.dequantise import ENCODINGS, dequantise
@@ -27,6 +28,7 @@ from lifecycle.weights.published import WEIGHTS, WeightsError, load_config
 
 GOLDEN = Path(__file__).parents[1] / "golden/gguf_files"
 TINY = GOLDEN / "tiny.gguf"
+USER = {"role": "user", "content": "a"}
 REAL = os.environ.get("LIFECYCLE_SMOLLM2")
 
 
@@ -133,6 +135,81 @@ def test_half_the_size_on_request_and_nothing_is_written_over(bundle: Path, tmp_
     import_safetensors(bundle, again)
     assert (again / WEIGHTS).read_bytes() == (bundle / WEIGHTS).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "half"]
+
+
+def published(bundle: Path, folder: Path, added: list[dict[str, Any]], **config: Any) -> Path:
+    """The bundle's files with other added tokens and settings in its tokenizer's."""
+    folder.mkdir()
+    for file in bundle.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name, more in (("tokenizer.json", {"added_tokens": added}), ("tokenizer_config.json", config)):
+        tree = json.loads((folder / name).read_text())
+        merged = {key: tree.get(key, []) + value if key == "added_tokens" else value for key, value in more.items()}
+        (folder / name).write_text(json.dumps(tree | merged))
+    return folder
+
+
+def added(content: str, token_id: int, special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": content, "special": special, **flags}
+
+
+def test_a_tokenizers_further_names_are_neither_read_nor_made(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gemma 3's files name `<image_soft_token>`, one id more than the text model has rows."""
+    extra = [added("<image_soft_token>", 261, True), added("<sound>", 262, False)]
+    import_safetensors(published(bundle, tmp_path / "published", extra), tmp_path / "out")
+    assert "the model has no row for <image_soft_token>, <sound>: neither read nor produced" in capsys.readouterr().out
+    model = load_bundle(tmp_path / "out")
+    assert model.tokenizer.vocab_size == model.config.vocab_size == 261
+    assert max(model.tokenizer.encode("<image_soft_token>")) < 261  # a special token's name in a text is text
+    with pytest.raises(TokenizerError, match=r"no row for '<sound>', token 262: its vocabulary ends at 260; remove it"):
+        model.tokenizer.encode("a <sound>")
+    with pytest.raises(TokenizerError, match=r"no row for '<image_soft_token>', token 261"):
+        generate(model, [[5, 261]], SamplingParams(temperature=0.0, max_tokens=1), 1)
+    with pytest.raises(TokenizerError, match=r"no row for '<image_soft_token>', token 261"):
+        ChatTemplate(model.tokenizer, "<image_soft_token>{{ messages[0].content }}").render([USER])
+
+
+def test_the_tokenizer_of_a_larger_model_is_refused(bundle: Path, tmp_path: Path) -> None:
+    source = published(bundle, tmp_path / "published", [])
+    tree = json.loads((source / "tokenizer.json").read_text())
+    tree["model"]["vocab"]["hq"] = 261
+    (source / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(
+        TokenizerError, match=r"has 262 ids, model\.vocab_size=261: .*'hq' \(id 261\); use the tokenizer"
+    ):
+        import_safetensors(source, tmp_path / "out")
+
+
+def test_a_context_begins_as_the_file_says(bundle: Path, tmp_path: Path) -> None:
+    """GGUF's key, else llama.cpp's rule; `--tokenizer`'s own rule in a folder of published files."""
+    metadata, model = dict(GgufFile(TINY).metadata), load_bundle(bundle)
+    assert not model.tokenizer.adds_bos and model.tokenizer.begin([7]) == [7]
+    for number, (change, is_added) in enumerate(
+        [({"pre": "llama-bpe"}, True), ({"pre": "llama-bpe", "add_bos_token": False}, False), ({}, False),
+         ({"add_bos_token": True}, True)]
+    ):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        changed = metadata | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+        assert write_tokenizer(changed, tmp_path / str(number), "built").adds_bos == is_added
+
+
+def test_an_import_tells_what_its_chat_template_cannot_do(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = published(bundle, tmp_path / "published", [])
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        "<|im_start|>{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    )
+    import_safetensors(source, tmp_path / "out")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chat template")]
+    assert told == [
+        "chat template: no system message: No system role",
+        "chat template: it cuts <think> from earlier answers: for training give each answer as prompt and completion",
+    ]
 
 
 def test_an_import_that_fails_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
