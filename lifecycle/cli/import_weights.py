@@ -110,12 +110,13 @@ def _write(
         greedy = ids | {"eos_token_id": ends, "do_sample": False}  # no sampling settings are known
         write_text(folder / GENERATION_FILE, json.dumps(greedy, indent=2) + "\n")
     largest = max(source.shapes, key=lambda name: np.prod(source.shapes[name]))
-    write_config(config, folder, DTYPES[dtype] if dtype else source.dtype(largest), **ids)
+    asked = DTYPES[dtype] if dtype else None
+    write_config(config, folder, source.dtype(largest) if asked is None else asked, **ids)
 
     def dtypes(name: str, arrays: tuple[str, ...]) -> np.dtype:
-        return DTYPES[dtype] if dtype else source.dtype(name)
+        return source.dtype(name) if asked is None else asked
 
-    write_weights(config, read_from(config, family.layout, source), folder, dtypes)
+    write_weights(config, read_from(config, family.layout, source, asked), folder, dtypes)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -290,16 +290,21 @@ def write_config(config: ModelConfig, folder: Path, dtype: np.dtype = FLOAT32, *
     write_text(folder / CONFIG, json.dumps(config_to_hf(config, dtype, **token_ids), indent=2) + "\n")
 
 
-def read_from(config: ModelConfig, layout: Layout, source: TensorSource) -> Callable[[str, int | None], np.ndarray]:
-    """The `read` of `write_weights` for a model in another file, in the dtypes of that file."""
+def read_from(
+    config: ModelConfig, layout: Layout, source: TensorSource, dtype: np.dtype | None
+) -> Callable[[str, int | None], np.ndarray]:
+    """The `read` of `write_weights` for a model in another file, in `dtype`, or without one in the dtypes of that file.
+
+    A dequantised value is rounded once, to that dtype.
+    """
     shapes = array_shapes(config)
 
     def read(array: str, expert: int | None) -> np.ndarray:
         shape, location = shapes[array], layout.location(array)
         assert location is not None
         index = full_index(shape) if expert is None else (slice(expert, expert + 1), *full_index(shape[1:]))
-        dtype = source.dtype(location.name.replace(EXPERT, str(expert)))
-        out = np.empty([part.stop - part.start for part in index], dtype)
+        stored = source.dtype(location.name.replace(EXPERT, str(expert))) if dtype is None else dtype
+        out = np.empty([part.stop - part.start for part in index], stored)
         read_array(config, layout, source, array, index, out)
         return out if expert is None else out[0]
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import chex
 import ml_dtypes
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lifecycle.cli.import_weights import import_safetensors
 from lifecycle.model.config import MlaConfig, ModelConfig, MoeConfig
 from lifecycle.testing.families import MODELS, random_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.published import CONFIG, WEIGHTS, WeightsError, load_config, load_weights, save_weights
 from lifecycle.weights.safetensors_files import SafetensorsReader
@@ -108,6 +111,23 @@ def test_deepseek_v3_is_read_as_it_is_published(tmp_path: Path) -> None:
     found = load_weights(config, tmp_path)["blocks"]["0+1"]["attention"]["o"][0]
     expected = tensors["model.layers.0.self_attn.o_proj.weight"].astype(np.float32).T * 0.25
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float8_is_rounded_once_to_the_dtype_asked_for(dtype: Literal["float32", "bfloat16"], tmp_path: Path) -> None:
+    """An imported matrix is the product of value and scale in float32, not that of its published bfloat16."""
+    source = tmp_path / "published"
+    source.mkdir()
+    config = MODELS["deepseek_v3"].model_copy(update={"vocab_size": 261})
+    save_weights(config, random_params(config), source)
+    ByteTokenizer().save(source)
+    tensors, name = load_file(source / WEIGHTS), "model.layers.0.self_attn.o_proj.weight"
+    tensors[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+    tensors[name + "_scale_inv"] = np.full((1, 1), 0.1234567, np.float32)
+    save_file(tensors, source / WEIGHTS)
+    exact = tensors[name].astype(np.float64) * np.float64(np.float32(0.1234567))
+    import_safetensors(source, tmp_path / dtype, dtype)
+    assert np.array_equal(load_file(tmp_path / dtype / WEIGHTS)[name], exact.astype(np.float32).astype(dtype))
 
 
 def test_tensors_without_their_scales_are_refused(tmp_path: Path) -> None:
