@@ -119,10 +119,56 @@ def without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in keys}
 
 
+# What each configuration class of transformers 5.24 has without arguments (`MistralConfig().to_dict()`): vocabulary,
+# width, layers, heads, key-value heads, head size, inner width, positions, epsilon, window, theta.
+CLASSES = {
+    "llama": (32_000, 4096, 32, 32, 32, 128, 11_008, 2048, 1e-6, None, 1e4),
+    "mistral": (32_000, 4096, 32, 32, 8, 128, 14_336, 131_072, 1e-6, 4096, 1e4),
+    "mixtral": (32_000, 4096, 32, 32, 8, 128, 14_336, 131_072, 1e-5, None, 1e6),
+    "gpt_oss": (201_088, 2880, 36, 64, 8, 64, 2880, 131_072, 1e-5, 128, 150_000.0),
+    "qwen2": (151_936, 4096, 32, 32, 32, 128, 22_016, 32_768, 1e-6, None, 1e4),
+    "qwen3": (151_936, 4096, 32, 32, 32, 128, 22_016, 32_768, 1e-6, None, 1e4),
+    "qwen3_moe": (151_936, 2048, 24, 32, 4, 64, 6144, 32_768, 1e-6, None, 1e4),
+    "gemma2": (256_000, 2304, 26, 8, 4, 256, 9216, 8192, 1e-6, 4096, 1e4),
+    "gemma3_text": (262_208, 2304, 26, 8, 4, 256, 9216, 131_072, 1e-6, 4096, 1e6),
+    "olmo2": (50_304, 4096, 32, 32, 32, 128, 11_008, 2048, 1e-5, None, 1e4),
+    "smollm3": (128_256, 2048, 36, 16, 4, 128, 11_008, 32_768, 1e-6, None, 2e6),
+    "deepseek_v3": (129_280, 7168, 61, 128, 128, 192, 18_432, 4096, 1e-6, None, 1e4),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_absent_key_has_the_value_of_the_published_class(name: str) -> None:
+    config = config_from_hf({"model_type": name})
+    found = (config.vocab_size, config.d_model, config.num_layers, config.num_heads, config.num_kv_heads,
+             config.head_dim, config.d_ff, config.max_seq_len, config.norm_eps, config.window,
+             config.rope_theta)  # fmt: skip
+    assert found == CLASSES[name]
+    experts = {"mixtral": (8, 2), "gpt_oss": (128, 4), "qwen3_moe": (128, 8), "deepseek_v3": (256, 8)}
+    moe = config.moe
+    assert (moe and (moe.num_experts, moe.experts_per_token)) == experts.get(name)
+
+
+def test_absent_is_not_null() -> None:
+    """Mistral 7B v0.1's window is the class's, v0.2 has null: no window. gpt-oss without a scaling is scaled."""
+    mistral = without(config_to_hf(MODELS["mistral"]), "sliding_window", "layer_types")
+    assert config_from_hf(mistral).window == 4096
+    assert config_from_hf(mistral | {"sliding_window": None}).layer_pattern == ("global",)
+    gpt_oss = without(config_to_hf(MODELS["gpt_oss"]), "rope_scaling")
+    yarn = RopeScaling(kind="yarn", factor=32.0, original_max_seq_len=4096, truncate=False)
+    assert config_from_hf(gpt_oss).rope_scaling == yarn
+    assert config_from_hf(gpt_oss | {"rope_scaling": None}).rope_scaling is None
+    deepseek = config_from_hf({"model_type": "deepseek_v3"}).moe
+    assert deepseek is not None and (deepseek.num_groups, deepseek.groups_per_token) == (8, 4)
+    assert (deepseek.routed_scale, deepseek.first_dense_layers, deepseek.num_shared_experts) == (2.5, 3, 1)
+
+
 def test_missing_keys_are_named_together() -> None:
-    tree = without(config_to_hf(LLAMA), "hidden_size", "head_dim", "intermediate_size")
-    with pytest.raises(WeightsError, match=r"config\.json: missing hidden_size, intermediate_size"):
+    tree = config_to_hf(LLAMA) | {"rms_norm_eps": None, "head_dim": None, "intermediate_size": None}
+    with pytest.raises(WeightsError, match=r"config\.json: missing rms_norm_eps, intermediate_size"):
         config_from_hf(tree)
+    with pytest.raises(WeightsError, match=r"config\.json: hidden_size=None is not a positive number"):
+        config_from_hf(tree | {"hidden_size": None})
     with pytest.raises(ConfigError, match=r"config\.json[\s\S]*num_heads=4 is not a multiple of num_kv_heads=3"):
         config_from_hf(config_to_hf(LLAMA) | {"num_key_value_heads": 3})
 

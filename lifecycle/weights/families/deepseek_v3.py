@@ -2,7 +2,7 @@
 
 The published weights rotate neighbouring pairs of a head's positional dimensions, ours rotate halves, so those columns
 are permuted on import and back on export. Layers after the last are its multi-token prediction module, which the
-decoder does not use. Source of names and keys: transformers 5.24, `models/deepseek_v3`, and the published
+decoder does not use. Source of names, keys and defaults: transformers 5.24, `models/deepseek_v3`, and the published
 `config.json`.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lifecycle.model.config import MlaConfig, ModelConfig
-from lifecycle.weights.families.family import D_FF, NO_BIAS, NO_WINDOW, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.family import D_FF, NO_BIAS, NO_WINDOW, SILU, SIZES, UNTIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout, Location, de_interleaved, locations
 from lifecycle.weights.families.llama import FEED_FORWARD, NORMS, TRUNK
 from lifecycle.weights.families.qwen import EXPERTS
@@ -85,16 +85,21 @@ DEEPSEEK_V3 = Family(
         Always("moe.score", "sigmoid"),
         Always("moe.use_selection_bias", True),
         Key("moe.num_experts", "n_routed_experts"),
-        Key("moe.num_shared_experts", "n_shared_experts", default=0),
+        Key("moe.num_shared_experts", "n_shared_experts"),
         Key("moe.experts_per_token", "num_experts_per_tok"),
         Key("moe.d_ff", "moe_intermediate_size"),
-        Key("moe.first_dense_layers", "first_k_dense_replace", default=0),
-        Key("moe.num_groups", "n_group", default=1),
-        Key("moe.groups_per_token", "topk_group", default=1),
+        Key("moe.first_dense_layers", "first_k_dense_replace"),
+        Key("moe.num_groups", "n_group"),
+        Key("moe.groups_per_token", "topk_group"),
         Key("moe.use_normalised_weights", "norm_topk_prob", default=True),
-        Key("moe.routed_scale", "routed_scaling_factor", default=1.0),
+        Key("moe.routed_scale", "routed_scaling_factor"),
     ),
     layout=Layout(TRUNK, NORMS | ATTENTION | FEED_FORWARD | EXPERTS | SHARED),
+    defaults=class_defaults(
+        129_280, 7168, 18_432, 61, 128, 128, 4096, moe_intermediate_size=2048, n_routed_experts=256,
+        n_shared_experts=1, num_experts_per_tok=8, first_k_dense_replace=3, n_group=8, topk_group=4,
+        routed_scaling_factor=2.5, qk_nope_head_dim=128, qk_rope_head_dim=64,
+    ),
     ignores=_is_prediction_module,
     quantisation="fp8",
 )  # fmt: skip

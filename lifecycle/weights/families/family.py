@@ -7,7 +7,7 @@ the names of the fields, never written as something else.
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lifecycle.core.config import validate
@@ -40,8 +40,8 @@ SIZES: tuple[Setting, ...] = (
     Key("num_layers", "num_hidden_layers"),
     Key("num_heads", "num_attention_heads"),
     Key("num_kv_heads", "num_key_value_heads", default=lambda tree: tree["num_attention_heads"]),
-    Key("max_seq_len", "max_position_embeddings", default=2048),
-    Key("norm_eps", "rms_norm_eps", default=1e-6),
+    Key("max_seq_len", "max_position_embeddings"),
+    Key("norm_eps", "rms_norm_eps"),
     Only("attention_dropout", 0.0, is_written=True),
 )
 HEAD_DIM = Key("head_dim", "head_dim", default=_head_dim)
@@ -66,17 +66,32 @@ class Wrapper:
     key: str  # of the text model's config in its config.json
     prefix: str  # of the text model's tensors
     others: tuple[str, ...]  # prefixes of the other parts' tensors
-    defaults: Mapping[str, Any]  # keys that the text model's config may omit
+
+
+def class_defaults(
+    vocab_size: int, hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int,
+    num_key_value_heads: int | None, max_position_embeddings: int, rms_norm_eps: float = 1e-6, **more: Any,
+) -> Mapping[str, Any]:  # fmt: skip
+    """The defaults of a published configuration class: the values of keys that a config.json does not have."""
+    sizes = {
+        "vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers, "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads, "max_position_embeddings": max_position_embeddings,
+        "rms_norm_eps": rms_norm_eps,
+    }  # fmt: skip
+    return sizes | more
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family. `ignores` says which published tensors the decoder does not use."""
+    """One family. `ignores` says which published tensors the decoder does not use. An absent key has its value in
+    `defaults`, of the published class; null is not absent (Mistral without `sliding_window` has one of 4,096)."""
 
     name: str  # of `ModelConfig.family`, and the published `model_type`
     architecture: str
     settings: tuple[Setting, ...]
     layout: Layout
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     ignores: Callable[[ModelConfig, str], bool] = nothing_ignored
     wrapper: Wrapper | None = None
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
@@ -84,6 +99,7 @@ class Family:
     def config_from(self, tree: Tree) -> ModelConfig:
         """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)
+        tree = {**self.defaults, **tree}
         method = (tree.get("quantization_config") or {}).get("quant_method")
         if method not in (None, self.quantisation):
             raise WeightsError(

@@ -1,14 +1,14 @@
 """Gemma 2 and 3: norms before and after a branch, scaled embeddings, local and global layers.
 
-Gemma Team 2024, "Gemma 2"; 2025, "Gemma 3 technical report" (text part). Source of names and keys: transformers 5.24,
-`models/gemma2`, `models/gemma3`.
+Gemma Team 2024, "Gemma 2"; 2025, "Gemma 3 technical report" (text part). Source of names, keys and defaults:
+transformers 5.24, `models/gemma2`, `models/gemma3`.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from lifecycle.model.config import LayerKind, ModelConfig
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_BIAS, SIZES, TIED, Family, Wrapper
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_BIAS, SIZES, TIED, Family, Wrapper, class_defaults
 from lifecycle.weights.families.layout import Layout, locations
 from lifecycle.weights.families.llama import ATTENTION, FEED_FORWARD, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
@@ -58,6 +58,7 @@ GEMMA2 = Family(
         Key("logits_soft_cap", "final_logit_softcapping", default=30.0, is_nullable=True),
     ),
     layout=Layout(TRUNK, SANDWICH | ATTENTION | FEED_FORWARD),
+    defaults=class_defaults(256_000, 2304, 9216, 26, 8, 4, 8192, sliding_window=4096),
 )  # fmt: skip
 GEMMA3_TEXT = Family(
     name="gemma3_text",
@@ -68,8 +69,8 @@ GEMMA3_TEXT = Family(
         Key("logits_soft_cap", "final_logit_softcapping", default=None),
     ),
     layout=Layout(TRUNK, SANDWICH | ATTENTION | QK_NORM | FEED_FORWARD),
+    defaults=class_defaults(262_208, 2304, 9216, 26, 8, 4, 131_072, sliding_window=4096),
     wrapper=Wrapper(  # the larger models, which also take images
-        "gemma3", "text_config", "language_model.", ("vision_tower.", "multi_modal_projector."),
-        {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072},
+        "gemma3", "text_config", "language_model.", ("vision_tower.", "multi_modal_projector.")
     ),
 )  # fmt: skip

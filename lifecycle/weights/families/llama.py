@@ -1,10 +1,20 @@
 """Llama 2 and 3, and SmolLM2 (Touvron et al. 2023; Grattafiori et al. 2024). Most families' tables extend this one.
 
-Source of names and keys: transformers 5.24, `models/llama`.
+Source of names, keys and defaults: transformers 5.24, `models/llama`.
 """
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family, ignore
+from lifecycle.weights.families.family import (
+    D_FF,
+    HEAD_DIM,
+    NO_WINDOW,
+    SILU,
+    SIZES,
+    UNTIED,
+    Family,
+    class_defaults,
+    ignore,
+)
 from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.rope import Rope
 from lifecycle.weights.families.settings import Both, Fields, Only, Tree
@@ -73,5 +83,6 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     settings=(*SIZES, HEAD_DIM, D_FF, UNTIED, SILU, ALL_BIASED, Only("mlp_bias", False, True), Rope(), NO_WINDOW),
     layout=Layout(TRUNK, NORMS | ATTENTION | BIASES | FEED_FORWARD),
+    defaults=class_defaults(32_000, 4096, 11_008, 32, 32, None, 2048),
     ignores=BUFFERS,
 )

@@ -21,7 +21,7 @@ def config_from(tree: Mapping[str, Any]) -> ModelConfig:
     for family in FAMILIES.values():
         wrapper = family.wrapper
         if wrapper is not None and wrapper.model_type == name:
-            return family.config_from({**wrapper.defaults, **tree.get(wrapper.key, {})})
+            return family.config_from(tree.get(wrapper.key, {}))
     return family_named(name, "config.json: model_type").config_from(tree)
 
 

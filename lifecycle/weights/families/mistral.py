@@ -1,10 +1,10 @@
 """Mistral (Jiang et al. 2023): Llama whose layers may all be local.
 
-Source of names and keys: transformers 5.24, `models/mistral`.
+Source of names, keys and defaults: transformers 5.24, `models/mistral`.
 """
 
 from lifecycle.model.config import LayerKind
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, SILU, SIZES, UNTIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout
 from lifecycle.weights.families.llama import ATTENTION, BUFFERS, FEED_FORWARD, NORMS, TRUNK
 from lifecycle.weights.families.rope import Rope
@@ -21,5 +21,6 @@ MISTRAL = Family(
     architecture="MistralForCausalLM",
     settings=(*SIZES, HEAD_DIM, D_FF, UNTIED, SILU, Rope(), LayerKinds(local_if_windowed)),
     layout=Layout(TRUNK, NORMS | ATTENTION | FEED_FORWARD),
+    defaults=class_defaults(32_000, 4096, 14_336, 32, 32, 8, 131_072, sliding_window=4096),
     ignores=BUFFERS,
 )

@@ -1,13 +1,13 @@
 """Mixtral (Jiang et al. 2024): Mistral whose layers have experts.
 
 Source of names and keys: the published checkpoints (`block_sparse_moe`, `w1 w3 w2`), which transformers 5.24 reads and
-writes through `conversion_mapping.py`.
+writes through `conversion_mapping.py`; of defaults: its `models/mixtral`.
 """
 
 from typing import Any
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.weights.families.family import HEAD_DIM, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.family import HEAD_DIM, SILU, SIZES, UNTIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.llama import ATTENTION, NORMS, TRUNK
 from lifecycle.weights.families.mistral import local_if_windowed
@@ -46,4 +46,5 @@ MIXTRAL = Family(
         Key("moe.experts_per_token", "num_experts_per_tok", default=2),
     ),
     layout=Layout(TRUNK, NORMS | ATTENTION | EXPERTS),
+    defaults=class_defaults(32_000, 4096, 14_336, 32, 32, 8, 131_072, 1e-5),
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """OLMo 2 (OLMo Team 2025): norms after a branch, inside the sum, and queries and keys normalised over all heads.
 
-Source of names and keys: transformers 5.24, `models/olmo2`.
+Source of names, keys and defaults: transformers 5.24, `models/olmo2`.
 """
 
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout, locations
 from lifecycle.weights.families.llama import ALL_BIASED, ATTENTION, BIASES, FEED_FORWARD, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
@@ -26,4 +26,5 @@ OLMO2 = Family(
         Always("qk_norm", "projection"),
     ),
     layout=Layout(TRUNK, POST_NORMS | ATTENTION | BIASES | QK_NORM | FEED_FORWARD),
+    defaults=class_defaults(50_304, 4096, 11_008, 32, 32, None, 2048, 1e-5),
 )  # fmt: skip

@@ -1,14 +1,14 @@
 """Qwen 2 and 2.5 (biased queries, keys and values), Qwen 3 (normalised queries and keys) and its mixtures of experts.
 
-Yang et al. 2024, "Qwen2.5 technical report"; Yang et al. 2025, "Qwen3 technical report". Source of names and keys:
-transformers 5.24, `models/qwen2`, `models/qwen3`, `models/qwen3_moe`.
+Yang et al. 2024, "Qwen2.5 technical report"; Yang et al. 2025, "Qwen3 technical report". Source of names, keys and
+defaults: transformers 5.24, `models/qwen2`, `models/qwen3`, `models/qwen3_moe`.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from lifecycle.model.config import LayerKind, ModelConfig
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, NO_WINDOW, SILU, SIZES, UNTIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout, Location, locations
 from lifecycle.weights.families.llama import ALL_BIASED, ATTENTION, BIASES, FEED_FORWARD, NORMS, QK_NORM, TRUNK
 from lifecycle.weights.families.rope import Rope
@@ -44,6 +44,7 @@ QWEN2 = Family(
     architecture="Qwen2ForCausalLM",
     settings=(*SIZES, HEAD_DIM, D_FF, UNTIED, SILU, Always("attention_bias", "qkv"), Rope(), *WINDOW),
     layout=Layout(TRUNK, NORMS | ATTENTION | BIASES | FEED_FORWARD),
+    defaults=class_defaults(151_936, 4096, 22_016, 32, 32, 32, 32_768, sliding_window=4096),
 )
 QWEN3 = Family(
     name="qwen3",
@@ -53,6 +54,7 @@ QWEN3 = Family(
         *WINDOW,
     ),
     layout=Layout(TRUNK, NORMS | ATTENTION | BIASES | QK_NORM | FEED_FORWARD),
+    defaults=class_defaults(151_936, 4096, 22_016, 32, 32, 32, 32_768, sliding_window=4096),
 )  # fmt: skip
 
 
@@ -83,10 +85,11 @@ QWEN3_MOE = Family(
         *SIZES, HEAD_DIM, D_FF, UNTIED, SILU, ALL_BIASED, Always("qk_norm", "head"), Rope(), NO_WINDOW,
         Only("use_sliding_window", False, True), Only("decoder_sparse_step", 1, True),
         Both(_read_dense_layers, _write_dense_layers),
-        Key("moe.num_experts", "num_experts", default=lambda tree: tree["num_local_experts"]),
+        Key("moe.num_experts", "num_experts", default=lambda tree: tree.get("num_local_experts", 128)),
         Key("moe.experts_per_token", "num_experts_per_tok", default=8),
         Key("moe.d_ff", "moe_intermediate_size"),
         Key("moe.use_normalised_weights", "norm_topk_prob", default=False),
     ),
     layout=Layout(TRUNK, NORMS | ATTENTION | BIASES | QK_NORM | FEED_FORWARD | EXPERTS),
+    defaults=class_defaults(151_936, 2048, 6144, 24, 32, 4, 32_768, moe_intermediate_size=768),
 )  # fmt: skip

@@ -28,6 +28,7 @@ class Rope:
     default_theta: float = 10_000.0
     local_theta_key: str | None = None
     default_local_theta: float = 10_000.0
+    default_scaling: Mapping[str, Any] | None = None  # of a file that says nothing about scaling; null says that none
 
     def read(self, tree: Tree) -> Fields:
         """Our RoPE fields from a published config."""
@@ -45,7 +46,8 @@ class Rope:
 
     def _read_one(self, tree: Tree, parameters: Tree) -> Fields:
         _refuse_partial(tree)
-        scaling = tree.get("rope_scaling") or parameters
+        says = "rope_scaling" in tree or "rope_parameters" in tree
+        scaling = (tree.get("rope_scaling") or parameters) if says else self.default_scaling or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         theta = parameters.get("rope_theta", tree.get("rope_theta") or self.default_theta)
         return {"rope_theta": theta, "rope_scaling": _read_scaling(kind, scaling, tree)}

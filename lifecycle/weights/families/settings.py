@@ -27,7 +27,7 @@ class MissingKey(Exception):
 def require_forms(tree: Tree) -> None:
     """Raises `WeightsError` naming each key of the wrong type that other fields are computed from."""
     wrong = [f"{key}={value!r} is not {what}" for key, (what, fits) in FORMS.items()
-             if (value := tree.get(key)) is not None and not fits(value)]  # fmt: skip
+             if key in tree and not fits(value := tree[key])]  # fmt: skip
     if wrong:
         raise WeightsError(f"config.json: {'; '.join(wrong)}; use the config.json published with the weights")
 
@@ -37,11 +37,11 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
+    return value is None or isinstance(value, dict)
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {

@@ -1,12 +1,12 @@
 """SmolLM3: Llama with some layers without RoPE (Yang et al. 2025, "RoPE to NoPE and back again").
 
-Source of names and keys: transformers 5.24, `models/smollm3`.
+Source of names, keys and defaults: transformers 5.24, `models/smollm3`.
 """
 
 from typing import Any
 
 from lifecycle.model.config import LayerKind, ModelConfig
-from lifecycle.weights.families.family import D_FF, HEAD_DIM, SILU, SIZES, TIED, Family
+from lifecycle.weights.families.family import D_FF, HEAD_DIM, SILU, SIZES, TIED, Family, class_defaults
 from lifecycle.weights.families.layout import Layout
 from lifecycle.weights.families.llama import ALL_BIASED, ATTENTION, BIASES, FEED_FORWARD, NORMS, TRUNK
 from lifecycle.weights.families.rope import Rope
@@ -35,4 +35,5 @@ SMOLLM3 = Family(
         Only("use_sliding_window", False, True), Rope(default_theta=2_000_000.0), Both(_read_kinds, _write_kinds),
     ),
     layout=Layout(TRUNK, NORMS | ATTENTION | BIASES | FEED_FORWARD),
+    defaults=class_defaults(128_256, 2048, 11_008, 36, 16, 4, 32_768),
 )  # fmt: skip
