@@ -28,7 +28,7 @@ from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
 from lifecycle.text.gguf_tokenizer import write_tokenizer
-from lifecycle.text.interface import CONFIG_FILE, TokenizerError
+from lifecycle.text.interface import CONFIG_FILE, TokenizerError, write_rows
 from lifecycle.text.probe import missing_abilities
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.weights.families.family import Family
@@ -104,6 +104,8 @@ def _write(
     """
     require_fit(config, family, source, str(where))
     tokenizer = load_tokenizer(folder, config.vocab_size)
+    if tokenizer.unusable:
+        write_rows(folder, config.vocab_size)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     if not (folder / GENERATION_FILE).is_file():
         ends = ChatTemplate.load(folder, tokenizer).stop_ids if read_template(folder) else tokenizer.eos_id
@@ -158,7 +160,7 @@ def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
 def _say(what: str, config: ModelConfig, out: Path) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{config.family}, {num_params(config):,} parameters: {what}")
-    tokenizer = load_tokenizer(out, config.vocab_size)
+    tokenizer = load_tokenizer(out)
     if tokenizer.unusable:
         console.print(
             f"the model has no row for {', '.join(tokenizer.unusable)}: neither read nor produced", soft_wrap=True

@@ -23,6 +23,7 @@ from lifecycle.core.files import write_text
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CONFIG_FILE = "tokenizer_config.json"
+ROWS_KEY = "model_rows"  # our key in it: the number of ids of the model, if the tokenizer has more
 
 type Span = tuple[int, int, int]  # a token's id, and the characters [start, stop) of the text that it is from
 
@@ -230,7 +231,13 @@ def write_config(folder: Path, tokenizer: Tokenizer, kind: str, **more: Any) -> 
         "added_tokens_decoder": added, "add_bos_token": False, "add_eos_token": False,
         "clean_up_tokenization_spaces": False, **more,
     }  # fmt: skip
+    content |= {ROWS_KEY: tokenizer.vocab_size} if tokenizer.unusable else {}
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_rows(folder: Path, num_rows: int) -> None:
+    """Notes in `tokenizer_config.json` that the model has fewer ids than the tokenizer."""
+    write_text(folder / CONFIG_FILE, json.dumps(read_config(folder) | {ROWS_KEY: num_rows}, indent=1) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
 from lifecycle.text.hf_tokenizer import HFTokenizer
-from lifecycle.text.interface import CONFIG_FILE, Tokenizer, TokenizerError, read_config
+from lifecycle.text.interface import CONFIG_FILE, ROWS_KEY, Tokenizer, TokenizerError, read_config
 from lifecycle.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from lifecycle.text.stream import StreamDecoder
 
@@ -91,11 +91,15 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
 
 
 def load_tokenizer(path: Path | str, num_rows: int | None = None) -> Tokenizer:
-    """Reads a tokenizer's folder, or its native file; for a model of `num_rows` ids it gives up the others.
+    """Reads a tokenizer's folder, or its native file; for a model of `num_rows` ids it gives up the others. Without
+    `num_rows` the folder's own `model_rows` counts, which an import writes (`write_rows`).
 
     Raises `TokenizerError` for files that cannot be read, and for the tokenizer of a larger model (`Tokenizer.limit`).
     """
-    tokenizer = _load(Path(path))
+    path = Path(path)
+    tokenizer = _load(path)
+    if num_rows is None:
+        num_rows = read_config(path.parent if path.is_file() else path).get(ROWS_KEY)
     if num_rows is not None:
         tokenizer.limit(num_rows)
     return tokenizer

@@ -21,6 +21,7 @@ from lifecycle.model.config import RopeScaling
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.gguf_tokenizer import write_tokenizer
 from lifecycle.text.interface import TokenizerError
+from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from lifecycle.weights.dequantise import ENCODINGS, dequantise
 from lifecycle.weights.gguf import GgufFile
 from lifecycle.weights.gguf_llama import config_of
@@ -170,6 +171,16 @@ def test_a_tokenizers_further_names_are_neither_read_nor_made(
         generate(model, [[5, 261]], SamplingParams(temperature=0.0, max_tokens=1), 1)
     with pytest.raises(TokenizerError, match=r"no row for '<image_soft_token>', token 261"):
         ChatTemplate(model.tokenizer, "<image_soft_token>{{ messages[0].content }}").render([USER])
+
+
+def test_a_run_takes_over_what_its_bundles_model_has_rows_for(bundle: Path, tmp_path: Path) -> None:
+    source = published(bundle, tmp_path / "published", [added("<image_soft_token>", 261, True)])
+    import_safetensors(source, tmp_path / "out")
+    config = TokenizerConfig(kind="hf", path=tmp_path / "out")
+    stats = train_tokenizer(config, [], tmp_path / "run", seed=0)
+    assert stats["vocab_size"] == load_tokenizer(tmp_path / "run").vocab_size == 261
+    assert stats["fingerprint"] == load_tokenizer(tmp_path / "out").fingerprint
+    assert "model_rows" not in json.loads((bundle / "tokenizer_config.json").read_text())  # for a model with all rows
 
 
 def test_the_tokenizer_of_a_larger_model_is_refused(bundle: Path, tmp_path: Path) -> None:
