@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import cyclopts
 import ml_dtypes
 import numpy as np
 from cyclopts import Parameter
@@ -33,9 +32,10 @@ from lifecycle.text.probe import missing_abilities
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.weights.families.family import Family
 from lifecycle.weights.families.layout import TensorSource
-from lifecycle.weights.gguf import GgufFile
+from lifecycle.weights.gguf import GgufFile, is_gguf
 from lifecycle.weights.gguf_llama import GGUF_LLAMA, config_of
 from lifecycle.weights.published import (
+    CONFIG,
     family_of,
     load_config,
     open_weights,
@@ -50,22 +50,41 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
 
 type Dtype = Literal["float32", "float16", "bfloat16"]
+type Source = Annotated[Path, Parameter(help="A GGUF file of a Llama, or a folder with config.json and safetensors.")]
 type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
+type GivenDtype = Annotated[
+    Dtype | None, Parameter(help="Of the weights; by default as published, and float32 from GGUF.")
+]
 type TokenizerPath = Annotated[Path | None, Parameter(help="A folder whose tokenizer is taken instead of its own.")]
 
-app = cyclopts.App(name="import", help="Make a bundle of a published model: weights, tokenizer, chat template.")
+
+def import_model(source: Source, out: Out, /, *, dtype: GivenDtype = None, tokenizer: TokenizerPath = None) -> None:
+    """Makes a bundle of a published model: weights, tokenizer, chat template."""
+    model = find_model(source)
+    if model.is_dir():
+        import_safetensors(model, out, dtype, tokenizer)
+    else:
+        import_gguf(model, out, dtype or "float32", tokenizer)
 
 
-@app.command
-def gguf(source: Path, out: Out, /, *, dtype: Dtype = "float32", tokenizer: TokenizerPath = None) -> None:
-    """Read a GGUF file of a Llama, quantised or not."""
-    import_gguf(source, out, dtype, tokenizer)
-
-
-@app.command
-def safetensors(source: Path, out: Out, /, *, dtype: Dtype | None = None, tokenizer: TokenizerPath = None) -> None:
-    """Read a folder with safetensors and config.json, of any family; tensors keep their dtype unless one is given."""
-    import_safetensors(source, out, dtype, tokenizer)
+def find_model(source: Path) -> Path:
+    """The GGUF file, or the folder with safetensors, that a path means. Raises `ConfigError` if it is neither."""
+    if source.is_file():
+        if is_gguf(source):
+            return source
+        raise ConfigError(f"{source}: not a GGUF file; of a model in safetensors give the folder")
+    if not source.is_dir():
+        raise ConfigError(f"{source}: no such file or folder")
+    if (source / CONFIG).is_file() and any(source.glob("*.safetensors")):
+        return source
+    files = sorted(file for file in source.glob("*.gguf") if is_gguf(file))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise ConfigError(
+            f"{source}: {len(files)} GGUF files; give one of them: {', '.join(file.name for file in files)}"
+        )
+    raise ConfigError(f"{source}: no model here: expected {CONFIG} with *.safetensors, or a GGUF file")
 
 
 def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:

@@ -39,15 +39,12 @@ VERBS = {
     "usage": "Print the served requests: counts, tokens, cost and latency by day and version.",
     "schema": "Print the JSON schema of a run file, for editors.",
 }
+IMPORT = "Make a bundle of a published model: weights, tokenizer, chat template."
 
 app = cyclopts.App(name="lifecycle", version=VERSION, help="A language model's life cycle, one verb at a time.")
 for _verb, _help in VERBS.items():
     app.command(f"lifecycle.cli.{_verb}:{_verb}", name=_verb, help=_help)
-app.command(
-    "lifecycle.cli.import_weights:app",
-    name="import",
-    help="Make a bundle of a published model: weights, tokenizer, chat template.",
-)
+app.command("lifecycle.cli.import_weights:import_model", name="import", help=IMPORT)
 
 
 def main() -> None:

@@ -42,6 +42,12 @@ class Stored:
         return math.prod(self.shape) // self.encoding.values * self.encoding.num_bytes
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 class GgufFile:
     """One file; a `TensorSource`. Raises `WeightsError` for a truncated or unsupported file."""
 

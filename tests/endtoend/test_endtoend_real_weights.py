@@ -39,7 +39,7 @@ def lifecycle(*words: object, typed: str = "") -> str:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2") / "bundle"
-    lifecycle("import", "gguf", SMOLLM2, folder)
+    lifecycle("import", SMOLLM2, folder)
     return folder
 
 

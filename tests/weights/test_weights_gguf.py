@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lifecycle.cli.import_weights import import_gguf, import_safetensors
+from lifecycle.cli.import_weights import find_model, import_gguf, import_model, import_safetensors
 from lifecycle.core.artifact import open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.bundle import load_bundle
@@ -38,6 +39,24 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gguf") / "bundle"
     import_gguf(TINY, out)
     return out
+
+
+def test_a_path_is_enough_to_find_the_model(bundle: Path, tmp_path: Path) -> None:
+    assert find_model(TINY) == TINY and find_model(bundle) == bundle
+    for name in ("a.gguf", "README.md"):
+        (tmp_path / name).write_bytes(TINY.read_bytes() if name == "a.gguf" else b"text")
+    assert find_model(tmp_path) == tmp_path / "a.gguf"
+    (tmp_path / "b.gguf").write_bytes(TINY.read_bytes())
+    for path, message in {
+        tmp_path: "2 GGUF files; give one of them: a.gguf, b.gguf",
+        tmp_path / "README.md": "not a GGUF file; of a model in safetensors give the folder",
+        tmp_path / "none": "no such file or folder",
+        GOLDEN.parent: "no model here: expected config.json with",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: ") + message):
+            find_model(path)
+    import_model(TINY, tmp_path / "made")
+    assert load_bundle(tmp_path / "made").version == load_bundle(bundle).version
 
 
 class Built:
