@@ -42,11 +42,15 @@ class AliasedModels(Mapping[str, Served]):
         stop = Event()
 
         def follow() -> None:
+            told = ""
             while not stop.wait(FOLLOW_S):
                 try:
                     self._refresh()
-                except ValueError as error:  # from the registry
-                    self._report(error)
+                    told = ""
+                except ValueError as error:  # from the registry; one that lasts is told once
+                    if str(error) != told:
+                        self._report(error)
+                    told = str(error)
 
         thread = Thread(target=follow, name="aliases", daemon=True)
         thread.start()
@@ -76,10 +80,10 @@ class AliasedModels(Mapping[str, Served]):
         """Starts an engine. Once models are served, a version that cannot be loaded is reported and left out."""
         try:
             self._by_hash[version] = self._start(self._registry.resolve(version))
-        except ValueError as error:  # from the registry or a bundle
+        except (ValueError, RuntimeError, OSError) as error:  # from the registry, a bundle, or a device without room
             if not self._table:
                 raise
             self._report(error)
 
-    def _report(self, error: ValueError) -> None:
+    def _report(self, error: Exception) -> None:
         self._console.print(f"alias ignored: {error}", markup=False, highlight=False)

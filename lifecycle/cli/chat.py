@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
-from lifecycle.cli.make import start_jax
+from lifecycle.cli.make import BUNDLES, start_jax
 from lifecycle.core.artifact import require_intact
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.file_hashes import FileHashes
@@ -65,7 +65,7 @@ def _model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, str]:
                 f"{words[0]!r}: {config_or_bundle} is a bundle, which has no stages, versions or settings; there are "
                 "--system and --temperature"
             )
-        start_jax(user_cache())
+        start_jax(user_cache() / BUNDLES)
         model = load_bundle(config_or_bundle)
         return model, f"{config_or_bundle} is version {model.version[:SHOWN_HASH]}"
     name, overrides = name_first(words)
@@ -88,7 +88,7 @@ def _trained(config: RunConfig, stage: str) -> Model:
     params = trained_params_in_use(trained, model)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
-    return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer), defaults)
+    return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer).live, defaults)
 
 
 def _talk(model: Model, introduction: str, system: list[Message]) -> None:

@@ -55,16 +55,27 @@ type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be t
 type GivenDtype = Annotated[
     Dtype | None, Parameter(help="Of the weights; by default as published, and float32 from GGUF.")
 ]
+type TemplatePath = Annotated[
+    Path | None, Parameter(help="A chat template (jinja2), instead of its own or for want of one.")
+]
 type TokenizerPath = Annotated[Path | None, Parameter(help="A folder whose tokenizer is taken instead of its own.")]
 
 
-def import_model(source: Source, out: Out, /, *, dtype: GivenDtype = None, tokenizer: TokenizerPath = None) -> None:
+def import_model(
+    source: Source,
+    out: Out,
+    /,
+    *,
+    dtype: GivenDtype = None,
+    tokenizer: TokenizerPath = None,
+    template: TemplatePath = None,
+) -> None:
     """Makes a bundle of a published model: weights, tokenizer, chat template."""
     model = find_model(source)
     if model.is_dir():
-        import_safetensors(model, out, dtype, tokenizer)
+        import_safetensors(model, out, dtype, tokenizer, template)
     else:
-        import_gguf(model, out, dtype or "float32", tokenizer)
+        import_gguf(model, out, dtype or "float32", tokenizer, template)
 
 
 def find_model(source: Path) -> Path:
@@ -87,8 +98,10 @@ def find_model(source: Path) -> Path:
     raise ConfigError(f"{source}: no model here: expected {CONFIG} with *.safetensors, or a GGUF file")
 
 
-def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None) -> None:
-    """Makes the bundle `out` from a GGUF file; the folder `tokenizer`, if given, replaces the file's own tokenizer."""
+def import_gguf(
+    source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None, template: Path | None = None
+) -> None:
+    """Makes the bundle `out` from a GGUF file; a tokenizer's folder and a template replace the file's own."""
     file = GgufFile(source)
     config = config_of(file)
     with _bundle(out, source, dtype) as folder:
@@ -96,17 +109,21 @@ def import_gguf(source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Pa
             write_tokenizer(file.metadata, folder, str(source))
         else:
             _copy_tokenizer(tokenizer, folder)
+        _copy_template(template, folder)
         _write(config, GGUF_LLAMA, file, source, folder, dtype)
     encodings = ", ".join(f"{count} {name}" for name, count in file.encodings.items())
     _say(f"{encodings} tensors as {dtype}", config, out)
 
 
-def import_safetensors(source: Path, out: Path, dtype: Dtype | None = None, tokenizer: Path | None = None) -> None:
+def import_safetensors(
+    source: Path, out: Path, dtype: Dtype | None = None, tokenizer: Path | None = None, template: Path | None = None
+) -> None:
     """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own."""
     config = load_config(source)
     file = open_weights(config, source)
     with _bundle(out, source, dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
+        _copy_template(template, folder)
         if (source / GENERATION_FILE).is_file():
             sampling_of(source)  # rejects an invalid file before the weights are written: no bundle opens with one
             shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
@@ -138,6 +155,14 @@ def _write(
         return source.dtype(name) if asked is None else asked
 
     write_weights(config, read_from(config, family.layout, source, asked), folder, dtypes)
+
+
+def _copy_template(template: Path | None, folder: Path) -> None:
+    if template is None:
+        return
+    if not template.is_file():
+        raise ConfigError(f"{template}: no such chat template")
+    shutil.copyfile(template, folder / TEMPLATE_FILE)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
@@ -185,7 +210,7 @@ def _say(what: str, config: ModelConfig, out: Path) -> None:
             f"the model has no row for {', '.join(tokenizer.unusable)}: neither read nor produced", soft_wrap=True
         )
     if read_template(out) is None:
-        console.print("no chat template: fine-tune it on chats, or add chat_template.jinja before chatting")
+        console.print("no chat template: fine-tune it on chats, or import it again with --template FILE")
     else:
         for line in missing_abilities(ChatTemplate.load(out, tokenizer)):
             console.print(f"chat template: {line}", soft_wrap=True)

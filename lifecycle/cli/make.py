@@ -19,6 +19,7 @@ from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 
 COMPILED = "compiled"  # XLA's compiled programs, kept with the artifacts: a second run compiles nothing
+BUNDLES = "bundles"  # the folder in the user's cache for those of bundles outside any run
 
 
 def start_jax(folder: Path) -> None:
@@ -26,7 +27,7 @@ def start_jax(folder: Path) -> None:
     distributed.start()
     import jax
 
-    if folder.is_dir() and not is_writable(folder):
+    if not is_writable(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())):
         warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str((folder / COMPILED).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lifecycle.cli.aliases import AliasedModels
 from lifecycle.cli.arguments import ConfigOrBundle, Overrides, read_config
-from lifecycle.cli.make import start_jax
+from lifecycle.cli.make import BUNDLES, start_jax
 from lifecycle.core.config import Section, read_settings
 from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
@@ -83,7 +83,7 @@ def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
         return {name: served, served.version[:SHOWN_HASH]: served}
 
     console = Console()
-    _serve(settings, user_cache(), settings.requests.log, console, open_models, lambda _: nullcontext())
+    _serve(settings, user_cache() / BUNDLES, settings.requests.log, console, open_models, lambda _: nullcontext())
 
 
 def _serve[M: Mapping[str, Served]](

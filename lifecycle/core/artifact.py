@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lifecycle.core.config import digest
 from lifecycle.core.file_hashes import FileHashes, combined, file_hashes, hash_files
-from lifecycle.core.files import temporary, write_text
+from lifecycle.core.files import temporary, user_cache, write_text
 from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -127,7 +127,10 @@ def changed_files(artifact: Artifact, hashes: FileHashes | None = None) -> list[
 def require_intact(artifact: Artifact, hashes: FileHashes | None = None) -> None:
     """Raises `ArtifactError` naming the files whose content changed after the artifact was finished."""
     if changed := ", ".join(changed_files(artifact, hashes)):
-        raise ArtifactError(f"{artifact.path}: {changed} changed after it was finished; delete it and rerun its stage")
+        raise ArtifactError(
+            f"{artifact.path}: {changed} changed after it was finished; restore it, or make the folder again: by its "
+            "stage, or by lifecycle import"
+        )
 
 
 @dataclass
@@ -235,10 +238,18 @@ def content_hash(folder: Path) -> str:
 
 
 def intact_hash(folder: Path) -> str:
-    """`content_hash` of a folder to be used now; raises `ArtifactError` if its files are not those of its manifest."""
-    if (folder / MANIFEST).is_file():
-        require_intact(open_artifact(folder))
-    return content_hash(folder)
+    """`content_hash` of a folder to be used now; raises `ArtifactError` if its files are not those of its manifest, or
+    if there are others besides. Hashes are remembered in the user's cache."""
+    if not (folder / MANIFEST).is_file():
+        return content_hash(folder)
+    artifact = open_artifact(folder.absolute())
+    require_intact(artifact, FileHashes(Path(artifact.path.anchor), user_cache() / "hashes.json"))
+    known = {MANIFEST, *artifact.manifest.files}
+    if added := sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in known):
+        raise ArtifactError(
+            f"{folder}: {', '.join(added)} is not in its manifest, so its version would not tell; remove it"
+        )
+    return artifact.content_hash
 
 
 def _read_ledger(path: Path) -> tuple[float, float]:

@@ -39,10 +39,11 @@ def _sha256(path: Path) -> str:
 
 
 class FileHashes:
-    """The hashes of files below `root`, remembered there between processes; if several write, the last one wins."""
+    """The hashes of files below `root`, remembered between processes, there or in the file `path`; if several write,
+    the last one wins."""
 
-    def __init__(self, root: Path) -> None:
-        self._root, self._path = root, root / REMEMBERED
+    def __init__(self, root: Path, path: Path | None = None) -> None:
+        self._root, self._path = root, path or root / REMEMBERED
         self._known: dict[str, tuple[Stat, str]] = {}
         try:
             for name, (*stat, sha256) in json.loads(self._path.read_text(encoding="utf-8")).items():
@@ -69,6 +70,7 @@ class FileHashes:
         text = json.dumps({name: [*stat, sha256] for name, (stat, sha256) in present.items()})
         unfinished = self._path.with_name(f"{REMEMBERED}.{os.getpid()}")  # evaluations of a bundle may run side by side
         with suppress(OSError):  # on a full disk: what is not remembered is hashed again
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 unfinished.write_text(text, encoding="utf-8")
                 unfinished.replace(self._path)

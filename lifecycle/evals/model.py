@@ -44,7 +44,9 @@ class EvaluatedModel:
 
     def greedy_loglikelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """The same, and whether each of the continuation's ids is the likeliest one after those before it."""
-        return greedy_loglikelihoods(self.model.config, self.model.params, pairs, self.mesh)
+        return greedy_loglikelihoods(
+            self.model.config, self.model.params, pairs, self.mesh, self.model.tokenizer.vocab_size
+        )
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
         """Greedy continuations, without the stop string or the end of the turn.
@@ -58,7 +60,7 @@ class EvaluatedModel:
 
 def chat_model(model: Model, mesh: Mesh) -> EvaluatedModel:
     """A chat model whose weights are on `mesh`, as the subject of an evaluation."""
-    return EvaluatedModel(model, mesh, TextEncoder(model.tokenizer, model.template))
+    return EvaluatedModel(model, mesh, TextEncoder(model.tokenizer, model.template.dated))
 
 
 def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh) -> EvaluatedModel:

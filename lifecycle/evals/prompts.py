@@ -98,8 +98,7 @@ class PromptTaskConfig(ShotTaskConfig):
     @property
     def read_columns(self) -> dict[str, str]:
         """The file's columns that this task reads, each with the setting or the column that needs it."""
-        own = self._other_columns - self.map.keys()
-        return super().read_columns | dict.fromkeys(sorted(own), "template")
+        return super().read_columns | dict.fromkeys(sorted(self._other_columns), "template")
 
     def identity(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """What decides a row's score; with the prompt, if the template has more in it than the kind's columns."""

@@ -1,7 +1,7 @@
 """Rows of evaluation tasks, read and checked: JSON lines, or Parquet files of documents.
 
-A faulty row is skipped and counted by file and line. An error is what makes a whole task wrong: a column that no row
-has (a mistake in the task's columns), and more faulty rows than the task's `max_unusable`.
+A faulty row is skipped and counted by file and line. An error is what makes a whole task wrong: no usable row, for
+want of a column (a mistake in the task's columns), and more faulty rows than the task's `max_unusable`.
 """
 
 import json
@@ -75,7 +75,6 @@ def local_rows(config: EvalConfig) -> dict[str, str]:
 def _usable(task: TaskConfig, files: Sequence[Path]) -> tuple[list[TaskRow], list[str]]:
     """The rows without a fault, and a line about each other one; raises `ConfigError` if these are too many."""
     lines = list(_read_files(task, files))
-    _require_columns(task, files, [row for _, row in lines if not isinstance(row, str)])
     rows: dict[str, TaskRow] = {}
     faults: list[tuple[str, str]] = []
     for where, read in lines:
@@ -84,6 +83,8 @@ def _usable(task: TaskConfig, files: Sequence[Path]) -> tuple[list[TaskRow], lis
             faults.append((where, row))
         else:
             rows[row.id] = row
+    if not rows:
+        _require_columns(task, files, [row for _, row in lines if not isinstance(row, str)])
     if len(faults) > task.max_unusable * len(lines):
         first = "; ".join(f"{where}: {fault}" for where, fault in faults[:NAMED])
         raise ConfigError(
@@ -108,7 +109,8 @@ def _checked(task: TaskConfig, where: str, read: dict[str, Any] | str, rows: Map
 
 
 def _require_columns(task: TaskConfig, files: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `ConfigError` for a column that no row has: a mistake in the task's settings, not in a row."""
+    """Of a task without any usable row, raises `ConfigError` for a column that no row has: the mistake is in the task's
+    settings, not in the rows."""
     known = {name: None for row in rows for name in row}
     for name, user in task.read_columns.items():
         if rows and name not in known:

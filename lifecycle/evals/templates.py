@@ -4,6 +4,7 @@ A template of one expression, `{{ choices.text }}`, has that expression's value,
 So nothing is parsed back from text: `{{ answer }}` of the text "1" stays text. A column that a row lacks is an error.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lifecycle.text.chat import TEMPLATE_ERRORS
 
+EXPRESSION = re.compile(r"\s*\{\{[-+]?((?:(?!\{#).)*?)[-+]?\}\}\s*", re.DOTALL)  # alone, and without a comment
 ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
@@ -39,10 +41,10 @@ def compiled(source: str) -> Template:
     """Compiles a template; raises `ValueError` if it is not valid jinja2."""
     try:
         tree, run = ENVIRONMENT.parse(source), ENVIRONMENT.from_string(source).render
+        written = [node for output in tree.body if isinstance(output, nodes.Output) for node in output.nodes]
+        is_one = len(tree.body) == len(written) == 1 and not isinstance(written[0], nodes.TemplateData)
+        if is_one and (expression := EXPRESSION.fullmatch(source)):
+            run = ENVIRONMENT.compile_expression(expression[1], undefined_to_none=False)
     except TemplateError as error:
         raise ValueError(f"not valid jinja2: {error}") from None
-    written = [node for output in tree.body if isinstance(output, nodes.Output) for node in output.nodes]
-    if len(tree.body) == len(written) == 1 and not isinstance(written[0], nodes.TemplateData):
-        inside = source.strip()[2:-2].strip("-+")  # between `{{` and `}}`, or `{{-` and `-}}`
-        run = ENVIRONMENT.compile_expression(inside, undefined_to_none=False)
     return Template(frozenset(find_undeclared_variables(tree)), run)

@@ -26,7 +26,7 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     version = intact_hash(folder)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder, config.vocab_size)
-    template = ChatTemplate.load(folder, tokenizer)
+    template = ChatTemplate.load(folder, tokenizer).live
     defaults = _defaults(folder, template)
     return Model(config, load_params(config, folder, mesh), tokenizer, template, defaults, version)
 

@@ -8,6 +8,8 @@ accumulator itself is too large, use `chunks` of the vocabulary: two passes over
 normaliser, the second for the gradients. The logits' product is then computed twice, and the head's full gradient is
 never in memory (for 70B parameters and a vocabulary of 128,256 it takes 6 GB per device, in float32 and in the compute
 dtype). Blocks have as many more positions as there are chunks, so that no more logits exist at once than in one pass.
+The hidden states' gradient is summed over the chunks in float32: a device with several times more positions than there
+are ids spends more on it than the head saves.
 
 In a manual `jax.shard_map` the hidden states' positions are sharded over `norm_seq` and the head's rows over `vocab`;
 results are replicated over these axes.

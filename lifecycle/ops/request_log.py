@@ -100,12 +100,15 @@ class RequestLog:
         price: DevicePrice | None = None,
         capacity: int = CAPACITY,
     ) -> None:
-        """Opens or creates the file; raises `DatabaseError` if it is not a request log."""
+        """Opens or creates the file; raises `DatabaseError` if it is not a request log, or cannot be written."""
         self.path = path
         self.config = config or RequestLogConfig()
         self.price = price or DevicePrice()
-        create_database(path, SCHEMA)
-        with session(path, SCHEMA):  # rejects a file of another kind now, not at the first request
+        try:
+            create_database(path, SCHEMA)
+        except OSError as error:
+            raise DatabaseError(f"{path}: cannot make a request log: {error}; set requests.log=FILE") from None
+        with session(path, SCHEMA, write=True):  # rejects such a file now, not at the first request
             pass
         self._queue: queue.Queue[RequestRecord] = queue.Queue(capacity)
         self._lock = threading.Lock()

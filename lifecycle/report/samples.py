@@ -53,7 +53,7 @@ def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
         if isinstance(prompt, str) and isinstance(answer, str):  # plain text, as in fine-tuning
             yield Question(model.tokenizer.begin(model.tokenizer.encode(prompt)), prompt, answer)
         elif (turns := _turns(row)) is not None:
-            ids = model.template.render(turns[:-1], add_generation_prompt=True).ids
+            ids = model.template.dated.render(turns[:-1], add_generation_prompt=True).ids
             yield Question(ids, turns[-2]["content"], turns[-1]["content"])
 
 

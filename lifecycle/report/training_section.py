@@ -11,13 +11,13 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 CONVENTION = (
-    "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU divides "
-    "the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, measured "
-    "on one device after the steps of a process's first stage, times the number of devices. Other programs on the "
-    "machine lower MFU; they change FLOPs per core-second only a little. All cover the steps alone: no compilation, "
-    "measurement or checkpoint; a process's first step includes the first run of its program, which takes longer. Axes "
-    "of learning rates, gradient norms and throughputs start at 0 and those of shares span 0 to 1; all others show the "
-    "range of the data."
+    "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU "
+    "divides the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, "
+    "measured on one device after the steps of a process's first stage, times the number of devices. Other programs "
+    "on the machine lower MFU; they change FLOPs per core-second only a little. All cover the steps alone, without "
+    "compilation and measurements; a checkpoint is written during the steps after it, and a process's first step "
+    "includes the first run of its program, which takes longer. Axes of learning rates, gradient norms and "
+    "throughputs start at 0 and those of shares span 0 to 1; all others show the range of the data."
 )
 
 

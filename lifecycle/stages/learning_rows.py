@@ -176,8 +176,8 @@ def _reference(learner: Learner, rows: PairRows, out: Path, progress: Progress) 
     """Log-probabilities of every pair under the initial weights."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
     path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npz"
-    size = learner.train.global_batch_size
-    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress)
+    size, chunks = learner.train.global_batch_size, learner.train.loss_chunks
+    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress, chunks)
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:

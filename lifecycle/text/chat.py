@@ -9,8 +9,9 @@ answered conversation, token by token. Published models learned what transformer
 tokens encoded together, the template's and the contents'.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lifecycle.text.traced import Traced, runs_of
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
+FIXED_DATE = datetime(2024, 7, 26)  # what Llama 3.2's template falls back to itself
 # Errors that running an untrusted template may raise: jinja2's, and those of its expressions and the sandbox's limits.
 TEMPLATE_ERRORS = (
     TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
@@ -79,16 +81,19 @@ class Piece:
 class ChatTemplate:
     """A template bound to a tokenizer.
 
-    Raises `ChatError` for a template that is not valid jinja2, and for the default template with a tokenizer that lacks
-    its special tokens.
+    A template that asks for the date is told `FIXED_DATE`, so that a row has the same tokens on any day, or by `live`
+    the time of the request. Raises `ChatError` for a template that is not valid jinja2, and for the default template
+    with a tokenizer that lacks its special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, source: str = DEFAULT_TEMPLATE) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, source: str = DEFAULT_TEMPLATE, now: Callable[[], datetime] = lambda: FIXED_DATE
+    ) -> None:
         self.tokenizer = tokenizer
         self.source = source
         self._is_own = source == DEFAULT_TEMPLATE
         try:
-            self._template = TemplateEnvironment().from_string(source)
+            self._template = TemplateEnvironment(now).from_string(source)
         except TemplateError as error:
             raise ChatError(f"chat template: {compile_error(error)}") from None
         missing = [name for name in (IM_START, IM_END) if name in source and name not in tokenizer.special_ids]
@@ -102,6 +107,16 @@ class ChatTemplate:
     def load(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         """The folder's own template, or the default without one."""
         return cls(tokenizer, read_template(folder) or DEFAULT_TEMPLATE)
+
+    @property
+    def live(self) -> "ChatTemplate":
+        """The same for conversations that take place now."""
+        return ChatTemplate(self.tokenizer, self.source, datetime.now)
+
+    @property
+    def dated(self) -> "ChatTemplate":
+        """The same for rows and evaluations, which must not depend on the day."""
+        return ChatTemplate(self.tokenizer, self.source)
 
     def save(self, folder: Path) -> None:
         """Writes the template's source as `chat_template.jinja`."""
@@ -156,16 +171,26 @@ class ChatTemplate:
 
     def _encode(self, pieces: Sequence[Piece]) -> Iterator[Span]:
         """The tokens with their characters in the rendered text."""
-        for _, group in groupby(pieces, key=lambda piece: piece.start if self._is_apart(piece) else -1):
-            run = list(group)
+        parts = groupby(pieces, key=lambda piece: piece.start if self._is_apart(piece) else -1)
+        runs = [list(run) for _, run in parts]
+        for number, run in enumerate(runs):
             first, special = run[0].start, run[0].special
             if special is not None:
                 self.tokenizer.require_rows([special])
                 yield special, first, run[0].stop
                 continue
             text = "".join(piece.text for piece in run)
+            if number and self._strips(runs[number - 1])[1]:
+                first, text = first + len(text) - len(text.lstrip()), text.lstrip()
+            if number + 1 < len(runs) and self._strips(runs[number + 1])[0]:
+                text = text.rstrip()
             spans = self.tokenizer.encode_spans(text, is_first=self._is_own or first == 0)
             yield from ((token_id, first + start, first + stop) for token_id, start, stop in spans)
+
+    def _strips(self, run: Sequence[Piece]) -> tuple[bool, bool]:
+        """Whether what stands here takes the spaces before it, and those after it: some special tokens do."""
+        special = run[0].special
+        return (False, False) if special is None else self.tokenizer.strips(special)
 
     def _is_apart(self, piece: Piece) -> bool:
         """Whether it is encoded by itself, not with its neighbours."""
@@ -187,11 +212,13 @@ def read_template(folder: Path) -> str | None:
 
 
 def _require_all(messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
-    """An earlier answer may be left out (it was nothing but thoughts); what the model is told may not."""
-    rendered = {piece.message for piece in pieces}
+    """An earlier answer may be left out (it was nothing but thoughts); of what the model is told no letter may."""
     for index, message in enumerate(messages):
-        if index not in rendered and message["role"] != "assistant" and message["content"].strip():
-            raise ChatError(f"chat template: leaves out message {index + 1} ({message['role']})")
+        if message["role"] == "assistant":
+            continue
+        rendered = "".join(piece.text for piece in pieces if piece.message == index)
+        if "".join(message["content"].split()) not in "".join(rendered.split()):
+            raise ChatError(f"chat template: leaves out message {index + 1} ({message['role']}), or a part of it")
 
 
 def _owners(messages: Sequence[Message], pieces: Sequence[Piece]) -> tuple[list[int], frozenset[int]]:

@@ -52,6 +52,7 @@ class HFTokenizer(Tokenizer):
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
+        self._strips = {token_id: (token.lstrip, token.rstrip) for token_id, token in added.items()}
         self._before = next(((t.content, i) for i, t in added.items() if t.special and not t.rstrip), None)
         config = read_config(path.parent)
         names = [t.content for t in added.values() if t.special] + listed_specials(config)
@@ -88,6 +89,10 @@ class HFTokenizer(Tokenizer):
         first = 0 if special is None else row.ids.index(special) + 1
         pairs = zip(row.ids[first:], row.offsets[first:], strict=True)
         return [(i, max(0, start - len(name)), max(0, stop - len(name))) for i, (start, stop) in pairs]
+
+    def strips(self, token_id: int) -> tuple[bool, bool]:
+        """Whether a special token takes the spaces before it, and those after it, from the text."""
+        return self._strips.get(token_id, (False, False))
 
     def _is_added(self, token_id: int) -> bool:
         return token_id in self._added or self.is_special(token_id)

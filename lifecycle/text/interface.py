@@ -166,6 +166,10 @@ class Tokenizer(ABC):
             raise TokenizerError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
         return self._bytes_of(token_id)
 
+    def strips(self, token_id: int) -> tuple[bool, bool]:
+        """Whether a special token takes the spaces before and after it from the text (`lstrip`, `rstrip`)."""
+        return False, False
+
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a special token's."""
         return token_id in self._special
@@ -282,12 +286,13 @@ def framing_ids(config: Mapping[str, Any], special_ids: Mapping[str, int], where
 
 
 def names_bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> bool:
-    """Whether there is a BOS: named in the config, or by its usual name if the config says nothing about it."""
+    """Whether there is a BOS: named in the config, or by its usual name unless the config mentions it (null: none)."""
     return _bos(config, special_ids) is not None
 
 
 def _bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> int | None:
-    return _first(special_ids, token_name(config, "bos_token"), BOS, "<|begin_of_text|>", "<bos>")
+    usual = () if "bos_token" in config else (BOS, "<|begin_of_text|>", "<bos>")
+    return _first(special_ids, token_name(config, "bos_token"), *usual)
 
 
 def _first(special_ids: Mapping[str, int], *names: str | None) -> int | None:

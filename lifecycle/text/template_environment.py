@@ -59,9 +59,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     code_generator_class = TracingCode
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        """`now`: what `strftime_now` tells a template that asks for the date."""
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.globals |= {
+            "raise_exception": _raise_exception, "strftime_now": lambda form: now().strftime(_plain(form))
+        }  # fmt: skip
         self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
         self.filters |= {"join": _join, "replace": _replace, "tojson": _tojson}
 
@@ -129,10 +132,6 @@ def _tojson(
 
 def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(_plain(message))
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(_plain(format))
 
 
 def compile_error(error: TemplateError) -> str:

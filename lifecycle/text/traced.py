@@ -6,7 +6,8 @@ operation that is not traced is refused, also `str()`, by which other code would
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any, NoReturn, SupportsIndex
 
 type Run = tuple[str, int | None]  # text, and the index of the message that it is from; None: the template's own
@@ -19,11 +20,13 @@ class Traced(str):
     _runs: tuple[Run, ...]
 
     def __new__(cls, runs: Iterable[Run]) -> "Traced":
-        """The text of `runs`."""
-        kept = tuple(run for run in runs if run[0])
+        """The text of `runs`; neighbours of one origin become one run, so that a name which a template writes in parts
+        is whole."""
+        kept = [run for run in runs if run[0]]
         assert not any(isinstance(text, Traced) for text, _ in kept), "a content would become the template's"
-        self = super().__new__(cls, "".join(text for text, _ in kept))
-        self._runs = kept
+        merged = [("".join(text for text, _ in group), i) for i, group in groupby(kept, key=itemgetter(1))]
+        self = super().__new__(cls, "".join(text for text, _ in merged))
+        self._runs = tuple(merged)
         return self
 
     def __add__(self, other: str, /) -> "Traced":

@@ -41,14 +41,16 @@ def reference_logprobs(
     mesh: Mesh,
     path: Path,
     progress: Progress | None = None,
+    chunks: int = 1,
 ) -> np.ndarray:
-    """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters.
+    """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters; `chunks` of the
+    vocabulary.
 
     They are kept in `path`, whose name must identify weights and rows; all processes read it. `progress` counts rows.
     """
     progress = progress or Silent()
     table, done = _load(path, rows.num_pairs)
-    logprobs = on_mesh(partial(pair_logprobs, config), mesh, param_specs(config), spec("loss_rows"))
+    logprobs = on_mesh(partial(pair_logprobs, config, chunks=chunks), mesh, param_specs(config), spec("loss_rows"))
     saved_at = time.monotonic()
     for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
         is_pair = host["pair_mask"] > 0

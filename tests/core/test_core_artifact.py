@@ -74,7 +74,7 @@ def test_a_file_changed_at_equal_length_is_named(tmp_path: Path) -> None:
     before = file.stat()
     file.write_text("abd")
     for hashes in (None, FileHashes(tmp_path)):
-        with pytest.raises(ArtifactError, match=r"data-\w+: sub/rows\.txt changed after it was finished; delete"):
+        with pytest.raises(ArtifactError, match=r"data-\w+: sub/rows\.txt changed after it was finished; restore"):
             require_intact(open_artifact(artifact.path), hashes)
     file.write_text("abc")
     require_intact(artifact, FileHashes(tmp_path))

@@ -85,7 +85,7 @@ def test_the_greedy_continuation_is_the_likeliest_at_each_position() -> None:
         ids = [*ids, int(steps[-1][-1])]
     context, best, second = ids[:-2], ids[-2:], [int(order[-2]) for order in steps]
     pairs = [(context, best), (context, [second[0], best[1]]), (context, [best[0], second[1]]), (context, best[:1])]
-    scored = greedy_loglikelihoods(MODEL, PARAMS, pairs, mesh)
+    scored = greedy_loglikelihoods(MODEL, PARAMS, pairs, mesh, MODEL.vocab_size)
     assert [is_greedy for _, is_greedy in scored] == [True, False, False, True]
     assert [logprob for logprob, _ in scored] == pytest.approx(loglikelihoods(MODEL, PARAMS, pairs, mesh), rel=1e-5)
 

@@ -66,6 +66,12 @@ def test_a_column_that_no_row_has_is_a_mistake_of_the_task(tmp_path: Path) -> No
         read(tmp_path, rows, map={"query": "{{ question }}"}, template="{{ topic }} {{ query }}")
 
 
+def test_a_column_that_a_template_can_do_without_may_be_missing(tmp_path: Path) -> None:
+    template = "{% if hint is defined %}{{ hint }} {% endif %}{{ query }}"
+    found = read(tmp_path, GOOD, template=template)
+    assert len(found.rows) == 40 and found.skipped == []
+
+
 def test_a_row_that_the_templates_cannot_read_is_faulty(tmp_path: Path) -> None:
     rows = [row | {"topic": "t", "key": {"x": 1}} for row in GOOD] + [choice(50, key={}), choice(51, key={"x": 1})]
     found = read(tmp_path, rows, template="{{ topic }}: {{ query }}", map={"gold": "{{ key.x }}"})
@@ -138,6 +144,7 @@ def test_examples_of_another_file_are_its_first_rows_that_are_not_scored(tmp_pat
         ({"map": {"gold": True}}, r"map\.gold"),
         ({"map": {"qery": "x"}}, r"map\.qery: .*did you mean 'query'"),
         ({"map": {"query": "{{ x"}}, r"map\.query: not valid jinja2"),
+        ({"kind": "generate", "check": "regex", "shots": 2}, "patterns for answers"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

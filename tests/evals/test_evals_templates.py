@@ -23,6 +23,8 @@ ROW = {"question": "why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]},
         ("Q: {{ question }}\n", "Q: why?\n"),
         ("no", "no"),
         ("{% if is_so %}{{ n }}{% endif %}", "1"),
+        ("{{ n }}{# one #}", "1"),
+        ("{% if topic is defined %}{{ topic }}{% endif %}{{ n }}", "1"),
     ],
 )
 def test_one_expression_has_its_value_and_anything_else_is_text(source: str, value: Any) -> None:

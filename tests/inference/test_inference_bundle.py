@@ -46,6 +46,10 @@ def test_a_file_that_changed_after_the_manifest_is_refused(model: Model, tmp_pat
     save(model, draft.open())
     bundle = draft.commit({}).path
     assert load_bundle(bundle).version == open_artifact(bundle).content_hash
+    (bundle / "chat_template.jinja.bak").write_text("not listed")
+    with pytest.raises(ArtifactError, match=r"chat_template\.jinja\.bak is not in its manifest"):
+        load_bundle(bundle)
+    (bundle / "chat_template.jinja.bak").unlink()
     weights = bytearray((bundle / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (bundle / "model.safetensors").write_bytes(weights)

@@ -19,6 +19,7 @@ from lifecycle.ops.cost import DevicePrice
 from lifecycle.ops.database import DatabaseError
 from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from tests.read_only import read_only
 
 
 def record(number: int = 0, **fields: Any) -> RequestRecord:
@@ -176,6 +177,17 @@ def test_a_damaged_log_is_named_at_the_start(tmp_path: Path) -> None:
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     with pytest.raises(DatabaseError, match=r"log\.sqlite: not a readable request log .*move it away"):
         RequestLog(path)
+
+
+def test_a_log_that_cannot_be_written_is_named_at_the_start(tmp_path: Path) -> None:
+    RequestLog(tmp_path / "log.sqlite").close()
+    script = (
+        "import sys; from pathlib import Path; from lifecycle.ops.request_log import RequestLog\n"
+        "try: RequestLog(Path(sys.argv[1]))\n"
+        "except ValueError as error: print(error)"
+    )
+    for name, message in {"log.sqlite": "its folder is read-only", "new.sqlite": "set requests.log=FILE"}.items():
+        assert message in read_only(tmp_path, [sys.executable, "-c", script, str(tmp_path / name)])
 
 
 def test_a_log_damaged_while_it_is_written_does_not_raise(tmp_path: Path) -> None:

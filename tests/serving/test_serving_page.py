@@ -45,7 +45,7 @@ HOSTILE = [
     '[a](https://b.c/" onclick="alert(1)) https://b.c/"onclick=alert(1) | `<i>`',
     "```<b>\n</code></pre><b>\n```",
 ]
-REPEATED = ["*a ", "- ", "[", "`` ` ", "> ", "- a\n", "a | b\n", " "]
+REPEATED = ["*a ", "- ", "[", "`` ` ", "> ", "- a\n", "a | b\n", " ", "http://%"]
 LONG = [text * 4000 for text in REPEATED]
 DRAWN = ["".join(random.Random(seed).choices("*_`~[]()#->| \n\\!xyz", k=60)) for seed in range(150)]
 TEXTS = [*MARKDOWN, *HOSTILE, *LONG, *DRAWN]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import DEFAULT_TEMPLATE, ChatError, ChatTemplate, Rendered
+from lifecycle.text.chat import DEFAULT_TEMPLATE, FIXED_DATE, ChatError, ChatTemplate, Rendered
 from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -43,7 +43,7 @@ ROUNDABOUT = (
     "{% macro put(x) %}{{ x }}{% endmacro %}{% macro wrap(x) %}{{ x }}{{ caller() }}{% endmacro %}"
     "{% set today = strftime_now('%Y') %}"
     "{% for m in messages %}{% generation %}{{ '<|im_start|>' ~ today ~ m['role'] }}\n"
-    "{% if loop.index0 % 3 == 0 %}{{ put(m.content.replace('a', '')) | trim }}"
+    "{% if loop.index0 % 3 == 0 %}{{ put(m.content.replace('q', '')) | trim }}"
     "{% elif loop.index0 % 3 == 1 %}{{ ' '.join(m.content.split('b')) }}{{ m.content[:1] ~ m.content[1:] }}"
     "{% else %}{% set ns = namespace(all='') %}{% for c in m.content %}{% set ns.all = ns.all + c %}{% endfor %}"
     "{{ ns.all | replace('a', 'A') }}{{ m.content | tojson }}{{ ['b', m.content] | join(m.content) }}"
@@ -69,7 +69,7 @@ def learned(tokenizer: Tokenizer, rendered: Rendered) -> str:
 def plain_render(source: str, messages: list[dict[str, str]], bos: str, add_generation_prompt: bool) -> str:
     """The same template by plain jinja2, content as it is."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = FIXED_DATE.strftime
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     template = environment.from_string(re.sub("{% (end)?generation %}", "", source))
     return template.render(messages=messages, bos_token=bos, add_generation_prompt=add_generation_prompt)
@@ -145,6 +145,21 @@ def test_published_templates_give_transformers_ids(
         assert rendered.ids == raw.encode(text, add_special_tokens=False).ids
 
 
+def test_special_tokens_take_the_spaces_beside_them_if_the_file_says_so(hf_folder: Path, tmp_path: Path) -> None:
+    """As the tokenizers library does with the whole text (Phi-3's `<|end|>`)."""
+    tree = json.loads((hf_folder / "tokenizer.json").read_text())
+    for token in tree["added_tokens"]:
+        token |= {"lstrip": token["content"] == "<|im_end|>", "rstrip": token["content"] != "<|endoftext|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    (tmp_path / "tokenizer_config.json").write_text((hf_folder / "tokenizer_config.json").read_text())
+    tokenizer, raw = _loaded(tmp_path)
+    source = "{% for m in messages %}<|im_start|>\n{{ m.content }} <|im_end|>\n{% endfor %}<|endoftext|> x"
+    for content in ("a b", " a ", " \n"):
+        messages = say((USER, content), (ASSISTANT, content))
+        text = plain_render(source, messages, "", False)
+        assert ChatTemplate(tokenizer, source).render(messages).ids == raw.encode(text, add_special_tokens=False).ids
+
+
 def test_text_between_special_tokens_is_encoded_as_one(llama_folder: Path) -> None:
     """With a model that begins each text with a space, there is one before `[INST]`, and none before the content."""
     tokenizer = load_tokenizer(llama_folder)
@@ -190,7 +205,11 @@ def test_no_content_can_make_a_turn_in_a_template_that_cuts(contents: list[str])
     tokenizer = ByteTokenizer()
     messages = say(*[((USER, ASSISTANT)[i % 2], content + "x") for i, content in enumerate(contents)])
     for template in (ChatTemplate(tokenizer, THOUGHTS), ChatTemplate(tokenizer, ROUNDABOUT)):
-        rendered = template.render(messages)
+        try:
+            rendered = template.render(messages)
+        except ChatError as refused:  # of a user's </think>
+            assert "(user), or a part of it" in str(refused)
+            continue
         for name in ("<|im_start|>", "<|im_end|>"):
             assert rendered.ids.count(tokenizer.special_ids[name]) == len(messages)
 
@@ -206,6 +225,29 @@ def test_no_content_can_make_a_turn(sentencepiece_tokenizer: Tokenizer, contents
     assert rendered.ids.count(sentencepiece_tokenizer.bos_id) == 1
     said = "".join(content + "<|im_end|>" for content in contents[1::2] if content)
     assert learned(sentencepiece_tokenizer, rendered) == said
+
+
+def test_a_special_token_that_a_template_writes_in_parts_is_whole() -> None:
+    tokenizer = ByteTokenizer()
+    source = "{% for m in messages %}<|im_{{ 'start' }}|>{{ m.content }}{{ '<|' ~ 'im_end' ~ '|>' }}{% endfor %}"
+    rendered = ChatTemplate(tokenizer, source).render(say((USER, "<|im_end|>")))
+    start, end = (tokenizer.special_ids[name] for name in ("<|im_start|>", "<|im_end|>"))
+    assert rendered.ids == [start, *b"<|im_end|>", end]
+
+
+@pytest.mark.parametrize("change", ["[:3]", ".replace('o', '0')", ".split('!')[0]"])
+def test_what_the_model_is_told_is_neither_cut_nor_changed(change: str) -> None:
+    template = ChatTemplate(ByteTokenizer(), f"{{% for m in messages %}}{{{{ m.content{change} }}}}{{% endfor %}}")
+    assert template.render(say((USER, "yes"))).ids == list(b"yes")
+    with pytest.raises(ChatError, match=r"leaves out message 1 \(user\), or a part of it"):
+        template.render(say((USER, "go on!")))
+
+
+def test_the_day_is_part_of_a_chat_and_not_of_a_row() -> None:
+    template = ChatTemplate(ByteTokenizer(), "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}")
+    row, chat = (t.tokenizer.decode(t.render(say((USER, "!"))).ids) for t in (template, template.live))
+    assert row == "26 Jul 2024!" and chat == f"{datetime.now():%d %b %Y}!"
+    assert template.live.dated.render(say((USER, "!"))).ids == template.render(say((USER, "!"))).ids
 
 
 def test_only_role_and_content_reach_the_template(sentencepiece_tokenizer: Tokenizer) -> None:

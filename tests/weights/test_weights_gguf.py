@@ -57,6 +57,9 @@ def test_a_path_is_enough_to_find_the_model(bundle: Path, tmp_path: Path) -> Non
             find_model(path)
     import_model(TINY, tmp_path / "made")
     assert load_bundle(tmp_path / "made").version == load_bundle(bundle).version
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    import_model(TINY, tmp_path / "chatty", template=tmp_path / "own.jinja")
+    assert load_bundle(tmp_path / "chatty").template.source.startswith("{% for m")
 
 
 class Built:

@@ -4,9 +4,9 @@ one text, or a list of accepted texts."""
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from lifecycle.core.config import nearest
 from lifecycle.core.progress import Progress
@@ -55,6 +55,12 @@ class GenerationTask(PromptTaskConfig):
     check: CheckName = "exact"
     max_tokens: Annotated[int, Field(ge=1)] = 64
     stop: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _answers_are_shown(self) -> Self:
+        if self.check == "regex" and self.shots:
+            raise ValueError("check: regex has patterns for answers, which solved examples would show; remove shots")
+        return self
 
     def problem(self, columns: Mapping[str, Any]) -> str:
         """The fault in a row's columns; empty if there is none."""

@@ -17,7 +17,8 @@ export class ApiError extends Error {
 
 /** The served models' cards. */
 export async function models(key) {
-  return (await (await ask("v1/models", key)).json()).data;
+  const response = await ask("v1/models", key);
+  return parsed(await reached(response.text(), UNREACHABLE)).data;
 }
 
 /** Yields { text, reason, usage, version } as they come, each with what is new; at an abort, `AbortError`. */
@@ -39,6 +40,15 @@ async function ask(path, key, options = {}) {
   const response = await reached(fetch(path, { headers, ...options }), UNREACHABLE);
   if (!response.ok) throw await failure(response);
   return response;
+}
+
+/** The value of JSON; a proxy in between may have sent something else. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new ApiError("What answers at this address is not this server: a proxy or a login page may be in between.");
+  }
 }
 
 /** The promise's value; browsers reject with a TypeError when a connection fails. */
@@ -73,7 +83,7 @@ async function* events(response) {
     for (const part of parts) {
       const data = part.replace(/^data: /, "");
       if (data === "[DONE]") return;
-      yield JSON.parse(data);
+      yield parsed(data);
     }
   }
 }

@@ -93,7 +93,8 @@ class Inline {
     if (!found) return false;
     const address = (found[1] ?? found[0]).replace(skip ? "" : /[.,;:!?'_~]{1,3}$/, "");
     const link = anchor(address, [address]);
-    return link && this.add(link, address.length + 2 * skip);
+    // one that is none is text as a whole: its inside is not tried again
+    return link ? this.add(link, address.length + 2 * skip) : this.add(found[0], found[0].length);
   }
 
   link() {

@@ -10,7 +10,8 @@ from lifecycle.training.run import TrainingRun
 class Log(Hook):
     """A record every `every` steps, and whenever another hook needs the metrics. Adds `learning_rate`, `tokens_per_s`
     (of the rows' positions) and `cpu_s` (CPU seconds of this process) to the step's metrics. Both are of the steps and
-    their batches alone: compilation, measurements, checkpoints and the log itself are off the clock."""
+    their batches: compilation, measurements, the copy of a checkpoint's arrays and the log itself are off the clock.
+    The checkpoint is written during the next steps, and takes CPU time from them."""
 
     def __init__(self, every: int, schedule: optax.Schedule) -> None:
         self._every, self._schedule = every, schedule

@@ -80,8 +80,9 @@ def pair_likelihoods(
     return PairLikelihoods(batch, per_answer(logprobs), per_answer(mask))
 
 
-def pair_logprobs(model: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B P 2"]:
-    """The log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows."""
+def pair_logprobs(model: ModelConfig, params: Params, batch: Batch, chunks: int = 1) -> Float[Array, "B P 2"]:
+    """The log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows. `chunks`
+    of the vocabulary."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, _ = forward_train(model, params, *inputs)
-    return pair_likelihoods(model, params, batch, hidden).logprobs
+    return pair_likelihoods(model, params, batch, hidden, chunks).logprobs
