@@ -75,10 +75,8 @@ PAIRWISE: list[Case] = [
 LARGE: list[Case] = [
     ("dense", {"context": 4}),
     ("dense", {"fsdp": 8}),
-    ("latent", {"expert": 8}),
     ("projection", {"stage": 4, "tensor": 2}),
     ("projection", {"tensor": 8}),
-    ("dense ring", {"stage": 2, "context": 4}),
     ("projection ring", {"fsdp": 2, "context": 4}),
 ]
 FLAT = [

@@ -78,15 +78,10 @@ def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(mode
 
 
 @pytest.mark.slow
-def test_chunks_of_the_vocabulary_give_preferences_of_one_device() -> None:
-    axes = {"replica": 2, "fsdp": 2, "tensor": 2}
+def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
+    """By a pipeline, with answers cut in two, in chunks of a vocabulary that is sharded."""
+    axes = {"stage": 2, "context": 2, "tensor": 2}
     assert_equal(first_step("dense", "dpo", loss_chunks=4, **axes), first_step("dense", "dpo"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("axes", [{"stage": 2, "fsdp": 2, "context": 2}, {"replica": 2, "stage": 2}], ids=str)
-def test_preferences_on_a_pipeline_are_those_of_one_device(axes: dict[str, int]) -> None:
-    assert_equal(first_step("experts", "dpo", **axes), first_step("experts", "dpo"))
 
 
 def assert_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:

@@ -159,6 +159,7 @@ def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
     assert all(np.any(grad) for name, tree in grads.items() if name not in still for grad in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_padding_goes_to_no_expert_on_a_mesh_either() -> None:
     params = layer(PLAIN)[1]
     meshes = ({"expert": 4, "tensor": 2}, {"fsdp": 1})

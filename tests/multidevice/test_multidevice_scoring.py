@@ -55,7 +55,8 @@ def one_device(name: str) -> tuple[Any, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "axes"), [case_of(*PAIRWISE[0]), *(case_of(*case, pytest.mark.slow) for case in [*PAIRWISE[1:], RING])]
+    ("name", "axes"),
+    [case_of(*PAIRWISE[0]), case_of(*RING, pytest.mark.slow), *(case_of(*c, pytest.mark.matrix) for c in PAIRWISE[1:])],
 )
 def test_bits_per_byte_do_not_depend_on_the_mesh(name: str, axes: dict[str, int]) -> None:
     params, expected = one_device(name.removesuffix(" ring"))
@@ -73,7 +74,7 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
 
 @pytest.mark.parametrize(
     "axes",
-    [{"fsdp": 2, "tensor": 2}, pytest.param({"stage": 2, "context": 2, "fsdp": 2}, marks=pytest.mark.slow)],
+    [{"fsdp": 2, "tensor": 2}, pytest.param({"stage": 2, "context": 2, "fsdp": 2}, marks=pytest.mark.matrix)],
     ids=str,
 )
 def test_a_sharded_model_is_evaluated_where_its_weights_are(axes: dict[str, int]) -> None:

@@ -89,7 +89,7 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
     ("model", "axes"),
     [("dense", {"stage": 2, "fsdp": 4}),
      pytest.param("experts", {"fsdp": 2, "expert": 2, "tensor": 2}, marks=pytest.mark.slow),
-     pytest.param("dense first", {"fsdp": 4, "context": 2}, marks=pytest.mark.slow)],
+     pytest.param("dense first", {"fsdp": 4, "context": 2}, marks=pytest.mark.matrix)],
 )  # fmt: skip
 def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of random gradients, for stacks of layers that divide by the devices and for those that do not."""

@@ -1,6 +1,6 @@
 """Measures the host memory that an export takes: `python measure_export.py FOLDER`.
 
-One process saves a checkpoint of 1.3 GB of weights, experts among them; another exports it. The weights are zeros,
+One process saves a checkpoint of 0.7 GB of weights, experts among them; another exports it. The weights are zeros,
 which compression makes small on the disk, and which memory holds as it holds any. The last line printed is JSON:
 `params_bytes`, `largest_bytes` (of one array), `start_bytes` (in memory before the export) and `peak_bytes`, as the
 kernel counts resident memory (`VmRSS`, `VmHWM` of /proc/self/status).
@@ -29,7 +29,7 @@ from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import array_shapes
 
 CONFIG = ModelConfig(
-    vocab_size=8000, d_model=1024, d_ff=2048, num_layers=6, num_heads=16, num_kv_heads=8, head_dim=64, family="mixtral",
+    vocab_size=8000, d_model=1024, d_ff=2048, num_layers=3, num_heads=16, num_kv_heads=8, head_dim=64, family="mixtral",
     moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=2048),
 )  # fmt: skip
 

@@ -101,7 +101,7 @@ def test_a_bundle_is_sampled_as_the_one_that_the_run_started_from(tmp_path: Path
 
 @pytest.mark.slow
 def test_host_memory_is_bounded_by_the_largest_array(tmp_path: Path) -> None:
-    """1.3 GB of weights go through. Measured: 0.38 GB before, 0.58 GB at most, where the largest arrays (a layer's
+    """0.7 GB of weights go through. Measured: 0.38 GB before, 0.58 GB at most, where the largest arrays (a layer's
     experts, one chunk each) are 0.067 GB: the chunk, what it is decoded from and into, the tensor that is written."""
     script = Path(__file__).parent / "measure_export.py"
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
@@ -112,5 +112,5 @@ def test_host_memory_is_bounded_by_the_largest_array(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     print(measured)
-    assert measured["params_bytes"] > 1.3e9
+    assert measured["params_bytes"] > 0.65e9
     assert measured["peak_bytes"] - measured["start_bytes"] < 4 * measured["largest_bytes"]

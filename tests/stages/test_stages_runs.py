@@ -83,6 +83,7 @@ def test_the_shipped_fine_tuning_of_a_bundle_makes_a_registered_chat_model(tmp_p
     assert version.kind == "chat" and made["register"].stats["promoted"]
 
 
+@pytest.mark.slow
 def test_stages_of_two_models_train_in_one_run(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -137,6 +138,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in read_log(folder / "metrics.jsonl") if "loss" in record]
 
 
+@pytest.mark.slow
 def test_a_job_that_comes_back_on_another_mesh_goes_on_from_its_checkpoint(tmp_path: Path, bundle: Path) -> None:
     rows = chat_rows(tmp_path / "own.jsonl", 60)
     sizes = SIZES | {"steps": 8, "global_batch_size": 8, "checkpoint_every": 2}
