@@ -134,6 +134,7 @@ def test_a_damaged_shard_is_made_again(undisturbed: Debug, tmp_path: Path) -> No
     assert all(after[name].content_hash == before[name].content_hash for name in before)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_in_the_place_of_the_one_that_was_used(undisturbed: Debug, tmp_path: Path) -> None:
     """Same sizes, other content: the artifact is made again before training uses it."""
     run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens")

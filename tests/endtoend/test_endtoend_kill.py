@@ -20,7 +20,6 @@ POLL_S = 0.005
 MOMENTS = (
     "tagging-*.partial",
     "documents-*.partial",
-    "tokens-*.partial",
     "pretrain-*.partial/checkpoints/10/files.json",
     "pretrain-*.partial/checkpoints/15.orbax-checkpoint-tmp*",
     "pretrain-*.partial/checkpoints/30",
@@ -28,7 +27,6 @@ MOMENTS = (
     "prefer-*.partial/reference-*.npz",
     "prefer-*.partial/checkpoints/4.orbax-checkpoint-tmp*",
     "evaluate-prefer-*.partial",
-    "register-*.partial",
     "report-*.partial",
 )
 SAME = ("tagging", "documents", "tokenizer", "tokens", "rows", "pretrain", "sft", "prefer", "export")
@@ -91,7 +89,7 @@ def test_killed_in_one_stage_after_the_other_the_weights_are_bit_equal(undisturb
 @pytest.mark.slow
 def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
     run, draw = undisturbed.beside(tmp_path), random.Random(1)
-    for patience_s in (3, 6, 9, 12, 15):
+    for patience_s in (3, 8, 15):
         process = run.begin("run", "--until=sft")
         moment = time.monotonic() + draw.uniform(0.5, patience_s)
         if not kill_when(process, lambda moment=moment: time.monotonic() > moment):

@@ -65,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert_same(value_and_gradients(flash, inputs), expected)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
     draw = data.draw
@@ -251,6 +251,7 @@ def test_families_compile(
 
 
 @pytest.mark.aot
+@pytest.mark.matrix
 def test_between_projections_and_kernels_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama-3.1-8B's attention with its gradients: the compiled program holds no copy of more than a megabyte."""
     mesh, length, dim = on_topology("v5p:2x2x1", monkeypatch), 8192, 128

@@ -89,9 +89,8 @@ def run_cached(config: ModelConfig, params: Any, tokens: np.ndarray, cache: KVCa
     return jnp.concatenate(outs, axis=1)
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents")])
+@pytest.mark.slow
 def test_a_model_with_windows_decodes_what_its_full_forward_says(config: ModelConfig) -> None:
     params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)

@@ -1,7 +1,7 @@
 """Models that have every feature of a layer between them, and the meshes of eight devices they are tested on.
 
 They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
-axes meets on some mesh: the six axes are cut into two meshes of three in four ways. The default tests have three of
+axes meets on some mesh: the six axes are cut into two meshes of three in four ways. The default tests have two of
 these; the others, and meshes with an axis of more than two devices, are slow tests. The mark `matrix` has every
 model on every mesh.
 """
@@ -59,26 +59,20 @@ MODELS = {
 
 type Case = tuple[str, dict[str, int]]  # a model and a mesh
 
-DEFAULT: list[Case] = [  # each axis once or more
+DEFAULT: list[Case] = [  # each axis but `stage`, which Muon's update has
     ("dense", {"replica": 2, "fsdp": 2, "tensor": 2}),
-    ("experts", {"expert": 2, "context": 2, "tensor": 2}),
-    ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
+    ("projection", {"fsdp": 2, "expert": 2, "context": 2}),
 ]
 PAIRWISE: list[Case] = [
     *DEFAULT,
     ("latent", {"stage": 2, "fsdp": 2, "tensor": 2}),
     ("dense", {"stage": 2, "expert": 2, "context": 2}),
     ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
-    ("projection", {"fsdp": 2, "expert": 2, "context": 2}),
+    ("experts", {"expert": 2, "context": 2, "tensor": 2}),
+    ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
     ("dense first", {"replica": 2, "expert": 2, "context": 2}),
 ]
-LARGE: list[Case] = [
-    ("dense", {"context": 4}),
-    ("dense", {"fsdp": 8}),
-    ("projection", {"stage": 4, "tensor": 2}),
-    ("projection", {"tensor": 8}),
-    ("projection ring", {"fsdp": 2, "context": 4}),
-]
+LARGE: list[Case] = [("projection", {"stage": 4, "tensor": 2}), ("projection ring", {"fsdp": 2, "context": 4})]
 FLAT = [
     *({axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")),
     {"context": 4},

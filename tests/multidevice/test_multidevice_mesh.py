@@ -60,8 +60,9 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
 
 
 @pytest.mark.parametrize(
-    ("objective", "optimizer"), [("next_token", "muon"), pytest.param("dpo", "adamw", marks=pytest.mark.slow)]
+    ("objective", "optimizer"), [("next_token", "muon"), pytest.param("dpo", "adamw", marks=pytest.mark.matrix)]
 )
+@pytest.mark.slow
 def test_eight_devices_give_the_curve_and_gradients_of_one(objective: str, optimizer: str) -> None:
     one, eight = curve(objective, optimizer, 1), curve(objective, optimizer, 8)
     print(f"loss {np.abs(one.losses - eight.losses).max():.1e}")
@@ -73,6 +74,7 @@ def test_eight_devices_give_the_curve_and_gradients_of_one(objective: str, optim
     assert max(np.abs(leaf).max() for leaf in one.gradient) > 1e-2
 
 
+@pytest.mark.slow
 def test_parameters_and_optimizer_state_are_really_sharded() -> None:
     state = curve("next_token", "muon", 8).state
 
@@ -101,6 +103,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
     chex.assert_trees_all_equal(*jax.device_get(fresh), strict=True)
 
 
+@pytest.mark.slow
 def test_measurements_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     """Held-out means and reference log-probabilities, the last batch filled up with padding."""
     settings = TinyRun(objective="dpo")

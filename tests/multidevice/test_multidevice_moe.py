@@ -170,7 +170,11 @@ def test_padding_goes_to_no_expert_on_a_mesh_either() -> None:
     assert not np.any(np.asarray(found[0])[~np.asarray(is_token)])
 
 
-@pytest.mark.parametrize("sizes", [{"expert": 8}, {"expert": 4, "tensor": 2}], ids=["expert", "expert x tensor"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({"expert": 8}, id="expert"),
+     pytest.param({"expert": 4, "tensor": 2}, id="expert x tensor", marks=pytest.mark.matrix)],
+)  # fmt: skip
 def test_more_rows_than_a_buffer_holds_come_in_further_rounds(sizes: dict[str, int]) -> None:
     params = layer(PLAIN)[1]
     x, pull, is_token = inputs(positions=128)

@@ -56,7 +56,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow  # the default tests have another mesh in a whole stage (tests/stages)
+@pytest.mark.slow  # the default tests have the data order for any number of processes
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_run_goes_on_with_the_same_batches_and_losses(
     whole: tuple[Path, TrainJob], stopped: Path, tmp_path: Path, mesh: dict[str, int]

@@ -65,7 +65,10 @@ def run_processes(arguments: list[str], count: int, devices: int) -> list[str]:
     return [output for output, _ in ended]
 
 
-@pytest.mark.parametrize(("mesh", "devices"), [({"fsdp": 4}, 2), ({"tensor": 2}, 1)], ids=["rows", "heads"])
+@pytest.mark.parametrize(
+    ("mesh", "devices"),
+    [pytest.param({"fsdp": 4}, 2, id="rows"), pytest.param({"tensor": 2}, 1, id="heads", marks=pytest.mark.matrix)],
+)
 def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], devices: int) -> None:
     """Weights sharded over both processes, with packing, accumulation and checkpoints: each process has its own rows,
     or both have the same rows and a part of each weight."""

@@ -60,6 +60,7 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_shipped_fine_tuning_of_a_bundle_makes_a_registered_chat_model(tmp_path: Path, bundle: Path) -> None:
     """configs/from_smollm2.yaml as it is, but for another bundle and sizes that a test can afford."""
     sizes = (f"train.chat.{name}={value}" for name, value in (SIZES | {"optimizer": "{}"}).items())

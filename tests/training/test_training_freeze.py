@@ -103,8 +103,9 @@ def test_damaged_frozen_parameters_are_not_used(frozen: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "freeze",
-    [("blocks",), *(pytest.param(names, marks=pytest.mark.matrix)
-                    for names in (("blocks.*.attention", "head"), ("embed", "head", "norm.scale")))],
+    [pytest.param(("blocks",), marks=pytest.mark.slow),
+     *(pytest.param(names, marks=pytest.mark.matrix)
+       for names in (("blocks.*.attention", "head"), ("embed", "head", "norm.scale")))],
 )  # fmt: skip
 def test_parts_train_with_muon_on_a_mesh(tmp_path: Path, freeze: tuple[str, ...]) -> None:
     settings = replace(RUN, steps=3, optimizer="muon", mesh={"fsdp": 2, "tensor": 2, "replica": 2})

@@ -112,6 +112,7 @@ def fingerprint_of(train: NextTokenConfig, **model: Any) -> str:
     return fingerprint(train_program(config.model.model_copy(update=model), train, mesh, "pretrain").lower())
 
 
+@pytest.mark.slow
 def test_a_setting_that_changes_the_program_changes_what_is_compiled_and_no_other_does() -> None:
     own = fingerprint_of(settings_of())
     schedule = settings_of().optimizer.schedule.model_copy(update={"kind": "cosine"})
