@@ -14,6 +14,7 @@ from rich.table import Table
 from lifecycle.cli.display import progress_on
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
+from lifecycle.core.config import digest
 from lifecycle.core.files import is_writable
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
@@ -36,7 +37,9 @@ def start_jax(folder: Path) -> None:
 def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
     """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
     targets = tuple(targets)
-    distributed.start()  # before `is_writer` is asked
+    distributed.start(
+        {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
+    )  # before `is_writer` is asked
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))

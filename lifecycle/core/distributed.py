@@ -5,11 +5,15 @@ variables; with `LIFECYCLE_DISTRIBUTED=auto` JAX detects them (Slurm, GKE, TPU p
 imported only in a job, so that a process that computes nothing does not wait for it.
 """
 
+import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping
 
+from lifecycle.core.artifact import code_version
 from lifecycle.core.config import ConfigError
+from lifecycle.core.rendezvous import Member, meet
 
 LONGEST_NAME = 256  # bytes of a host's name
 
@@ -19,8 +23,12 @@ def in_job() -> bool:
     return os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto" or "LIFECYCLE_COORDINATOR" in os.environ
 
 
-def start() -> None:
-    """Joins the job that the environment describes; does nothing without one, or if it has joined already."""
+def start(facts: Mapping[str, str] | None = None) -> None:
+    """Joins the job that the environment describes; does nothing without one, or if it has joined already.
+
+    `facts` must be the same in all processes, as their code and libraries must. Raises `JobError` if they are not, or
+    if a process is missing.
+    """
     if not in_job():
         return
     import jax
@@ -37,7 +45,16 @@ def start() -> None:
             "LIFECYCLE_COORDINATOR is set, so LIFECYCLE_NUM_PROCESSES and LIFECYCLE_PROCESS_ID must be numbers "
             f"(launch/local.sh sets all three): {error}"
         ) from None
-    jax.distributed.initialize(os.environ["LIFECYCLE_COORDINATOR"], num_processes=count, process_id=index)
+    address = os.environ["LIFECYCLE_COORDINATOR"]
+    meet(address, count, Member(index, platform.node(), _own_facts() | dict(facts or {})))
+    # bound to this address alone: by default JAX's coordinator listens on every interface
+    jax.distributed.initialize(address, num_processes=count, process_id=index, coordinator_bind_address=address)
+
+
+def _own_facts() -> dict[str, str]:
+    """What must be the same in all processes whatever they run."""
+    libraries = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
+    return {"code": code_version(), "python": platform.python_version(), **libraries}
 
 
 def host_names() -> list[str]:
