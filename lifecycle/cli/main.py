@@ -8,14 +8,16 @@ called.
 
 import errno
 import os
+import signal
 import sqlite3
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 import cyclopts
 from rich.console import Console
 
+from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.version import VERSION
 
 # XLA's CPU client logs through these; errors stay visible
@@ -51,6 +53,7 @@ def main() -> None:
     """Runs the command line; a user's mistake ends it with one message and status 1, never a traceback."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _stop)
     sys.excepthook = _traceback_and_leave
     sys.unraisablehook = _unless_of_a_failed_save
     try:
@@ -75,6 +78,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("stopped; the same command continues from here")
         _leave(130)
+    except Stopped as stopped:
+        _say(f"{stopped}; the same command continues from here")
+        _leave(RESTART_STATUS)
 
 
 def _say(message: str, style: str | None = None) -> None:
@@ -89,6 +95,11 @@ def _leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM where nothing saves its work in parts: what is unfinished is lost, as in a kill."""
+    raise Stopped("stopped by SIGTERM")
 
 
 def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

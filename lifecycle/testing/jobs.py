@@ -19,6 +19,7 @@ import numpy as np
 
 from lifecycle.core import distributed
 from lifecycle.core.progress import Silent
+from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -113,6 +114,7 @@ class TinyRun:
     seed: int = 0
     data_seed: int = 0
     kill_at: int | None = None
+    kill_by: str = "SIGKILL"  # by process 0, which gets it itself
     kill_after: int | None = None  # the step of a checkpoint that must be complete first
     mesh: dict[str, int] = field(default_factory=dict)
 
@@ -160,17 +162,18 @@ def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
 
 
 class KillAt(Silent):
-    """Kills its own process, as the kernel would, when a step is reported and a file exists."""
+    """Sends its own process a signal when a step is reported and a file exists; SIGKILL as the kernel would, SIGTERM as
+    an orchestrator."""
 
-    def __init__(self, step: int | None, file: Path | None) -> None:
-        self.step, self.file = step, file
+    def __init__(self, step: int | None, file: Path | None, number: signal.Signals = signal.SIGKILL) -> None:
+        self.step, self.file, self.number = step, file, number
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
-        """Kills this process at the step, once the file exists."""
+        """Sends the signal at the step, once the file exists."""
         if done == self.step:
             while self.file is not None and not self.file.exists():
                 time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def command(out: Path, settings: TinyRun) -> list[str]:
@@ -179,11 +182,18 @@ def command(out: Path, settings: TinyRun) -> list[str]:
 
 
 def main() -> None:
-    """Runs the job of the command line, as one process of it, and prints its stats as JSON."""
+    """Runs the job of the command line, as one process of it, and prints its stats as JSON. Stopped in order, it ends
+    with the status of `lifecycle`."""
     distributed.start()
     out, settings = Path(sys.argv[1]), TinyRun(**json.loads(sys.argv[2]))
     checkpoint = out / CHECKPOINTS / str(settings.kill_after) if settings.kill_after is not None else None
-    stats = run_job(tiny_job(out, settings), KillAt(settings.kill_at, checkpoint))
+    kill_at = settings.kill_at if distributed.is_writer() else None
+    progress = KillAt(kill_at, checkpoint, signal.Signals[settings.kill_by])
+    try:
+        stats = run_job(tiny_job(out, settings), progress)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        os._exit(RESTART_STATUS)
     if distributed.is_writer():
         print(json.dumps(stats))
 

@@ -18,6 +18,7 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
+from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import hash_params
@@ -37,7 +38,7 @@ type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainStat
 def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> dict[str, Any]:
     """Trains to the last step and returns the stage's stats; resumes from the newest intact checkpoint in `job.out`.
 
-    `hooks` run after a step is logged and before it is saved.
+    `hooks` run after a step is logged and before it is saved. Raises `Stopped` after SIGTERM, once the step is saved.
     """
     train = job.train
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
@@ -54,6 +55,8 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         if not run.is_last:
             train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
         checkpoints.wait()
+        if run.is_stopping:
+            raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
         return stats(run)
 
 
@@ -91,17 +94,20 @@ def train_steps(
     for hook in hooks:
         with noted_by(hook, run):
             hook.start(run)
-    while not run.is_last:
-        with jax.transfer_guard("disallow"):
-            run.state, metrics = step(run.state, batch)
-        run.step += 1
-        if not run.is_last:
-            batch = next_batch(run, held)
-        is_needed = any(hook.needs_metrics(run) for hook in hooks)
-        run.metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} if is_needed else None
-        for hook in hooks:
-            with noted_by(hook, run):
-                hook.after_step(run)
+    request = StopRequest()
+    with request.listening():
+        while not (run.is_last or run.is_stopping):
+            with jax.transfer_guard("disallow"):
+                run.state, metrics = step(run.state, batch)
+            run.step += 1
+            run.is_stopping = request.reached(run.step)
+            if not run.is_last:
+                batch = next_batch(run, held)
+            is_needed = any(hook.needs_metrics(run) for hook in hooks)
+            run.metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} if is_needed else None
+            for hook in hooks:
+                with noted_by(hook, run):
+                    hook.after_step(run)
 
 
 def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:

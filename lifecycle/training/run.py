@@ -42,6 +42,7 @@ class TrainingRun:
     log: RunLog | None  # of the process that writes
     state: TrainState
     step: int  # finished steps
+    is_stopping: bool = False  # whether the job stops after this step, which is then saved
     metrics: dict[str, float] | None = None
     clock: Clock = field(default_factory=Clock)
 

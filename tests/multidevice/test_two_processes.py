@@ -13,6 +13,7 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.core.stopping import RESTART_STATUS
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
@@ -23,6 +24,7 @@ from lifecycle.testing.jobs import MODEL, TinyRun, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
@@ -38,7 +40,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_processes(arguments: list[str], count: int, devices: int) -> list[str]:
+def run_processes(arguments: list[str], count: int, devices: int, status: int = 0) -> list[str]:
     """What each process prints; all are ended if one fails."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     environment = os.environ | {
@@ -61,7 +63,7 @@ def run_processes(arguments: list[str], count: int, devices: int) -> list[str]:
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n".join(error for _, error in ended)
+    assert [process.returncode for process in started] == [status] * count, "\n".join(error for _, error in ended)
     return [output for output, _ in ended]
 
 
@@ -90,6 +92,15 @@ def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], device
         largest = max(largest, np.abs(left - right).max())
     print(f"weights {largest:.1e}")
     assert largest < CLOSE
+
+
+def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    """JAX's service polls for the notice each second and chooses the step; the other process is told by the service."""
+    settings = TinyRun(steps=100_000, checkpoint_every=100_000, mesh={"fsdp": 2}, kill_at=10, kill_by="SIGTERM")
+    outputs = run_processes(command(tmp_path, settings), count=2, devices=1, status=RESTART_STATUS)
+    (step,) = steps_in(tmp_path / CHECKPOINTS)
+    assert step > 10
+    assert all(f"stopped after step {step} of 100000, which is saved" in output for output in outputs)
 
 
 def generated(axes: dict[str, int]) -> list[list[int]]:

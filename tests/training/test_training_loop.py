@@ -18,6 +18,7 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.core.stopping import RESTART_STATUS
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
@@ -92,6 +93,18 @@ def test_a_run_killed_twice_ends_with_the_same_bits(
     assert steps_of(tmp_path) == list(range(1, 13)), f"killed at steps {kills}"
     losses = [[record["loss"] for record in trained(folder)] for folder in (tmp_path, out)]
     assert losses[0] == losses[1], f"killed at steps {kills}"
+
+
+def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """The signal comes while step 5 is reported, so the step that is saved is the next one; no checkpoint was due."""
+    settings = replace(RUN, kill_at=5, kill_by="SIGTERM")
+    ended = subprocess.run(command(tmp_path, settings), capture_output=True, text=True)
+    assert ended.returncode == RESTART_STATUS, ended.stderr
+    assert "stopped after step 6 of 12, which is saved" in ended.stdout and checkpoints(tmp_path)[-1] == 6
+    assert run_job(tiny_job(tmp_path, RUN), Silent())["params_hash"] == undisturbed[1]["params_hash"]
+    assert steps_of(tmp_path) == list(range(1, 13))
 
 
 def test_a_finished_run_is_not_run_again(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:

@@ -1,0 +1,61 @@
+"""SIGTERM as a request: what runs long finishes its step, saves, and ends with a status that asks for a restart.
+
+Orchestrators send SIGTERM before they take a machine away, and SIGKILL after a grace time. Work that can stop in order
+asks `StopRequest.reached` between steps; all else is ended at once, as its artifacts survive any kill. In a job of
+several processes JAX's coordination service passes the notice on and chooses the step at which all of them stop.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
+
+
+class Stopped(Exception):
+    """The job was asked to stop, and has saved its work."""
+
+
+class StopRequest:
+    """Whether this job has been asked to stop. One that has not been asked yet takes SIGTERM while `listening`."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes SIGTERM as a request inside the block; a second one ends the process at once. Only the main thread can
+        listen: in others, and in a job, where JAX's service has the signal, nothing changes."""
+        if threading.current_thread() is not threading.main_thread() or _in_job():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step. All processes of a job ask after every step, and get the same answer."""
+        if not _in_job():
+            return self._is_asked
+        from jax.experimental import multihost_utils
+
+        if is_reached := multihost_utils.reached_preemption_sync_point(step):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        return is_reached
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self._is_asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._is_asked = True
+
+
+def _in_job() -> bool:
+    """Whether this process has joined a job; `jax.distributed` is there if it has."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
