@@ -1,5 +1,6 @@
 """`launch/local.sh`: several processes of one job on one machine, and the same model out of them as out of one."""
 
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -47,6 +48,29 @@ def test_the_first_failure_ends_the_others_and_is_the_exit_status() -> None:
     assert "[1] here" in output
 
 
+def test_a_lost_process_restarts_all_of_them_and_the_last_failure_counts(tmp_path: Path) -> None:
+    """Both count their attempts; in the first, process 1 is lost once process 0 has begun."""
+    lost = (
+        f"cd {tmp_path}; echo x >> $LIFECYCLE_PROCESS_ID; [ $(wc -l < $LIFECYCLE_PROCESS_ID) = 2 ] && exit 0; "
+        "[ $LIFECYCLE_PROCESS_ID = 0 ] && exec sleep infinity; until [ -s 0 ]; do sleep 0.05; done; kill -9 $$"
+    )
+    process = launch("--restarts", "3", "2", "bash", "-c", lost)
+    output = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0, output
+    assert "process 1 ended with status 137; restart 1 of 3" in output and "restart 2" not in output
+    process = launch("--restarts", "2", "2", "bash", "-c", "exit 7")
+    output = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 7 and output.count("; restart ") == 2
+
+
+def test_processes_with_different_settings_are_refused_by_name(fresh: Debug) -> None:
+    command = " ".join(fresh.command("run")) + " seed=$LIFECYCLE_PROCESS_ID"
+    process = launch("2", "bash", "-c", f"exec {command}")
+    output = " ".join(re.sub(r"^\[\d\] ", "", process.communicate(timeout=LIMIT_S)[0], flags=re.MULTILINE).split())
+    assert process.returncode == 1 and "process 1 on" in output and "all processes need the same" in output
+    assert " has config " in output and "Traceback" not in output
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_reach_every_process(number: signal.Signals, status: int) -> None:
     catch = f"trap 'echo caught; exit 0' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.1; done"
@@ -58,10 +82,10 @@ def test_signals_reach_every_process(number: signal.Signals, status: int) -> Non
     assert process.returncode == status
 
 
-@pytest.mark.parametrize("arguments", [(), ("2",), ("none", "true"), ("0", "true")])
+@pytest.mark.parametrize("arguments", [(), ("2",), ("none", "true"), ("0", "true"), ("--restarts", "x", "2", "true")])
 def test_a_wrong_call_is_told_the_right_one(arguments: tuple[str, ...]) -> None:
     process = launch(*arguments)
-    assert "usage: launch/local.sh N COMMAND" in process.communicate(timeout=LIMIT_S)[0]
+    assert "usage: launch/local.sh [--restarts N] COUNT COMMAND" in process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 2
 
 

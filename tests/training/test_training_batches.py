@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.data.shards import TokenShards
+from lifecycle.testing.jobs import Documents, example
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
-from lifecycle.training.packing import DocumentRows, PackingError, Row
+from lifecycle.training.mixture import Mixture
+from lifecycle.training.packing import DocumentRows, ExampleRows, PackingError, Row
 
 T = 16
 
@@ -58,6 +60,53 @@ def test_a_step_has_its_batch_in_any_order(steps: list[int], prefetch: int) -> N
     source = RowBatches(Numbered(), 4, [1], prefetch=prefetch)
     assert [source.batch(step)["tokens"][0, 0] for step in steps] == [4 * step + 1 for step in steps]
     source.close()
+
+
+def _mixed() -> Mixture:
+    """Three sources in unequal shares, cut and packed; each has few rows, so that epochs roll over."""
+    draw = np.random.default_rng(0)
+    sources = {
+        "cut": DocumentRows(Documents(9, 0), T, 1),
+        "other": DocumentRows(Documents(4, 1), T, 2),
+        "packed": ExampleRows([example(draw, [1, 2], 1 + i % 7) for i in range(11)], T, 3),
+    }
+    return Mixture(sources, {"cut": 5, "other": 2, "packed": 1})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_stops_on_any_numbers_of_processes_give_the_same_batches(data: st.DataObject) -> None:
+    """Saved by one number of processes and resumed by another, again and again, from any step of a long run."""
+    rows, size, step = _mixed(), 8, data.draw(st.integers(0, 10**6))
+    state = RowBatches(rows, size, range(size)).state(step)
+    for _ in range(3):
+        count = data.draw(st.sampled_from([1, 2, 4, 8]))
+        held = [range(i * size // count, (i + 1) * size // count) for i in range(count)]
+        hosts = [RowBatches(rows, size, own, prefetch=data.draw(st.sampled_from([0, 2]))) for own in held]
+        assert [host.restore(json.loads(json.dumps(state))) for host in hosts] == [step] * count
+        for _ in range(data.draw(st.integers(1, 3))):
+            parts = [host.batch(step) for host in hosts]
+            expected = [rows.row(step * size + row) for row in range(size)]
+            for name in expected[0]:
+                joined = np.concatenate([part[name] for part in parts])
+                np.testing.assert_array_equal(joined, np.stack([row[name] for row in expected]))
+            step += 1
+        state = hosts[-1].state(step)
+        for host in hosts:
+            host.close()
+
+
+def test_a_step_far_away_is_reached_by_arithmetic() -> None:
+    """No row before it is made."""
+    made: list[int] = []
+
+    class Counted(Numbered):
+        def row(self, index: int) -> Row:
+            made.append(index)
+            return super().row(index)
+
+    RowBatches(Counted(), 4, range(4), prefetch=0).batch(10**6)
+    assert made == list(range(4 * 10**6, 4 * 10**6 + 4))
 
 
 def test_one_epoch_has_each_row_once_and_padding_at_the_end() -> None:
