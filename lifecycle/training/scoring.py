@@ -6,7 +6,7 @@ manual `shard_map` as a step. What must hold: a piece's log-probabilities depend
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.typing import Array, Batch, Float
+from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, head
@@ -31,6 +31,10 @@ BATCH_TOKENS = 2048
 # Pieces up to this long share rows of this length; longer ones have rows of the next power of two. On a CPU attention
 # costs a row's square; elsewhere padding costs less than one more program to compile.
 SHORT_ROW = {"cpu": 256}
+
+
+# From this device's final hidden states and targets to `[B, T]` or `[B, T, values]`: what is measured at each target.
+type Measure = Callable[[ModelConfig, Params, Array, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,20 @@ def loglikelihoods(
 ) -> list[float]:
     """log p(continuation | context) in nats, for each pair of at least one token each; `params` are on `mesh`.
 
+    Raises what `measured_continuations` raises.
+    """
+    return [float(values.sum()) for values in measured_continuations(logprobs, config, params, pairs, mesh)]
+
+
+def measured_continuations(
+    measure: Measure,
+    config: ModelConfig,
+    params: Params,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    mesh: Mesh,
+) -> list[np.ndarray]:
+    """What is measured at each token of the continuations after their contexts; `params` are on `mesh`.
+
     Raises `ValueError` if context and continuation without its last token do not fit `config.max_seq_len`.
     """
     for number, (context, continuation) in enumerate(pairs):
@@ -88,8 +106,8 @@ def loglikelihoods(
         if size > config.max_seq_len:
             raise ValueError(f"pair {number}: {size} tokens; the context holds {config.max_seq_len}")
     pieces = [np.asarray([*context, *rest], np.int32) for context, rest in pairs]
-    scored = piece_logprobs(config, params, pieces, config.max_seq_len, mesh)
-    return [float(logprobs[len(context) - 1 :].sum()) for logprobs, (context, _) in zip(scored, pairs, strict=True)]
+    measured = measured_pieces(measure, config, params, pieces, config.max_seq_len, mesh)
+    return [values[len(context) - 1 :] for values, (context, _) in zip(measured, pairs, strict=True)]
 
 
 def document_nats(
@@ -107,40 +125,54 @@ def document_nats(
             pieces.append(np.asarray(document[start : start + seq_len + 1], np.int32))
             owners.append(number)
     totals = np.zeros(len(documents))
-    for owner, logprobs in zip(owners, piece_logprobs(config, params, pieces, seq_len, mesh), strict=True):
-        totals[owner] -= logprobs.sum()
+    for owner, values in zip(owners, measured_pieces(logprobs, config, params, pieces, seq_len, mesh), strict=True):
+        totals[owner] -= values.sum()
     return totals.tolist()
 
 
-def piece_logprobs(
-    config: ModelConfig, params: Params, pieces: Sequence[np.ndarray], longest: int, mesh: Mesh
+def measured_pieces(
+    measure: Measure,
+    config: ModelConfig,
+    params: Params,
+    pieces: Sequence[np.ndarray],
+    longest: int,
+    mesh: Mesh,
 ) -> list[np.ndarray]:
-    """Log-probabilities (float64) of each piece's tokens after its first; no piece has more than `longest` of them.
+    """What is measured (float64) at each piece's tokens after its first; no piece has more than `longest` of them.
 
     Every process of the job makes the same call and gets all results.
     """
-    scores: list[np.ndarray] = [np.zeros(0)] * len(pieces)
+    results: list[np.ndarray] = [np.zeros(0)] * len(pieces)
     for packed in _pack(pieces, longest, RowShapes.of(mesh)):
         order = row_order(packed.tokens.shape[1], mesh.shape["context"])
-        scored = jax.device_get(row_logprobs(config, mesh, params, shard_batch(packed.batch, mesh)))
-        logprobs = np.empty(scored.shape, np.float64)
-        logprobs[:, order] = scored
+        measured = jax.device_get(measured_rows(measure, config, mesh, params, shard_batch(packed.batch, mesh)))
+        values = np.empty(measured.shape, np.float64)
+        values[:, order] = measured
         for piece, row, start, length in packed.spans:
-            scores[piece] = logprobs[row, start : start + length]
-    return scores
+            results[piece] = values[row, start : start + length]
+    return results
 
 
-@partial(jax.jit, static_argnames=("config", "mesh"))
-def row_logprobs(config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch) -> Float[Array, "B T"]:
-    """The log-probability of every target of a batch from `shard_batch`, replicated; positions stay in `shard_batch`'s
+@partial(jax.jit, static_argnames=("measure", "config", "mesh"))
+def measured_rows(
+    measure: Measure, config: ModelConfig, mesh: AnyMesh, params: Params, batch: Batch
+) -> Float[Array, "B T ..."]:
+    """What is measured at every position of a batch from `shard_batch`, replicated; positions stay in `shard_batch`'s
     order."""
 
     def local(params: Params, batch: Batch) -> Array:
         hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        return token_logprobs(hidden, head(config, params), own_rows(batch["targets"]), config.logits_soft_cap)
+        return measure(config, params, hidden, own_rows(batch["targets"]))
 
-    logprobs = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
-    return jax.lax.with_sharding_constraint(logprobs, NamedSharding(mesh, P()))
+    values = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
+    return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, P()))
+
+
+def logprobs(
+    config: ModelConfig, params: Params, hidden: Float[Array, "B t D"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """The `Measure` of likelihoods: each target's log-probability."""
+    return token_logprobs(hidden, head(config, params), targets, config.logits_soft_cap)
 
 
 def _pack(pieces: Sequence[np.ndarray], longest: int, shapes: RowShapes) -> list[PieceBatch]:

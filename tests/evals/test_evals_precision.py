@@ -18,7 +18,7 @@ from lifecycle.model.params import Params, params_in_use
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.models import random_model
-from lifecycle.training.scoring import piece_logprobs
+from lifecycle.training.scoring import logprobs, measured_pieces
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -55,7 +55,7 @@ def test_engine_scorer_and_trainer_agree_in_bfloat16() -> None:
     ids = np.array([*PROMPT, *completion.token_ids], np.int32)
     trained = np.asarray(trained_logprobs(model.config, model.params, jnp.asarray(ids)[None]))
     used = params_in_use(model.config, model.params)
-    (scored,) = piece_logprobs(model.config, used, [ids], 64, build_mesh(MeshConfig()))
+    (scored,) = measured_pieces(logprobs, model.config, used, [ids], 64, build_mesh(MeshConfig()))
     np.testing.assert_allclose(scored, trained, atol=ROUNDING, rtol=0)
     np.testing.assert_allclose(generated, trained[len(PROMPT) - 1 :], atol=ROUNDING, rtol=0)
     narrow = jax.tree.map(lambda array: array.astype(jnp.bfloat16), model.params)  # not in use: all of them rounded

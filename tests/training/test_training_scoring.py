@@ -16,7 +16,7 @@ from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
 from lifecycle.testing.families import random_params
-from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, row_logprobs
+from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, logprobs, measured_rows
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -121,7 +121,7 @@ def test_rows_are_scored_by_kernels_over_sharded_weights_on_tpus(axes: dict[str,
         name: jax.ShapeDtypeStruct(rows, jnp.int32, sharding=batch_sharding(mesh, name))
         for name in ("tokens", "targets", "positions", "segment_ids")
     }
-    lowered = row_logprobs.lower(config, mesh, params, batch)
+    lowered = measured_rows.lower(logprobs, config, mesh, params, batch)
     assert "tpu_custom_call" in lowered.as_text()
     program = lowered.compile().as_text() or ""
     assert "flash" in program
