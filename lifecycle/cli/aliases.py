@@ -1,11 +1,11 @@
 """The models of a server by the registry's aliases, which it follows while it runs."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from threading import Event, Thread
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 
+from lifecycle.core.periodic import repeated
 from lifecycle.ops.registry import Registry, Version
 from lifecycle.serving.choices import Served
 from lifecycle.stages.config import PRODUCTION
@@ -25,6 +25,7 @@ class AliasedModels(Mapping[str, Served]):
         self._aliases: dict[str, str] = {}
         self._by_hash: dict[str, Served] = {}
         self._table: dict[str, Served] = {}
+        self._told = ""  # the newest error of the registry: one that lasts is told once
         self._refresh()
 
     def __getitem__(self, name: str) -> Served:
@@ -36,29 +37,18 @@ class AliasedModels(Mapping[str, Served]):
     def __len__(self) -> int:
         return len(self._table)
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self) -> AbstractContextManager[None]:
         """Polls the registry every second, in a thread, while the block runs."""
-        stop = Event()
+        return repeated(self._follow, FOLLOW_S, "aliases")
 
-        def follow() -> None:
-            told = ""
-            while not stop.wait(FOLLOW_S):
-                try:
-                    self._refresh()
-                    told = ""
-                except ValueError as error:  # from the registry; one that lasts is told once
-                    if str(error) != told:
-                        self._report(error)
-                    told = str(error)
-
-        thread = Thread(target=follow, name="aliases", daemon=True)
-        thread.start()
+    def _follow(self) -> None:
         try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+            self._refresh()
+            self._told = ""
+        except ValueError as error:  # from the registry
+            if str(error) != self._told:
+                self._report(error)
+            self._told = str(error)
 
     def _refresh(self) -> None:
         aliases = self._registry.aliases()

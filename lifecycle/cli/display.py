@@ -1,5 +1,6 @@
 """Progress for people: a live line on a terminal, a plain line every few seconds elsewhere."""
 
+import json
 import time
 from typing import Any
 
@@ -105,6 +106,11 @@ class Plain:
     def _print(self, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')}  {self._stage:<22} {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON, for programs."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def progress_on(console: Console) -> Live | Plain:

@@ -17,6 +17,7 @@ from typing import NoReturn
 import cyclopts
 from rich.console import Console
 
+from lifecycle.core.distributed import has_joined
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.version import VERSION
 
@@ -90,7 +91,7 @@ def _say(message: str, style: str | None = None) -> None:
 def _leave(status: int) -> NoReturn:
     """Ends this process. In a job of several it exits at once: JAX would wait at exit for the others, which wait for
     this one in a collective."""
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    if has_joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

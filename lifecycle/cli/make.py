@@ -28,7 +28,7 @@ def start_jax(folder: Path) -> None:
     distributed.start()
     import jax
 
-    if not is_writable(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())):
+    if not is_writable(folder):
         warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str((folder / COMPILED).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -37,9 +37,8 @@ def start_jax(folder: Path) -> None:
 def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
     """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
     targets = tuple(targets)
-    distributed.start(
-        {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
-    )  # before `is_writer` is asked
+    same = {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
+    distributed.start(same)  # before `is_writer` is asked
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) as progress:
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))

@@ -1,5 +1,6 @@
 """`lifecycle register`: makes a bundle from outside the run a version of its registry."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def register(config: ConfigPath, bundle: Bundle, /, *words: EvaluationOrOverride
     version = registry.register(bundle, kind, results)
     console = Console(soft_wrap=True)
     console.print(f"version {version.short}: {bundle}, with {len(results)} evaluations", markup=False, highlight=False)
-    console.print(f"promote lifecycle promote {config} {version.short}", markup=False, highlight=False)
+    rest = shlex.join([str(config), version.short, *overrides])
+    console.print(f"promote uv run lifecycle promote {rest}", markup=False, highlight=False)
 
 
 def _results(folder: Path, bundle: Path) -> list[EvalResult]:

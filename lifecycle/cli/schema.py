@@ -1,12 +1,9 @@
 """`lifecycle schema`: the JSON schema of a run file."""
 
-import json
-import sys
-
+from lifecycle.cli.display import print_json
 from lifecycle.stages.config import RunConfig
 
 
 def schema() -> None:
     """Prints the schema, which editors use to complete and check a run file."""
-    json.dump(RunConfig.model_json_schema(), sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    print_json(RunConfig.model_json_schema())

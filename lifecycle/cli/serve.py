@@ -56,7 +56,7 @@ def serve_versions(config: RunConfig) -> None:
     settings = ServerConfig(serve=config.serve, price=config.price, requests=config.requests)
     console = Console()
     log: Path | None = config.request_log_path
-    if config.requests.log is None and config.folder.is_dir() and not is_writable(config.folder):
+    if config.requests.log is None and not is_writable(config.folder):
         _say(console, f"{config.folder} is read-only: no request log; requests.log=FILE writes it elsewhere")
         log = None
 

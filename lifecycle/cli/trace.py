@@ -1,7 +1,5 @@
 """`lifecycle trace`: the chain behind a version or an artifact, for people or for a program."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, name_first, read_config
+from lifecycle.cli.display import print_json
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
@@ -33,8 +32,7 @@ def trace(config: ConfigPath, /, *words: Traced, verify: Verify = False, as_json
     name, overrides = name_first(words)
     tree = _tree(read_config(config, overrides), name or PRODUCTION, verify)
     if as_json:
-        json.dump(tree, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(tree)
     else:
         Console().print(render(tree))
     if verify and (found := list(problems(tree))):

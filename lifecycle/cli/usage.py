@@ -1,7 +1,5 @@
 """`lifecycle usage`: the served requests and their cost."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
+from lifecycle.cli.display import print_json
 from lifecycle.ops import monitor
 from lifecycle.ops.registry import RegistryError
 
@@ -22,8 +21,7 @@ def usage(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False)
     if not log.is_file():
         raise RegistryError(f"{log}: no request was served yet; start the server with: lifecycle serve CONFIG")
     if as_json:
-        json.dump(_plain(log), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        print_json(_plain(log))
         return
     console = Console()
     console.print(_table(log))

@@ -1,7 +1,5 @@
 """`lifecycle versions`: lists the registered versions."""
 
-import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
+from lifecycle.cli.display import print_json
 from lifecycle.ops.registry import Registry
 
 SCORE = {"mean", "low", "high", "n", "metric"}
@@ -18,8 +17,7 @@ def versions(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = Fal
     """Prints versions, oldest first, with the aliases that point to them and their evaluations."""
     listed = _listed(Registry(read_config(config, overrides).registry_path))
     if as_json:
-        json.dump(listed, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(listed)
         return
     table = Table(box=None, header_style="bold")
     for column in ("version", "registered", "aliases", "evaluations"):

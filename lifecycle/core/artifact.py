@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lifecycle.core.config import digest
 from lifecycle.core.file_hashes import FileHashes, combined, file_hashes, hash_files
 from lifecycle.core.files import temporary, user_cache, write_text
+from lifecycle.core.periodic import repeated
 from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -194,21 +194,14 @@ class Draft:
     @contextmanager
     def keeping_costs(self) -> Iterator[None]:
         """Records the stage's cost in the draft's ledger every few seconds, so that a killed run's cost is not lost."""
-        stop = threading.Event()
 
         def keep() -> None:
-            while not stop.wait(LEDGER_EVERY_S):
-                wall, cpu = self._spent()
-                with suppress(OSError):  # the stage reports a full disk; a lost entry costs a few seconds' record
-                    write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
+            wall, cpu = self._spent()
+            with suppress(OSError):  # the stage reports a full disk; a lost entry costs a few seconds' record
+                write_text(self.path / LEDGER, json.dumps({"wall_s": wall, "cpu_s": cpu}))
 
-        thread = threading.Thread(target=keep, name="cost ledger", daemon=True)
-        thread.start()
-        try:
+        with repeated(keep, LEDGER_EVERY_S, "cost ledger"):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def _spent(self) -> tuple[float, float]:
         """Wall and CPU seconds of this run and of earlier killed ones."""

@@ -23,18 +23,21 @@ def in_job() -> bool:
     return os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto" or "LIFECYCLE_COORDINATOR" in os.environ
 
 
+def has_joined() -> bool:
+    """Whether this process has joined a job; asking imports nothing."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
 def start(facts: Mapping[str, str] | None = None) -> None:
     """Joins the job that the environment describes; does nothing without one, or if it has joined already.
 
     `facts` must be the same in all processes, as their code and libraries must. Raises `JobError` if they are not, or
     if a process is missing.
     """
-    if not in_job():
+    if not in_job() or has_joined():
         return
     import jax
 
-    if jax.distributed.is_initialized():
-        return
     if os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto":
         jax.distributed.initialize()
         return

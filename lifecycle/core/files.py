@@ -20,8 +20,8 @@ def temporary(path: Path) -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in an existing folder: false on a read-only mount, whoever asks."""
-    return os.access(folder, os.W_OK)
+    """Whether files can be made in a folder, which need not be there yet: false on a read-only mount, whoever asks."""
+    return os.access(next(path for path in (folder, *folder.absolute().parents) if path.is_dir()), os.W_OK)
 
 
 def user_cache() -> Path:

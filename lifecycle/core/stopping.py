@@ -7,11 +7,12 @@ several processes JAX's coordination service passes the notice on and chooses th
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from lifecycle.core.distributed import has_joined
 
 RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
 
@@ -30,7 +31,7 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Takes SIGTERM as a request inside the block; a second one ends the process at once. Only the main thread can
         listen: in others, and in a job, where JAX's service has the signal, nothing changes."""
-        if threading.current_thread() is not threading.main_thread() or _in_job():
+        if threading.current_thread() is not threading.main_thread() or has_joined():
             yield
             return
         before = signal.signal(signal.SIGTERM, self._ask)
@@ -41,7 +42,7 @@ class StopRequest:
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step. All processes of a job ask after every step, and get the same answer."""
-        if not _in_job():
+        if not has_joined():
             return self._is_asked
         from jax.experimental import multihost_utils
 
@@ -54,8 +55,3 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._is_asked = True
-
-
-def _in_job() -> bool:
-    """Whether this process has joined a job; `jax.distributed` is there if it has."""
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()

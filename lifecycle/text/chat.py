@@ -12,6 +12,7 @@ tokens encoded together, the template's and the contents'.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,12 @@ class ChatTemplate:
         """The folder's own template, or the default without one."""
         return cls(tokenizer, read_template(folder) or DEFAULT_TEMPLATE)
 
-    @property
+    @cached_property
     def live(self) -> "ChatTemplate":
         """The same for conversations that take place now."""
         return ChatTemplate(self.tokenizer, self.source, datetime.now)
 
-    @property
+    @cached_property
     def dated(self) -> "ChatTemplate":
         """The same for rows and evaluations, which must not depend on the day."""
         return ChatTemplate(self.tokenizer, self.source)
