@@ -14,23 +14,26 @@ from lifecycle.training.state import TrainState
 
 
 class Clock:
-    """Wall and CPU seconds of training, excluding the time while it is paused."""
+    """Wall and CPU seconds of training, excluding the time while it is paused; `spent_s` has that time by cause."""
 
     def __init__(self) -> None:
         self._paused_wall_s = self._paused_cpu_s = 0.0
+        self.spent_s: dict[str, float] = {}
 
     def read(self) -> tuple[float, float]:
         """(wall, CPU) seconds since an arbitrary moment."""
         return time.perf_counter() - self._paused_wall_s, cpu_seconds() - self._paused_cpu_s
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock inside the block."""
+    def paused(self, cause: str) -> Iterator[None]:
+        """Stops the clock inside the block, whose wall time is added to what `cause` has spent."""
         wall_s, cpu_s = self.read()
         try:
             yield
         finally:
-            self._paused_wall_s, self._paused_cpu_s = time.perf_counter() - wall_s, cpu_seconds() - cpu_s
+            before, self._paused_wall_s = self._paused_wall_s, time.perf_counter() - wall_s
+            self._paused_cpu_s = cpu_seconds() - cpu_s
+            self.spent_s[cause] = self.spent_s.get(cause, 0.0) + self._paused_wall_s - before
 
 
 @dataclass

@@ -255,9 +255,10 @@ def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lifecycle.training.run.time", SimpleNamespace(perf_counter=lambda: next(now)))
     clock = Clock()
     start, _ = clock.read()
-    with clock.paused():  # from 11 to 20
+    with clock.paused("evaluation"):  # from 11 to 20
         pass
     assert clock.read()[0] - start == 2.5
+    assert clock.spent_s == {"evaluation": 9.0}
 
 
 class Failing(Hook):

@@ -25,5 +25,5 @@ class Evaluate(Hook):
             self._log(run)
 
     def _log(self, run: TrainingRun) -> None:
-        with off_the_clock(run):
+        with off_the_clock(run, "evaluation"):
             run.write(**self.measure(run.state.params))

@@ -9,11 +9,11 @@ from lifecycle.training.run import TrainingRun
 
 
 @contextmanager
-def off_the_clock(run: TrainingRun) -> Iterator[None]:
-    """Stops the run's clock inside the block, whose work is not training. Waits for the steps that still run: their
-    time counts, and the block would hide it."""
+def off_the_clock(run: TrainingRun, cause: str) -> Iterator[None]:
+    """Stops the run's clock inside the block, whose work is not training but `cause`. Waits for the steps that still
+    run: their time counts, and the block would hide it."""
     jax.block_until_ready(run.state)
-    with run.clock.paused():
+    with run.clock.paused(cause):
         yield
 
 

@@ -33,7 +33,7 @@ class Log(Hook):
         positions = (run.step - self._step) * run.job.train.global_batch_size * run.job.train.seq_len
         rates = {"tokens_per_s": positions / (wall_s - self._wall_s), "cpu_s": cpu_s - self._cpu_s}
         self._step, self._wall_s, self._cpu_s = run.step, wall_s, cpu_s
-        with off_the_clock(run):  # computing the learning rate compiles for 150 ms, the first time
+        with off_the_clock(run, "log"):  # computing the learning rate compiles for 150 ms, the first time
             rate = float(np.asarray(self._schedule(run.step - 1)))
             record = {**run.metrics, "learning_rate": rate, **rates}
             run.write(**record)

@@ -26,5 +26,5 @@ class Save(Hook):
         if not self.needs_metrics(run):
             return
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}
-        with off_the_clock(run):
+        with off_the_clock(run, "checkpoint"):
             self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
