@@ -86,7 +86,7 @@ def test_killed_in_one_stage_after_the_other_the_weights_are_bit_equal(undisturb
         assert curve(run, stage) == curve(undisturbed, stage)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
     run, draw = undisturbed.beside(tmp_path), random.Random(1)
     for patience_s in (3, 8, 15):
