@@ -27,9 +27,11 @@ MAY_IMPORT = {
     "ops": "core parallel text data kernels model weights training inference evals",
     "report": "core parallel text data kernels model weights training inference evals ops",
     "planning": "core parallel text data kernels model weights training inference",
+    "launching": "core parallel text data kernels model weights training inference planning",
     "stages": "core parallel text data kernels model weights training inference evals serving ops report planning",
     "testing": "core parallel text kernels model weights data training inference serving",
-    "cli": "core parallel text data kernels model weights training inference evals serving ops report planning stages",
+    "cli": "core parallel text data kernels model weights training inference evals serving ops report planning stages "
+    "launching",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
