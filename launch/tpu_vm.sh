@@ -108,7 +108,7 @@ copy() {
     find $HOME_ON_HOST -mindepth 1 -maxdepth 1 ! -name .venv ! -name runs -exec rm -rf {} +
     tar xzf $ARCHIVE -C $HOME_ON_HOST
     cd $HOME_ON_HOST
-    python3 -m pip install --quiet --user uv
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
     ~/.local/bin/uv sync --frozen --quiet --no-dev --extra tpu" || return
   [[ -n $is_dry_run ]] || rm -r "$(dirname "$archive")"
 }

@@ -77,8 +77,10 @@ def test_the_code_and_every_word_arrive_on_each_host_of_each_slice(tmp_path: Pat
         ((words, place),) = vms.started(host)
         assert words == ["run", *HOSTILE]
         assert place == {
-            "LIFECYCLE_COORDINATOR": "10.0.0.0:8476", "LIFECYCLE_NUM_PROCESSES": "4", "LIFECYCLE_PROCESS_ID": str(index),
-        }  # fmt: skip
+            "LIFECYCLE_COORDINATOR": "10.0.0.0:8476",
+            "LIFECYCLE_NUM_PROCESSES": "4",
+            "LIFECYCLE_PROCESS_ID": str(index),
+        }
         assert f"[{index}] attempt 1" in done.stdout
 
 

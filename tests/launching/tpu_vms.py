@@ -46,7 +46,7 @@ print("attempt", attempts, flush=True)
 if statuses[attempts - 1] == "wait": time.sleep(60)
 sys.exit(int(statuses[attempts - 1]))
 """
-UV = f"""#!/bin/sh
+UV = """#!/bin/sh
 mkdir -p .venv/bin && cp "$HOME/lifecycle_program" .venv/bin/lifecycle && echo "$@" > "$HOME/uv_words"
 """
 
