@@ -19,6 +19,7 @@ from lifecycle.launching.job import SHARED, Job
 PORT = 8476  # of the coordinator; libtpu has 8471 and 8431, the network between slices 8080
 WORKERS = "workers"  # the replicated job
 CONTAINER = "lifecycle"
+IMAGE_USER = 1000  # of launch/Dockerfile
 NODE_POOL = "cloud.google.com/gke-nodepool"
 SPOT = "cloud.google.com/gke-spot"
 PROCESS_ID = "export LIFECYCLE_PROCESS_ID=$((SLICE_INDEX * HOSTS_PER_SLICE + JOB_COMPLETION_INDEX))"
@@ -95,6 +96,7 @@ def _pod(job: Job) -> dict[str, Any]:
         pod["serviceAccountName"] = job.service_account
     if job.claim is not None:
         pod["volumes"].append({"name": "shared", "persistentVolumeClaim": {"claimName": job.claim}})
+        pod["securityContext"] = {"fsGroup": IMAGE_USER}
     return pod
 
 

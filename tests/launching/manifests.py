@@ -31,18 +31,24 @@ def pod_spec(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
 
 
-def started(manifest: dict[str, Any], job_index: int, pod_index: int, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Returns (the arguments, the environment) of the program `lifecycle` in one pod, started as a kubelet would."""
+def process(manifest: dict[str, Any], job_index: int, pod_index: int) -> tuple[list[str], dict[str, str]]:
+    """Returns (the command, the variables) with which a kubelet would start the container of one pod."""
     (container,) = pod_spec(manifest)["containers"]
-    program = folder / "lifecycle"
-    program.write_text(f"#!{sys.executable}\n{REPORT}\n")
-    program.chmod(0o755)
-    variables = {"JOB_COMPLETION_INDEX": str(pod_index), "PATH": f"{folder}:{os.environ['PATH']}"}
+    variables = {"JOB_COMPLETION_INDEX": str(pod_index)}
     labels = {"metadata.labels['jobset.sigs.k8s.io/job-index']": str(job_index)}
     for variable in container["env"]:
         given = variable.get("value")
         value = labels[variable["valueFrom"]["fieldRef"]["fieldPath"]] if given is None else expanded(given, variables)
         variables[variable["name"]] = value
-    words = [expanded(word, variables) for word in (*container["command"], *container["args"])]
-    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    return [expanded(word, variables) for word in (*container["command"], *container["args"])], variables
+
+
+def started(manifest: dict[str, Any], job_index: int, pod_index: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns (the arguments, the environment) that the program `lifecycle` gets in one pod."""
+    program = folder / "lifecycle"
+    program.write_text(f"#!{sys.executable}\n{REPORT}\n")
+    program.chmod(0o755)
+    words, variables = process(manifest, job_index, pod_index)
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(words, env=variables | path, capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout))

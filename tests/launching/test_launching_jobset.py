@@ -13,6 +13,7 @@ from jobset_schema import JobSet
 from manifests import expanded, pod_spec, started
 
 from lifecycle.cli.launch import launch
+from lifecycle.cli.main import app
 from lifecycle.core.config import ConfigError
 from lifecycle.core.stopping import RESTART_STATUS
 from lifecycle.launching.job import Job, job_name
@@ -92,6 +93,16 @@ def test_every_word_arrives_as_it_was_given(tmp_path: Path) -> None:
     assert started(again, 0, 0, tmp_path)[0] == ["run", *HOSTILE]
 
 
+def test_a_setting_is_no_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    root = """root='gs://b/"$(id)" `id` $(LIFECYCLE_COORDINATOR) $$;
+      - #'"""
+    manifest = printed(V5P, "topology=v5p:4x4x4", root, capsys=capsys)
+    assert started(manifest, 0, 0, tmp_path)[0] == ["run", "configs/llama3_8b_v5p_128.yaml", root]
+
+
 @given(st.text("$()aA_ b"), st.dictionaries(st.text("aA_", min_size=1), st.text("$(x)"), max_size=3))
 def test_kubernetes_expands_nothing_in_a_literal(word: str, variables: dict[str, str]) -> None:
     assert expanded(_literal(word), variables) == word
@@ -150,6 +161,28 @@ def test_what_cannot_run_is_refused_with_the_fix(
     with pytest.raises(ConfigError, match=message):
         printed(V5P, *words, capsys=capsys, **options)
     assert not capsys.readouterr().out
+
+
+def test_the_command_line_has_the_options_of_the_documentation() -> None:
+    words = [
+        "launch",
+        "c.yaml",
+        "topology=v6e:1x1",
+        "a=b",
+        "--image",
+        "i",
+        "--spot",
+        "--restarts",
+        "3",
+        "--verb",
+        "export",
+    ]
+    _, bound, _ = app.parse_args([*words, "--claim", "c", "--service-account", "s", "--queue", "q", "--name", "n"])
+    assert bound.args == (Path("c.yaml"), "topology=v6e:1x1", "a=b")
+    assert bound.kwargs == {
+        "image": "i", "spot": True, "restarts": 3, "verb": "export", "claim": "c", "service_account": "s",
+        "queue": "q", "name": "n",
+    }  # fmt: skip
 
 
 def test_hosts_are_complete() -> None:

@@ -45,7 +45,7 @@ def test_pods_and_their_devices_are_xpks(topology: str) -> None:
     assert pod["tolerations"] == golden["tolerations"][:1]
 
 
-@pytest.mark.parametrize("topology", [name for name in TOPOLOGIES if "h" not in name])
+@pytest.mark.parametrize("topology", [name for name in TOPOLOGIES if parse_topology(name).chip.is_tpu])
 def test_tpu_nodes_are_xpks(topology: str) -> None:
     golden, (manifest, _, job, pod) = GOLDEN[topology], parts(topology)
     selector = {key: value for key, value in golden["nodeSelector"].items() if key != POLICY}
