@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from test_launching_jobset import HOSTILE
-from tpu_vms import SCRIPT, TpuVms
+from tpu_vms import SCRIPTS, TpuVms
 
-from lifecycle.testing.waiting import wait_until
+from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 ZONE = ("--zone", "z-1")
 CREATE = ("create", "job", *ZONE, "--accelerator", "v6e-8")
@@ -16,7 +16,7 @@ CREATE = ("create", "job", *ZONE, "--accelerator", "v6e-8")
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
 def test_shellcheck_finds_nothing() -> None:
-    subprocess.run(["shellcheck", *sorted(SCRIPT.parent.glob("*.sh"))], check=True)
+    subprocess.run(["shellcheck", *sorted(SCRIPTS.glob("*.sh"))], check=True)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,14 @@ def test_the_code_and_every_word_arrive_on_each_host_of_each_slice(tmp_path: Pat
     vms = TpuVms(tmp_path, num_hosts=2, num_slices=2)
     (vms.hosts[0] / "lifecycle" / "runs").mkdir(parents=True)
     (vms.hosts[0] / "lifecycle" / "old.py").touch()
+    (vms.checkout / ".gitignore").write_text("secret\n")
+    (vms.checkout / "secret").touch()
+    (vms.checkout / "new file.py").write_text("new")
     copied = vms.call("copy", "job", *ZONE)
     assert copied.returncode == 0, copied.stderr
     for host in vms.hosts:
-        assert (host / "lifecycle" / "pyproject.toml").read_bytes() == (
-            SCRIPT.parents[1] / "pyproject.toml"
-        ).read_bytes()
+        assert (host / "lifecycle" / "new file.py").read_text() == "new"
+        assert not (host / "lifecycle" / "secret").exists()
         assert (host / "uv_words").read_text().split() == ["sync", "--frozen", "--quiet", "--no-dev", "--extra", "tpu"]
     assert (vms.hosts[0] / "lifecycle" / "runs").exists() and not (vms.hosts[0] / "lifecycle" / "old.py").exists()
 
@@ -97,14 +99,14 @@ def test_stop_asks_once_and_nothing_starts_again(tmp_path: Path) -> None:
     vms = TpuVms(tmp_path, num_hosts=1, statuses="wait 0")
     vms.install()
     (host,) = vms.hosts
-    running = subprocess.Popen([SCRIPT, "run", "job", *ZONE, "--", "lifecycle"], env=vms.environment,
+    running = subprocess.Popen([vms.script, "run", "job", *ZONE, "--", "lifecycle"], env=vms.environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     log = host / "lifecycle-job" / "log"
     wait_until(lambda: log.exists() and "attempt 1" in log.read_text())
     second = vms.call("run", "job", *ZONE, "--", "lifecycle")
     assert second.returncode == 1 and "a run is under way" in second.stderr
     vms.call("stop", "job", *ZONE)
-    assert running.wait(timeout=60) == 75
+    assert running.wait(LIMIT_S) == 75
     assert (host / "terms").read_text() == "x" and len(vms.started(host)) == 1
     assert vms.call("logs", "job", *ZONE).returncode == 75  # later too
 

@@ -3,11 +3,14 @@ home folder with its metadata, and programs that stand in for the host's own."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
+from lifecycle.testing.waiting import LIMIT_S
+
+SCRIPTS = Path(__file__).parents[2] / "launch"
 GCLOUD = r"""
 import json, os, pathlib, subprocess, sys
 here = pathlib.Path(os.environ["FAKE"])
@@ -43,7 +46,7 @@ def stop(*_):
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 print("attempt", attempts, flush=True)
-if statuses[attempts - 1] == "wait": time.sleep(60)
+if statuses[attempts - 1] == "wait": time.sleep(600)
 sys.exit(int(statuses[attempts - 1]))
 """
 UV = """#!/bin/sh
@@ -62,6 +65,9 @@ class TpuVms:
 
     def __init__(self, folder: Path, num_hosts: int = 2, num_slices: int = 1, statuses: str = "0") -> None:
         self.folder = folder
+        self.checkout = folder / "checkout"
+        shutil.copytree(SCRIPTS, self.checkout / "launch")
+        subprocess.run(["git", "init", "--quiet", self.checkout], check=True)
         program(folder / "bin" / "gcloud", GCLOUD)
         for name in ("sleep", "python3"):  # nobody waits for a cloud, and nothing is installed
             program(folder / ("bin" if name == "sleep" else "host_bin") / name, "#!/bin/sh\n")
@@ -92,8 +98,12 @@ class TpuVms:
         """What `copy` leaves on the hosts, as far as a run needs it."""
         for host in self.hosts:
             (host / "lifecycle").mkdir()
-            (host / "lifecycle" / "launch").symlink_to(SCRIPT.parent)
+            (host / "lifecycle" / "launch").symlink_to(SCRIPTS)
             program(host / "lifecycle" / ".venv" / "bin" / "lifecycle", LIFECYCLE)
+
+    @property
+    def script(self) -> Path:
+        return self.checkout / "launch" / "tpu_vm.sh"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -101,7 +111,7 @@ class TpuVms:
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [SCRIPT, *words], env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            [self.script, *words], env=self.environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
 
     def calls(self) -> list[list[str]]:
