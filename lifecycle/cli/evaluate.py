@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
 from lifecycle.cli.make import make
 from lifecycle.core.config import ConfigError
+from lifecycle.core.distributed import errors_are_shared
 from lifecycle.stages.config import EVALUATE, RunConfig
 from lifecycle.stages.graph import build_graph, present
 
@@ -16,6 +17,7 @@ type StageOrTasks = Annotated[
 ]
 
 
+@errors_are_shared()
 def evaluate(config_or_bundle: ConfigOrBundle, /, *words: StageOrTasks) -> None:
     """Brings a run's evaluations up to date, or one stage's; for a bundle, prints its scores."""
     name, overrides = name_first(words)

@@ -2,8 +2,10 @@
 
 from lifecycle.cli.arguments import ConfigPath, StageOrOverrides, name_first, read_config
 from lifecycle.cli.make import make
+from lifecycle.core.distributed import errors_are_shared
 
 
+@errors_are_shared()
 def export(config: ConfigPath, /, *stage_or_overrides: StageOrOverrides) -> None:
     """Exports and registers a training stage's weights, by default those of `export.of`."""
     stage, overrides = name_first(stage_or_overrides)

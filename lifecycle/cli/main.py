@@ -17,7 +17,8 @@ from typing import NoReturn
 import cyclopts
 from rich.console import Console
 
-from lifecycle.core.distributed import has_joined
+from lifecycle.core.distributed import has_joined, process_index, speaker
+from lifecycle.core.rendezvous import JobError
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.version import VERSION
 
@@ -60,6 +61,10 @@ def main() -> None:
     sys.unraisablehook = _unless_of_a_failed_save
     try:
         app()
+    except JobError as error:
+        if not error.is_told:
+            _say(str(error), style="red")
+        _leave(1)
     except ValueError as error:  # ConfigError and the like: users can fix them
         _say(str(error), style="red")
         _leave(1)
@@ -78,15 +83,22 @@ def main() -> None:
         _say(f"{error}; fix that and run the same command again: it continues from here", style="red")
         _leave(1)
     except KeyboardInterrupt:
-        _say("stopped; the same command continues from here")
+        _say_once("stopped; the same command continues from here")
         _leave(130)
     except Stopped as stopped:
-        _say(f"{stopped}; the same command continues from here")
+        _say_once(f"{stopped}; the same command continues from here")
         _leave(RESTART_STATUS)
 
 
 def _say(message: str, style: str | None = None) -> None:
-    Console(stderr=True).print(f"lifecycle: {message}", style=style, markup=False, highlight=False)
+    """A message of this process, with its index if the job has others."""
+    Console(stderr=True).print(f"lifecycle: {speaker()}{message}", style=style, markup=False, highlight=False)
+
+
+def _say_once(message: str) -> None:
+    """A message that all processes of the job have."""
+    if process_index() == 0:
+        _say(message)
 
 
 def _leave(status: int) -> NoReturn:

@@ -6,6 +6,7 @@ A run that is up to date never imports JAX.
 import shlex
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import digest
 from lifecycle.core.files import is_writable
+from lifecycle.core.progress import Silent
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 
@@ -40,7 +42,7 @@ def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> Non
     same = {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
     distributed.start(same)  # before `is_writer` is asked
     console = Console(emoji=False)  # an answer's `:x:` is text
-    with progress_on(console) as progress:
+    with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:  # one process speaks
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))
     if not distributed.is_writer():
         return

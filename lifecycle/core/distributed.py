@@ -1,26 +1,22 @@
-"""A job of several processes: start-up, and which process writes.
+"""A job of several processes: start-up, which process writes, and which one speaks.
 
-`launch/` starts the processes and passes each the coordinator's address, their number and its own index in environment
-variables; with `LIFECYCLE_DISTRIBUTED=auto` JAX detects them (Slurm, GKE, TPU pods). All share one file system. JAX is
-imported only in a job, so that a process that computes nothing does not wait for it.
+The environment says whether this process is part of a job, and of which (`core/environments.py`). All share one file
+system. JAX is imported only in a job, so that a process that computes nothing does not wait for it.
 """
 
 import importlib.metadata
-import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from lifecycle.core.artifact import code_version
-from lifecycle.core.config import ConfigError
-from lifecycle.core.rendezvous import Member, meet
+from lifecycle.core.environments import EXPLICIT, SWITCH, Place, find_place
+from lifecycle.core.rendezvous import JobError, Member, meet
 
 LONGEST_NAME = 256  # bytes of a host's name
-
-
-def in_job() -> bool:
-    """Whether the environment says that this process is part of a job."""
-    return os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto" or "LIFECYCLE_COORDINATOR" in os.environ
+LONGEST_ERROR = 4000  # characters that process 0 is told
+JAX_START_S = 60  # all have met: nothing is left to wait for
 
 
 def has_joined() -> bool:
@@ -32,26 +28,62 @@ def start(facts: Mapping[str, str] | None = None) -> None:
     """Joins the job that the environment describes; does nothing without one, or if it has joined already.
 
     `facts` must be the same in all processes, as their code and libraries must. Raises `JobError` if they are not, or
-    if a process is missing.
+    if a process is missing or has an error; `ConfigError` for an environment that leaves this process's place open.
     """
-    if not in_job() or has_joined():
+    if has_joined() or (place := find_place()) is None:
         return
+    address = _meet(place, Member(place.index, platform.node(), _own_facts() | dict(facts or {})))
     import jax
 
-    if os.environ.get("LIFECYCLE_DISTRIBUTED") == "auto":
-        jax.distributed.initialize()
-        return
+    # Bound to this address alone: by default JAX's coordinator listens on every interface. Without `deactivate` JAX
+    # asks the launcher too, and would use one GPU of each process that Slurm or Open MPI has started.
+    jax.distributed.initialize(
+        address, place.count, place.index, coordinator_bind_address=address, cluster_detection_method="deactivate",
+        initialization_timeout=JAX_START_S,
+    )  # fmt: skip
+
+
+@contextmanager
+def errors_are_shared() -> Iterator[None]:
+    """An error that this process finds before it has joined, such as a setting that only its host refuses, is told to
+    all processes of the job: they end too, and process 0 says whose it is, once if all have the same."""
     try:
-        count, index = int(os.environ["LIFECYCLE_NUM_PROCESSES"]), int(os.environ["LIFECYCLE_PROCESS_ID"])
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            "LIFECYCLE_COORDINATOR is set, so LIFECYCLE_NUM_PROCESSES and LIFECYCLE_PROCESS_ID must be numbers "
-            f"(launch/local.sh sets all three): {error}"
-        ) from None
-    address = os.environ["LIFECYCLE_COORDINATOR"]
-    meet(address, count, Member(index, platform.node(), _own_facts() | dict(facts or {})))
-    # bound to this address alone: by default JAX's coordinator listens on every interface
-    jax.distributed.initialize(address, num_processes=count, process_id=index, coordinator_bind_address=address)
+        yield
+    except JobError:
+        raise
+    except ValueError as error:
+        place = None if has_joined() else find_place()
+        if place is not None:
+            _meet(place, Member(place.index, platform.node(), error=str(error)[:LONGEST_ERROR]))
+        raise
+
+
+def _meet(place: Place, own: Member) -> str:
+    try:
+        return meet(place.address, place.count, own, hosts=place.hosts)
+    except JobError as error:
+        if error.is_told:
+            raise
+        unsaid = f"{own.error}; " if own.error and own.index else ""  # as process 0 has not been told
+        why = f" (a job by the variables of {place.environment}; {SWITCH}=off is for a process that works alone)"
+        raise JobError(f"{unsaid}{error}{'' if own.error or place.environment == EXPLICIT else why}") from None
+
+
+def speaker() -> str:
+    """What an error of this process begins with: nothing in process 0 and outside of a job."""
+    index = process_index()
+    return f"process {index} on {platform.node()}: " if index else ""
+
+
+def process_index() -> int:
+    """This process's index in its job, also before it has joined; 0 outside of one."""
+    if has_joined():
+        return sys.modules["jax"].process_index()
+    try:
+        place = find_place()
+    except ValueError:  # it is reported where the job starts
+        return 0
+    return 0 if place is None else place.index
 
 
 def _own_facts() -> dict[str, str]:
