@@ -7,8 +7,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from lifecycle.core import distributed, machine
-from lifecycle.core.config import ConfigError
+from lifecycle.core import distributed, environments, machine
 from lifecycle.core.huge_pages import restart_with_huge_pages
 
 PROGRAM = """
@@ -55,18 +54,8 @@ def test_the_matmul_peak_is_a_rate_that_a_machine_can_have(monkeypatch: pytest.M
 
 
 def test_one_process_is_a_job_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LIFECYCLE_COORDINATOR", raising=False)
-    monkeypatch.delenv("LIFECYCLE_DISTRIBUTED", raising=False)
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {})  # this machine may be one of a cluster
+    for name in (environments.COORDINATOR, environments.COUNT, environments.INDEX, environments.SWITCH):
+        monkeypatch.delenv(name, raising=False)
     distributed.start()
     assert distributed.is_writer()
-
-
-@pytest.mark.parametrize("count", [None, "two"])
-def test_an_incomplete_environment_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, count: str | None) -> None:
-    monkeypatch.setenv("LIFECYCLE_COORDINATOR", "127.0.0.1:1")
-    monkeypatch.setenv("LIFECYCLE_PROCESS_ID", "0")
-    monkeypatch.delenv("LIFECYCLE_NUM_PROCESSES", raising=False)
-    if count is not None:
-        monkeypatch.setenv("LIFECYCLE_NUM_PROCESSES", count)
-    with pytest.raises(ConfigError, match=r"LIFECYCLE_NUM_PROCESSES and LIFECYCLE_PROCESS_ID must be numbers"):
-        distributed.start()

@@ -18,16 +18,20 @@ def free_address() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def outcomes(address: str, count: int, facts: Mapping[int, Mapping[str, str]], wait_s: float = LIMIT_S) -> list[str]:
-    """What each process of `facts` is told; "" if it may go on."""
+def outcomes(
+    address: str, count: int, facts: Mapping[int, Mapping[str, str]], wait_s: float = LIMIT_S, **errors: str
+) -> list[str]:
+    """What each process of `facts` is told, "" if it may go on; `errors` by host."""
     told = dict.fromkeys(facts, "-")
 
     def come(index: int) -> None:
+        own = Member(index, f"host{index}", facts[index], errors.get(f"host{index}", ""))
         try:
-            meet(address, count, Member(index, f"host{index}", facts[index]), wait_s)
+            assert meet(address, count, own, wait_s, {3: "node4"}) == address
             told[index] = ""
         except JobError as error:
             told[index] = str(error)
+            assert error.is_told == (index > 0)  # process 0 says it
 
     threads = [threading.Thread(target=come, args=(index,)) for index in facts]
     for thread in threads:
@@ -45,8 +49,48 @@ def test_all_come_and_the_port_is_free_again_at_once() -> None:
 
 
 def test_who_is_missing_is_named_by_all_that_came() -> None:
-    told = outcomes(free_address(), 4, dict.fromkeys((0, 2), FACTS), wait_s=1.0)
-    assert told == ["2 of 4 processes did not come: 1, 3; here are process 0 on host0, process 2 on host2"] * 2
+    address = free_address()
+    told = outcomes(address, 4, dict.fromkeys((0, 2), FACTS), wait_s=0.5)
+    here = "here are process 0 on host0, process 2 on host2"
+    assert told == [f"2 of 4 processes did not come to {address}: 1, 3 on node4; {here}"] * 2
+
+
+def test_few_of_many_are_named() -> None:
+    told = outcomes(free_address(), 30, dict.fromkeys(range(20), FACTS), wait_s=1.0)
+    assert "10 of 30 processes did not come" in told[19] and "27 and 2 more; here are" in told[19]
+    assert told[19].endswith("process 7 on host7 and 12 more")
+
+
+def test_an_error_of_one_process_ends_all_and_is_named() -> None:
+    told = outcomes(free_address(), 3, dict.fromkeys(range(3), FACTS), host2="no such file")
+    assert told == ["process 2 on host2: no such file"] * 3
+
+
+def test_an_error_of_all_processes_is_one() -> None:
+    told = outcomes(free_address(), 3, dict.fromkeys(range(3), FACTS), host0="bad", host1="bad", host2="bad")
+    assert told == ["bad"] * 3
+    told = outcomes(free_address(), 2, dict.fromkeys(range(2), FACTS), host0="bad", host1="worse")
+    assert told == ["process 0 on host0: bad; process 1 on host1: worse"] * 2
+
+
+def test_who_is_missing_is_named_beside_an_error() -> None:
+    told = outcomes(free_address(), 3, {0: FACTS}, 0.2, host0="bad")
+    assert told[0].startswith("process 0 on host0: bad; 2 of 3 processes did not come to")
+
+
+def test_the_port_of_an_attempt_before_is_waited_for() -> None:
+    address = free_address()
+    host, _, port = address.rpartition(":")
+    held = socket.create_server((host, int(port)))
+    free = threading.Timer(0.3, held.close)
+    free.start()
+    assert outcomes(address, 2, {0: FACTS}, 0.6)[0].startswith("1 of 2 processes did not come")
+    free.join()
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    with pytest.raises(JobError, match=r"process 0 cannot listen at 192\.0\.2\.99:20000"):
+        meet("192.0.2.99:20000", 2, Member(0, "host0", FACTS), LIMIT_S)
 
 
 def test_who_runs_something_else_is_named() -> None:
@@ -57,7 +101,7 @@ def test_who_runs_something_else_is_named() -> None:
 def test_without_process_0_its_address_is_named() -> None:
     address = free_address()
     with pytest.raises(JobError, match=f"process 0 does not answer at {address}"):
-        meet(address, 2, Member(1, "host1", FACTS), wait_s=0.5)
+        meet(address, 2, Member(1, "host1", FACTS), wait_s=0.3)
 
 
 def test_two_jobs_at_one_address_are_told_so() -> None:
