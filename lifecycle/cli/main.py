@@ -17,7 +17,7 @@ from typing import NoReturn
 import cyclopts
 from rich.console import Console
 
-from lifecycle.core.distributed import has_joined, process_index, speaker
+from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.version import VERSION
@@ -62,32 +62,39 @@ def main() -> None:
     try:
         app()
     except JobError as error:
-        if not error.is_told:
-            _say(str(error), style="red")
-        _leave(1)
+        if error.is_told:
+            _leave(1)
+        _fail(str(error))
     except ValueError as error:  # ConfigError and the like: users can fix them
-        _say(str(error), style="red")
-        _leave(1)
+        _fail(str(error))
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _say(f"{error}; choose a writable folder with root=FOLDER", style="red")
-            _leave(1)
+            _fail(f"{error}; choose a writable folder with root=FOLDER")
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
-            _say(f"{error}; remove what is there, or choose another path", style="red")
-            _leave(1)
+            _fail(f"{error}; remove what is there, or choose another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"{error}; free some space and run the same command again: it continues from here", style="red")
-        _leave(1)
+        _fail(f"{error}; free some space and run the same command again: it continues from here")
     except sqlite3.OperationalError as error:  # registry or request log: locked, or the disk is full
-        _say(f"{error}; fix that and run the same command again: it continues from here", style="red")
-        _leave(1)
+        _fail(f"{error}; fix that and run the same command again: it continues from here")
     except KeyboardInterrupt:
         _say_once("stopped; the same command continues from here")
         _leave(130)
     except Stopped as stopped:
         _say_once(f"{stopped}; the same command continues from here")
         _leave(RESTART_STATUS)
+
+
+def _fail(message: str) -> NoReturn:
+    """Says a user's mistake, once in a job whose processes all make it, and ends with status 1."""
+    if not has_joined():
+        _say(message, style="red")
+    elif process_index() == 0:
+        _say(message, style="red")
+        show_error(message)
+    elif not is_shown_by_first(message):
+        _say(message, style="red")
+    _leave(1)
 
 
 def _say(message: str, style: str | None = None) -> None:
@@ -117,6 +124,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if who := speaker():
+        print(f"lifecycle: {who}", file=sys.stderr)
     sys.__excepthook__(kind, error, trace)
     _leave(1)
 

@@ -7,8 +7,10 @@ system. JAX is imported only in a job, so that a process that computes nothing d
 import importlib.metadata
 import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from lifecycle.core.artifact import code_version
 from lifecycle.core.environments import EXPLICIT, SWITCH, Place, find_place
@@ -17,6 +19,8 @@ from lifecycle.core.rendezvous import JobError, Member, meet
 LONGEST_NAME = 256  # bytes of a host's name
 LONGEST_ERROR = 4000  # characters that process 0 is told
 JAX_START_S = 60  # all have met: nothing is left to wait for
+ERROR_KEY = "lifecycle/error"
+SHOWN_S = 2.0
 
 
 def has_joined() -> bool:
@@ -73,6 +77,29 @@ def speaker() -> str:
     """What an error of this process begins with: nothing in process 0 and outside of a job."""
     index = process_index()
     return f"process {index} on {platform.node()}: " if index else ""
+
+
+def show_error(message: str) -> None:
+    """Process 0 has said why it ends: the others of its job may look it up, for a moment, before they end too."""
+    _store().key_value_set(ERROR_KEY, message, allow_overwrite=True)
+    time.sleep(SHOWN_S)
+
+
+def is_shown_by_first(message: str) -> bool:
+    """Whether process 0 of this job ends with the same message, now or within a moment."""
+    import jax
+
+    try:
+        return _store().blocking_key_value_get(ERROR_KEY, int(SHOWN_S * 1000)) == message
+    except jax.errors.JaxRuntimeError:  # it has no error, or is gone
+        return False
+
+
+def _store() -> Any:
+    """The job's store of keys and values, which JAX has no public name for."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def process_index() -> int:

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from lifecycle.core import distributed, environments, machine
+from lifecycle.core.config import ConfigError
 from lifecycle.core.huge_pages import restart_with_huge_pages
+from lifecycle.core.rendezvous import JobError, meet
 
 PROGRAM = """
 import os, sys
@@ -59,3 +63,35 @@ def test_one_process_is_a_job_by_itself(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name, raising=False)
     distributed.start()
     assert distributed.is_writer()
+
+
+def test_an_error_of_all_processes_is_shown_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a job that has begun; JAX's store is a dict here."""
+    held: dict[str, str] = {}
+
+    class Store:
+        def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+            assert allow_overwrite
+            held[key] = value
+
+        def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+            assert timeout_in_ms > 0
+            if key not in held:
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+            return held[key]
+
+    monkeypatch.setattr(distributed, "_store", Store)
+    monkeypatch.setattr(distributed, "SHOWN_S", 0.001)
+    assert not distributed.is_shown_by_first("too large")
+    distributed.show_error("too large")
+    assert distributed.is_shown_by_first("too large") and not distributed.is_shown_by_first("too small")
+
+
+def test_a_refused_process_tells_its_own_error_if_it_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = environments.Place("127.0.0.1:9", 2, 1, environments.EXPLICIT)
+    monkeypatch.setattr(distributed, "find_place", lambda: place)
+    monkeypatch.setattr(distributed, "meet", partial(meet, wait_s=0.1))
+    told = r"no such file; process 0 does not answer at 127\.0\.0\.1:9"
+    with pytest.raises(JobError, match=told), distributed.errors_are_shared():
+        raise ConfigError("no such file")
+    assert distributed.speaker().startswith("process 1 on ")

@@ -63,12 +63,22 @@ def test_a_lost_process_restarts_all_of_them_and_the_last_failure_counts(tmp_pat
     assert process.returncode == 7 and output.count("; restart ") == 2
 
 
-def test_processes_with_different_settings_are_refused_by_name(fresh: Debug) -> None:
-    command = " ".join(fresh.command("run")) + " seed=$LIFECYCLE_PROCESS_ID"
-    process = launch("2", "bash", "-c", f"exec {command}")
-    output = " ".join(re.sub(r"^\[\d\] ", "", process.communicate(timeout=LIMIT_S)[0], flags=re.MULTILINE).split())
-    assert process.returncode == 1 and "process 1 on" in output and "all processes need the same" in output
-    assert " has config " in output and "Traceback" not in output
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            "seed=$LIFECYCLE_PROCESS_ID",
+            r"process 1 on \S+ has config \w+, process 0 on \S+ has \w+; all proc",
+        ),
+        ("$([ $LIFECYCLE_PROCESS_ID = 0 ] || echo sed=1)", r"process 1 on \S+: \S+: sed: no such setting"),
+    ],
+)
+def test_processes_that_cannot_work_together_say_why_once(fresh: Debug, setting: str, problem: str) -> None:
+    process = launch("2", "bash", "-c", f"exec {' '.join(fresh.command('run'))} {setting}")
+    lines = process.communicate(timeout=LIMIT_S)[0].splitlines()
+    output = " ".join(" ".join(line.removeprefix("[0] ") for line in lines).split())
+    assert process.returncode == 1 and output.count("lifecycle: ") == 1 and "[1]" not in output, output
+    assert re.search(problem, output) and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

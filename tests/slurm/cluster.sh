@@ -88,21 +88,29 @@ start() {
   return 1
 }
 
+is_alive() { # ID; a dead process that nobody has waited for is not
+  local state
+  state=$(ps -o stat= -p "$1") && [[ $state != Z* ]]
+}
+
 stop() {
-  local file pid
+  local name id tries
   [[ -f $SLURM_CONF ]] || return 0
-  scancel --signal=KILL --full --user="$(id -un)" 2>/dev/null || true
   scancel --user="$(id -un)" 2>/dev/null || true
-  for file in "$folder"/{node1,node2,slurmctld,munged}.id; do
-    [[ -f $file ]] || continue
-    pid=$(< "$file")
-    kill "$pid" 2>/dev/null || true
+  for ((tries = 0; tries < 100; tries++)); do # KillWait and some more
+    [[ -n $(squeue --noheader 2>/dev/null || true) ]] || break
+    sleep 0.1
+  done
+  for name in node1 node2 slurmctld munged; do
+    [[ -f $folder/$name.id ]] || continue
+    id=$(< "$folder/$name.id")
+    kill "$id" 2>/dev/null || true
     for ((tries = 0; tries < 50; tries++)); do
-      kill -0 "$pid" 2>/dev/null || break
+      is_alive "$id" || break
       sleep 0.1
     done
-    kill -KILL "$pid" 2>/dev/null || true
-    rm "$file"
+    ! is_alive "$id" || kill -KILL "$id"
+    rm "$folder/$name.id"
   done
 }
 
