@@ -19,7 +19,7 @@ from rich.console import Console
 
 from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
-from lifecycle.core.stopping import RESTART_STATUS, Stopped
+from lifecycle.core.stopping import RESTART_STATUS, Stopped, failure_status
 from lifecycle.core.version import VERSION
 
 # XLA's CPU client logs through these; errors stay visible
@@ -64,19 +64,19 @@ def main() -> None:
     except JobError as error:
         if error.is_told:
             _leave(1)
-        _fail(str(error))
+        _fail(error)
     except ValueError as error:  # ConfigError and the like: users can fix them
-        _fail(str(error))
+        _fail(error)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _fail(f"{error}; choose a writable folder with root=FOLDER")
+            _fail(error, "choose a writable folder with root=FOLDER")
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
-            _fail(f"{error}; remove what is there, or choose another path")
+            _fail(error, "remove what is there, or choose another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"{error}; free some space and run the same command again: it continues from here")
+        _fail(error, "free some space and run the same command again: it continues from here")
     except sqlite3.OperationalError as error:  # registry or request log: locked, or the disk is full
-        _fail(f"{error}; fix that and run the same command again: it continues from here")
+        _fail(error, "fix that and run the same command again: it continues from here")
     except KeyboardInterrupt:
         _say_once("stopped; the same command continues from here")
         _leave(130)
@@ -85,8 +85,9 @@ def main() -> None:
         _leave(RESTART_STATUS)
 
 
-def _fail(message: str) -> NoReturn:
-    """Says a user's mistake, once in a job whose processes all make it, and ends with status 1."""
+def _fail(error: Exception, fix: str = "") -> NoReturn:
+    """Says a user's mistake, once in a job whose processes all make it, and ends."""
+    message = f"{error}; {fix}" if fix else str(error)
     if not has_joined():
         _say(message, style="red")
     elif process_index() == 0:
@@ -94,7 +95,7 @@ def _fail(message: str) -> NoReturn:
         show_error(message)
     elif not is_shown_by_first(message):
         _say(message, style="red")
-    _leave(1)
+    _leave(failure_status(error))
 
 
 def _say(message: str, style: str | None = None) -> None:
@@ -127,7 +128,7 @@ def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace:
     if who := speaker():
         print(f"lifecycle: {who}", file=sys.stderr)
     sys.__excepthook__(kind, error, trace)
-    _leave(1)
+    _leave(failure_status(error))
 
 
 def _unless_of_a_failed_save(unraisable: "sys.UnraisableHookArgs") -> None:

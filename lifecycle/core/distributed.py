@@ -5,6 +5,7 @@ system. JAX is imported only in a job, so that a process that computes nothing d
 """
 
 import importlib.metadata
+import os
 import platform
 import sys
 import time
@@ -19,6 +20,8 @@ from lifecycle.core.rendezvous import JobError, Member, meet
 LONGEST_NAME = 256  # bytes of a host's name
 LONGEST_ERROR = 4000  # characters that process 0 is told
 JAX_START_S = 60  # all have met: nothing is left to wait for
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # of gRPC, which documents them with those below
+NO_PROXIES = ("no_grpc_proxy", "no_proxy")
 ERROR_KEY = "lifecycle/error"
 SHOWN_S = 2.0
 
@@ -39,12 +42,25 @@ def start(facts: Mapping[str, str] | None = None) -> None:
     address = _meet(place, Member(place.index, platform.node(), _own_facts() | dict(facts or {})))
     import jax
 
+    reach_directly(address)
     # Bound to this address alone: by default JAX's coordinator listens on every interface. Without `deactivate` JAX
     # asks the launcher too, and would use one GPU of each process that Slurm or Open MPI has started.
     jax.distributed.initialize(
         address, place.count, place.index, coordinator_bind_address=address, cluster_detection_method="deactivate",
         initialization_timeout=JAX_START_S,
     )  # fmt: skip
+
+
+def reach_directly(address: str) -> None:
+    """Leaves the coordinator out of the web proxy of a cluster that has one: gRPC would wait for it there in vain."""
+    if not any(name in os.environ for name in PROXIES):
+        return
+    before = os.environ.get(NO_PROXIES[0]) or os.environ.get(NO_PROXIES[1])
+    host = address.rpartition(":")[0].strip("[]")
+    os.environ[NO_PROXIES[0]] = f"{before},{host}" if before else host
+    import jax
+
+    jax.config.update("jax_check_proxy_envs", False)  # a warning of each process
 
 
 @contextmanager

@@ -6,6 +6,7 @@ several processes JAX's coordination service passes the notice on and chooses th
 """
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,25 @@ from types import FrameType
 from lifecycle.core.distributed import has_joined
 
 RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
+LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is lost, so that this one ends too
+# How a collective that breaks off begins its message, by absl's status codes; jaxlib raises some as `ValueError`. The
+# other codes, such as `RESOURCE_EXHAUSTED`, are faults that would come again.
+BROKEN_OFF = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS): ")
 
 
 class Stopped(Exception):
     """The job was asked to stop, and has saved its work."""
+
+
+def failure_status(error: BaseException) -> int:
+    """The exit status of a process that ends with this error: 1, or `LOST_STATUS` if, in a job of several, its cause is
+    a collective that broke off, as all do when a process is lost."""
+    cause: BaseException | None = error if has_joined() else None
+    while cause is not None:
+        if BROKEN_OFF.match(str(cause)):
+            return LOST_STATUS
+        cause = cause.__cause__ or cause.__context__
+    return 1
 
 
 class StopRequest:

@@ -13,6 +13,7 @@ from lifecycle.core import distributed, environments, machine
 from lifecycle.core.config import ConfigError
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.core.rendezvous import JobError, meet
+from lifecycle.core.stopping import LOST_STATUS, failure_status
 
 PROGRAM = """
 import os, sys
@@ -95,3 +96,28 @@ def test_a_refused_process_tells_its_own_error_if_it_reaches_nobody(monkeypatch:
     with pytest.raises(JobError, match=told), distributed.errors_are_shared():
         raise ConfigError("no such file")
     assert distributed.speaker().startswith("process 1 on ")
+
+
+def test_a_broken_collective_in_a_job_is_not_this_process_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of a process whose neighbour is killed while it saves a checkpoint."""
+    broken = ValueError("the checkpoint could not be written")
+    broken.__cause__ = ValueError("UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed")
+    assert failure_status(broken) == 1  # of a job of one
+    monkeypatch.setattr("lifecycle.core.stopping.has_joined", lambda: True)
+    assert failure_status(broken) == LOST_STATUS
+    assert failure_status(ConfigError("no such file")) == 1
+    assert failure_status(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")) == 1
+
+
+def test_the_coordinator_is_reached_past_a_cluster_s_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would wait for it there: without this, two processes with a dead proxy abort after a minute."""
+    for name in (*distributed.PROXIES, *distributed.NO_PROXIES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    distributed.reach_directly("10.0.0.1:20000")
+    assert distributed.NO_PROXIES[0] not in os.environ
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "localhost")
+    monkeypatch.setenv("no_grpc_proxy", "")  # restored after the test
+    distributed.reach_directly("10.0.0.1:20000")
+    assert os.environ[distributed.NO_PROXIES[0]] == "localhost,10.0.0.1"
