@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.core.environments import Place
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import LOST_STATUS, RESTART_STATUS
 from lifecycle.testing.waiting import wait_until
@@ -134,6 +136,25 @@ def test_processes_that_ask_for_a_restart_are_queued_again(cluster: Cluster, tmp
     job = cluster.submit(tmp_path / "job", program(tmp_path / "job", f"[ $n = 2 ] || exit {RESTART_STATUS}"))
     job.wait("COMPLETED")
     assert job.fact("Restarts") == "1" and "queued again: the processes have stopped with status 75" in job.log()
+
+
+PLACE = "from lifecycle.core.environments import find_place; print(find_place())"
+
+
+def test_every_task_knows_its_place(cluster: Cluster, tmp_path: Path) -> None:
+    """Two on each node, by the script; by `srun` alone, outside of a batch script, also where a name must do."""
+    job = cluster.submit(tmp_path / "job", [sys.executable, "-c", PLACE], "--ntasks-per-node=2")
+    job.wait("COMPLETED")
+    told = [eval(job.processes(index), {"Place": Place}) for index in range(4)]
+    (address,) = {place.address for place in told}
+    assert told == [Place(address, 4, index, "slurm") for index in range(4)] and address.startswith("127.0.0.1:")
+    for options, host in ((["--nodes=2"], "node1"), (["--nodes=1", "--ntasks=2"], "127.0.0.1")):
+        output = job.call("srun", *options, "--chdir", str(REPOSITORY), sys.executable, "-c", PLACE)
+        told = [eval(line, {"Place": Place}) for line in output.splitlines()]
+        assert sorted(place.index for place in told) == [0, 1] and {place.count for place in told} == {2}
+        assert {place.address.rpartition(":")[0] for place in told} == {host}
+    alone = job.call("srun", "--ntasks=1", "--chdir", str(REPOSITORY), sys.executable, "-c", PLACE)
+    assert alone == "None\n"
 
 
 WAITS = "trap 'echo saved; exit 75' TERM; touch $SLURM_PROCID.ready; while [ $n = 1 ]; do sleep 0.1; done"
