@@ -97,8 +97,8 @@ def _joined(variables: Variables, told: Told, name: str) -> Place:
 
 
 def open_mpi(variables: Variables) -> Told | None:
-    """Open MPI's `mpirun`: `ompi_rte.c` sets rank and size; version 4 the address of `mpirun`, as `ID;tcp://IP,...:PORT`;
-    version 5 (PRRTE) its namespace, `prterun-HOST-ID@JOB`. Process 0 is taken to be on the host of `mpirun`."""
+    """Open MPI's `mpirun`, whose manual names rank and sizes. Version 4 also tells the address of `mpirun`, as
+    `ID;tcp://IP,...:PORT`, version 5 its host, as `prterun-HOST-ID@JOB`; process 0 is taken to be there."""
     if "OMPI_COMM_WORLD_SIZE" not in variables or "OMPI_COMM_WORLD_RANK" not in variables:
         return None
     count = _number(variables, "OMPI_COMM_WORLD_SIZE")
