@@ -63,7 +63,7 @@ def main() -> None:
         app()
     except JobError as error:
         if error.is_told:
-            _leave(1)
+            _leave(failure_status(error))
         _fail(error)
     except ValueError as error:  # ConfigError and the like: users can fix them
         _fail(error)

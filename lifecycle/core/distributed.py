@@ -86,7 +86,8 @@ def _meet(place: Place, own: Member) -> str:
             raise
         unsaid = f"{own.error}; " if own.error and own.index else ""  # as process 0 has not been told
         why = f" (a job by the variables of {place.environment}; {SWITCH}=off is for a process that works alone)"
-        raise JobError(f"{unsaid}{error}{'' if own.error or place.environment == EXPLICIT else why}") from None
+        message = f"{unsaid}{error}{'' if own.error or place.environment == EXPLICIT else why}"
+        raise JobError(message, is_lost=error.is_lost and not own.error) from None
 
 
 def speaker() -> str:

@@ -25,11 +25,12 @@ NOBODY: Mapping[int, str] = MappingProxyType({})
 
 
 class JobError(ValueError):
-    """The processes of a job cannot work together. `is_told` if process 0 has the same message, and says it."""
+    """The processes of a job cannot work together. `is_told` if process 0 has the same message, and says it; `is_lost`
+    if some are missing and nothing else is wrong, so that a new start may help."""
 
-    def __init__(self, message: str, is_told: bool = False) -> None:
+    def __init__(self, message: str, is_told: bool = False, is_lost: bool = False) -> None:
         super().__init__(message)
-        self.is_told = is_told
+        self.is_told, self.is_lost = is_told, is_lost
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _receive(where: tuple[str, int], count: int, own: Member, hosts: Mapping[int
         server = opened.enter_context(_listen(where, count, deadline))
         address = _written(server.getsockname())
         connections: list[socket.socket] = []
-        problem = ""
+        problem, is_lost = "", False
         while len(members) < count and not problem and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
@@ -79,16 +80,14 @@ def _receive(where: tuple[str, int], count: int, own: Member, hosts: Mapping[int
             connections.append(connection)
             if (twin := members.setdefault(member.index, member)) is not member:
                 problem = f"{member} and {twin} have the same index: two jobs use {address}"
-        problem = problem or _problem(members, count, hosts, address)
-        _tell(connections, problem)
+        if not problem:
+            errors, absent = _errors(members, count), _missing(members, count, hosts, address)
+            problem = "; ".join(filter(None, (errors, absent))) or _differing(members)
+            is_lost = bool(absent and not errors)
+        _tell(connections, (problem, is_lost))
     if problem:
-        raise JobError(problem)
+        raise JobError(problem, is_lost=is_lost)
     return address
-
-
-def _problem(members: Mapping[int, Member], count: int, hosts: Mapping[int, str], address: str) -> str:
-    found = (_errors(members, count), _missing(members, count, hosts, address))
-    return "; ".join(filter(None, found)) or _differing(members)
 
 
 def _listen(where: tuple[str, int], count: int, deadline: float) -> socket.socket:
@@ -121,7 +120,7 @@ def _written(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _tell(connections: list[socket.socket], answer: str) -> None:
+def _tell(connections: list[socket.socket], answer: tuple[str, bool]) -> None:
     """Sends the answer and waits until the others have closed, so that the port is free for JAX at once."""
     for connection in connections:
         connection.settimeout(ANSWER_S)
@@ -177,18 +176,19 @@ def _report(where: tuple[str, int], own: Member, deadline: float) -> str:
                 connection.sendall(json.dumps(asdict(own)).encode() + b"\n")
                 connection.settimeout(max(deadline - time.monotonic(), 0) + 2 * ANSWER_S)
                 line = _read_line(connection)
-                problem = json.loads(line) if line else None
+                problem, is_lost = (
+                    json.loads(line) if line else (f"process 0 at {written} ended before the job began", True)
+                )
             break
         except (OSError, ValueError) as error:  # not there yet, or another program listens there
             if time.monotonic() >= deadline:
                 raise JobError(
-                    f"process 0 does not answer at {written} ({error}): is it running, and can this host reach it?"
+                    f"process 0 does not answer at {written} ({error}): is it running, and can this host reach it?",
+                    is_lost=True,
                 ) from None
             time.sleep(RETRY_S)
-    if problem is None:
-        raise JobError(f"process 0 at {written} ended before the job began")
     if problem:
-        raise JobError(problem, is_told=True)
+        raise JobError(problem, is_told=bool(line), is_lost=is_lost)
     return address
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lifecycle.core.distributed import has_joined
+from lifecycle.core.rendezvous import JobError
 
 RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
 LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is lost, so that this one ends too
@@ -28,7 +29,9 @@ class Stopped(Exception):
 
 def failure_status(error: BaseException) -> int:
     """The exit status of a process that ends with this error: 1, or `LOST_STATUS` if, in a job of several, its cause is
-    a collective that broke off, as all do when a process is lost."""
+    a collective that broke off, as all do when a process is lost, or a process that did not come."""
+    if isinstance(error, JobError):
+        return LOST_STATUS if error.is_lost else 1
     cause: BaseException | None = error if has_joined() else None
     while cause is not None:
         if BROKEN_OFF.match(str(cause)):

@@ -32,6 +32,7 @@ def outcomes(
         except JobError as error:
             told[index] = str(error)
             assert error.is_told == (index > 0)  # process 0 says it
+            assert error.is_lost == ("did not come" in str(error) and not errors)  # a new start may help
 
     threads = [threading.Thread(target=come, args=(index,)) for index in facts]
     for thread in threads:

@@ -138,6 +138,18 @@ def test_processes_that_ask_for_a_restart_are_queued_again(cluster: Cluster, tmp
     assert job.fact("Restarts") == "1" and "queued again: the processes have stopped with status 75" in job.log()
 
 
+def test_a_host_that_does_not_come_is_named_within_a_minute(cluster: Cluster, tmp_path: Path) -> None:
+    run = " ".join(Debug(tmp_path / "runs").command("run"))
+    command = program(tmp_path / "job", "[ $SLURM_PROCID = 0 ] || exec sleep 1000", f"exec {run}")
+    job = cluster.submit(tmp_path / "job", command, "--export=ALL,MAX_RESTARTS=0", "--time=30")
+    job.wait("FAILED")
+    said = " ".join(job.processes(0).split())
+    assert re.search(r"1 of 2 processes did not come to 127\.0\.0\.1:\d+: 1 on node2; here are process 0 on", said), (
+        said
+    )
+    assert f"first to fail: node1: task 0: Exited with exit code {LOST_STATUS}" in job.log()
+
+
 PLACE = "from lifecycle.core.environments import find_place; print(find_place())"
 
 
