@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+FILES = "files.json"  # in a folder that is whole: the size and SHA-256 of each of its files, written last
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it."""

@@ -6,17 +6,14 @@ runs, the contents of its inputs are compared with their manifests. In a job of 
 devices run on all of them; everything else runs on the first process, and the others wait for its artifact.
 """
 
-import fcntl
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from lifecycle.core.artifact import (
     MANIFEST,
     Artifact,
-    ArtifactError,
     Draft,
     changed_files,
     open_artifact,
@@ -24,12 +21,13 @@ from lifecycle.core.artifact import (
     require_intact,
 )
 from lifecycle.core.config import ConfigError
-from lifecycle.core.distributed import from_writer, is_writer
+from lifecycle.core.distributed import from_writer, has_joined, is_writer
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.stage import Inputs, Stage
+from lifecycle.stages.storage import Artifacts, LocalArtifacts, owned, readable
 
 POLL_S = 0.5  # how often a process checks for another one's artifact
 
@@ -44,12 +42,13 @@ class StageState:
 
 
 def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
-    """The states of the targets and of the stages that they need; runs nothing."""
+    """The states of the targets and of the stages that they need; runs nothing and fetches no files."""
+    artifacts = readable(config)
     done: dict[str, Artifact] = {}
     result = []
     for stage in needed(build_graph(config), targets):
         draft = _draft(config, stage, done) if all(name in done for name in stage.inputs) else None
-        artifact = _finished(config, stage, draft) if draft is not None else None
+        artifact = _finished(config, stage, draft, artifacts) if draft is not None else None
         if artifact is not None:
             done[stage.name] = artifact
         result.append(StageState(stage, draft, artifact))
@@ -61,6 +60,7 @@ def finished_stage(config: RunConfig, name: str) -> Artifact:
     artifact = states(config, (name,))[-1].artifact
     if artifact is None:
         raise ConfigError(f"{config.folder}: stage {name} is not finished; run: lifecycle run CONFIG --until {name}")
+    readable(config).fetch(artifact)
     return artifact
 
 
@@ -71,29 +71,46 @@ def bring_up_to_date(
 
     `prepare` is called once, before the first stage that runs, if any does.
     """
+    targets = tuple(targets)
     stages = needed(build_graph(config), targets)
-    config.folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Artifact] = {}
     is_prepared = False
-    with _locked(config.folder):
+    with ExitStack() as opened:
+        artifacts = opened.enter_context(owned(config, progress)) if is_writer() else LocalArtifacts()
         while len(done) < len(stages):
             stage = stages[len(done)]
             draft = _draft(config, stage, done)
-            artifact = _finished(config, stage, draft, progress)
+            artifact = _agreed(config, stage, draft, artifacts)
             if artifact is None:
                 if not is_prepared:
                     prepare()
                     _check_job(config, stages[len(done) :])
                     is_prepared = True
-                if _has_damaged_inputs(draft, progress):
+                if _has_damaged_inputs(draft, artifacts, progress):
                     done.clear()  # they are made again, and perhaps with other content
                     continue
-                artifact = _make(config, stage, draft, done, progress)
+                artifact = _make(config, stage, draft, done, artifacts, progress)
             done[stage.name] = artifact
+        for target in targets:
+            artifacts.fetch(done[target])
     return done
 
 
-def _has_damaged_inputs(draft: Draft, progress: Progress) -> bool:
+def _agreed(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts) -> Artifact | None:
+    """The finished artifact of a draft, if there is one, the same in all processes of a job.
+
+    Only the writing process asks the store; the others find what it fetched, in the folder that all share.
+    """
+    artifact = _finished(config, stage, draft, artifacts)
+    if config.store_url is None or not has_joined():
+        return artifact
+    if artifact is not None:
+        artifacts.fetch(artifact)
+    is_finished = from_writer(artifact is not None)
+    return _wait(config, stage, draft) if is_finished and not is_writer() else artifact
+
+
+def _has_damaged_inputs(draft: Draft, artifacts: Artifacts, progress: Progress) -> bool:
     """Whether an input's content is not the one that its manifest records; such an artifact becomes a draft again, with
     the files that are intact, so that training continues from a checkpoint. All processes get the same answer.
 
@@ -103,6 +120,7 @@ def _has_damaged_inputs(draft: Draft, progress: Progress) -> bool:
     if is_writer():
         hashes = FileHashes(draft.root)
         for artifact in draft.inputs.values():
+            artifacts.fetch(artifact)
             if changed := changed_files(artifact, hashes):
                 progress.note(
                     f"{artifact.path.name}: {', '.join(changed)} changed after it was finished; making it again"
@@ -137,48 +155,35 @@ def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
     return Draft(config.folder, stage.name, settings, inputs, folders)
 
 
-def _finished(config: RunConfig, stage: Stage, draft: Draft, progress: Progress | None = None) -> Artifact | None:
-    """The finished artifact of a draft; a damaged or outdated one counts as missing and is made again."""
-    try:
-        artifact = open_artifact(draft.final_path)
-    except ArtifactError as error:
-        if progress is not None and (draft.final_path / MANIFEST).is_file():
-            progress.note(f"{error}: making it again")
-        return None
-    return artifact if stage.still_holds(config, artifact) else None
+def _finished(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts) -> Artifact | None:
+    """The finished artifact of a draft; an outdated one counts as missing and is made again."""
+    artifact = artifacts.finished(draft.final_path)
+    return artifact if artifact is not None and stage.still_holds(config, artifact) else None
 
 
-def _make(config: RunConfig, stage: Stage, draft: Draft, done: Inputs, progress: Progress) -> Artifact:
+def _make(
+    config: RunConfig, stage: Stage, draft: Draft, done: Inputs, artifacts: Artifacts, progress: Progress
+) -> Artifact:
     if not stage.on_all_processes and not is_writer():
         return _wait(config, stage, draft)
     progress.start(stage.name)
-    out = draft.open()
     inputs = {name: done[name] for name in stage.inputs}
-    with draft.keeping_costs() if is_writer() else nullcontext():
-        outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
+    with artifacts.making(stage, draft):
+        if config.store_url is not None and stage.on_all_processes:
+            from_writer(True)  # the others begin once this one has fetched what there is
+        out = draft.open()
+        with draft.keeping_costs() if is_writer() else nullcontext():
+            outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
     if not is_writer():
         return _wait(config, stage, draft)
-    return draft.commit(outcome.stats, outcome.content_hash, outcome.how)
+    artifact = draft.commit(outcome.stats, outcome.content_hash, outcome.how)
+    artifacts.publish(artifact)
+    return artifact
 
 
 def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
     """Waits for the artifact that the writing process makes; the launcher ends this process if that one fails."""
-    while (artifact := _finished(config, stage, draft)) is None:
+    here = LocalArtifacts()
+    while (artifact := _finished(config, stage, draft, here)) is None:
         time.sleep(POLL_S)
     return artifact
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One job at a time owns a run folder; the lock is released when the process ends, however it ends."""
-    if not is_writer():
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another run has locked this folder; wait for it, or set name=NAME to start another"
-            ) from None
-        yield

@@ -9,9 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
+from lifecycle.core.store import check_url, is_url, local_folder
 from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig
@@ -66,13 +75,18 @@ def _one_folder(name: str) -> str:
     return name
 
 
+def _path_or_url(place: str) -> str:
+    return check_url(place) if is_url(place) else str(Path(place))
+
+
 class RunConfig(Section):
     """One run: its training stages, their data, and the use of their weights."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_folder)]
-    root: Path = Path("runs")  # artifacts, registry and logs of the run go to `<root>/<name>`
+    # Artifacts, registry and logs of the run go to `<root>/<name>`: a path, or an address such as s3://BUCKET/FOLDER.
+    root: Annotated[str, BeforeValidator(str), AfterValidator(_path_or_url)] = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataConfig | None = None
     rows: RowsConfig = RowsConfig()
@@ -92,8 +106,13 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's artifacts, registry and logs."""
-        return self.root / self.name
+        """The local folder of the run's artifacts, registry and logs; for an address, in the user's cache."""
+        return (local_folder(self.root, "runs") if is_url(self.root) else Path(self.root)) / self.name
+
+    @property
+    def store_url(self) -> str | None:
+        """The run's address in object storage; None for a run that is only in its folder."""
+        return f"{self.root}/{self.name}" if is_url(self.root) else None
 
     @property
     def registry_path(self) -> Path:

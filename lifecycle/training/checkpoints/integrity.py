@@ -13,10 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from lifecycle.core.file_hashes import file_hashes
-from lifecycle.core.files import write_text
+from lifecycle.core.files import FILES, write_text
 from lifecycle.core.progress import Progress
 
-FILES = "files.json"
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
 UNLISTED = (FILES, "_CHECKPOINT_METADATA")
 DAMAGED = ".damaged"  # appended to a damaged checkpoint's folder name

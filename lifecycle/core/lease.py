@@ -1,0 +1,239 @@
+"""One owner of a run's folder: a lock where processes share a file system, a lease in object storage.
+
+The lock is the kernel's and ends with its process. Object storage has none, so the owner writes `lease.json` and renews
+it; one that has not been renewed for its duration has expired and is taken over. What must hold:
+
+- two processes never both believe for longer than a renewal that they own a folder: each write is conditional on the
+  object being the one last seen, and the store decides (Gray and Cheriton, "Leases", SOSP 1989);
+- no clock of one machine is compared with another's: a lease's age is the difference of two times of the store's, its
+  own and that of an object written now;
+- an owner who lost its lease writes nothing more to the store (`require`), and is stopped.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.periodic import repeated
+from lifecycle.core.progress import Progress
+from lifecycle.core.store import Changed, Missing, Store, Stored, StoreError
+
+LEASE = "lease.json"
+CLOCK = "lease.clock"  # written by a contender to learn the store's time
+LOCK = ".lock"
+DURATION_S = 90.0
+RENEWALS = 6  # in a lease's duration: a store that does not answer for a minute ends no run
+JOB_IDS = ("SLURM_JOB_ID", "SKYPILOT_TASK_ID")
+
+
+class LeaseError(ConfigError):
+    """Another process owns the run's folder; the message names it."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who owns a folder. `process` is unique to this use of it; `kernel` is where the process id means something."""
+
+    host: str
+    pid: int
+    job: str
+    since: str
+    process: str
+    kernel: str
+
+    @classmethod
+    def me(cls) -> "Owner":
+        """This process, from now on."""
+        job = next((f"{name}={os.environ[name]}" for name in JOB_IDS if os.environ.get(name)), "")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(platform.node(), os.getpid(), job, since, uuid4().hex, _kernel())
+
+    def __str__(self) -> str:
+        job = f", {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has certainly ended; unknown, and so False, on another machine."""
+        if self.kernel != _kernel():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Owns a local folder while the block runs; raises `LeaseError`, with the owner's name, if another process does."""
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LeaseError(
+                f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it, or set name=NAME to "
+                "start another run"
+            ) from None
+        file.truncate(0)
+        file.write(f"{Owner.me()}\n")
+        file.flush()
+        yield
+
+
+class Lease:
+    """The ownership of a store's folder, held while `holding` runs."""
+
+    def __init__(self, store: Store, progress: Progress, duration_s: float = DURATION_S) -> None:
+        self.owner = Owner.me()
+        self._store, self._progress, self._duration_s = store, progress, duration_s
+        self._stored: Any = None  # the version of the lease that this process wrote last
+        self._renewed = 0.0
+        self._lost = ""
+        self._one_at_a_time = threading.Lock()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Takes the lease, renews it in a thread, and gives it up at the end. Raises `LeaseError` if another process
+        owns the folder, or has taken it over by the end."""
+        self._take()
+        try:
+            with repeated(self._renew_or_stop, self._duration_s / RENEWALS, "lease"):
+                yield
+        except BaseException:
+            self.require()  # a process that lost its lease says so, however it was stopped
+            raise
+        finally:
+            self._release()
+        self.require()
+
+    def require(self) -> None:
+        """Raises `LeaseError` unless this process still owns the folder; called before each write to the store."""
+        if not self._lost and time.monotonic() - self._renewed > self._duration_s / 2:
+            self._renew()  # this process, or its machine, was suspended
+        if self._lost:
+            raise LeaseError(self._lost)
+
+    def _take(self) -> None:
+        seen: str | None = None
+        while True:
+            try:
+                self._written(self._store.create(LEASE, self._content()))
+                return
+            except Changed:
+                pass
+            found = self._found()
+            if found is None:
+                continue
+            owner, duration_s, stored = found
+            is_free = owner is None or owner.is_dead or self._age(stored) > duration_s
+            if is_free:
+                if self._take_over(owner, stored):
+                    return
+                continue
+            assert owner is not None
+            if seen is None:
+                self._progress.note(f"{self._store.url}: owned by {owner}; seeing whether it is alive")
+            elif seen != stored.tag:
+                raise LeaseError(f"{self._store.url}: owned by {owner}; wait for it, or set name=NAME to start another")
+            seen = stored.tag
+            time.sleep(self._duration_s / RENEWALS / 4)
+
+    def _take_over(self, owner: Owner | None, stored: Stored) -> bool:
+        try:
+            self._written(self._store.replace(LEASE, self._content(), stored.version))
+        except Changed:  # renewed, or taken by another contender
+            return False
+        if owner is not None:
+            self._progress.note(f"{self._store.url}: taken over from {owner}, which has not renewed its lease")
+        return True
+
+    def _renew_or_stop(self) -> None:
+        """Renews; a process that cannot is stopped as by SIGTERM, and `holding` says why."""
+        if self._lost:
+            return
+        try:
+            self._renew()
+        except StoreError as error:
+            if time.monotonic() - self._renewed > self._duration_s:
+                self._lost = (
+                    f"{error}; for {self._duration_s:.0f} s the lease could not be renewed, so another may own it"
+                )
+        if self._lost:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _renew(self) -> None:
+        with self._one_at_a_time:
+            try:
+                self._written(self._store.replace(LEASE, self._content(), self._stored))
+            except (Changed, Missing):
+                found = self._found()
+                if found is not None and found[0] is not None and found[0].process == self.owner.process:
+                    self._written(found[2].version)  # ours: a write that was repeated because its answer was lost
+                    return
+                by = "nobody" if found is None or found[0] is None else str(found[0])
+                self._lost = (
+                    f"{self._store.url}: this process lost its lease, now owned by {by}; it writes nothing more "
+                    "there, and the run goes on in the other process"
+                )
+
+    def _release(self) -> None:
+        """Leaves a lease that is free; not deleted, since only a conditional write is certain to hit our own."""
+        with self._one_at_a_time:
+            if self._lost:
+                return
+            try:
+                self._store.replace(LEASE, json.dumps({"owner": None}).encode(), self._stored)
+            except StoreError as error:
+                self._progress.note(f"the lease is left to expire: {error}")
+
+    def _found(self) -> tuple[Owner | None, float, Stored] | None:
+        """The owner in the store (None: it is free), its lease's duration, and the object; None if there is none."""
+        try:
+            content, stored = self._store.read_tagged(LEASE)
+        except Missing:
+            return None
+        try:
+            lease = json.loads(content)
+            owner = None if lease["owner"] is None else Owner(**lease["owner"])
+            return owner, float(lease.get("duration_s", 0.0)), stored
+        except (ValueError, TypeError, KeyError):
+            raise StoreError(f"{self._store.url}/{LEASE}: not a lease; if no job uses this run, delete it") from None
+
+    def _age(self, stored: Stored) -> float:
+        self._store.write(CLOCK, self.owner.process.encode())
+        now = self._store.head(CLOCK)
+        return (now.modified - stored.modified).total_seconds() if now is not None else 0.0
+
+    def _content(self) -> bytes:
+        renewed = datetime.now(UTC).isoformat(timespec="milliseconds")  # for people; and no two contents are equal
+        return json.dumps({"owner": asdict(self.owner), "duration_s": self._duration_s, "renewed": renewed}).encode()
+
+    def _written(self, version: Any) -> None:
+        self._stored, self._renewed = version, time.monotonic()
+
+
+@cache
+def _kernel() -> str:
+    """Names the running kernel and this process's namespace of process ids; a new name where neither is known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return uuid4().hex

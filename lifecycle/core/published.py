@@ -1,0 +1,122 @@
+"""Finished artifacts in a store: published whole, fetched and verified.
+
+An artifact's objects have the names of its files, below the name of its folder. There is no rename in object storage,
+so its manifest makes it whole: written after all files, removed before any of them is replaced. What must hold: a file
+that was fetched has the SHA-256 of the manifest.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from shutil import rmtree
+
+from pydantic import ValidationError
+
+from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, FileFacts, Manifest
+from lifecycle.core.file_hashes import FileHashes, file_hashes
+from lifecycle.core.files import FILES, write_text
+from lifecycle.core.store import Missing, Store, Stored
+
+AT_ONCE = 8  # files that are on their way; each large one in parts
+
+
+class Published:
+    """The artifacts of a run in a store. `require` is called before each write: it raises if the run is not ours."""
+
+    def __init__(self, store: Store, require: Callable[[], None] = lambda: None) -> None:
+        self.store, self.require = store, require
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of an artifact by its folder's name; None if it is not published."""
+        address = f"{self.store.url}/{name}/{MANIFEST}"
+        try:
+            manifest = Manifest.model_validate_json(self.store.read(f"{name}/{MANIFEST}"))
+        except Missing:
+            return None
+        except ValidationError as error:
+            raise ArtifactError(f"{address}: not a manifest of this version: {error.errors()[0]['msg']}") from None
+        if any(PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts for file in manifest.files):
+            raise ArtifactError(f"{address}: names a file outside its folder")
+        return manifest
+
+    def publish(self, artifact: Artifact) -> None:
+        """Writes what the store lacks of an artifact, removes what is not in it, and last writes its manifest."""
+        there = self.store.below(artifact.path.name)
+        held = there.list()
+        self.require()
+        there.delete([name for name in (MANIFEST,) if name in held])
+        upload(there, artifact.path, _lacking(there, held, artifact), self.require)
+        self.require()
+        there.delete(held.keys() - artifact.manifest.files.keys() - {MANIFEST})
+        there.upload(artifact.path / MANIFEST, MANIFEST)
+
+    def fetch(self, artifact: Artifact) -> None:
+        """Makes the local folder of an artifact that is published: every file, verified. A killed fetch goes on."""
+        there, folder = self.store.below(artifact.path.name), artifact.path.with_name(artifact.path.name + ".fetching")
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch(there, folder, artifact.manifest.files)
+        write_text(folder / MANIFEST, artifact.manifest.model_dump_json(indent=1))
+        for replaced in (artifact.path, artifact.path.with_name(artifact.path.name + ".partial")):
+            rmtree(replaced, ignore_errors=True)
+        folder.rename(artifact.path)
+        hashes = {name: facts.sha256 for name, facts in artifact.manifest.files.items()}
+        FileHashes(artifact.path.parent).remember(artifact.path, hashes)
+
+
+def upload(store: Store, folder: Path, names: Iterable[str], require: Callable[[], None]) -> None:
+    """Writes files of a folder under their relative names, several at once."""
+
+    def one(name: str) -> None:
+        require()
+        store.upload(folder / name, name)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, names))
+
+
+def fetch(store: Store, folder: Path, files: Mapping[str, FileFacts]) -> None:
+    """Reads objects into a folder, several at once; a file that is there already and right is not read again.
+
+    Raises `ArtifactError`, naming it, for an object that is missing or is twice not what `files` says.
+    """
+    there = [name for name, facts in files.items() if _bytes(folder / name) == facts.bytes]
+    right = {name for name, sha256 in file_hashes(folder, there).items() if sha256 == files[name].sha256}
+
+    def one(name: str) -> None:
+        try:
+            found = store.download(name, folder / name)
+            if found != files[name].sha256:  # an answer that was cut or garbled on its way: asked for once more
+                found = store.download(name, folder / name)
+        except Missing as error:
+            raise ArtifactError(f"{error}, but the list of files has it; {_fix(store)}") from None
+        if found != files[name].sha256:
+            raise ArtifactError(
+                f"{store.url}/{name}: {_bytes(folder / name)} bytes of SHA-256 {found[:12]}, the list of files says "
+                f"{files[name].bytes} of {files[name].sha256[:12]}; {_fix(store)}"
+            )
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, (name for name in files if name not in right)))
+
+
+def _fix(store: Store) -> str:
+    return f"restore it, or delete {store.url} and run again: it is made again"
+
+
+def _bytes(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _lacking(there: Store, held: Mapping[str, Stored], artifact: Artifact) -> list[str]:
+    """The artifact's files that the store does not hold for certain: not those of a whole folder, such as a
+    checkpoint, that was copied before with the same list of files."""
+    same = tuple(
+        name.removesuffix(FILES)
+        for name in artifact.manifest.files
+        if name.endswith(f"/{FILES}") and name in held and there.read(name) == (artifact.path / name).read_bytes()
+    )
+    return [
+        name
+        for name, facts in artifact.manifest.files.items()
+        if not (name.startswith(same) and name in held and held[name].bytes == facts.bytes)
+    ]

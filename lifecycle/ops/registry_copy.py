@@ -1,0 +1,80 @@
+"""The registry of a run in object storage: one SQLite file, copied whole.
+
+SQLite needs a file system's locks, which object storage has not. So the registry is used in the run's local folder; the
+run's owner fetches it first and writes it back. What must hold: a registry that has moves which the other one lacks is
+never overwritten by it.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from lifecycle.core.files import temporary, write_text
+from lifecycle.core.store import Missing, Store, StoreError
+
+
+class RegistryCopy:
+    """The registry at a local path and its copy in a store. `require` raises if this process may not write there."""
+
+    def __init__(self, store: Store, path: Path, require: Callable[[], None] = lambda: None) -> None:
+        self._store, self._path, self._require = store, path, require
+        self._name = path.name
+        self._synced = path.with_name(f".{path.name}.synced")  # the hashes of both when they were last the same
+
+    def pull(self) -> None:
+        """Fetches the registry if the store has another one than the local one was made of.
+
+        Raises `StoreError` if both have changed since they were the same.
+        """
+        try:
+            content = self._store.read(self._name)
+        except Missing:
+            return
+        stored, local = hashlib.sha256(content).hexdigest(), self._snapshot()
+        last = self._last()
+        if stored == last["stored"]:
+            return
+        if local is not None and _hash(local) != last["local"]:
+            raise StoreError(
+                f"{self._store.url}/{self._name} and {self._path} have both changed since they were the same; keep "
+                "one: delete the other"
+            )
+        for name in ("", "-wal", "-shm"):
+            self._path.with_name(self._name + name).unlink(missing_ok=True)
+        temporary(self._path).write_bytes(content)
+        temporary(self._path).replace(self._path)
+        fetched = self._snapshot()
+        assert fetched is not None, "it was just written"
+        self._remember(stored, _hash(fetched))
+
+    def push(self) -> None:
+        """Writes the registry to the store if it has changed since it was fetched or written."""
+        local = self._snapshot()
+        if local is None or _hash(local) == self._last()["local"]:
+            return
+        self._require()
+        self._store.write(self._name, local)
+        self._remember(_hash(local), _hash(local))
+
+    def _snapshot(self) -> bytes | None:
+        """The database as one file, with what its write-ahead log has; None if there is none."""
+        if not self._path.is_file():
+            return None
+        with closing(sqlite3.connect(self._path)) as db:
+            return db.serialize()
+
+    def _last(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self._synced.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # never the same, or not known: both count as changed
+            return {"stored": "", "local": ""}
+
+    def _remember(self, stored: str, local: str) -> None:
+        write_text(self._synced, json.dumps({"stored": stored, "local": local}))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,156 @@
+"""Where a run's artifacts are: in its local folder, and for a run whose root is an address, in object storage too.
+
+Stages work in the local folder. With an address, what is finished is published to the store, which is then what counts:
+an artifact that is there is not made again, on whichever machine the run goes on, and one that is used is fetched. The
+registry, one SQLite file, lives in the local folder and is copied to the store by the run's owner.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
+from lifecycle.core.lease import Lease, LeaseError, locked
+from lifecycle.core.progress import Progress, Silent
+from lifecycle.core.published import Published
+from lifecycle.core.store import Store
+from lifecycle.ops.registry_copy import RegistryCopy
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.stage import Stage
+
+
+class Artifacts(Protocol):
+    """The artifacts of a run."""
+
+    def finished(self, path: Path) -> Artifact | None:
+        """The finished artifact of this local folder, which need not be there; raises nothing for a damaged one."""
+        ...
+
+    def fetch(self, artifact: Artifact) -> None:
+        """Makes sure that a finished artifact's files are in its local folder."""
+        ...
+
+    def publish(self, artifact: Artifact) -> None:
+        """Makes sure that a finished artifact outlives this machine."""
+        ...
+
+    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[None]:
+        """Around a stage's work: what it needs of an earlier session, and what must outlive this one."""
+        ...
+
+
+class LocalArtifacts:
+    """Those in the run's folder."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+
+    def finished(self, path: Path) -> Artifact | None:
+        """The artifact; a damaged one counts as missing, with a note."""
+        try:
+            return open_artifact(path)
+        except ArtifactError as error:
+            if self._progress is not None and (path / MANIFEST).is_file():
+                self._progress.note(f"{error}: making it again")
+            return None
+
+    def fetch(self, artifact: Artifact) -> None:
+        """Nothing to do."""
+
+    def publish(self, artifact: Artifact) -> None:
+        """Nothing to do."""
+
+    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[None]:
+        """Nothing to do."""
+        return nullcontext()
+
+
+class StoredArtifacts:
+    """Those in a store, and the local copies of some. Without a lease nothing is written to the store."""
+
+    def __init__(self, store: Store, progress: Progress, lease: Lease | None = None) -> None:
+        self._progress, self._lease = progress, lease
+        self._published = Published(store) if lease is None else Published(store, lease.require)
+
+    def finished(self, path: Path) -> Artifact | None:
+        """The artifact of the store; one that is only here, finished but not published, is published."""
+        manifest = self._published.manifest(path.name)
+        if manifest is not None:
+            return Artifact(path, manifest)
+        local = LocalArtifacts(self._progress).finished(path)
+        if local is not None and self._lease is not None:
+            self.publish(local)
+        return local
+
+    def fetch(self, artifact: Artifact) -> None:
+        """Fetches the files unless they are here, with the same manifest."""
+        local = LocalArtifacts().finished(artifact.path)
+        if local is None or local.manifest != artifact.manifest:
+            self._progress.note(f"fetching {artifact.path.name} from {self._published.store.url}")
+            self._published.fetch(artifact)
+
+    def publish(self, artifact: Artifact) -> None:
+        """Copies the artifact to the store."""
+        self._published.publish(artifact)
+
+    @contextmanager
+    def making(self, stage: Stage, draft: Draft) -> Iterator[None]:
+        """A training stage goes on from the newest checkpoint of the store, and its own are copied there."""
+        if stage.kind != "train":
+            yield
+            return
+        from lifecycle.training.checkpoints.mirror import Mirror  # imports JAX
+        from lifecycle.training.job import CHECKPOINTS
+
+        below = self._published.store.below(draft.final_path.name)
+        mirror = Mirror(below, draft.path, CHECKPOINTS, self._progress, self._published.require)
+        mirror.restore()
+        with mirror.running():
+            yield
+
+
+def readable(config: RunConfig) -> Artifacts:
+    """The artifacts of a run, for who only reads them."""
+    return LocalArtifacts() if config.store_url is None else StoredArtifacts(Store(config.store_url), Silent())
+
+
+@contextmanager
+def owned(config: RunConfig, progress: Progress) -> Iterator[Artifacts]:
+    """The run's artifacts, this process being the only one that makes them; raises `LeaseError` naming the owner."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with locked(config.folder):
+        if config.store_url is None:
+            yield LocalArtifacts(progress)
+            return
+        store = Store(config.store_url)
+        lease = Lease(store, progress)
+        registry = RegistryCopy(store, config.registry_path, lease.require)
+        with lease.holding():
+            registry.pull()
+            try:
+                yield StoredArtifacts(store, progress, lease)
+            finally:
+                registry.push()
+
+
+@contextmanager
+def changing_registry(config: RunConfig, progress: Progress) -> Iterator[None]:
+    """Around a change of the registry by hand. With a store it needs the run's lease; without, SQLite is enough."""
+    if config.store_url is None:
+        yield
+        return
+    with owned(config, progress):
+        yield
+
+
+def read_registry(config: RunConfig) -> None:
+    """Brings the local registry of a run with a store up to date, unless a job of this machine is changing it."""
+    if config.store_url is None:
+        return
+    config.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(config.folder):
+            RegistryCopy(Store(config.store_url), config.registry_path).pull()
+    except LeaseError:
+        return
