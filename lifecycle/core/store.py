@@ -63,11 +63,9 @@ def is_url(place: str) -> bool:
 def check_url(url: str) -> str:
     """The address without a slash at its end; raises `ConfigError` for one that no store of ours has."""
     scheme, _, rest = url.partition("://")
-    bucket, _, folder = rest.strip("/").partition("/")
+    bucket, _, folder = rest.rstrip("/").partition("/")
     if scheme not in SCHEMES:
-        raise ConfigError(
-            f"{url}: no storage of this kind; use {', '.join(f'{name}://' for name in SCHEMES)} or a path"
-        )
+        raise ConfigError(f"{url}: no storage of this kind; use {' or '.join(SCHEMES.values())}, or a path")
     if not bucket:
         raise ConfigError(f"{url}: no bucket; write it as {scheme}://BUCKET/FOLDER")
     if any(part in ("", ".", "..") for part in folder.split("/") if folder) or re.search(r"[?#\\\x00-\x1f]", rest):
@@ -193,10 +191,7 @@ class Store:
         except FileNotFoundError as error:
             if error.errno is not None:  # of a local file
                 raise
-            if "NoSuchBucket" in str(error):
-                raise StoreError(
-                    f"{self._scheme}://{self._bucket}: no such bucket; make it, or correct the name"
-                ) from None
+            self._require_bucket(error)
             raise Missing(f"{at}: no such object") from None
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             raise Changed(f"{at}: another process has written it") from None

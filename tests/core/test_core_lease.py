@@ -1,0 +1,174 @@
+"""A run's folder has one owner: who it is is told, one that is gone is replaced, one that was replaced stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from lifecycle.core import lease as leases
+from lifecycle.core.lease import CLOCK, LEASE, Lease, LeaseError, Owner, locked
+from lifecycle.core.progress import Silent
+from lifecycle.core.store import Store
+from lifecycle.testing.notes import Notes
+from lifecycle.testing.waiting import wait_until
+
+pytestmark = pytest.mark.xdist_group("s3")
+SHORT_S = 0.6
+
+
+def memory() -> Store:
+    return Store("mem://run", MemoryStore())
+
+
+@contextmanager
+def taking_sigterm() -> Iterator[list[int]]:
+    """What a process gets that lost its lease."""
+    got: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        got.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield got
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_kernel", lambda: "another")
+
+
+@pytest.mark.parametrize("where", ["s3", "memory"])
+def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, s3: str) -> None:
+    store, told = Store(f"{s3}/owned") if where == "s3" else memory(), Notes()
+    first, second = Lease(store, Silent(), SHORT_S), Lease(store, told, SHORT_S)
+    with first.holding():
+        with pytest.raises(LeaseError, match=rf"owned by process {os.getpid()} on .*, since 20.*; wait for it"):
+            with second.holding():
+                raise AssertionError("two owners")
+        first.require()
+    assert any("seeing whether it is alive" in note for note in told.notes)
+    with second.holding():  # given up in order: free at once
+        assert json.loads(store.read(LEASE))["owner"]["process"] == second.owner.process
+    assert set(store.list()) <= {LEASE, CLOCK}  # nothing grows
+
+
+@pytest.mark.parametrize("where", ["s3", "memory"])
+def test_an_expired_lease_is_taken_over_and_its_owner_named(
+    where: str, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, told = Store(f"{s3}/expired") if where == "s3" else memory(), Notes()
+    gone = Lease(store, Silent(), SHORT_S)
+    gone._take()  # and never renewed
+    monkeypatch.setattr(leases, "_kernel", lambda: "another")
+    with Lease(store, told, SHORT_S).holding():
+        pass
+    assert any(f"taken over from {gone.owner}" in note for note in told.notes)
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for() -> None:
+    store, told = memory(), Notes()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = Lease(store, Silent())
+    gone.owner = Owner(gone.owner.host, ended.pid, "SLURM_JOB_ID=7", gone.owner.since, "its", gone.owner.kernel)
+    gone._take()
+    started = time.monotonic()
+    with Lease(store, told).holding():
+        assert time.monotonic() - started < 5  # a lease lasts for 90 s
+    assert [note for note in told.notes if f"process {ended.pid}" in note and "SLURM_JOB_ID=7" in note]
+
+
+def test_an_owner_whose_lease_was_taken_stops_and_writes_no_more() -> None:
+    store = memory()
+    with taking_sigterm() as got, pytest.raises(LeaseError, match=r"lost its lease, now owned by process 7 on other"):
+        with (lost := Lease(store, Silent(), SHORT_S)).holding():
+            other = Owner("other", 7, "", "2026-01-01", "another", "another")
+            store.write(LEASE, json.dumps({"owner": vars(other), "duration_s": 9}).encode())
+            wait_until(lambda: bool(got))
+            with pytest.raises(LeaseError):
+                lost.require()
+            raise InterruptedError("stopped")  # as SIGTERM's handler does
+    assert got[0] == signal.SIGTERM
+    assert json.loads(store.read(LEASE))["owner"]["process"] == "another"  # not given up in its place
+
+
+def test_a_write_whose_answer_was_lost_is_recognised_as_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library repeats it, and finds the object changed: by itself."""
+    store = memory()
+    lease = Lease(store, Silent())
+    lease._take()
+    store.replace(LEASE, lease._content(), lease._stored)  # arrived; what it returned did not
+    lease._renew()
+    lease.require()
+    lease._renew()
+    assert not lease._lost
+
+
+def test_a_suspended_owner_asks_the_store_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = memory()
+    lease = Lease(store, Silent(), 50)
+    lease._take()
+    on_another_machine(monkeypatch)
+    monkeypatch.setattr(Lease, "_age", lambda *_: 51.0)
+    with Lease(store, Silent(), 50).holding():
+        lease._renewed -= 40  # it slept
+        with pytest.raises(LeaseError, match="lost its lease"):
+            lease.require()
+
+
+@given(st.integers(2, 6), st.randoms(use_true_random=False))
+def test_of_any_number_of_contenders_one_owns(count: int, order: object) -> None:
+    """Each takes an expired lease as far as it can, in any order of their reads and writes."""
+    store = memory()
+    store.write(LEASE, json.dumps({"owner": None}).encode())
+    contenders = [Lease(store, Silent()) for _ in range(count)]
+    seen = [(lease, lease._found()) for lease in contenders]
+    order.shuffle(seen)  # type: ignore[attr-defined]
+    won = [lease for lease, found in seen if found is not None and lease._take_over(found[0], found[2])]
+    assert len(won) == 1 and json.loads(store.read(LEASE))["owner"]["process"] == won[0].owner.process
+
+
+def test_racing_threads_have_one_owner_at_a_time(s3: str) -> None:
+    store, inside, most = Store(f"{s3}/race"), [0], [0]
+    refused: list[LeaseError] = []
+
+    def own() -> None:
+        try:
+            with Lease(store, Silent(), SHORT_S).holding():
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.3)
+                inside[0] -= 1
+        except LeaseError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=own) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and len(refused) < 4
+
+
+def test_a_local_folder_in_use_names_its_user(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(LeaseError, match=rf"in use by process {os.getpid()} on .*, since 20") as refused:
+            with locked(tmp_path):
+                raise AssertionError("two owners")
+        assert "set name=NAME" in str(refused.value)
+    with locked(tmp_path):
+        pass

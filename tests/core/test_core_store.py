@@ -1,0 +1,91 @@
+"""Object storage on a local S3 server: whole objects, writes on condition, and errors of one line."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.store import Changed, Missing, Store, StoreError, check_url, local_folder
+
+pytestmark = pytest.mark.xdist_group("s3")  # one server for all files that need it
+
+
+def test_an_object_is_read_as_it_was_written(s3: str, tmp_path: Path) -> None:
+    store = Store(f"{s3}/objects").below("deeper")
+    for name in ("plain", "a/b c+ü%20&.txt", "a/b"):
+        store.write(name, name.encode())
+    assert {name: store.read(name).decode() for name in store.list()} == {
+        name: name for name in sorted(["plain", "a/b c+ü%20&.txt", "a/b"])
+    }
+    assert list(store.list("a")) == ["a/b", "a/b c+ü%20&.txt"]
+    assert store.head("a/b").bytes == 3 and store.head("a") is None  # type: ignore[union-attr]
+    store.delete(["a/b", "never there"])
+    assert "a/b" not in store.list() and Store(f"{s3}/objects").read("deeper/plain") == b"plain"
+
+
+def test_a_large_file_goes_in_parts_and_comes_back(s3: str, tmp_path: Path) -> None:
+    store, file = Store(f"{s3}/parts"), tmp_path / "large"
+    content = os.urandom(17 << 20)  # one part and a bit
+    file.write_bytes(content)
+    store.upload(file, "large")
+    assert store.list()["large"].tag.endswith('-2"')  # as S3 marks what came in two parts
+    assert store.download("large", tmp_path / "again") == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "again").read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("where", ["s3", "memory"])
+def test_of_two_writers_the_store_lets_one_win(where: str, s3: str) -> None:
+    store = Store(f"{s3}/condition") if where == "s3" else Store("mem://condition", MemoryStore())
+    version = store.create("lease", b"first")
+    with pytest.raises(Changed, match="condition/lease: another process has written it"):
+        store.create("lease", b"second")
+    newer = store.replace("lease", b"first again", version)
+    with pytest.raises(Changed):
+        store.replace("lease", b"second", version)
+    assert store.read_tagged("lease")[1].version == newer and store.read("lease") == b"first again"
+
+
+def test_what_is_wrong_is_said_in_one_line(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Missing, match=r"^s3://bucket/x/nothing: no such object$"):
+        Store(f"{s3}/x").read("nothing")
+    elsewhere = Store("s3://no-such-bucket/x")
+    for ask in (elsewhere.list, lambda: elsewhere.read("a"), lambda: elsewhere.write("a", b"")):
+        with pytest.raises(StoreError, match=r"^s3://no-such-bucket: no such bucket; make it, or correct its name$"):
+            ask()
+    with pytest.raises(FileNotFoundError, match="gone"):  # of this machine, not of the store
+        Store(f"{s3}/x").upload(tmp_path / "gone", "a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"^s3://bucket/x: no answer that can be used .*; check the network.*AWS_"):
+        Store(f"{s3}/x").list()
+
+
+def test_refused_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.core import set_initial_no_auth_action_count
+
+    with pytest.raises(StoreError) as refused:
+        set_initial_no_auth_action_count(0)(Store(f"{s3}/x").read)("a")
+    assert "access is refused (" in str(refused.value) and "AWS_ACCESS_KEY_ID" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("az://bucket/x", "no storage of this kind; use s3:// .* or gs://"),
+        ("s3:///x", "no bucket; write it as s3://BUCKET/FOLDER"),
+        ("s3://bucket/../x", "not an address of a folder"),
+        ("gs://bucket//x", "not an address of a folder"),
+        ("s3://bucket/a?b", "not an address of a folder"),
+    ],
+)
+def test_an_address_that_no_store_has_is_refused(url: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check_url(url)
+
+
+def test_an_address_has_a_folder_of_its_own_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert local_folder("gs://bucket/a/b/", "runs") == tmp_path / "lifecycle" / "runs" / "gs" / "bucket" / "a" / "b"
