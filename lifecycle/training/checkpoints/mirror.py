@@ -36,7 +36,7 @@ class Mirror:
     ) -> None:
         self._store, self._folder, self._name = store, folder, name
         self._progress, self._require = progress, require
-        self._copied: dict[str, bytes] = {}  # the `files.json` of each checkpoint that was copied
+        self._copied: set[str] = set()  # the checkpoints that are whole in the store
         self._told = ""  # the newest failure: one that lasts is told once
 
     def restore(self) -> None:
@@ -54,8 +54,10 @@ class Mirror:
         for step in sorted((int(name) for name in names if name.isdecimal() and int(name) > newest_here), reverse=True):
             try:
                 self._fetch([*[name for name in names if name == FROZEN], str(step)])
-            except (ArtifactError, ConfigError) as error:
+            except ArtifactError as error:
                 self._progress.note(f"the checkpoint of step {step} cannot be used: {error}")
+                self._require()
+                self._store.delete([f"{self._name}/{step}/{FILES}"])  # not whole; its step is saved again
                 continue
             for log in (name for name in held if any(fnmatch(name, log) for log in LOGS) and "/" not in name):
                 self._store.download(log, self._folder / log)
@@ -116,21 +118,19 @@ class Mirror:
 
     def _copy(self, name: str) -> None:
         source = self._folder / self._name / name
-        if not (source / FILES).is_file():
-            return
-        listing = (source / FILES).read_bytes()
-        if self._copied.get(name) == listing:
+        if name in self._copied or not (source / FILES).is_file():
             return
         below = self._store.below(f"{self._name}/{name}")
-        self._require()
-        below.delete([FILES])  # of other content: from here on it is not whole
+        if below.head(FILES) is not None:  # whole, by an earlier session: replacing it could leave none
+            self._copied.add(name)
+            return
         logs = [path.name for pattern in LOGS for path in self._folder.glob(pattern)]
         upload(self._store, self._folder, logs, self._require)
         files = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
         upload(below, source, [file for file in files if file != FILES], self._require)
         self._require()
-        below.write(FILES, listing)
-        self._copied[name] = listing
+        below.upload(source / FILES, FILES)
+        self._copied.add(name)
 
     def _remove_others(self, kept: set[str]) -> None:
         held = self._store.list(self._name)

@@ -1,0 +1,189 @@
+"""Copies of checkpoints in a store: whole at every moment, wherever the copying process is killed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from obstore.store import MemoryStore
+
+from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import read_log
+from lifecycle.core.store import Store, StoreError
+from lifecycle.testing.notes import Notes
+from lifecycle.testing.waiting import wait_until
+from lifecycle.training.checkpoints.integrity import damage, steps_in, write_files
+from lifecycle.training.checkpoints.mirror import Mirror
+
+NAME = "checkpoints"
+
+
+def checkpoint(folder: Path, step: int | str, content: str = "") -> None:
+    """What a checkpointer leaves of a step, and the log up to it."""
+    path = folder / NAME / str(step)
+    (path / "params" / "d").mkdir(parents=True)
+    (path / "params" / "d" / "array").write_text(f"{content}weights of {step}")
+    (path / "meta").write_text("{}")
+    write_files(path)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(1, int(step) + 1))
+                                          if isinstance(step, int) else "")  # fmt: skip
+
+
+def mirror(store: Store, folder: Path, progress: Any = None) -> Mirror:
+    return Mirror(store, folder, NAME, progress or Silent())
+
+
+def restored(store: Store, folder: Path) -> int | None:
+    """The step that another machine goes on from; its checkpoint must be whole, and its log up to it."""
+    folder.mkdir()
+    mirror(store, folder).restore()
+    step = max(steps_in(folder / NAME), default=None)
+    if step is not None:
+        assert damage(folder / NAME / str(step)) is None
+        assert [record["step"] for record in read_log(folder / "metrics.jsonl")][:step] == list(range(1, step + 1))
+    return step
+
+
+class Killed(Exception):
+    """What ends the process that copies."""
+
+
+class DyingStore(Store):
+    """Fails at a call that changes something, counted from 1, before or after it has had its effect."""
+
+    calls, at, is_done = 0, 0, False
+
+    def _step(self) -> None:
+        DyingStore.calls += 1
+        if DyingStore.calls == DyingStore.at:
+            raise Killed
+
+    def write(self, name: str, content: bytes) -> None:
+        self._step()
+        super().write(name, content)
+
+    def upload(self, file: Path, name: str) -> None:
+        self._step()
+        super().upload(file, name)
+
+    def delete(self, names: Any) -> None:
+        for name in names:
+            self._step()
+            super().delete([name])
+
+
+def test_a_kill_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Of steps 10, then 20, when 10 is deleted; then another session has a 20 of other content."""
+
+    def work(objects: MemoryStore, at: int, folder: Path) -> int:
+        DyingStore.calls, DyingStore.at = 0, at
+        store = DyingStore("mem://run", objects)
+        checkpoint(folder, 10)
+        mirror(store, folder).copy()
+        copied = DyingStore.calls
+        checkpoint(folder, 20)
+        (folder / NAME / "10").rename(folder / "gone")
+        mirror(store, folder).copy()
+        checkpoint(folder / "later", 20, "other ")
+        mirror(store, folder / "later").copy()
+        return copied
+
+    objects = MemoryStore()
+    first = work(objects, 0, tmp_path / "whole")
+    total = DyingStore.calls
+    assert {name.split("/")[1] for name in Store("mem://run", objects).list(NAME)} == {"20"}
+    for at in range(1, total + 1):
+        objects = MemoryStore()
+        with pytest.raises(Killed):
+            work(objects, at, tmp_path / f"killed {at}")
+        found = restored(Store("mem://run", objects), tmp_path / f"goes on {at}")
+        assert found in ((None, 10) if at <= first else (10, 20)), at
+    assert total > first > 3
+
+
+def test_a_checkpoint_that_is_damaged_in_the_store_is_named_and_the_older_one_used(tmp_path: Path) -> None:
+    store, told = Store("mem://run", MemoryStore()), Notes()
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+        mirror(store, tmp_path).copy()
+    store.write(f"{NAME}/20/params/d/array", b"WEIGHTS OF 20")
+    folder = tmp_path / "elsewhere"
+    mirror(store, folder, told).restore()
+    assert steps_in(folder / NAME) == [10]
+    assert [note for note in told.notes if "step 20 cannot be used" in note and "params/d/array" in note]
+    checkpoint(folder, 20, "again ")
+    mirror(store, folder).copy()
+    assert restored(store, tmp_path / "later") == 20
+
+
+def test_what_is_here_and_newer_stays(tmp_path: Path) -> None:
+    store = Store("mem://run", MemoryStore())
+    checkpoint(tmp_path, 10)
+    mirror(store, tmp_path).copy()
+    checkpoint(tmp_path, 20, "local ")
+    mirror(store, tmp_path).restore()
+    assert (tmp_path / NAME / "20" / "params" / "d" / "array").read_text() == "local weights of 20"
+    assert len(list(read_log(tmp_path / "metrics.jsonl"))) == 20
+
+
+def test_frozen_parameters_come_along(tmp_path: Path) -> None:
+    store = Store("mem://run", MemoryStore())
+    checkpoint(tmp_path, "frozen")
+    checkpoint(tmp_path, 10)
+    mirror(store, tmp_path).copy()
+    assert restored(store, tmp_path / "elsewhere") == 10
+    assert damage(tmp_path / "elsewhere" / NAME / "frozen") is None
+
+
+def test_a_store_that_is_away_is_told_once_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = Store("mem://run", MemoryStore()), Notes()
+    monkeypatch.setattr("lifecycle.training.checkpoints.mirror.LOOK_EVERY_S", 0.01)
+    away, tries, upload = [True], [0], Store.upload
+
+    def refuse(self: Store, file: Path, name: str) -> None:
+        tries[0] += 1
+        if away[0]:
+            raise StoreError("mem://run: no answer")
+        upload(self, file, name)
+
+    monkeypatch.setattr(Store, "upload", refuse)
+    with mirror(store, tmp_path, told).running():
+        checkpoint(tmp_path, 10)
+        wait_until(lambda: tries[0] > 8)
+        away[0] = False
+        wait_until(lambda: store.head(f"{NAME}/10/files.json") is not None)
+    assert told.notes == ["checkpoints are not copied: mem://run: no answer"]
+
+
+def test_a_job_that_is_stopped_copies_its_last_checkpoint(tmp_path: Path) -> None:
+    store = Store("mem://run", MemoryStore())
+    with pytest.raises(InterruptedError), mirror(store, tmp_path).running():
+        checkpoint(tmp_path, 10)
+        raise InterruptedError("stopped")
+    assert restored(store, tmp_path / "elsewhere") == 10
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("s3")
+def test_a_killed_job_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path: Path, s3: str) -> None:
+    def train(out: str, store: str, *kill: int) -> subprocess.CompletedProcess[str]:
+        words = [str(tmp_path / out), f"{s3}/{store}", *map(str, kill)]
+        command = [sys.executable, "-m", "tests.training.mirrored_job", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    whole = train("whole", "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert train("one", "moved", 5, 3).returncode == -9
+    assert train("two", "moved", 8, 6).returncode == -9
+    ended = train("three", "moved")
+    assert "going on from its checkpoint of step 6" in ended.stdout, ended.stderr
+    assert ended.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+    logs = [
+        [(record["step"], record["loss"]) for record in read_log(tmp_path / out / "metrics.jsonl") if "loss" in record]
+        for out in ("whole", "three")
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 10
+    kept = {name.split("/")[1] for name in Store(f"{s3}/moved").list(NAME)}
+    assert kept <= {path.name for path in (tmp_path / "three" / NAME).iterdir()}, json.dumps(sorted(kept))
