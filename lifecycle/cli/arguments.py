@@ -1,16 +1,30 @@
 """Arguments of the verbs: the run's file, settings as `key=value`, and an optional name before the settings."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.fetched import local_copy
+from lifecycle.core.store import is_url
 from lifecycle.stages.config import RunConfig
 
+
+def _place(kind: type, tokens: Sequence[Token]) -> Path:
+    """A path as given; of an address in object storage, the local copy of what is there."""
+    del kind
+    (word,) = (token.value for token in tokens)
+    return local_copy(word) if is_url(word) else Path(word)
+
+
 type ConfigPath = Annotated[Path, Parameter(help="The run's YAML file.")]
-type ConfigOrBundle = Annotated[Path, Parameter(help="The run's YAML file, or a bundle's folder.")]
+type ConfigOrBundle = Annotated[
+    Path, Parameter(help="The run's YAML file, or a bundle's folder or s3:// or gs:// address.", converter=_place)
+]
+type Bundle = Annotated[Path, Parameter(help="A bundle's folder, or its address.", converter=_place)]
 type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: train.chat.steps=100")]
 type AsJson = Annotated[bool, Parameter(name="json", help="Print JSON, for programs.")]
 type StageOrOverrides = Annotated[

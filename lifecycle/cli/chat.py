@@ -22,6 +22,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.ops.registry import SHOWN_HASH, Registry, verify
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.storage import fetch_version, read_registry
 from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
@@ -73,7 +74,9 @@ def _model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, str]:
     start_jax(config.folder)
     if name in config.train:
         return _trained(config, name), f"the weights of stage {name}"
+    read_registry(config)
     version = Registry(config.registry_path).resolve(name or PRODUCTION)
+    fetch_version(config, version)
     verify(version)
     return load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}"
 

@@ -7,14 +7,15 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from lifecycle.cli.arguments import ConfigPath, name_first, read_config
+from lifecycle.cli.arguments import Bundle, ConfigPath, name_first, read_config
+from lifecycle.cli.display import progress_on
 from lifecycle.core.artifact import content_hash, open_artifact, require_intact
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.results import EvalResult, read_results
 from lifecycle.ops.registry import Registry
+from lifecycle.stages.storage import changing_registry
 from lifecycle.text.chat import read_template
 
-type Bundle = Annotated[Path, Parameter(help="The bundle's folder, for example an imported one.")]
 type EvaluationOrOverrides = Annotated[
     str, Parameter(help="The results of `lifecycle evaluate BUNDLE TASKS`, a folder; then settings, as key=value.")
 ]
@@ -23,11 +24,11 @@ type EvaluationOrOverrides = Annotated[
 def register(config: ConfigPath, bundle: Bundle, /, *words: EvaluationOrOverrides) -> None:
     """Registers a bundle with its evaluations, for `promote`; no alias moves."""
     evaluation, overrides = name_first(words)
-    registry = Registry(read_config(config, overrides).registry_path)
+    run, console = read_config(config, overrides), Console(soft_wrap=True)
     results = [] if evaluation is None else _results(Path(evaluation), bundle)
     kind = "base" if read_template(bundle) is None else "chat"
-    version = registry.register(bundle, kind, results)
-    console = Console(soft_wrap=True)
+    with progress_on(console) as progress, changing_registry(run, progress):
+        version = Registry(run.registry_path).register(bundle, kind, results)
     console.print(f"version {version.short}: {bundle}, with {len(results)} evaluations", markup=False, highlight=False)
     rest = shlex.join([str(config), version.short, *overrides])
     console.print(f"promote uv run lifecycle promote {rest}", markup=False, highlight=False)

@@ -3,12 +3,15 @@
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, operator, read_config
+from lifecycle.cli.display import progress_on
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.config import PRODUCTION
+from lifecycle.stages.storage import changing_registry
 
 
 def rollback(config: ConfigPath, /, *overrides: Overrides) -> None:
     """Moves `production` back to the previous version."""
-    registry = Registry(read_config(config, overrides).registry_path)
-    move = registry.rollback(PRODUCTION, who=operator(), why="rolled back by hand")
-    Console().print(str(move), markup=False, highlight=False)
+    run, console = read_config(config, overrides), Console()
+    with progress_on(console) as progress, changing_registry(run, progress):
+        move = Registry(run.registry_path).rollback(PRODUCTION, who=operator(), why="rolled back by hand")
+    console.print(str(move), markup=False, highlight=False)

@@ -30,6 +30,7 @@ from lifecycle.serving.record import FinishedRequest, RequestObserver
 from lifecycle.serving.server import listen, url
 from lifecycle.serving.server import serve as answer
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.storage import fetch_version, following_registry, read_registry
 
 type Start = Callable[[Path, str], Served]  # from a bundle's folder and its time in ISO 8601
 
@@ -62,15 +63,18 @@ def serve_versions(config: RunConfig) -> None:
 
     def open_models(start: Start) -> AliasedModels:
         def start_version(version: Version) -> Served:
+            fetch_version(config, version)
             verify(version)
             return start(version.path, version.manifest.created)
 
+        read_registry(config)
         models = AliasedModels(Registry(config.registry_path), start_version, console)
         if not models:
             raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
         return models
 
-    _serve(settings, config.folder, log, console, open_models, AliasedModels.following)
+    with following_registry(config, lambda text: _say(console, text)):
+        _serve(settings, config.folder, log, console, open_models, AliasedModels.following)
 
 
 def serve_bundle(bundle: Path, settings: ServerConfig) -> None:

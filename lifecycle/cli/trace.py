@@ -11,9 +11,10 @@ from lifecycle.cli.display import print_json
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
-from lifecycle.stages.chain import finished_stage
+from lifecycle.stages.chain import fetch_finished, finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
 from lifecycle.stages.graph import build_graph
+from lifecycle.stages.storage import read_registry
 
 type Traced = Annotated[
     str,
@@ -40,6 +41,8 @@ def trace(config: ConfigPath, /, *words: Traced, verify: Verify = False, as_json
 
 
 def _tree(config: RunConfig, name: str, verify: bool) -> Node:
+    read_registry(config)
+    fetch_finished(config)
     if name in build_graph(config):
         return trace_artifact(finished_stage(config, name).path, verify)
     folder = config.folder / Path(name).name  # a folder's name, or its path as another command printed it

@@ -9,13 +9,16 @@ from rich.table import Table
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import print_json
 from lifecycle.ops.registry import Registry
+from lifecycle.stages.storage import read_registry
 
 SCORE = {"mean", "low", "high", "n", "metric"}
 
 
 def versions(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False) -> None:
     """Prints versions, oldest first, with the aliases that point to them and their evaluations."""
-    listed = _listed(Registry(read_config(config, overrides).registry_path))
+    run = read_config(config, overrides)
+    read_registry(run)
+    listed = _listed(Registry(run.registry_path))
     if as_json:
         print_json(listed)
         return

@@ -73,6 +73,11 @@ def check_url(url: str) -> str:
     return f"{scheme}://{bucket}/{folder}".rstrip("/")
 
 
+def path_or_url(place: str) -> str:
+    """The place as it is, if it is a path; of an address, what `check_url` makes of it."""
+    return check_url(place) if is_url(place) else place
+
+
 def local_folder(url: str, use: str) -> Path:
     """The folder in the user's cache where this machine keeps the files of an address, for one use of them."""
     return user_cache() / use / check_url(url).replace("://", "/")

@@ -6,11 +6,12 @@ Thresholds of published rules (Gopher, StarCoder) are constants in `quality.py`,
 rules (`quality.disable`) but not change these constants.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lifecycle.core.config import Section
+from lifecycle.core.store import path_or_url
 
 Format = Literal["text", "markdown", "rst", "html", "code", "python_dict"]
 PiiKind = Literal["email", "ip", "phone", "card"]
@@ -28,7 +29,9 @@ class SourceConfig(Section):
     """A folder or a file to read; earlier sources win when documents of two sources are duplicates."""
 
     name: str = Field(min_length=1)
-    path: str  # `${stdlib}` is the running Python's standard library folder; relative to the working folder
+    # Relative to the working folder, or an address such as s3://BUCKET/FOLDER; `${stdlib}` is the running Python's
+    # standard library folder.
+    path: Annotated[str, AfterValidator(path_or_url)]
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes everything below it
     format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows

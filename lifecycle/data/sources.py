@@ -1,7 +1,8 @@
 """Sources: the files of a configuration, the format of each, and a fingerprint of them all.
 
 The list is sorted by source and path, independent of the file system's order. Links to folders are not followed (they
-can loop); links to files are.
+can loop); links to files are. A source at an address such as `s3://bucket/folder` is listed in its store, whose sizes
+and tags are its fingerprint: only the stage that reads it copies its files.
 """
 
 import hashlib
@@ -9,10 +10,13 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.fetched import copy_of, local_copy, objects_at
+from lifecycle.core.store import Stored, is_url
 from lifecycle.data.config import DataConfig, SourceConfig
 
 FORMAT_OF_SUFFIX = {
@@ -36,9 +40,10 @@ class SourceFile:
     """A file of a source: `source` indexes `data.sources`, `path` is POSIX and relative to the source's folder."""
 
     source: int
-    file: Path
+    file: Path  # of one in a store: where `fetch_sources` copies it
     path: str
     format: str  # a `Format`, "jsonl" or "parquet"; "" if the name does not tell
+    stored: Stored | None = None
 
 
 def source_folder(source: SourceConfig) -> Path:
@@ -55,14 +60,21 @@ def list_files(config: DataConfig) -> list[SourceFile]:
     """All files of all sources, sorted; raises `ConfigError` for a source whose globs match nothing."""
     files: list[SourceFile] = []
     for number, source in enumerate(config.sources):
-        matches = sorted(_matches(source), key=lambda entry: entry[0])
+        matches = sorted(_listed(source) if is_url(source.path) else _matches(source), key=lambda entry: entry[0])
         if not matches:
             raise ConfigError(
-                f"source {source.name!r}: no file in {source_folder(source)} matches include {list(source.include)} "
+                f"source {source.name!r}: no file in {source.path} matches include {list(source.include)} "
                 f"without exclude {list(source.exclude)}; correct them in data.sources"
             )
-        files += [SourceFile(number, file, path, format_of(path, source)) for path, file in matches]
+        files += [SourceFile(number, file, path, format_of(path, source), stored) for path, file, stored in matches]
     return files
+
+
+def fetch_sources(config: DataConfig) -> None:
+    """Copies the files of sources in a store to this machine; those that are here and unchanged stay."""
+    for source in config.sources:
+        if is_url(source.path):
+            local_copy(source.path, lambda name, source=source: _is_included(name, source))
 
 
 def format_of(path: str, source: SourceConfig) -> str:
@@ -83,7 +95,7 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
     counts = {source.name: [0, 0] for source in config.sources}
     for entry in list_files(config):
         name = config.sources[entry.source].name
-        content, size = _content_hash(entry.file)
+        content, size = _content_hash(entry.file) if entry.stored is None else (entry.stored.tag, entry.stored.bytes)
         counts[name][0] += 1
         counts[name][1] += size
         totals[name].update(f"{entry.path}\0{content}\n".encode())
@@ -106,10 +118,38 @@ def _content_hash(path: Path) -> tuple[str, int]:
         return f"unreadable: {error.errno}", 0
 
 
-def _matches(source: SourceConfig) -> Iterator[tuple[str, Path]]:
+def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, Stored]]:
+    listed, place = objects_at(source.path), copy_of(source.path)
+    for name, stored in listed.objects.items():
+        if listed.is_file:
+            yield name, place, stored
+        elif _is_included(name, source):
+            yield name, place / name, stored
+
+
+def _is_included(name: str, source: SourceConfig) -> bool:
+    """Whether the globs match a name, as `Path.glob` does in a folder."""
+    path = PurePosixPath(name)
+    above = [parent.parts for parent in path.parents if parent.parts]
+    is_excluded = any(_globs(parts, pattern) for pattern in source.exclude for parts in (path.parts, *above))
+    return not is_excluded and any(_globs(path.parts, pattern) for pattern in source.include)
+
+
+def _globs(parts: tuple[str, ...], pattern: str) -> bool:
+    def match(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+        if not patterns:
+            return not parts
+        if patterns[0] == "**":
+            return match(parts, patterns[1:]) or (bool(parts) and match(parts[1:], patterns))
+        return bool(parts) and fnmatchcase(parts[0], patterns[0]) and match(parts[1:], patterns[1:])
+
+    return match(parts, PurePosixPath(pattern).parts)
+
+
+def _matches(source: SourceConfig) -> Iterator[tuple[str, Path, None]]:
     root = source_folder(source)
     if root.is_file():
-        yield _printable(root.name), root
+        yield _printable(root.name), root, None
         return
     try:
         excluded = {path for pattern in source.exclude for path in root.glob(pattern)}
@@ -119,4 +159,4 @@ def _matches(source: SourceConfig) -> Iterator[tuple[str, Path]]:
     for file in included:
         below = file.relative_to(root)
         if file.is_file() and not any(root / parent in excluded for parent in below.parents):
-            yield _printable(below.as_posix()), file
+            yield _printable(below.as_posix()), file, None

@@ -22,6 +22,7 @@ from lifecycle.core.artifact import (
 )
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import from_writer, has_joined, is_writer
+from lifecycle.core.fetched import local_copy
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
@@ -62,6 +63,15 @@ def finished_stage(config: RunConfig, name: str) -> Artifact:
         raise ConfigError(f"{config.folder}: stage {name} is not finished; run: lifecycle run CONFIG --until {name}")
     readable(config).fetch(artifact)
     return artifact
+
+
+def fetch_finished(config: RunConfig) -> None:
+    """Makes sure that all finished artifacts of a run with a store are in its local folder."""
+    if config.store_url is not None:
+        artifacts = readable(config)
+        for state in states(config, build_graph(config)):
+            if state.artifact is not None:
+                artifacts.fetch(state.artifact)
 
 
 def bring_up_to_date(
@@ -150,6 +160,8 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
+    if stage.bundle_url is not None:
+        local_copy(stage.bundle_url)
     settings, inputs = stage.settings(config), {name: done[name] for name in stage.inputs}
     folders = {} if stage.bundle is None else {"bundle": stage.bundle}
     return Draft(config.folder, stage.name, settings, inputs, folders)

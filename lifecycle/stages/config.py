@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
-from lifecycle.core.store import check_url, is_url, local_folder
+from lifecycle.core.store import is_url, local_folder, path_or_url
 from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig
@@ -75,10 +75,6 @@ def _one_folder(name: str) -> str:
     return name
 
 
-def _path_or_url(place: str) -> str:
-    return check_url(place) if is_url(place) else str(Path(place))
-
-
 class RunConfig(Section):
     """One run: its training stages, their data, and the use of their weights."""
 
@@ -86,7 +82,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_folder)]
     # Artifacts, registry and logs of the run go to `<root>/<name>`: a path, or an address such as s3://BUCKET/FOLDER.
-    root: Annotated[str, BeforeValidator(str), AfterValidator(_path_or_url)] = "runs"
+    root: Annotated[str, BeforeValidator(str), AfterValidator(path_or_url)] = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataConfig | None = None
     rows: RowsConfig = RowsConfig()

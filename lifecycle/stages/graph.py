@@ -78,9 +78,9 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     files = {"tokens": "tokens", "chat": "rows", "pairs": "rows"}
     rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
-    settings, bundle = partial(keys.training, name=name), config.starts[name].bundle
+    settings, start = partial(keys.training, name=name), config.starts[name]
     return Stage(
-        name, "train", inputs, settings, bundle,
+        name, "train", inputs, settings, start.bundle, start.url,
         on_all_processes=True, arguments={"name": name}, lacks=config.missing_rows(name),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Where the weights of each training stage come from: fresh ones, another stage's, or a bundle's.
 
 A stage continues the last one before it that trains the same model; the first of a model starts with fresh weights.
-`from` names another start: a stage of the run, a bundle's folder, or `fresh`.
+`from` names another start: a stage of the run, a bundle's folder or its address in object storage, or `fresh`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.core.config import nearest
+from lifecycle.core.fetched import copy_of
+from lifecycle.core.store import is_url
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -22,6 +24,7 @@ class Start:
 
     stage: str | None = None
     bundle: Path | None = None
+    url: str | None = None  # of a bundle in object storage; `bundle` is where its copy is made
 
     @property
     def is_fresh(self) -> bool:
@@ -94,6 +97,8 @@ def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str
         return Start()
     if given in train:
         return Start(stage=given)
+    if is_url(given):
+        return Start(bundle=copy_of(given), url=given)
     if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
         return Start(bundle=Path(given))
     raise ValueError(

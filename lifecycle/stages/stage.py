@@ -48,6 +48,7 @@ class Stage:
     inputs: tuple[str, ...]
     settings: Callable[[RunConfig], dict[str, Any]]
     bundle: Path | None = None  # a further input: a bundle from outside the run
+    bundle_url: str | None = None  # of one in object storage: copied to `bundle` when the stage's key is needed
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
     lacks: str | None = None  # what the config must have before the stage can be made, with the fix

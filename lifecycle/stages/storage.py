@@ -5,19 +5,23 @@ an artifact that is there is not made again, on whichever machine the run goes o
 registry, one SQLite file, lives in the local folder and is copied to the store by the run's owner.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
 from lifecycle.core.lease import Lease, LeaseError, locked
+from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import Published
-from lifecycle.core.store import Store
+from lifecycle.core.store import Store, StoreError
+from lifecycle.ops.registry import Version
 from lifecycle.ops.registry_copy import RegistryCopy
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Stage
+
+FOLLOW_S = 30.0  # how often a server asks the store for a moved alias
 
 
 class Artifacts(Protocol):
@@ -154,3 +158,28 @@ def read_registry(config: RunConfig) -> None:
             RegistryCopy(Store(config.store_url), config.registry_path).pull()
     except LeaseError:
         return
+
+
+def fetch_version(config: RunConfig, version: Version) -> None:
+    """Makes sure that the bundle of a registered version is in its local folder, if a run with a store made it."""
+    if version.path.parent == config.folder.resolve():
+        readable(config).fetch(Artifact(version.path, version.manifest))
+
+
+def following_registry(config: RunConfig, tell: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Brings the local registry of a run with a store up to date every half minute while the block runs."""
+    if config.store_url is None:
+        return nullcontext()
+    told = ""
+
+    def follow() -> None:
+        nonlocal told
+        try:
+            read_registry(config)
+            told = ""
+        except StoreError as error:
+            if str(error) != told:
+                tell(f"the registry is as it was: {error}")
+            told = str(error)
+
+    return repeated(follow, FOLLOW_S, "registry")

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from lifecycle.core.config import ConfigError, validate
-from lifecycle.data.config import DEFAULT_EXCLUDE, DataConfig
-from lifecycle.data.sources import list_files, source_fingerprint
+from lifecycle.core.store import Store, StoreError
+from lifecycle.data.config import DEFAULT_EXCLUDE, DataConfig, SourceConfig
+from lifecycle.data.sources import _is_included, _matches, fetch_sources, list_files, source_fingerprint
 
 
 def config(*sources: dict[str, Any]) -> DataConfig:
@@ -114,3 +118,72 @@ def test_fingerprint_of_the_standard_library_is_quick() -> None:
 
 def test_workers_are_no_part_of_the_key(tree: Path) -> None:
     assert "workers" not in config({"path": str(tree)}).plain()
+
+
+@pytest.fixture
+def stored(
+    tree: Path,
+    in_memory: dict[str, MemoryStore],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Store:
+    """The tree's files in a store, as `s3://bucket/docs`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    store = Store("s3://bucket/docs")
+    for path in filter(Path.is_file, tree.rglob("*")):
+        store.upload(path, path.relative_to(tree).as_posix())
+    return store
+
+
+def test_a_source_in_a_store_has_the_files_that_it_has_in_a_folder(tree: Path, stored: Store) -> None:
+    here, there = config({"path": str(tree)}), config({"path": "s3://bucket/docs/"})
+    assert [(f.path, f.format) for f in list_files(there)] == [(f.path, f.format) for f in list_files(here)]
+    before = source_fingerprint(there)
+    assert before["s0"]["files"] == 5 and not any(file.file.exists() for file in list_files(there))  # only listed
+    fetch_sources(there)
+    assert [f.file.read_text() for f in list_files(there)] == [f.file.read_text() for f in list_files(here)]
+    stored.write("a.md", b"A.md")  # of equal length
+    stored.delete(["b.py"])
+    after = source_fingerprint(there)
+    assert after["s0"]["files"] == 4 and after["s0"]["sha256"] != before["s0"]["sha256"]
+    copies = [f.file for f in list_files(there)]
+    fetch_sources(there)
+    assert copies[0].read_text() == "A.md" and not copies[0].with_name("b.py").exists()
+
+
+def test_a_source_may_be_one_object(stored: Store) -> None:
+    one = config({"path": "s3://bucket/docs/sub/c.txt"})
+    fetch_sources(one)
+    assert [(f.path, f.file.read_text()) for f in list_files(one)] == [("c.txt", "sub/c.txt")]
+    with pytest.raises(StoreError, match="s3://bucket/docs/sub/nothing: nothing is there"):
+        list_files(config({"path": "s3://bucket/docs/sub/nothing"}))
+
+
+def test_unchanged_objects_are_copied_once(stored: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, read, download = config({"path": "s3://bucket/docs"}), [], Store.download
+    monkeypatch.setattr(Store, "download", lambda *call: read.append(call[1]) or download(*call))
+    fetch_sources(there)
+    fetch_sources(there)
+    assert sorted(read) == [file.path for file in list_files(there)]
+    (list_files(there)[0].file).unlink()
+    fetch_sources(there)
+    assert len(read) == 6
+
+
+PARTS = st.sampled_from(["a", "b.py", ".git", "A", "a.md", "[a]"])
+GLOBS = st.lists(st.sampled_from(["*", "**", "a", "a*", "?", "*.py", ".*", "[ab]*", "[!a]"]), min_size=1, max_size=3)
+
+
+@settings(max_examples=30)
+@given(st.sets(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6), GLOBS, GLOBS)
+def test_names_match_globs_as_files_do(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], include: list[str], exclude: list[str]
+) -> None:
+    names = {name for name in names if not any(other.startswith(f"{name}/") for other in names)}
+    root = tmp_path_factory.mktemp("glob")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    globs = {"include": ("/".join([*include, "*"]),), "exclude": ("/".join(exclude),)}
+    source = SourceConfig(name="s", path=str(root), **globs)
+    assert {name for name in names if _is_included(name, source)} == {path for path, _, _ in _matches(source)}

@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
-from lifecycle.core.artifact import ArtifactError
+from lifecycle.core.artifact import Artifact, ArtifactError, intact_hash
 from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.fetched import local_copy
 from lifecycle.core.lease import Lease, LeaseError
 from lifecycle.core.progress import Silent
+from lifecycle.core.published import Published
 from lifecycle.core.store import Store, StoreError
 from lifecycle.ops.registry import Registry
 from lifecycle.ops.registry_copy import RegistryCopy
 from lifecycle.stages import chain
 from lifecycle.stages.chain import bring_up_to_date, finished_stage, states
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph
 from lifecycle.stages.stage import Outcome, Stage
 from lifecycle.stages.storage import changing_registry, read_registry
 from lifecycle.testing.notes import Notes
@@ -234,3 +237,25 @@ def test_an_address_without_a_store_is_refused_when_the_run_file_is_read() -> No
         read(root="az://bucket")
     assert read(root="/some/folder/").folder == Path("/some/folder/debug")
     assert read(root="gs://bucket/x/").store_url == "gs://bucket/x/debug"
+
+
+def test_a_bundle_at_an_address_is_an_input_like_one_in_a_folder(
+    tmp_path: Path, machine: Machine, in_memory: dict[str, MemoryStore], make_artifact: MakeArtifact
+) -> None:
+    """Its content decides the stage's key; it is copied where the key is needed, and again when it has changed."""
+    bundle = make_artifact("export", {"config.json": "{}", "model.safetensors": "weights"})
+    store = Store("gs://models/one")
+    Published(Store("gs://models")).publish(Artifact(bundle.path.rename(tmp_path / "one"), bundle.manifest))
+    for name in ("one", "two"):
+        machine(name)
+        config = read("train.pretrain.from=gs://models/one", "tokenizer={kind: bytes}", root=str(tmp_path / name))
+        start = config.starts["pretrain"]
+        assert start.url == "gs://models/one" and start.bundle is not None and not start.bundle.exists()
+        drafts = {state.stage.name: state.draft for state in states(config, ("tokenizer",))}
+        graph = build_graph(config)["pretrain"]
+        draft = chain._draft(config, Stage("pretrain", "train", (), graph.settings, graph.bundle, graph.bundle_url), {})
+        assert draft.input_hashes == {"bundle": bundle.content_hash} and drafts.keys() >= {"tokenizer"}
+    store.write("model.safetensors", b"WEIGHTS")
+    local_copy("gs://models/one")
+    with pytest.raises(ArtifactError, match=r"model.safetensors changed after it was finished"):
+        intact_hash(start.bundle)

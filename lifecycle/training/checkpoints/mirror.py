@@ -14,8 +14,8 @@ from pathlib import Path
 from shutil import rmtree
 
 from lifecycle.core.artifact import LEDGER, MANIFEST, ArtifactError, FileFacts
-from lifecycle.core.config import ConfigError
 from lifecycle.core.files import FILES, temporary
+from lifecycle.core.lease import LeaseError
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress
 from lifecycle.core.published import fetch, upload
@@ -98,7 +98,7 @@ class Mirror:
         try:
             self.copy()
             self._told = ""
-        except (StoreError, ConfigError) as error:  # the store is away, or the run is another process's by now
+        except (StoreError, LeaseError, OSError) as error:  # the store is away, or the run is another process's
             if str(error) != self._told:
                 self._progress.note(f"checkpoints are not copied: {error}")
             self._told = str(error)
