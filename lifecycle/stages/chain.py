@@ -67,11 +67,16 @@ def finished_stage(config: RunConfig, name: str) -> Artifact:
 
 def fetch_finished(config: RunConfig) -> None:
     """Makes sure that all finished artifacts of a run with a store are in its local folder."""
-    if config.store_url is not None:
-        artifacts = readable(config)
-        for state in states(config, build_graph(config)):
-            if state.artifact is not None:
-                artifacts.fetch(state.artifact)
+    if config.store_url is None:
+        return
+    possible: list[str] = []
+    for stage in build_graph(config).values():
+        if stage.lacks is None and {*stage.inputs} <= {*possible}:
+            possible.append(stage.name)
+    artifacts = readable(config)
+    for state in states(config, possible):
+        if state.artifact is not None:
+            artifacts.fetch(state.artifact)
 
 
 def bring_up_to_date(

@@ -184,6 +184,6 @@ def test_names_match_globs_as_files_do(
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    globs = {"include": ("/".join([*include, "*"]),), "exclude": ("/".join(exclude),)}
-    source = SourceConfig(name="s", path=str(root), **globs)
+    globs = ("/".join([*include, "*"]),), ("/".join(exclude),)
+    source = SourceConfig(name="s", path=str(root), include=globs[0], exclude=globs[1])
     assert {name for name in names if _is_included(name, source)} == {path for path, _, _ in _matches(source)}

@@ -36,7 +36,8 @@ class KillOnceCopied(Silent):
 
 
 def main(out: Path, store: Store, kill: list[int]) -> None:
-    progress = KillOnceCopied(*(kill or [-1, -1]), store)
+    step, after = kill or (-1, -1)
+    progress = KillOnceCopied(step, after, store)
     mirror = Mirror(store, out, CHECKPOINTS, progress)
     mirror.restore()
     with mirror.running():
