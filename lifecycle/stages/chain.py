@@ -25,6 +25,7 @@ from lifecycle.core.distributed import from_writer, has_joined, is_writer
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
+from lifecycle.core.shared_folder import require_shared
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.stage import Inputs, Stage
@@ -92,6 +93,7 @@ def bring_up_to_date(
     is_prepared = False
     with ExitStack() as opened:
         artifacts = opened.enter_context(owned(config, progress)) if is_writer() else LocalArtifacts()
+        require_shared(config.folder)
         while len(done) < len(stages):
             stage = stages[len(done)]
             draft = _draft(config, stage, done)
