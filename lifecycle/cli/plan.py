@@ -26,6 +26,7 @@ from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.storage import read_registry
 from lifecycle.training.objectives.registry import objective_kind
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def _stages(config: RunConfig) -> Table:
     table = Table(title=f"{config.name} in {config.folder}", title_justify="left", box=None, header_style="bold")
     for column in ("stage", "needs", "state"):
         table.add_column(column)
+    read_registry(config)
     for known in states(config, ("report",)):
         if known.artifact is not None:
             state = f"done: {known.artifact.path.name}"

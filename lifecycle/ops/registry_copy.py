@@ -32,6 +32,7 @@ class RegistryCopy:
         try:
             content = self._store.read(self._name)
         except Missing:
+            self._synced.unlink(missing_ok=True)  # the local one, if there is any, is to be written
             return
         stored, local = hashlib.sha256(content).hexdigest(), self._snapshot()
         last = self._last()

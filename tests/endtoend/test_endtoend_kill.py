@@ -122,7 +122,7 @@ def test_a_run_folder_has_one_owner(undisturbed: Debug, tmp_path: Path) -> None:
     wait_until(lambda: any(run.folder.glob("tagging-*")), POLL_S)
     process.send_signal(signal.SIGSTOP)
     message = run.fail("run")
-    assert f"{run.folder}: another run has locked this folder" in message and "name=" in message
+    assert f"{run.folder}: in use by process " in message and "name=" in message
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     assert process.wait(LIMIT_S) == 130  # Ctrl-C: stopped, and the same command goes on

@@ -211,6 +211,10 @@ def test_the_registry_follows_the_run(
     machine("one")
     read_registry(config)
     assert Registry(config.registry_path).aliases().keys() == {"production", "candidate"}
+    in_memory.clear()  # a bucket that was lost
+    with changing_registry(config, Silent()):
+        pass
+    assert "registry.db" in Store("s3://bucket/runs/debug").list()
 
 
 def test_a_registry_that_changed_on_both_sides_is_not_overwritten(
