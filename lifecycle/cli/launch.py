@@ -56,6 +56,7 @@ def launch(
         command=("lifecycle", verb, str(config), *others), state_bytes=_state_bytes(run), is_spot=spot,
         max_restarts=restarts, claim=claim, service_account=service_account, queue=queue,
     )  # fmt: skip
+    _check_shared_work(run, job)
     yaml.safe_dump(jobset(job), sys.stdout, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -83,6 +84,15 @@ def _check_paths(run: RunConfig, config: Path, claim: str | None) -> None:
         raise ConfigError(
             f"root={run.root}: each pod would write to a disk of its own, which goes with it; set "
             f"root=gs://BUCKET/FOLDER, or --claim CLAIM and root={SHARED}/FOLDER"
+        )
+
+
+def _check_shared_work(run: RunConfig, job: Job) -> None:
+    """Raises `ConfigError` if the pods of a run in object storage had no folder for their work in common."""
+    if job.claim is None and job.num_processes > 1:
+        raise ConfigError(
+            f"root={run.root}: {job.num_processes} pods share one folder for their work (docs/storage.md); "
+            "give them a volume: --claim CLAIM"
         )
 
 

@@ -121,7 +121,10 @@ def _container(job: Job) -> dict[str, Any]:
 
 def _environment(job: Job) -> list[dict[str, Any]]:
     index = "metadata.labels['jobset.sigs.k8s.io/job-index']"
+    # where a run in object storage is worked on, by all pods together (docs/storage.md)
+    cache = [{"name": "XDG_CACHE_HOME", "value": f"{SHARED}/cache"}] if job.claim is not None else []
     return [
+        *cache,
         {"name": "LIFECYCLE_COORDINATOR", "value": f"{job.name}-{WORKERS}-0-0.{job.name}:{PORT}"},
         {"name": "LIFECYCLE_NUM_PROCESSES", "value": str(job.num_processes)},
         {"name": "HOSTS_PER_SLICE", "value": str(job.hosts.num_hosts)},

@@ -36,7 +36,7 @@ def a_job(topology: str, **changes: Any) -> Job:
 
 
 def printed(config: Path, *words: str, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
-    launch(config.relative_to(CONFIGS.parent), *words, image="reg/lifecycle:1", **options)
+    launch(config.relative_to(CONFIGS.parent), *words, image="reg/lifecycle:1", **{"claim": "disk", **options})
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -144,7 +144,8 @@ def test_the_grace_time_covers_a_save() -> None:
         (("topology=v5p:2x4x8", BUCKET), {}, "no node pool has this shape; there are 2x2x1"),
         (("topology=v6e:8x4", "mesh.fsdp=32", BUCKET), {}, "there are 1x1, 2x2, 2x4"),
         (("topology=v5p:4x4x4",), {}, "root=gs://BUCKET/FOLDER"),
-        (("topology=v5p:4x4x4", "root=/shared/runs"), {}, "--claim CLAIM"),
+        (("topology=v5p:4x4x4", "root=/shared/runs"), {"claim": None}, "--claim CLAIM"),
+        (("topology=v5p:4x4x4", BUCKET), {"claim": None}, "16 pods share one folder"),
         (("topology=v5p:4x4x4", "root=/shared/../runs"), {"claim": "disk"}, "disk of its own"),
         (("topology=v5p:4x4x4", "pretrain", BUCKET), {}, "expected key=value"),
         (("topology=v5p:4x4x4", BUCKET, "train.pretrain.stepz=1"), {}, "did you mean 'steps'"),
