@@ -97,7 +97,7 @@ def test_a_setting_is_no_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    root = """root='gs://b/"$(id)" `id` $(LIFECYCLE_COORDINATOR) $$;
+    root = """root='/shared/"$(id)" `id` $(LIFECYCLE_COORDINATOR) $$;
       - #'"""
     manifest = printed(V5P, "topology=v5p:4x4x4", root, capsys=capsys)
     assert started(manifest, 0, 0, tmp_path)[0] == ["run", "configs/llama3_8b_v5p_128.yaml", root]
