@@ -10,6 +10,7 @@ import optax
 
 from lifecycle.core.progress import Silent
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.config import CheckpointConfig
 
 LAYERS = 3
 
@@ -44,7 +45,7 @@ class Notes(Silent):
 
 
 def save_steps(folder: Path, *steps: int, keep: int = 9) -> None:
-    checkpoints = Checkpointer(folder, every=1, keep=keep)
+    checkpoints = Checkpointer(folder, CheckpointConfig(every=1, keep=keep))
     for step in steps:
         checkpoints.save(step, fresh_state(step), {"step": step}, {"note": f"step {step}"})
     checkpoints.close()

@@ -24,7 +24,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.config import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import Objective, build_objective
@@ -110,6 +110,7 @@ class TinyRun:
     grad_accum: int = 2
     global_batch_size: int = 16
     checkpoint_every: int = 1000
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # its other settings
     learning_rate: float = 3e-3
     seed: int = 0
     data_seed: int = 0
@@ -130,8 +131,7 @@ class TinyRun:
             grad_accum=self.grad_accum,
             optimizer=OptimizerConfig(**optimizer, schedule=schedule),
             log_every=1,
-            checkpoint_every=self.checkpoint_every,
-            keep_checkpoints=2,
+            checkpoint=CheckpointConfig(every=self.checkpoint_every, **self.checkpoint),
             **own,
         )
 

@@ -36,6 +36,38 @@ class OptimizerConfig(Section):
     momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
 
 
+class LocalCheckpointConfig(Section):
+    """Checkpoints on each host's own disk, between the durable ones: `training/checkpoints/local.py`."""
+
+    folder: str  # on a disk, or in the memory, of the host; several runs may share it
+    every: int = Field(default=50, gt=0)  # steps
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved, and which of its checkpoints stay: the last `keep`, every one whose step is a
+    multiple of `keep_every`, and the one with the best held-out metric."""
+
+    every: int = Field(default=200, gt=0)  # steps
+    every_minutes: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )  # also; looked at when steps are logged
+    keep: int = Field(default=2, gt=0)
+    keep_every: int | None = Field(default=None, gt=0)  # steps, a multiple of `every`
+    best: str | None = None  # a metric of held-out data; a checkpoint at whose step it was not measured does not count
+    best_is: Literal["lowest", "highest"] = "lowest"
+    # How long training goes on while saves fail, for example on a full disk; each failure is told, and tried again.
+    max_unsaved_minutes: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    local: LocalCheckpointConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "CheckpointConfig":
+        if self.keep_every is not None and self.keep_every % self.every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is not a multiple of every={self.every}: those steps are not saved"
+            )
+        return self
+
+
 class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
@@ -43,7 +75,7 @@ class TrainConfig(VariantSection):
     # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), and
     # how it is logged and saved.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks"})
-    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every", "keep_checkpoints"})
+    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own
@@ -63,8 +95,7 @@ class TrainConfig(VariantSection):
     optimizer: OptimizerConfig = OptimizerConfig()
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
     log_every: int = Field(default=10, gt=0)
-    checkpoint_every: int = Field(default=200, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @classmethod
     def variants(cls) -> Mapping[str, type["TrainConfig"]]:
@@ -84,6 +115,11 @@ class TrainConfig(VariantSection):
         if self.global_batch_size % self.grad_accum:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
+            )
+        if self.checkpoint.best is not None and self.checkpoint.every % self.eval_every:
+            raise ValueError(
+                f"checkpoint.best={self.checkpoint.best} is measured every eval_every={self.eval_every} steps, and "
+                f"checkpoint.every={self.checkpoint.every} is not a multiple of that"
             )
         schedule = self.optimizer.schedule
         if schedule.kind != "constant" and schedule.warmup_steps >= self.steps:

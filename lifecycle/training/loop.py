@@ -44,8 +44,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
     shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
     with ExitStack() as opened:
-        folder = job.out / CHECKPOINTS
-        checkpoints = Checkpointer(folder, every=train.checkpoint_every, keep=train.keep_checkpoints, progress=progress)
+        checkpoints = Checkpointer(job.out / CHECKPOINTS, train.checkpoint, progress)
         opened.enter_context(closing(checkpoints))
         opened.enter_context(closing(job.batches))
         state, step = restore_or_start(job, optimizer, shardings, checkpoints)
@@ -54,7 +53,6 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
         if not run.is_last:
             train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
-        checkpoints.wait()
         if run.is_stopping:
             raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
         return stats(run)

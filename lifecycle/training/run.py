@@ -48,6 +48,8 @@ class TrainingRun:
     is_stopping: bool = False  # whether the job stops after this step, which is then saved
     metrics: dict[str, float] | None = None
     clock: Clock = field(default_factory=Clock)
+    measured: dict[str, float] = field(default_factory=dict)  # on held-out data, after `measured_at` steps
+    measured_at: int | None = None
 
     @property
     def is_last(self) -> bool:
@@ -58,3 +60,9 @@ class TrainingRun:
         """Adds a record of this step to the run log."""
         if self.log is not None:
             self.log.write(step=self.step, **record)
+
+    def write_measured(self, **values: float) -> None:
+        """Adds what was measured on held-out data at this step."""
+        earlier = self.measured if self.measured_at == self.step else {}
+        self.measured, self.measured_at = earlier | values, self.step
+        self.write(**values)

@@ -84,7 +84,7 @@ def test_what_computes_nothing_imports_no_jax(undisturbed: Debug, words: tuple[s
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
     before = made(undisturbed)
     undisturbed.succeed(
-        "run", "train.pretrain.log_every=1", "train.sft.checkpoint_every=100", "data.workers=2", "serve.port=1"
+        "run", "train.pretrain.log_every=1", "train.sft.checkpoint.every=100", "data.workers=2", "serve.port=1"
     )
     assert made(undisturbed) == before
 

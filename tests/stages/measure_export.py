@@ -25,6 +25,7 @@ from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.params import abstract_params
 from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import array_shapes
 
@@ -42,7 +43,7 @@ class Trained:
 
 def save(folder: Path) -> None:
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(CONFIG))
-    checkpoints = Checkpointer(folder / CHECKPOINTS, every=1, keep=1)
+    checkpoints = Checkpointer(folder / CHECKPOINTS, CheckpointConfig(every=1, keep=1))
     checkpoints.save(1, {"params": params, "step": jnp.int32(1)}, {}, {})
     checkpoints.close()
 

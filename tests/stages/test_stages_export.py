@@ -27,6 +27,7 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
 
@@ -49,7 +50,7 @@ class Trained:
 
 def trained(folder: Path, model: ModelConfig) -> Artifact:
     """A training stage's artifact with checkpoints of two steps, each of other weights."""
-    checkpoints = Checkpointer(folder / CHECKPOINTS, every=1, keep=2)
+    checkpoints = Checkpointer(folder / CHECKPOINTS, CheckpointConfig(every=1, keep=2))
     for step in (1, 2):
         params = random_params(model, step)
         checkpoints.save(step, {"params": params, "step": jnp.int32(step)}, {}, {})

@@ -273,8 +273,8 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
     ("override", "changed"),
     [
         ("train.sft.log_every=1", set()),
-        ("train.pretrain.checkpoint_every=1", set()),
-        ("train.prefer.keep_checkpoints=9", set()),
+        ("train.pretrain.checkpoint.every=1", set()),
+        ("train.prefer.checkpoint.keep=9", set()),
         ("train.pretrain.grad_accum=2", set()),
         ("train.pretrain.remat={}", set()),
         ("train.pretrain.loss_chunks=2", set()),

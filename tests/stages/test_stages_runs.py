@@ -142,7 +142,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 @pytest.mark.slow
 def test_a_job_that_comes_back_on_another_mesh_goes_on_from_its_checkpoint(tmp_path: Path, bundle: Path) -> None:
     rows = chat_rows(tmp_path / "own.jsonl", 60)
-    sizes = SIZES | {"steps": 8, "global_batch_size": 8, "checkpoint_every": 2}
+    sizes = SIZES | {"steps": 8, "global_batch_size": 8, "checkpoint": {"every": 2}}
     train = {"chat": {"objective": "sft", "from": str(bundle), **sizes}}
 
     def config(name: str, fsdp: int, **settings: Any) -> RunConfig:

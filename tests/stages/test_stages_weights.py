@@ -18,6 +18,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 
 
@@ -28,7 +29,7 @@ class Trained:
 
 
 def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: Path) -> None:
-    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, every=1, keep=2)
+    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, CheckpointConfig(every=1, keep=2))
     shapes = abstract_params(MODEL)
     for step in (1, 2):
         params = jax.tree.map(lambda x, value=step: jnp.full(x.shape, value, x.dtype), shapes)
@@ -46,7 +47,7 @@ def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: P
 def test_weights_in_use_are_read_into_their_dtypes(tmp_path: Path, mesh: MeshConfig | None) -> None:
     narrow = MODEL.model_copy(update={"compute_dtype": "bfloat16"})
     params = random_params(narrow)
-    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, every=1, keep=1)
+    checkpoints = Checkpointer(tmp_path / CHECKPOINTS, CheckpointConfig(every=1, keep=1))
     checkpoints.save(2, {"params": params, "opt_state": {"count": jnp.array(2)}}, {"step": 2}, {})
     checkpoints.close()
     artifact, laid = cast(Artifact, Trained(tmp_path)), None if mesh is None else build_mesh(mesh)

@@ -14,6 +14,7 @@ from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
+from lifecycle.training.config import CheckpointConfig
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
 
 # After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.
@@ -65,7 +66,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path, dam
     save_steps(tmp_path, 1, 2)
     damage(tmp_path / "2")
     notes = Notes()
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9, progress=notes)
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9), notes)
     assert checkpoints.latest_step() == 1
     (told,) = notes.texts
     assert str(tmp_path / "2") in told and DAMAGES[damage] in told and "resuming from step 1" in told
@@ -83,12 +84,12 @@ def test_a_step_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
         save_steps(tmp_path, 2)
         truncate(tmp_path / "2")
     save_steps(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "2.damaged-2", "3"]
 
 
 def test_a_checkpoint_damaged_after_opening_is_not_restored(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9))
     flip_a_bit(tmp_path / "1")
     with pytest.raises(CheckpointError, match="has changed"):
         checkpoints.restore(fresh_state())
@@ -101,7 +102,7 @@ def test_orbax_own_metadata_is_not_needed(tmp_path: Path) -> None:
     """It is the one file that the list leaves out."""
     save_steps(tmp_path, 1)
     os.truncate(tmp_path / "1" / "_CHECKPOINT_METADATA", 5)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9))
     restored, data, meta = checkpoints.restore(fresh_state())
     checkpoints.close()
     assert_bit_equal(restored, fresh_state(1))
@@ -114,7 +115,7 @@ def test_no_whole_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None
         truncate(tmp_path / step)
     for _ in range(2):  # not a new start the second time either
         with pytest.raises(CheckpointError, match=r"every checkpoint is damaged \(step 2: .*; step 1: .*\)"):
-            Checkpointer(tmp_path, every=1, keep=9)
+            Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9))
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         load_params(tmp_path, fresh_state()["params"])
 
@@ -123,7 +124,7 @@ def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     for step in (2, 3):
         (tmp_path / f"{step}.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
-    checkpoints = Checkpointer(tmp_path, every=1, keep=9)
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=1, keep=9))
     assert checkpoints.latest_step() == 1
     checkpoints.save(2, fresh_state(2), {}, {})
     checkpoints.close()
@@ -140,7 +141,7 @@ def full_disk() -> Iterator[None]:
 
 
 def failing_save(folder: Path) -> Checkpointer:
-    checkpoints = Checkpointer(folder, every=10, keep=9)
+    checkpoints = Checkpointer(folder, CheckpointConfig(every=10, keep=9))
     checkpoints.save(2, fresh_state(2, width=256), {}, {})
     return checkpoints
 
@@ -150,7 +151,7 @@ def test_a_failed_save_is_raised_after_a_later_step(tmp_path: Path, request: pyt
     request.getfixturevalue("full_disk")
     checkpoints = failing_save(tmp_path)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: the checkpoint of step 2 .* it continues from step 1"):
-        wait_until(lambda: checkpoints.should_save(3))
+        wait_until(checkpoints.settle)
     checkpoints.close()
     assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(1)["params"])
 

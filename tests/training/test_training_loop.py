@@ -24,6 +24,7 @@ from lifecycle.testing.jobs import MODEL, TinyRun, command, objective_of, tiny_j
 from lifecycle.training.batches import DataStateError
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import hash_params, load_params
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.finite import DivergedError
 from lifecycle.training.hooks.hook import Hook
@@ -184,7 +185,7 @@ def test_a_measurement_between_log_lines_begins_when_its_steps_are_done(tmp_path
         return {"heldout_loss": 1.0}
 
     job = tiny_job(tmp_path, TinyRun(steps=8))
-    train = job.train.model_copy(update={"log_every": 8, "checkpoint_every": 8})
+    train = job.train.model_copy(update={"log_every": 8, "checkpoint": CheckpointConfig(every=8)})
     run_job(replace(job, train=train), Silent(), [Evaluate(3, measure)])
     assert ready == [True] * 4 and steps_of(tmp_path) == [8]
 

@@ -13,6 +13,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import RunLog, read_log
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.training import loop
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
@@ -70,7 +71,9 @@ def records(device: Device, out: Path, steps: int, log_every: int, eval_every: i
     job = tiny_job(out, TinyRun(steps=steps))
     job = replace(job, train=job.train.model_copy(update={"log_every": log_every}))
     state: Any = TrainState({"w": device}, {}, {}, 0)
-    checkpoints: Any = SimpleNamespace(should_save=lambda step: step % save_every == 0, save=device.busy(300.0))
+    checkpoints: Any = SimpleNamespace(
+        settings=CheckpointConfig(every=save_every), save=device.busy(300.0), settle=lambda **_: True, wait=lambda: None
+    )
     with RunLog(out / "metrics.jsonl") as log:
         run = TrainingRun(job, Silent(), log, state, 0)
         measure = Evaluate(eval_every, device.busy(70.0, {"heldout_loss": 1.0}))

@@ -2,24 +2,31 @@
 
 A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `weights/names.py`,
 independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary name and renames at the end;
-before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to `frozen`. What must hold: a
-checkpoint that a reader accepts is bit for bit what was saved.
+before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to `frozen`. Orbax's
+`CheckpointManager` is not used: after a failed save it counts that step as saved, and forgets the steps that were to be
+deleted. What must hold: a checkpoint that a reader accepts is bit for bit what was saved, and a save that fails in one
+process is an error in all.
 """
 
 import logging
 import shutil
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same
+from lifecycle.training.checkpoints.commit import Commit
 from lifecycle.training.checkpoints.integrity import (
     CheckpointError,
     rename_damaged,
@@ -28,13 +35,16 @@ from lifecycle.training.checkpoints.integrity import (
     sync,
     write_files,
 )
+from lifecycle.training.checkpoints.retention import delete_renamed, delete_unwanted
 from lifecycle.training.checkpoints.weights import FROZEN, PARAMS
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import stack_like, unstack
 
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 PREFIX = f"{PARAMS}."  # the name of a state's parameters begins with this
 # What a failed write raises: an error of the file system or of the storage library.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
+SAVING, SAVED, FAILED = range(3)  # a pending save in one process
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
@@ -51,42 +61,35 @@ for _name in ("absl", "asyncio"):
 
 
 class Checkpointer:
-    """The checkpoints of one run, in `folder/<step>/`.
+    """The checkpoints of one run, in `folder/<step>/`; which of them stay is in `settings`.
 
-    One is due every `every` steps, and the last `keep` are kept. On opening, damaged checkpoints newer than the newest
-    intact one are renamed to `<step>.damaged`, with a note to `progress`; if none is intact, `CheckpointError`. All
+    On opening, damaged checkpoints newer than the newest intact one are renamed to `<step>.damaged`, with a note to
+    `progress`, and what a killed process left unfinished is deleted; if no checkpoint is intact, `CheckpointError`. All
     processes of a job make the same calls.
     """
 
-    def __init__(self, folder: Path, *, every: int, keep: int, progress: Progress | None = None) -> None:
-        self.folder, self.every = folder.absolute(), every
+    def __init__(self, folder: Path, settings: CheckpointConfig, progress: Progress | None = None) -> None:
+        self.folder, self.settings = folder.absolute(), settings
         self.folder.mkdir(parents=True, exist_ok=True)
         rename_damaged(self.folder, progress or Silent())
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=True,  # incomplete folders of a killed run
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_files),
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._saving: int | str | None = None
+        self._delete_unfinished()
+        self._commit = Commit()
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=self._options())
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: int | str = FROZEN  # what is being written, or was last
+        self._pending: Future[None] | None = None
         self._unstack: Any = None
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None; a pending save counts once it is complete."""
         return max(steps_in(self.folder), default=None)
 
-    def should_save(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` steps. Called after each step: it raises `CheckpointError` as soon
-        as a pending save has failed."""
-        if self._saving is not None and not self._manager.is_saving_in_progress():
-            self.wait()
-        return step % self.every == 0
-
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.
 
         When it returns, the arrays have been copied, so `state` may be donated; until then the devices hold the layers'
-        arrays twice. Waits for a pending save first; raises `CheckpointError` if that failed.
+        arrays twice. Waits for a pending save first, and raises `CheckpointError` if that failed; whether this one did
+        is learned from `settle`, or from `wait`.
         """
         self.wait()
         if step == self.latest_step():
@@ -99,22 +102,21 @@ class Checkpointer:
             meta=ocp.args.JsonSave(meta),
         )
         self._saving = step
-        self._raise_failure(partial(self._manager.save, step, args=items, force=True))
+        self._begin(partial(self._writer.save, self.folder / str(step), args=items), self._writer.wait_until_finished)
 
     def save_frozen(self, params: PyTree) -> None:
         """Saves the frozen parameters, replacing any saved before, and waits until they are written."""
+        self.wait()
         sync("frozen parameters are written")
-        if jax.process_index() == 0:
+        if is_writer():
             for path in self.folder.glob(f"{FROZEN}*"):  # also incomplete ones of a killed run
                 shutil.rmtree(path)
         if not params:
             return
         self._saving = FROZEN
-        options = ocp.AsyncOptions(post_finalization_callback=self._write_files)
-        with ocp.StandardCheckpointer(async_options=options) as writer:
-            self._raise_failure(partial(writer.save, self.folder / FROZEN, unstack(params)))
-            self._raise_failure(writer.wait_until_finished)
-        self._saving = None
+        with ocp.StandardCheckpointer(async_options=self._options()) as writer:
+            self._begin(partial(writer.save, self.folder / FROZEN, unstack(params)), writer.wait_until_finished)
+            self.wait()
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
         """(state, data_state, meta) of `step`, or of the newest.
@@ -136,7 +138,7 @@ class Checkpointer:
             data_state=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore(),
         )
-        saved = self._manager.restore(step, args=items)
+        saved = self._writer.restore(path, args=items)
         flat = {PREFIX + name: array for name, array in saved["params"].items()} | saved["opt_state"]
         return _stacked(flat, abstract_state), saved["data_state"], saved["meta"]
 
@@ -151,17 +153,64 @@ class Checkpointer:
         with ocp.StandardCheckpointer() as reader:
             return _stacked(reader.restore(path, arrays), abstract_params)
 
+    def settle(self, *, is_waiting: bool = False) -> bool:
+        """Whether no save is pending any more, in any process of the job.
+
+        Raises `CheckpointError`, in all processes, if the pending save has failed in one of them; what it left is then
+        deleted. With `is_waiting` it waits for the end of a pending save.
+        """
+        if self._pending is None:
+            return True
+        if is_waiting:
+            wait([self._pending])
+        error = self._pending.exception() if self._pending.done() else None
+        states = _gathered(SAVING if not self._pending.done() else SAVED if error is None else FAILED)
+        if SAVING in states:
+            return False
+        self._pending = None
+        if FAILED in states:
+            self._delete_unfinished()
+            raise self._failure(error or "another process could not write its part") from error
+        return True
+
     def wait(self) -> None:
-        """Waits for the pending save; raises `CheckpointError` if it fails."""
-        self._raise_failure(self._manager.wait_until_finished)
-        self._saving = None
+        """Waits for the pending save; raises `CheckpointError`, in all processes, if it fails in one."""
+        self.settle(is_waiting=True)
 
     def close(self) -> None:
-        """Waits for the pending save, raises if it failed, and ends Orbax's threads."""
+        """Waits for this process's part of a pending save, raises if that failed, and ends the threads."""
+        pending, self._pending = self._pending, None
+        self._thread.shutdown()
+        self._writer.close()
+        if pending is not None and (error := pending.exception()) is not None:
+            raise self._failure(error) from error
+
+    def _begin(self, save: Callable[[], Any], finish: Callable[[], Any]) -> None:
+        """Calls `save`, which copies the arrays, and then `finish` in a thread; a failure of either ends the save."""
+        self._commit = Commit()
         try:
-            self.wait()
-        finally:
-            self._manager.close()
+            save()
+        except SAVE_ERRORS as error:
+            self._commit.fail(error)
+            self._pending = Future()
+            self._pending.set_exception(error)
+        else:
+            self._pending = self._thread.submit(self._finish, self._commit, finish)
+
+    def _finish(self, commit: Commit, finish: Callable[[], Any]) -> None:
+        try:
+            finish()
+        except SAVE_ERRORS as error:
+            commit.fail(error)
+            raise
+        if is_writer():
+            delete_unwanted(self.folder, self.settings)
+
+    def _options(self) -> ocp.options.AsyncOptions:
+        def meet(key: str, timeout_ms: int) -> None:
+            self._commit.meet(key=key, timeout_ms=timeout_ms)
+
+        return ocp.options.AsyncOptions(post_finalization_callback=self._write_files, barrier_sync_fn=meet)
 
     def _unstacked(self, state: PyTree) -> dict[str, jax.Array]:
         if self._unstack is None:
@@ -169,21 +218,33 @@ class Checkpointer:
             self._unstack = jax.jit(unstack, out_shardings=shardings)
         return self._unstack(state)
 
-    def _raise_failure(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except SAVE_ERRORS as error:
-            what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
-            raise CheckpointError(
-                f"{self.folder}: {what} could not be written ({error}); free some space or repair the folder and "
-                f"run again: it continues from step {self.latest_step() or 0}"
-            ) from error
+    def _failure(self, cause: object) -> CheckpointError:
+        what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
+        return CheckpointError(
+            f"{self.folder}: {what} could not be written ({cause}); free some space or repair the folder and "
+            f"run again: it continues from step {self.latest_step() or 0}"
+        )
 
     def _write_files(self) -> None:
         """Adds the list of files to a folder that is complete except for its rename; runs in Orbax's thread."""
-        if jax.process_index() == 0:
+        if is_writer():
             (path,) = self.folder.glob(f"{self._saving}{UNFINISHED}*")
             write_files(path)
+
+    def _delete_unfinished(self) -> None:
+        """Deletes what failed saves and killed processes left; nobody may be writing."""
+        if is_writer():
+            for path in self.folder.glob(f"*{UNFINISHED}*"):
+                shutil.rmtree(path)
+            delete_renamed(self.folder)
+        sync("unfinished checkpoints deleted")
+
+
+def _gathered(state: int) -> list[int]:
+    """Every process's state."""
+    if jax.process_count() == 1:
+        return [state]
+    return multihost_utils.process_allgather(np.int32(state)).tolist()
 
 
 def _split(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,8 +4,8 @@ A complete folder gets `files.json` before it is renamed to its final name. What
 never used, and never keeps a run from resuming from an older one.
 """
 
+import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,15 @@ def rename_damaged(folder: Path, progress: Progress) -> None:
     sync("checkpoints read")
     for step, reason in damaged.items():
         if jax.process_index() == 0:
-            aside = folder / f"{step}{DAMAGED}"
-            shutil.rmtree(aside, ignore_errors=True)  # left if the same step was damaged before
-            (folder / str(step)).rename(aside)
+            (folder / str(step)).rename(_aside(folder, step))
         progress.note(f"{folder / str(step)}: damaged ({reason}); resuming from step {newest}")
     sync("damaged checkpoints renamed")
+
+
+def _aside(folder: Path, step: int) -> Path:
+    """A free name for a damaged step, which nothing ever deletes: it may have been damaged before."""
+    names = itertools.chain([f"{step}{DAMAGED}"], (f"{step}{DAMAGED}-{n}" for n in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def sync(what: str) -> None:

@@ -1,30 +1,109 @@
 """Saves checkpoints during training."""
 
+import time
+from collections.abc import Callable
+
+from lifecycle.core.distributed import from_writer
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.hooks.hook import Hook, off_the_clock
 from lifecycle.training.run import TrainingRun
+
+RETRY_S = 60.0  # after a failed save, until it is tried again
 
 
 class Save(Hook):
     """A checkpoint when one is due, when the job stops, and after the last step: the trained part of the state, and the
     data state. The time until its arrays are copied does not count as training time; the files are written during the
-    next steps.
+    next steps. A record of `save_stall_s` says how long training stood still for each.
 
-    It needs the metrics, so that `Finite` checks them before a save. It comes last: the steps that a checkpoint covers
-    have been logged and measured.
+    By steps all processes know when one is due. By time, and after a failure, process 0's clock decides, at steps whose
+    metrics are fetched: there Python waits for the devices anyway, and the answer costs a job of several processes one
+    broadcast more (0.5 ms between two processes of one machine). A failed save is told, and tried again until saves
+    have failed for `max_unsaved_minutes`; then, or if it is the last, it ends the run with `CheckpointError`.
+
+    A step that is saved needs its metrics, so that `Finite` checks them first. This hook comes last: the steps that a
+    checkpoint covers have been logged and measured.
     """
 
-    def __init__(self, checkpoints: Checkpointer) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpointer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._checkpoints, self._settings, self._clock = checkpoints, checkpoints.settings, clock
+        self._begun_s = 0.0  # when the last save began
+        self._is_pending = False
+        self._stalled_s = 0.0  # in the records so far
+        self._failing_since_s: float | None = None  # the first failure since a save that succeeded
+
+    def start(self, run: TrainingRun) -> None:
+        """Starts the clock; raises `ValueError` if `checkpoint.best` is no metric of the first measurement."""
+        self._begun_s = self._clock()
+        self._check_best(run)
 
     def needs_metrics(self, run: TrainingRun) -> bool:
-        """Whether this step is saved: `Finite` checks its metrics first."""
-        return run.is_last or run.is_stopping or self._checkpoints.should_save(run.step)
+        """Whether this step is certainly saved: `Finite` checks its metrics first."""
+        return run.is_last or run.is_stopping or run.step % self._settings.every == 0
 
     def after_step(self, run: TrainingRun) -> None:
         """Saves a checkpoint if one is due."""
-        if not self.needs_metrics(run):
+        if run.metrics is None:
             return
-        meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain()}
+        is_end = run.is_last or run.is_stopping
         with off_the_clock(run, "checkpoint"):
-            self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
+            is_settled = self._settled(run)
+            if is_due := is_end or self._is_due(run.step, is_settled):
+                self._settled(run, is_waiting=True)
+                self._save(run)
+            if is_end:
+                self._checkpoints.wait()
+        if is_due:
+            run.write(save_stall_s=run.clock.spent_s["checkpoint"] - self._stalled_s)
+            self._stalled_s = run.clock.spent_s["checkpoint"]
+
+    def _settled(self, run: TrainingRun, is_waiting: bool = False) -> bool:
+        """Whether no save is pending; a failed one is told, or raised if they have failed for too long."""
+        try:
+            is_settled = self._checkpoints.settle(is_waiting=is_waiting)
+        except CheckpointError as error:
+            self._is_pending = False
+            self._tell(run, error)
+            return True
+        if is_settled and self._is_pending and self._failing_since_s is not None:
+            self._failing_since_s = None
+            run.progress.note(f"step {run.step}: checkpoints can be written again")
+        self._is_pending = not is_settled
+        return is_settled
+
+    def _tell(self, run: TrainingRun, error: CheckpointError) -> None:
+        now = self._clock()
+        if self._failing_since_s is None:
+            self._failing_since_s = now
+        minutes = (now - self._failing_since_s) / 60
+        limit = self._settings.max_unsaved_minutes
+        if from_writer(minutes >= limit):
+            raise error
+        run.progress.note(f"step {run.step}: training goes on unsaved, for at most {limit - minutes:.0f} min: {error}")
+
+    def _is_due(self, step: int, is_settled: bool) -> bool:
+        """Whether to save after this step; the same in all processes."""
+        is_failing = self._failing_since_s is not None
+        if is_failing and not is_settled:
+            return False
+        if step % self._settings.every == 0 and not is_failing:
+            return True
+        waits = [60 * self._settings.every_minutes] if self._settings.every_minutes is not None else []
+        waits += [RETRY_S] if is_failing else []
+        return bool(waits) and from_writer(self._clock() - self._begun_s >= min(waits))
+
+    def _save(self, run: TrainingRun) -> None:
+        self._check_best(run)
+        measured = run.measured if run.measured_at == run.step else {}
+        meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain(), MEASURED: measured}
+        self._begun_s, self._is_pending = self._clock(), True
+        self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
+
+    def _check_best(self, run: TrainingRun) -> None:
+        best, measured = self._settings.best, run.measured if run.measured_at == run.step else {}
+        is_due = run.step > 0 and run.step % self._settings.every == 0
+        if best is not None and best not in measured and (measured or is_due):
+            known = ", ".join(measured) or "none here: this stage holds nothing out"
+            raise ValueError(f"checkpoint.best={best} is not measured on held-out data; what is: {known}")

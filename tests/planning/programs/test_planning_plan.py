@@ -21,7 +21,7 @@ from lifecycle.planning.programs.fingerprint import fingerprint
 from lifecycle.planning.programs.lowering import PlannedProgram, train_program
 from lifecycle.planning.programs.plan import ProgramPlan, plan_program
 from lifecycle.planning.topology import parse_topology
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.config import CheckpointConfig, NextTokenConfig
 from tests.planning.fakes import fake_mesh
 from tests.planning.shipped import load, pretraining
 from tests.planning.small_programs import GOLDEN, GOLDEN_MESH, GOLDEN_TOPOLOGY
@@ -123,5 +123,5 @@ def test_a_setting_that_changes_the_program_changes_what_is_compiled_and_no_othe
     ):  # fmt: skip
         assert fingerprint_of(settings_of(**changes)) != own, changes
     assert fingerprint_of(settings_of(), num_layers=1) != own
-    for changes in ({"steps": 5000}, {"eval_every": 7}, {"checkpoint_every": 9}, {"log_every": 3}):
+    for changes in ({"steps": 5000}, {"eval_every": 7}, {"checkpoint": CheckpointConfig(every=9)}, {"log_every": 3}):
         assert fingerprint_of(settings_of(**changes)) == own, changes

@@ -1,0 +1,70 @@
+"""What the processes of a job tell each other about one save: whether each has written its part.
+
+A checkpoint of several processes is whole when all have written. Orbax has them meet at barriers: one that fails never
+comes, and the others wait for 20 minutes before they learn that something failed. Here process 0 hears from each
+process, success or what went wrong, and answers all. What must hold: a failure in any process is a failure in each,
+within seconds. The words go through JAX's coordination service, from the thread that writes, so training does not wait.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+from jax._src import distributed  # the service's keys and values have no public name
+
+MEETINGS = 2  # in each save: all have written, and process 0 has renamed the folder
+
+
+class OtherProcessError(OSError):
+    """Another process could not write its part; the message is its own."""
+
+
+_saves = itertools.count()  # of this process, which makes them in the same order as all others
+
+
+class Commit:
+    """One save; all processes of a job make them alike."""
+
+    def __init__(self) -> None:
+        self._save, self._met = next(_saves), 0
+        if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
+            _client().key_value_delete(f"lifecycle/save/{self._save - 2}/")
+
+    def meet(self, *, key: str, timeout_ms: int) -> None:
+        """Waits until all processes are here, as a barrier does; raises `OtherProcessError` if one of them has failed.
+        Orbax calls it from the thread that writes."""
+        del key
+        self._met += 1
+        meeting = self._meeting(self._met)
+        client = _client()
+        if jax.process_index() != 0:
+            client.key_value_set(f"{meeting}/{jax.process_index()}", "")
+            _raise(client.blocking_key_value_get(f"{meeting}/all", timeout_ms))
+            return
+        for process in range(1, jax.process_count()):
+            _raise(client.blocking_key_value_get(f"{meeting}/{process}", timeout_ms))
+        client.key_value_set(f"{meeting}/all", "")
+
+    def fail(self, error: Exception) -> None:
+        """Tells the other processes that this one could not write, where they wait for it or will."""
+        if jax.process_count() == 1:
+            return
+        client = _client()
+        own = "all" if jax.process_index() == 0 else str(jax.process_index())
+        text = str(error) if isinstance(error, OtherProcessError) else f"process {jax.process_index()}: {error}"
+        for number in range(max(self._met, 1), MEETINGS + 1):
+            client.key_value_set(f"{self._meeting(number)}/{own}", text, allow_overwrite=True)
+
+    def _meeting(self, number: int) -> str:
+        return f"lifecycle/save/{self._save}/{number}"
+
+
+def _client() -> Any:
+    client = distributed.global_state.client
+    assert client is not None, "not in a job"
+    return client
+
+
+def _raise(answer: str) -> None:
+    if answer:
+        raise OtherProcessError(answer)

@@ -1,0 +1,51 @@
+"""Which of a run's checkpoints stay.
+
+A pure rule over their steps and what was measured at them. What must hold: the newest always stays, and a checkpoint
+that is not wanted any more leaves in one rename, so that a kill while its files are deleted leaves no half checkpoint.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.config import CheckpointConfig
+
+META = "meta"  # the item of a step with its facts
+MEASURED = "heldout"  # its entry: what was measured on held-out data at this step
+DELETED = ".deleted"  # appended to the name of a folder whose files are being deleted
+
+
+def kept_steps(measured: Mapping[int, Mapping[str, float]], settings: CheckpointConfig) -> set[int]:
+    """The steps that stay, given what was measured at each: the last `keep`, the multiples of `keep_every`, and the
+    best by `best`, the later of two that are as good."""
+    steps = sorted(measured)
+    kept = set(steps[-settings.keep :])
+    if settings.keep_every is not None:
+        kept |= {step for step in steps if step % settings.keep_every == 0}
+    if settings.best is not None:
+        sign = 1 if settings.best_is == "highest" else -1
+        values = {step: sign * measured[step][settings.best] for step in steps if settings.best in measured[step]}
+        kept |= {max(values, key=lambda step: (values[step], step))} if values else set()
+    return kept
+
+
+def delete_unwanted(folder: Path, settings: CheckpointConfig) -> None:
+    """Deletes the checkpoints that do not stay."""
+    steps = steps_in(folder)
+    read = settings.best is not None
+    measured = {step: _measured(folder / str(step)) if read else {} for step in steps}
+    for step in sorted(measured.keys() - kept_steps(measured, settings)):
+        (folder / str(step)).rename(folder / f"{step}{DELETED}")
+    delete_renamed(folder)
+
+
+def delete_renamed(folder: Path) -> None:
+    """Deletes what was renamed to be deleted, also by a process that was killed then."""
+    for path in folder.glob(f"*{DELETED}"):
+        shutil.rmtree(path)
+
+
+def _measured(path: Path) -> dict[str, float]:
+    return json.loads((path / META / "metadata").read_text(encoding="utf-8")).get(MEASURED, {})

@@ -1,0 +1,143 @@
+"""When a run saves, which checkpoints stay, and how long it goes on while saves fail: by rules, without arrays."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.testing.jobs import TinyRun
+from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.retention import DELETED, delete_unwanted, kept_steps
+from lifecycle.training.config import CheckpointConfig, NextTokenConfig
+from lifecycle.training.hooks.save import RETRY_S, Save
+from lifecycle.training.run import TrainingRun
+from tests.checkpoints import Notes
+
+METRIC = "heldout_bits_per_byte"
+
+
+@given(
+    st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.none()),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 4),
+    st.sampled_from([None, "lowest", "highest"]),
+)
+def test_what_stays(values: dict[int, float | None], keep: int, periods: int | None, best: Any) -> None:
+    """Each rule by itself, one step after the other as a run saves them: what one rule needs no other deletes."""
+    settings = CheckpointConfig(every=2, keep=keep, keep_every=periods and 2 * periods, best=best and METRIC)
+    settings = settings.model_copy(update={"best_is": best or "lowest"})
+    saved: dict[int, Mapping[str, float]] = {}
+    for step in sorted(values):
+        value = values[step]
+        saved[step] = {} if value is None else {METRIC: value}
+        stay = kept_steps(saved, settings)
+        saved = {step: measured for step, measured in saved.items() if step in stay}
+    assert set(sorted(values)[-keep:]) <= saved.keys()
+    wanted = set(sorted(values)[-keep:]) | {step for step in values if periods and step % (2 * periods) == 0}
+    measured = [value for value in values.values() if value is not None]
+    if best and measured:
+        extreme = min(measured) if best == "lowest" else max(measured)
+        wanted.add(max(step for step, value in values.items() if value == extreme))
+    assert saved.keys() == wanted
+
+
+def test_a_kill_while_files_are_deleted_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (2, 4, 6):
+        (tmp_path / str(step) / "params").mkdir(parents=True)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lifecycle.training.checkpoints.retention.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt, match=f"2{DELETED}"):
+            delete_unwanted(tmp_path, CheckpointConfig(keep=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"2{DELETED}", "4", "6"]
+    delete_unwanted(tmp_path, CheckpointConfig(keep=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint": {"every": 4, "keep_every": 6}}, r"checkpoint: keep_every=6 is not a multiple of every=4"),
+        ({"checkpoint": {"every": 4, "best": METRIC}, "eval_every": 3}, r"every=4 is not a multiple of that"),
+        ({"checkpoint": {"every_minutes": 0}}, r"checkpoint\.every_minutes"),
+        ({"checkpoint_every": 4}, r"checkpoint_every"),
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(NextTokenConfig, TinyRun().train().plain() | settings)
+
+
+class Disk:
+    """Checkpoints on a disk that has no room before a step; a save ends when it is next asked for."""
+
+    def __init__(self, full_until: int = 0, **settings: Any) -> None:
+        self.settings, self._full_until = CheckpointConfig(**settings), full_until
+        self.saved: list[int] = []
+        self.now = 0.0
+        self._pending: int | None = None
+
+    def save(self, step: int, *_: Any) -> None:
+        assert self._pending is None
+        self._pending = step
+
+    def settle(self, *, is_waiting: bool = False) -> bool:
+        step, self._pending = self._pending, None
+        if step is not None and step < self._full_until:
+            raise CheckpointError(f"the checkpoint of step {step} could not be written (No space left on device)")
+        self.saved += [step] if step is not None else []
+        return True
+
+    def wait(self) -> None:
+        self.settle(is_waiting=True)
+
+
+def steps(disk: Disk, last: int, *, total: int = 1000, seconds: float = 6.0, log_every: int = 1) -> Notes:
+    """Takes the hook through steps of some seconds, of which every `log_every`th is logged."""
+    notes, hook = Notes(), Save(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
+    section: Any = SimpleNamespace(plain=dict, steps=total)
+    job: Any = SimpleNamespace(model=section, train=section, batches=SimpleNamespace(state=lambda step: {}))
+    run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), 0)  # pyright: ignore[reportArgumentType]
+    hook.start(run)
+    while run.step < last:
+        run.step, disk.now = run.step + 1, disk.now + seconds
+        run.metrics = {"loss": 1.0} if run.step % log_every == 0 or hook.needs_metrics(run) else None
+        hook.after_step(run)
+    return notes
+
+
+def test_a_checkpoint_is_due_by_steps_and_by_time() -> None:
+    disk = Disk(every=100, every_minutes=1)
+    steps(disk, 131, log_every=4)
+    assert disk.saved == [12, 24, 36, 48, 60, 72, 84, 96, 100, 112, 124]  # ten steps a minute, at logged steps
+
+
+def test_a_full_disk_is_told_tried_again_and_then_ends_the_run() -> None:
+    disk = Disk(full_until=1000, every=10, max_unsaved_minutes=5)
+    with pytest.raises(CheckpointError, match=r"step 60 could not be written \(No space left"):
+        steps(disk, 1000)
+    assert disk.now == 61 * 6.0 and disk.saved == []  # the first failure is seen after step 11, the last 300 s later
+
+
+def test_a_disk_that_has_room_again_is_used_again() -> None:
+    disk = Disk(full_until=20, every=10)
+    first, last = steps(disk, 45).texts
+    assert "step 11: training goes on unsaved, for at most 60 min: the checkpoint of step 10" in first
+    assert last == "step 21: checkpoints can be written again" and disk.saved == [20, 30, 40]
+    assert RETRY_S == 60.0  # ten of these steps
+
+
+def test_a_last_save_that_fails_ends_the_run() -> None:
+    for total, last in ((15, 15), (10, 10)):
+        with pytest.raises(CheckpointError, match=f"step {last}"):
+            steps(Disk(full_until=1000, every=10), last, total=total)
