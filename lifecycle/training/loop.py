@@ -21,15 +21,17 @@ from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
 from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.weights import hash_params
 from lifecycle.training.hooks.finite import Finite
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
+from lifecycle.training.hooks.save_local import SaveLocal
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.run import TrainingRun
-from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
+from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
 
 type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -47,33 +49,57 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         checkpoints = Checkpointer(job.out / CHECKPOINTS, train.checkpoint, progress)
         opened.enter_context(closing(checkpoints))
         opened.enter_context(closing(job.batches))
-        state, step = restore_or_start(job, optimizer, shardings, checkpoints)
+        local = opened.enter_context(open_local(job, progress)) if train.checkpoint.local is not None else None
+        state, step = restore_or_start(job, optimizer, shardings, checkpoints, local)
         log = opened.enter_context(open_log(job, step)) if is_writer() else None
         run = TrainingRun(job, progress, log, state, step)
         log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
         if not run.is_last:
-            train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, Save(checkpoints)))
+            saving = (*([SaveLocal(local)] if local is not None else []), Save(checkpoints))
+            train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, *saving))
         if run.is_stopping:
             raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
+        if local is not None:
+            local.delete()
         return stats(run)
 
 
 def restore_or_start(
-    job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState, checkpoints: Checkpointer
+    job: TrainJob,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    checkpoints: Checkpointer,
+    local: LocalCheckpoints | None = None,
 ) -> tuple[TrainState, int]:
-    """The state of the newest checkpoint, or a fresh one, and its number of finished steps."""
-    if isinstance(job.start, dict):
-        state = state_from_params(job.start, optimizer, shardings)
-    else:
-        state = init_state(job.model, optimizer, shardings, job.start)
-    if checkpoints.latest_step() is None:
+    """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
+    durable, like = checkpoints.latest_step(), abstract_state(job.model, optimizer, shardings)
+    found = local.restore(like.saved, newer_than=durable or 0) if local is not None else None
+    if found is None and durable is None:
+        state = fresh_state(job, optimizer, shardings)
         checkpoints.save_frozen(state.frozen)
         return state, 0
-    saved, data, _ = checkpoints.restore(state.saved)
+    if found is not None:
+        saved, data = found.state, found.data_state
+    else:
+        saved, data, _ = checkpoints.restore(like.saved)
     step = job.batches.restore(data)
-    frozen = checkpoints.restore_frozen(state.frozen)
+    frozen = checkpoints.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)
     return TrainState(saved["params"], frozen, saved["opt_state"], finished), step
+
+
+def fresh_state(job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """The state before the first step."""
+    if isinstance(job.start, dict):
+        return state_from_params(job.start, optimizer, shardings)
+    return init_state(job.model, optimizer, shardings, job.start)
+
+
+def open_local(job: TrainJob, progress: Progress) -> "closing[LocalCheckpoints]":
+    """The job's local checkpoints."""
+    settings = job.train.checkpoint.local
+    assert settings is not None
+    return closing(LocalCheckpoints(settings, job.out, job.out / CHECKPOINTS, progress))
 
 
 def open_log(job: TrainJob, step: int) -> RunLog:

@@ -1,0 +1,140 @@
+"""Two real processes save: what one of them cannot write is a failed save in both, at once."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.testing.jobs import TinyRun, tiny_job
+from lifecycle.testing.waiting import wait_until
+from lifecycle.training.checkpoints.commit import Commit
+from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
+from lifecycle.training.checkpoints.local import RUN_ID
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.job import CHECKPOINTS
+from lifecycle.training.loop import run_job
+from lifecycle.training.run import TrainingRun
+from tests.multidevice.test_two_processes import run_processes
+
+pytestmark = pytest.mark.long
+
+SMALL = 4096  # bytes
+
+
+class Printed(Silent):
+    def note(self, text: str) -> None:
+        print("NOTE", text, flush=True)
+
+
+class FillDisk(Hook):
+    """After a step, no file of process 1 may grow beyond 4 KiB; with `once`, until its first failed save."""
+
+    def __init__(self, step: int, once: bool) -> None:
+        self._step, self._once = step, once
+        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def after_step(self, run: TrainingRun) -> None:
+        if run.step == self._step and jax.process_index() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, self._before[1]))
+            fail = Commit.fail
+
+            def told(commit: Commit, error: Exception) -> None:
+                if self._once:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+                fail(commit, error)
+
+            Commit.fail = told
+
+
+def train(out: Path, once: bool, **checkpoint: Any) -> None:
+    """One process's part of a job on whose second save process 1 has no room."""
+    settings = TinyRun(steps=8, checkpoint_every=2, mesh={"fsdp": 2}, checkpoint=checkpoint)
+    try:
+        run_job(tiny_job(out, settings), Printed(), [FillDisk(3, once)])
+        print("ENDED", json.dumps(steps_in(out / CHECKPOINTS)), flush=True)
+    except CheckpointError as error:
+        print("RAISED", error, flush=True)
+
+
+class KillAll(Hook):
+    """Kills this process after a step, once its local checkpoint of the one before is written."""
+
+    def __init__(self, step: int | None, local: Path) -> None:
+        self._step, self._local = step, local
+
+    def after_step(self, run: TrainingRun) -> None:
+        if run.step == self._step:
+            wait_until(lambda: any(self._local.glob(f"*/{jax.process_index()}/{run.step - 1}")))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_locally(out: Path, local: str, kill_at: int | None = None, **mesh: int) -> None:
+    """One process's part of a job that saves locally every second step, and durably only at the end."""
+    checkpoint = {"local": {"folder": local, "every": 2}}
+    stats = run_job(
+        tiny_job(out, TinyRun(steps=8, mesh=mesh, checkpoint=checkpoint)), Printed(), [KillAll(kill_at, Path(local))]
+    )
+    print("ENDED", stats["params_hash"], flush=True)
+
+
+PROCESS = """
+import json, os, sys
+from pathlib import Path
+from lifecycle.core import distributed
+distributed.start()
+from tests.multidevice import test_two_processes_saving
+getattr(test_two_processes_saving, sys.argv[2])(Path(sys.argv[1]), **json.loads(sys.argv[3]))
+"""
+
+
+def said(out: Path, function: str, status: int = 0, **settings: Any) -> list[list[str]]:
+    command = [sys.executable, "-c", PROCESS, str(out), function, json.dumps(settings)]
+    outputs = run_processes(command, count=2, devices=1, status=status)
+    return [[line for line in text.splitlines() if line[:4] in ("NOTE", "ENDE", "RAIS")] for text in outputs]
+
+
+def test_a_process_without_room_ends_the_save_of_all_and_the_job_goes_on(tmp_path: Path) -> None:
+    both = said(tmp_path, "train", once=True)
+    assert "process 1: " in both[0][0]
+    for told in both:
+        note, ended = told
+        assert "training goes on unsaved" in note and "File too large" in note
+        assert "the checkpoint of step 4 could not be written" in note and ended == "ENDED [2, 8]"
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["2", "8"]
+
+
+def test_a_process_without_room_ends_the_job_in_all_processes(tmp_path: Path) -> None:
+    for told in said(tmp_path, "train", once=False, max_unsaved_minutes=0):
+        (raised,) = told
+        assert raised.startswith("RAISED") and "File too large" in raised and "continues from step 2" in raised
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("axis", ["replica", "fsdp"])
+def test_a_process_that_lost_its_disk_gets_its_pieces_from_its_replica(tmp_path: Path, axis: str) -> None:
+    """Killed after step 7, with local checkpoints of steps 4 and 6 and no durable one; process 1 comes back with an
+    empty disk. Without a replica its pieces are gone, and the run starts over."""
+    out, local, mesh = tmp_path / "killed", tmp_path / "local", {axis: 2}
+    (expected,) = said(tmp_path / "whole", "train_locally", local=str(tmp_path / "others"), **mesh)[0]
+    said(out, "train_locally", status=-signal.SIGKILL, local=str(local), kill_at=7, **mesh)
+    (run,) = local.iterdir()
+    assert [sorted(path.name for path in (run / str(n)).iterdir()) for n in range(2)] == [["4", "6"]] * 2
+    assert [path.name for path in (out / CHECKPOINTS).iterdir()] == [RUN_ID]
+    shutil.rmtree(run / "1")
+    *notes, ended = said(out, "train_locally", local=str(local), **mesh)[0]
+    assert ended == expected
+    begun = [record["step"] for record in read_log(out / METRICS) if "compile_s" in record]
+    if axis == "replica":
+        assert "resuming from the local checkpoint of step 6" in notes[0] and begun[-1] == 6
+    else:
+        assert all("is not whole" in note for note in notes) and len(notes) == 2 and begun[-1] == 0
+    assert not list(local.iterdir())
