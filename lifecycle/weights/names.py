@@ -6,7 +6,7 @@ name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit 
 of the parameters' tree (an optimizer's moments) is named by the same rule.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import jax
@@ -34,13 +34,15 @@ def unstack(tree: PyTree) -> dict[str, Any]:
     return flat
 
 
-def stack_like[T](flat: Mapping[str, Any], like: T) -> T:
-    """The tree whose `unstack` is `flat`; `like` is a tree (of arrays or shapes) with its structure."""
+def stack_like[T](flat: MutableMapping[str, Any], like: T, stack: Callable[[list[Any], Any], Any] | None = None) -> T:
+    """The tree whose `unstack` is `flat`, which is emptied on the way; `like` is a tree (of arrays or shapes) with its
+    structure. `stack` makes a stack of the layers' arrays, given its leaf of `like`."""
+    stack = stack or (lambda arrays, _: _stack(arrays))
 
     def leaf(path: KeyPath, shape: Any) -> Any:
         if is_stacked(path, shape):
-            return _stack([flat[name] for name in layer_names(path, shape)])
-        return flat[canonical_name(path)]
+            return stack([flat.pop(name) for name in layer_names(path, shape)], shape)
+        return flat.pop(canonical_name(path))
 
     return jax.tree_util.tree_map_with_path(leaf, like)
 

@@ -1,16 +1,18 @@
 """A checkpoint's arrays by canonical name: one per layer and weight, whatever the stacking in memory."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.integrity import CheckpointError
-from lifecycle.weights.names import canonical_name, is_stacked, layer_names
+from lifecycle.weights.names import canonical_name, is_stacked, layer_names, stack_like
 
 type Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -29,6 +31,18 @@ def abstract_arrays(tree: PyTree) -> Shapes:
 
 def _without_first_axis(sharding: Sharding) -> Sharding:
     return NamedSharding(sharding.mesh, P(*sharding.spec[1:])) if isinstance(sharding, NamedSharding) else sharding
+
+
+def stacked(flat: dict[str, jax.Array], like: PyTree) -> PyTree:
+    """The tree whose arrays by canonical name are `flat`, which is emptied: beside the tree, the devices hold one
+    stack's layers twice. `like` has its structure, with shapes and shardings."""
+
+    return stack_like(flat, like, lambda layers, leaf: _stack(leaf.sharding)(layers))
+
+
+@cache
+def _stack(sharding: Sharding) -> Any:
+    return jax.jit(lambda layers: jnp.stack(layers), out_shardings=sharding)
 
 
 def saved_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
-from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same
+from lifecycle.training.checkpoints.agreement import gathered, sync
+from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
 from lifecycle.training.checkpoints.commit import Commit
 from lifecycle.training.checkpoints.integrity import (
     CheckpointError,
+    damage_seen_by_any,
     rename_damaged,
     require_intact,
     steps_in,
-    sync,
     write_files,
 )
+from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.training.checkpoints.retention import delete_renamed, delete_unwanted
 from lifecycle.training.checkpoints.weights import FROZEN, PARAMS
 from lifecycle.training.config import CheckpointConfig
-from lifecycle.weights.names import stack_like, unstack
+from lifecycle.weights.names import unstack
 
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 PREFIX = f"{PARAMS}."  # the name of a state's parameters begins with this
@@ -128,30 +128,25 @@ class Checkpointer:
         if step is None:
             raise CheckpointError(f"{self.folder}: no checkpoint here")
         path = self.folder / str(step)
-        require_intact(path)
+        require_intact(path, damage_seen_by_any)
         params, rest = _split(abstract_arrays(abstract_state))
         require_same(path / PARAMS, params)
         require_same(path / "opt_state", rest)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            opt_state=ocp.args.StandardRestore(rest),
-            data_state=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
-        )
-        saved = self._writer.restore(path, args=items)
-        flat = {PREFIX + name: array for name, array in saved["params"].items()} | saved["opt_state"]
-        return _stacked(flat, abstract_state), saved["data_state"], saved["meta"]
+        flat = {PREFIX + name: array for name, array in read_arrays(path / PARAMS, params).items()}
+        flat |= read_arrays(path / "opt_state", rest)
+        facts = ocp.args.Composite(data_state=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        saved = self._writer.restore(path, args=facts)
+        return stacked(flat, abstract_state), saved["data_state"], saved["meta"]
 
     def restore_frozen(self, abstract_params: PyTree) -> PyTree:
         """The parameters that `save_frozen` wrote, given their structure as for `restore`."""
         path = self.folder / FROZEN
         if not abstract_params and not path.is_dir():
             return {}
-        require_intact(path)
+        require_intact(path, damage_seen_by_any)
         arrays = abstract_arrays(abstract_params)
         require_same(path, arrays)
-        with ocp.StandardCheckpointer() as reader:
-            return _stacked(reader.restore(path, arrays), abstract_params)
+        return stacked(read_arrays(path, arrays), abstract_params)
 
     def settle(self, *, is_waiting: bool = False) -> bool:
         """Whether no save is pending any more, in any process of the job.
@@ -164,7 +159,7 @@ class Checkpointer:
         if is_waiting:
             wait([self._pending])
         error = self._pending.exception() if self._pending.done() else None
-        states = _gathered(SAVING if not self._pending.done() else SAVED if error is None else FAILED)
+        states = gathered(SAVING if not self._pending.done() else SAVED if error is None else FAILED)
         if SAVING in states:
             return False
         self._pending = None
@@ -240,21 +235,7 @@ class Checkpointer:
         sync("unfinished checkpoints deleted")
 
 
-def _gathered(state: int) -> list[int]:
-    """Every process's state."""
-    if jax.process_count() == 1:
-        return [state]
-    return multihost_utils.process_allgather(np.int32(state)).tolist()
-
-
 def _split(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(parameters by their canonical names, all else by its name in the state)."""
     params = {name.removeprefix(PREFIX): leaf for name, leaf in flat.items() if name.startswith(PREFIX)}
     return params, {name: leaf for name, leaf in flat.items() if not name.startswith(PREFIX)}
-
-
-def _stacked(flat: dict[str, jax.Array], like: PyTree) -> PyTree:
-    """The arrays as a tree with the structure and shardings of `like`."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return jax.jit(partial(stack_like, like=shapes), out_shardings=shardings)(flat)

@@ -6,19 +6,23 @@ never used, and never keeps a run from resuming from an older one.
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import FILES, write_text
 from lifecycle.core.progress import Progress
+from lifecycle.training.checkpoints.agreement import from_first, sync
 
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
 UNLISTED = (FILES, "_CHECKPOINT_METADATA")
 DAMAGED = ".damaged"  # appended to a damaged checkpoint's folder name
+
+
+type Damage = Callable[[Path], str | None]
 
 
 class CheckpointError(ValueError):
@@ -31,39 +35,39 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def write_files(path: Path) -> None:
-    """Adds the list of a complete folder's files."""
-    write_text(path / FILES, json.dumps(_list_files(path), indent=1))
+    """Adds the list of a complete folder's files: relative name -> [bytes, SHA-256]."""
+    names = [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
+    hashes = file_hashes(path, [name for name in names if Path(name).name not in UNLISTED])
+    files = {name: [(path / name).stat().st_size, sha256] for name, sha256 in hashes.items()}
+    write_text(path / FILES, json.dumps(files, indent=1))
 
 
-def _list_files(path: Path) -> dict[str, list[Any]]:
-    """Relative name -> [bytes, SHA-256] of all files below `path`."""
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in UNLISTED)
-    hashes = file_hashes(path, [str(file.relative_to(path)) for file in files])
-    return {name: [(path / name).stat().st_size, sha256] for name, sha256 in hashes.items()}
-
-
-def damage(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint's folder; None if it is intact."""
+def damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Says what is wrong with a checkpoint's folder; None if it is intact. With `parts`, hashes that part of it."""
     if not path.is_dir():
         return "no such checkpoint"
     if not (path / FILES).is_file():
         return f"no {FILES}"
     try:
-        expected = json.loads((path / FILES).read_text(encoding="utf-8"))
+        expected: dict[str, Any] = json.loads((path / FILES).read_text(encoding="utf-8"))
     except ValueError:
         return f"{FILES} is not JSON"
-    files = _list_files(path)
-    for name, (size, sha256) in expected.items():
-        if name not in files:
+    for name, (size, _) in expected.items():
+        if not (path / name).is_file():
             return f"{name} is missing"
-        if files[name][0] != size:
-            return f"{name} has {files[name][0]} bytes of {size}"
-        if files[name][1] != sha256:
-            return f"{name} has changed"
-    return None
+        if (found := (path / name).stat().st_size) != size:
+            return f"{name} has {found} bytes of {size}"
+    hashes = file_hashes(path, list(expected)[part::parts])
+    changed = (name for name, sha256 in hashes.items() if expected[name][1] != sha256)
+    return next((f"{name} has changed" for name in changed), None)
 
 
-def require_intact(path: Path) -> None:
+def damage_seen_by_any(path: Path) -> str | None:
+    """As `damage`, of all processes of the job, each of which hashes a part of the files."""
+    return from_first(damage(path, jax.process_index(), jax.process_count()))
+
+
+def require_intact(path: Path, damage: Damage = damage) -> None:
     """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
     if (reason := damage(path)) is not None:
         raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
@@ -80,7 +84,7 @@ def intact_step(folder: Path, step: int | None) -> Path:
     return folder / str(step)
 
 
-def _newest_intact(folder: Path, damaged: dict[int, str]) -> int | None:
+def _newest_intact(folder: Path, damaged: dict[int, str], damage: Damage = damage) -> int | None:
     """The newest intact step, None if there is no step; newer ones go to `damaged` with the reason.
 
     Raises `CheckpointError` if there are steps and none is intact.
@@ -99,7 +103,7 @@ def _newest_intact(folder: Path, damaged: dict[int, str]) -> int | None:
 def rename_damaged(folder: Path, progress: Progress) -> None:
     """Renames damaged checkpoints newer than the newest intact one, so that a run can save those steps again."""
     damaged: dict[int, str] = {}
-    newest = _newest_intact(folder, damaged)  # on every process, so that all fail alike
+    newest = _newest_intact(folder, damaged, damage_seen_by_any)
     sync("checkpoints read")
     for step, reason in damaged.items():
         if jax.process_index() == 0:
@@ -112,9 +116,3 @@ def _aside(folder: Path, step: int) -> Path:
     """A free name for a damaged step, which nothing ever deletes: it may have been damaged before."""
     names = itertools.chain([f"{step}{DAMAGED}"], (f"{step}{DAMAGED}-{n}" for n in itertools.count(2)))
     return next(folder / name for name in names if not (folder / name).exists())
-
-
-def sync(what: str) -> None:
-    """Waits for all processes of the job."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

@@ -9,7 +9,6 @@ saved. If processes come back on other hosts, or on another mesh, no step is who
 """
 
 import hashlib
-import json
 import secrets
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lifecycle.core.distributed import from_writer
 from lifecycle.core.files import temporary, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.core.typing import PyTree
+from lifecycle.training.checkpoints.agreement import from_first, gathered
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.local_files import LocalPart, write_part
 from lifecycle.training.checkpoints.pieces import Holders, assembled, copied_pieces, names_by_device, sources
@@ -78,7 +77,7 @@ class LocalCheckpoints:
         error, self._pending = self._pending.exception(), None
         if error is not None and not isinstance(error, OSError):
             raise error
-        failing = np.flatnonzero(_gathered(np.int32(error is not None))).tolist()
+        failing = np.flatnonzero(gathered(np.int32(error is not None))).tolist()
         if failing and failing != self._failing:
             why = f" ({error})" if error is not None else ""
             self._progress.note(f"{self._run}: processes {failing} could not write a local checkpoint{why}")
@@ -116,7 +115,7 @@ class LocalCheckpoints:
             if any(sources(names_by_device(name, leaf), holders[name]) is None for name, leaf in leaves.items()):
                 self._progress.note(f"{self._run}: the local checkpoint of step {step} is not whole")
                 continue
-            facts = _from_first(part.facts)
+            facts = from_first(part.facts)
             if facts is None:
                 continue
             arrays = [assembled(name, leaf, holders[name], part.read) for name, leaf in leaves.items()]
@@ -133,7 +132,7 @@ class LocalCheckpoints:
     def _steps(self, newer_than: int) -> list[int]:
         """The steps that any process has, newest first."""
         own = [step for step in steps_in(self._folder) if step > newer_than][-MOST:]
-        every = _gathered(np.array(own + [-1] * (MOST - len(own)), np.int32))
+        every = gathered(np.array(own + [-1] * (MOST - len(own)), np.int32))
         return sorted({int(step) for step in every.flat if step >= 0}, reverse=True)
 
 
@@ -164,28 +163,9 @@ def _holders(leaves: dict[str, Any], part: LocalPart) -> dict[str, Holders]:
             if piece not in checked:
                 checked[piece] = part.has(piece, shape, leaf.dtype)
         own.append([checked[piece] for piece in mine])
-    every = _gathered(np.array(own))  # [process, array, device of the process]
+    every = gathered(np.array(own))  # [process, array, device of the process]
     found = {}
     for number, (name, leaf) in enumerate(leaves.items()):
         answers = [iter(every[process, number]) for process in range(jax.process_count())]
         found[name] = {device: bool(next(answers[device.process_index])) for device in names_by_device(name, leaf)}
     return found
-
-
-def _gathered(own: Any) -> np.ndarray:
-    """Every process's array, on a leading axis."""
-    if jax.process_count() == 1:
-        return np.asarray(own)[None]
-    return np.asarray(multihost_utils.process_allgather(own))
-
-
-def _from_first(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The facts of the first process that has them, in all processes."""
-    text = b"" if facts is None else json.dumps(facts).encode()
-    sizes = _gathered(np.int32(len(text)))
-    if not sizes.any():
-        return None
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    first = int(np.flatnonzero(sizes)[0])
-    return json.loads(_gathered(padded)[first, : sizes[first]].tobytes())

@@ -5,7 +5,6 @@ get both.
 """
 
 import hashlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from jax.experimental import multihost_utils
 
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
-from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes
+from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes, stacked
 from lifecycle.training.checkpoints.integrity import intact_step, require_intact
-from lifecycle.weights.names import stack_like, unstack
+from lifecycle.training.checkpoints.reading import read_arrays
+from lifecycle.weights.names import unstack
 
 PARAMS = "params"  # the item of a step with the trained parameters
 FROZEN = "frozen"
@@ -53,10 +53,10 @@ def load_params(
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), given, targets)
     wanted = abstract_arrays(shapes)
     flat: dict[str, jax.Array] = {}
-    with _reader(alone=shardings is None) as reader:
-        for item, saved in _items(folder, step, abstract_arrays(like)).items():
-            flat |= reader.restore(item, {name: wanted[name] for name in saved})
-    return jax.jit(partial(stack_like, like=like), out_shardings=shardings)(flat)
+    for item, saved in _items(folder, step, abstract_arrays(like)).items():
+        part = {name: wanted[name] for name in saved}
+        flat |= read_arrays(item, part) if shardings is not None else _read_alone(item, part)
+    return stacked(flat, shapes)
 
 
 def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayReader:
@@ -84,12 +84,11 @@ def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]
     return items
 
 
-def _reader(alone: bool) -> ocp.StandardCheckpointer:
-    """A reader for all processes of the job together, or for this one alone, which then skips Orbax's barriers."""
-    if not alone or jax.process_count() == 1:
-        return ocp.StandardCheckpointer()
+def _read_alone(item: Path, wanted: Shapes) -> dict[str, jax.Array]:
+    """The arrays of one item, read by this process alone, which skips Orbax's barriers."""
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    return ocp.StandardCheckpointer(multiprocessing_options=options)
+    with ocp.StandardCheckpointer(multiprocessing_options=options) as reader:
+        return reader.restore(item, wanted)
