@@ -18,7 +18,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
+from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import unstack
@@ -78,6 +79,16 @@ def test_the_last_stay(checkpoints: Checkpointer) -> None:
     restored, data, _ = checkpoints.restore(fresh_state(), step=6)
     assert data == {"step": 6}
     assert_bit_equal(restored, fresh_state(6))
+
+
+def test_the_best_stays_also_through_a_restart(tmp_path: Path) -> None:
+    settings = CheckpointConfig(every=1, keep=1, best="heldout_loss")
+    for steps in ({1: 3.0, 2: 1.0}, {3: 2.0, 4: 1.5}):
+        checkpoints = Checkpointer(tmp_path, settings)
+        for step, loss in steps.items():
+            checkpoints.save(step, {"params": {"w": jnp.zeros(2)}}, {}, {MEASURED: {"heldout_loss": loss}})
+        checkpoints.close()
+    assert steps_in(tmp_path) == [2, 4]
 
 
 def test_saving_a_step_again_changes_nothing(checkpoints: Checkpointer) -> None:

@@ -70,6 +70,8 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     assert checkpoints(out) == [8, 12]
     expected = {"step", "loss", "count", "grad_norm", "learning_rate", "tokens_per_s", "cpu_s"}
     assert all(record.keys() == expected and record["tokens_per_s"] > 0 for record in records)
+    stalls = [record for record in read_log(out / METRICS) if "save_stall_s" in record]
+    assert [record["step"] for record in stalls] == [4, 8, 12] and all(r["save_stall_s"] > 0 for r in stalls)
     assert [(done, total) for done, total, _ in told.updates] == [(step, 12) for step in range(1, 13)]
     assert told.updates[-1][2]["loss"] == records[-1]["loss"] == stats["loss"] < records[0]["loss"] - 0.5
     assert stats["steps"] == 12 and stats["tokens"] == 12 * 16 * 32
