@@ -2,8 +2,9 @@
 FOLDER [MEBIBYTES] [DEVICES]`.
 
 Saves parameters of so many mebibytes and two moments of each on one mesh (`fsdp`), and restores them on another
-(`tensor`) in a process of its own, whose peak resident size it prints beside the size of the state. 576 MiB on 4 devices: 1,430 MiB more than before, as glibc keeps
-freed arrays; 288 MiB with `MALLOC_MMAP_THRESHOLD_=65536`, which returns them: 390 MiB more, 1.35 x the state.
+(`tensor`) in a process of its own, whose peak resident size it prints beside the size of the state. 576 MiB on 4
+devices: 1,430 MiB more than before, as glibc keeps freed arrays; 288 MiB with `MALLOC_MMAP_THRESHOLD_=65536`, which
+returns them: 390 MiB more, 1.35 x the state.
 """
 
 import os
@@ -42,10 +43,11 @@ def main() -> None:
     from lifecycle.training.checkpoints.checkpointer import Checkpointer
     from lifecycle.training.config import CheckpointConfig
 
-    folder, mebibytes, devices, *part = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
+    folder, part = sys.argv[1], sys.argv[4]
+    mebibytes, devices = int(sys.argv[2]), int(sys.argv[3])
     checkpoints = Checkpointer(Path(folder), CheckpointConfig())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if part == ["save"]:
+    if part == "save":
         checkpoints.save(1, state_on("fsdp", mebibytes, devices, is_abstract=False), {}, {})
     else:
         import jax
