@@ -23,7 +23,7 @@ CLUSTER = Path(__file__).with_name("cluster.sh")
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
 STEPS = 200
 SETTINGS = (
-    "mesh.fsdp=2", f"train.pretrain.steps={STEPS}", "train.pretrain.checkpoint_every=30", "train.pretrain.log_every=5",
+    "mesh.fsdp=2", f"train.pretrain.steps={STEPS}", "train.pretrain.checkpoint.every=30", "train.pretrain.log_every=5",
     f"train.pretrain.eval_every={STEPS}",
 )  # fmt: skip
 PATH = f"{os.environ['PATH']}:/usr/sbin"
