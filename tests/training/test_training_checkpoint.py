@@ -86,7 +86,8 @@ def test_the_best_stays_also_through_a_restart(tmp_path: Path) -> None:
     for steps in ({1: 3.0, 2: 1.0}, {3: 2.0, 4: 1.5}):
         checkpoints = Checkpointer(tmp_path, settings)
         for step, loss in steps.items():
-            checkpoints.save(step, {"params": {"w": jnp.zeros(2)}}, {}, {MEASURED: {"heldout_loss": loss}})
+            state = {"params": {"w": jnp.zeros(2)}, "opt_state": {"w": jnp.zeros(2)}}
+            checkpoints.save(step, state, {}, {MEASURED: {"heldout_loss": loss}})
         checkpoints.close()
     assert steps_in(tmp_path) == [2, 4]
 

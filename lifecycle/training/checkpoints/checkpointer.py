@@ -94,6 +94,7 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
+        self._delete_unfinished()
         params, rest = _split(self._unstacked(state))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
@@ -227,10 +228,11 @@ class Checkpointer:
             write_files(path)
 
     def _delete_unfinished(self) -> None:
-        """Deletes what failed saves and killed processes left; nobody may be writing."""
+        """Deletes what failed saves and killed processes left."""
         if is_writer():
             for path in self.folder.glob(f"*{UNFINISHED}*"):
-                shutil.rmtree(path)
+                # Orbax's other writes of a failed save may still add files, which are deleted the next time
+                shutil.rmtree(path, ignore_errors=True)
             delete_renamed(self.folder)
         sync("unfinished checkpoints deleted")
 
