@@ -114,11 +114,14 @@ class TokenShards:
     """Random access to one split: `shards[i]` is document `i` as a one-dimensional array of token ids.
 
     `lengths[i]` is its number of tokens, known without reading it. If a tokenizer is passed, its fingerprint is
-    checked. Threads may share a reader; a pickled copy reopens the files in its own process.
+    checked. `documents`: the folder that they were made from, for their names. Threads may share a reader; a pickled
+    copy reopens the files in its own process.
     """
 
-    def __init__(self, folder: Path, split: str = "train", tokenizer: Tokenizer | None = None) -> None:
-        self.folder, self.split = Path(folder), split
+    def __init__(
+        self, folder: Path, split: str = "train", tokenizer: Tokenizer | None = None, documents: Path | None = None
+    ) -> None:
+        self.folder, self.split, self._documents = Path(folder), split, documents
         self.index = read_index(self.folder)
         if tokenizer is not None:
             require_tokenizer(self.folder, self.index, tokenizer)
@@ -133,7 +136,7 @@ class TokenShards:
         self._readers = [self._open(shard) for shard in self._entry["shards"]]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenShards, (self.folder, self.split)
+        return TokenShards, (self.folder, self.split, None, self._documents)
 
     def __len__(self) -> int:
         return self._entry["documents"]
@@ -144,6 +147,17 @@ class TokenShards:
         shard = int(np.searchsorted(self._starts, document, side="right")) - 1
         record = self._readers[shard].read([int(document - self._starts[shard])])[0]
         return np.frombuffer(record, dtype=self.dtype)
+
+    def name(self, document: int) -> str:
+        """The document's id, if the folder of documents is known, else its place in the shards."""
+        paths = [] if self._documents is None else sorted(self._documents.glob(f"{SPLITS[self.split]}-*.parquet"))
+        row = document
+        for path in paths:
+            if row < (rows := pq.read_metadata(path).num_rows):
+                return pq.read_table(path, columns=["id"])["id"][row].as_py()
+            row -= rows
+        shard = int(np.searchsorted(self._starts, document, side="right")) - 1
+        return f"{self._entry['shards'][shard]['file']}:{document - self._starts[shard]}"
 
     @property
     def num_tokens(self) -> int:
@@ -196,6 +210,10 @@ class SourceDocuments:
 
     def __getitem__(self, document: int) -> np.ndarray:
         return self._shards[int(self._numbers[document])]
+
+    def name(self, document: int) -> str:
+        """The document's id or place, as `TokenShards.name`."""
+        return self._shards.name(int(self._numbers[document]))
 
 
 def read_index(folder: Path) -> dict[str, Any]:

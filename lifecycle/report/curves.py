@@ -50,8 +50,8 @@ OF_STEPS = (
 )
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
-    "count", "cpu_s", "compile_s", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected", "rewards_chosen",
-    "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
+    "count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected",
+    "rewards_chosen", "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
 }  # fmt: skip
 NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
 

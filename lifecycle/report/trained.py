@@ -78,6 +78,6 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Point, ...]
     curves: dict[str, list[Point]] = {}
     for record in records:
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and "fault" not in record:
                 curves.setdefault(name, []).append((record["step"], value))
     return {name: tuple(points) for name, points in curves.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import digest
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
@@ -75,11 +76,16 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     """Rows cut from the token shards."""
     train = learner.train
     assert isinstance(train, NextTokenConfig)
-    shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
+    shards = training_shards(inputs["tokens"], learner.tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
     rows = document_rows(shards, train, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
     return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
+
+
+def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
+    """The token shards to train on; they know the documents that they were made from by name."""
+    return TokenShards(tokens.path, "train", tokenizer, tokens.path.parent / tokens.manifest.inputs["documents"])
 
 
 def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> RowSource:
@@ -107,7 +113,7 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     _list_dropped(out, reports)
     rows: RowSource = packed["train"]
     if isinstance(train, SftConfig) and train.replay_share:
-        shards = TokenShards(inputs["tokens"].path, "train", learner.tokenizer)
+        shards = training_shards(inputs["tokens"], learner.tokenizer)
         replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
     return LearningRows(rows, (_means(learner, packed["heldout"]),), _kept("examples", reports))

@@ -55,6 +55,10 @@ class Documents:
     def __getitem__(self, document: int) -> np.ndarray:
         return self._tokens[document]
 
+    def name(self, document: int) -> str:
+        """Its number."""
+        return str(document)
+
 
 @dataclass(frozen=True)
 class Example:

@@ -39,6 +39,10 @@ class BatchSource(Protocol):
         """
         ...
 
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """What is in each row of that batch, JSON-ready, of all processes' rows."""
+        ...
+
     def state(self, step: int) -> dict[str, Any]:
         """The state that a checkpoint stores after `step` finished steps, JSON-ready. Later batches may have been made
         already: a restored run makes them again."""
@@ -82,6 +86,11 @@ class RowBatches:
             self._ahead = iter(self._batches[step:].to_iter_dataset(self._reading))
         self._next = step + 1
         return next(self._ahead)
+
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """What is in each row of the batch of `step`, with the row's number."""
+        first = step * self._global_batch_size
+        return [{"row": row, **self._rows.contents(row)} for row in range(first, first + self._global_batch_size)]
 
     def state(self, step: int) -> dict[str, Any]:
         """The step, with the batch size and the rows' fingerprint."""

@@ -68,13 +68,36 @@ class CheckpointConfig(Section):
         return self
 
 
+class FaultsConfig(Section):
+    """What a stage does about faulty steps, silent corruption and hangs. A step is faulty if its loss or gradient norm
+    is not finite or, with `spike_sigma`, a spike."""
+
+    # stop: the run ends, and no later checkpoint is written; skip: the update is left out; rollback: the run goes back
+    # to the newest checkpoint that was due and passes over the batches up to the faulty one.
+    policy: Literal["stop", "skip", "rollback"] = "stop"
+    # A loss or gradient norm this many standard deviations above its running mean is a spike (OLMo-core: 6).
+    spike_sigma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    # A run stops at this many faulty steps in a row, or when it has gone back to one checkpoint this many times.
+    limit: int = Field(default=5, gt=0)
+    # Steps between comparisons of two replicas that compute the same rows; needs mesh.replica >= 2.
+    replay_every: int | None = Field(default=None, gt=0)
+    # Seconds without a step, at least, until a process says where it hangs and asks for a restart.
+    hang_s: float = Field(default=600, gt=0, allow_inf_nan=False)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the step itself looks for faults."""
+        return self.policy != "stop" or self.spike_sigma is not None
+
+
 class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
-    # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), and
-    # how it is logged and saved.
-    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks"})
+    # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), what
+    # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), and how it is
+    # logged and saved.
+    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks", "faults"})
     HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
@@ -96,6 +119,7 @@ class TrainConfig(VariantSection):
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
     log_every: int = Field(default=10, gt=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @classmethod
     def variants(cls) -> Mapping[str, type["TrainConfig"]]:

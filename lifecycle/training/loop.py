@@ -7,32 +7,35 @@ a hook needs them, so that the device does not wait for Python.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
-from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.weights import hash_params
-from lifecycle.training.hooks.finite import Finite
+from lifecycle.training.faults import IN_ROW, SIGNALS, fault_shardings
+from lifecycle.training.hooks.faults import Faults, GoBack, diverged
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.save_local import SaveLocal
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
+from lifecycle.training.passing import PassingBatches
+from lifecycle.training.restart import Saved, open_local, open_log, restore_or_start
 from lifecycle.training.run import TrainingRun
-from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params, state_shardings
+from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
+from lifecycle.training.watchdog import Watchdog
 
 type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -43,20 +46,19 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
     `hooks` run after a step is logged and before it is saved. Raises `Stopped` after SIGTERM, once the step is saved.
     """
     train = job.train
-    optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
-    shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
     with ExitStack() as opened:
-        checkpoints = Checkpointer(job.out / CHECKPOINTS, train.checkpoint, progress)
-        opened.enter_context(closing(checkpoints))
-        opened.enter_context(closing(job.batches))
+        durable = opened.enter_context(closing(Checkpointer(job.out / CHECKPOINTS, train.checkpoint, progress)))
         local = opened.enter_context(open_local(job, progress)) if train.checkpoint.local is not None else None
-        state, step = restore_or_start(job, optimizer, shardings, checkpoints, local)
-        log = opened.enter_context(open_log(job, step)) if is_writer() else None
-        run = TrainingRun(job, progress, log, state, step)
-        log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
-        if not run.is_last:
-            saving = (*([SaveLocal(local)] if local is not None else []), Save(checkpoints))
-            train_steps(run, optimizer, shardings, (Finite(), log_metrics, *hooks, *saving))
+        saved = Saved(durable, local)
+        batches = opened.enter_context(closing(PassingBatches(job.batches)))
+        job = replace(job, batches=batches)
+        went_back: list[dict[str, Any]] = []  # one record for each time, all to the same checkpoint
+        while True:
+            try:
+                run = train_from_checkpoint(job, progress, hooks, saved, went_back[-1:])
+                break
+            except GoBack as fault:
+                went_back = go_back(job, fault, saved, batches, progress, went_back)
         if run.is_stopping:
             raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
         if local is not None:
@@ -64,48 +66,55 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         return stats(run)
 
 
-def restore_or_start(
+def train_from_checkpoint(
     job: TrainJob,
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
-    checkpoints: Checkpointer,
-    local: LocalCheckpoints | None = None,
-) -> tuple[TrainState, int]:
-    """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
-    durable, like = checkpoints.latest_step(), abstract_state(job.model, optimizer, shardings)
-    found = local.restore(like.saved, newer_than=durable or 0) if local is not None else None
-    if found is None and durable is None:
-        state = fresh_state(job, optimizer, shardings)
-        checkpoints.save_frozen(state.frozen)
-        return state, 0
-    if found is not None:
-        saved, data = found.state, found.data_state
-    else:
-        saved, data, _ = checkpoints.restore(like.saved)
-    step = job.batches.restore(data)
-    frozen = checkpoints.restore_frozen(like.frozen)
-    finished = jax.device_put(np.int32(step), shardings.step)
-    return TrainState(saved["params"], frozen, saved["opt_state"], finished), step
+    progress: Progress,
+    hooks: Sequence[Hook],
+    saved: Saved,
+    records: Sequence[dict[str, Any]],
+) -> TrainingRun:
+    """Trains from the newest checkpoint to the last step, or to one after which the job stops. `records` are logged
+    first. Raises `GoBack` for a step that the run must go back from."""
+    train = job.train
+    optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
+    shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
+    state, step = restore_or_start(job, optimizer, shardings, saved)
+    if train.faults.is_guarded:
+        shardings = replace(shardings, faults=fault_shardings(job.mesh))
+    with open_log(job, step) if is_writer() else nullcontext() as log:
+        if log is not None:
+            for record in records:
+                log.write(**record)
+        run = TrainingRun(job, progress, log, state, step)
+        log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
+        if not run.is_last:
+            saving = (*([SaveLocal(saved.local)] if saved.local is not None else []), Save(saved.durable))
+            train_steps(run, optimizer, shardings, (Faults(), log_metrics, *hooks, *saving))
+    return run
 
 
-def fresh_state(job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """The state before the first step."""
-    if isinstance(job.start, dict):
-        return state_from_params(job.start, optimizer, shardings)
-    return init_state(job.model, optimizer, shardings, job.start)
+def go_back(
+    job: TrainJob,
+    fault: GoBack,
+    saved: Saved,
+    batches: PassingBatches,
+    progress: Progress,
+    before: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Makes the run go on from the newest checkpoint that was due, behind the batch of the faulty step. The records of
+    all times that it went back to that checkpoint, the newest last; `before` are those so far.
 
-
-def open_local(job: TrainJob, progress: Progress) -> "closing[LocalCheckpoints]":
-    """The job's local checkpoints."""
-    settings = job.train.checkpoint.local
-    assert settings is not None
-    return closing(LocalCheckpoints(settings, job.out, job.out / CHECKPOINTS, progress))
-
-
-def open_log(job: TrainJob, step: int) -> RunLog:
-    """The run log without the records of steps that will run again."""
-    rewind(job.out / METRICS, step or -1)  # a run that starts over drops even its first measurement
-    return RunLog(job.out / METRICS)
+    A checkpoint that was saved when the job was stopped is not one that an undisturbed run has, so it does not count.
+    """
+    limit, to = job.train.faults.limit, saved.durable.last_due(fault.step)
+    same = [record for record in before if record["step"] == to + 1]
+    if len(same) == limit:
+        raise diverged(job, fault.step, f"{fault.what}, after going back to step {to} {limit} times (faults.limit)")
+    saved.drop_after(to)
+    first, last = batches.pass_over(to, fault.step - 1)
+    progress.note(f"{fault}; going back to step {to}, passing over batches {first} to {last}")
+    record = {"step": to + 1, "fault": fault.what, "action": "went back", "from_step": fault.step}
+    return [*same, record | {"passed_over": [first, last]}]
 
 
 def train_steps(
@@ -113,25 +122,38 @@ def train_steps(
 ) -> None:
     """Runs the remaining steps, with the hooks between them."""
     held = rows_of_process(run.job.mesh, run.job.train.global_batch_size, jax.process_index())
-    batch = next_batch(run, held)
-    step = compiled_step(run, optimizer, shardings, batch)
-    for hook in hooks:
-        with noted_by(hook, run):
-            hook.start(run)
-    request = StopRequest()
-    with request.listening():
+    watchdog, request = Watchdog(run.clock, run.job.out, run.job.train.faults.hang_s), StopRequest()
+    signals: list[dict[str, jax.Array]] = []  # of the steps since metrics were fetched, on the devices
+    with watchdog.watching(), request.listening():
+        run.batch = next_batch(run, held)
+        with run.clock.paused("compile"):
+            step = compiled_step(run, optimizer, shardings, run.batch)
+        for hook in hooks:
+            with noted_by(hook, run):
+                hook.start(run)
         while not (run.is_last or run.is_stopping):
             with jax.transfer_guard("disallow"):
-                run.state, metrics = step(run.state, batch)
+                run.state, metrics = step(run.state, run.batch)
             run.step += 1
+            watchdog.launched(metrics)
             run.is_stopping = request.reached(run.step)
             if not run.is_last:
-                batch = next_batch(run, held)
-            is_needed = any(hook.needs_metrics(run) for hook in hooks)
-            run.metrics = {name: float(value) for name, value in jax.device_get(metrics).items()} if is_needed else None
+                run.batch = next_batch(run, held)
+            signals.append({name: metrics[name] for name in (*SIGNALS, IN_ROW) if name in metrics})
+            run.metrics = None
+            if any(hook.needs_metrics(run) for hook in hooks):
+                fetch(run, metrics, signals)
+                watchdog.measured()
+                signals = []
             for hook in hooks:
                 with noted_by(hook, run):
                     hook.after_step(run)
+
+
+def fetch(run: TrainingRun, metrics: dict[str, jax.Array], signals: Sequence[dict[str, jax.Array]]) -> None:
+    """Brings the last step's metrics to the host, and the signals of all steps since they were fetched before."""
+    run.metrics, values = jax.tree.map(float, jax.device_get((metrics, list(signals))))
+    run.fetched = list(zip(range(run.step - len(values) + 1, run.step + 1), values, strict=True))
 
 
 def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:
@@ -145,7 +167,9 @@ def compiled_step(
 ) -> CompiledStep:
     """The step as one compiled program: a batch of another shape is an error, not a second program."""
     job, started = run.job, time.perf_counter()
-    step = make_train_step(job.objective, optimizer, job.mesh, shardings, job.train.grad_accum, job.model.bias_rate)
+    step = make_train_step(
+        job.objective, optimizer, job.mesh, shardings, job.train.grad_accum, job.model.bias_rate, job.train.faults
+    )
     options = compiler_options(job.mesh.devices.flat[0].device_kind)
     compiled = step.lower(run.state, batch).compile(options)
     run.write(compile_s=time.perf_counter() - started)
@@ -164,13 +188,14 @@ def noted_by(hook: Hook, run: TrainingRun) -> Iterator[None]:
 
 def stats(run: TrainingRun) -> dict[str, Any]:
     """The manifest's stats, read from the log, so that they cover the steps before a kill too."""
-    train = run.job.train
-    records = [record for record in read_log(run.job.out / METRICS) if "loss" in record]
+    train, log = run.job.train, list(read_log(run.job.out / METRICS))
+    records = [record for record in log if "loss" in record]
     rates = sorted(record["tokens_per_s"] for record in records)
     return {
         "steps": train.steps,
         "tokens": train.steps * train.global_batch_size * train.seq_len,
         "loss": records[-1]["loss"],
         "tokens_per_s": rates[len(rates) // 2],
+        "faults": [record for record in log if "fault" in record],
         "params_hash": hash_params(run.state.params),
     }

@@ -1,5 +1,6 @@
 """Traces the train step from shapes alone, to compile it for devices that are not present."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import BY_POSITION, batch_sharding
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.faults import abstract_faults
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
@@ -22,7 +24,7 @@ def trace_train_step(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> j
     state, batch = abstract_arguments(model, train, mesh)
     optimizer, objective = build_optimizer(train.optimizer, model, train.steps, mesh), build_objective(model, train)
     shardings = jax.tree.map(lambda array: array.sharding, state)
-    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate)
+    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate, train.faults)
     return step.trace(state, batch)
 
 
@@ -30,7 +32,10 @@ def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) ->
     """Shapes and shardings of the arguments of a step on token rows: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.freeze)
-    return abstract_state(model, optimizer, shardings), abstract_batch(train, mesh)
+    state = abstract_state(model, optimizer, shardings)
+    if train.faults.is_guarded:
+        state = replace(state, faults=abstract_faults(mesh))
+    return state, abstract_batch(train, mesh)
 
 
 def abstract_batch(train: TrainConfig, mesh: AnyMesh) -> Batch:

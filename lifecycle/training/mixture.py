@@ -5,6 +5,7 @@ source and its index in that source are found by index arithmetic; each source g
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Mixture:
         """The row that this index of the mixture maps to."""
         name, own_index = self.locate(index)
         return self._sources[self._names.index(name)].row(own_index)
+
+    def contents(self, index: int) -> dict[str, Any]:
+        """What is in that row, and its source."""
+        name, own_index = self.locate(index)
+        return {"source": name} | self._sources[self._names.index(name)].contents(own_index)
 
 
 def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:

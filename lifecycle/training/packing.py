@@ -11,7 +11,7 @@ Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class RowSource(Protocol):
         """The row with this index, counted over all epochs."""
         ...
 
+    def contents(self, index: int) -> dict[str, Any]:
+        """What that row was made from, JSON-ready: for people, who look for what was wrong with it."""
+        ...
+
 
 class TokenDocuments(Protocol):
     """Documents as token ids with random access: the part of `data.shards.TokenShards` that `DocumentRows` needs."""
@@ -53,6 +57,10 @@ class TokenDocuments(Protocol):
         ...
 
     def __getitem__(self, document: int) -> np.ndarray: ...
+
+    def name(self, document: int) -> str:
+        """What people know a document by."""
+        ...
 
 
 class MaskedIds(Protocol):
@@ -134,21 +142,33 @@ class DocumentRows:
 
     def row(self, index: int) -> Row:
         """The row with this index, counted over all epochs."""
+        stream = np.zeros((2, self._seq_len + 1), np.int32)  # token, segment
+        at = 0
+        for segment, (document, begin, end) in enumerate(self._pieces(index), 1):
+            piece = self._read(document)[begin:end]
+            stream[0, at : at + len(piece)] = piece
+            stream[1, at : at + len(piece)] = segment
+            at += len(piece)
+        return _next_token_row(stream[0], stream[1])
+
+    def contents(self, index: int) -> dict[str, Any]:
+        """The row's documents, in order, and which of their tokens."""
+        pieces = self._pieces(index)
+        return {
+            "documents": [{"document": self._documents.name(d), "tokens": [begin, end]} for d, begin, end in pieces]
+        }
+
+    def _pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """(document, its first token in the row, the end of its tokens there), in order."""
         epoch, index = divmod(index, self.num_rows)
         order, starts, rows = self._plan(epoch)
         first = int(rows[index]) * self._seq_len
         last = min(first + self._seq_len + 1, self._num_tokens)  # one token more than the row: the last target
-        stream = np.zeros((2, self._seq_len + 1), np.int32)  # token, segment
         at = int(np.searchsorted(starts, first, side="right")) - 1
-        segment = 0
         while starts[at] < last:
-            begin, end = max(int(starts[at]), first), min(int(starts[at + 1]), last)
-            piece = self._read(int(order[at]))[begin - starts[at] : end - starts[at]]
-            segment += 1
-            stream[0, begin - first : end - first] = piece
-            stream[1, begin - first : end - first] = segment
+            start = int(starts[at])
+            yield int(order[at]), max(start, first) - start, min(int(starts[at + 1]), last) - start
             at += 1
-        return _next_token_row(stream[0], stream[1])
 
     def _read(self, document: int) -> np.ndarray:
         ids = self._documents[document]
@@ -258,6 +278,10 @@ class ExampleRows:
         """The row with this index, counted over all epochs."""
         return _packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
 
+    def contents(self, index: int) -> dict[str, Any]:
+        """Which examples are in the row, counted from 0."""
+        return {"examples": self._packed.units(index)}
+
 
 class PairRows:
     """Preference pairs `(chosen, rejected)`: a pair is packed as two consecutive segments of one row.
@@ -296,6 +320,10 @@ class PairRows:
         row["pair_mask"][: len(units)] = 1
         row["pair_ids"][: len(units)] = units
         return row
+
+    def contents(self, index: int) -> dict[str, Any]:
+        """Which pairs are in the row, counted from 0."""
+        return {"pairs": self._packed.units(index)}
 
 
 def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:

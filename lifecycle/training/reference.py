@@ -7,7 +7,7 @@ What must hold: the table is that of an undisturbed pass.
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -103,3 +103,7 @@ class ReferenceRows:
         row = dict(self._rows.row(index))
         row["ref_logprobs"] = self._table[row["pair_ids"]] * row["pair_mask"][:, None]
         return row
+
+    def contents(self, index: int) -> dict[str, Any]:
+        """Which pairs are in the row."""
+        return self._rows.contents(index)

@@ -6,11 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog
+from lifecycle.training.faults import to_plain
 from lifecycle.training.job import TrainJob
 from lifecycle.training.state import TrainState
+
+FAULTS = "faults"  # in a checkpoint's data state
 
 
 class Clock:
@@ -19,6 +24,7 @@ class Clock:
     def __init__(self) -> None:
         self._paused_wall_s = self._paused_cpu_s = 0.0
         self.spent_s: dict[str, float] = {}
+        self.is_paused = False
 
     def read(self) -> tuple[float, float]:
         """(wall, CPU) seconds since an arbitrary moment."""
@@ -28,9 +34,11 @@ class Clock:
     def paused(self, cause: str) -> Iterator[None]:
         """Stops the clock inside the block, whose wall time is added to what `cause` has spent."""
         wall_s, cpu_s = self.read()
+        self.is_paused = True
         try:
             yield
         finally:
+            self.is_paused = False
             before, self._paused_wall_s = self._paused_wall_s, time.perf_counter() - wall_s
             self._paused_cpu_s = cpu_seconds() - cpu_s
             self.spent_s[cause] = self.spent_s.get(cause, 0.0) + self._paused_wall_s - before
@@ -38,7 +46,9 @@ class Clock:
 
 @dataclass
 class TrainingRun:
-    """The run as hooks may read and use it. `metrics` are the last step's, on the host, if a hook needed them."""
+    """The run as hooks may read and use it. `metrics` are the last step's, on the host, if a hook needed them; then
+    `fetched` has the loss and the gradient norm of each step since they were fetched before. `batch` is the next
+    step's, on the devices."""
 
     job: TrainJob
     progress: Progress
@@ -47,6 +57,8 @@ class TrainingRun:
     step: int  # finished steps
     is_stopping: bool = False  # whether the job stops after this step, which is then saved
     metrics: dict[str, float] | None = None
+    fetched: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    batch: dict[str, jax.Array] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     measured: dict[str, float] = field(default_factory=dict)  # on held-out data, after `measured_at` steps
     measured_at: int | None = None
@@ -55,6 +67,12 @@ class TrainingRun:
     def is_last(self) -> bool:
         """Whether no step is left."""
         return self.step == self.job.train.steps
+
+    def data_state(self) -> dict[str, Any]:
+        """What a checkpoint stores beside its arrays: where the batches are and, if the step looks for faults, what it
+        knows of the steps before."""
+        faults = {FAULTS: to_plain(self.state.faults)} if self.job.train.faults.is_guarded else {}
+        return self.job.batches.state(self.step) | faults
 
     def write(self, **record: Any) -> None:
         """Adds a record of this step to the run log."""

@@ -32,10 +32,11 @@ class TrainState:
     frozen: Params
     opt_state: Any
     step: Any  # an int32 scalar, or its sharding
+    faults: Any = ()  # a `FaultState` (`training/faults.py`), if the step looks for faults
 
     @property
     def saved(self) -> dict[str, Any]:
-        """The part that each checkpoint stores."""
+        """The arrays that each checkpoint stores."""
         return {"params": self.trained, "opt_state": self.opt_state}
 
     @property

@@ -21,6 +21,8 @@ from lifecycle.model.params import Params
 from lifecycle.model.routing import balanced
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
+from lifecycle.training.config import FaultsConfig
+from lifecycle.training.faults import guarded
 from lifecycle.training.freeze import merged, split
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.sums import Sums
@@ -36,12 +38,14 @@ def make_train_step(
     shardings: TrainState,
     grad_accum: int = 1,
     bias_rate: float = 0.0,
+    faults: FaultsConfig | None = None,
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`:
-    how much a step moves a router's selection bias towards an even load (`MoeConfig`).
+    how much a step moves a router's selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out
+    (`training/faults.py`), with a state for it; then also `skipped` and `faults_in_row`.
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
@@ -62,7 +66,8 @@ def make_train_step(
         trained, _ = split(balanced(merged(trained, state.frozen), sums.load, bias_rate), state.frozen)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= sums.metric_means(divisor)
-        return TrainState(trained, state.frozen, opt_state, state.step + 1), metrics
+        after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
+        return guarded(faults, state, after, metrics) if faults is not None and faults.is_guarded else (after, metrics)
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))

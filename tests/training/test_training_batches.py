@@ -30,6 +30,9 @@ class Numbered:
     def row(self, index: int) -> Row:
         return {"tokens": np.full(T, index, np.int32), "segment_ids": np.ones(T, np.int32)}
 
+    def contents(self, index: int) -> dict[str, Any]:
+        return {"number": index}
+
 
 def batches(steps: range, held: Sequence[int] = range(4), **options: Any) -> list[HostBatch]:
     source = RowBatches(Numbered(), 4, held, **options)

@@ -45,6 +45,9 @@ class Documents:
     def __getitem__(self, document: int) -> np.ndarray:
         return self.texts[document]
 
+    def name(self, document: int) -> str:
+        return f"document {document}"
+
 
 @dataclass
 class Example:

@@ -35,7 +35,7 @@ from lifecycle.training.checkpoints.integrity import (
     write_files,
 )
 from lifecycle.training.checkpoints.reading import read_arrays
-from lifecycle.training.checkpoints.retention import delete_renamed, delete_unwanted
+from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
 from lifecycle.training.checkpoints.weights import FROZEN, PARAMS
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import unstack
@@ -83,6 +83,20 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None; a pending save counts once it is complete."""
         return max(steps_in(self.folder), default=None)
+
+    def last_due(self, step: int) -> int:
+        """The newest checkpoint before `step` that was due, else the newest before it, else 0; waits for a pending
+        save."""
+        self.wait()
+        before = [saved for saved in steps_in(self.folder) if saved < step]
+        return max((saved for saved in before if saved % self.settings.every == 0), default=max(before, default=0))
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints after `step`; waits for a pending save."""
+        self.wait()
+        if is_writer():
+            delete_steps(self.folder, [saved for saved in steps_in(self.folder) if saved > step])
+        sync("later checkpoints deleted")
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.

@@ -90,11 +90,15 @@ class LocalCheckpoints:
         """The newest local checkpoint that is whole and newer than a step, or None; those after it are deleted. `like`
         has the state's structure, with `shape`, `dtype` and `sharding` at its leaves."""
         found = self._newest(like, newer_than)
-        resumed = newer_than if found is None else found.step
-        for step in steps_in(self._folder):
-            if step > resumed:  # it comes again, and must not be joined with what is left of this one
-                shutil.rmtree(self._folder / str(step))
+        self.drop_after(newer_than if found is None else found.step)
         return found
+
+    def drop_after(self, step: int) -> None:
+        """Deletes this process's parts of later steps: these come again, and must not be joined with what is left."""
+        self.finish()
+        for later in steps_in(self._folder):
+            if later > step:
+                shutil.rmtree(self._folder / str(later))
 
     def delete(self) -> None:
         """Deletes this process's part: for after the last step, which is saved durably."""

@@ -108,6 +108,7 @@ class Mirror:
         """Copies the newest complete checkpoint and the frozen parameters, unless they are there; then removes the
         copies of those that are no longer kept."""
         steps = [str(step) for step in steps_in(self._folder / self._name)]
+        self._copied &= {FROZEN, *steps}  # a run that went back saves a step again
         for name in [FROZEN, *steps[-1:]]:
             try:
                 self._copy(name)

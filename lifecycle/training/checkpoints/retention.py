@@ -6,7 +6,7 @@ that is not wanted any more leaves in one rename, so that a kill while its files
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lifecycle.training.checkpoints.integrity import steps_in
@@ -36,7 +36,12 @@ def delete_unwanted(folder: Path, settings: CheckpointConfig) -> None:
     steps = steps_in(folder)
     read = settings.best is not None
     measured = {step: _measured(folder / str(step)) if read else {} for step in steps}
-    for step in sorted(measured.keys() - kept_steps(measured, settings)):
+    delete_steps(folder, sorted(measured.keys() - kept_steps(measured, settings)))
+
+
+def delete_steps(folder: Path, steps: Iterable[int]) -> None:
+    """Deletes the checkpoints of these steps."""
+    for step in steps:
         (folder / str(step)).rename(folder / f"{step}{DELETED}")
     delete_renamed(folder)
 

@@ -23,7 +23,7 @@ class Save(Hook):
     broadcast more (0.5 ms between two processes of one machine). A failed save is told, and tried again until saves
     have failed for `max_unsaved_minutes`; then, or if it is the last, it ends the run with `CheckpointError`.
 
-    A step that is saved needs its metrics, so that `Finite` checks them first. This hook comes last: the steps that a
+    A step that is saved needs its metrics, so that `Faults` checks them first. This hook comes last: the steps that a
     checkpoint covers have been logged and measured.
     """
 
@@ -40,7 +40,7 @@ class Save(Hook):
         self._check_best(run)
 
     def needs_metrics(self, run: TrainingRun) -> bool:
-        """Whether this step is certainly saved: `Finite` checks its metrics first."""
+        """Whether this step is certainly saved: `Faults` checks its metrics first."""
         return run.is_last or run.is_stopping or run.step % self._settings.every == 0
 
     def after_step(self, run: TrainingRun) -> None:
@@ -99,7 +99,7 @@ class Save(Hook):
         measured = run.measured if run.measured_at == run.step else {}
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain(), MEASURED: measured}
         self._begun_s, self._is_pending = self._clock(), True
-        self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step), meta)
+        self._checkpoints.save(run.step, run.state.saved, run.data_state(), meta)
 
     def _check_best(self, run: TrainingRun) -> None:
         best, measured = self._settings.best, run.measured if run.measured_at == run.step else {}

@@ -15,7 +15,7 @@ class SaveLocal(Hook):
         self._checkpoints = checkpoints
 
     def needs_metrics(self, run: TrainingRun) -> bool:
-        """Whether this step is saved: `Finite` checks its metrics first."""
+        """Whether this step is saved: `Faults` checks its metrics first."""
         return run.step % self._checkpoints.every == 0
 
     def after_step(self, run: TrainingRun) -> None:
@@ -24,5 +24,5 @@ class SaveLocal(Hook):
             return
         before = run.clock.spent_s.get(CAUSE, 0.0)
         with off_the_clock(run, CAUSE):
-            self._checkpoints.save(run.step, run.state.saved, run.job.batches.state(run.step))
+            self._checkpoints.save(run.step, run.state.saved, run.data_state())
         run.write(local_save_stall_s=run.clock.spent_s[CAUSE] - before)

@@ -1,0 +1,60 @@
+"""Batches that a run passes over, after it went back to a checkpoint.
+
+PaLM's runs went back about 100 steps from a spike of the loss and passed over 200 to 500 batches, those before and
+during it; the spike did not come again (Chowdhery et al. 2022, section 5.1). Here they are the batches from the
+checkpoint up to that of the faulty step. What must hold: which batch a step trains on follows from the data state
+alone, so a resumed run passes over the same ones.
+"""
+
+from typing import Any
+
+from lifecycle.model.params import Params
+from lifecycle.training.batches import BatchSource, HostBatch
+
+PASSED_OVER = "passed_over"  # in the data state: [step, batches passed over before it], by step
+
+
+class PassingBatches:
+    """The batches of `source`, some passed over. With none, its data state is the source's."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+        self.passed: dict[int, int] = {}  # before which step, how many
+
+    def number(self, step: int) -> int:
+        """The batch of the source that `step` trains on."""
+        return step + sum(count for before, count in self.passed.items() if before <= step)
+
+    def pass_over(self, step: int, faulty: int) -> tuple[int, int]:
+        """Makes `step` train on the batch after that of step `faulty`; the first and the last batch of the source that
+        are passed over."""
+        last = self.number(faulty)
+        self.passed = {before: count for before, count in self.passed.items() if before < step}
+        first = self.number(step)
+        self.passed[step] = last + 1 - first
+        return first, last
+
+    def batch(self, step: int, params: Params) -> HostBatch:
+        """This process's rows of the batch that `step` trains on."""
+        return self._source.batch(self.number(step), params)
+
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """What is in each row of that batch."""
+        return self._source.contents(self.number(step))
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The source's state, with what was passed over so far."""
+        passed = [list(entry) for entry in self.passed.items() if entry[0] <= step]
+        return self._source.state(self.number(step)) | ({PASSED_OVER: passed} if passed else {})
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Restores a state; what a run that went back to it has decided to pass over stays."""
+        saved = dict(state.get(PASSED_OVER, []))
+        number = self._source.restore({name: value for name, value in state.items() if name != PASSED_OVER})
+        step = number - sum(saved.values())
+        self.passed = saved | {before: count for before, count in self.passed.items() if before >= step}
+        return step
+
+    def close(self) -> None:
+        """Ends what the source prefetches with."""
+        self._source.close()

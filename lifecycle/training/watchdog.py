@@ -1,0 +1,95 @@
+"""A watchdog: a process without a step for too long says where it hangs, and asks for a restart.
+
+A lost host, a stuck file system or a deadlock leaves all processes of a job in a collective, for ever and silently.
+Each process has a watchdog of its own, so each writes its stacks. It counts its own polls, so a process that is
+stopped and continued (a suspended laptop, a moved virtual machine) has not hung.
+"""
+
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.training.run import Clock
+
+FACTOR = 10  # times the median time of the steps that the device may still have to do
+MEASURED = 31  # the times that the median is of
+POLL_S = 1.0  # at most; a short limit is polled more often
+GRACE_POLLS = 3  # between the stacks and the end: the other processes write theirs before a launcher ends them
+
+
+class Watchdog:
+    """Watches the steps of one process; time off the training clock does not count. Writes `stacks-PROCESS.txt` into
+    `out`, and to stderr."""
+
+    def __init__(self, clock: Clock, out: Path, hang_s: float) -> None:
+        self._clock, self._hang_s = clock, hang_s
+        self._path = out / f"stacks-{jax.process_index()}.txt"
+        self._poll_s = min(POLL_S, hang_s / 10)
+        self._times: deque[float] = deque(maxlen=MEASURED)  # seconds per step
+        self._done = self._awaited = 0  # steps that Python has launched, and those of them that the device may still do
+        self._measured_at = clock.read()[0]
+
+    @property
+    def limit_s(self) -> float:
+        """The longest time in which nothing happens; the device may have all steps since the last measurement to do."""
+        step_s = statistics.median(self._times) if self._times else 0.0
+        return max(self._hang_s, FACTOR * step_s * (self._awaited + 1))
+
+    def launched(self, metrics: Any) -> None:
+        """A step that computes `metrics` has been launched. The first one is waited for: its time is not known."""
+        self._done += 1
+        self._awaited += 1
+        if not self._times:
+            jax.block_until_ready(metrics)
+            self.measured()
+
+    def measured(self) -> None:
+        """The device has done all launched steps."""
+        now = self._clock.read()[0]
+        self._times.append((now - self._measured_at) / max(1, self._awaited))
+        self._measured_at, self._awaited = now, 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches inside the block."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(stop,), name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _watch(self, stop: threading.Event) -> None:
+        silent_s, seen = 0.0, self._done
+        while not stop.wait(self._poll_s):
+            is_alive = seen != self._done or self._clock.is_paused
+            silent_s, seen = 0.0 if is_alive else silent_s + self._poll_s, self._done
+            if silent_s > self.limit_s:
+                self._give_up(silent_s)
+
+    def _give_up(self, silent_s: float) -> None:
+        message = (
+            f"{time.strftime('%Y-%m-%dT%H:%M:%S')}: no step for {silent_s:,.0f} s (limit {self.limit_s:,.0f} s), "
+            f"{self._done} steps after the start of this process; its stacks are in {self._path.absolute()}; ending "
+            f"with status {RESTART_STATUS}, which asks for a restart\n"
+        )
+        with open(self._path, "a", encoding="utf-8") as file:
+            for out in (file, sys.stderr):
+                out.write(message)
+                out.flush()
+                faulthandler.dump_traceback(out, all_threads=True)
+        time.sleep(GRACE_POLLS * self._poll_s)
+        os._exit(RESTART_STATUS)
