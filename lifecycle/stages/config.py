@@ -326,6 +326,10 @@ class RunConfig(Section):
                 f"model.vocab_size={model.vocab_size}"
             )
         require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
+        if train.faults.replay_every is not None and mesh.replica == 1:
+            raise ValueError(
+                f"{at}.faults.replay_every compares replicas, and mesh.replica=1; set mesh.replica=2, or leave it out"
+            )
         names = model.remat_names(mesh)
         if unknown := set(train.remat or {}) - set(names):
             raise ValueError(

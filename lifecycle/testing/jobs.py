@@ -24,13 +24,15 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.config import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import DocumentRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows
+from lifecycle.training.run import TrainingRun
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
@@ -121,6 +123,9 @@ class TinyRun:
     kill_at: int | None = None
     kill_by: str = "SIGKILL"  # by process 0, which gets it itself
     kill_after: int | None = None  # the step of a checkpoint that must be complete first
+    hang_at: int | None = None  # the step after which process 0 hangs, once
+    hang_by: str = "sleep"  # or a signal
+    hang_s: float = 600  # what the watchdog takes for a hang
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:
@@ -136,6 +141,7 @@ class TinyRun:
             optimizer=OptimizerConfig(**optimizer, schedule=schedule),
             log_every=1,
             checkpoint=CheckpointConfig(every=self.checkpoint_every, **self.checkpoint),
+            faults=FaultsConfig(hang_s=self.hang_s),
             **own,
         )
 
@@ -180,6 +186,24 @@ class KillAt(Silent):
             os.kill(os.getpid(), self.number)
 
 
+class HangAt(Hook):
+    """Hangs its process after a step, as a stuck file system or host does; a file says that it has, so that it does not
+    happen again after a restart."""
+
+    def __init__(self, step: int | None, by: str, mark: Path) -> None:
+        self.step, self.by, self.mark = step, by, mark
+
+    def after_step(self, run: TrainingRun) -> None:
+        """Sleeps for ever, or sends the signal."""
+        if run.step != self.step or self.mark.exists() or not distributed.is_writer():
+            return
+        self.mark.touch()
+        if self.by != "sleep":
+            os.kill(os.getpid(), signal.Signals[self.by])
+        while True:
+            time.sleep(1)
+
+
 def command(out: Path, settings: TinyRun) -> list[str]:
     """The command line of one process of this job."""
     return [sys.executable, "-m", "lifecycle.testing.jobs", str(out), json.dumps(asdict(settings))]
@@ -194,7 +218,7 @@ def main() -> None:
     kill_at = settings.kill_at if distributed.is_writer() else None
     progress = KillAt(kill_at, checkpoint, signal.Signals[settings.kill_by])
     try:
-        stats = run_job(tiny_job(out, settings), progress)
+        stats = run_job(tiny_job(out, settings), progress, [HangAt(settings.hang_at, settings.hang_by, out / "hung")])
     except Stopped as stopped:
         print(stopped, flush=True)
         os._exit(RESTART_STATUS)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from lifecycle.training.faults import IN_ROW, SIGNALS, fault_shardings
 from lifecycle.training.hooks.faults import Faults, GoBack, diverged
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.log import Log
+from lifecycle.training.hooks.replay import Replay
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.save_local import SaveLocal
 from lifecycle.training.job import CHECKPOINTS, TrainJob
@@ -34,7 +36,7 @@ from lifecycle.training.passing import PassingBatches
 from lifecycle.training.restart import Saved, open_local, open_log, restore_or_start
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.state import TrainState, state_shardings
-from lifecycle.training.step import make_train_step
+from lifecycle.training.step import local_gradients, make_train_step
 from lifecycle.training.watchdog import Watchdog
 
 type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -88,9 +90,17 @@ def train_from_checkpoint(
         run = TrainingRun(job, progress, log, state, step)
         log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
         if not run.is_last:
+            watching = (Faults(), *replays(job, shardings))
             saving = (*([SaveLocal(saved.local)] if saved.local is not None else []), Save(saved.durable))
-            train_steps(run, optimizer, shardings, (Faults(), log_metrics, *hooks, *saving))
+            train_steps(run, optimizer, shardings, (*watching, log_metrics, *hooks, *saving))
     return run
+
+
+def replays(job: TrainJob, shardings: TrainState) -> Iterator[Replay]:
+    """The hook that compares replicas, if the stage asks for it."""
+    if job.train.faults.replay_every is not None:
+        local = partial(local_gradients, job.objective, grad_accum=job.train.grad_accum)
+        yield Replay(job.train.faults.replay_every, local, job.mesh, shardings)
 
 
 def go_back(

@@ -51,8 +51,7 @@ def make_train_step(
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
 
     def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
-        trained, frozen = parts
-        sums, grads = _summed_gradients(partial(_of_parts, objective, frozen), trained, batch, grad_accum)
+        sums, grads = local_gradients(objective, parts, batch, grad_accum)
         return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
 
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
@@ -71,6 +70,14 @@ def make_train_step(
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def local_gradients(
+    objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int
+) -> tuple[Sums, Params]:
+    """A device's own sums and gradients of (trained, frozen) parameters, before any is summed over the mesh."""
+    trained, frozen = parts
+    return _summed_gradients(partial(_of_parts, objective, frozen), trained, batch, grad_accum)
 
 
 def _of_parts(objective: Objective, frozen: Params, trained: Params, batch: Batch) -> Sums:

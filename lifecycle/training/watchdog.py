@@ -24,13 +24,14 @@ from lifecycle.training.run import Clock
 
 FACTOR = 10  # times the median time of the steps that the device may still have to do
 MEASURED = 31  # the times that the median is of
+OFF_CLOCK = 6  # times the limit while the clock stands still: compiling, evaluating, saving
 POLL_S = 1.0  # at most; a short limit is polled more often
 GRACE_POLLS = 3  # between the stacks and the end: the other processes write theirs before a launcher ends them
 
 
 class Watchdog:
-    """Watches the steps of one process; time off the training clock does not count. Writes `stacks-PROCESS.txt` into
-    `out`, and to stderr."""
+    """Watches the steps of one process, and with more patience what is off the training clock. Writes
+    `stacks-PROCESS.txt` into `out`, and to stderr."""
 
     def __init__(self, clock: Clock, out: Path, hang_s: float) -> None:
         self._clock, self._hang_s = clock, hang_s
@@ -44,7 +45,8 @@ class Watchdog:
     def limit_s(self) -> float:
         """The longest time in which nothing happens; the device may have all steps since the last measurement to do."""
         step_s = statistics.median(self._times) if self._times else 0.0
-        return max(self._hang_s, FACTOR * step_s * (self._awaited + 1))
+        patience = OFF_CLOCK if self._clock.is_paused else 1
+        return patience * max(self._hang_s, FACTOR * step_s * (self._awaited + 1))
 
     def launched(self, metrics: Any) -> None:
         """A step that computes `metrics` has been launched. The first one is waited for: its time is not known."""
@@ -73,10 +75,10 @@ class Watchdog:
             thread.join()
 
     def _watch(self, stop: threading.Event) -> None:
-        silent_s, seen = 0.0, self._done
+        silent_s, seen = 0.0, (self._done, self._clock.is_paused)
         while not stop.wait(self._poll_s):
-            is_alive = seen != self._done or self._clock.is_paused
-            silent_s, seen = 0.0 if is_alive else silent_s + self._poll_s, self._done
+            now = (self._done, self._clock.is_paused)
+            silent_s, seen = 0.0 if now != seen else silent_s + self._poll_s, now
             if silent_s > self.limit_s:
                 self._give_up(silent_s)
 
