@@ -6,7 +6,7 @@ it. An artifact with several consumers is expanded at its first occurrence.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lifecycle.ops.registry import SHOWN_HASH, Registry
 
 WHOLE = ("present", "verified")
 SHOWN_FILES = 5  # per source, when drawn; the tree has them all
+SHOWN_FAULTS = 5  # of a training stage
 type Node = dict[str, Any]
 
 
@@ -158,9 +159,21 @@ def _draw(node: Node, parent: Tree | None) -> Tree:
             tree.add(Text(f"{name} = {value}", "green"))
         for source, files in node["source_files"].items():
             tree.add(_files_line(source, files))
+    for line in _fault_lines(node.get("stats", {}).get("faults", [])):
+        tree.add(Text(line, "yellow"))
     for child in node["inputs"].values():
         _draw(child, tree)
     return tree
+
+
+def _fault_lines(faults: Sequence[Node]) -> Iterator[str]:
+    """What a training stage did about its faulty steps, and which batches it passed over."""
+    for fault in faults[:SHOWN_FAULTS]:
+        passed = fault.get("passed_over")
+        done = f"went back, passing over batches {passed[0]} to {passed[1]}" if passed else fault["action"]
+        yield f"step {fault.get('from_step', fault['step'])}: {fault['fault']}; {done}"
+    if len(faults) > SHOWN_FAULTS:
+        yield f"and {len(faults) - SHOWN_FAULTS} more faulty steps"
 
 
 def _files_line(source: str, files: Node) -> Text:

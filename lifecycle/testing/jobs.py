@@ -16,21 +16,25 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lifecycle.core import distributed
 from lifecycle.core.progress import Silent
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.training.batches import RowBatches
+from lifecycle.parallel.placement import rows_of_process
+from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
+from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import DocumentRows, PairRows, RowSource
+from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows
 from lifecycle.training.run import TrainingRun
 
@@ -94,6 +98,30 @@ def pair_rows(seed: int = 0) -> ReferenceRows:
     return ReferenceRows(rows, -20 * draw.random((rows.num_pairs, 2), np.float32))
 
 
+def mixed_rows(seq_len: int) -> Mixture:
+    """Three sources in unequal shares, cut and packed; each has few rows, so that epochs roll over."""
+    draw = np.random.default_rng(0)
+    sources = {
+        "cut": DocumentRows(Documents(9, 0), seq_len, 1),
+        "other": DocumentRows(Documents(4, 1), seq_len, 2),
+        "packed": ExampleRows([example(draw, [1, 2], 1 + i % 7) for i in range(11)], seq_len, 3),
+    }
+    return Mixture(sources, {"cut": 5, "other": 2, "packed": 1})
+
+
+class RecordedBatches(RowBatches):
+    """Writes each batch's tokens of this process into `folder`: `STEP-FIRST_ROW.npy`."""
+
+    folder: Path
+    first: int
+
+    def batch(self, step: int, params: Params | None = None) -> HostBatch:
+        """The batch, which is written too."""
+        host = super().batch(step, params)
+        np.save(self.folder / f"{step}-{self.first}.npy", host["tokens"])
+        return host
+
+
 class StopAt(Silent):
     """Progress that ends a run when a step is done, as Ctrl-C does."""
 
@@ -126,6 +154,8 @@ class TinyRun:
     hang_at: int | None = None  # the step after which process 0 hangs, once
     hang_by: str = "sleep"  # or a signal
     hang_s: float = 600  # what the watchdog takes for a hang
+    is_mixed: bool = False  # three sources of few rows, cut and packed, whose epochs roll over
+    is_recorded: bool = False  # each process writes the rows that it trains on
     mesh: dict[str, int] = field(default_factory=dict)
 
     def train(self) -> TrainConfig:
@@ -153,8 +183,21 @@ def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Obje
 
 def rows_of(settings: TinyRun) -> RowSource:
     """The rows that the run's objective takes."""
+    if settings.is_mixed:
+        return mixed_rows(SEQ_LEN)
     is_pairs = objective_kind(settings.objective).rows == "pairs"
     return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
+
+
+def batches_of(out: Path, settings: TinyRun, mesh: Mesh) -> RowBatches:
+    """The run's batches, recorded in `out` if the settings say so."""
+    size = settings.global_batch_size
+    if not settings.is_recorded:
+        return RowBatches.on_mesh(rows_of(settings), size, mesh)
+    recorded = RecordedBatches.on_mesh(rows_of(settings), size, mesh)
+    recorded.folder, recorded.first = out / "batches", rows_of_process(mesh, size, jax.process_index())[0]
+    recorded.folder.mkdir(parents=True, exist_ok=True)
+    return recorded
 
 
 def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
@@ -165,7 +208,7 @@ def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
         train=settings.train(),
         mesh=mesh,
         objective=objective_of(settings.objective),
-        batches=RowBatches.on_mesh(rows_of(settings), settings.global_batch_size, mesh),
+        batches=batches_of(out, settings, mesh),
         start=jax.random.key(settings.seed),
         out=out,
     )

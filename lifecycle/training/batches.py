@@ -8,7 +8,7 @@ batch depends neither on the number of processes nor on the step that the run wa
 import operator
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, Self, SupportsIndex
 
 import grain
 import jax
@@ -75,7 +75,7 @@ class RowBatches:
         self._next = 0  # the step of the first batch in `_ahead`
 
     @classmethod
-    def on_mesh(cls, rows: RowSource, global_batch_size: int, mesh: Mesh) -> "RowBatches":
+    def on_mesh(cls, rows: RowSource, global_batch_size: int, mesh: Mesh) -> Self:
         """The batches of this process in a job that trains on `mesh`."""
         return cls(rows, global_batch_size, rows_of_process(mesh, global_batch_size, jax.process_index()))
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -92,6 +94,52 @@ def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], device
         largest = max(largest, np.abs(left - right).max())
     print(f"weights {largest:.1e}")
     assert largest < CLOSE
+
+
+MOVES = [
+    pytest.param({"replica": 2, "fsdp": 2}, 4, id="the same"),
+    pytest.param({}, 1, id="one"),
+    pytest.param({"stage": 2}, 2, id="two stages"),
+    pytest.param({"fsdp": 2, "expert": 4}, 8, id="eight"),
+]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four processes on a mixture of three sources; its checkpoints of steps 8 and 12 are there."""
+    out = tmp_path_factory.mktemp("four") / "run"
+    run_processes(command(out, MOVED), count=4, devices=1)
+    return out
+
+
+MOVED = TinyRun(steps=12, checkpoint_every=4, is_mixed=True, is_recorded=True, mesh={"replica": 2, "fsdp": 2})
+
+
+def recorded(out: Path, step: int) -> np.ndarray:
+    """The tokens of a global batch, from the parts that the processes have written."""
+    parts = sorted((out / "batches").glob(f"{step}-*.npy"), key=lambda path: int(path.stem.partition("-")[2]))
+    return np.concatenate([np.load(part) for part in parts])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("mesh", "count"), MOVES)
+def test_what_four_processes_saved_goes_on_on_any_number(
+    four: Path, tmp_path: Path, mesh: dict[str, int], count: int
+) -> None:
+    out = tmp_path / "moved"
+    shutil.copytree(four, out, ignore=shutil.ignore_patterns("batches", "12"))
+    run_processes(command(out, replace(MOVED, mesh=mesh)), count=count, devices=1)
+    for step in (8, 9, 10, 11):
+        assert recorded(out, step).shape == (16, 32)
+        np.testing.assert_array_equal(recorded(out, step), recorded(four, step))
+    assert not list((out / "batches").glob("7-*"))
+    curves = [[r["loss"] for r in read_log(folder / METRICS) if "loss" in r] for folder in (four, out)]
+    print(f"{mesh}: loss {np.abs(np.subtract(curves[0], curves[1])).max():.1e}")
+    assert len(curves[1]) == 12
+    np.testing.assert_allclose(curves[1], curves[0], atol=1e-6, rtol=0)
+    if mesh == MOVED.mesh:
+        expected = [load_params(folder / CHECKPOINTS, abstract_params(MODEL)) for folder in (four, out)]
+        jax.tree.map(np.testing.assert_array_equal, *expected)
 
 
 def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:

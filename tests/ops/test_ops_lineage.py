@@ -69,6 +69,16 @@ def test_the_drawing_goes_down_to_filters_and_files(chain: dict[str, Artifact]) 
     assert "ast.py, empty.py, os.py" in text
 
 
+def test_the_drawing_says_what_was_done_about_faulty_steps(chain: dict[str, Artifact]) -> None:
+    node = trace_artifact(next(iter(chain.values())).path)
+    skipped = {"step": 6, "fault": "loss nan, grad_norm 1: not finite", "action": "skipped"}
+    back = {"step": 9, "from_step": 12, "fault": "loss 9, grad_norm 1: a spike", "action": "went back"}
+    node["stats"]["faults"] = [skipped, back | {"passed_over": [8, 11]}, *[skipped] * 6]
+    text = drawn(node)
+    assert "step 6: loss nan, grad_norm 1: not finite; skipped" in text and "and 3 more faulty steps" in text
+    assert "step 12: loss 9, grad_norm 1: a spike; went back, passing over batches 8 to 11" in text
+
+
 def test_from_an_alias(chain: dict[str, Artifact], make_result: Any, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry.sqlite")
     registry.register(chain["export"].path, "chat", [make_result("which", [1.0, 0.0, 1.0])])

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.data.shards import TokenShards
-from lifecycle.testing.jobs import Documents, example
+from lifecycle.testing.jobs import mixed_rows
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
-from lifecycle.training.mixture import Mixture
-from lifecycle.training.packing import DocumentRows, ExampleRows, PackingError, Row
+from lifecycle.training.packing import DocumentRows, PackingError, Row
 
 T = 16
 
@@ -65,22 +64,11 @@ def test_a_step_has_its_batch_in_any_order(steps: list[int], prefetch: int) -> N
     source.close()
 
 
-def _mixed() -> Mixture:
-    """Three sources in unequal shares, cut and packed; each has few rows, so that epochs roll over."""
-    draw = np.random.default_rng(0)
-    sources = {
-        "cut": DocumentRows(Documents(9, 0), T, 1),
-        "other": DocumentRows(Documents(4, 1), T, 2),
-        "packed": ExampleRows([example(draw, [1, 2], 1 + i % 7) for i in range(11)], T, 3),
-    }
-    return Mixture(sources, {"cut": 5, "other": 2, "packed": 1})
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_stops_on_any_numbers_of_processes_give_the_same_batches(data: st.DataObject) -> None:
     """Saved by one number of processes and resumed by another, again and again, from any step of a long run."""
-    rows, size, step = _mixed(), 8, data.draw(st.integers(0, 10**6))
+    rows, size, step = mixed_rows(T), 8, data.draw(st.integers(0, 10**6))
     state = RowBatches(rows, size, range(size)).state(step)
     for _ in range(3):
         count = data.draw(st.sampled_from([1, 2, 4, 8]))

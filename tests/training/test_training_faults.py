@@ -98,14 +98,20 @@ def test_mean_and_variance_are_those_of_all_good_steps_and_then_fade() -> None:
 
 
 def test_a_spike_is_far_above_the_mean_of_either_signal_after_the_warm_up() -> None:
-    known = replace(first_faults(), seen=np.int32(WARMUP), mean=np.float32([4, 1]), variance=np.float32([0.04, 0.01]))
-    for signals, expected in [
+    known = replace(
+        first_faults(),
+        seen=np.int32(WARMUP),
+        mean=np.array([4, 1], np.float32),
+        variance=np.array([0.04, 0.01], np.float32),
+    )
+    cases: list[tuple[list[float], bool]] = [
         ([5.1, 1.0], False),
         ([5.3, 1.0], True),
         ([4.0, 1.7], True),
         ([4.0, 1.5], False),
         ([0.0, 0.0], False),
-    ]:
+    ]
+    for signals, expected in cases:
         assert bool(is_spike(6.0, known, jnp.asarray(signals))) is expected, signals
     assert not is_spike(6.0, replace(known, seen=np.int32(WARMUP - 1)), jnp.array([99.0, 99.0]))
     assert not is_spike(None, known, jnp.array([99.0, 99.0]))
