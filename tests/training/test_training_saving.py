@@ -13,7 +13,7 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.testing.jobs import TinyRun
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.retention import DELETED, delete_unwanted, kept_steps
-from lifecycle.training.config import CheckpointConfig, NextTokenConfig
+from lifecycle.training.config import CheckpointConfig, FaultsConfig, NextTokenConfig
 from lifecycle.training.hooks.save import RETRY_S, Save
 from lifecycle.training.run import TrainingRun
 from tests.checkpoints import Notes
@@ -105,7 +105,7 @@ class Disk:
 def steps(disk: Disk, last: int, *, total: int = 1000, seconds: float = 6.0, log_every: int = 1) -> Notes:
     """Takes the hook through steps of some seconds, of which every `log_every`th is logged."""
     notes, hook = Notes(), Save(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
-    section: Any = SimpleNamespace(plain=dict, steps=total)
+    section: Any = SimpleNamespace(plain=dict, steps=total, faults=FaultsConfig())
     job: Any = SimpleNamespace(model=section, train=section, batches=SimpleNamespace(state=lambda step: {}))
     run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), 0)  # pyright: ignore[reportArgumentType]
     hook.start(run)
