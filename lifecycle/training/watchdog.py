@@ -24,7 +24,9 @@ from lifecycle.training.run import Clock
 
 FACTOR = 10  # times the median time of the steps that the device may still have to do
 MEASURED = 31  # the times that the median is of
-OFF_CLOCK = 6  # times the limit while the clock stands still: compiling, evaluating, saving
+# Times the limit while the clock stands still (compiling, measuring, saving), and until the first step is done, which
+# waits for the processes that still compile.
+OFF_CLOCK = 6
 POLL_S = 1.0  # at most; a short limit is polled more often
 GRACE_POLLS = 3  # between the stacks and the end: the other processes write theirs before a launcher ends them
 
@@ -44,8 +46,8 @@ class Watchdog:
     @property
     def limit_s(self) -> float:
         """The longest time in which nothing happens; the device may have all steps since the last measurement to do."""
-        step_s = statistics.median(self._times) if self._times else 0.0
-        patience = OFF_CLOCK if self._clock.is_paused else 1
+        step_s = statistics.median(self._times or [0.0])
+        patience = OFF_CLOCK if self._clock.is_paused or not self._times else 1
         return patience * max(self._hang_s, FACTOR * step_s * (self._awaited + 1))
 
     def launched(self, metrics: Any) -> None:

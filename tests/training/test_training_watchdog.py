@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ LAUNCH = str(Path(__file__).parents[2] / "launch" / "local.sh")
 class Polls(threading.Event):
     """Instead of waiting, does what a script says between two polls; None: nothing. At its end the watchdog stops."""
 
-    def __init__(self, script: list[Callable[[], Any] | None]) -> None:
+    def __init__(self, script: Sequence[Callable[[], Any] | None]) -> None:
         super().__init__()
         self.script = iter(script)
 
@@ -44,7 +44,7 @@ def clock() -> Any:
 
 
 def hung_after(
-    watchdog: Watchdog, script: list[Callable[[], Any] | None], monkeypatch: pytest.MonkeyPatch
+    watchdog: Watchdog, script: Sequence[Callable[[], Any] | None], monkeypatch: pytest.MonkeyPatch
 ) -> float | None:
     """The silence after which it gives up; None if it does not."""
     given_up: list[float] = []
@@ -66,6 +66,8 @@ def test_a_process_hangs_if_no_step_is_launched_for_the_limit(
         clock.is_paused = False
 
     watchdog = Watchdog(clock, tmp_path, hang_s=10.0)  # a poll each second
+    assert hung_after(watchdog, [None] * 10 * OFF_CLOCK, monkeypatch) is None  # others may still compile
+    launched()
     assert hung_after(watchdog, [None] * 10, monkeypatch) is None
     assert hung_after(watchdog, [None] * 11, monkeypatch) == 11
     assert hung_after(watchdog, [*[None] * 9, launched] * 3, monkeypatch) is None
@@ -116,7 +118,7 @@ def test_a_hung_process_writes_all_stacks_and_asks_for_a_restart(
 @pytest.mark.parametrize("by", ["sleep", "SIGSTOP"])
 def test_a_job_with_a_hanging_process_is_restarted_and_ends_with_the_same_bits(tmp_path: Path, by: str) -> None:
     """Process 0 of two sleeps in a hook, or is stopped; then process 1 hangs in a collective."""
-    settings = TinyRun(steps=12, checkpoint_every=4, mesh={"fsdp": 2}, hang_at=9, hang_by=by, hang_s=20)
+    settings = TinyRun(steps=12, checkpoint_every=4, mesh={"fsdp": 2}, hang_at=9, hang_by=by, hang_s=40)
     whole = run_job(tiny_job(tmp_path / "whole", TinyRun(steps=12, checkpoint_every=4, mesh={"fsdp": 2})), Silent())
     out = tmp_path / "hung"
     out.mkdir()
