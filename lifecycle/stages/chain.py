@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
+from lifecycle.core import startup
 from lifecycle.core.artifact import (
     MANIFEST,
     Artifact,
@@ -100,8 +101,10 @@ def bring_up_to_date(
             artifact = _agreed(config, stage, draft, artifacts)
             if artifact is None:
                 if not is_prepared:
+                    startup.passed("start")
                     prepare()
                     _check_job(config, stages[len(done) :])
+                    startup.passed("imports")
                     is_prepared = True
                 if _has_damaged_inputs(draft, artifacts, progress):
                     done.clear()  # they are made again, and perhaps with other content
@@ -192,11 +195,15 @@ def _make(
             from_writer(True)  # the others begin once this one has fetched what there is
         out = draft.open()
         with draft.keeping_costs() if is_writer() else nullcontext():
-            outcome = stage.load()(config, inputs, out, progress, **stage.arguments)
+            startup.passed("start")
+            run = stage.load()
+            startup.passed("imports")
+            outcome = run(config, inputs, out, progress, **stage.arguments)
     if not is_writer():
         return _wait(config, stage, draft)
     artifact = draft.commit(outcome.stats, outcome.content_hash, outcome.how)
     artifacts.publish(artifact)
+    startup.taken(stage.name)  # the next stage's time begins here
     return artifact
 
 

@@ -84,6 +84,8 @@ class RunConfig(Section):
     # Artifacts, registry and logs of the run go to `<root>/<name>`: a path, or an address such as s3://BUCKET/FOLDER.
     root: Annotated[str, BeforeValidator(str), AfterValidator(path_or_url)] = "runs"
     seed: int = Field(default=0, ge=0, lt=2**63)
+    # Steps of each training stage to trace, as FIRST-LAST; the traces are in the stages' folders.
+    profile: Annotated[str, Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None
     data: DataConfig | None = None
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig
@@ -109,6 +111,13 @@ class RunConfig(Section):
     def store_url(self) -> str | None:
         """The run's address in object storage; None for a run that is only in its folder."""
         return f"{self.root}/{self.name}" if is_url(self.root) else None
+
+    @property
+    def profile_steps(self) -> tuple[int, int]:
+        """The first and the last step to trace."""
+        assert self.profile is not None
+        first, _, last = self.profile.partition("-")
+        return int(first), int(last or first)
 
     @property
     def registry_path(self) -> Path:
@@ -214,6 +223,19 @@ class RunConfig(Section):
                     "the documents' docstrings with rows.docstrings=true"
                 )
         return None
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _one_step(cls, profile: object) -> object:
+        return str(profile) if isinstance(profile, int) else profile  # YAML reads `profile: 10` as a number
+
+    @field_validator("profile")
+    @classmethod
+    def _in_order(cls, profile: str | None) -> str | None:
+        first, _, last = (profile or "1").partition("-")
+        if int(last or first) < int(first):
+            raise ValueError(f"profile={profile}: expected the first step, then the last one: {last}-{first}")
+        return profile
 
     @field_validator("train")
     @classmethod

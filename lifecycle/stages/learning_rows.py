@@ -41,6 +41,7 @@ from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowS
 from lifecycle.training.reference import ReferenceRows, reference_logprobs
 from lifecycle.training.scoring import document_nats
 
+BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
 DROPPED_ROWS = "dropped_rows.json"
 
 
@@ -164,9 +165,14 @@ def heldout_bits(
     if not pieces:
         return None
 
+    sizes = np.array([byte_lengths[piece].sum() for piece in pieces])
+    domains = heldout.domains(len(pieces))
+
     def measure(params: Params) -> dict[str, float]:
         nats = document_nats(model, params, pieces, train.seq_len, mesh)
-        return {"heldout_bits_per_byte": sum(nats) / math.log(2) / total}
+        bits = np.array(nats) / math.log(2)
+        of_domains = {f"{BITS}.{name}": float(bits[docs].sum() / sizes[docs].sum()) for name, docs in domains.items()}
+        return {BITS: sum(nats) / math.log(2) / total} | of_domains
 
     return Evaluate(train.eval_every, measure)
 

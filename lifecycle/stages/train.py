@@ -1,13 +1,19 @@
 """Stages of kind `train`: train an objective on its rows, from the stage's initial weights."""
 
 from pathlib import Path
+from typing import Any
 
+from jax.sharding import Mesh
+
+from lifecycle.core import startup
 from lifecycle.core.machine import matmul_peak
+from lifecycle.core.platform import kind_of
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.planning.chips import chip_of_device
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
@@ -16,6 +22,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.batches import RowBatches
+from lifecycle.training.hooks.profile import Profile
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
@@ -33,13 +40,44 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     learner = Learner(train, model, mesh, objective, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
-    job = TrainJob(model, train, mesh, objective, batches, start, out)
-    stats = run_job(job, progress, (RecordSession(config.mesh, train), *learned.hooks))
     facts = {
         "parameters": num_params(model),
         "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),
         "compute_dtype": compute_dtype(model),
-        "matmul_peak_flops": matmul_peak(compute_dtype(model)),
+        **matmul_rate(mesh, compute_dtype(model)),
     }
+    facts_now = facts | job_facts(config, name, mesh)
+    job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now)
+    hooks = [RecordSession(config.mesh, train), *learned.hooks]
+    if config.profile is not None:
+        hooks.append(Profile(*config.profile_steps))
+    stats = run_job(job, progress, hooks)
     sessions = finished_sessions(out, train.steps)
     return Outcome(stats | learned.facts | facts, content_hash=stats["params_hash"], how=sessions)
+
+
+def matmul_rate(mesh: Mesh, dtype: str) -> dict[str, Any]:
+    """One device's peak in products of this dtype: the published one of a known chip, with the chip's name; else as
+    measured here. Chips are published in bfloat16."""
+    chip = chip_of_device(kind_of(mesh.devices.flat[0].device_kind))
+    if chip is None or dtype != "bfloat16":
+        return {"matmul_peak_flops": matmul_peak(dtype)}
+    return {"matmul_peak_flops": chip.bf16_flops, "peak_chip": chip.name}
+
+
+def job_facts(config: RunConfig, name: str, mesh: Mesh) -> dict[str, Any]:
+    """What a reader of the stage's time sheet needs to know while the stage runs, when it has no manifest yet."""
+    train, price = config.train[name], config.price
+    device = mesh.devices.flat[0]
+    hour = price.core_hour if device.platform == "cpu" else price.device_hour
+    return {
+        "objective": train.objective,
+        "steps": train.steps,
+        "tokens_per_step": train.global_batch_size * train.seq_len,
+        "devices": int(mesh.devices.size),
+        "device_kind": device.device_kind,
+        "platform": device.platform,
+        "currency": price.currency,
+        "price_hour": hour,  # of a CPU's core or of a device; None: unknown
+        "settings": {**keys.training(config, name), "mesh": config.mesh.plain()},
+    }

@@ -1,7 +1,9 @@
 """A training job: everything a training run is given."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -26,3 +28,5 @@ class TrainJob:
     batches: BatchSource
     start: PRNGKeyArray | Params  # a key: fresh weights; parameters: the initial weights
     out: Path
+    spent_s: Mapping[str, float] = field(default_factory=dict)  # on making this job, by cause (`core/startup.py`)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # about the job, for whoever reads its time sheet

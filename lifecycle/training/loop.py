@@ -7,7 +7,7 @@ a hook needs them, so that the device does not wait for Python.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,11 +30,12 @@ from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.replay import Replay
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.save_local import SaveLocal
+from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.restart import Saved, open_local, open_log, restore_or_start
-from lifecycle.training.run import TrainingRun
+from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import local_gradients, make_train_step
 from lifecycle.training.watchdog import Watchdog
@@ -47,25 +48,19 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
 
     `hooks` run after a step is logged and before it is saved. Raises `Stopped` after SIGTERM, once the step is saved.
     """
-    train = job.train
+    began = time.perf_counter()
     with ExitStack() as opened:
-        durable = opened.enter_context(closing(Checkpointer(job.out / CHECKPOINTS, train.checkpoint, progress)))
-        local = opened.enter_context(open_local(job, progress)) if train.checkpoint.local is not None else None
-        saved = Saved(durable, local)
-        batches = opened.enter_context(closing(PassingBatches(job.batches)))
-        job = replace(job, batches=batches)
+        durable = opened.enter_context(closing(Checkpointer(job.out / CHECKPOINTS, job.train.checkpoint, progress)))
+        local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
+        saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
+        job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
         went_back: list[dict[str, Any]] = []  # one record for each time, all to the same checkpoint
         while True:
             try:
-                run = train_from_checkpoint(job, progress, hooks, saved, went_back[-1:])
-                break
+                return train_from_checkpoint(job, progress, hooks, saved, went_back[-1:])
             except GoBack as fault:
                 went_back = go_back(job, fault, saved, batches, progress, went_back)
-        if run.is_stopping:
-            raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
-        if local is not None:
-            local.delete()
-        return stats(run)
+                job = replace(job, spent_s={})
 
 
 def train_from_checkpoint(
@@ -74,26 +69,35 @@ def train_from_checkpoint(
     hooks: Sequence[Hook],
     saved: Saved,
     records: Sequence[dict[str, Any]],
-) -> TrainingRun:
-    """Trains from the newest checkpoint to the last step, or to one after which the job stops. `records` are logged
-    first. Raises `GoBack` for a step that the run must go back from."""
-    train = job.train
+) -> dict[str, Any]:
+    """Trains from the newest checkpoint to the last step and returns the stats. `records` are logged first. Raises
+    `GoBack` for a step that the run must go back from, and `Stopped`."""
+    train, clock = job.train, Clock(job.spent_s)
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
     shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
-    state, step = restore_or_start(job, optimizer, shardings, saved)
-    if train.faults.is_guarded:
-        shardings = replace(shardings, faults=fault_shardings(job.mesh))
-    with open_log(job, step) if is_writer() else nullcontext() as log:
-        if log is not None:
-            for record in records:
-                log.write(**record)
-        run = TrainingRun(job, progress, log, state, step)
-        log_metrics = Log(train.log_every, build_schedule(train.optimizer, train.steps))
+    with ExitStack() as opened:
+        sheet = opened.enter_context(RecordTimes(job, clock, saved.durable.latest_step() or 0).session())
+        with clock.paused("restore"):
+            state, step = restore_or_start(job, optimizer, shardings, saved)
+        if train.faults.is_guarded:
+            shardings = replace(shardings, faults=fault_shardings(job.mesh))
+        log = opened.enter_context(open_log(job, step, records)) if is_writer() else None
+        run = TrainingRun(job, progress, log, state, step, clock=clock)
+        opened.callback(run.times.close)
         if not run.is_last:
-            watching = (Faults(), *replays(job, shardings))
+            watching = (
+                Faults(),
+                *replays(job, shardings),
+                Log(train.log_every, build_schedule(train.optimizer, train.steps)),
+            )
             saving = (*([SaveLocal(saved.local)] if saved.local is not None else []), Save(saved.durable))
-            train_steps(run, optimizer, shardings, (*watching, log_metrics, *hooks, *saving))
-    return run
+            train_steps(run, optimizer, shardings, (*watching, *hooks, *saving, sheet))
+        if run.is_stopping:
+            raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
+        with clock.paused("end"):
+            if saved.local is not None:
+                saved.local.delete()
+            return stats(run)
 
 
 def replays(job: TrainJob, shardings: TrainState) -> Iterator[Replay]:
@@ -135,20 +139,25 @@ def train_steps(
     watchdog, request = Watchdog(run.clock, run.job.out, run.job.train.faults.hang_s), StopRequest()
     signals: list[dict[str, jax.Array]] = []  # of the steps since metrics were fetched, on the devices
     with watchdog.watching(), request.listening():
-        run.batch = next_batch(run, held)
+        with run.clock.paused("data"):
+            run.batch = next_batch(run, held)
         with run.clock.paused("compile"):
             step = compiled_step(run, optimizer, shardings, run.batch)
         for hook in hooks:
             with noted_by(hook, run):
                 hook.start(run)
         while not (run.is_last or run.is_stopping):
+            dispatched = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 run.state, metrics = step(run.state, run.batch)
+            run.times.dispatched(dispatched, metrics["loss"])
             run.step += 1
             watchdog.launched(metrics)
             run.is_stopping = request.reached(run.step)
             if not run.is_last:
+                began = time.perf_counter()
                 run.batch = next_batch(run, held)
+                run.times.fetched(began, time.perf_counter())
             signals.append({name: metrics[name] for name in (*SIGNALS, IN_ROW) if name in metrics})
             run.metrics = None
             if any(hook.needs_metrics(run) for hook in hooks):

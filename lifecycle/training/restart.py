@@ -1,5 +1,6 @@
 """The state that a job starts or goes on from: its newest checkpoint, durable or local, or its initial weights."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +75,10 @@ def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> Train
     return replace(state, faults=jax.device_put(faults, fault_shardings(job.mesh)))
 
 
-def open_log(job: TrainJob, step: int) -> RunLog:
-    """The run log without the records of steps that will run again."""
+def open_log(job: TrainJob, step: int, records: Iterable[Mapping[str, Any]]) -> RunLog:
+    """The run log without the records of steps that will run again, and with these records."""
     rewind(job.out / METRICS, step or -1)  # a run that starts over drops even its first measurement
-    return RunLog(job.out / METRICS)
+    log = RunLog(job.out / METRICS)
+    for record in records:
+        log.write(**record)
+    return log

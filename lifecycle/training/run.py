@@ -1,7 +1,7 @@
 """A running training job: its state, clock and log, as the loop changes them and hooks see them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +11,35 @@ import jax
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog
+from lifecycle.core.timesheet import STEPS
 from lifecycle.training.faults import to_plain
 from lifecycle.training.job import TrainJob
 from lifecycle.training.state import TrainState
+from lifecycle.training.step_times import StepTimes
 
 FAULTS = "faults"  # in a checkpoint's data state
 
 
 class Clock:
-    """Wall and CPU seconds of training, excluding the time while it is paused; `spent_s` has that time by cause."""
+    """Wall and CPU seconds of training, excluding the time while it is paused; `spent_s` has that time by cause.
 
-    def __init__(self) -> None:
+    `before`: seconds by cause that this session has spent before the clock was made.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
         self._paused_wall_s = self._paused_cpu_s = 0.0
-        self.spent_s: dict[str, float] = {}
+        self.spent_s: dict[str, float] = dict(before or {})
         self.is_paused = False
+        self._began = time.perf_counter() - sum(self.spent_s.values())
+
+    def seconds(self) -> dict[str, float]:
+        """The wall seconds of the session by cause; what no other cause has is of the steps."""
+        steps = time.perf_counter() - self._began - sum(self.spent_s.values())
+        return {STEPS: steps, **self.spent_s}
+
+    def waited(self, cause: str, seconds: float) -> None:
+        """Adds time that `cause` took from the steps, while the clock went on."""
+        self.spent_s[cause] = self.spent_s.get(cause, 0.0) + seconds
 
     def read(self) -> tuple[float, float]:
         """(wall, CPU) seconds since an arbitrary moment."""
@@ -62,6 +77,7 @@ class TrainingRun:
     clock: Clock = field(default_factory=Clock)
     measured: dict[str, float] = field(default_factory=dict)  # on held-out data, after `measured_at` steps
     measured_at: int | None = None
+    times: StepTimes = field(default_factory=StepTimes)
 
     @property
     def is_last(self) -> bool:

@@ -43,9 +43,10 @@ def make_train_step(
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
-    over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm` and the objective's own means. `bias_rate`:
-    how much a step moves a router's selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out
-    (`training/faults.py`), with a state for it; then also `skipped` and `faults_in_row`.
+    over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
+    decay included) and the objective's own means. `bias_rate`: how much a step moves a router's selection bias towards
+    an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a state for it; then also
+    `skipped` and `faults_in_row`.
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
@@ -64,7 +65,7 @@ def make_train_step(
         trained = cast(Params, optax.apply_updates(state.trained, updates))
         trained, _ = split(balanced(merged(trained, state.frozen), sums.load, bias_rate), state.frozen)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
-        metrics |= sums.metric_means(divisor)
+        metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor)
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
         return guarded(faults, state, after, metrics) if faults is not None and faults.is_guarded else (after, metrics)
 

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
@@ -68,7 +70,7 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     records = trained(out)
     assert steps_of(out) == list(range(1, 13))
     assert checkpoints(out) == [8, 12]
-    expected = {"step", "loss", "count", "grad_norm", "learning_rate", "tokens_per_s", "cpu_s"}
+    expected = {"step", "loss", "count", "grad_norm", "update_norm", "learning_rate", "tokens_per_s", "cpu_s"}
     assert all(record.keys() == expected and record["tokens_per_s"] > 0 for record in records)
     stalls = [record for record in read_log(out / METRICS) if "save_stall_s" in record]
     assert [record["step"] for record in stalls] == [4, 8, 12] and all(r["save_stall_s"] > 0 for r in stalls)
@@ -78,11 +80,26 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     assert stats["params_hash"] == hash_params(load_params(out / CHECKPOINTS, abstract_params(MODEL)))
 
 
+def require_times(out: Path, began: float, kills: list[int]) -> None:
+    """The time sheet tells of the kills, and its causes are the time from the first process's start until now."""
+    sessions = read_sessions(out / TIMES)
+    sheet = account(sessions)
+    assert [session.ended for session in sessions] == [None, None, "finished"]
+    # a process is killed while its step is reported, before that step's record
+    assert [session.last.step for session in sessions] == [kills[0] - 1, kills[1] - 1, 12]
+    resumed = [session.from_step for session in sessions]
+    assert sheet.lost_steps == sum(max(0, kill - 1 - step) for kill, step in zip(kills, resumed[1:], strict=True))
+    assert sheet.wall_s == pytest.approx(sessions[-1].last.at - sessions[0].began, abs=0.01)
+    assert began <= sessions[0].began + 0.1 and sessions[-1].last.at <= time.time() + 0.1
+    assert {"restore", "compile", "checkpoint", "loader", "steps", "lost steps", "down"} <= sheet.seconds.keys()
+    assert all(seconds >= 0 for seconds in sheet.seconds.values()) and len(sheet.failures) == 2
+
+
 def test_a_run_killed_twice_ends_with_the_same_bits(
     undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
 ) -> None:
     """SIGKILL at two random steps: one about the first checkpoint, one later; then to the end."""
-    kills = [random.randint(1, 6), random.randint(7, 11)]
+    kills, began = [random.randint(1, 6), random.randint(7, 11)], time.time()
     for kill_at, kill_after in zip(kills, (None, 4), strict=True):
         settings = replace(RUN, kill_at=kill_at, kill_after=kill_after)
         ended = subprocess.run(command(tmp_path, settings), capture_output=True, text=True)
@@ -96,6 +113,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(
     assert steps_of(tmp_path) == list(range(1, 13)), f"killed at steps {kills}"
     losses = [[record["loss"] for record in trained(folder)] for folder in (tmp_path, out)]
     assert losses[0] == losses[1], f"killed at steps {kills}"
+    require_times(tmp_path, began, kills)
 
 
 def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
@@ -254,7 +272,7 @@ def test_hooks_are_called_in_order_between_the_log_and_the_checkpoint(tmp_path: 
 
 
 def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([10.0, 11.0, 20.0, 21.5])
+    now = iter([9.0, 10.0, 11.0, 20.0, 21.5])
     monkeypatch.setattr("lifecycle.training.run.time", SimpleNamespace(perf_counter=lambda: next(now)))
     clock = Clock()
     start, _ = clock.read()

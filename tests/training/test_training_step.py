@@ -87,6 +87,7 @@ def test_the_loss_is_the_mean_over_the_count_and_the_gradient_its_gradient(steps
     state, metrics = steps.parts
     assert metrics["loss"] == pytest.approx(float(value), rel=EXACT)
     assert metrics["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+    assert metrics["update_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-6)  # this optimizer's update is -grads
     assert_close(state.opt_state[0].trace, grads, EXACT)
     assert_close(state.params, jax.tree.map(jnp.subtract, params, grads), EXACT)
     assert state.step == 1

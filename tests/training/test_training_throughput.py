@@ -11,16 +11,18 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import RunLog, read_log
+from lifecycle.core.timesheet import account, read_sessions
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.training import loop
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
-from lifecycle.training.run import TrainingRun
+from lifecycle.training.hooks.times import RecordTimes
+from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.state import TrainState
 
-STEP_S = 2.0
+STEP_S, EPOCH = 2.0, 1e9
 POSITIONS = 16 * 32  # of a step of the tiny run
 
 
@@ -61,24 +63,52 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     device = Device()
     monkeypatch.setattr("lifecycle.training.run.time", SimpleNamespace(perf_counter=lambda: device.now))
     monkeypatch.setattr("lifecycle.training.run.cpu_seconds", lambda: device.now)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: device.now))
     monkeypatch.setattr(loop, "next_batch", lambda *_: {})
     monkeypatch.setattr(loop, "compiled_step", lambda *_: device.step)
+    monkeypatch.setattr("lifecycle.training.hooks.times.time", SimpleNamespace(time=lambda: EPOCH + device.now))
     yield device
 
 
-def records(device: Device, out: Path, steps: int, log_every: int, eval_every: int, save_every: int) -> list[Any]:
-    """The log of a run whose evaluations, checkpoints and learning rate take much longer than its steps."""
-    job = tiny_job(out, TinyRun(steps=steps))
+class Ends:
+    """In place of `StepTimes`, whose thread would race with the test: steps that end when they are asked for."""
+
+    def __init__(self, loader_s: float = 0.0) -> None:
+        self.loader_s, self.steps = loader_s, 0
+
+    def dispatched(self, at: float, output: Any) -> None:
+        self.steps += 1
+
+    def fetched(self, began: float, ended: float) -> None:
+        pass
+
+    def take(self) -> tuple[list[float], float]:
+        steps, self.steps = self.steps, 0
+        return [STEP_S] * steps, self.loader_s
+
+
+def follow(
+    device: Device, out: Path, steps: range, log_every: int, eval_every: int, save_every: int, loader_s: float = 0.0
+) -> None:
+    """A run whose evaluations, checkpoints and learning rate take much longer than its steps."""
+    job = tiny_job(out, TinyRun(steps=steps.stop))
     job = replace(job, train=job.train.model_copy(update={"log_every": log_every}))
     state: Any = TrainState({"w": device}, {}, {}, 0)
     checkpoints: Any = SimpleNamespace(
         settings=CheckpointConfig(every=save_every), save=device.busy(300.0), settle=lambda **_: True, wait=lambda: None
     )
-    with RunLog(out / "metrics.jsonl") as log:
-        run = TrainingRun(job, Silent(), log, state, 0)
+    clock = Clock({"start": 5.0, "imports": 3.0})
+    with RunLog(out / "metrics.jsonl") as log, RecordTimes(job, clock, steps.start).session() as sheet:
+        times: Any = Ends(loader_s)
+        run = TrainingRun(job, Silent(), log, state, steps.start, clock=clock, times=times)
         measure = Evaluate(eval_every, device.busy(70.0, {"heldout_loss": 1.0}))
-        hooks = (Log(log_every, device.busy(11.0, 0.5)), measure, Save(checkpoints))
+        hooks = (Log(log_every, device.busy(11.0, 0.5)), measure, Save(checkpoints), sheet)
         loop.train_steps(run, None, state, hooks)  # pyright: ignore[reportArgumentType]
+
+
+def records(device: Device, out: Path, log_every: int, eval_every: int, save_every: int) -> list[Any]:
+    """The log of such a run."""
+    follow(device, out, range(12), log_every, eval_every, save_every)
     return [record for record in read_log(out / "metrics.jsonl") if "loss" in record]
 
 
@@ -86,6 +116,29 @@ def records(device: Device, out: Path, steps: int, log_every: int, eval_every: i
 def test_the_rate_is_of_the_steps_alone(
     device: Device, tmp_path: Path, log_every: int, eval_every: int, save_every: int
 ) -> None:
-    logged = records(device, tmp_path, 12, log_every, eval_every, save_every)
+    logged = records(device, tmp_path, log_every, eval_every, save_every)
     assert [record["tokens_per_s"] for record in logged] == [POSITIONS / STEP_S] * len(logged)
     assert sum(record["cpu_s"] for record in logged) == 12 * STEP_S
+
+
+def test_the_causes_add_up_to_the_wall_time(device: Device, tmp_path: Path) -> None:
+    follow(device, tmp_path, range(12), 4, 3, 6, loader_s=0.5)
+    sheet = account(read_sessions(tmp_path / "times.jsonl"))
+    # steps 4, 8 and 12 are logged, and 6, which is saved; the loader was late before each
+    assert sheet.seconds == {
+        "start": 5.0, "imports": 3.0, "data": 0.0, "compile": 0.0, "steps": 12 * STEP_S - 2.0, "loader": 2.0,
+        "log": 4 * 11.0, "evaluation": 5 * 70.0, "checkpoint": 2 * 300.0,
+    }  # fmt: skip
+    assert sheet.wall_s == 8.0 + device.now and sheet.lost_steps == 0
+
+
+def test_steps_that_run_again_are_lost_and_time_between_sessions_is_down(device: Device, tmp_path: Path) -> None:
+    """The second session goes on from step 8; of the first one's 12 steps, the time of 4 is lost."""
+    follow(device, tmp_path, range(12), 2, 100, 100)
+    device.now += 1000.0
+    follow(device, tmp_path, range(8, 16), 2, 100, 100)
+    sheet = account(read_sessions(tmp_path / "times.jsonl"))
+    assert sheet.lost_steps == 4
+    assert sheet.seconds["lost steps"] == 4 * STEP_S and sheet.seconds["steps"] == 16 * STEP_S
+    assert sheet.seconds["down"] == 1000.0 - 8.0  # the second one's process had started by then
+    assert sheet.wall_s == 8.0 + device.now
