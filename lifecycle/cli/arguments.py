@@ -42,6 +42,15 @@ def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
     return load_config(RunConfig, path, overrides)
 
 
+def run_folder(run: Path, overrides: tuple[str, ...]) -> Path:
+    """The folder of a run, given as that folder or as its YAML file with settings."""
+    if run.suffix in (".yaml", ".yml"):
+        return read_config(run, overrides).folder
+    if overrides:
+        raise ConfigError(f"{run} is a folder, so {overrides[0]} changes nothing; leave it out")
+    return run
+
+
 def name_first(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """Returns (the leading name, or None if the first word is a setting; the settings)."""
     if words and "=" not in words[0]:

@@ -209,6 +209,19 @@ CHIPS = {
 }
 
 
+# By `jax.Device.device_kind`, as `core/platform.py:kind_of` names it.
+DEVICE_KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x",
+    "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100-80",
+}  # fmt: skip
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """The chip of a device here, by JAX's name for it; None if no figures of it are known, as of a CPU's."""
+    name = DEVICE_KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]
+
+
 def find_chip(name: str) -> Chip:
     """The chip of this name; raises `ConfigError` with the nearest known name."""
     if name in CHIPS:

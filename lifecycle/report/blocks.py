@@ -105,11 +105,13 @@ class Exchanges:
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve, in order of x; `dots` marks each point, for curves with few points."""
+    """A named curve, in order of x; `dots` marks each point, for curves with few points. `color`: its number in a page
+    that shows the same thing in several charts; None: its place in the chart."""
 
     name: str
     points: tuple[Point, ...]
     dots: bool = False
+    color: int | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ FLAT = 1e-6  # a curve whose relative range is below this is drawn as flat
 FONT_SIZE = 11
 
 # Placeholder colours that nothing else uses; each is replaced by one of the page's custom properties.
-SERIES = ("#0000a0", "#0000a1", "#0000a2")
+SERIES = ("#0000a0", "#0000a1", "#0000a2", "#0000a3", "#0000a4", "#0000a5")
+DASHES = ("-", (0, (6, 3)), (0, (6, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)), (0, (1, 2)))  # for those who see no colours
 SOFT, RULE = "#0000a8", "#0000a9"
 PROPERTIES = {color: f"var(--s{i})" for i, color in enumerate(SERIES)} | {SOFT: "var(--soft)", RULE: "var(--rule)"}
 COLORS = re.compile("|".join(PROPERTIES))
@@ -83,8 +84,10 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _lines(chart: LineChart) -> Figure:
-    top = 28 if len(chart.series) > 1 else 9  # one curve needs no legend
-    figure, axes = _axes(WIDTH, HEIGHT, left=60, right=14, top=top, bottom=38)
+    columns = _legend_columns(chart.series)
+    lines = -(-len(chart.series) // columns)
+    top = 12 + 16 * lines if len(chart.series) > 1 else 9  # one curve needs no legend
+    figure, axes = _axes(WIDTH, HEIGHT + 16 * (lines - 1), left=60, right=14, top=top, bottom=38)
     points = [point for series in chart.series for point in series.points]
     axes.set_xlim(0, max(step for step, _ in points) or 1)
     axes.set_ylim(*_limits([value for _, value in points], *ENDS[chart.axis]))
@@ -94,19 +97,26 @@ def _lines(chart: LineChart) -> Figure:
     for i, series in enumerate(chart.series):
         _curve(axes, series, i)
     if len(chart.series) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(chart.series))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return figure
+
+
+def _legend_columns(series: Sequence[Series]) -> int:
+    """As many as fit beside each other."""
+    widest = 34 + LETTER * max(len(one.name) for one in series)
+    return max(1, min(len(series), int((WIDTH - 60) / widest)))
 
 
 def _curve(axes: Axes, series: Series, number: int) -> None:
     points = thin(series.points, DRAWN_POINTS)
+    color = number if series.color is None else series.color
     has_dots = series.dots or len(points) == 1
     axes.plot(
         [step for step, _ in points],
         [value for _, value in points],
         label=printable(series.name),
-        color=SERIES[number % len(SERIES)],
-        linestyle="-" if number == 0 else (0, (6, 3)),
+        color=SERIES[color % len(SERIES)],
+        linestyle=DASHES[color % len(DASHES)],
         linewidth=1 if series.dots else 1.8,
         marker="o" if has_dots else "",
         markersize=5.5,

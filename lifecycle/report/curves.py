@@ -11,6 +11,7 @@ from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
+BITS = "heldout_bits_per_byte"  # with `.SOURCE` behind it: of the documents of one source
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ OF_OBJECTIVES = (
 OF_STEPS = (
     Curves("Learning rate", "per step", {"learning_rate": "learning rate"}, axis="amount"),
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, axis="amount"),
+    Curves("Update norm", "per step", {"update_norm": "update norm"}, axis="amount"),
     Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, axis="amount"),
 )
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
@@ -56,9 +58,18 @@ NOT_DRAWN = {
 NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
 
 
+def charts_of(metric: str) -> tuple[str, str, Span]:
+    """(title, unit, axis) of a chart that shows one metric alone, of several runs."""
+    for curves in (*OF_OBJECTIVES, *OF_STEPS):
+        if (name := curves.metrics.get(metric)) is not None:
+            return (f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title), curves.unit, curves.axis
+    return metric.replace("_", " "), "as logged", "data"
+
+
 def line_charts(training: Training) -> tuple[LineChart, ...]:
     """A stage's charts: those of its objective, of further metrics, and of the steps."""
-    charts = (_chart(curves, training) for curves in (*OF_OBJECTIVES, *_further(training), *OF_STEPS))
+    all_curves = (*OF_OBJECTIVES, *_domains(training), *_further(training), *OF_STEPS)
+    charts = (_chart(curves, training) for curves in all_curves)
     return tuple(chart for chart in charts if chart.series)
 
 
@@ -80,8 +91,19 @@ def _chart(curves: Curves, training: Training) -> LineChart:
     return LineChart(curves.title, curves.unit, series, curves.axis)
 
 
+def _domains(training: Training) -> Iterator[Curves]:
+    """Yields the chart of held-out text by source, if it is measured by source."""
+    names = {metric: metric.removeprefix(f"{BITS}.") for metric in training.curves if metric.startswith(f"{BITS}.")}
+    if names:
+        yield Curves("Held-out text by source", "bits per byte", names)
+
+
 def _further(training: Training) -> Iterator[Curves]:
     """Yields a chart for each metric that has none yet, in training and held out."""
-    for name in dict.fromkeys(metric.removeprefix(HELD_OUT) for metric in training.curves if metric not in NAMED):
+    for name in dict.fromkeys(metric.removeprefix(HELD_OUT) for metric in training.curves if _has_no_chart(metric)):
         both = {name: "training", f"{HELD_OUT}{name}": "held out"}
-        yield Curves(name.replace("_", " "), "as logged", {key: both[key] for key in both if key not in NAMED})
+        yield Curves(name.replace("_", " "), "as logged", {key: both[key] for key in both if _has_no_chart(key)})
+
+
+def _has_no_chart(metric: str) -> bool:
+    return metric not in NAMED and not metric.startswith(f"{BITS}.")

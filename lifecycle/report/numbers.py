@@ -4,10 +4,10 @@ Conventions, stated in the report too:
 
 - FLOPs are the model's own (`forward_flops_per_token`, times three for training; causal attention counted half),
   whatever else the program computes.
-- The matmul peak is that of one large product on one device, measured once per process and dtype, after a stage's
-  last step. The utilisation (MFU) divides the FLOP/s of the median logging interval by that peak times the mesh's
-  devices. It uses wall time, so other programs on the machine lower it; they affect FLOPs per core-second only a
-  little.
+- The matmul peak is the vendor's of a known chip in bfloat16; else that of one large product on one device, measured
+  once per process and dtype, before a stage's first step. The utilisation (MFU) divides the FLOP/s of the median
+  logging interval by that peak times the mesh's devices. It uses wall time, so other programs on the machine lower it;
+  they affect FLOPs per core-second only a little.
 - A stage's wall time and core-seconds are its manifest's, killed runs included.
 """
 

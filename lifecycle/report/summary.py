@@ -51,7 +51,7 @@ def _tiles(numbers: Numbers) -> Iterator[Tile]:
     yield from (_task_tile(task) for task in numbers.tasks if task is not numbers.text_task)
     yield from _preference_tiles(numbers.trainings)
     first, price = numbers.trainings[0], numbers.price
-    yield Tile("MFU", share(first.utilisation), f"of the measured matmul rate, {first.name}")
+    yield Tile("MFU", share(first.utilisation), f"of the {first.peak}, {first.name}")
     yield Tile("wall time", duration(numbers.wall_s), f"{count(numbers.core_s)} core-seconds")
     yield Tile("cost", significant(numbers.money), f"{price.currency}, at {price.core_hour:g} per core-hour")
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.core.timesheet import TIMES, read_sessions
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.report.blocks import Point
+from lifecycle.report.watched import WatchedStage
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,19 @@ class Training:
     flops_per_token: float
     num_devices: int
     core_s: float  # of the steps alone
+    watched: WatchedStage  # its log and time sheet as `lifecycle watch` shows them
 
     @property
     def utilisation(self) -> float:
-        """MFU: the share of the measured matmul peak, in the median logging interval."""
+        """MFU: the share of the matmul peak, in the median logging interval."""
         peak = self.stats["matmul_peak_flops"] * self.num_devices
         return self.stats["tokens_per_s"] * self.flops_per_token / peak
+
+    @property
+    def peak(self) -> str:
+        """What `utilisation` is a share of."""
+        chip = self.stats.get("peak_chip")
+        return "measured matmul rate" if chip is None else f"{chip}'s published peak"
 
     @property
     def flops_per_core_s(self) -> float | None:
@@ -71,6 +80,9 @@ def read_training(stage: TrainedStage) -> Training:
         flops_per_token=3 * forward,
         num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, like the peak
         core_s=sum(record.get("cpu_s", 0.0) for record in records),
+        watched=WatchedStage(
+            stage.name, stage.artifact.path, tuple(read_sessions(stage.artifact.path / TIMES)), tuple(records)
+        ),
     )
 
 

@@ -3,27 +3,41 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
 from lifecycle.report.blocks import Block, Charts, Heading, Paragraph, ReportSection, Table
 from lifecycle.report.curves import line_charts
-from lifecycle.report.format import count, counts, flops, share, significant, size
+from lifecycle.report.format import count, counts, duration, flops, share, significant, size
 from lifecycle.report.trained import Training
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 CONVENTION = (
     "FLOPs are the model's own: three forward passes per training token, causal attention counted at half. MFU "
-    "divides the FLOPs per second of the median logging interval (wall time) by the rate of one large matrix product, "
-    "measured on one device after the steps of a process's first stage, times the number of devices. Other programs "
-    "on the machine lower MFU; they change FLOPs per core-second only a little. All cover the steps alone, without "
-    "compilation and measurements; a checkpoint is written during the steps after it, and a process's first step "
-    "includes the first run of its program, which takes longer. Axes of learning rates, gradient norms and "
+    "divides the FLOPs per second of the median logging interval (wall time) by one device's matmul peak times the "
+    "number of devices. The peak is the vendor's, in bfloat16, where the chip's name is with it; else it is the "
+    "rate of one large matrix product, measured on one device before the steps of a process's first stage. Other "
+    "programs on the machine lower MFU; they change FLOPs per core-second only a little. All cover the steps alone, "
+    "without compilation and measurements; a checkpoint is written during the steps after it, and a process's first "
+    "step includes the first run of its program, which takes longer. Axes of learning rates, gradient norms and "
     "throughputs start at 0 and those of shares span 0 to 1; all others show the range of the data."
+)
+
+
+CAUSES_SAID = (
+    "The wall time runs from the start of the stage's first process to its last record, through every restart. "
+    "Goodput is the share of it in steps whose result was kept. Lost steps ran again after a restart; down is the "
+    "time in which no process worked on the stage, and what a killed one did after its last record. Data is reading "
+    "and packing rows; loader is the time for which the devices had nothing to do because a batch was late. Step "
+    "times are of the newest 100 steps, without a process's first. Memory is what the fullest device used at most, "
+    "or, where the devices report none of their own, what the process had at its last record."
 )
 
 
 def training_section(trainings: tuple[Training, ...]) -> ReportSection:
     """Settings and speed of all stages, then the curves of each."""
     blocks: list[Block] = [_settings(trainings), _speed(trainings), Paragraph(CONVENTION)]
+    if any(training.watched.sessions for training in trainings):
+        blocks += [_wall_time(trainings), Paragraph(CAUSES_SAID)]
     for training in trainings:
         blocks += [Heading(f"{training.name} ({training.objective})"), Charts(line_charts(training))]
         blocks += [Paragraph(note) for note in _notes(training)]
@@ -76,11 +90,30 @@ def _speed_of(training: Training) -> tuple[str, ...]:
         significant(stats["loss"]),
         count(stats["tokens_per_s"]),
         flops(training.flops_per_token),
-        f"{flops(stats['matmul_peak_flops'])}/s",
+        f"{flops(stats['matmul_peak_flops'])}/s" + (f" ({stats['peak_chip']})" if "peak_chip" in stats else ""),
         count(training.num_devices),
         share(training.utilisation),
         "" if per_core is None else flops(per_core),
     )
+
+
+def _wall_time(trainings: tuple[Training, ...]) -> Table:
+    """Where the wall time of each stage went, a column for each; a cause that no stage has is left out."""
+    stages = [training.watched for training in trainings if training.watched.sessions]
+    sheets = [stage.account for stage in stages]
+    known = {cause for sheet in sheets for cause, seconds in sheet.seconds.items() if seconds >= 0.05}
+    causes = [cause for cause in (STEPS, *CAUSES, LOST, DOWN) if cause in known]
+    times = [stage.step_times for stage in stages]
+    rows = (
+        ("wall time", *(duration(sheet.wall_s) for sheet in sheets)),
+        ("goodput", *(share(sheet.goodput) for sheet in sheets)),
+        *((cause, *(duration(sheet.seconds.get(cause, 0.0)) for sheet in sheets)) for cause in causes),
+        *((f"step time, {p}", *(f"{t[p]:.3g} s" if t else "" for t in times)) for p in ("p50", "p90", "p99")),
+        ("memory", *(size(stage.memory_bytes) if stage.memory else "" for stage in stages)),
+        ("failures", *(", ".join(sheet.failures) or "none" for sheet in sheets)),
+    )
+    names = tuple(stage.name for stage in stages)
+    return Table("Where the wall time went", ("what", *names), rows, names)
 
 
 def _schedule(schedule: Mapping[str, Any]) -> str:

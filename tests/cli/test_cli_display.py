@@ -3,12 +3,20 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from lifecycle.cli import make
 from lifecycle.cli.arguments import name_first
 from lifecycle.cli.display import Live, Plain, progress_on
+from lifecycle.core.artifact import Artifact
+from lifecycle.core.config import load_config
+from lifecycle.core.progress import Progress
+from lifecycle.stages.config import RunConfig
+
+DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
 
 def follow(console: Console) -> str:
@@ -67,3 +75,17 @@ def test_a_name_may_be_left_out_before_settings(
 def test_the_program_restarts_before_it_imports_anything_heavy() -> None:
     check = "import sys, lifecycle.cli.program; print(*{'jax', 'numpy', 'pydantic', 'cyclopts'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize(("is_writer", "lines"), [(True, 1), (False, 0)])
+def test_only_the_writing_process_of_a_job_reports(
+    is_writer: bool, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: RunConfig, targets: object, progress: Progress, prepare: object) -> dict[str, Artifact]:
+        progress.note("a note")
+        return {}
+
+    monkeypatch.setattr(make.distributed, "is_writer", lambda: is_writer)
+    monkeypatch.setattr(make, "bring_up_to_date", work)
+    make.make(load_config(RunConfig, DEBUG, ()), (), ["debug.yaml"])
+    assert capsys.readouterr().out.count("a note") == lines

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.artifact import Artifact, Draft
+from lifecycle.core.timesheet import Timesheet
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig, num_params
@@ -86,6 +87,10 @@ class Run:
         config, folders = {"train": train, "model": MODEL.plain()}, {} if bundle is None else {"bundle": bundle}
         path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh}], folders=folders)
         (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        sheet = Timesheet(path / "times.jsonl", 1000.0, 0, {"start": 5.0})
+        sheet.write(0, {"start": 5.0})
+        sheet.write(20, {"start": 5.0, "steps": 15.0}, step_s=[1.0] * 20, process_bytes=10**9)
+        sheet.close()
         self.trained.append(TrainedStage(stage, objective, self.artifacts[stage], start=start))
 
     def results(self, stage: str, results: list[EvalResult], stats: dict[str, Any], *inputs: str) -> None:

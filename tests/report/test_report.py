@@ -235,3 +235,13 @@ def test_own_rows_left_out_for_overlapping_evaluation_rows_are_no_file() -> None
         ("chat-heldout (own rows)", "1"),
         ("chat: own rows left out, they overlap evaluation rows", "2"),
     )
+
+
+def test_the_wall_time_of_each_stage_is_shown_by_cause(report: Report) -> None:
+    (section,) = (section for section in report.sections if section.name == "training")
+    (table,) = (b for b in section.blocks if isinstance(b, Table) and b.caption == "Where the wall time went")
+    rows = {row[0]: row[1] for row in table.rows}
+    assert rows == {
+        "wall time": "20.0 s", "goodput": "75.0 %", "steps": "15.0 s", "start": "5.0 s", "step time, p50": "1 s",
+        "step time, p90": "1 s", "step time, p99": "1 s", "memory": "1.00 GB", "failures": "none",
+    }  # fmt: skip

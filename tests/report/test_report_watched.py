@@ -1,0 +1,137 @@
+"""What `watch` and `compare` show of runs that others write: half-written, rewound, damaged, of several stages."""
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lifecycle.cli.watch import picture, watch
+from lifecycle.core.runlog import rewind
+from lifecycle.core.timesheet import Timesheet
+from lifecycle.report.blocks import Charts, Paragraph, Table
+from lifecycle.report.comparison import build_comparison, names_of, read_runs
+from lifecycle.report.watched import watched_stages
+
+FACTS: dict[str, Any] = {
+    "objective": "next_token", "steps": 40, "tokens_per_step": 1000, "train_flops_per_token": 2e6, "devices": 4,
+    "matmul_peak_flops": 1e9, "platform": "cpu", "price_hour": 3600.0, "currency": "EUR",
+}  # fmt: skip
+BEGAN = 1_000_000.0
+
+
+def make(
+    run: Path, stage: str, losses: list[float], learning_rate: float = 0.1, began: float = BEGAN, **extra: Any
+) -> Path:
+    """A stage that is logged every tenth step and still runs."""
+    folder = run / f"{stage}-0123456789ab.partial"
+    folder.mkdir(parents=True)
+    records = [{"step": 10 * (i + 1), "loss": loss, "tokens_per_s": 500.0} for i, loss in enumerate(losses)]
+    records.insert(0, {"step": 0, "heldout_bits_per_byte": 8.0, "heldout_bits_per_byte.web": 7.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = {"train": {"optimizer": {"learning_rate": learning_rate}}, "seed": 0}
+    sheet = Timesheet(folder / "times.jsonl", began, 0, {"start": 5.0}, settings=settings, **FACTS)
+    sheet.write(0, {"start": 5.0, "compile": 15.0})
+    for i in range(len(losses)):
+        steps = {"step_s": [9.0] + [2.0] * 9, "cpu_s": 20.0 * (i + 1), **extra}
+        sheet.write(10 * (i + 1), {"start": 5.0, "compile": 15.0, "steps": 20.0 * (i + 1)}, **steps)
+    sheet.close()
+    return folder
+
+
+def shown(run: Path, now: float = BEGAN + 63) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(picture(run, watched_stages(run), now))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(len(line) <= 80 for line in text.splitlines())
+    return " ".join(text.split())
+
+
+def test_a_stage_is_shown_with_what_is_known_and_nothing_else(tmp_path: Path) -> None:
+    make(tmp_path, "pretrain", [3.0, 2.5], process_bytes=1_500_000_000)
+    text = shown(tmp_path)
+    assert "20 of 40 (50.0 %), 40.0 s of steps left; last record 3.0 s ago" in text
+    assert "loss 2.500" in text and "8.000 bits per byte (web 7.500)" in text
+    assert "500 tokens/s, MFU 25.0 % of the measured matmul rate" in text
+    assert "p50 2 s, p90 2 s" in text and "1.50 GB of the process" in text
+    assert "66.7 % of 1 min 0 s in steps; start 8.3 %, compile 25.0 %" in text
+    assert "failures none" in text and "40.00 EUR" in text
+    assert "learning rate" not in text and "norms" not in text  # not in this log
+
+
+def test_published_peaks_and_device_memory_are_said_to_be_so(tmp_path: Path) -> None:
+    folder = make(tmp_path, "pretrain", [3.0], device_peak_bytes=60_000_000_000, device_limit_bytes=80_000_000_000)
+    sheet = folder / "times.jsonl"
+    sheet.write_text(sheet.read_text().replace('"platform": "cpu"', '"platform": "gpu", "peak_chip": "h100"'))
+    text = shown(tmp_path)
+    assert "MFU 25.0 % of the h100's published peak" in text and "60.0 GB at most on a device of 80.0 GB" in text
+    assert "160.00 EUR" in text  # 4 devices for 40 seconds
+
+
+def test_a_log_that_is_being_written_rewound_and_renamed_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path, "pretrain", [3.0, 2.5])
+    for name in ("metrics.jsonl", "times.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write('{"step": 30, "lo')
+    assert "loss 2.500" in shown(tmp_path)
+    rewind(folder / "metrics.jsonl", 10)
+    assert "loss 3.000" in shown(tmp_path)
+    make(tmp_path, "sft", [1.0], began=BEGAN + 100)
+    folder.rename(folder.with_name("pretrain-0123456789ab"))
+    assert [stage.name for stage in watched_stages(tmp_path)] == ["pretrain", "sft"]
+    (folder.with_name("pretrain-0123456789ab") / "metrics.jsonl").write_text("{\n{}\n")
+    text = shown(tmp_path)
+    assert "metrics.jsonl:1: damaged" in text.replace("metrics. jsonl", "metrics.jsonl") and "loss 1.000" in text
+
+
+def test_once_prints_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "pretrain", [3.0])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    watch(tmp_path, once=True)
+    assert capsys.readouterr().out.count("pretrain") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match="no such folder"):
+        watch(tmp_path / "other", once=True)
+
+
+def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "pretrain", [3.0])
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lifecycle.cli.watch.Console", lambda **_: console)
+    monkeypatch.setattr("lifecycle.cli.watch.time", type("Clock", (), {"sleep": interrupt, "time": time.time}))
+    watch(tmp_path)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is visible again"
+    assert "pretrain" in text and text.endswith("\x1b[?25h")
+
+
+def test_runs_are_compared_also_when_one_is_shorter_damaged_or_lacks_a_stage(tmp_path: Path) -> None:
+    make(tmp_path / "a", "pretrain", [3.0, 2.5, 2.25], learning_rate=0.1)
+    make(tmp_path / "a", "sft", [1.0], began=BEGAN + 100)
+    make(tmp_path / "b", "pretrain", [3.5], learning_rate=0.2)
+    (make(tmp_path / "c", "pretrain", [9.0]) / "metrics.jsonl").write_text("{\n")
+    report = build_comparison(read_runs([tmp_path / name for name in "abc"]))
+    runs, pretrain, sft = report.sections
+    assert any(
+        isinstance(b, Paragraph) and "c, pretrain" in b.text and "metrics.jsonl:1" in b.text for b in runs.blocks
+    )
+    (table,) = (block for block in pretrain.blocks if isinstance(block, Table))
+    assert ("train.optimizer.learning_rate", "0.1", "0.2") in [row[:3] for row in table.rows]
+    (charts,) = (block for block in pretrain.blocks if isinstance(block, Charts))
+    loss = next(chart for chart in charts.items if chart.title == "Loss, training")
+    assert [(s.name, len(s.points), s.color) for s in loss.series] == [("a", 3, 0), ("b", 1, 1)]  # pyright: ignore[reportAttributeAccessIssue]
+    assert any(isinstance(block, Paragraph) and block.text == "Not a stage of b, c." for block in sft.blocks)
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    assert names_of([Path("/x/runs/a"), Path("/x/runs/b")]) == ["a", "b"]
+    assert names_of([Path("/x/one/a"), Path("/x/two/a")]) == ["one/a", "two/a"]
+    with pytest.raises(ValueError, match="twice"):
+        read_runs([tmp_path, tmp_path])
