@@ -19,7 +19,6 @@ from lifecycle.launching.job import SHARED, Job, job_name
 from lifecycle.launching.jobset import jobset
 from lifecycle.model.config import num_params
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning.search.footprint import STATE_BYTES
 from lifecycle.planning.topology import Topology, check_fits, parse_topology
 from lifecycle.stages.config import RunConfig
 
@@ -104,4 +103,6 @@ def _is_shared(path: str, claim: str | None) -> bool:
 
 def _state_bytes(run: RunConfig) -> int:
     """Bytes of the largest training stage's checkpoint: parameters and moments, float32."""
-    return max(STATE_BYTES[train.optimizer.name] * num_params(run.model_of(name)) for name, train in run.train.items())
+    return max(
+        train.optimizer.bytes_per_parameter * num_params(run.model_of(name)) for name, train in run.train.items()
+    )

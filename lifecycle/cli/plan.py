@@ -32,10 +32,6 @@ from lifecycle.training.objectives.registry import objective_kind
 if TYPE_CHECKING:
     from lifecycle.planning.programs.plan import ProgramPlan
 
-FLOAT32_BYTES = 4
-MOMENTS = {"adamw": 2, "muon": 2}  # an upper bound: Muon keeps one for the layers' matrices and Adam's two for the rest
-
-
 DECODE = "decode"  # as `stage`: the engine's programs
 
 
@@ -199,11 +195,10 @@ def _sizes(config: RunConfig) -> Table:
     for name in config.training_stages:
         train, model = config.train[name], config.model_of(name)
         parameters = num_params(model)
-        tokens = train.steps * train.global_batch_size * train.seq_len
+        steps = train.steps - (config.starts[name].step or 0)
+        tokens = steps * train.global_batch_size * train.seq_len
         flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens
         shards = config.mesh.size // config.mesh.replica
-        state = parameters * FLOAT32_BYTES * (1 + MOMENTS[train.optimizer.name]) / shards
-        table.add_row(
-            name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
-        )
+        state = parameters * train.optimizer.bytes_per_parameter / shards
+        table.add_row(name, f"{parameters:,}", f"{steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
     return table

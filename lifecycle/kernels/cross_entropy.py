@@ -120,17 +120,19 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     soft_cap: float | None = None,
     chunks: int = 1,
+    z_weight: float = 0.0,
 ) -> Float[Array, ""]:
-    """`sum(weights * -log p(target))`: a sum, not a mean, so that parts of a batch add up exactly.
+    """`sum(weights * (-log p(target) + z_weight * log(Z)^2))`: a sum, not a mean, so that parts of a batch add up
+    exactly. `Z` is the softmax's normaliser: the z-loss keeps it near 1 (Chowdhery et al. 2022, "PaLM", section 5).
 
     Differentiable in `hidden` and `table` (the head's parameter; on a mesh, this device's shard of it); targets and
     weights are data. `chunks` of the vocabulary: above 1 it costs a second product and saves the head's full gradient.
     """
-    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks)
+    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks, z_weight)
 
 
 def _block_loss(
-    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None
+    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None, z_weight: float
 ) -> tuple[Array, Array]:
     """One block's loss and its gradient with respect to the logits."""
     logits = project(hidden, head, soft_cap)
@@ -139,30 +141,36 @@ def _block_loss(
     norm = psum(exps.sum(-1, keepdims=True), "vocab")
     chosen = psum(_chosen(logits, head, targets), "vocab")
     weights = weights[..., None]
-    grad = exps * (weights / norm) - jnp.where(_is_target(head, targets), weights, 0.0)
+    log_norm = jnp.log(norm) + top
+    losses, share = log_norm - chosen, weights / norm
+    if z_weight:
+        losses, share = losses + z_weight * log_norm**2, share * (1 + 2 * z_weight * log_norm)
+    grad = exps * share - jnp.where(_is_target(head, targets), weights, 0.0)
     if soft_cap is not None:
         grad *= 1 - (logits / soft_cap) ** 2
-    return (weights * (jnp.log(norm) + top - chosen)).sum(), grad.astype(hidden.dtype)
+    return (weights * losses).sum(), grad.astype(hidden.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _cross_entropy(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
 ) -> Array:
+    if z_weight:
+        return _with_gradient(hidden, table, targets, weights, soft_cap, chunks, z_weight)[0]
     return -(_logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap) * weights).sum()
 
 
 def _with_gradient(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
 ) -> tuple[Array, tuple[Array, Array]]:
     if chunks > 1:
-        return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks)
+        return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks, z_weight)
     head, is_cut = _gathered(table, hidden.dtype), axis_size("embed") > 1
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         loss, grad_head = carry
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # 2-D: XLA's CPU product copies 3-D operands
-        block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap)
+        block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap, z_weight)
         if is_cut:
             grad_head += jax.lax.dot_general(grad, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         else:  # transposed first: XLA's faster CPU products need this layout; saves 4 % of the quickstart's step
@@ -182,12 +190,13 @@ def _with_gradient(
 
 
 def _in_two_passes(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int
+    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
 ) -> tuple[Array, tuple[Array, Array]]:
     """The loss and its gradients, over chunks of the vocabulary. A sharded head is gathered once and kept."""
     log_norm, chosen, heads = _normalise(hidden, table, targets, soft_cap, chunks)
-    loss = (_row_blocks(weights, hidden.dtype, chunks) * (log_norm - chosen)).sum()
-    return loss, _differentiate(hidden, table, targets, weights, log_norm, soft_cap, chunks, heads)
+    losses = log_norm - chosen + (z_weight * log_norm**2 if z_weight else 0)
+    loss = (_row_blocks(weights, hidden.dtype, chunks) * losses).sum()
+    return loss, _differentiate(hidden, table, targets, weights, log_norm, soft_cap, chunks, heads, z_weight)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -265,9 +274,10 @@ def _differentiate(
     soft_cap: float | None,
     chunks: int,
     heads: Array | None = None,
+    z_weight: float = 0.0,
 ) -> tuple[Array, Array]:
-    """The second pass: gradients of `sum(weights * -log p(target))` in `hidden` and `table`; `heads` as `_normalise`
-    gathered them, or they are gathered again."""
+    """The second pass: gradients of `cross_entropy`'s sum in `hidden` and `table`; `heads` as `_normalise` gathered
+    them, or they are gathered again."""
     rows, ids, scale = (_row_blocks(x, hidden.dtype, chunks) for x in (hidden, targets, weights))
     parts, firsts = _chunks_of(table, chunks)
 
@@ -277,7 +287,10 @@ def _differentiate(
         def one_block(grad_head: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
             rows, ids, scale, log_norm, grad_rows = block
             logits = project(rows, head, soft_cap)
-            grad = jnp.exp(logits - log_norm[:, None]) - jnp.where(_is_id(head, chunk[1], ids), 1.0, 0.0)
+            grad = jnp.exp(logits - log_norm[:, None])
+            if z_weight:
+                grad *= 1 + 2 * z_weight * log_norm[:, None]
+            grad -= jnp.where(_is_id(head, chunk[1], ids), 1.0, 0.0)
             grad *= scale[:, None]
             if soft_cap is not None:
                 grad *= 1 - (logits / soft_cap) ** 2
@@ -295,7 +308,9 @@ def _differentiate(
     return grad_rows.astype(hidden.dtype).reshape(hidden.shape), grad_parts.reshape(table.shape).astype(table.dtype)
 
 
-def _gradient(_: float | None, __: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array, None, None]:
+def _gradient(
+    _: float | None, __: int, ___: float, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array, None, None]:
     grad_hidden, grad_head = saved
     return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None
 

@@ -58,7 +58,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
     train = config.train[name]
     how = train.HOW_COMPUTED | train.HOW_RECORDED
     settings = {key: value for key, value in train.plain().items() if key not in how}
-    bundle = config.starts[name].bundle
+    bundle, step = config.starts[name].bundle, config.starts[name].step
     if bundle is not None:
         if not bundle.is_dir():
             raise ConfigError(
@@ -67,14 +67,19 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     model = config.model_of(name).plain()
-    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name)}
+    branch = {} if step is None else {"from_step": step}
+    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **branch}
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:
     """For each kind of rows that a stage reads, how many earlier stages in its lineage have read such rows.
 
-    Each stage has its own order: one that continues with the same rows does not start with those just seen.
+    Each stage has its own order: one that continues with the same rows does not start with those just seen. One that
+    continues another's run has that one's order.
     """
+    start = config.starts[name]
+    if start.step is not None and start.stage is not None:
+        return row_order(config, start.stage)
     before = lineage(name, config.starts)[1:]
     return {kind: sum(kind in config.rows_of(stage) for stage in before) for kind in config.rows_of(name)}
 

@@ -22,7 +22,6 @@ from lifecycle.core.config import digest
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
-from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
@@ -34,6 +33,7 @@ from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.job import Origin
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
@@ -54,7 +54,7 @@ class Learner:
     mesh: Mesh
     objective: Objective
     tokenizer: Tokenizer
-    start: PRNGKeyArray | Params
+    start: Origin
     start_hash: str
     seeds: Mapping[str, int]
 

@@ -2,6 +2,7 @@
 
 A stage continues the last one before it that trains the same model; the first of a model starts with fresh weights.
 `from` names another start: a stage of the run, a bundle's folder or its address in object storage, or `fresh`.
+`STAGE@STEP` continues that stage's run (`stages/branches.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from lifecycle.core.config import nearest
 from lifecycle.core.fetched import copy_of
 from lifecycle.core.store import is_url
+from lifecycle.stages.branches import check_branch
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -25,6 +27,7 @@ class Start:
     stage: str | None = None
     bundle: Path | None = None
     url: str | None = None  # of a bundle in object storage; `bundle` is where its copy is made
+    step: int | None = None  # the stage's run is continued from its checkpoint of this step
 
     @property
     def is_fresh(self) -> bool:
@@ -99,11 +102,15 @@ def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str
         return Start(stage=given)
     if is_url(given):
         return Start(bundle=copy_of(given), url=given)
+    stage, _, step = given.rpartition("@")
+    if stage in train and step.isdecimal():
+        check_branch(name, stage, int(step), train)
+        return Start(stage=stage, step=int(step))
     if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
         return Start(bundle=Path(given))
     raise ValueError(
         f"train.{name}.from={given}: not a training stage and not a bundle's folder"
-        f"{_known(given, train)}; or give a folder as bundles/NAME"
+        f"{_known(stage or given, train)}; or give a folder as bundles/NAME"
     )
 
 

@@ -7,7 +7,6 @@ from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
-from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes
 from lifecycle.parallel.mesh import tree_shardings
@@ -16,19 +15,20 @@ from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.job import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS, Continued, Origin
 from lifecycle.weights.families.family import differences
 from lifecycle.weights.published import load_config, load_weights
 
 
-def start_weights(
-    config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[PRNGKeyArray | Params, str]:
-    """A training stage's initial weights, sharded over `mesh`, and their hash; if fresh, a random key and ""."""
+def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh) -> tuple[Origin, str]:
+    """A training stage's initial weights, sharded over `mesh`, and their hash; if fresh, a random key and "". For a
+    stage that continues another's run, that run's checkpoint and the hash of its final weights."""
     start, model = config.starts[name], config.model_of(name)
     if start.bundle is not None:
         return imported_params(start.bundle, model, tokenizer, mesh), content_hash(start.bundle)
     if start.stage is not None:
+        if start.step is not None:
+            return Continued(inputs[start.stage].path / CHECKPOINTS, start.step), inputs[start.stage].content_hash
         return trained_params(inputs[start.stage], model, mesh), inputs[start.stage].content_hash
     return jax.random.key(config.seed), ""
 

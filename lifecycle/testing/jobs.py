@@ -146,6 +146,7 @@ class TinyRun:
     checkpoint_every: int = 1000
     checkpoint: dict[str, Any] = field(default_factory=dict)  # its other settings
     learning_rate: float = 3e-3
+    average_decay: float = 0.0
     seed: int = 0
     data_seed: int = 0
     kill_at: int | None = None
@@ -161,7 +162,8 @@ class TinyRun:
     def train(self) -> TrainConfig:
         """The training stage's config."""
         schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
-        optimizer = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
+        optimizer: dict[str, Any] = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
+        optimizer["average_decay"] = self.average_decay
         own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
         return objective_kind(self.objective).settings(
             steps=self.steps,

@@ -1,8 +1,9 @@
 """Batch sources: where a step's batches come from. One interface, and its implementation for rows.
 
 A batch source returns the batch of any step; the batch may depend on the weights. Rows are index arithmetic: global
-batch `s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads. What must hold: a step's
-batch depends neither on the number of processes nor on the step that the run was resumed from.
+batch `s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads; in a run that continues one
+with another batch size, all rows from the next one on follow. What must hold: a step's batch depends neither on the
+number of processes nor on the step that the run was resumed from.
 """
 
 import operator
@@ -68,8 +69,8 @@ class RowBatches:
     def __init__(
         self, rows: RowSource, global_batch_size: int, held: Sequence[int], *, prefetch: int = PREFETCH
     ) -> None:
-        self._rows, self._global_batch_size = rows, global_batch_size
-        self._batches: grain.MapDataset[HostBatch] = grain.MapDataset.source(_Random(rows, global_batch_size, held))
+        self._rows, self._global_batch_size, self._held = rows, global_batch_size, held
+        self._offset = 0  # of the rows: not 0 after batches of another size
         self._reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
         self._ahead: grain.DatasetIterator[HostBatch] | None = None
         self._next = 0  # the step of the first batch in `_ahead`
@@ -83,18 +84,21 @@ class RowBatches:
         """The batch of `step`; already prefetched if steps are taken in order."""
         if self._ahead is None or step != self._next:
             self.close()
-            self._ahead = iter(self._batches[step:].to_iter_dataset(self._reading))
+            batches = _Random(self._rows, self._global_batch_size, self._held, self._offset)
+            self._ahead = iter(grain.MapDataset.source(batches)[step:].to_iter_dataset(self._reading))
         self._next = step + 1
         return next(self._ahead)
 
     def contents(self, step: int) -> list[dict[str, Any]]:
         """What is in each row of the batch of `step`, with the row's number."""
-        first = step * self._global_batch_size
+        first = self._offset + step * self._global_batch_size
         return [{"row": row, **self._rows.contents(row)} for row in range(first, first + self._global_batch_size)]
 
     def state(self, step: int) -> dict[str, Any]:
-        """The step, with the batch size and the rows' fingerprint."""
-        return {"step": step, "global_batch_size": self._global_batch_size, "source": self._rows.fingerprint}
+        """The step, its first row, the batch size and the rows' fingerprint."""
+        size = self._global_batch_size
+        row = self._offset + step * size
+        return {"step": step, "row": row, "global_batch_size": size, "source": self._rows.fingerprint}
 
     def restore(self, state: dict[str, Any]) -> int:
         """The state's step; raises `DataStateError` if the rows or the batch size have changed."""
@@ -110,6 +114,8 @@ class RowBatches:
                 f"the checkpoint at step {step} counts batches of {size} rows, now they have "
                 f"{self._global_batch_size}; set global_batch_size={size} or start a new run"
             )
+        self._offset = state["row"] - step * size
+        self.close()
         return step
 
     def close(self) -> None:
@@ -122,14 +128,14 @@ class RowBatches:
 class _Random:
     """Random access to the rows `held` of each global batch."""
 
-    def __init__(self, rows: RowSource, global_batch_size: int, held: Sequence[int]) -> None:
-        self._rows, self._global_batch_size, self._held = rows, global_batch_size, held
+    def __init__(self, rows: RowSource, global_batch_size: int, held: Sequence[int], offset: int) -> None:
+        self._rows, self._global_batch_size, self._held, self._offset = rows, global_batch_size, held, offset
 
     def __len__(self) -> int:
         return sys.maxsize // self._global_batch_size  # endless: as many as there are row numbers
 
     def __getitem__(self, index: SupportsIndex) -> HostBatch:
-        first = operator.index(index) * self._global_batch_size
+        first = self._offset + operator.index(index) * self._global_batch_size
         return _stacked([self._rows.row(first + row) for row in self._held])
 
 

@@ -19,21 +19,48 @@ class ScheduleConfig(Section):
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: int = Field(default=0, ge=0)
-    decay_share: float = Field(default=0.2, ge=0, le=1)  # wsd: the share of the run that decays, linearly
+    # wsd: the share of the run that decays, linearly; 1 is a linear schedule, 0 a stable one
+    decay_share: float = Field(default=0.2, ge=0, le=1)
     final_share: float = Field(default=0.0, ge=0, le=1)
+
+    def decay_start(self, steps: int) -> int:
+        """wsd: the last step at the peak, in a run of `steps`; the decay ends with the run."""
+        warmup = min(self.warmup_steps, steps)
+        decay = min(max(1, round(self.decay_share * steps)), max(1, steps - warmup))
+        return max(warmup, steps - decay)
+
+    def stable_steps(self, steps: int) -> int:
+        """How many first steps of a run of `steps` have the same rates in a longer run."""
+        if self.warmup_steps >= steps:  # the warm-up is shortened
+            return 0
+        if self.kind == "cosine":
+            return min(self.warmup_steps + 1, steps)
+        return steps if self.kind == "constant" else min(self.decay_start(steps) + 1, steps)
 
 
 class OptimizerConfig(Section):
     """The optimizer and its settings."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
+    # Multiples of the learning rate for some parameters, by canonical name as in `freeze`: {embed: 3, head: 0.5}. They
+    # multiply the weight decay's step too. Where several match, the last counts.
+    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)  # Adam's
     beta2: float = Field(default=0.95, ge=0, lt=1)
     momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
+    # Above 0 a moving average of the weights is kept with this decay. It is what is measured, evaluated, exported and
+    # gone on from; a stage that continues the run (`STAGE@STEP`) gets both.
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Bytes of a parameter and its part of the optimizer's state, in float32. For Muon an upper bound: it keeps one
+        number for the layers' matrices, Adam's two for the rest. Adafactor's rows and columns are not counted."""
+        return 4 * (1 + {"adamw": 2, "muon": 2, "adafactor": 0}[self.name] + (self.average_decay > 0))
 
 
 class LocalCheckpointConfig(Section):
@@ -102,7 +129,8 @@ class TrainConfig(VariantSection):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own
-    # Where the weights come from: a bundle's folder; None: the previous stage, or fresh weights for the first.
+    # Where the weights come from: a stage, a bundle's folder, or `fresh`; None: the previous stage, or fresh weights
+    # for the first. `STAGE@STEP` continues that stage's run from its checkpoint: optimizer, data and steps go on.
     start: str | None = Field(default=None, validation_alias="from")
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
@@ -166,6 +194,7 @@ class NextTokenConfig(TrainConfig):
     mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     # Bytes of held-out text measured during training; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
+    z_weight: float = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss
 
 
 class SftConfig(TrainConfig):
@@ -173,6 +202,7 @@ class SftConfig(TrainConfig):
 
     objective: str = "sft"
     replay_share: float = Field(default=0.0, ge=0, lt=1)
+    z_weight: float = Field(default=0.0, ge=0)  # as in pre-training
 
 
 class DpoConfig(TrainConfig):

@@ -1,15 +1,14 @@
 """Frozen parameters: which ones a stage does not train, and the split of a tree into trained and frozen."""
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
 import jax
 
-from lifecycle.core.config import ConfigError, nearest
+from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_params
-from lifecycle.weights.names import canonical_name, is_stacked, layer_names
+from lifecycle.training.patterns import matched_paths
 
 
 def merged(trained: Params, frozen: Params) -> Params:
@@ -36,41 +35,14 @@ def split(params: Params, frozen: Params) -> tuple[Params, Params]:
 def frozen_part(model: ModelConfig, patterns: Sequence[str]) -> Params:
     """Shapes of the parameters that `patterns` freeze.
 
-    A pattern is a canonical name, or a prefix of one that ends at a dot, with the wildcards of file names: `embed`,
-    `blocks.*.attention`. Layers that are stacked in one array are frozen together. Raises `ConfigError` for a pattern
-    that matches nothing (with the nearest name) or only some layers of a stack, and if nothing is left to train.
+    Patterns as in `matched_paths`, which raises `ConfigError`; so does this if nothing is left to train.
     """
-    params = abstract_params(model)
-    names = {
-        path: list(layer_names(path, leaf)) if is_stacked(path, leaf) else [canonical_name(path)]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    for pattern in patterns:
-        _check_pattern(pattern, list(names.values()))
-    is_frozen = {path: any(_matches(stack[0], pattern) for pattern in patterns) for path, stack in names.items()}
-    if all(is_frozen.values()):
+    matched = matched_paths(model, patterns, "freeze")
+    if all(matched.values()):
         raise ConfigError(f"freeze: {', '.join(patterns)} leaves no parameter to train; freeze less")
-    return _pruned(jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen[path] else None, params))
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
-def _check_pattern(pattern: str, stacks: Iterable[list[str]]) -> None:
-    """Raises `ConfigError` if `pattern` matches nothing or only a part of a stack; `stacks`: the names of each array's
-    layers."""
-    matched = [(names, [name for name in names if _matches(name, pattern)]) for names in stacks]
-    if not any(some for _, some in matched):
-        known = {name for names, _ in matched for name in names}
-        raise ConfigError(f"freeze: {pattern!r} is not a parameter of this model{nearest(pattern, known)}")
-    for names, some in matched:
-        if some and len(some) < len(names):
-            general = ".".join("*" if part.isdigit() else part for part in some[0].split("."))
-            raise ConfigError(
-                f"freeze: {pattern!r} matches {len(some)} of {len(names)} layers that are stacked in one array, "
-                f"{names[0]} to {names[-1]}; freeze all of them: {general}"
-            )
+    return _pruned(
+        jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if matched[path] else None, abstract_params(model))
+    )
 
 
 def _pruned(tree: PyTree) -> Params:

@@ -18,6 +18,18 @@ CHECKPOINTS = "checkpoints"  # a folder in a job's `out`
 
 
 @dataclass(frozen=True)
+class Continued:
+    """The checkpoint of another run, in its folder of checkpoints, from which a job goes on as that run would."""
+
+    folder: Path
+    step: int
+
+
+# A key: fresh weights; parameters: the initial weights.
+type Origin = PRNGKeyArray | Params | Continued
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training run: model, settings, mesh, objective, batches, initial weights, and the folder for its output."""
 
@@ -26,7 +38,12 @@ class TrainJob:
     mesh: Mesh
     objective: Objective
     batches: BatchSource
-    start: PRNGKeyArray | Params  # a key: fresh weights; parameters: the initial weights
+    start: Origin
     out: Path
     spent_s: Mapping[str, float] = field(default_factory=dict)  # on making this job, by cause (`core/startup.py`)
     facts: Mapping[str, Any] = field(default_factory=dict)  # about the job, for whoever reads its time sheet
+
+    @property
+    def first_step(self) -> int:
+        """The number of steps that another run has taken before."""
+        return self.start.step if isinstance(self.start, Continued) else 0

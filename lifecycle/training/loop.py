@@ -120,7 +120,7 @@ def go_back(
 
     A checkpoint that was saved when the job was stopped is not one that an undisturbed run has, so it does not count.
     """
-    limit, to = job.train.faults.limit, saved.durable.last_due(fault.step)
+    limit, to = job.train.faults.limit, max(job.first_step, saved.durable.last_due(fault.step))
     same = [record for record in before if record["step"] == to + 1]
     if len(same) == limit:
         raise diverged(job, fault.step, f"{fault.what}, after going back to step {to} {limit} times (faults.limit)")
@@ -212,9 +212,9 @@ def stats(run: TrainingRun) -> dict[str, Any]:
     rates = sorted(record["tokens_per_s"] for record in records)
     return {
         "steps": train.steps,
-        "tokens": train.steps * train.global_batch_size * train.seq_len,
+        "tokens": (train.steps - run.job.first_step) * train.global_batch_size * train.seq_len,
         "loss": records[-1]["loss"],
         "tokens_per_s": rates[len(rates) // 2],
         "faults": [record for record in log if "fault" in record],
-        "params_hash": hash_params(run.state.params),
+        "params_hash": hash_params(run.state.weights),
     }

@@ -11,10 +11,16 @@ import optax
 
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, RunLog, rewind
+from lifecycle.core.typing import PRNGKeyArray
+from lifecycle.model.params import Params, abstract_params
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state, require_step
+from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.local import LocalCheckpoints
+from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.faults import fault_shardings, first_faults, from_plain
-from lifecycle.training.job import CHECKPOINTS, TrainJob
+from lifecycle.training.freeze import split
+from lifecycle.training.job import CHECKPOINTS, Continued, TrainJob
 from lifecycle.training.run import FAULTS
 from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params
 
@@ -45,26 +51,52 @@ def restore_or_start(
 ) -> tuple[TrainState, int]:
     """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
     durable, like = saved.durable.latest_step(), abstract_state(job.model, optimizer, shardings)
-    found = saved.local.restore(like.saved, newer_than=durable or 0) if saved.local is not None else None
+    first = job.first_step if durable is None else durable
+    found = saved.local.restore(like.saved, newer_than=first) if saved.local is not None else None
     if found is None and durable is None:
-        state = fresh_state(job, optimizer, shardings)
+        if isinstance(job.start, Continued):
+            return continued_state(job, job.start, like, saved.durable)
+        state = first_state(job, job.start, optimizer, shardings)
         saved.durable.save_frozen(state.frozen)
         return with_faults(job, state, {}), 0
     if found is not None:
         arrays, data = found.state, found.data_state
     else:
         arrays, data, _ = saved.durable.restore(like.saved)
-    step = job.batches.restore({name: value for name, value in data.items() if name != FAULTS})
+    step = restore_batches(job, data)
     frozen = saved.durable.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(arrays["params"], frozen, arrays["opt_state"], finished), data), step
 
 
-def fresh_state(job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+def restore_batches(job: TrainJob, data: Mapping[str, Any]) -> int:
+    """Restores the batches from a checkpoint's data state; the number of finished steps."""
+    return job.batches.restore({name: value for name, value in data.items() if name != FAULTS})
+
+
+def continued_state(
+    job: TrainJob, start: Continued, like: TrainState, checkpoints: Checkpointer
+) -> tuple[TrainState, int]:
+    """The state in another run's checkpoint, and its number of finished steps; `like` has its shapes and shardings."""
+    require_step(start.folder, start.step)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    params = load_params(start.folder, abstract_params(job.model), start.step, shardings.params, item=PARAMS)
+    trained, frozen = split(params, like.frozen)
+    checkpoints.save_frozen(frozen)
+    opt_state = load_opt_state(start.folder, start.step, like.opt_state)
+    data = load_data_state(start.folder, start.step) | {"global_batch_size": job.train.global_batch_size}
+    step = restore_batches(job, data)
+    finished = jax.device_put(np.int32(step), shardings.step)
+    return with_faults(job, TrainState(trained, frozen, opt_state, finished), data), step
+
+
+def first_state(
+    job: TrainJob, start: PRNGKeyArray | Params, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
     """The state before the first step."""
-    if isinstance(job.start, dict):
-        return state_from_params(job.start, optimizer, shardings)
-    return init_state(job.model, optimizer, shardings, job.start)
+    if isinstance(start, dict):
+        return state_from_params(start, optimizer, shardings)
+    return init_state(job.model, optimizer, shardings, start)
 
 
 def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> TrainState:

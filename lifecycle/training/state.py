@@ -19,6 +19,7 @@ from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, init_params, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
+from lifecycle.training.average import average_of
 from lifecycle.training.freeze import frozen_part, merged, split
 
 
@@ -44,6 +45,12 @@ class TrainState:
         """All parameters."""
         return merged(self.trained, self.frozen)
 
+    @property
+    def weights(self) -> Params:
+        """The parameters that the run is for: with their average, if it keeps one."""
+        average = average_of(self.opt_state)
+        return self.params if average is None else merged(average, self.frozen)
+
 
 def param_specs(config: ModelConfig) -> Any:
     """Partition specs of the parameters, as a tree like theirs."""
@@ -59,9 +66,15 @@ def state_shardings(
     everywhere = NamedSharding(mesh, P())
     shardings = dict(jax.tree_util.tree_leaves_with_path(trained))
 
-    def of_moment(path: tuple[Any, ...], _: Any) -> NamedSharding:
+    def of_moment(path: tuple[Any, ...], shape: Any) -> NamedSharding:
         # a moment's path ends with its parameter's: ("mu", "blocks", "attention", "q") and ("blocks", "attention", "q")
-        return next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), everywhere)
+        like = next((shardings[path[i:]] for i in range(len(path)) if path[i:] in shardings), everywhere)
+        cut = any(axis is not None and size == 1 for axis, size in zip(like.spec, shape.shape, strict=False))
+        if not cut:
+            return like
+        # a dimension over which the moment is a mean has size 1
+        axes = (None if size == 1 else axis for axis, size in zip(like.spec, shape.shape, strict=False))
+        return NamedSharding(mesh, P(*axes))
 
     shapes = jax.eval_shape(lambda key: optimizer.init(split(init_params(config, key), frozen)[0]), jax.random.key(0))
     return TrainState(trained, frozen, jax.tree_util.tree_map_with_path(of_moment, shapes), everywhere)

@@ -95,6 +95,25 @@ def test_chunks_of_the_vocabulary_and_a_soft_cap_give_the_plain_loss(
             np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("chunks", "soft_cap"), [(1, None), (1, 2.0), (5, 2.0)])
+def test_the_z_loss_is_the_square_of_the_log_normaliser(chunks: int, soft_cap: float | None) -> None:
+    """PaLM's formula with a weight so large that it is most of the loss (Chowdhery et al. 2022, section 5)."""
+    hidden, head, targets, weights = inputs()
+
+    def formula(h: Array, w: Array) -> Array:
+        logits = module.soft_capped(project(h, w), soft_cap)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return ((nats + 0.5 * jax.nn.logsumexp(logits, axis=-1) ** 2) * weights).sum()
+
+    def ours(h: Array, w: Array) -> Array:
+        return cross_entropy(h, w, targets, weights, soft_cap, chunks, 0.5)
+
+    theirs = value_and_gradients(formula, hidden, head)
+    for found, exact in zip(value_and_gradients(ours, hidden, head), theirs, strict=True):
+        np.testing.assert_allclose(found, exact, atol=2 * ONE_OP, rtol=1e-6)
+    assert ours(hidden, head) == pytest.approx(float(theirs[0]), rel=1e-6)  # without a gradient
+
+
 def test_neither_the_head_nor_its_gradient_is_whole_in_chunks() -> None:
     """At a vocabulary of 151,936 (Qwen 3): what the program makes is at most a chunk wide."""
     vocab, chunks = 151_936, 16

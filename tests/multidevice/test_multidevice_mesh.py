@@ -60,7 +60,12 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
 
 
 @pytest.mark.parametrize(
-    ("objective", "optimizer"), [("next_token", "muon"), pytest.param("dpo", "adamw", marks=pytest.mark.matrix)]
+    ("objective", "optimizer"),
+    [
+        ("next_token", "muon"),
+        pytest.param("next_token", "adafactor", marks=pytest.mark.matrix),
+        pytest.param("dpo", "adamw", marks=pytest.mark.matrix),
+    ],
 )
 @pytest.mark.slow
 def test_eight_devices_give_the_curve_and_gradients_of_one(objective: str, optimizer: str) -> None:

@@ -149,6 +149,48 @@ def test_each_stage_of_a_lineage_reads_its_rows_in_an_order_of_its_own() -> None
     }  # fmt: skip
 
 
+def stable(steps: int, decay_share: float, **settings: Any) -> dict[str, Any]:
+    return next_token(steps=steps, optimizer={"schedule": {"decay_share": decay_share}}, **settings)
+
+
+def test_a_stage_may_continue_anothers_run_and_has_its_order_of_rows() -> None:
+    cooled = stable(100, 0.2, **{"from": "base@80"})
+    config = run_of({"base": stable(90, 0), "more": next_token(), "cooled": cooled}, data=DATA)
+    assert config.starts["cooled"] == Start(stage="base", step=80) and row_order(config, "cooled") == {"tokens": 0}
+    key = build_graph(config)["cooled"].settings
+    other = run_of({"base": stable(90, 0), "more": next_token(), "cooled": cooled | {"from": "base@79"}}, data=DATA)
+    assert key(config) != build_graph(other)["cooled"].settings(other)
+
+
+BRANCHES = {
+    "settings that differ": (
+        {"b": stable(100, 0.2, seq_len=16, **{"from": "a@80"})},
+        r"train\.b\.from=a@80: seq_len must be those of a, whose run goes on",
+    ),
+    "an early decay": (
+        {"b": stable(100, 0.5, **{"from": "a@80"})},
+        r"a@80: the learning rate of b is stable for its first 51 steps only; .*train\.b\.optimizer\.schedule\.decay",
+    ),
+    "a checkpoint in the decay": (
+        {"b": stable(100, 0.01, **{"from": "a@90"})},
+        r"a@90: the learning rate of a is stable for its first 82 steps only",
+    ),
+    "no step left": ({"b": stable(80, 0, **{"from": "a@80"})}, r"train\.b\.steps=80 counts from the start of a;"),
+    "beyond the end": ({"b": stable(200, 0, **{"from": "a@91"})}, r"a@91: a has 90 steps; choose one of its"),
+    "an unknown stage": ({"b": stable(200, 0, **{"from": "aa@9"})}, r"from=aa@9: not a training stage .* mean 'a'"),
+    "another optimizer": (
+        {"b": next_token(steps=100, optimizer={"name": "muon", "momentum": 0.9}, **{"from": "a@80"})},
+        r"a@80: optimizer\.momentum, optimizer\.name must be",
+    ),
+}
+
+
+@pytest.mark.parametrize(("train", "message"), BRANCHES.values(), ids=BRANCHES)
+def test_a_run_that_cannot_be_continued_is_refused_with_the_fix(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of({"a": stable(90, 0.1), **train}, data=DATA)
+
+
 WRONG = {
     "a cycle": (
         {"a": next_token(**{"from": "b"}), "b": next_token(**{"from": "a"})},

@@ -32,11 +32,16 @@ TRAIN = NextTokenConfig(
 )
 
 
+class OneSource(list[np.ndarray]):
+    def domains(self, first: int) -> dict[str, np.ndarray]:
+        return {}
+
+
 def test_bits_are_of_windows_of_the_trainings_length() -> None:
     params, mesh = random_params(CONFIG), build_mesh(MeshConfig())
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what is seen matters
     draw = np.random.default_rng(0)
-    documents: Any = [draw.integers(0, 64, 100) for _ in range(3)]  # 200 bytes each: a quarter of 800, and not cut
+    documents: Any = OneSource(draw.integers(0, 64, 100) for _ in range(3))  # 200 bytes each: a quarter of 800, not cut
 
     @jax.jit
     def logprobs_of(tokens: Array) -> Array:

@@ -51,6 +51,21 @@ def test_a_process_gets_its_rows_of_the_same_global_batch(held: list[int]) -> No
     assert all(array.shape == (len(held), T) for batch in found for array in batch.values())
 
 
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=4), st.integers(1, 4))
+def test_batches_of_a_changed_size_go_on_at_the_next_row(parts: list[tuple[int, int]], last: int) -> None:
+    """Each part has a batch size and steps; then the last one is resumed from its own state."""
+    seen: list[int] = []
+    state: dict[str, Any] = {"step": 0, "row": 0, "source": Numbered.fingerprint}
+    for size, steps in [*parts, (last, 1), (last, 2)]:
+        source = RowBatches(Numbered(), size, range(size), prefetch=0)
+        first = source.restore(json.loads(json.dumps(state)) | {"global_batch_size": size})
+        for step in range(first, first + steps):
+            seen += source.batch(step)["tokens"][:, 0].tolist()
+        state = source.state(first + steps)
+    assert seen == list(range(len(seen)))
+
+
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
 def test_a_start_at_a_step_goes_on_as_if_it_had_arrived_there(prefetch: int) -> None:
     whole = batches(range(7), prefetch=prefetch)

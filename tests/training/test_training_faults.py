@@ -240,18 +240,17 @@ def test_a_run_that_goes_back_too_often_stops_and_goes_on_under_another_policy(t
 def test_the_batch_of_a_step_follows_from_a_saved_state(faults: list[tuple[int, int]], saved_at: int) -> None:
     """Each fault is some steps behind the checkpoint that the run goes back to; checkpoints only move forward."""
 
-    class Unread(RowBatches):
-        def __init__(self) -> None:
-            self._global_batch_size, self._rows = 4, DocumentRows(Documents(9, 0), 16, 1)
+    def unread() -> RowBatches:
+        return RowBatches(DocumentRows(Documents(9, 0), 16, 1), 4, [])
 
-    source, checkpoint = PassingBatches(Unread()), 0
+    source, checkpoint = PassingBatches(unread()), 0
     for moved, behind in faults:
         checkpoint += moved
         before = [source.number(step) for step in range(checkpoint)]
         first, last = source.pass_over(checkpoint, checkpoint + behind - 1)
         assert [source.number(step) for step in range(checkpoint)] == before  # what is done is done
         assert source.number(checkpoint) == last + 1 and first == (before[-1] + 1 if before else 0)
-    restored = PassingBatches(Unread())
+    restored = PassingBatches(unread())
     state = json.loads(json.dumps(source.state(checkpoint + saved_at)))
     assert restored.restore(state) == checkpoint + saved_at
     assert [restored.number(step) for step in range(200)] == [source.number(step) for step in range(200)]

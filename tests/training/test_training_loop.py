@@ -22,20 +22,21 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, TinyRun, command, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
-from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
+from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.weights import hash_params, load_params
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.faults import DivergedError
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.job import CHECKPOINTS
+from lifecycle.training.job import CHECKPOINTS, Continued
 from lifecycle.training.loop import run_job
 from lifecycle.training.run import Clock, TrainingRun
 from tests.training.drawn_batches import DrawnBatches, drawn_job
 
-RUN = TinyRun(steps=12, checkpoint_every=4)
+RUN = TinyRun(steps=12, checkpoint_every=4, average_decay=0.5)
 
 
 class Told(Silent):
@@ -78,6 +79,8 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     assert told.updates[-1][2]["loss"] == records[-1]["loss"] == stats["loss"] < records[0]["loss"] - 0.5
     assert stats["steps"] == 12 and stats["tokens"] == 12 * 16 * 32
     assert stats["params_hash"] == hash_params(load_params(out / CHECKPOINTS, abstract_params(MODEL)))
+    last = load_params(out / CHECKPOINTS, abstract_params(MODEL), item=PARAMS)
+    assert stats["params_hash"] != hash_params(last), "the run is for the average of the weights"
 
 
 def require_times(out: Path, began: float, kills: list[int]) -> None:
@@ -126,6 +129,24 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
     assert "stopped after step 6 of 12, which is saved" in ended.stdout and checkpoints(tmp_path)[-1] == 6
     assert run_job(tiny_job(tmp_path, RUN), Silent())["params_hash"] == undisturbed[1]["params_hash"]
     assert steps_of(tmp_path) == list(range(1, 13))
+
+
+def test_a_run_continued_from_anothers_checkpoint_ends_with_that_ones_bits(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """From step 8 of 12; in between it is stopped, and goes on from a checkpoint of its own."""
+    folder, expected, _ = undisturbed
+    job = replace(tiny_job(tmp_path, RUN), start=Continued(folder / CHECKPOINTS, 8))
+    job = replace(job, train=job.train.model_copy(update={"checkpoint": CheckpointConfig(every=10)}))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, StopAt(11))
+    assert checkpoints(tmp_path) == [10] and checkpoints(folder) == [8, 12]
+    stats = run_job(replace(job, batches=tiny_job(tmp_path, RUN).batches), Silent())
+    assert stats["params_hash"] == expected["params_hash"] and stats["tokens"] == 4 * 16 * 32
+    assert steps_of(tmp_path) == [9, 10, 11, 12]
+    gone = replace(tiny_job(tmp_path / "other", RUN), start=Continued(folder / CHECKPOINTS, 4))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4; there are 8, 12"):
+        run_job(gone, Silent())
 
 
 def test_a_finished_run_is_not_run_again(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:

@@ -1,5 +1,8 @@
 """Schedules at their corners, clipping, weight decay, and Muon against the singular value decomposition."""
 
+from functools import partial, reduce
+from operator import getitem
+from re import sub
 from typing import Any
 
 import jax
@@ -10,14 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.core.config import ConfigError
 from lifecycle.model.parameter import Parameter
+from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
+from lifecycle.training.adafactor import scale_by_adafactor
+from lifecycle.training.average import average_of, with_average
 from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon
 from lifecycle.training.optimizer import build_optimizer, build_schedule
+from lifecycle.weights.names import unstack
 
 PEAK = 2e-3
 ONE = build_mesh(MeshConfig())
@@ -63,6 +71,22 @@ def test_every_step_of_every_schedule_moves_and_stays_below_the_peak(
     assert (found > 0).all() and (found <= PEAK * (1 + 1e-6)).all()
 
 
+RUNS = st.tuples(st.integers(1, 12), st.sampled_from(["wsd", "cosine", "constant"]), st.floats(0, 1))
+
+
+@given(st.integers(0, 4), RUNS, RUNS)
+def test_runs_of_any_length_share_their_stable_steps(
+    warmup: int, one: tuple[int, Any, float], other: tuple[int, Any, float]
+) -> None:
+    runs = [(n, ScheduleConfig(warmup_steps=warmup, kind=kind, decay_share=share)) for n, kind, share in (one, other)]
+    shared = min(schedule.stable_steps(length) for length, schedule in runs)
+    first, second = (rates(length, **schedule.plain())[:shared] for length, schedule in runs)
+    assert (first == second).all() and (shared > 0 or min(one[0], other[0]) <= warmup)
+    for length, schedule in runs:
+        after = rates(length, **schedule.plain())[schedule.stable_steps(length) : length]
+        assert length <= warmup or (after < np.float32(PEAK)).all()
+
+
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     return random_params(MODEL)
@@ -103,16 +127,97 @@ def test_adamw_is_optax_adamw(params: dict[str, Any]) -> None:
     np.testing.assert_allclose(found["attention"]["q"], exact["attention"]["q"], rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_weight_decay_shrinks_all_but_scales(params: dict[str, Any], name: str) -> None:
+def test_adafactor_is_optax_adafactor_layer_by_layer() -> None:
+    """Two steps, the second with gradients so small that no update is clipped; optax gets each layer alone."""
+    declared = {
+        "embed": Parameter((5, 4), ("vocab", "embed"), is_matrix=True),
+        "blocks": {
+            "0+1": {
+                "up": Parameter((2, 4, 6), ("layers", "embed", "mlp"), is_matrix=True),
+                "scale": Parameter((2, 4), ("layers", None), is_matrix=False),
+            }
+        },
+    }
+    rule = scale_by_adafactor(declared)
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
+    other = optax.chain(factored, optax.clip_by_block_rms(1.0))  # of `optax.adafactor`, without the parameters' scale
+    draw = np.random.default_rng(0)
+    first, second = (
+        jax.tree.map(lambda p, scale=scale: jnp.asarray(draw.normal(size=p.shape) * scale, jnp.float32), declared)
+        for scale in (1.0, 0.1)
+    )
+
+    def two_steps(rule: optax.GradientTransformation, first: Any, second: Any) -> Any:
+        updates, state = rule.update(first, rule.init(first), first)
+        return updates, rule.update(second, state, first)[0]
+
+    ours = jax.jit(partial(two_steps, rule))(first, second)
+    theirs = jax.jit(partial(two_steps, other))(unstack(first), unstack(second))
+    for found, expected in zip(ours, theirs, strict=True):
+        for name, update in unstack(found).items():
+            np.testing.assert_allclose(update, expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_adafactors_state_is_a_row_and_a_column_per_matrix() -> None:
+    optimizer = build_optimizer(OptimizerConfig(name="adafactor"), MODEL, 10, ONE)
+    shapes = jax.eval_shape(optimizer.init, abstract_params(MODEL))
+    (rows,), (columns,) = (find_all(shapes, name) for name in ("rows", "columns"))
+    up, layers = ("blocks", "0+1", "feed_forward", "up"), MODEL.num_layers
+    assert reduce(getitem, up, rows).shape == (layers, MODEL.d_model, 1)
+    assert reduce(getitem, up, columns).shape == (layers, 1, MODEL.d_ff)
+    assert rows["embed"].shape == (MODEL.vocab_size, 1) and rows["norm"]["scale"].shape == (MODEL.d_model,)
+
+
+def test_the_average_of_the_weights_is_tensorflows() -> None:
+    """Three steps of SGD by hand: `decay` is reached from `(1 + step) / (10 + step)` below."""
+    rule = with_average(optax.sgd(0.5), 0.15)
+    grads = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+    def three_steps(grads: jax.Array) -> Any:
+        params: Any = jnp.ones(4)
+        states = [rule.init(params)]
+        for grad in grads:
+            updates, state = rule.update(grad, states[-1], params)
+            params, states = optax.apply_updates(params, updates), [*states, state]
+        return [average_of(state) for state in states]
+
+    weights, average = np.ones(4), np.ones(4)
+    for number, (grad, found) in enumerate(zip(grads, jax.jit(three_steps)(grads)[1:], strict=True)):
+        weights = weights - 0.5 * grad
+        kept = min(0.15, (1 + number) / (10 + number))
+        average = kept * average + (1 - kept) * weights
+        np.testing.assert_allclose(found, average, rtol=1e-6)
+
+
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_a_plan_counts_the_optimizers_state(name: Any, average_decay: float) -> None:
+    config = OptimizerConfig(name=name, average_decay=average_decay)
+    sizes = abstract_params(MODEL), jax.eval_shape(build_optimizer(config, MODEL, 10, ONE).init, abstract_params(MODEL))
+    parameters, state = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in sizes)
+    few = 0.12 * parameters  # Adafactor's rows and columns of matrices of 32 x 64
+    values = config.bytes_per_parameter // 4 - 1
+    lowest = 1 + (average_decay > 0) if name == "muon" else values
+    assert lowest * parameters <= state < values * parameters + few
+
+
+def test_a_rate_that_names_no_parameter_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.rates: 'emebd' .*'embed'"):
+        build_optimizer(OptimizerConfig(rates={"emebd": 2.0}), MODEL, 10, ONE)
+
+
+RATES = {"blocks": 3.0, "blocks.*.attention": 0.5, "head": 0.0}
+
+
+@pytest.mark.parametrize(("name", "rates"), [("adamw", {}), ("muon", {}), ("adafactor", RATES)])
+def test_weight_decay_shrinks_all_but_scales(params: dict[str, Any], name: str, rates: dict[str, float]) -> None:
+    """By the learning rate times the parameter's own rate, that of the last pattern which matches it."""
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates = first_update(params, zero, name=name, weight_decay=0.5)[0]
-
-    def check(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> None:
-        expected = 0 * param if path[-1].key == "scale" else -PEAK * 0.5 * param
-        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-12)
-
-    jax.tree_util.tree_map_with_path(check, updates, params)
+    updates = first_update(params, zero, name=name, weight_decay=0.5, rates=rates)[0]
+    for path, update in unstack(updates).items():
+        matched = [rate for pattern, rate in rates.items() if pattern.replace("*.", "") in sub(r"[0-9]+\.", "", path)]
+        decay = 0.0 if path.endswith("scale") else 0.5 * [1.0, *matched][-1]
+        np.testing.assert_allclose(update, -PEAK * decay * unstack(params)[path], rtol=1e-5, atol=1e-12)
 
 
 def test_muon_takes_the_layers_matrices_and_adam_all_else(params: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ from lifecycle.training.config import TrainConfig
 
 COMPUTE_BYTES = 2  # bfloat16
 FLOAT_BYTES = 4
-STATE_BYTES = {"adamw": 12, "muon": 12}  # a parameter and its moments, float32; for Muon an upper bound
 # Copies that a layer's backward pass holds at once, chosen to match the peaks of compiled steps. Weights: those in use,
 # the next layer's, and gradients not yet scattered. Feed-forward: the gate and up halves, their product, and the
 # gradients of the three. Hidden states: those around branches and norms.
@@ -154,7 +153,7 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> F
     layer = max(_layer_bytes(model, candidate, part, kind) for kind, _ in kinds)
     summed = gradients if candidate.grad_accum > 1 else 0.0  # accumulated over earlier micro-batches
     return Footprint(
-        state_bytes=STATE_BYTES[train.optimizer.name] * held,
+        state_bytes=train.optimizer.bytes_per_parameter * held,
         saved_bytes=saved,
         work_bytes=summed + max(_loss_bytes(model, candidate, part), gradients + layer),
     )

@@ -1,11 +1,11 @@
 """Checkpoints by Orbax: written while training continues, atomic, restored on any mesh.
 
-A step's folder has four items: `params` and `opt_state` (arrays by canonical name, one per layer: `weights/names.py`,
-independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary name and renames at the end;
-before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to `frozen`. Orbax's
-`CheckpointManager` is not used: after a failed save it counts that step as saved, and forgets the steps that were to be
-deleted. What must hold: a checkpoint that a reader accepts is bit for bit what was saved, and a save that fails in one
-process is an error in all.
+A step's folder has the items `params`, `opt_state` and, if the run keeps one, `average` (arrays by canonical name, one
+per layer: `weights/names.py`, independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary
+name and renames at the end; before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to
+`frozen`. Orbax's `CheckpointManager` is not used: after a failed save it counts that step as saved, and forgets the
+steps that were to be deleted. What must hold: a checkpoint that a reader accepts is bit for bit what was saved, and a
+save that fails in one process is an error in all.
 """
 
 import logging
@@ -34,14 +34,14 @@ from lifecycle.training.checkpoints.integrity import (
     steps_in,
     write_files,
 )
+from lifecycle.training.checkpoints.items import by_item, joined
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
-from lifecycle.training.checkpoints.weights import FROZEN, PARAMS
+from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import unstack
 
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
-PREFIX = f"{PARAMS}."  # the name of a state's parameters begins with this
 # What a failed write raises: an error of the file system or of the storage library.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 SAVING, SAVED, FAILED = range(3)  # a pending save in one process
@@ -109,10 +109,9 @@ class Checkpointer:
         if step == self.latest_step():
             return
         self._delete_unfinished()
-        params, rest = _split(self._unstacked(state))
+        arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._unstacked(state)).items()}
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            opt_state=ocp.args.StandardSave(rest),
+            **arrays,
             data_state=ocp.args.JsonSave(data_state),
             meta=ocp.args.JsonSave(meta),
         )
@@ -144,11 +143,10 @@ class Checkpointer:
             raise CheckpointError(f"{self.folder}: no checkpoint here")
         path = self.folder / str(step)
         require_intact(path, damage_seen_by_any)
-        params, rest = _split(abstract_arrays(abstract_state))
-        require_same(path / PARAMS, params)
-        require_same(path / "opt_state", rest)
-        flat = {PREFIX + name: array for name, array in read_arrays(path / PARAMS, params).items()}
-        flat |= read_arrays(path / "opt_state", rest)
+        wanted = by_item(abstract_arrays(abstract_state))
+        for item, arrays in wanted.items():
+            require_same(path / item, arrays)
+        flat = joined({item: read_arrays(path / item, arrays) for item, arrays in wanted.items()})
         facts = ocp.args.Composite(data_state=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         saved = self._writer.restore(path, args=facts)
         return stacked(flat, abstract_state), saved["data_state"], saved["meta"]
@@ -249,9 +247,3 @@ class Checkpointer:
                 shutil.rmtree(path, ignore_errors=True)
             delete_renamed(self.folder)
         sync("unfinished checkpoints deleted")
-
-
-def _split(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(parameters by their canonical names, all else by its name in the state)."""
-    params = {name.removeprefix(PREFIX): leaf for name, leaf in flat.items() if name.startswith(PREFIX)}
-    return params, {name: leaf for name, leaf in flat.items() if not name.startswith(PREFIX)}

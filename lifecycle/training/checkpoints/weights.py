@@ -1,7 +1,7 @@
 """The parameters in a run's checkpoints, without the optimizer's state, for later stages.
 
-A step's checkpoint has the trained parameters. The run's frozen ones are in the folder `frozen`, written once; readers
-get both.
+A step's checkpoint has the trained parameters, and their average if the run keeps one: then readers get that. The run's
+frozen ones are in the folder `frozen`, written once; readers get both.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
 from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes, stacked
 from lifecycle.training.checkpoints.integrity import intact_step, require_intact
+from lifecycle.training.checkpoints.items import weights_item
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.weights.names import unstack
 
-PARAMS = "params"  # the item of a step with the trained parameters
 FROZEN = "frozen"
 
 
@@ -40,12 +40,14 @@ def load_params(
     shardings: PyTree | None = None,
     *,
     dtypes_of: PyTree | None = None,
+    item: str | None = None,
 ) -> dict[str, Any]:
     """The parameters of `step`, or of a run's newest intact checkpoint.
 
     `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved, where they go, and in which
-    dtypes if not those of `like`, converted as they are read. All processes of the job make the same call. Without
-    `shardings` the calling process reads alone, onto its first device. Raises `CheckpointError`.
+    dtypes if not those of `like`, converted as they are read. `item`: the step's item with them, by default the average
+    if there is one. All processes of the job make the same call. Without `shardings` the calling process reads alone,
+    onto its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)
@@ -53,9 +55,9 @@ def load_params(
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), given, targets)
     wanted = abstract_arrays(shapes)
     flat: dict[str, jax.Array] = {}
-    for item, saved in _items(folder, step, abstract_arrays(like)).items():
+    for path, saved in _items(folder, step, abstract_arrays(like), item).items():
         part = {name: wanted[name] for name in saved}
-        flat |= read_arrays(item, part) if shardings is not None else _read_alone(item, part)
+        flat |= read_arrays(path, part) if shardings is not None else _read_alone(path, part)
     return stacked(flat, shapes)
 
 
@@ -68,19 +70,20 @@ def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayRea
     return ArrayReader({name: item for item, arrays in items.items() for name in arrays})
 
 
-def _items(folder: Path, step: int | None, arrays: Shapes) -> dict[Path, Shapes]:
+def _items(folder: Path, step: int | None, arrays: Shapes, item: str | None = None) -> dict[Path, Shapes]:
     """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes."""
     path = intact_step(folder, step)
-    items, frozen = {path / PARAMS: arrays}, path.parent / FROZEN
+    weights, frozen = path / (item or weights_item(path)), path.parent / FROZEN
+    items = {weights: arrays}
     if frozen.is_dir():
         require_intact(frozen)
         names = saved_shapes(frozen).keys()
         items = {
-            path / PARAMS: {name: shape for name, shape in arrays.items() if name not in names},
+            weights: {name: shape for name, shape in arrays.items() if name not in names},
             frozen: {name: shape for name, shape in arrays.items() if name in names},
         }
-    for item, expected in items.items():
-        require_same(item, expected)
+    for part, expected in items.items():
+        require_same(part, expected)
     return items
 
 

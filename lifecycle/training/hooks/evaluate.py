@@ -26,4 +26,4 @@ class Evaluate(Hook):
 
     def _log(self, run: TrainingRun) -> None:
         with off_the_clock(run, "evaluation"):
-            run.write_measured(**self.measure(run.state.params))
+            run.write_measured(**self.measure(run.state.weights))

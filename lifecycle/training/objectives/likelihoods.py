@@ -37,10 +37,11 @@ class TokenLikelihoods(RowColumns):
         """1 for targets that are learned, else 0."""
         return self.column("loss_mask")
 
-    def nll(self, weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    def nll(self, weights: Float[Array, "B T"], z_weight: float = 0.0) -> Float[Array, ""]:
         """The sum of each target's negative log-likelihood (nats) times its weight, which has no gradient. The cheapest
-        method for a loss that is linear in the log-probabilities."""
-        return cross_entropy(self.hidden, self.table, self.column("targets"), weights, self.soft_cap, self.chunks)
+        method for a loss that is linear in the log-probabilities. `z_weight`: of the z-loss (`cross_entropy`)."""
+        targets = self.column("targets")
+        return cross_entropy(self.hidden, self.table, targets, weights, self.soft_cap, self.chunks, z_weight)
 
     def logprobs(self) -> Float[Array, "B T"]:
         """Each target's log-probability."""
