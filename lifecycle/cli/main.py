@@ -38,6 +38,7 @@ VERBS = {
     "track": "Write a run's metrics for TensorBoard, MLflow or W&B.",
     "plan": "Show what a run would do; with topology=v5p:4x4x4, compile its steps for TPUs.",
     "launch": "Print the manifest that runs a config on a Kubernetes cluster: topology=v5p:4x4x4 --image IMAGE.",
+    "scaling": "Train a ladder of small models, fit the loss law, and predict the run's loss, tokens and cost.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",
     "chat": "Talk to a training stage, a version or a bundle in the terminal.",
     "serve": "Serve OpenAI's API over HTTP, with the registry's aliases as models, or one bundle.",

@@ -76,6 +76,8 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
     if own.topology is None:
         console.print(_stages(config))
         console.print(_sizes(config))
+        if config.filled:
+            console.print(_filled(config))
         return
     prepare()
     topology = parse_topology(own.topology)
@@ -201,4 +203,16 @@ def _sizes(config: RunConfig) -> Table:
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
         table.add_row(name, f"{parameters:,}", f"{steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
+    return table
+
+
+def _filled(config: RunConfig) -> Table:
+    title = "filled in by depth; give one to change it"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("rule")
+    for known in config.filled:
+        value = f"{known.value:,}" if isinstance(known.value, int) else f"{known.value:g}"
+        table.add_row(known.setting, value, known.rule)
     return table

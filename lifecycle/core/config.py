@@ -86,6 +86,7 @@ class VariantSection(Section):
     """
 
     variant_key: ClassVar[str]
+    fillable: ClassVar[frozenset[str]] = frozenset()  # needed, but other settings may decide them: no editor asks
 
     @classmethod
     def variants(cls) -> Mapping[str, type["VariantSection"]]:
@@ -118,7 +119,9 @@ class VariantSection(Section):
         options = []
         for name, variant in cls.variants().items():
             option = handler.resolve_ref_schema(handler(variant.__pydantic_core_schema__))
-            options.append(option | {"properties": option["properties"] | {cls.variant_key: {"const": name}}})
+            properties = option["properties"] | {cls.variant_key: {"const": name}}
+            required = [field for field in option.get("required", ()) if field not in variant.fillable]
+            options.append(option | {"properties": properties, "required": required})
         return {"oneOf": options}
 
 

@@ -66,6 +66,6 @@ class Trunk(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = config
         table = partial(normal, rngs, (c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model**-0.5)
-        self.embed = table()
+        self.embed = table(fan_in=None)
         self.norm = RMSNorm(c.d_model, c)
-        self.head = None if c.tie_embeddings else table()
+        self.head = None if c.tie_embeddings else table(fan_in=-1)

@@ -1,10 +1,13 @@
 """The configuration of a decoder. A family (Llama, Gemma, DeepSeek, ...) is a choice of these values, not a class."""
 
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
+from lifecycle.model.dial import DEPTH, fill_sizes
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
 LayerKind = Literal["global", "local", "nope"]  # full causal attention; a window; full, without RoPE
@@ -93,7 +96,11 @@ class MoeConfig(Section):
 
 
 class ModelConfig(Section):
-    """A decoder: RMSNorm, RoPE, grouped-query or latent attention, gated feed-forward or experts."""
+    """A decoder: RMSNorm, RoPE, grouped-query or latent attention, gated feed-forward or experts.
+
+    Read from settings with a `depth`, the sizes that they leave out follow from it (`model/dial.py`); the config itself
+    has plain sizes only.
+    """
 
     preset_folder: ClassVar[str | None] = "models"
 
@@ -133,6 +140,22 @@ class ModelConfig(Section):
     logits_soft_cap: float | None = Field(default=None, gt=0)
     tie_embeddings: bool = False
     compute_dtype: Literal["float32", "bfloat16"] | None = None  # None: float32 on CPU, bfloat16 elsewhere
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or DEPTH not in tree:
+            return tree
+        filled = {known.setting: known.value for known in fill_sizes(tree)}
+        return {name: value for name, value in tree.items() if name != DEPTH} | filled
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        forms = super().__get_pydantic_json_schema__(schema, handler)["anyOf"]
+        own = handler.resolve_ref_schema(forms[-1])
+        sized = {name: field for name, field in own["properties"].items() if name != "num_layers"}
+        depth = {"type": "integer", "description": "layers; decides the sizes that are left out", "minimum": 1}
+        return {"anyOf": [*forms, own | {"properties": sized | {DEPTH: depth}, "required": [DEPTH, "vocab_size"]}]}
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

@@ -22,6 +22,8 @@ class Parameter:
     axes: Axes  # the logical axis of each dimension; None: never sharded
     is_matrix: bool  # weight decay and Muon apply to it: not to norm scales, biases, sinks
     is_float32: bool = False  # float32 in use, too: small, and used where the computation is in float32 anyway
+    # The dimension that a product sums over, from the end; None: no product (a table whose rows are taken, a vector).
+    fan_in: int | None = None
 
     @property
     def is_stacked(self) -> bool:
@@ -37,14 +39,20 @@ def matrix(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, scale: float = 1.0, *, is_float32: bool = False
 ) -> nnx.Param:
     """A weight `[..., rows, columns]` with variance `scale^2 / rows`, so that a product keeps its input's size."""
-    return normal(rngs, shape, axes, scale * shape[-2] ** -0.5, is_float32=is_float32)
+    return normal(rngs, shape, axes, scale * shape[-2] ** -0.5, fan_in=-2, is_float32=is_float32)
 
 
 def normal(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, deviation: float, *, is_float32: bool = False
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: Axes,
+    deviation: float,
+    *,
+    fan_in: int | None,
+    is_float32: bool = False,
 ) -> nnx.Param:
     """A matrix of normal values with this standard deviation."""
-    declared = Parameter(shape, axes, is_matrix=True, is_float32=is_float32)
+    declared = Parameter(shape, axes, is_matrix=True, is_float32=is_float32, fan_in=fan_in)
     return nnx.Param(jax.random.normal(rngs.params(), shape) * deviation, declared=declared)
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ConfigDict, Field, SerializeAsAny
+from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
 from lifecycle.core.config import ConfigError, Section, load_config
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.dial import fill
 from lifecycle.training.objectives.registry import objective_kind
 
 
@@ -21,6 +23,11 @@ class _RunFile(Section):
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
     train: dict[str, SerializeAsAny[TrainConfig]] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tree: Any) -> Any:
+        return fill(tree)[0]
 
 
 @dataclass(frozen=True)

@@ -116,27 +116,29 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over steps."""
+    """Curves over steps, or over another amount on a logarithmic axis."""
 
     kind: ClassVar[str] = "lines"
     title: str
     unit: str
     series: tuple[Series, ...]
     axis: Span = "data"
+    over: str = "step"
+    is_log: bool = False
 
     @property
     def description(self) -> str:
         """The chart as a sentence, for readers who cannot see it."""
-        return "; ".join(_course(series) for series in self.series) + "."
+        return "; ".join(_course(series, self.over) for series in self.series) + "."
 
     @property
     def table(self) -> Table:
         """A few of the points, first and last included."""
         steps = sorted({x for series in self.series for x, _ in thin(series.points, SHOWN_POINTS)})
         values = [dict(series.points) for series in self.series]
-        rows = tuple((f"{x:,.0f}", *(_value(curve, x) for curve in values)) for x in steps)
+        rows = tuple((_position(x), *(_value(curve, x) for curve in values)) for x in steps)
         names = tuple(series.name for series in self.series)
-        return Table(f"{self.title}, {self.unit}", ("step", *names), rows, ("step", *names))
+        return Table(f"{self.title}, {self.unit}", (self.over, *names), rows, (self.over, *names))
 
 
 @dataclass(frozen=True)
@@ -220,11 +222,16 @@ def thin(points: tuple[Point, ...], most: int) -> tuple[Point, ...]:
     return tuple(points[round(i * (len(points) - 1) / (most - 1))] for i in range(most))
 
 
-def _course(series: Series) -> str:
+def _course(series: Series, over: str) -> str:
     (first, begin), (last, end) = series.points[0], series.points[-1]
+    there = f"{significant(end)} at {over} {_position(last)}"
     if len(series.points) == 1:
-        return f"{series.name} {significant(end)} at step {last:,.0f}"
-    return f"{series.name} from {significant(begin)} at step {first:,.0f} to {significant(end)} at step {last:,.0f}"
+        return f"{series.name} {there}"
+    return f"{series.name} from {significant(begin)} at {over} {_position(first)} to {there}"
+
+
+def _position(x: float) -> str:
+    return f"{x:,.0f}" if x < 1e9 else f"{x:.2e}"
 
 
 def _value(curve: dict[float, float], x: float) -> str:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import blended_transform_factory
 from matplotlib.typing import RcKeyType
 
@@ -89,10 +89,16 @@ def _lines(chart: LineChart) -> Figure:
     top = 12 + 16 * lines if len(chart.series) > 1 else 9  # one curve needs no legend
     figure, axes = _axes(WIDTH, HEIGHT + 16 * (lines - 1), left=60, right=14, top=top, bottom=38)
     points = [point for series in chart.series for point in series.points]
-    axes.set_xlim(0, max(step for step, _ in points) or 1)
     axes.set_ylim(*_limits([value for _, value in points], *ENDS[chart.axis]))
-    axes.set_xlabel("step", labelpad=4)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.set_xlabel(chart.over, labelpad=4)
+    if chart.is_log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, numticks=6))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, max(step for step, _ in points) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     for i, series in enumerate(chart.series):
         _curve(axes, series, i)

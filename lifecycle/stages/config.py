@@ -7,13 +7,15 @@ stage is asked for. Cheap to import: nothing here needs a numerical library.
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     SerializeAsAny,
     field_validator,
     model_validator,
@@ -26,6 +28,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.dial import Filled
 from lifecycle.ops.config import GateConfig
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.request_log import RequestLogConfig
@@ -34,6 +37,7 @@ from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.dial import fill
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
@@ -101,6 +105,20 @@ class RunConfig(Section):
     price: PriceConfig = PriceConfig()
     serve: ServeConfig = ServeConfig()
     requests: RequestLogConfig = RequestLogConfig()
+    _filled: tuple[Filled, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill(cls, tree: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        tree, filled = fill(tree)
+        config = read(tree)
+        config._filled = filled
+        return config
+
+    @property
+    def filled(self) -> tuple[Filled, ...]:
+        """The settings that the models' depths have decided, with their rules."""
+        return self._filled
 
     @property
     def folder(self) -> Path:
@@ -346,6 +364,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"{at}.loss_chunks={train.loss_chunks} and mesh.tensor={mesh.tensor} do not divide "
                 f"model.vocab_size={model.vocab_size}"
+            )
+        if train.optimizer.base_width is not None and model.mla is not None:
+            raise ValueError(
+                f"{at}.optimizer.base_width: no rule is known here for the latents of model.mla; leave it out and "
+                f"choose {at}.optimizer.learning_rate for this width"
             )
         require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
         if train.faults.replay_every is not None and mesh.replica == 1:

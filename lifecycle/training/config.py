@@ -46,6 +46,9 @@ class OptimizerConfig(Section):
     # Multiples of the learning rate for some parameters, by canonical name as in `freeze`: {embed: 3, head: 0.5}. They
     # multiply the weight decay's step too. Where several match, the last counts.
     rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    # The width for which the learning rate was chosen: at another d_model each parameter's rate and initial size follow
+    # (`training/transfer.py`). None: they are those of the model's own width.
+    base_width: int | None = Field(default=None, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
@@ -186,8 +189,10 @@ SETTINGS: dict[str, type[TrainConfig]] = {}  # by objective; `objectives/registr
 
 
 class NextTokenConfig(TrainConfig):
-    """Next-token prediction on the token shards."""
+    """Next-token prediction on the token shards. A model with a `depth` decides steps and batch too
+    (`training/dial.py`)."""
 
+    fillable: ClassVar[frozenset[str]] = frozenset({"steps", "global_batch_size"})
     objective: str = "next_token"
     # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
     # documents as they are.

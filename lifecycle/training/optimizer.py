@@ -20,6 +20,7 @@ from lifecycle.training.average import with_average
 from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.muon import scale_by_muon
 from lifecycle.training.patterns import matched_paths
+from lifecycle.training.transfer import scale_by_width
 from lifecycle.weights.names import KeyPath
 
 
@@ -54,6 +55,7 @@ def build_optimizer(
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         _direction(config, parameters(model), mesh),
+        *scale_by_width(config, model),
         optax.add_decayed_weights(config.weight_decay, mask=partial(jax.tree_util.tree_map_with_path, is_matrix)),
         *([_scale_by_parameter(model, config.rates)] if config.rates else []),
         optax.scale_by_learning_rate(build_schedule(config, steps)),

@@ -96,7 +96,7 @@ def first_state(
     """The state before the first step."""
     if isinstance(start, dict):
         return state_from_params(start, optimizer, shardings)
-    return init_state(job.model, optimizer, shardings, start)
+    return init_state(job.model, optimizer, shardings, start, job.train.optimizer.base_width)
 
 
 def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> TrainState:

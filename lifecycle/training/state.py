@@ -21,6 +21,7 @@ from lifecycle.model.params import Params, init_params, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
 from lifecycle.training.average import average_of
 from lifecycle.training.freeze import frozen_part, merged, split
+from lifecycle.training.transfer import at_width
 
 
 @jax.tree_util.register_dataclass
@@ -92,11 +93,18 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
 
 
 def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, key: PRNGKeyArray
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    key: PRNGKeyArray,
+    base_width: int | None = None,
 ) -> TrainState:
-    """A fresh state, created sharded: no host holds more than its shard."""
-    fresh = partial(_fresh, optimizer, shardings.frozen)
-    return jax.jit(lambda key: fresh(init_params(config, key)), out_shardings=shardings)(key)
+    """A fresh state, created sharded: no host holds more than its shard. `base_width`: as in `OptimizerConfig`."""
+
+    def fresh(key: PRNGKeyArray) -> TrainState:
+        return _fresh(optimizer, shardings.frozen, at_width(config, base_width, init_params(config, key)))
+
+    return jax.jit(fresh, out_shardings=shardings)(key)
 
 
 def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:

@@ -37,11 +37,12 @@ class Trainer:
         grad_accum: int = 1,
     ) -> None:
         self.mesh = mesh or build_mesh(MeshConfig())
-        update = build_optimizer(optimizer or OptimizerConfig(), model, steps, self.mesh)
+        optimizer = optimizer or OptimizerConfig()
+        update = build_optimizer(optimizer, model, steps, self.mesh)
         shardings = state_shardings(model, update, self.mesh)
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
         if params is None:
-            self.state = init_state(model, update, shardings, jax.random.key(seed))
+            self.state = init_state(model, update, shardings, jax.random.key(seed), optimizer.base_width)
         else:
             self.state = state_from_params(params, update, shardings)
 

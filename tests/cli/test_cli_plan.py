@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lifecycle.cli.plan import PlanConfig, plan_decode, plan_training, planned_stage, split
+from lifecycle.cli.plan import PlanConfig, plan_decode, plan_training, planned_stage, show_plan, split
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.axes import MeshConfig
@@ -70,6 +70,27 @@ def test_a_training_stage_is_planned_as_the_config_and_the_words_say(
     path = config.folder / "plan-pretrain-v5p-4x4x4.json"
     assert json.loads(path.read_text(encoding="utf-8"))["needs_bytes"] == 10
     assert f"written: {path}" in "".join(out.getvalue().splitlines())
+
+
+def test_what_a_depth_decides_is_shown_with_its_rule(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    (tmp_path / "a.py").write_text("pass")
+    path.write_text(
+        f"""
+        name: dialled
+        data: {{sources: [{{name: here, path: {tmp_path}, include: ["*.py"], license: MIT}}]}}
+        tokenizer: {{vocab_size: 512}}
+        model: {{depth: 12, vocab_size: 32768}}
+        train: {{pretrain: {{objective: next_token, seq_len: 2048, optimizer: {{learning_rate: 0.001}}}}}}
+        """
+    )
+    out = StringIO()
+    show_plan(path, (f"root={tmp_path}",), Console(file=out, width=200))
+    shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.getvalue().splitlines() if "." in line[:20]}
+    assert shown["model.d_model"].startswith("768  64 x depth")
+    # 12 layers of 12 x 768^2 weights and a head of 32,768 x 768, 20 tokens for each, in steps of 2^18 tokens
+    assert shown["train.pretrain.steps"].startswith("8,402  20 tokens per parameter, 110,119,680")
+    assert "train.pretrain.optimizer.learning_rate" not in shown
 
 
 def test_the_first_training_stage_is_planned_unless_another_is_named() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from lifecycle.core.config import ConfigError, load_config
+from lifecycle.planning.run_file import read_step
+from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -78,3 +80,27 @@ def test_a_name_is_that_of_one_folder(name: str) -> None:
 def test_numbers_have_bounds_and_are_no_truth_values(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.partition("=")[0].replace(".", r"\.")):
         load("debug", setting)
+
+
+DIALLED = """
+name: dialled
+data: {sources: [{name: here, path: ., include: ["*.py"], license: MIT}]}
+tokenizer: {vocab_size: 512}
+model: {depth: 2, vocab_size: 512}
+train: {pretrain: {objective: next_token, seq_len: 128}}
+"""
+
+
+def test_a_run_by_depth_is_the_run_in_plain_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(DIALLED)
+    config = load_config(RunConfig, path)
+    settings = {known.setting: known.value for known in config.filled}
+    assert settings["model.d_model"] == config.model.d_model == 128
+    path.write_text(DIALLED.replace("depth: 2, ", ""))
+    plain = load_config(RunConfig, path, [f"{name}={value}" for name, value in settings.items()])
+    assert plain.filled == () and keys.training(plain, "pretrain") == keys.training(config, "pretrain")
+    path.write_text(DIALLED)
+    assert read_step(path).train == config.train["pretrain"]  # as `plan` and the benchmarks read it
+    other = load_config(RunConfig, path, ["model.depth=3", "train.pretrain.steps=7"])
+    assert (other.model.num_layers, other.train["pretrain"].steps) == (3, 7)

@@ -369,6 +369,9 @@ def test_the_schema_has_every_objective_and_one_model_or_several() -> None:
     assert "beta" in by_name["dpo"] and "beta" not in by_name["sft"] and "from" in by_name["sft"]
     one, several = schema["properties"]["model"]["anyOf"]
     assert several["additionalProperties"] == one
-    preset, changed, in_full = schema["$defs"]["ModelConfig"]["anyOf"]
+    preset, changed, in_full, by_depth = schema["$defs"]["ModelConfig"]["anyOf"]
+    assert by_depth["required"] == ["depth", "vocab_size"] and "num_layers" not in by_depth["properties"]
+    required = {option["properties"]["objective"]["const"]: option["required"] for option in stages}
+    assert "steps" in required["sft"] and required["next_token"] == ["seq_len"]
     assert preset["type"] == "string" and changed["required"] == ["preset"]
     assert "preset" not in in_full["properties"] and {"d_model"} <= changed["properties"].keys()

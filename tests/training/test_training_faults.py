@@ -60,7 +60,13 @@ def toy_job(
     """A run whose batches with these numbers are faulty."""
     job = tiny_job(out, settings)
     known = marks(job)
-    train = job.train.model_copy(update={"faults": FaultsConfig(**faults), "log_every": 3, "keep_checkpoints": 50})
+    train = job.train.model_copy(
+        update={
+            "faults": FaultsConfig(**faults),
+            "log_every": 3,
+            "checkpoint": job.train.checkpoint.model_copy(update={"keep": 50}),
+        }
+    )
     faulty = tuple(known[number] for number in numbers)
     return replace(job, train=train, objective=partial(toy, faulty=faulty, factor=factor))
 
