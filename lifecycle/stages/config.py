@@ -32,13 +32,13 @@ from lifecycle.model.dial import Filled
 from lifecycle.ops.config import GateConfig
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.request_log import RequestLogConfig
-from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.serving.config import ServeConfig
+from lifecycle.stages.checks import check_mixture, check_sizes, check_task, rows_stage
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.config import SftConfig, TrainConfig
 from lifecycle.training.dial import fill
-from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
@@ -273,7 +273,7 @@ class RunConfig(Section):
         for model in self.models.values():
             family_of(model).config_to(model)  # a model that no export can express is rejected now, not after training
         for name in self.train:
-            self._check_sizes(name)
+            check_sizes(f"train.{name}", self.train[name], self.model_of(name), self.mesh)
         return self
 
     def _check_names(self) -> None:
@@ -303,36 +303,18 @@ class RunConfig(Section):
         if self.data is None:
             self._check_without_data()
         for task in self.tasks:
-            self._check_task(task)
+            check_task(task, self.data is not None, self.rows.docstrings)
         for kind in ("chat", "pairs"):
             self._check_own_rows(kind)
-        for name in self.train:
-            self._check_mixture(name)
+        sources = [] if self.data is None else [source.name for source in self.data.sources]
+        for name, train in self.train.items():
+            check_mixture(f"train.{name}", train, sources)
         if self.rows.docstrings and not self.uses_rows:
             raise ValueError("rows.docstrings: no training stage and no task uses these rows; set it to false")
-
-    def _check_mixture(self, name: str) -> None:
-        train = self.train[name]
-        mixture = train.mixture if isinstance(train, NextTokenConfig) else {}
-        sources = [] if self.data is None else [source.name for source in self.data.sources]
-        if unknown := next((source for source in mixture if source not in sources), None):
-            at = f"train.{name}.mixture"
-            raise ValueError(f"{at}: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
-        if mixture:
-            rows_per_period(mixture)
 
     def _check_own_rows(self, kind: str) -> None:
         if getattr(self.rows, kind) and not self.reads(kind):
             raise ValueError(f"rows.{kind} lists files, but no training stage reads {kind} rows; remove it")
-
-    def _check_task(self, task: TaskConfig) -> None:
-        stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"
-        if stage not in (None, "documents", "rows"):
-            raise ValueError(f"{at}: expected @documents/FILE or @rows/FILE")
-        if stage == "documents" and self.data is None:
-            raise ValueError(f"{at}: this run has no data section")
-        if stage == "rows" and not self.rows.docstrings:
-            raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")
 
     def _check_without_data(self) -> None:
         needs = [f"train.{name} reads token rows" for name in self.reads("tokens")]
@@ -353,37 +335,3 @@ class RunConfig(Section):
             if generates:
                 self.model_of(name).check_mesh(self.evaluation_mesh.for_inference)
         self.model_of(self.exported).check_mesh(self.serve.mesh)
-
-    def _check_sizes(self, name: str) -> None:
-        """Checks that a training stage's sizes fit its model and the mesh."""
-        train, model, mesh = self.train[name], self.model_of(name), self.mesh
-        at = f"train.{name}"
-        rows = train.global_batch_size // train.grad_accum
-        require_divides(mesh, "loss_rows", rows, f"{at}.global_batch_size / {at}.grad_accum")
-        if model.vocab_size % (train.loss_chunks * mesh.tensor):
-            raise ValueError(
-                f"{at}.loss_chunks={train.loss_chunks} and mesh.tensor={mesh.tensor} do not divide "
-                f"model.vocab_size={model.vocab_size}"
-            )
-        if train.optimizer.base_width is not None and model.mla is not None:
-            raise ValueError(
-                f"{at}.optimizer.base_width: no rule is known here for the latents of model.mla; leave it out and "
-                f"choose {at}.optimizer.learning_rate for this width"
-            )
-        require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
-        if train.faults.replay_every is not None and mesh.replica == 1:
-            raise ValueError(
-                f"{at}.faults.replay_every compares replicas, and mesh.replica=1; set mesh.replica=2, or leave it out"
-            )
-        names = model.remat_names(mesh)
-        if unknown := set(train.remat or {}) - set(names):
-            raise ValueError(
-                f"{at}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; it has {', '.join(names)}"
-            )
-        if train.seq_len > model.max_seq_len:
-            raise ValueError(f"{at}.seq_len={train.seq_len} is above model.max_seq_len={model.max_seq_len}; raise that")
-
-
-def rows_stage(task: TaskConfig) -> str | None:
-    """The stage whose artifact has a task's rows (`@STAGE/FILE`); None for the user's own files."""
-    return task.rows[1:].partition("/")[0] if task.rows.startswith("@") else None

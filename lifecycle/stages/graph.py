@@ -14,7 +14,8 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
-from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig, rows_stage
+from lifecycle.stages.checks import rows_stage
+from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
 from lifecycle.stages.origins import needed_stages
 from lifecycle.stages.stage import Stage
 

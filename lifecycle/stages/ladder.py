@@ -15,7 +15,8 @@ from typing import Any
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.parallel.axes import RULES
-from lifecycle.stages.config import ExportConfig, RowsConfig, RunConfig, rows_stage
+from lifecycle.stages.checks import rows_stage
+from lifecycle.stages.config import ExportConfig, RowsConfig, RunConfig
 from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.dial import batch_tokens, counted_params, learning_rate, training_flops
 

@@ -1,0 +1,66 @@
+"""Checks of a run's stages and tasks against its model, mesh and data, when its file is read.
+
+Each raises `ValueError` with the setting, named by `at` or the task, and the fix.
+"""
+
+from collections.abc import Sequence
+
+from lifecycle.core.config import nearest
+from lifecycle.evals.tasks import TaskConfig
+from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.training.config import NextTokenConfig, TrainConfig
+from lifecycle.training.mixture import rows_per_period
+
+
+def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Checks that a training stage's sizes fit its model and the mesh."""
+    rows = train.global_batch_size // train.grad_accum
+    require_divides(mesh, "loss_rows", rows, f"{at}.global_batch_size / {at}.grad_accum")
+    if model.vocab_size % (train.loss_chunks * mesh.tensor):
+        raise ValueError(
+            f"{at}.loss_chunks={train.loss_chunks} and mesh.tensor={mesh.tensor} do not divide "
+            f"model.vocab_size={model.vocab_size}"
+        )
+    if train.optimizer.base_width is not None and model.mla is not None:
+        raise ValueError(
+            f"{at}.optimizer.base_width: no rule is known here for the latents of model.mla; leave it out and "
+            f"choose {at}.optimizer.learning_rate for this width"
+        )
+    require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
+    if train.faults.replay_every is not None and mesh.replica == 1:
+        raise ValueError(
+            f"{at}.faults.replay_every compares replicas, and mesh.replica=1; set mesh.replica=2, or leave it out"
+        )
+    names = model.remat_names(mesh)
+    if unknown := set(train.remat or {}) - set(names):
+        raise ValueError(
+            f"{at}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; it has {', '.join(names)}"
+        )
+    if train.seq_len > model.max_seq_len:
+        raise ValueError(f"{at}.seq_len={train.seq_len} is above model.max_seq_len={model.max_seq_len}; raise that")
+
+
+def check_mixture(at: str, train: TrainConfig, sources: Sequence[str]) -> None:
+    """Checks that a stage's mixture names sources of the run."""
+    mixture = train.mixture if isinstance(train, NextTokenConfig) else {}
+    if unknown := next((source for source in mixture if source not in sources), None):
+        raise ValueError(f"{at}.mixture: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
+    if mixture:
+        rows_per_period(mixture)
+
+
+def check_task(task: TaskConfig, has_documents: bool, has_docstrings: bool) -> None:
+    """Checks that the stage that a task's rows come from makes them."""
+    stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"
+    if stage not in (None, "documents", "rows"):
+        raise ValueError(f"{at}: expected @documents/FILE or @rows/FILE")
+    if stage == "documents" and not has_documents:
+        raise ValueError(f"{at}: this run has no data section")
+    if stage == "rows" and not has_docstrings:
+        raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")
+
+
+def rows_stage(task: TaskConfig) -> str | None:
+    """The stage whose artifact has a task's rows (`@STAGE/FILE`); None for the user's own files."""
+    return task.rows[1:].partition("/")[0] if task.rows.startswith("@") else None
