@@ -22,6 +22,7 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import hash_params
 from lifecycle.training.faults import IN_ROW, SIGNALS, fault_shardings
 from lifecycle.training.hooks.faults import Faults, GoBack, diverged
@@ -120,6 +121,10 @@ def go_back(
 
     A checkpoint that was saved when the job was stopped is not one that an undisturbed run has, so it does not count.
     """
+    try:
+        saved.durable.wait()
+    except CheckpointError as error:  # as after any step, a save may fail for a while
+        progress.note(str(error))
     limit, to = job.train.faults.limit, max(job.first_step, saved.durable.last_due(fault.step))
     same = [record for record in before if record["step"] == to + 1]
     if len(same) == limit:
@@ -209,6 +214,8 @@ def stats(run: TrainingRun) -> dict[str, Any]:
     """The manifest's stats, read from the log, so that they cover the steps before a kill too."""
     train, log = run.job.train, list(read_log(run.job.out / METRICS))
     records = [record for record in log if "loss" in record]
+    if not records:
+        raise diverged(run.job, run.step, "all steps that were looked at were faulty")
     rates = sorted(record["tokens_per_s"] for record in records)
     return {
         "steps": train.steps,

@@ -102,16 +102,20 @@ class Disk:
         self.settle(is_waiting=True)
 
 
-def steps(disk: Disk, last: int, *, total: int = 1000, seconds: float = 6.0, log_every: int = 1) -> Notes:
-    """Takes the hook through steps of some seconds, of which every `log_every`th is logged."""
+def steps(
+    disk: Disk, last: int, *, first: int = 0, total: int = 1000, seconds: float = 6.0, log_every: int = 1,
+    left_out: tuple[int, ...] = (),
+) -> Notes:  # fmt: skip
+    """Takes the hook through steps of some seconds, of which every `log_every`th is logged if it is not left out."""
     notes, hook = Notes(), Save(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
     section: Any = SimpleNamespace(plain=dict, steps=total, faults=FaultsConfig())
     job: Any = SimpleNamespace(model=section, train=section, batches=SimpleNamespace(state=lambda step: {}))
-    run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), 0)  # pyright: ignore[reportArgumentType]
+    run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), first)  # pyright: ignore[reportArgumentType]
     hook.start(run)
     while run.step < last:
         run.step, disk.now = run.step + 1, disk.now + seconds
-        run.metrics = {"loss": 1.0} if run.step % log_every == 0 or hook.needs_metrics(run) else None
+        is_fetched = run.step % log_every == 0 or hook.needs_metrics(run)
+        run.metrics = {"loss": 1.0} if is_fetched and run.step not in left_out else None
         hook.after_step(run)
     return notes
 
@@ -120,6 +124,19 @@ def test_a_checkpoint_is_due_by_steps_and_by_time() -> None:
     disk = Disk(every=100, every_minutes=1)
     steps(disk, 131, log_every=4)
     assert disk.saved == [12, 24, 36, 48, 60, 72, 84, 96, 100, 112, 124]  # ten steps a minute, at logged steps
+
+
+def test_a_step_whose_update_was_left_out_is_saved_too() -> None:
+    disk = Disk(every=10)
+    steps(disk, 25, total=25, left_out=(10, 25))
+    assert disk.saved == [10, 20, 25]
+
+
+def test_a_run_that_keeps_the_best_goes_on_from_a_step_that_was_saved() -> None:
+    disk = Disk(every=10, best=METRIC)
+    steps(disk, 19, first=10)  # nothing is measured when it starts
+    with pytest.raises(ValueError, match=f"checkpoint.best={METRIC} is not measured"):
+        steps(disk, 20, first=10)
 
 
 def test_a_full_disk_is_told_tried_again_and_then_ends_the_run() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
+from lifecycle.core.stopping import Stopped
 from lifecycle.training.faults import IN_ROW, SIGNALS
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, TrainJob
@@ -49,6 +50,8 @@ class Faults(Hook):
     def _treat(self, run: TrainingRun, step: int, signals: Mapping[str, float]) -> None:
         faults, what = run.job.train.faults, described(signals)
         if faults.policy == "rollback":
+            if run.is_stopping:  # the restarted job meets the step again, and goes back then
+                raise Stopped(f"step {step}: {what}; stopped before going back from it")
             raise GoBack(step, what)
         if faults.policy == "stop":
             raise diverged(run.job, step, what)

@@ -37,15 +37,15 @@ class Save(Hook):
     def start(self, run: TrainingRun) -> None:
         """Starts the clock; raises `ValueError` if `checkpoint.best` is no metric of the first measurement."""
         self._begun_s = self._clock()
-        self._check_best(run)
+        self._check_best(run, is_due=False)
 
     def needs_metrics(self, run: TrainingRun) -> bool:
         """Whether this step is certainly saved: `Faults` checks its metrics first."""
         return run.is_last or run.is_stopping or run.step % self._settings.every == 0
 
     def after_step(self, run: TrainingRun) -> None:
-        """Saves a checkpoint if one is due."""
-        if run.metrics is None:
+        """Saves a checkpoint if one is due; also of a step whose update was left out, which has no metrics."""
+        if run.metrics is None and not self.needs_metrics(run):
             return
         is_end = run.is_last or run.is_stopping
         with off_the_clock(run, "checkpoint"):
@@ -95,15 +95,14 @@ class Save(Hook):
         return bool(waits) and from_writer(self._clock() - self._begun_s >= min(waits))
 
     def _save(self, run: TrainingRun) -> None:
-        self._check_best(run)
+        self._check_best(run, is_due=run.step % self._settings.every == 0)
         measured = run.measured if run.measured_at == run.step else {}
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain(), MEASURED: measured}
         self._begun_s, self._is_pending = self._clock(), True
         self._checkpoints.save(run.step, run.state.saved, run.data_state(), meta)
 
-    def _check_best(self, run: TrainingRun) -> None:
+    def _check_best(self, run: TrainingRun, is_due: bool) -> None:
         best, measured = self._settings.best, run.measured if run.measured_at == run.step else {}
-        is_due = run.step > 0 and run.step % self._settings.every == 0
         if best is not None and best not in measured and (measured or is_due):
             known = ", ".join(measured) or "none here: this stage holds nothing out"
             raise ValueError(f"checkpoint.best={best} is not measured on held-out data; what is: {known}")
