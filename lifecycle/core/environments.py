@@ -151,10 +151,10 @@ def _numbers(ranges: str) -> list[str]:
 def tpu_pods(variables: Variables) -> Told | None:
     """TPU pods on GKE: its webhook sets the host names of the slice and this one's number, and in a JobSet of several
     slices MEGASCALE's variables, whose coordinator is the first host of slice 0."""
-    if "TPU_WORKER_HOSTNAMES" not in variables or "TPU_WORKER_ID" not in variables:
-        return None
+    if "TPU_WORKER_HOSTNAMES" not in variables or not variables.get("TPU_WORKER_ID", "").isdecimal():
+        return None  # where there are no TPUs, libtpu leaves a warning in both for the processes that this one starts
     hosts = variables["TPU_WORKER_HOSTNAMES"].split(",")
-    return _of_slices(hosts, _number(variables, "TPU_WORKER_ID"), variables)
+    return _of_slices(hosts, int(variables["TPU_WORKER_ID"]), variables)
 
 
 def tpu_vm(variables: Variables, ask: Callable[[str], str | None] = ask_tpu_metadata) -> Told | None:

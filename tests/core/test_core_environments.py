@@ -60,6 +60,7 @@ def at(host: str, job: str) -> str:
     {}, SLURM_BATCH,  # what a batch script runs without `srun` works alone
     SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "node1", "SLURM_STEP_NUM_NODES": "1"},
     {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},  # one TPU host on GKE
+    {"TPU_WORKER_HOSTNAMES": "WARNING: could not", "TPU_WORKER_ID": "WARNING: could not"},  # after libtpu without TPUs
     {"JOB_COMPLETION_INDEX": "3"},  # of an indexed Job that may be anything
     OPEN_MPI_5 | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
     SLURM_STEP | {"LIFECYCLE_DISTRIBUTED": "off"},

@@ -23,6 +23,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
+from tests.held_out import OneSource
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=256
@@ -30,11 +31,6 @@ CONFIG = ModelConfig(
 TRAIN = NextTokenConfig(
     steps=1, seq_len=16, global_batch_size=1, eval_bytes=800, optimizer=OptimizerConfig(name="adamw")
 )
-
-
-class OneSource(list[np.ndarray]):
-    def domains(self, first: int) -> dict[str, np.ndarray]:
-        return {}
 
 
 def test_bits_are_of_windows_of_the_trainings_length() -> None:

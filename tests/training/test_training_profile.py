@@ -1,24 +1,33 @@
 """Traced steps: the trace is written by a real run, and read back as operations whose times add up."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lifecycle.core.progress import Silent
 from lifecycle.core.timesheet import TIMES, read_sessions
 from lifecycle.report.operations import _own_times, operations, trace_files
+from lifecycle.testing.jobs import TinyRun
+
+TRACED = """
+import sys
+from pathlib import Path
+from lifecycle.core.progress import Silent
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.training.hooks.profile import Profile
 from lifecycle.training.loop import run_job
+run_job(tiny_job(Path(sys.argv[1]), TinyRun(steps=4)), Silent(), [Profile(2, 3)])
+"""
 
 
 def test_the_operations_of_the_traced_steps_are_read_back(tmp_path: Path) -> None:
-    settings = TinyRun(steps=4)
-    run_job(tiny_job(tmp_path, settings), Silent(), [Profile(2, 3)])
+    """In a process of its own: a trace has what all threads of a process do."""
+    subprocess.run([sys.executable, "-c", TRACED, str(tmp_path)], check=True)
     found = operations(trace_files(tmp_path))
     steps = 2
-    assert len([op for op in found if op.count == steps * settings.grad_accum]) > 10  # those of a micro-batch
+    assert len([op for op in found if op.count == steps * TinyRun().grad_accum]) > 10  # those of a micro-batch
     assert found == sorted(found, key=lambda op: (-op.seconds, op.name)) and found[0].seconds > 0
     (session,) = read_sessions(tmp_path / TIMES)
     assert session.last.seconds["profile"] > 0
