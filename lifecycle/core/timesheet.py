@@ -18,7 +18,8 @@ TIMES = "times.jsonl"  # of a training stage, in its artifact's folder
 STEPS, LOST, DOWN = "steps", "lost steps", "down"
 # The others, in the order in which they are listed.
 CAUSES = (
-    "start", "imports", "data", "restore", "compile", "loader", "evaluation", "checkpoint", "log", "profile", "end",
+    "start", "imports", "data", "restore", "compile", "loader", "evaluation", "checkpoint", "local checkpoint",
+    "replay", "log", "profile", "end",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import jax
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog
-from lifecycle.core.timesheet import STEPS
+from lifecycle.core.timesheet import CAUSES, STEPS
 from lifecycle.training.faults import to_plain
 from lifecycle.training.job import TrainJob
 from lifecycle.training.state import TrainState
@@ -48,6 +48,7 @@ class Clock:
     @contextmanager
     def paused(self, cause: str) -> Iterator[None]:
         """Stops the clock inside the block, whose wall time is added to what `cause` has spent."""
+        assert cause in CAUSES, f"{cause}: not in core/timesheet.py:CAUSES, so nobody would show it"
         wall_s, cpu_s = self.read()
         self.is_paused = True
         try:

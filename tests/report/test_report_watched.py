@@ -15,6 +15,7 @@ from lifecycle.core.timesheet import Timesheet
 from lifecycle.report.blocks import Charts, Paragraph, Table
 from lifecycle.report.comparison import build_comparison, names_of, read_runs
 from lifecycle.report.watched import watched_stages
+from lifecycle.training.hooks.save_local import CAUSE as SAVED_LOCALLY
 
 FACTS: dict[str, Any] = {
     "objective": "next_token", "steps": 40, "tokens_per_step": 1000, "train_flops_per_token": 2e6, "devices": 4,
@@ -60,6 +61,14 @@ def test_a_stage_is_shown_with_what_is_known_and_nothing_else(tmp_path: Path) ->
     assert "66.7 % of 1 min 0 s in steps; start 8.3 %, compile 25.0 %" in text
     assert "failures none" in text and "40.00 EUR" in text
     assert "learning rate" not in text and "norms" not in text  # not in this log
+
+
+def test_local_checkpoints_and_replays_are_shown_with_the_other_causes(tmp_path: Path) -> None:
+    folder = make(tmp_path, "pretrain", [3.0])
+    sheet = Timesheet(folder / "times.jsonl", BEGAN + 40, 10, {"start": 5.0}, **FACTS)
+    sheet.write(20, {"start": 5.0, "steps": 35.0, SAVED_LOCALLY: 10.0, "replay": 10.0})
+    sheet.close()
+    assert f"{SAVED_LOCALLY} 10.0 %, replay 10.0 %" in shown(tmp_path)
 
 
 def test_published_peaks_and_device_memory_are_said_to_be_so(tmp_path: Path) -> None:

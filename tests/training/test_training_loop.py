@@ -301,6 +301,8 @@ def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPat
         pass
     assert clock.read()[0] - start == 2.5
     assert clock.spent_s == {"evaluation": 9.0}
+    with pytest.raises(AssertionError, match="lunch: not in"), clock.paused("lunch"):
+        pass
 
 
 class Failing(Hook):
