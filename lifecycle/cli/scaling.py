@@ -6,6 +6,7 @@ lifecycle scaling CONFIG plan=true             the ladder and its share of the r
 """
 
 import json
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.table import Table as Printed
@@ -16,6 +17,7 @@ from lifecycle.cli.make import start_jax
 from lifecycle.core import distributed
 from lifecycle.core.config import Section, digest, read_settings
 from lifecycle.core.files import write_text
+from lifecycle.core.progress import Silent
 from lifecycle.report.blocks import Table
 from lifecycle.report.format import share
 from lifecycle.stages.chain import bring_up_to_date
@@ -48,7 +50,7 @@ def scaling(config: ConfigPath, /, *overrides: Overrides) -> None:
 def _make(run: RunConfig, small: RunConfig, target: Rung, rungs: tuple[Rung, ...]) -> None:
     distributed.start({"config": digest(small.plain())[:12], "stages": "scaling"})  # before `is_writer` is asked
     console = Console(emoji=False)
-    with progress_on(console) as progress:
+    with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:  # one process speaks
         stages = tuple(rung.stage for rung in rungs)
         artifacts = bring_up_to_date(small, stages, progress, lambda: start_jax(small.folder))
     if not distributed.is_writer():

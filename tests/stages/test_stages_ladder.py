@@ -7,6 +7,7 @@ import pytest
 
 from lifecycle.cli.scaling import scaling
 from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
 from lifecycle.planning.loss_law import LossLaw
 from lifecycle.report.html import render_html
@@ -91,6 +92,15 @@ def test_a_target_is_forecast_from_losses_of_a_law(config: RunConfig) -> None:
     assert page.count("<svg") == 3 and "tokens per parameter" in page and "depth-6-100" in page
     failed = [*measured[:-1], Measured(measured[-1].rung, 1.5 * measured[-1].loss, measured[-1].core_s)]
     assert [check.is_inside for check in forecast(target, failed, draws=10).checks][-1] is False
+
+
+def test_one_process_of_a_job_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("lifecycle.core.distributed.start", lambda _: None)
+    monkeypatch.setattr("lifecycle.core.distributed.is_writer", lambda: False)
+    monkeypatch.setattr("lifecycle.cli.scaling.bring_up_to_date", lambda *given: shown.append(given[2]))
+    scaling(write(tmp_path), f"root={tmp_path}")
+    assert [type(progress) for progress in shown] == [Silent]
 
 
 @pytest.mark.long
