@@ -57,9 +57,13 @@ def test_a_ladder_reads_the_runs_data_and_its_rungs_grow(config: RunConfig) -> N
     rates = [rung.train.optimizer.learning_rate for rung in longest]
     assert rates == sorted(rates, reverse=True) and rates[-1] > target.train.optimizer.learning_rate
     same = load_config(
-        RunConfig, CONFIGS / "debug.yaml", ["model.num_layers=6", "train.pretrain.optimizer.base_width=64"]
-    )
-    assert {rung.train.optimizer.learning_rate for rung in ladder(same, (1, 2, 3, 4))[1]} == {0.01}  # it transfers
+        RunConfig, CONFIGS / "debug.yaml",
+        ["model.num_layers=6", "train.pretrain.optimizer.base_width=64",
+         "train.pretrain.checkpoint={every: 10, best: heldout_loss}"],
+    )  # fmt: skip
+    _, transferred = ladder(same, (1, 2, 3, 4))
+    assert {rung.train.optimizer.learning_rate for rung in transferred} == {0.01}  # it transfers
+    assert {rung.train.checkpoint.best for rung in transferred} == {None}  # it is measured at its end alone
 
 
 @pytest.mark.parametrize("name", ["llama3_8b_v5p_128", "mixtral_8x7b_v5p_128", "deepseek_v3_v5p_1024", "smollm2_135m"])
