@@ -9,6 +9,7 @@ Only the batch size may change at the checkpoint: the next row is the next one s
 step warm the batch size up (Merrill et al. 2025, "Critical Batch Size Revisited").
 """
 
+import json
 from collections.abc import Mapping
 
 from lifecycle.training.config import TrainConfig
@@ -16,6 +17,8 @@ from lifecycle.training.objectives.registry import objective_kind
 
 # May differ: what comes after the checkpoint, and what changes no weights.
 FREE = frozenset({"start", "model", "steps", "global_batch_size", "eval_every", "eval_bytes"})
+
+WARMUP = "optimizer.schedule.warmup_steps"
 
 
 def check_branch(name: str, parent: str, step: int, train: Mapping[str, TrainConfig]) -> None:
@@ -29,9 +32,11 @@ def check_branch(name: str, parent: str, step: int, train: Mapping[str, TrainCon
         raise ValueError(
             f"{at}: train.{name}.steps={ours.steps} counts from the start of {parent}; set it above {step}"
         )
-    if different := sorted(key for key, value in _fixed(ours).items() if value != _fixed(theirs).get(key)):
+    fixed = _fixed(theirs)
+    if different := sorted(key for key, value in _fixed(ours).items() if value != fixed.get(key)):
+        needed = ", ".join(f"{key}={json.dumps(fixed[key])}" if key in fixed else f"no {key}" for key in different)
         raise ValueError(
-            f"{at}: {', '.join(different)} must be those of {parent}, whose run goes on; only steps, "
+            f"{at}: the run of {parent} goes on with {needed}; give train.{name} the same. Only steps, "
             "global_batch_size, schedule.kind, decay_share and final_share may differ. To start anew from its weights: "
             f"from={parent}"
         )
@@ -50,4 +55,4 @@ def _fixed(train: TrainConfig) -> dict[str, object]:
     settings = {key: value for key, value in train.plain().items() if key not in free}
     optimizer = dict(settings.pop("optimizer"))
     schedule = optimizer.pop("schedule")
-    return settings | {f"optimizer.{k}": v for k, v in optimizer.items()} | {"warmup_steps": schedule["warmup_steps"]}
+    return settings | {f"optimizer.{k}": v for k, v in optimizer.items()} | {WARMUP: schedule["warmup_steps"]}

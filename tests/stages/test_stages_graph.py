@@ -1,5 +1,6 @@
 """The graph that a run file declares: its stages and their inputs, and what decides each one's key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_stage_may_continue_anothers_run_and_has_its_order_of_rows() -> None:
 BRANCHES = {
     "settings that differ": (
         {"b": stable(100, 0.2, seq_len=16, **{"from": "a@80"})},
-        r"train\.b\.from=a@80: seq_len must be those of a, whose run goes on",
+        r"train\.b\.from=a@80: the run of a goes on with seq_len=32; give train\.b the same",
     ),
     "an early decay": (
         {"b": stable(100, 0.5, **{"from": "a@80"})},
@@ -180,7 +181,7 @@ BRANCHES = {
     "an unknown stage": ({"b": stable(200, 0, **{"from": "aa@9"})}, r"from=aa@9: not a training stage .* mean 'a'"),
     "another optimizer": (
         {"b": next_token(steps=100, optimizer={"name": "muon", "momentum": 0.9}, **{"from": "a@80"})},
-        r"a@80: optimizer\.momentum, optimizer\.name must be",
+        r"with optimizer\.momentum=0\.95, optimizer\.name=.adamw.; give",
     ),
 }
 
@@ -189,6 +190,18 @@ BRANCHES = {
 def test_a_run_that_cannot_be_continued_is_refused_with_the_fix(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_of({"a": stable(90, 0.1), **train}, data=DATA)
+
+
+def test_the_refusal_shows_what_a_depth_decided_for_the_run_that_goes_on() -> None:
+    train: dict[str, Any] = {"a": stable(9000, 0.1), "b": stable(10_000, 0.2, **{"from": "a@8000"})}
+    deep: dict[str, Any] = {"model": {"depth": 2, "vocab_size": 264}, "data": DATA}
+    with pytest.raises(ConfigError) as refused:
+        run_of(train, **deep)
+    shown = re.search(r"optimizer\.learning_rate=(\S+), optimizer\.schedule\.warmup_steps=(\d+);", str(refused.value))
+    assert shown is not None, refused.value
+    schedule = {"decay_share": 0.2, "warmup_steps": int(shown[2])}
+    train["b"]["optimizer"] = {"learning_rate": float(shown[1]), "schedule": schedule}
+    assert run_of(train, **deep).starts["b"].step == 8000
 
 
 WRONG = {
