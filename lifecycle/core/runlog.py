@@ -4,6 +4,7 @@ Records of a training stage have a `step`. After a kill the stage resumes from a
 of steps that will run again, so that a log never has a step twice.
 """
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from lifecycle.core.files import write_text
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of the user's share of it
 METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
 
 
@@ -19,19 +21,40 @@ class RunLogError(ValueError):
 
 
 class RunLog:
-    """Appends records to one file; a line that a kill cut short is ignored by `read_log`."""
+    """Appends records to one file; a line that a kill cut short is ignored by `read_log`.
+
+    While the disk is full, what it does not take waits in memory, so that a run may go on until there is room. At each
+    moment the file is the beginning of the log; its last line may be cut.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by close()
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._waiting = b""
 
     def write(self, **record: Any) -> None:
-        """Appends one record; its values must be JSON-ready."""
-        self._file.write(json.dumps(record) + "\n")
+        """Appends one record; its values must be JSON-ready. Raises `OSError`, but not for a full disk."""
+        self._waiting += (json.dumps(record) + "\n").encode()
+        self._write_waiting()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; raises `OSError` if the disk is full and records still wait: they are lost."""
+        with self._file:
+            full = self._write_waiting()
+        if full is not None:
+            count = self._waiting.count(b"\n")
+            raise OSError(full.errno, f"{full.strerror}, so the last {count} records are lost", str(self.path))
+
+    def _write_waiting(self) -> OSError | None:
+        """Writes what waits, as far as the disk takes it; the error of a full one."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return error
+        return None
 
     def __enter__(self) -> "RunLog":
         return self

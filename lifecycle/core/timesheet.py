@@ -89,7 +89,7 @@ class Timesheet:
         self._log.write(session=self._began, step=step, at=at, seconds=rounded, **extra)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; raises `OSError` if records are lost on a full disk."""
         self._log.close()
 
 
