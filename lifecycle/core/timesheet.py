@@ -45,9 +45,14 @@ class Session:
 
     @property
     def from_step(self) -> int:
-        """The finished steps that it resumed from: known once its state is restored, until then the newest
-        checkpoint's."""
-        return self.records[min(1, len(self.records) - 1)].step
+        """The finished steps that it resumed from: known once it `has_resumed`, until then those of the newest durable
+        checkpoint, where a local one may be newer."""
+        return self.records[1 if self.has_resumed else 0].step
+
+    @property
+    def has_resumed(self) -> bool:
+        """Whether its state was restored, and its first step was ready to run."""
+        return len(self.records) - (self.ended is not None) > 1
 
     @property
     def last(self) -> SheetRecord:
@@ -127,7 +132,7 @@ def account(sessions: Sequence[Session]) -> Account:
         _add(seconds, session.last.seconds)
         if not later:
             break
-        kept = min(s.from_step for s in later)
+        kept = min(s.from_step for s in [s for s in later if s.has_resumed] or later)
         lost_s = session.last.seconds.get(STEPS, 0.0) - steps_s_at(session, kept)
         lost_steps += max(0, session.last.step - max(kept, session.from_step))
         # two sessions never overlap: one job at a time owns a run's folder

@@ -50,6 +50,23 @@ def test_a_session_killed_while_it_restores_is_a_failure_without_lost_steps(tmp_
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_a_session_killed_while_it_compiles_does_not_say_which_checkpoint_counts(tmp_path: Path) -> None:
+    """The hosts' own checkpoint, of step 350, is newer than the durable one, of step 200."""
+    path = tmp_path / "times.jsonl"
+    write(path, 1000.0, 0, [(390, 390.0)])
+    for began, end in ((1400.0, {}), (1450.0, {"ended": "XlaRuntimeError"})):
+        compiling = Timesheet(path, began, 200, {"start": 5.0})
+        if end:
+            compiling.write(200, {"start": 5.0}, **end)
+        compiling.close()
+    assert account(read_sessions(path)).lost_steps == 190  # as far as is known
+    sheet = Timesheet(path, 1500.0, 200, {"start": 5.0})
+    sheet.write(350, {"start": 5.0})
+    sheet.close()
+    known = account(read_sessions(path))
+    assert known.lost_steps == 40 and known.seconds[LOST] == pytest.approx(40.0)
+
+
 SESSION = st.tuples(st.integers(0, 9), st.lists(st.integers(1, 50), max_size=6), st.integers(0, 100))
 
 
