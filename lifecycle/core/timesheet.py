@@ -16,6 +16,8 @@ from lifecycle.core.runlog import RunLog, read_log
 
 TIMES = "times.jsonl"  # of a training stage, in its artifact's folder
 STEPS, LOST, DOWN = "steps", "lost steps", "down"
+# How a session ends without a failure of the program or the machine; another end is an exception's class.
+FINISHED, STOPPED, WENT_BACK = "finished", "stopped", "went back"
 # The others, in the order in which they are listed.
 CAUSES = (
     "start", "imports", "data", "restore", "compile", "loader", "evaluation", "checkpoint", "local checkpoint",
@@ -62,7 +64,8 @@ class Session:
 
 @dataclass(frozen=True)
 class Account:
-    """Wall time by cause, in seconds. `failures`: how the sessions ended that did not finish or stop in order."""
+    """Wall time by cause, in seconds. `failures`: how the sessions ended that did not finish, stop in
+    order, or go back to a checkpoint from a faulty step."""
 
     seconds: dict[str, float]
     lost_steps: int
@@ -161,5 +164,5 @@ def _failures(sessions: Sequence[Session]) -> Iterable[str]:
     for index, session in enumerate(sessions):
         if session.ended is None and index + 1 < len(sessions):
             yield f"killed after step {session.last.step}"
-        elif session.ended is not None and session.ended not in ("finished", "stopped"):
+        elif session.ended is not None and session.ended not in (FINISHED, STOPPED, WENT_BACK):
             yield f"{session.ended} after step {session.last.step}"

@@ -25,8 +25,9 @@ CONVENTION = (
 
 CAUSES_SAID = (
     "The wall time runs from the start of the stage's first process to its last record, through every restart. "
-    "Goodput is the share of it in steps whose result was kept. Lost steps ran again after a restart; down is the "
-    "time in which no process worked on the stage, and what a killed one did after its last record. Data is reading "
+    "Goodput is the share of it in steps whose result was kept. Lost steps ran again after a restart, or were "
+    "given up when the run went back from a faulty step; down is the time in which no process worked on the stage, and "
+    "what a killed one did after its last record. Data is reading "
     "and packing rows; loader is the time for which the devices had nothing to do because a batch was late. Step "
     "times are of the newest 100 steps, without a process's first. Memory is what the fullest device used at most, "
     "or, where the devices report none of their own, what the process had at its last record."

@@ -11,11 +11,13 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import RunLog, read_log
+from lifecycle.core.stopping import Stopped
 from lifecycle.core.timesheet import account, read_sessions
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.training import loop
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.hooks.faults import GoBack
 from lifecycle.training.hooks.log import Log
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.times import RecordTimes
@@ -142,3 +144,14 @@ def test_steps_that_run_again_are_lost_and_time_between_sessions_is_down(device:
     assert sheet.seconds["lost steps"] == 4 * STEP_S and sheet.seconds["steps"] == 16 * STEP_S
     assert sheet.seconds["down"] == 1000.0 - 8.0  # the second one's process had started by then
     assert sheet.wall_s == 8.0 + device.now
+
+
+def test_a_run_that_goes_back_from_a_faulty_step_has_not_failed(device: Device, tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, TinyRun(steps=8))
+    for fault in (GoBack(3, "loss nan"), Stopped(), FloatingPointError()):
+        with pytest.raises(type(fault)), RecordTimes(job, Clock(), 2).session():
+            device.now += 1.0
+            raise fault
+    sessions = read_sessions(tmp_path / "times.jsonl")
+    assert [session.ended for session in sessions] == ["went back", "stopped", "FloatingPointError"]
+    assert account(sessions).failures == ("FloatingPointError after step 2",)

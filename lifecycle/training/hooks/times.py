@@ -10,7 +10,8 @@ import jax
 from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.stopping import Stopped
-from lifecycle.core.timesheet import TIMES, Timesheet
+from lifecycle.core.timesheet import FINISHED, STOPPED, TIMES, WENT_BACK, Timesheet
+from lifecycle.training.hooks.faults import GoBack
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import TrainJob
 from lifecycle.training.run import Clock, TrainingRun
@@ -34,11 +35,11 @@ class RecordTimes(Hook):
     @contextmanager
     def session(self) -> Iterator["RecordTimes"]:
         """Notes how the session ended, and closes the sheet."""
-        ended = "finished"
+        ended = FINISHED
         try:
             yield self
         except BaseException as error:
-            ended = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else type(error).__name__
+            ended = _ended_by(error)
             raise
         finally:
             if self._sheet is not None:
@@ -65,6 +66,12 @@ class RecordTimes(Hook):
             run.progress.note(until_first_step(run.clock.spent_s, steps[0]))
         rounded = [round(s, 6) for s in steps]
         self._sheet.write(run.step, run.clock.seconds(), step_s=rounded, cpu_s=cpu_seconds() - self._cpu_s, **memory())
+
+
+def _ended_by(error: BaseException) -> str:
+    if isinstance(error, GoBack):
+        return WENT_BACK
+    return STOPPED if isinstance(error, (Stopped, KeyboardInterrupt)) else type(error).__name__
 
 
 def until_first_step(spent_s: Mapping[str, float], first_step_s: float) -> str:
