@@ -1,6 +1,7 @@
 """`lifecycle watch`: a run's training stages as they go on, in a terminal, also over ssh and from another machine."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from lifecycle.cli.arguments import Overrides, run_folder
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
-from lifecycle.report.format import count, duration, money, share, significant
+from lifecycle.report.format import count, counts, duration, money, share, significant
 from lifecycle.report.watched import WatchedStage, memory_text, watched_stages
 
 EVERY_S = 2.0
@@ -88,6 +89,8 @@ def _rows(stage: WatchedStage, now: float) -> Iterator[tuple[str, str]]:
         yield "memory", memory_text(stage.memory)
     if stage.sessions:
         yield "goodput", goodput_text(stage)
+        if stage.faults:
+            yield "faulty steps", counts(Counter(fault["action"] for fault in stage.faults))
         yield "failures", ", ".join(stage.account.failures) or "none"
     if stage.sessions and stage.cost is not None:
         yield "cost", money(stage.cost, stage.facts["currency"])

@@ -3,7 +3,8 @@
 Training knows no tracker: `track` reads the logs and may run later, on another machine, or not at all. What must hold:
 no point is written twice. A restart rewinds the log and logs steps again, so for each stage and metric the last written
 step is kept, in a file that is written after the tracker's; only a kill between the two writes the newest points again
-(W&B writes in a process of its own: there they may be missing instead).
+(W&B writes in a process of its own: there they may be missing instead). Points of steps that the run gave up stay, for
+no tracker takes any back: the steps after it went back from a fault have other values, under another stage's name.
 """
 
 import json
@@ -53,13 +54,27 @@ class Tracking:
         """Writes the points that are new since the last call, of this process or of an earlier one; their number."""
         written = 0
         for stage in stages:
-            name = stage.folder.name.removesuffix(".partial")  # a stage made anew with other settings is another one
-            if points := new_points(stage.records, self._last.get(name, {})):
-                self._tracker.write(run, name, points)
-                self._last.setdefault(name, {}).update({point.metric: point.step for point in points})
-                write_text(self._state, json.dumps(self._last))
-                written += len(points)
+            for name, records in by_attempt(stage).items():
+                if points := new_points(records, self._last.get(name, {})):
+                    self._tracker.write(run, name, points)
+                    self._last.setdefault(name, {}).update({point.metric: point.step for point in points})
+                    write_text(self._state, json.dumps(self._last))
+                    written += len(points)
         return written
+
+
+def by_attempt(stage: WatchedStage) -> dict[str, list[dict[str, Any]]]:
+    """The stage's records by the name that a tracker gets: its folder's, so that a stage made anew with other settings
+    is another one, and after each time that the run went back, with the last batch that it passed over."""
+    name = stage.folder.name.removesuffix(".partial")
+    starts = {0: name}
+    for fault in stage.faults:
+        if fault["action"] == "went back":
+            starts[fault["step"]] = f"{name}-past-batch-{fault['passed_over'][1]}"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in stage.records:
+        found.setdefault(starts[max(step for step in starts if step <= record["step"])], []).append(record)
+    return found
 
 
 def new_points(records: Sequence[dict[str, Any]], last: dict[str, int]) -> list[TrackedPoint]:

@@ -6,11 +6,9 @@ from math import prod
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.core.timesheet import TIMES, read_sessions
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.report.blocks import Point
-from lifecycle.report.watched import WatchedStage
+from lifecycle.report.watched import WatchedStage, read_stage
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def read_training(stage: TrainedStage) -> Training:
     """The numbers of a stage, from its manifest and its log."""
     manifest = stage.artifact.manifest
     settings = manifest.config["train"]
-    records = list(read_log(stage.artifact.path / METRICS))
+    watched = read_stage(stage.name, stage.artifact.path)
     forward = forward_flops_per_token(ModelConfig(**manifest.config["model"]), settings["seq_len"])
     return Training(
         name=stage.name,
@@ -76,13 +74,11 @@ def read_training(stage: TrainedStage) -> Training:
         bundle_hash=manifest.input_hashes.get("bundle"),
         settings=settings,
         stats=stage.artifact.stats,
-        curves=_curves(records),
+        curves=_curves(watched.records),
         flops_per_token=3 * forward,
         num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, like the peak
-        core_s=sum(record.get("cpu_s", 0.0) for record in records),
-        watched=WatchedStage(
-            stage.name, stage.artifact.path, tuple(read_sessions(stage.artifact.path / TIMES)), tuple(records)
-        ),
+        core_s=sum(record.get("cpu_s", 0.0) for record in watched.records),
+        watched=watched,
     )
 
 
@@ -90,6 +86,6 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Point, ...]
     curves: dict[str, list[Point]] = {}
     for record in records:
         for name, value in record.items():
-            if name != "step" and "fault" not in record:
+            if name != "step":
                 curves.setdefault(name, []).append((record["step"], value))
     return {name: tuple(points) for name, points in curves.items()}

@@ -21,12 +21,14 @@ ATTEMPTS = 3  # to read a folder that is renamed meanwhile
 
 @dataclass(frozen=True)
 class WatchedStage:
-    """A training stage: its time sheet, and its records so far. `damage`: why its files cannot be read, if so."""
+    """A training stage: its time sheet, and its records of metrics and of faulty steps so far. `damage`: why its files
+    cannot be read, if so."""
 
     name: str
     folder: Path
     sessions: tuple[Session, ...]
     records: tuple[dict[str, Any], ...]
+    faults: tuple[dict[str, Any], ...] = ()
     damage: str | None = None
 
     @property
@@ -143,9 +145,17 @@ def _stages(folder: Path) -> Iterator[WatchedStage]:
 def _read(folder: Path) -> WatchedStage:
     name = folder.name.removesuffix(".partial").rpartition("-")[0]
     try:
-        return WatchedStage(name, folder, tuple(read_sessions(folder / TIMES)), tuple(read_log(folder / METRICS)))
+        return read_stage(name, folder)
     except RunLogError as error:
-        return WatchedStage(name, folder, (), (), str(error))
+        return WatchedStage(name, folder, (), (), damage=str(error))
+
+
+def read_stage(name: str, folder: Path) -> WatchedStage:
+    """A training stage's log and time sheet. Raises `RunLogError` for a damaged one."""
+    records = list(read_log(folder / METRICS))
+    metrics = tuple(record for record in records if "fault" not in record)
+    faults = tuple(record for record in records if "fault" in record)
+    return WatchedStage(name, folder, tuple(read_sessions(folder / TIMES)), metrics, faults)
 
 
 def memory_text(memory: dict[str, int]) -> str:

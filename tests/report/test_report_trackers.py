@@ -1,13 +1,13 @@
 """What each tracker's own reader finds after `track`: every point once, also after a restart and in a second call."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lifecycle.report.trackers import TRACKERS, TrackedPoint, Tracking, new_points
+from lifecycle.report.trackers import TRACKERS, TrackedPoint, Tracker, Tracking, new_points
 from lifecycle.report.watched import WatchedStage
 
 RECORDS = [{"step": 0, "heldout_loss": 4.0}, {"step": 2, "loss": 3.0, "cpu_s": 1.0}, {"step": 4, "loss": 2.5}]
@@ -23,6 +23,42 @@ def stage(folder: Path, records: list[dict[str, Any]], is_finished: bool = False
 def test_only_points_after_the_last_written_step_are_new() -> None:
     assert new_points(RECORDS, {"loss": 2, "heldout_loss": 0, "cpu_s": 2}) == [TrackedPoint("loss", 4, 2.5)]
     assert len(new_points(RECORDS, {})) == 4
+
+
+class Noted(Tracker):
+    """Keeps the points by stage."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = {}
+
+    def write(self, run: str, stage: str, points: Sequence[TrackedPoint]) -> None:
+        """Keeps them."""
+        self.points.setdefault(stage, []).extend((point.step, point.value) for point in points)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_steps_after_the_run_went_back_are_another_stages(tmp_path: Path) -> None:
+    """It goes back to step 2 from 5, then to 2 again from 3, and later to 4 from 6."""
+    tracker, first = Noted(), [{"step": 2, "loss": 3.0}]
+    tracking = Tracking(tracker, tmp_path)
+
+    def track(faults: dict[int, int], *losses: tuple[int, float]) -> None:
+        back = [{"step": to + 1, "action": "went back", "passed_over": [to, last]} for to, last in faults.items()]
+        records = (*first, *({"step": step, "loss": loss} for step, loss in losses))
+        tracking.update("debug", [WatchedStage("pretrain", tmp_path / "pretrain-ab12", (), records, tuple(back))])
+
+    track({}, (4, 2.5))
+    track({2: 4}, (3, 2.75))
+    track({2: 5}, (3, 2.7), (4, 2.6), (6, 2.4))
+    track({2: 5, 4: 8}, (3, 2.7), (4, 2.6), (6, 2.3))
+    assert tracker.points == {
+        "pretrain-ab12": [(2, 3.0), (4, 2.5)],
+        "pretrain-ab12-past-batch-4": [(3, 2.75)],
+        "pretrain-ab12-past-batch-5": [(3, 2.7), (4, 2.6), (6, 2.4)],
+        "pretrain-ab12-past-batch-8": [(6, 2.3)],
+    }
 
 
 def track_twice(to: str, folder: Path) -> None:

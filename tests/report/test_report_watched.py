@@ -14,6 +14,7 @@ from lifecycle.core.runlog import rewind
 from lifecycle.core.timesheet import Timesheet
 from lifecycle.report.blocks import Charts, Paragraph, Table
 from lifecycle.report.comparison import build_comparison, names_of, read_runs
+from lifecycle.report.trackers import by_attempt, new_points
 from lifecycle.report.watched import watched_stages
 from lifecycle.training.hooks.save_local import CAUSE as SAVED_LOCALLY
 
@@ -61,6 +62,24 @@ def test_a_stage_is_shown_with_what_is_known_and_nothing_else(tmp_path: Path) ->
     assert "66.7 % of 1 min 0 s in steps; start 8.3 %, compile 25.0 %" in text
     assert "failures none" in text and "40.00 EUR" in text
     assert "learning rate" not in text and "norms" not in text  # not in this log
+
+
+WENT_BACK = {"step": 11, "fault": "loss nan", "action": "went back", "from_step": 19, "passed_over": [10, 18]}
+SKIPPED = {"step": 15, "fault": "loss 9.0: a spike", "action": "skipped"}
+
+
+def test_faulty_steps_are_counted_and_no_metrics(tmp_path: Path) -> None:
+    log = make(tmp_path, "pretrain", [3.0, 2.5]) / "metrics.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:2], json.dumps(WENT_BACK), json.dumps(SKIPPED), *lines[2:], ""]))
+    assert "faulty steps went back 1, skipped 1" in shown(tmp_path)
+    (stage,) = watched_stages(tmp_path)
+    assert stage.names == ["heldout_bits_per_byte", "heldout_bits_per_byte.web", "loss", "tokens_per_s"]
+    assert [name for name, records in by_attempt(stage).items() for _ in new_points(records, {})] == [
+        *["pretrain-0123456789ab"] * 4, *["pretrain-0123456789ab-past-batch-18"] * 2,
+    ]  # fmt: skip
+    (charts,) = (b for b in build_comparison(read_runs([tmp_path])).sections[1].blocks if isinstance(b, Charts))
+    assert len(charts.items) == 4
 
 
 def test_local_checkpoints_and_replays_are_shown_with_the_other_causes(tmp_path: Path) -> None:
