@@ -109,7 +109,7 @@ copy() {
     tar xzf $ARCHIVE -C $HOME_ON_HOST
     cd $HOME_ON_HOST
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
-    ~/.local/bin/uv sync --frozen --quiet --no-dev --extra tpu" || return
+    ~/.local/bin/uv sync --frozen --quiet --no-dev --extra tpu --extra store" || return
   [[ -n $is_dry_run ]] || rm -r "$(dirname "$archive")"
 }
 

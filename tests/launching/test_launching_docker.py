@@ -31,6 +31,7 @@ def test_only_what_is_copied_leaves_the_machine() -> None:
 def test_packages_are_the_locks_and_change_less_often_than_code() -> None:
     syncs = [index for index, (name, text) in enumerate(STEPS) if name == "RUN" and "uv sync" in text]
     assert all("--frozen" in STEPS[index][1] and "--no-dev" in STEPS[index][1] for index in syncs)
+    assert "--extra store" in STEPS[syncs[0]][1]  # for root=gs://..., whatever the accelerator
     before = [text for name, text in STEPS[: syncs[0]] if name == "COPY"]
     assert before == ["pyproject.toml uv.lock README.md ./"]
 

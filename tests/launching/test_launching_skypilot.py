@@ -46,6 +46,15 @@ def test_each_node_starts_the_same_words_in_its_place(tmp_path: Path) -> None:
     assert (environment["LIFECYCLE_NUM_PROCESSES"], environment["LIFECYCLE_PROCESS_ID"]) == ("2", "1")
 
 
+def test_the_accelerators_packages_and_the_stores_client_are_installed(tmp_path: Path) -> None:
+    program(tmp_path / ".local" / "bin" / "uv", '#!/bin/sh\necho "$@"\n')
+    program(tmp_path / "bin" / "python3", "#!/bin/sh\n")
+    given = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "EXTRA": "tpu"}
+    script = yaml.safe_load(TASK.read_text())["setup"]
+    done = subprocess.run(["bash", "-c", script], env=os.environ | given, capture_output=True, text=True, check=True)
+    assert done.stdout == "sync --frozen --quiet --no-dev --extra tpu --extra store\n"
+
+
 @pytest.mark.skipif(SKYPILOT is None, reason="LIFECYCLE_SKYPILOT_PYTHON names no Python with skypilot")
 def test_skypilots_parser_reads_it(tmp_path: Path) -> None:
     assert SKYPILOT is not None

@@ -70,7 +70,7 @@ def test_the_code_and_every_word_arrive_on_each_host_of_each_slice(tmp_path: Pat
     for host in vms.hosts:
         assert (host / "lifecycle" / "new file.py").read_text() == "new"
         assert not (host / "lifecycle" / "secret").exists()
-        assert (host / "uv_words").read_text().split() == ["sync", "--frozen", "--quiet", "--no-dev", "--extra", "tpu"]
+        assert (host / "uv_words").read_text() == "sync --frozen --quiet --no-dev --extra tpu --extra store\n"
     assert (vms.hosts[0] / "lifecycle" / "runs").exists() and not (vms.hosts[0] / "lifecycle" / "old.py").exists()
 
     done = vms.call("run", "job", *ZONE, "--", "lifecycle", "run", *HOSTILE)
