@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,7 +18,9 @@ from lifecycle.core.distributed import has_joined
 from lifecycle.core.rendezvous import JobError
 
 RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
-LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is lost, so that this one ends too
+LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is lost, or this one hangs
+# A launcher's one request can arrive twice: Slurm signals all processes of a step, and `uv run` passes its own on.
+REPEAT_S = 2.0
 # How a collective that breaks off begins its message, by absl's status codes; jaxlib raises some as `ValueError`. The
 # other codes, such as `RESOURCE_EXHAUSTED`, are faults that would come again.
 BROKEN_OFF = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS): ")
@@ -44,12 +47,13 @@ class StopRequest:
     """Whether this job has been asked to stop. One that has not been asked yet takes SIGTERM while `listening`."""
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self._asked_at: float | None = None  # seconds on the monotonic clock
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM as a request inside the block; a second one ends the process at once. Only the main thread can
-        listen: in others, and in a job, where JAX's service has the signal, nothing changes."""
+        """Takes SIGTERM as a request inside the block; another one, `REPEAT_S` or more after it, ends the process
+        at once. Only the main thread can listen: in others, and in a job, where JAX's service has the signal, nothing
+        changes."""
         if threading.current_thread() is not threading.main_thread() or has_joined():
             yield
             return
@@ -62,7 +66,7 @@ class StopRequest:
     def reached(self, step: int) -> bool:
         """Whether to stop after this step. All processes of a job ask after every step, and get the same answer."""
         if not has_joined():
-            return self._is_asked
+            return self._asked_at is not None
         from jax.experimental import multihost_utils
 
         if is_reached := multihost_utils.reached_preemption_sync_point(step):
@@ -70,7 +74,9 @@ class StopRequest:
         return is_reached
 
     def _ask(self, number: int, _: FrameType | None) -> None:
-        if self._is_asked:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at >= REPEAT_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._is_asked = True

@@ -1,15 +1,17 @@
 """Facts of the machine and the job: huge pages by one restart, the matmul peak, the environment of a job."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from lifecycle.core import distributed, environments, machine
+from lifecycle.core import distributed, environments, machine, stopping
 from lifecycle.core.config import ConfigError
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.core.rendezvous import JobError, meet
@@ -107,6 +109,24 @@ def test_a_broken_collective_in_a_job_is_not_this_process_s_fault(monkeypatch: p
     assert failure_status(broken) == LOST_STATUS
     assert failure_status(ConfigError("no such file")) == 1
     assert failure_status(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")) == 1
+
+
+def test_sigterm_that_arrives_twice_is_one_request_and_a_later_one_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+    now = iter([100.0, 100.01, 103.0])
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(stopping, "os", SimpleNamespace(getpid=os.getpid, kill=lambda _, number: sent.append(number)))
+    before, request = signal.getsignal(signal.SIGTERM), stopping.StopRequest()
+    with request.listening():
+        assert not request.reached(1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.reached(2) and not sent
+        signal.raise_signal(signal.SIGTERM)
+        assert sent == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_coordinator_is_reached_past_a_cluster_s_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
