@@ -1,4 +1,4 @@
-"""A watchdog: a process without a step for too long says where it hangs, and asks for a restart.
+"""A watchdog: a process without a step for too long says where it hangs, and ends as a lost one.
 
 A lost host, a stuck file system or a deadlock leaves all processes of a job in a collective, for ever and silently.
 Each process has a watchdog of its own, so each writes its stacks. It counts its own polls, so a process that is
@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.core.stopping import LOST_STATUS
 from lifecycle.training.run import Clock
 
 FACTOR = 10  # times the median time of the steps that the device may still have to do
@@ -85,10 +85,11 @@ class Watchdog:
                 self._give_up(silent_s)
 
     def _give_up(self, silent_s: float) -> None:
+        # not `RESTART_STATUS`, which has no limit: a deadlock may come each time
         message = (
             f"{time.strftime('%Y-%m-%dT%H:%M:%S')}: no step for {silent_s:,.0f} s (limit {self.limit_s:,.0f} s), "
             f"{self._done} steps after the start of this process; its stacks are in {self._path.absolute()}; ending "
-            f"with status {RESTART_STATUS}, which asks for a restart\n"
+            f"with status {LOST_STATUS}, as a lost process, after which a launcher starts the job again some times\n"
         )
         with open(self._path, "a", encoding="utf-8") as file:
             for out in (file, sys.stderr):
@@ -96,4 +97,4 @@ class Watchdog:
                 out.flush()
                 faulthandler.dump_traceback(out, all_threads=True)
         time.sleep(GRACE_POLLS * self._poll_s)
-        os._exit(RESTART_STATUS)
+        os._exit(LOST_STATUS)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.core.stopping import LOST_STATUS
 from lifecycle.testing.jobs import TinyRun, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.loop import run_job
@@ -94,7 +94,7 @@ def test_slow_steps_have_more_time_and_all_that_the_device_has_still_to_do(tmp_p
     assert watchdog.limit_s == FACTOR * 4 * 3
 
 
-def test_a_hung_process_writes_all_stacks_and_asks_for_a_restart(
+def test_a_hung_process_writes_all_stacks_and_ends_as_a_lost_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ended, statuses = threading.Event(), []
@@ -109,7 +109,7 @@ def test_a_hung_process_writes_all_stacks_and_asks_for_a_restart(
     with Watchdog(Clock(), tmp_path, hang_s=0.2).watching():
         assert ended.wait(LIMIT_S)
     text = (tmp_path / "stacks-0.txt").read_text()
-    assert statuses == [RESTART_STATUS]
+    assert statuses == [LOST_STATUS]
     assert "no step for" in text and "test_a_hung_process" in text and "most recent call first" in text
     assert text in capfd.readouterr().err
 
@@ -127,7 +127,7 @@ def test_a_job_with_a_hanging_process_is_restarted_and_ends_with_the_same_bits(t
         [LAUNCH, "--restarts", "1", "2", *command(out, settings)], env=environment, capture_output=True, text=True
     )
     print(ended.stdout, ended.stderr)
-    assert ended.returncode == 0 and "ended with status 75; restart 1 of 1" in ended.stderr
+    assert ended.returncode == 0 and "ended with status 69; restart 1 of 1" in ended.stderr
     told = [json.loads(line[4:]) for line in ended.stdout.splitlines() if line.startswith("[0] {")]
     stacks = sorted(path.name for path in out.glob("stacks-*.txt"))
     assert stacks == (["stacks-0.txt", "stacks-1.txt"] if by == "sleep" else ["stacks-1.txt"])
