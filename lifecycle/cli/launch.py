@@ -7,7 +7,7 @@ The topology names the chips, as in `plan`; `*2` means two slices. Each host run
 
 import re
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import yaml
@@ -49,13 +49,14 @@ def launch(
         raise ConfigError(f"--restarts {restarts}: expected 0 or more")
     run = read_config(config, settings)
     _check_meshes(run, topology)
-    _check_paths(run, config, claim)
+    if ".." in config.parts or (config.is_absolute() and not _is_shared(str(config), claim)):
+        raise ConfigError(f"{config}: name it as in the image, relative to the repository, as configs/NAME.yaml")
     job = Job(
         name=job_name(run.name) if name is None else name, image=image, topology=topology,
         command=("lifecycle", verb, str(config), *others), state_bytes=_state_bytes(run), is_spot=spot,
         max_restarts=restarts, claim=claim, service_account=service_account, queue=queue,
     )  # fmt: skip
-    _check_shared_work(run, job)
+    _check_root(run, job)
     yaml.safe_dump(jobset(job), sys.stdout, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -75,23 +76,19 @@ def _check_meshes(run: RunConfig, topology: Topology) -> None:
         check_fits(topology, {axis: getattr(mesh, axis) for axis in AXES}, section)
 
 
-def _check_paths(run: RunConfig, config: Path, claim: str | None) -> None:
-    """Raises `ConfigError` if the pods could not find the config, or would each write to a disk of their own."""
-    if ".." in config.parts or (config.is_absolute() and not _is_shared(str(config), claim)):
-        raise ConfigError(f"{config}: name it as in the image, relative to the repository, as configs/NAME.yaml")
-    if not _is_shared(str(run.root), claim):
-        raise ConfigError(
-            f"root={run.root}: each pod would write to a disk of its own, which goes with it; set "
-            f"root=gs://BUCKET/FOLDER, or --claim CLAIM and root={SHARED}/FOLDER"
-        )
-
-
-def _check_shared_work(run: RunConfig, job: Job) -> None:
-    """Raises `ConfigError` if the pods of a run in object storage had no folder for their work in common."""
+def _check_root(run: RunConfig, job: Job) -> None:
+    """Raises `ConfigError` if the pods would have no folder in common, or the run would be on a disk of theirs."""
     if job.claim is None and job.num_processes > 1:
         raise ConfigError(
-            f"root={run.root}: {job.num_processes} pods share one folder for their work (docs/storage.md); "
-            "give them a volume: --claim CLAIM"
+            f"root={run.root}: {job.num_processes} pods share one folder for their work, also if the run is in object "
+            f"storage (docs/storage.md); give them a volume: --claim CLAIM, and root={SHARED}/FOLDER or "
+            "root=gs://BUCKET/FOLDER"
+        )
+    if not _is_shared(str(run.root), job.claim):
+        volume = f"{'--claim CLAIM and ' if job.claim is None else ''}root={SHARED}/FOLDER"
+        raise ConfigError(
+            f"root={run.root}: each pod would write to a disk of its own, which goes with it; set "
+            f"root=gs://BUCKET/FOLDER, or {volume}"
         )
 
 
