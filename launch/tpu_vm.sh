@@ -3,17 +3,23 @@
 #
 #   launch/tpu_vm.sh create NAME --zone ZONE --accelerator v6e-256 [--slices N] [--spot] [--runtime VERSION]
 #   launch/tpu_vm.sh copy NAME --zone ZONE                       copies the checkout to every host and installs it
-#   launch/tpu_vm.sh run NAME --zone ZONE [--restarts N] -- lifecycle run configs/NAME.yaml root=gs://BUCKET/runs
+#   launch/tpu_vm.sh run NAME --zone ZONE [--restarts N] -- \
+#     env XDG_CACHE_HOME=/mnt/SHARED lifecycle run configs/NAME.yaml root=gs://BUCKET/runs
 #   launch/tpu_vm.sh logs|stop|delete NAME --zone ZONE           follows the run, asks it to save and end, frees all
 #   launch/tpu_vm.sh up NAME (all of the options) -- COMMAND ... create, copy, run; again when spot hosts are taken away
+#
+# Several hosts work in one folder: /mnt/SHARED is a file system that you have mounted on all (Filestore, Lustre); one host
+# needs none, and no XDG_CACHE_HOME.
 #
 # --project PROJECT is optional; --dry-run prints the commands instead. A run goes on without this script: `logs` joins it
 # again. On the hosts launch/tpu_vm_worker.sh starts the processes, all of them anew when they end with status 75 (asked
 # to stop, saved), or, at most N times, when they fail.
 set -euo pipefail
+shopt -s lastpipe # what a pipe's last function learns is kept
 cd "$(dirname "$0")/.."
 
 POLL_S=30
+NOTICE_S=300 # a queued resource is ACTIVE for a while after its hosts are gone
 ARCHIVE=lifecycle.tgz
 HOME_ON_HOST=lifecycle # the checkout's folder there
 
@@ -103,13 +109,19 @@ copy() {
     git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -czf "$archive" -T -
   fi
   tpus scp "$archive" "$name:$ARCHIVE" --node=all --worker=all --batch-size=all || return
-  on_all bash -c "set -e
+  on_all bash -c "(set -e
+    supervisor=~/lifecycle-job/supervisor
+    if test -s \$supervisor && kill -0 \$(cat \$supervisor) 2> /dev/null; then
+      echo \"launch/tpu_vm.sh: a run is under way on \$(hostname); stop it first\" >&2
+      exit 1
+    fi
     mkdir -p $HOME_ON_HOST
     find $HOME_ON_HOST -mindepth 1 -maxdepth 1 ! -name .venv ! -name runs -exec rm -rf {} +
     tar xzf $ARCHIVE -C $HOME_ON_HOST
     cd $HOME_ON_HOST
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
-    ~/.local/bin/uv sync --frozen --quiet --no-dev --extra tpu --extra store" || return
+    ~/.local/bin/uv sync --frozen --quiet --no-dev --extra tpu --extra store)
+    echo launch/tpu_vm.sh: ended with status \$?" | status_of_all || return
   [[ -n $is_dry_run ]] || rm -r "$(dirname "$archive")"
 }
 
@@ -118,27 +130,43 @@ worker() { on_all "$HOME_ON_HOST/launch/tpu_vm_worker.sh" "$@"; }
 run() { worker run "$restarts" "$@" | status_of_all; }
 logs() { worker follow | status_of_all; }
 
-status_of_all() { # passes the hosts' lines on; its status is the largest that a host's part ended with
+# Passes the hosts' lines on; its status is the largest that a host's part ended with. `is_asked` says whether by `stop`.
+status_of_all() {
   local line status=""
+  is_asked=""
   while IFS= read -r line; do
     printf '%s\n' "$line"
     # gcloud's own status says whether it reached the hosts, not how the commands ended
-    [[ ! $line =~ tpu_vm_worker\.sh:\ ended\ with\ status\ ([0-9]+)$ ]] ||
+    if [[ $line =~ launch/tpu_vm[a-z_]*\.sh:\ ended\ with\ status\ ([0-9]+)(\ after\ stop)?$ ]]; then
+      is_asked=$is_asked${BASH_REMATCH[2]-}
       ((BASH_REMATCH[1] <= ${status:--1})) || status=${BASH_REMATCH[1]}
+    fi
   done
   [[ -n $is_dry_run ]] || return "${status:-1}"
 }
 
 up() {
-  local status
+  local status is_asked=""
   while :; do
     status=0
     { create && copy && run "$@"; } || status=$? # no `set -e` in there: each function returns its first failure
     ((status != 0)) || return 0
-    [[ -n $is_spot && $(state_of) =~ ^(SUSPENDING|SUSPENDED)$ ]] || return "$status"
+    [[ -n $is_spot && -z $is_asked ]] && are_taken || return "$status"
     echo "launch/tpu_vm.sh: the spot hosts of $name were taken away; asking for others" >&2
     delete
   done
+}
+
+are_taken() { # whether the spot hosts are taken away, now or soon
+  local waited state
+  echo "launch/tpu_vm.sh: looks for $NOTICE_S s whether the hosts of $name are taken away" >&2
+  for ((waited = 0; waited <= NOTICE_S; waited += POLL_S)); do
+    state=$(state_of) || state=""
+    [[ ! $state =~ ^(SUSPENDING|SUSPENDED)$ ]] || return 0
+    [[ $state =~ ^(ACTIVE)?$ ]] || return 1
+    sleep "$POLL_S"
+  done
+  return 1
 }
 
 delete() { tpus delete "$name" --force --quiet; }

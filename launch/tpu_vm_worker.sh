@@ -54,7 +54,7 @@ run() { # RESTARTS COMMAND...
 }
 
 supervise() { # RESTARTS COMMAND...
-  local restarts=$1 failures=0 status stopped=""
+  local restarts=$1 failures=0 status stopped="" by
   shift
   join_job
   cd "$CHECKOUT"
@@ -76,7 +76,8 @@ supervise() { # RESTARTS COMMAND...
     fi
     echo "launch/tpu_vm_worker.sh: status $status; starting again ($failures of $restarts failures)"
   done
-  echo "launch/tpu_vm_worker.sh: ended with status $status"
+  [[ ! -e $JOB/stop ]] || by=" after stop"
+  echo "launch/tpu_vm_worker.sh: ended with status $status${by-}"
   echo "$status" > "$JOB/status"
 }
 

@@ -12,6 +12,7 @@ from lifecycle.testing.waiting import LIMIT_S, wait_until
 
 ZONE = ("--zone", "z-1")
 CREATE = ("create", "job", *ZONE, "--accelerator", "v6e-8")
+UP = ("up", "job", *ZONE, "--accelerator", "v6e-4", "--spot", "--restarts", "0", "--", "lifecycle")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
@@ -105,6 +106,8 @@ def test_stop_asks_once_and_nothing_starts_again(tmp_path: Path) -> None:
     wait_until(lambda: log.exists() and "attempt 1" in log.read_text())
     second = vms.call("run", "job", *ZONE, "--", "lifecycle")
     assert second.returncode == 1 and "a run is under way" in second.stderr
+    copied = vms.call("copy", "job", *ZONE)  # its code is not replaced under it
+    assert copied.returncode == 1 and "a run is under way" in copied.stderr and not (host / "uv_words").exists()
     vms.call("stop", "job", *ZONE)
     assert running.wait(LIMIT_S) == 75
     assert (host / "terms").read_text() == "x" and len(vms.started(host)) == 1
@@ -112,13 +115,34 @@ def test_stop_asks_once_and_nothing_starts_again(tmp_path: Path) -> None:
 
 
 def test_spot_hosts_that_were_taken_away_are_asked_for_again(tmp_path: Path) -> None:
+    """Also if the queued resource says so only later."""
     vms = TpuVms(tmp_path, num_hosts=1, statuses="1 0")
-    (tmp_path / "states").write_text("ACTIVE SUSPENDING ACTIVE")
-    done = vms.call("up", "job", *ZONE, "--accelerator", "v6e-4", "--spot", "--restarts", "0", "--", "lifecycle")
+    (tmp_path / "states").write_text("ACTIVE ACTIVE ACTIVE SUSPENDING ACTIVE")
+    done = vms.call(*UP)
     assert done.returncode == 0, done.stderr
     verbs = [call[0] for call in vms.calls()]
     once = ["create", "describe", "scp", "ssh", "ssh"]
-    assert verbs == [*once, "describe", "delete", *once]
+    assert verbs == [*once, *["describe"] * 3, "delete", *once]
+
+
+def test_spot_hosts_that_stay_are_kept_after_a_failure(tmp_path: Path) -> None:
+    vms = TpuVms(tmp_path, num_hosts=1, statuses="3")
+    (tmp_path / "states").write_text("ACTIVE")
+    assert vms.call(*UP).returncode == 3
+    verbs = [call[0] for call in vms.calls()]
+    assert verbs == ["create", "describe", "scp", "ssh", "ssh", *["describe"] * 11]  # for five minutes
+
+
+def test_nobody_looks_for_other_spot_hosts_after_stop(tmp_path: Path) -> None:
+    vms = TpuVms(tmp_path, num_hosts=1, statuses="wait")
+    (tmp_path / "states").write_text("ACTIVE SUSPENDED")
+    running = subprocess.Popen([vms.script, *UP], env=vms.environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    log = vms.hosts[0] / "lifecycle-job" / "log"
+    wait_until(lambda: log.exists() and "attempt 1" in log.read_text())
+    vms.call("stop", "job", *ZONE)
+    assert running.wait(LIMIT_S) == 75
+    assert [call[0] for call in vms.calls()] == ["create", "describe", "scp", "ssh", "ssh", "ssh"]
 
 
 @pytest.mark.parametrize(
