@@ -8,8 +8,8 @@
 #   launch/tpu_vm.sh logs|stop|delete NAME --zone ZONE           follows the run, asks it to save and end, frees all
 #   launch/tpu_vm.sh up NAME (all of the options) -- COMMAND ... create, copy, run; again when spot hosts are taken away
 #
-# Several hosts work in one folder: /mnt/SHARED is a file system that you have mounted on all (Filestore, Lustre); one host
-# needs none, and no XDG_CACHE_HOME.
+# Several hosts work in one folder: /mnt/SHARED is a file system that all have mounted (Filestore, Lustre), with `up` by
+# the command itself. One host needs none, and no XDG_CACHE_HOME.
 #
 # --project PROJECT is optional; --dry-run prints the commands instead. A run goes on without this script: `logs` joins it
 # again. On the hosts launch/tpu_vm_worker.sh starts the processes, all of them anew when they end with status 75 (asked
@@ -130,7 +130,7 @@ worker() { on_all "$HOME_ON_HOST/launch/tpu_vm_worker.sh" "$@"; }
 run() { worker run "$restarts" "$@" | status_of_all; }
 logs() { worker follow | status_of_all; }
 
-# Passes the hosts' lines on; its status is the largest that a host's part ended with. `is_asked` says whether by `stop`.
+# Passes the hosts' lines on; its status is the largest that a host's part ended with. `is_asked`: whether by `stop`.
 status_of_all() {
   local line status=""
   is_asked=""
