@@ -1,5 +1,6 @@
 """When a run saves, which checkpoints stay, and how long it goes on while saves fail: by rules, without arrays."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ METRIC = "heldout_bits_per_byte"
 
 
 @given(
-    st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.none()),
+    st.dictionaries(st.integers(1, 40), st.floats(0, 1) | st.sampled_from([None, math.nan, math.inf, -math.inf])),
     st.integers(1, 5),
     st.none() | st.integers(1, 4),
     st.sampled_from([None, "lowest", "highest"]),
@@ -39,7 +40,8 @@ def test_what_stays(values: dict[int, float | None], keep: int, periods: int | N
         saved = {step: measured for step, measured in saved.items() if step in stay}
     assert set(sorted(values)[-keep:]) <= saved.keys()
     wanted = set(sorted(values)[-keep:]) | {step for step in values if periods and step % (2 * periods) == 0}
-    measured = [value for value in values.values() if value is not None]
+    wanted |= {max(step for step in values if step % 2 == 0)} if any(step % 2 == 0 for step in values) else set()
+    measured = [value for value in values.values() if value is not None and math.isfinite(value)]
     if best and measured:
         extreme = min(measured) if best == "lowest" else max(measured)
         wanted.add(max(step for step, value in values.items() if value == extreme))

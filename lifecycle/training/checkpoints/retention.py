@@ -5,6 +5,7 @@ that is not wanted any more leaves in one rename, so that a kill while its files
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,15 +19,18 @@ DELETED = ".deleted"  # appended to the name of a folder whose files are being d
 
 
 def kept_steps(measured: Mapping[int, Mapping[str, float]], settings: CheckpointConfig) -> set[int]:
-    """The steps that stay, given what was measured at each: the last `keep`, the multiples of `keep_every`, and the
-    best by `best`, the later of two that are as good."""
+    """The steps that stay, given what was measured at each: the last `keep`, the multiples of `keep_every`, the
+    newest that was due by steps (`faults.policy=rollback` goes back to it), and the best by `best`: of finite values,
+    and the later of two that are as good."""
     steps = sorted(measured)
-    kept = set(steps[-settings.keep :])
+    due = [step for step in steps if step % settings.every == 0]
+    kept = {*steps[-settings.keep :], *due[-1:]}
     if settings.keep_every is not None:
         kept |= {step for step in steps if step % settings.keep_every == 0}
     if settings.best is not None:
         sign = 1 if settings.best_is == "highest" else -1
-        values = {step: sign * measured[step][settings.best] for step in steps if settings.best in measured[step]}
+        values = {step: sign * measured[step].get(settings.best, math.nan) for step in steps}
+        values = {step: value for step, value in values.items() if math.isfinite(value)}
         kept |= {max(values, key=lambda step: (values[step], step))} if values else set()
     return kept
 
