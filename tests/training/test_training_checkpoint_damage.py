@@ -12,7 +12,8 @@ import pytest
 
 from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state
+from lifecycle.training.checkpoints.integrity import CheckpointError, write_files
 from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.training.config import CheckpointConfig
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
@@ -201,3 +202,19 @@ def test_a_damaged_checkpoint_or_one_of_another_model_is_not_read(tmp_path: Path
     assert_bit_equal(read_params(tmp_path, params)("embed", None), fresh_state(1)["params"]["embed"])
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         read_params(tmp_path / "1" / "not there", params)
+
+
+def test_damage_that_another_process_sees_is_an_error_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is collective: who went on alone would wait for ever."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "file").write_text("intact here")
+    write_files(tmp_path / "1")
+    monkeypatch.setattr("lifecycle.training.checkpoints.integrity.from_first", lambda own: own or "changed elsewhere")
+    for load in (
+        lambda: load_params(tmp_path, {}, 1, shardings={}),
+        lambda: load_params(tmp_path, {}, shardings={}),
+        lambda: load_opt_state(tmp_path, 1, {}),
+        lambda: load_data_state(tmp_path, 1),
+    ):
+        with pytest.raises(CheckpointError, match="changed elsewhere"):
+            load()

@@ -1,4 +1,7 @@
-"""The state in another run's checkpoint, for a run that goes on from there. That run's folder is only read."""
+"""The state in another run's checkpoint, for a run that goes on from there. That run's folder is only read.
+
+All processes of the job make the same calls to load it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
-from lifecycle.training.checkpoints.integrity import CheckpointError, intact_step, steps_in
+from lifecycle.training.checkpoints.integrity import CheckpointError, damage_seen_by_any, intact_step, steps_in
 from lifecycle.training.checkpoints.items import OPT_STATE, PARAMS, by_item, joined
 from lifecycle.training.checkpoints.reading import read_arrays
 
@@ -25,7 +28,7 @@ def require_step(folder: Path, step: int) -> None:
 def load_opt_state(folder: Path, step: int, like: Any) -> Any:
     """The optimizer's state after `step`. `like` has its structure, with shapes, dtypes and shardings; the mesh may
     differ from the one it was saved on. Raises `CheckpointError`."""
-    path, wanted = intact_step(folder, step), {OPT_STATE: like}
+    path, wanted = intact_step(folder, step, damage_seen_by_any), {OPT_STATE: like}
     items = by_item(abstract_arrays(wanted))
     del items[PARAMS]
     for item, arrays in items.items():
@@ -36,5 +39,6 @@ def load_opt_state(folder: Path, step: int, like: Any) -> Any:
 
 def load_data_state(folder: Path, step: int) -> dict[str, Any]:
     """The state of the batches after `step`; raises `CheckpointError`."""
+    path = intact_step(folder, step, damage_seen_by_any)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(intact_step(folder, step) / DATA_STATE)
+        return reader.restore(path / DATA_STATE)

@@ -73,14 +73,17 @@ def require_intact(path: Path, damage: Damage = damage) -> None:
         raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
 
 
-def intact_step(folder: Path, step: int | None) -> Path:
+def intact_step(folder: Path, step: int | None, damage: Damage = damage) -> Path:
     """The folder of a step, by default of the newest intact one; raises `CheckpointError` if it is damaged or
-    missing."""
+    missing.
+
+    Where all processes of a job call it, `damage` must be `damage_seen_by_any`, so that they raise together.
+    """
     folder = folder.absolute()
-    step = _newest_intact(folder, {}) if step is None else step
+    step = _newest_intact(folder, {}, damage) if step is None else step
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint here")
-    require_intact(folder / str(step))
+    require_intact(folder / str(step), damage)
     return folder / str(step)
 
 
