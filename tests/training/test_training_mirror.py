@@ -75,7 +75,7 @@ class DyingStore(Store):
 
 
 def test_a_kill_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Of steps 10, then 20, when 10 is deleted; then another session has a 20 of other content."""
+    """Of steps 10, then 20, when 10 is deleted; then a session that went back to 10 has a 20 of other content."""
 
     def work(objects: MemoryStore, at: int, folder: Path) -> int:
         DyingStore.calls, DyingStore.at = 0, at
@@ -86,6 +86,7 @@ def test_a_kill_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         checkpoint(folder, 20)
         (folder / NAME / "10").rename(folder / "gone")
         mirror(store, folder).copy()
+        checkpoint(folder / "later", 10)
         checkpoint(folder / "later", 20, "other ")
         mirror(store, folder / "later").copy()
         return copied
@@ -93,7 +94,9 @@ def test_a_kill_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     objects = MemoryStore()
     first = work(objects, 0, tmp_path / "whole")
     total = DyingStore.calls
-    assert {name.split("/")[1] for name in Store("mem://run", objects).list(NAME)} == {"20"}
+    assert {name.split("/")[1] for name in Store("mem://run", objects).list(NAME)} == {"10", "20"}
+    assert restored(Store("mem://run", objects), tmp_path / "elsewhere") == 20
+    assert (tmp_path / "elsewhere" / NAME / "20" / "params" / "d" / "array").read_text() == "other weights of 20"
     for at in range(1, total + 1):
         objects = MemoryStore()
         with pytest.raises(Killed):
@@ -126,6 +129,49 @@ def test_what_is_here_and_newer_stays(tmp_path: Path) -> None:
     mirror(store, tmp_path).restore()
     assert (tmp_path / NAME / "20" / "params" / "d" / "array").read_text() == "local weights of 20"
     assert len(list(read_log(tmp_path / "metrics.jsonl"))) == 20
+
+
+def test_a_run_that_moves_takes_the_older_checkpoints_along(tmp_path: Path) -> None:
+    """Also one that was overtaken while the store was slow; what is kept stays in the store."""
+    store = Store("mem://run", MemoryStore())
+    for step in (10, 20, 30):
+        checkpoint(tmp_path / "one", step)
+    mirror(store, tmp_path / "one").copy()
+    assert restored(store, tmp_path / "two") == 30
+    assert steps_in(tmp_path / "two" / NAME) == [10, 20, 30]
+    checkpoint(tmp_path / "two", 40)
+    mirror(store, tmp_path / "two").copy()
+    assert {name.split("/")[1] for name in store.list(NAME)} == {"10", "20", "30", "40"}
+
+
+def test_a_step_saved_again_in_the_same_session_is_copied_again(tmp_path: Path) -> None:
+    store = Store("mem://run", MemoryStore())
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 20)
+    copies = mirror(store, tmp_path)
+    copies.copy()
+    (tmp_path / NAME / "20").rename(tmp_path / "gone")
+    checkpoint(tmp_path, 20, "again ")
+    copies.copy()
+    assert store.read(f"{NAME}/20/params/d/array") == b"again weights of 20"
+    assert restored(store, tmp_path / "elsewhere") == 20
+
+
+def test_what_is_damaged_here_hides_and_replaces_nothing(tmp_path: Path) -> None:
+    store, told = Store("mem://run", MemoryStore()), Notes()
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    mirror(store, tmp_path).copy()
+    (tmp_path / NAME / "10" / "files.json").write_text("{cut")
+    (tmp_path / NAME / "20" / "params" / "d" / "array").write_text("WEIGHTS OF 20")
+    copies = mirror(store, tmp_path, told)
+    copies.copy()
+    assert b"cut" not in store.read(f"{NAME}/10/files.json")
+    copies.restore()
+    assert [damage(tmp_path / NAME / step) for step in ("10", "20")] == [None, None]
+    assert (tmp_path / NAME / "20.damaged" / "params" / "d" / "array").read_text() == "WEIGHTS OF 20"
+    assert (tmp_path / NAME / "10.damaged" / "files.json").read_text() == "{cut"
+    assert [note for note in told.notes if "20: damaged (params/d/array has changed); using the store's" in note]
 
 
 def test_frozen_parameters_come_along(tmp_path: Path) -> None:

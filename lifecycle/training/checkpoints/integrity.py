@@ -110,12 +110,12 @@ def rename_damaged(folder: Path, progress: Progress) -> None:
     sync("checkpoints read")
     for step, reason in damaged.items():
         if jax.process_index() == 0:
-            (folder / str(step)).rename(_aside(folder, step))
+            (folder / str(step)).rename(aside(folder, step))
         progress.note(f"{folder / str(step)}: damaged ({reason}); resuming from step {newest}")
     sync("damaged checkpoints renamed")
 
 
-def _aside(folder: Path, step: int) -> Path:
-    """A free name for a damaged step, which nothing ever deletes: it may have been damaged before."""
-    names = itertools.chain([f"{step}{DAMAGED}"], (f"{step}{DAMAGED}-{n}" for n in itertools.count(2)))
+def aside(folder: Path, name: int | str) -> Path:
+    """A free name for a damaged checkpoint, which nothing ever deletes: it may have been damaged before."""
+    names = itertools.chain([f"{name}{DAMAGED}"], (f"{name}{DAMAGED}-{n}" for n in itertools.count(2)))
     return next(folder / name for name in names if not (folder / name).exists())

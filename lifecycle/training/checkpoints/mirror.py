@@ -2,7 +2,8 @@
 
 Checkpoints are written to the local folder, as in any run. A thread copies each one that is complete: the logs first,
 then its files, `files.json` last, so that a kill leaves a checkpoint that readers of the store do not take for whole,
-and a log that covers it. What must hold: once one has been copied, the store has a whole checkpoint at every moment.
+and a log that covers it. What must hold: once one has been copied, the store has a whole checkpoint at every moment,
+except while the only one is replaced because the run went back to its start.
 """
 
 import json
@@ -19,8 +20,8 @@ from lifecycle.core.lease import LeaseError
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress
 from lifecycle.core.published import fetch, upload
-from lifecycle.core.store import Store, StoreError
-from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.core.store import Missing, Store, StoreError
+from lifecycle.training.checkpoints.integrity import aside, damage, steps_in
 from lifecycle.training.checkpoints.weights import FROZEN
 
 LOOK_EVERY_S = 1.0
@@ -36,33 +37,30 @@ class Mirror:
     ) -> None:
         self._store, self._folder, self._name = store, folder, name
         self._progress, self._require = progress, require
-        self._copied: set[str] = set()  # the checkpoints that are whole in the store
+        self._copied: dict[str, int] = {}  # those that are whole in the store: the time of the local `files.json`
         self._told = ""  # the newest failure: one that lasts is told once
 
     def restore(self) -> None:
-        """Fetches the newest checkpoint that is whole in the store, if it is newer than the local ones, with its logs.
+        """Fetches the checkpoints that are whole in the store and not here, the newest first. If one is newer than the
+        intact ones here, its logs come along. One that is not whole is named and passed over.
 
-        One that is not whole is named, and the next older one is fetched.
+        The store holds those that were kept: `copy` removes there what is not here, and so does the finished artifact.
         """
         held = self._store.list()
         if MANIFEST in held:
             return
-        newest_here = max(steps_in(self._folder / self._name), default=-1)
-        names = [
+        here = self._steps_here()
+        newest = max(here, default=-1)
+        names = {
             name.split("/")[1] for name in held if name.startswith(f"{self._name}/") and name.endswith(f"/{FILES}")
-        ]
-        for step in sorted((int(name) for name in names if name.isdecimal() and int(name) > newest_here), reverse=True):
-            try:
-                self._fetch([*[name for name in names if name == FROZEN], str(step)])
-            except ArtifactError as error:
-                self._progress.note(f"the checkpoint of step {step} cannot be used: {error}")
-                self._require()
-                self._store.delete([f"{self._name}/{step}/{FILES}"])  # not whole; its step is saved again
+        }
+        for step in sorted({int(name) for name in names if name.isdecimal()} - here, reverse=True):
+            if not self._fetch_step(step, with_frozen=FROZEN in names) or step < newest:
                 continue
+            newest = step
             for log in (name for name in held if any(fnmatch(name, log) for log in LOGS) and "/" not in name):
                 self._store.download(log, self._folder / log)
             self._progress.note(f"{self._store.url}: going on from its checkpoint of step {step}")
-            return
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -77,22 +75,44 @@ class Mirror:
             self._try_to_copy()
             raise
 
-    def _fetch(self, names: list[str]) -> None:
-        for name in names:
-            below = self._store.below(f"{self._name}/{name}")
-            listing = below.read(FILES)
-            final = self._folder / self._name / name
-            unfinished = temporary(final)
-            try:
-                facts = {file: FileFacts(bytes=size, sha256=sha) for file, (size, sha) in json.loads(listing).items()}
-            except (ValueError, TypeError):
-                raise ArtifactError(f"{below.url}/{FILES}: not a list of files") from None
-            rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            fetch(below, unfinished, facts)
-            (unfinished / FILES).write_bytes(listing)
-            rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
+    def _steps_here(self) -> set[int]:
+        """The newest intact step here and the older ones: newer ones are damaged, and those of the store serve."""
+        folder = self._folder / self._name
+        steps = steps_in(folder)
+        newest = next((step for step in reversed(steps) if damage(folder / str(step)) is None), -1)
+        return {step for step in steps if step <= newest}
+
+    def _fetch_step(self, step: int, *, with_frozen: bool) -> bool:
+        """Whether the store's checkpoint of a step was whole; if not, it does not count any more in the store."""
+        try:
+            if with_frozen and damage(self._folder / self._name / FROZEN) is not None:
+                self._fetch(FROZEN)
+            self._fetch(str(step))
+        except ArtifactError as error:
+            self._progress.note(f"the checkpoint of step {step} cannot be used: {error}")
+            self._require()
+            self._store.delete([f"{self._name}/{step}/{FILES}"])
+            return False
+        return True
+
+    def _fetch(self, name: str) -> None:
+        below = self._store.below(f"{self._name}/{name}")
+        listing = below.read(FILES)
+        folder = self._folder / self._name
+        final = folder / name
+        unfinished = temporary(final)
+        try:
+            facts = {file: FileFacts(bytes=size, sha256=sha) for file, (size, sha) in json.loads(listing).items()}
+        except (ValueError, TypeError):
+            raise ArtifactError(f"{below.url}/{FILES}: not a list of files") from None
+        rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        fetch(below, unfinished, facts)
+        (unfinished / FILES).write_bytes(listing)
+        if final.exists():
+            self._progress.note(f"{final}: damaged ({damage(final)}); using the store's")
+            final.rename(aside(folder, name))
+        unfinished.rename(final)
 
     def _try_to_copy(self) -> None:
         try:
@@ -105,33 +125,55 @@ class Mirror:
             time.sleep(LOOK_EVERY_S)
 
     def copy(self) -> None:
-        """Copies the newest complete checkpoint and the frozen parameters, unless they are there; then removes the
-        copies of those that are no longer kept."""
+        """Copies the frozen parameters and the complete checkpoints, the newest first, unless they are there; then
+        removes the copies of those that are no longer kept."""
+        try:
+            while lacking := self._lacking():  # looked at again after each: a newer one goes first
+                self._copy(lacking[0])
+        except FileNotFoundError:  # deleted meanwhile, being too old; the others are copied at the next look
+            return
         steps = [str(step) for step in steps_in(self._folder / self._name)]
-        self._copied &= {FROZEN, *steps}  # a run that went back saves a step again
-        for name in [FROZEN, *steps[-1:]]:
-            try:
-                self._copy(name)
-            except FileNotFoundError:  # deleted meanwhile, being too old: the newer one comes next
-                return
         if steps and steps[-1] in self._copied:
             self._remove_others({FROZEN, *steps})
 
+    def _lacking(self) -> list[str]:
+        """What is to be copied: first what is not whole in the store, then the steps that it has with other files,
+        from before the run went back. These come last, so that another one is whole while they are replaced."""
+        folder = self._folder / self._name
+        missing, replaced = [], []
+        for name in [FROZEN, *(str(step) for step in reversed(steps_in(folder)))]:
+            saved = _saved_at(folder / name)
+            if saved is None or saved == self._copied.get(name):
+                continue
+            there = self._listing(name)
+            if there is None:
+                missing.append(name)
+            elif name == FROZEN or there == (folder / name / FILES).read_bytes() or damage(folder / name) is not None:
+                self._copied[name] = saved
+            else:
+                replaced.append(name)
+        return missing + replaced
+
+    def _listing(self, name: str) -> bytes | None:
+        """The list of files of a checkpoint in the store; None if it is not whole there."""
+        try:
+            return self._store.read(f"{self._name}/{name}/{FILES}")
+        except Missing:
+            return None
+
     def _copy(self, name: str) -> None:
-        source = self._folder / self._name / name
-        if name in self._copied or not (source / FILES).is_file():
-            return
-        below = self._store.below(f"{self._name}/{name}")
-        if below.head(FILES) is not None:  # whole, by an earlier session: replacing it could leave none
-            self._copied.add(name)
-            return
+        source, below = self._folder / self._name / name, self._store.below(f"{self._name}/{name}")
+        saved, listing = _saved_at(source), (source / FILES).read_bytes()
         logs = [path.name for pattern in LOGS for path in self._folder.glob(pattern)]
         upload(self._store, self._folder, logs, self._require)
+        self._require()
+        below.delete(sorted(below.list(), key=lambda file: file != FILES))  # another copy, or a part of one
         files = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
         upload(below, source, [file for file in files if file != FILES], self._require)
         self._require()
-        below.upload(source / FILES, FILES)
-        self._copied.add(name)
+        below.write(FILES, listing)  # as read before the others: if they were saved again meanwhile, it is replaced
+        if saved is not None:
+            self._copied[name] = saved
 
     def _remove_others(self, kept: set[str]) -> None:
         held = self._store.list(self._name)
@@ -139,3 +181,11 @@ class Mirror:
         if old:
             self._require()
             self._store.delete(sorted(old, key=lambda name: not name.endswith(f"/{FILES}")))  # `files.json` first
+
+
+def _saved_at(path: Path) -> int | None:
+    """When a checkpoint was completed, in ns; None if it is not complete."""
+    try:
+        return (path / FILES).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
