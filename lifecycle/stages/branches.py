@@ -12,6 +12,7 @@ step warm the batch size up (Merrill et al. 2025, "Critical Batch Size Revisited
 import json
 from collections.abc import Mapping
 
+from lifecycle.core.config import ConfigError
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -47,6 +48,26 @@ def check_branch(name: str, parent: str, step: int, train: Mapping[str, TrainCon
                 f"{at}: the learning rate of {stage} is stable for its first {stable} steps only; choose an earlier "
                 f"checkpoint or a smaller train.{stage}.optimizer.schedule.decay_share"
             )
+
+
+def require_kept(name: str, parent: str, step: int, train: Mapping[str, TrainConfig]) -> None:
+    """Raises `ConfigError` unless stage `parent`, which is still to run, keeps its checkpoint of `step` to its end."""
+    from lifecycle.training.checkpoints.retention import kept_steps  # imports JAX
+
+    theirs, at = train[parent], f"train.{name}.from={parent}@{step}"
+    settings, steps = theirs.checkpoint, theirs.steps
+    saved = {saved_at: {} for saved_at in (*range(settings.every, steps + 1, settings.every), steps)}
+    if step not in saved:
+        raise ConfigError(
+            f"{at}: {parent} saves no checkpoint of this step; choose a multiple of train.{parent}.checkpoint.every="
+            f"{settings.every}, or set that so that {step} is one"
+        )
+    if step not in kept_steps(saved, settings):
+        raise ConfigError(
+            f"{at}: {parent} will have deleted this checkpoint when it has trained to step {steps}; set "
+            f"train.{parent}.checkpoint.keep_every={step}, or another divisor of {step} that is a multiple of "
+            f"checkpoint.every={settings.every}"
+        )
 
 
 def _fixed(train: TrainConfig) -> dict[str, object]:

@@ -27,6 +27,7 @@ from lifecycle.core.fetched import local_copy
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
 from lifecycle.core.shared_folder import require_shared
+from lifecycle.stages.branches import require_kept
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.stage import Inputs, Stage
@@ -154,14 +155,19 @@ def _has_damaged_inputs(draft: Draft, artifacts: Artifacts, progress: Progress) 
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:
-    """Rejects stages that this job's devices cannot run, before hours of work instead of after."""
+    """Rejects stages that this job's devices cannot run, or whose checkpoint to start from will have been deleted,
+    before hours of work instead of after."""
     from lifecycle.parallel.mesh import build_mesh
     from lifecycle.training.freeze import frozen_part
     from lifecycle.training.memory import require_room
 
+    to_run = {stage.name for stage in stages}
     for stage in stages:
         if stage.kind == "train":
             build_mesh(config.mesh)
+            start = config.starts[stage.name]
+            if start.stage in to_run and start.step is not None:
+                require_kept(stage.name, start.stage, start.step, config.train)
             train, model = config.train[stage.name], config.model_of(stage.name)
             frozen_part(model, train.freeze)
             require_room(f"train.{stage.name}", train, model, config.mesh)

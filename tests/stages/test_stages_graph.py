@@ -1,12 +1,14 @@
 """The graph that a run file declares: its stages and their inputs, and what decides each one's key."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lifecycle.core.config import ConfigError, load_config, validate
+from lifecycle.stages.chain import _check_job
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.keys import row_order
@@ -202,6 +204,26 @@ def test_the_refusal_shows_what_a_depth_decided_for_the_run_that_goes_on() -> No
     schedule = {"decay_share": 0.2, "warmup_steps": int(shown[2])}
     train["b"]["optimizer"] = {"learning_rate": float(shown[1]), "schedule": schedule}
     assert run_of(train, **deep).starts["b"].step == 8000
+
+
+@pytest.mark.parametrize(
+    ("step", "checkpoint", "message"),
+    [
+        (80, {"every": 20}, None),  # at 80 and 90
+        (60, {"every": 20, "keep_every": 60}, None),
+        (60, {"every": 20, "keep": 3}, None),
+        (60, {"every": 20}, r"b\.from=a@60: a will have deleted .* set train\.a\.checkpoint\.keep_every=60"),
+        (70, {"every": 20, "keep": 9}, r"b\.from=a@70: a saves no .* multiple of train\.a\.checkpoint\.every=20"),
+    ],
+)
+def test_a_checkpoint_to_start_from_is_kept_or_refused(step: int, checkpoint: Any, message: str | None) -> None:
+    """Only while its stage is still to run: of a finished one, the checkpoint is there or not."""
+    train = {"a": stable(90, 0, checkpoint=checkpoint), "b": stable(100, 0, **{"from": f"a@{step}"})}
+    config = run_of(train, data=DATA)
+    graph = build_graph(config)
+    _check_job(config, [graph["b"]])
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        _check_job(config, [graph["a"], graph["b"]])
 
 
 WRONG = {
