@@ -1,12 +1,13 @@
 """Local copies of folders and files in object storage, for what reads files: data sources and bundles.
 
-A copy is in the user's cache. What must hold: after `local_copy` its files are those of the listing; an object whose
-tag has changed is read again, one that is gone is removed.
+A copy is in the user's cache. What must hold: after `local_copy` the files that were wanted are those of the listing; an
+object whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at
+the same address may want it.
 """
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,21 +58,26 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> P
     """
     listed, place = objects_at(url), copy_of(url)
     folder = place.parent if listed.is_file else place
-    objects = {name: found for name, found in listed.objects.items() if wanted(name)}
-    with _alone(_home(url)):
-        _bring_up_to_date(listed.store, folder, _home(url) / LISTING, objects)
+    names = [name for name in listed.objects if wanted(name)]
+    with alone(_home(url)):
+        _bring_up_to_date(listed, names, folder, _home(url) / LISTING)
     return place
 
 
-def _bring_up_to_date(store: Store, folder: Path, listing: Path, objects: Mapping[str, Stored]) -> None:
-    tags = {name: found.tag for name, found in objects.items()}
+def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listing: Path) -> None:
+    store, objects = listed.store, listed.objects
     known: dict[str, str] = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
-    for gone in known.keys() - tags.keys():
+    for gone in known.keys() - objects.keys():
         (folder / gone).unlink(missing_ok=True)
-    new = [name for name, tag in tags.items() if known.get(name) != tag or not _has(folder / name, objects[name])]
-    if not new and known.keys() == tags.keys():
+    new = {
+        name: objects[name].tag
+        for name in names
+        if known.get(name) != objects[name].tag or not _has(folder / name, objects[name])
+    }
+    kept = {name: tag for name, tag in known.items() if name in objects and name not in new}
+    if kept == known and not new:
         return
-    write_text(listing, json.dumps({name: known[name] for name in tags.keys() & known.keys() - set(new)}))
+    write_text(listing, json.dumps(kept))
 
     def one(name: str) -> None:
         store.download(name, folder / name)
@@ -80,7 +86,7 @@ def _bring_up_to_date(store: Store, folder: Path, listing: Path, objects: Mappin
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, new))
-    write_text(listing, json.dumps(tags))
+    write_text(listing, json.dumps(kept | new))
 
 
 def _has(file: Path, found: Stored) -> bool:
@@ -88,7 +94,8 @@ def _has(file: Path, found: Stored) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the folder and has it to itself among the processes of this machine, while the block runs."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
