@@ -17,7 +17,7 @@ BUCKET = "bucket"
 def in_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, MemoryStore]:
     """The buckets that this test uses, each in memory."""
     buckets: dict[str, MemoryStore] = {}
-    monkeypatch.setattr(store, "_connect", lambda scheme, bucket: buckets.setdefault(bucket, MemoryStore()))
+    monkeypatch.setattr(store, "_connect", lambda scheme, bucket, retry_s: buckets.setdefault(bucket, MemoryStore()))
     return buckets
 
 

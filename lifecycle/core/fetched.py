@@ -1,8 +1,8 @@
 """Local copies of folders and files in object storage, for what reads files: data sources and bundles.
 
-A copy is in the user's cache. What must hold: after `local_copy` the files that were wanted are those of the listing; an
-object whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at
-the same address may want it.
+A copy is in the user's cache. What must hold: after `local_copy` its wanted files are those of the listing; an object
+whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at the
+same address may want it.
 """
 
 import fcntl

@@ -35,12 +35,19 @@ LEASE = "lease.json"
 CLOCK = "lease.clock"  # written by a contender to learn the store's time
 LOCK = ".lock"
 DURATION_S = 90.0
+RETRY_S = 20.0  # how long a request for a lease is repeated: shorter than its duration, so that its end is noticed
+TICKING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux's monotonic clock stands still in a suspend
 RENEWALS = 6  # in a lease's duration: a store that does not answer for a minute ends no run
 JOB_IDS = ("SLURM_JOB_ID", "SKYPILOT_TASK_ID")
 
 
 class LeaseError(ConfigError):
-    """Another process owns the run's folder; the message names it."""
+    """Another process owns the run's folder; the message names it. `is_lost` if it is not known to: this one could not
+    renew its lease, so that a new start may help."""
+
+    def __init__(self, message: str, is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.is_lost = is_lost
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Lease:
         self._store, self._progress, self._duration_s = store, progress, duration_s
         self._stored: Any = None  # the version of the lease that this process wrote last
         self._renewed = 0.0
-        self._lost = ""
+        self._lost: LeaseError | None = None
         self._one_at_a_time = threading.Lock()
 
     @contextmanager
@@ -116,19 +123,17 @@ class Lease:
         try:
             with repeated(self._renew_or_stop, self._duration_s / RENEWALS, "lease"):
                 yield
-        except BaseException:
-            self.require()  # a process that lost its lease says so, however it was stopped
-            raise
         finally:
             self._release()
-        self.require()
+            if self._lost:  # a process that lost its lease says so, however it was stopped
+                raise self._lost from None
 
     def require(self) -> None:
         """Raises `LeaseError` unless this process still owns the folder; called before each write to the store."""
-        if not self._lost and time.monotonic() - self._renewed > self._duration_s / 2:
+        if not self._lost and _now() - self._renewed > self._duration_s / 2:
             self._renew()  # this process, or its machine, was suspended
         if self._lost:
-            raise LeaseError(self._lost)
+            raise self._lost
 
     def _take(self) -> None:
         seen: str | None = None
@@ -171,9 +176,10 @@ class Lease:
         try:
             self._renew()
         except StoreError as error:
-            if time.monotonic() - self._renewed > self._duration_s:
-                self._lost = (
-                    f"{error}; for {self._duration_s:.0f} s the lease could not be renewed, so another may own it"
+            if _now() - self._renewed > self._duration_s:
+                self._lost = LeaseError(
+                    f"{error}; for {self._duration_s:.0f} s the lease could not be renewed, so another may own it",
+                    is_lost=True,
                 )
         if self._lost:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -188,7 +194,7 @@ class Lease:
                     self._written(found[2].version)  # ours: a write that was repeated because its answer was lost
                     return
                 by = "nobody" if found is None or found[0] is None else str(found[0])
-                self._lost = (
+                self._lost = LeaseError(
                     f"{self._store.url}: this process lost its lease, now owned by {by}; it writes nothing more "
                     "there, and the run goes on in the other process"
                 )
@@ -226,7 +232,12 @@ class Lease:
         return json.dumps({"owner": asdict(self.owner), "duration_s": self._duration_s, "renewed": renewed}).encode()
 
     def _written(self, version: Any) -> None:
-        self._stored, self._renewed = version, time.monotonic()
+        self._stored, self._renewed = version, _now()
+
+
+def _now() -> float:
+    """Seconds of a clock that runs on while the machine is suspended."""
+    return time.clock_gettime(TICKING)
 
 
 @cache

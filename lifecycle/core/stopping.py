@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lifecycle.core.distributed import has_joined
+from lifecycle.core.lease import LeaseError
 from lifecycle.core.rendezvous import JobError
 
 RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
-LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job is lost, or this one hangs
+LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job, or the run's lease, is lost, or this process hangs
 # A launcher's one request can arrive twice: Slurm signals all processes of a step, and `uv run` passes its own on.
 REPEAT_S = 2.0
 # How a collective that breaks off begins its message, by absl's status codes; jaxlib raises some as `ValueError`. The
@@ -32,8 +33,9 @@ class Stopped(Exception):
 
 def failure_status(error: BaseException) -> int:
     """The exit status of a process that ends with this error: 1, or `LOST_STATUS` if, in a job of several, its cause is
-    a collective that broke off, as all do when a process is lost, or a process that did not come."""
-    if isinstance(error, JobError):
+    a collective that broke off, as all do when a process is lost, or a process that did not come; also for a lease
+    that could not be renewed."""
+    if isinstance(error, JobError | LeaseError):
         return LOST_STATUS if error.is_lost else 1
     cause: BaseException | None = error if has_joined() else None
     while cause is not None:

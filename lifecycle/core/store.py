@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +31,7 @@ LOGIN = {
 }
 PART_BYTES = 16 << 20
 MAX_PARTS = 9_000  # of an upload; S3 allows 10,000
+RETRY_S = 180.0
 
 
 class StoreError(ValueError):
@@ -84,15 +85,16 @@ def local_folder(url: str, use: str) -> Path:
 
 
 class Store:
-    """The objects below an address. `objects` replaces the connection, for tests."""
+    """The objects below an address. A request that fails is repeated for `retry_s`; `objects` replaces the connection,
+    for tests."""
 
-    def __init__(self, url: str, objects: "ObjectStore | None" = None) -> None:
+    def __init__(self, url: str, objects: "ObjectStore | None" = None, retry_s: float = RETRY_S) -> None:
         self.url = url if objects is not None else check_url(url)
         scheme, _, rest = self.url.partition("://")
         bucket, _, folder = rest.partition("/")
         self._prefix = f"{folder}/" if folder else ""
         self._scheme, self._bucket = scheme, bucket
-        self._objects = _connect(scheme, bucket) if objects is None else objects
+        self._objects = _connect(scheme, bucket, retry_s) if objects is None else objects
 
     def below(self, name: str) -> Self:
         """The store of a folder in this one, over the same connection."""
@@ -216,12 +218,12 @@ class Store:
             raise StoreError(f"{self._scheme}://{self._bucket}: no such bucket; make it, or correct its name") from None
 
 
-def _connect(scheme: str, bucket: str) -> "ObjectStore":
+def _connect(scheme: str, bucket: str, retry_s: float) -> "ObjectStore":
     try:
         from obstore.store import from_url
     except ModuleNotFoundError:
         raise ConfigError(f"{scheme}://{bucket}: needs the extra `store`: uv sync --extra store") from None
-    return from_url(f"{scheme}://{bucket}")
+    return from_url(f"{scheme}://{bucket}", retry_config={"retry_timeout": timedelta(seconds=retry_s)})
 
 
 def _sorted(found: list[Any]) -> list[Any]:

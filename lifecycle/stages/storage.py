@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
-from lifecycle.core.lease import Lease, LeaseError, locked
+from lifecycle.core.lease import RETRY_S, Lease, LeaseError, locked
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import Published
@@ -128,7 +128,7 @@ def owned(config: RunConfig, progress: Progress) -> Iterator[Artifacts]:
             yield LocalArtifacts(progress)
             return
         store = Store(config.store_url)
-        lease = Lease(store, progress)
+        lease = Lease(Store(config.store_url, retry_s=RETRY_S), progress)
         registry = RegistryCopy(store, config.registry_path, lease.require)
         with lease.holding():
             registry.pull()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore
 
-from lifecycle.core.fetched import local_copy
+from lifecycle.core.fetched import copy_of, local_copy
 from lifecycle.core.store import Store
 
 
@@ -13,7 +13,7 @@ def test_two_users_of_an_address_keep_each_others_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    store, downloaded = Store("s3://bucket/docs"), list[str]()
+    store, downloaded, folder = Store("s3://bucket/docs"), list[str](), copy_of("s3://bucket/docs")
     download = Store.download
 
     def noted(self: Store, name: str, file: Path) -> str:
@@ -25,7 +25,7 @@ def test_two_users_of_an_address_keep_each_others_files(
         store.write(name, name.encode())
     for _ in range(2):
         for suffix in (".txt", ".md"):
-            folder = local_copy("s3://bucket/docs", lambda name, suffix=suffix: name.endswith(suffix))
+            local_copy("s3://bucket/docs", lambda name, suffix=suffix: name.endswith(suffix))
     assert {path.name for path in folder.iterdir()} == {"a.txt", "b.md"}
     assert downloaded == ["a.txt", "b.md"]
     store.delete(["a.txt"])

@@ -20,7 +20,8 @@ from obstore.store import MemoryStore
 from lifecycle.core import lease as leases
 from lifecycle.core.lease import CLOCK, LEASE, Lease, LeaseError, Owner, locked
 from lifecycle.core.progress import Silent
-from lifecycle.core.store import Store
+from lifecycle.core.stopping import LOST_STATUS, failure_status
+from lifecycle.core.store import Store, StoreError
 from lifecycle.testing.notes import Notes
 from lifecycle.testing.waiting import wait_until
 
@@ -129,9 +130,36 @@ def test_a_suspended_owner_asks_the_store_before_it_writes(monkeypatch: pytest.M
     on_another_machine(monkeypatch)
     monkeypatch.setattr(Lease, "_age", lambda *_: 51.0)
     with Lease(store, Silent(), 50).holding():
-        lease._renewed -= 40  # it slept
+        clock = time.clock_gettime
+        monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + 40 * (which == leases.TICKING))
         with pytest.raises(LeaseError, match="lost its lease"):
             lease.require()
+
+
+def away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("no answer")
+
+    monkeypatch.setattr(store, "replace", fail)
+
+
+def test_who_is_stopped_while_the_store_is_away_ends_as_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = memory()
+    lease = Lease(store, told := Notes(), 50)
+    with pytest.raises(InterruptedError), lease.holding():
+        away(store, monkeypatch)
+        lease._renewed -= 40
+        raise InterruptedError("stopped")  # as SIGTERM's handler does
+    assert told.notes == ["the lease is left to expire: no answer"]
+
+
+def test_a_lease_that_could_not_be_renewed_asks_for_a_new_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = memory()
+    lost = pytest.raises(LeaseError, match="no answer; for 1 s the lease could not")
+    with taking_sigterm() as got, lost as found, Lease(store, Silent(), SHORT_S).holding():
+        away(store, monkeypatch)
+        wait_until(lambda: bool(got))
+    assert found.value.is_lost and failure_status(found.value) == LOST_STATUS
 
 
 @given(st.integers(2, 6), st.randoms(use_true_random=False))

@@ -184,7 +184,7 @@ def test_an_owner_that_lost_its_lease_publishes_nothing(
         stolen = Store("s3://bucket/runs/debug")
         stolen.write("lease.json", stolen.read("lease.json").replace(b'"process": "', b'"process": "not'))
         monkeypatch.setattr(Lease, "_renew_or_stop", lambda lease: None)  # before its next renewal
-        monkeypatch.setattr("lifecycle.core.lease.time.monotonic", lambda: 1e9)  # it was suspended meanwhile
+        monkeypatch.setattr("lifecycle.core.lease._now", lambda: 1e9)  # it was suspended meanwhile
         return run(name, *call)
 
     monkeypatch.setattr(counting, "run", lose)
