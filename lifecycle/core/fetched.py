@@ -5,16 +5,14 @@ whose tag has changed is read again, one that is gone is removed. One that is no
 same address may want it.
 """
 
-import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from lifecycle.core.files import user_cache, write_text
+from lifecycle.core.files import alone, user_cache, write_text
 from lifecycle.core.published import AT_ONCE
 from lifecycle.core.store import Store, Stored, StoreError, check_url
 
@@ -59,7 +57,7 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> P
     listed, place = objects_at(url), copy_of(url)
     folder = place.parent if listed.is_file else place
     names = [name for name in listed.objects if wanted(name)]
-    with alone(_home(url)):
+    with alone(_home(url) / ".lock"):
         _bring_up_to_date(listed, names, folder, _home(url) / LISTING)
     return place
 
@@ -91,12 +89,3 @@ def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listin
 
 def _has(file: Path, found: Stored) -> bool:
     return file.is_file() and file.stat().st_size == found.bytes
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Makes the folder and has it to itself among the processes of this machine, while the block runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

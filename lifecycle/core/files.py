@@ -1,6 +1,9 @@
 """Files that are written whole or not at all."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FILES = "files.json"  # in a folder that is whole: the size and SHA-256 of each of its files, written last
@@ -19,6 +22,15 @@ def write_text(path: Path, text: str) -> None:
 def temporary(path: Path) -> Path:
     """The name of a file while it is written; a killed process may leave it."""
     return path.with_name(path.name + ".tmp")
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """While the block runs, other processes that come here with the same lock's path wait."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_writable(folder: Path) -> bool:

@@ -12,11 +12,12 @@ from shutil import rmtree
 
 from pydantic import ValidationError
 
-from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, FileFacts, Manifest
+from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, FileFacts, Manifest, open_artifact
 from lifecycle.core.file_hashes import FileHashes, file_hashes
-from lifecycle.core.files import FILES, write_text
+from lifecycle.core.files import FILES, alone, write_text
 from lifecycle.core.store import Missing, Store, Stored
 
+FETCH_LOCK = ".fetching.lock"  # in a run's local folder
 AT_ONCE = 8  # files that are on their way; each large one in parts
 
 
@@ -51,7 +52,15 @@ class Published:
         there.upload(artifact.path / MANIFEST, MANIFEST)
 
     def fetch(self, artifact: Artifact) -> None:
-        """Makes the local folder of an artifact that is published: every file, verified. A killed fetch goes on."""
+        """Makes the local folder of an artifact that is published: every file, verified. A killed fetch goes on.
+
+        Other processes of this machine wait for the one that fetches.
+        """
+        with alone(artifact.path.with_name(FETCH_LOCK)):
+            if not _is_here(artifact):
+                self._fetch(artifact)
+
+    def _fetch(self, artifact: Artifact) -> None:
         there, folder = self.store.below(artifact.path.name), artifact.path.with_name(artifact.path.name + ".fetching")
         folder.mkdir(parents=True, exist_ok=True)
         fetch(there, folder, artifact.manifest.files)
@@ -61,6 +70,13 @@ class Published:
         folder.rename(artifact.path)
         hashes = {name: facts.sha256 for name, facts in artifact.manifest.files.items()}
         FileHashes(artifact.path.parent).remember(artifact.path, hashes)
+
+
+def _is_here(artifact: Artifact) -> bool:
+    try:
+        return open_artifact(artifact.path).manifest == artifact.manifest
+    except ArtifactError:
+        return False
 
 
 def upload(store: Store, folder: Path, names: Iterable[str], require: Callable[[], None]) -> None:

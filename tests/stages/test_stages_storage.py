@@ -1,7 +1,9 @@
 """A run whose root is an address: what one machine finishes, another goes on from, and only one at a time."""
 
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,27 @@ def test_a_killed_fetch_goes_on(counting: Counting, machine: Machine, in_memory:
     (folder / "text").write_text("fi")
     (folder / "text.tmp").write_text("of the kill")
     assert (finished_stage(read(), "first").path / "deep" / "text").read_text() == "first"
+
+
+def test_of_two_readers_one_fetches(
+    counting: Counting, machine: Machine, in_memory: dict[str, MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `serve` and `chat` that start together."""
+    machine("one")
+    bring_up_to_date(read(), ("first",), Silent())
+    download, downloaded = Store.download, list[str]()
+
+    def slowly(self: Store, name: str, file: Path) -> str:
+        downloaded.append(name)
+        time.sleep(0.2)
+        return download(self, name, file)
+
+    monkeypatch.setattr(Store, "download", slowly)
+    machine("two")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: finished_stage(read(), "first"), range(2)))
+    assert [(artifact.path / "deep" / "text").read_text() for artifact in found] == ["first"] * 2
+    assert downloaded == ["deep/text"]
 
 
 def test_a_run_in_a_store_has_one_owner(
