@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from lifecycle.core.config import ConfigError
@@ -87,27 +87,38 @@ class Owner:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Owns a local folder while the block runs; raises `LeaseError`, with the owner's name, if another process does."""
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Iterator[None]:
+    """Owns a local folder, or what another lock in it stands for, while the block runs; raises `LeaseError`, with the
+    owner's name, if another process does and goes on for `wait_s`."""
+    with open(folder / lock, "a+", encoding="utf-8") as file:
+        deadline = _now() + wait_s
+        while not (is_ours := _try_lock(file)) and _now() < deadline:
+            time.sleep(0.1)
+        if not is_ours:
             file.seek(0)
             raise LeaseError(
                 f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it, or set name=NAME to "
                 "start another run"
-            ) from None
+            )
         file.truncate(0)
         file.write(f"{Owner.me()}\n")
         file.flush()
         yield
 
 
-class Lease:
-    """The ownership of a store's folder, held while `holding` runs."""
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
-    def __init__(self, store: Store, progress: Progress, duration_s: float = DURATION_S) -> None:
+
+class Lease:
+    """The ownership of a store's folder, held while `holding` runs. An owner that is alive is waited for `wait_s`."""
+
+    def __init__(self, store: Store, progress: Progress, duration_s: float = DURATION_S, wait_s: float = 0.0) -> None:
+        self._wait_s = wait_s
         self.owner = Owner.me()
         self._store, self._progress, self._duration_s = store, progress, duration_s
         self._stored: Any = None  # the version of the lease that this process wrote last
@@ -137,6 +148,7 @@ class Lease:
 
     def _take(self) -> None:
         seen: str | None = None
+        deadline = _now() + self._wait_s
         while True:
             try:
                 self._written(self._store.create(LEASE, self._content()))
@@ -155,8 +167,9 @@ class Lease:
             assert owner is not None
             if seen is None:
                 self._progress.note(f"{self._store.url}: owned by {owner}; seeing whether it is alive")
-            elif seen != stored.tag:
-                raise LeaseError(f"{self._store.url}: owned by {owner}; wait for it, or set name=NAME to start another")
+            elif seen != stored.tag and _now() >= deadline:
+                fix = "try again later" if self._wait_s else "wait for it, or set name=NAME to start another"
+                raise LeaseError(f"{self._store.url}: owned by {owner}; {fix}")
             seen = stored.tag
             time.sleep(self._duration_s / RENEWALS / 4)
 

@@ -1,7 +1,7 @@
 """The registry of a run in object storage: one SQLite file, copied whole.
 
-SQLite needs a file system's locks, which object storage has not. So the registry is used in the run's local folder; the
-run's owner fetches it first and writes it back. What must hold: a registry that has moves which the other one lacks is
+SQLite needs a file system's locks, which object storage has not. So the registry is used in the run's local folder; who
+changes it fetches it first and writes it back. What must hold: a registry that has moves which the other one lacks is
 never overwritten by it.
 """
 
@@ -10,10 +10,19 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.core.files import temporary, write_text
 from lifecycle.core.store import Missing, Store, StoreError
+
+
+@dataclass(frozen=True)
+class Read:
+    """The store's registry, None if it has none, and the hashes of `RegistryCopy` when it was read."""
+
+    content: bytes | None
+    last: dict[str, str]
 
 
 class RegistryCopy:
@@ -29,9 +38,22 @@ class RegistryCopy:
 
         Raises `StoreError` if both have changed since they were the same.
         """
+        self.take(self.read())
+
+    def read(self) -> Read:
+        """Reads the store's registry, which may take minutes; changes nothing."""
+        last = self._last()
         try:
-            content = self._store.read(self._name)
+            return Read(self._store.read(self._name), last)
         except Missing:
+            return Read(None, last)
+
+    def take(self, read: Read) -> None:
+        """The second half of `pull`; does nothing if the local registry was fetched or written since the first."""
+        content = read.content
+        if self._last() != read.last:
+            return
+        if content is None:
             self._synced.unlink(missing_ok=True)  # the local one, if there is any, is to be written
             return
         stored, local = hashlib.sha256(content).hexdigest(), self._snapshot()
@@ -50,6 +72,12 @@ class RegistryCopy:
         fetched = self._snapshot()
         assert fetched is not None, "it was just written"
         self._remember(stored, _hash(fetched))
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the local registry has changed since it was fetched or written."""
+        local = self._snapshot()
+        return local is not None and _hash(local) != self._last()["local"]
 
     def push(self) -> None:
         """Writes the registry to the store if it has changed since it was fetched or written."""

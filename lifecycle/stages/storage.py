@@ -2,7 +2,7 @@
 
 Stages work in the local folder. With an address, what is finished is published to the store, which is then what counts:
 an artifact that is there is not made again, on whichever machine the run goes on, and one that is used is fetched. The
-registry, one SQLite file, lives in the local folder and is copied to the store by the run's owner.
+registry, one SQLite file, lives in the local folder and is copied to the store by who changes it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +21,10 @@ from lifecycle.ops.registry_copy import RegistryCopy
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Stage
 
+REGISTRY = "registry"  # in the store, the folder of the registry's lease
+REGISTRY_LOCK = ".registry.lock"  # in the local folder
+REGISTRY_WAIT_S = 90.0  # for another change, which takes seconds
+LOCK_WAIT_S = 2.0  # for another process of this machine that takes what it has read
 FOLLOW_S = 30.0  # how often a server asks the store for a moved alias
 
 
@@ -73,8 +77,11 @@ class LocalArtifacts:
 class StoredArtifacts:
     """Those in a store, and the local copies of some. Without a lease nothing is written to the store."""
 
-    def __init__(self, store: Store, progress: Progress, lease: Lease | None = None) -> None:
-        self._progress, self._lease = progress, lease
+    def __init__(
+        self, store: Store, progress: Progress, lease: Lease | None = None,
+        changing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:  # fmt: skip
+        self._progress, self._lease, self._changing = progress, lease, changing
         self._published = Published(store) if lease is None else Published(store, lease.require)
 
     def finished(self, path: Path) -> Artifact | None:
@@ -100,7 +107,12 @@ class StoredArtifacts:
 
     @contextmanager
     def making(self, stage: Stage, draft: Draft) -> Iterator[None]:
-        """A training stage goes on from the newest checkpoint of the store, and its own are copied there."""
+        """A training stage goes on from the newest checkpoint of the store, and its own are copied there; registering
+        changes the registry."""
+        if stage.kind == "register":
+            with self._changing():
+                yield
+            return
         if stage.kind != "train":
             yield
             return
@@ -127,35 +139,53 @@ def owned(config: RunConfig, progress: Progress) -> Iterator[Artifacts]:
         if config.store_url is None:
             yield LocalArtifacts(progress)
             return
-        store = Store(config.store_url)
         lease = Lease(Store(config.store_url, retry_s=RETRY_S), progress)
-        registry = RegistryCopy(store, config.registry_path, lease.require)
         with lease.holding():
-            registry.pull()
-            try:
-                yield StoredArtifacts(store, progress, lease)
-            finally:
-                registry.push()
+            read_registry(config)
+            if RegistryCopy(Store(config.store_url), config.registry_path).is_changed:
+                with changing_registry(config, progress):  # a change that was killed before it was written back
+                    pass
+            yield StoredArtifacts(Store(config.store_url), progress, lease, lambda: changing_registry(config, progress))
 
 
 @contextmanager
 def changing_registry(config: RunConfig, progress: Progress) -> Iterator[None]:
-    """Around a change of the registry by hand. With a store it needs the run's lease; without, SQLite is enough."""
+    """Around a change of the registry. With a store it needs the registry's own lease, which a run holds only while it
+    registers; without, SQLite is enough."""
     if config.store_url is None:
         yield
         return
-    with owned(config, progress):
-        yield
+    config.folder.mkdir(parents=True, exist_ok=True)
+    lease = Lease(Store(config.store_url, retry_s=RETRY_S).below(REGISTRY), progress, wait_s=REGISTRY_WAIT_S)
+    copy = RegistryCopy(Store(config.store_url), config.registry_path, lease.require)
+    with lease.holding(), locked(config.folder, REGISTRY_LOCK, LOCK_WAIT_S):
+        copy.pull()
+        try:
+            yield
+        except BaseException:
+            _push_if_possible(copy, progress)
+            raise
+        copy.push()
+
+
+def _push_if_possible(copy: RegistryCopy, progress: Progress) -> None:
+    """Where an error is on its way, which is the one to report."""
+    try:
+        copy.push()
+    except (StoreError, LeaseError) as error:
+        progress.note(f"the registry is written to the store by the next change or run: {error}")
 
 
 def read_registry(config: RunConfig) -> None:
-    """Brings the local registry of a run with a store up to date, unless a job of this machine is changing it."""
+    """Brings the local registry of a run with a store up to date, unless a process of this machine is changing it."""
     if config.store_url is None:
         return
     config.folder.mkdir(parents=True, exist_ok=True)
+    copy = RegistryCopy(Store(config.store_url), config.registry_path)
+    read = copy.read()  # before the lock: it takes minutes if the store is away
     try:
-        with locked(config.folder):
-            RegistryCopy(Store(config.store_url), config.registry_path).pull()
+        with locked(config.folder, REGISTRY_LOCK, LOCK_WAIT_S):
+            copy.take(read)
     except LeaseError:
         return
 

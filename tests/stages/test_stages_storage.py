@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
-from lifecycle.core.artifact import Artifact, ArtifactError, intact_hash
+from lifecycle.core.artifact import Artifact, ArtifactError, Draft, intact_hash
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.lease import Lease, LeaseError
@@ -24,7 +24,7 @@ from lifecycle.stages.chain import bring_up_to_date, finished_stage, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
 from lifecycle.stages.stage import Outcome, Stage
-from lifecycle.stages.storage import changing_registry, read_registry
+from lifecycle.stages.storage import changing_registry, owned, read_registry
 from lifecycle.testing.notes import Notes
 from tests.artifacts import MakeArtifact
 
@@ -188,7 +188,7 @@ def test_a_run_in_a_store_has_one_owner(
 ) -> None:
     machine("one")
     monkeypatch.setattr("lifecycle.core.lease.DURATION_S", 0.6)
-    monkeypatch.setattr(Lease.__init__, "__defaults__", (0.6,))
+    monkeypatch.setattr(Lease.__init__, "__defaults__", (0.6, 0.0))
     with Lease(Store("s3://bucket/runs/debug"), Silent()).holding():
         with pytest.raises(LeaseError, match=r"s3://bucket/runs/debug: owned by process .* set name=NAME"):
             bring_up_to_date(read(), ("first",), Silent())
@@ -238,6 +238,55 @@ def test_the_registry_follows_the_run(
     with changing_registry(config, Silent()):
         pass
     assert "registry.db" in Store("s3://bucket/runs/debug").list()
+
+
+def test_a_version_is_promoted_while_the_run_goes_on(
+    make_artifact: MakeArtifact, machine: Machine, in_memory: dict[str, MemoryStore]
+) -> None:
+    bundle = make_artifact("export", {"model.safetensors": "weights"})
+    machine("one")
+    config = read()
+    here = Registry(config.registry_path)
+    with owned(config, Silent()) as artifacts:
+        with changing_registry(config, Silent()):
+            version = here.register(bundle.path, "base")
+            here.move("production", version.hash, who="me", why="by hand")
+        stale = RegistryCopy(Store("s3://bucket/runs/debug"), config.registry_path).read()
+        machine("two")
+        elsewhere = read()
+        with changing_registry(elsewhere, Silent()):
+            Registry(elsewhere.registry_path).move("candidate", version.hash, who="me", why="by hand")
+        machine("one")
+        with artifacts.making(
+            Stage("register", "register", (), lambda c: {}), Draft(config.folder, "register", {}, {})
+        ):
+            assert here.aliases().keys() == {"production", "candidate"}
+            here.move("newest", version.hash, who="run", why="registered")
+        RegistryCopy(Store("s3://bucket/runs/debug"), config.registry_path).take(stale)  # read before, taken after
+        assert here.aliases().keys() == {"production", "candidate", "newest"}
+        machine("two")
+        read_registry(elsewhere)
+    assert Registry(elsewhere.registry_path).aliases().keys() == {"production", "candidate", "newest"}
+
+
+def test_a_failed_change_ends_as_it_failed_and_is_written_by_the_next_run(
+    make_artifact: MakeArtifact, machine: Machine, in_memory: dict[str, MemoryStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_artifact("export", {"model.safetensors": "weights"})
+    machine("one")
+    config, write = read(), Store.write
+
+    def fail(self: Store, name: str, content: bytes) -> None:
+        raise StoreError("no answer")
+
+    with pytest.raises(InterruptedError), changing_registry(config, told := Notes()):
+        Registry(config.registry_path).register(bundle.path, "base")
+        monkeypatch.setattr(Store, "write", fail)
+        raise InterruptedError("stopped")
+    assert told.notes == ["the registry is written to the store by the next change or run: no answer"]
+    monkeypatch.setattr(Store, "write", write)
+    with owned(config, Silent()):
+        assert "registry.db" in Store("s3://bucket/runs/debug").list()
 
 
 def test_a_registry_that_changed_on_both_sides_is_not_overwritten(
