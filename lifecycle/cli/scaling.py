@@ -16,6 +16,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.cli.make import start_jax
 from lifecycle.core import distributed
 from lifecycle.core.config import Section, digest, read_settings
+from lifecycle.core.distributed import errors_are_shared
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Silent
 from lifecycle.report.blocks import Table
@@ -34,6 +35,7 @@ class ScalingConfig(Section):
     plan: bool = False
 
 
+@errors_are_shared()
 def scaling(config: ConfigPath, /, *overrides: Overrides) -> None:
     """Trains a ladder of small models on the run's data and predicts the run's loss, tokens and cost."""
     own = [word for word in overrides if word.partition("=")[0] in ScalingConfig.model_fields]

@@ -4,6 +4,7 @@ The environment says whether this process is part of a job, and of which (`core/
 system. JAX is imported only in a job, so that a process that computes nothing does not wait for it.
 """
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lifecycle.core.artifact import code_version
@@ -133,7 +135,17 @@ def process_index() -> int:
 def _own_facts() -> dict[str, str]:
     """What must be the same in all processes whatever they run."""
     libraries = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
-    return {"code": code_version(), "python": platform.python_version(), **libraries}
+    return {"code": f"{code_version()} ({_code_hash()})", "python": platform.python_version(), **libraries}
+
+
+def _code_hash() -> str:
+    """A short hash of the package's Python files: where code is copied without git, or edited, its version is the same
+    for different code."""
+    package = Path(__file__).parents[1]
+    total = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        total.update(f"{file.relative_to(package).as_posix()}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:12]
 
 
 def host_names() -> list[str]:

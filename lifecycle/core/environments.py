@@ -64,7 +64,7 @@ def find_place(variables: Variables = os.environ) -> Place | None:
         raise ConfigError(f"{SWITCH}: no environment {choice!r}{nearest(choice, ('off', *ENVIRONMENTS))}")
     explicit = [name for name in (COORDINATOR, COUNT, INDEX) if name in variables]
     name, told = (EXPLICIT, NOTHING) if len(explicit) == 3 else _first_told(variables, choice)
-    if choice is not None and told is NOTHING:
+    if choice is not None and told is NOTHING and len(explicit) < 3:
         raise ConfigError(f"{SWITCH} is {choice}, whose variables are not set; `off` is for a process that works alone")
     if not explicit and (told.count is None or told.count < 2):
         return None

@@ -56,7 +56,7 @@ def meet(address: str, count: int, own: Member, wait_s: float = MEET_S, hosts: M
     host, _, port = address.rpartition(":")
     where, deadline = (host.strip("[]"), int(port)), time.monotonic() + wait_s
     if own.index:
-        return _report(where, own, deadline)
+        return _report(where, own, deadline, wait_s)
     return _receive(where, count, own, hosts, deadline)
 
 
@@ -166,7 +166,7 @@ def _differing(members: Mapping[int, Member]) -> str:
     return ""
 
 
-def _report(where: tuple[str, int], own: Member, deadline: float) -> str:
+def _report(where: tuple[str, int], own: Member, deadline: float, wait_s: float) -> str:
     """The part of the others: reports to process 0 and takes its answer."""
     written = _written(where)
     while True:
@@ -174,7 +174,7 @@ def _report(where: tuple[str, int], own: Member, deadline: float) -> str:
             with socket.create_connection(where, timeout=ANSWER_S) as connection:
                 address = _written(connection.getpeername())
                 connection.sendall(json.dumps(asdict(own)).encode() + b"\n")
-                connection.settimeout(max(deadline - time.monotonic(), 0) + 2 * ANSWER_S)
+                connection.settimeout(wait_s + 2 * ANSWER_S)  # process 0's own wait, which may have begun just now
                 line = _read_line(connection)
                 problem, is_lost = (
                     json.loads(line) if line else (f"process 0 at {written} ended before the job began", True)

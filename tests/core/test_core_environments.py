@@ -162,6 +162,8 @@ def test_what_contradicts_itself_is_refused(variables: Mapping[str, str], proble
 def test_one_environment_may_be_chosen() -> None:
     both = SLURM_STEP | OPEN_MPI_4 | {"LIFECYCLE_DISTRIBUTED": "slurm"}
     assert place(both).environment == "slurm"
+    explicit = {"LIFECYCLE_COORDINATOR": "10.0.0.1:21000", "LIFECYCLE_NUM_PROCESSES": "2", "LIFECYCLE_PROCESS_ID": "1"}
+    assert place(explicit | {"LIFECYCLE_DISTRIBUTED": "slurm"}).environment == "variables"
 
 
 class Metadata(BaseHTTPRequestHandler):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -98,6 +99,18 @@ def test_a_refused_process_tells_its_own_error_if_it_reaches_nobody(monkeypatch:
     with pytest.raises(JobError, match=told), distributed.errors_are_shared():
         raise ConfigError("no such file")
     assert distributed.speaker().startswith("process 1 on ")
+
+
+def test_other_code_of_the_same_version_is_another_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the code is copied without git."""
+    (tmp_path / "core").mkdir()
+    monkeypatch.setattr(distributed, "__file__", str(tmp_path / "core" / "distributed.py"))
+    monkeypatch.setattr(distributed, "code_version", lambda: "0.1.0")
+    facts: list[str] = []
+    for name, content in (("a.py", "x = 1"), ("a.py", "x = 2"), ("a.txt", "not code")):
+        (tmp_path / "core" / name).write_text(content)
+        facts.append(distributed._own_facts()["code"])
+    assert facts[0] != facts[1] == facts[2] and facts[0].startswith("0.1.0 (")
 
 
 def test_a_broken_collective_in_a_job_is_not_this_process_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:

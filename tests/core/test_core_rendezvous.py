@@ -2,11 +2,13 @@
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
 
-from lifecycle.core.rendezvous import JobError, Member, meet
+from lifecycle.core import rendezvous
+from lifecycle.core.rendezvous import JobError, Member, _report, _written, meet
 from lifecycle.testing.waiting import LIMIT_S
 
 FACTS = {"code": "1", "config": "a"}
@@ -87,6 +89,23 @@ def test_the_port_of_an_attempt_before_is_waited_for() -> None:
     free.start()
     assert outcomes(address, 2, {0: FACTS}, 0.6)[0].startswith("1 of 2 processes did not come")
     free.join()
+
+
+def test_who_came_early_waits_for_the_meeting_s_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                threading.Event().wait(0.5)  # another process comes
+                connection.sendall(b'["", false]\n')
+
+        first = threading.Thread(target=answer)
+        first.start()
+        where, over = server.getsockname(), time.monotonic()
+        assert _report(where, Member(1, "host1", FACTS), over, LIMIT_S) == _written(where)
+        first.join()
 
 
 def test_an_address_of_another_host_is_refused() -> None:
