@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lifecycle.core import preemption
 from lifecycle.core.artifact import code_version
 from lifecycle.core.environments import EXPLICIT, SWITCH, Place, find_place
 from lifecycle.core.rendezvous import JobError, Member, meet
@@ -51,6 +52,7 @@ def start(facts: Mapping[str, str] | None = None) -> None:
         address, place.count, place.index, coordinator_bind_address=address, cluster_detection_method="deactivate",
         initialization_timeout=JAX_START_S,
     )  # fmt: skip
+    preemption.set_aside()
 
 
 def reach_directly(address: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from lifecycle.core import preemption
 from lifecycle.core.distributed import has_joined
 from lifecycle.core.lease import LeaseError
 from lifecycle.core.rendezvous import JobError
@@ -53,10 +54,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM as a request inside the block; another one, `REPEAT_S` or more after it, ends the process
-        at once. Only the main thread can listen: in others, and in a job, where JAX's service has the signal, nothing
-        changes."""
-        if threading.current_thread() is not threading.main_thread() or has_joined():
+        """Takes SIGTERM as a request inside the block, in a job JAX's service does; another one, `REPEAT_S` or more
+        after it, ends the process at once. Only the main thread can listen: in others nothing changes."""
+        if has_joined():
+            with preemption.listening():
+                yield
+            return
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.signal(signal.SIGTERM, self._ask)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lifecycle.core import distributed, environments, machine, stopping
+from lifecycle.core import distributed, environments, machine, preemption, stopping
 from lifecycle.core.config import ConfigError
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.core.rendezvous import JobError, meet
@@ -99,6 +99,26 @@ def test_a_refused_process_tells_its_own_error_if_it_reaches_nobody(monkeypatch:
     with pytest.raises(JobError, match=told), distributed.errors_are_shared():
         raise ConfigError("no such file")
     assert distributed.speaker().startswith("process 1 on ")
+
+
+def test_sigterm_is_the_service_s_while_it_listens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler in C that only takes note; here, one that ignores."""
+    monkeypatch.setattr(preemption, "_of_service", [])
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    try:
+        preemption._set(signal.SIGTERM, int(signal.SIG_IGN))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not got
+        preemption.set_aside()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(got) == 1
+        with preemption.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(got) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_code_of_the_same_version_is_another_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
