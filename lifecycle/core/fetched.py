@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from lifecycle.core.files import alone, user_cache, write_text
 from lifecycle.core.published import AT_ONCE
-from lifecycle.core.store import Store, Stored, StoreError, check_url
+from lifecycle.core.store import Store, StoredObject, StoreError, check_url
 
 LISTING = "listing.json"  # beside the copies of an address: the tags of what was copied
 
@@ -24,7 +24,7 @@ class Listed:
     """The objects at an address: those of a folder, or the one that the address itself names."""
 
     store: Store
-    objects: Mapping[str, Stored]
+    objects: Mapping[str, StoredObject]
     is_file: bool
 
 
@@ -87,5 +87,5 @@ def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listin
     write_text(listing, json.dumps(kept | new))
 
 
-def _has(file: Path, found: Stored) -> bool:
+def _has(file: Path, found: StoredObject) -> bool:
     return file.is_file() and file.stat().st_size == found.bytes

@@ -29,7 +29,7 @@ from uuid import uuid4
 from lifecycle.core.config import ConfigError
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress
-from lifecycle.core.store import Changed, Missing, Store, Stored, StoreError
+from lifecycle.core.store import Changed, Missing, Store, StoredObject, StoreError
 
 LEASE = "lease.json"
 CLOCK = "lease.clock"  # written by a contender to learn the store's time
@@ -173,7 +173,7 @@ class Lease:
             seen = stored.tag
             time.sleep(self._duration_s / RENEWALS / 4)
 
-    def _take_over(self, owner: Owner | None, stored: Stored) -> bool:
+    def _take_over(self, owner: Owner | None, stored: StoredObject) -> bool:
         try:
             self._written(self._store.replace(LEASE, self._content(), stored.version))
         except Changed:  # renewed, or taken by another contender
@@ -222,7 +222,7 @@ class Lease:
             except StoreError as error:
                 self._progress.note(f"the lease is left to expire: {error}")
 
-    def _found(self) -> tuple[Owner | None, float, Stored] | None:
+    def _found(self) -> tuple[Owner | None, float, StoredObject] | None:
         """The owner in the store (None: it is free), its lease's duration, and the object; None if there is none."""
         try:
             content, stored = self._store.read_tagged(LEASE)
@@ -235,7 +235,7 @@ class Lease:
         except (ValueError, TypeError, KeyError):
             raise StoreError(f"{self._store.url}/{LEASE}: not a lease; if no job uses this run, delete it") from None
 
-    def _age(self, stored: Stored) -> float:
+    def _age(self, stored: StoredObject) -> float:
         self._store.write(CLOCK, self.owner.process.encode())
         now = self._store.head(CLOCK)
         return (now.modified - stored.modified).total_seconds() if now is not None else 0.0

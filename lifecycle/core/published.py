@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, FileFacts, Manifest, open_artifact
 from lifecycle.core.file_hashes import FileHashes, file_hashes
 from lifecycle.core.files import FILES, alone, write_text
-from lifecycle.core.store import Missing, Store, Stored
+from lifecycle.core.store import Missing, Store, StoredObject
 
 FETCH_LOCK = ".fetching.lock"  # in a run's local folder
 AT_ONCE = 8  # files that are on their way; each large one in parts
 
 
-class Published:
+class PublishedArtifacts:
     """The artifacts of a run in a store. `require` is called before each write: it raises if the run is not ours."""
 
     def __init__(self, store: Store, require: Callable[[], None] = lambda: None) -> None:
@@ -123,7 +123,7 @@ def _bytes(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
 
 
-def _lacking(there: Store, held: Mapping[str, Stored], artifact: Artifact) -> list[str]:
+def _lacking(there: Store, held: Mapping[str, StoredObject], artifact: Artifact) -> list[str]:
     """The artifact's files that the store does not hold for certain: not those of a whole folder, such as a
     checkpoint, that was copied before with the same list of files."""
     same = tuple(

@@ -47,7 +47,7 @@ class Changed(StoreError):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredObject:
     """An object as a listing shows it. `tag` changes with the content; `modified` is by the store's own clock."""
 
     bytes: int
@@ -107,7 +107,7 @@ class Store:
         with self._named(name):
             return bytes(obstore.get(self._objects, self._prefix + name).bytes())
 
-    def read_tagged(self, name: str) -> tuple[bytes, Stored]:
+    def read_tagged(self, name: str) -> tuple[bytes, StoredObject]:
         """An object's content, and what it is replaced by: of one moment, not of two."""
         import obstore
 
@@ -115,7 +115,7 @@ class Store:
             answer = obstore.get(self._objects, self._prefix + name)
             return bytes(answer.bytes()), _stored(answer.meta)
 
-    def head(self, name: str) -> Stored | None:
+    def head(self, name: str) -> StoredObject | None:
         """What a listing would show of an object; None if it is missing."""
         import obstore
 
@@ -125,7 +125,7 @@ class Store:
         except Missing:
             return None
 
-    def list(self, folder: str = "") -> dict[str, Stored]:
+    def list(self, folder: str = "") -> dict[str, StoredObject]:
         """All objects below a folder, by their names in this store, sorted."""
         import obstore
 
@@ -230,9 +230,9 @@ def _sorted(found: list[Any]) -> list[Any]:
     return sorted(found, key=lambda entry: entry["path"])
 
 
-def _stored(meta: Any) -> Stored:
+def _stored(meta: Any) -> StoredObject:
     tag = f"{meta['e_tag'] or meta['version']}"
-    return Stored(meta["size"], tag, meta["last_modified"], _version(meta))
+    return StoredObject(meta["size"], tag, meta["last_modified"], _version(meta))
 
 
 def _version(answer: Any) -> "UpdateVersion":

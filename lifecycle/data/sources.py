@@ -16,7 +16,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import copy_of, local_copy, objects_at
-from lifecycle.core.store import Stored, is_url
+from lifecycle.core.store import StoredObject, is_url
 from lifecycle.data.config import DataConfig, SourceConfig
 
 FORMAT_OF_SUFFIX = {
@@ -43,7 +43,7 @@ class SourceFile:
     file: Path  # of one in a store: where `fetch_sources` copies it
     path: str
     format: str  # a `Format`, "jsonl" or "parquet"; "" if the name does not tell
-    stored: Stored | None = None
+    stored: StoredObject | None = None
 
 
 def source_folder(source: SourceConfig) -> Path:
@@ -118,7 +118,7 @@ def _content_hash(path: Path) -> tuple[str, int]:
         return f"unreadable: {error.errno}", 0
 
 
-def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, Stored]]:
+def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, StoredObject]]:
     listed, place = objects_at(source.path), copy_of(source.path)
     for name, stored in listed.objects.items():
         if listed.is_file:

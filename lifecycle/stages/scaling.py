@@ -45,7 +45,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class LossForecast:
     """Everything that a ladder says about its target."""
 
     target: Rung
@@ -83,7 +83,7 @@ def measure(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> tuple[M
     return tuple(measured)
 
 
-def forecast(target: Rung, ladder: Sequence[Measured], draws: int = DRAWS) -> Forecast:
+def forecast(target: Rung, ladder: Sequence[Measured], draws: int = DRAWS) -> LossForecast:
     """The law of all rungs at the target, that of all but the deepest at the deepest; `draws`: for each interval."""
     deepest = ladder[-1].rung.model.num_layers
     below = [run.trained for run in ladder if run.rung.model.num_layers < deepest]
@@ -94,10 +94,10 @@ def forecast(target: Rung, ladder: Sequence[Measured], draws: int = DRAWS) -> Fo
     )
     prediction = predict([run.trained for run in ladder], target.params, target.tokens, draws=draws)
     cost = power_law([run.rung.flops for run in ladder], [run.core_s for run in ladder], target.flops)
-    return Forecast(target, tuple(ladder), checks, prediction, cost)
+    return LossForecast(target, tuple(ladder), checks, prediction, cost)
 
 
-def rungs_table(known: Forecast) -> Table:
+def rungs_table(known: LossForecast) -> Table:
     """The rungs and what was measured."""
     columns = ("stage", "layers", "d_model", "parameters", "tokens", "batch", "learning rate", "FLOPs", "bits per byte",
                "core time")  # fmt: skip
@@ -112,7 +112,7 @@ def plan_table(target: Rung, rungs: Sequence[Rung]) -> Table:
     return Table("The ladder and its target; parameters without the embedding", columns, rows, columns[1:])
 
 
-def checks_table(known: Forecast) -> Table:
+def checks_table(known: LossForecast) -> Table:
     """The deepest rung's runs, predicted by the others."""
     columns = ("stage", "predicted", f"{LEVEL:.0%} interval", "measured", "inside")
     rows = tuple(
@@ -123,7 +123,7 @@ def checks_table(known: Forecast) -> Table:
     return Table("Check: the deepest rung, predicted by those below it", columns, rows, columns[1:4])
 
 
-def target_table(known: Forecast, price: PriceConfig) -> Table:
+def target_table(known: LossForecast, price: PriceConfig) -> Table:
     """The target's forecast."""
     law, run, at = known.prediction.law, known.target, known.prediction
     costs = Estimate(*(price.money(value) for value in asdict(known.core_s).values()))
@@ -149,7 +149,7 @@ def target_table(known: Forecast, price: PriceConfig) -> Table:
     return Table(f"Forecast of train.{run.stage}", ("of the target", "predicted", f"{LEVEL:.0%} interval"), rows)
 
 
-def scaling_report(known: Forecast, name: str, price: PriceConfig) -> Report:
+def scaling_report(known: LossForecast, name: str, price: PriceConfig) -> Report:
     """The forecast as a page: law and runs drawn, tables."""
     note = Paragraph(
         "The law L = E + A / N^alpha + B / D^beta is fitted to the logarithms of all runs' held-out losses with the "
@@ -162,7 +162,7 @@ def scaling_report(known: Forecast, name: str, price: PriceConfig) -> Report:
     return Report(f"{name}: scaling", "A ladder of small models, and what it says about the large one.", (section,))
 
 
-def _chart(known: Forecast, share: float) -> LineChart:
+def _chart(known: LossForecast, share: float) -> LineChart:
     """The rungs of one budget per parameter, the law through them, and the target if it has this budget."""
     runs = [run for run in known.ladder if run.rung.share == share]
     ends = [*runs, known.target] if share == 1 else runs

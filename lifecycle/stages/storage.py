@@ -14,7 +14,7 @@ from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, op
 from lifecycle.core.lease import RETRY_S, Lease, LeaseError, locked
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.core.published import Published
+from lifecycle.core.published import PublishedArtifacts
 from lifecycle.core.store import Store, StoreError
 from lifecycle.ops.registry import Version
 from lifecycle.ops.registry_copy import RegistryCopy
@@ -82,7 +82,7 @@ class StoredArtifacts:
         changing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         self._progress, self._lease, self._changing = progress, lease, changing
-        self._published = Published(store) if lease is None else Published(store, lease.require)
+        self._published = PublishedArtifacts(store) if lease is None else PublishedArtifacts(store, lease.require)
 
     def finished(self, path: Path) -> Artifact | None:
         """The artifact of the store; one that is only here, finished but not published, is published."""

@@ -27,7 +27,7 @@ from lifecycle.text.traced import UNTRACED, Traced, concatenated, has_content, p
 TRACING = {"count", "d", "default", "first", "last", "length", "list", "lower", "string", "trim", "upper", "wordcount"}
 
 
-class Generation(Extension):
+class GenerationMarks(Extension):
     """`{% generation %}`: what the assistant says; rendered as it is, the mask is made from the contents."""
 
     tags = {"generation"}  # noqa: RUF012
@@ -61,7 +61,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         """`now`: what `strftime_now` tells a template that asks for the date."""
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationMarks])
         self.globals |= {
             "raise_exception": _raise_exception, "strftime_now": lambda form: now().strftime(_plain(form))
         }  # fmt: skip

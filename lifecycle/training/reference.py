@@ -26,7 +26,7 @@ from lifecycle.training.state import param_specs
 SAVE_EVERY_S = 30.0
 
 
-class _Table(NamedTuple):
+class _LogprobTable(NamedTuple):
     """The log-probabilities `[num_pairs, 2]`, and how many rows of pairs have theirs."""
 
     logprobs: np.ndarray
@@ -58,24 +58,24 @@ def reference_logprobs(
         done = min(done + batch_size, rows.num_rows)
         progress.update(done, total=rows.num_rows)
         if done == rows.num_rows or time.monotonic() - saved_at >= SAVE_EVERY_S:
-            _save(path, _Table(table, done))
+            _save(path, _LogprobTable(table, done))
             saved_at = time.monotonic()
     return table
 
 
-def _load(path: Path, num_pairs: int) -> _Table:
+def _load(path: Path, num_pairs: int) -> _LogprobTable:
     """What has been computed so far: in all processes of a job, as much as the writing one sees."""
-    table = _Table(np.zeros((num_pairs, 2), np.float32), 0)
+    table = _LogprobTable(np.zeros((num_pairs, 2), np.float32), 0)
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
-            table = _Table(stored["logprobs"], int(stored["rows"]))
+            table = _LogprobTable(stored["logprobs"], int(stored["rows"]))
     rows = from_writer(table.rows)
     if table.rows < rows:
         raise ValueError(f"{path}: not the file that the first process reads; all processes need one file system")
-    return _Table(table.logprobs, rows)
+    return _LogprobTable(table.logprobs, rows)
 
 
-def _save(path: Path, table: _Table) -> None:
+def _save(path: Path, table: _LogprobTable) -> None:
     if is_writer():
         unfinished = path.with_suffix(".tmp.npz")
         np.savez(unfinished, logprobs=table.logprobs, rows=table.rows)

@@ -15,7 +15,7 @@ from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.lease import Lease, LeaseError
 from lifecycle.core.progress import Silent
-from lifecycle.core.published import Published
+from lifecycle.core.published import PublishedArtifacts
 from lifecycle.core.store import Store, StoreError
 from lifecycle.ops.registry import Registry
 from lifecycle.ops.registry_copy import RegistryCopy
@@ -321,7 +321,7 @@ def test_a_bundle_at_an_address_is_an_input_like_one_in_a_folder(
     """Its content decides the stage's key; it is copied where the key is needed, and again when it has changed."""
     bundle = make_artifact("export", {"config.json": "{}", "model.safetensors": "weights"})
     store = Store("gs://models/one")
-    Published(Store("gs://models")).publish(Artifact(bundle.path.rename(tmp_path / "one"), bundle.manifest))
+    PublishedArtifacts(Store("gs://models")).publish(Artifact(bundle.path.rename(tmp_path / "one"), bundle.manifest))
     for name in ("one", "two"):
         machine(name)
         config = read("train.pretrain.from=gs://models/one", "tokenizer={kind: bytes}", root=str(tmp_path / name))
