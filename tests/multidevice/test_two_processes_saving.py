@@ -41,7 +41,8 @@ SMALL = 4096  # bytes
 
 class Printed(Silent):
     def note(self, text: str) -> None:
-        print("NOTE", text, flush=True)
+        if not text.startswith("first step after"):  # of every session, and nothing about saving
+            print("NOTE", text, flush=True)
 
 
 class FillDisk(Hook):
