@@ -102,7 +102,7 @@ def speaker() -> str:
 
 def show_error(message: str) -> None:
     """Process 0 has said why it ends: the others of its job may look it up, for a moment, before they end too."""
-    _store().key_value_set(ERROR_KEY, message, allow_overwrite=True)
+    words_of_job().key_value_set(ERROR_KEY, message, allow_overwrite=True)
     time.sleep(SHOWN_S)
 
 
@@ -111,15 +111,16 @@ def is_shown_by_first(message: str) -> bool:
     import jax
 
     try:
-        return _store().blocking_key_value_get(ERROR_KEY, int(SHOWN_S * 1000)) == message
+        return words_of_job().blocking_key_value_get(ERROR_KEY, int(SHOWN_S * 1000)) == message
     except jax.errors.JaxRuntimeError:  # it has no error, or is gone
         return False
 
 
-def _store() -> Any:
-    """The job's store of keys and values, which JAX has no public name for."""
+def words_of_job() -> Any:
+    """The keys and values that the processes of a job set and read, in JAX's service, which has no public name."""
     from jax._src.distributed import global_state
 
+    assert global_state.client is not None, "not in a job"
     return global_state.client
 
 
@@ -150,20 +151,20 @@ def _code_hash() -> str:
     return total.hexdigest()[:12]
 
 
-def host_names() -> list[str]:
-    """The host names of the job's processes, sorted; all processes make the same call."""
+def host_names(*, where: bool = True) -> list[str]:
+    """The host names of the job's processes, sorted: of those that say `where`. All processes make the same call."""
     import jax
 
     if jax.process_count() == 1:
-        return [platform.node()]
+        return [platform.node()] if where else []
     import numpy as np
     from jax.experimental import multihost_utils
 
     own = np.zeros(LONGEST_NAME, np.uint8)
-    name = platform.node().encode()[:LONGEST_NAME]
+    name = platform.node().encode()[:LONGEST_NAME] if where else b""
     own[: len(name)] = np.frombuffer(name, np.uint8)
     names = multihost_utils.process_allgather(own)
-    return sorted({bytes(row).rstrip(b"\0").decode() for row in names})
+    return sorted({bytes(row).rstrip(b"\0").decode() for row in names} - {""})
 
 
 def from_writer[T: (bool, int)](value: T) -> T:

@@ -36,8 +36,7 @@ class PublishedArtifacts:
             return None
         except ValidationError as error:
             raise ArtifactError(f"{address}: not a manifest of this version: {error.errors()[0]['msg']}") from None
-        if any(PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts for file in manifest.files):
-            raise ArtifactError(f"{address}: names a file outside its folder")
+        require_inside(manifest.files, address)
         return manifest
 
     def publish(self, artifact: Artifact) -> None:
@@ -88,6 +87,12 @@ def upload(store: Store, folder: Path, names: Iterable[str], require: Callable[[
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, names))
+
+
+def require_inside(files: Iterable[str], address: str) -> None:
+    """Raises `ArtifactError` if a list of files, read at `address`, names one outside its folder."""
+    if any(PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts for file in files):
+        raise ArtifactError(f"{address}: names a file outside its folder")
 
 
 def fetch(store: Store, folder: Path, files: Mapping[str, FileFacts]) -> None:

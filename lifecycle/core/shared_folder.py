@@ -1,12 +1,11 @@
 """Whether the processes of a job see the same folder: its checkpoints are made of files of all of them."""
 
-import platform
 import secrets
 import time
 from pathlib import Path
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.distributed import LONGEST_NAME, from_writer, has_joined, is_writer
+from lifecycle.core.distributed import from_writer, has_joined, host_names, is_writer
 
 WAIT_S = 20.0  # a network file system may show a new file late
 
@@ -24,7 +23,7 @@ def require_shared(folder: Path) -> None:
     deadline = time.monotonic() + WAIT_S
     while not (is_there := mark.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    lacking = _hosts_where(not is_there)
+    lacking = host_names(where=not is_there)
     if is_writer():
         mark.unlink()
     if lacking:
@@ -32,15 +31,3 @@ def require_shared(folder: Path) -> None:
             f"{folder}: not the same folder on {', '.join(lacking)} as on the first host; a job's processes share it: "
             "set root, or for a root in object storage XDG_CACHE_HOME, to a folder that all hosts mount"
         )
-
-
-def _hosts_where(holds: bool) -> list[str]:
-    """The names of the hosts with a process where this holds, in all processes."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    own = np.zeros(LONGEST_NAME, np.uint8)
-    name = platform.node().encode()[:LONGEST_NAME] if holds else b""
-    own[: len(name)] = np.frombuffer(name, np.uint8)
-    rows = multihost_utils.process_allgather(own)
-    return sorted({bytes(row).rstrip(b"\0").decode() for row in rows} - {""})

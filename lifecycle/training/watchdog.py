@@ -9,7 +9,6 @@ import faulthandler
 import os
 import statistics
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 
 import jax
 
-from lifecycle.core.stopping import LOST_STATUS
+from lifecycle.core.periodic import repeated
+from lifecycle.core.stopping import LOST_STATUS, failure_status
 from lifecycle.training.run import Clock
 
 FACTOR = 10  # times the median time of the steps that the device may still have to do
@@ -42,6 +42,7 @@ class Watchdog:
         self._times: deque[float] = deque(maxlen=MEASURED)  # seconds per step
         self._done = self._awaited = 0  # steps that Python has launched, and those of them that the device may still do
         self._measured_at = clock.read()[0]
+        self._silent_s, self._seen = 0.0, (0, clock.is_paused)
 
     @property
     def limit_s(self) -> float:
@@ -66,35 +67,36 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watches inside the block."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(stop,), name="watchdog", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        """Watches inside the block. Of one that ends as another process is lost, the stacks are written too: it may be
+        the first that learns of a hang there."""
+        with repeated(self._look, self._poll_s, "watchdog"):
+            try:
+                yield
+            except Exception as error:
+                if failure_status(error) == LOST_STATUS:
+                    self._write_stacks(f"another process is lost: {error}\n")
+                raise
 
-    def _watch(self, stop: threading.Event) -> None:
-        silent_s, seen = 0.0, (self._done, self._clock.is_paused)
-        while not stop.wait(self._poll_s):
-            now = (self._done, self._clock.is_paused)
-            silent_s, seen = 0.0 if now != seen else silent_s + self._poll_s, now
-            if silent_s > self.limit_s:
-                self._give_up(silent_s)
+    def _look(self) -> None:
+        now = (self._done, self._clock.is_paused)
+        self._silent_s, self._seen = 0.0 if now != self._seen else self._silent_s + self._poll_s, now
+        if self._silent_s > self.limit_s:
+            self._give_up(self._silent_s)
 
     def _give_up(self, silent_s: float) -> None:
         # not `RESTART_STATUS`, which has no limit: a deadlock may come each time
         message = (
-            f"{time.strftime('%Y-%m-%dT%H:%M:%S')}: no step for {silent_s:,.0f} s (limit {self.limit_s:,.0f} s), "
+            f"no step for {silent_s:,.0f} s (limit {self.limit_s:,.0f} s), "
             f"{self._done} steps after the start of this process; its stacks are in {self._path.absolute()}; ending "
             f"with status {LOST_STATUS}, as a lost process, after which a launcher starts the job again some times\n"
         )
-        with open(self._path, "a", encoding="utf-8") as file:
-            for out in (file, sys.stderr):
-                out.write(message)
-                out.flush()
-                faulthandler.dump_traceback(out, all_threads=True)
+        self._write_stacks(message)
         time.sleep(GRACE_POLLS * self._poll_s)
         os._exit(LOST_STATUS)
+
+    def _write_stacks(self, message: str) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            for out in (file, sys.stderr):
+                out.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}: {message}")
+                out.flush()
+                faulthandler.dump_traceback(out, all_threads=True)

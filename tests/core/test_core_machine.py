@@ -84,7 +84,7 @@ def test_an_error_of_all_processes_is_shown_by_the_first(monkeypatch: pytest.Mon
                 raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
             return held[key]
 
-    monkeypatch.setattr(distributed, "_store", Store)
+    monkeypatch.setattr(distributed, "words_of_job", Store)
     monkeypatch.setattr(distributed, "SHOWN_S", 0.001)
     assert not distributed.is_shown_by_first("too large")
     distributed.show_error("too large")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
+from lifecycle.core.artifact import ArtifactError
+from lifecycle.core.files import FILES
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
 from lifecycle.core.store import Store, StoreError
@@ -16,6 +18,7 @@ from lifecycle.testing.notes import Notes
 from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.integrity import damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import Mirror
+from lifecycle.training.checkpoints.weights import FROZEN
 
 NAME = "checkpoints"
 
@@ -233,3 +236,27 @@ def test_a_killed_job_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path:
     assert logs[0] == logs[1] and len(logs[0]) == 10
     kept = {name.split("/")[1] for name in Store(f"{s3}/moved").list(NAME)}
     assert kept <= {path.name for path in (tmp_path / "three" / NAME).iterdir()}, json.dumps(sorted(kept))
+
+
+def test_what_is_held_is_listed_only_when_other_steps_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks every second, and a checkpoint may be thousands of objects."""
+    store, folder = Store("mem://run", MemoryStore()), tmp_path
+    checkpoint(folder, 10)
+    copies = mirror(store, folder)
+    copies.copy()
+    removed: list[set[str]] = []
+    monkeypatch.setattr(copies, "_remove_others", removed.append)
+    copies.copy()
+    assert removed == []
+    checkpoint(folder, 20)
+    copies.copy()
+    copies.copy()
+    assert removed == [{FROZEN, "10", "20"}]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside"])
+def test_a_list_of_files_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    store = Store("mem://run", MemoryStore())
+    store.write(f"{NAME}/10/{FILES}", json.dumps({name: [1, "0" * 64]}).encode())
+    with pytest.raises(ArtifactError, match="names a file outside its folder"):
+        mirror(store, tmp_path)._fetch("10")

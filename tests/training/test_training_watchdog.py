@@ -22,21 +22,6 @@ from lifecycle.training.watchdog import FACTOR, OFF_CLOCK, Watchdog
 LAUNCH = str(Path(__file__).parents[2] / "launch" / "local.sh")
 
 
-class Polls(threading.Event):
-    """Instead of waiting, does what a script says between two polls; None: nothing. At its end the watchdog stops."""
-
-    def __init__(self, script: Sequence[Callable[[], Any] | None]) -> None:
-        super().__init__()
-        self.script = iter(script)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        for action in self.script:
-            if action is not None:
-                action()
-            return False
-        return True
-
-
 @pytest.fixture
 def clock() -> Any:
     """A clock that stands at 0."""
@@ -46,10 +31,14 @@ def clock() -> Any:
 def hung_after(
     watchdog: Watchdog, script: Sequence[Callable[[], Any] | None], monkeypatch: pytest.MonkeyPatch
 ) -> float | None:
-    """The silence after which it gives up; None if it does not."""
+    """The silence after which it gives up, if the script's actions come between its polls; None if it does not."""
     given_up: list[float] = []
     monkeypatch.setattr(watchdog, "_give_up", given_up.append)
-    watchdog._watch(Polls(script))
+    watchdog._silent_s, watchdog._seen = 0.0, (watchdog._done, watchdog._clock.is_paused)
+    for action in script:
+        if action is not None:
+            action()
+        watchdog._look()
     return given_up[0] if given_up else None
 
 

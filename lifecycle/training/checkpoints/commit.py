@@ -7,10 +7,10 @@ within seconds. The words go through JAX's coordination service, from the thread
 """
 
 import itertools
-from typing import Any
 
 import jax
-from jax._src import distributed  # the service's keys and values have no public name
+
+from lifecycle.core.distributed import words_of_job
 
 MEETINGS = 2  # in each save: all have written, and process 0 has renamed the folder
 
@@ -28,7 +28,7 @@ class Commit:
     def __init__(self) -> None:
         self._save, self._met = next(_saves), 0
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
-            _client().key_value_delete(f"lifecycle/save/{self._save - 2}/")
+            words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
 
     def meet(self, *, key: str, timeout_ms: int) -> None:
         """Waits until all processes are here, as a barrier does; raises `OtherProcessError` if one of them has failed.
@@ -36,7 +36,7 @@ class Commit:
         del key
         self._met += 1
         meeting = self._meeting(self._met)
-        client = _client()
+        client = words_of_job()
         if jax.process_index() != 0:
             client.key_value_set(f"{meeting}/{jax.process_index()}", "")
             _raise(client.blocking_key_value_get(f"{meeting}/all", timeout_ms))
@@ -49,7 +49,7 @@ class Commit:
         """Tells the other processes that this one could not write, where they wait for it or will."""
         if jax.process_count() == 1:
             return
-        client = _client()
+        client = words_of_job()
         own = "all" if jax.process_index() == 0 else str(jax.process_index())
         text = str(error) if isinstance(error, OtherProcessError) else f"process {jax.process_index()}: {error}"
         for number in range(max(self._met, 1), MEETINGS + 1):
@@ -57,12 +57,6 @@ class Commit:
 
     def _meeting(self, number: int) -> str:
         return f"lifecycle/save/{self._save}/{number}"
-
-
-def _client() -> Any:
-    client = distributed.global_state.client
-    assert client is not None, "not in a job"
-    return client
 
 
 def _raise(answer: str) -> None:

@@ -19,7 +19,7 @@ from lifecycle.core.files import FILES, temporary
 from lifecycle.core.lease import LeaseError
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress
-from lifecycle.core.published import fetch, upload
+from lifecycle.core.published import fetch, require_inside, upload
 from lifecycle.core.store import Missing, Store, StoreError
 from lifecycle.training.checkpoints.integrity import aside, damage, steps_in
 from lifecycle.training.checkpoints.weights import FROZEN
@@ -38,6 +38,7 @@ class Mirror:
         self._store, self._folder, self._name = store, folder, name
         self._progress, self._require = progress, require
         self._copied: dict[str, int] = {}  # those that are whole in the store: the time of the local `files.json`
+        self._left: list[int] = []  # the steps here when the store had no others
         self._told = ""  # the newest failure: one that lasts is told once
 
     def restore(self) -> None:
@@ -105,6 +106,7 @@ class Mirror:
             facts = {file: FileFacts(bytes=size, sha256=sha) for file, (size, sha) in json.loads(listing).items()}
         except (ValueError, TypeError):
             raise ArtifactError(f"{below.url}/{FILES}: not a list of files") from None
+        require_inside(facts, f"{below.url}/{FILES}")
         rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         fetch(below, unfinished, facts)
@@ -132,9 +134,10 @@ class Mirror:
                 self._copy(lacking[0])
         except FileNotFoundError:  # deleted meanwhile, being too old; the others are copied at the next look
             return
-        steps = [str(step) for step in steps_in(self._folder / self._name)]
-        if steps and steps[-1] in self._copied:
-            self._remove_others({FROZEN, *steps})
+        steps = steps_in(self._folder / self._name)
+        if steps != self._left and steps and str(steps[-1]) in self._copied:  # listing what is held has a price
+            self._remove_others({FROZEN, *map(str, steps)})
+            self._left = steps
 
     def _lacking(self) -> list[str]:
         """What is to be copied: first what is not whole in the store, then the steps that it has with other files,
