@@ -33,7 +33,7 @@ from lifecycle.core.run import open_run
 HERE = Path(__file__).parent
 CONFIG = HERE / "nanochat.yaml"
 STAGE = "pretrain"
-PROBE_STEPS = 20
+PROBE_STEPS = 40
 # Those of its `runs/runcpu.sh` (depth 6, 16,384 tokens a step) would get about 20 steps in ten core-minutes, fewer than
 # its warm-up has.
 PEER_FLAGS = (

@@ -1,0 +1,90 @@
+"""CPU seconds of a training step at one shape: ours and MaxText's, in turn.
+
+    uv run python benchmarks/maxtext.py PYTHON OUT [--rounds 3]
+
+`PYTHON` is an interpreter with MaxText (`pip install 'maxtext[tpu]'`, run here on the CPU), which is not part of this
+project. Both sides train a Qwen3 decoder in float32 with AdamW on batches of 16 rows of 256 positions. MaxText gets its
+synthetic data, which costs it nothing, and of its policies for rematerialisation the fastest; its dot-product attention
+is the one that runs on CPUs. A step's cost is the difference between a long run's and a short one's, divided by
+the steps between them, so starting and compiling cancel out; ours comes from the run's own log.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+from pathlib import Path
+
+from nanochat import STAGE, Ours
+
+ROWS, LENGTH = 16, 256
+SHORT, LONG = 10, 40  # steps
+SHAPE = {"d_model": 256, "d_ff": 768, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2}
+OUR_SETTINGS = (
+    *(f"model.{name}={size}" for name, size in SHAPE.items()),
+    f"train.{STAGE}.optimizer={{name: adamw, learning_rate: 0.001, schedule: {{warmup_steps: 20}}}}",
+)
+PEER_SETTINGS = (
+    f"base_emb_dim={SHAPE['d_model']}",
+    f"base_mlp_dim={SHAPE['d_ff']}",
+    f"base_num_decoder_layers={SHAPE['num_layers']}",
+    f"base_num_query_heads={SHAPE['num_heads']}",
+    f"base_num_kv_heads={SHAPE['num_kv_heads']}",
+    "head_dim=64",
+    "vocab_size=4096",
+    "decoder_block=qwen3",
+    "use_qk_norm=true",
+    "logits_via_embedding=true",
+    "normalize_embedding_logits=false",
+    'mlp_activations=["silu","linear"]',
+    "enable_dropout=false",
+    f"max_target_length={LENGTH}",
+    f"per_device_batch_size={ROWS}",
+    "dtype=float32",
+    "weight_dtype=float32",
+    "opt_type=adamw",
+    "attention=dot_product",
+    "remat_policy=minimal_with_context",
+    "dataset_type=synthetic",
+    "hardware=cpu",
+    "skip_jax_distributed_system=true",
+    "enable_checkpointing=false",
+    "enable_tensorboard=false",
+)
+
+
+def peer_run(python: Path, out: Path, steps: int) -> float:
+    """CPU seconds of a run of MaxText."""
+    package = next(python.parent.parent.glob("lib/python3*/site-packages/maxtext"))
+    settings = ("run_name=cost", f"base_output_directory={out}", f"steps={steps}", *PEER_SETTINGS)
+    command = [python, "-m", "maxtext.trainers.pre_train.train", package / "configs/base.yml", *settings]
+    with (out / f"maxtext-{steps}.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=out, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"MaxText failed: see {out}/maxtext-{steps}.log")
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    """Prints each round, and the medians."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("python", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    out = given.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    costs: list[tuple[float, float]] = []
+    for number in range(given.rounds):
+        mine = Ours(out / f"round-{number}", OUR_SETTINGS).train(LONG, STAGE).cpu_s
+        short, long = (peer_run(given.python.absolute(), out, steps) for steps in (SHORT, LONG))
+        costs.append((mine, (long - short) / (LONG - SHORT)))
+        print(f"round {number}: ours {costs[-1][0]:.2f}, MaxText {costs[-1][1]:.2f} core-s a step", flush=True)
+    mine, theirs = (statistics.median(side) for side in zip(*costs, strict=True))
+    tokens = ROWS * LENGTH
+    print(f"tokens per core-s: ours {tokens / mine:,.0f}, MaxText {tokens / theirs:,.0f}, ratio {theirs / mine:.2f}")
+
+
+if __name__ == "__main__":
+    main()
