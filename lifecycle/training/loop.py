@@ -74,10 +74,12 @@ def train_from_checkpoint(
     """Trains from the newest checkpoint to the last step and returns the stats. `records` are logged first. Raises
     `GoBack` for a step that the run must go back from, and `Stopped`."""
     train, clock = job.train, Clock(job.spent_s)
+    watchdog = Watchdog(clock, job.out, train.faults.hang_s)
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
     shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
     with ExitStack() as opened:
         sheet = opened.enter_context(RecordTimes(job, clock, saved.durable.latest_step() or 0).session())
+        opened.enter_context(watchdog.watching())
         with clock.paused("restore"):
             state, step = restore_or_start(job, optimizer, shardings, saved)
         if train.faults.is_guarded:
@@ -92,7 +94,7 @@ def train_from_checkpoint(
                 Log(train.log_every, build_schedule(train.optimizer, train.steps)),
             )
             saving = (*([SaveLocal(saved.local)] if saved.local is not None else []), Save(saved.durable))
-            train_steps(run, optimizer, shardings, (*watching, *hooks, *saving, sheet))
+            train_steps(run, optimizer, shardings, watchdog, (*watching, *hooks, *saving, sheet))
         if run.is_stopping:
             raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
         with clock.paused("end"):
@@ -137,13 +139,17 @@ def go_back(
 
 
 def train_steps(
-    run: TrainingRun, optimizer: optax.GradientTransformation, shardings: TrainState, hooks: Sequence[Hook]
+    run: TrainingRun,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    watchdog: Watchdog,
+    hooks: Sequence[Hook],
 ) -> None:
     """Runs the remaining steps, with the hooks between them."""
     held = rows_of_process(run.job.mesh, run.job.train.global_batch_size, jax.process_index())
-    watchdog, request = Watchdog(run.clock, run.job.out, run.job.train.faults.hang_s), StopRequest()
+    request = StopRequest()
     signals: list[dict[str, jax.Array]] = []  # of the steps since metrics were fetched, on the devices
-    with watchdog.watching(), request.listening():
+    with request.listening():
         with run.clock.paused("data"):
             run.batch = next_batch(run, held)
         with run.clock.paused("compile"):

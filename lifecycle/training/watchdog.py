@@ -68,7 +68,10 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watches inside the block. Of one that ends as another process is lost, the stacks are written too: it may be
-        the first that learns of a hang there."""
+        the first that learns of a hang there. And of one that JAX's coordination service ends itself, by SIGABRT, which
+        it does within two minutes of another's silence: to stderr."""
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
         with repeated(self._look, self._poll_s, "watchdog"):
             try:
                 yield

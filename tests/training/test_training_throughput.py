@@ -23,6 +23,7 @@ from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.state import TrainState
+from lifecycle.training.watchdog import Watchdog
 
 STEP_S, EPOCH = 2.0, 1e9
 POSITIONS = 16 * 32  # of a step of the tiny run
@@ -105,7 +106,7 @@ def follow(
         run = TrainingRun(job, Silent(), log, state, steps.start, clock=clock, times=times)
         measure = Evaluate(eval_every, device.busy(70.0, {"heldout_loss": 1.0}))
         hooks = (Log(log_every, device.busy(11.0, 0.5)), measure, Save(checkpoints), sheet)
-        loop.train_steps(run, None, state, hooks)  # pyright: ignore[reportArgumentType]
+        loop.train_steps(run, None, state, Watchdog(clock, out, 600.0), hooks)  # pyright: ignore[reportArgumentType]
 
 
 def records(device: Device, out: Path, log_every: int, eval_every: int, save_every: int) -> list[Any]:
