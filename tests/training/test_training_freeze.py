@@ -17,8 +17,10 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import abstract_params, init_params
 from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, tiny_job
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
+from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.freeze import frozen_part, merged, split
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
@@ -99,6 +101,18 @@ def test_damaged_frozen_parameters_are_not_used(frozen: Path, tmp_path: Path) ->
     (folder / "frozen").mkdir()
     with pytest.raises(CheckpointError, match=r"frozen: no files\.json"):
         load_params(folder, abstract_params(MODEL))
+
+
+def test_damaged_frozen_parameters_are_set_aside_where_a_run_starts_over(tmp_path: Path) -> None:
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig())
+    for name in ("frozen", "frozen.damaged"):  # neither has its list of files
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    for _ in range(2):  # the second replaces what the first wrote
+        checkpoints.save_frozen({"embed": jax.numpy.ones(2)})
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frozen", "frozen.damaged", "frozen.damaged-2"]
+    assert (tmp_path / "frozen.damaged-2" / "name").read_text() == "frozen"
 
 
 @pytest.mark.parametrize(

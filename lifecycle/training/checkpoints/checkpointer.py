@@ -28,6 +28,8 @@ from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same,
 from lifecycle.training.checkpoints.commit import Commit
 from lifecycle.training.checkpoints.integrity import (
     CheckpointError,
+    aside,
+    damage,
     damage_seen_by_any,
     rename_damaged,
     require_intact,
@@ -119,12 +121,16 @@ class Checkpointer:
         self._begin(partial(self._writer.save, self.folder / str(step), args=items), self._writer.wait_until_finished)
 
     def save_frozen(self, params: PyTree) -> None:
-        """Saves the frozen parameters, replacing any saved before, and waits until they are written."""
+        """Saves the frozen parameters, replacing any saved before, and waits until they are written. Damaged ones are
+        set aside."""
         self.wait()
         sync("frozen parameters are written")
-        if is_writer():
-            for path in self.folder.glob(f"{FROZEN}*"):  # also incomplete ones of a killed run
-                shutil.rmtree(path)
+        if is_writer() and (before := self.folder / FROZEN).is_dir():
+            if damage(before) is None:
+                shutil.rmtree(before)
+            else:
+                before.rename(aside(self.folder, FROZEN))
+        self._delete_unfinished()  # also of a killed run
         if not params:
             return
         self._saving = FROZEN
