@@ -71,6 +71,7 @@ class LocalCheckpointConfig(Section):
 
     folder: str  # on a disk, or in the memory, of the host; several runs may share it
     every: int = Field(default=50, gt=0)  # steps
+    every_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # also; as the durable ones'
 
 
 class CheckpointConfig(Section):

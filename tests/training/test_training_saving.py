@@ -14,8 +14,9 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.testing.jobs import TinyRun
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.retention import DELETED, delete_unwanted, kept_steps
-from lifecycle.training.config import CheckpointConfig, FaultsConfig, NextTokenConfig
+from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, NextTokenConfig
 from lifecycle.training.hooks.save import RETRY_S, Save
+from lifecycle.training.hooks.save_local import SaveLocal
 from lifecycle.training.run import TrainingRun
 from tests.checkpoints import Notes
 
@@ -84,7 +85,8 @@ class Disk:
     """Checkpoints on a disk that has no room before a step; a save ends when it is next asked for."""
 
     def __init__(self, full_until: int = 0, **settings: Any) -> None:
-        self.settings, self._full_until = CheckpointConfig(**settings), full_until
+        self.settings: CheckpointConfig | LocalCheckpointConfig = CheckpointConfig(**settings)
+        self._full_until = full_until
         self.saved: list[int] = []
         self.now = 0.0
         self._pending: int | None = None
@@ -104,12 +106,23 @@ class Disk:
         self.settle(is_waiting=True)
 
 
+class LocalDisk(Disk):
+    """A disk for local checkpoints."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = LocalCheckpointConfig(folder="/nowhere", **settings)
+
+    def save(self, step: int, *_: Any) -> None:
+        self.saved.append(step)
+
+
 def steps(
     disk: Disk, last: int, *, first: int = 0, total: int = 1000, seconds: float = 6.0, log_every: int = 1,
-    left_out: tuple[int, ...] = (),
+    left_out: tuple[int, ...] = (), saving: type[Save | SaveLocal] = Save,
 ) -> Notes:  # fmt: skip
     """Takes the hook through steps of some seconds, of which every `log_every`th is logged if it is not left out."""
-    notes, hook = Notes(), Save(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
+    notes, hook = Notes(), saving(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
     section: Any = SimpleNamespace(plain=dict, steps=total, faults=FaultsConfig())
     job: Any = SimpleNamespace(model=section, train=section, batches=SimpleNamespace(state=lambda step: {}))
     run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), first)  # pyright: ignore[reportArgumentType]
@@ -126,6 +139,12 @@ def test_a_checkpoint_is_due_by_steps_and_by_time() -> None:
     disk = Disk(every=100, every_minutes=1)
     steps(disk, 131, log_every=4)
     assert disk.saved == [12, 24, 36, 48, 60, 72, 84, 96, 100, 112, 124]  # ten steps a minute, at logged steps
+
+
+def test_a_local_checkpoint_is_due_by_steps_and_by_time() -> None:
+    disk = LocalDisk(every=100, every_minutes=1)
+    steps(disk, 131, log_every=4, left_out=(48,), saving=SaveLocal)
+    assert disk.saved == [12, 24, 36, 52, 64, 76, 88, 100, 112, 124]
 
 
 def test_a_step_whose_update_was_left_out_is_saved_too() -> None:

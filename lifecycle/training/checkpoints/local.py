@@ -49,7 +49,7 @@ class LocalCheckpoints:
     same calls."""
 
     def __init__(self, settings: LocalCheckpointConfig, out: Path, durable: Path, progress: Progress) -> None:
-        self.every, self._progress = settings.every, progress
+        self.settings, self._progress = settings, progress
         place = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:8]  # two runs of one name are two runs
         name, run = f"{out.name}-{place}", _run_id(durable)
         self._run = Path(settings.folder).absolute() / f"{name}-{run}"
