@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from lifecycle.core.distributed import from_writer
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, RunLog, rewind
 from lifecycle.core.typing import PRNGKeyArray
@@ -50,7 +51,8 @@ def restore_or_start(
     job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState, saved: Saved
 ) -> tuple[TrainState, int]:
     """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
-    durable, like = saved.durable.latest_step(), abstract_state(job.model, optimizer, shardings)
+    durable = from_writer(saved.durable.latest_step() or 0) or None  # other hosts may still see what was renamed
+    like = abstract_state(job.model, optimizer, shardings)
     first = job.first_step if durable is None else durable
     found = saved.local.restore(like.saved, newer_than=first) if saved.local is not None else None
     if found is None and durable is None:
@@ -62,7 +64,7 @@ def restore_or_start(
     if found is not None:
         arrays, data = found.state, found.data_state
     else:
-        arrays, data, _ = saved.durable.restore(like.saved)
+        arrays, data, _ = saved.durable.restore(like.saved, durable)
     step = restore_batches(job, data)
     frozen = saved.durable.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)

@@ -6,6 +6,7 @@ never used, and never keeps a run from resuming from an older one.
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lifecycle.training.checkpoints.agreement import from_first, sync
 
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
 UNLISTED = (FILES, "_CHECKPOINT_METADATA")
+SHOWN_S = 60.0  # NFS shows another host's rename after at most this time, unless mounted otherwise (nfs(5), acdirmax)
 DAMAGED = ".damaged"  # appended to a damaged checkpoint's folder name
 
 
@@ -67,6 +69,16 @@ def damage_seen_by_any(path: Path) -> str | None:
     return from_first(damage(path, jax.process_index(), jax.process_count()))
 
 
+def steps_seen_by_first(folder: Path) -> list[int]:
+    """As `steps_in`, what process 0 sees, in all processes of the job. Each waits until it sees the newest: one that
+    went on from another step than the others would neither fail nor be noticed."""
+    steps = from_first(steps_in(folder)) or []
+    deadline = time.monotonic() + SHOWN_S
+    while steps and not (folder / str(steps[-1])).is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return steps
+
+
 def require_intact(path: Path, damage: Damage = damage) -> None:
     """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
     if (reason := damage(path)) is not None:
@@ -92,7 +104,7 @@ def _newest_intact(folder: Path, damaged: dict[int, str], damage: Damage = damag
 
     Raises `CheckpointError` if there are steps and none is intact.
     """
-    steps = steps_in(folder)
+    steps = steps_in(folder) if damage is not damage_seen_by_any else steps_seen_by_first(folder)
     for step in reversed(steps):
         if (reason := damage(folder / str(step))) is None:
             return step
