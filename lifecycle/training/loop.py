@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import optax
 
-from lifecycle.core.distributed import is_writer
+from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import Stopped, StopRequest
+from lifecycle.core.timesheet import WENT_BACK
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError
@@ -35,7 +36,7 @@ from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.passing import PassingBatches
-from lifecycle.training.restart import Saved, open_local, open_log, restore_or_start
+from lifecycle.training.restart import Saved, earlier_records, open_local, open_log, passed_again, restore_or_start
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import local_gradients, make_train_step
@@ -55,10 +56,10 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
-        went_back: list[dict[str, Any]] = []  # one record for each time, all to the same checkpoint
+        went_back = earlier_records(job)
         while True:
             try:
-                return train_from_checkpoint(job, progress, hooks, saved, went_back[-1:])
+                return train_from_checkpoint(job, progress, hooks, saved, went_back)
             except GoBack as fault:
                 went_back = go_back(job, fault, saved, batches, progress, went_back)
                 job = replace(job, spent_s={})
@@ -69,10 +70,10 @@ def train_from_checkpoint(
     progress: Progress,
     hooks: Sequence[Hook],
     saved: Saved,
-    records: Sequence[dict[str, Any]],
+    went_back: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Trains from the newest checkpoint to the last step and returns the stats. `records` are logged first. Raises
-    `GoBack` for a step that the run must go back from, and `Stopped`."""
+    """Trains from the newest checkpoint to the last step and returns the stats. `went_back`: the records of the times
+    that the run went back. Raises `GoBack` for a step that it must go back from, and `Stopped`."""
     train, clock = job.train, Clock(job.spent_s)
     watchdog = Watchdog(clock, job.out, train.faults.hang_s)
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
@@ -82,9 +83,10 @@ def train_from_checkpoint(
         opened.enter_context(watchdog.watching())
         with clock.paused("restore"):
             state, step = restore_or_start(job, optimizer, shardings, saved)
+            again = passed_again(job, step, went_back)
         if train.faults.is_guarded:
             shardings = replace(shardings, faults=fault_shardings(job.mesh))
-        log = opened.enter_context(open_log(job, step, records)) if is_writer() else None
+        log = opened.enter_context(open_log(job, step, again)) if is_writer() else None
         run = TrainingRun(job, progress, log, state, step, clock=clock)
         opened.callback(run.times.close)
         if not run.is_last:
@@ -119,7 +121,7 @@ def go_back(
     before: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Makes the run go on from the newest checkpoint that was due, behind the batch of the faulty step. The records of
-    all times that it went back to that checkpoint, the newest last; `before` are those so far.
+    the times that it went back, one for each checkpoint; `before` are those so far.
 
     A checkpoint that was saved when the job was stopped is not one that an undisturbed run has, so it does not count.
     """
@@ -127,15 +129,17 @@ def go_back(
         saved.durable.wait()
     except CheckpointError as error:  # as after any step, a save may fail for a while
         progress.note(str(error))
-    limit, to = job.train.faults.limit, max(job.first_step, saved.durable.last_due(fault.step))
-    same = [record for record in before if record["step"] == to + 1]
-    if len(same) == limit:
-        raise diverged(job, fault.step, f"{fault.what}, after going back to step {to} {limit} times (faults.limit)")
+    to = max(job.first_step, from_writer(saved.durable.last_due(fault.step)))
+    times = sum(record["times"] for record in before if record["step"] == to + 1)
+    if times >= job.train.faults.limit:
+        raise diverged(job, fault.step, f"{fault.what}, after going back to step {to} {times} times (faults.limit)")
     saved.drop_after(to)
-    first, last = batches.pass_over(to, fault.step - 1)
+    last = batches.number(fault.step - 1)
+    first = batches.pass_over(to, last)
     progress.note(f"{fault}; going back to step {to}, passing over batches {first} to {last}")
-    record = {"step": to + 1, "fault": fault.what, "action": "went back", "from_step": fault.step}
-    return [*same, record | {"passed_over": [first, last]}]
+    record = {"step": to + 1, "fault": fault.what, "action": WENT_BACK, "from_step": fault.step}
+    record |= {"passed_over": [first, last], "times": times + 1}
+    return [*(record for record in before if record["step"] <= to), record]
 
 
 def train_steps(

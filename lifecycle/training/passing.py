@@ -2,8 +2,8 @@
 
 PaLM's runs went back about 100 steps from a spike of the loss and passed over 200 to 500 batches, those before and
 during it; the spike did not come again (Chowdhery et al. 2022, section 5.1). Here they are the batches from the
-checkpoint up to that of the faulty step. What must hold: which batch a step trains on follows from the data state
-alone, so a resumed run passes over the same ones.
+checkpoint up to that of the faulty step. What must hold: which batch a step trains on follows from the data state and
+the log's records of the times that the run went back, so a resumed run passes over the same ones.
 """
 
 from typing import Any
@@ -25,14 +25,12 @@ class PassingBatches:
         """The batch of the source that `step` trains on."""
         return step + sum(count for before, count in self.passed.items() if before <= step)
 
-    def pass_over(self, step: int, faulty: int) -> tuple[int, int]:
-        """Makes `step` train on the batch after that of step `faulty`; the first and the last batch of the source that
-        are passed over."""
-        last = self.number(faulty)
+    def pass_over(self, step: int, last: int) -> int:
+        """Makes `step` train on the source's batch after `last`; the first batch that is passed over."""
         self.passed = {before: count for before, count in self.passed.items() if before < step}
         first = self.number(step)
         self.passed[step] = last + 1 - first
-        return first, last
+        return first
 
     def batch(self, step: int, params: Params) -> HostBatch:
         """This process's rows of the batch that `step` trains on."""
@@ -48,12 +46,10 @@ class PassingBatches:
         return self._source.state(self.number(step)) | ({PASSED_OVER: passed} if passed else {})
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Restores a state; what a run that went back to it has decided to pass over stays."""
-        saved = dict(state.get(PASSED_OVER, []))
+        """Restores a state. What a run that went back to it passes over is no part of it."""
+        self.passed = dict(state.get(PASSED_OVER, []))
         number = self._source.restore({name: value for name, value in state.items() if name != PASSED_OVER})
-        step = number - sum(saved.values())
-        self.passed = saved | {before: count for before, count in self.passed.items() if before >= step}
-        return step
+        return number - sum(self.passed.values())
 
     def close(self) -> None:
         """Ends what the source prefetches with."""

@@ -1,6 +1,6 @@
 """The state that a job starts or goes on from: its newest checkpoint, durable or local, or its initial weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import optax
 
-from lifecycle.core.distributed import from_writer
+from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress
-from lifecycle.core.runlog import METRICS, RunLog, rewind
+from lifecycle.core.runlog import METRICS, RunLog, read_log, rewind
+from lifecycle.core.timesheet import WENT_BACK
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.params import Params, abstract_params
+from lifecycle.training.checkpoints.agreement import from_first
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state, require_step
 from lifecycle.training.checkpoints.items import PARAMS
@@ -22,6 +24,7 @@ from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.faults import fault_shardings, first_faults, from_plain
 from lifecycle.training.freeze import split
 from lifecycle.training.job import CHECKPOINTS, Continued, TrainJob
+from lifecycle.training.passing import PassingBatches
 from lifecycle.training.run import FAULTS
 from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params
 
@@ -107,6 +110,25 @@ def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> Train
         return state
     faults = from_plain(data[FAULTS]) if FAULTS in data else first_faults()
     return replace(state, faults=jax.device_put(faults, fault_shardings(job.mesh)))
+
+
+def earlier_records(job: TrainJob) -> list[dict[str, Any]]:
+    """The log's records of the times that the run went back, before it was started again; none under another policy,
+    which meets those steps again. All processes have what the writing one reads."""
+    if job.train.faults.policy != "rollback":
+        return []
+    if not is_writer():
+        return from_first(None) or []
+    return from_first([record for record in read_log(job.out / METRICS) if record.get("action") == WENT_BACK]) or []
+
+
+def passed_again(job: TrainJob, step: int, went_back: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Passes over what the run has decided to, when it went back to this step; the record of it, if there is one."""
+    assert isinstance(job.batches, PassingBatches)
+    records = [record for record in went_back if record["step"] == step + 1]
+    for record in records:
+        job.batches.pass_over(step, record["passed_over"][1])
+    return records
 
 
 def open_log(job: TrainJob, step: int, records: Iterable[Mapping[str, Any]]) -> RunLog:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -28,12 +29,14 @@ from lifecycle.training.config import FaultsConfig
 from lifecycle.training.faults import DECAY, WARMUP, counted, first_faults, from_plain, guarded, is_spike, to_plain
 from lifecycle.training.hooks.faults import OFFENDING, DivergedError, Faults, GoBack
 from lifecycle.training.job import CHECKPOINTS, TrainJob
-from lifecycle.training.loop import run_job
+from lifecycle.training.loop import go_back, run_job
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import DocumentRows
 from lifecycle.training.passing import PassingBatches
+from lifecycle.training.restart import earlier_records, passed_again
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.state import TrainState
+from tests.checkpoints import Notes
 
 STEPS, EVERY = 14, 4
 JOB = TinyRun(steps=STEPS, checkpoint_every=EVERY, grad_accum=1)
@@ -188,8 +191,10 @@ def went_back(out: Path, stop: int | None) -> dict[str, Any]:
 
 def test_a_run_goes_back_and_passes_over_the_batches_up_to_the_faulty_one(tmp_path: Path) -> None:
     stats = went_back(tmp_path, None)
-    faults = [(record["step"], record["from_step"], record["passed_over"]) for record in stats["faults"]]
-    assert faults == [(5, 5, [4, 6]), (9, 12, [11, 14])]
+    faults = [
+        (record["step"], record["from_step"], record["passed_over"], record["times"]) for record in stats["faults"]
+    ]
+    assert faults == [(5, 5, [4, 6], 2), (9, 12, [11, 14], 1)]
     saved = json.loads((tmp_path / CHECKPOINTS / str(STEPS) / "data_state" / "metadata").read_text())
     assert saved["passed_over"] == [[4, 3], [8, 4]]
     steps = [step for step, what in logged(tmp_path) if what != "went back"]
@@ -236,10 +241,32 @@ def test_a_run_that_goes_back_too_often_stops_and_goes_on_under_another_policy(t
     with pytest.raises(DivergedError, match=r"step 5: .*, after going back to step 4 2 times \(faults\.limit\)"):
         run_job(toy_job(tmp_path, (4, 5, 6), policy="rollback", limit=2), Silent())
     assert steps_in(tmp_path / CHECKPOINTS) == [4]
+    notes = Notes()
+    with pytest.raises(DivergedError, match=r"step 5: .*, after going back to step 4 2 times"):
+        run_job(toy_job(tmp_path, (4, 5, 6), policy="rollback", limit=2), notes)
+    assert not any("going back" in text for text in notes.texts)
     with pytest.raises(DivergedError, match="step 5: loss nan"):
         run_job(toy_job(tmp_path, (4, 5, 6)), Silent())
     stats = run_job(toy_job(tmp_path, (4, 5, 6), policy="skip"), Silent())
     assert [record["step"] for record in stats["faults"]] == [5, 6, 7]
+
+
+def test_what_a_run_decided_when_it_went_back_survives_a_restart(tmp_path: Path) -> None:
+    """So a launcher that always starts it again does not meet the same fault for ever."""
+    job = toy_job(tmp_path, (), policy="rollback", limit=2)
+    batches = PassingBatches(job.batches)
+    job = replace(job, batches=batches)
+    decided = {"step": 5, "action": "went back", "passed_over": [4, 6], "times": 2}
+    with RunLog(tmp_path / METRICS) as log:
+        for record in ({"step": 4, "loss": 2.0}, decided):
+            log.write(**record)
+    records = earlier_records(job)
+    assert records == [decided] and passed_again(job, 3, records) == [] and batches.number(4) == 4
+    assert passed_again(job, 4, records) == [decided] and batches.number(4) == 7
+    saved: Any = SimpleNamespace(durable=SimpleNamespace(wait=lambda: None, last_due=lambda step: 4))
+    with pytest.raises(DivergedError, match=r"step 5: loss nan, after going back to step 4 2 times \(faults\.limit\)"):
+        go_back(job, GoBack(5, "loss nan"), saved, batches, Silent(), records)
+    assert earlier_records(toy_job(tmp_path, (), policy="skip")) == []  # which meets the steps again
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12)), max_size=6), st.integers(0, 60))
@@ -253,7 +280,8 @@ def test_the_batch_of_a_step_follows_from_a_saved_state(faults: list[tuple[int, 
     for moved, behind in faults:
         checkpoint += moved
         before = [source.number(step) for step in range(checkpoint)]
-        first, last = source.pass_over(checkpoint, checkpoint + behind - 1)
+        last = source.number(checkpoint + behind - 1)
+        first = source.pass_over(checkpoint, last)
         assert [source.number(step) for step in range(checkpoint)] == before  # what is done is done
         assert source.number(checkpoint) == last + 1 and first == (before[-1] + 1 if before else 0)
     restored = PassingBatches(unread())
