@@ -197,6 +197,22 @@ def test_a_node_that_cannot_write_is_named_and_left_out(cluster: Cluster, tmp_pa
     assert not list((tmp_path / "job").glob("*.count"))
 
 
+def test_a_job_that_loses_a_node_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Slurm does that itself; the script on the other node must neither end the job nor queue it a second time."""
+    command = program(tmp_path / "job", "touch $SLURM_PROCID.ready; [ $n = 2 ] || exec sleep 1000")
+    job = cluster.submit(tmp_path / "job", command)
+    wait_until(lambda: len(list((tmp_path / "job").glob("*.ready"))) == 2)
+    job.call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    try:
+        job.wait("PENDING")
+        assert job.fact("Restarts") == "1" and job.fact("ExcNodeList") == "(null)"
+    finally:
+        job.call("scontrol", "update", "NodeName=node2", "State=RESUME")
+    job.wait("COMPLETED")
+    assert job.fact("Restarts") == "1"
+    assert all(job.processes(index).splitlines()[-2:] == ["attempt 2", "done"] for index in (0, 1))
+
+
 def test_a_command_that_no_node_has_fails(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.submit(tmp_path / "job", ["there-is-no-such-command"])
     job.wait("FAILED")
