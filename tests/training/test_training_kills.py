@@ -89,14 +89,14 @@ def test_killed_twenty_times_in_a_row_the_weights_are_bit_equal(tmp_path: Path) 
 
 
 def members(out: Path) -> list[int]:
-    """The processes of the job, by what they were started with."""
+    """The processes of the job, by what they were started with. The launcher has these words too, further on."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if b"lifecycle.testing.jobs" in arguments and str(out).encode() in arguments:
+        if arguments[2:4] == [b"lifecycle.testing.jobs", str(out).encode()]:
             found.append(int(path.parent.name))
     return sorted(found)
 
