@@ -5,6 +5,7 @@ lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage
 lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step
 lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
 lifecycle plan CONFIG topology=v6e:16x16 search=true    a comparison of meshes, micro-batches and rematerialisation
+lifecycle plan CONFIG topology=h100:8                   one node of GPUs, by arithmetic: nothing is compiled for them
 """
 
 import difflib
@@ -93,7 +94,11 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
 
 
 def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    if own.search:
+    if not topology.chip.is_tpu and own.stage != DECODE:
+        from lifecycle.cli.plan_arithmetic import show_by_arithmetic
+
+        show_by_arithmetic(config, planned_stage(config, own.stage), own.search, topology, console)
+    elif own.search:
         from lifecycle.cli.plan_search import search_and_show
 
         search_and_show(config, planned_stage(config, own.stage), own.is_tuned, topology, console, progress)
