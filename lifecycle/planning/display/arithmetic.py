@@ -33,8 +33,9 @@ def time_table(plan: ArithmeticPlan) -> Table:
     table.add_row("network", milliseconds(expected.network_s), "one collective after the other")
     if expected.host_s:
         table.add_row("waiting for the host", milliseconds(expected.host_s), "")
-    for name, seconds in (("hidden", plan.fastest_s), ("exposed", plan.step_s), ("slow", plan.slowest_s)):
-        table.add_row(f"step, network {name}" if name != "slow" else "step, slow", milliseconds(seconds), _mfu(plan, seconds))
+    steps = (("network hidden", plan.fastest_s), ("network exposed", plan.step_s), ("slow", plan.slowest_s))
+    for name, seconds in steps:
+        table.add_row(f"step, {name}", milliseconds(seconds), _mfu(plan, seconds))
     table.add_row("tokens/s", f"{plan.tokens_per_s:,.0f}", "with the network exposed")
     money = "no price known" if plan.usd is None else f"{plan.usd:,.0f} USD at the list price"
     table.add_row("the run", f"{plan.days:,.2f} days", money)

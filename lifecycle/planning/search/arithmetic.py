@@ -5,9 +5,8 @@ with what is different on a GPU: cuDNN's forward kernel runs again under any rem
 array `[rows, T, S]` in bfloat16 (`kernels/cudnn.py`). What must hold: all GPUs are in one node, behind one switch.
 
 The step is given three times: with collectives hidden behind the computation as far as they go, with none hidden
-(which is what a search ranks by), and with products and kernels at the slow shares and none hidden. The rates of
-products are stated shares of the peak, not measured here. A large bfloat16 product reaches 0.80 of an H100's peak (794.5
-TFLOP/s, github.com/stas00/ml-engineering compute/accelerator, second hand), and all other computation is in it too.
+(which is what a search ranks by), and with products and kernels at the slow shares and none hidden. The shares of the
+peak that products and kernels reach are the search's, which come from programs for TPUs; nothing shows them for GPUs.
 """
 
 import math
@@ -113,7 +112,9 @@ def plan_by_arithmetic(
     )
 
 
-def ranked(model: ModelConfig, train: TrainConfig, topology: Topology, check: Check, limit: float) -> list[ArithmeticPlan]:
+def ranked(
+    model: ModelConfig, train: TrainConfig, topology: Topology, check: Check, limit: float
+) -> list[ArithmeticPlan]:
     """All candidates of at most `limit` bytes, the fastest first, and of equal ones the smallest."""
     require_one_node(topology)
     plans: list[ArithmeticPlan] = []
