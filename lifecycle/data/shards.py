@@ -169,12 +169,17 @@ class TokenShards:
         """UTF-8 bytes of the documents' text: the denominator of bits per byte."""
         return self._entry["text_bytes"]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources that have documents in this split."""
+        return tuple(self.index["sources"][number] for number in np.unique(self._per_document("sources")))
+
     def of_source(self, name: str) -> "SourceDocuments":
         """The documents of one source. Raises `ShardError`, with the known names, if it has none in this split."""
         names, numbers = self.index["sources"], self._per_document("sources")
         own = np.flatnonzero(numbers == names.index(name)) if name in names else np.array([], np.int64)
         if not len(own):
-            there = ", ".join(names[number] for number in np.unique(numbers))
+            there = ", ".join(self.sources)
             raise ShardError(f"{self.folder}: no document of source {name!r} in {self.split}; there are {there}")
         return SourceDocuments(self, name, own)
 
@@ -209,19 +214,19 @@ class TokenShards:
 
 
 class SourceDocuments:
-    """The documents of one source in a split, numbered from 0."""
+    """The documents of one source in a split, numbered from 0; `numbers`: those that they have in the split."""
 
     def __init__(self, shards: TokenShards, name: str, numbers: np.ndarray) -> None:
-        self._shards, self._numbers = shards, numbers
+        self._shards, self.numbers = shards, numbers
         self.lengths: np.ndarray = shards.lengths[numbers]
         self.index = {**shards.index, "source": name}
 
     def __getitem__(self, document: int) -> np.ndarray:
-        return self._shards[int(self._numbers[document])]
+        return self._shards[int(self.numbers[document])]
 
     def name(self, document: int) -> str:
         """The document's id or place, as `TokenShards.name`."""
-        return self._shards.name(int(self._numbers[document]))
+        return self._shards.name(int(self.numbers[document]))
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
@@ -37,9 +38,10 @@ from lifecycle.training.job import Origin
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
+from lifecycle.training.packing import ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows, reference_logprobs
 from lifecycle.training.scoring import document_nats
+from lifecycle.training.token_rows import TokenRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
 DROPPED_ROWS = "dropped_rows.json"
@@ -79,7 +81,7 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     assert isinstance(train, NextTokenConfig)
     shards = training_shards(inputs["tokens"], learner.tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
-    rows = document_rows(shards, train, learner.seeds["tokens"])
+    rows = TokenRows(shards, train.seq_len, train.mixture, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
     return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
 
@@ -87,14 +89,6 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
 def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
     """The token shards to train on; they know the documents that they were made from by name."""
     return TokenShards(tokens.path, "train", tokenizer, tokens.path.parent / tokens.manifest.inputs["documents"])
-
-
-def document_rows(shards: TokenShards, train: NextTokenConfig, seed: int) -> RowSource:
-    """Rows of all documents, or of each source in its share of the mixture."""
-    if not train.mixture:
-        return DocumentRows(shards, train.seq_len, seed)
-    sources = {name: DocumentRows(shards.of_source(name), train.seq_len, seed) for name in train.mixture}
-    return Mixture(sources, train.mixture)
 
 
 def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:

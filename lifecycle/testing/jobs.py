@@ -28,13 +28,14 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import DocumentRows, ExampleRows, PairRows, RowSource
+from lifecycle.training.packing import ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows
 from lifecycle.training.run import TrainingRun
 

@@ -2,8 +2,8 @@
 
 A batch source returns the batch of any step; the batch may depend on the weights. Rows are index arithmetic: global
 batch `s` is rows `s * B .. (s + 1) * B - 1` of a row source, prefetched by Grain's threads; in a run that continues one
-with another batch size, all rows from the next one on follow. What must hold: a step's batch depends neither on the
-number of processes nor on the step that the run was resumed from.
+with another batch size, all rows from the next one on follow, and with other rows those that come after what was read.
+What must hold: a step's batch depends neither on the number of processes nor on the step that the run was resumed from.
 """
 
 import operator
@@ -18,16 +18,12 @@ from jax.sharding import Mesh
 
 from lifecycle.model.params import Params
 from lifecycle.parallel.placement import rows_of_process
-from lifecycle.training.packing import Row, RowSource, empty_row
+from lifecycle.training.packing import DataStateError, Row, RowSource, empty_row
 
 type HostBatch = dict[str, np.ndarray]  # [this process's rows of B, ...] arrays
 
 # Batches made ahead, each by its own thread. A batch takes a millisecond on a local disk; four hide slow storage.
 PREFETCH = 4
-
-
-class DataStateError(ValueError):
-    """A checkpoint's data state belongs to other data than this run's."""
 
 
 class BatchSource(Protocol):
@@ -54,6 +50,10 @@ class BatchSource(Protocol):
         state of other data."""
         ...
 
+    def continue_from(self, state: dict[str, Any]) -> int:
+        """`restore` for the state of the run that this one goes on from, whose batches had other settings."""
+        ...
+
     def close(self) -> None:
         """Ends the threads and anything else that prefetches."""
         ...
@@ -70,7 +70,8 @@ class RowBatches:
         self, rows: RowSource, global_batch_size: int, held: Sequence[int], *, prefetch: int = PREFETCH
     ) -> None:
         self._rows, self._global_batch_size, self._held = rows, global_batch_size, held
-        self._offset = 0  # of the rows: not 0 after batches of another size
+        self._offset = 0  # of the rows: not 0 after batches of another size, or other rows
+        self._past: list[dict[str, Any]] = []  # the phases before these rows
         self._reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
         self._ahead: grain.DatasetIterator[HostBatch] | None = None
         self._next = 0  # the step of the first batch in `_ahead`
@@ -95,28 +96,53 @@ class RowBatches:
         return [{"row": row, **self._rows.contents(row)} for row in range(first, first + self._global_batch_size)]
 
     def state(self, step: int) -> dict[str, Any]:
-        """The step, its first row, the batch size and the rows' fingerprint."""
+        """The step, its first row, the batch size and the rows' fingerprint; of rows that may change, also their phase
+        and those before it."""
         size = self._global_batch_size
         row = self._offset + step * size
-        return {"step": step, "row": row, "global_batch_size": size, "source": self._rows.fingerprint}
+        state = {"step": step, "row": row, "global_batch_size": size, "source": self._rows.fingerprint}
+        phases = {"phase": dict(self._rows.phase), "past": self._past}
+        return state | {name: value for name, value in phases.items() if value}
 
     def restore(self, state: dict[str, Any]) -> int:
         """The state's step; raises `DataStateError` if the rows or the batch size have changed."""
-        step, source, size = state["step"], state["source"], state["global_batch_size"]
-        if source != self._rows.fingerprint:
-            raise DataStateError(
-                f"the checkpoint at step {step} was made from other data (source {source[:12]}, now "
-                f"{self._rows.fingerprint[:12]}): documents, tokenizer, seq_len or seed differ; restore them or start "
-                "a new run"
-            )
+        step, size = state["step"], state["global_batch_size"]
+        past = state.get("past", [])
+        rows = self._rows.after(past)
+        self._require_same(rows, state)
         if size != self._global_batch_size:
             raise DataStateError(
                 f"the checkpoint at step {step} counts batches of {size} rows, now they have "
                 f"{self._global_batch_size}; set global_batch_size={size} or start a new run"
             )
-        self._offset = state["row"] - step * size
-        self.close()
+        self._go_on(rows, past, state["row"], step)
         return step
+
+    def continue_from(self, state: dict[str, Any]) -> int:
+        """The state's step, from which on the batches have this size and these rows: the next row is the one that was
+        to come, or the first one of a new phase. Raises `DataStateError` if the state is of other data."""
+        past, phase = state.get("past", []), state.get("phase", {})
+        if phase == self._rows.phase:
+            rows, row = self._rows.after(past), state["row"]
+            self._require_same(rows, state)
+        else:
+            past, row = [*past, {**phase, "rows": state["row"], "source": state["source"]}], 0
+            rows = self._rows.after(past)
+        self._go_on(rows, past, row, state["step"])
+        return state["step"]
+
+    def _go_on(self, rows: RowSource, past: list[dict[str, Any]], row: int, step: int) -> None:
+        """Makes `row` the first one of the batch of `step`."""
+        self._rows, self._past, self._offset = rows, past, row - step * self._global_batch_size
+        self.close()
+
+    def _require_same(self, rows: RowSource, state: dict[str, Any]) -> None:
+        if state["source"] != rows.fingerprint:
+            raise DataStateError(
+                f"the checkpoint at step {state['step']} was made from other data (source {state['source'][:12]}, now "
+                f"{rows.fingerprint[:12]}): documents, tokenizer, seq_len, mixture or seed differ; restore them or "
+                "start a new run"
+            )
 
     def close(self) -> None:
         """Ends the threads; `batch` starts them again."""

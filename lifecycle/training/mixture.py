@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from lifecycle.core.config import ConfigError, digest
-from lifecycle.training.packing import Row, RowSource
+from lifecycle.training.packing import FixedRows, Row, RowSource
 
 PERIOD = 1024  # shares are exact to a thousandth in any run of this many rows; the table is 16 KiB
 
 
-class Mixture:
+class Mixture(FixedRows):
     """Rows of `sources` in proportion to `weights` (any positive numbers, by the same names).
 
     All sources must return the same arrays and shapes. `num_rows` is one period of the schedule.
@@ -42,6 +42,12 @@ class Mixture:
         period, slot = divmod(index, PERIOD)
         source = int(self._source_of[slot])
         return self._names[source], period * int(self._counts[source]) + int(self._rank_of[slot])
+
+    def rows_before(self, index: int) -> dict[str, int]:
+        """How many rows of each source come before row `index`."""
+        period, slot = divmod(index, PERIOD)
+        begun = np.bincount(self._source_of[:slot], minlength=len(self._names))
+        return dict(zip(self._names, map(int, period * self._counts + begun), strict=True))
 
     def row(self, index: int) -> Row:
         """The row that this index of the mixture maps to."""

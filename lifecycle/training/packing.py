@@ -4,15 +4,14 @@ A row source returns `row(index)` for any index from 0 on; row `index` belongs t
 index arithmetic on a seeded permutation, independent of hosts, threads and time: any process may request any row in any
 order. What must hold: an epoch contains everything exactly once.
 
-`DocumentRows` cuts the permuted, concatenated documents; a document that crosses a row continues in the next row as a
-new segment. `ExampleRows` and `PairRows` pack complete units by best-fit decreasing (Johnson 1973; for language models
-Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+`DocumentRows` (`training/document_rows.py`) cuts documents. `ExampleRows` and `PairRows` pack complete units by
+best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 """
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -38,29 +37,30 @@ class RowSource(Protocol):
         """The row with this index, counted over all epochs."""
         ...
 
+    @property
+    def phase(self) -> Mapping[str, Any]:
+        """The settings of the rows that may change within a run, JSON-ready; empty if none may."""
+        ...
+
     def contents(self, index: int) -> dict[str, Any]:
         """What that row was made from, JSON-ready: for people, who look for what was wrong with it."""
         ...
 
-
-class TokenDocuments(Protocol):
-    """Documents as token ids with random access: the part of `data.shards.TokenShards` that `DocumentRows` needs."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """The documents' lengths in tokens."""
+    def after(self, past: Sequence[Mapping[str, Any]]) -> "RowSource":
+        """The rows of the same data and settings, after others: `past` has phases, each with `rows`, how many of its
+        rows were read, and `source`, their fingerprint. Raises `DataStateError` if those were of other data."""
         ...
 
-    @property
-    def index(self) -> dict[str, Any]:
-        """Data that identifies the documents; a part of the fingerprint."""
-        ...
 
-    def __getitem__(self, document: int) -> np.ndarray: ...
+class FixedRows:
+    """What row sources have in common whose rows stay the same within a run."""
 
-    def name(self, document: int) -> str:
-        """What people know a document by."""
-        ...
+    phase: Mapping[str, Any] = {}
+
+    def after(self, past: Sequence[Mapping[str, Any]]) -> Self:
+        """These rows; none come before them."""
+        assert not past, "rows without a phase have no past"
+        return self
 
 
 class MaskedIds(Protocol):
@@ -75,6 +75,10 @@ class MaskedIds(Protocol):
     def loss_mask(self) -> Sequence[bool]:
         """For each id, whether it is a target."""
         ...
+
+
+class DataStateError(ValueError):
+    """A checkpoint's data state belongs to other data than this run's."""
 
 
 class PackingError(ValueError):
@@ -110,74 +114,6 @@ class PerEpoch[P]:
                 self._plans = {known: plan for known, plan in self._plans.items() if known == epoch - 1}
                 self._plans[epoch] = self._make(epoch)
             return self._plans[epoch]
-
-
-class DocumentRows:
-    """Rows of `seq_len` tokens for pre-training.
-
-    In each epoch every token but a document's first is a target exactly once; the last row ends in padding. Rows are
-    shuffled, so neighbouring rows of a long document are in different batches.
-    """
-
-    def __init__(self, documents: TokenDocuments, seq_len: int, seed: int) -> None:
-        self._documents, self._seq_len, self._seed = documents, seq_len, seed
-        self._lengths = documents.lengths.astype(np.int64)
-        self._num_tokens = int(self._lengths.sum())
-        if self._num_tokens < 2:
-            raise PackingError(f"{self._num_tokens} tokens in {len(self._lengths)} documents: nothing to learn from")
-        self._plan = PerEpoch(self._make_plan)
-        hashed = hashlib.sha256(self._lengths.tobytes()).hexdigest()
-        self.fingerprint = digest(["documents", seq_len, seed, hashed, documents.index])
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of an epoch."""
-        return -(-(self._num_tokens - 1) // self._seq_len)  # the last token is a target only
-
-    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(documents in order, where each starts in the stream, rows in order)."""
-        order = permutation(self._seed, epoch, "documents", len(self._lengths))
-        starts = np.concatenate([[0], np.cumsum(self._lengths[order])])
-        return order, starts, permutation(self._seed, epoch, "rows", self.num_rows)
-
-    def row(self, index: int) -> Row:
-        """The row with this index, counted over all epochs."""
-        stream = np.zeros((2, self._seq_len + 1), np.int32)  # token, segment
-        at = 0
-        for segment, (document, begin, end) in enumerate(self._pieces(index), 1):
-            piece = self._read(document)[begin:end]
-            stream[0, at : at + len(piece)] = piece
-            stream[1, at : at + len(piece)] = segment
-            at += len(piece)
-        return _next_token_row(stream[0], stream[1])
-
-    def contents(self, index: int) -> dict[str, Any]:
-        """The row's documents, in order, and which of their tokens."""
-        pieces = self._pieces(index)
-        return {
-            "documents": [{"document": self._documents.name(d), "tokens": [begin, end]} for d, begin, end in pieces]
-        }
-
-    def _pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
-        """(document, its first token in the row, the end of its tokens there), in order."""
-        epoch, index = divmod(index, self.num_rows)
-        order, starts, rows = self._plan(epoch)
-        first = int(rows[index]) * self._seq_len
-        last = min(first + self._seq_len + 1, self._num_tokens)  # one token more than the row: the last target
-        at = int(np.searchsorted(starts, first, side="right")) - 1
-        while starts[at] < last:
-            start = int(starts[at])
-            yield int(order[at]), max(start, first) - start, min(int(starts[at + 1]), last) - start
-            at += 1
-
-    def _read(self, document: int) -> np.ndarray:
-        ids = self._documents[document]
-        if len(ids) != self._lengths[document]:  # a file cut after it was opened reads as empty records
-            raise PackingError(
-                f"document {document} has {len(ids)} tokens, the index says {self._lengths[document]}: its shard was "
-                "damaged after it was opened; write the token shards again"
-            )
-        return ids
 
 
 def _next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
@@ -261,7 +197,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-class ExampleRows:
+class ExampleRows(FixedRows):
     """Fine-tuning rows, packed without cutting; a position has loss if its target is in the loss mask."""
 
     def __init__(self, examples: Sequence[MaskedIds], seq_len: int, seed: int) -> None:
@@ -283,7 +219,7 @@ class ExampleRows:
         return {"examples": self._packed.units(index)}
 
 
-class PairRows:
+class PairRows(FixedRows):
     """Preference pairs `(chosen, rejected)`: a pair is packed as two consecutive segments of one row.
 
     Pair `p` of a row has segments `2p + 1` (chosen) and `2p + 2` (rejected). A row also has `pair_mask [P]` (1 for a

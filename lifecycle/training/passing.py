@@ -6,6 +6,7 @@ checkpoint up to that of the faulty step. What must hold: which batch a step tra
 the log's records of the times that the run went back, so a resumed run passes over the same ones.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from lifecycle.model.params import Params
@@ -47,8 +48,15 @@ class PassingBatches:
 
     def restore(self, state: dict[str, Any]) -> int:
         """Restores a state. What a run that went back to it passes over is no part of it."""
+        return self._restored(state, self._source.restore)
+
+    def continue_from(self, state: dict[str, Any]) -> int:
+        """Restores the state of the run that this one goes on from; what that one has passed over stays so."""
+        return self._restored(state, self._source.continue_from)
+
+    def _restored(self, state: dict[str, Any], restore: Callable[[dict[str, Any]], int]) -> int:
         self.passed = dict(state.get(PASSED_OVER, []))
-        number = self._source.restore({name: value for name, value in state.items() if name != PASSED_OVER})
+        number = restore({name: value for name, value in state.items() if name != PASSED_OVER})
         return number - sum(self.passed.values())
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh
 from lifecycle.training.heldout import each_batch
 from lifecycle.training.objectives.objective import pair_logprobs
-from lifecycle.training.packing import PairRows, Row
+from lifecycle.training.packing import FixedRows, PairRows, Row
 from lifecycle.training.state import param_specs
 
 SAVE_EVERY_S = 30.0
@@ -82,7 +82,7 @@ def _save(path: Path, table: _LogprobTable) -> None:
         unfinished.replace(path)
 
 
-class ReferenceRows:
+class ReferenceRows(FixedRows):
     """Pair rows with `ref_logprobs [P, 2]` looked up in a table."""
 
     def __init__(self, rows: PairRows, table: np.ndarray) -> None:

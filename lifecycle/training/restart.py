@@ -68,15 +68,15 @@ def restore_or_start(
         arrays, data = found.state, found.data_state
     else:
         arrays, data, _ = saved.durable.restore(like.saved, durable)
-    step = restore_batches(job, data)
+    step = job.batches.restore(of_batches(data))
     frozen = saved.durable.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(arrays["params"], frozen, arrays["opt_state"], finished), data), step
 
 
-def restore_batches(job: TrainJob, data: Mapping[str, Any]) -> int:
-    """Restores the batches from a checkpoint's data state; the number of finished steps."""
-    return job.batches.restore({name: value for name, value in data.items() if name != FAULTS})
+def of_batches(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The batches' part of a checkpoint's data state."""
+    return {name: value for name, value in data.items() if name != FAULTS}
 
 
 def continued_state(
@@ -89,8 +89,8 @@ def continued_state(
     trained, frozen = split(params, like.frozen)
     checkpoints.save_frozen(frozen)
     opt_state = load_opt_state(start.folder, start.step, like.opt_state)
-    data = load_data_state(start.folder, start.step) | {"global_batch_size": job.train.global_batch_size}
-    step = restore_batches(job, data)
+    data = load_data_state(start.folder, start.step)
+    step = job.batches.continue_from(of_batches(data))
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(trained, frozen, opt_state, finished), data), step
 

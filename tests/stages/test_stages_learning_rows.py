@@ -18,11 +18,12 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learning_rows import document_rows, heldout_bits, require_sources
+from lifecycle.stages.learning_rows import heldout_bits, require_sources
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
+from lifecycle.training.token_rows import TokenRows
 from tests.held_out import OneSource
 
 CONFIG = ModelConfig(
@@ -70,7 +71,7 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
     shards = TokenShards(tmp_path / "shards")
 
     def is_code(mixture: dict[str, float]) -> list[bool]:
-        rows = document_rows(shards, TRAIN.model_copy(update={"mixture": mixture}), seed=0)
+        rows = TokenRows(shards, TRAIN.seq_len, mixture, seed=0)
         return ["=" in words.decode(rows.row(n)["tokens"].tolist()) for n in range(PERIOD)]
 
     assert sum(is_code({})) / PERIOD == pytest.approx(1210 / 4198, abs=0.02)  # by their tokens

@@ -14,9 +14,9 @@ import numpy as np
 from lifecycle.model.params import Params
 from lifecycle.testing.jobs import SEQ_LEN, Documents, KillAt, TinyRun, tiny_job
 from lifecycle.training.batches import HostBatch, one_epoch
+from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
-from lifecycle.training.packing import DocumentRows
 
 RUN = TinyRun(steps=8, checkpoint_every=3)
 
@@ -51,6 +51,10 @@ class DrawnBatches:
         """Goes on with that memory."""
         self._memory = {state["step"]: state["memory"]}
         return state["step"]
+
+    def continue_from(self, state: dict[str, Any]) -> int:
+        """The same: there are no settings to change."""
+        return self.restore(state)
 
     def close(self) -> None:
         """Nothing works ahead."""

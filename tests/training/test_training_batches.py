@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lifecycle.data.shards import TokenShards
 from lifecycle.testing.jobs import mixed_rows
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
-from lifecycle.training.packing import DocumentRows, PackingError, Row
+from lifecycle.training.document_rows import DocumentRows
+from lifecycle.training.packing import PackingError, Row
 
 T = 16
 

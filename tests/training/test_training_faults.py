@@ -26,12 +26,12 @@ from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import hash_params, load_params
 from lifecycle.training.config import FaultsConfig
+from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.faults import DECAY, WARMUP, counted, first_faults, from_plain, guarded, is_spike, to_plain
 from lifecycle.training.hooks.faults import OFFENDING, DivergedError, Faults, GoBack
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import go_back, run_job
 from lifecycle.training.objectives.sums import Sums
-from lifecycle.training.packing import DocumentRows
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.restart import earlier_records, passed_again
 from lifecycle.training.run import TrainingRun

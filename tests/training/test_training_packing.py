@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
+from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.mixture import PERIOD, Mixture, rows_per_period
 from lifecycle.training.packing import (
-    DocumentRows,
     ExampleRows,
     PackingError,
     PairRows,
