@@ -20,11 +20,12 @@ from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides
 from lifecycle.cli.display import progress_on
-from lifecycle.core.config import ConfigError, Section, load_config, nearest, validate
+from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
+from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.storage import read_registry
@@ -77,6 +78,8 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
     if own.topology is None:
         console.print(_stages(config))
         console.print(_sizes(config))
+        if any(start.step is not None for start in config.starts.values()):
+            console.print(_changes(config))
         if config.filled:
             console.print(_filled(config))
         return
@@ -147,6 +150,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
     stage = planned_stage(config, own.stage)
     model, train = config.model_of(stage), config.train[stage]
+    train = train.model_copy(update={"steps": train.steps - (config.starts[stage].step or 0)})  # those still to take
     plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
     _show_and_write(plan, config, topology, console)
 
@@ -208,6 +212,18 @@ def _sizes(config: RunConfig) -> Table:
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
         table.add_row(name, f"{parameters:,}", f"{steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
+    return table
+
+
+def _changes(config: RunConfig) -> Table:
+    table = Table(title="runs that go on", title_justify="left", box=None, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("after", no_wrap=True)
+    table.add_column("with")
+    for name, start in config.starts.items():
+        if start.step is not None:
+            made = changes(name, config.train)["goes_on"]["settings"]
+            table.add_row(name, f"step {start.step:,} of {start.stage}", said(made))
     return table
 
 

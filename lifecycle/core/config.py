@@ -10,7 +10,7 @@ other inheritance.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -168,6 +168,41 @@ def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "cop
     if not isinstance(tree, dict):
         raise error(f"{path}: expected a mapping, got {type(tree).__name__}; {fix}")
     return tree
+
+
+def overlaid(annotation: Any, below: Any, above: Any) -> Any:
+    """Settings `above`, and from `below` those that they leave out; both will be read as `annotation`. Sections inside
+    are overlaid too, all else is one value."""
+    section = _section_in(annotation)
+    if section is None or _has_items(annotation, above) or not all(isinstance(s, Mapping) for s in (below, above)):
+        return above
+    both = {**below, **above}
+    common = below.keys() & above.keys()
+    return both | {key: overlaid(_annotation_at(section, both, key), below[key], above[key]) for key in common}
+
+
+def differing(before: Section, after: Section, omitted: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The settings that differ, by dotted name: [before, after], JSON-ready; without those at the top named `omitted`.
+
+    Sections inside are compared setting by setting, all else is one value; a setting that one of them lacks is None.
+    """
+    known = {name: (getattr(before, name, None), getattr(after, name, None)) for name in type(after).model_fields}
+    plain = before.plain(), after.plain()
+    found: dict[str, list[Any]] = {}
+    for name, (old, new) in known.items():
+        if name in omitted or old == new:
+            continue
+        if isinstance(old, Section) and isinstance(new, Section):
+            found |= {f"{name}.{inner}": values for inner, values in differing(old, new).items()}
+        else:
+            found[name] = [settings.get(name) for settings in plain]
+    return found
+
+
+def said(changes: Mapping[str, Sequence[Any]]) -> str:
+    """What `differing` found, in words."""
+    texts = {name: [json.dumps(value) for value in values] for name, values in changes.items()}
+    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in texts.items())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

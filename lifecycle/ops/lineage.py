@@ -16,7 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, open_artifact, require_intact
-from lifecycle.core.config import digest
+from lifecycle.core.config import digest, said
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 
@@ -159,11 +159,18 @@ def _draw(node: Node, parent: Tree | None) -> Tree:
             tree.add(Text(f"{name} = {value}", "green"))
         for source, files in node["source_files"].items():
             tree.add(_files_line(source, files))
+    if (goes_on := node.get("stats", {}).get("goes_on")) is not None:
+        tree.add(Text(_change_line(goes_on), "yellow"))
     for line in _fault_lines(node.get("stats", {}).get("faults", [])):
         tree.add(Text(line, "yellow"))
     for child in node["inputs"].values():
         _draw(child, tree)
     return tree
+
+
+def _change_line(goes_on: Node) -> str:
+    """Which run a training stage goes on from, and what changed there."""
+    return f"after step {goes_on['step']} of {goes_on['stage']}: {said(goes_on['settings'])}"
 
 
 def _fault_lines(faults: Sequence[Node]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lifecycle.core.config import said
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
 from lifecycle.report.blocks import Block, Charts, Heading, Paragraph, ReportSection, Table
 from lifecycle.report.curves import line_charts
@@ -58,6 +59,8 @@ def _settings(trainings: tuple[Training, ...]) -> Table:
 
 
 def _start(training: Training) -> str:
+    if (goes_on := training.stats.get("goes_on")) is not None:
+        return f"{goes_on['stage']}@{goes_on['step']}"
     if training.start is not None:
         return training.start
     return "fresh weights" if training.bundle_hash is None else f"bundle {training.bundle_hash[:12]}"
@@ -127,6 +130,8 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
 
 def _notes(training: Training) -> Iterator[str]:
     """Yields notes that explain the stage's curves."""
+    if (goes_on := training.stats.get("goes_on")) is not None:
+        yield f"Goes on from step {goes_on['step']} of {goes_on['stage']} with {said(goes_on['settings'])}."
     if "eval_bytes" in training.settings:
         yield (
             f"During training held-out text is measured on its first documents only, about "

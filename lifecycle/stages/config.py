@@ -34,6 +34,7 @@ from lifecycle.ops.cost import PriceConfig
 from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.serving.config import ServeConfig
+from lifecycle.stages.branches import with_inherited
 from lifecycle.stages.checks import check_mixture, check_sizes, check_task, rows_stage
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
@@ -111,7 +112,7 @@ class RunConfig(Section):
     @classmethod
     def _fill(cls, tree: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         tree, filled = fill(tree)
-        config = read(tree)
+        config = read(with_inherited(tree))
         config._filled = filled
         return config
 

@@ -127,7 +127,7 @@ def shorter(target: Rung, model: ModelConfig, name: str, share: float, shards: i
     if own.optimizer.base_width is None:  # with one it transfers
         rate *= learning_rate(flops) / learning_rate(whole) * (rows / best) ** 0.5
     warmup = min(round(own.optimizer.schedule.warmup_steps * steps / own.steps), steps - 1)
-    schedule = own.optimizer.schedule.model_copy(update={"warmup_steps": warmup})
+    schedule = own.optimizer.schedule.model_copy(update={"warmup_steps": warmup, "steps": None})
     optimizer = own.optimizer.model_copy(update={"learning_rate": float(f"{rate:.3g}"), "schedule": schedule})
     changes: dict[str, Any] = {
         "start": "fresh", "model": name, "steps": steps, "global_batch_size": rows, "grad_accum": max(1, rows // micro),

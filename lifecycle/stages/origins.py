@@ -12,7 +12,7 @@ from pathlib import Path
 from lifecycle.core.config import nearest
 from lifecycle.core.fetched import copy_of
 from lifecycle.core.store import is_url
-from lifecycle.stages.branches import check_branch
+from lifecycle.stages.branches import check_branch, continued_run
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -102,15 +102,15 @@ def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str
         return Start(stage=given)
     if is_url(given):
         return Start(bundle=copy_of(given), url=given)
-    stage, _, step = given.rpartition("@")
-    if stage in train and step.isdecimal():
-        check_branch(name, stage, int(step), train)
-        return Start(stage=stage, step=int(step))
+    if (found := continued_run(given, train)) is not None:
+        stage, step = found
+        check_branch(name, stage, step, train)
+        return Start(stage=stage, step=step)
     if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
         return Start(bundle=Path(given))
     raise ValueError(
         f"train.{name}.from={given}: not a training stage and not a bundle's folder"
-        f"{_known(stage or given, train)}; or give a folder as bundles/NAME"
+        f"{_known(given.rpartition('@')[0] or given, train)}; or give a folder as bundles/NAME"
     )
 
 

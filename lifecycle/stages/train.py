@@ -15,6 +15,7 @@ from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.chips import chip_of_device
 from lifecycle.stages import keys
+from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
 from lifecycle.stages.sessions import RecordSession, finished_sessions
@@ -53,6 +54,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
         hooks.append(Profile(*config.profile_steps))
     stats = run_job(job, progress, hooks)
     sessions = finished_sessions(out, train.steps)
+    facts |= changes(name, config.train)
     return Outcome(stats | learned.facts | facts, content_hash=stats["params_hash"], how=sessions)
 
 

@@ -22,6 +22,12 @@ class ScheduleConfig(Section):
     # wsd: the share of the run that decays, linearly; 1 is a linear schedule, 0 a stable one
     decay_share: float = Field(default=0.2, ge=0, le=1)
     final_share: float = Field(default=0.0, ge=0, le=1)
+    # Its length, if the run goes on after this stage (`STAGE@STEP`); None: the stage's steps.
+    steps: int | None = Field(default=None, gt=0)
+
+    def length(self, steps: int) -> int:
+        """The schedule's steps in a stage of `steps`."""
+        return steps if self.steps is None else self.steps
 
     def decay_start(self, steps: int) -> int:
         """wsd: the last step at the peak, in a run of `steps`; the decay ends with the run."""
@@ -31,6 +37,7 @@ class ScheduleConfig(Section):
 
     def stable_steps(self, steps: int) -> int:
         """How many first steps of a run of `steps` have the same rates in a longer run."""
+        steps = self.length(steps)
         if self.warmup_steps >= steps:  # the warm-up is shortened
             return 0
         if self.kind == "cosine":
@@ -134,7 +141,8 @@ class TrainConfig(VariantSection):
 
     objective: str  # a registered name; each objective has a subclass of its own
     # Where the weights come from: a stage, a bundle's folder, or `fresh`; None: the previous stage, or fresh weights
-    # for the first. `STAGE@STEP` continues that stage's run from its checkpoint: optimizer, data and steps go on.
+    # for the first. `STAGE@STEP` continues that stage's run from its checkpoint: optimizer, data and steps go on,
+    # with all of that stage's settings but those given.
     start: str | None = Field(default=None, validation_alias="from")
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
@@ -178,10 +186,15 @@ class TrainConfig(VariantSection):
                 f"checkpoint.every={self.checkpoint.every} is not a multiple of that"
             )
         schedule = self.optimizer.schedule
-        if schedule.kind != "constant" and schedule.warmup_steps >= self.steps:
+        if (length := schedule.length(self.steps)) < self.steps:
             raise ValueError(
-                f"optimizer.schedule.warmup_steps={schedule.warmup_steps} leaves no step of steps={self.steps} for the "
-                f"{schedule.kind} schedule after the warm-up; set it below {self.steps}, or schedule.kind=constant"
+                f"optimizer.schedule.steps={length} ends before steps={self.steps}; leave it out, or set it to the "
+                "steps of the whole run"
+            )
+        if schedule.kind != "constant" and schedule.warmup_steps >= length:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps={schedule.warmup_steps} leaves no step of steps={length} for the "
+                f"{schedule.kind} schedule after the warm-up; set it below {length}, or schedule.kind=constant"
             )
         return self
 

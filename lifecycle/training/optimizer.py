@@ -28,6 +28,7 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: warm-up, then stable and linear decay (Hu et al. 2024, "MiniCPM", section 4), a cosine
     (Loshchilov and Hutter 2017), or constant."""
     schedule, peak = config.schedule, config.learning_rate
+    steps = schedule.length(steps)
     warmup = min(schedule.warmup_steps, steps)
     if schedule.kind == "cosine":
         main = optax.cosine_decay_schedule(peak, max(1, steps - warmup), schedule.final_share)

@@ -69,6 +69,16 @@ def test_the_drawing_goes_down_to_filters_and_files(chain: dict[str, Artifact]) 
     assert "ast.py, empty.py, os.py" in text
 
 
+def test_the_drawing_says_what_a_run_that_goes_on_has_changed(chain: dict[str, Artifact]) -> None:
+    node = trace_artifact(next(iter(chain.values())).path)
+    node["stats"]["goes_on"] = {
+        "stage": "first",
+        "step": 60,
+        "settings": {"seq_len": [4096, 8192], "mixture": [{}, {"a": 1}]},
+    }
+    assert 'after step 60 of first: seq_len 4096 -> 8192, mixture {} -> {"a": 1}' in drawn(node)
+
+
 def test_the_drawing_says_what_was_done_about_faulty_steps(chain: dict[str, Artifact]) -> None:
     node = trace_artifact(next(iter(chain.values())).path)
     skipped = {"step": 6, "fault": "loss nan, grad_norm 1: not finite", "action": "skipped"}

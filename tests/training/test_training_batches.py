@@ -16,12 +16,12 @@ from lifecycle.data.shards import TokenShards
 from lifecycle.testing.jobs import mixed_rows
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
 from lifecycle.training.document_rows import DocumentRows
-from lifecycle.training.packing import PackingError, Row
+from lifecycle.training.packing import FixedRows, PackingError, Row
 
 T = 16
 
 
-class Numbered:
+class Numbered(FixedRows):
     """Five rows an epoch; a row says its number."""
 
     num_rows = 5
@@ -57,10 +57,10 @@ def test_a_process_gets_its_rows_of_the_same_global_batch(held: list[int]) -> No
 def test_batches_of_a_changed_size_go_on_at_the_next_row(parts: list[tuple[int, int]], last: int) -> None:
     """Each part has a batch size and steps; then the last one is resumed from its own state."""
     seen: list[int] = []
-    state: dict[str, Any] = {"step": 0, "row": 0, "source": Numbered.fingerprint}
+    state: dict[str, Any] = RowBatches(Numbered(), 1, [0]).state(0)
     for size, steps in [*parts, (last, 1), (last, 2)]:
         source = RowBatches(Numbered(), size, range(size), prefetch=0)
-        first = source.restore(json.loads(json.dumps(state)) | {"global_batch_size": size})
+        first = source.continue_from(json.loads(json.dumps(state)))
         for step in range(first, first + steps):
             seen += source.batch(step)["tokens"][:, 0].tolist()
         state = source.state(first + steps)

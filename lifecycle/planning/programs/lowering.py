@@ -38,13 +38,15 @@ def train_program(model: ModelConfig, train: TrainConfig, mesh: "Mesh", section:
     A run's length changes two constants of its learning rate schedule and nothing that a plan measures, so the step is
     lowered for a length that is independent of it: a longer run has the same plan with another budget.
     """
-    length = STEPS_PER_WARMUP * (train.optimizer.schedule.warmup_steps + 1)
+    schedule = train.optimizer.schedule.model_copy(update={"steps": None})
+    length = STEPS_PER_WARMUP * (schedule.warmup_steps + 1)
+    settings = {"steps": length, "optimizer": train.optimizer.model_copy(update={"schedule": schedule})}
     return PlannedProgram(
         name=section.rpartition(".")[2],
         section=section,
         is_training=True,
         mesh=mesh,
-        lower=partial(lower_train, model, train.model_copy(update={"steps": length}), mesh),
+        lower=partial(lower_train, model, train.model_copy(update=settings), mesh),
         arguments=partial(_train_arguments, model, train, mesh),
         work=train_work(model, train),
     )
