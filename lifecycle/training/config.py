@@ -5,10 +5,10 @@ is quick.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticUndefined
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import Section, VariantSection
 from lifecycle.model.config import Remat
@@ -165,6 +165,16 @@ class TrainConfig(VariantSection):
     def variants(cls) -> Mapping[str, type["TrainConfig"]]:
         """The settings of the registered objectives by name."""
         return SETTINGS
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        made = super().__get_pydantic_json_schema__(schema, handler)
+        if "oneOf" not in made:
+            return made
+        known = {name: value for option in made["oneOf"] for name, value in option["properties"].items()}
+        given = {cls.variant_key: {"enum": list(cls.variants())}, "from": {"type": "string", "pattern": "@[0-9]+$"}}
+        goes_on = {"type": "object", "properties": known | given, "required": ["from"], "additionalProperties": False}
+        return {"anyOf": [made, goes_on]}  # a stage that goes on leaves out what stays
 
     @field_validator("objective")
     @classmethod

@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -212,7 +213,7 @@ def test_one_schedule_may_be_shared_by_stages_that_go_on_anywhere_in_it() -> Non
     train = {"a": next_token(**SIZES | {"steps": 10}, optimizer={"schedule": schedule})}
     config = chain_of(train | {"b": {"from": "a@10", "steps": 200}, "c": {"from": "b@200", "steps": 300}})
     rates = [build_schedule(config.train[name].optimizer, config.train[name].steps) for name in "abc"]
-    assert len({float(rate(150)) for rate in rates}) == 1
+    assert len({np.asarray(rate(150)).item() for rate in rates}) == 1
     with pytest.raises(ConfigError, match=r"optimizer\.schedule\.steps=300 ends before steps=301"):
         chain_of(train | {"b": {"from": "a@10", "steps": 301}})
     longer = {"from": "a@10", "steps": 200, "optimizer": {"schedule": {"steps": 400}}}
@@ -493,9 +494,11 @@ def test_an_edited_source_file_is_another_corpus(tmp_path: Path) -> None:
 
 def test_the_schema_has_every_objective_and_one_model_or_several() -> None:
     schema = RunConfig.model_json_schema()
-    stages = schema["$defs"]["TrainConfig"]["oneOf"]
+    whole, goes_on = schema["$defs"]["TrainConfig"]["anyOf"]
+    stages = whole["oneOf"]
     by_name = {option["properties"]["objective"]["const"]: option["properties"] for option in stages}
     assert {"next_token", "sft", "dpo", "orpo"} <= by_name.keys()
+    assert goes_on["required"] == ["from"] and {"beta", "mixture", "steps"} <= goes_on["properties"].keys()
     assert "beta" in by_name["dpo"] and "beta" not in by_name["sft"] and "from" in by_name["sft"]
     one, several = schema["properties"]["model"]["anyOf"]
     assert several["additionalProperties"] == one

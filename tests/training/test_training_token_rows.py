@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +116,7 @@ def assert_no_target_is_ahead(corpus: Corpus, rows: Iterator[Row]) -> None:
             assert max(counts.values()) - min(counts.values()) <= 1
 
 
-NAMES = ("a", "b", "c")
+NAMES: tuple[str, ...] = ("a", "b", "c")
 corpora = st.tuples(*(st.lists(st.integers(2, 30), min_size=1, max_size=5) for _ in NAMES)).map(
     lambda lengths: Corpus(dict(zip(NAMES, lengths, strict=True)))
 )
@@ -188,15 +187,15 @@ def test_a_step_far_away_is_reached_by_arithmetic() -> None:
     """Through changes in its past, each after millions of steps, without reading a document that is not in the row."""
     corpus = Corpus({"a": [20, 9, 31], "b": [31, 12]})
     chain = [Phase({"a": 1, "b": 2}, 8, 4, 10**6), Phase({"b": 1, "a": 5}, 5, 8, 10**6 + 1), Phase({}, 9, 2, 10**6)]
-    state: dict[str, Any] | None = None
-    for phase, following in pairwise([*chain, Phase({"b": 1}, 7, 1, 1)]):
-        source = RowBatches(phase.rows(corpus), phase.size, [0], prefetch=0)
-        step = source.continue_from(state) if state is not None else 0
-        state = source.state(step + phase.steps)
-        last = RowBatches(following.rows(corpus), following.size, [0], prefetch=0)
-        last.continue_from(json.loads(json.dumps(state)))
-    row = last.batch(3 * 10**6 + 1)
-    assert len(learned(next(rows_of(row)))) > 0 and len(corpus.read) + len(corpus.parts["b"].read) < 8
+    source = RowBatches(chain[0].rows(corpus), chain[0].size, [0], prefetch=0)
+    step = 0
+    for before, after in pairwise([*chain, Phase({"b": 1}, 7, 1, 1)]):
+        step += before.steps
+        state = json.dumps(source.state(step))
+        source = RowBatches(after.rows(corpus), after.size, [0], prefetch=0)
+        assert source.continue_from(json.loads(state)) == step
+    assert learned(next(rows_of(source.batch(step + 10**6))))
+    assert len(corpus.read) == 0 and len(corpus.parts["b"].read) < 8
 
 
 def test_the_state_of_other_data_or_of_another_phase_is_refused() -> None:
