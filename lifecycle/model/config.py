@@ -135,6 +135,9 @@ class ModelConfig(Section):
 
     activation: Literal["silu", "gelu", "clamped"] = "silu"  # of the gate; gelu: tanh form; clamped: gpt-oss
     moe: MoeConfig | None = None
+    # Modules behind the last layer that predict further tokens (`model/mtp.py`). Training stages with `mtp_weight`
+    # train them; decoding does not use them.
+    num_mtp_modules: int = Field(default=0, ge=0, le=16)
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -187,6 +190,11 @@ class ModelConfig(Section):
             raise ValueError("mla does not support qk_norm, attention_bias or use_sinks; leave them out")
         if self.context_attention == "ring":
             raise ValueError("mla gathers the row's latents; set context_attention=gather")
+
+    @property
+    def trunk(self) -> "ModelConfig":
+        """This model without prediction modules."""
+        return self.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self
 
     @property
     def rope_dim(self) -> int:
@@ -266,7 +274,8 @@ class ModelConfig(Section):
 
 
 def num_params(config: ModelConfig) -> int:
-    """The number of parameters, tied ones counted once, selection biases not at all (no gradient trains them)."""
+    """The number of parameters, tied ones counted once, selection biases not at all (no gradient trains them).
+    Prediction modules are counted."""
     c = config
     attention = _attention_matrices(c) + _attention_vectors(c)
     norms = (4 if c.norm_position == "sandwich" else 2) * c.d_model
@@ -275,13 +284,27 @@ def num_params(config: ModelConfig) -> int:
         m = c.moe
         sparse = c.d_model * m.num_experts + 3 * c.d_model * m.d_ff * (m.num_experts + m.num_shared_experts)
         sparse += m.num_experts * (1 + 2 * m.d_ff + c.d_model) if m.use_bias else 0
-    feed_forward = sum(sparse if c.is_moe(layer) else dense for layer in range(c.num_layers))
+    layers = block_layers(c)
+    feed_forward = sum(sparse if c.is_moe(layer) else dense for layer in layers)
     tables = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
-    return c.num_layers * (attention + norms) + feed_forward + c.d_model + tables
+    modules = c.num_mtp_modules * (_projection(c) + 3 * c.d_model)
+    return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules
+
+
+def block_layers(config: ModelConfig) -> list[int]:
+    """The layer's number for each block of the model; that of a prediction module is like the last layer's."""
+    return [*range(config.num_layers), *[config.num_layers - 1] * config.num_mtp_modules]
+
+
+def _projection(c: ModelConfig) -> int:
+    """Elements of a prediction module's projection."""
+    return 2 * c.d_model**2
 
 
 def num_active_params(config: ModelConfig) -> int:
-    """The number of parameters that one token uses; of the experts, only the chosen and the shared ones."""
+    """The number of parameters that one token uses: of the experts, only the chosen and the shared ones, and no
+    prediction module."""
+    config = config.trunk
     if config.moe is None:
         return num_params(config)
     m = config.moe
@@ -314,23 +337,25 @@ def _attention_vectors(c: ModelConfig) -> int:
 
 
 def forward_flops_per_token(config: ModelConfig, seq_len: int, count_causal_half: bool = True) -> float:
-    """Matmul FLOPs of a forward pass per token, counting only the experts that a token uses.
+    """Matmul FLOPs of a forward pass per token, counting only the experts that a token uses; with those of prediction
+    modules, which run in training only: leave them out with `config.trunk`.
 
     Causal attention counts half of the square, and a window only the keys it sees: the work that is needed. With
     `count_causal_half=False`, every key counts, also outside a window. Training costs three times this: the backward
     pass has two matmuls for each one here.
     """
     c = config
-    weights = c.num_layers * _attention_matrices(c)
-    for layer in range(c.num_layers):
+    layers = block_layers(c)
+    weights = len(layers) * _attention_matrices(c) + c.num_mtp_modules * _projection(c)
+    for layer in layers:
         if c.moe is not None and c.is_moe(layer):
             used = c.moe.experts_per_token + c.moe.num_shared_experts
             weights += c.d_model * (c.moe.num_experts + 3 * c.moe.d_ff * used)
         else:
             weights += 3 * c.d_model * c.d_ff
-    keys = sum(_keys_seen(c, layer, seq_len) if count_causal_half else seq_len for layer in range(c.num_layers))
+    keys = sum(_keys_seen(c, layer, seq_len) if count_causal_half else seq_len for layer in layers)
     scores = c.num_heads * (c.head_dim + c.v_head_dim) * keys  # q k' and p v
-    return 2 * (weights + scores + c.d_model * c.vocab_size)
+    return 2 * (weights + scores + (1 + c.num_mtp_modules) * c.d_model * c.vocab_size)
 
 
 def _keys_seen(c: ModelConfig, layer: int, seq_len: int) -> float:

@@ -4,7 +4,7 @@ Embedding, layers, final norm. RoPE's angles and the attention mask are computed
 structure are stacked, and `jax.lax.scan` applies a stack.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,20 +14,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.cross_entropy import project, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Remat
 from lifecycle.model.layers import Angles, full_row
-from lifecycle.model.params import Params, block_definition, compute_dtype, gathered, parameters, trunk_definition
-from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
+from lifecycle.model.mtp import own_positions
+from lifecycle.model.params import (
+    Params,
+    block_definition,
+    compute_dtype,
+    gathered,
+    module_definition,
+    parameters,
+    trunk_definition,
+)
+from lifecycle.model.pipeline import among_layers, own_rows, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
-from lifecycle.model.stacks import LayerGroup, layer_groups
+from lifecycle.model.stacks import MODULES, MODULES_STACK, LayerGroup, layer_groups
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
-from lifecycle.parallel.placement import row_order
 
 type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
 type Caches = dict[str, Stack]  # KV caches by stack
@@ -77,6 +85,36 @@ def forward_train(
     return _final_norm(config, params, x), stats
 
 
+def forward_modules(
+    config: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "b t D"],
+    rows: Sequence[Batch],
+    remat: Remat | None = None,
+) -> tuple[list[Float[Array, "b t D"]], Stats]:
+    """Each prediction module's hidden states after its norm, for `logits` or a loss, and their routers' statistics.
+
+    `hidden` is what `forward_train` returned, and `rows` the batch as each module has it (`model/mtp.py:ahead`), in
+    order; on a mesh of this device's rows and positions.
+    """
+    definition, declared = module_definition(config)
+    kind = config.kind(config.num_layers - 1)
+
+    def run(x: Array, embedded: Array, weights: Params, angles: Angles | None, mask: Mask) -> tuple[Any, ...]:
+        return nnx.merge(definition, nnx.State(gathered(config, declared, weights)))(x, embedded, angles, mask)
+
+    module, states, stats = run if remat is None else rematerialised(run, remat), [], []
+    for number, row in enumerate(rows):
+        tokens, positions, segments = (own_rows(row[name]) for name in ("tokens", "positions", "segment_ids"))
+        mask = replace(_causal_mask(tokens.shape, segments), window=config.window if kind == "local" else None)
+        weights = jax.tree.map(lambda stack, number=number: stack[number], params[MODULES][MODULES_STACK])
+        embedded = embed(config, params["embed"], tokens)
+        hidden, normed, of_router = module(hidden, embedded, weights, _angles(config, positions)[kind], mask)
+        states.append(normed)
+        stats.append(of_router)
+    return states, {MODULES: jax.tree.map(lambda *layers: jnp.stack(layers), *stats)} if stats[0] is not None else {}
+
+
 def forward_cached(
     config: ModelConfig, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache
 ) -> tuple[Float[Array, "B T D"], KVCache]:
@@ -96,8 +134,7 @@ def forward_cached(
 def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
     """The mask of this device's queries over the keys of their full rows."""
     (rows, length), num_shards = shape, axis_size("seq")
-    order = jnp.asarray(row_order(length * num_shards, num_shards)).reshape(num_shards, -1)[axis_index("seq")]
-    queries = jnp.broadcast_to(order, shape)
+    queries = jnp.broadcast_to(own_positions(length), shape)
     keys = jnp.broadcast_to(jnp.arange(length * num_shards), (rows, length * num_shards))
     key_segments = None if segment_ids is None else full_row(segment_ids)
     return Mask(queries, keys, segment_ids, key_segments, num_shards=num_shards)
@@ -198,7 +235,7 @@ def _scan(
 
 
 def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
-    trunk = {name: array for name, array in params.items() if name != "blocks"}
+    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES)}
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(x)
 
 

@@ -27,12 +27,12 @@ class Parameter:
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the first dimension is a stack's layers."""
-        return self.axes[:1] == ("layers",)
+        """Whether the first dimension is a stack's layers, or the prediction modules."""
+        return self.axes[:1] in (("layers",), ("modules",))
 
-    def of_stack(self, num_layers: int) -> "Parameter":
-        """The same parameter, stacked over `num_layers` layers."""
-        return replace(self, shape=(num_layers, *self.shape), axes=("layers", *self.axes))
+    def of_stack(self, num: int, axis: str = "layers") -> "Parameter":
+        """The same parameter, stacked over `num` layers or modules."""
+        return replace(self, shape=(num, *self.shape), axes=(axis, *self.axes))
 
 
 def matrix(

@@ -1,7 +1,8 @@
 """A model's parameters: a plain tree of arrays, created, described, and converted for use.
 
 The tree has the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
-(`model/stacks.py`): layers of equal structure are stacked on a leading axis. On disk every layer has its own names
+(`model/stacks.py`): layers of equal structure are stacked on a leading axis. Prediction modules, where the model has
+them, are a stack under `mtp` (`model/mtp.py`). On disk every layer has its own names
 (`weights/names.py`). `flax.nnx` defines the layers and makes their initial values; training and inference pass a tree
 of plain arrays, which is merged with the modules only inside a trace.
 """
@@ -16,8 +17,9 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
 from lifecycle.model.block import Block, Trunk
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.stacks import layer_groups
+from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
 type Params = dict[str, Any]
@@ -27,15 +29,19 @@ GATHERED = ("embed", "expert_embed")  # the logical axes over which a layer's we
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
     """Fresh parameters in float32. Run it under `jax.jit` with `out_shardings`, so that no host holds a full model. A
-    layer's values depend only on `key` and its number."""
-    trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1)
+    layer's values depend only on `key` and its number; prediction modules count as the layers after the last."""
+    trunk_key, *block_keys = jax.random.split(key, config.num_layers + 1 + config.num_mtp_modules)
     blocks: Params = {}
     for group in layer_groups(config):
         is_moe = config.is_moe(group.first)
         for first, name in enumerate(group.stacks, group.first):
             keys = jnp.stack(block_keys[first : first + group.period * group.repeats : group.period])
             blocks[name] = jax.vmap(lambda k, m=is_moe: _arrays(Block(config, m, nnx.Rngs(k))))(keys)
-    return {**_arrays(Trunk(config, nnx.Rngs(trunk_key))), "blocks": blocks}
+    params = {**_arrays(Trunk(config, nnx.Rngs(trunk_key))), "blocks": blocks}
+    if config.num_mtp_modules:
+        keys = jnp.stack(block_keys[config.num_layers :])
+        params[MODULES] = {MODULES_STACK: jax.vmap(lambda k: _arrays(PredictionModule(config, nnx.Rngs(k))))(keys)}
+    return params
 
 
 def _arrays(module: nnx.Module) -> Params:
@@ -49,12 +55,21 @@ def parameters(config: ModelConfig) -> Params:
         _, declared = block_definition(config, config.is_moe(group.first))
         stacked = jax.tree.map(lambda parameter, n=group.repeats: parameter.of_stack(n), declared)
         blocks |= dict.fromkeys(group.stacks, stacked)
-    return {**trunk_definition(config)[1], "blocks": blocks}
+    declared = {**trunk_definition(config)[1], "blocks": blocks}
+    if num := config.num_mtp_modules:
+        of_one = module_definition(config)[1]
+        declared[MODULES] = {MODULES_STACK: jax.tree.map(lambda known: known.of_stack(num, "modules"), of_one)}
+    return declared
 
 
 def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
     """A layer's graph definition, to be merged with arrays, and the declarations of these arrays, not stacked."""
     return _definition(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))
+
+
+def module_definition(config: ModelConfig) -> tuple[Any, Params]:
+    """A prediction module's graph definition and declarations, not stacked."""
+    return _definition(nnx.eval_shape(lambda: PredictionModule(config, nnx.Rngs(0))))
 
 
 def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:

@@ -8,6 +8,8 @@ choice, and with it the output.
 Statistics are sums over tokens, so that they can be added over devices and micro-batches before any division.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Bool, Float, Int, PyTree
 from lifecycle.model.config import MoeConfig
+from lifecycle.model.stacks import MODULES, MODULES_STACK
 
 
 class RouterStats(NamedTuple):
@@ -124,9 +127,13 @@ def balanced(params: PyTree, load: dict[str, Float[Array, "L E"]], rate: float) 
     stack."""
     if not rate:
         return params
-    blocks = dict(params["blocks"])
     for stack, choices in load.items():
-        layer = blocks[stack]["feed_forward"]
-        bias = bias_update(choices, layer["selection_bias"], rate)
-        blocks[stack] = blocks[stack] | {"feed_forward": layer | {"selection_bias": bias}}
-    return params | {"blocks": blocks}
+        layer = (MODULES, MODULES_STACK, "block") if stack == MODULES else ("blocks", stack)
+        path = (*layer, "feed_forward", "selection_bias")
+        params = _changed(params, path, partial(bias_update, choices, rate=rate))
+    return params
+
+
+def _changed(tree: PyTree, path: tuple[str, ...], change: Callable[[Array], Array]) -> PyTree:
+    """The tree with the array at `path` changed."""
+    return tree | {path[0]: _changed(tree[path[0]], path[1:], change)} if path else change(tree)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig
 
+MODULES = "mtp"  # the key, beside `blocks`, of the stack of prediction modules (`model/mtp.py`)
+MODULES_STACK = "0+1"
+
 
 def stack_name(first: int, period: int) -> str:
     """The key, below `blocks`, of the stack of layers `first, first + period, ...`."""

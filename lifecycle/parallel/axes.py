@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "experts": ("expert",),
     "expert_embed": ("fsdp", "context"),  # d_model of an expert's parameter
     "layers": ("stage",),
+    "modules": (),  # prediction modules: each stage of a pipeline has all of them, for its rows of the loss
 }
 
 

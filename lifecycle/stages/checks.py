@@ -27,6 +27,16 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
             f"{at}.optimizer.base_width: no rule is known here for the latents of model.mla; leave it out and "
             f"choose {at}.optimizer.learning_rate for this width"
         )
+    if train.modules_weight and not model.num_mtp_modules:
+        raise ValueError(
+            f"{at}.mtp_weight={train.modules_weight:g} is the weight of the prediction modules' loss, and the model has "
+            "none; set model.num_mtp_modules=1, or leave it out"
+        )
+    if train.modules_weight and train.seq_len <= model.num_mtp_modules + 1:
+        raise ValueError(
+            f"{at}.seq_len={train.seq_len}: the last of model.num_mtp_modules={model.num_mtp_modules} predicts nothing "
+            "in such a short row; raise the one or lower the other"
+        )
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
         raise ValueError(

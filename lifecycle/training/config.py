@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, m
 from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import Section, VariantSection
-from lifecycle.model.config import Remat
+from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.model.stacks import MODULES
 
 
 class ScheduleConfig(Section):
@@ -176,6 +177,21 @@ class TrainConfig(VariantSection):
         goes_on = {"type": "object", "properties": known | given, "required": ["from"], "additionalProperties": False}
         return {"anyOf": [made, goes_on]}  # a stage that goes on leaves out what stays
 
+    @property
+    def modules_weight(self) -> float:
+        """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""
+        return getattr(self, "mtp_weight", 0.0)
+
+    def computed(self, model: ModelConfig) -> ModelConfig:
+        """The model as this stage's steps compute it: prediction modules only if it trains them."""
+        return model if self.modules_weight else model.trunk
+
+    def frozen(self, model: ModelConfig) -> tuple[str, ...]:
+        """The patterns of the parameters that stay as they are: `freeze`, and modules that the stage does not train:
+        without gradients, weight decay alone would change them."""
+        is_idle = model.num_mtp_modules and not self.modules_weight
+        return (*self.freeze, MODULES) if is_idle else self.freeze
+
     @field_validator("objective")
     @classmethod
     def _is_own(cls, name: str) -> str:
@@ -224,6 +240,9 @@ class NextTokenConfig(TrainConfig):
     # Bytes of held-out text measured during training; the evaluation stage uses all of it.
     eval_bytes: int = Field(default=100_000, gt=0)
     z_weight: float = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss
+    # Of the loss of the model's prediction modules (`model.num_mtp_modules`), which is not part of the logged loss;
+    # DeepSeek-V3, section 4.2: 0.3, later 0.1. With 0 they do not run, and stay as they are.
+    mtp_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class SftConfig(TrainConfig):
@@ -232,6 +251,7 @@ class SftConfig(TrainConfig):
     objective: str = "sft"
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     z_weight: float = Field(default=0.0, ge=0)  # as in pre-training
+    mtp_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # as in pre-training
 
 
 class DpoConfig(TrainConfig):

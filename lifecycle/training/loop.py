@@ -77,7 +77,7 @@ def train_from_checkpoint(
     train, clock = job.train, Clock(job.spent_s)
     watchdog = Watchdog(clock, job.out, train.faults.hang_s)
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
-    shardings = state_shardings(job.model, optimizer, job.mesh, train.freeze)
+    shardings = state_shardings(job.model, optimizer, job.mesh, train.frozen(job.model))
     with ExitStack() as opened:
         sheet = opened.enter_context(RecordTimes(job, clock, saved.durable.latest_step() or 0).session())
         opened.enter_context(watchdog.watching())

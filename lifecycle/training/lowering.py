@@ -31,7 +31,7 @@ def trace_train_step(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> j
 def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> tuple[TrainState, Batch]:
     """Shapes and shardings of the arguments of a step on token rows: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
-    shardings = state_shardings(model, optimizer, mesh, train.freeze)
+    shardings = state_shardings(model, optimizer, mesh, train.frozen(model))
     state = abstract_state(model, optimizer, shardings)
     if train.faults.is_guarded:
         state = replace(state, faults=abstract_faults(mesh))

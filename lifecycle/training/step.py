@@ -88,7 +88,7 @@ def _of_parts(objective: Objective, frozen: Params, trained: Params, batch: Batc
 def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:
     def loss_sum(params: Params, part: Batch) -> tuple[Array, Sums]:
         sums = objective(params, part)
-        return sums.loss, sums
+        return sums.minimised, sums
 
     gradients = jax.grad(loss_sum, has_aux=True)
     if grad_accum == 1:

@@ -2,7 +2,7 @@
 
 In memory the arrays of layers of equal structure are stacked under `blocks` with a leading layer axis, for
 `jax.lax.scan`; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has its own
-name: `blocks.8.attention.q`. What must hold: `stack_like` undoes `unstack` bit for bit, and a tree that contains copies
+name: `blocks.8.attention.q`. The stack of prediction modules, under `mtp`, is named in the same way: `mtp.0.projection`. What must hold: `stack_like` undoes `unstack` bit for bit, and a tree that contains copies
 of the parameters' tree (an optimizer's moments) is named by the same rule.
 """
 
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lifecycle.core.typing import Array, PyTree
+from lifecycle.model.stacks import MODULES
 
-BLOCKS = "blocks"
+STACKED = ("blocks", MODULES)
 
 type KeyPath = tuple[Any, ...]  # the keys that lead to a leaf, as `jax.tree_util` gives them
 
@@ -48,14 +49,14 @@ def stack_like[T](flat: MutableMapping[str, Any], like: T, stack: Callable[[list
 
 
 def is_stacked(path: KeyPath, leaf: Any) -> bool:
-    """Whether the leading axis of the array (or shape) at `path` is the layer."""
-    return BLOCKS in map(_key, path) and leaf.ndim > 0
+    """Whether the leading axis of the array (or shape) at `path` is the layer, or the prediction module."""
+    return any(key in STACKED for key in map(_key, path)) and leaf.ndim > 0
 
 
 def layer_names(path: KeyPath, leaf: Any) -> Iterator[str]:
     """The canonical names of a stack's layers, in the order of its leading axis."""
     keys = [_key(entry) for entry in path]
-    stack = keys.index(BLOCKS) + 1
+    stack = next(at for at, key in enumerate(keys) if key in STACKED) + 1
     first, period = map(int, keys[stack].split("+"))
     for number in range(first, first + period * leaf.shape[0], period):
         yield ".".join([*keys[:stack], str(number), *keys[stack + 1 :]])

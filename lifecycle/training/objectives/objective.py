@@ -20,6 +20,7 @@ from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.likelihoods import PairLikelihoods, TokenLikelihoods
+from lifecycle.training.objectives.mtp import with_modules
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.objectives.router import with_routers
 from lifecycle.training.objectives.sums import Sums
@@ -41,6 +42,9 @@ def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
         hidden, routers = forward_train(model, params, *inputs, remat=train.remat)
         sums = apply(formula, model, train, params, batch, hidden)
+        if train.computed(model).num_mtp_modules:
+            sums, of_modules = with_modules(model, train, params, batch, hidden, sums)
+            routers = routers | of_modules
         return with_routers(model, sums, routers)
 
     return objective

@@ -12,9 +12,9 @@ from lifecycle.core.typing import Array, Float
 class Sums:
     """Sums over a part of a batch; parts are added up, and divided only at the end.
 
-    The gradient is that of `loss`, divided by `count`. `metrics` are sums for the log, each divided by its own entry in
+    The gradient is that of `loss`, and of `auxiliary` where there is one, divided by `count`. `metrics` are sums for the log, each divided by its own entry in
     `counts`, or else by `count`. `load`: by stack, how often each expert was chosen; router selection biases are
-    updated from it.
+    updated from it. `auxiliary` is learned too, but is not part of the loss that is logged and compared.
     """
 
     loss: Float[Array, ""]
@@ -22,6 +22,12 @@ class Sums:
     load: dict[str, Float[Array, "L E"]] = field(default_factory=dict)
     metrics: dict[str, Float[Array, ""]] = field(default_factory=dict)
     counts: dict[str, Float[Array, ""]] = field(default_factory=dict)
+    auxiliary: Float[Array, ""] | None = None
+
+    @property
+    def minimised(self) -> Float[Array, ""]:
+        """What the gradient is of."""
+        return self.loss if self.auxiliary is None else self.loss + self.auxiliary
 
     def metric_means(self, divisor: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
         """Each metric's mean; `divisor` is `count`, or the caller's substitute if that is zero."""
