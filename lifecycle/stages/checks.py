@@ -29,8 +29,8 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         )
     if train.modules_weight and not model.num_mtp_modules:
         raise ValueError(
-            f"{at}.mtp_weight={train.modules_weight:g} is the weight of the prediction modules' loss, and the model has "
-            "none; set model.num_mtp_modules=1, or leave it out"
+            f"{at}.mtp_weight={train.modules_weight:g} is the weight of the prediction modules' loss, and the model "
+            "has none; set model.num_mtp_modules=1, or leave it out"
         )
     if train.modules_weight and train.seq_len <= model.num_mtp_modules + 1:
         raise ValueError(

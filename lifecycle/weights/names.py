@@ -2,8 +2,9 @@
 
 In memory the arrays of layers of equal structure are stacked under `blocks` with a leading layer axis, for
 `jax.lax.scan`; the stack `2+6` holds layers 2, 8, 14, ... On disk and in other tools' files each layer has its own
-name: `blocks.8.attention.q`. The stack of prediction modules, under `mtp`, is named in the same way: `mtp.0.projection`. What must hold: `stack_like` undoes `unstack` bit for bit, and a tree that contains copies
-of the parameters' tree (an optimizer's moments) is named by the same rule.
+name: `blocks.8.attention.q`. Prediction modules are a stack under `mtp`, named in the same way: `mtp.0.projection`.
+What must hold: `stack_like` undoes `unstack` bit for bit, and a tree that contains copies of the parameters' tree (an
+optimizer's moments) is named by the same rule.
 """
 
 from collections.abc import Callable, Iterator, MutableMapping

@@ -19,7 +19,7 @@ DENSE = ModelConfig(  # what Gemma 3 has
     vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=16, num_kv_heads=8, head_dim=4, max_seq_len=32,
     layer_pattern=("local", "global"), window=9, qk_norm="head", compute_dtype="float32", tie_embeddings=True,
     local_rope_theta=1000.0, rope_scaling=RopeScaling(kind="linear", factor=8.0), norm_offset=1.0,
-    norm_position="sandwich", use_embed_scale=True, activation="gelu", attention_scale=0.2,
+    norm_position="sandwich", use_embed_scale=True, activation="gelu", attention_scale=0.2, num_mtp_modules=1,
 )  # fmt: skip
 PROJECTION = ModelConfig(  # OLMo 2, biases and caps
     vocab_size=96, d_model=32, d_ff=64, num_layers=4, num_heads=8, num_kv_heads=8, head_dim=8, max_seq_len=32,
@@ -41,10 +41,15 @@ LATENT = ModelConfig(  # DeepSeek V3
         num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, score="sigmoid", routed_scale=2.5,
         num_groups=4, groups_per_token=2, use_selection_bias=True, bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
     ),
+    num_mtp_modules=1,
 )  # fmt: skip
 # A dense layer before those with experts, which no pipeline can have.
 DENSE_FIRST = LATENT.model_copy(
-    update={"num_layers": 3, "moe": LATENT.moe and LATENT.moe.model_copy(update={"first_dense_layers": 1})}
+    update={
+        "num_layers": 3,
+        "moe": LATENT.moe and LATENT.moe.model_copy(update={"first_dense_layers": 1}),
+        "num_mtp_modules": 2,
+    }
 )
 RING = {"context_attention": "ring"}
 MODELS = {

@@ -45,7 +45,8 @@ def first_step(
     """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
     config, mesh = MODELS[model], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
-    summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks)
+    settings = {"mtp_weight": 0.3} if config.num_mtp_modules and objective == "next_token" else {}
+    summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks, **settings)
     step = make_train_step(summed, GRADIENT, mesh, shardings, 2, config.bias_rate)
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
