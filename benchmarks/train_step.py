@@ -129,7 +129,7 @@ def random_batch(vocab_size: int, rows: int, length: int) -> dict[str, np.ndarra
 def report(model: ModelConfig, train: TrainConfig, times: list[tuple[Spent, Spent, Spent]]) -> None:
     """Prints medians of time, tokens and FLOPs, and their share of the product's rate."""
     tokens = train.global_batch_size * train.seq_len
-    flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens
+    flops = 3 * forward_flops_per_token(train.computed(model), train.seq_len) * tokens
     print(f"model               {num_params(model):,} parameters, {tokens:,} tokens a step")
     for number, clock in enumerate(("wall", "CPU")):
         peak = 2 * PEAK_SIZE**3 / statistics.median(product[number] for *_, product in times)

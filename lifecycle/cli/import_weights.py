@@ -37,6 +37,7 @@ from lifecycle.weights.gguf_llama import GGUF_LLAMA, config_of
 from lifecycle.weights.published import (
     CONFIG,
     family_of,
+    held_config,
     load_config,
     open_weights,
     read_from,
@@ -121,6 +122,7 @@ def import_safetensors(
     """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own."""
     config = load_config(source)
     file = open_weights(config, source)
+    config = held_config(config, file)
     with _bundle(out, source, dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
         _copy_template(template, folder)
@@ -152,7 +154,10 @@ def _write(
     write_config(config, folder, source.dtype(largest) if asked is None else asked, **ids)
 
     def dtypes(name: str, arrays: tuple[str, ...]) -> np.dtype:
-        return source.dtype(name) if asked is None else asked
+        if asked is not None:
+            return asked
+        here = family.layout.location(config, arrays[0])
+        return source.dtype(here.name if name in family.layout.copied(config) and here is not None else name)
 
     write_weights(config, read_from(config, family.layout, source, asked), folder, dtypes)
 

@@ -208,7 +208,7 @@ def _sizes(config: RunConfig) -> Table:
         parameters = num_params(model)
         steps = train.steps - (config.starts[name].step or 0)
         tokens = steps * train.global_batch_size * train.seq_len
-        flops = 3 * forward_flops_per_token(model, train.seq_len) * tokens
+        flops = 3 * forward_flops_per_token(train.computed(model), train.seq_len) * tokens
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
         table.add_row(name, f"{parameters:,}", f"{steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")

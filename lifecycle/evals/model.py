@@ -76,7 +76,7 @@ def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh) -> EvaluatedModel:
 
 
 def _base_model(bundle: Path, mesh: Mesh) -> EvaluatedModel:
-    config = load_config(bundle)
+    config = load_config(bundle).trunk
     tokenizer = load_tokenizer(bundle, config.vocab_size)
     model = Model(config, load_params(config, bundle, mesh), tokenizer, ChatTemplate(tokenizer, PLAIN_TEXT))
     return EvaluatedModel(model, mesh, TextEncoder(tokenizer))

@@ -24,7 +24,7 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     `ValueError` that names the file if anything is missing, damaged, changed since its manifest, or inconsistent.
     """
     version = intact_hash(folder)
-    config = load_config(folder)
+    config = load_config(folder).trunk  # decoding does not use prediction modules
     tokenizer = load_tokenizer(folder, config.vocab_size)
     template = ChatTemplate.load(folder, tokenizer).live
     defaults = _defaults(folder, template)

@@ -66,7 +66,8 @@ def read_training(stage: TrainedStage) -> Training:
     manifest = stage.artifact.manifest
     settings = manifest.config["train"]
     watched = read_stage(stage.name, stage.artifact.path)
-    forward = forward_flops_per_token(ModelConfig(**manifest.config["model"]), settings["seq_len"])
+    model = ModelConfig(**manifest.config["model"])
+    forward = forward_flops_per_token(model if settings.get("mtp_weight") else model.trunk, settings["seq_len"])
     return Training(
         name=stage.name,
         objective=stage.objective,

@@ -272,7 +272,8 @@ class RunConfig(Section):
         self._check_rows()
         self._check_meshes()
         for model in self.models.values():
-            family_of(model).config_to(model)  # a model that no export can express is rejected now, not after training
+            family = family_of(model)
+            family.config_to(family.exported(model))  # what no export can express is rejected now, not after training
         for name in self.train:
             check_sizes(f"train.{name}", self.train[name], self.model_of(name), self.mesh)
         return self

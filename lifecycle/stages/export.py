@@ -21,7 +21,7 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.weights.published import FLOAT32, write_config, write_weights
+from lifecycle.weights.published import FLOAT32, family_of, write_config, write_weights
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -33,17 +33,25 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     model = config.model_of(config.exported)
+    bundled = family_of(model).exported(model)
+    if bundled != model:
+        left_out = num_params(model) - num_params(bundled)
+        progress.note(
+            f"without the {model.num_mtp_modules} prediction modules ({left_out:,} parameters): family {model.family} "
+            "has no place for them; the checkpoints keep them"
+        )
     export_weights(model, inputs[config.exported], out)
-    write_config(model, out, **ids)
+    write_config(bundled, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
     ends = list(dict.fromkeys([*stops, *end_ids(generation)]))
     write_text(out / GENERATION_FILE, json.dumps({**generation, **ids, ENDS: ends}, indent=2) + "\n")
     progress.note("bundle written")
-    return Outcome({"parameters": num_params(model), "of": config.exported})
+    return Outcome({"parameters": num_params(bundled), "of": config.exported})
 
 
 def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:
-    """Writes the final weights of a training stage's artifact into `out`, in the layout of the model's family."""
+    """Writes the final weights of a training stage's artifact into `out`, in the layout of the model's family; without
+    prediction modules, if that has no place for them."""
     read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
-    write_weights(model, read, out, lambda name, arrays: FLOAT32)
+    write_weights(family_of(model).exported(model), read, out, lambda name, arrays: FLOAT32)

@@ -48,7 +48,7 @@ class Rung:
     @property
     def flops(self) -> float:
         """The model's own FLOPs of its training."""
-        return 3 * forward_flops_per_token(self.model, self.train.seq_len) * self.tokens
+        return 3 * forward_flops_per_token(self.train.computed(self.model), self.train.seq_len) * self.tokens
 
 
 def target_of(config: RunConfig) -> Rung:

@@ -43,7 +43,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
     facts = {
         "parameters": num_params(model),
-        "train_flops_per_token": 3 * forward_flops_per_token(model, train.seq_len),
+        "train_flops_per_token": 3 * forward_flops_per_token(train.computed(model), train.seq_len),
         "compute_dtype": compute_dtype(model),
         **matmul_rate(mesh, compute_dtype(model)),
     }

@@ -17,7 +17,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.job import CHECKPOINTS, Continued, Origin
 from lifecycle.weights.families.family import differences
-from lifecycle.weights.published import load_config, load_weights
+from lifecycle.weights.published import held_config, load_config, load_weights, open_weights
 
 
 def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh) -> tuple[Origin, str]:
@@ -55,6 +55,7 @@ def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dty
 def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:
     """A bundle's weights, sharded over `mesh`; raises `ConfigError` if its model or vocabulary is not this run's."""
     held = load_config(bundle)
+    held = held_config(held, open_weights(held, bundle))
     if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
         raise ConfigError(f"{bundle} is another model: {', '.join(wrong)}; set these in this run's model section")
     if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:

@@ -28,8 +28,10 @@ def counted_params(model: ModelConfig) -> int:
 
 
 def training_flops(model: ModelConfig, seq_len: int, tokens: float) -> float:
-    """The FLOPs C of the laws below: forward and backward without the head, all keys counted (section 3.2)."""
-    forward = forward_flops_per_token(model, seq_len, count_causal_half=False) - 2 * model.d_model * model.vocab_size
+    """The FLOPs C of the laws below: forward and backward without the head, all keys counted (section 3.2). Prediction
+    modules are not in them, nor in N: with and without, a model has the same batch, rate and budget."""
+    forward = forward_flops_per_token(model.trunk, seq_len, count_causal_half=False)
+    forward -= 2 * model.d_model * model.vocab_size
     return 3 * forward * tokens
 
 

@@ -26,6 +26,7 @@ import optax
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
+from lifecycle.model.stacks import MODULES, MODULES_STACK
 from lifecycle.training.config import OptimizerConfig
 
 WIDTHS = frozenset({"embed", "expert_embed", "heads", "kv_heads", "mlp"})  # the logical axes that grow with the width
@@ -54,7 +55,7 @@ def rate(path: Path, parameter: Parameter, config: OptimizerConfig, model: Model
     wider = model.d_model / config.base_width
     if path == EMBED:
         return _embed_rate(model, wider)
-    if path == LAST_NORM:
+    if _is_last_norm(path):
         return _output_factor(model, wider)
     if parameter.fan_in is None:
         return 1.0
@@ -79,11 +80,16 @@ def at_width(model: ModelConfig, base_width: int | None, params: Params) -> Para
                 return array if model.use_embed_scale else array * wider**0.5
             case ("head",):
                 return array * wider**-0.5
-            case ("norm", "scale"):
+            case path if _is_last_norm(path):
                 return (array + model.norm_offset) * _output_factor(model, wider) - model.norm_offset
         return array
 
     return jax.tree_util.tree_map_with_path(sized, params)
+
+
+def _is_last_norm(path: Path) -> bool:
+    """Whether it is the scale of the norm before the head, of the decoder or of its prediction modules."""
+    return path == LAST_NORM or path == (MODULES, MODULES_STACK, *LAST_NORM)
 
 
 def _muon_rate(rows: float, columns: float) -> float:

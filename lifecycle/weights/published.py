@@ -24,6 +24,8 @@ from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.families.family import Family, Wrapper
 from lifecycle.weights.families.layout import (
     EXPERT,
+    LAYERS,
+    OF_MODULES,
     Index,
     Layout,
     Shape,
@@ -48,7 +50,7 @@ from lifecycle.weights.tensor_parts import full_index
 
 __all__ = [
     "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "array_shapes", "config_from_hf", "config_to_hf", "family_of",
-    "load_config", "load_weights", "params_from", "save_weights", "write_weights",
+    "held_config", "load_config", "load_weights", "params_from", "save_weights", "write_weights",
 ]  # fmt: skip
 
 CONFIG = "config.json"
@@ -82,6 +84,13 @@ def load_config(folder: Path) -> ModelConfig:
     return config_from_hf(read_json(path, WeightsError))
 
 
+def held_config(config: ModelConfig, source: TensorSource) -> ModelConfig:
+    """The config of the model that a source holds: some tools keep the key of prediction modules and drop the
+    modules."""
+    module = family_of(config).layout.location(config, f"{OF_MODULES}0.projection")
+    return config if module is not None and module.name in source.shapes else config.trunk
+
+
 def array_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shapes of the model's arrays by canonical name, layer by layer."""
     shapes: dict[str, Shape] = {}
@@ -93,9 +102,11 @@ def array_shapes(config: ModelConfig) -> dict[str, Shape]:
     return dict(sorted(shapes.items(), key=lambda item: _depth(item[0])))
 
 
-def _depth(array: str) -> int:
-    """Layers in order after the trunk: a layer's tensors are adjacent in a file."""
-    return int(array.split(".")[1]) if array.startswith("blocks.") else -1
+def _depth(array: str) -> tuple[int, int]:
+    """Layers in order after the trunk, prediction modules after them: a layer's tensors are adjacent in a file."""
+    if not array.startswith((LAYERS, OF_MODULES)):
+        return -1, 0
+    return int(array.startswith(OF_MODULES)), int(array.split(".")[1])
 
 
 def load_weights(
@@ -190,21 +201,27 @@ def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[
 def require_fit(config: ModelConfig, family: Family, source: TensorSource, where: str) -> None:
     """Raises `WeightsError` unless `source` has the model's tensors and no others; names each that does not fit."""
     shapes = array_shapes(config)
-    if unmapped := [array for array in shapes if family.layout.location(array) is None]:
+    if unmapped := [array for array in shapes if family.layout.location(config, array) is None]:
         raise WeightsError(
             f"family {family.name!r} has no tensor for {', '.join(unmapped[:8])}; set another model.family"
         )
     expected = published_tensors(config, family.layout, shapes)
     published = source.shapes
-    wrong = [f"missing {name}" for name in expected if name not in published]
+    copied = family.layout.copied(config)  # not every file repeats them
+    wrong = [f"missing {name}" for name in expected if name not in published and name not in copied]
     for name, tensor in expected.items():
         if name in published and published[name] != tensor.shape:
             wrong.append(f"{name}: shape {published[name]}, the config says {tensor.shape}")
     for name in sorted(set(published) - set(expected)):
         if family.layout.is_tensor_of(name, "head") and config.tie_embeddings:
-            wrong += _unlike_embedding(family.layout, source, name)
+            wrong += _unlike(
+                source, name, family.layout.trunk["embed"].name, "the config ties it to (tie_word_embeddings)"
+            )
         elif not family.ignores(config, name):
             wrong.append(f"unknown {name}")
+    for name, array in copied.items():
+        if published.get(name) == expected[name].shape:
+            wrong += _unlike(source, name, family.layout.trunk[array].name, "a prediction module shares")
     if wrong:
         hint = _layers_hint(published, config)
         raise WeightsError(
@@ -213,12 +230,11 @@ def require_fit(config: ModelConfig, family: Family, source: TensorSource, where
         )
 
 
-def _unlike_embedding(layout: Layout, source: TensorSource, head: str) -> list[str]:
-    """Some files of tied models have the head too; it must equal the embedding."""
-    embed = layout.trunk["embed"].name
-    shape = source.shapes.get(embed)
-    if shape is None or source.shapes[head] != shape or not _is_equal(source, head, embed, shape):
-        return [f"{head} is not {embed}, which the config ties it to (tie_word_embeddings)"]
+def _unlike(source: TensorSource, copy: str, original: str, why: str) -> list[str]:
+    """What is wrong with a copy of a tensor that does not equal it: some files of tied models have the head too."""
+    shape = source.shapes.get(original)
+    if shape is None or source.shapes[copy] != shape or not _is_equal(source, copy, original, shape):
+        return [f"{copy} is not {original}, which {why}"]
     return []
 
 
@@ -269,8 +285,9 @@ def write_weights(
     dtypes: Callable[[str, tuple[str, ...]], np.dtype],
     largest_file_bytes: int = LARGEST_FILE_BYTES,
 ) -> None:
-    """Writes a model in its family's layout. `read(array, expert)` returns an array by canonical name, or one expert's
-    part of it; `dtypes(published name, arrays in it)` returns the stored dtype."""
+    """Writes a model in its family's layout, which must have a place for all of it (`Family.exported`). `read(array,
+    expert)` returns an array by canonical name, or one expert's part of it; `dtypes(published name, arrays in it)`
+    returns the stored dtype."""
     family = family_of(config)
     family.config_to(config)  # raises before anything is written
     tensors = published_tensors(config, family.layout, array_shapes(config))
@@ -300,7 +317,7 @@ def read_from(
     shapes = array_shapes(config)
 
     def read(array: str, expert: int | None) -> np.ndarray:
-        shape, location = shapes[array], layout.location(array)
+        shape, location = shapes[array], layout.location(config, array)
         assert location is not None
         index = full_index(shape) if expert is None else (slice(expert, expert + 1), *full_index(shape[1:]))
         stored = source.dtype(location.name.replace(EXPERT, str(expert))) if dtype is None else dtype

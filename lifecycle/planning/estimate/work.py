@@ -6,7 +6,7 @@ convention), and the full square (Chowdhery et al. 2022, appendix B).
 
 from dataclasses import dataclass
 
-from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.model.config import ModelConfig, block_layers, forward_flops_per_token
 from lifecycle.training.config import TrainConfig
 
 
@@ -24,7 +24,7 @@ class Work:
 
 def train_work(model: ModelConfig, train: TrainConfig) -> Work:
     """One train step: a forward pass and a backward pass of twice its products."""
-    tokens = train.global_batch_size * train.seq_len
+    tokens, model = train.global_batch_size * train.seq_len, train.computed(model)
     half, full = (3 * tokens * forward_flops_per_token(model, train.seq_len, causal) for causal in (True, False))
     return Work(tokens, half, full, train.steps, attention_share(model, train.seq_len))
 
@@ -36,6 +36,7 @@ def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:
     """
     from lifecycle.inference.scheduler import BUCKETS
 
+    model = model.trunk
     tokens = num_chunks * BUCKETS[-1]
     spared = 2 * (tokens - num_chunks) * model.d_model * model.vocab_size
     half, full = (tokens * forward_flops_per_token(model, max_seq_len, causal) - spared for causal in (True, False))
@@ -47,6 +48,7 @@ def decode_work(model: ModelConfig, num_slots: int, max_seq_len: int) -> Work:
 
     A token takes two FLOPs for each parameter that it uses, plus attention.
     """
+    model = model.trunk
     half, full = (num_slots * forward_flops_per_token(model, max_seq_len, causal) for causal in (True, False))
     return Work(num_slots, half, full, runs=1)
 
@@ -54,5 +56,5 @@ def decode_work(model: ModelConfig, num_slots: int, max_seq_len: int) -> Work:
 def attention_share(model: ModelConfig, seq_len: int) -> float:
     """The share of attention's square that queries see, over all layers: less than half if some have a window."""
     half, full = (forward_flops_per_token(model, seq_len, causal) for causal in (True, False))
-    square = 2 * model.num_layers * model.num_heads * (model.head_dim + model.v_head_dim) * seq_len
+    square = 2 * len(block_layers(model)) * model.num_heads * (model.head_dim + model.v_head_dim) * seq_len
     return 1 - (full - half) / square

@@ -15,9 +15,10 @@ from functools import cache
 import jax
 
 from lifecycle.kernels.cross_entropy import BLOCK
-from lifecycle.model.config import ModelConfig, Remat, RematName
+from lifecycle.model.config import ModelConfig, Remat, RematName, block_layers
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.params import GATHERED, parameters
+from lifecycle.model.stacks import MODULES
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.search.candidates import Candidate, axis_size
 from lifecycle.training.config import TrainConfig
@@ -89,7 +90,8 @@ def _weights(model: ModelConfig) -> tuple[Weight, ...]:
     for path, declared in jax.tree_util.tree_leaves_with_path(parameters(model)):
         keys, (first, *rest) = [entry.key for entry in path], declared.shape
         if declared.is_stacked:
-            is_moe = model.is_moe(int(keys[1].partition("+")[0]))
+            layer = model.num_layers - 1 if keys[0] == MODULES else int(keys[1].partition("+")[0])
+            is_moe = model.is_moe(layer)
             weights.append(Weight(keys[-1], is_moe, first, math.prod(rest), declared.axes[1:]))
         else:
             weights.append(Weight(keys[-1], None, 1, math.prod(declared.shape), declared.axes))
@@ -160,9 +162,10 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> F
 
 
 def layer_kinds(model: ModelConfig) -> list[tuple[bool, int]]:
-    """The kinds of layers, as pairs: (has experts, number of such layers)."""
-    experts = sum(model.is_moe(layer) for layer in range(model.num_layers))
-    return [(kind, number) for kind, number in ((False, model.num_layers - experts), (True, experts)) if number]
+    """The kinds of layers, prediction modules among them, as pairs: (has experts, number of such layers)."""
+    layers = block_layers(model)
+    experts = sum(map(model.is_moe, layers))
+    return [(kind, number) for kind, number in ((False, len(layers) - experts), (True, experts)) if number]
 
 
 def kept_bytes(sizes: dict[RematName, float], candidate: Candidate, how: str) -> float:

@@ -39,6 +39,7 @@ from lifecycle.training.config import TrainConfig
 PRODUCT_SHARE = 0.8
 # Attention's backward pass in units of its forward pass: two products forward, five backward.
 ATTENTION_BACKWARD = 2.5
+PRODUCTS = (*SPARED_BY, "down", "router", "projection")  # weights of a layer, or prediction module, by name
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Forecast:
 def forecast(
     model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology, network: Network
 ) -> Forecast:
-    """Memory and time of one step."""
+    """Memory and time of one step. Prediction modules that it does not train are left out."""
+    model = train.computed(model)
     products, kernels = flops(model, train, candidate)
     peak = topology.chip.bf16_flops
     products_s, kernels_s = products / peak / PRODUCT_SHARE, kernels / peak / ASSUMED_SHARE
@@ -81,7 +83,7 @@ def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple
     c, mesh = candidate, candidate.mesh
     once, again, routed, routed_again = 0.0, 0.0, 0.0, 0.0
     for w in weights(model):
-        if w.is_moe is None or w.name not in (*SPARED_BY, "down", "router"):
+        if w.is_moe is None or w.name not in PRODUCTS:
             continue
         used = 2.0 * w.layers * w.size * _used_share(model, w)
         times = mesh.context if w.name == "kv_up" else 1  # each device expands the whole row's latents
@@ -90,7 +92,7 @@ def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple
             routed, routed_again = routed + used, routed_again + used * is_again
         else:
             once, again = once + used * times, again + used * times * is_again
-    head = 2.0 * model.vocab_size * model.d_model
+    head = 2.0 * model.vocab_size * model.d_model * (1 + model.num_mtp_modules)
     scores = forward_flops_per_token(model, train.seq_len) - _plain_forward(model)
     products = 3 * once + again + head * (4 if c.loss_chunks > 1 else 3)
     kernels = 3 * routed + routed_again + scores * (1 + ATTENTION_BACKWARD + (not c.keeps("attention_out")))
@@ -114,9 +116,8 @@ def _runs_again(model: ModelConfig, name: str, candidate: Candidate) -> bool:
 
 def _plain_forward(model: ModelConfig) -> float:
     """FLOPs of a token's forward products, without attention's scores."""
-    names = (*SPARED_BY, "down", "router")
-    layers = sum(w.layers * w.size * _used_share(model, w) for w in weights(model) if w.name in names)
-    return 2 * (layers + model.vocab_size * model.d_model)
+    layers = sum(w.layers * w.size * _used_share(model, w) for w in weights(model) if w.name in PRODUCTS)
+    return 2 * (layers + model.vocab_size * model.d_model * (1 + model.num_mtp_modules))
 
 
 def link_s(model: ModelConfig, train: TrainConfig, candidate: Candidate, topology: Topology) -> float:
@@ -167,10 +168,10 @@ def _of_weights(model: ModelConfig, candidate: Candidate) -> list[_Row]:
     for w in weights(model):
         if not (axes := w.gathered_over(mesh)) or (w.is_moe is None and w.name != head):
             continue
-        gathers = 2 if w.is_moe is not None else 1
+        gathers = 2 if w.is_moe is not None else 1 + model.num_mtp_modules
         size = COMPUTE_BYTES * w.size / w.axis_size(mesh, is_gathered=True)
         for axis in axes:
-            for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1)):
+            for kind, runs in (("all-gather", gathers), ("reduce-scatter", 1 if w.is_moe is not None else gathers)):
                 key = kind, (axis,), w.layers
                 sizes[key] = sizes.get(key, 0.0) + runs * size
             size /= getattr(mesh, axis)
@@ -182,14 +183,15 @@ def _of_hidden_states(model: ModelConfig, candidate: Candidate, part: DeviceShar
 
     Over the data axes, an all-to-all exchanges the embedding's columns for rows, and its transpose runs backward.
     """
-    runs = model.num_layers * candidate.grad_accum
+    lookups = 1 + model.num_mtp_modules
+    runs = (model.num_layers + model.num_mtp_modules) * candidate.grad_accum
     hidden = COMPUTE_BYTES * part.tokens * model.d_model
     again = 1 if _runs_again(model, "o", candidate) else 0
     data = tuple(axis for axis in RULES["embed"] if getattr(candidate.mesh, axis) > 1)
     return [
         ("all-gather", ("tensor",), hidden, 6 * runs),
         ("reduce-scatter", ("tensor",), hidden, (4 + again) * runs),
-        ("all-to-all", data, hidden, 2 * candidate.grad_accum),
+        ("all-to-all", data, hidden, 2 * lookups * candidate.grad_accum),
     ]
 
 
@@ -198,7 +200,7 @@ def _of_keys(model: ModelConfig, candidate: Candidate, part: DeviceShare) -> lis
 
     The gathers run in both passes. In a ring, keys and values are passed on, backward with their gradients in float32.
     """
-    mesh, runs = candidate.mesh, model.num_layers * candidate.grad_accum
+    mesh, runs = candidate.mesh, (model.num_layers + model.num_mtp_modules) * candidate.grad_accum
     if model.mla is not None:
         width = model.mla.kv_lora_rank + model.mla.rope_head_dim
     else:

@@ -12,10 +12,10 @@ from lifecycle.core.typing import Array, Float
 class Sums:
     """Sums over a part of a batch; parts are added up, and divided only at the end.
 
-    The gradient is that of `loss`, and of `auxiliary` where there is one, divided by `count`. `metrics` are sums for the
-    log, each divided by its own entry in `counts`, or else by `count`. `load`: by stack, how often each expert was
-    chosen; router selection biases are updated from it. `auxiliary` is learned too, but is not part of the loss that is
-    logged and compared.
+    The gradient is that of `loss`, and of `auxiliary` where there is one, divided by `count`. `metrics` are sums for
+    the log, each divided by its own entry in `counts`, or else by `count`. `load`: by stack, how often each expert was
+    chosen; router selection biases are updated from it. `auxiliary` is learned too, but is not part of the loss that
+    is logged and compared.
     """
 
     loss: Float[Array, ""]

@@ -1,9 +1,9 @@
 """DeepSeek V3 (DeepSeek-AI 2024): latent attention, shared and routed experts, dense first layers.
 
 The published weights rotate neighbouring pairs of a head's positional dimensions, ours rotate halves, so those columns
-are permuted on import and back on export. Layers after the last are its multi-token prediction module, which the
-decoder does not use. Source of names, keys and defaults: transformers 5.24, `models/deepseek_v3`, and the published
-`config.json`.
+are permuted on import and back on export. Layers after the last are its prediction modules (`model/mtp.py`), each with
+copies of the embedding and of the head. Source of names, keys and defaults: transformers 5.24, `models/deepseek_v3`,
+and the published `config.json`; of the modules' names also vLLM, `models/deepseek_mtp.py`.
 """
 
 import re
@@ -56,6 +56,17 @@ SHARED = {"feed_forward.selection_bias": Location(LAYER + "mlp.gate.e_score_corr
 )  # fmt: skip
 
 
+BLOCK = NORMS | ATTENTION | FEED_FORWARD | EXPERTS | SHARED
+MODULE = {
+    "embed_norm.scale": Location(LAYER + "enorm.weight"),
+    "hidden_norm.scale": Location(LAYER + "hnorm.weight"),
+    "projection": Location(LAYER + "eh_proj.weight", True),
+    "norm.scale": Location(LAYER + "shared_head.norm.weight"),
+    **{f"block.{array}": location for array, location in BLOCK.items()},
+}
+COPIES = {LAYER + "embed_tokens.weight": "embed", LAYER + "shared_head.head.weight": "head"}
+
+
 def _read_head_dim(tree: Tree) -> Fields:
     return {"head_dim": tree["qk_nope_head_dim"] + tree["qk_rope_head_dim"]}
 
@@ -65,7 +76,7 @@ def _nothing(config: ModelConfig) -> dict[str, Any]:
 
 
 def _is_prediction_module(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor belongs to a layer after the last one."""
+    """Whether a tensor belongs to a layer after the last one: of a module that this model leaves out."""
     match = re.match(r"model\.layers\.(\d+)\.", name)
     return match is not None and int(match[1]) >= config.num_layers
 
@@ -93,8 +104,9 @@ DEEPSEEK_V3 = Family(
         Key("moe.groups_per_token", "topk_group"),
         Key("moe.use_normalised_weights", "norm_topk_prob", default=True),
         Key("moe.routed_scale", "routed_scaling_factor"),
+        Key("num_mtp_modules", "num_nextn_predict_layers", default=0),
     ),
-    layout=Layout(TRUNK, NORMS | ATTENTION | FEED_FORWARD | EXPERTS | SHARED),
+    layout=Layout(TRUNK, BLOCK, MODULE, COPIES),
     defaults=class_defaults(
         129_280, 7168, 18_432, 61, 128, 128, 4096, moe_intermediate_size=2048, n_routed_experts=256,
         n_shared_experts=1, num_experts_per_tok=8, first_k_dense_replace=3, n_group=8, topk_group=4,

@@ -96,6 +96,10 @@ class Family:
     wrapper: Wrapper | None = None
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
 
+    def exported(self, config: ModelConfig) -> ModelConfig:
+        """The part of a model that the family's files can hold: without prediction modules, if they have no place."""
+        return config if self.layout.module else config.trunk
+
     def config_from(self, tree: Tree) -> ModelConfig:
         """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)

@@ -6,18 +6,20 @@ What must hold: reading undoes writing bit for bit, and a part of an array is re
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.stacks import MODULES
 
 type Shape = tuple[int, ...]
 type Index = tuple[slice, ...]  # one slice per dimension, with start, stop and step 1
 type Columns = Callable[[ModelConfig], np.ndarray]
 
 LAYER, EXPERT = "{layer}", "{expert}"
+LAYERS, OF_MODULES = "blocks.", f"{MODULES}."  # how the canonical names of their arrays begin
 
 
 class TensorSource(Protocol):
@@ -73,19 +75,35 @@ class Published:
 
 @dataclass(frozen=True)
 class Layout:
-    """A family's table: locations by canonical name. A layer's names omit `blocks.N.`; its tensors' names contain
-    `{layer}`."""
+    """A family's table: locations by canonical name. A layer's names omit `blocks.N.`, a prediction module's `mtp.N.`;
+    the tensors' names contain `{layer}`, the modules being the layers after the last. `copies`: a module's tensors that
+    repeat an array of the trunk."""
 
     trunk: Mapping[str, Location]
     layer: Mapping[str, Location]
+    module: Mapping[str, Location] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
-    def location(self, array: str) -> Location | None:
+    def location(self, config: ModelConfig, array: str) -> Location | None:
         """The location of the array with this canonical name; None if the family has no such array."""
-        if not array.startswith("blocks."):
+        if not array.startswith((LAYERS, OF_MODULES)):
             return self.trunk.get(array)
-        _, number, rest = array.split(".", 2)
-        location = self.layer.get(rest)
-        return location and replace(location, name=location.name.replace(LAYER, number))
+        kind, number, rest = array.split(".", 2)
+        if kind == MODULES:
+            location, layer = self.module.get(rest), config.num_layers + int(number)
+        else:
+            location, layer = self.layer.get(rest), int(number)
+        return location and replace(location, name=location.name.replace(LAYER, str(layer)))
+
+    def copied(self, config: ModelConfig) -> dict[str, str]:
+        """The published names of the model's copies, and the array that each repeats."""
+        layers = range(config.num_layers, config.num_layers + config.num_mtp_modules)
+        of_head = "embed" if config.tie_embeddings else "head"
+        return {
+            name.replace(LAYER, str(layer)): of_head if array == "head" else array
+            for layer in layers
+            for name, array in self.copies.items()
+        }
 
     def is_tensor_of(self, name: str, array: str) -> bool:
         """Whether the published tensor `name` holds the trunk's `array`."""
@@ -96,7 +114,7 @@ def published_tensors(config: ModelConfig, layout: Layout, shapes: Mapping[str, 
     """The tensors that a model with these arrays (canonical name to shape) has in a layout, in order of the arrays."""
     parts: dict[str, list[tuple[TensorPart, Shape]]] = {}
     for array, shape in shapes.items():
-        location = layout.location(array)
+        location = layout.location(config, array)
         assert location is not None, f"the layout has no tensor for {array}"
         if not location.is_per_expert:
             parts.setdefault(location.name, []).append((TensorPart(array, None, location), shape))
@@ -104,6 +122,8 @@ def published_tensors(config: ModelConfig, layout: Layout, shapes: Mapping[str, 
         for expert in range(shape[0]):
             name = location.name.replace(EXPERT, str(expert))
             parts.setdefault(name, []).append((TensorPart(array, expert, location), shape[1:]))
+    for name, array in layout.copied(config).items():
+        parts[name] = [(TensorPart(array, None, layout.trunk[array]), shapes[array])]
     return {name: Published(_shape(held), tuple(part for part, _ in held)) for name, held in parts.items()}
 
 
@@ -118,7 +138,7 @@ def read_array(
     config: ModelConfig, layout: Layout, source: TensorSource, array: str, index: Index, out: np.ndarray
 ) -> None:
     """Fills `out` with the part of an array that `index` selects, converted to `out`'s dtype."""
-    location = layout.location(array)
+    location = layout.location(config, array)
     assert location is not None, f"the layout has no tensor for {array}"
     if not location.is_per_expert:
         _read_tensor(config, source, location, location.name, index, out)
