@@ -11,6 +11,7 @@ from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
+MODULES = "mtp_loss_"  # with a prediction module's number behind it
 BITS = "heldout_bits_per_byte"  # with `.SOURCE` behind it: of the documents of one source
 
 
@@ -44,6 +45,19 @@ OF_OBJECTIVES = (
         {"heldout_logprobs_chosen": "chosen", "heldout_logprobs_rejected": "rejected"},
     ),
 )
+OF_EXPERTS = (
+    Curves(
+        "Experts' load in a step",
+        "times an even load",
+        {
+            "expert_load_max": "busiest expert, worst layer",
+            "router_max_load": "busiest expert, mean of the layers",
+            "expert_load_min": "idlest expert, worst layer",
+        },
+        axis="amount",
+    ),
+    Curves("Experts that no token chose", "of all layers, in a step", {"experts_idle": "experts"}, axis="amount"),
+)
 OF_STEPS = (
     Curves("Learning rate", "per step", {"learning_rate": "learning rate"}, axis="amount"),
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, axis="amount"),
@@ -55,12 +69,12 @@ NOT_DRAWN = {
     "count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected",
     "rewards_chosen", "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
 }  # fmt: skip
-NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
+NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
 
 
 def charts_of(metric: str) -> tuple[str, str, Span]:
     """(title, unit, axis) of a chart that shows one metric alone, of several runs."""
-    for curves in (*OF_OBJECTIVES, *OF_STEPS):
+    for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS):
         if (name := curves.metrics.get(metric)) is not None:
             return (f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title), curves.unit, curves.axis
     return metric.replace("_", " "), "as logged", "data"
@@ -68,7 +82,8 @@ def charts_of(metric: str) -> tuple[str, str, Span]:
 
 def line_charts(training: Training) -> tuple[LineChart, ...]:
     """A stage's charts: those of its objective, of further metrics, and of the steps."""
-    all_curves = (*OF_OBJECTIVES, *_domains(training), *_further(training), *OF_STEPS)
+    modules, domains = _modules(training), _domains(training)
+    all_curves = (*OF_OBJECTIVES, *modules, *domains, *OF_EXPERTS, *_further(training), *OF_STEPS)
     charts = (_chart(curves, training) for curves in all_curves)
     return tuple(chart for chart in charts if chart.series)
 
@@ -91,6 +106,13 @@ def _chart(curves: Curves, training: Training) -> LineChart:
     return LineChart(curves.title, curves.unit, series, curves.axis)
 
 
+def _modules(training: Training) -> Iterator[Curves]:
+    """Yields the chart of the prediction modules' losses beside the next token's, if the stage trains modules."""
+    own = {metric: f"module {metric.removeprefix(MODULES)}" for metric in training.curves if metric.startswith(MODULES)}
+    if own:
+        yield Curves("Loss of further tokens", "nats", {"loss": "next token", **own})
+
+
 def _domains(training: Training) -> Iterator[Curves]:
     """Yields the chart of held-out text by source, if it is measured by source."""
     names = {metric: metric.removeprefix(f"{BITS}.") for metric in training.curves if metric.startswith(f"{BITS}.")}
@@ -106,4 +128,4 @@ def _further(training: Training) -> Iterator[Curves]:
 
 
 def _has_no_chart(metric: str) -> bool:
-    return metric not in NAMED and not metric.startswith(f"{BITS}.")
+    return metric not in NAMED and not metric.startswith((f"{BITS}.", MODULES))

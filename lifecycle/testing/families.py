@@ -58,6 +58,7 @@ MODELS: dict[str, ModelConfig] = {
             routed_scale=2.5, num_groups=2, groups_per_token=1, use_selection_bias=True,
         ),
         rope_scaling=RopeScaling(kind="yarn", factor=40.0, original_max_seq_len=64, mscale=1.0, mscale_all_dim=1.0),
+        num_mtp_modules=1,
     ),
     "gpt_oss": like_llama(
         family="gpt_oss", layer_pattern=("local", "global"), window=6, attention_bias="qkvo", use_sinks=True,

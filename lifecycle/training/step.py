@@ -25,6 +25,7 @@ from lifecycle.training.config import FaultsConfig
 from lifecycle.training.faults import guarded
 from lifecycle.training.freeze import merged, split
 from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.state import TrainState
 
@@ -44,9 +45,9 @@ def make_train_step(
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
-    decay included) and the objective's own means. `bias_rate`: how much a step moves a router's selection bias towards
-    an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a state for it; then also
-    `skipped` and `faults_in_row`.
+    decay included), the objective's own means, and the experts' load. `bias_rate`: how much a step moves a router's
+    selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a
+    state for it; then also `skipped` and `faults_in_row`.
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
@@ -65,7 +66,7 @@ def make_train_step(
         trained = cast(Params, optax.apply_updates(state.trained, updates))
         trained, _ = split(balanced(merged(trained, state.frozen), sums.load, bias_rate), state.frozen)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
-        metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor)
+        metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
         return guarded(faults, state, after, metrics) if faults is not None and faults.is_guarded else (after, metrics)
 

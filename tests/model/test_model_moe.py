@@ -28,6 +28,7 @@ from lifecycle.model.routing import (
     z_loss,
 )
 from lifecycle.testing.families import random_params
+from lifecycle.training.objectives.router import load_metrics
 
 MIXTRAL = MoeConfig(num_experts=8, experts_per_token=2, d_ff=24)
 QWEN3 = MoeConfig(num_experts=8, experts_per_token=3, d_ff=24, use_normalised_weights=False)
@@ -372,6 +373,16 @@ def test_a_decoder_routes_no_padding() -> None:
     assert sums.load.sum(axis=-1).tolist() == [26, 26]
 
 
+def test_the_load_of_a_step_is_told_by_its_worst_layer() -> None:
+    even, uneven, idle = [[3.0, 3, 3, 3]], [[1.0, 1, 4, 2], [2, 2, 2, 2]], [[8.0, 0, 0, 0]]
+    load = {"0+1": np.float32(uneven), "2+1": np.float32(even)}
+    found = {name: float(value) for name, value in load_metrics(load).items()}
+    assert found == {"expert_load_max": 2.0, "expert_load_min": 0.5, "experts_idle": 0.0}
+    found = {name: float(value) for name, value in load_metrics(load | {"mtp": np.float32(idle)}).items()}
+    assert found == {"expert_load_max": 4.0, "expert_load_min": 0.0, "experts_idle": 3.0}
+    assert load_metrics({}) == {}
+
+
 def test_only_the_selection_biases_follow_the_load() -> None:
     """Behind a dense layer, two layers of experts in one stack; at a rate of zero nothing moves."""
     moe = MoeConfig(num_experts=4, experts_per_token=2, d_ff=8, first_dense_layers=1, use_selection_bias=True)
@@ -382,6 +393,9 @@ def test_only_the_selection_biases_follow_the_load() -> None:
     after = balanced(params, load, 0.5)
     bias, before = (tree["blocks"]["1+1"]["feed_forward"].pop("selection_bias") for tree in (after, params))
     np.testing.assert_allclose(bias - before, [[-0.5, 0.5, 0.5, 0.5], [0.5, -0.5, -0.5, -0.5]], rtol=1e-6)
+    of_module = {"block": {"feed_forward": {"selection_bias": jnp.zeros((1, 4))}}}
+    moved = balanced({"mtp": {"0+1": of_module}}, {"mtp": load["1+1"][:1]}, 0.5)["mtp"]["0+1"]
+    assert moved["block"]["feed_forward"]["selection_bias"].tolist() == [[-0.5, 0.5, 0.5, 0.5]]
     assert balanced(params, load, 0.0) is params
     assert jax.tree.all(jax.tree.map(lambda one, other: one is other, after, params))
 

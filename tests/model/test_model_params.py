@@ -47,6 +47,7 @@ def test_every_array_has_the_shape_and_a_known_axis_for_each_dimension_that_its_
     for path, array in by_path(made).items():
         assert len(axes[path]) == array.ndim and set(axes[path]) <= {*RULES, None}
         assert ("layers" in axes[path]) == (path[0].key == "blocks")
+        assert ("modules" in axes[path]) == (path[0].key == "mtp")
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -54,7 +55,7 @@ def test_vectors_and_what_stays_in_float32_are_declared(family: str) -> None:
     for path, declared in by_path(parameters(MODELS[family])).items():
         assert declared.is_matrix == (path[-1].key not in VECTORS)
         assert declared.is_float32 == (path[-1].key in FLOAT32)
-        assert declared.is_stacked == (path[0].key == "blocks")
+        assert declared.is_stacked == (path[0].key in ("blocks", "mtp"))
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,24 @@ def test_metrics_of_an_objective_that_the_report_does_not_know(tmp_path: Path, m
     assert table(build_report(numbers), "training", "Settings").rows[0][-1] == "margin 0.5"
 
 
+def test_the_experts_load_and_the_modules_losses_are_drawn_over_the_steps(tmp_path: Path) -> None:
+    made = Run(tmp_path)
+    load = {"expert_load_max": 2.5, "router_max_load": 1.5, "expert_load_min": 0.0, "experts_idle": 3.0}
+    made.training("base", "next_token", [step | load | {"mtp_loss_1": 4.0, "mtp_loss_2": 5.0} for step in STEPS])
+    made.trained = [replace(made.trained[-1], is_exported=True)]
+    charts = {chart.title: chart for chart in line_charts(made.collect().trainings[0])}
+    drawn = {title: [(series.name, series.points[-1]) for series in chart.series] for title, chart in charts.items()}
+    assert drawn.pop("Experts' load in a step") == [
+        ("busiest expert, worst layer", (20, 2.5)),
+        ("busiest expert, mean of the layers", (20, 1.5)),
+        ("idlest expert, worst layer", (20, 0.0)),
+    ]
+    assert drawn.pop("Experts that no token chose") == [("experts", (20, 3.0))]
+    further = [("next token", (20, 3.0)), ("module 1", (20, 4.0)), ("module 2", (20, 5.0))]
+    assert drawn.pop("Loss of further tokens") == further
+    assert list(drawn) == ["Loss", "Throughput"]
+
+
 def test_a_quantity_has_the_same_axis_in_every_stage_and_task(tmp_path: Path) -> None:
     numbers = build_five_stages(tmp_path).collect()
     charts = [chart for training in numbers.trainings for chart in line_charts(training)]

@@ -28,9 +28,10 @@ def test_a_config_survives_the_way_out_and_back(config: ModelConfig) -> None:
 
 
 def test_every_array_has_one_place(config: ModelConfig) -> None:
-    shapes = array_shapes(config)
-    tensors = published_tensors(config, family_of(config).layout, shapes)
-    parts = [(part.array, part.expert) for tensor in tensors.values() for part in tensor.parts]
+    shapes, layout = array_shapes(config), family_of(config).layout
+    tensors = published_tensors(config, layout, shapes)
+    own = (tensor for name, tensor in tensors.items() if name not in layout.copied(config))
+    parts = [(part.array, part.expert) for tensor in own for part in tensor.parts]
     assert len(parts) == len(set(parts)) and {array for array, _ in parts} == set(shapes)
 
 
@@ -49,6 +50,15 @@ def test_every_array_has_one_place(config: ModelConfig) -> None:
                 "model.layers.2.mlp.gate.e_score_correction_bias": (4,),
                 "model.layers.0.self_attn.kv_a_proj_with_mqa.weight": (12, 32),
                 "model.layers.0.self_attn.q_b_proj.weight": (40, 12),
+                # the prediction module, as vLLM's models/deepseek_mtp.py reads it
+                "model.layers.3.enorm.weight": (32,),
+                "model.layers.3.hnorm.weight": (32,),
+                "model.layers.3.eh_proj.weight": (32, 64),
+                "model.layers.3.shared_head.norm.weight": (32,),
+                "model.layers.3.shared_head.head.weight": (96, 32),
+                "model.layers.3.embed_tokens.weight": (96, 32),
+                "model.layers.3.mlp.experts.2.down_proj.weight": (32, 16),
+                "model.layers.3.self_attn.kv_b_proj.weight": (44, 8),
             },
         ),
     ],
@@ -66,6 +76,10 @@ def test_what_a_family_cannot_say_is_refused_with_the_fields() -> None:
         config_to_hf(like_llama(layer_pattern=("local", "global"), window=5))
     with pytest.raises(WeightsError, match=r"'mixtral' has no config key for d_ff=40; set model\.family"):
         config_to_hf(MODELS["mixtral"].model_copy(update={"d_ff": 40}))
+    with pytest.raises(WeightsError, match=r"'llama' has no config key for num_mtp_modules=1"):
+        config_to_hf(like_llama(num_mtp_modules=1))
+    assert family_of(LLAMA).exported(like_llama(num_mtp_modules=1)) == LLAMA
+    assert family_of(MODELS["deepseek_v3"]).exported(MODELS["deepseek_v3"]).num_mtp_modules == 1
     with pytest.raises(WeightsError, match=r"'llama' has no model\.moe"):
         config_to_hf(like_llama(moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=8)))
     with pytest.raises(WeightsError, match=r"'gpt_oss' needs model\.moe"):

@@ -21,7 +21,16 @@ from lifecycle.model.params import Params, abstract_in_use, logical_axes, params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.testing.families import LLAMA, MODELS, random_params
-from lifecycle.weights.published import CONFIG, INDEX, WEIGHTS, WeightsError, load_config, load_weights, save_weights
+from lifecycle.weights.published import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    WeightsError,
+    held_config,
+    load_config,
+    load_weights,
+    save_weights,
+)
 from lifecycle.weights.safetensors_files import LARGEST_FILE_BYTES, SafetensorsReader
 
 
@@ -210,15 +219,40 @@ def test_a_tied_head_may_be_there_if_it_is_the_embedding(llama: Path) -> None:
     assert "head" not in load_weights(tied, llama)
 
 
-def test_buffers_and_prediction_layers_of_published_files_are_passed_over(tmp_path: Path) -> None:
-    for name, extra in (
-        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
-        ("deepseek_v3", "model.layers.3.eh_proj.weight"),
+def test_buffers_of_published_files_are_passed_over(tmp_path: Path) -> None:
+    params = random_params(LLAMA)
+    save_weights(LLAMA, params, tmp_path)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    rewrite(tmp_path, lambda tensors: tensors.update(extra))
+    assert_same(load_weights(LLAMA, tmp_path), params)
+
+
+def test_prediction_modules_are_read_or_passed_over(tmp_path: Path) -> None:
+    config = MODELS["deepseek_v3"]
+    params = random_params(config)
+    save_weights(config, params, tmp_path)
+    trunk = {name: array for name, array in params.items() if name != "mtp"}
+    assert_same(load_weights(config.trunk, tmp_path), trunk)
+    copies = {"model.layers.3.embed_tokens.weight": "embed", "model.layers.3.shared_head.head.weight": "head"}
+    tensors = load_file(tmp_path / WEIGHTS)
+    assert all(np.array_equal(tensors[name], params[array]) for name, array in copies.items())
+
+    def drop(prefix: str) -> None:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        save_file(kept, tmp_path / WEIGHTS)
+
+    drop("model.layers.3.embed_tokens")  # not every file repeats it
+    assert_same(load_weights(config, tmp_path), params)
+    drop("model.layers.3.")  # what transformers writes after training: the key, without the module
+    assert load_config(tmp_path) == config and held_config(config, SafetensorsReader(tmp_path)) == config.trunk
+    assert_same(load_weights(config.trunk, tmp_path), trunk)
+    with pytest.raises(WeightsError, match=r"missing model\.layers\.3\.enorm\.weight"):
+        load_weights(config, tmp_path)
+    save_file(tensors | {"model.layers.3.shared_head.head.weight": tensors["lm_head.weight"] + 1}, tmp_path / WEIGHTS)
+    with pytest.raises(
+        WeightsError, match=r"shared_head\.head\.weight is not lm_head\.weight, which a prediction module"
     ):
-        params = random_params(MODELS[name])
-        save_weights(MODELS[name], params, tmp_path)
-        rewrite(tmp_path, lambda tensors, extra=extra: tensors.update({extra: np.zeros(4, np.float32)}))
-        assert_same(load_weights(MODELS[name], tmp_path), params)
+        load_weights(config, tmp_path)
 
 
 def test_the_text_model_of_a_model_with_images_is_read(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""The terms that a mixture of experts adds to an objective: its routers' losses and metrics."""
+"""The terms that a mixture of experts adds to an objective: its routers' losses and metrics; and its load in a step."""
 
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array
+from lifecycle.core.typing import Array, Float
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.routing import RouterStats, balance_loss, z_loss
 from lifecycle.parallel.collectives import axis_size, psum_identity_grad
@@ -29,6 +29,20 @@ def with_routers(config: ModelConfig, sums: Sums, routers: dict[str, RouterStats
     logged = jax.lax.stop_gradient(means)
     load = {name: stack.load for name, stack in routers.items()}
     return replace(sums, loss=loss, load=load, metrics=sums.metrics | logged)
+
+
+def load_metrics(load: dict[str, Float[Array, "L E"]]) -> dict[str, Array]:
+    """How even the experts' load was in a step, from the number of choices of each expert in all of its micro-batches.
+
+    Of all layers the worst: `expert_load_max` of its busiest expert and `expert_load_min` of its idlest, in units of an
+    even load; `experts_idle`: how many experts, of all layers together, no token chose. Empty without experts.
+    """
+    if not load:
+        return {}
+    shares = [stack / jnp.maximum(stack.mean(axis=-1, keepdims=True), 1e-9) for stack in load.values()]
+    worst = jnp.stack([share.max() for share in shares]).max(), jnp.stack([share.min() for share in shares]).min()
+    idle = sum((stack == 0).sum(dtype=jnp.float32) for stack in load.values())
+    return {"expert_load_max": worst[0], "expert_load_min": worst[1], "experts_idle": jnp.asarray(idle)}
 
 
 def _over_devices(x: Array) -> Array:
