@@ -13,6 +13,7 @@ from lifecycle.report.contents import build_report
 from lifecycle.report.curves import line_charts
 from lifecycle.report.html import render_html
 from lifecycle.report.markdown import render_markdown
+from lifecycle.report.trained import read_training
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import ObjectiveKind
 
@@ -131,8 +132,7 @@ def test_the_experts_load_and_the_modules_losses_are_drawn_over_the_steps(tmp_pa
     made = Run(tmp_path)
     load = {"expert_load_max": 2.5, "router_max_load": 1.5, "expert_load_min": 0.0, "experts_idle": 3.0}
     made.training("base", "next_token", [step | load | {"mtp_loss_1": 4.0, "mtp_loss_2": 5.0} for step in STEPS])
-    made.trained = [replace(made.trained[-1], is_exported=True)]
-    charts = {chart.title: chart for chart in line_charts(made.collect().trainings[0])}
+    charts = {chart.title: chart for chart in line_charts(read_training(made.trained[-1]))}
     drawn = {title: [(series.name, series.points[-1]) for series in chart.series] for title, chart in charts.items()}
     assert drawn.pop("Experts' load in a step") == [
         ("busiest expert, worst layer", (20, 2.5)),
