@@ -56,7 +56,7 @@ def engine_programs(model: ModelConfig, num_slots: int, max_seq_len: int, mesh: 
     """The engine's prefill and decode for `num_slots` requests of up to `max_seq_len` tokens."""
     from lifecycle.inference.programs import num_groups
 
-    sizes = model, num_slots, max_seq_len, mesh
+    sizes = model.trunk, num_slots, max_seq_len, mesh
     works = {
         "prefill": (lower_prefill, prefill_work(model, max_seq_len, num_groups(mesh))),
         "decode": (lower_decode, decode_work(model, num_slots, max_seq_len)),
