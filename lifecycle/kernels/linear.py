@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.quantised import QuantisedWeight, quantised_linear
 
 type Activation = Literal["silu", "gelu", "clamped"]
 CLAMP, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's published values
 
 
-@jax.custom_vjp
-def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"]) -> Float[Array, "*rows F"]:
+def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"] | QuantisedWeight) -> Float[Array, "*rows F"]:
     """`x @ weight`, in `x`'s dtype."""
+    return quantised_linear(x, weight) if isinstance(weight, QuantisedWeight) else _linear(x, weight)
+
+
+@jax.custom_vjp
+def _linear(x: Array, weight: Array) -> Array:
     return _contract(x, weight, (x.ndim - 1,), (0,))
 
 
@@ -27,8 +32,8 @@ def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ..
     return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=a.dtype)
 
 
-def _linear(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return linear(x, weight), (x, weight)
+def _linear_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _linear(x, weight), (x, weight)
 
 
 def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -38,7 +43,7 @@ def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Ar
     return grad_x, _contract(x, grad, rows, rows)
 
 
-linear.defvjp(_linear, _linear_gradient)
+_linear.defvjp(_linear_forward, _linear_gradient)
 
 
 @jax.custom_vjp

@@ -21,6 +21,8 @@ RematName = Literal[
 ]  # fmt: skip
 Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 
+Precision = Literal["int8", "fp8"]  # of the layers' matrix products in training, if not the compute dtype
+
 
 class RopeScaling(Section):
     """How trained rotary frequencies are stretched to longer sequences.

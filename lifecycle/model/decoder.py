@@ -19,7 +19,7 @@ from lifecycle.kernels.cross_entropy import project, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
-from lifecycle.model.config import LayerKind, ModelConfig, Remat
+from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.layers import Angles, full_row
 from lifecycle.model.mtp import own_positions
 from lifecycle.model.params import (
@@ -68,8 +68,10 @@ def forward_train(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None = None,
     remat: Remat | None = None,
+    precision: Precision | None = None,
 ) -> tuple[Float[Array, "b t D"], Stats]:
-    """`forward` for a training step: with rematerialisation, and with the routers' statistics.
+    """`forward` for a training step: with rematerialisation, with the layers' products in a `precision`, and with the
+    routers' statistics.
 
     In a manual `jax.shard_map` the arrays are this device's shards: rows over `batch`, positions over `seq` in the
     order of `row_order`. The hidden states' positions are sharded over `norm_seq` too; in a pipeline their rows are
@@ -77,11 +79,13 @@ def forward_train(
     """
     mask = _causal_mask(tokens.shape, segment_ids)
     if axis_size("layers") > 1:
+        assert precision is None, "no stage of a pipeline quantises its weights"
         x, stats = _pipelined(config, params, tokens, positions, mask, remat)
     else:
         angles = _angles(config, positions)
         x = embed(config, params["embed"], tokens)
-        x, stats, _ = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), remat=remat)
+        prepare = partial(gathered, config, precision=precision)
+        x, stats, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
     return _final_norm(config, params, x), stats
 
 

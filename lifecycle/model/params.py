@@ -16,9 +16,10 @@ from flax import nnx
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
 from lifecycle.model.block import Block, Trunk
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
+from lifecycle.model.quantised import is_quantised, quantised_weight
 from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
@@ -115,11 +116,16 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
     return "float32" if parameter.is_float32 else compute_dtype(config)
 
 
-def gathered(config: ModelConfig, declared: Params, weights: Params) -> Params:
+def gathered(
+    config: ModelConfig, declared: Params, weights: Params, precision: Precision | None = None
+) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
-    and gathered over the axes that shard `d_model`."""
+    and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s."""
 
-    def weight(parameter: Parameter, array: Array) -> Array:
+    def weight(parameter: Parameter, array: Array) -> Any:
+        if precision is not None and is_quantised(parameter):
+            axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
+            return quantised_weight(axes, precision, compute_dtype(config), array.astype(jnp.float32))
         array = _rounded(array, _dtype(config, parameter))
         for dim, axis in enumerate(parameter.axes):
             array = all_gather(array, axis, dim) if axis in GATHERED else array

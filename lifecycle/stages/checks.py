@@ -11,6 +11,10 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.training.config import NextTokenConfig, TrainConfig
 from lifecycle.training.mixture import rows_per_period
+from lifecycle.training.objectives.registry import objective_kind
+
+
+MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
 
 
 def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:
@@ -47,8 +51,31 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         raise ValueError(
             f"{at}.remat: this model has no {', '.join(sorted(unknown))} on this mesh; it has {', '.join(names)}"
         )
+    check_precision(at, train, model, mesh)
     if train.seq_len > model.max_seq_len:
         raise ValueError(f"{at}.seq_len={train.seq_len} is above model.max_seq_len={model.max_seq_len}; raise that")
+
+
+def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Checks that the products of a stage with a `precision` can be computed in it."""
+    if train.precision is None:
+        return
+    at = f"{at}.precision={train.precision}"
+    if model.moe is not None:
+        raise ValueError(f"{at}: the products of model.moe's experts have no 8-bit form; leave it out")
+    if mesh.stage > 1:
+        raise ValueError(f"{at}: a pipeline's weights stay in the compute dtype; leave it out, or set mesh.stage=1")
+    if objective_kind(train.objective).needs_reference:
+        raise ValueError(
+            f"{at}: {train.objective} compares the model with a reference whose products are not in 8 bits, so even "
+            "equal weights would differ; leave it out"
+        )
+    tokens = train.global_batch_size // train.grad_accum * train.seq_len * mesh.tensor // mesh.size
+    if train.precision == "int8" and tokens > MOST_INT8_SUMMANDS:
+        raise ValueError(
+            f"{at}: a weight's gradient is a sum over the {tokens:,} tokens of a device's micro-batch, and int32 holds "
+            f"one of {MOST_INT8_SUMMANDS:,} products of int8 values; raise grad_accum"
+        )
 
 
 def check_mixture(at: str, train: TrainConfig, sources: Sequence[str]) -> None:

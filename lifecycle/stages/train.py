@@ -38,7 +38,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
-    learner = Learner(train, model, mesh, objective, tokenizer, start, start_hash, seeds)
+    measured = build_objective(model, train.model_copy(update={"precision": None}))  # as the weights will be used
+    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
     facts = {

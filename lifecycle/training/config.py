@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, m
 from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import Section, VariantSection
-from lifecycle.model.config import ModelConfig, Remat
+from lifecycle.model.config import ModelConfig, Precision, Remat
 from lifecycle.model.stacks import MODULES
 
 
@@ -154,6 +154,10 @@ class TrainConfig(VariantSection):
     grad_accum: int = Field(default=1, gt=0)
     # Which of a layer's arrays are kept for the backward pass. None: all; {}: its input only; else by name.
     remat: Remat | None = None
+    # Of the layers' products and their gradients: 8-bit values with scales of their own (`kernels/quantised.py`). None:
+    # the model's compute dtype. Norms, attention's scores, embedding and head are in that always, and so is the model
+    # outside of training.
+    precision: Precision | None = None
     # Chunks of the vocabulary, over which the loss passes twice to save memory; 1: one pass, by blocks of positions.
     loss_chunks: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -40,7 +40,7 @@ def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
 
     def objective(params: Params, batch: Batch) -> Sums:
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-        hidden, routers = forward_train(model, params, *inputs, remat=train.remat)
+        hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
         sums = apply(formula, model, train, params, batch, hidden)
         if train.computed(model).num_mtp_modules:
             sums, of_modules = with_modules(model, train, params, batch, hidden, sums)

@@ -1,0 +1,110 @@
+"""Matrix products of 8-bit values for training: all three of a layer's product, its output and both gradients.
+
+Scales come from the values themselves, in the step ("dynamic", "current"): the largest magnitude along the contracted
+dimension is mapped to the largest 8-bit value, for each row of the activations and each column of the weights, as AQT
+and qwix do (google/aqt, google/qwix `dot_general_qt`) and torchao's rowwise recipe for float8. There is no history to
+keep in the state, as delayed scaling has (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; Transformer
+Engine), so a run resumes without one. `int8`: products accumulate exactly, in int32. `fp8`: E4M3 values, and E5M2
+gradients (Micikevicius et al., section 3), accumulated in float32.
+
+The backward pass takes the forward's 8-bit values again, with no second rounding and half the memory: a scale that
+lies along a contracted dimension is multiplied into the gradient before that is rounded, which is exact (qwix does the
+same). All rounding is to nearest: int8 gradients rounded stochastically, as MaxText's are, learned no more (docs/log.md).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Float, Shaped
+
+SMALLEST = 1e-30  # of a scale's largest magnitude; its reciprocal is finite
+
+
+@dataclass(frozen=True)
+class Format:
+    """The dtypes of a precision's values and gradients, and of their products' sums."""
+
+    values: Any
+    gradients: Any
+    sums: Any
+
+
+FORMATS = {
+    "int8": Format(jnp.int8, jnp.int8, jnp.int32),
+    "fp8": Format(jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float32),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight `[D, F]` as products use it: 8-bit values times a scale per column."""
+
+    values: Shaped[Array, "D F"]
+    scale: Float[Array, "1 F"]
+    summed: Float[Array, "D F"]  # receives the gradient; its values are never used
+
+    def __getitem__(self, key: Any) -> "QuantisedWeight":
+        """Itself for `[...]`, as a layer reads a parameter."""
+        assert key is ...
+        return self
+
+
+def largest(x: Shaped[Array, "*dims"], dims: tuple[int, ...]) -> Float[Array, "*ones"]:
+    """The largest magnitude along `dims`, which stay, with size 1. Not finite if any value is not."""
+    return jnp.abs(x.astype(jnp.float32)).max(dims, keepdims=True)
+
+
+def rounded(x: Shaped[Array, "*dims"], most: Float[Array, "*ones"], dtype: Any) -> tuple[Array, Array]:
+    """(`x / scale` in an 8-bit dtype, the scale): `most` becomes the dtype's largest value.
+
+    The scale of values that are not finite is not finite either, and so is every product with it.
+    """
+    most = jnp.where(most < SMALLEST, 1.0, most)  # not `max`, which may drop a NaN
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    top = float(jnp.iinfo(dtype).max if is_integer else jnp.finfo(dtype).max)
+    scaled = x.astype(jnp.float32) * (top / most)
+    return (jnp.round(scaled) if is_integer else scaled).astype(dtype), most / top
+
+
+def quantise(x: Shaped[Array, "*dims"], dims: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """`rounded` with a scale for all values along `dims`."""
+    return rounded(x, largest(x, dims), dtype)
+
+
+@jax.custom_vjp
+def quantised_linear(x: Float[Array, "*rows D"], weight: QuantisedWeight) -> Float[Array, "*rows F"]:
+    """`x` times the weight, of 8-bit values; in `x`'s dtype."""
+    return _forward(x, weight)[0]
+
+
+def _forward(x: Array, weight: QuantisedWeight) -> tuple[Array, tuple[Array, ...]]:
+    values, scale = quantise(x, (x.ndim - 1,), weight.values.dtype)
+    out = _contract(values, weight.values, (x.ndim - 1,), (0,)) * scale * weight.scale[0]
+    return out.astype(x.dtype), (values, scale, weight.values, weight.scale[0])
+
+
+def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, QuantisedWeight]:
+    x, x_scale, weight, weight_scale = saved
+    dtype = next(known.gradients for known in FORMATS.values() if known.values == weight.dtype)
+    last, rows = (grad.ndim - 1,), tuple(range(grad.ndim - 1))
+    wide = grad.astype(jnp.float32)
+    by_row, row_scale = quantise(wide * weight_scale, last, dtype)
+    grad_x = _contract(by_row, weight, last, (1,)) * row_scale
+    by_column, column_scale = quantise(wide * x_scale, rows, dtype)
+    grad_weight = _contract(x, by_column, rows, rows) * column_scale.reshape(-1)
+    none: Any = None  # no gradient
+    return grad_x.astype(grad.dtype), QuantisedWeight(none, none, grad_weight.astype(grad.dtype))
+
+
+quantised_linear.defvjp(_forward, _backward)
+
+
+def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
+    """The product of 8-bit values, summed as their format says, in float32."""
+    sums = next(known.sums for known in FORMATS.values() if b.dtype in (known.values, known.gradients))
+    out = jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=sums)
+    return out.astype(jnp.float32)

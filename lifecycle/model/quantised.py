@@ -1,0 +1,50 @@
+"""Layers' weights quantised before they are gathered: a device rounds its own shard only, and receives 8 bits a value.
+
+Rounded after the gather, every device would read and round the full weights of every layer, and receive twice the
+bytes. A column's scale is of all its rows: where those are sharded, the devices first compare a number per column.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.quantised import FORMATS, QuantisedWeight, largest, rounded
+from lifecycle.model.parameter import Axes, Parameter
+from lifecycle.parallel.collectives import all_gather, axis_size, pmax
+
+
+def is_quantised(parameter: Parameter) -> bool:
+    """Whether a layer's parameter is the matrix of a product that is not in float32 (a router's is)."""
+    return parameter.fan_in is not None and not parameter.is_float32
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def quantised_weight(axes: Axes, precision: str, dtype: str, shard: Float[Array, "rows columns"]) -> QuantisedWeight:
+    """The full weight from this device's float32 shard. `axes`: the logical axis over which each dimension is to be
+    gathered, or None. Its gradient passes the rounding unchanged and is reduce-scattered in `dtype`."""
+    most = largest(shard, (0,))
+    values, scale = rounded(shard, most if axes[0] is None else pmax(most, axes[0]), FORMATS[precision].values)
+    full = _gathered(axes, values)
+    return QuantisedWeight(full, _gathered((None, axes[1]), scale), jnp.zeros(full.shape, dtype))
+
+
+def _gathered(axes: Axes, array: Array) -> Array:
+    for dim, axis in enumerate(axes):
+        array = array if axis is None else all_gather(array, axis, dim)
+    return array
+
+
+def _forward(axes: Axes, precision: str, dtype: str, shard: Array) -> tuple[QuantisedWeight, None]:
+    return quantised_weight(axes, precision, dtype, shard), None
+
+
+def _backward(axes: Axes, precision: str, dtype: str, _: None, grad: QuantisedWeight) -> tuple[Array]:
+    devices = [1 if axis is None else axis_size(axis) for axis in axes]
+    shape = [size // num for size, num in zip(grad.summed.shape, devices, strict=True)]
+    scatter = jax.linear_transpose(partial(_gathered, axes), jax.ShapeDtypeStruct(shape, dtype))
+    return (scatter(grad.summed)[0].astype(jnp.float32),)
+
+
+quantised_weight.defvjp(_forward, _backward)
