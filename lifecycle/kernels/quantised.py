@@ -9,7 +9,7 @@ gradients (Micikevicius et al., section 3), accumulated in float32.
 
 The backward pass takes the forward's 8-bit values again, with no second rounding and half the memory: a scale that
 lies along a contracted dimension is multiplied into the gradient before that is rounded, which is exact (qwix does the
-same). All rounding is to nearest: int8 gradients rounded stochastically, as MaxText's are, learned no more (docs/log.md).
+same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically, and docs/log.md has what nearest costs.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Shaped
 
 SMALLEST = 1e-30  # of a scale's largest magnitude; its reciprocal is finite
@@ -95,12 +97,20 @@ def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, QuantisedWe
     by_row, row_scale = quantise(wide * weight_scale, last, dtype)
     grad_x = _contract(by_row, weight, last, (1,)) * row_scale
     by_column, column_scale = quantise(wide * x_scale, rows, dtype)
-    grad_weight = _contract(x, by_column, rows, rows) * column_scale.reshape(-1)
+    by_column, x = by_column.reshape(-1, by_column.shape[-1]), _transposed(x.reshape(-1, x.shape[-1]))
+    grad_weight = _contract(x, by_column, (1,), (0,)) * column_scale.reshape(-1)
     none: Any = None  # no gradient
     return grad_x.astype(grad.dtype), QuantisedWeight(none, none, grad_weight.astype(grad.dtype))
 
 
 quantised_linear.defvjp(_forward, _backward)
+
+
+def _transposed(x: Shaped[Array, "N D"]) -> Shaped[Array, "D N"]:
+    """The transposed matrix; on TPUs also in memory. Their matrix units take no transposed operand of 8 bits, so the
+    compiler would widen both and multiply at bfloat16's rate: for 8192 x 4096 x 14336 on a v5e 7.4 M cycles, where the
+    plain product takes 3.7 and the transposition 0.4."""
+    return with_layout_constraint(x.T, Layout((0, 1))) if platform() == "tpu" else x.T
 
 
 def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:

@@ -116,9 +116,7 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
     return "float32" if parameter.is_float32 else compute_dtype(config)
 
 
-def gathered(
-    config: ModelConfig, declared: Params, weights: Params, precision: Precision | None = None
-) -> Params:
+def gathered(config: ModelConfig, declared: Params, weights: Params, precision: Precision | None = None) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
     and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s."""
 

@@ -13,7 +13,6 @@ from lifecycle.training.config import NextTokenConfig, TrainConfig
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 
-
 MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
 
 

@@ -66,12 +66,17 @@ class OptimizerConfig(Section):
     # Above 0 a moving average of the weights is kept with this decay. It is what is measured, evaluated, exported and
     # gone on from; a stage that continues the run (`STAGE@STEP`) gets both.
     average_decay: float = Field(default=0.0, ge=0, lt=1)
+    # Of the trained parameters between steps. In bfloat16 their updates, in float32 like the optimizer's state, are
+    # rounded stochastically (`training/rounding.py`).
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def bytes_per_parameter(self) -> int:
-        """Bytes of a parameter and its part of the optimizer's state, in float32. For Muon an upper bound: it keeps one
-        number for the layers' matrices, Adam's two for the rest. Adafactor's rows and columns are not counted."""
-        return 4 * (1 + {"adamw": 2, "muon": 2, "adafactor": 0}[self.name] + (self.average_decay > 0))
+        """Bytes of a parameter and its part of the optimizer's state, which is in float32. For Muon an upper bound: it
+        keeps one number for the layers' matrices, Adam's two for the rest. Adafactor's rows and columns are not
+        counted."""
+        states = {"adamw": 2, "muon": 2, "adafactor": 0}[self.name] + (self.average_decay > 0)
+        return (2 if self.param_dtype == "bfloat16" else 4) + 4 * states
 
 
 class LocalCheckpointConfig(Section):

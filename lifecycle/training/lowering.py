@@ -14,6 +14,7 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.faults import abstract_faults
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.rounding import holding
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -32,7 +33,7 @@ def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) ->
     """Shapes and shardings of the arguments of a step on token rows: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.frozen(model))
-    state = abstract_state(model, optimizer, shardings)
+    state = abstract_state(model, optimizer, shardings, holding(train.optimizer, model))
     if train.faults.is_guarded:
         state = replace(state, faults=abstract_faults(mesh))
     return state, abstract_batch(train, mesh)

@@ -25,6 +25,7 @@ from lifecycle.training.faults import fault_shardings, first_faults, from_plain
 from lifecycle.training.freeze import split
 from lifecycle.training.job import CHECKPOINTS, Continued, TrainJob
 from lifecycle.training.passing import PassingBatches
+from lifecycle.training.rounding import holding
 from lifecycle.training.run import FAULTS
 from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params
 
@@ -55,7 +56,7 @@ def restore_or_start(
 ) -> tuple[TrainState, int]:
     """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
     durable = from_writer(saved.durable.latest_step() or 0) or None  # other hosts may still see what was renamed
-    like = abstract_state(job.model, optimizer, shardings)
+    like = abstract_state(job.model, optimizer, shardings, holding(job.train.optimizer, job.model))
     first = job.first_step if durable is None else durable
     found = saved.local.restore(like.saved, newer_than=first) if saved.local is not None else None
     if found is None and durable is None:
@@ -85,7 +86,8 @@ def continued_state(
     """The state in another run's checkpoint, and its number of finished steps; `like` has its shapes and shardings."""
     require_step(start.folder, start.step)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    params = load_params(start.folder, abstract_params(job.model), start.step, shardings.params, item=PARAMS)
+    saved = abstract_params(job.model)
+    params = load_params(start.folder, saved, start.step, shardings.params, dtypes_of=like.params, item=PARAMS)
     trained, frozen = split(params, like.frozen)
     checkpoints.save_frozen(frozen)
     opt_state = load_opt_state(start.folder, start.step, like.opt_state)
@@ -99,9 +101,11 @@ def first_state(
     job: TrainJob, start: PRNGKeyArray | Params, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
     """The state before the first step."""
+    settings = job.train.optimizer
+    hold = holding(settings, job.model)
     if isinstance(start, dict):
-        return state_from_params(start, optimizer, shardings)
-    return init_state(job.model, optimizer, shardings, start, job.train.optimizer.base_width)
+        return state_from_params(start, optimizer, shardings, hold)
+    return init_state(job.model, optimizer, shardings, start, settings.base_width, hold)
 
 
 def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> TrainState:

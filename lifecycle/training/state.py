@@ -21,6 +21,7 @@ from lifecycle.model.params import Params, init_params, logical_axes
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
 from lifecycle.training.average import average_of
 from lifecycle.training.freeze import frozen_part, merged, split
+from lifecycle.training.rounding import Hold, widened
 from lifecycle.training.transfer import at_width
 
 
@@ -81,13 +82,15 @@ def state_shardings(
     return TrainState(trained, frozen, jax.tree_util.tree_map_with_path(of_moment, shapes), everywhere)
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """Shapes and shardings of the full state, without any array."""
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState, hold: Hold | None = None
+) -> TrainState:
+    """Shapes and shardings of the full state, without any array. `hold`: as in `training/rounding.py`."""
 
     def leaf(shape: Any, where: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
-    fresh = partial(_fresh, optimizer, shardings.frozen)
+    fresh = partial(_fresh, optimizer, shardings.frozen, hold)
     shapes = jax.eval_shape(lambda key: fresh(init_params(config, key)), jax.random.key(0))
     return jax.tree.map(leaf, shapes, shardings)
 
@@ -98,20 +101,25 @@ def init_state(
     shardings: TrainState,
     key: PRNGKeyArray,
     base_width: int | None = None,
+    hold: Hold | None = None,
 ) -> TrainState:
-    """A fresh state, created sharded: no host holds more than its shard. `base_width`: as in `OptimizerConfig`."""
+    """A fresh state, created sharded: no host holds more than its shard. `base_width`: as in `OptimizerConfig`; `hold`:
+    as in `training/rounding.py`."""
 
     def fresh(key: PRNGKeyArray) -> TrainState:
-        return _fresh(optimizer, shardings.frozen, at_width(config, base_width, init_params(config, key)))
+        return _fresh(optimizer, shardings.frozen, hold, at_width(config, base_width, init_params(config, key)))
 
     return jax.jit(fresh, out_shardings=shardings)(key)
 
 
-def state_from_params(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+def state_from_params(
+    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, hold: Hold | None = None
+) -> TrainState:
     """A state with given parameters and a fresh optimizer: for a stage that starts from the previous one's weights."""
-    return jax.jit(partial(_fresh, optimizer, shardings.frozen), out_shardings=shardings)(params)
+    return jax.jit(partial(_fresh, optimizer, shardings.frozen, hold), out_shardings=shardings)(params)
 
 
-def _fresh(optimizer: optax.GradientTransformation, frozen: Params, params: Params) -> TrainState:
+def _fresh(optimizer: optax.GradientTransformation, frozen: Params, hold: Hold | None, params: Params) -> TrainState:
     trained, kept = split(params, frozen)
-    return TrainState(trained, kept, optimizer.init(trained), jnp.zeros((), jnp.int32))
+    trained = trained if hold is None else hold(trained)
+    return TrainState(trained, kept, optimizer.init(widened(trained)), jnp.zeros((), jnp.int32))

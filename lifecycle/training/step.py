@@ -27,6 +27,7 @@ from lifecycle.training.freeze import merged, split
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
+from lifecycle.training.rounding import rounded_like, widened
 from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
@@ -62,9 +63,11 @@ def make_train_step(
         sums, grads = gradients((state.trained, state.frozen), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        trained = cast(Params, optax.apply_updates(state.trained, updates))
+        before = widened(state.trained)
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        trained = cast(Params, optax.apply_updates(before, updates))
         trained, _ = split(balanced(merged(trained, state.frozen), sums.load, bias_rate), state.frozen)
+        trained = rounded_like(state.trained, trained, state.step)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
@@ -77,7 +80,7 @@ def make_train_step(
 def local_gradients(
     objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int
 ) -> tuple[Sums, Params]:
-    """A device's own sums and gradients of (trained, frozen) parameters, before any is summed over the mesh."""
+    """A device's own sums and float32 gradients of (trained, frozen) parameters, before any is summed over the mesh."""
     trained, frozen = parts
     return _summed_gradients(partial(_of_parts, objective, frozen), trained, batch, grad_accum)
 
@@ -91,7 +94,10 @@ def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_a
         sums = objective(params, part)
         return sums.minimised, sums
 
-    gradients = jax.grad(loss_sum, has_aux=True)
+    def gradients(params: Params, part: Batch) -> tuple[Params, Sums]:
+        grads, sums = jax.grad(loss_sum, has_aux=True)(params, part)
+        return widened(grads), sums
+
     if grad_accum == 1:
         grads, sums = gradients(params, batch)
         return sums, grads

@@ -14,6 +14,7 @@ from lifecycle.training.batches import HostBatch
 from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.rounding import holding
 from lifecycle.training.state import init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -41,10 +42,11 @@ class Trainer:
         update = build_optimizer(optimizer, model, steps, self.mesh)
         shardings = state_shardings(model, update, self.mesh)
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
+        hold = holding(optimizer, model)
         if params is None:
-            self.state = init_state(model, update, shardings, jax.random.key(seed), optimizer.base_width)
+            self.state = init_state(model, update, shardings, jax.random.key(seed), optimizer.base_width, hold)
         else:
-            self.state = state_from_params(params, update, shardings)
+            self.state = state_from_params(params, update, shardings, hold)
 
     @property
     def params(self) -> Params:

@@ -16,6 +16,8 @@ from lifecycle.weights.names import canonical_name, is_stacked, layer_names, sta
 
 type Shapes = dict[str, jax.ShapeDtypeStruct]
 
+_WIDENED: dict[Any, Any] = {jnp.dtype(jnp.bfloat16): jnp.dtype(jnp.float32)}
+
 
 def abstract_arrays(tree: PyTree) -> Shapes:
     """Shapes, dtypes and shardings of `unstack(tree)`; a layer is sharded like its part of the stack."""
@@ -52,9 +54,12 @@ def saved_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     return {name: (tuple(array.shape), array.dtype) for name, array in saved.items()}
 
 
-def require_same(item: Path, expected: Shapes) -> None:
-    """Raises `CheckpointError`, naming the first array that differs: Orbax would cast or truncate."""
+def require_same(item: Path, expected: Shapes, is_widened: bool = False) -> None:
+    """Raises `CheckpointError`, naming the first array that differs: Orbax would cast or truncate. `is_widened`: saved
+    in bfloat16, arrays may be read in float32, which is exact."""
     saved = saved_shapes(item)
+    if is_widened:
+        saved = {name: (shape, _WIDENED.get(dtype, dtype)) for name, (shape, dtype) in saved.items()}
     wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):

@@ -44,9 +44,9 @@ def load_params(
 ) -> dict[str, Any]:
     """The parameters of `step`, or of a run's newest intact checkpoint.
 
-    `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved, where they go, and in which
-    dtypes if not those of `like`, converted as they are read. `item`: the step's item with them, by default the average
-    if there is one. All processes of the job make the same call. Without `shardings` the calling process reads alone,
+    `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved (in these dtypes, or in
+    bfloat16 for float32), where they go, and in which dtypes if not those of `like`, converted as they are read.
+    `item`: the step's item with them, by default the average if there is one. All processes of the job make the same call. Without `shardings` the calling process reads alone,
     onto its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -86,7 +86,7 @@ def _items(
             frozen: {name: shape for name, shape in arrays.items() if name in names},
         }
     for part, expected in items.items():
-        require_same(part, expected)
+        require_same(part, expected, is_widened=True)
     return items
 
 
