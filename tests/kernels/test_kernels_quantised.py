@@ -1,0 +1,102 @@
+"""Products of 8-bit values against the same arithmetic in NumPy, and what the compilers of chips get to see."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.core.typing import Array
+from lifecycle.kernels.linear import linear
+from lifecycle.kernels.quantised import quantise
+from lifecycle.model.quantised import quantised_weight
+
+DTYPES: dict[str, tuple[Any, Any]] = {
+    "int8": (np.int8, np.int8),
+    "fp8": (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+}
+ROWS, D, F = (2, 8), 12, 20
+
+
+def product(precision: str, x: Array, weight: Array, grad: Array) -> tuple[Array, Array, Array]:
+    """The product with a weight that no mesh shards, and both gradients."""
+
+    def apply(x: Array, weight: Array) -> Array:
+        return linear(x, quantised_weight((None, None), precision, x.dtype.name, weight))
+
+    out, pull = jax.vjp(apply, x, weight)
+    return out, *pull(grad)
+
+
+def numpy_quantise(x: np.ndarray, axis: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(values as float64, scales)."""
+    top = 127.0 if dtype == np.int8 else float(ml_dtypes.finfo(dtype).max)
+    scale = np.abs(x).max(axis, keepdims=True) / top
+    scaled = (x / scale).astype(np.float32)
+    return (np.rint(scaled) if dtype == np.int8 else scaled).astype(dtype).astype(np.float64), scale
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_the_three_products_are_those_of_numpy(precision: str) -> None:
+    draw = np.random.default_rng(0)
+    x, weight, grad = (draw.normal(size=shape) for shape in ((16, D), (D, F), (16, F)))
+    values, gradients = DTYPES[precision]
+    (qx, sx), (qw, sw) = numpy_quantise(x, 1, values), numpy_quantise(weight, 0, values)
+    (by_row, sr), (by_column, sc) = (numpy_quantise(g, a, gradients) for g, a in ((grad * sw, 1), (grad * sx, 0)))
+    expected = qx @ qw * sx * sw, by_row @ qw.T * sr, qx.T @ by_column * sc
+    given = (jnp.float32(x.reshape(*ROWS, D)), jnp.float32(weight), jnp.float32(grad.reshape(*ROWS, F)))
+    for ours, theirs in zip(product(precision, *given), expected, strict=True):
+        # at the middle between two values float32 and float64 may round differently, by one step of one summand
+        difference = np.abs(np.asarray(ours).reshape(theirs.shape) - theirs)
+        assert np.median(difference) < 1e-5 and difference.max() < 0.05
+    for ours, exact in zip(expected, (x @ weight, grad @ weight.T, x.T @ grad), strict=True):
+        assert np.linalg.norm(ours - exact) < {"int8": 0.015, "fp8": 0.07}[precision] * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_rounded_away(precision: str, bad: float) -> None:
+    """A faulty step must be seen as one."""
+    x = jnp.ones((3, D)).at[1, 2].set(bad)
+    values, scale = quantise(x, (1,), DTYPES[precision][0])
+    assert not np.isfinite(np.asarray(scale))[1] and np.isfinite(np.asarray(scale)[[0, 2]]).all()
+    zero, one = quantise(jnp.zeros((1, D)), (1,), DTYPES[precision][0])
+    assert not np.asarray(zero, np.float32).any() and np.isfinite(np.asarray(one)).all() and values.dtype.itemsize == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4), st.sampled_from(list(DTYPES)))
+def test_a_value_is_off_by_at_most_half_a_step(row: list[float], precision: str) -> None:
+    values, scale = quantise(jnp.array([row], jnp.float32), (1,), DTYPES[precision][0])
+    largest = np.abs(np.float32(row)).max()
+    off = np.abs(np.asarray(values, np.float64) * np.asarray(scale, np.float64) - np.float32(row))
+    step = largest / 127 if precision == "int8" else np.maximum(np.abs(np.float32(row)) / 8, largest / 448 / 512)
+    assert (off <= step * 0.5001 + 1e-30).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "platform", "products"),
+    [
+        ("int8", "tpu", {"i8 i8 i32": 3}),
+        ("fp8", "cuda", {"f8E4M3FN f8E4M3FN f32": 1, "f8E5M2 f8E4M3FN f32": 1, "f8E4M3FN f8E5M2 f32": 1}),
+    ],
+)
+def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, products: dict[str, int]) -> None:
+    """XLA's GPU compiler calls cuBLASLt for products whose operands are float8 themselves, not both E5M2 (openxla/xla
+    `gemm_rewriter.cc`); scales of rows and columns are applied to the result."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((*ROWS, D), (D, F), (*ROWS, F))]
+    shapes[1] = jax.ShapeDtypeStruct((D, F), jnp.float32)
+    traced = jax.jit(partial(product, precision)).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    found = Counter[str]()
+    for line in text.splitlines():
+        if "stablehlo.dot_general" in line:
+            types = line.rpartition(" : ")[2].replace("(", "").replace(")", "").replace("->", ",").split("tensor<")[1:]
+            found[" ".join(kind.split(">")[0].rpartition("x")[2] for kind in types)] += 1
+    assert found == products
