@@ -9,7 +9,7 @@ gradients (Micikevicius et al., section 3), accumulated in float32.
 
 The backward pass takes the forward's 8-bit values again, with no second rounding and half the memory: a scale that
 lies along a contracted dimension is multiplied into the gradient before that is rounded, which is exact (qwix does the
-same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically, and docs/log.md has what nearest costs.
+same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically. docs/log.md has what nearest costs.
 """
 
 from dataclasses import dataclass

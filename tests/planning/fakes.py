@@ -48,7 +48,7 @@ def program_plan(
     times = Times(compute_s=step_s, exposed_s=exposed_s)
     rows = (TrafficTotal("all-gather", ("fsdp",), 1, sent, 0, 0.1),)
     step_s += exposed_s
-    estimate = StepEstimate(1, 1, 1.0, (), 1.0, rows, 1.0, 0.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
+    estimate = StepEstimate(1, 1, 1.0, 0.0, (), 1.0, rows, 1.0, 0.0, 0.0, 0.0, times, step_s, step_s, step_s, ("a",))
     memory = DeviceMemory(1, 2, 0, 3, needs - 6, needs, 0, CUBE.chip.hbm_bytes, 0)
     known = (memory, estimate) if fits else (None, None)
     budget = training_budget(estimate, CUBE, Work(1000, 1.0, 1.0, 10)) if fits else None

@@ -66,6 +66,31 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
     assert load("debug", "train.pretrain.mixture={stdlib: 2}").name == "debug"
 
 
+@pytest.mark.parametrize(
+    ("config", "settings", "says"),
+    [
+        ("debug", ["train.pretrain.precision=int4"], "train.pretrain.precision"),
+        ("debug", ["train.prefer.precision=int8"], r"train.prefer.precision=int8: dpo compares .* leave it out"),
+        ("mixtral_8x7b_v5p_128", ["train.pretrain.precision=fp8"], r"precision=fp8: .*model.moe's experts"),
+        ("debug", ["train.pretrain.precision=fp8", "mesh.stage=2"], r"precision=fp8: .* set mesh.stage=1"),
+        (
+            "debug",
+            ["train.pretrain.precision=int8", "train.pretrain.global_batch_size=2048"],
+            r"precision=int8: .* over the 262,144 tokens .* 133,144 products of int8 values; raise grad_accum",
+        ),
+        ("debug", ["train.pretrain.optimizer.param_dtype=float16"], "train.pretrain.optimizer.param_dtype"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(config: str, settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(config, *settings)
+
+
+def test_a_precision_is_part_of_what_is_learned() -> None:
+    plain, narrow = load("debug"), load("debug", "train.pretrain.precision=int8", "train.pretrain.grad_accum=2")
+    assert keys.training(plain, "pretrain") != keys.training(narrow, "pretrain")
+
+
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "''", "x" * 101])
 def test_a_name_is_that_of_one_folder(name: str) -> None:
     with pytest.raises(ConfigError, match=r"name: "):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.core.progress import Silent
 from lifecycle.model.params import abstract_params, parameters
 from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, tiny_job
 from lifecycle.training.checkpoints.integrity import CheckpointError
@@ -71,13 +72,17 @@ def bfloat16_job(out: Path) -> TrainJob:
     return replace(job, train=job.train.model_copy(update={"optimizer": optimizer}))
 
 
-def test_a_run_keeps_bfloat16_and_its_bits_through_a_stop(tmp_path: Path) -> None:
-    whole = run_job(bfloat16_job(tmp_path / "whole"), StopAt(0))
+@pytest.mark.long
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = run_job(bfloat16_job(tmp_path / "whole"), Silent())
     with pytest.raises(KeyboardInterrupt):
         run_job(bfloat16_job(tmp_path / "stopped"), StopAt(4))
-    assert run_job(bfloat16_job(tmp_path / "stopped"), StopAt(0))["params_hash"] == whole["params_hash"]
+    assert run_job(bfloat16_job(tmp_path / "stopped"), Silent())["params_hash"] == whole["params_hash"]
 
-    folder, wide = tmp_path / "whole" / CHECKPOINTS, abstract_params(MODEL)
+
+def test_a_run_saves_bfloat16_and_later_stages_read_it(tmp_path: Path) -> None:
+    whole = run_job(bfloat16_job(tmp_path), Silent())
+    folder, wide = tmp_path / CHECKPOINTS, abstract_params(MODEL)
     hold = holding(OptimizerConfig(param_dtype="bfloat16"), MODEL)
     held: Any = jax.eval_shape(hold, wide)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(held)} == {"bfloat16", "float32"}
@@ -86,5 +91,5 @@ def test_a_run_keeps_bfloat16_and_its_bits_through_a_stop(tmp_path: Path) -> Non
     read = load_params(folder, wide)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(read)} == {"float32"}
     assert hash_params(hold(read)) == whole["params_hash"], "reading them in float32 changes nothing"
-    with pytest.raises(CheckpointError, match="is .* bfloat16, in this run .* float32"):
-        run_job(tiny_job(tmp_path / "whole", TinyRun(steps=7, grad_accum=1)), StopAt(0))
+    with pytest.raises(CheckpointError, match=r"is .* bfloat16, in this run .* float32"):
+        run_job(tiny_job(tmp_path, TinyRun(steps=7, grad_accum=1)), Silent())

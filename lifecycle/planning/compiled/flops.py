@@ -12,21 +12,18 @@ from functools import cache
 
 import numpy as np
 
-from lifecycle.planning.compiled.hlo import Computation, Instruction, Shape
+from lifecycle.planning.compiled.hlo import BITS, Computation, Instruction, Shape
 
 
-def product_flops(instruction: Instruction, within: Computation) -> float:
-    """FLOPs (two per multiply-add) of one instruction; 0 if it is not a matrix product."""
-    if instruction.opcode == "dot":
-        return _dot(instruction, _operand_shapes(instruction, within))
-    if instruction.opcode == "convolution":
-        return _convolution(instruction, _operand_shapes(instruction, within))
-    return 0.0
-
-
-def flops_of(computation: Computation) -> float:
-    """FLOPs of the matrix products in a computation itself, not in those that it calls."""
-    return sum(product_flops(i, computation) for i in computation.instructions)
+def product_flops(instruction: Instruction, within: Computation, is_narrow: bool = False) -> float:
+    """FLOPs (two per multiply-add) of one instruction; 0 if it is not a matrix product, or, with `is_narrow`, not
+    one of 8-bit values."""
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0.0
+    shapes = _operand_shapes(instruction, within)
+    if is_narrow and any(BITS[shape.dtype] != 8 for shape in shapes[:2]):
+        return 0.0
+    return _dot(instruction, shapes) if instruction.opcode == "dot" else _convolution(instruction, shapes)
 
 
 def _operand_shapes(instruction: Instruction, within: Computation) -> list[Shape]:

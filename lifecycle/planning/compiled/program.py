@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from lifecycle.planning.compiled.flops import flops_of, product_flops
+from lifecycle.planning.compiled.flops import product_flops
 from lifecycle.planning.compiled.hlo import Computation, Instruction, Module, Shape
 from lifecycle.planning.compiled.loops import trip_count
 from lifecycle.planning.compiled.names import is_kernel, is_seldom, kernel_name, operation
@@ -93,6 +93,11 @@ class Program:
         return sum(self.flops_in(e.instruction, e.within) * e.count for e in self.executed)
 
     @property
+    def narrow_flops(self) -> float:
+        """FLOPs of those whose operands have 8 bits a value."""
+        return sum(self.flops_in(e.instruction, e.within, is_narrow=True) * e.count for e in self.executed)
+
+    @property
     def hbm_bytes(self) -> float:
         """Bytes that instructions and kernels read from and write to HBM, as `traffic.py` counts them."""
         return sum(traffic(self.module, e.instruction, e.within) * e.count for e in self.executed)
@@ -146,11 +151,12 @@ class Program:
         """The branch that counts: the one with the most kernels, then the most cycles."""
         return max(conditional.called.values(), key=lambda name: (self._kernels_of(name), self._cycles_of(name)))
 
-    def flops_in(self, instruction: Instruction, within: Computation) -> float:
-        """FLOPs of a matrix product or of those inside a fusion; 0 for any other instruction."""
+    def flops_in(self, instruction: Instruction, within: Computation, is_narrow: bool = False) -> float:
+        """FLOPs of a matrix product or of those inside a fusion; 0 for any other instruction. `is_narrow`: only of
+        those whose operands have 8 bits a value."""
         if instruction.opcode == "fusion":
-            return self._flops_of(instruction.called["calls"])
-        return product_flops(instruction, within)
+            return self._flops_of(instruction.called["calls"], is_narrow)
+        return product_flops(instruction, within, is_narrow)
 
     def _main(self) -> Iterator[Executed]:
         return (e for e in self.executed if not e.is_on_other_core)
@@ -204,7 +210,6 @@ class Program:
         )
         return sum(is_kernel(i) for i in instructions) + sum(inside)
 
-    def _computation_flops(self, name: str) -> float:
+    def _computation_flops(self, name: str, is_narrow: bool) -> float:
         computation = self.module.computations[name]
-        nested = (i.called["calls"] for i in computation.instructions if i.opcode == "fusion")
-        return flops_of(computation) + sum(self._flops_of(inner) for inner in nested)
+        return sum(self.flops_in(instruction, computation, is_narrow) for instruction in computation.instructions)

@@ -122,7 +122,8 @@ def work_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | No
     table = _table("work per device and run", ("", "", ""))
     products = step.product_cycles / step.cycles if step.cycles else 0.0
     table.add_row("compute cycles", f"{step.cycles / 1e6:,.0f} M", f"{products:.0%} in matrix products")
-    table.add_row("matrix products", flops(step.matmul_flops), "outside kernels")
+    narrow = f", {step.narrow_flops / step.matmul_flops:.0%} of 8-bit values" if step.narrow_flops else ""
+    table.add_row("matrix products", flops(step.matmul_flops), f"outside kernels{narrow}")
     for name in dict.fromkeys(kernel.name for kernel in step.kernels):
         table.add_row(f"kernel {name}", *_kernel_cells([k for k in step.kernels if k.name == name]))
     if budget is not None:

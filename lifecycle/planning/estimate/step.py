@@ -45,6 +45,7 @@ class StepEstimate:
     cycles: int
     product_cycles: int
     matmul_flops: float
+    narrow_flops: float  # of it, of 8-bit values
     kernels: tuple[KernelWork, ...]
     hbm_traffic_bytes: float
     traffic: tuple[TrafficTotal, ...]
@@ -87,10 +88,12 @@ def estimate_step(
         cycles=program.cycles,
         product_cycles=program.product_cycles,
         matmul_flops=program.matmul_flops,
+        narrow_flops=program.narrow_flops,
         kernels=tuple(kernels),
         hbm_traffic_bytes=program.hbm_bytes,
         traffic=traffic,
-        compute_roofline_s=(program.matmul_flops + kernel_flops) / chip.bf16_flops,
+        compute_roofline_s=(program.matmul_flops - program.narrow_flops + kernel_flops) / chip.bf16_flops
+        + program.narrow_flops / (chip.int8_ops or chip.bf16_flops),
         hbm_roofline_s=program.hbm_bytes / chip.hbm_bytes_per_s,
         network_roofline_s=network_s,
         host_roofline_s=host_s,

@@ -46,8 +46,8 @@ def load_params(
 
     `like`, `shardings` and `dtypes_of` have the parameters' structure: how they were saved (in these dtypes, or in
     bfloat16 for float32), where they go, and in which dtypes if not those of `like`, converted as they are read.
-    `item`: the step's item with them, by default the average if there is one. All processes of the job make the same call. Without `shardings` the calling process reads alone,
-    onto its first device. Raises `CheckpointError`.
+    `item`: the step's item with them, by default the average if there is one. All processes of the job make the same
+    call. Without `shardings` the calling process reads alone, onto its first device. Raises `CheckpointError`.
     """
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = shardings if shardings is not None else jax.tree.map(lambda _: alone, like)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lifecycle.planning.compiled.flops import flops_of
+from lifecycle.planning.compiled.flops import product_flops
 from lifecycle.planning.compiled.hlo import Instruction, parse_module, read_shapes
 from lifecycle.planning.compiled.names import kernel_name
 from lifecycle.planning.compiled.program import Program
@@ -226,6 +226,7 @@ def test_kernels_in_a_loop_that_counts_as_none_are_none() -> None:
             "f32[2,16,8] dot(%a, %b), lhs_batch_dims={0}, rhs_batch_dims={0}, lhs_contracting_dims={2}",
             2 * 2 * 16 * 8 * 64,
         ),
+        (("s8[4,64]", "s8[64,32]"), "s32[4,32] convolution(%a, %b), dim_labels=bf_io->bf", 2 * 4 * 64 * 32),
         (("f32[4,64]", "f32[64,32]"), "f32[4,32] convolution(%a, %b), dim_labels=bf_io->bf", 2 * 4 * 64 * 32),
         # A product summed over two rows of 16: the rows are the window.
         (
@@ -251,7 +252,9 @@ def test_flops_of_products_and_the_convolutions_they_become(
     operands: tuple[str, str], product: str, flops: float
 ) -> None:
     text = HEAD + entry(f"%a = {operands[0]} parameter(0)", f"%b = {operands[1]} parameter(1)", f"%c = {product}")
-    assert flops_of(parse_module(text).entry) == flops
+    entry_of = parse_module(text).entry
+    assert product_flops(entry_of.by_name["c"], entry_of) == flops
+    assert product_flops(entry_of.by_name["c"], entry_of, is_narrow=True) == (flops if "s8" in operands[0] else 0)
 
 
 def test_work_between_a_start_and_its_done_is_the_main_cores() -> None:

@@ -23,6 +23,7 @@ ESTIMATE = StepEstimate(
     cycles=2_000_000,
     product_cycles=1_500_000,
     matmul_flops=737e12,
+    narrow_flops=0.0,
     kernels=(
         KernelWork("rotate", 32, 0.0, 0.2e9),
         KernelWork("rotate", 32, 0.0, 0.1e9),
