@@ -74,9 +74,10 @@ def test_values_that_are_not_finite_are_not_rounded_away(precision: str, bad: fl
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4), st.sampled_from(list(DTYPES)))
 def test_a_value_is_off_by_at_most_half_a_step(row: list[float], precision: str) -> None:
     values, scale = quantise(jnp.array([row], jnp.float32), (1,), DTYPES[precision][0])
-    largest = np.abs(np.float32(row)).max()
-    off = np.abs(np.asarray(values, np.float64) * np.asarray(scale, np.float64) - np.float32(row))
-    step = largest / 127 if precision == "int8" else np.maximum(np.abs(np.float32(row)) / 8, largest / 448 / 512)
+    exact = np.array(row, np.float32)
+    largest = np.abs(exact).max()
+    off = np.abs(np.asarray(values, np.float64) * np.asarray(scale, np.float64) - exact)
+    step = largest / 127 if precision == "int8" else np.maximum(np.abs(exact) / 8, largest / 448 / 512)
     assert (off <= step * 0.5001 + 1e-30).all()
 
 

@@ -36,9 +36,9 @@ def neighbours(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_rounding_is_unbiased() -> None:
     """Each value's mean over 4,096 roundings is within 5 standard errors of it."""
     draw = np.random.default_rng(0)
-    x = np.float32(draw.normal(size=200) * 10.0 ** draw.uniform(-6, 6, 200))
+    x = (draw.normal(size=200) * 10.0 ** draw.uniform(-6, 6, 200)).astype(np.float32)
     noise = draw.integers(0, 2**16, (4096, 200), dtype=np.uint16)
-    found = np.asarray(jax.vmap(round_stochastically, (None, 0))(x, noise)).astype(np.float64)
+    found = np.asarray(jax.vmap(round_stochastically, (None, 0))(jnp.asarray(x), noise)).astype(np.float64)
     low, high = neighbours(x)
     assert ((found == low) | (found == high)).all() and (low < high).all()
     share = (x - low) / (high - low)
@@ -50,8 +50,8 @@ def test_rounding_is_unbiased() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.floats(width=32, allow_subnormal=False), st.integers(0, 2**16 - 1))
 def test_any_value_goes_to_a_neighbour(value: float, noise: int) -> None:
-    x = np.float32([value])
-    found = np.asarray(round_stochastically(jnp.asarray(x), np.uint16([noise]))).astype(np.float64)
+    x = np.array([value], np.float32)
+    found = np.asarray(round_stochastically(jnp.asarray(x), np.array([noise], np.uint16))).astype(np.float64)
     if not np.isfinite(x).all():
         assert np.array_equal(found, x.astype(np.float64), equal_nan=True)
     else:
