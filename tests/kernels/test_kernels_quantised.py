@@ -1,6 +1,7 @@
 """Products of 8-bit values against the same arithmetic in NumPy, and what the compilers of chips get to see."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array
 from lifecycle.kernels.linear import linear
-from lifecycle.kernels.quantised import quantise
+from lifecycle.kernels.quantised import QuantisedWeight, quantise
 from lifecycle.model.quantised import quantised_weight
+from lifecycle.planning.compiled.hlo import parse_module
+from lifecycle.planning.compiled.program import Program
+from lifecycle.planning.topology import has_compiler, mesh_of_one, parse_topology, prepare
 
 DTYPES: dict[str, tuple[Any, Any]] = {
     "int8": (np.int8, np.int8),
@@ -101,3 +108,37 @@ def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, p
             types = line.rpartition(" : ")[2].replace("(", "").replace(")", "").replace("->", ",").split("tensor<")[1:]
             found[" ".join(kind.split(">")[0].rpartition("x")[2] for kind in types)] += 1
     assert found == products
+
+
+@pytest.mark.long
+@pytest.mark.aot
+@pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: uv sync --extra tpu")
+@pytest.mark.parametrize("chip", ["v5e:1x1", "v6e:1x1"])
+def test_a_tpu_multiplies_8_bit_values_at_twice_the_rate(chip: str) -> None:
+    """The three products of one linear layer, compiled; rounding and the transposition are not in these cycles."""
+    prepare()
+    mesh = mesh_of_one(parse_topology(chip))
+    at, rows, d_in, d_out = NamedSharding(mesh, P()), 4096, 2048, 2048
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+
+    def all_three(x: Array, weight: Any, grad: Array) -> Any:
+        def apply(x: Array, summed: Array) -> Array:
+            return linear(x, summed if isinstance(weight, jax.Array) else replace(weight, summed=summed))
+
+        out, pull = jax.vjp(apply, x, weight if isinstance(weight, jax.Array) else weight.summed)
+        return out, pull(grad)
+
+    plain = array(jnp.bfloat16, d_in, d_out)
+    narrow = QuantisedWeight(array(jnp.int8, d_in, d_out), array(jnp.float32, 1, d_out), plain)  # pyright: ignore[reportArgumentType]
+    program: dict[str, Program] = {}
+    for name, weight in (("bfloat16", plain), ("int8", narrow)):
+        step = jax.shard_map(all_three, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        lowered = jax.jit(step).lower(array(jnp.bfloat16, 1, rows, d_in), weight, array(jnp.bfloat16, 1, rows, d_out))
+        text = lowered.compile(compiler_options(mesh.devices.flat[0].device_kind)).as_text()
+        program[name] = Program(parse_module(text or ""))
+    assert program["int8"].narrow_flops == program["bfloat16"].matmul_flops == 6 * rows * d_in * d_out
+    print(chip, {name: (one.cycles, one.product_cycles) for name, one in program.items()})
+    assert program["int8"].product_cycles < 0.6 * program["bfloat16"].product_cycles
+    assert program["bfloat16"].narrow_flops == 0

@@ -85,6 +85,9 @@ def test_a_run_saves_bfloat16_and_later_stages_read_it(tmp_path: Path) -> None:
     folder, wide = tmp_path / CHECKPOINTS, abstract_params(MODEL)
     hold = holding(OptimizerConfig(param_dtype="bfloat16"), MODEL)
     held: Any = jax.eval_shape(hold, wide)
+    assert (
+        OptimizerConfig(param_dtype="bfloat16").bytes_per_parameter == OptimizerConfig().bytes_per_parameter - 2 == 10
+    )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(held)} == {"bfloat16", "float32"}
     for declared, leaf in zip(jax.tree.leaves(parameters(MODEL)), jax.tree.leaves(held), strict=True):
         assert declared.is_float32 == (leaf.dtype == jnp.float32)
