@@ -40,7 +40,7 @@ from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows, reference_logprobs
-from lifecycle.training.scoring import document_nats
+from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, nats_of, row_length
 from lifecycle.training.token_rows import TokenRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
@@ -161,21 +161,23 @@ def heldout_bits(
 
     sizes = np.array([byte_lengths[piece].sum() for piece in pieces])
     domains = heldout.domains(len(pieces))
+    owners, windows = document_pieces(pieces, train.seq_len)
+    packed = PackedPieces(logprobs, model, windows, row_length(windows, train.seq_len, mesh), mesh)
 
     def measure(params: Params) -> dict[str, float]:
-        nats = document_nats(model, params, pieces, train.seq_len, mesh)
+        nats = nats_of(len(pieces), owners, packed.measured(params))
         bits = np.array(nats) / math.log(2)
         of_domains = {f"{BITS}.{name}": float(bits[docs].sum() / sizes[docs].sum()) for name, docs in domains.items()}
         return {BITS: sum(nats) / math.log(2) / total} | of_domains
 
-    return Evaluate(train.eval_every, measure)
+    return Evaluate(train.eval_every, measure, packed.prepare)
 
 
 def _means(learner: Learner, heldout: RowSource) -> Evaluate:
     """Measures the objective's own means over held-out rows."""
     train = learner.train
-    measure = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
-    return Evaluate(train.eval_every, measure)
+    means = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
+    return Evaluate(train.eval_every, means.measure, means.prepare)
 
 
 def _reference(learner: Learner, rows: PairRows, out: Path, progress: Progress) -> np.ndarray:

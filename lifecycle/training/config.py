@@ -15,6 +15,9 @@ from lifecycle.model.config import ModelConfig, Precision, Remat
 from lifecycle.model.stacks import MODULES
 
 
+TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
+
+
 class ScheduleConfig(Section):
     """Learning rate over the steps of a run, as a share of the peak."""
 
@@ -97,7 +100,8 @@ class CheckpointConfig(Section):
     )  # also; looked at when steps are logged
     keep: int = Field(default=2, gt=0)
     keep_every: int | None = Field(default=None, gt=0)  # steps, a multiple of `every`
-    best: str | None = None  # a metric of held-out data; a checkpoint at whose step it was not measured does not count
+    # A metric of held-out data, or TASK/METRIC; a checkpoint at whose step it was not measured does not count.
+    best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
     # How long training goes on while saves fail, for example on a full disk; each failure is told, and tried again.
     max_unsaved_minutes: float = Field(default=60.0, ge=0, allow_inf_nan=False)
@@ -134,15 +138,32 @@ class FaultsConfig(Section):
         return self.policy != "stop" or self.spike_sigma is not None
 
 
+class MeasuredTasksConfig(Section):
+    """Tasks of the run's `evaluate.tasks` that are measured while a stage trains, on the mesh that it trains on."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    every: int | None = Field(default=None, gt=0)  # steps; None: `eval_every`
+    # Rows of each, chosen by the hash of their content (nanochat's measurements in training: 500); None: all that the
+    # evaluation scores.
+    limit: int | None = Field(default=500, ge=2)
+
+    @field_validator("names")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{doubled!r} is listed twice; list it once")
+        return names
+
+
 class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
     # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), what
     # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), and how it is
-    # logged and saved.
+    # logged, saved and measured on tasks.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks", "faults"})
-    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint"})
+    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "tasks"})
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own
@@ -167,6 +188,7 @@ class TrainConfig(VariantSection):
     loss_chunks: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     eval_every: int = Field(default=200, gt=0)  # steps between measurements on held-out data
+    tasks: MeasuredTasksConfig | None = None  # None: only the evaluation measures them
     log_every: int = Field(default=10, gt=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
@@ -201,6 +223,11 @@ class TrainConfig(VariantSection):
         is_idle = model.num_mtp_modules and not self.modules_weight
         return (*self.freeze, MODULES) if is_idle else self.freeze
 
+    def measured_every(self, metric: str) -> int:
+        """Steps between measurements of a task's metric, `TASK/METRIC`, or of another one on held-out data."""
+        own = self.tasks.every if self.tasks is not None and TASK_METRIC in metric else None
+        return self.eval_every if own is None else own
+
     @field_validator("objective")
     @classmethod
     def _is_own(cls, name: str) -> str:
@@ -215,9 +242,11 @@ class TrainConfig(VariantSection):
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
             )
-        if self.checkpoint.best is not None and self.checkpoint.every % self.eval_every:
+        if self.checkpoint.best is not None and self.checkpoint.every % self.measured_every(self.checkpoint.best):
+            setting = "tasks.every" if TASK_METRIC in self.checkpoint.best else "eval_every"
             raise ValueError(
-                f"checkpoint.best={self.checkpoint.best} is measured every eval_every={self.eval_every} steps, and "
+                f"checkpoint.best={self.checkpoint.best} is measured every {setting}="
+                f"{self.measured_every(self.checkpoint.best)} steps, and "
                 f"checkpoint.every={self.checkpoint.every} is not a multiple of that"
             )
         schedule = self.optimizer.schedule

@@ -1,7 +1,7 @@
 """Passes over rows without training, and an objective's means over held-out ones."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -16,6 +16,18 @@ from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import RowSource
 from lifecycle.training.state import param_specs
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Metrics of parameters by name; `prepare` compiles what `measure` runs, and runs a part of it."""
+
+    measure: Callable[[Params], dict[str, float]]
+    prepare: Callable[[Params], object]
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """The metrics."""
+        return self.measure(params)
 
 
 def each_batch[T](
@@ -33,8 +45,8 @@ def each_batch[T](
 
 def heldout_means(
     model: ModelConfig, objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
-) -> Callable[[Params], dict[str, float]]:
-    """A function from parameters to `heldout_loss` and the objective's own means, each over all of `rows`."""
+) -> Measurement:
+    """`heldout_loss` and the objective's own means, each over all of `rows`."""
 
     def local(params: Params, batch: Batch) -> Sums:
         return sum_over_mesh(replace(objective(params, batch), load={}), mesh)
@@ -48,4 +60,4 @@ def heldout_means(
         means = {"loss": sums.loss / sums.count, **sums.metric_means(sums.count)}
         return {f"heldout_{name}": mean for name, mean in means.items()}
 
-    return measure
+    return Measurement(measure, prepare=lambda params: next(results(params), None))

@@ -6,8 +6,8 @@ manual `shard_map` as a step. What must hold: a piece's log-probabilities depend
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -99,14 +99,26 @@ def measured_continuations(
 
     Raises `ValueError` if context and continuation without its last token do not fit `config.max_seq_len`.
     """
+    pieces = pair_pieces(config, pairs)
+    measured = measured_pieces(measure, config, params, pieces, config.max_seq_len, mesh)
+    return of_continuations(measured, pairs)
+
+
+def pair_pieces(config: ModelConfig, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+    """Each context with its continuation as one piece. Raises what `measured_continuations` raises."""
     for number, (context, continuation) in enumerate(pairs):
         size = len(context) + len(continuation) - 1
         if not context or not continuation:
             raise ValueError(f"pair {number}: context and continuation need at least one token each")
         if size > config.max_seq_len:
             raise ValueError(f"pair {number}: {size} tokens; the context holds {config.max_seq_len}")
-    pieces = [np.asarray([*context, *rest], np.int32) for context, rest in pairs]
-    measured = measured_pieces(measure, config, params, pieces, config.max_seq_len, mesh)
+    return [np.asarray([*context, *rest], np.int32) for context, rest in pairs]
+
+
+def of_continuations(
+    measured: Sequence[np.ndarray], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[np.ndarray]:
+    """What was measured at the continuations' tokens, of what was measured in the pairs' pieces."""
     return [values[len(context) - 1 :] for values, (context, _) in zip(measured, pairs, strict=True)]
 
 
@@ -118,14 +130,21 @@ def document_nats(
     A document longer than `seq_len` is cut into windows; each starts with the last token of the previous one, so that
     every token is predicted once, those after a cut with little context. `params` are sharded over `mesh`.
     """
-    pieces: list[np.ndarray] = []
-    owners: list[int] = []
-    for number, document in enumerate(documents):
-        for start in range(0, len(document) - 1, seq_len):
-            pieces.append(np.asarray(document[start : start + seq_len + 1], np.int32))
-            owners.append(number)
-    totals = np.zeros(len(documents))
-    for owner, values in zip(owners, measured_pieces(logprobs, config, params, pieces, seq_len, mesh), strict=True):
+    owners, pieces = document_pieces(documents, seq_len)
+    return nats_of(len(documents), owners, measured_pieces(logprobs, config, params, pieces, seq_len, mesh))
+
+
+def document_pieces(documents: Sequence[np.ndarray], seq_len: int) -> tuple[list[int], list[np.ndarray]]:
+    """(the number of each piece's document, the pieces): windows of `seq_len` targets, a document's last one shorter."""
+    windows = [(number, start) for number, ids in enumerate(documents) for start in range(0, len(ids) - 1, seq_len)]
+    pieces = [np.asarray(documents[number][start : start + seq_len + 1], np.int32) for number, start in windows]
+    return [number for number, _ in windows], pieces
+
+
+def nats_of(num: int, owners: Sequence[int], measured: Sequence[np.ndarray]) -> list[float]:
+    """The total negative log-likelihood of each of `num` documents, from the log-probabilities in its pieces."""
+    totals = np.zeros(num)
+    for owner, values in zip(owners, measured, strict=True):
         totals[owner] -= values.sum()
     return totals.tolist()
 
@@ -144,13 +163,51 @@ def measured_pieces(
     """
     results: list[np.ndarray] = [np.zeros(0)] * len(pieces)
     for packed in _pack(pieces, longest, RowShapes.of(mesh)):
-        order = row_order(packed.tokens.shape[1], mesh.shape["context"])
-        measured = jax.device_get(measured_rows(measure, config, mesh, params, shard_batch(packed.batch, mesh)))
-        values = np.empty(measured.shape, np.float64)
-        values[:, order] = measured
-        for piece, row, start, length in packed.spans:
-            results[piece] = values[row, start : start + length]
+        _measure_batch(measure, config, params, packed, mesh, results)
     return results
+
+
+class PackedPieces:
+    """Pieces in rows of one length, packed once and measured again and again, by one program. All pieces with the same
+    measure, model, mesh and row length share it."""
+
+    def __init__(
+        self, measure: Measure, config: ModelConfig, pieces: Sequence[np.ndarray], length: int, mesh: Mesh
+    ) -> None:
+        """`length`: of `row_length`, for these pieces or for more."""
+        self._measure, self._config, self._mesh, self._num = measure, config, mesh, len(pieces)
+        self._batches = _pack(pieces, length, replace(RowShapes.of(mesh), shortest=length))
+
+    def prepare(self, params: Params) -> None:
+        """Compiles the program and runs it once, so that too little memory is found too."""
+        _measure_batch(self._measure, self._config, params, self._batches[0], self._mesh, self._results())
+
+    def measured(self, params: Params) -> list[np.ndarray]:
+        """As `measured_pieces`."""
+        results = self._results()
+        for packed in self._batches:
+            _measure_batch(self._measure, self._config, params, packed, self._mesh, results)
+        return results
+
+    def _results(self) -> list[np.ndarray]:
+        return [np.zeros(0)] * self._num
+
+
+def row_length(pieces: Iterable[np.ndarray], longest: int, mesh: Mesh) -> int:
+    """The length of the rows that hold all pieces, if none has more than `longest` targets."""
+    return RowShapes.of(mesh).length(max(len(piece) - 1 for piece in pieces), longest)
+
+
+def _measure_batch(
+    measure: Measure, config: ModelConfig, params: Params, packed: PieceBatch, mesh: Mesh, results: list[np.ndarray]
+) -> None:
+    """Puts what is measured in a batch's pieces into `results`."""
+    order = row_order(packed.tokens.shape[1], mesh.shape["context"])
+    measured = jax.device_get(measured_rows(measure, config, mesh, params, shard_batch(packed.batch, mesh)))
+    values = np.empty(measured.shape, np.float64)
+    values[:, order] = measured
+    for piece, row, start, length in packed.spans:
+        results[piece] = values[row, start : start + length]
 
 
 @partial(jax.jit, static_argnames=("measure", "config", "mesh"))

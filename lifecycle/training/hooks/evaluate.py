@@ -9,13 +9,22 @@ from lifecycle.training.run import TrainingRun
 
 class Evaluate(Hook):
     """Logs `measure(params)` before the first step, every `every` steps and after the last; its time does not count as
-    training time."""
+    training time. `prepare(params)` compiles what `measure` runs: in each process before its first step, so that too
+    little memory is found then and not hours later."""
 
-    def __init__(self, every: int, measure: Callable[[Params], dict[str, float]]) -> None:
-        self.every, self.measure = every, measure
+    def __init__(
+        self,
+        every: int,
+        measure: Callable[[Params], dict[str, float]],
+        prepare: Callable[[Params], object] | None = None,
+    ) -> None:
+        self.every, self.measure, self.prepare = every, measure, prepare
 
     def start(self, run: TrainingRun) -> None:
-        """Measures the initial weights; not again when a run is resumed."""
+        """Compiles, and measures the initial weights; not again when a run is resumed."""
+        if self.prepare is not None:
+            with off_the_clock(run, "compile"):
+                self.prepare(run.state.weights)
         if run.step == 0:  # a new run
             self._log(run)
 

@@ -37,7 +37,7 @@ class Save(Hook):
     def start(self, run: TrainingRun) -> None:
         """Starts the clock; raises `ValueError` if `checkpoint.best` is no metric of the first measurement."""
         self._begun_s = self._clock()
-        self._check_best(run, is_due=False)
+        self._check_best(run, is_measured=run.measured_at == run.step)
 
     def needs_metrics(self, run: TrainingRun) -> bool:
         """Whether this step is certainly saved: `Faults` checks its metrics first."""
@@ -95,14 +95,14 @@ class Save(Hook):
         return bool(waits) and from_writer(self._clock() - self._begun_s >= min(waits))
 
     def _save(self, run: TrainingRun) -> None:
-        self._check_best(run, is_due=run.step % self._settings.every == 0)
+        self._check_best(run, is_measured=run.step % self._settings.every == 0)
         measured = run.measured if run.measured_at == run.step else {}
         meta = {"step": run.step, "model": run.job.model.plain(), "train": run.job.train.plain(), MEASURED: measured}
         self._begun_s, self._is_pending = self._clock(), True
         self._checkpoints.save(run.step, run.state.saved, run.data_state(), meta)
 
-    def _check_best(self, run: TrainingRun, is_due: bool) -> None:
+    def _check_best(self, run: TrainingRun, is_measured: bool) -> None:
         best, measured = self._settings.best, run.measured if run.measured_at == run.step else {}
-        if best is not None and best not in measured and (measured or is_due):
+        if best is not None and best not in measured and is_measured:
             known = ", ".join(measured) or "none here: this stage holds nothing out"
             raise ValueError(f"checkpoint.best={best} is not measured on held-out data; what is: {known}")
