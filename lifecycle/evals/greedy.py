@@ -11,6 +11,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.typing import Array, Float, Int
@@ -31,12 +32,17 @@ def greedy_loglikelihoods(
 
     Ids from `num_ids` on, the vocabulary's padding, are never generated, so none of them is the likeliest.
     """
-    scored = measured_continuations(_logprob_and_rank(num_ids), config, params, pairs, mesh)
-    return [(float(values[:, 0].sum()), bool(values[:, 1].all())) for values in scored]
+    scored = measured_continuations(logprob_and_rank(num_ids), config, params, pairs, mesh)
+    return list(map(greedy_score, scored))
+
+
+def greedy_score(values: Float[np.ndarray, "N 2"]) -> tuple[float, bool]:
+    """(log-likelihood, is greedy) of a continuation, from `logprob_and_rank` of its tokens."""
+    return float(values[:, 0].sum()), bool(values[:, 1].all())
 
 
 @cache
-def _logprob_and_rank(num_ids: int) -> Measure:
+def logprob_and_rank(num_ids: int) -> Measure:
     """Each target's log-probability, and 1 if it is the likeliest id: `[B, T, 2]`."""
 
     def measure(

@@ -1,11 +1,9 @@
-"""Scoring shared by the kinds of tasks: rows that fit the context, and log-likelihoods computed in order of length."""
+"""Scoring shared by the kinds of tasks: rows that fit the context, and scores computed in order of length."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
-from lifecycle.evals.subject import Pair, Subject
+from lifecycle.evals.subject import Pair
 from lifecycle.evals.tasks import TaskRow, portable
 
 CHUNK = 256  # pairs or prompts handed to the model at once: enough to sort by length, few enough to show progress
@@ -24,31 +22,22 @@ def fitting_rows(
     return fitting, skipped
 
 
-def loglikelihoods(task: str, pairs: Sequence[Pair], subject: Subject, progress: Progress) -> list[float]:
-    """Log-likelihoods in the order of `pairs`; raises `ConfigError` for one that is not a number."""
-    logprobs = list(map(float, in_order_of_length(task, pairs, subject.loglikelihoods, progress)))
-    require_numbers(task, logprobs)
-    return logprobs
-
-
 def in_order_of_length[R](
     task: str, pairs: Sequence[Pair], score: Callable[[Sequence[Pair]], Sequence[R]], progress: Progress
 ) -> list[R]:
     """Scores in the order of `pairs`, computed in order of length so that a batch has little padding."""
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     scores: dict[int, R] = {}
     progress.start(f"evaluate {task}", len(pairs))
-    for begin in range(0, len(order), CHUNK):
-        chunk = order[begin : begin + CHUNK]
+    for chunk in chunks(pairs):
         scores |= zip(chunk, score([pairs[i] for i in chunk]), strict=True)
-        progress.update(begin + len(chunk))
+        progress.update(len(scores))
     return [scores[i] for i in range(len(pairs))]
 
 
-def require_numbers(task: str, logprobs: Sequence[float]) -> None:
-    """Raises `ConfigError` for a log-likelihood that is not a number."""
-    if any(map(math.isnan, logprobs)):
-        raise ConfigError(f"task {task!r}: the model's log-likelihood is not a number: its weights are damaged")
+def chunks(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The numbers of the pairs that are scored together, in order of length."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    return [order[begin : begin + CHUNK] for begin in range(0, len(order), CHUNK)]
 
 
 def take(values: Sequence[float], counts: Sequence[int]) -> Iterator[Sequence[float]]:

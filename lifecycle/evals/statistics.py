@@ -60,6 +60,11 @@ def estimate(scores: Sequence[float], weights: Sequence[float], level: float) ->
     return MeanInterval(mean, mean - reach, mean + reach, "Student t")
 
 
+def standard_error(scores: Sequence[float], weights: Sequence[float]) -> float:
+    """Of the weighted mean of at least two scores."""
+    return _mean_and_error(*_arrays(scores, weights))[1]
+
+
 def compare_paired(
     before: Sequence[float], after: Sequence[float], weights: Sequence[float], higher_is_better: bool, level: float
 ) -> Comparison:

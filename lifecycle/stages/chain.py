@@ -51,7 +51,7 @@ def states(config: RunConfig, targets: Iterable[str]) -> list[StageState]:
     done: dict[str, Artifact] = {}
     result = []
     for stage in needed(build_graph(config), targets):
-        draft = _draft(config, stage, done) if all(name in done for name in stage.inputs) else None
+        draft = _draft(config, stage, done) if all(name in done for name in stage.needs) else None
         artifact = _finished(config, stage, draft, artifacts) if draft is not None else None
         if artifact is not None:
             done[stage.name] = artifact
@@ -74,7 +74,7 @@ def fetch_finished(config: RunConfig) -> None:
         return
     possible: list[str] = []
     for stage in build_graph(config).values():
-        if stage.lacks is None and {*stage.inputs} <= {*possible}:
+        if stage.lacks is None and {*stage.needs} <= {*possible}:
             possible.append(stage.name)
     artifacts = readable(config)
     for state in states(config, possible):
@@ -107,7 +107,8 @@ def bring_up_to_date(
                     _check_job(config, stages[len(done) :])
                     startup.passed("imports")
                     is_prepared = True
-                if _has_damaged_inputs(draft, artifacts, progress):
+                read = [done[name] for name in stage.needs]
+                if _has_damaged_inputs(draft, read, artifacts, progress):
                     done.clear()  # they are made again, and perhaps with other content
                     continue
                 artifact = _make(config, stage, draft, done, artifacts, progress)
@@ -131,16 +132,17 @@ def _agreed(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts)
     return _wait(config, stage, draft) if is_finished and not is_writer() else artifact
 
 
-def _has_damaged_inputs(draft: Draft, artifacts: Artifacts, progress: Progress) -> bool:
-    """Whether an input's content is not the one that its manifest records; such an artifact becomes a draft again, with
-    the files that are intact, so that training continues from a checkpoint. All processes get the same answer.
+def _has_damaged_inputs(draft: Draft, read: list[Artifact], artifacts: Artifacts, progress: Progress) -> bool:
+    """Whether the content of an artifact that a stage reads is not the one that its manifest records; such an artifact
+    becomes a draft again, with the files that are intact, so that training continues from a checkpoint. All processes
+    get the same answer.
 
     Raises `ArtifactError` for a bundle from outside the run, which no stage can make again.
     """
     is_damaged = False
     if is_writer():
         hashes = FileHashes(draft.root)
-        for artifact in draft.inputs.values():
+        for artifact in read:
             artifacts.fetch(artifact)
             if changed := changed_files(artifact, hashes):
                 progress.note(
@@ -195,7 +197,7 @@ def _make(
     if not stage.on_all_processes and not is_writer():
         return _wait(config, stage, draft)
     progress.start(stage.name)
-    inputs = {name: done[name] for name in stage.inputs}
+    inputs = {name: done[name] for name in stage.needs}
     with artifacts.making(stage, draft):
         if config.store_url is not None and stage.on_all_processes:
             from_writer(True)  # the others begin once this one has fetched what there is

@@ -3,13 +3,14 @@
 Each raises `ValueError` with the setting, named by `at` or the task, and the fix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lifecycle.core.config import nearest
+from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
-from lifecycle.training.config import NextTokenConfig, TrainConfig
+from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -95,6 +96,39 @@ def check_task(task: TaskConfig, has_documents: bool, has_docstrings: bool) -> N
         raise ValueError(f"{at}: this run has no data section")
     if stage == "rows" and not has_docstrings:
         raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")
+
+
+def check_measured(at: str, train: TrainConfig, tasks: Sequence[TaskConfig]) -> None:
+    """Checks that the tasks that a stage measures are tasks of the run, scored by likelihood, and that a checkpoint's
+    best metric is one of theirs."""
+    known = {task.name: task for task in tasks}
+    names = () if train.tasks is None else train.tasks.names
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{at}.tasks.names: no task {name!r} in evaluate.tasks{nearest(name, known)}")
+        if not isinstance(known[name], LikelihoodTask):
+            raise ValueError(
+                f"{at}.tasks.names: task {name!r} is of kind {known[name].kind}, which generates text; training "
+                "measures kinds scored by likelihood: leave this one to the evaluation"
+            )
+    if train.checkpoint.best is not None and TASK_METRIC in train.checkpoint.best:
+        _check_best(f"{at}.checkpoint", train.checkpoint, {name: known[name] for name in names})
+
+
+def _check_best(at: str, checkpoint: CheckpointConfig, measured: Mapping[str, TaskConfig]) -> None:
+    """Checks that `best` is a metric of a measured task, and that `best_is` is the better end of it."""
+    metrics = {
+        f"{name}{TASK_METRIC}{metric}": is_higher
+        for name, task in measured.items()
+        if isinstance(task, LikelihoodTask)
+        for metric, is_higher in task.metrics.items()
+    }
+    if checkpoint.best not in metrics:
+        there = ", ".join(metrics) or "none: name tasks in tasks.names"
+        raise ValueError(f"{at}.best={checkpoint.best}: not measured on a task of this stage; what is: {there}")
+    better = "highest" if metrics[checkpoint.best] else "lowest"
+    if checkpoint.best_is != better:
+        raise ValueError(f"{at}.best={checkpoint.best} is best when it is {better}; set {at}.best_is={better}")
 
 
 def rows_stage(task: TaskConfig) -> str | None:

@@ -35,7 +35,7 @@ from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.branches import with_inherited
-from lifecycle.stages.checks import check_mixture, check_sizes, check_task, rows_stage
+from lifecycle.stages.checks import check_measured, check_mixture, check_sizes, check_task, rows_stage
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
 from lifecycle.training.config import SftConfig, TrainConfig
@@ -196,6 +196,12 @@ class RunConfig(Section):
         """The evaluation tasks; empty without an evaluate section."""
         return () if self.evaluate is None else self.evaluate.tasks
 
+    def measured_tasks(self, stage: str) -> tuple[TaskConfig, ...]:
+        """The tasks that a training stage measures while it trains, as it names them."""
+        measured = self.train[stage].tasks
+        by_name = {task.name: task for task in self.tasks}
+        return () if measured is None else tuple(by_name[name] for name in measured.names)
+
     @property
     def uses_rows(self) -> bool:
         """Whether a training stage or a task reads chat rows, pairs or evaluation rows of the run."""
@@ -311,6 +317,7 @@ class RunConfig(Section):
         sources = [] if self.data is None else [source.name for source in self.data.sources]
         for name, train in self.train.items():
             check_mixture(f"train.{name}", train, sources)
+            check_measured(f"train.{name}", train, self.tasks)
         if self.rows.docstrings and not self.uses_rows:
             raise ValueError("rows.docstrings: no training stage and no task uses these rows; set it to false")
 

@@ -26,7 +26,7 @@ def build_graph(config: RunConfig) -> Graph:
     """The stages of a run. Every training stage has an evaluation stage; the report needs only those in `evaluated`."""
     graph: Graph = {}
     for stage in _stages(config):
-        assert graph.keys() >= {*stage.inputs}, f"{stage.name} comes before one of {stage.inputs}"
+        assert graph.keys() >= {*stage.needs}, f"{stage.name} comes before one of {stage.needs}"
         graph[stage.name] = stage
     return graph
 
@@ -43,7 +43,7 @@ def needed(graph: Graph, targets: Iterable[str]) -> list[Stage]:
             raise ConfigError(f"this run has no stage {name!r}{nearest(name, graph)}")
     for stage in reversed(graph.values()):
         if stage.name in wanted:
-            wanted.update(stage.inputs)
+            wanted.update(stage.needs)
     stages = [stage for stage in graph.values() if stage.name in wanted]
     if lacking := next((stage.lacks for stage in stages if stage.lacks is not None), None):
         raise ConfigError(lacking)
@@ -79,10 +79,11 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     files = {"tokens": "tokens", "chat": "rows", "pairs": "rows"}
     rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
+    measured = dict.fromkeys(stage for stage in map(rows_stage, config.measured_tasks(name)) if stage is not None)
     settings, start = partial(keys.training, name=name), config.starts[name]
     return Stage(
-        name, "train", inputs, settings, start.bundle, start.url,
-        on_all_processes=True, arguments={"name": name}, lacks=config.missing_rows(name),
+        name, "train", inputs, settings, start.bundle, start.url, on_all_processes=True,
+        arguments={"name": name}, measured=tuple(measured), lacks=config.missing_rows(name),
     )  # fmt: skip
 
 

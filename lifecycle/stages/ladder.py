@@ -132,7 +132,8 @@ def shorter(target: Rung, model: ModelConfig, name: str, share: float, shards: i
     changes: dict[str, Any] = {
         "start": "fresh", "model": name, "steps": steps, "global_batch_size": rows, "grad_accum": max(1, rows // micro),
         "optimizer": optimizer, "eval_every": steps, "log_every": max(1, steps // LOGS),
-        # it is measured at its end alone
+        # it is measured at its end alone, and not on tasks
+        "tasks": None,
         "checkpoint": own.checkpoint.model_copy(update={"best": None}),
     }  # fmt: skip
     return own.model_copy(update=changes)

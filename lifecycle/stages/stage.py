@@ -45,15 +45,21 @@ class Stage:
 
     name: str
     kind: str  # the module lifecycle.stages.<kind>, imported only if the stage runs
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...]  # whose contents are in its key
     settings: Callable[[RunConfig], dict[str, Any]]
     bundle: Path | None = None  # a further input: a bundle from outside the run
     bundle_url: str | None = None  # of one in object storage: copied to `bundle` when the stage's key is needed
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
+    measured: tuple[str, ...] = ()  # stages with rows that it only measures on: no part of its key
     lacks: str | None = None  # what the config must have before the stage can be made, with the fix
     # for a stage with effects outside its artifact: whether these still match the artifact
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that come before it."""
+        return tuple(dict.fromkeys((*self.inputs, *self.measured)))
 
     def load(self) -> StageRun:
         """The function that does the work."""

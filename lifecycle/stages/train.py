@@ -10,6 +10,8 @@ from lifecycle.core.machine import matmul_peak
 from lifecycle.core.platform import kind_of
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
+from lifecycle.evals.encoder import TextEncoder
+from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.model.config import forward_flops_per_token, num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
@@ -21,8 +23,12 @@ from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import start_weights
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.batches import RowBatches
+from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.profile import Profile
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
@@ -48,15 +54,34 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
         "compute_dtype": compute_dtype(model),
         **matmul_rate(mesh, compute_dtype(model)),
     }
-    facts_now = facts | job_facts(config, name, mesh)
+    task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
+    facts_now = facts | rows | job_facts(config, name, mesh)
     job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now)
-    hooks = [RecordSession(config.mesh, train), *learned.hooks]
+    hooks = [RecordSession(config.mesh, train), *learned.hooks, *task_hooks]
     if config.profile is not None:
         hooks.append(Profile(*config.profile_steps))
     stats = run_job(job, progress, hooks)
     sessions = finished_sessions(out, train.steps)
     facts |= changes(name, config.train)
-    return Outcome(stats | learned.facts | facts, content_hash=stats["params_hash"], how=sessions)
+    return Outcome(stats | learned.facts | facts | rows, content_hash=stats["params_hash"], how=sessions)
+
+
+def measured_tasks(
+    config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh, progress: Progress
+) -> tuple[list[Hook], dict[str, Any]]:
+    """The measurement of the stage's tasks, and how many of their rows it covers."""
+    settings, model = config.train[name].tasks, config.model_of(name)
+    if settings is None:
+        return [], {}
+    from lifecycle.evals.measurement import TaskMeasurement, read_measured  # scipy.stats takes a second to import
+
+    tasks = [task for task in config.measured_tasks(name) if isinstance(task, LikelihoodTask)]
+    folders = {stage: artifact.path for stage, artifact in inputs.items()}
+    encoder = TextEncoder(tokenizer, ChatTemplate.load(folders["tokenizer"], tokenizer).dated)
+    found = read_measured(tasks, settings.limit, folders, encoder, model.max_seq_len, progress)
+    measurement = TaskMeasurement(found, model, mesh, tokenizer.vocab_size)
+    hook = Evaluate(settings.every or config.train[name].eval_every, measurement.measure, measurement.prepare)
+    return [hook], {"measured_tasks": {task.task.name: task.rows for task in found}}
 
 
 def matmul_rate(mesh: Mesh, dtype: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from lifecycle.core.config import Section, VariantSection
 from lifecycle.model.config import ModelConfig, Precision, Remat
 from lifecycle.model.stacks import MODULES
 
-
 TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 
 

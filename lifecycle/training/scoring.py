@@ -135,7 +135,7 @@ def document_nats(
 
 
 def document_pieces(documents: Sequence[np.ndarray], seq_len: int) -> tuple[list[int], list[np.ndarray]]:
-    """(the number of each piece's document, the pieces): windows of `seq_len` targets, a document's last one shorter."""
+    """(the number of each piece's document, the pieces): windows of `seq_len` targets, the last of each shorter."""
     windows = [(number, start) for number, ids in enumerate(documents) for start in range(0, len(ids) - 1, seq_len)]
     pieces = [np.asarray(documents[number][start : start + seq_len + 1], np.int32) for number, start in windows]
     return [number for number, _ in windows], pieces

@@ -8,29 +8,39 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from lifecycle.core.progress import Progress
+from lifecycle.evals.likelihood import Asked, LikelihoodTask
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise
-from lifecycle.evals.scoring import loglikelihoods, take
-from lifecycle.evals.subject import Encoder, Pair, Subject
-from lifecycle.evals.tasks import TaskConfig, TaskRow, is_text
+from lifecycle.evals.scoring import take
+from lifecycle.evals.subject import Encoder, Pair
+from lifecycle.evals.tasks import TaskRow, is_text
 
 OVERLAP = 4  # each later window repeats 1/4 of the context: a third more work, but no token lacks context
 
 
-class BitsPerByteTask(TaskConfig):
+class BitsPerByteTask(LikelihoodTask):
     """Bits per byte of documents, and the perplexity per token."""
 
     columns: ClassVar[tuple[str, ...]] = ("text",)
+    metrics: ClassVar[Mapping[str, bool]] = {"bits_per_byte": False, "perplexity": False}
 
     def problem(self, columns: Mapping[str, Any]) -> str:
         """The error in a row's columns; empty if there is none."""
         return "" if is_text(columns.get("text")) else "expected a column `text` with some text"
 
-    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
+    def asked(self, rows: Sequence[TaskRow], encoder: Encoder, max_seq_len: int) -> Asked:
+        """The documents' windows."""
+        documents = [_document_ids(encoder, row.columns["text"]) for row in rows]
+        windows = [document_windows(ids, max_seq_len) for ids in documents]
+
+        def result(logprobs: Sequence[float]) -> EvalResult:
+            return self._result(rows, windows, logprobs)
+
+        return Asked([pair for pairs in windows for pair in pairs], result)
+
+    def _result(
+        self, rows: Sequence[TaskRow], windows: Sequence[Sequence[Pair]], logprobs: Sequence[float]
+    ) -> EvalResult:
         """Bits per byte: the documents' negative log2-likelihood over their UTF-8 bytes."""
-        documents = [_document_ids(subject.encoder, row.columns["text"]) for row in rows]
-        windows = [document_windows(ids, subject.max_seq_len) for ids in documents]
-        logprobs = loglikelihoods(self.name, [pair for pairs in windows for pair in pairs], subject, progress)
         nats = [-math.fsum(part) for part in take(logprobs, [len(pairs) for pairs in windows])]
         sizes = [len(row.columns["text"].encode()) for row in rows]
         examples = [

@@ -8,21 +8,22 @@ counts.
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from lifecycle.core.progress import Progress
+from lifecycle.evals.likelihood import Asked, LikelihoodTask
 from lifecycle.evals.prompts import ShotTaskConfig
 from lifecycle.evals.results import EvalResult, ScoredExample
-from lifecycle.evals.scoring import fitting_rows, loglikelihoods, take
-from lifecycle.evals.subject import Encoder, Pair, Subject
+from lifecycle.evals.scoring import fitting_rows, take
+from lifecycle.evals.subject import Encoder, Pair
 from lifecycle.evals.tasks import TaskRow, is_text
 
 
-class ChoiceTaskConfig(ShotTaskConfig):
+class ChoiceTaskConfig(LikelihoodTask, ShotTaskConfig):
     """A task whose rows have several texts, one of which is right: the one at position `gold`."""
 
     gold: ClassVar[str] = "gold"
+    metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True}
 
     @abstractmethod
     def pairs(self, row: TaskRow, encoder: Encoder) -> list[Pair]:
@@ -36,15 +37,18 @@ class ChoiceTaskConfig(ShotTaskConfig):
     def summary(self, examples: Sequence[ScoredExample], skipped: Sequence[str], chance: float) -> EvalResult:
         """The result of all rows."""
 
-    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
-        """Accuracy of the most likely choice; rows that exceed the model's context are skipped and counted."""
-        pairs = {row.id: self.pairs(row, subject.encoder) for row in rows}
+    def asked(self, rows: Sequence[TaskRow], encoder: Encoder, max_seq_len: int) -> Asked:
+        """All choices of the rows; the result is the accuracy of the likeliest one."""
+        pairs = {row.id: self.pairs(row, encoder) for row in rows}
         longest = {row.id: max(len(context) + len(choice) - 1 for context, choice in pairs[row.id]) for row in rows}
-        fitting, skipped = fitting_rows(rows, longest, subject.max_seq_len)
-        logprobs = loglikelihoods(self.name, [pair for row in fitting for pair in pairs[row.id]], subject, progress)
+        fitting, skipped = fitting_rows(rows, longest, max_seq_len)
         counts = [len(pairs[row.id]) for row in fitting]
-        examples = [self.example(row, part) for row, part in zip(fitting, take(logprobs, counts), strict=True)]
-        return self.summary(examples, skipped, math.fsum(1 / count for count in counts) / max(1, len(counts)))
+
+        def result(logprobs: Sequence[float]) -> EvalResult:
+            examples = [self.example(row, part) for row, part in zip(fitting, take(logprobs, counts), strict=True)]
+            return self.summary(examples, skipped, math.fsum(1 / count for count in counts) / max(1, len(counts)))
+
+        return Asked([pair for row in fitting for pair in pairs[row.id]], result)
 
 
 def choices_problem(name: str, choices: Any, gold: Any) -> str:

@@ -9,19 +9,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from lifecycle.core.progress import Progress
+from lifecycle.evals.likelihood import Asked, LikelihoodTask
 from lifecycle.evals.prompts import PromptTaskConfig
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise
-from lifecycle.evals.scoring import fitting_rows, in_order_of_length, require_numbers
-from lifecycle.evals.subject import Subject
+from lifecycle.evals.scoring import fitting_rows
+from lifecycle.evals.subject import Encoder
 from lifecycle.evals.tasks import TaskRow, is_text
 
 
-class GreedyMatchTask(PromptTaskConfig):
+class GreedyMatchTask(LikelihoodTask, PromptTaskConfig):
     """The share of answers that are the greedy continuation, and the mean negative log-likelihood of an answer."""
 
     columns: ClassVar[tuple[str, ...]] = ("prompt", "answer")
     gold: ClassVar[str] = "answer"
+    metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "nats_per_answer": False}
+    is_greedy: ClassVar[bool] = True
     default_template: ClassVar[str] = "{{ prompt }}"
 
     def problem(self, columns: Mapping[str, Any]) -> str:
@@ -35,17 +37,18 @@ class GreedyMatchTask(PromptTaskConfig):
         """A row as a solved example: its prompt and its answer."""
         return self.prompt(row), row.columns["answer"]
 
-    def score(self, rows: Sequence[TaskRow], subject: Subject, progress: Progress) -> EvalResult:
-        """The share of greedy answers; rows that exceed the model's context are skipped and counted."""
-        pairs = {row.id: self.pairs_of(row, [row.columns["answer"]], subject.encoder)[0] for row in rows}
+    def asked(self, rows: Sequence[TaskRow], encoder: Encoder, max_seq_len: int) -> Asked:
+        """The rows' answers; the result is the share of greedy ones."""
+        pairs = {row.id: self.pairs_of(row, [row.columns["answer"]], encoder)[0] for row in rows}
         lengths = {name: len(context) + len(answer) - 1 for name, (context, answer) in pairs.items()}
-        fitting, skipped = fitting_rows(rows, lengths, subject.max_seq_len)
-        asked = [pairs[row.id] for row in fitting]
-        scores = in_order_of_length(self.name, asked, subject.greedy_loglikelihoods, progress)
-        require_numbers(self.name, [logprob for logprob, _ in scores])
-        examples = [_example(row, *score) for row, score in zip(fitting, scores, strict=True)]
-        other = {"nats_per_answer": -math.fsum(logprob for logprob, _ in scores) / max(1, len(scores))}
-        return summarise(self.name, self.kind, "accuracy", self.definition, examples, skipped=skipped, other=other)
+        fitting, skipped = fitting_rows(rows, lengths, max_seq_len)
+
+        def result(scores: Sequence[tuple[float, bool]]) -> EvalResult:
+            examples = [_example(row, *score) for row, score in zip(fitting, scores, strict=True)]
+            other = {"nats_per_answer": -math.fsum(logprob for logprob, _ in scores) / max(1, len(scores))}
+            return summarise(self.name, self.kind, "accuracy", self.definition, examples, skipped=skipped, other=other)
+
+        return Asked([pairs[row.id] for row in fitting], result)
 
 
 def _example(row: TaskRow, logprob: float, is_greedy: bool) -> ScoredExample:

@@ -19,6 +19,7 @@ class MultipleChoiceTask(ChoiceTaskConfig, PromptTaskConfig):
     """Accuracy of the likeliest choice."""
 
     columns: ClassVar[tuple[str, ...]] = ("query", "choices", "gold")
+    metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "accuracy_per_byte": True}
     default_template: ClassVar[str] = "{{ query }}"
 
     per_byte: bool = True  # pick by log-likelihood per byte of the choice; False: by its sum
