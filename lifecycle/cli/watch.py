@@ -16,8 +16,11 @@ from rich.text import Text
 
 from lifecycle.cli.arguments import Overrides, run_folder
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
+from lifecycle.evals.results import CHANCE, STDERR
+from lifecycle.report.curves import own_metrics
 from lifecycle.report.format import count, counts, duration, money, share, significant
 from lifecycle.report.watched import WatchedStage, memory_text, watched_stages
+from lifecycle.training.config import TASK_METRIC
 
 EVERY_S = 2.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -76,6 +79,7 @@ def _rows(stage: WatchedStage, now: float) -> Iterator[tuple[str, str]]:
         yield "loss", significant(loss) + ("" if heldout is None else f", held out {significant(heldout)}")
     if (bits := stage.newest(BITS)) is not None:
         yield "held out", f"{bits:.3f} bits per byte{_domains(stage)}"
+    yield from _tasks(stage)
     norms = {"gradient": stage.newest("grad_norm"), "update": stage.newest("update_norm")}
     if known := [f"{name} {significant(norm, 3)}" for name, norm in norms.items() if norm is not None]:
         yield "norms", ", ".join(known)
@@ -113,6 +117,16 @@ def _domains(stage: WatchedStage) -> str:
     parts = [name for name in stage.names if name.startswith(f"{BITS}.")]
     shown = ", ".join(f"{name.removeprefix(f'{BITS}.')} {stage.newest(name):.3f}" for name in parts)
     return f" ({shown})" if shown else ""
+
+
+def _tasks(stage: WatchedStage) -> Iterator[tuple[str, str]]:
+    """Each task that is measured during training: its own metric with its standard error, and chance."""
+    for task, metric in own_metrics(stage.names).items():
+        value, error = stage.newest(metric), stage.newest(f"{metric}{STDERR}")
+        name, chance = metric.partition(TASK_METRIC)[2], stage.newest(f"{task}{TASK_METRIC}{CHANCE}")
+        compared = "" if chance is None else f" (chance {chance:.3f})"
+        rows = stage.facts.get("measured_tasks", {}).get(task)
+        yield task, f"{name.replace('_', ' ')} {value:.3f} ± {error:.3f}{compared}" + (f", {rows}" if rows else "")
 
 
 def _speed(stage: WatchedStage) -> str:

@@ -15,19 +15,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.progress import Progress
-from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.greedy import greedy_score, logprob_and_rank
 from lifecycle.evals.likelihood import Asked, LikelihoodTask, are_numbers
-from lifecycle.evals.results import EvalResult
+from lifecycle.evals.results import STDERR, EvalResult
 from lifecycle.evals.rows import read_rows
 from lifecycle.evals.scoring import chunks
 from lifecycle.evals.statistics import standard_error
+from lifecycle.evals.subject import Encoder
 from lifecycle.evals.tasks import TaskRow
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
+from lifecycle.training.config import TASK_METRIC
 from lifecycle.training.scoring import PackedPieces, logprobs, of_continuations, pair_pieces, row_length
-
-CHANCE, STDERR = "chance", "_stderr"  # TASK/chance; TASK/METRIC_stderr: the standard error of the task's own metric
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class TaskMeasurement:
 
 
 def read_measured(
-    tasks: Sequence[LikelihoodTask], limit: int | None, inputs: Mapping[str, Path], encoder: TextEncoder,
+    tasks: Sequence[LikelihoodTask], limit: int | None, inputs: Mapping[str, Path], encoder: Encoder,
     max_seq_len: int, progress: Progress,
 ) -> list[MeasuredTask]:  # fmt: skip
     """The tasks with `limit` rows of those that the evaluation scores, chosen by the hash of their content. Unusable
@@ -128,4 +127,4 @@ def chosen(rows: list[TaskRow], limit: int | None) -> list[TaskRow]:
 def _metrics(result: EvalResult) -> dict[str, float]:
     error = standard_error(result.scores, result.weights)
     values = {result.metric: result.mean, f"{result.metric}{STDERR}": error, **result.other}
-    return {f"{result.task}/{name}": value for name, value in values.items()}
+    return {f"{result.task}{TASK_METRIC}{name}": value for name, value in values.items()}

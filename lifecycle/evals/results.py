@@ -17,6 +17,9 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 
 RESULTS = "results.json"
+# In a run log, where a task's metrics are TASK/METRIC: the score of random guessing, and the standard error of the
+# metric before it, which is the task's own.
+CHANCE, STDERR = "chance", "_stderr"
 LEVEL = 0.95  # confidence level of every interval shown, as is usual in the field
 
 

@@ -106,12 +106,13 @@ class Exchanges:
 @dataclass(frozen=True)
 class Series:
     """A named curve, in order of x; `dots` marks each point, for curves with few points. `color`: its number in a page
-    that shows the same thing in several charts; None: its place in the chart."""
+    that shows the same thing in several charts; None: its place in the chart. `errors`: the points' standard errors."""
 
     name: str
     points: tuple[Point, ...]
     dots: bool = False
     color: int | None = None
+    errors: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)

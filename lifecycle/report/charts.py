@@ -89,7 +89,8 @@ def _lines(chart: LineChart) -> Figure:
     top = 12 + 16 * lines if len(chart.series) > 1 else 9  # one curve needs no legend
     figure, axes = _axes(WIDTH, HEIGHT + 16 * (lines - 1), left=60, right=14, top=top, bottom=38)
     points = [point for series in chart.series for point in series.points]
-    axes.set_ylim(*_limits([value for _, value in points], *ENDS[chart.axis]))
+    ends = [end for series in chart.series for _, *ends in _spread(series) for end in ends]
+    axes.set_ylim(*_limits([value for _, value in points] + ends, *ENDS[chart.axis]))
     axes.set_xlabel(chart.over, labelpad=4)
     if chart.is_log:
         axes.set_xscale("log")
@@ -113,9 +114,18 @@ def _legend_columns(series: Sequence[Series]) -> int:
     return max(1, min(len(series), int((WIDTH - 60) / widest)))
 
 
+def _spread(series: Series) -> list[tuple[float, float, float]]:
+    """(x, value less its standard error, value plus it) of the points that have one."""
+    errors = dict(series.errors)
+    return [(x, value - errors[x], value + errors[x]) for x, value in series.points if x in errors]
+
+
 def _curve(axes: Axes, series: Series, number: int) -> None:
     points = thin(series.points, DRAWN_POINTS)
     color = number if series.color is None else series.color
+    if spread := _spread(series):
+        steps, lows, highs = zip(*spread, strict=True)
+        axes.fill_between(steps, lows, highs, color=SERIES[color % len(SERIES)], alpha=0.15, linewidth=0, clip_on=False)
     has_dots = series.dots or len(points) == 1
     axes.plot(
         [step for step, _ in points],

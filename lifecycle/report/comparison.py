@@ -11,7 +11,7 @@ from typing import Any
 
 from lifecycle.core.artifact import MANIFEST, ArtifactError, open_artifact
 from lifecycle.report.blocks import Block, Charts, LineChart, Paragraph, Report, ReportSection, Series, Table
-from lifecycle.report.curves import HELD_OUT, NOT_DRAWN, charts_of
+from lifecycle.report.curves import charts_of, is_drawn, is_measured
 from lifecycle.report.format import count, duration, share, significant
 from lifecycle.report.watched import WatchedStage, watched_stages
 
@@ -81,7 +81,7 @@ def _stage(of_runs: Mapping[str, WatchedStage], all_runs: Sequence[str]) -> Iter
     if len(of_runs) > 1:
         yield _differences({run: _settings(stage) for run, stage in of_runs.items()})
     curves = {run: {name: stage.curve(name) for name in stage.names} for run, stage in of_runs.items()}
-    metrics = dict.fromkeys(name for of_run in curves.values() for name in of_run if name not in NOT_DRAWN)
+    metrics = dict.fromkeys(name for of_run in curves.values() for name in of_run if is_drawn(name))
     yield Charts(tuple(_chart(metric, curves, all_runs) for metric in metrics))
 
 
@@ -91,7 +91,7 @@ def _chart(
     """The runs that have the metric, each in its colour of all charts."""
     title, unit, axis = charts_of(metric)
     series = tuple(
-        Series(run, tuple(of_run[metric]), dots=metric.startswith(HELD_OUT), color=all_runs.index(run))
+        Series(run, tuple(of_run[metric]), dots=is_measured(metric), color=all_runs.index(run))
         for run, of_run in curves.items()
         if metric in of_run
     )

@@ -4,11 +4,13 @@ Objectives share the names of their metrics, so a chart is chosen by the metrics
 metric without a chart here is plotted under its own name.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+from lifecycle.evals.results import CHANCE, STDERR
 from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
+from lifecycle.training.config import TASK_METRIC
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 MODULES = "mtp_loss_"  # with a prediction module's number behind it
@@ -23,6 +25,7 @@ class Curves:
     unit: str
     metrics: dict[str, str]
     axis: Span = "data"
+    errors: Mapping[str, str] = field(default_factory=dict)  # by metric: the metric that is its standard error
 
 
 OF_OBJECTIVES = (
@@ -77,13 +80,34 @@ def charts_of(metric: str) -> tuple[str, str, Span]:
     for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS):
         if (name := curves.metrics.get(metric)) is not None:
             return (f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title), curves.unit, curves.axis
+    if metric.startswith(f"{BITS}."):
+        return f"Held-out text of {metric.removeprefix(f'{BITS}.')}", "bits per byte", "data"
+    task, is_task, name = metric.partition(TASK_METRIC)
+    if is_task:
+        return task, name.replace("_", " "), "data"
     return metric.replace("_", " "), "as logged", "data"
+
+
+def is_drawn(metric: str) -> bool:
+    """Whether a metric is drawn when runs are compared."""
+    return metric not in NOT_DRAWN and not metric.endswith((STDERR, f"{TASK_METRIC}{CHANCE}"))
+
+
+def is_measured(metric: str) -> bool:
+    """Whether a metric is of a measurement between steps, on held-out rows or a task."""
+    return metric.startswith(HELD_OUT) or TASK_METRIC in metric
+
+
+def own_metrics(metrics: Iterable[str]) -> dict[str, str]:
+    """Each measured task's own metric, by the task's name: the one that has a standard error."""
+    found = (metric.removesuffix(STDERR) for metric in metrics if TASK_METRIC in metric and metric.endswith(STDERR))
+    return {metric.partition(TASK_METRIC)[0]: metric for metric in found}
 
 
 def line_charts(training: Training) -> tuple[LineChart, ...]:
     """A stage's charts: those of its objective, of further metrics, and of the steps."""
-    modules, domains = _modules(training), _domains(training)
-    all_curves = (*OF_OBJECTIVES, *modules, *domains, *OF_EXPERTS, *_further(training), *OF_STEPS)
+    modules, domains, tasks = _modules(training), _domains(training), _tasks(training)
+    all_curves = (*OF_OBJECTIVES, *modules, *domains, *tasks, *OF_EXPERTS, *_further(training), *OF_STEPS)
     charts = (_chart(curves, training) for curves in all_curves)
     return tuple(chart for chart in charts if chart.series)
 
@@ -99,7 +123,12 @@ def held_out_ends(training: Training) -> Iterator[tuple[str, float, float]]:
 
 def _chart(curves: Curves, training: Training) -> LineChart:
     series = tuple(
-        Series(name, training.curves[metric], dots=metric.startswith(HELD_OUT))
+        Series(
+            name,
+            training.curves[metric],
+            dots=is_measured(metric),
+            errors=training.curves.get(curves.errors.get(metric, ""), ()),
+        )
         for metric, name in curves.metrics.items()
         if metric in training.curves
     )
@@ -120,6 +149,15 @@ def _domains(training: Training) -> Iterator[Curves]:
         yield Curves("Held-out text by source", "bits per byte", names)
 
 
+def _tasks(training: Training) -> Iterator[Curves]:
+    """Yields a chart for each task measured during training: its own metric, and chance."""
+    for task, metric in own_metrics(training.curves).items():
+        name = metric.removeprefix(f"{task}{TASK_METRIC}").replace("_", " ")
+        both = {metric: name, f"{task}{TASK_METRIC}{CHANCE}": CHANCE}
+        unit = f"{name}, with its standard error"
+        yield Curves(f"{task} during training", unit, both, errors={metric: f"{metric}{STDERR}"})
+
+
 def _further(training: Training) -> Iterator[Curves]:
     """Yields a chart for each metric that has none yet, in training and held out."""
     for name in dict.fromkeys(metric.removeprefix(HELD_OUT) for metric in training.curves if _has_no_chart(metric)):
@@ -128,4 +166,5 @@ def _further(training: Training) -> Iterator[Curves]:
 
 
 def _has_no_chart(metric: str) -> bool:
-    return metric not in NAMED and not metric.startswith((f"{BITS}.", MODULES))
+    is_grouped = metric.startswith((f"{BITS}.", MODULES)) or TASK_METRIC in metric
+    return metric not in NAMED and not is_grouped

@@ -137,6 +137,9 @@ def _notes(training: Training) -> Iterator[str]:
             f"During training held-out text is measured on its first documents only, about "
             f"{size(training.settings['eval_bytes'])}; the evaluation measures all of it."
         )
+    if measured := training.stats.get("measured_tasks"):
+        counts_of = ", ".join(f"{name} on {rows}" for name, rows in measured.items())
+        yield f"During training tasks are measured: {counts_of}. The band is one standard error to either side."
     if replayed := training.settings.get("replay_share"):
         yield (
             f"The training loss is of chat rows and {100 * replayed:g} % of rows of pre-training text, replayed; the "

@@ -67,7 +67,7 @@ def hashes(run: Debug, stages: Iterable[str] = SAME) -> dict[str, str]:
 def curve(run: Debug, stage: str) -> list[tuple[int, float]]:
     """What was measured, by step."""
     records = read_log(run.artifact(stage).path / "metrics.jsonl")
-    names = ("loss", "heldout_loss", "heldout_bits_per_byte")
+    names = ("loss", "heldout_loss", "heldout_bits_per_byte", "choice/accuracy", "choice/accuracy_per_byte")
     return [(record["step"], record[name]) for record in records for name in names if name in record]
 
 

@@ -8,7 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from lifecycle.evals.kinds.bits_per_byte import BitsPerByteTask
+from lifecycle.evals.kinds.multiple_choice import MultipleChoiceTask
+from lifecycle.evals.likelihood import LikelihoodTask
+from lifecycle.evals.measurement import MeasuredTask, TaskMeasurement
 from lifecycle.evals.model import EvaluatedModel, chat_model
+from lifecycle.evals.tasks import TaskRow
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import logical_axes
@@ -73,6 +78,22 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
     return chat_model(Model(config, params, tokenizer, ChatTemplate(tokenizer)), mesh)
 
 
+def measured(subject: EvaluatedModel) -> dict[str, float]:
+    """What a run that trains these weights measures on two small tasks, by the same program as its evaluation."""
+    choice = MultipleChoiceTask(name="choice", kind="multiple_choice", rows="none", chat=False)
+    text = BitsPerByteTask(name="text", kind="bits_per_byte", rows="none")
+    rows: dict[LikelihoodTask, list[dict[str, Any]]] = {
+        choice: [{"query": f"q{n}", "choices": ["a", "bc", "d"], "gold": n % 3} for n in range(9)],
+        text: [{"text": "some text " * n} for n in range(1, 12)],
+    }
+    tasks = [
+        MeasuredTask(task, task.asked([TaskRow(str(n), row, "") for n, row in enumerate(of)], subject.encoder, 64), 9)
+        for task, of in rows.items()
+    ]
+    model = subject.model
+    return TaskMeasurement(tasks, model.config, subject.mesh, model.tokenizer.vocab_size).measure(model.params)
+
+
 @pytest.mark.parametrize(
     "axes",
     [{"fsdp": 2, "tensor": 2}, pytest.param({"stage": 2, "context": 2, "fsdp": 2}, marks=pytest.mark.matrix)],
@@ -83,5 +104,6 @@ def test_a_sharded_model_is_evaluated_where_its_weights_are(axes: dict[str, int]
     pairs: Sequence[tuple[list[int], list[int]]] = [([1, 2, 3], [4, 5]), ([7] * 40, [8, 9, 10])]
     one, mesh = evaluated({}), evaluated(axes)
     np.testing.assert_allclose(mesh.loglikelihoods(pairs), one.loglikelihoods(pairs), rtol=CLOSE)
+    assert measured(mesh) == pytest.approx(measured(one), rel=CLOSE)
     prompts = [[5, 6, 7], [100]]
     assert mesh.generate(prompts, 12, ()) == one.generate(prompts, 12, ())
