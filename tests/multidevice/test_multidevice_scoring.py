@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.evals.kinds.bits_per_byte import BitsPerByteTask
-from lifecycle.evals.kinds.multiple_choice import MultipleChoiceTask
-from lifecycle.evals.likelihood import LikelihoodTask
+import lifecycle.evals.kinds  # noqa: F401  registers them
+from lifecycle.core.config import validate
 from lifecycle.evals.measurement import MeasuredTask, TaskMeasurement
 from lifecycle.evals.model import EvaluatedModel, chat_model
-from lifecycle.evals.tasks import TaskRow
+from lifecycle.evals.tasks import TaskConfig, TaskRow
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import logical_axes
@@ -80,15 +79,15 @@ def evaluated(axes: dict[str, int]) -> EvaluatedModel:
 
 def measured(subject: EvaluatedModel) -> dict[str, float]:
     """What a run that trains these weights measures on two small tasks, by the same program as its evaluation."""
-    choice = MultipleChoiceTask(name="choice", kind="multiple_choice", rows="none", chat=False)
-    text = BitsPerByteTask(name="text", kind="bits_per_byte", rows="none")
-    rows: dict[LikelihoodTask, list[dict[str, Any]]] = {
-        choice: [{"query": f"q{n}", "choices": ["a", "bc", "d"], "gold": n % 3} for n in range(9)],
-        text: [{"text": "some text " * n} for n in range(1, 12)],
-    }
+    choice = validate(TaskConfig, {"name": "choice", "kind": "multiple_choice", "rows": "none", "chat": False})
+    text = validate(TaskConfig, {"name": "text", "kind": "bits_per_byte", "rows": "none"})
+    rows: list[tuple[Any, list[dict[str, Any]]]] = [
+        (choice, [{"query": f"q{n}", "choices": ["a", "bc", "d"], "gold": n % 3} for n in range(9)]),
+        (text, [{"text": "some text " * n} for n in range(1, 12)]),
+    ]
     tasks = [
         MeasuredTask(task, task.asked([TaskRow(str(n), row, "") for n, row in enumerate(of)], subject.encoder, 64), 9)
-        for task, of in rows.items()
+        for task, of in rows
     ]
     model = subject.model
     return TaskMeasurement(tasks, model.config, subject.mesh, model.tokenizer.vocab_size).measure(model.params)

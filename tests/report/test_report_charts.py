@@ -69,6 +69,20 @@ def test_a_line_chart_has_the_points_of_its_series(one: tuple, two: tuple, axis:
             assert places == pytest.approx(expected, abs=0.01)
 
 
+def test_a_band_of_standard_errors_is_inside_the_drawing_and_around_its_curve() -> None:
+    errors = ((10.0, 0.2), (30.0, 0.1))  # the point between has none
+    root = svg(LineChart("t", "u", (Series("a", ((10.0, 0.5), (20.0, 0.6), (30.0, 0.5)), errors=errors),)))
+    (band,) = (use for use in root.iter("use") if "opacity: 0.15" in use.get("style", ""))
+    (shape,) = (shape for shape in root.iter("path") if f"#{shape.get('id')}" == band.get("href"))
+    down = float(band.get("y", "nan"))
+    corners = [(float(x), down + float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shape.get("d", ""))]
+    curve = path(root, "series-0")
+    width, height = map(float, root.get("viewBox", "").split()[2:])
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in corners)
+    scale = (curve[0][1] - curve[1][1]) / 0.1
+    assert {round(abs(y - curve[0][1]) / scale, 2) for _, y in corners} == {0.1, 0.2}
+
+
 @settings(max_examples=40)
 @given(curves)
 def test_labels_of_ticks_differ_and_are_true(points: tuple) -> None:

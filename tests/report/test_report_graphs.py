@@ -145,6 +145,19 @@ def test_the_experts_load_and_the_modules_losses_are_drawn_over_the_steps(tmp_pa
     assert list(drawn) == ["Loss", "Throughput"]
 
 
+def test_a_task_measured_during_training_has_a_chart_with_its_error_and_chance(tmp_path: Path) -> None:
+    made = build_pretraining(tmp_path)
+    own = {"arc/accuracy": 0.4, "arc/accuracy_stderr": 0.05, "arc/accuracy_per_byte": 0.3, "arc/chance": 0.25}
+    made.training("measured", "next_token", [record | own for record in STEPS])
+    made.trained = [replace(made.trained[-1], is_exported=True)]
+    charts = {chart.title: chart for chart in line_charts(made.collect().trainings[0])}
+    assert list(charts) == ["Loss", "arc during training", "Throughput"]
+    accuracy, chance = charts["arc during training"].series
+    assert (accuracy.name, accuracy.dots, dict(accuracy.errors)) == ("accuracy", True, {10: 0.05, 20: 0.05})
+    assert (chance.name, chance.points, chance.errors) == ("chance", ((10, 0.25), (20, 0.25)), ())
+    assert "arc during training" in render_html(build_report(made.collect()))
+
+
 def test_a_quantity_has_the_same_axis_in_every_stage_and_task(tmp_path: Path) -> None:
     numbers = build_five_stages(tmp_path).collect()
     charts = [chart for training in numbers.trainings for chart in line_charts(training)]

@@ -1,8 +1,16 @@
 """What `watch` and `compare` show of runs that others write: half-written, rewound, damaged, of several stages."""
 
+import fcntl
 import io
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +24,7 @@ from lifecycle.report.blocks import Charts, Paragraph, Table
 from lifecycle.report.comparison import build_comparison, names_of, read_runs
 from lifecycle.report.trackers import by_attempt, new_points
 from lifecycle.report.watched import watched_stages
+from lifecycle.testing.waiting import LIMIT_S, wait_until
 from lifecycle.training.hooks.save_local import CAUSE as SAVED_LOCALLY
 
 FACTS: dict[str, Any] = {
@@ -62,6 +71,25 @@ def test_a_stage_is_shown_with_what_is_known_and_nothing_else(tmp_path: Path) ->
     assert "66.7 % of 1 min 0 s in steps; start 8.3 %, compile 25.0 %" in text
     assert "failures none" in text and "40.00 EUR" in text
     assert "learning rate" not in text and "norms" not in text  # not in this log
+
+
+TASK = {
+    "choice/accuracy_per_byte": 0.4, "choice/accuracy_per_byte_stderr": 0.05, "choice/accuracy": 0.35,
+    "choice/chance": 0.25,
+}  # fmt: skip
+
+
+def test_a_measured_task_is_shown_with_its_error_its_chance_and_its_rows(tmp_path: Path) -> None:
+    folder = make(tmp_path, "pretrain", [3.0])
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 10, **TASK}) + "\n")
+    sheet = folder / "times.jsonl"
+    sheet.write_text(sheet.read_text().replace('"devices"', '"measured_tasks": {"choice": "20 of 50 rows"}, "devices"'))
+    assert "choice accuracy per byte 0.400 ± 0.050 (chance 0.250), 20 of 50 rows" in shown(tmp_path)
+    (charts,) = (b for b in build_comparison(read_runs([tmp_path])).sections[1].blocks if isinstance(b, Charts))
+    drawn = [(chart.title, chart.unit) for chart in charts.items]
+    assert drawn[1:2] == [("Held-out text of web", "bits per byte")]
+    assert drawn[-2:] == [("choice", "accuracy per byte"), ("choice", "accuracy")]
 
 
 WENT_BACK = {"step": 11, "fault": "loss nan", "action": "went back", "from_step": 19, "passed_over": [10, 18]}
@@ -138,6 +166,37 @@ def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is visible again"
     assert "pretrain" in text and text.endswith("\x1b[?25h")
+
+
+def test_on_a_terminal_the_picture_follows_the_run_until_ctrl_c(tmp_path: Path) -> None:
+    """The real command on a real terminal, whose screen is read as it is drawn."""
+    log = make(tmp_path, "pretrain", [3.0]) / "metrics.jsonl"
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    script = (
+        "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "import lifecycle.cli.watch as w; w.EVERY_S = 0.05\n"
+        "from lifecycle.cli.main import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "watch", str(tmp_path)],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.close(terminal)
+    screen = io.BytesIO()
+
+    def shows(text: bytes) -> bool:
+        screen.write(os.read(ours, 65536))
+        return text in screen.getvalue()
+
+    wait_until(partial(shows, b"3.000"), 0)
+    with log.open("a") as file:
+        file.write(json.dumps({"step": 20, "loss": 1.25}) + "\n")
+    wait_until(partial(shows, b"1.250"), 0)
+    os.write(ours, b"\x03")  # Ctrl-C: the terminal sends SIGINT
+    wait_until(partial(shows, b"\x1b[?25h"), 0)
+    assert process.wait(LIMIT_S) == 0
+    os.close(ours)
 
 
 def test_runs_are_compared_also_when_one_is_shorter_damaged_or_lacks_a_stage(tmp_path: Path) -> None:

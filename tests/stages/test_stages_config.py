@@ -91,6 +91,38 @@ def test_a_precision_is_part_of_what_is_learned() -> None:
     assert keys.training(plain, "pretrain") != keys.training(narrow, "pretrain")
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["tasks={names: [chioce]}"], r"tasks\.names: no task 'chioce' in evaluate\.tasks; did you mean 'choice'"),
+        (["tasks={names: [module]}"], r"task 'module' is of kind generate, which generates text"),
+        (["tasks={names: [choice, choice]}"], "'choice' is listed twice"),
+        (["tasks={names: []}"], "at least 1 item"),
+        (["tasks={names: [choice], limits: 3}"], "limits: no such setting"),
+        (["checkpoint.best=choice/acuracy"], "best=choice/acuracy: not measured on a task .* is: choice/accuracy, "),
+        (["tasks=null", "checkpoint={every: 10, best: choice/accuracy}"], "what is: none: name tasks in tasks.names"),
+        (["checkpoint={every: 10, best: choice/accuracy}"], "best when it is highest; set .*best_is=highest"),
+        (
+            ["tasks={names: [choice], every: 4}", "checkpoint={every: 10, best: choice/accuracy, best_is: highest}"],
+            "is measured every tasks.every=4 steps, and checkpoint.every=10 is not a multiple",
+        ),
+    ],
+)
+def test_tasks_measured_in_training_are_known_and_scored_by_likelihood(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load("debug", *["train.pretrain.checkpoint.every=10", *(f"train.pretrain.{text}" for text in settings)])
+
+
+def test_the_best_by_a_tasks_metric_is_asked_for_where_it_is_measured() -> None:
+    best = "checkpoint={every: 12, best: text/bits_per_byte}"
+    load(
+        "debug",
+        "train.pretrain.tasks={names: [text], every: 4}",
+        f"train.pretrain.{best}",
+        "train.pretrain.eval_every=5",
+    )
+
+
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "''", "x" * 101])
 def test_a_name_is_that_of_one_folder(name: str) -> None:
     with pytest.raises(ConfigError, match=r"name: "):

@@ -1,7 +1,7 @@
 """When a run saves, which checkpoints stay, and how long it goes on while saves fail: by rules, without arrays."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +120,7 @@ class LocalDisk(Disk):
 def steps(
     disk: Disk, last: int, *, first: int = 0, total: int = 1000, seconds: float = 6.0, log_every: int = 1,
     left_out: tuple[int, ...] = (), saving: type[Save | SaveLocal] = Save,
+    before: Callable[[TrainingRun], None] = lambda run: None,
 ) -> Notes:  # fmt: skip
     """Takes the hook through steps of some seconds, of which every `log_every`th is logged if it is not left out."""
     notes, hook = Notes(), saving(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
@@ -131,6 +132,7 @@ def steps(
         run.step, disk.now = run.step + 1, disk.now + seconds
         is_fetched = run.step % log_every == 0 or hook.needs_metrics(run)
         run.metrics = {"loss": 1.0} if is_fetched and run.step not in left_out else None
+        before(run)
         hook.after_step(run)
     return notes
 
@@ -158,6 +160,16 @@ def test_a_run_that_keeps_the_best_goes_on_from_a_step_that_was_saved() -> None:
     steps(disk, 19, first=10)  # nothing is measured when it starts
     with pytest.raises(ValueError, match=f"checkpoint.best={METRIC} is not measured"):
         steps(disk, 20, first=10)
+
+
+def test_what_is_measured_less_often_than_a_run_saves_by_time_stops_nothing() -> None:
+    disk = Disk(every=100, every_minutes=1, best="arc/accuracy")
+
+    def measured(run: TrainingRun) -> None:
+        run.measured, run.measured_at = ({"heldout_loss": 1.0} if run.step % 100 else {"arc/accuracy": 0.5}), run.step
+
+    steps(disk, 120, before=measured)
+    assert disk.saved == [*range(10, 101, 10), 110]
 
 
 def test_a_full_disk_is_told_tried_again_and_then_ends_the_run() -> None:
