@@ -104,7 +104,7 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     packed, reports = {}, {}
     for split in ("train", "heldout"):
         examples, reports[split] = load_rows(inputs["rows"].path / f"chat-{split}.jsonl", encode, train.seq_len)
-        packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"])
+        packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
     _list_dropped(out, reports)
     rows: RowSource = packed["train"]
     if isinstance(train, SftConfig) and train.replay_share:
@@ -124,7 +124,7 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     for split in ("train", "heldout"):
         path = inputs["rows"].path / f"pairs-{split}.jsonl"
         pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
-        packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"])
+        packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"], reports[split].name)
         if needs_reference:
             progress.start(f"reference, {split} rows", packed.num_rows)
             rows[split] = ReferenceRows(packed, _reference(learner, packed, out, progress))

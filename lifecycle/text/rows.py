@@ -43,13 +43,18 @@ class EncodedRow:
 
 @dataclass
 class RowsReport:
-    """How many of a file's rows were kept and dropped, and why."""
+    """How many of a file's rows were kept and dropped, and why; `lines` has the line of each that was kept."""
 
     path: str
     rows: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+
+    def name(self, kept: int) -> str:
+        """`FILE:LINE` of a kept row, numbered from 0."""
+        return f"{self.path}:{self.lines[kept]}"
 
     def drop(self, line: int, reason: str, detail: str = "") -> None:
         """Counts a row as dropped, and keeps the first few with their lines as examples."""
@@ -116,6 +121,7 @@ def load_rows[E: EncodedRow | tuple[EncodedRow, EncodedRow]](
             report.drop(line, f"longer than {seq_len} tokens", f" ({length})")
         else:
             kept.append(encoded)
+            report.lines.append(line)
     report.kept = len(kept)
     if not kept:
         listed = "\n".join(f"  {example}" for example in report.examples)

@@ -198,10 +198,13 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 class ExampleRows(FixedRows):
-    """Fine-tuning rows, packed without cutting; a position has loss if its target is in the loss mask."""
+    """Fine-tuning rows, packed without cutting; a position has loss if its target is in the loss mask. `name`: what
+    people know an example by; its number, counted from 0, unless the caller knows better."""
 
-    def __init__(self, examples: Sequence[MaskedIds], seq_len: int, seed: int) -> None:
-        self._examples, self._seq_len = examples, seq_len
+    def __init__(
+        self, examples: Sequence[MaskedIds], seq_len: int, seed: int, name: Callable[[int], str] = str
+    ) -> None:
+        self._examples, self._seq_len, self._name = examples, seq_len, name
         self._packed = PackedUnits([len(example.ids) for example in examples], seq_len, seed)
         self.fingerprint = digest(["examples", seq_len, seed, _hash_examples(examples)])
 
@@ -215,19 +218,26 @@ class ExampleRows(FixedRows):
         return _packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
 
     def contents(self, index: int) -> dict[str, Any]:
-        """Which examples are in the row, counted from 0."""
-        return {"examples": self._packed.units(index)}
+        """Which examples are in the row, by name."""
+        return {"examples": list(map(self._name, self._packed.units(index)))}
 
 
 class PairRows(FixedRows):
     """Preference pairs `(chosen, rejected)`: a pair is packed as two consecutive segments of one row.
 
     Pair `p` of a row has segments `2p + 1` (chosen) and `2p + 2` (rejected). A row also has `pair_mask [P]` (1 for a
-    pair) and `pair_ids [P]` (the pair's index in `pairs`), `P` being the most pairs in any row of any epoch.
+    pair) and `pair_ids [P]` (the pair's index in `pairs`), `P` being the most pairs in any row of any epoch. `name`: as
+    in `ExampleRows`.
     """
 
-    def __init__(self, pairs: Sequence[tuple[MaskedIds, MaskedIds]], seq_len: int, seed: int) -> None:
-        self._pairs, self._seq_len = pairs, seq_len
+    def __init__(
+        self,
+        pairs: Sequence[tuple[MaskedIds, MaskedIds]],
+        seq_len: int,
+        seed: int,
+        name: Callable[[int], str] = str,
+    ) -> None:
+        self._pairs, self._seq_len, self._name = pairs, seq_len, name
         lengths = [len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs]
         self._packed = PackedUnits(lengths, seq_len, seed)
         self.fingerprint = digest(["pairs", seq_len, seed, _hash_examples([half for pair in pairs for half in pair])])
@@ -258,8 +268,8 @@ class PairRows(FixedRows):
         return row
 
     def contents(self, index: int) -> dict[str, Any]:
-        """Which pairs are in the row, counted from 0."""
-        return {"pairs": self._packed.units(index)}
+        """Which pairs are in the row, by name."""
+        return {"pairs": list(map(self._name, self._packed.units(index)))}
 
 
 def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:

@@ -110,12 +110,13 @@ def test_rows_that_teach_nothing_are_dropped_counted_and_listed(encoder: RowEnco
         {"messages": [user("q")]},
         {"prompt": "q", "completion": ""},
         {"text": "word " * 200},
+        {"text": "a word"},
     ]
     write_rows(path, rows)
     kept, report = load_rows(path, encoder.encode_sft, seq_len=64)
-    assert len(kept) == 1
+    assert [report.name(number) for number in range(len(kept))] == [f"{path}:1", f"{path}:5"]
     plain = report.plain()
-    assert (plain["rows"], plain["kept"]) == (4, 1)
+    assert (plain["rows"], plain["kept"]) == (5, 2)
     assert plain["dropped"] == {
         "empty assistant mask: no assistant message with a content": 1,
         "empty completion": 1,

@@ -193,6 +193,21 @@ def test_examples_are_packed_whole_once_an_epoch(lengths: list[int], epoch: int,
     )
 
 
+def test_the_contents_of_a_row_are_named_in_the_order_in_which_they_are_in_it() -> None:
+    examples, pairs = (
+        examples_of([3, 5, 2, 4, 1]),
+        list(zip(examples_of([1, 2, 2]), examples_of([3, 2, 4]), strict=True)),
+    )
+    for source, units, kind in (
+        (ExampleRows(examples, T, 0, "rows.jsonl:{}".format), [[e] for e in examples], "examples"),
+        (PairRows(pairs, T, 0, "rows.jsonl:{}".format), pairs, "pairs"),
+    ):
+        for index in range(2 * source.num_rows):
+            named = [int(name.removeprefix("rows.jsonl:")) for name in source.contents(index)[kind]]
+            ids = [token for number in named for example in units[number] for token in example.ids]
+            assert source.row(index)["tokens"][: len(ids)].tolist() == ids
+
+
 def test_equal_lengths_are_shuffled_between_epochs() -> None:
     source = ExampleRows(examples_of([4] * 32), T, seed=0)
     first, second = (
