@@ -183,13 +183,10 @@ class TokenShards:
             raise ShardError(f"{self.folder}: no document of source {name!r} in {self.split}; there are {there}")
         return SourceDocuments(self, name, own)
 
-    def domains(self, first: int) -> dict[str, np.ndarray]:
-        """Which of the first documents are of which source, by its name; empty if all documents are of one source."""
+    def domains(self) -> dict[str, np.ndarray]:
+        """The documents of each source that has some, in order, by the source's name."""
         numbers = self._per_document("sources")
-        if len(np.unique(numbers)) < 2:
-            return {}
-        head = numbers[:first]
-        return {self.index["sources"][number]: np.flatnonzero(head == number) for number in np.unique(head)}
+        return {self.index["sources"][number]: np.flatnonzero(numbers == number) for number in np.unique(numbers)}
 
     def _per_document(self, what: str) -> np.ndarray:
         path = self.folder / f"{self.split}.{what}.npy"

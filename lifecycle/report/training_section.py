@@ -134,8 +134,8 @@ def _notes(training: Training) -> Iterator[str]:
         yield f"Goes on from step {goes_on['step']} of {goes_on['stage']} with {said(goes_on['settings'])}."
     if "eval_bytes" in training.settings:
         yield (
-            f"During training held-out text is measured on its first documents only, about "
-            f"{size(training.settings['eval_bytes'])}; the evaluation measures all of it."
+            f"During training held-out text is measured on the first documents of each source only, about "
+            f"{size(training.settings['eval_bytes'])} in all; the evaluation measures all of it."
         )
     if measured := training.stats.get("measured_tasks"):
         counts_of = ", ".join(f"{name} on {rows}" for name, rows in measured.items())

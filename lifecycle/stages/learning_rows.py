@@ -9,7 +9,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,23 +144,19 @@ READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = 
 def heldout_bits(
     model: ModelConfig, train: NextTokenConfig, heldout: TokenShards, byte_lengths: np.ndarray, mesh: Mesh
 ) -> Evaluate | None:
-    """Bits per byte on the first held-out documents, about `train.eval_bytes` in all, in windows of `train.seq_len`.
-
-    Each document is cut to a quarter of that size, so that no single one dominates. None without held-out documents.
-    """
-    pieces, total = [], 0
-    for number in range(len(heldout)):
-        ids = heldout[number]
-        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), train.eval_bytes // 4, side="right")
-        pieces.append(ids[: max(2, ends)])
-        total += int(byte_lengths[pieces[-1]].sum())
-        if total >= train.eval_bytes:
-            break
+    """Bits per byte on the first held-out documents of each source, about `train.eval_bytes` in all and the same amount
+    of each, in windows of `train.seq_len`. None without held-out documents."""
+    domains: dict[str, np.ndarray] = {}  # by source, its documents' numbers in `pieces`
+    pieces: list[np.ndarray] = []
+    for name, documents in heldout.domains().items():
+        first = len(pieces)
+        pieces += _first_bytes(heldout, documents, byte_lengths, train.eval_bytes // len(heldout.domains()))
+        domains[name] = np.arange(first, len(pieces))
     if not pieces:
         return None
 
     sizes = np.array([byte_lengths[piece].sum() for piece in pieces])
-    domains = heldout.domains(len(pieces))
+    total = int(sizes.sum())
     owners, windows = document_pieces(pieces, train.seq_len)
     packed = PackedPieces(logprobs, model, windows, row_length(windows, train.seq_len, mesh), mesh)
 
@@ -168,9 +164,23 @@ def heldout_bits(
         nats = nats_of(len(pieces), owners, packed.measured(params))
         bits = np.array(nats) / math.log(2)
         of_domains = {f"{BITS}.{name}": float(bits[docs].sum() / sizes[docs].sum()) for name, docs in domains.items()}
-        return {BITS: sum(nats) / math.log(2) / total} | of_domains
+        return {BITS: sum(nats) / math.log(2) / total} | (of_domains if len(domains) > 1 else {})
 
     return Evaluate(train.eval_every, measure, packed.prepare)
+
+
+def _first_bytes(
+    heldout: TokenShards, documents: np.ndarray, byte_lengths: np.ndarray, size: int
+) -> Iterator[np.ndarray]:
+    """Yields documents until they have `size` bytes, each cut to a quarter of that, so that no single one dominates."""
+    total = 0
+    for number in documents:
+        ids = heldout[int(number)]
+        ends = np.searchsorted(np.cumsum(byte_lengths[ids]), size // 4, side="right")
+        yield ids[: max(2, ends)]
+        total += int(byte_lengths[ids[: max(2, ends)]].sum())
+        if total >= size:
+            return
 
 
 def _means(learner: Learner, heldout: RowSource) -> Evaluate:

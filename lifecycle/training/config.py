@@ -274,7 +274,7 @@ class NextTokenConfig(TrainConfig):
     # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
     # documents as they are.
     mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    # Bytes of held-out text measured during training; the evaluation stage uses all of it.
+    # Bytes of held-out text measured during training, the same amount of each source; the evaluation stage uses all.
     eval_bytes: int = Field(default=100_000, gt=0)
     z_weight: float = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss
     # Of the loss of the model's prediction modules (`model.num_mtp_modules`), which is not part of the logged loss;

@@ -23,7 +23,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
-from tests.held_out import OneSource
+from tests.held_out import one_source
 from tests.multidevice.meshes import MODELS, PAIRWISE, case_of
 
 CLOSE = 1e-6
@@ -43,7 +43,7 @@ def documents(config: ModelConfig) -> list[np.ndarray]:
 def bits(config: ModelConfig, params: Any, axes: dict[str, int]) -> float:
     mesh = build_mesh(MeshConfig(**axes))
     placed = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
-    texts: Any = OneSource(documents(config))
+    texts: Any = one_source(documents(config))
     evaluation = heldout_bits(config, TRAIN, texts, np.ones(config.vocab_size, np.int64), mesh)
     assert evaluation is not None
     return evaluation.measure(placed)["heldout_bits_per_byte"]

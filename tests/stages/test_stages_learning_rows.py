@@ -24,7 +24,7 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
 from lifecycle.training.token_rows import TokenRows
-from tests.held_out import OneSource
+from tests.held_out import Sources, one_source
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, max_seq_len=256
@@ -38,7 +38,9 @@ def test_bits_are_of_windows_of_the_trainings_length() -> None:
     params, mesh = random_params(CONFIG), build_mesh(MeshConfig())
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what is seen matters
     draw = np.random.default_rng(0)
-    documents: Any = OneSource(draw.integers(0, 64, 100) for _ in range(3))  # 200 bytes each: a quarter of 800, not cut
+    documents: Any = one_source(
+        draw.integers(0, 64, 100) for _ in range(3)
+    )  # 200 bytes each: a quarter of 800, not cut
 
     @jax.jit
     def logprobs_of(tokens: Array) -> Array:
@@ -59,6 +61,20 @@ def test_bits_are_of_windows_of_the_trainings_length() -> None:
     found = evaluation.measure(params)["heldout_bits_per_byte"]
     assert found == pytest.approx(nats(16) / math.log(2) / 600, rel=1e-5)
     assert abs(nats(16) - nats(256)) > 1e-2 * nats(16)  # with the model's context it would be another number
+
+
+def test_each_source_is_measured_on_as_much_text() -> None:
+    """Documents are in the order of their sources, and the first source alone has more text than is measured."""
+    draw = np.random.default_rng(0)
+    names = ["a"] * 30 + ["b"] * 3 + ["c"] * 20
+    documents: Any = Sources([draw.integers(0, 64, 40) for _ in names], names)
+    evaluation = heldout_bits(CONFIG, TRAIN, documents, np.full(64, 2), build_mesh(MeshConfig()))
+    assert evaluation is not None
+    measured = evaluation.measure(random_params(CONFIG))
+    parts = {name: measured[f"heldout_bits_per_byte.{name}"] for name in "abc"}
+    # 266 bytes of each: of a and c five documents of 66 bytes, a quarter, of b all three
+    assert measured["heldout_bits_per_byte"] == pytest.approx((5 * parts["a"] + 3 * parts["b"] + 5 * parts["c"]) / 13)
+    assert list(measured) == ["heldout_bits_per_byte", *(f"heldout_bits_per_byte.{name}" for name in "abc")]
 
 
 def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
@@ -84,5 +100,5 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
 
 
 def test_nothing_held_out_is_no_measurement() -> None:
-    nothing: Any = []
+    nothing: Any = one_source([])
     assert heldout_bits(CONFIG, TRAIN, nothing, np.ones(64, np.int64), build_mesh(MeshConfig())) is None
