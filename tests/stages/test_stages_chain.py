@@ -28,6 +28,7 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: list[str] = []
+        self.inputs: dict[str, Path] = {}  # of the stage that ran last
         self.further = ""  # another file that each stage writes
         self.fails = False
         first = Stage("first", "counting", (), lambda c: {"name": c.name, "seed": c.seed})
@@ -37,6 +38,7 @@ class Counting:
 
     def run(self, name: str, config: RunConfig, inputs: Any, out: Path, progress: Any) -> Outcome:
         self.runs.append(name)
+        self.inputs = {stage: artifact.path for stage, artifact in inputs.items()}
         for file in filter(None, ("text", self.further)):
             with (out / file).open("a") as lines:
                 lines.write(f"{name}\n")
@@ -65,6 +67,23 @@ def test_equal_content_stops_what_a_change_would_run(counting: Counting, tmp_pat
     bring_up_to_date(read(f"root={tmp_path}"), ("second",), Silent())
     bring_up_to_date(read(f"root={tmp_path}", "seed=5"), ("second",), Silent())
     assert counting.runs == ["first", "second", "first"]
+
+
+def test_what_a_stage_only_measures_on_is_there_and_never_makes_it_again(
+    counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Stage("rows", "counting", (), lambda c: {"seed": c.seed})
+    model = Stage("model", "counting", (), lambda c: {}, measured=("rows",))
+    monkeypatch.setattr(chain, "build_graph", lambda config: {"rows": rows, "model": model})
+    made = bring_up_to_date(read(f"root={tmp_path}"), ("model",), Silent())
+    assert counting.runs == ["rows", "model"] and counting.inputs == {"rows": made["rows"].path}
+    counting.further = "more"  # other content
+    again = bring_up_to_date(read(f"root={tmp_path}", "seed=5"), ("model",), Silent())
+    assert counting.runs == ["rows", "model", "rows"] and again["model"].path == made["model"].path
+    shutil.rmtree(again["model"].path)
+    (again["rows"].path / "text").write_text("ROWS\n")
+    bring_up_to_date(read(f"root={tmp_path}", "seed=5"), ("model",), Silent())
+    assert counting.runs[3:] == ["rows", "model"], "damaged rows are made again before they are read"
 
 
 def test_a_failed_stage_keeps_what_it_had_and_the_stages_before_it(counting: Counting, tmp_path: Path) -> None:

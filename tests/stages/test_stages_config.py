@@ -99,9 +99,15 @@ def test_a_precision_is_part_of_what_is_learned() -> None:
         (["tasks={names: [choice, choice]}"], "'choice' is listed twice"),
         (["tasks={names: []}"], "at least 1 item"),
         (["tasks={names: [choice], limits: 3}"], "limits: no such setting"),
-        (["checkpoint.best=choice/acuracy"], "best=choice/acuracy: not measured on a task .* is: choice/accuracy, "),
+        (
+            ["tasks={names: [choice]}", "checkpoint.best=choice/acuracy"],
+            "best=choice/acuracy: not measured on a task .* is: choice/accuracy, ",
+        ),
         (["tasks=null", "checkpoint={every: 10, best: choice/accuracy}"], "what is: none: name tasks in tasks.names"),
-        (["checkpoint={every: 10, best: choice/accuracy}"], "best when it is highest; set .*best_is=highest"),
+        (
+            ["tasks={names: [choice]}", "checkpoint={every: 10, best: choice/accuracy}"],
+            "best when it is highest; set .*best_is=highest",
+        ),
         (
             ["tasks={names: [choice], every: 4}", "checkpoint={every: 10, best: choice/accuracy, best_is: highest}"],
             "is measured every tasks.every=4 steps, and checkpoint.every=10 is not a multiple",
