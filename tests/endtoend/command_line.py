@@ -16,6 +16,7 @@ from lifecycle.testing.waiting import LIMIT_S
 
 REPOSITORY = Path(__file__).parents[2]
 DEBUG = REPOSITORY / "configs" / "debug.yaml"
+MEASURED = "train.sft.tasks={names: [choice]}"  # no part of any key: commands without it find the same artifacts
 LIFECYCLE = str(Path(sys.executable).with_name("lifecycle"))
 # LLVM's optimiser takes half of the time of a run this small, and changes nothing that is compared here.
 XLA_FLAGS = "--xla_backend_optimization_level=0"

@@ -4,7 +4,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from command_line import Debug
+from command_line import MEASURED, Debug
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def undisturbed(session_folder: Path) -> Debug:
     with (run.root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not output.exists():
-            output.write_text(run.succeed("run"))
+            output.write_text(run.succeed("run", MEASURED))
     return run
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Debug
+from command_line import MEASURED, Debug
 
 from lifecycle.core.runlog import read_log
 from lifecycle.testing.waiting import LIMIT_S, wait_until
@@ -75,11 +75,11 @@ def curve(run: Debug, stage: str) -> list[tuple[int, float]]:
 def test_killed_in_one_stage_after_the_other_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.beside(tmp_path, "data.workers=2")
     for moment in MOMENTS:
-        process = run.begin("run")
+        process = run.begin("run", MEASURED)
         came = kill_when(process, lambda moment=moment: any(run.folder.glob(moment)))
         wait_for_group(process.pid)
         assert came, f"the run ended before {moment}"
-    run.succeed("run")
+    run.succeed("run", MEASURED)
     assert hashes(run) == hashes(undisturbed)
     assert not list(run.folder.glob("*.partial"))
     for stage in ("pretrain", "sft", "prefer"):  # no step twice, none left out, and the same numbers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import REPOSITORY, Debug, environment
+from command_line import MEASURED, REPOSITORY, Debug, environment
 
 from lifecycle.core.config import load_config
 from lifecycle.core.runlog import read_log
@@ -112,7 +112,7 @@ def curve(run: Debug, stage: str) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_two_processes_train_like_one(undisturbed: Debug, tmp_path: Path) -> None:
     two = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "rows")
-    settings = ("mesh.fsdp=2", "evaluate.after=[prefer]")
+    settings = ("mesh.fsdp=2", "evaluate.after=[prefer]", MEASURED)
     process = launch("2", *two.command("run", *settings))  # to the end: the others wait where one works alone
     output = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, output

@@ -103,7 +103,7 @@ def test_a_precision_is_part_of_what_is_learned() -> None:
             ["tasks={names: [choice]}", "checkpoint.best=choice/acuracy"],
             "best=choice/acuracy: not measured on a task .* is: choice/accuracy, ",
         ),
-        (["tasks=null", "checkpoint={every: 10, best: choice/accuracy}"], "what is: none: name tasks in tasks.names"),
+        (["checkpoint={every: 10, best: choice/accuracy}"], "what is: none: name tasks in tasks.names"),
         (
             ["tasks={names: [choice]}", "checkpoint={every: 10, best: choice/accuracy}"],
             "best when it is highest; set .*best_is=highest",

@@ -67,7 +67,7 @@ def test_every_shipped_run_has_a_graph_and_its_file_says_how_to_run_it(path: Pat
 
 
 def test_rows_that_a_stage_only_measures_come_before_it_and_change_no_key() -> None:
-    plain, measuring = read("train.pretrain.tasks=null"), read("train.pretrain.tasks={names: [choice, text]}")
+    plain, measuring = read(), read("train.pretrain.tasks={names: [choice, text]}")
     stages = [build_graph(config)["pretrain"] for config in (plain, measuring)]
     assert [stage.measured for stage in stages] == [(), ("rows", "documents")]
     assert stages[0].inputs == stages[1].inputs and stages[0].settings(plain) == stages[1].settings(measuring)
