@@ -115,7 +115,7 @@ def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, p
 @pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: uv sync --extra tpu")
 @pytest.mark.parametrize("chip", ["v5e:1x1", "v6e:1x1"])
 def test_a_tpu_multiplies_8_bit_values_at_twice_the_rate(chip: str) -> None:
-    """The three products of one linear layer, compiled; rounding and the transposition are not in these cycles."""
+    """The three products of one linear layer, compiled, in cycles; rounding and the transposition come on top."""
     prepare()
     mesh = mesh_of_one(parse_topology(chip))
     at, rows, d_in, d_out = NamedSharding(mesh, P()), 4096, 2048, 2048
