@@ -113,11 +113,10 @@ def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, p
 @pytest.mark.long
 @pytest.mark.aot
 @pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: uv sync --extra tpu")
-@pytest.mark.parametrize("chip", ["v5e:1x1", "v6e:1x1"])
-def test_a_tpu_multiplies_8_bit_values_at_twice_the_rate(chip: str) -> None:
+def test_a_v5e_multiplies_8_bit_values_at_twice_the_rate() -> None:
     """The three products of one linear layer, compiled, in cycles; rounding and the transposition come on top."""
     prepare()
-    mesh = mesh_of_one(parse_topology(chip))
+    mesh = mesh_of_one(parse_topology("v5e:1x1"))
     at, rows, d_in, d_out = NamedSharding(mesh, P()), 4096, 2048, 2048
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -139,6 +138,6 @@ def test_a_tpu_multiplies_8_bit_values_at_twice_the_rate(chip: str) -> None:
         text = lowered.compile(compiler_options(mesh.devices.flat[0].device_kind)).as_text()
         program[name] = Program(parse_module(text or ""))
     assert program["int8"].narrow_flops == program["bfloat16"].matmul_flops == 6 * rows * d_in * d_out
-    print(chip, {name: (one.cycles, one.product_cycles) for name, one in program.items()})
+    print({name: (one.cycles, one.product_cycles) for name, one in program.items()})
     assert program["int8"].product_cycles < 0.6 * program["bfloat16"].product_cycles
     assert program["bfloat16"].narrow_flops == 0
