@@ -37,8 +37,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     if bundled != model:
         left_out = num_params(model) - num_params(bundled)
         progress.note(
-            f"without the {model.num_mtp_modules} prediction modules ({left_out:,} parameters): family {model.family} "
-            "has no place for them; the checkpoints keep them"
+            f"without prediction modules ({left_out:,} parameters): family {model.family} has no place for them; the "
+            "checkpoints keep them"
         )
     export_weights(model, inputs[config.exported], out)
     write_config(bundled, out, **ids)
