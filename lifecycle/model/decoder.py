@@ -95,17 +95,19 @@ def forward_modules(
     hidden: Float[Array, "b t D"],
     rows: Sequence[Batch],
     remat: Remat | None = None,
+    precision: Precision | None = None,
 ) -> tuple[list[Float[Array, "b t D"]], Stats]:
     """Each prediction module's hidden states after its norm, for `logits` or a loss, and their routers' statistics.
 
     `hidden` is what `forward_train` returned, and `rows` the batch as each module has it (`model/mtp.py:ahead`), in
-    order; on a mesh of this device's rows and positions.
+    order; on a mesh of this device's rows and positions. `remat` and `precision` as there.
     """
     definition, declared = module_definition(config)
     kind = config.kind(config.num_layers - 1)
 
     def run(x: Array, embedded: Array, weights: Params, angles: Angles | None, mask: Mask) -> tuple[Any, ...]:
-        return nnx.merge(definition, nnx.State(gathered(config, declared, weights)))(x, embedded, angles, mask)
+        used = gathered(config, declared, weights, precision)
+        return nnx.merge(definition, nnx.State(used))(x, embedded, angles, mask)
 
     module, states, stats = run if remat is None else rematerialised(run, remat), [], []
     for number, row in enumerate(rows):

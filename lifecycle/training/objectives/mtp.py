@@ -28,7 +28,7 @@ def with_modules(
     over the tokens that module K predicts, in nats.
     """
     rows = [ahead(batch, depth) for depth in range(1, model.num_mtp_modules + 1)]
-    states, routers = forward_modules(model, params, hidden, rows, train.remat)
+    states, routers = forward_modules(model, params, hidden, rows, train.remat, train.precision)
     losses, counts = {}, {}
     for depth, (row, state) in enumerate(zip(rows, states, strict=True), 1):
         tokens = TokenLikelihoods(row, state, head(model, params), model.logits_soft_cap, train.loss_chunks)
