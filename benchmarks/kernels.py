@@ -1,6 +1,6 @@
 """`docs/kernels.md`: what our TPU kernels must do at the full-size steps' shapes, and how near their schedules come.
 
-    uv run --extra tpu python benchmarks/kernels.py docs/kernels.md
+    uv run python benchmarks/kernels.py docs/kernels.md
 
 The compiler gives no cycles for a Pallas kernel. Its floor is the longer of its products at the matrix units' peak and
 its operands and results at the HBM rate; FLOPs and bytes are those of a plan (`planning/compiled/kernels.py`). What the
@@ -141,7 +141,7 @@ def page() -> str:
     """The page."""
     head = (
         "# Kernels: floors and schedules\n\n"
-        "Made by `uv run --extra tpu python benchmarks/kernels.py docs/kernels.md`; do not edit. One call on one\n"
+        "Made by `uv run python benchmarks/kernels.py docs/kernels.md`; do not edit. One call on one\n"
         "device (a v5p's two cores share it), at the shapes of the 8B's and Mixtral's steps. The floor is the longer\n"
         "of the products at the peak and of operands and results at the HBM rate; causal attention counts half. `On\n"
         "these units`: a head of 128 dimensions fills half of a v6e's 256 x 256 matrix unit, whatever the kernel.\n\n"
