@@ -22,6 +22,7 @@ from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.parameter import matrix, vector
+from lifecycle.model.remat import MEAN_SQUARE
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, reduce_scatter
 
 
@@ -33,7 +34,9 @@ def branch_scale(config: ModelConfig) -> float:
 class RMSNorm(nnx.Module):
     """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32.
 
-    `cut`: the logical axis over which the normalised dimension is sharded on a mesh, if it is.
+    `cut`: the logical axis over which the normalised dimension is sharded on a mesh, if it is. The mean squares are
+    kept for the backward pass under any remat policy: a number per row, and on a TPU summing over the lanes again
+    costs several times the pass over memory.
     """
 
     def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
@@ -44,9 +47,10 @@ class RMSNorm(nnx.Module):
         """Normalises the last dimension; the result has `x`'s dtype."""
         wide = x.astype(jnp.float32)
         if self.cut is None:
-            mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+            mean_square = jnp.mean(wide * wide, axis=-1)
         else:
-            mean_square = psum(jnp.sum(wide * wide, axis=-1, keepdims=True), self.cut) / self.size
+            mean_square = psum(jnp.sum(wide * wide, axis=-1), self.cut) / self.size
+        mean_square = checkpoint_name(mean_square, MEAN_SQUARE)[..., None]
         scale = self.scale[...] + self.offset if self.offset else self.scale[...]
         return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
