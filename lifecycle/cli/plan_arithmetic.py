@@ -6,6 +6,7 @@ from rich.console import Console
 
 from lifecycle.cli.plan_search import changed, words
 from lifecycle.core.config import ConfigError
+from lifecycle.model.config import Remat
 from lifecycle.planning.display.arithmetic import memory_table, ranked_table, time_table, trust
 from lifecycle.planning.display.program import chip_line
 from lifecycle.planning.search.arithmetic import ArithmeticPlan, plan_by_arithmetic, ranked
@@ -20,7 +21,8 @@ def show_by_arithmetic(config: RunConfig, stage: str, is_search: bool, topology:
     model, train = config.model_of(stage), config.train[stage]
     console.print(chip_line(topology.chip), highlight=False)
     if not is_search:
-        kept = train.remat if train.remat is not None else dict.fromkeys(model.remat_names(config.mesh), "save")
+        everything: Remat = dict.fromkeys(model.remat_names(config.mesh), "save")
+        kept = everything if train.remat is None else train.remat
         own = Candidate(config.mesh, train.grad_accum, "what the config keeps", kept, train.loss_chunks)
         _show(plan_by_arithmetic(model, train, own, topology), topology, console)
         return
