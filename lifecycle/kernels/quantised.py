@@ -115,8 +115,8 @@ def _transposed(x: Shaped[Array, "N D"]) -> Shaped[Array, "D N"]:
 
 
 def _row_major(x: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:
-    """On v5e and v5p, keeps the last dimension along the lanes: for one transposed use the compiler would transpose the values
-    for all uses, and multiply slowly in the others."""
+    """On v5e and v5p, keeps the last dimension along the lanes: for one transposed use the compiler would transpose the
+    values for all uses, and multiply slowly in the others."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if device_kind().startswith("TPU v5") else x
 
 

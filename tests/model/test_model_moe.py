@@ -375,10 +375,10 @@ def test_a_decoder_routes_no_padding() -> None:
 
 def test_the_load_of_a_step_is_told_by_its_worst_layer() -> None:
     even, uneven, idle = [[3.0, 3, 3, 3]], [[1.0, 1, 4, 2], [2, 2, 2, 2]], [[8.0, 0, 0, 0]]
-    load = {"0+1": np.float32(uneven), "2+1": np.float32(even)}
+    load = {"0+1": jnp.array(uneven), "2+1": jnp.array(even)}
     found = {name: float(value) for name, value in load_metrics(load).items()}
     assert found == {"expert_load_max": 2.0, "expert_load_min": 0.5, "experts_idle": 0.0}
-    found = {name: float(value) for name, value in load_metrics(load | {"mtp": np.float32(idle)}).items()}
+    found = {name: float(value) for name, value in load_metrics(load | {"mtp": jnp.array(idle)}).items()}
     assert found == {"expert_load_max": 4.0, "expert_load_min": 0.0, "experts_idle": 3.0}
     assert load_metrics({}) == {}
 

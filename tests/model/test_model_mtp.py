@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ LENGTH = 12
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
-def batch_of(seed: int = 0) -> dict[str, np.ndarray]:
+def batch_of(seed: int = 0) -> dict[str, Any]:
     """Rows whose documents end in them, except for the one that fills its row: it goes on with a target."""
     draw = np.random.default_rng(seed)
     shape = len(LENGTHS), LENGTH
@@ -167,7 +168,8 @@ def test_a_module_sees_tokens_of_its_document_only(rows: list[list[int]], depth:
         segments[row, : len(ids)] = ids
     place = np.arange(3 * LENGTH, dtype=np.int32).reshape(3, LENGTH)
     batch = {"tokens": place, "targets": 100 + place, "positions": place, "segment_ids": segments}
-    moved = jax.device_get(ahead({**batch, "loss_mask": np.ones((3, LENGTH), np.float32)}, depth))
+    arrays = jax.tree.map(jnp.asarray, batch | {"loss_mask": np.ones((3, LENGTH), np.float32)})
+    moved = jax.device_get(ahead(arrays, depth))
     for row, at in np.ndindex(3, LENGTH):
         there = at + depth
         if segments[row, at] and there < LENGTH and segments[row, there] == segments[row, at]:

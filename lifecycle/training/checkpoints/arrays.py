@@ -57,10 +57,10 @@ def saved_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
 def require_same(item: Path, expected: Shapes, is_widened: bool = False) -> None:
     """Raises `CheckpointError`, naming the first array that differs: Orbax would cast or truncate. `is_widened`: saved
     in bfloat16, arrays may be read in float32, which is exact."""
-    saved = saved_shapes(item)
+    saved, wanted = saved_shapes(item), {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
     if is_widened:
-        saved = {name: (shape, _WIDENED.get(dtype, dtype)) for name, (shape, dtype) in saved.items()}
-    wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
+        wide = {name: (shape, _WIDENED.get(dtype, dtype)) for name, (shape, dtype) in saved.items()}
+        saved |= {name: shown for name, shown in wide.items() if shown == wanted.get(name)}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             shown = [f"{x[0]} {x[1]}" if x else "absent" for x in (saved.get(name), wanted.get(name))]
