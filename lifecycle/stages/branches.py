@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lifecycle.core.config import ConfigError, differing, overlaid
+from lifecycle.core.config import ConfigError, differing, nearest, overlaid
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -34,7 +34,7 @@ def continued_run(start: object, stages: Mapping[str, Any]) -> tuple[str, int] |
 
 def with_inherited(tree: Any) -> Any:
     """A run's settings, as read from its file, in which a stage that continues another's run has that one's settings,
-    except those that it gives. Faulty settings are returned as they are, for their own checks."""
+    except those that it gives. Raises `ValueError` for a stage without an objective that goes on from none."""
     stages = tree.get("train") if isinstance(tree, Mapping) else None
     if not isinstance(stages, Mapping):
         return tree
@@ -43,9 +43,16 @@ def with_inherited(tree: Any) -> Any:
 
 def _inherited(name: str, stages: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     own = stages[name]
-    found = continued_run(own.get("from"), stages) if isinstance(own, Mapping) else None
-    if found is None or name in path:
+    given = own.get("from") if isinstance(own, Mapping) else None
+    found = continued_run(given, stages)
+    if found is None:
+        stage, _, step = given.rpartition("@") if isinstance(given, str) else ("", "", "")
+        if stage and step.isdecimal() and "objective" not in own:
+            raise ValueError(f"train.{name}.from={given}: not a training stage{nearest(stage, stages)}")
         return own
+    if name in path:
+        cycle = " -> ".join([*path[path.index(name) :], name])
+        raise ValueError(f"train: {cycle}: these stages wait for each other's weights; change a `from`")
     theirs = _inherited(found[0], stages, (*path, name))
     if not isinstance(theirs, Mapping) or own.get("objective", theirs.get("objective")) != theirs.get("objective"):
         return own

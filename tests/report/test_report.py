@@ -1,6 +1,7 @@
 """The report of a run: its numbers, that both renderings say the same, and that nobody's text becomes mark-up."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,7 @@ from lifecycle.report.data_section import rows_section
 from lifecycle.report.html import render_html
 from lifecycle.report.markdown import render_markdown
 from lifecycle.report.numbers import Numbers
+from lifecycle.report.training_section import training_section
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.report import run
 
@@ -47,6 +49,14 @@ def numbers(made: Run) -> Numbers:
 @pytest.fixture(scope="module")
 def report(numbers: Numbers) -> Report:
     return build_report(numbers)
+
+
+def test_a_run_that_goes_on_says_from_where_and_with_what(numbers: Numbers) -> None:
+    goes_on = {"stage": "first", "step": 60, "settings": {"seq_len": [4096, 8192]}}
+    training = numbers.trainings[0]
+    section = training_section((replace(training, stats={**training.stats, "goes_on": goes_on}),))
+    assert any(isinstance(b, Table) and b.title == "Settings" and b.rows[0][2] == "first@60" for b in section.blocks)
+    assert Paragraph("Goes on from step 60 of first with seq_len 4096 -> 8192.") in section.blocks
 
 
 class Page(HTMLParser):

@@ -264,7 +264,7 @@ BRANCHES = {
     ),
     "runs that go on from each other": (
         {"b": {"steps": 100, "from": "c@9"}, "c": {"steps": 110, "from": "b@12"}},
-        r"train\.b: objective is missing",
+        r"train: b -> c -> b: these stages wait for each other's weights; change a `from`",
     ),
     "an early decay": (
         {"b": stable(100, 0.5, **{"from": "a@80"})},
@@ -300,6 +300,12 @@ def test_rows_that_are_not_of_tokens_keep_their_length() -> None:
             {"chat": SIZES | chat, "more": {"from": "chat@80", "steps": 90, "mixture": {"own": 1}}},
             rows={"chat": ["own.jsonl"]},
         )
+
+
+def test_a_mistyped_run_to_go_on_from_is_named() -> None:
+    train = {"first": next_token(**SIZES), "second": {"from": "frist@2", "steps": 4}}
+    with pytest.raises(ConfigError, match=r"second\.from=frist@2: not a training stage; did you mean 'first'\?"):
+        chain_of(train)
 
 
 def test_a_run_that_goes_on_has_what_a_depth_decided_for_it() -> None:
