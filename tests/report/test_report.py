@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_says_from_where_and_with_what(numbers: Numbers) -> N
     goes_on = {"stage": "first", "step": 60, "settings": {"seq_len": [4096, 8192]}}
     training = numbers.trainings[0]
     section = training_section((replace(training, stats={**training.stats, "goes_on": goes_on}),))
-    assert any(isinstance(b, Table) and b.title == "Settings" and b.rows[0][2] == "first@60" for b in section.blocks)
+    assert any(isinstance(b, Table) and b.caption == "Settings" and b.rows[0][2] == "first@60" for b in section.blocks)
     assert Paragraph("Goes on from step 60 of first with seq_len 4096 -> 8192.") in section.blocks
 
 
