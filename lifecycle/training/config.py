@@ -65,12 +65,22 @@ class OptimizerConfig(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1)  # Adam's
     beta2: float = Field(default=0.95, ge=0, lt=1)
     momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
+    # Muon: above 0, each output neuron's update is divided by the root of its running mean square (NorMuon: 0.95)
+    neuron_beta2: float = Field(default=0.0, ge=0, lt=1)
     # Above 0 a moving average of the weights is kept with this decay. It is what is measured, evaluated, exported and
     # gone on from; a stage that continues the run (`STAGE@STEP`) gets both.
     average_decay: float = Field(default=0.0, ge=0, lt=1)
     # Of the trained parameters between steps. In bfloat16 their updates, in float32 like the optimizer's state, are
     # rounded stochastically (`training/rounding.py`).
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        if self.neuron_beta2 and self.name != "muon":
+            raise ValueError(
+                f"neuron_beta2={self.neuron_beta2} is Muon's, not {self.name}'s; set name=muon, or leave it out"
+            )
+        return self
 
     @property
     def bytes_per_parameter(self) -> int:

@@ -7,6 +7,10 @@ matrices.
 Orthogonalising needs full matrices, which are sharded. Each is sent to one device: an all-to-all before the products
 reshards the layers over the same mesh axes, and one after them reverses it. With an all-gather every device would
 receive and orthogonalise every matrix.
+
+With `neuron_beta2`, NorMuon (Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", algorithm 1): an
+orthogonalised update's columns, one for each output neuron here, are divided by the root of a running mean of their
+squares, and the matrix keeps the size that it has on average.
 """
 
 import math
@@ -34,24 +38,36 @@ POLAR_EXPRESS = (
 
 
 class MuonState(NamedTuple):
-    """Muon's state: the momentum, a tree like that of the parameters."""
+    """Muon's state, trees like that of the parameters: the momentum and, for NorMuon, the neurons' mean squares, whose
+    rows have size 1."""
 
     momentum: Params
+    squares: Params | tuple[()] = ()
 
 
-def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.GradientTransformation:
+def scale_by_muon(
+    momentum: float, parameters: Params, mesh: AnyMesh, neuron_beta2: float = 0.0
+) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised. Leaves are stacks of the layers' matrices, `[layers, ..., rows, columns]`,
-    sharded over `mesh` as `parameters` (a tree of `Parameter`s with the leaves' paths) declares."""
+    sharded over `mesh` as `parameters` (a tree of `Parameter`s with the leaves' paths) declares. `neuron_beta2`: the
+    decay of NorMuon's mean squares; 0: none are kept."""
     axes = {path: parameter.axes for path, parameter in jax.tree_util.tree_leaves_with_path(parameters)}
 
     def init(params: optax.Params) -> MuonState:
-        return MuonState(jax.tree.map(jnp.zeros_like, params))
+        squares = jax.tree.map(lambda p: jnp.zeros_like(p[..., :1, :]), params) if neuron_beta2 else ()
+        return MuonState(jax.tree.map(jnp.zeros_like, params), squares)
 
     def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[Params, MuonState]:
         del params
         average = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, state.momentum, updates)
         ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, average, updates)
-        return directions(ahead), MuonState(average)
+        if not neuron_beta2:
+            return directions(ahead), MuonState(average)
+        found = directions(ahead)
+        squares = jax.tree.map(
+            lambda s, u: neuron_beta2 * s + (1 - neuron_beta2) * _of_neurons(u), state.squares, found
+        )
+        return jax.tree.map(_balanced, found, squares), MuonState(average, squares)
 
     def directions(ahead: Params) -> Params:
         specs = jax.tree_util.tree_map_with_path(lambda path, _: spec(*axes[path]), ahead)
@@ -62,6 +78,20 @@ def scale_by_muon(momentum: float, parameters: Params, mesh: AnyMesh) -> optax.G
         return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(ahead)
 
     return optax.GradientTransformation(init, update)
+
+
+def _of_neurons(update: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch 1 columns"]:
+    return jnp.mean(update**2, axis=-2, keepdims=True)
+
+
+def _balanced(
+    update: Float[Array, "*batch rows columns"], squares: Float[Array, "*batch 1 columns"]
+) -> Float[Array, "*batch rows columns"]:
+    """The update with its neurons scaled, at a root mean square of 0.2: Adam's usual size. A constant factor of the
+    mean squares cancels, so that they need no correction for the first steps."""
+    scaled = update * jax.lax.rsqrt(squares + 1e-20)
+    size = jnp.sqrt(jnp.mean(scaled**2, axis=(-2, -1), keepdims=True))
+    return scaled * (0.2 / (size + 1e-20))
 
 
 def _direction(stack: Float[Array, "L *batch rows columns"], axes: Axes) -> Float[Array, "L *batch rows columns"]:

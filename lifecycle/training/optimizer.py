@@ -76,7 +76,7 @@ def _direction(config: OptimizerConfig, declared: Params, mesh: AnyMesh) -> opta
     def rule_of(path: KeyPath, _: Any) -> str:
         return "muon" if leaves[path].is_matrix and leaves[path].is_stacked else "adam"
 
-    muon = scale_by_muon(config.momentum, declared, mesh)
+    muon = scale_by_muon(config.momentum, declared, mesh, config.neuron_beta2)
     return optax.partition({"muon": muon, "adam": adam}, partial(jax.tree_util.tree_map_with_path, rule_of))
 
 

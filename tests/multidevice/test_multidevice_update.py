@@ -92,7 +92,8 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
      pytest.param("dense first", {"fsdp": 4, "context": 2}, marks=pytest.mark.matrix)],
 )  # fmt: skip
 def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:
-    """Of random gradients, for stacks of layers that divide by the devices and for those that do not."""
+    """Of random gradients, with the neurons scaled, for stacks of layers that divide by the devices and for those that
+    do not."""
     config = MODELS[model]
     grads = jax.tree.map(
         lambda shape: np.random.default_rng(shape.size).normal(size=shape.shape).astype(np.float32),
@@ -101,7 +102,7 @@ def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) ->
 
     def update(sizes: MeshConfig) -> Params:
         mesh = build_mesh(sizes)
-        optimizer = build_optimizer(OptimizerConfig(name="muon"), config, 10, mesh)
+        optimizer = build_optimizer(OptimizerConfig(name="muon", neuron_beta2=0.9), config, 10, mesh)
         places = tree_shardings(mesh, logical_axes(config))
         run = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0], in_shardings=(places,))
         return jax.device_get(run(jax.device_put(grads, places)))

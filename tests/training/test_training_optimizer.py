@@ -254,6 +254,28 @@ def test_muons_momentum_is_nesterovs() -> None:
     np.testing.assert_allclose(found["up"], expected, atol=1e-5)
 
 
+def test_neurons_are_scaled_by_their_mean_squares() -> None:
+    """NorMuon's algorithm 1 (Li et al. 2025) in float64, without momentum: its rows, the output neurons, are our
+    columns. Two steps, the second of a gradient whose neurons differ a thousandfold, one of them without any."""
+    beta, gradients = 0.75, np.random.default_rng(0).normal(size=(2, 1, 8, 12)).astype(np.float32)
+    gradients[1] *= np.geomspace(1e-3, 1, 12, dtype=np.float32)
+    gradients[1, :, :, 5] = 0
+    rule = scale_by_muon(0.0, {"up": Parameter((1, 8, 12), ("layers", "embed", "mlp"), is_matrix=True)}, ONE, beta)
+    state: Any = rule.init({"up": jnp.zeros((1, 8, 12))})
+    update, polar = jax.jit(rule.update), jax.jit(orthogonalise)
+    squares, found = np.zeros((1, 1, 12)), np.zeros((1, 8, 12))
+    for gradient in gradients:
+        updates, state = update({"up": gradient}, state)
+        found = np.asarray(updates["up"])
+        whole = np.asarray(polar(gradient), np.float64)
+        squares = beta * squares + (1 - beta) * np.mean(whole**2, axis=-2, keepdims=True)
+        scaled = whole / np.sqrt(squares)
+        np.testing.assert_allclose(found, 0.2 * np.sqrt(8 * 12) * scaled / np.linalg.norm(scaled), atol=1e-5)
+    assert not found[..., 5].any()
+    with pytest.raises(ValueError, match=r"neuron_beta2=0\.9 is Muon's, not adamw's; set name=muon"):
+        OptimizerConfig(neuron_beta2=0.9)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (16, 40), (40, 16), (2, 3, 8, 24)])
 def test_orthogonalise_is_the_polar_factor(shape: tuple[int, ...]) -> None:
     draw = np.random.default_rng(0)
