@@ -6,10 +6,12 @@ runs, the contents of its inputs are compared with their manifests. In a job of 
 devices run on all of them; everything else runs on the first process, and the others wait for its artifact.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from shutil import rmtree
 
 from lifecycle.core import startup
 from lifecycle.core.artifact import (
@@ -22,11 +24,11 @@ from lifecycle.core.artifact import (
     require_intact,
 )
 from lifecycle.core.config import ConfigError
-from lifecycle.core.distributed import from_writer, has_joined, is_writer
+from lifecycle.core.distributed import from_writer, has_joined, is_writer, words_of_job
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
-from lifecycle.core.shared_folder import require_shared
+from lifecycle.core.shared_folder import is_apart, look_for_shared, require_shared
 from lifecycle.stages.branches import require_kept
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
@@ -34,6 +36,8 @@ from lifecycle.stages.stage import Inputs, Stage
 from lifecycle.stages.storage import Artifacts, LocalArtifacts, owned, readable
 
 POLL_S = 0.5  # how often a process checks for another one's artifact
+MADE, HEAR_S = "lifecycle/made", 60.0  # what process 0 tells those that do not see its folder; for how long they wait
+_made = itertools.count()  # stages that were made in this process, which all processes of a job make alike
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,11 @@ def bring_up_to_date(
     is_prepared = False
     with ExitStack() as opened:
         artifacts = opened.enter_context(owned(config, progress)) if is_writer() else LocalArtifacts()
-        require_shared(config.folder)
+        if config.store_url is None:
+            require_shared(config.folder)
+        elif apart := look_for_shared(config.folder):
+            progress.note(f"{config.store_url}: every host fetches what it needs: {', '.join(apart)} share no folder")
+            artifacts = artifacts if is_writer() else readable(config)
         while len(done) < len(stages):
             stage = stages[len(done)]
             draft = _draft(config, stage, done)
@@ -108,31 +116,36 @@ def bring_up_to_date(
                     startup.passed("imports")
                     is_prepared = True
                 read = [done[name] for name in stage.needs]
-                if _has_damaged_inputs(draft, read, artifacts, progress):
+                if _has_damaged_inputs(stage, draft, read, artifacts, progress):
                     done.clear()  # they are made again, and perhaps with other content
                     continue
                 artifact = _make(config, stage, draft, done, artifacts, progress)
             done[stage.name] = artifact
-        for target in targets:
-            artifacts.fetch(done[target])
+        if is_writer():
+            for target in targets:
+                artifacts.fetch(done[target])
     return done
 
 
 def _agreed(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts) -> Artifact | None:
     """The finished artifact of a draft, if there is one, the same in all processes of a job.
 
-    Only the writing process asks the store; the others find what it fetched, in the folder that all share.
+    Only the writing process decides; the others find what it fetched in the folder that all share, or ask the store.
     """
-    artifact = _finished(config, stage, draft, artifacts)
     if config.store_url is None or not has_joined():
-        return artifact
-    if artifact is not None:
+        return _finished(config, stage, draft, artifacts)
+    artifact = _finished(config, stage, draft, artifacts) if is_writer() else None
+    if artifact is not None and not is_apart():
         artifacts.fetch(artifact)
     is_finished = from_writer(artifact is not None)
-    return _wait(config, stage, draft) if is_finished and not is_writer() else artifact
+    if is_writer() or not is_finished:
+        return artifact
+    return _published(draft, artifacts) if is_apart() else _wait(config, stage, draft)
 
 
-def _has_damaged_inputs(draft: Draft, read: list[Artifact], artifacts: Artifacts, progress: Progress) -> bool:
+def _has_damaged_inputs(
+    stage: Stage, draft: Draft, read: list[Artifact], artifacts: Artifacts, progress: Progress
+) -> bool:
     """Whether the content of an artifact that a stage reads is not the one that its manifest records; such an artifact
     becomes a draft again, with the files that are intact, so that training continues from a checkpoint. All processes
     get the same answer.
@@ -153,7 +166,18 @@ def _has_damaged_inputs(draft: Draft, read: list[Artifact], artifacts: Artifacts
         for folder in draft.folders.values():
             if (folder / MANIFEST).is_file():
                 require_intact(open_artifact(folder))
+    elif is_apart() and stage.on_all_processes:
+        for artifact in read:
+            _fetch_intact(artifact, artifacts)
     return from_writer(is_damaged)
+
+
+def _fetch_intact(artifact: Artifact, artifacts: Artifacts) -> None:
+    """Fetches an artifact to this host; once more if what is here has changed."""
+    artifacts.fetch(artifact)
+    if changed_files(artifact, FileHashes(artifact.path.parent)):
+        rmtree(artifact.path)
+        artifacts.fetch(artifact)
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:
@@ -194,11 +218,12 @@ def _finished(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifact
 def _make(
     config: RunConfig, stage: Stage, draft: Draft, done: Inputs, artifacts: Artifacts, progress: Progress
 ) -> Artifact:
+    made = next(_made)
     if not stage.on_all_processes and not is_writer():
-        return _wait(config, stage, draft)
+        return _made_by_writer(config, stage, draft, artifacts, made)
     progress.start(stage.name)
     inputs = {name: done[name] for name in stage.needs}
-    with artifacts.making(stage, draft):
+    with artifacts.making(stage, draft) as further:
         if config.store_url is not None and stage.on_all_processes:
             from_writer(True)  # the others begin once this one has fetched what there is
         out = draft.open()
@@ -206,17 +231,42 @@ def _make(
             startup.passed("start")
             run = stage.load()
             startup.passed("imports")
-            outcome = run(config, inputs, out, progress, **stage.arguments)
+            outcome = run(config, inputs, out, progress, **stage.arguments, **further)
     if not is_writer():
-        return _wait(config, stage, draft)
+        return _made_by_writer(config, stage, draft, artifacts, made)
     artifact = draft.commit(outcome.stats, outcome.content_hash, outcome.how)
     artifacts.publish(artifact)
+    if is_apart():
+        words_of_job().key_value_set(f"{MADE}/{made}", "")
     startup.taken(stage.name)  # the next stage's time begins here
     return artifact
 
 
+def _made_by_writer(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts, made: int) -> Artifact:
+    """The artifact that the writing process makes, once it is there; the launcher ends this process if that one
+    fails."""
+    if not is_apart():
+        return _wait(config, stage, draft)
+    from jax.errors import JaxRuntimeError
+
+    while True:
+        try:
+            words_of_job().blocking_key_value_get(f"{MADE}/{made}", int(HEAR_S * 1000))
+            return _published(draft, artifacts)
+        except JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def _published(draft: Draft, artifacts: Artifacts) -> Artifact:
+    artifact = artifacts.finished(draft.final_path)
+    if artifact is None:
+        raise ConfigError(f"{draft.final_path.name}: removed from the store while the run goes on; run again")
+    return artifact
+
+
 def _wait(config: RunConfig, stage: Stage, draft: Draft) -> Artifact:
-    """Waits for the artifact that the writing process makes; the launcher ends this process if that one fails."""
+    """Waits for the artifact in the folder that all share."""
     here = LocalArtifacts()
     while (artifact := _finished(config, stage, draft, here)) is None:
         time.sleep(POLL_S)

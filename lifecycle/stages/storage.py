@@ -8,13 +8,15 @@ registry, one SQLite file, lives in the local folder and is copied to the store 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
+from lifecycle.core.distributed import is_writer
 from lifecycle.core.lease import RETRY_S, Lease, LeaseError, locked
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import PublishedArtifacts
+from lifecycle.core.shared_folder import is_apart
 from lifecycle.core.store import Store, StoreError
 from lifecycle.ops.registry import Version
 from lifecycle.ops.registry_copy import RegistryCopy
@@ -43,8 +45,9 @@ class Artifacts(Protocol):
         """Makes sure that a finished artifact outlives this machine."""
         ...
 
-    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[None]:
-        """Around a stage's work: what it needs of an earlier session, and what must outlive this one."""
+    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[dict[str, Any]]:
+        """Around a stage's work: what it needs of an earlier session, and what must outlive this one; yields further
+        arguments of its function."""
         ...
 
 
@@ -69,9 +72,9 @@ class LocalArtifacts:
     def publish(self, artifact: Artifact) -> None:
         """Nothing to do."""
 
-    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[None]:
+    def making(self, stage: Stage, draft: Draft) -> AbstractContextManager[dict[str, Any]]:
         """Nothing to do."""
-        return nullcontext()
+        return nullcontext({})
 
 
 class StoredArtifacts:
@@ -106,24 +109,32 @@ class StoredArtifacts:
         self._published.publish(artifact)
 
     @contextmanager
-    def making(self, stage: Stage, draft: Draft) -> Iterator[None]:
-        """A training stage goes on from the newest checkpoint of the store, and its own are copied there; registering
-        changes the registry."""
+    def making(self, stage: Stage, draft: Draft) -> Iterator[dict[str, Any]]:
+        """A training stage goes on from the newest checkpoint of the store, and its own are copied there, or if hosts
+        share no folder, saved there; registering changes the registry."""
         if stage.kind == "register":
             with self._changing():
-                yield
+                yield {}
             return
         if stage.kind != "train":
-            yield
+            yield {}
             return
-        from lifecycle.training.checkpoints.mirror import Mirror  # imports JAX
+        from lifecycle.training.checkpoints.destination import Destination  # imports JAX
+        from lifecycle.training.checkpoints.mirror import Mirror
+        from lifecycle.training.checkpoints.stored import fetch_kept
         from lifecycle.training.job import CHECKPOINTS
 
         below = self._published.store.below(draft.final_path.name)
+        if is_apart():
+            to = Destination(below, self._published.require)
+            yield {"to": to}
+            if is_writer():
+                fetch_kept(to, draft.path / CHECKPOINTS, self._progress)
+            return
         mirror = Mirror(below, draft.path, CHECKPOINTS, self._progress, self._published.require)
         mirror.restore()
         with mirror.running():
-            yield
+            yield {}
 
 
 def readable(config: RunConfig) -> Artifacts:

@@ -27,6 +27,7 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.batches import RowBatches
+from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.profile import Profile
@@ -35,8 +36,11 @@ from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 
 
-def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str) -> Outcome:
-    """Trains the stage `name`; the artifact's content hash is that of the weights, not of the checkpoint files."""
+def run(
+    config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: str, to: Destination | None = None
+) -> Outcome:
+    """Trains the stage `name`; the artifact's content hash is that of the weights, not of the checkpoint files. On
+    hosts that share no folder, checkpoints go `to` a store."""
     train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     if "tokens" in inputs:
@@ -56,7 +60,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, name: 
     }
     task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
     facts_now = facts | rows | job_facts(config, name, mesh)
-    job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now)
+    job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now, to)
     hooks = [RecordSession(config.mesh, train), *learned.hooks, *task_hooks]
     if config.profile is not None:
         hooks.append(Profile(*config.profile_steps))

@@ -11,6 +11,7 @@ from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.training.batches import BatchSource
+from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.objective import Objective
 
@@ -42,6 +43,7 @@ class TrainJob:
     out: Path
     spent_s: Mapping[str, float] = field(default_factory=dict)  # on making this job, by cause (`core/startup.py`)
     facts: Mapping[str, Any] = field(default_factory=dict)  # about the job, for whoever reads its time sheet
+    to: Destination | None = None  # where checkpoints are kept if the processes have folders of their own
 
     @property
     def first_step(self) -> int:

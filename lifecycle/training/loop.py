@@ -52,7 +52,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
     """
     began = time.perf_counter()
     with ExitStack() as opened:
-        durable = opened.enter_context(closing(Checkpointer(job.out / CHECKPOINTS, job.train.checkpoint, progress)))
+        durable = opened.enter_context(closing(durable_checkpoints(job, progress)))
         local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
@@ -63,6 +63,11 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
             except GoBack as fault:
                 went_back = go_back(job, fault, saved, batches, progress, went_back)
                 job = replace(job, spent_s={})
+
+
+def durable_checkpoints(job: TrainJob, progress: Progress) -> Checkpointer:
+    """The job's checkpoints that outlive its hosts."""
+    return Checkpointer(job.out / CHECKPOINTS, job.train.checkpoint, progress, job.to)
 
 
 def train_from_checkpoint(
@@ -221,7 +226,11 @@ def noted_by(hook: Hook, run: TrainingRun) -> Iterator[None]:
 
 
 def stats(run: TrainingRun) -> dict[str, Any]:
-    """The manifest's stats, read from the log, so that they cover the steps before a kill too."""
+    """The manifest's stats, read from the log, so that they cover the steps before a kill too; in other processes than
+    the writing one only the hash of the weights."""
+    weights = hash_params(run.state.weights)
+    if not is_writer():  # the log may be on another disk
+        return {"params_hash": weights}
     train, log = run.job.train, list(read_log(run.job.out / METRICS))
     records = [record for record in log if "loss" in record]
     if not records:
@@ -233,5 +242,5 @@ def stats(run: TrainingRun) -> dict[str, Any]:
         "loss": records[-1]["loss"],
         "tokens_per_s": rates[len(rates) // 2],
         "faults": [record for record in log if "fault" in record],
-        "params_hash": hash_params(run.state.weights),
+        "params_hash": weights,
     }

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lifecycle.core.distributed import from_writer, is_writer
@@ -46,7 +48,7 @@ def reference_logprobs(
     """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters; `chunks` of the
     vocabulary.
 
-    They are kept in `path`, whose name must identify weights and rows; all processes read it. `progress` counts rows.
+    They are kept in `path`, whose name must identify weights and rows; process 0 reads it. `progress` counts rows.
     """
     progress = progress or Silent()
     table, done = _load(path, rows.num_pairs)
@@ -64,15 +66,15 @@ def reference_logprobs(
 
 
 def _load(path: Path, num_pairs: int) -> _LogprobTable:
-    """What has been computed so far: in all processes of a job, as much as the writing one sees."""
+    """What has been computed so far: in all processes of a job, what the writing one sees."""
     table = _LogprobTable(np.zeros((num_pairs, 2), np.float32), 0)
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             table = _LogprobTable(stored["logprobs"], int(stored["rows"]))
-    rows = from_writer(table.rows)
-    if table.rows < rows:
-        raise ValueError(f"{path}: not the file that the first process reads; all processes need one file system")
-    return _LogprobTable(table.logprobs, rows)
+    if jax.process_count() == 1:
+        return table
+    bits = multihost_utils.broadcast_one_to_all(table.logprobs.view(np.int32))  # a sum of floats would lose -0.0
+    return _LogprobTable(np.array(bits).view(np.float32), from_writer(table.rows))
 
 
 def _save(path: Path, table: _LogprobTable) -> None:

@@ -68,7 +68,7 @@ def restore_or_start(
     if found is not None:
         arrays, data = found.state, found.data_state
     else:
-        arrays, data, _ = saved.durable.restore(like.saved, durable)
+        arrays, data, _ = saved.durable.restore(like.saved)
     step = job.batches.restore(of_batches(data))
     frozen = saved.durable.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)

@@ -2,16 +2,16 @@
 
 A step's folder has the items `params`, `opt_state` and, if the run keeps one, `average` (arrays by canonical name, one
 per layer: `weights/names.py`, independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary
-name and renames at the end; before that, `files.json` is added (`integrity.py`). Frozen parameters are written once, to
-`frozen`. Orbax's `CheckpointManager` is not used: after a failed save it counts that step as saved, and forgets the
-steps that were to be deleted. What must hold: a checkpoint that a reader accepts is bit for bit what was saved, and a
-save that fails in one process is an error in all.
+name and renames at the end; before that, `files.json` is added (`integrity.py`). Where the hosts share no folder,
+checkpoints are kept in a store (`stored.py`). Frozen parameters are written once, to `frozen`. Orbax's
+`CheckpointManager` is not used: after a failed save it counts that step as saved, and forgets the steps that were to be
+deleted. What must hold: a checkpoint that a reader accepts is bit for bit what was saved, and a save that fails in one
+process is an error in all.
 """
 
 import logging
-import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -23,29 +23,23 @@ import orbax.checkpoint as ocp
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
-from lifecycle.training.checkpoints.agreement import gathered, sync
+from lifecycle.training.checkpoints.agreement import gathered
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
 from lifecycle.training.checkpoints.commit import Commit
-from lifecycle.training.checkpoints.integrity import (
-    CheckpointError,
-    aside,
-    damage,
-    damage_seen_by_any,
-    rename_damaged,
-    require_intact,
-    steps_in,
-    write_files,
-)
+from lifecycle.training.checkpoints.destination import Destination
+from lifecycle.training.checkpoints.home import Home, SharedFolder
+from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.items import by_item, joined
 from lifecycle.training.checkpoints.reading import read_arrays
-from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
+from lifecycle.training.checkpoints.retention import MEASURED
+from lifecycle.training.checkpoints.stored import InStore
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import unstack
 
-UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 # What a failed write raises: an error of the file system or of the storage library.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
+SAVE_LIMIT_S = 3600  # Orbax's own limit for one save; with a store, uploads are part of it
 SAVING, SAVED, FAILED = range(3)  # a pending save in one process
 
 
@@ -63,42 +57,44 @@ for _name in ("absl", "asyncio"):
 
 
 class Checkpointer:
-    """The checkpoints of one run, in `folder/<step>/`; which of them stay is in `settings`.
+    """The checkpoints of one run, in `folder/<step>/`, or for processes with folders of their own in the store `to`;
+    which of them stay is in `settings`.
 
     On opening, damaged checkpoints newer than the newest intact one are renamed to `<step>.damaged`, with a note to
     `progress`, and what a killed process left unfinished is deleted; if no checkpoint is intact, `CheckpointError`. All
     processes of a job make the same calls.
     """
 
-    def __init__(self, folder: Path, settings: CheckpointConfig, progress: Progress | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: CheckpointConfig, progress: Progress | None = None, to: Destination | None = None
+    ) -> None:
         self.folder, self.settings = folder.absolute(), settings
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rename_damaged(self.folder, progress or Silent())
-        self._delete_unfinished()
+        self._home: Home = SharedFolder(self.folder, settings) if to is None else InStore(to, self.folder, settings)
+        self._home.open(progress or Silent())
+        self._home.clean()
         self._commit = Commit()
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=self._options())
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: int | str = FROZEN  # what is being written, or was last
+        self._measured: Mapping[str, float] = {}  # at its step
         self._pending: Future[None] | None = None
         self._unstack: Any = None
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None; a pending save counts once it is complete."""
-        return max(steps_in(self.folder), default=None)
+        return max(self._home.steps(), default=None)
 
     def last_due(self, step: int) -> int:
         """The newest checkpoint before `step` that was due, else the newest before it, else 0; waits for a pending
         save."""
         self.wait()
-        before = [saved for saved in steps_in(self.folder) if saved < step]
+        before = [saved for saved in self._home.steps() if saved < step]
         return max((saved for saved in before if saved % self.settings.every == 0), default=max(before, default=0))
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`; waits for a pending save."""
         self.wait()
-        if is_writer():
-            delete_steps(self.folder, [saved for saved in steps_in(self.folder) if saved > step])
-        sync("later checkpoints deleted")
+        self._home.delete([saved for saved in self._home.steps() if saved > step])
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.
@@ -110,32 +106,28 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
-        self._delete_unfinished()
+        self._home.clean()
         arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._unstacked(state)).items()}
         items = ocp.args.Composite(
             **arrays,
             data_state=ocp.args.JsonSave(data_state),
             meta=ocp.args.JsonSave(meta),
         )
-        self._saving = step
-        self._begin(partial(self._writer.save, self.folder / str(step), args=items), self._writer.wait_until_finished)
+        self._saving, self._measured = step, meta.get(MEASURED, {})
+        save = partial(self._writer.save, self._home.work / str(step), args=items)
+        self._begin(list(arrays), save, self._writer.wait_until_finished)
 
     def save_frozen(self, params: PyTree) -> None:
         """Saves the frozen parameters, replacing any saved before, and waits until they are written. Damaged ones are
         set aside."""
         self.wait()
-        sync("frozen parameters are written")
-        if is_writer() and (before := self.folder / FROZEN).is_dir():
-            if damage(before) is None:
-                shutil.rmtree(before)
-            else:
-                before.rename(aside(self.folder, FROZEN))
-        self._delete_unfinished()  # also of a killed run
+        self._home.delete_frozen()
         if not params:
             return
-        self._saving = FROZEN
+        self._saving, self._measured = FROZEN, {}
         with ocp.StandardCheckpointer(async_options=self._options()) as writer:
-            self._begin(partial(writer.save, self.folder / FROZEN, unstack(params)), writer.wait_until_finished)
+            save = partial(writer.save, self._home.work / FROZEN, unstack(params))
+            self._begin([], save, writer.wait_until_finished)
             self.wait()
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
@@ -144,11 +136,7 @@ class Checkpointer:
         `abstract_state` has the state's structure, with `shape`, `dtype` and `sharding` at its leaves; the mesh may
         differ from the one the checkpoint was saved on. Raises `CheckpointError` if it does not fit.
         """
-        step = self.latest_step() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{self.folder}: no checkpoint here")
-        path = self.folder / str(step)
-        require_intact(path, damage_seen_by_any)
+        path = self._home.folder(str(self._home.newest(step)))
         wanted = by_item(abstract_arrays(abstract_state))
         for item, arrays in wanted.items():
             require_same(path / item, arrays)
@@ -159,10 +147,9 @@ class Checkpointer:
 
     def restore_frozen(self, abstract_params: PyTree) -> PyTree:
         """The parameters that `save_frozen` wrote, given their structure as for `restore`."""
-        path = self.folder / FROZEN
-        if not abstract_params and not path.is_dir():
+        if not abstract_params and not self._home.has(FROZEN):
             return {}
-        require_intact(path, damage_seen_by_any)
+        path = self._home.folder(FROZEN)
         arrays = abstract_arrays(abstract_params)
         require_same(path, arrays)
         return stacked(read_arrays(path, arrays), abstract_params)
@@ -183,8 +170,9 @@ class Checkpointer:
             return False
         self._pending = None
         if FAILED in states:
-            self._delete_unfinished()
+            self._home.clean()
             raise self._failure(error or "another process could not write its part") from error
+        self._home.settled(str(self._saving), self._measured)
         return True
 
     def wait(self) -> None:
@@ -199,10 +187,12 @@ class Checkpointer:
         if pending is not None and (error := pending.exception()) is not None:
             raise self._failure(error) from error
 
-    def _begin(self, save: Callable[[], Any], finish: Callable[[], Any]) -> None:
-        """Calls `save`, which copies the arrays, and then `finish` in a thread; a failure of either ends the save."""
+    def _begin(self, items: Sequence[str], save: Callable[[], Any], finish: Callable[[], Any]) -> None:
+        """Calls `save`, which copies the arrays of these items, and then `finish` in a thread; a failure of either ends
+        the save."""
         self._commit = Commit()
         try:
+            self._home.begin(str(self._saving), items)
             save()
         except SAVE_ERRORS as error:
             self._commit.fail(error)
@@ -217,14 +207,19 @@ class Checkpointer:
         except SAVE_ERRORS as error:
             commit.fail(error)
             raise
-        if is_writer():
-            delete_unwanted(self.folder, self.settings)
+        self._home.saved(str(self._saving), self._measured)
 
     def _options(self) -> ocp.options.AsyncOptions:
         def meet(key: str, timeout_ms: int) -> None:
+            if is_first := self._commit.is_new:
+                self._home.written(str(self._saving))
             self._commit.meet(key=key, timeout_ms=timeout_ms)
+            if is_first and is_writer():
+                self._home.joining(str(self._saving))
 
-        return ocp.options.AsyncOptions(post_finalization_callback=self._write_files, barrier_sync_fn=meet)
+        return ocp.options.AsyncOptions(
+            timeout_secs=SAVE_LIMIT_S, post_finalization_callback=self._complete, barrier_sync_fn=meet
+        )
 
     def _unstacked(self, state: PyTree) -> dict[str, jax.Array]:
         if self._unstack is None:
@@ -239,17 +234,7 @@ class Checkpointer:
             f"run again: it continues from step {self.latest_step() or 0}"
         )
 
-    def _write_files(self) -> None:
-        """Adds the list of files to a folder that is complete except for its rename; runs in Orbax's thread."""
+    def _complete(self) -> None:
+        """A folder is complete except for its rename; runs in Orbax's thread."""
         if is_writer():
-            (path,) = self.folder.glob(f"{self._saving}{UNFINISHED}*")
-            write_files(path)
-
-    def _delete_unfinished(self) -> None:
-        """Deletes what failed saves and killed processes left."""
-        if is_writer():
-            for path in self.folder.glob(f"*{UNFINISHED}*"):
-                # Orbax's other writes of a failed save may still add files, which are deleted the next time
-                shutil.rmtree(path, ignore_errors=True)
-            delete_renamed(self.folder)
-        sync("unfinished checkpoints deleted")
+            self._home.complete(str(self._saving))

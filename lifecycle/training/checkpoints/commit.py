@@ -30,6 +30,11 @@ class Commit:
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
             words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
 
+    @property
+    def is_new(self) -> bool:
+        """Whether this process has not come to the first meeting yet."""
+        return self._met == 0
+
     def meet(self, *, key: str, timeout_ms: int) -> None:
         """Waits until all processes are here, as a barrier does; raises `OtherProcessError` if one of them has failed.
         Orbax calls it from the thread that writes."""

@@ -16,6 +16,7 @@ import jax
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import FILES, write_text
 from lifecycle.core.progress import Progress
+from lifecycle.core.shared_folder import is_apart
 from lifecycle.training.checkpoints.agreement import from_first, sync
 
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
@@ -65,8 +66,9 @@ def damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def damage_seen_by_any(path: Path) -> str | None:
-    """As `damage`, of all processes of the job, each of which hashes a part of the files."""
-    return from_first(damage(path, jax.process_index(), jax.process_count()))
+    """As `damage`, of all processes of the job: each hashes a part of the files, or those of its own folder."""
+    part, parts = (0, 1) if is_apart() else (jax.process_index(), jax.process_count())
+    return from_first(damage(path, part, parts))
 
 
 def steps_seen_by_first(folder: Path) -> list[int]:

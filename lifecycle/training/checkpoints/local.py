@@ -143,10 +143,9 @@ class LocalCheckpoints:
 def _run_id(durable: Path) -> str:
     """The run's identity: a new one if its folder of durable checkpoints has none."""
     path = durable / RUN_ID
-    new = 0 if path.is_file() else 1 + secrets.randbelow(2**31 - 1)
-    if (run := from_writer(new)) == 0:
-        return path.read_text(encoding="utf-8")
-    if jax.process_index() == 0:
+    known = path.is_file()
+    run = from_writer(int(path.read_text(encoding="utf-8"), 16) if known else secrets.randbits(31))
+    if jax.process_index() == 0 and not known:
         write_text(path, f"{run:08x}")
     return f"{run:08x}"
 

@@ -8,7 +8,7 @@ except while the only one is replaced because the run went back to its start.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -59,7 +59,7 @@ class Mirror:
             if not self._fetch_step(step, with_frozen=FROZEN in names) or step < newest:
                 continue
             newest = step
-            for log in (name for name in held if any(fnmatch(name, log) for log in LOGS) and "/" not in name):
+            for log in _logs(held):
                 self._store.download(log, self._folder / log)
             self._progress.note(f"{self._store.url}: going on from its checkpoint of step {step}")
 
@@ -97,24 +97,7 @@ class Mirror:
         return True
 
     def _fetch(self, name: str) -> None:
-        below = self._store.below(f"{self._name}/{name}")
-        listing = below.read(FILES)
-        folder = self._folder / self._name
-        final = folder / name
-        unfinished = temporary(final)
-        try:
-            facts = {file: FileFacts(bytes=size, sha256=sha) for file, (size, sha) in json.loads(listing).items()}
-        except (ValueError, TypeError):
-            raise ArtifactError(f"{below.url}/{FILES}: not a list of files") from None
-        require_inside(facts, f"{below.url}/{FILES}")
-        rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        fetch(below, unfinished, facts)
-        (unfinished / FILES).write_bytes(listing)
-        if final.exists():
-            self._progress.note(f"{final}: damaged ({damage(final)}); using the store's")
-            final.rename(aside(folder, name))
-        unfinished.rename(final)
+        fetch_checkpoint(self._store.below(self._name), self._folder / self._name, name, self._progress)
 
     def _try_to_copy(self) -> None:
         try:
@@ -167,8 +150,7 @@ class Mirror:
     def _copy(self, name: str) -> None:
         source, below = self._folder / self._name / name, self._store.below(f"{self._name}/{name}")
         saved, listing = _saved_at(source), (source / FILES).read_bytes()
-        logs = [path.name for pattern in LOGS for path in self._folder.glob(pattern)]
-        upload(self._store, self._folder, logs, self._require)
+        send_logs(self._store, self._folder, self._require)
         self._require()
         below.delete(sorted(below.list(), key=lambda file: file != FILES))  # another copy, or a part of one
         files = [str(path.relative_to(source)) for path in sorted(source.rglob("*")) if path.is_file()]
@@ -184,6 +166,50 @@ class Mirror:
         if old:
             self._require()
             self._store.delete(sorted(old, key=lambda name: not name.endswith(f"/{FILES}")))  # `files.json` first
+
+
+def fetch_checkpoint(store: Store, place: Path, name: str, progress: Progress) -> None:
+    """Makes a local checkpoint, `place/name`, of one that is whole in the store of all of them, every file verified; a
+    damaged one that is there is renamed. Raises `ArtifactError` for one that is damaged in the store."""
+    below, final = store.below(name), place / name
+    listing = below.read(FILES)
+    unfinished = temporary(final)
+    facts = files_listed(listing, below)
+    rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    fetch(below, unfinished, facts)
+    (unfinished / FILES).write_bytes(listing)
+    if final.exists():
+        progress.note(f"{final}: damaged ({damage(final)}); using the store's")
+        final.rename(aside(place, name))
+    unfinished.rename(final)
+
+
+def files_listed(listing: bytes, below: Store) -> dict[str, FileFacts]:
+    """The files in the list of a checkpoint; raises `ArtifactError` if it is not one."""
+    try:
+        facts = {file: FileFacts(bytes=size, sha256=sha) for file, (size, sha) in json.loads(listing).items()}
+    except (ValueError, TypeError):
+        raise ArtifactError(f"{below.url}/{FILES}: not a list of files") from None
+    require_inside(facts, f"{below.url}/{FILES}")
+    return facts
+
+
+def _logs(held: Iterable[str]) -> list[str]:
+    return [name for name in held if any(fnmatch(name, log) for log in LOGS) and "/" not in name]
+
+
+def send_logs(store: Store, folder: Path, require: Callable[[], None]) -> None:
+    """Copies a stage's logs to its store."""
+    upload(store, folder, [path.name for pattern in LOGS for path in folder.glob(pattern)], require)
+
+
+def bring_logs(store: Store, folder: Path) -> None:
+    """Copies a stage's logs from its store, except for those that are here with more at their end."""
+    for log in _logs(store.list()):
+        known = store.read(log)
+        if not (folder / log).is_file() or not (folder / log).read_bytes().startswith(known):
+            store.download(log, folder / log)
 
 
 def _saved_at(path: Path) -> int | None:

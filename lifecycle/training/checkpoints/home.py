@@ -1,0 +1,173 @@
+"""Where a run's checkpoints are kept: in one folder that all processes see, or in a store (`stored.py`)."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import orbax.checkpoint as ocp
+
+from lifecycle.core.distributed import from_writer, is_writer
+from lifecycle.core.progress import Progress
+from lifecycle.training.checkpoints.agreement import sync
+from lifecycle.training.checkpoints.integrity import (
+    CheckpointError,
+    aside,
+    damage,
+    damage_seen_by_any,
+    rename_damaged,
+    require_intact,
+    steps_in,
+    write_files,
+)
+from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
+from lifecycle.training.checkpoints.weights import FROZEN
+from lifecycle.training.config import CheckpointConfig
+
+UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
+
+
+class Home(Protocol):
+    """What keeps a run's checkpoints. All processes of the job call each method alike, except where it says otherwise.
+    A checkpoint's name is its step, or `frozen`."""
+
+    @property
+    def work(self) -> Path:
+        """The folder into which Orbax writes on this process's disk."""
+        ...
+
+    def open(self, progress: Progress) -> None:
+        """Finds what is there; names what is damaged, as far as it can be seen now."""
+        ...
+
+    def clean(self) -> None:
+        """Deletes what failed saves and killed processes left."""
+        ...
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending; the same in all processes."""
+        ...
+
+    def delete(self, steps: Iterable[int]) -> None:
+        """Deletes the checkpoints of these steps."""
+        ...
+
+    def delete_frozen(self) -> None:
+        """Deletes the frozen parameters."""
+        ...
+
+    def begin(self, name: str, items: Sequence[str]) -> None:
+        """Before Orbax begins to save the arrays of these items, or without any those of the folder itself."""
+        ...
+
+    def written(self, name: str) -> None:
+        """This process has written its part; called in the thread that saves, before the others are told."""
+        ...
+
+    def joining(self, name: str) -> None:
+        """All have written; called in process 0's thread, before it joins the parts."""
+        ...
+
+    def complete(self, name: str) -> None:
+        """The checkpoint is complete except for its rename: makes it count; called in process 0's thread."""
+        ...
+
+    def saved(self, name: str, measured: Mapping[str, float]) -> None:
+        """All processes know that it is complete; called in each one's thread: deletes what does not stay."""
+        ...
+
+    def settled(self, name: str, measured: Mapping[str, float]) -> None:
+        """As `saved`, from the thread that trains."""
+        ...
+
+    def newest(self, step: int | None) -> int:
+        """The newest step that can be read, or this one; raises `CheckpointError`, in all processes."""
+        ...
+
+    def folder(self, name: str) -> Path:
+        """The folder of a checkpoint, intact, to be read by this process; raises `CheckpointError`, in all."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a checkpoint."""
+        ...
+
+
+class SharedFolder:
+    """A folder that all processes of the job see. Orbax renames a complete checkpoint to its final name."""
+
+    def __init__(self, folder: Path, settings: CheckpointConfig) -> None:
+        self.work, self._settings = folder, settings
+
+    def open(self, progress: Progress) -> None:
+        """Renames damaged checkpoints newer than the newest intact one."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        rename_damaged(self.work, progress)
+
+    def clean(self) -> None:
+        """Deletes unfinished folders."""
+        if is_writer():
+            for path in self.work.glob(f"*{UNFINISHED}*"):
+                # Orbax's other writes of a failed save may still add files, which are deleted the next time
+                shutil.rmtree(path, ignore_errors=True)
+            delete_renamed(self.work)
+        sync("unfinished checkpoints deleted")
+
+    def steps(self) -> list[int]:
+        """Those with their final name."""
+        return steps_in(self.work)
+
+    def delete(self, steps: Iterable[int]) -> None:
+        """Deletes them, each in one rename."""
+        if is_writer():
+            delete_steps(self.work, steps)
+        sync("checkpoints deleted")
+
+    def delete_frozen(self) -> None:
+        """Deletes them, also incomplete ones of a killed run; damaged ones are set aside."""
+        sync("frozen parameters are written")
+        if is_writer() and (before := self.work / FROZEN).is_dir():
+            if damage(before) is None:
+                shutil.rmtree(before)
+            else:
+                before.rename(aside(self.work, FROZEN))
+        self.clean()
+
+    def begin(self, name: str, items: Sequence[str]) -> None:
+        """Nothing to do."""
+
+    def written(self, name: str) -> None:
+        """Nothing to do."""
+
+    def joining(self, name: str) -> None:
+        """Nothing to do."""
+
+    def complete(self, name: str) -> None:
+        """Adds the list of files."""
+        (path,) = self.work.glob(f"{name}{UNFINISHED}*")
+        write_files(path)
+
+    def saved(self, name: str, measured: Mapping[str, float]) -> None:
+        """Deletes the checkpoints that do not stay."""
+        if is_writer():
+            delete_unwanted(self.work, self._settings)
+
+    def settled(self, name: str, measured: Mapping[str, float]) -> None:
+        """Nothing to do."""
+
+    def newest(self, step: int | None) -> int:
+        """The newest that process 0 sees; other hosts may not see yet what was renamed. `open` has renamed those that
+        are damaged."""
+        found = from_writer(max(self.steps(), default=-1) if step is None else step)
+        if found < 0:
+            raise CheckpointError(f"{self.work}: no checkpoint here")
+        return found
+
+    def folder(self, name: str) -> Path:
+        """Its folder, of which each process hashes a part."""
+        require_intact(self.work / name, damage_seen_by_any)
+        return self.work / name
+
+    def has(self, name: str) -> bool:
+        """Whether its folder is there."""
+        return (self.work / name).is_dir()
