@@ -102,7 +102,7 @@ def bring_up_to_date(
         if config.store_url is None:
             require_shared(config.folder)
         elif apart := look_for_shared(config.folder):
-            progress.note(f"{config.store_url}: every host fetches what it needs: {', '.join(apart)} share no folder")
+            progress.note(f"{', '.join(apart)}: not the first host's folder; each host fetches what it needs")
             artifacts = artifacts if is_writer() else readable(config)
         while len(done) < len(stages):
             stage = stages[len(done)]

@@ -230,8 +230,8 @@ class Checkpointer:
     def _failure(self, cause: object) -> CheckpointError:
         what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
         return CheckpointError(
-            f"{self.folder}: {what} could not be written ({cause}); free some space or repair the folder and "
-            f"run again: it continues from step {self.latest_step() or 0}"
+            f"{self.folder}: {what} could not be written ({cause}); free some space, or repair the folder or the way "
+            f"to the store, and run again: it continues from step {self.latest_step() or 0}"
         )
 
     def _complete(self) -> None:

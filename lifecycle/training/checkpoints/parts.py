@@ -3,7 +3,7 @@
 Orbax has each process write its arrays' pieces to an OCDBT store of its own, `ocdbt.process_N`, and process 0 joins
 them: it copies their B-trees, which refer to the values in the parts' data files. So it needs the trees of other
 processes, and none of their values. `split` moves a part's data below a new tree; the tree, small, goes to process 0,
-the values go to where the checkpoint is kept. What must hold: the joined checkpoint has the files that it would have on
+the values go to where the checkpoint is kept. What must hold: the joined checkpoint reads like one that was written on
 one disk. OCDBT: https://google.github.io/tensorstore/kvstore/ocdbt/
 """
 

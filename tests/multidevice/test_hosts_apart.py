@@ -1,0 +1,86 @@
+"""Hosts that share no folder: all killed once, they come back as twice as many, on empty disks, and end with the
+version of a run on one disk. A store that is away in the middle of a save stops no training."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lifecycle.core.artifact import MANIFEST
+from lifecycle.core.store import Store
+from lifecycle.testing.waiting import LIMIT_S, wait_until
+from lifecycle.training.checkpoints.stored import SCRATCH
+from tests.multidevice.test_two_processes import free_port
+
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("s3")]
+
+CONFIG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+STAGES = ("pretrain", "sft")
+
+
+@contextmanager
+def hosts(folder: Path, count: int, root: str, devices: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """A job of several processes, each with a cache of its own below the folder."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    job = {"LIFECYCLE_COORDINATOR": f"127.0.0.1:{free_port()}", "LIFECYCLE_NUM_PROCESSES": str(count)}
+    words = ["run", str(CONFIG), "--until", STAGES[-1], f"root={root}", "mesh.fsdp=4"]
+    started = []
+    for index in range(count):
+        own = {"LIFECYCLE_PROCESS_ID": str(index), "XDG_CACHE_HOME": str(folder / str(index)), "XLA_FLAGS": flags}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", "from lifecycle.cli.main import main; main()", *words],
+                env=os.environ | job | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def finish(started: list[subprocess.Popen[str]]) -> str:
+    """What the first process prints of a job that ends well."""
+    ended = [process.communicate(timeout=LIMIT_S) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(error for _, error in ended)
+    return ended[0][0]
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """The content of each training stage's artifact in a run's folder."""
+    found = {}
+    for stage in STAGES:
+        (artifact,) = folder.glob(f"{stage}-*[0-9a-f]")
+        found[stage] = json.loads((artifact / MANIFEST).read_text())["content_hash"]
+    return found
+
+
+def test_hosts_that_were_killed_come_back_as_others_and_end_with_the_same_weights(tmp_path: Path, s3: str) -> None:
+    with hosts(tmp_path / "shared", 2, str(tmp_path / "disk"), devices=2) as started:
+        finish(started)
+    store = Store(f"{s3}/apart/debug")
+    with hosts(tmp_path / "first", 2, f"{s3}/apart", devices=2) as started:
+        wait_until(lambda: any(name.endswith("checkpoints/15/files.json") for name in store.list()))
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+    shutil.rmtree(tmp_path / "first")
+    with hosts(tmp_path / "second", 4, f"{s3}/apart", devices=1) as started:
+        assert "each host fetches what it needs" in finish(started)
+    here = tmp_path / "second" / "0" / "lifecycle" / "runs" / "s3" / "bucket" / "apart" / "debug"
+    assert versions(here) == versions(tmp_path / "disk" / "debug")
+    names = store.list()
+    assert not [name for name in names if f"/{SCRATCH}/" in name]
+    sessions = next(here.glob("pretrain-*[0-9a-f]")) / "sessions.jsonl"
+    assert [json.loads(line)["processes"] for line in sessions.read_text().splitlines()] == [2, 4]
+    with hosts(tmp_path / "third", 2, f"{s3}/apart", devices=2) as started:  # it is up to date: nothing runs
+        assert "each host fetches" in finish(started)
+    assert store.list().keys() - {"lease.json", "lease.clock"} == names.keys() - {"lease.json", "lease.clock"}
