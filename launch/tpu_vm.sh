@@ -4,12 +4,11 @@
 #   launch/tpu_vm.sh create NAME --zone ZONE --accelerator v6e-256 [--slices N] [--spot] [--runtime VERSION]
 #   launch/tpu_vm.sh copy NAME --zone ZONE                       copies the checkout to every host and installs it
 #   launch/tpu_vm.sh run NAME --zone ZONE [--restarts N] -- \
-#     env XDG_CACHE_HOME=/mnt/SHARED lifecycle run configs/NAME.yaml root=gs://BUCKET/runs
+#     lifecycle run configs/NAME.yaml root=gs://BUCKET/runs
 #   launch/tpu_vm.sh logs|stop|delete NAME --zone ZONE           follows the run, asks it to save and end, frees all
 #   launch/tpu_vm.sh up NAME (all of the options) -- COMMAND ... create, copy, run; again when spot hosts are taken away
 #
-# Several hosts work in one folder: /mnt/SHARED is a file system that all have mounted (Filestore, Lustre), with `up` by
-# the command itself. One host needs none, and no XDG_CACHE_HOME.
+# Each host works on its own disk; the run is in the bucket.
 #
 # --project PROJECT is optional; --dry-run prints the commands instead. A run goes on without this script: `logs` joins it
 # again. On the hosts launch/tpu_vm_worker.sh starts the processes, all of them anew when they end with status 75 (asked

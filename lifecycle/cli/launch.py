@@ -77,13 +77,7 @@ def _check_meshes(run: RunConfig, topology: Topology) -> None:
 
 
 def _check_root(run: RunConfig, job: Job) -> None:
-    """Raises `ConfigError` if the pods would have no folder in common, or the run would be on a disk of theirs."""
-    if job.claim is None and job.num_processes > 1:
-        raise ConfigError(
-            f"root={run.root}: {job.num_processes} pods share one folder for their work, also if the run is in object "
-            f"storage (docs/storage.md); give them a volume: --claim CLAIM, and root={SHARED}/FOLDER or "
-            "root=gs://BUCKET/FOLDER"
-        )
+    """Raises `ConfigError` if the run would be on the disks of the pods."""
     if not _is_shared(str(run.root), job.claim):
         volume = f"{'--claim CLAIM and ' if job.claim is None else ''}root={SHARED}/FOLDER"
         raise ConfigError(

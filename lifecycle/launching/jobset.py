@@ -121,7 +121,7 @@ def _container(job: Job) -> dict[str, Any]:
 
 def _environment(job: Job) -> list[dict[str, Any]]:
     index = "metadata.labels['jobset.sigs.k8s.io/job-index']"
-    # where a run in object storage is worked on, by all pods together (docs/storage.md)
+    # where a run in object storage is worked on by all pods together; without, each has a folder (docs/storage.md)
     cache = [{"name": "XDG_CACHE_HOME", "value": f"{SHARED}/cache"}] if job.claim is not None else []
     return [
         *cache,
