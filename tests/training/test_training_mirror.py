@@ -109,6 +109,50 @@ def test_a_kill_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert total > first > 3
 
 
+class CutStore(Store):
+    """Ends the process that fetches at a download, counted from 1, before or after it has had its effect."""
+
+    calls, at, is_after = 0, 0, False
+
+    def download(self, name: str, file: Path) -> str:
+        CutStore.calls += 1
+        is_end = CutStore.calls == CutStore.at
+        if is_end and not CutStore.is_after:
+            raise Killed
+        found = super().download(name, file)
+        if is_end:
+            raise Killed
+        return found
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_kill_while_it_is_fetched_leaves_a_log_that_covers_the_checkpoints(tmp_path: Path, is_after: bool) -> None:
+    objects = MemoryStore()
+    for step in (10, 20):
+        checkpoint(tmp_path / "one", step)
+    (tmp_path / "one" / "times.jsonl").write_text('{"step": 20}\n')
+    mirror(Store("mem://run", objects), tmp_path / "one").copy()
+    CutStore.is_after, total = is_after, 0
+    for at in range(100):
+        folder = tmp_path / f"killed {at}"
+        checkpoint(folder, 5)  # of a session before it moved
+        CutStore.calls, CutStore.at = 0, at
+        try:
+            mirror(CutStore("mem://run", objects), folder).restore()
+            total += 1
+        except Killed:
+            steps = [record["step"] for record in read_log(folder / "metrics.jsonl")]
+            newest = max(steps_in(folder / NAME))
+            assert steps[:newest] == list(range(1, newest + 1)), at
+            assert newest == 5 or (folder / "times.jsonl").is_file(), at
+            mirror(Store("mem://run", objects), folder).restore()
+        assert steps_in(folder / NAME) == [5, 10, 20]
+        assert len(list(read_log(folder / "metrics.jsonl"))) == 20
+        if total == 2:  # not killed: at 0, and once all downloads were passed
+            break
+    assert at > 5
+
+
 def test_a_checkpoint_that_is_damaged_in_the_store_is_named_and_the_older_one_used(tmp_path: Path) -> None:
     store, told = Store("mem://run", MemoryStore()), Notes()
     for step in (10, 20):

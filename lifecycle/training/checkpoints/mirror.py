@@ -43,7 +43,8 @@ class Mirror:
 
     def restore(self) -> None:
         """Fetches the checkpoints that are whole in the store and not here, the newest first. If one is newer than the
-        intact ones here, its logs come along. One that is not whole is named and passed over.
+        intact ones here, its logs come before it, so that wherever this is killed, the log covers the checkpoints that
+        are here. One that is not whole is named and passed over.
 
         The store holds those that were kept: `copy` removes there what is not here, and so does the finished artifact.
         """
@@ -56,11 +57,11 @@ class Mirror:
             name.split("/")[1] for name in held if name.startswith(f"{self._name}/") and name.endswith(f"/{FILES}")
         }
         for step in sorted({int(name) for name in names if name.isdecimal()} - here, reverse=True):
+            if step > newest:
+                bring_logs(self._store, self._folder)
             if not self._fetch_step(step, with_frozen=FROZEN in names) or step < newest:
                 continue
             newest = step
-            for log in _logs(held):
-                self._store.download(log, self._folder / log)
             self._progress.note(f"{self._store.url}: going on from its checkpoint of step {step}")
 
     @contextmanager
