@@ -1,4 +1,5 @@
-"""Local copies of folders and files in object storage, for what reads files: data sources and bundles.
+"""Local copies of folders and files in object storage, for what reads files: data sources, rows and bundles; and of
+single files on the web.
 
 A copy is in the user's cache. What must hold: after `local_copy` its wanted files are those of the listing; an object
 whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at the
@@ -10,13 +11,23 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
 
-from lifecycle.core.files import alone, user_cache, write_text
+from lifecycle.core.files import alone, temporary, user_cache, write_text
 from lifecycle.core.published import AT_ONCE
-from lifecycle.core.store import Store, StoredObject, StoreError, check_url
+from lifecycle.core.store import Store, StoredObject, StoreError, check_url, is_url
 
 LISTING = "listing.json"  # beside the copies of an address: the tags of what was copied
+WEB = ("https://", "http://")
+ANSWER_S = 60.0  # without a byte
+PUNCTUATION = "%/:?#[]@!$&'()*+,;="  # of an address (RFC 3986); all else in it is text, to be escaped
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,52 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> P
     with alone(_home(url) / ".lock"):
         _bring_up_to_date(listed, names, folder, _home(url) / LISTING)
     return place
+
+
+def file_place(place: str) -> str:
+    """The path or address of a file in a setting, as it is compared; raises `ConfigError` for what is neither."""
+    if place.startswith(WEB):
+        return place
+    return check_url(place) if is_url(place) else str(Path(place))
+
+
+def local_file(place: str) -> Path:
+    """A file that a setting names, on this machine: its path, or the copy of its address; raises `StoreError`."""
+    if place.startswith(WEB):
+        return _from_web(place)
+    return local_copy(place) if is_url(place) else Path(place)
+
+
+def _from_web(url: str) -> Path:
+    """Copies a file from the web, unless the server says that it is the one that was copied."""
+    home = user_cache() / "fetched" / sha256(url.encode()).hexdigest()[:16]
+    file, tag = home / "files" / (PurePosixPath(urlsplit(url).path).name or "file"), home / LISTING
+    with alone(home / ".lock"):
+        known = tag.read_text(encoding="utf-8") if tag.is_file() and file.is_file() else ""
+        asked = Request(quote(url, safe=PUNCTUATION), headers={"If-None-Match": known} if known else {})
+        try:
+            with urlopen(asked, timeout=ANSWER_S) as answer:
+                _receive(answer, file)
+                write_text(tag, answer.headers.get("ETag") or "")
+        except HTTPError as error:
+            if error.code != HTTPStatus.NOT_MODIFIED:
+                raise StoreError(f"{url}: {error.code} {error.reason}; correct the address") from None
+        except (OSError, HTTPException) as error:
+            raise StoreError(
+                f"{url}: no answer that can be used ({error}); check the network and the address"
+            ) from None
+    return file
+
+
+def _receive(answer: Any, file: Path) -> None:
+    """Writes an answer to a file, under a temporary name until it is whole; raises `OSError` if it ends too early."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary(file), "wb") as unfinished:
+        copyfileobj(answer, unfinished)
+    length = answer.headers.get("Content-Length")
+    if length is not None and temporary(file).stat().st_size != int(length):
+        raise OSError(f"{temporary(file).stat().st_size} bytes of {length}")
+    temporary(file).replace(file)
 
 
 def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listing: Path) -> None:

@@ -7,11 +7,14 @@ want of a column (a mistake in the task's columns), and more faulty rows than th
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError, digest
+from lifecycle.core.fetched import WEB, local_copy, local_file
 from lifecycle.core.file_hashes import hash_files
+from lifecycle.core.store import is_url
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.prompts import ShotTaskConfig
 from lifecycle.evals.tasks import TaskConfig, TaskRow, portable
@@ -177,8 +180,18 @@ def _row_files(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Path]:
 
 
 def _own_files(task: TaskConfig, pattern: str) -> list[Path]:
+    if is_url(pattern):
+        return _files_at(task, pattern)
     path = Path(pattern).absolute()
     return _matching(task, path.parent, path.name)
+
+
+def _files_at(task: TaskConfig, address: str) -> list[Path]:
+    """Copies of the files at an address; in object storage its last part may be a pattern."""
+    folder, _, pattern = address.rpartition("/")
+    if "*" not in pattern or address.startswith(WEB):
+        return [local_file(address)]
+    return _matching(task, local_copy(folder, lambda name: fnmatchcase(name, pattern)), pattern)
 
 
 def _matching(task: TaskConfig, folder: Path, pattern: str) -> list[Path]:

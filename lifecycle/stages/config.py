@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
+from lifecycle.core.fetched import file_place
 from lifecycle.core.store import is_url, local_folder, path_or_url
 from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
@@ -50,12 +51,16 @@ EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
+type Place = Annotated[str, BeforeValidator(str), AfterValidator(file_place)]  # of a file
+
+
 class RowsConfig(Section):
     """Rows for fine-tuning and preference tuning: the user's own JSONL files, docstrings of the documents, or both."""
 
     docstrings: bool = False  # rows about the functions of the documents' Python source
-    chat: tuple[Path, ...] = ()  # columns: messages; or prompt, completion; or text
-    pairs: tuple[Path, ...] = ()  # columns: prompt, chosen, rejected
+    # Paths, or addresses: s3://, gs://, https://.
+    chat: tuple[Place, ...] = ()  # columns: messages; or prompt, completion; or text
+    pairs: tuple[Place, ...] = ()  # columns: prompt, chosen, rejected
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)  # of the user's own rows, by content hash
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import hash_files
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.stages.config import RunConfig
@@ -42,11 +43,11 @@ def nothing(config: RunConfig) -> dict[str, Any]:
 
 def rows(config: RunConfig) -> dict[str, Any]:
     """The key of the chat rows and pairs: the user's files, and the evaluation rows that must not be in them."""
-    files = [*config.rows.chat, *config.rows.pairs]
-    for path in files:
+    files = {place: local_file(place) for place in (*config.rows.chat, *config.rows.pairs)}
+    for place, path in files.items():
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file; correct rows.chat or rows.pairs")
-    contents = {str(path): hash_files(path.parent, [path.name]) for path in files}
+            raise ConfigError(f"{place}: no such file; correct rows.chat or rows.pairs")
+    contents = {place: hash_files(path.parent, [path.name]) for place, path in files.items()}
     against: dict[str, Any] = {}
     if files:  # the user's rows are compared with the evaluation rows
         against = {"eval_rows": evaluation_rows(config), **config.decontamination.plain()}

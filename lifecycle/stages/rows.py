@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import digest
+from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
@@ -31,7 +32,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
     for kind in KINDS:
         if files := getattr(config.rows, kind):
-            rows = [row for file in files for row in _checked(kind, file, progress)]
+            rows = [row for file in files for row in _checked(kind, local_file(file), progress)]
             clean = [row for row in rows if _overlap(row, index) < config.decontamination.min_overlap]
             added = _add(kind, clean, out, config.rows.heldout_fraction, config.seed)
             stats[f"own_{kind}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from lifecycle.cli.data import data
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
+from lifecycle.core.store import Store, StoreError
 from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
@@ -19,8 +21,8 @@ from lifecycle.text.rows import read_rows
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
 
-def config(chat: Path, pairs: Path, *overrides: str) -> RunConfig:
-    own = ("rows.docstrings=false", f"rows.chat=[{chat}]", f"rows.pairs=[{pairs}]", "evaluate={tasks: []}")
+def config(chat: Path | str, pairs: Path | str, *overrides: str) -> RunConfig:
+    own = ("rows.docstrings=false", f"rows.chat=['{chat}']", f"rows.pairs=['{pairs}']", "evaluate={tasks: []}")
     return load_config(RunConfig, DEBUG, [*own, *overrides])
 
 
@@ -69,6 +71,30 @@ def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Pa
     assert stats["own_chat"]["overlap_evaluation"] == stats["own_pairs"]["overlap_evaluation"] == 1
     kept = prompts(out / "chat-train.jsonl") + prompts(out / "chat-heldout.jsonl")
     assert sorted(kept) == ["one", "three", "two"]
+
+
+def test_rows_are_read_at_addresses_which_their_key_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, own = Store("s3://bucket/own rows"), write(tmp_path / "own.jsonl", ["one", "two", "three"])
+    store.upload(own, "é.jsonl")
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        store.write(f"eval/{name}", json.dumps({"prompt": f"What is {name}?", "answer": "7"}).encode() + b"\n")
+    address = "s3://bucket/own rows/é.jsonl"
+    tasks = "evaluate.tasks=[{name: names, kind: generate, rows: 's3://bucket/own rows/eval/*.jsonl'}]"
+    run = config(address, address, tasks)
+    key = keys.rows(run)
+    assert [file.name for file in keys.evaluation_files(run)] == ["a.jsonl", "b.jsonl"]
+    assert list(key["chat"]) == [address] == list(key["contents"])
+    out = tmp_path / "out"
+    out.mkdir()
+    assert rows.run(run, {}, out, Silent()).stats["own_chat"] == {"train": 2, "heldout": 1, "overlap_evaluation": 0}
+    store.write("eval/b.jsonl", json.dumps({"prompt": "Changed?", "answer": "7"}).encode())
+    changed = keys.rows(run)
+    assert changed["contents"] == key["contents"] and changed["against"] != key["against"]
+    with pytest.raises(StoreError, match="s3://bucket/own rows/gone: nothing is there"):
+        keys.rows(config("s3://bucket/own rows/gone", own))
 
 
 def test_a_stage_without_rows_says_which_settings_give_some_and_those_before_it_can_be_made(tmp_path: Path) -> None:
