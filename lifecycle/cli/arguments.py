@@ -9,7 +9,10 @@ from cyclopts import Parameter, Token
 
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.fetched import local_copy
-from lifecycle.core.store import is_url
+from lifecycle.core.lease import is_owned_here
+from lifecycle.core.runlog import METRICS
+from lifecycle.core.store import Store, is_url
+from lifecycle.core.timesheet import TIMES
 from lifecycle.stages.config import RunConfig
 
 
@@ -33,6 +36,7 @@ type StageOrOverrides = Annotated[
 
 
 WEIGHTS = (".gguf", ".safetensors")
+YAML = (".yaml", ".yml")
 
 
 def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
@@ -44,11 +48,34 @@ def read_config(path: Path, overrides: tuple[str, ...]) -> RunConfig:
 
 def run_folder(run: Path, overrides: tuple[str, ...]) -> Path:
     """The folder of a run, given as that folder or as its YAML file with settings."""
-    if run.suffix in (".yaml", ".yml"):
+    if run.suffix in YAML:
         return read_config(run, overrides).folder
     if overrides:
         raise ConfigError(f"{run} is a folder, so {overrides[0]} changes nothing; leave it out")
     return run
+
+
+def logs_folder(run: str, overrides: tuple[str, ...]) -> Path:
+    """A folder with the logs of a run's training stages, only to be read. It is the run's, given as for `run_folder` or
+    by its address; for a run in a store that no process of this machine makes, it has copies of what is there."""
+    if is_url(run):
+        if overrides:
+            raise ConfigError(f"{run} is an address, so {overrides[0]} changes nothing; leave it out")
+        return _copied_logs(run)
+    if Path(run).suffix in YAML:
+        config = read_config(Path(run), overrides)
+        if config.store_url is not None and not is_owned_here(Store(config.store_url)):
+            return _copied_logs(config.store_url)
+    return run_folder(Path(run), overrides)
+
+
+def _copied_logs(url: str) -> Path:
+    def is_log(name: str) -> bool:
+        return name.count("/") == 1 and name.rpartition("/")[2] in (METRICS, TIMES)
+
+    folder = local_copy(url, is_log)
+    folder.mkdir(parents=True, exist_ok=True)  # no stage has begun
+    return folder
 
 
 def name_first(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

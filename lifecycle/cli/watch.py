@@ -14,7 +14,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from lifecycle.cli.arguments import Overrides, run_folder
+from lifecycle.cli.arguments import Overrides, logs_folder
+from lifecycle.core.store import StoreError
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
 from lifecycle.evals.results import CHANCE, STDERR
 from lifecycle.report.curves import own_metrics
@@ -23,18 +24,20 @@ from lifecycle.report.watched import WatchedStage, memory_text, watched_stages
 from lifecycle.training.config import TASK_METRIC
 
 EVERY_S = 2.0
+LOOK_S = 30.0  # for newer logs in a store, where they come with each checkpoint
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_CELLS = 48
 SMALL = 0.005  # causes with a smaller share of the wall time are not listed
 BITS = "heldout_bits_per_byte"
 
-type RunPath = Annotated[Path, Parameter(help="A run's folder, for example runs/quickstart, or its YAML file.")]
+type RunPlace = Annotated[str, Parameter(help="A run's folder (runs/quickstart), its address, or its YAML file.")]
 type Once = Annotated[bool, Parameter(help="Print one picture and end.")]
 
 
-def watch(run: RunPath, /, *overrides: Overrides, once: Once = False) -> None:
+def watch(run: RunPlace, /, *overrides: Overrides, once: Once = False) -> None:
     """Shows the run's training stages until Ctrl-C; only reads, so it may start before, during or after the run."""
-    folder, console = run_folder(run, overrides), Console(emoji=False)
+    folder, console = logs_folder(run, overrides), Console(emoji=False)
+    looked = time.time()
     if once:
         console.print(picture(folder, watched_stages(folder), time.time()))
         return
@@ -43,8 +46,18 @@ def watch(run: RunPath, /, *overrides: Overrides, once: Once = False) -> None:
             while True:
                 live.update(picture(folder, watched_stages(folder), time.time()), refresh=True)
                 time.sleep(EVERY_S)
+                if time.time() - looked > LOOK_S:
+                    folder, looked = _looked_again(folder, run, overrides), time.time()
     except KeyboardInterrupt:
         return
+
+
+def _looked_again(folder: Path, run: str, overrides: tuple[str, ...]) -> Path:
+    """The folder of the run's logs, brought up to date if they are copies; as it was while the store is away."""
+    try:
+        return logs_folder(run, overrides)
+    except StoreError:  # the picture says how old the last record is
+        return folder
 
 
 def picture(folder: Path, stages: list[WatchedStage], now: float) -> Group:

@@ -86,6 +86,15 @@ class Owner:
         return False
 
 
+def is_owned_here(store: Store) -> bool:
+    """Whether a process of this machine owns the folder in a store."""
+    try:
+        owner = json.loads(store.read(LEASE))["owner"]
+    except Missing:
+        return False
+    return owner is not None and owner["kernel"] == _kernel() and not Owner(**owner).is_dead
+
+
 @contextmanager
 def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Iterator[None]:
     """Owns a local folder, or what another lock in it stands for, while the block runs; raises `LeaseError`, with the

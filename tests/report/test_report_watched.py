@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import MemoryStore
 from rich.console import Console
 
 from lifecycle.cli.watch import picture, watch
+from lifecycle.core.fetched import copy_of
+from lifecycle.core.lease import Lease
+from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import rewind
+from lifecycle.core.store import Store, StoreError
 from lifecycle.core.timesheet import Timesheet
 from lifecycle.report.blocks import Charts, Paragraph, Table
 from lifecycle.report.comparison import build_comparison, names_of, read_runs
@@ -146,11 +151,34 @@ def test_a_log_that_is_being_written_rewound_and_renamed_is_read(tmp_path: Path)
 def test_once_prints_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "pretrain", [3.0])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    watch(tmp_path, once=True)
+    watch(str(tmp_path), once=True)
     assert capsys.readouterr().out.count("pretrain") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(ValueError, match="no such folder"):
-        watch(tmp_path / "other", once=True)
+        watch(str(tmp_path / "other"), once=True)
+
+
+def test_a_run_in_a_store_is_watched_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """By its address or its config; on the machine that makes it, its own folder is newer."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, root = Path(__file__).parents[2] / "configs" / "debug.yaml", "root=s3://bucket/my runs"
+    store = Store("s3://bucket/my runs/debug")
+    here = make(tmp_path / "there", "pretrain", [3.0, 2.5])
+    for log in here.glob("*.jsonl"):
+        store.upload(log, f"pretrain-0123456789ab/{log.name}")
+    store.write("pretrain-0123456789ab/checkpoints/10/deep.jsonl", b"")
+    for run in (("s3://bucket/my runs/debug/",), (str(config), root)):
+        watch(*run, once=True)
+        assert "2.500" in capsys.readouterr().out
+    copies = copy_of("s3://bucket/my runs/debug")
+    assert {path.name for path in copies.rglob("*.jsonl")} == {log.name for log in here.glob("*.jsonl")}
+    with Lease(store, Silent()).holding(), pytest.raises(ValueError, match="s3/bucket/my runs/debug: no such folder"):
+        watch(str(config), root, once=True)
+    with pytest.raises(StoreError, match="s3://bucket/gone: nothing is there"):
+        watch("s3://bucket/gone", once=True)
 
 
 def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +190,7 @@ def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("lifecycle.cli.watch.Console", lambda **_: console)
     monkeypatch.setattr("lifecycle.cli.watch.time", type("Clock", (), {"sleep": interrupt, "time": time.time}))
-    watch(tmp_path)
+    watch(str(tmp_path))
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is visible again"
     assert "pretrain" in text and text.endswith("\x1b[?25h")
