@@ -9,15 +9,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lifecycle.core.artifact import MANIFEST
-from lifecycle.core.store import Store
+from lifecycle.core.store import Store, StoreError
+from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.stored import SCRATCH
-from tests.multidevice.test_two_processes import free_port
+from lifecycle.training.loop import run_job
+from tests.multidevice.test_two_processes import free_port, run_processes
+from tests.multidevice.test_two_processes_saving import Printed
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("s3")]
 
@@ -62,6 +67,49 @@ def versions(folder: Path) -> dict[str, str]:
         (artifact,) = folder.glob(f"{stage}-*[0-9a-f]")
         found[stage] = json.loads((artifact / MANIFEST).read_text())["content_hash"]
     return found
+
+
+class AwayOnce(Store):
+    """Away from process 1 while the second save is uploaded."""
+
+    def upload(self, file: Path, name: str) -> None:
+        if os.environ["LIFECYCLE_PROCESS_ID"] == "1" and "/4" in self.url:
+            raise StoreError(f"{self.url}: no answer")
+        super().upload(file, name)
+
+
+def train(out: Path, url: str) -> None:
+    """One process's part of a job whose second save, of step 4, fails in process 1."""
+    settings = TinyRun(steps=8, checkpoint_every=2, mesh={"fsdp": 2})
+    job = tiny_job(out / os.environ["LIFECYCLE_PROCESS_ID"], settings)
+    stats = run_job(replace(job, to=Destination(AwayOnce(url), lambda: None)), Printed())
+    print("ENDED", stats["params_hash"], flush=True)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from lifecycle.core import distributed
+distributed.start()
+from tests.multidevice import test_hosts_apart
+test_hosts_apart.train(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_job_goes_on(
+    tmp_path: Path, s3: str
+) -> None:
+    url = f"{s3}/away/stage"
+    outputs = run_processes([sys.executable, "-c", PROCESS, str(tmp_path), url], count=2, devices=1)
+    told = [[line for line in text.splitlines() if line.startswith(("NOTE", "ENDED"))] for text in outputs]
+    for note, ended in told:
+        assert "training goes on unsaved" in note and "the checkpoint of step 4 could not be written" in note
+        assert "/4: no answer" in note and ended == told[0][1]
+    names = Store(url).list("checkpoints")
+    assert {name.split("/")[1] for name in names} == {"2", "8"}  # nothing of the failed one is left
+    for process in ("0", "1"):
+        staging = tmp_path / process / "checkpoints" / "staging" / process
+        assert not list(staging.iterdir())
 
 
 def test_hosts_that_were_killed_come_back_as_others_and_end_with_the_same_weights(tmp_path: Path, s3: str) -> None:

@@ -90,7 +90,7 @@ class Machine:
         self.local = folder / "stage" / "checkpoints"
         self.local.mkdir(parents=True)
         self.to = Destination(store, store.require)
-        chosen = CheckpointConfig(**({"every": 1, "keep": 2} | settings))
+        chosen = CheckpointConfig.model_validate({"every": 1, "keep": 2} | settings)
         self.checkpoints = Checkpointer(self.local, chosen, told, self.to)
 
     def save(self, *steps: int, content: float = 0, loss: float = 0) -> None:

@@ -39,7 +39,6 @@ from lifecycle.weights.names import unstack
 
 # What a failed write raises: an error of the file system or of the storage library.
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
-SAVE_LIMIT_S = 3600  # Orbax's own limit for one save; with a store, uploads are part of it
 SAVING, SAVED, FAILED = range(3)  # a pending save in one process
 
 
@@ -217,9 +216,7 @@ class Checkpointer:
             if is_first and is_writer():
                 self._home.joining(str(self._saving))
 
-        return ocp.options.AsyncOptions(
-            timeout_secs=SAVE_LIMIT_S, post_finalization_callback=self._complete, barrier_sync_fn=meet
-        )
+        return ocp.options.AsyncOptions(post_finalization_callback=self._complete, barrier_sync_fn=meet)
 
     def _unstacked(self, state: PyTree) -> dict[str, jax.Array]:
         if self._unstack is None:

@@ -25,6 +25,7 @@ from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import FILES, alone
+from lifecycle.core.lease import LeaseError
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import AT_ONCE
 from lifecycle.core.store import Missing, Store, StoredObject, StoreError
@@ -73,7 +74,10 @@ class InStore:
     def _measured_at(self, step: int) -> dict[str, float]:
         if self._settings.best is None:
             return {}
-        return json.loads(self._store.read(f"{step}/{META}/metadata")).get(MEASURED, {})
+        try:
+            return json.loads(self._store.read(f"{step}/{META}/metadata")).get(MEASURED, {})
+        except (Missing, json.JSONDecodeError, UnicodeDecodeError):  # damaged: named when it is to be used
+            return {}
 
     def clean(self) -> None:
         """Deletes what is left on this process's disk."""
@@ -275,12 +279,12 @@ def _each(work: Callable[[str], object], names: Iterable[str]) -> None:
 
 
 def _by_writer(work: Callable[[], Any]) -> Any:
-    """What process 0 returns, JSON-ready, in all processes; an error of the store is raised in all."""
+    """What process 0 returns, JSON-ready, in all processes; an error of the store, or a lost run, is raised in all."""
     answer: dict[str, Any] | None = None
     if is_writer():
         try:
             answer = {"value": work()}
-        except StoreError as error:
+        except (StoreError, LeaseError) as error:
             answer = {"error": str(error)}
     told = from_first(answer)
     assert told is not None
