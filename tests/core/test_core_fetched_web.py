@@ -30,8 +30,8 @@ class Served(BaseHTTPRequestHandler):
         if status == 200:
             self.wfile.write(self.content[: 2 if self.is_cut else None])
 
-    def log_message(self, *args: object) -> None:
-        """Says nothing."""
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A job whose processes have different folders is refused, by host: its checkpoints would be in pieces."""
+"""Processes with different folders: refused, by host, where a run is in a folder; otherwise all know that they have."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from lifecycle.core import distributed, shared_folder
 index = os.environ["LIFECYCLE_PROCESS_ID"]
 platform.node = lambda: f"host{index}"
-shared_folder.WAIT_S = 1.0
+shared_folder.WAIT_S = shared_folder.LOOK_S = 1.0
 distributed.start()
 for name in ("both", f"only-{index}"):
     try:
@@ -21,6 +21,8 @@ for name in ("both", f"only-{index}"):
         print("shared", flush=True)
     except ValueError as error:
         print(error, flush=True)
+    shared_folder.look_for_shared(Path(sys.argv[1]) / name)
+    print(shared_folder.is_apart(), flush=True)
 os._exit(0)
 """
 
@@ -28,6 +30,7 @@ os._exit(0)
 @pytest.mark.long
 def test_hosts_that_do_not_see_the_folder_are_named(tmp_path: Path) -> None:
     for printed in run_processes([sys.executable, "-c", PROGRAM, str(tmp_path)], 2, 1):
-        shared, refused = printed.splitlines()[-2:]  # gloo greets
-        assert shared == "shared" and "not the same folder on host1 as on" in refused and "XDG_CACHE_HOME" in refused
+        shared, first, refused, second = printed.splitlines()[-4:]  # gloo greets
+        assert (shared, first, second) == ("shared", "False", "True")
+        assert "not the same folder on host1 as on" in refused and "an address in object storage" in refused
     assert not list(tmp_path.rglob(".shared-*"))

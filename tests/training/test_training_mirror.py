@@ -132,7 +132,7 @@ def test_a_kill_while_it_is_fetched_leaves_a_log_that_covers_the_checkpoints(tmp
         checkpoint(tmp_path / "one", step)
     (tmp_path / "one" / "times.jsonl").write_text('{"step": 20}\n')
     mirror(Store("mem://run", objects), tmp_path / "one").copy()
-    CutStore.is_after, total = is_after, 0
+    CutStore.is_after, total, at = is_after, 0, 0
     for at in range(100):
         folder = tmp_path / f"killed {at}"
         checkpoint(folder, 5)  # of a session before it moved
