@@ -24,6 +24,10 @@ STARTS = (0.2, 0.4, 0.8)  # of both exponents; the other three follow from a lin
 POLISHED = 3  # of the best starts
 DRAWS = 200
 LEVEL = 0.9  # of the intervals
+RATIOS = (1e-12, 1e12)  # bounds of tokens per parameter: a short ladder may leave one of the two terms open
+    1e-12,
+    1e12,
+)  # bounds of tokens per parameter: some draws of a short ladder have no term of the one or the other
 SMALLEST_SHARE = 1e-3  # of a loss, that a term of the law has at a start
 
 
@@ -51,13 +55,16 @@ class LossLaw:
         return self.irreducible + self.a * params**-self.alpha + self.b * tokens**-self.beta
 
     def best_params(self, flops: float) -> float:
-        """The parameters with the lowest loss at `6 N D = flops` (Hoffmann et al., equation 4)."""
-        ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        return ratio * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        """The parameters with the lowest loss at `6 N D = flops`."""
+        return (flops / 6 / self.best_ratio(flops)) ** 0.5
 
     def best_ratio(self, flops: float) -> float:
-        """The tokens per parameter with the lowest loss at `6 N D = flops`."""
-        return flops / 6 / self.best_params(flops) ** 2
+        """The tokens per parameter with the lowest loss at `6 N D = flops` (Hoffmann et al., equation 4); at a bound of
+        `RATIOS` if one of the two terms is next to nothing."""
+        of_params, of_tokens = np.log(np.maximum([self.alpha * self.a, self.beta * self.b], np.finfo(float).tiny))
+        log_product = np.log(flops / 6)
+        log_params = (of_params - of_tokens + self.beta * log_product) / (self.alpha + self.beta)
+        return float(np.exp(np.clip(log_product - 2 * log_params, *np.log(RATIOS))))
 
 
 @dataclass(frozen=True)
@@ -178,5 +185,6 @@ class _Points:
         return LossLaw(float(np.exp(theta[0])), float(a), alpha, float(b), beta)
 
     def theta(self, law: LossLaw) -> np.ndarray:
-        logs = np.log([law.irreducible, law.a, law.b]) - [0, law.alpha * self.centre[0], law.beta * self.centre[1]]
+        factors = np.maximum([law.irreducible, law.a, law.b], np.finfo(float).tiny)
+        logs = np.log(factors) - [0, law.alpha * self.centre[0], law.beta * self.centre[1]]
         return np.array([*logs, law.alpha, law.beta])

@@ -1,9 +1,11 @@
 """The loss law recovered from losses that follow a known one, and how often its intervals hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from lifecycle.planning.loss_law import FEWEST_RUNS, LossLaw, Trained, fit_law, power_law, predict
+from lifecycle.planning.loss_law import FEWEST_RUNS, RATIOS, LossLaw, Trained, fit_law, power_law, predict
 
 PUBLISHED = LossLaw(1.8172, 482.01, 0.3478, 2085.43, 0.3658)  # Besiroglu et al. 2024, "Chinchilla Scaling", table 1
 TARGET = 88_080_384.0, 20 * 88_080_384.0  # twelve layers of width 768 and a head of 4,096 words
@@ -52,6 +54,8 @@ def test_the_best_size_is_the_lowest_point_at_equal_flops() -> None:
     assert PUBLISHED.best_params(flops) == pytest.approx(params[int(np.argmin(losses))], rel=0.01)
     best = PUBLISHED.best_params(flops)
     assert PUBLISHED.best_ratio(flops) == pytest.approx(flops / 6 / best / best)
+    without = replace(PUBLISHED, a=0.0), replace(PUBLISHED, b=0.0), replace(PUBLISHED, a=5e-324, alpha=1.5, beta=0.05)
+    assert [law.best_ratio(flops) for law in without] == pytest.approx([RATIOS[1], RATIOS[0], RATIOS[1]])
 
 
 def test_too_few_runs_are_refused() -> None:
