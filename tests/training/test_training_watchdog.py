@@ -119,7 +119,7 @@ def test_a_job_with_a_hanging_process_is_restarted_and_ends_with_the_same_bits(t
         [LAUNCH, "--restarts", "1", "2", *command(out, settings)], env=environment, capture_output=True, text=True
     )
     print(ended.stdout, ended.stderr)
-    status = 69 if by == "sleep" else -signal.SIGABRT % 256
+    status = LOST_STATUS if by == "sleep" else 128 + signal.SIGABRT
     assert ended.returncode == 0 and f"ended with status {status}; restart 1 of 1" in ended.stderr
     told = [json.loads(line[4:]) for line in ended.stdout.splitlines() if line.startswith("[0] {")]
     stacks = sorted(path.name for path in out.glob("stacks-*.txt"))
