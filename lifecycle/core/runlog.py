@@ -6,7 +6,7 @@ of steps that will run again, so that a log never has a step twice.
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def rewind(path: Path, step: int) -> None:
-    """Keeps the records up to and including `step`, and those without one."""
-    kept = [record for record in read_log(path) if record.get("step", 0) <= step]
+def rewind(path: Path, step: int, added: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Keeps the records up to and including `step`, and those without one, and adds others, in one write."""
+    kept = [*(record for record in read_log(path) if record.get("step", 0) <= step), *map(dict, added)]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

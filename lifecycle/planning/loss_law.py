@@ -25,9 +25,6 @@ POLISHED = 3  # of the best starts
 DRAWS = 200
 LEVEL = 0.9  # of the intervals
 RATIOS = (1e-12, 1e12)  # bounds of tokens per parameter: a short ladder may leave one of the two terms open
-    1e-12,
-    1e12,
-)  # bounds of tokens per parameter: some draws of a short ladder have no term of the one or the other
 SMALLEST_SHARE = 1e-3  # of a loss, that a term of the law has at a start
 
 

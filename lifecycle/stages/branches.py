@@ -87,8 +87,8 @@ def _check_settings(at: str, name: str, parent: str, train: Mapping[str, TrainCo
         of_data = "global_batch_size, seq_len, mixture" if _reads_tokens(train[parent]) else "global_batch_size"
         raise ValueError(
             f"{at}: the run of {parent} goes on with {needed}; leave these out of train.{name}, or give the same. Only "
-            f"steps, {of_data} and the schedule after the warm-up may differ. To start anew from its weights: "
-            f"from={parent}"
+            f"steps, {of_data}, the schedule after the warm-up, and how it is computed, measured and saved may differ. "
+            f"To start anew from its weights: from={parent}"
         )
 
 
@@ -150,4 +150,6 @@ def _fixed(train: TrainConfig) -> dict[str, object]:
     settings = {key: value for key, value in train.plain().items() if key not in free}
     optimizer = dict(settings.pop("optimizer"))
     schedule = optimizer.pop("schedule")
+    if train.modules_weight:  # may become another one: what is trained stays
+        settings["mtp_weight"] = "above 0"
     return settings | {f"optimizer.{k}": v for k, v in optimizer.items()} | {WARMUP: schedule["warmup_steps"]}

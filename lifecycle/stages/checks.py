@@ -36,7 +36,7 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
             f"{at}.mtp_weight={train.modules_weight:g} is the weight of the prediction modules' loss, and the model "
             "has none; set model.num_mtp_modules=1, or leave it out"
         )
-    if train.modules_weight and train.seq_len <= model.num_mtp_modules + 1:
+    if train.modules_weight and train.seq_len <= model.num_mtp_modules:
         raise ValueError(
             f"{at}.seq_len={train.seq_len}: the last of model.num_mtp_modules={model.num_mtp_modules} predicts nothing "
             "in such a short row; raise the one or lower the other"

@@ -48,7 +48,8 @@ def run(
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
-    measured = build_objective(model, train.model_copy(update={"precision": None}))  # as the weights will be used
+    as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
+    measured = build_objective(model, train.model_copy(update=as_used))
     learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)

@@ -56,6 +56,7 @@ def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh
     """A bundle's weights, sharded over `mesh`; raises `ConfigError` if its model or vocabulary is not this run's."""
     held = load_config(bundle)
     held = held_config(held, open_weights(held, bundle))
+    held = held if model.num_mtp_modules else held.trunk  # a run may do without a bundle's prediction modules
     if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
         raise ConfigError(f"{bundle} is another model: {', '.join(wrong)}; set these in this run's model section")
     if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:

@@ -168,7 +168,8 @@ class TrainConfig(VariantSection):
     """Settings of every training stage. `global_batch_size` counts rows of `seq_len` positions over all hosts."""
 
     variant_key: ClassVar[str] = "objective"
-    # Not part of a stage's key: how it is computed (which changes the order of float sums, not what is learned), what
+    # Not part of a stage's key: how it is computed (which changes the order of float sums, with a `precision` or
+    # bfloat16 parameters also what is rounded together, but not what is learned), what
     # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), and how it is
     # logged, saved and measured on tasks.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks", "faults"})
@@ -261,8 +262,8 @@ class TrainConfig(VariantSection):
         schedule = self.optimizer.schedule
         if (length := schedule.length(self.steps)) < self.steps:
             raise ValueError(
-                f"optimizer.schedule.steps={length} ends before steps={self.steps}; leave it out, or set it to the "
-                "steps of the whole run"
+                f"optimizer.schedule.steps={length} ends before steps={self.steps}; set it to the steps of the "
+                "whole run, also in the stage that this one goes on from"
             )
         if schedule.kind != "constant" and schedule.warmup_steps >= length:
             raise ValueError(

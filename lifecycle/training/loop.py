@@ -18,7 +18,7 @@ import optax
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
-from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.core.runlog import METRICS, RunLog, read_log
 from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.core.timesheet import WENT_BACK
 from lifecycle.parallel.placement import rows_of_process, shard_batch
@@ -56,10 +56,11 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
+        saving = (*([SaveLocal(local)] if local is not None else []), Save(durable))
         went_back = earlier_records(job)
         while True:
             try:
-                return train_from_checkpoint(job, progress, hooks, saved, went_back)
+                return train_from_checkpoint(job, progress, hooks, saved, saving, went_back)
             except GoBack as fault:
                 went_back = go_back(job, fault, saved, batches, progress, went_back)
                 job = replace(job, spent_s={})
@@ -75,10 +76,12 @@ def train_from_checkpoint(
     progress: Progress,
     hooks: Sequence[Hook],
     saved: Saved,
+    saving: Sequence[Hook],
     went_back: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Trains from the newest checkpoint to the last step and returns the stats. `went_back`: the records of the times
-    that the run went back. Raises `GoBack` for a step that it must go back from, and `Stopped`."""
+    """Trains from the newest checkpoint to the last step and returns the stats. `saving`: the hooks that save, which
+    know for how long that has failed; `went_back`: the records of the times that the run went back. Raises `GoBack`
+    for a step that it must go back from, and `Stopped`."""
     train, clock = job.train, Clock(job.spent_s)
     watchdog = Watchdog(clock, job.out, train.faults.hang_s)
     optimizer = build_optimizer(train.optimizer, job.model, train.steps, job.mesh)
@@ -100,7 +103,6 @@ def train_from_checkpoint(
                 *replays(job, shardings),
                 Log(train.log_every, build_schedule(train.optimizer, train.steps)),
             )
-            saving = (*([SaveLocal(saved.local)] if saved.local is not None else []), Save(saved.durable))
             train_steps(run, optimizer, shardings, watchdog, (*watching, *hooks, *saving, sheet))
         if run.is_stopping:
             raise Stopped(f"stopped after step {run.step} of {train.steps}, which is saved")
@@ -128,22 +130,29 @@ def go_back(
     """Makes the run go on from the newest checkpoint that was due, behind the batch of the faulty step. The records of
     the times that it went back, one for each checkpoint; `before` are those so far.
 
-    A checkpoint that was saved when the job was stopped is not one that an undisturbed run has, so it does not count.
+    A checkpoint that was saved by time, or when the job was stopped, is not one that an undisturbed run has, so it does
+    not count. What is decided is in the log before any checkpoint is deleted.
     """
     try:
         saved.durable.wait()
     except CheckpointError as error:  # as after any step, a save may fail for a while
+        if job.train.checkpoint.max_unsaved_minutes == 0:
+            raise
         progress.note(str(error))
     to = max(job.first_step, from_writer(saved.durable.last_due(fault.step)))
     times = sum(record["times"] for record in before if record["step"] == to + 1)
     if times >= job.train.faults.limit:
         raise diverged(job, fault.step, f"{fault.what}, after going back to step {to} {times} times (faults.limit)")
-    saved.drop_after(to)
     last = batches.number(fault.step - 1)
     first = batches.pass_over(to, last)
     progress.note(f"{fault}; going back to step {to}, passing over batches {first} to {last}")
     record = {"step": to + 1, "fault": fault.what, "action": WENT_BACK, "from_step": fault.step}
     record |= {"passed_over": [first, last], "times": times + 1}
+    if is_writer():
+        with RunLog(job.out / METRICS) as log:
+            log.write(**record)
+    from_writer(True)  # it is written
+    saved.drop_after(to)
     return [*(record for record in before if record["step"] <= to), record]
 
 

@@ -123,7 +123,8 @@ def earlier_records(job: TrainJob) -> list[dict[str, Any]]:
         return []
     if not is_writer():
         return from_first(None) or []
-    return from_first([record for record in read_log(job.out / METRICS) if record.get("action") == WENT_BACK]) or []
+    found = {record["step"]: record for record in read_log(job.out / METRICS) if record.get("action") == WENT_BACK}
+    return from_first(list(found.values())) or []
 
 
 def passed_again(job: TrainJob, step: int, went_back: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,8 +138,5 @@ def passed_again(job: TrainJob, step: int, went_back: Sequence[dict[str, Any]]) 
 
 def open_log(job: TrainJob, step: int, records: Iterable[Mapping[str, Any]]) -> RunLog:
     """The run log without the records of steps that will run again, and with these records."""
-    rewind(job.out / METRICS, step or -1)  # a run that starts over drops even its first measurement
-    log = RunLog(job.out / METRICS)
-    for record in records:
-        log.write(**record)
-    return log
+    rewind(job.out / METRICS, step or -1, records)  # a run that starts over drops even its first measurement
+    return RunLog(job.out / METRICS)

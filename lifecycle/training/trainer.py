@@ -23,7 +23,8 @@ class Trainer:
     """A training state and its step, sharded over `mesh` (default: one device).
 
     `objective(params, batch)` returns `Sums`; on a mesh it runs on each device's shard of both. Weights start from
-    `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule.
+    `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule. Parameters named by `freeze`
+    stay as they are: `("mtp",)` for prediction modules that the objective does not train.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class Trainer:
         params: Params | None = None,
         seed: int = 0,
         grad_accum: int = 1,
+        freeze: tuple[str, ...] = (),
     ) -> None:
         self.mesh = mesh or build_mesh(MeshConfig())
         optimizer = optimizer or OptimizerConfig()
         update = build_optimizer(optimizer, model, steps, self.mesh)
-        shardings = state_shardings(model, update, self.mesh)
+        shardings = state_shardings(model, update, self.mesh, freeze)
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
         hold = holding(optimizer, model)
         if params is None:

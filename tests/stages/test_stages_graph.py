@@ -182,6 +182,17 @@ def test_a_stage_may_continue_anothers_run_and_has_its_order_of_rows() -> None:
         assert key != build_graph(other)["cooled"].settings(other), change
 
 
+def test_the_weight_of_the_modules_loss_may_change_but_not_begin() -> None:
+    def config(weight: float) -> RunConfig:
+        base = stable(90, 0, mtp_weight=weight)
+        rest = stable(100, 0.2, **{"from": "base@80"}, mtp_weight=0.1)
+        return run_of({"base": base, "rest": rest}, data=DATA, model=MODEL | {"num_mtp_modules": 1})
+
+    assert config(0.3).train["rest"].modules_weight == 0.1
+    with pytest.raises(ConfigError, match=r"goes on with mtp_weight=0\.0; leave"):
+        config(0.0)
+
+
 def chain_of(train: dict[str, Any], **sections: Any) -> RunConfig:
     """A run whose stages are as given: those that go on inherit."""
     tree = {"name": "tiny", "tokenizer": {"kind": "bytes"}, "model": MODEL, "data": DATA, **sections}
@@ -293,7 +304,7 @@ def test_a_run_that_cannot_be_continued_is_refused_with_the_fix(train: dict[str,
 def test_rows_that_are_not_of_tokens_keep_their_length() -> None:
     chat = sft(steps=80, optimizer={"schedule": {"decay_share": 0}})
     train = {"chat": chat, "more": {"from": "chat@80", "steps": 90, "seq_len": 16}}
-    with pytest.raises(ConfigError, match=r"with seq_len=32; leave .* Only steps, global_batch_size and the schedule"):
+    with pytest.raises(ConfigError, match=r"with seq_len=32; leave .* Only steps, global_batch_size, the schedule"):
         run_of({"chat": chat, "more": train["more"]}, rows={"chat": ["own.jsonl"]})
     with pytest.raises(ConfigError, match=r"train\.more\.mixture: no such setting"):
         chain_of(

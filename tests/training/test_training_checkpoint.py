@@ -92,6 +92,15 @@ def test_the_best_stays_also_through_a_restart(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [2, 4]
 
 
+def test_a_run_goes_back_only_to_what_was_due_by_steps(tmp_path: Path) -> None:
+    """Other checkpoints, of a stop or by time, are those of some runs only."""
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=4, keep=9))
+    for step in (2, 4, 6):
+        checkpoints.save(step, fresh_state(step), {}, {})
+    assert [checkpoints.last_due(step) for step in (3, 4, 5, 8)] == [0, 0, 4, 4]
+    checkpoints.close()
+
+
 def test_saving_a_step_again_changes_nothing(checkpoints: Checkpointer) -> None:
     checkpoints.save(2, fresh_state(2), {}, {})
     checkpoints.save(2, fresh_state(3), {}, {})

@@ -32,7 +32,7 @@ ONE = build_mesh(MeshConfig())
 LOWEST, HIGHEST = 0.81, 1.13  # singular values of what five quintic polynomials make of those above 1e-3
 
 
-def rates(steps: int, **schedule: Any) -> np.ndarray:
+def rates(steps: int, /, **schedule: Any) -> np.ndarray:
     config = OptimizerConfig(learning_rate=PEAK, schedule=ScheduleConfig(**schedule))
     found = build_schedule(config, steps)
     return np.array([np.asarray(found(step), np.float64) for step in range(steps + 1)])

@@ -97,7 +97,7 @@ def test_gpt_oss_is_read_as_it_is_published(tmp_path: Path) -> None:
 
 
 def test_deepseek_v3_is_read_as_it_is_published(tmp_path: Path) -> None:
-    """Matrices in float8 with scales, norms and router as they are; the prediction module's scales are passed over."""
+    """Matrices in float8 with scales, norms and router as they are; a prediction module's are read or passed over."""
     mla = MlaConfig(q_lora_rank=12, kv_lora_rank=8, nope_head_dim=6, rope_head_dim=4, v_head_dim=5)
     config = MODELS["deepseek_v3"].model_copy(update={"mla": mla})
     save_weights(config, random_params(config), tmp_path)
@@ -105,12 +105,14 @@ def test_deepseek_v3_is_read_as_it_is_published(tmp_path: Path) -> None:
     for name in [name for name in tensors if "_proj" in name]:
         tensors[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
         tensors[name + "_scale_inv"] = np.full((1, 1), 0.25, np.float32)
-    tensors["model.layers.3.eh_proj.weight"] = tensors["model.layers.0.self_attn.o_proj.weight"]
-    tensors["model.layers.3.eh_proj.weight_scale_inv"] = np.ones((1, 1), np.float32)
     save_file(tensors, tmp_path / WEIGHTS)
-    found = load_weights(config, tmp_path)["blocks"]["0+1"]["attention"]["o"][0]
-    expected = tensors["model.layers.0.self_attn.o_proj.weight"].astype(np.float32).T * 0.25
-    assert np.array_equal(found, expected)
+    found, trunk = load_weights(config, tmp_path), load_weights(config.trunk, tmp_path)
+    for array, name in [
+        (found["blocks"]["0+1"]["attention"]["o"][0], "model.layers.0.self_attn.o_proj.weight"),
+        (trunk["blocks"]["0+1"]["attention"]["o"][0], "model.layers.0.self_attn.o_proj.weight"),
+        (found["mtp"]["0+1"]["projection"][0], "model.layers.3.eh_proj.weight"),
+    ]:
+        assert np.array_equal(array, tensors[name].astype(np.float32).T * 0.25)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

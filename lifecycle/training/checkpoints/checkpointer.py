@@ -84,11 +84,10 @@ class Checkpointer:
         return max(self._home.steps(), default=None)
 
     def last_due(self, step: int) -> int:
-        """The newest checkpoint before `step` that was due, else the newest before it, else 0; waits for a pending
-        save."""
+        """The newest checkpoint before `step` that was due by steps, else 0; waits for a pending save."""
         self.wait()
-        before = [saved for saved in self._home.steps() if saved < step]
-        return max((saved for saved in before if saved % self.settings.every == 0), default=max(before, default=0))
+        every = self.settings.every
+        return max((saved for saved in self._home.steps() if saved < step and saved % every == 0), default=0)
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints after `step`; waits for a pending save."""

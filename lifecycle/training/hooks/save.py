@@ -36,7 +36,7 @@ class Save(Hook):
 
     def start(self, run: TrainingRun) -> None:
         """Starts the clock; raises `ValueError` if `checkpoint.best` is no metric of the first measurement."""
-        self._begun_s = self._clock()
+        self._begun_s, self._stalled_s, self._is_pending = self._clock(), 0.0, False
         self._check_best(run, is_measured=run.measured_at == run.step)
 
     def needs_metrics(self, run: TrainingRun) -> bool:
