@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.weights import imported_params
-from lifecycle.testing.families import random_params
+from lifecycle.testing.families import MODELS, random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.published import save_weights
 
@@ -103,6 +104,15 @@ def test_another_model_or_vocabulary_is_refused(bundle: Path) -> None:
     other.eos_id = other.bos_id
     with pytest.raises(ConfigError, match=r"trained with another tokenizer.*tokenizer\.path="):
         imported_params(bundle, MODEL, other, mesh)
+
+
+def test_a_run_may_do_without_the_prediction_modules_of_a_bundle(tmp_path: Path) -> None:
+    held = MODELS["deepseek_v3"].model_copy(update={"vocab_size": ByteTokenizer().vocab_size})
+    params = random_params(held)
+    save_weights(held, params, tmp_path)
+    ByteTokenizer().save(tmp_path)
+    found = imported_params(tmp_path, held.trunk, ByteTokenizer(), build_mesh(MeshConfig()))
+    chex.assert_trees_all_equal(found, {name: part for name, part in params.items() if name != "mtp"})
 
 
 def test_a_model_that_no_family_can_say_is_told_when_the_config_is_read() -> None:
