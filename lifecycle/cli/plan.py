@@ -5,7 +5,8 @@ lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage
 lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step
 lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
 lifecycle plan CONFIG topology=v6e:16x16 search=true    a comparison of meshes, micro-batches and rematerialisation
-lifecycle plan CONFIG topology=h100:8                   one node of GPUs, by arithmetic: nothing is compiled for them
+lifecycle plan CONFIG topology=h100:8                   one node of GPUs, by arithmetic: nothing is compiled for them;
+                                                        a training step only, stage=decode is for TPUs
 """
 
 import difflib
@@ -149,8 +150,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
     from lifecycle.planning.programs.plan import plan_train_step
 
     stage = planned_stage(config, own.stage)
-    model, train = config.model_of(stage), config.train[stage]
-    train = train.model_copy(update={"steps": train.steps - (config.starts[stage].step or 0)})  # those still to take
+    model, train = config.model_of(stage), config.remaining(stage)
     plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
     _show_and_write(plan, config, topology, console)
 
@@ -204,14 +204,15 @@ def _sizes(config: RunConfig) -> Table:
     for column in ("stage", "parameters", "steps", "tokens", "training FLOPs", "parameters + optimizer per device"):
         table.add_column(column, justify="right")
     for name in config.training_stages:
-        train, model = config.train[name], config.model_of(name)
+        train, model = config.remaining(name), config.model_of(name)
         parameters = num_params(model)
-        steps = train.steps - (config.starts[name].step or 0)
-        tokens = steps * train.global_batch_size * train.seq_len
+        tokens = train.steps * train.global_batch_size * train.seq_len
         flops = 3 * forward_flops_per_token(train.computed(model), train.seq_len) * tokens
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
-        table.add_row(name, f"{parameters:,}", f"{steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
+        table.add_row(
+            name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
+        )
     return table
 
 

@@ -18,7 +18,7 @@ from lifecycle.stages.config import RunConfig
 
 def show_by_arithmetic(config: RunConfig, stage: str, is_search: bool, topology: Topology, console: Console) -> None:
     """Shows the stage's step as it is configured, or the candidates that fit and the best of them."""
-    model, train = config.model_of(stage), config.train[stage]
+    model, train = config.model_of(stage), config.remaining(stage)
     console.print(chip_line(topology.chip), highlight=False)
     if not is_search:
         everything: Remat = dict.fromkeys(model.remat_names(config.mesh), "save")

@@ -121,6 +121,11 @@ class RunConfig(Section):
         config._filled = filled
         return config
 
+    def remaining(self, stage: str) -> TrainConfig:
+        """A training stage's settings, with the steps that it takes itself: none of those that it goes on from."""
+        train = self.train[stage]
+        return train.model_copy(update={"steps": train.steps - (self.starts[stage].step or 0)})
+
     @property
     def filled(self) -> tuple[Filled, ...]:
         """The settings that the models' depths have decided, with their rules."""

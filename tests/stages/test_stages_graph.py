@@ -216,6 +216,7 @@ def test_a_run_that_goes_on_again_and_again_has_the_settings_of_the_first_but_th
     assert c == b.model_copy(update={"start": "b@80", "steps": 100, "seq_len": 64, "mixture": {}})
     assert d.optimizer.rates == {"embed": 3} and d.optimizer.schedule.warmup_steps == 3 and d.checkpoint.every == 40
     assert [row_order(config, name) for name in train] == [{"tokens": 0}] * 4
+    assert [config.remaining(name).steps for name in train] == [80, 50, 20, 20]
     made = {name: changes(name, config.train) for name in train}
     assert made["a"] == {} and (made["b"]["goes_on"]["stage"], made["b"]["goes_on"]["step"]) == ("a", 40)
     assert said(made["b"]["goes_on"]["settings"]) == "steps 80 -> 90, global_batch_size 2 -> 8"

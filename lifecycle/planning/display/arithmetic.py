@@ -6,6 +6,7 @@ from rich.table import Table
 
 from lifecycle.planning.display.units import flops, gigabytes, milliseconds
 from lifecycle.planning.search.arithmetic import DEFAULT_FRACTION, SLOW, ArithmeticPlan
+from lifecycle.planning.search.search import SLACK
 from lifecycle.planning.topology import Topology
 
 
@@ -37,8 +38,10 @@ def time_table(plan: ArithmeticPlan) -> Table:
     for name, seconds in steps:
         table.add_row(f"step, {name}", milliseconds(seconds), _mfu(plan, seconds))
     table.add_row("tokens/s", f"{plan.tokens_per_s:,.0f}", "with the network exposed")
-    money = "no price known" if plan.usd is None else f"{plan.usd:,.0f} USD at the list price"
-    table.add_row("the run", f"{plan.days:,.2f} days", money)
+    for name, seconds in steps:
+        usd = plan.usd(seconds)
+        money = "no price known" if usd is None else f"{usd:,.0f} USD at the list price"
+        table.add_row(f"the run, {name}", f"{plan.days(seconds):,.2f} days", money)
     return table
 
 
@@ -57,11 +60,21 @@ def ranked_table(plans: Sequence[ArithmeticPlan], most: int = 8) -> Table:
 
 def trust(plan: ArithmeticPlan, topology: Topology) -> Iterator[str]:
     """What these figures assume and leave out, in sentences."""
-    yield "Nothing was compiled or run for this chip: sizes and FLOPs are counted, rates are stated shares of peaks."
+    yield (
+        "Nothing was compiled or run for this chip: sizes and FLOPs are counted, rates are shares of peaks, taken from "
+        "programs compiled for TPUs; nothing shows them for GPUs."
+    )
     yield f"`slow`: products and kernels at {SLOW:.0%} of these shares, no collective hidden."
     yield "cuDNN's forward kernel counts twice (its log-sum-exp has no name, so any remat policy runs it again)."
+    if plan.precision is not None:
+        yield f"precision={plan.precision} is counted as bfloat16: in products, memory and traffic."
     need, fraction = plan.total_bytes / topology.chip.hbm_bytes, DEFAULT_FRACTION
-    if need > fraction:
+    if need > SLACK:
+        yield (
+            f"This does not fit: it needs {need:.0%} of a GPU's memory, and at most {SLACK:.0%} should be asked for. "
+            "Raise grad_accum, keep less by remat, or add search=true."
+        )
+    elif need > fraction:
         yield (
             f"JAX takes {fraction:.0%} of a GPU's memory and this needs {need:.0%}: set "
             f"XLA_PYTHON_CLIENT_MEM_FRACTION={min(0.95, need + 0.05):.2f} in the job's environment"

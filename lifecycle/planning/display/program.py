@@ -52,7 +52,7 @@ def show(plan: ProgramPlan, console: Console) -> None:
 def chip_line(chip: Chip) -> str:
     """The chip's figures, on which everything below is based, and their sources."""
     int8 = "none stated" if chip.int8_ops is None else f"{chip.int8_ops / 1e12:,.0f} TOP/s"
-    links = f"{chip.links} links a chip of {chip.link_bytes_per_s / 1e9:,.0f} GB/s one way"
+    links = f"{chip.links} link{'s' * (chip.links > 1)} a chip of {chip.link_bytes_per_s / 1e9:,.0f} GB/s one way"
     host = "unknown" if chip.host_bytes_per_s is None else f"{chip.host_bytes_per_s / 1e9:,.1f} GB/s"
     return (
         f"{chip.name}, a device: {gigabytes(chip.hbm_bytes)} at {chip.hbm_bytes_per_s / 1e9:,.0f} GB/s, peak "

@@ -45,8 +45,9 @@ class ArithmeticPlan:
     tokens_per_s: float  # of all devices, at `step_s`
     model_flops: float  # causal attention counted half
     peak_flops: float  # per second
-    usd: float | None  # of the whole run, at `step_s`; None: no price known
-    days: float
+    steps: int  # of the whole run
+    usd_per_hour: float | None  # of all devices; None: no price known
+    precision: str | None  # the setting, which is not counted
 
     @property
     def total_bytes(self) -> float:
@@ -68,6 +69,14 @@ class ArithmeticPlan:
         """Seconds with products and kernels at the slow shares, and nothing hidden."""
         return self.step_s + self.expected.compute_s * (1 / SLOW - 1)
 
+    def days(self, seconds: float) -> float:
+        """The whole run at this time of a step."""
+        return self.steps * seconds / 86400
+
+    def usd(self, seconds: float) -> float | None:
+        """The whole run's price at this time of a step; None: no price known."""
+        return None if self.usd_per_hour is None else 24 * self.days(seconds) * self.usd_per_hour
+
     def mfu(self, seconds: float) -> float:
         """The model's FLOPs over the peak in this time."""
         return self.model_flops / (seconds * self.peak_flops)
@@ -78,8 +87,8 @@ class ArithmeticPlan:
 
 
 def require_one_node(topology: Topology) -> None:
-    """Raises `ConfigError` for more GPUs than a node has: between nodes nothing here holds."""
-    if topology.num_devices > GPUS_PER_NODE:
+    """Raises `ConfigError` for more GPUs than a node has, or several slices: between nodes nothing here holds."""
+    if topology.num_devices > GPUS_PER_NODE or topology.num_slices > 1:
         raise ConfigError(
             f"topology={topology.name}: GPUs are planned by arithmetic, for one node of up to {GPUS_PER_NODE}; "
             f"choose {topology.chip.name}:{GPUS_PER_NODE}, or a TPU topology, whose programs are compiled"
@@ -97,8 +106,7 @@ def plan_by_arithmetic(
     timed = forecast(model, train, again, topology, _switch(topology, candidate.mesh))
     kept = forecast(model, train, candidate, topology, _switch(topology, candidate.mesh))
     expected = replace(timed, footprint=kept.footprint, network_s=kept.network_s, host_s=kept.host_s)
-    work, hours = train_work(model, train), train.steps * expected.step_s / 3600
-    price = topology.chip.price_per_hour
+    work, price = train_work(model, train), topology.chip.price_per_hour
     tokens = device_share(model, train, candidate).tokens
     return ArithmeticPlan(
         candidate=candidate,
@@ -107,8 +115,9 @@ def plan_by_arithmetic(
         tokens_per_s=work.tokens / expected.step_s,
         model_flops=work.flops / topology.num_devices,
         peak_flops=topology.chip.bf16_flops,
-        usd=None if price is None else hours * topology.num_chips * price,
-        days=hours / 24,
+        steps=train.steps,
+        usd_per_hour=None if price is None else topology.num_chips * price,
+        precision=train.precision,
     )
 
 

@@ -142,6 +142,7 @@ def test_the_chips_figures_stand_above_everything() -> None:
     assert line.splitlines()[0] in shown(replace(PLAN, budget=None)).splitlines()
     assert "int8 none stated" in chip_line(CHIPS["tpu7x"])
     assert "to the host unknown" in chip_line(CHIPS["tpu7x"])
+    assert "1 link a chip of 450 GB/s" in chip_line(CHIPS["h100"])
 
 
 NOT = replace(PLAN, fits=False, needs_bytes=608 * GB, memory=None, estimate=None, spenders=(), budget=None)

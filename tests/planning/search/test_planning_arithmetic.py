@@ -1,5 +1,6 @@
 """Steps on GPUs by arithmetic: sizes and FLOPs by hand, what a node's limits are, and what is shown."""
 
+import re
 from io import StringIO
 
 import pytest
@@ -47,16 +48,34 @@ def test_more_than_a_node_is_refused() -> None:
     run = shipped("llama3_8b_h100_8", NODE)
     with pytest.raises(ConfigError, match="one node of up to 8; choose h100:8"):
         plan_by_arithmetic(run.model, run.train, run.candidate, parse_topology("h100:16"))
+    with pytest.raises(ConfigError, match=r"h100:4\*2: .*one node of up to 8"):
+        plan_by_arithmetic(run.model, run.train, run.candidate, parse_topology("h100:4*2"))
     with pytest.raises(ConfigError, match="has size 8, but h100:4 has 4 devices"):
         plan_by_arithmetic(run.model, run.train, run.candidate, parse_topology("h100:4"))
 
 
-def test_a_step_that_needs_more_than_jax_takes_says_what_to_set() -> None:
-    def shown(*words: str) -> str:
-        console = Console(file=StringIO(), width=200)
-        show_by_arithmetic(load("llama3_8b_h100_8", *words), "pretrain", False, parse_topology(NODE), console)
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue()
+def shown(*words: str, stage: str = "pretrain") -> str:
+    console = Console(file=StringIO(), width=200)
+    show_by_arithmetic(load("llama3_8b_h100_8", *words), stage, False, parse_topology(NODE), console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
 
+
+def test_the_run_is_the_steps_that_the_stage_itself_takes() -> None:
+    more = "train.more={from: pretrain@8000, steps: 10000, optimizer: {schedule: {kind: constant}}}"
+    text, plan = shown("train.pretrain.optimizer.schedule={kind: constant}", more, stage="more"), planned()
+    for name, seconds in (("hidden", plan.fastest_s), ("exposed", plan.step_s)):
+        days = 2000 * seconds / 86400
+        assert re.search(rf"the run, network {name} +{days:.2f} days +{days * 24 * 8 * 10.98:,.0f} USD", text)
+
+
+def test_a_precision_that_is_not_counted_is_told() -> None:
+    assert "precision=fp8 is counted as bfloat16" in shown("train.pretrain.precision=fp8")
+    assert "precision" not in shown()
+
+
+def test_a_step_that_needs_more_than_jax_takes_says_what_to_set() -> None:
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in shown()
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.93" in shown("train.pretrain.grad_accum=8")
+    too_much = shown("train.pretrain.grad_accum=4")
+    assert "does not fit: it needs 1" in too_much and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in too_much
