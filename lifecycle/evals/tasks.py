@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from lifecycle.core.config import VariantSection, digest, nearest
 from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.templates import compiled
+from lifecycle.training.config import HELD_OUT
 
 type Mapped = StrictInt | str | tuple[str, ...]  # a template or a list of them; a number is itself
 
@@ -65,6 +66,13 @@ class TaskConfig(VariantSection):
     def variants(cls) -> Mapping[str, type["TaskConfig"]]:
         """The registered kinds of tasks by name."""
         return _KINDS
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_no_held_out_metrics(cls, name: str) -> str:
+        if name.startswith(HELD_OUT):
+            raise ValueError(f"{name!r} begins with {HELD_OUT}, as metrics on held-out text do; choose another name")
+        return name
 
     @model_validator(mode="after")
     def _choice_of_rows(self) -> Self:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from lifecycle.evals.results import CHANCE, STDERR
 from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
-from lifecycle.training.config import TASK_METRIC
+from lifecycle.training.config import HELD_OUT, TASK_METRIC, is_of_task
 
-HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 MODULES = "mtp_loss_"  # with a prediction module's number behind it
 BITS = "heldout_bits_per_byte"  # with `.SOURCE` behind it: of the documents of one source
 
@@ -82,25 +81,25 @@ def charts_of(metric: str) -> tuple[str, str, Span]:
             return (f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title), curves.unit, curves.axis
     if metric.startswith(f"{BITS}."):
         return f"Held-out text of {metric.removeprefix(f'{BITS}.')}", "bits per byte", "data"
-    task, is_task, name = metric.partition(TASK_METRIC)
-    if is_task:
+    if is_of_task(metric):
+        task, _, name = metric.partition(TASK_METRIC)
         return task, name.replace("_", " "), "data"
     return metric.replace("_", " "), "as logged", "data"
 
 
 def is_drawn(metric: str) -> bool:
     """Whether a metric is drawn when runs are compared."""
-    return metric not in NOT_DRAWN and not metric.endswith((STDERR, f"{TASK_METRIC}{CHANCE}"))
+    return metric not in NOT_DRAWN and not (is_of_task(metric) and metric.endswith((STDERR, f"{TASK_METRIC}{CHANCE}")))
 
 
 def is_measured(metric: str) -> bool:
     """Whether a metric is of a measurement between steps, on held-out rows or a task."""
-    return metric.startswith(HELD_OUT) or TASK_METRIC in metric
+    return metric.startswith(HELD_OUT) or is_of_task(metric)
 
 
 def own_metrics(metrics: Iterable[str]) -> dict[str, str]:
     """Each measured task's own metric, by the task's name: the one that has a standard error."""
-    found = (metric.removesuffix(STDERR) for metric in metrics if TASK_METRIC in metric and metric.endswith(STDERR))
+    found = (metric.removesuffix(STDERR) for metric in metrics if is_of_task(metric) and metric.endswith(STDERR))
     return {metric.partition(TASK_METRIC)[0]: metric for metric in found}
 
 
@@ -166,5 +165,5 @@ def _further(training: Training) -> Iterator[Curves]:
 
 
 def _has_no_chart(metric: str) -> bool:
-    is_grouped = metric.startswith((f"{BITS}.", MODULES)) or TASK_METRIC in metric
+    is_grouped = metric.startswith((f"{BITS}.", MODULES)) or is_of_task(metric)
     return metric not in NAMED and not is_grouped

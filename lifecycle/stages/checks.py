@@ -10,7 +10,7 @@ from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
-from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig
+from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.objectives.registry import objective_kind
 
@@ -111,7 +111,7 @@ def check_measured(at: str, train: TrainConfig, tasks: Sequence[TaskConfig]) -> 
                 f"{at}.tasks.names: task {name!r} is of kind {known[name].kind}, which generates text; training "
                 "measures kinds scored by likelihood: leave this one to the evaluation"
             )
-    if train.checkpoint.best is not None and TASK_METRIC in train.checkpoint.best:
+    if train.checkpoint.best is not None and is_of_task(train.checkpoint.best):
         _check_best(f"{at}.checkpoint", train.checkpoint, {name: known[name] for name in names})
 
 

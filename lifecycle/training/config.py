@@ -14,7 +14,13 @@ from lifecycle.core.config import Section, VariantSection
 from lifecycle.model.config import ModelConfig, Precision, Remat
 from lifecycle.model.stacks import MODULES
 
+HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
+
+
+def is_of_task(metric: str) -> bool:
+    """Whether a metric is of a task. One on held-out rows may have a source's name behind it, with any characters."""
+    return TASK_METRIC in metric and not metric.startswith(HELD_OUT)
 
 
 class ScheduleConfig(Section):
@@ -235,7 +241,7 @@ class TrainConfig(VariantSection):
 
     def measured_every(self, metric: str) -> int:
         """Steps between measurements of a task's metric, `TASK/METRIC`, or of another one on held-out data."""
-        own = self.tasks.every if self.tasks is not None and TASK_METRIC in metric else None
+        own = self.tasks.every if self.tasks is not None and is_of_task(metric) else None
         return self.eval_every if own is None else own
 
     @field_validator("objective")
@@ -253,7 +259,7 @@ class TrainConfig(VariantSection):
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
             )
         if self.checkpoint.best is not None and self.checkpoint.every % self.measured_every(self.checkpoint.best):
-            setting = "tasks.every" if TASK_METRIC in self.checkpoint.best else "eval_every"
+            setting = "tasks.every" if is_of_task(self.checkpoint.best) else "eval_every"
             raise ValueError(
                 f"checkpoint.best={self.checkpoint.best} is measured every {setting}="
                 f"{self.measured_every(self.checkpoint.best)} steps, and "

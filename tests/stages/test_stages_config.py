@@ -103,6 +103,10 @@ def test_a_precision_is_part_of_what_is_learned() -> None:
             ["tasks={names: [choice]}", "checkpoint.best=choice/acuracy"],
             "best=choice/acuracy: not measured on a task .* is: choice/accuracy, ",
         ),
+        (
+            ["tasks={names: [choice], every: 5}", "eval_every=4", "checkpoint={every: 10, best: heldout_loss}"],
+            "is measured every eval_every=4 steps",
+        ),
         (["checkpoint={every: 10, best: choice/accuracy}"], "what is: none: name tasks in tasks.names"),
         (
             ["tasks={names: [choice]}", "checkpoint={every: 10, best: choice/accuracy}"],
@@ -127,6 +131,14 @@ def test_the_best_by_a_tasks_metric_is_asked_for_where_it_is_measured() -> None:
         f"train.pretrain.{best}",
         "train.pretrain.eval_every=5",
     )
+
+
+def test_a_sources_name_with_a_slash_makes_no_metric_of_a_task() -> None:
+    best = "checkpoint={every: 10, best: heldout_bits_per_byte.web/cc}"
+    words = ("train.pretrain.tasks={names: [text], every: 4}", "train.pretrain.eval_every=5", f"train.pretrain.{best}")
+    assert load("debug", *words).train["pretrain"].measured_every("heldout_bits_per_byte.web/cc") == 5
+    with pytest.raises(ConfigError, match="'heldout_text' begins with heldout_"):
+        load("debug", "evaluate.tasks=[{name: heldout_text, kind: bits_per_byte, rows: x.jsonl}]")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "''", "x" * 101])
