@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lifecycle.core.progress import Progress
 from lifecycle.evals.greedy import greedy_score, logprob_and_rank
-from lifecycle.evals.likelihood import Asked, LikelihoodTask, are_numbers
+from lifecycle.evals.likelihood import Asked, LikelihoodTask
 from lifecycle.evals.results import STDERR, EvalResult
 from lifecycle.evals.rows import read_rows
 from lifecycle.evals.scoring import chunks
@@ -49,8 +49,9 @@ class MeasuredTask:
         return f"{self.example.n:,} of {self.total:,} rows"
 
     def metrics(self, scores: Sequence[Any]) -> dict[str, float]:
-        """The metrics by their names in the run log, the task's own first. Of weights that are not numbers, none is."""
-        if not are_numbers(scores):
+        """The metrics by their names in the run log, the task's own first. All are NaN if a
+        log-likelihood is not finite."""
+        if not all(math.isfinite(score[0] if self.task.is_greedy else score) for score in scores):
             return dict.fromkeys(_metrics(self.example), math.nan)
         return _metrics(self.asked.result(scores))
 

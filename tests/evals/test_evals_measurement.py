@@ -4,7 +4,9 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.evals.greedy import greedy_loglikelihoods
 from lifecycle.evals.likelihood import LikelihoodTask
-from lifecycle.evals.measurement import TaskMeasurement, chosen, read_measured
+from lifecycle.evals.measurement import MeasuredTask, TaskMeasurement, chosen, read_measured
 from lifecycle.evals.results import ResultError
 from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
@@ -151,6 +153,30 @@ def test_of_weights_that_are_not_numbers_nothing_is_measured(tasks: list[Likelih
     """The step's own check of its metrics says what to do about them."""
     measured = measurement_of(tasks[:1]).measure(jax.tree.map(lambda x: x * math.nan, params))
     assert "multiple_choice/accuracy_per_byte" in measured and all(map(math.isnan, measured.values()))
+
+
+def test_diverged_weights_end_no_run(tasks: list[LikelihoodTask]) -> None:
+    """Finite likelihoods may have an infinite perplexity; of others nothing is measured."""
+    for each in read_measured(tasks, None, {}, Letters(), MODEL.max_seq_len, Silent()):
+        count = len(each.asked.pairs)
+
+        def scores(nats: float, each: MeasuredTask = each, count: int = count) -> list[Any]:
+            return [(nats, False) if each.task.is_greedy else nats] * count
+
+        for bad in (-math.inf, math.inf, math.nan):
+            assert all(map(math.isnan, each.metrics([*scores(-1.0)[1:], *scores(bad)[:1]]).values()))
+        huge = each.metrics(scores(-1e6))
+        assert not any(map(math.isnan, huge.values()))
+        assert huge.get("bits_per_byte/perplexity", math.inf) == math.inf
+
+
+def test_programs_are_prepared_once_in_a_process() -> None:
+    prepared, clock = [], SimpleNamespace(paused=lambda cause: nullcontext())
+    hook = Evaluate(5, lambda params: {}, prepared.append)
+    for step in (10, 5):  # the second time the run has gone back to a checkpoint
+        run: Any = SimpleNamespace(step=step, clock=clock, state=SimpleNamespace(weights=step))
+        hook.start(run)
+    assert prepared == [10]
 
 
 def test_a_limit_takes_the_same_rows_in_any_order_and_says_of_how_many(tasks: list[LikelihoodTask]) -> None:

@@ -1,5 +1,6 @@
 """Charts with every point in its position, numbers as texts, Markdown that shows any text as it is."""
 
+import math
 import os
 import re
 import subprocess
@@ -109,6 +110,14 @@ def test_an_axis_spans_what_its_kind_of_quantity_asks_for(axis: Span, first: str
 def test_an_amount_that_stays_zero_has_no_values_below_it() -> None:
     ticks = labels(svg(LineChart("t", "u", (Series("a", ((10, 0.0), (20, 0.0))),), "amount")), 2)
     assert next(iter(ticks)) == "0" and len(ticks) >= 2
+
+
+def test_values_that_are_not_finite_are_left_out_of_a_drawing() -> None:
+    """As of weights that have diverged."""
+    points = ((0.0, math.inf), (1.0, 3.0), (2.0, math.nan), (3.0, 2.0))
+    diverged = LineChart("a", "u", (Series("one", points), Series("two", ((0.0, math.nan),))))
+    assert set(labels(svg(diverged), 2)) >= {"2", "3"}
+    assert labels(svg(LineChart("a", "u", (Series("one", points[:1]),))), 2)
 
 
 def test_a_long_name_takes_more_lines_and_no_other_row_s_place() -> None:

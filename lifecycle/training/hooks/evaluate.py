@@ -9,8 +9,8 @@ from lifecycle.training.run import TrainingRun
 
 class Evaluate(Hook):
     """Logs `measure(params)` before the first step, every `every` steps and after the last; its time does not count as
-    training time. `prepare(params)` compiles what `measure` runs: in each process before its first step, so that too
-    little memory is found then and not hours later."""
+    training time. `prepare(params)` compiles what `measure` runs: once in each process, before its first step, so that
+    too little memory is found then and not hours later."""
 
     def __init__(
         self,
@@ -19,12 +19,14 @@ class Evaluate(Hook):
         prepare: Callable[[Params], object] | None = None,
     ) -> None:
         self.every, self.measure, self.prepare = every, measure, prepare
+        self._is_prepared = False
 
     def start(self, run: TrainingRun) -> None:
-        """Compiles, and measures the initial weights; not again when a run is resumed."""
-        if self.prepare is not None:
+        """Compiles, and measures the initial weights; not again when a run is resumed or goes back to a checkpoint."""
+        if self.prepare is not None and not self._is_prepared:
             with off_the_clock(run, "compile"):
                 self.prepare(run.state.weights)
+            self._is_prepared = True
         if run.step == 0:  # a new run
             self._log(run)
 
