@@ -3,8 +3,8 @@
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A `VariantSection` is read as the subclass that one of its keys selects. A section with a `preset_folder` may name
 a preset, a YAML file in that folder, next to the run file or above it: `model: llama3_8b`, or `model: {preset:
-llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). There is no
-other inheritance, but that of stages which continue a run.
+llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). The
+only other inheritance: a stage that continues a run has that run's settings.
 """
 
 import difflib

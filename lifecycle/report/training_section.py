@@ -135,7 +135,8 @@ def _notes(training: Training) -> Iterator[str]:
     if "eval_bytes" in training.settings:
         yield (
             f"During training held-out text is measured on the first documents of each source only, about "
-            f"{size(training.settings['eval_bytes'])} in all; the evaluation measures all of it."
+            f"{size(training.settings['eval_bytes'])} in all, the same amount of each; the evaluation "
+            "measures all of it, so that the two differ where sources differ in size."
         )
     if measured := training.stats.get("measured_tasks"):
         counts_of = ", ".join(f"{name} on {rows}" for name, rows in measured.items())

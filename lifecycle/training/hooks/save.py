@@ -105,4 +105,4 @@ class Save(Hook):
         best, measured = self._settings.best, run.measured if run.measured_at == run.step else {}
         if best is not None and best not in measured and is_measured:
             known = ", ".join(measured) or "none here: this stage holds nothing out"
-            raise ValueError(f"checkpoint.best={best} is not measured on held-out data; what is: {known}")
+            raise ValueError(f"checkpoint.best={best} is not measured in this stage; what is: {known}")
