@@ -98,7 +98,11 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
 
 
 def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    if not topology.chip.is_tpu and own.stage != DECODE:
+    if not topology.chip.is_tpu and own.stage == DECODE:
+        raise ConfigError(
+            f"topology={topology.name} is planned by arithmetic, only a training step; stage={DECODE}: TPUs only"
+        )
+    if not topology.chip.is_tpu:
         from lifecycle.cli.plan_arithmetic import show_by_arithmetic
 
         show_by_arithmetic(config, planned_stage(config, own.stage), own.search, topology, console)

@@ -109,8 +109,7 @@ def devices(topology: Topology) -> tuple[Any, ...]:
     """The topology's devices, for compilation only. Raises `ConfigError` if there is no compiler for them."""
     if not topology.chip.is_tpu:
         raise ConfigError(
-            f"topology={topology.name}: only TPU programs can be compiled without the chip; of GPUs a training "
-            "step is planned, by arithmetic only, and stage=decode is for TPUs; "
+            f"topology={topology.name}: only TPU programs can be compiled without the chip; "
             f"choose one of {', '.join(c.name for c in CHIPS.values() if c.is_tpu)}"
         )
     if not has_compiler():
