@@ -207,8 +207,9 @@ def test_a_stage_that_does_not_train_them_freezes_them() -> None:
 
 
 def test_a_weight_without_modules_and_rows_too_short_for_them_are_refused() -> None:
-    train = TinyRun().train().model_copy(update={"mtp_weight": 0.3, "seq_len": 3})
+    train = TinyRun().train().model_copy(update={"mtp_weight": 0.3, "seq_len": 2})
     with pytest.raises(ValueError, match=r"train\.a\.mtp_weight=0\.3 .* has none; set model\.num_mtp_modules=1"):
         check_sizes("train.a", train, MODEL.trunk, MeshConfig())
-    with pytest.raises(ValueError, match=r"train\.a\.seq_len=3: .*num_mtp_modules=2 predicts nothing"):
+    with pytest.raises(ValueError, match=r"train\.a\.seq_len=2: .*num_mtp_modules=2 predicts nothing"):
         check_sizes("train.a", train, MODEL, MeshConfig())
+    check_sizes("train.a", train.model_copy(update={"seq_len": 3}), MODEL, MeshConfig())
