@@ -151,7 +151,6 @@ def go_back(
     if is_writer():
         with RunLog(job.out / METRICS) as log:
             log.write(**record)
-    from_writer(True)  # it is written
     saved.drop_after(to)
     return [*(record for record in before if record["step"] <= to), record]
 

@@ -9,7 +9,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
-from lifecycle.training.checkpoints.integrity import CheckpointError, damage_seen_by_any, intact_step, steps_in
+from lifecycle.training.checkpoints.integrity import TOGETHER, CheckpointError, intact_step, steps_in
 from lifecycle.training.checkpoints.items import OPT_STATE, PARAMS, by_item, joined
 from lifecycle.training.checkpoints.reading import read_arrays
 
@@ -28,7 +28,7 @@ def require_step(folder: Path, step: int) -> None:
 def load_opt_state(folder: Path, step: int, like: Any) -> Any:
     """The optimizer's state after `step`. `like` has its structure, with shapes, dtypes and shardings; the mesh may
     differ from the one it was saved on. Raises `CheckpointError`."""
-    path, wanted = intact_step(folder, step, damage_seen_by_any), {OPT_STATE: like}
+    path, wanted = intact_step(folder, step, TOGETHER), {OPT_STATE: like}
     items = by_item(abstract_arrays(wanted))
     del items[PARAMS]
     for item, arrays in items.items():
@@ -39,6 +39,6 @@ def load_opt_state(folder: Path, step: int, like: Any) -> Any:
 
 def load_data_state(folder: Path, step: int) -> dict[str, Any]:
     """The state of the batches after `step`; raises `CheckpointError`."""
-    path = intact_step(folder, step, damage_seen_by_any)
+    path = intact_step(folder, step, TOGETHER)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(path / DATA_STATE)

@@ -11,10 +11,10 @@ from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress
 from lifecycle.training.checkpoints.agreement import sync
 from lifecycle.training.checkpoints.integrity import (
+    TOGETHER,
     CheckpointError,
     aside,
     damage,
-    damage_seen_by_any,
     rename_damaged,
     require_intact,
     steps_in,
@@ -165,7 +165,7 @@ class SharedFolder:
 
     def folder(self, name: str) -> Path:
         """Its folder, of which each process hashes a part."""
-        require_intact(self.work / name, damage_seen_by_any)
+        require_intact(self.work / name, TOGETHER)
         return self.work / name
 
     def has(self, name: str) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,6 @@ from lifecycle.training.checkpoints.agreement import from_first, sync
 UNLISTED = (FILES, "_CHECKPOINT_METADATA")
 SHOWN_S = 60.0  # NFS shows another host's rename after at most this time, unless mounted otherwise (nfs(5), acdirmax)
 DAMAGED = ".damaged"  # appended to a damaged checkpoint's folder name
-
-
-type Damage = Callable[[Path], str | None]
 
 
 class CheckpointError(ValueError):
@@ -81,34 +79,43 @@ def steps_seen_by_first(folder: Path) -> list[int]:
     return steps
 
 
-def require_intact(path: Path, damage: Damage = damage) -> None:
+@dataclass(frozen=True)
+class View:
+    """How folders of checkpoints are seen: their steps, and a checkpoint's damage."""
+
+    steps: Callable[[Path], list[int]]
+    damage: Callable[[Path], str | None]
+
+
+ALONE = View(steps_in, damage)  # by this process
+TOGETHER = View(steps_seen_by_first, damage_seen_by_any)  # by all of the job, which make the same calls and agree
+
+
+def require_intact(path: Path, view: View) -> None:
     """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
-    if (reason := damage(path)) is not None:
+    if (reason := view.damage(path)) is not None:
         raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
 
 
-def intact_step(folder: Path, step: int | None, damage: Damage = damage) -> Path:
+def intact_step(folder: Path, step: int | None, view: View) -> Path:
     """The folder of a step, by default of the newest intact one; raises `CheckpointError` if it is damaged or
-    missing.
-
-    Where all processes of a job call it, `damage` must be `damage_seen_by_any`, so that they raise together.
-    """
+    missing."""
     folder = folder.absolute()
-    step = _newest_intact(folder, {}, damage) if step is None else step
+    step = _newest_intact(folder, {}, view) if step is None else step
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint here")
-    require_intact(folder / str(step), damage)
+    require_intact(folder / str(step), view)
     return folder / str(step)
 
 
-def _newest_intact(folder: Path, damaged: dict[int, str], damage: Damage = damage) -> int | None:
+def _newest_intact(folder: Path, damaged: dict[int, str], view: View) -> int | None:
     """The newest intact step, None if there is no step; newer ones go to `damaged` with the reason.
 
     Raises `CheckpointError` if there are steps and none is intact.
     """
-    steps = steps_in(folder) if damage is not damage_seen_by_any else steps_seen_by_first(folder)
+    steps = view.steps(folder)
     for step in reversed(steps):
-        if (reason := damage(folder / str(step))) is None:
+        if (reason := view.damage(folder / str(step))) is None:
             return step
         damaged[step] = reason
     if not steps:
@@ -120,7 +127,7 @@ def _newest_intact(folder: Path, damaged: dict[int, str], damage: Damage = damag
 def rename_damaged(folder: Path, progress: Progress) -> None:
     """Renames damaged checkpoints newer than the newest intact one, so that a run can save those steps again."""
     damaged: dict[int, str] = {}
-    newest = _newest_intact(folder, damaged, damage_seen_by_any)
+    newest = _newest_intact(folder, damaged, TOGETHER)
     sync("checkpoints read")
     for step, reason in damaged.items():
         if jax.process_index() == 0:

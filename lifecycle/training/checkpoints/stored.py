@@ -53,7 +53,7 @@ class InStore:
         self.work = local / STAGING / str(jax.process_index())
         self._measured: dict[int, dict[str, float]] = {}  # at each step that counts, the same in all processes
         self._has_frozen, self._save = False, ""
-        self._own: dict[str, tuple[int, str]] = {}  # of the current save, in process 0: the others' values
+        self._others: dict[str, tuple[int, str]] = {}  # of the current save, in process 0: the others' values
 
     def open(self, progress: Progress) -> None:
         """Asks the store, in process 0, for the whole checkpoints and the logs."""
@@ -131,12 +131,12 @@ class InStore:
 
     def joining(self, name: str) -> None:
         """Fetches the trees of the other parts, and the lists of their values."""
-        self._own = {}
+        self._others = {}
         for process in range(1, jax.process_count()):
             scratch = self._store.below(f"{SCRATCH}/{self._save}/{process}")
             trees = [file for file in scratch.list() if file != FILES]
             _each(lambda file, of=scratch: of.download(file, self.work / f"{name}{UNFINISHED}" / file), trees)
-            self._own |= json.loads(scratch.read(FILES))
+            self._others |= json.loads(scratch.read(FILES))
 
     def complete(self, name: str) -> None:
         """Uploads process 0's files and the logs, and writes the list of all files last."""
@@ -148,7 +148,7 @@ class InStore:
         below.delete([file for file in (FILES, DAMAGED) if file in held])
         send_logs(self._stage, self._local.parent, self._require)
         _each(lambda file: self._upload(below, unfinished, file), own)
-        listed = own | self._own
+        listed = own | self._others
         self._require()
         below.delete(held.keys() - listed.keys() - {FILES, DAMAGED})
         below.write(FILES, json.dumps(listed, indent=1).encode())

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
 from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes, stacked
-from lifecycle.training.checkpoints.integrity import Damage, damage, damage_seen_by_any, intact_step, require_intact
+from lifecycle.training.checkpoints.integrity import ALONE, TOGETHER, View, intact_step, require_intact
 from lifecycle.training.checkpoints.items import weights_item
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.weights.names import unstack
@@ -55,8 +55,8 @@ def load_params(
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), given, targets)
     wanted = abstract_arrays(shapes)
     flat: dict[str, jax.Array] = {}
-    seen = damage_seen_by_any if shardings is not None else damage
-    for path, saved in _items(folder, step, abstract_arrays(like), seen, item).items():
+    view = TOGETHER if shardings is not None else ALONE
+    for path, saved in _items(folder, step, abstract_arrays(like), view, item).items():
         part = {name: wanted[name] for name in saved}
         flat |= read_arrays(path, part) if shardings is not None else _read_alone(path, part)
     return stacked(flat, shapes)
@@ -67,19 +67,17 @@ def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayRea
 
     `like` has the parameters' structure, with shapes and dtypes. Raises `CheckpointError`.
     """
-    items = _items(folder, step, abstract_arrays(like), damage)
+    items = _items(folder, step, abstract_arrays(like), ALONE)
     return ArrayReader({name: item for item, arrays in items.items() for name in arrays})
 
 
-def _items(
-    folder: Path, step: int | None, arrays: Shapes, damage: Damage, item: str | None = None
-) -> dict[Path, Shapes]:
+def _items(folder: Path, step: int | None, arrays: Shapes, view: View, item: str | None = None) -> dict[Path, Shapes]:
     """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes."""
-    path = intact_step(folder, step, damage)
+    path = intact_step(folder, step, view)
     weights, frozen = path / (item or weights_item(path)), path.parent / FROZEN
     items = {weights: arrays}
     if frozen.is_dir():
-        require_intact(frozen, damage)
+        require_intact(frozen, view)
         names = saved_shapes(frozen).keys()
         items = {
             weights: {name: shape for name, shape in arrays.items() if name not in names},

@@ -20,8 +20,8 @@ class Save(Hook):
 
     By steps all processes know when one is due. By time, and after a failure, process 0's clock decides, at steps whose
     metrics are fetched: there Python waits for the devices anyway, and the answer costs a job of several processes one
-    broadcast more. A failed save is told, and tried again until saves
-    have failed for `max_unsaved_minutes`; then, or if it is the last, it ends the run with `CheckpointError`.
+    broadcast more. A failed save is told, and tried again until saves have failed for `max_unsaved_minutes`; then, or
+    if it is the last, it ends the run with `CheckpointError`.
 
     A step that is saved needs its metrics, so that `Faults` checks them first. This hook comes last: the steps that a
     checkpoint covers have been logged and measured.
