@@ -49,8 +49,8 @@ class MeasuredTask:
         return f"{self.example.n:,} of {self.total:,} rows"
 
     def metrics(self, scores: Sequence[Any]) -> dict[str, float]:
-        """The metrics by their names in the run log, the task's own first. All are NaN if a
-        log-likelihood is not finite."""
+        """The metrics by their names in the run log, the task's own first; all NaN if a log-likelihood is not
+        finite."""
         if not all(math.isfinite(score[0] if self.task.is_greedy else score) for score in scores):
             return dict.fromkeys(_metrics(self.example), math.nan)
         return _metrics(self.asked.result(scores))

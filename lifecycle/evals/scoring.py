@@ -1,5 +1,6 @@
 """Scoring shared by the kinds of tasks: rows that fit the context, and scores computed in order of length."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lifecycle.core.progress import Progress
@@ -46,3 +47,11 @@ def take(values: Sequence[float], counts: Sequence[int]) -> Iterator[Sequence[fl
     for count in counts:
         yield values[begin : begin + count]
         begin += count
+
+
+def perplexity(nats: float, num_tokens: int) -> float:
+    """Per token, so comparable for one tokenizer only. Infinite above 709 nats a token, where it is no float64."""
+    try:
+        return math.exp(nats / num_tokens)
+    except OverflowError:
+        return math.inf

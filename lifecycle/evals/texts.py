@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.evals.scoring import perplexity
 from lifecycle.inference.model import Model
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -29,7 +30,7 @@ class TextScore:
     @property
     def perplexity(self) -> float:
         """Perplexity per token, EOS included."""
-        return math.exp(self.nats / self.num_tokens)
+        return perplexity(self.nats, self.num_tokens)
 
 
 def score_texts(model: Model, texts: Sequence[str], mesh: Mesh | None = None) -> list[TextScore]:

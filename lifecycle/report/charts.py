@@ -202,8 +202,7 @@ def _axes(width: float, height: float, *, left: float, right: float, top: float,
 
 
 def _limits(values: Sequence[float], low: float | None = None, high: float | None = None) -> tuple[float, float]:
-    """The limits of an axis: the finite values and the given ends, with a margin at each end not given; never
-    empty."""
+    """An axis's limits: the finite values and the given ends, with a margin at each end not given; never empty."""
     values = [value for value in values if math.isfinite(value)] or [0.0]
     first = min(values) if low is None else min(low, *values)
     last = max(values) if high is None else max(high, *values)

@@ -23,6 +23,7 @@ from lifecycle.evals.results import ResultError
 from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
 from lifecycle.evals.tasks import TaskConfig
+from lifecycle.evals.texts import TextScore
 from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -168,6 +169,7 @@ def test_diverged_weights_end_no_run(tasks: list[LikelihoodTask]) -> None:
         huge = each.metrics(scores(-1e6))
         assert not any(map(math.isnan, huge.values()))
         assert huge.get("bits_per_byte/perplexity", math.inf) == math.inf
+    assert TextScore(nats=1e6, num_tokens=1, num_bytes=4).perplexity == math.inf
 
 
 def test_programs_are_prepared_once_in_a_process() -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lifecycle.evals.likelihood import Asked, LikelihoodTask
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise
-from lifecycle.evals.scoring import take
+from lifecycle.evals.scoring import perplexity, take
 from lifecycle.evals.subject import Encoder, Pair
 from lifecycle.evals.tasks import TaskRow, is_text
 
@@ -48,9 +48,7 @@ class BitsPerByteTask(LikelihoodTask):
             for row, loss, size in zip(rows, nats, sizes, strict=True)
         ]
         tokens = sum(len(continuation) for pairs in windows for _, continuation in pairs)
-        other = {
-            "perplexity": _perplexity(math.fsum(nats) / tokens)
-        }  # per token: comparable only for the same tokenizer
+        other = {"perplexity": perplexity(math.fsum(nats), tokens)}
         return summarise(
             self.name, self.kind, "bits_per_byte", self.definition, examples, higher_is_better=False, other=other
         )
@@ -66,14 +64,6 @@ def document_windows(ids: Sequence[int], max_seq_len: int) -> list[Pair]:
         pairs.append((list(ids[begin:done]), list(ids[done:end])))
         done = end
     return pairs
-
-
-def _perplexity(nats: float) -> float:
-    """Infinite above 709 nats, where e^nats is no float64."""
-    try:
-        return math.exp(nats)
-    except OverflowError:
-        return math.inf
 
 
 def _document_ids(encoder: Encoder, text: str) -> list[int]:
