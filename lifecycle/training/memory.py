@@ -1,15 +1,18 @@
-"""A lower bound of a train step's memory: a batch that cannot fit is rejected before anything is read or compiled.
+"""What fits on the devices: a step's batch, and a second copy of the state.
 
-`planning/search/footprint.py` has an estimate of everything; this counts only what every step keeps, the inputs of all
-layers for the backward pass.
+A batch that cannot fit is rejected before anything is read or compiled. `planning/search/footprint.py` has an estimate
+of everything; this counts only what every step keeps, the inputs of all layers for the backward pass.
 """
 
 import os
+from collections import defaultdict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.axes import MeshConfig
@@ -28,6 +31,20 @@ def require_room(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConf
             f"{needed / 1e9:,.1f} GB, and a device has {held / 1e9:,.1f} GB; raise {at}.grad_accum, use more devices, "
             f"or lower {at}.global_batch_size={train.global_batch_size} or {at}.seq_len={train.seq_len}"
         )
+
+
+def has_room(state: PyTree) -> bool:
+    """Whether each of this process's devices can hold its part of `state` once more beside the most that it has held so
+    far, with as much again for what the allocator cannot join. A CPU's devices do not say, and do not run out."""
+    needed: dict[Any, int] = defaultdict(int)
+    for shard in (shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards):
+        needed[shard.device] += shard.data.nbytes
+    known = {device: device.memory_stats() or {} for device in needed}
+    return all(
+        2 * needed[device] <= stats["bytes_limit"] - stats["peak_bytes_in_use"]
+        for device, stats in known.items()
+        if "bytes_limit" in stats and "peak_bytes_in_use" in stats
+    )
 
 
 def device_bytes() -> int:

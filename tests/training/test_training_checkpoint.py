@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.waiting import LIMIT_S
+from lifecycle.training.checkpoints import checkpointer
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.retention import MEASURED
@@ -54,9 +58,47 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(checkpoints: Checkpoin
     assert_bit_equal(restored, expected)
 
 
-def test_names_on_disk_are_per_layer(checkpoints: Checkpointer) -> None:
-    import orbax.checkpoint as ocp
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, Orbax does not begin."""
+    opened, begin = threading.Event(), ocp.AsyncCheckpointer.save
 
+    def save(self: ocp.AsyncCheckpointer, *args: Any, **kwargs: Any) -> None:
+        assert opened.wait(LIMIT_S)
+        begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", save)
+    return opened
+
+
+def test_training_goes_on_before_orbax_has_begun(checkpoints: Checkpointer, gate: threading.Event) -> None:
+    state = fresh_state()
+    expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    checkpoints.save(2, state, {}, {})
+    assert not checkpoints.settle()
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    gate.set()
+    checkpoints.wait()
+    assert_bit_equal(checkpoints.restore(fresh_state(seed=1))[0], expected)
+
+
+def test_without_room_for_copies_training_waits_until_they_are_on_the_host(
+    checkpoints: Checkpointer, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointer, "has_room", lambda state: False)
+    saving = threading.Thread(target=checkpoints.save, args=(2, fresh_state(), {}, {}))
+    saving.start()
+    saving.join(timeout=0.5)
+    assert saving.is_alive()
+    gate.set()
+    saving.join(timeout=LIMIT_S)
+    assert not saving.is_alive()
+    checkpoints.wait()
+    assert checkpoints.latest_step() == 2
+
+
+def test_names_on_disk_are_per_layer(checkpoints: Checkpointer) -> None:
     checkpoints.save(2, fresh_state(), {}, {})
     checkpoints.wait()
     with ocp.StandardCheckpointer() as reader:
@@ -194,7 +236,7 @@ folder = Path(sys.argv[1])
 saved = state_on(0, fsdp=2, tensor=2, replica=2)
 first = Checkpointer(folder, CheckpointConfig(every=1, keep=1))
 first.save(1, saved, {}, {})
-layer = first._unstacked(saved)["params.blocks.0.attention.q"]
+layer = first._copied(saved)["params.blocks.0.attention.q"]
 assert tuple(layer.sharding.spec) == (("fsdp", "expert", "context"), "tensor")
 first.close()
 for sizes in ({}, {"fsdp": 4, "tensor": 2}):

@@ -1,5 +1,7 @@
 """A batch that cannot fit is rejected before anything is read; one that may fit is not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lifecycle.core.config import ConfigError
@@ -7,7 +9,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training import memory
 from lifecycle.training.config import NextTokenConfig
-from lifecycle.training.memory import device_bytes, require_room
+from lifecycle.training.memory import device_bytes, has_room, require_room
 
 
 def train(rows: int, **settings: object) -> NextTokenConfig:
@@ -40,3 +42,30 @@ def test_the_bound_is_the_layers_inputs_on_one_device(monkeypatch: pytest.Monkey
 
 def test_devices_of_a_cpu_share_its_memory() -> None:
     assert 1e8 < device_bytes() < 1e14
+
+
+class _Device:
+    def __init__(self, stats: dict[str, int] | None) -> None:
+        self._stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self._stats
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        ({"bytes_limit": 1000, "peak_bytes_in_use": 200}, True),
+        ({"bytes_limit": 1000, "peak_bytes_in_use": 201}, False),
+        ({"bytes_limit": 1000, "peak_bytes_in_use": 990}, False),
+        (None, True),
+    ],
+)
+def test_a_copy_needs_room_beside_the_peak(stats: dict[str, int] | None, expected: bool) -> None:
+    """Two arrays of 300 and 100 bytes on one device, twice."""
+    device = _Device(stats)
+
+    def leaf(size: int) -> SimpleNamespace:
+        return SimpleNamespace(addressable_shards=[SimpleNamespace(device=device, data=SimpleNamespace(nbytes=size))])
+
+    assert has_room({"params": leaf(300), "opt_state": leaf(100)}) is expected

@@ -1,5 +1,8 @@
 """Checkpoints by Orbax: written while training continues, atomic, restored on any mesh.
 
+Training stands still only while the devices copy the state. All that Orbax does, from its first file to the last, is
+done in a thread: its own asynchronous save returns after 0.1 to 0.2 s in which it makes folders and starts threads.
+
 A step's folder has the items `params`, `opt_state` and, if the run keeps one, `average` (arrays by canonical name, one
 per layer: `weights/names.py`, independent of stacking), `data_state` and `meta` (JSON). Orbax writes under a temporary
 name and renames at the end; before that, `files.json` is added (`integrity.py`). Where the hosts share no folder,
@@ -11,13 +14,14 @@ process is an error in all.
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lifecycle.core.distributed import is_writer
@@ -35,6 +39,7 @@ from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.stored import InStore
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.memory import has_room
 from lifecycle.weights.names import unstack
 
 # What a failed write raises: an error of the file system or of the storage library.
@@ -72,12 +77,13 @@ class Checkpointer:
         self._home.open(progress or Silent())
         self._home.clean()
         self._commit = Commit()
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=self._options())
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: int | str = FROZEN  # what is being written, or was last
         self._measured: Mapping[str, float] = {}  # at its step
         self._pending: Future[None] | None = None
-        self._unstack: Any = None
+        self._read = Event()  # the devices' copies are on the host
+        self._copy: Any = None
+        self._has_room: bool | None = None  # for the copies beside a step
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None; a pending save counts once it is complete."""
@@ -94,26 +100,31 @@ class Checkpointer:
         self.wait()
         self._home.delete([saved for saved in self._home.steps() if saved > step])
 
+    def prepare(self, state: PyTree) -> None:
+        """Compiles the copy of a state before the first save needs it."""
+        jax.block_until_ready(self._copied(state))
+
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.
 
-        When it returns, the arrays have been copied, so `state` may be donated; until then the devices hold the layers'
-        arrays twice. Waits for a pending save first, and raises `CheckpointError` if that failed; whether this one did
-        is learned from `settle`, or from `wait`.
+        When it returns, the devices copy the arrays, so `state` may be donated. They hold the copies until these are on
+        the host, during the next steps; where there is no room for that, it returns when they are. Waits for a pending
+        save first, and raises `CheckpointError` if that failed; whether this one did is learned from `settle`, or from
+        `wait`.
         """
         self.wait()
         if step == self.latest_step():
             return
         self._home.clean()
-        arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._unstacked(state)).items()}
-        items = ocp.args.Composite(
-            **arrays,
-            data_state=ocp.args.JsonSave(data_state),
-            meta=ocp.args.JsonSave(meta),
-        )
+        if self._has_room is None:  # before there are copies: the most that a step needed
+            self._has_room = has_room(state)
+        arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._copied(state)).items()}
+        items = ocp.args.Composite(**arrays, data_state=ocp.args.JsonSave(data_state), meta=ocp.args.JsonSave(meta))
         self._saving, self._measured = step, meta.get(MEASURED, {})
-        save = partial(self._writer.save, self._home.work / str(step), args=items)
-        self._begin(list(arrays), save, self._writer.wait_until_finished)
+        self._begin(list(arrays), ocp.CompositeCheckpointHandler(), items)
+        del arrays, items  # the thread frees the copies
+        if not self._has_room:
+            self._read.wait()
 
     def save_frozen(self, params: PyTree) -> None:
         """Saves the frozen parameters, replacing any saved before, and waits until they are written. Damaged ones are
@@ -123,10 +134,8 @@ class Checkpointer:
         if not params:
             return
         self._saving, self._measured = FROZEN, {}
-        with ocp.StandardCheckpointer(async_options=self._options()) as writer:
-            save = partial(writer.save, self._home.work / FROZEN, unstack(params))
-            self._begin([], save, writer.wait_until_finished)
-            self.wait()
+        self._begin([], ocp.StandardCheckpointHandler(), ocp.args.StandardSave(unstack(params)))
+        self.wait()
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
         """(state, data_state, meta) of `step`, or of the newest.
@@ -140,7 +149,8 @@ class Checkpointer:
             require_same(path / item, arrays)
         flat = joined({item: read_arrays(path / item, arrays) for item, arrays in wanted.items()})
         facts = ocp.args.Composite(data_state=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        saved = self._writer.restore(path, args=facts)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            saved = reader.restore(path, args=facts)
         return stacked(flat, abstract_state), saved["data_state"], saved["meta"]
 
     def restore_frozen(self, abstract_params: PyTree) -> PyTree:
@@ -181,30 +191,36 @@ class Checkpointer:
         """Waits for this process's part of a pending save, raises if that failed, and ends the threads."""
         pending, self._pending = self._pending, None
         self._thread.shutdown()
-        self._writer.close()
         if pending is not None and (error := pending.exception()) is not None:
             raise self._failure(error) from error
 
-    def _begin(self, items: Sequence[str], save: Callable[[], Any], finish: Callable[[], Any]) -> None:
-        """Calls `save`, which copies the arrays of these items, and then `finish` in a thread; a failure of either ends
-        the save."""
-        self._commit = Commit()
+    def _begin(self, items: Sequence[str], handler: Any, args: Any) -> None:
+        """Starts the save of `args` with the arrays of these items, in the thread."""
+        self._commit, self._read = Commit(), Event()
         try:
             self._home.begin(str(self._saving), items)
-            save()
         except SAVE_ERRORS as error:
             self._commit.fail(error)
+            self._read.set()
             self._pending = Future()
             self._pending.set_exception(error)
         else:
-            self._pending = self._thread.submit(self._finish, self._commit, finish)
+            self._pending = self._thread.submit(self._write, self._commit, handler, [args])
 
-    def _finish(self, commit: Commit, finish: Callable[[], Any]) -> None:
+    def _write(self, commit: Commit, handler: Any, args: list[Any]) -> None:
+        """`args` is emptied when its arrays are on the host, which frees them on the devices."""
         try:
-            finish()
+            with ocp.AsyncCheckpointer(
+                handler, async_options=self._options(), multiprocessing_options=commit.processes()
+            ) as writer:
+                writer.save(self._home.work / str(self._saving), args=args.pop())
+                self._read.set()
+                writer.wait_until_finished()
         except SAVE_ERRORS as error:
             commit.fail(error)
             raise
+        finally:
+            self._read.set()
         self._home.saved(str(self._saving), self._measured)
 
     def _options(self) -> ocp.options.AsyncOptions:
@@ -217,11 +233,12 @@ class Checkpointer:
 
         return ocp.options.AsyncOptions(post_finalization_callback=self._complete, barrier_sync_fn=meet)
 
-    def _unstacked(self, state: PyTree) -> dict[str, jax.Array]:
-        if self._unstack is None:
+    def _copied(self, state: PyTree) -> dict[str, jax.Array]:
+        """The state's arrays by canonical name, none of which shares memory with it."""
+        if self._copy is None:
             shardings = {name: leaf.sharding for name, leaf in abstract_arrays(state).items()}
-            self._unstack = jax.jit(unstack, out_shardings=shardings)
-        return self._unstack(state)
+            self._copy = jax.jit(lambda tree: unstack(jax.tree.map(jnp.copy, tree)), out_shardings=shardings)
+        return self._copy(state)
 
     def _failure(self, cause: object) -> CheckpointError:
         what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"

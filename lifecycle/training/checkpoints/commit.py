@@ -9,6 +9,7 @@ within seconds. The words go through JAX's coordination service, from the thread
 import itertools
 
 import jax
+import orbax.checkpoint as ocp
 
 from lifecycle.core.distributed import words_of_job
 
@@ -29,6 +30,13 @@ class Commit:
         self._save, self._met = next(_saves), 0
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
             words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
+
+    def processes(self) -> ocp.options.MultiprocessingOptions:
+        """Makes Orbax's own barriers go through the coordination service, under names of this save: by default they are
+        programs on the devices, which a thread must not start between those of the loop."""
+        return ocp.options.MultiprocessingOptions(
+            active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=f"save-{self._save}"
+        )
 
     @property
     def is_new(self) -> bool:

@@ -15,8 +15,8 @@ RETRY_S = 60.0  # after a failed save, until it is tried again
 
 class Save(Hook):
     """A checkpoint when one is due, when the job stops, and after the last step: the trained part of the state, and the
-    data state. The time until its arrays are copied does not count as training time; the files are written during the
-    next steps. A record of `save_stall_s` says how long training stood still for each.
+    data state. The time for which training stands still does not count as training time; the files are written during
+    the next steps. A record of `save_stall_s` says how long training stood still for each.
 
     By steps all processes know when one is due. By time, and after a failure, process 0's clock decides, at steps whose
     metrics are fetched: there Python waits for the devices anyway, and the answer costs a job of several processes one
@@ -35,7 +35,10 @@ class Save(Hook):
         self._failing_since_s: float | None = None  # the first failure since a save that succeeded
 
     def start(self, run: TrainingRun) -> None:
-        """Starts the clock; raises `ValueError` if `checkpoint.best` is no metric of the first measurement."""
+        """Starts the clock and compiles the copy; raises `ValueError` if `checkpoint.best` is no metric of the first
+        measurement."""
+        with off_the_clock(run, "compile"):
+            self._checkpoints.prepare(run.state.saved)
         self._begun_s, self._stalled_s, self._is_pending = self._clock(), 0.0, False
         self._check_best(run, is_measured=run.measured_at == run.step)
 
