@@ -46,7 +46,8 @@ class Printed(Silent):
 
 
 class FillDisk(Hook):
-    """After a step, no file of process 1 may grow beyond 4 KiB; with `once`, until its first failed save."""
+    """After a step, and once a checkpoint is there, no file of process 1 may grow beyond 4 KiB; with `once`, until its
+    first failed save."""
 
     def __init__(self, step: int, once: bool) -> None:
         self._step, self._once = step, once
@@ -54,6 +55,7 @@ class FillDisk(Hook):
 
     def after_step(self, run: TrainingRun) -> None:
         if run.step == self._step and jax.process_index() == 1:
+            wait_until(lambda: bool(steps_in(run.job.out / CHECKPOINTS)))
             resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, self._before[1]))
             fail = Commit.fail
 
@@ -113,13 +115,14 @@ def said(out: Path, function: str, status: int = 0, **settings: Any) -> list[lis
 
 
 def test_a_process_without_room_ends_the_save_of_all_and_the_job_goes_on(tmp_path: Path) -> None:
+    """Step 6 is saved if the failure was still unknown when it was due."""
     both = said(tmp_path, "train", once=True)
     assert "process 1: " in both[0][0]
-    for told in both:
-        note, ended = told
+    saved = sorted(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir())
+    assert saved in ([2, 8], [6, 8])
+    for note, *_, ended in both:
         assert "training goes on unsaved" in note and "File too large" in note
-        assert "the checkpoint of step 4 could not be written" in note and ended == "ENDED [2, 8]"
-    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["2", "8"]
+        assert "the checkpoint of step 4 could not be written" in note and ended == f"ENDED {saved}"
 
 
 def test_a_process_without_room_ends_the_job_in_all_processes(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class Checkpointer:
         arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._copied(state)).items()}
         items = ocp.args.Composite(**arrays, data_state=ocp.args.JsonSave(data_state), meta=ocp.args.JsonSave(meta))
         self._saving, self._measured = step, meta.get(MEASURED, {})
-        self._begin(list(arrays), ocp.CompositeCheckpointHandler(), items)
+        self._begin(list(arrays), items)
         del arrays, items  # the thread frees the copies
         if not self._has_room:
             self._read.wait()
@@ -134,7 +134,7 @@ class Checkpointer:
         if not params:
             return
         self._saving, self._measured = FROZEN, {}
-        self._begin([], ocp.StandardCheckpointHandler(), ocp.args.StandardSave(unstack(params)))
+        self._begin([], ocp.args.StandardSave(unstack(params)))
         self.wait()
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any], dict[str, Any]]:
@@ -194,7 +194,7 @@ class Checkpointer:
         if pending is not None and (error := pending.exception()) is not None:
             raise self._failure(error) from error
 
-    def _begin(self, items: Sequence[str], handler: Any, args: Any) -> None:
+    def _begin(self, items: Sequence[str], args: ocp.args.CheckpointArgs) -> None:
         """Starts the save of `args` with the arrays of these items, in the thread."""
         self._commit, self._read = Commit(), Event()
         try:
@@ -205,14 +205,12 @@ class Checkpointer:
             self._pending = Future()
             self._pending.set_exception(error)
         else:
-            self._pending = self._thread.submit(self._write, self._commit, handler, [args])
+            self._pending = self._thread.submit(self._write, self._commit, [args])
 
-    def _write(self, commit: Commit, handler: Any, args: list[Any]) -> None:
+    def _write(self, commit: Commit, args: list[ocp.args.CheckpointArgs]) -> None:
         """`args` is emptied when its arrays are on the host, which frees them on the devices."""
         try:
-            with ocp.AsyncCheckpointer(
-                handler, async_options=self._options(), multiprocessing_options=commit.processes()
-            ) as writer:
+            with commit.writer(isinstance(args[0], ocp.args.Composite), self._options()) as writer:
                 writer.save(self._home.work / str(self._saving), args=args.pop())
                 self._read.set()
                 writer.wait_until_finished()
