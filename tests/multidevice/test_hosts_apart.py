@@ -99,14 +99,16 @@ test_hosts_apart.train(Path(sys.argv[1]), sys.argv[2])
 def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_job_goes_on(
     tmp_path: Path, s3: str
 ) -> None:
+    """Step 6 is saved if the failure was still unknown when it was due."""
     url = f"{s3}/away/stage"
     outputs = run_processes([sys.executable, "-c", PROCESS, str(tmp_path), url], count=2, devices=1)
     told = [[line for line in text.splitlines() if line.startswith(("NOTE", "ENDED"))] for text in outputs]
-    for note, ended in told:
+    for note, *_, ended in told:
         assert "training goes on unsaved" in note and "the checkpoint of step 4 could not be written" in note
-        assert "/4: no answer" in note and ended == told[0][1]
+        assert "/4: no answer" in note and ended == told[0][-1]
     names = Store(url).list("checkpoints")
-    assert {name.split("/")[1] for name in names} == {"2", "8"}  # nothing of the failed one is left
+    saved = {name.split("/")[1] for name in names}
+    assert saved in ({"2", "8"}, {"6", "8"})  # nothing of the failed one is left
     for process in ("0", "1"):
         staging = tmp_path / process / "checkpoints" / "staging" / process
         assert not list(staging.iterdir())
