@@ -1,13 +1,18 @@
-"""Object storage for tests: stores in this process's memory, and a local S3 server by moto."""
+"""Object storage for tests: stores in this process's memory, and servers on this machine: moto's for S3, a double of
+Google's."""
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
 import pytest
 from obstore.store import MemoryStore
 
 from lifecycle.core import store
+
+if TYPE_CHECKING:
+    from tests.gcs_server import Google
 
 LOGIN = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 BUCKET = "bucket"
@@ -42,3 +47,28 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in (LOGIN | {"AWS_ENDPOINT_URL": s3_server, "AWS_ALLOW_HTTP": "true"}).items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator["Google"]:
+    """A double of Google Cloud Storage, one for the session; it has a bucket."""
+    from tests import gcs_server
+
+    with gcs_server.serving(BUCKET) as google:
+        yield google
+
+
+@pytest.fixture
+def gs(google: "Google", monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As `s3`, of the bucket there; its login is the key of a service account."""
+    account = tmp_path_factory.mktemp("login") / "account.json"
+    account.write_text(google.account())
+    for name, value in {"GOOGLE_BASE_URL": google.url, "GOOGLE_APPLICATION_CREDENTIALS": str(account)}.items():
+        monkeypatch.setenv(name, value)
+    return f"gs://{BUCKET}"
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The address of a bucket, of each kind of server in turn."""
+    return request.getfixturevalue(request.param)

@@ -53,9 +53,9 @@ def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_kernel", lambda: "another")
 
 
-@pytest.mark.parametrize("where", ["s3", "memory"])
-def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, s3: str) -> None:
-    store, told = Store(f"{s3}/owned") if where == "s3" else memory(), Notes()
+@pytest.mark.parametrize("where", ["s3", "gs", "memory"])
+def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, request: pytest.FixtureRequest) -> None:
+    store, told = memory() if where == "memory" else Store(f"{request.getfixturevalue(where)}/owned"), Notes()
     first, second = Lease(store, Silent(), HELD_S), Lease(store, told, HELD_S)
     with first.holding():
         refused = pytest.raises(LeaseError, match=rf"owned by process {os.getpid()} on .*, since 20.*; wait for it")
@@ -68,11 +68,11 @@ def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, s3: str)
     assert set(store.list()) <= {LEASE, CLOCK}  # nothing grows
 
 
-@pytest.mark.parametrize("where", ["s3", "memory"])
+@pytest.mark.parametrize("where", ["s3", "gs", "memory"])
 def test_an_expired_lease_is_taken_over_and_its_owner_named(
-    where: str, s3: str, monkeypatch: pytest.MonkeyPatch
+    where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, told = Store(f"{s3}/expired") if where == "s3" else memory(), Notes()
+    store, told = memory() if where == "memory" else Store(f"{request.getfixturevalue(where)}/expired"), Notes()
     gone = Lease(store, Silent(), SHORT_S)
     gone._take()  # and never renewed
     monkeypatch.setattr(leases, "_kernel", lambda: "another")
@@ -174,8 +174,8 @@ def test_of_any_number_of_contenders_one_owns(count: int, order: object) -> None
     assert len(won) == 1 and json.loads(store.read(LEASE))["owner"]["process"] == won[0].owner.process
 
 
-def test_racing_threads_have_one_owner_at_a_time(s3: str) -> None:
-    store, inside, most = Store(f"{s3}/race"), [0], [0]
+def test_racing_threads_have_one_owner_at_a_time(bucket: str) -> None:
+    store, inside, most = Store(f"{bucket}/race"), [0], [0]
     refused: list[LeaseError] = []
 
     def own() -> None:

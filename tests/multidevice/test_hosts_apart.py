@@ -97,10 +97,10 @@ test_hosts_apart.train(Path(sys.argv[1]), sys.argv[2])
 
 
 def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_job_goes_on(
-    tmp_path: Path, s3: str
+    tmp_path: Path, bucket: str
 ) -> None:
     """Step 6 is saved if the failure was still unknown when it was due."""
-    url = f"{s3}/away/stage"
+    url = f"{bucket}/away/stage"
     outputs = run_processes([sys.executable, "-c", PROCESS, str(tmp_path), url], count=2, devices=1)
     told = [[line for line in text.splitlines() if line.startswith(("NOTE", "ENDED"))] for text in outputs]
     for note, *_, ended in told:
@@ -114,23 +114,23 @@ def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_jo
         assert not list(staging.iterdir())
 
 
-def test_hosts_that_were_killed_come_back_as_others_and_end_with_the_same_weights(tmp_path: Path, s3: str) -> None:
+def test_hosts_that_were_killed_come_back_as_others_and_end_with_the_same_weights(tmp_path: Path, bucket: str) -> None:
     with hosts(tmp_path / "shared", 2, str(tmp_path / "disk"), devices=2) as started:
         finish(started)
-    store = Store(f"{s3}/apart/debug")
-    with hosts(tmp_path / "first", 2, f"{s3}/apart", devices=2) as started:
+    store = Store(f"{bucket}/apart/debug")
+    with hosts(tmp_path / "first", 2, f"{bucket}/apart", devices=2) as started:
         wait_until(lambda: any(name.endswith("checkpoints/15/files.json") for name in store.list()))
         for process in started:
             process.send_signal(signal.SIGKILL)
     shutil.rmtree(tmp_path / "first")
-    with hosts(tmp_path / "second", 4, f"{s3}/apart", devices=1) as started:
+    with hosts(tmp_path / "second", 4, f"{bucket}/apart", devices=1) as started:
         assert "each host fetches what it needs" in finish(started)
-    here = tmp_path / "second" / "0" / "lifecycle" / "runs" / "s3" / "bucket" / "apart" / "debug"
+    here = tmp_path / "second" / "0" / "lifecycle" / "runs" / bucket.replace("://", "/") / "apart" / "debug"
     assert versions(here) == versions(tmp_path / "disk" / "debug")
     names = store.list()
     assert not [name for name in names if f"/{SCRATCH}/" in name]
     sessions = next(here.glob("pretrain-*[0-9a-f]")) / "sessions.jsonl"
     assert [json.loads(line)["processes"] for line in sessions.read_text().splitlines()] == [2, 4]
-    with hosts(tmp_path / "third", 2, f"{s3}/apart", devices=2) as started:  # it is up to date: nothing runs
+    with hosts(tmp_path / "third", 2, f"{bucket}/apart", devices=2) as started:  # it is up to date: nothing runs
         assert "each host fetches" in finish(started)
     assert store.list().keys() - {"lease.json", "lease.clock"} == names.keys() - {"lease.json", "lease.clock"}

@@ -260,9 +260,9 @@ def test_a_job_that_is_stopped_copies_its_last_checkpoint(tmp_path: Path) -> Non
 
 @pytest.mark.long
 @pytest.mark.xdist_group("s3")
-def test_a_killed_job_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path: Path, s3: str) -> None:
+def test_a_killed_job_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path: Path, bucket: str) -> None:
     def train(out: str, store: str, *kill: int) -> subprocess.CompletedProcess[str]:
-        words = [str(tmp_path / out), f"{s3}/{store}", *map(str, kill)]
+        words = [str(tmp_path / out), f"{bucket}/{store}", *map(str, kill)]
         command = [sys.executable, "-m", "tests.training.mirrored_job", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -278,7 +278,7 @@ def test_a_killed_job_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path:
         for out in ("whole", "three")
     ]
     assert logs[0] == logs[1] and len(logs[0]) == 10
-    kept = {name.split("/")[1] for name in Store(f"{s3}/moved").list(NAME)}
+    kept = {name.split("/")[1] for name in Store(f"{bucket}/moved").list(NAME)}
     assert kept <= {path.name for path in (tmp_path / "three" / NAME).iterdir()}, json.dumps(sorted(kept))
 
 
