@@ -165,6 +165,8 @@ class Lease:
             except Changed:
                 pass
             found = self._found()
+            if self._adopt(found):
+                return
             if found is None:
                 continue
             owner, duration_s, stored = found
@@ -212,14 +214,21 @@ class Lease:
                 self._written(self._store.replace(LEASE, self._content(), self._stored))
             except (Changed, Missing):
                 found = self._found()
-                if found is not None and found[0] is not None and found[0].process == self.owner.process:
-                    self._written(found[2].version)  # ours: a write that was repeated because its answer was lost
+                if self._adopt(found):
                     return
                 by = "nobody" if found is None or found[0] is None else str(found[0])
                 self._lost = LeaseError(
                     f"{self._store.url}: this process lost its lease, now owned by {by}; it writes nothing more "
                     "there, and the run goes on in the other process"
                 )
+
+    def _adopt(self, found: tuple[Owner | None, float, StoredObject] | None) -> bool:
+        """Whether what is in the store is ours: of a write that was repeated because its answer was lost, and refused
+        then. Its version is the one to replace."""
+        if found is None or found[0] is None or found[0].process != self.owner.process:
+            return False
+        self._written(found[2].version)
+        return True
 
     def _release(self) -> None:
         """Leaves a lease that is free; not deleted, since only a conditional write is certain to hit our own."""

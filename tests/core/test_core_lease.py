@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +25,7 @@ from lifecycle.core.stopping import LOST_STATUS, failure_status
 from lifecycle.core.store import Store, StoreError
 from lifecycle.testing.notes import Notes
 from lifecycle.testing.waiting import wait_until
+from tests.gcs_server import Google
 
 pytestmark = pytest.mark.xdist_group("s3")
 SHORT_S = 0.6
@@ -121,6 +123,17 @@ def test_a_write_whose_answer_was_lost_is_recognised_as_our_own(monkeypatch: pyt
     lease.require()
     lease._renew()
     assert not lease._lost
+
+
+def test_a_lease_whose_answer_was_lost_is_taken_at_once(gs: str, google: Google) -> None:
+    """The store has carried out the write, the library repeats it, and it is refused: its own is there."""
+    store = Store(f"{gs}/lost answers")
+    for _ in range(2):  # made, then taken over
+        google.lost[:] = [HTTPStatus.SERVICE_UNAVAILABLE]
+        started = time.monotonic()
+        with Lease(store, Silent()).holding():
+            assert not google.lost and time.monotonic() - started < 60  # expires after 90 s
+        assert json.loads(store.read(LEASE))["owner"] is None
 
 
 def test_a_suspended_owner_asks_the_store_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
