@@ -4,23 +4,28 @@ checkpoints count. Real processes: tests/multidevice/test_hosts_apart.py."""
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from obstore.store import MemoryStore
 
+from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.files import FILES
 from lifecycle.core.lease import LeaseError
 from lifecycle.core.store import Store, StoreError
 from lifecycle.testing.notes import Notes
+from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
-from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in
+from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import bring_logs
-from lifecycle.training.checkpoints.parts import PART, VALUES, split
+from lifecycle.training.checkpoints.parts import PART, VALUES, is_value, split
 from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.stored import DAMAGED, STAGING, fetch_kept
 from lifecycle.training.config import CheckpointConfig
@@ -33,35 +38,134 @@ def ocdbt(folder: Path) -> dict[str, Any]:
     return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
 
 
-def array(folder: Path, process: int) -> ts.TensorStore:
-    """An array of 64 x 64 in chunks of 32 x 64: more than a tree keeps in itself. Process 0 writes what it is."""
-    metadata = {"shape": [64, 64], "chunks": [32, 64], "dtype": "<f4", "compressor": None}
-    spec = {"driver": "zarr", "kvstore": ocdbt(folder) | {"path": "w/"}, "metadata": metadata}
+def array(folder: Path, process: int, name: str, width: int) -> ts.TensorStore:
+    """An array of 64 x width in chunks of 32 x width. Process 0 writes what it is."""
+    metadata = {"shape": [64, width], "chunks": [32, width], "dtype": "<f4", "compressor": None}
+    spec = {"driver": "zarr", "kvstore": ocdbt(folder) | {"path": f"{name}/"}, "metadata": metadata}
     is_first = process == 0
     return ts.open(spec, open=True, create=is_first, assume_metadata=not is_first, context=CONTEXT).result()
 
 
+def join(item: Path, nodes: dict[str, Any] | None = None) -> None:
+    """What Orbax does in process 0, in a context of its own."""
+    context = ts.Context()
+    to = ts.KvStore.open(ocdbt(item) | {"config": nodes or {}}, context=context).result()
+    for process in range(2):
+        part = ts.KvStore.open(ocdbt(item / f"{PART}{process}"), context=context).result()
+        part.experimental_copy_range_to(to).result()
+
+
 def test_parts_are_joined_by_their_trees_alone(tmp_path: Path) -> None:
-    """As process 0 joins them, without the other's values; with these, the array is there, bit by bit."""
-    whole = np.random.default_rng(0).random((64, 64), np.float32)
+    """As process 0 joins them, without the other's values; with these, the array is there, bit by bit. Small values
+    are with the trees."""
+    whole = np.random.default_rng(0).random((64, 256), np.float32)
     item, elsewhere = tmp_path / "params", tmp_path / "elsewhere"
     for process in range(2):
         half = slice(32 * process, 32 * process + 32)
-        array(item / f"{PART}{process}", process)[half].write(whole[half]).result()
+        for name, width in (("w", 256), ("scale", 8)):
+            array(item / f"{PART}{process}", process, name, width)[half].write(whole[half, :width]).result()
     split(item / f"{PART}1")
     (item / f"{PART}1" / VALUES).rename(elsewhere)
-    assert sum(path.stat().st_size for path in (item / f"{PART}1").rglob("*")) < 1000 + 2 * 4096  # two folders
-    to = ts.KvStore.open(ocdbt(item), context=CONTEXT).result()
-    for process in range(2):
-        part = ts.KvStore.open(ocdbt(item / f"{PART}{process}"), context=CONTEXT).result()
-        part.experimental_copy_range_to(to).result()
+    kept = [path.stat().st_size for path in (item / f"{PART}1").rglob("*") if path.is_file()]
+    assert sum(kept) < 32 * 8 * 4 + 1000
+    join(item)
     (item / f"{PART}1" / "manifest.ocdbt").unlink()
-    joined = ts.open({"driver": "zarr", "kvstore": ocdbt(item) | {"path": "w/"}}, open=True).result()
+    joined, scale = (
+        ts.open({"driver": "zarr", "kvstore": ocdbt(item) | {"path": f"{name}/"}}, open=True).result()
+        for name in ("w", "scale")
+    )
     np.testing.assert_array_equal(joined[:32].read().result(), whole[:32])
+    np.testing.assert_array_equal(scale.read().result(), whole[:, :8])
     with pytest.raises(ValueError, match="Not enough data"):
         joined[32:].read().result()
     elsewhere.rename(item / f"{PART}1" / VALUES)
     np.testing.assert_array_equal(joined.read().result(), whole)
+
+
+NAMES = [f"blocks.{layer}.w" for layer in range(12)]
+
+
+def published(folder: Path, store: Store, value: float, node_bytes: int = 8 << 20) -> None:
+    """A checkpoint `1` of two processes in a store: the first's half of each array is of `value`, the second's of one
+    more."""
+    item = folder / "1" / "params"
+    for process in range(2):
+        half = slice(32 * process, 32 * process + 32)
+        for name in NAMES:
+            part = array(item / f"{PART}{process}", process, name, 256)
+            part[half].write(np.full((32, 256), value + process, np.float32)).result()
+        split(item / f"{PART}{process}")
+    join(item, {"max_decoded_node_bytes": node_bytes})
+    write_files(item.parent)
+    for path in item.parent.rglob("*"):
+        if path.is_file():
+            store.upload(path, str(path.relative_to(folder)))
+
+
+@pytest.fixture
+def of_the_second_process(monkeypatch: pytest.MonkeyPatch) -> Shapes:
+    """An array of which the calling process holds the second half, and one that no checkpoint has."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+    leaf = jax.ShapeDtypeStruct((64, 256), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    index = leaf.sharding.devices_indices_map(leaf.shape)[jax.devices()[1]]
+    monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", lambda *_: {jax.devices()[1]: index})
+    return {NAMES[3]: leaf, "blocks.0.missing": leaf}
+
+
+class Noting(Store):
+    """Notes what is downloaded."""
+
+    fetched: ClassVar[list[str]] = []
+
+    def download(self, name: str, file: Path) -> str:
+        self.fetched.append(f"{self.url.rpartition('/')[2]}/{name}")
+        return super().download(name, file)
+
+
+@pytest.mark.parametrize("node_bytes", [8 << 20, 400])  # one node, or a tree of several levels
+def test_only_the_files_with_a_processs_shards_are_fetched(
+    tmp_path: Path, of_the_second_process: Shapes, node_bytes: int
+) -> None:
+    """And nothing twice; what was not fetched is not read as something else."""
+    store = Noting("mem://run", MemoryStore())
+    store.fetched.clear()
+    published(tmp_path, store, 7, node_bytes)
+    copies = Copies(store, tmp_path / "host")
+    for _ in range(2):
+        copies.bring("1", {"params": of_the_second_process})
+    large = [name for name in store.list() if VALUES in name]
+    assert {name for name in large if f"{PART}1" in name} >= {name for name in store.fetched if VALUES in name} != set()
+    assert {name for name in store.list() if VALUES not in name} - {f"1/{FILES}"} < set(store.fetched)
+    assert len(set(store.fetched)) == len(store.fetched)
+    here = ts.open(
+        {"driver": "zarr", "kvstore": ocdbt(copies.path("1") / "params") | {"path": f"{NAMES[3]}/"}}, open=True
+    ).result()
+    np.testing.assert_array_equal(here[32:].read().result(), np.full((32, 256), 8))
+    with pytest.raises(ValueError, match="Not enough data"):
+        here[:32].read().result()
+
+
+def test_a_copy_is_of_one_save_and_verified(tmp_path: Path, of_the_second_process: Shapes) -> None:
+    store, wanted = Store("mem://run", MemoryStore()), {"params": of_the_second_process}
+    copies = Copies(store, tmp_path / "host")
+    for value in (7, 9):
+        published(tmp_path / str(value), store, value)
+        copies.bring("1", wanted)
+        spec = {"driver": "zarr", "kvstore": ocdbt(copies.path("1") / "params") | {"path": f"{NAMES[3]}/"}}
+        here = ts.open(spec, open=True).result()
+        np.testing.assert_array_equal(here[32:].read().result(), np.full((32, 256), value + 1))
+        assert {str(path.relative_to(copies.path("1"))) for path in copies.path("1").rglob("*") if path.is_file()} < {
+            str(path.relative_to(tmp_path / str(value) / "1")) for path in (tmp_path / str(value)).rglob("*")
+        }
+    (values,) = [path for path in copies.path("1").rglob("*") if is_value(str(path)) and path.is_file()]
+    values.write_bytes(b"?" * values.stat().st_size)  # of this disk: fetched again
+    copies.bring("1", wanted)
+    assert set(values.read_bytes()) != set(b"?")
+    copies.clear()
+    name = values.relative_to(copies.path("1"))
+    store.write(f"1/{name}", b"?")
+    with pytest.raises(ArtifactError, match=f"{name}: 1 bytes of"):
+        copies.bring("1", wanted)
 
 
 def state(value: float) -> dict[str, Any]:

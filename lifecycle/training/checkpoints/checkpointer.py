@@ -143,8 +143,8 @@ class Checkpointer:
         `abstract_state` has the state's structure, with `shape`, `dtype` and `sharding` at its leaves; the mesh may
         differ from the one the checkpoint was saved on. Raises `CheckpointError` if it does not fit.
         """
-        path = self._home.folder(str(self._home.newest(step)))
         wanted = by_item(abstract_arrays(abstract_state))
+        path = self._home.folder(None if step is None else str(step), wanted)
         for item, arrays in wanted.items():
             require_same(path / item, arrays)
         flat = joined({item: read_arrays(path / item, arrays) for item, arrays in wanted.items()})
@@ -157,8 +157,8 @@ class Checkpointer:
         """The parameters that `save_frozen` wrote, given their structure as for `restore`."""
         if not abstract_params and not self._home.has(FROZEN):
             return {}
-        path = self._home.folder(FROZEN)
         arrays = abstract_arrays(abstract_params)
+        path = self._home.folder(FROZEN, {"": arrays})
         require_same(path, arrays)
         return stacked(read_arrays(path, arrays), abstract_params)
 

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress
 from lifecycle.training.checkpoints.agreement import sync
+from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.integrity import (
     TOGETHER,
     CheckpointError,
@@ -80,12 +81,9 @@ class Home(Protocol):
         """As `saved`, from the thread that trains."""
         ...
 
-    def newest(self, step: int | None) -> int:
-        """The newest step that can be read, or this one; raises `CheckpointError`, in all processes."""
-        ...
-
-    def folder(self, name: str) -> Path:
-        """The folder of a checkpoint, intact, to be read by this process; raises `CheckpointError`, in all."""
+    def folder(self, name: str | None, wanted: Mapping[str, Shapes]) -> Path:
+        """The folder of a checkpoint, by default of the newest that can be read, intact, with all that this process
+        reads of the arrays `wanted`, by item (`value_files`); raises `CheckpointError`, in all processes."""
         ...
 
     def has(self, name: str) -> bool:
@@ -155,18 +153,19 @@ class SharedFolder:
     def settled(self, name: str, measured: Mapping[str, float]) -> None:
         """Nothing to do."""
 
-    def newest(self, step: int | None) -> int:
+    def folder(self, name: str | None, wanted: Mapping[str, Shapes]) -> Path:
+        """Its folder, of which each process hashes a part."""
+        path = self.work / (self._newest() if name is None else name)
+        require_intact(path, TOGETHER)
+        return path
+
+    def _newest(self) -> str:
         """The newest that process 0 sees; other hosts may not see yet what was renamed. `open` has renamed those that
         are damaged."""
-        found = from_writer(max(self.steps(), default=-1) if step is None else step)
+        found = from_writer(max(self.steps(), default=-1))
         if found < 0:
             raise CheckpointError(f"{self.work}: no checkpoint here")
-        return found
-
-    def folder(self, name: str) -> Path:
-        """Its folder, of which each process hashes a part."""
-        require_intact(self.work / name, TOGETHER)
-        return self.work / name
+        return str(found)
 
     def has(self, name: str) -> bool:
         """Whether its folder is there."""

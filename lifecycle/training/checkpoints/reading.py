@@ -36,6 +36,14 @@ def read_arrays(item: Path, wanted: Shapes) -> dict[str, jax.Array]:
     return found
 
 
+def read_here(wanted: Shapes) -> Shapes:
+    """The arrays that this process reads from storage to have its shards of `wanted`, as they are sharded then."""
+    first = first_replica(wanted)
+    if first is None:
+        return wanted
+    return _on(first, wanted) if jax.process_index() in _processes(first) else {}
+
+
 def first_replica(wanted: Shapes) -> Mesh | None:
     """The mesh of the first replica, if the arrays have copies in others, with processes of their own."""
     if jax.process_count() == 1 or not wanted:
@@ -61,12 +69,15 @@ def _read_by(first: Mesh, item: Path, wanted: Shapes) -> dict[str, Any]:
     options = ocp.options.MultiprocessingOptions(
         primary_host=min(processes), active_processes=processes, barrier_sync_key_prefix="first_replica"
     )
-    narrow = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(first, leaf.sharding.spec))
+    with ocp.StandardCheckpointer(multiprocessing_options=options) as reader:
+        return reader.restore(item, _on(first, wanted))
+
+
+def _on(mesh: Mesh, wanted: Shapes) -> Shapes:
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec))
         for name, leaf in wanted.items()
     }
-    with ocp.StandardCheckpointer(multiprocessing_options=options) as reader:
-        return reader.restore(item, narrow)
 
 
 def _pieces(name: str, array: jax.Array) -> dict[str, jax.Array]:

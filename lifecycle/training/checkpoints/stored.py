@@ -6,7 +6,7 @@ then fetches the trees of the others' parts, joins them (`parts.py`), uploads th
 fails in one process is an error in all. A process of a job that has lost its run may upload for a while: what it writes
 has a name that no other save uses, so it changes no checkpoint, and is removed by the next save.
 
-To be read, a checkpoint is fetched whole by each host, every file verified; those of one host share the copy.
+To be read, each host fetches what its processes read of a checkpoint, every file verified (`copies.py`).
 """
 
 import json
@@ -24,12 +24,14 @@ import jax
 from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.file_hashes import file_hashes
-from lifecycle.core.files import FILES, alone
+from lifecycle.core.files import FILES
 from lifecycle.core.lease import LeaseError
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import AT_ONCE
 from lifecycle.core.store import Missing, Store, StoredObject, StoreError
 from lifecycle.training.checkpoints.agreement import from_first
+from lifecycle.training.checkpoints.arrays import Shapes
+from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import UNFINISHED
 from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
@@ -41,6 +43,7 @@ from lifecycle.training.config import CheckpointConfig
 
 SCRATCH = "parts"  # in the store: what processes hand to process 0 in a save
 STAGING = "staging"  # in the local folder: one folder for each process
+COPIES = "copies"  # beside these
 DAMAGED = "files.damaged.json"  # what the list of files of a damaged checkpoint is renamed to
 
 
@@ -51,6 +54,7 @@ class InStore:
         self._stage, self._store, self._require = to.store, to.store.below(local.name), to.require
         self._local, self._settings, self._progress = local, settings, Silent()
         self.work = local / STAGING / str(jax.process_index())
+        self._copies = Copies(self._store, local / STAGING / COPIES)
         self._measured: dict[int, dict[str, float]] = {}  # at each step that counts, the same in all processes
         self._has_frozen, self._save = False, ""
         self._others: dict[str, tuple[int, str]] = {}  # of the current save, in process 0: the others' values
@@ -113,11 +117,11 @@ class InStore:
 
     def written(self, name: str) -> None:
         """Uploads this process's part, its list of values last; that of process 0 comes with the rest."""
-        if is_writer():
-            return
         unfinished = self.work / f"{name}{UNFINISHED}"
         for part in parts_in(unfinished, jax.process_index()):
             split(part)
+        if is_writer():
+            return
         files = [str(path.relative_to(unfinished)) for path in sorted(unfinished.rglob("*")) if path.is_file()]
         values = [file for file in files if is_value(file)]
         hashes = file_hashes(unfinished, values)
@@ -160,8 +164,9 @@ class InStore:
     def saved(self, name: str, measured: Mapping[str, float]) -> None:
         """Frees this process's disk; process 0 removes from the store what does not stay, also of failed saves."""
         self.clean()
+        self._copies.clear()
         with suppress(FileNotFoundError):  # another process of this host deletes them too
-            delete_steps(self._local, steps_in(self._local))  # what was fetched to go on from
+            delete_steps(self._local, steps_in(self._local))  # of a job whose hosts shared this folder
         if not is_writer():
             return
         stay = {FROZEN, *map(str, self._staying(name, measured))}
@@ -183,14 +188,20 @@ class InStore:
             return set(self._measured)
         return kept_steps(self._measured | {int(name): dict(measured)}, self._settings)
 
-    def newest(self, step: int | None) -> int:
+    def folder(self, name: str | None, wanted: Mapping[str, Shapes]) -> Path:
+        """Its copy on this host."""
+        if name is None:
+            return self._newest(wanted)
+        if (reason := self._brought_to_all(name, wanted)) is not None:
+            raise CheckpointError(f"{self._store.url}/{name}: {reason}; use another step or start a new run")
+        return self._copies.path(name)
+
+    def _newest(self, wanted: Mapping[str, Shapes]) -> Path:
         """The newest that every host could fetch; one that is damaged in the store is named, and does not count."""
-        if step is not None:
-            return step
         damaged: list[str] = []
         for candidate in reversed(self.steps()):
-            if (reason := self._fetched_by_all(str(candidate))) is None:
-                return candidate
+            if (reason := self._brought_to_all(str(candidate), wanted)) is None:
+                return self._copies.path(str(candidate))
             damaged.append(f"step {candidate}: {reason}")
             _by_writer(partial(self._set_aside, str(candidate)))
             del self._measured[candidate]
@@ -202,24 +213,16 @@ class InStore:
             "over"
         )
 
-    def folder(self, name: str) -> Path:
-        """Its folder on this host, fetched if it is not there."""
-        if (reason := self._fetched_by_all(name)) is not None:
-            raise CheckpointError(f"{self._store.url}/{name}: {reason}; use another step or start a new run")
-        return self._local / name
-
     def has(self, name: str) -> bool:
         """Whether it counts."""
         return self._has_frozen if name == FROZEN else int(name) in self._measured
 
-    def _fetched_by_all(self, name: str) -> str | None:
-        """Fetches a checkpoint on each host; what is wrong with it, if a host finds something. Raises `StoreError`, in
-        all processes, if a host does not reach the store."""
+    def _brought_to_all(self, name: str, wanted: Mapping[str, Shapes]) -> str | None:
+        """Fetches what each process reads of a checkpoint; what is wrong with it, if one finds something. Raises
+        `StoreError`, in all processes, if a host does not reach the store."""
         answer: dict[str, str] | None = None
         try:
-            with alone(self._local / STAGING / ".lock"):
-                if not self._is_here(name):
-                    fetch_checkpoint(self._store, self._local, name, self._progress)
+            self._copies.bring(name, wanted)
         except (ArtifactError, Missing) as error:
             answer = {"damage": str(error)}
         except StoreError as error:
