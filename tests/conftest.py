@@ -41,7 +41,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 settings.register_profile("suite", deadline=None)  # wall time on a busy machine says nothing of the code
 settings.load_profile("suite")
 
-pytest_plugins = ("tests.array_shapes", "tests.artifacts", "tests.object_stores")
+pytest_plugins = ("tests.array_shapes", "tests.artifacts", "tests.object_stores", "tests.website")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

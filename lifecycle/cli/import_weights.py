@@ -8,8 +8,9 @@ written.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,17 +20,21 @@ import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
 
+from lifecycle.cli.remote_models import published_at
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, file_facts
 from lifecycle.core.config import ConfigError
+from lifecycle.core.fetched import copied_tags, local_file
 from lifecycle.core.file_hashes import combined, file_hashes
 from lifecycle.core.files import write_text
+from lifecycle.core.store import is_url
 from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
 from lifecycle.text.gguf_tokenizer import write_tokenizer
-from lifecycle.text.interface import CONFIG_FILE, TokenizerError, write_rows
+from lifecycle.text.interface import TokenizerError, write_rows
 from lifecycle.text.probe import missing_abilities
-from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.text.tokenizer import FILES as TOKENIZER_FILES
+from lifecycle.text.tokenizer import load_tokenizer, tokenizer_at
 from lifecycle.weights.families.family import Family
 from lifecycle.weights.families.layout import TensorSource
 from lifecycle.weights.gguf import GgufFile, is_gguf
@@ -48,18 +53,37 @@ from lifecycle.weights.published import (
 
 STAGE = "import"
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
 
 type Dtype = Literal["float32", "float16", "bfloat16"]
-type Source = Annotated[Path, Parameter(help="A GGUF file of a Llama, or a folder with config.json and safetensors.")]
+type Source = Annotated[
+    str,
+    Parameter(
+        help="A GGUF file of a Llama, or a folder with config.json and safetensors; or its address: https, s3, gs."
+    ),
+]
 type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
 type GivenDtype = Annotated[
     Dtype | None, Parameter(help="Of the weights; by default as published, and float32 from GGUF.")
 ]
-type TemplatePath = Annotated[
-    Path | None, Parameter(help="A chat template (jinja2), instead of its own or for want of one.")
+type TemplatePlace = Annotated[
+    str | None, Parameter(help="A chat template (jinja2) or its address, instead of its own or for want of one.")
 ]
-type TokenizerPath = Annotated[Path | None, Parameter(help="A folder whose tokenizer is taken instead of its own.")]
+type TokenizerPlace = Annotated[
+    str | None, Parameter(help="A folder or its address, whose tokenizer is taken instead of its own.")
+]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from; of an address, the tags that name the versions of its files there."""
+
+    source: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"source": self.source} | ({"tags": dict(self.tags)} if self.tags else {})
 
 
 def import_model(
@@ -68,28 +92,35 @@ def import_model(
     /,
     *,
     dtype: GivenDtype = None,
-    tokenizer: TokenizerPath = None,
-    template: TemplatePath = None,
+    tokenizer: TokenizerPlace = None,
+    template: TemplatePlace = None,
 ) -> None:
-    """Makes a bundle of a published model: weights, tokenizer, chat template."""
-    model = find_model(source)
+    """Makes a bundle of a published model: weights, tokenizer, chat template. Of an address, the bundle's manifest has
+    the versions of the files that were read (their ETags)."""
+    model = find_model(published_at(source), source)
+    other = None if tokenizer is None else tokenizer_at(tokenizer)
+    given = None if template is None else local_file(template)
+    origin = Origin(source, copied_tags(source)) if is_url(source) else None
     if model.is_dir():
-        import_safetensors(model, out, dtype, tokenizer, template)
+        import_safetensors(model, out, dtype, other, given, origin)
     else:
-        import_gguf(model, out, dtype or "float32", tokenizer, template)
+        import_gguf(model, out, dtype or "float32", other, given, origin)
 
 
-def find_model(source: Path) -> Path:
-    """The GGUF file, or the folder with safetensors, that a path means. Raises `ConfigError` if it is neither."""
-    if source.is_file():
-        if is_gguf(source):
-            return source
+def find_model(path: Path, source: str | None = None) -> Path:
+    """The GGUF file, or the folder with safetensors, that a path means. Raises `ConfigError`, which names `source` if
+    that was given, if it is neither."""
+    if source is None or not is_url(source):
+        source = str(path)
+    if path.is_file():
+        if is_gguf(path):
+            return path
         raise ConfigError(f"{source}: not a GGUF file; of a model in safetensors give the folder")
-    if not source.is_dir():
+    if not path.is_dir():
         raise ConfigError(f"{source}: no such file or folder")
-    if (source / CONFIG).is_file() and any(source.glob("*.safetensors")):
-        return source
-    files = sorted(file for file in source.glob("*.gguf") if is_gguf(file))
+    if (path / CONFIG).is_file() and any(path.glob("*.safetensors")):
+        return path
+    files = sorted(file for file in path.glob("*.gguf") if is_gguf(file))
     if len(files) == 1:
         return files[0]
     if files:
@@ -100,12 +131,18 @@ def find_model(source: Path) -> Path:
 
 
 def import_gguf(
-    source: Path, out: Path, dtype: Dtype = "float32", tokenizer: Path | None = None, template: Path | None = None
+    source: Path,
+    out: Path,
+    dtype: Dtype = "float32",
+    tokenizer: Path | None = None,
+    template: Path | None = None,
+    origin: Origin | None = None,
 ) -> None:
-    """Makes the bundle `out` from a GGUF file; a tokenizer's folder and a template replace the file's own."""
+    """Makes the bundle `out` from a GGUF file; a tokenizer's folder and a template replace the file's own. `origin`:
+    where it came from, if that is not its path."""
     file = GgufFile(source)
     config = config_of(file)
-    with _bundle(out, source, dtype) as folder:
+    with _bundle(out, origin or Origin(str(source)), dtype) as folder:
         if tokenizer is None:
             write_tokenizer(file.metadata, folder, str(source))
         else:
@@ -117,13 +154,19 @@ def import_gguf(
 
 
 def import_safetensors(
-    source: Path, out: Path, dtype: Dtype | None = None, tokenizer: Path | None = None, template: Path | None = None
+    source: Path,
+    out: Path,
+    dtype: Dtype | None = None,
+    tokenizer: Path | None = None,
+    template: Path | None = None,
+    origin: Origin | None = None,
 ) -> None:
-    """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own."""
+    """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own. `origin`: where it
+    came from, if that is not its path."""
     config = load_config(source)
     file = open_weights(config, source)
     config = held_config(config, file)
-    with _bundle(out, source, dtype) as folder:
+    with _bundle(out, origin or Origin(str(source)), dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
         _copy_template(template, folder)
         if (source / GENERATION_FILE).is_file():
@@ -181,7 +224,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
+def _bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
     """A folder to fill; on success it gets a manifest and its final name."""
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")
@@ -194,7 +237,7 @@ def _bundle(out: Path, source: Path, dtype: str | None) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder)
         raise
-    config: dict[str, Any] = {"source": str(source), "dtype": dtype}
+    config: dict[str, Any] = {**origin.recorded, "dtype": dtype}
     hashes = file_hashes(folder, sorted(path.name for path in folder.iterdir()))
     manifest = Manifest(
         stage=STAGE, key=artifact_key(STAGE, config, {}), content_hash=combined(hashes), config=config,

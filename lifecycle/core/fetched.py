@@ -1,5 +1,5 @@
-"""Local copies of folders and files in object storage, for what reads files: data sources, rows and bundles; and of
-single files on the web.
+"""Local copies of folders and files in object storage, for what reads files: data sources, rows, tokenizers and models;
+those of the web are in `web.py`.
 
 A copy is in the user's cache. What must hold: after `local_copy` its wanted files are those of the listing; an object
 whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at the
@@ -11,23 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from http import HTTPStatus
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from shutil import copyfileobj
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from typing import Annotated
 
-from lifecycle.core.files import alone, temporary, user_cache, write_text
+from pydantic import AfterValidator, BeforeValidator
+
+from lifecycle.core.files import alone, user_cache, write_text
 from lifecycle.core.published import AT_ONCE
 from lifecycle.core.store import Store, StoredObject, StoreError, check_url, is_url
+from lifecycle.core.web import is_on_web, web_file, web_tags
 
 LISTING = "listing.json"  # beside the copies of an address: the tags of what was copied
-WEB = ("https://", "http://")
-ANSWER_S = 60.0  # without a byte
-PUNCTUATION = "%/:?#[]@!$&'()*+,;="  # of an address (RFC 3986); all else in it is text, to be escaped
 
 
 @dataclass(frozen=True)
@@ -73,55 +67,44 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> P
     return place
 
 
+def is_stored(place: str) -> bool:
+    """Whether a place is an address in object storage, where a folder can be listed."""
+    return is_url(place) and not is_on_web(place)
+
+
+def checked_place(place: str) -> str:
+    """A path or an address, also on the web; raises `ConfigError` for an address of another kind."""
+    return check_url(place) if is_stored(place) else place
+
+
 def file_place(place: str) -> str:
     """The path or address of a file in a setting, as it is compared; raises `ConfigError` for what is neither."""
-    if place.startswith(WEB):
-        return place
-    return check_url(place) if is_url(place) else str(Path(place))
+    return checked_place(place) if is_url(place) else str(Path(place))
+
+
+type Place = Annotated[str, BeforeValidator(str), AfterValidator(file_place)]  # of a file
 
 
 def local_file(place: str) -> Path:
     """A file that a setting names, on this machine: its path, or the copy of its address; raises `StoreError`."""
-    if place.startswith(WEB):
-        return _from_web(place)
+    if is_on_web(place):
+        return web_file(place)
     return local_copy(place) if is_url(place) else Path(place)
 
 
-def _from_web(url: str) -> Path:
-    """Copies a file from the web, unless the server says that it is the one that was copied."""
-    home = user_cache() / "fetched" / sha256(url.encode()).hexdigest()[:16]
-    file, tag = home / "files" / (PurePosixPath(urlsplit(url).path).name or "file"), home / LISTING
-    with alone(home / ".lock"):
-        known = tag.read_text(encoding="utf-8") if tag.is_file() and file.is_file() else ""
-        asked = Request(quote(url, safe=PUNCTUATION), headers={"If-None-Match": known} if known else {})
-        try:
-            with urlopen(asked, timeout=ANSWER_S) as answer:
-                _receive(answer, file)
-                write_text(tag, answer.headers.get("ETag") or "")
-        except HTTPError as error:
-            if error.code != HTTPStatus.NOT_MODIFIED:
-                raise StoreError(f"{url}: {error.code} {error.reason}; correct the address") from None
-        except (OSError, HTTPException) as error:
-            raise StoreError(
-                f"{url}: no answer that can be used ({error}); check the network and the address"
-            ) from None
-    return file
+def copied_tags(url: str) -> dict[str, str]:
+    """What names the versions of the files that were copied from an address: by name, the tag that the store gave, or
+    the server on the web."""
+    return web_tags(url) if is_on_web(url) else _tags(_home(url) / LISTING)
 
 
-def _receive(answer: Any, file: Path) -> None:
-    """Writes an answer to a file, under a temporary name until it is whole; raises `OSError` if it ends too early."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary(file), "wb") as unfinished:
-        copyfileobj(answer, unfinished)
-    length = answer.headers.get("Content-Length")
-    if length is not None and temporary(file).stat().st_size != int(length):
-        raise OSError(f"{temporary(file).stat().st_size} bytes of {length}")
-    temporary(file).replace(file)
+def _tags(listing: Path) -> dict[str, str]:
+    return json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
 
 
 def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listing: Path) -> None:
     store, objects = listed.store, listed.objects
-    known: dict[str, str] = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
+    known = _tags(listing)
     for gone in known.keys() - objects.keys():
         (folder / gone).unlink(missing_ok=True)
     new = {

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lifecycle.core.config import Section
-from lifecycle.core.store import path_or_url
+from lifecycle.core.fetched import checked_place
 
 Format = Literal["text", "markdown", "rst", "html", "code", "python_dict"]
 PiiKind = Literal["email", "ip", "phone", "card"]
@@ -29,9 +29,9 @@ class SourceConfig(Section):
     """A folder or a file to read; earlier sources win when documents of two sources are duplicates."""
 
     name: str = Field(min_length=1)
-    # Relative to the working folder, or an address such as s3://BUCKET/FOLDER; `${stdlib}` is the running Python's
-    # standard library folder.
-    path: Annotated[str, AfterValidator(path_or_url)]
+    # Relative to the working folder, or an address such as s3://BUCKET/FOLDER, on the web of one file; `${stdlib}` is
+    # the running Python's standard library folder.
+    path: Annotated[str, AfterValidator(checked_place)]
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes everything below it
     format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows

@@ -2,7 +2,8 @@
 
 The list is sorted by source and path, independent of the file system's order. Links to folders are not followed (they
 can loop); links to files are. A source at an address such as `s3://bucket/folder` is listed in its store, whose sizes
-and tags are its fingerprint: only the stage that reads it copies its files.
+and tags are its fingerprint: only the stage that reads it copies its files. One file on the web is copied when the list
+is made.
 """
 
 import hashlib
@@ -15,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.fetched import copy_of, local_copy, objects_at
-from lifecycle.core.store import StoredObject, is_url
+from lifecycle.core.fetched import copy_of, is_stored, local_copy, objects_at
+from lifecycle.core.store import StoredObject
+from lifecycle.core.web import is_on_web, web_file
 from lifecycle.data.config import DataConfig, SourceConfig
 
 FORMAT_OF_SUFFIX = {
@@ -47,7 +49,10 @@ class SourceFile:
 
 
 def source_folder(source: SourceConfig) -> Path:
-    """The folder or file of a source, with `${stdlib}` substituted; raises `ConfigError` if it does not exist."""
+    """The folder or file of a source, with `${stdlib}` substituted, or the copy of a file on the web; raises
+    `ConfigError` if it does not exist, `StoreError` for what the web does not give."""
+    if is_on_web(source.path):
+        return web_file(source.path)
     path = Path(source.path.replace("${stdlib}", sysconfig.get_path("stdlib"))).expanduser()
     if "${" in str(path):
         raise ConfigError(f"source {source.name!r}: path {source.path!r}: only ${{stdlib}} is substituted")
@@ -60,7 +65,7 @@ def list_files(config: DataConfig) -> list[SourceFile]:
     """All files of all sources, sorted; raises `ConfigError` for a source whose globs match nothing."""
     files: list[SourceFile] = []
     for number, source in enumerate(config.sources):
-        matches = sorted(_listed(source) if is_url(source.path) else _matches(source), key=lambda entry: entry[0])
+        matches = sorted(_listed(source) if is_stored(source.path) else _matches(source), key=lambda entry: entry[0])
         if not matches:
             raise ConfigError(
                 f"source {source.name!r}: no file in {source.path} matches include {list(source.include)} "
@@ -73,7 +78,7 @@ def list_files(config: DataConfig) -> list[SourceFile]:
 def fetch_sources(config: DataConfig) -> None:
     """Copies the files of sources in a store to this machine; those that are here and unchanged stay."""
     for source in config.sources:
-        if is_url(source.path):
+        if is_stored(source.path):
             local_copy(source.path, lambda name, source=source: _is_included(name, source))
 
 

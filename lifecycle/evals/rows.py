@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError, digest
-from lifecycle.core.fetched import WEB, local_copy, local_file
+from lifecycle.core.fetched import local_copy, local_file
 from lifecycle.core.file_hashes import hash_files
 from lifecycle.core.store import is_url
+from lifecycle.core.web import is_on_web
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.prompts import ShotTaskConfig
 from lifecycle.evals.tasks import TaskConfig, TaskRow, portable
@@ -189,7 +190,7 @@ def _own_files(task: TaskConfig, pattern: str) -> list[Path]:
 def _files_at(task: TaskConfig, address: str) -> list[Path]:
     """Copies of the files at an address; in object storage its last part may be a pattern."""
     folder, _, pattern = address.rpartition("/")
-    if "*" not in pattern or address.startswith(WEB):
+    if "*" not in pattern or is_on_web(address):
         return [local_file(address)]
     return _matching(task, local_copy(folder, lambda name: fnmatchcase(name, pattern)), pattern)
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
-from lifecycle.core.fetched import file_place
+from lifecycle.core.fetched import Place
 from lifecycle.core.store import is_url, local_folder, path_or_url
 from lifecycle.data.config import DataConfig, DecontaminationConfig
 from lifecycle.evals.config import EvalConfig
@@ -49,9 +49,6 @@ OTHER_STAGES = ("baseline", "bundle", "export", "register", "report")
 PRODUCTION, CANDIDATE = "production", "candidate"  # the aliases that a run moves
 EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates its weights
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
-
-
-type Place = Annotated[str, BeforeValidator(str), AfterValidator(file_place)]  # of a file
 
 
 class RowsConfig(Section):

@@ -12,9 +12,11 @@ from typing import Any
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import hash_files
+from lifecycle.core.store import is_url
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
+from lifecycle.text.tokenizer import FILES, tokenizer_at
 
 
 def tagging(config: RunConfig) -> dict[str, Any]:
@@ -32,8 +34,16 @@ def documents(config: RunConfig) -> dict[str, Any]:
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:
-    """The key of the tokenizer: its settings and the seed."""
-    return {**config.tokenizer.plain(), "seed": config.seed}
+    """The key of the tokenizer: its settings and the seed; of one at an address, what is there."""
+    place = config.tokenizer.path
+    contents = {} if place is None or not is_url(place) else {"contents": _hash_of(tokenizer_at(place))}
+    return {**config.tokenizer.plain(), "seed": config.seed, **contents}
+
+
+def _hash_of(tokenizer: Path) -> str:
+    if tokenizer.is_file():
+        return hash_files(tokenizer.parent, [tokenizer.name])
+    return hash_files(tokenizer, [name for name in FILES if (tokenizer / name).is_file()])
 
 
 def nothing(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.fetched import Place, is_stored, local_copy
 from lifecycle.core.files import write_text
+from lifecycle.core.web import is_on_web, web_file, web_folder
 from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
@@ -33,6 +35,8 @@ __all__ = [
     "train_tokenizer",
 ]
 
+FILES = ("tokenizer.json", "tokenizer.model", CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)  # of its folder
+NATIVE = (".json", ".model")
 CHUNK = 1000  # characters of one training piece: long enough for pieces with newlines, short enough to sample evenly
 
 
@@ -45,7 +49,7 @@ class TokenizerConfig(Section):
     sample_bytes: int = Field(
         default=4_000_000, ge=1
     )  # 1, 2, 4, 8 MB of source: 3.74, 3.77, 3.78, 3.80 bytes per token
-    path: Path | None = None  # a folder or a file
+    path: Place | None = None  # a folder or a native file, or its address
 
     @property
     def is_trained(self) -> bool:
@@ -72,8 +76,9 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
     if config.kind == "bytes":
         ByteTokenizer().save(out)
     elif config.path is not None:
-        _load_as(config.kind, config.path).save(out)
-        template = read_template(config.path.parent if config.path.is_file() else config.path)
+        path = tokenizer_at(config.path)
+        _load_as(config.kind, path, config.path).save(out)
+        template = read_template(path.parent if path.is_file() else path)
     else:
         chunks = sample_chunks(texts, config.sample_bytes, seed)
         if not chunks:
@@ -88,6 +93,14 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
         "fingerprint": tokenizer.fingerprint,
         "special_tokens": list(tokenizer.special_ids),
     }
+
+
+def tokenizer_at(place: str) -> Path:
+    """A tokenizer's folder or native file on this machine: its path, or the copy of what is at its address, which ends
+    in `.json` or `.model` if it is a file's. Raises `StoreError`."""
+    if is_on_web(place):
+        return web_file(place) if place.endswith(NATIVE) else web_folder(place, FILES)
+    return local_copy(place, lambda name: name in FILES or place.endswith(name)) if is_stored(place) else Path(place)
 
 
 def load_tokenizer(path: Path | str, num_rows: int | None = None) -> Tokenizer:
@@ -118,11 +131,11 @@ def _load(path: Path) -> Tokenizer:
     raise TokenizerError(f"{path}: no tokenizer here; expected {wanted}")
 
 
-def _load_as(kind: str, path: Path) -> Tokenizer:
+def _load_as(kind: str, path: Path, place: str) -> Tokenizer:
     tokenizer = load_tokenizer(path)
     loaded_kind = "sentencepiece" if isinstance(tokenizer, SentencePieceTokenizer) else "hf"
     if loaded_kind != kind:
-        raise ConfigError(f"tokenizer.path={path} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}")
+        raise ConfigError(f"tokenizer.path={place} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}")
     return tokenizer
 
 

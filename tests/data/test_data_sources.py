@@ -15,6 +15,7 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.store import Store, StoreError
 from lifecycle.data.config import DEFAULT_EXCLUDE, DataConfig, SourceConfig
 from lifecycle.data.sources import _is_included, _matches, fetch_sources, list_files, source_fingerprint
+from tests.website import Website
 
 
 def config(*sources: dict[str, Any]) -> DataConfig:
@@ -157,6 +158,19 @@ def test_a_source_may_be_one_object(stored: Store) -> None:
     assert [(f.path, f.file.read_text()) for f in list_files(one)] == [("c.txt", "sub/c.txt")]
     with pytest.raises(StoreError, match="s3://bucket/docs/sub/nothing: nothing is there"):
         list_files(config({"path": "s3://bucket/docs/sub/nothing"}))
+
+
+def test_a_source_may_be_one_file_on_the_web(website: Website) -> None:
+    website.files["docs/a.md"] = b"first"
+    one = config({"path": f"{website.url}/docs/a.md"})
+    before = source_fingerprint(one)
+    fetch_sources(one)
+    assert [(f.path, f.format, f.file.read_text()) for f in list_files(one)] == [("a.md", "markdown", "first")]
+    website.files["docs/a.md"] = b"FIRST"
+    assert source_fingerprint(one)["s0"]["sha256"] != before["s0"]["sha256"]
+    assert [status for status, _ in website.answers].count(200) == 2
+    with pytest.raises(StoreError, match=r"docs/b\.md: 404 Not Found"):
+        list_files(config({"path": f"{website.url}/docs/b.md"}))
 
 
 def test_unchanged_objects_are_copied_once(stored: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
 from lifecycle.text.rows import read_rows
+from tests.website import Website
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 
@@ -95,6 +96,18 @@ def test_rows_are_read_at_addresses_which_their_key_names(
     assert changed["contents"] == key["contents"] and changed["against"] != key["against"]
     with pytest.raises(StoreError, match="s3://bucket/own rows/gone: nothing is there"):
         keys.rows(config("s3://bucket/own rows/gone", own))
+
+
+def test_a_tokenizer_at_an_address_is_in_the_key_with_its_content(website: Website) -> None:
+    website.files |= {"own/tokenizer.json": b"{}", "own/model.safetensors": b"weights"}
+    own = f"tokenizer={{kind: hf, path: '{website.url}/own'}}"
+    run = load_config(RunConfig, DEBUG, [own])
+    key = keys.tokenizer(run)
+    website.files["own/model.safetensors"] = b"others"
+    assert keys.tokenizer(run) == key and key["path"] == f"{website.url}/own"
+    website.files["own/tokenizer.json"] = b"{ }"
+    assert keys.tokenizer(run)["contents"] != key["contents"]
+    assert "contents" not in keys.tokenizer(load_config(RunConfig, DEBUG, ["tokenizer={kind: hf, path: own}"]))
 
 
 def test_a_stage_without_rows_says_which_settings_give_some_and_those_before_it_can_be_made(tmp_path: Path) -> None:

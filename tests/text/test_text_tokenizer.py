@@ -10,8 +10,10 @@ import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.store import Store
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import read_template
 from lifecycle.text.hf_tokenizer import HFTokenizer
@@ -22,8 +24,10 @@ from lifecycle.text.tokenizer import (
     bytes_per_token,
     load_tokenizer,
     sample_chunks,
+    tokenizer_at,
     train_tokenizer,
 )
+from tests.website import Website
 
 SPACES = st.text(alphabet=" \t\n\r\u2581\u00a0\0ab()", max_size=30)
 SPECIAL_LOOKING = st.lists(
@@ -228,8 +232,30 @@ def test_an_existing_tokenizer_brings_its_chat_template(hf_folder: Path, tmp_pat
     config = {"eos_token": "<|endoftext|>", "chat_template": "{{ messages[0]['content'] }}"}
     (tmp_path / "own" / "tokenizer_config.json").write_text(json.dumps(config))
     for path in (tmp_path / "own", tmp_path / "own" / "tokenizer.json"):
-        train_tokenizer(TokenizerConfig(kind="hf", path=path), [], tmp_path / "out", seed=0)
+        train_tokenizer(TokenizerConfig(kind="hf", path=str(path)), [], tmp_path / "out", seed=0)
         assert read_template(tmp_path / "out") == config["chat_template"]
+
+
+@pytest.mark.parametrize("where", ["web", "store"])
+def test_a_tokenizer_at_an_address_is_the_one_in_its_folder(
+    where: str, hf_folder: Path, tmp_path: Path, website: Website, in_memory: dict[str, MemoryStore]
+) -> None:
+    shutil.copytree(hf_folder, tmp_path / "own")
+    template = {"eos_token": "<|endoftext|>", "chat_template": "{{ messages[0]['content'] }}"}
+    (tmp_path / "own" / "tokenizer_config.json").write_text(json.dumps(template))
+    (tmp_path / "own" / "model.safetensors").write_bytes(b"weights")
+    address = website.add(tmp_path / "own", "own") if where == "web" else "s3://bucket/own"
+    for file in (tmp_path / "own").iterdir():
+        Store("s3://bucket/own").upload(file, file.name)
+    for place, has_template in ((address, True), (f"{address}/tokenizer.json", False)):
+        config = validate(TokenizerConfig, {"kind": "hf", "path": place})
+        out = tmp_path / str(has_template)
+        stats = train_tokenizer(config, [], out, seed=0)
+        assert stats["fingerprint"] == load_tokenizer(hf_folder).fingerprint
+        assert read_template(out) == (template["chat_template"] if has_template else None)
+    assert not (tokenizer_at(address) / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match=f"path={address} holds a hf tokenizer"):
+        train_tokenizer(validate(TokenizerConfig, {"path": address}), [], tmp_path / "out", seed=0)
 
 
 def test_an_existing_tokenizer_is_taken_over(sentencepiece_folder: Path, hf_folder: Path, tmp_path: Path) -> None:
@@ -239,7 +265,7 @@ def test_an_existing_tokenizer_is_taken_over(sentencepiece_folder: Path, hf_fold
         assert stats["fingerprint"] == load_tokenizer(folder).fingerprint
         template = tmp_path / kind / "chat_template.jinja"
         assert (template.read_text() if template.is_file() else None) == read_template(folder)
-    wrong = TokenizerConfig(kind="hf", path=sentencepiece_folder)
+    wrong = TokenizerConfig(kind="hf", path=str(sentencepiece_folder))
     with pytest.raises(ConfigError, match=r"tokenizer\.kind=sentencepiece"):
         train_tokenizer(wrong, [], tmp_path / "wrong", seed=0)
 

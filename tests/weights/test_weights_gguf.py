@@ -55,10 +55,10 @@ def test_a_path_is_enough_to_find_the_model(bundle: Path, tmp_path: Path) -> Non
     }.items():
         with pytest.raises(ConfigError, match=re.escape(f"{path}: ") + message):
             find_model(path)
-    import_model(TINY, tmp_path / "made")
+    import_model(str(TINY), tmp_path / "made")
     assert load_bundle(tmp_path / "made").version == load_bundle(bundle).version
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    import_model(TINY, tmp_path / "chatty", template=tmp_path / "own.jinja")
+    import_model(str(TINY), tmp_path / "chatty", template=str(tmp_path / "own.jinja"))
     assert load_bundle(tmp_path / "chatty").template.source.startswith("{% for m")
 
 
@@ -198,7 +198,7 @@ def test_a_tokenizers_further_names_are_neither_read_nor_made(
 def test_a_run_takes_over_what_its_bundles_model_has_rows_for(bundle: Path, tmp_path: Path) -> None:
     source = published(bundle, tmp_path / "published", [added("<image_soft_token>", 261, True)])
     import_safetensors(source, tmp_path / "out")
-    config = TokenizerConfig(kind="hf", path=tmp_path / "out")
+    config = TokenizerConfig(kind="hf", path=str(tmp_path / "out"))
     stats = train_tokenizer(config, [], tmp_path / "run", seed=0)
     assert stats["vocab_size"] == load_tokenizer(tmp_path / "run").vocab_size == 261
     assert stats["fingerprint"] == load_tokenizer(tmp_path / "out").fingerprint
