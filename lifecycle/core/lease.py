@@ -50,6 +50,10 @@ class LeaseError(ConfigError):
         self.is_lost = is_lost
 
 
+class InUse(LeaseError):
+    """Another process owned the folder when this one asked for it."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who owns a folder. `process` is unique to this use of it; `kernel` is where the process id means something."""
@@ -105,7 +109,7 @@ def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Iterator[None
             time.sleep(0.1)
         if not is_ours:
             file.seek(0)
-            raise LeaseError(
+            raise InUse(
                 f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it, or set name=NAME to "
                 "start another run"
             )
@@ -180,7 +184,7 @@ class Lease:
                 self._progress.note(f"{self._store.url}: owned by {owner}; seeing whether it is alive")
             elif seen != stored.tag and _now() >= deadline:
                 fix = "try again later" if self._wait_s else "wait for it, or set name=NAME to start another"
-                raise LeaseError(f"{self._store.url}: owned by {owner}; {fix}")
+                raise InUse(f"{self._store.url}: owned by {owner}; {fix}")
             seen = stored.tag
             time.sleep(self._duration_s / RENEWALS / 4)
 

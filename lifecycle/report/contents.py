@@ -27,10 +27,12 @@ def _sections(numbers: Numbers) -> Iterator[ReportSection]:
         yield samples_section(numbers.samples)
     if numbers.data is not None:
         yield data_section(numbers.data)
-    yield tokenizer_section(numbers.tokenizer, numbers.tokens)
+    if numbers.tokenizer is not None:
+        yield tokenizer_section(numbers.tokenizer, numbers.tokens)
     if numbers.rows is not None:
         yield rows_section(numbers.rows)
-    yield training_section(numbers.trainings)
+    if numbers.trainings:
+        yield training_section(numbers.trainings)
     if numbers.version is not None:
         yield version_section(numbers.version)
     yield chain_section(numbers)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.evaluated import Baseline, Task, read_baselines, read_tasks
@@ -62,7 +62,7 @@ class Numbers:
     text_task: Task | None  # the task that measures the baselines' text
     baselines: tuple[Baseline, ...]
     data: Data | None
-    tokenizer: Mapping[str, Any]
+    tokenizer: Mapping[str, Any] | None
     tokens: Mapping[str, Any] | None
     rows: Mapping[str, Any] | None
     version: Mapping[str, Any] | None
@@ -89,6 +89,7 @@ class Numbers:
 
 def collect(
     run: str,
+    model: ModelConfig,
     trained: Sequence[TrainedStage],
     artifacts: Mapping[str, Artifact],
     samples: Sequence[Exchange],
@@ -97,21 +98,22 @@ def collect(
 ) -> Numbers:
     """Reads the artifacts of a run, in the order of the graph.
 
-    `trained`: the training stages; `artifacts`: the artifacts of all stages, by name.
+    `model`: the one that it exports; `trained`: the training stages; `artifacts`: the artifacts of all stages, by name.
+    Both have the finished stages of a run that goes on.
     """
     stats = {name: artifact.stats for name, artifact in artifacts.items()}
     tasks = read_tasks(trained)
     text, baselines = read_baselines(artifacts["baseline"], tasks) if "baseline" in artifacts else (None, ())
     return Numbers(
         run=run,
-        model=ModelConfig(**artifacts["export"].manifest.config["model"]),
-        parameters=stats["export"]["parameters"],
+        model=model,
+        parameters=stats["export"]["parameters"] if "export" in stats else num_params(model),
         trainings=tuple(map(read_training, trained)),
         tasks=tasks,
         text_task=text,
         baselines=baselines,
         data=_data(artifacts["tagging"], artifacts["documents"]) if "documents" in artifacts else None,
-        tokenizer=stats["tokenizer"],
+        tokenizer=stats.get("tokenizer"),
         tokens=stats.get("tokens"),
         rows=stats.get("rows"),
         version=stats.get("register"),

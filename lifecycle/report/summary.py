@@ -33,16 +33,16 @@ def _what(numbers: Numbers) -> Iterator[str]:
         f"{model.num_heads} query and {model.num_kv_heads} key-value heads, a context of {count(model.max_seq_len)} "
         "tokens."
     )
-    first = numbers.trainings[0]
     if numbers.data is not None:
         read = numbers.data.funnel[0]
         sources = ", ".join(numbers.data.stats["sources"])
         yield f"Made from {count(read['files_in'])} files ({size(read['bytes_in'])}) of {sources}."
-    if numbers.tokens is not None and objective_kind(first.objective).rows == "tokens":
+    first = next(iter(numbers.trainings), None)
+    if first is not None and numbers.tokens is not None and objective_kind(first.objective).rows == "tokens":
         train, tokens = numbers.tokens["splits"]["train"]["tokens"], first.stats["tokens"]
         yield f"Of {count(train)} training tokens {first.name} read {count(tokens)} ({share(tokens / train)})."
     stages = ", ".join(f"{training.name} ({training.objective})" for training in numbers.trainings)
-    yield f"Training stages: {stages}."
+    yield f"Training stages: {stages or 'none is finished'}."
 
 
 def _tiles(numbers: Numbers) -> Iterator[Tile]:
@@ -50,8 +50,9 @@ def _tiles(numbers: Numbers) -> Iterator[Tile]:
         yield from _text_tiles(numbers.text_task, numbers.baselines)
     yield from (_task_tile(task) for task in numbers.tasks if task is not numbers.text_task)
     yield from _preference_tiles(numbers.trainings)
-    first, price = numbers.trainings[0], numbers.price
-    yield Tile("MFU", share(first.utilisation), f"of the {first.peak}, {first.name}")
+    for first in numbers.trainings[:1]:
+        yield Tile("MFU", share(first.utilisation), f"of the {first.peak}, {first.name}")
+    price = numbers.price
     yield Tile("wall time", duration(numbers.wall_s), f"{count(numbers.core_s)} core-seconds")
     yield Tile("cost", significant(numbers.money), f"{price.currency}, at {price.core_hour:g} per core-hour")
 

@@ -1,7 +1,6 @@
 """Stage `report`: generates answers to a few held-out questions with the exported model, and writes the run's
 report."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from lifecycle.report.machine import machine_facts
 from lifecycle.report.markdown import render_markdown
 from lifecycle.report.numbers import collect
 from lifecycle.report.samples import ask, held_out_questions
-from lifecycle.report.trained import TrainedStage
-from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.reported import trained_stages
 from lifecycle.stages.stage import Inputs, Outcome
 
 QUESTIONS = "chat-heldout.jsonl"  # in the rows' artifact
@@ -25,8 +24,8 @@ QUESTIONS = "chat-heldout.jsonl"  # in the rows' artifact
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     """Writes the report, as HTML and as Markdown."""
     samples = _samples(inputs, progress)
-    trained = list(_trained(config, inputs))
-    report = build_report(collect(config.name, trained, inputs, samples, config.price, machine_facts()))
+    trained, model = list(trained_stages(config, inputs)), config.model_of(config.exported)
+    report = build_report(collect(config.name, model, trained, inputs, samples, config.price, machine_facts()))
     write_text(out / "report.html", render_html(report))
     write_text(out / "report.md", render_markdown(report))
     return Outcome({"samples": [asdict(sample) for sample in samples]})
@@ -39,15 +38,3 @@ def _samples(inputs: Inputs, progress: Progress) -> list[Exchange]:
     progress.note("generating answers to held-out questions")
     model = load_bundle(inputs["export"].path)
     return ask(model, held_out_questions(path, model))
-
-
-def _trained(config: RunConfig, inputs: Inputs) -> Iterator[TrainedStage]:
-    for name in config.training_stages:
-        yield TrainedStage(
-            name=name,
-            objective=config.train[name].objective,
-            artifact=inputs[name],
-            evaluation=inputs.get(EVALUATE + name),
-            start=config.starts[name].stage,
-            is_exported=name == config.exported,
-        )

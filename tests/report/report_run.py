@@ -114,7 +114,7 @@ class Run:
 
     def collect(self, samples: Sequence[Exchange] = (), name: str = "run") -> Numbers:
         price = PriceConfig(core_hour=3600)
-        return collect(name, self.trained, self.artifacts, samples, price, {"CPU": "a | b"})
+        return collect(name, MODEL, self.trained, self.artifacts, samples, price, {"CPU": "a | b"})
 
     def _change(self, stage: str, **fields: Any) -> None:
         self.trained = [replace(t, **fields) if t.name == stage else t for t in self.trained]
