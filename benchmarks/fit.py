@@ -1,6 +1,6 @@
 """`docs/fit.md`: which shipped model fits where and how fast it would be, by the compiler. One command makes it:
 
-    uv run --extra tpu python benchmarks/fit.py docs/fit.md
+    uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md
 
 Each line is a plan of the real train step, or of the real decode program. What the compiler makes is kept, so a run
 that is stopped goes on where it was, and the page is written anew after every line. A line takes the compiler 1 to 10
@@ -16,6 +16,7 @@ from rich.console import Console
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.model.config import ModelConfig, num_active_params, num_params
 from lifecycle.parallel.axes import MeshConfig
+from lifecycle.planning.compilers import GPU_COMPILER, TPU_COMPILER
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
 from lifecycle.planning.programs.kept import versions
 from lifecycle.planning.programs.plan import ProgramPlan, plan_engine, plan_train_step
@@ -85,6 +86,8 @@ LINES = (
     _sharded("mixtral_8x7b_v5p_128", "v5p:4x4x4", 64, 2, "model=gpt_oss_120b", OFFLOADED, expert=16),
     _sharded("mixtral_8x7b_v5p_128", "v5p:8x8x8", 512, 2, "model=qwen3_235b_a22b", OFFLOADED, expert=32),
     FitLine("deepseek_v3_v5p_1024", "v5p:8x8x8"),
+    FitLine("llama3_8b_h100_8", "h100:8"),
+    FitLine("llama3_8b_h100_8", "h100:16", ("mesh.fsdp=16", "train.pretrain.grad_accum=8")),
     _preset("llama2_7b", "v5e:8x8", 64, seq_len=4096),
     _preset("mistral_7b", "v6e:8x8", 64),
     _preset("qwen2_5_7b", "v5e:8x8", 64),
@@ -201,12 +204,13 @@ def _size(model: ModelConfig) -> str:
 
 
 def _page(trained: list[str], decoded: list[str]) -> str:
-    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    libraries = {**versions(TPU_COMPILER), **versions(GPU_COMPILER)}
+    made = ", ".join(f"{name} {version}" for name, version in libraries.items())
     head = (
         "# What fits where\n\n"
-        "Made by `uv run --extra tpu python benchmarks/fit.py docs/fit.md`; do not edit. Memory is the TPU\n"
-        "compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and qualifies\n"
-        "them: nobody ran these on chips. Bytes are decimal.\n\n"
+        "Made by `uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md`; do not edit. Memory\n"
+        "is the compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and\n"
+        "qualifies them (for GPUs a roofline's): nobody ran these on chips. Bytes are decimal.\n\n"
         f"Compiled with {made}.\n\n"
     )
     training = (

@@ -5,8 +5,7 @@ lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage
 lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step
 lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
 lifecycle plan CONFIG topology=v6e:16x16 search=true    a comparison of meshes, micro-batches and rematerialisation
-lifecycle plan CONFIG topology=h100:8                   one node of GPUs, by arithmetic: nothing is compiled for them;
-                                                        a training step only, stage=decode is for TPUs
+lifecycle plan CONFIG topology=h100:16                  the same for two nodes of eight GPUs
 """
 
 import difflib
@@ -68,7 +67,7 @@ class PlanConfig(Section):
 
 
 def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
-    """Shows the state of a run's stages; with topology=v5p:4x4x4, its steps as the TPU compiler compiles them."""
+    """Shows the state of a run's stages; with topology=v5p:4x4x4, its steps as their compiler compiles them."""
     show_plan(config, overrides, Console())
 
 
@@ -98,15 +97,7 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
 
 
 def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    if not topology.chip.is_tpu and own.stage == DECODE:
-        raise ConfigError(
-            f"topology={topology.name} is planned by arithmetic, only a training step; stage={DECODE}: TPUs only"
-        )
-    if not topology.chip.is_tpu:
-        from lifecycle.cli.plan_arithmetic import show_by_arithmetic
-
-        show_by_arithmetic(config, planned_stage(config, own.stage), own.search, topology, console)
-    elif own.search:
+    if own.search:
         from lifecycle.cli.plan_search import search_and_show
 
         search_and_show(config, planned_stage(config, own.stage), own.is_tuned, topology, console, progress)

@@ -18,8 +18,13 @@ TPU_LABELS = {
     "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x",
 }
-GPU_LABELS = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "a100-80": "nvidia-a100-80gb"}
-TPUS_PER_HOST, GPUS_PER_HOST = 4, 8
+GPU_LABELS = {
+    "h100": "nvidia-h100-80gb",
+    "h200": "nvidia-h200-141gb",
+    "a100-80": "nvidia-a100-80gb",
+    "b200": "nvidia-b200",
+}
+TPUS_PER_HOST = 4
 FLAT_SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # larger ones: sides are multiples of 4, in order
 
@@ -52,16 +57,9 @@ def _tpu_hosts(topology: Topology) -> Hosts:
 
 
 def _gpu_hosts(topology: Topology) -> Hosts:
-    gpus = math.prod(topology.shape)
-    per_host = min(gpus, GPUS_PER_HOST)
-    if gpus % per_host:
-        near = round(gpus / GPUS_PER_HOST) * GPUS_PER_HOST
-        raise ConfigError(
-            f"topology={topology.name}: a host has {GPUS_PER_HOST} GPUs; choose a multiple, for example "
-            f"topology={topology.chip.name}:{near}"
-        )
+    hosts = topology.num_nodes // topology.num_slices
     labels = {"cloud.google.com/gke-accelerator": GPU_LABELS[topology.chip.name]}
-    return Hosts(gpus // per_host, per_host, GPU, labels)
+    return Hosts(hosts, math.prod(topology.shape) // hosts, GPU, labels)
 
 
 def _is_offered(topology: Topology) -> bool:

@@ -15,8 +15,9 @@ tpu7x no figure is known.
 Every page named here was read as a stored copy in November 2026. A figure is marked "second hand" where the vendor's
 own page was not read; the source that repeats it is named.
 
-`flops_per_cycle` is the FLOPs that a device's matrix units do in a cycle: units x rows x columns x 2. Together with the
-peak it gives the clock that turns the compiler's cycles into seconds. Evidence: for one bfloat16 product of 8192 x 8192
+`flops_per_cycle` is the FLOPs that a device's matrix units do in a cycle: units x rows x columns x 2; on a GPU cores x
+4 x multiply-adds x 2. Together with the peak it gives the clock that turns cycles into seconds. Evidence for TPUs: for
+one bfloat16 product of 8192 x 8192
 matrices with the scoped VMEM limit raised, the compiler's own estimates in FLOPs per cycle are v4 235,511 of 262,144
 (both cores), v5e 128,158 of 131,072, v5p 257,805 of 262,144, v6e 482,330 of 524,288, tpu7x 483,674 of 524,288.
 """
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from lifecycle.core.config import ConfigError
 
 GIB = 2**30
+GPUS_PER_NODE = 8  # of all GPUs here; those of a node reach each other through its switch
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Chip:
     name: str
     hbm_bytes: int  # per device, usable
     bf16_flops: float  # per device and second, dense
-    int8_ops: float | None  # per device and second, dense; None: the vendor states none
+    int8_ops: float | None  # per device and second, dense, float8 alike where GPUs have it; None: none is stated
     hbm_bytes_per_s: float  # per device
     links: int  # links of the fast network, per chip; 2 per torus dimension
     link_bytes_per_s: float  # per link, one way
     dcn_bytes_per_s: float  # over the network between slices or hosts, per chip
     host_bytes_per_s: float | None  # between the device and its host's memory, one way; None: unknown
-    flops_per_cycle: int | None  # per device, bfloat16; None: no compiler estimates its cycles
+    flops_per_cycle: int  # per device, bfloat16
     price_per_hour: float | None  # USD per chip, on demand, United States
     sources: str
     devices_per_chip: int = 1
@@ -51,13 +53,13 @@ class Chip:
 
     @property
     def is_tpu(self) -> bool:
-        """Whether it is a TPU, so that programs for it can be compiled without the chip."""
+        """Whether it is a TPU; otherwise it is a GPU of NVIDIA's."""
         return self.torus_dims > 0
 
     @property
-    def clock_hz(self) -> float | None:
+    def clock_hz(self) -> float:
         """Cycles per second of the matrix units at the stated peak."""
-        return self.bf16_flops / self.flops_per_cycle if self.flops_per_cycle else None
+        return self.bf16_flops / self.flops_per_cycle
 
 
 TPU_PRICES = (
@@ -164,7 +166,7 @@ CHIPS = {
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
             host_bytes_per_s=55e9,
-            flops_per_cycle=None,
+            flops_per_cycle=132 * 4 * 512 * 2,
             price_per_hour=10.98,
             sources="SXM, 80 GB. Memory: the total in an out-of-memory message, vllm-project/vllm issue 27508; peak, "
             f"HBM rate, NVLink 900 GB/s both ways: NVIDIA's, second hand, {ML_ENGINEERING}; hosts: {DGX}; price: "
@@ -181,7 +183,7 @@ CHIPS = {
             link_bytes_per_s=450e9,
             dcn_bytes_per_s=50e9,
             host_bytes_per_s=55e9,
-            flops_per_cycle=None,
+            flops_per_cycle=132 * 4 * 512 * 2,
             price_per_hour=10.0,
             sources="SXM. Memory: the total in public out-of-memory messages; peak, HBM rate, NVLink 900 GB/s both "
             f"ways: NVIDIA's, second hand, {ML_ENGINEERING}; hosts: {DGX}; price: about, on Google Cloud in August "
@@ -197,13 +199,28 @@ CHIPS = {
             link_bytes_per_s=300e9,
             dcn_bytes_per_s=25e9,
             host_bytes_per_s=31.5e9,
-            flops_per_cycle=None,
+            flops_per_cycle=108 * 4 * 256 * 2,
             price_per_hour=5.07,
             sources="SXM, 80 GB. Memory: deviceQuery's total, gist.github.com/gengwg/3520df2ebf8872e5ee4818367e3a4122; "
             f"peak, NVLink 600 GB/s both ways: NVIDIA's, second hand, {ML_ENGINEERING}; HBM rate: NVIDIA's, second "
             "hand, glennklockwood.com/garden/processors/A100; hosts (200 Gbps a GPU): second hand, calculon-ai/"
             "calculon systems/a100_80g.json; price: second hand, Cyclenerd/google-cloud-pricing-cost-calculator "
             "pricing.yml: Google's price list, March 2025, an eighth of a2-ultragpu-8g in us-central1",
+        ),
+        Chip(
+            name="b200",
+            hbm_bytes=191514411008,
+            bf16_flops=2250e12,
+            int8_ops=4500e12,
+            hbm_bytes_per_s=8000e9,
+            links=1,
+            link_bytes_per_s=900e9,
+            dcn_bytes_per_s=50e9,
+            host_bytes_per_s=None,
+            flops_per_cycle=148 * 4 * 1024 * 2,
+            price_per_hour=None,
+            sources="SXM. Memory: github.com/openxla/xla xla/backends/gpu/target_config/specs/b200.txtpb; "
+            f"peak, HBM rate, NVLink 1800 GB/s both ways: NVIDIA's, second hand, {ML_ENGINEERING}; hosts: {DGX}",
         ),
     )
 }
@@ -213,6 +230,7 @@ CHIPS = {
 DEVICE_KINDS = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x",
     "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA B200": "b200",
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Devices that are not present: a slice's topology by name, from the TPU compiler, and our mesh over it.
+"""Devices that are not present: a topology by name, from the compiler of its chips, and our mesh over it.
 
 `v5p:4x4x4` names a chip and a shape in chips; a suffix `*2` means two such slices, connected by the data-centre
-network. The compiler's library (libtpu) reads its environment when it is loaded, so call `prepare` before the first
-topology.
+network. `h100:16` is two nodes of eight GPUs. The compilers' libraries (`compilers.py`) read their environment when
+they are loaded, so call `prepare` before the first topology.
 """
 
 import math
@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,8 @@ import numpy as np
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import AXES, MeshConfig, require_replicas_per_slice
 from lifecycle.parallel.mesh import mesh_over_devices
-from lifecycle.planning.chips import CHIPS, Chip, find_chip
+from lifecycle.planning.chips import GPUS_PER_NODE, Chip, find_chip
+from lifecycle.planning.compilers import TPU_COMPILER, Compiler, compiler_of
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -33,7 +33,8 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # likewise
 }
 PATTERN = re.compile(r"(?P<chip>[a-z0-9-]+):(?P<shape>\d+(x\d+)*)(\*(?P<slices>\d+))?")
-WRAPS_FROM = {2: 16, 3: 4}  # a 2-D slice wraps at a full pod's side, a 3-D one at multiples of 4
+# A 2-D slice wraps at a full pod's side, a 3-D one at multiples of 4; GPUs behind a switch form no ring
+WRAPS_FROM = {0: math.inf, 2: 16, 3: 4}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Topology:
     def num_devices(self) -> int:
         """JAX devices of all slices: one or two per chip."""
         return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def num_nodes(self) -> int:
+        """GPUs: the nodes that have them, each with a fast network of its own."""
+        return self.num_slices * math.ceil(math.prod(self.shape) / GPUS_PER_NODE)
+
+    @property
+    def compiler(self) -> Compiler:
+        """The compiler of programs for its chips."""
+        return compiler_of(self.chip)
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
@@ -88,56 +99,47 @@ def parse_topology(text: str) -> Topology:
         raise ConfigError(
             f"topology={text}: a {chip.name} shape has {dims} number{'s' * (dims > 1)}, as {chip.name}:{example}"
         )
+    if not chip.is_tpu and shape[0] > GPUS_PER_NODE and shape[0] % GPUS_PER_NODE:
+        near = GPUS_PER_NODE * math.ceil(shape[0] / GPUS_PER_NODE)
+        raise ConfigError(
+            f"topology={text}: {GPUS_PER_NODE} GPUs are a node; choose whole nodes, for example "
+            f"topology={chip.name}:{near}, or a part of one"
+        )
     return Topology(chip, shape, int(match["slices"] or 1))
 
 
 def prepare() -> None:
-    """Sets the environment that lets the TPU compiler load without a TPU; call it before JAX touches a device."""
+    """Sets the environment that lets compilers load without their devices; call it before JAX touches one."""
     import jax
 
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")  # setting JAX_PLATFORMS is too late: JAX read it on import
 
 
-def has_compiler() -> bool:
-    """Whether the TPU compiler's library is installed."""
-    return find_spec("libtpu") is not None
+def has_compiler(compiler: Compiler = TPU_COMPILER) -> bool:
+    """Whether a compiler's library is installed."""
+    return compiler.is_installed
 
 
 @cache
 def devices(topology: Topology) -> tuple[Any, ...]:
     """The topology's devices, for compilation only. Raises `ConfigError` if there is no compiler for them."""
-    if not topology.chip.is_tpu:
-        raise ConfigError(
-            f"topology={topology.name}: only TPU programs can be compiled without the chip; "
-            f"choose one of {', '.join(c.name for c in CHIPS.values() if c.is_tpu)}"
-        )
-    if not has_compiler():
-        raise ConfigError(
-            "the TPU compiler (libtpu) is not installed: uv sync --extra tpu, or pip install 'lifecycle[tpu]'"
-        )
     from jax.errors import JaxRuntimeError
-    from jax.experimental import topologies
 
-    options: dict[str, Any] = {"wrap": topology.wrap}
-    if topology.num_slices > 1:
-        options["num_slices"] = topology.num_slices
-    if topology.chip.chip_config is not None:
-        options["chip_config_name"] = topology.chip.chip_config
-    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    compiler = topology.compiler
+    compiler.require()
     try:
-        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+        return tuple(compiler.describe(topology.chip, topology.shape, topology.num_slices, topology.wrap))
     except JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"topology={topology.name}: the TPU compiler rejects it: {str(error).splitlines()[0]}; "
-            "sides are 1, 2 or multiples of 4 as a rule"
+            f"topology={topology.name}: {compiler.name} rejects it: {reason}; it knows {compiler.shapes}"
         ) from None
 
 
-def device_coordinates(devices: np.ndarray) -> np.ndarray:
+def device_coordinates(topology: Topology, devices: np.ndarray) -> np.ndarray:
     """Rows `x, y, z, core, slice` of a mesh's devices, in its order."""
-    rows = [[*d.coords, d.core_on_chip, getattr(d, "slice_index", None) or 0] for d in devices.flat]
-    return np.array(rows, dtype=np.int64)
+    return np.array([topology.compiler.coordinates(device) for device in devices.flat], dtype=np.int64)
 
 
 def mesh_over(topology: Topology, config: MeshConfig, section: str = "mesh", axis: str = "fsdp") -> "Mesh":

@@ -18,7 +18,10 @@ CUBE = parse_topology("v5p:4x4x4")
 
 
 def coordinates(topology: Topology) -> np.ndarray:
-    """Rows x, y, z, core, slice in the order of slices, z, y, x, core."""
+    """Rows x, y, z, core, slice in the order of slices, z, y, x, core; GPUs: node by node."""
+    if not topology.chip.is_tpu:
+        per_node = topology.num_devices // topology.num_nodes
+        return np.array([(i % per_node, 0, 0, 0, i // per_node) for i in range(topology.num_devices)])
     x, y, z = (*topology.shape, 1, 1)[:3]
     rows = [
         (i, j, k, core, piece)

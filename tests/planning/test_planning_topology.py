@@ -4,7 +4,7 @@ import pytest
 
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import AXES, MeshConfig
-from lifecycle.planning import topology
+from lifecycle.planning import compilers, topology
 from lifecycle.planning.topology import check_fits, mesh_over, parse_topology
 
 
@@ -58,8 +58,16 @@ def test_a_mesh_that_is_not_the_topology_is_refused_with_what_fits() -> None:
 
 
 def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "has_compiler", lambda: False)
+    monkeypatch.setattr(compilers, "find_spec", lambda _: None)
+    topology.devices.cache_clear()
     with pytest.raises(ConfigError, match="uv sync --extra tpu"):
         topology.devices(parse_topology("v5p:2x2x4"))
-    with pytest.raises(ConfigError, match="only TPU programs"):
+    with pytest.raises(ConfigError, match=r"GPU compiler .* not installed: uv sync --extra gpu-compiler"):
         topology.devices(parse_topology("h100:8"))
+
+
+def test_gpus_come_in_whole_nodes_or_in_a_part_of_one() -> None:
+    nodes = {name: parse_topology(name).num_nodes for name in ("h100:1", "h100:4", "h100:8", "b200:16", "h100:4*3")}
+    assert nodes == {"h100:1": 1, "h100:4": 1, "h100:8": 1, "b200:16": 2, "h100:4*3": 3}
+    with pytest.raises(ConfigError, match=r"h100:12: 8 GPUs are a node; .*h100:16"):
+        parse_topology("h100:12")

@@ -62,9 +62,13 @@ class Collective:
     @property
     def wire_bytes(self) -> float:
         """Bytes that a device sends in one run."""
+        return self.wire_bytes_among(self.group_size)
+
+    def wire_bytes_among(self, num_devices: int) -> float:
+        """Bytes that a device sends in one run to those of `num_devices` that exchange the whole payload."""
         if self.is_to_host or self.kind in ("collective-permute", "collective-broadcast"):
             return float(self.payload_bytes)
-        share = (self.group_size - 1) / self.group_size
+        share = (num_devices - 1) / num_devices
         return self.payload_bytes * share * (2 if self.kind == "all-reduce" else 1)
 
 

@@ -1,4 +1,5 @@
-"""FLOPs of matrix products in a compiled module: `dot`, and `convolution`, into which the TPU compiler turns products.
+"""FLOPs of matrix products in a compiled module: `dot`; `convolution`, into which the TPU compiler turns products; and
+calls of cuBLASLt, into which the GPU compiler turns some (the others are dots in fusions that Triton compiles).
 
 A product's batch dimensions become a convolution's spatial ones, with padding or dilation that excludes everything
 outside the product. So only pairs of an output position and a window position that hit an input element are counted, as
@@ -7,23 +8,34 @@ in XLA's own analysis (openxla.org/xla/operation_semantics#conv_convolution).
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from lifecycle.planning.compiled.hlo import BITS, Computation, Instruction, Shape
 
+_CUBLAS = 'custom_call_target="__cublas$'  # also of 8-bit floats: `__cublas$lt$matmul$f8`
+_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]')
+
 
 def product_flops(instruction: Instruction, within: Computation, is_narrow: bool = False) -> float:
     """FLOPs (two per multiply-add) of one instruction; 0 if it is not a matrix product, or, with `is_narrow`, not
     one of 8-bit values."""
-    if instruction.opcode not in ("dot", "convolution"):
+    count = _counter(instruction)
+    if count is None:
         return 0.0
     shapes = _operand_shapes(instruction, within)
     if is_narrow and any(BITS[shape.dtype] != 8 for shape in shapes[:2]):
         return 0.0
-    return _dot(instruction, shapes) if instruction.opcode == "dot" else _convolution(instruction, shapes)
+    return count(instruction, shapes)
+
+
+def _counter(instruction: Instruction) -> Callable[[Instruction, Sequence[Shape]], float] | None:
+    """What counts this kind of product; None: it is none."""
+    if instruction.opcode == "custom-call":
+        return _cublas if _CUBLAS in instruction.attributes else None
+    return {"dot": _dot, "convolution": _convolution}.get(instruction.opcode)
 
 
 def _operand_shapes(instruction: Instruction, within: Computation) -> list[Shape]:
@@ -31,7 +43,17 @@ def _operand_shapes(instruction: Instruction, within: Computation) -> list[Shape
 
 
 def _dot(instruction: Instruction, operands: Sequence[Shape]) -> float:
-    dims = instruction.attribute("lhs_contracting_dims") or ""
+    return _contraction(instruction, operands, instruction.attribute("lhs_contracting_dims") or "")
+
+
+def _cublas(instruction: Instruction, operands: Sequence[Shape]) -> float:
+    """The first of its results is the product, another its workspace."""
+    dims = _CONTRACTED.search(instruction.attributes)
+    assert dims is not None, f"a call of cuBLASLt without dimensions: {instruction.attributes[:200]}"
+    return _contraction(instruction, operands, dims[1].replace('"', ""))
+
+
+def _contraction(instruction: Instruction, operands: Sequence[Shape], dims: str) -> float:
     contracted = math.prod(operands[0].dims[int(d)] for d in dims.split(",") if d)
     return 2.0 * math.prod(instruction.shapes[0].dims) * contracted
 

@@ -1,8 +1,9 @@
 """A compiled program's memory on one device, in parts that a user can change.
 
-The compiler's peak is the largest sum of buffers that are live at once, arguments included. The compiler itself uses it
+On TPUs the peak is the largest sum of buffers that are live at once, arguments included. The compiler itself uses it
 to decide whether a program fits (seen on v5e: 13 GiB of arguments with 2.75 GiB of temporaries are rejected as
-15.78 GiB, the peak; allocated sizes would sum to 15.91). What must hold: the parts add up to the peak.
+15.78 GiB, the peak; allocated sizes would sum to 15.91). On GPUs it is what a process allocates (`compilers.py`). What
+must hold: the parts add up to the peak.
 """
 
 import math
@@ -14,6 +15,7 @@ import jax
 from lifecycle.core.typing import PyTree
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compilers import compiler_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,17 @@ class DeviceMemory:
     code_bytes: int  # the program itself; not part of the peak
     hbm_bytes: int
     host_bytes: int  # host memory that holds this device's offloaded arrays
+    usable_share: float = 1.0  # of the device's memory, what a process takes unless it is told otherwise
 
     @property
     def share(self) -> float:
         """The peak as a share of the device's memory; above 1, the program does not fit."""
         return self.peak_bytes / self.hbm_bytes
+
+    @property
+    def needs_setting(self) -> bool:
+        """Whether the program fits only if the process is told to take more than it does by default."""
+        return self.usable_share < self.share <= 1
 
 
 def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip) -> DeviceMemory:
@@ -50,6 +58,7 @@ def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip
         code_bytes=compilation.code_bytes,
         hbm_bytes=chip.hbm_bytes,
         host_bytes=compilation.host_bytes,
+        usable_share=compiler_of(chip).usable_share,
     )
 
 

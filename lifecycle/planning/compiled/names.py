@@ -5,7 +5,9 @@ import re
 from lifecycle.model.moe import SELDOM
 from lifecycle.planning.compiled.hlo import Instruction
 
-KERNEL_TARGET = 'custom_call_target="tpu_custom_call"'
+# Calls of kernels whose products are not in the text: Pallas kernels on TPUs, cuDNN's attention on GPUs
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$(?P<cudnn>fmha\w+))"')
+_UNMASKED = re.compile(r'"mask_type":\s*"NO_MASK"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of its result, as in `rotate.8.q`
 _TRANSFORMED = re.compile(r"(transpose|jvp|jit|vmap|checkpoint|rematted_computation|shard_map|custom_vjp_call)_")
@@ -32,15 +34,23 @@ def operation(instruction: Instruction) -> str:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether it is a call of a Pallas kernel."""
-    return instruction.opcode == "custom-call" and KERNEL_TARGET in instruction.attributes
+    """Whether it is a call of a Pallas kernel, or of cuDNN's attention."""
+    return instruction.opcode == "custom-call" and _KERNEL.search(instruction.attributes) is not None
+
+
+def is_causal(kernel: Instruction) -> bool:
+    """Whether a kernel may leave out what the mask hides. cuDNN leaves it out only for a mask that it knows itself."""
+    return _UNMASKED.search(kernel.attributes) is None
 
 
 def kernel_name(instruction: Instruction) -> str:
-    """The kernel's own name, without its number and JAX's transformations.
+    """The kernel's own name: cuDNN's of the call's target, Pallas' without its number and JAX's transformations.
 
     `transpose(jvp(jit(gmm)))` appears as `transpose_jvp_jit_gmm___`.
     """
+    target = _KERNEL.search(instruction.attributes)
+    if target is not None and target["cudnn"]:
+        return target["cudnn"]
     name = _COPY_NUMBER.sub("", instruction.name)
     while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
         name = name[wrapper.end() : -1]

@@ -3,20 +3,20 @@
 XLA's `cost_analysis` counts a loop's body once, so the module's text is walked from its entry. A loop's body counts
 once per trip (not at all if its trip count is unknown and the model's code marks it as seldom needed). A conditional
 counts as its costliest branch: the one with the most kernels, which have no cycle estimate, and among equals the one
-with the most cycles. Cycles are the TPU compiler's own estimates (`estimated_cycles`) for the core that runs the matrix
-products; asynchronous copies, collectives and work on the sparse cores have none. Neither do Pallas kernels, which are
-counted by name.
+with the most cycles. Cycles are of the chip's clock, for the core that runs the matrix products, and come from a
+`CostModel`: the TPU compiler's own estimates (`estimated_cycles`), or, for GPUs, a roofline (`roofline.py`).
+Asynchronous copies, collectives and work on other cores have none; neither do kernels, which are counted by name.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from lifecycle.planning.compiled.flops import product_flops
 from lifecycle.planning.compiled.hlo import Computation, Instruction, Module, Shape
 from lifecycle.planning.compiled.loops import trip_count
-from lifecycle.planning.compiled.names import is_kernel, is_seldom, kernel_name, operation
+from lifecycle.planning.compiled.names import is_causal, is_kernel, is_seldom, kernel_name, operation
 from lifecycle.planning.compiled.traffic import traffic
 
 
@@ -36,13 +36,28 @@ class Executed:
 
 
 @dataclass(frozen=True)
+class CostModel:
+    """Who says how many cycles an instruction takes, without the loops and calls in it."""
+
+    cycles: "Callable[[Program, Instruction, Computation], int]"
+    source: str  # in words
+    slowest: float = 1.0  # the cycles at the slow end of the range, in units of these
+
+    @staticmethod
+    def of_compiler() -> "CostModel":
+        """The compiler itself, in the module's text."""
+        return CostModel(lambda _, instruction, __: instruction.cycles, "the compiler's estimate")
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """Calls of one Pallas kernel with the same operand and result shapes."""
+    """Calls of one kernel with the same operand and result shapes."""
 
     name: str
     operands: tuple[Shape, ...]
     results: tuple[Shape, ...]
     calls: int
+    is_causal: bool = True  # whether it may leave out what the mask hides; False: cuDNN without a mask that it knows
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,8 @@ class Spender:
 class Program:
     """The totals of one module. Every figure is per device and run."""
 
-    def __init__(self, module: Module) -> None:
-        self.module = module
+    def __init__(self, module: Module, cost: CostModel | None = None) -> None:
+        self.module, self.cost = module, cost or CostModel.of_compiler()
         self.unknown_loops: list[str] = []
         self.seldom_loops: list[str] = []
         self._cycles_of = cache(self._computation_cycles)
@@ -85,7 +100,11 @@ class Program:
     @property
     def product_cycles(self) -> int:
         """The main core's estimated cycles in instructions that contain a matrix product."""
-        return sum(e.instruction.cycles * e.count for e in self._main() if self.flops_in(e.instruction, e.within))
+        return sum(
+            self.own_cycles(e.instruction, e.within) * e.count
+            for e in self._main()
+            if self.flops_in(e.instruction, e.within)
+        )
 
     @property
     def matmul_flops(self) -> float:
@@ -104,13 +123,14 @@ class Program:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """Calls of Pallas kernels, grouped by name, operands and results."""
-        calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...]], int] = defaultdict(int)
+        """Calls of kernels, grouped by name, operands and results."""
+        calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...], bool], int] = defaultdict(int)
         for e in self.executed:
             if is_kernel(e.instruction) and e.count:  # 0 in a loop that does not count
                 operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
-                calls[kernel_name(e.instruction), operands, e.instruction.shapes] += e.count
-        return tuple(Kernel(*key, number) for key, number in calls.items())
+                key = kernel_name(e.instruction), operands, e.instruction.shapes, is_causal(e.instruction)
+                calls[key] += e.count
+        return tuple(Kernel(*key[:3], number, key[3]) for key, number in calls.items())
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -130,9 +150,9 @@ class Program:
         """The operations that take the most cycles, the largest first, by the names that JAX gave them."""
         cycles: dict[tuple[str, bool], list[int]] = defaultdict(lambda: [0, 0])
         for e in self._main():
-            if e.instruction.cycles:
+            if own := self.own_cycles(e.instruction, e.within):
                 key = operation(e.instruction), bool(self.flops_in(e.instruction, e.within))
-                cycles[key][0] += e.instruction.cycles * e.count
+                cycles[key][0] += own * e.count
                 cycles[key][1] += e.count
         spenders = [Spender(name, product, total, runs) for (name, product), (total, runs) in cycles.items()]
         return sorted(spenders, key=lambda s: -s.cycles)[:most]
@@ -145,7 +165,11 @@ class Program:
             return self._cycles_of(instruction.called["to_apply"])
         if instruction.opcode == "conditional":
             return self._cycles_of(self.costliest(instruction))
-        return instruction.cycles
+        return self.own_cycles(instruction, within)
+
+    def own_cycles(self, instruction: Instruction, within: Computation) -> int:
+        """Cycles of one run of an instruction, without the loops and calls in it."""
+        return self.cost.cycles(self, instruction, within)
 
     def costliest(self, conditional: Instruction) -> str:
         """The branch that counts: the one with the most kernels, then the most cycles."""

@@ -127,4 +127,4 @@ class Timeline:
             return self._computation(self._program.costliest(instruction))
         if is_kernel(instruction):
             return Times(kernel_s=self._kernel_s.get(kernel_name(instruction), 0.0))
-        return Times(compute_s=instruction.cycles / self._clock_hz)
+        return Times(compute_s=self._program.own_cycles(instruction, within) / self._clock_hz)

@@ -2,7 +2,8 @@
 
 A fusion computes only what its result needs, so its reads are derived backwards from its root: the share of each value
 that is needed. A slice needs only its own part of a stack, also through views, elementwise operations and nested
-fusions. A slice written into a stack is written in place: the rest of the stack is neither read nor written. What must
+fusions. What is written into a stack, a slice or scattered rows, is written in place: the rest of the stack is neither
+read nor written. What must
 hold: no stack counts in full where only a slice of it is used. Operands whose use is not followed (by products,
 reductions, paddings) count once and in full; a second read by a kernel or product for lack of VMEM is not seen, so the
 count is not a bound in either direction.
@@ -22,6 +23,7 @@ _NO_TRAFFIC = {
 }  # fmt: skip
 _VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-element"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into the first one, in place
 # Each element of their result needs more than one element of an operand, even if the shapes are equal
 _WHOLE = {"convolution", "dot", "sort", "scatter", "custom-call", "reduce-window", "all-reduce", "all-to-all"}
 # Another core or the network reads at the start and writes at the done
@@ -39,15 +41,19 @@ def traffic(module: Module, instruction: Instruction, within: Computation) -> fl
         if part[2] == "done":
             return _hbm(instruction.shapes)
         return sum(_hbm(within.by_name[name].shapes) for name in instruction.operands)
+    operands = [within.by_name[name] for name in instruction.operands]
+    if opcode == "fusion-start":  # a GPU's copy beside the computation; its type is (operands, results, context)
+        inside = module.computations[instruction.called["calls"]]
+        return _of_fusion(module, inside, instruction.shapes[sum(len(o.shapes) for o in operands) :], operands)
     if opcode.endswith("-start"):
         return _moved(instruction)
     if opcode in _NO_TRAFFIC or opcode.endswith(("-done", "-update")) or _ALLOCATES in instruction.attributes:
         return 0.0
-    operands = [within.by_name[name] for name in instruction.operands]
     if opcode == "fusion":
-        return _of_fusion(module, module.computations[instruction.called["calls"]], instruction, operands)
-    if opcode == "dynamic-update-slice":
-        return _hbm(operands[1].shapes) + _like(operands[1].shapes[0], instruction.shapes[0])
+        return _of_fusion(module, module.computations[instruction.called["calls"]], instruction.shapes, operands)
+    if opcode in _UPDATES:
+        piece = operands[_UPDATES[opcode]]
+        return _hbm(piece.shapes) + _like(piece.shapes[0], instruction.shapes[0])
     if opcode in _SLICES:
         return _like(instruction.shapes[0], operands[0].shapes[0]) + _hbm(instruction.shapes)
     return sum(_hbm(o.shapes) for o in operands) + _hbm(instruction.shapes)
@@ -77,14 +83,14 @@ def _moved(start: Instruction) -> float:
     return 0.0 if ends is None else _hbm(ends)
 
 
-def _of_fusion(module: Module, inside: Computation, fusion: Instruction, operands: list[Instruction]) -> float:
+def _of_fusion(module: Module, inside: Computation, results: tuple[Shape, ...], operands: list[Instruction]) -> float:
     shares = _needed(module, inside, [1.0] * len(_results(inside)))
     read = sum(
         _hbm(operand.shapes) * shares[inside.parameters[i].name]
         for i, operand in enumerate(operands)
         if i in inside.parameters
     )
-    written = zip(_results(inside), fusion.shapes, strict=False)
+    written = zip(_results(inside), results, strict=False)
     return read + sum(_hbm((shape,)) * _written(module, inside, name) for name, shape in written)
 
 
@@ -95,12 +101,12 @@ def _results(inside: Computation) -> tuple[str, ...]:
 
 
 def _updates(module: Module, inside: Computation) -> Iterator[str]:
-    """Slice updates of a stack that is a result of the fusion: the stack is updated in place."""
+    """Updates of a stack that is a result of the fusion: the stack is updated in place."""
     for name in _results(inside):
         instruction = inside.by_name[name]
         while instruction.opcode == "bitcast":
             instruction = inside.by_name[instruction.operands[0]]
-        if instruction.opcode == "dynamic-update-slice":
+        if instruction.opcode in _UPDATES:
             yield instruction.name
 
 
@@ -152,8 +158,9 @@ def _written(module: Module, inside: Computation, name: str) -> float:
     instruction = inside.by_name[name]
     if instruction.opcode == "bitcast":
         return _written(module, inside, instruction.operands[0])
-    if instruction.opcode == "dynamic-update-slice":
-        return _elements(inside.by_name[instruction.operands[1]]) / _elements(instruction)
+    if instruction.opcode in _UPDATES:
+        piece = instruction.operands[_UPDATES[instruction.opcode]]
+        return min(1.0, _elements(inside.by_name[piece]) / _elements(instruction))
     if instruction.opcode == "fusion":
         inner = module.computations[instruction.called["calls"]]
         if inner.root.opcode != "tuple":

@@ -16,6 +16,7 @@ from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.topology import parse_topology
 
 BAR_WIDTH = 60
+HIGHEST_FRACTION = 0.95  # of a GPU's memory: the rest is for the process's context and NCCL
 PARTS = (  # name, field, colour
     ("parameters", "parameters_bytes", "blue"),
     ("optimizer", "optimizer_bytes", "cyan"),
@@ -74,6 +75,10 @@ def memory_picture(memory: DeviceMemory) -> RenderableType:
     table.add_row("peak", gigabytes(memory.peak_bytes), f"{memory.share:.1%}")
     verdict = "fits" if memory.share <= 1 else "does not fit"
     table.add_row(Text(verdict, style="bold green" if memory.share <= 1 else "bold red"), gigabytes(memory.hbm_bytes))
+    if memory.needs_setting:
+        fraction = min(HIGHEST_FRACTION, memory.share + 0.05)
+        setting = f"set XLA_PYTHON_CLIENT_MEM_FRACTION={fraction:.2f} in the job's environment"
+        table.add_row("what JAX takes", f"{memory.usable_share:.0%}", Text(setting, style="yellow"))
     if memory.host_bytes:
         table.add_row("of its host's memory", gigabytes(memory.host_bytes), "")
     return Group(table, bar)
@@ -121,7 +126,9 @@ def work_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | No
     """Cycles, products, kernels and memory traffic, next to what the model itself needs."""
     table = _table("work per device and run", ("", "", ""))
     products = step.product_cycles / step.cycles if step.cycles else 0.0
-    table.add_row("compute cycles", f"{step.cycles / 1e6:,.0f} M", f"{products:.0%} in matrix products")
+    table.add_row(
+        "compute cycles", f"{step.cycles / 1e6:,.0f} M", f"{products:.0%} in matrix products; {step.cycles_source}"
+    )
     narrow = f", {step.narrow_flops / step.matmul_flops:.0%} of 8-bit values" if step.narrow_flops else ""
     table.add_row("matrix products", flops(step.matmul_flops), f"outside kernels{narrow}")
     for name in dict.fromkeys(kernel.name for kernel in step.kernels):

@@ -6,17 +6,30 @@ from lifecycle.model.dispatch import ROOM
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.kernels import ASSUMED_SHARE, KernelWork
 from lifecycle.planning.compiled.program import Program
+from lifecycle.planning.compiled.roofline import NARROW_SHARE, PRODUCT_SHARE, SLOWEST
 from lifecycle.planning.compiled.timeline import Times
 from lifecycle.planning.topology import Topology
 
 KERNEL_RANGE = (0.4, 0.8)  # shares of the peak at the ends of the range
-ALWAYS = (
+OF_TPUS = (
     "From the compiler, exact for this program and compiler version: memory, the schedule, cycles of everything but "
     "kernels, and the shapes from which collectives' bytes and matrix products' FLOPs are counted.",
     "Counted by us from shapes and names: memory traffic (approximate; the step does not depend on it) and kernels' "
     "FLOPs.",
     "Cycles are the compiler's estimate at the clock that the stated peak implies; a chip that throttles, waits for "
     "its host or loads data late is slower. Nothing was compared with a real chip.",
+)
+OF_GPUS = (
+    "From the compiler, exact for this program and compiler version: memory, the schedule, and the shapes from which "
+    "collectives' bytes and matrix products' FLOPs are counted. With a GPU the compiler also tries which kernel is "
+    "the fastest for each product (cuBLASLt's or Triton's, with which tiles); here it took its default, so there "
+    "workspaces, and with them memory, differ a little.",
+    "Estimated by us: time. The compiler gives none. An instruction takes its products at "
+    f"{PRODUCT_SHARE:.0%} of the peak ({NARROW_SHARE:.0%} of 8-bit values: the best that was measured for any shape on "
+    "an H100) or its memory traffic, as we count it, at the stated rate; the slow end of the range takes "
+    f"{1 / SLOWEST:.0%} of that. A GPU that throttles, waits for its host, or has to launch many small kernels is "
+    "slower. Nothing was compared with a real GPU.",
+    "Not in the memory: the process's CUDA context and NCCL's buffers, a few GB.",
 )
 
 
@@ -30,7 +43,7 @@ def caveats(
     """The sentences for one program on a topology."""
     network = [c for c in collectives if not c.is_to_host]
     return (
-        *ALWAYS,
+        *(OF_TPUS if topology.chip.is_tpu else OF_GPUS),
         *_of_kernels(kernels, times, any(c.kind == "ragged-all-to-all" for c in network)),
         *_of_networks(network, times, topology),
         *_of_host([c for c in collectives if c.is_to_host], times, topology),
@@ -41,9 +54,10 @@ def caveats(
 def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool) -> Iterator[str]:
     if not kernels:
         return
+    names = ", ".join(sorted({k.name for k in kernels}))
     yield (
-        f"{_share(times.kernel_s, times)} of the step are Pallas kernels, whose time the compiler does not know: taken "
-        f"at {ASSUMED_SHARE:.0%} of the peak or at the memory's rate; the range shows {KERNEL_RANGE[0]:.0%} to "
+        f"{_share(times.kernel_s, times)} of the step are kernels ({names}), whose time the compiler does not know: "
+        f"taken at {ASSUMED_SHARE:.0%} of the peak or at the memory's rate; the range shows {KERNEL_RANGE[0]:.0%} to "
         f"{KERNEL_RANGE[1]:.0%}."
     )
     unknown = sorted({k.name for k in kernels if k.flops is None})
@@ -62,7 +76,7 @@ def _of_networks(network: Sequence[Collective], times: Times, topology: Topology
     yield (
         f"{_share(times.exposed_s, times)} of the step are waits for the network at the links' stated rates, without "
         "contention between axes. Real rates are lower: jax-ml.github.io/scaling-book uses 90 GB/s a link where v5p's "
-        "page states 100."
+        "page states 100, and has measured about 370 of an H100's 450."
     )
     if topology.num_slices > 1 and not any("replica" in c.axes for c in network):
         yield "No collective crosses the slices: check that the program is the one you meant."

@@ -4,6 +4,7 @@ The model of "How to Scale Your Model" (jax-ml.github.io/scaling-book, sections 
 torus dimension that wraps around gives a device two links; an open one gives the devices at its ends a single link,
 through which everything passes. Several dimensions are used at once. An all-to-all is bound by the bisection of the
 longest dimension. A hop costs a microsecond. Between slices every chip sends at its share of the data-centre network.
+GPUs are the same with a switch in place of a torus, and a node, behind whose switch they are, in place of a slice.
 What must hold: no number here is better than the links' stated rates allow. Contention between collectives over
 different axes is not modelled, and measured rates are lower: that book uses 90 GB/s where 100 are stated.
 """
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.topology import Topology, device_coordinates
@@ -72,8 +72,6 @@ class Network:
         chip = self.topology.chip
         if collective.is_to_host:
             return collective.wire_bytes / chip.host_bytes_per_s if chip.host_bytes_per_s else 0.0
-        if not chip.is_tpu:
-            return _on_switch(chip, collective)
         span = self.span(collective.axes)
         if span.is_one_chip:
             return collective.wire_bytes / (CHIPLET_LINK * chip.link_bytes_per_s) + HOP_S
@@ -82,9 +80,16 @@ class Network:
         if span.slices > 1:  # each device of a slice sends its shard of the traffic between slices
             share = collective.wire_bytes * (1 - 1 / span.slices) / (1 - 1 / collective.group_size)
             across = share / inside / (chip.dcn_bytes_per_s / chip.devices_per_chip)
-        return across + (self._inside_slice(collective, span, inside) if inside > 1 else 0.0)
+        within = self._in_torus if chip.is_tpu else self._on_switch
+        return across + (within(collective, span, inside) if inside > 1 else 0.0)
 
-    def _inside_slice(self, collective: Collective, span: Span, group_size: int) -> float:
+    def _on_switch(self, collective: Collective, span: Span, group_size: int) -> float:
+        """Behind a switch every device sends and receives at its full rate."""
+        chip = self.topology.chip
+        sent = collective.wire_bytes_among(group_size)
+        return sent / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(max(2, group_size))
+
+    def _in_torus(self, collective: Collective, span: Span, group_size: int) -> float:
         chip = self.topology.chip
         link = chip.link_bytes_per_s / chip.devices_per_chip
         hops = sum(side / 2 if ring else side - 1 for side, ring in zip(span.sides, span.closed, strict=True))
@@ -100,14 +105,7 @@ class Network:
         return sent / (max(1, span.links) * link) + HOP_S * hops * times
 
 
-def _on_switch(chip: Chip, collective: Collective) -> float:
-    """Seconds of one run behind a switch, where every device sends and receives at its full rate."""
-    return collective.wire_bytes / (chip.links * chip.link_bytes_per_s) + HOP_S * math.log2(
-        max(2, collective.group_size)
-    )
-
-
 def network_of(topology: Topology, mesh: "Mesh") -> Network:
     """The networks between the devices of a mesh over the topology."""
     shape = MeshShape(tuple(mesh.axis_names), mesh.devices.shape, topology.num_slices)
-    return Network(topology, shape, device_coordinates(mesh.devices))
+    return Network(topology, shape, device_coordinates(topology, mesh.devices))

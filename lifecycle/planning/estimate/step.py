@@ -2,8 +2,9 @@
 
 The expected step is a simulation of the program's schedule (`compiled/timeline.py`): the compiler's cycles at the
 chip's clock, kernels at an assumed share of the peak or at the HBM rate, collectives and copies to the host at the
-stated rates where the schedule does not hide them. Rooflines are separate figures that do not change the step: memory
-traffic is an approximate count, and the compiler's cycles already account for memory. The range runs from fast kernels
+stated rates where the schedule does not hide them. For GPUs, whose compiler estimates no cycles, they are a roofline's,
+instruction by instruction (`compiled/roofline.py`). Rooflines of the whole program are separate figures that do not
+change the step. The range runs from fast kernels
 with everything hidden to slow kernels with nothing hidden. Nothing here was measured on a chip.
 """
 
@@ -58,6 +59,7 @@ class StepEstimate:
     fastest_s: float
     slowest_s: float
     trust: tuple[str, ...]  # the estimate's assumptions and omissions, in sentences
+    cycles_source: str = "the compiler's estimate"  # who says so
 
     @property
     def kernel_flops(self) -> float:
@@ -72,9 +74,8 @@ def estimate_step(
     network: Network,
     topology: Topology,
 ) -> StepEstimate:
-    """The expected run of a TPU program and everything it is derived from."""
+    """The expected run of a program and everything it is derived from."""
     chip = topology.chip
-    assert chip.clock_hz is not None, f"{chip.name} has no cycle estimates"
     times = _played(program, collectives, kernels, network, chip, ASSUMED_SHARE)
     traffic = _totals(collectives, network)
     kernel_flops = sum(k.total_flops for k in kernels)
@@ -83,7 +84,7 @@ def estimate_step(
     network_s = sum(t.seconds for t in traffic if not t.is_to_host)
     host_s = sum(t.seconds for t in traffic if t.is_to_host)
     fastest_s = max(compute_s + _kernel_s(kernels, chip, fast), network_s, host_s)
-    slowest_s = compute_s + _kernel_s(kernels, chip, slow) + network_s + host_s
+    slowest_s = program.cost.slowest * compute_s + _kernel_s(kernels, chip, slow) + network_s + host_s
     return StepEstimate(
         cycles=program.cycles,
         product_cycles=program.product_cycles,
@@ -102,6 +103,7 @@ def estimate_step(
         fastest_s=min(times.total_s, fastest_s),
         slowest_s=max(times.total_s, slowest_s),
         trust=caveats(program, collectives, kernels, times, topology),
+        cycles_source=program.cost.source,
     )
 
 
@@ -114,7 +116,6 @@ def _played(
     share: float,
 ) -> Times:
     """The times of the schedule with kernels at this share of the peak; kernels of the same name take their mean."""
-    assert chip.clock_hz is not None
     names = {k.name for k in kernels}
     means = {
         name: _kernel_s([k for k in kernels if k.name == name], chip, share)

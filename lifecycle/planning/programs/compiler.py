@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lifecycle.core.progress import Progress
 from lifecycle.planning.chips import GIB
 from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compilers import Compiler
 
 if TYPE_CHECKING:
     from jax.stages import Lowered
@@ -17,7 +18,9 @@ _NEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
-def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Progress) -> Compilation:
+def compile_program(
+    lowered: "Lowered", options: Mapping[str, str], compiler: Compiler, progress: Progress
+) -> Compilation:
     """Compiles for the devices that the program was lowered for.
 
     A program that does not fit is a result too; any other compiler error is raised.
@@ -34,10 +37,10 @@ def compile_program(lowered: "Lowered", options: Mapping[str, str], progress: Pr
         size = int(float(needs[1]) * _UNITS[needs[2]])
         return Compilation(None, size, 0, 0, 0, time.monotonic() - started)
     stats = compiled.memory_analysis()
-    assert stats is not None, "the TPU compiler says what its programs take"
+    assert stats is not None, f"{compiler.name} says what its programs take"
     return Compilation(
         module=compiled.as_text(),
-        peak_bytes=stats.peak_memory_in_bytes,
+        peak_bytes=compiler.peak_bytes(stats),
         argument_bytes=stats.argument_size_in_bytes,
         code_bytes=stats.generated_code_size_in_bytes,
         host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from lifecycle.core.config import digest
 from lifecycle.core.files import user_cache
 from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compilers import Compiler
 from lifecycle.planning.programs.fingerprint import fingerprint
 from lifecycle.planning.topology import Topology, device_coordinates
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from jax.stages import Lowered
 
 ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # change what is compiled
-LIBRARIES = ("jax", "jaxlib", "libtpu")
 
 
-def versions() -> dict[str, str]:
+def versions(compiler: Compiler) -> dict[str, str]:
     """Versions of the installed libraries that determine what a program compiles to."""
-    installed = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in LIBRARIES}
+    names = compiler.libraries
+    installed = {name: next(iter(importlib.metadata.Distribution.discover(name=name)), None) for name in names}
     return {name: library.version for name, library in installed.items() if library is not None}
 
 
@@ -43,11 +44,11 @@ def compilation_key(lowered: "Lowered", topology: Topology, mesh: "Mesh", option
             "program": fingerprint(lowered),
             "topology": topology.name,
             "wrap": topology.wrap,
-            "chip_config": topology.chip.chip_config,
-            "devices": device_coordinates(mesh.devices).tolist(),
+            "chip_config": topology.compiler.target(topology.chip),
+            "devices": device_coordinates(topology, mesh.devices).tolist(),
             "options": dict(options),
             "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            "versions": versions(),
+            "versions": versions(topology.compiler),
             "facts": [field.name for field in fields(Compilation)],
         }
     )

@@ -15,6 +15,7 @@ from lifecycle.planning.compiled.host import host_moves
 from lifecycle.planning.compiled.kernels import kernel_work
 from lifecycle.planning.compiled.memory import DeviceMemory, bytes_by_part, device_memory
 from lifecycle.planning.compiled.program import Program, Spender
+from lifecycle.planning.compiled.roofline import roofline
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget, inference_budget, training_budget
 from lifecycle.planning.estimate.network import network_of
 from lifecycle.planning.estimate.step import StepEstimate, estimate_step
@@ -98,7 +99,8 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
     `is_tuned` selects the compiler options of training instead of the compiler's defaults.
     """
     mesh = program.mesh
-    options = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
+    tuned = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
+    options = {**tuned, **topology.compiler.options}
     compilation = _kept_or_compiled(program, topology, options, progress)
     known_bytes = bytes_by_part(program.arguments())
     memory, estimate, spenders, budget = None, None, (), None
@@ -115,7 +117,7 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
         program=program.name,
         section=program.section,
         options=dict(options),
-        versions=versions(),
+        versions=versions(topology.compiler),
         fits=memory is not None and memory.share <= 1,
         needs_bytes=compilation.peak_bytes,
         memory=memory,
@@ -137,7 +139,7 @@ def _kept_or_compiled(
     compilation = cache.get(key)
     if compilation is None:
         progress.start(f"compiling {program.name} for {topology.name}")
-        compilation = compile_program(lowered, options, progress)
+        compilation = compile_program(lowered, options, topology.compiler, progress)
         cache.put(key, compilation)
     return compilation
 
@@ -146,7 +148,8 @@ def measure(
     module: str, topology: Topology, mesh: "Mesh", attention_share: float
 ) -> tuple[StepEstimate, tuple[Spender, ...]]:
     """The estimate for a compiled module's text, and the operations that take its cycles."""
-    program = Program(parse_module(module))
+    cost = None if topology.chip.is_tpu else roofline(topology.chip)
+    program = Program(parse_module(module), cost)
     network = network_of(topology, mesh)
     sent = collectives(program, network.mesh)
     is_exchanged = any(c.kind == "ragged-all-to-all" for c in sent)

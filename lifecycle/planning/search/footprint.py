@@ -20,6 +20,7 @@ from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.params import GATHERED, parameters
 from lifecycle.model.stacks import MODULES
 from lifecycle.parallel.axes import RULES, MeshConfig
+from lifecycle.planning.chips import Chip
 from lifecycle.planning.search.candidates import Candidate, axis_size
 from lifecycle.training.config import TrainConfig
 
@@ -145,7 +146,7 @@ def named_bytes(model: ModelConfig, mesh: MeshConfig, part: DeviceShare, is_moe:
     return {name: COMPUTE_BYTES * size for name, size in elements.items()}
 
 
-def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> Footprint:
+def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate, chip: Chip) -> Footprint:
     """The parts of the peak, which occurs in the loss or in a layer's backward pass with all gradients held."""
     mesh, part = candidate.mesh, device_share(model, train, candidate)
     held = sum(w.layers * w.size / w.axis_size(mesh) for w in weights(model))
@@ -157,8 +158,16 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> F
     return Footprint(
         state_bytes=train.optimizer.bytes_per_parameter * held,
         saved_bytes=saved,
-        work_bytes=summed + max(_loss_bytes(model, candidate, part), gradients + layer),
+        work_bytes=summed
+        + max(_loss_bytes(model, candidate, part), gradients + layer)
+        + _mask_bytes(train, part, chip),
     )
+
+
+def _mask_bytes(train: TrainConfig, part: DeviceShare, chip: Chip) -> float:
+    """Bytes of the mask of segments, which cuDNN takes as a bias `[rows, T, S]` that all heads share
+    (`kernels/cudnn.py`); the TPU's kernels make it tile by tile."""
+    return 0.0 if chip.is_tpu else COMPUTE_BYTES * part.tokens * float(train.seq_len)
 
 
 def layer_kinds(model: ModelConfig) -> list[tuple[bool, int]]:

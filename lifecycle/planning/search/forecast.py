@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig, forward_flops_per_token
 from lifecycle.parallel.axes import RULES
+from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.kernels import ASSUMED_SHARE
 from lifecycle.planning.estimate.network import Network
@@ -64,12 +65,12 @@ def forecast(
 ) -> Forecast:
     """Memory and time of one step. Prediction modules that it does not train are left out."""
     model = train.computed(model)
-    products, kernels = flops(model, train, candidate)
+    products, kernels = flops(model, train, candidate, topology.chip)
     peak = topology.chip.bf16_flops
     products_s, kernels_s = products / peak / PRODUCT_SHARE, kernels / peak / ASSUMED_SHARE
     copies_s = link_s(model, train, candidate, topology)
     return Forecast(
-        footprint=footprint(model, train, candidate),
+        footprint=footprint(model, train, candidate, topology.chip),
         product_flops=products,
         kernel_flops=kernels,
         compute_s=products_s + kernels_s,
@@ -78,8 +79,11 @@ def forecast(
     )
 
 
-def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple[float, float]:
-    """FLOPs per device and step in products and in kernels: forward, twice that backward, and recomputation."""
+def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate, chip: Chip) -> tuple[float, float]:
+    """FLOPs per device and step in products and in kernels: forward, twice that backward, and recomputation.
+
+    cuDNN's forward kernel runs again whatever is kept (`kernels/cudnn.py`).
+    """
     c, mesh = candidate, candidate.mesh
     once, again, routed, routed_again = 0.0, 0.0, 0.0, 0.0
     for w in weights(model):
@@ -95,7 +99,9 @@ def flops(model: ModelConfig, train: TrainConfig, candidate: Candidate) -> tuple
     head = 2.0 * model.vocab_size * model.d_model * (1 + model.num_mtp_modules)
     scores = forward_flops_per_token(model, train.seq_len) - _plain_forward(model)
     products = 3 * once + again + head * (4 if c.loss_chunks > 1 else 3)
-    kernels = 3 * routed + routed_again + scores * (1 + ATTENTION_BACKWARD + (not c.keeps("attention_out")))
+    kernels = (
+        3 * routed + routed_again + scores * (1 + ATTENTION_BACKWARD + (not (chip.is_tpu and c.keeps("attention_out"))))
+    )
     tokens = train.global_batch_size * train.seq_len / (axis_size(mesh, "batch") * mesh.context * mesh.tensor)
     return tokens * products, tokens * kernels
 

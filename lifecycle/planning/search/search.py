@@ -139,7 +139,9 @@ def _ranked(
         except ConfigError as error:
             uncut.append(RejectedCandidate(mesh_name(mesh), "cannot be cut", str(error)))
             continue
-        sized = _proposed([(footprint(model, train, c).total_bytes, c) for c in possible], limit, train.loss_chunks)
+        sized = _proposed(
+            [(footprint(model, train, c, topology.chip).total_bytes, c) for c in possible], limit, train.loss_chunks
+        )
         small = [candidate for size, candidate in sized if size <= limit]
         too_large += [(size, candidate) for size, candidate in sized if size > limit]
         if small:  # not earlier: building a mesh over a large topology takes longer than the arithmetic

@@ -107,4 +107,5 @@ def test_every_chip_says_what_it_has_or_that_nothing_was_found() -> None:
     rates = {name: chip.host_bytes_per_s for name, chip in CHIPS.items()}
     assert rates == {
         "v4": 16e9, "v5e": 16e9, "v5p": 16e9, "v6e": 32e9, "tpu7x": None, "h100": 55e9, "h200": 55e9, "a100-80": 31.5e9,
+        "b200": None,
     }  # fmt: skip

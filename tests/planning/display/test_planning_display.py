@@ -11,7 +11,7 @@ from lifecycle.planning.compiled.kernels import KernelWork
 from lifecycle.planning.compiled.memory import DeviceMemory
 from lifecycle.planning.compiled.program import Spender
 from lifecycle.planning.compiled.timeline import Times
-from lifecycle.planning.display.program import chip_line, misfit, show, step_table
+from lifecycle.planning.display.program import chip_line, memory_picture, misfit, show, step_table
 from lifecycle.planning.display.units import flops, gigabytes
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
 from lifecycle.planning.estimate.step import StepEstimate, TrafficTotal
@@ -64,6 +64,16 @@ def shown(plan: ProgramPlan) -> str:
     return console.export_text()
 
 
+def test_a_program_that_needs_more_than_a_process_takes_by_default_says_what_to_set() -> None:
+    gpu = replace(MEMORY, hbm_bytes=25 * GB, usable_share=0.75)
+    text = printed(memory_picture(gpu))
+    assert row(text, "what JAX takes") == (
+        "what JAX takes 75% set XLA_PYTHON_CLIENT_MEM_FRACTION=0.85 in the job's environment"
+    )
+    for enough in (replace(gpu, hbm_bytes=30 * GB), replace(gpu, hbm_bytes=19 * GB), MEMORY):
+        assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in printed(memory_picture(enough))
+
+
 def row(text: str, begins: str) -> str:
     """The line that begins so; exactly one does."""
     (line,) = [line for line in text.splitlines() if line.strip().startswith(begins)]
@@ -77,7 +87,7 @@ def test_a_plan_shows_what_it_is_for_its_memory_its_work_and_what_it_means() -> 
     assert row(text, "parameters") == "parameters 3.00 GB 2.9%"
     assert row(text, "peak ") == "peak 20.00 GB 19.5%"
     assert row(text, "of its host's memory") == "of its host's memory 17.00 GB"
-    assert row(text, "compute cycles") == "compute cycles 2 M 75% in matrix products"
+    assert row(text, "compute cycles") == "compute cycles 2 M 75% in matrix products; the compiler's estimate"
     assert row(text, "kernel rotate").startswith("kernel rotate no products 64 calls, 9.60 GB")
     assert row(text, "kernel odd").startswith("kernel odd unknown 2 calls, 2.00 GB")
     assert row(text, "recomputation").startswith("recomputation 2.1%")

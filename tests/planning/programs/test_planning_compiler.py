@@ -9,6 +9,7 @@ import pytest
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Silent
+from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.programs.compiler import compile_program, in_thread
 
 MESSAGE = (
@@ -29,14 +30,14 @@ def failing(message: str, seen: dict[str, str] | None = None) -> Any:
 
 def test_what_does_not_fit_is_a_compilation_with_what_it_needs() -> None:
     seen: dict[str, str] = {}
-    got = compile_program(failing(MESSAGE, seen), compiler_options("TPU v5"), Silent())
+    got = compile_program(failing(MESSAGE, seen), compiler_options("TPU v5"), TPU_COMPILER, Silent())
     assert (got.module, got.peak_bytes) == (None, 608 * 2**30)
     assert seen["xla_tpu_scoped_vmem_limit_kib"] == "65536"
 
 
 def test_another_failure_of_the_compiler_is_not_swallowed() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        compile_program(failing("INTERNAL: something else"), {}, Silent())
+        compile_program(failing("INTERNAL: something else"), {}, TPU_COMPILER, Silent())
 
 
 def test_progress_has_the_seconds_while_the_compiler_works() -> None:

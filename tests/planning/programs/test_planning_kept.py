@@ -71,7 +71,7 @@ def test_the_environments_options_for_the_compiler_are_in_the_key(monkeypatch: p
 
 def test_the_libraries_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     own = compilation_key(lowered(), CUBE, fake_mesh(CUBE, TREE), {})
-    monkeypatch.setattr(kept, "versions", lambda: {"libtpu": "other"})
+    monkeypatch.setattr(kept, "versions", lambda _: {"libtpu": "other"})
     assert compilation_key(lowered(), CUBE, fake_mesh(CUBE, TREE), {}) != own
 
 

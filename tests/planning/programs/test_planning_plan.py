@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.compiled.compilation import Compilation
+from lifecycle.planning.compilers import Compiler
 from lifecycle.planning.estimate.budget import inference_budget, training_budget
 from lifecycle.planning.estimate.work import Work
 from lifecycle.planning.programs import plan
@@ -43,28 +44,28 @@ def lower_scaled(factor: float = 2.0) -> Any:
 
 
 @dataclass
-class Compiler:
+class Answering:
     """Answers with one compilation, and counts."""
 
     compilation: Compilation
     options: list[Mapping[str, str]] = field(default_factory=list)
 
-    def __call__(self, _: Any, options: Mapping[str, str], progress: Any) -> Compilation:
-        del progress
+    def __call__(self, _: Any, options: Mapping[str, str], compiler: Compiler, progress: Any) -> Compilation:
+        del compiler, progress
         self.options.append(options)
         return self.compilation
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Answering:
     golden = Compilation(GOLDEN.read_text(encoding="utf-8"), 10_000, 6000, 5, 7, 3.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fake = Compiler(golden)
+    fake = Answering(golden)
     monkeypatch.setattr(plan, "compile_program", fake)
     return fake
 
 
-def test_a_program_is_compiled_once_and_measured_each_time(compiler: Compiler) -> None:
+def test_a_program_is_compiled_once_and_measured_each_time(compiler: Answering) -> None:
     first, again = (plan_program(program(lower_scaled), TOPOLOGY, True, Silent()) for _ in range(2))
     assert first == again
     assert len(compiler.options) == 1
@@ -78,7 +79,7 @@ def test_a_program_is_compiled_once_and_measured_each_time(compiler: Compiler) -
     json.dumps(first.plain())
 
 
-def test_another_program_or_other_options_are_compiled_again(compiler: Compiler) -> None:
+def test_another_program_or_other_options_are_compiled_again(compiler: Answering) -> None:
     for lower, is_tuned in ((lower_scaled, True), (lambda: lower_scaled(3.0), True), (lower_scaled, False)):
         plan_program(program(lower), TOPOLOGY, is_tuned, Silent())
     assert len(compiler.options) == 3
@@ -87,7 +88,7 @@ def test_another_program_or_other_options_are_compiled_again(compiler: Compiler)
     assert len(compiler.options) == 3
 
 
-def test_an_engines_program_has_a_budget_of_its_own(compiler: Compiler) -> None:
+def test_an_engines_program_has_a_budget_of_its_own(compiler: Answering) -> None:
     del compiler
     got = plan_program(program(lower_scaled, is_training=False), TOPOLOGY, True, Silent())
     assert got.estimate is not None and got.memory is not None
@@ -95,7 +96,7 @@ def test_an_engines_program_has_a_budget_of_its_own(compiler: Compiler) -> None:
     assert got.budget == inference_budget(got.estimate, TOPOLOGY, WORK, {"parameters": 1000, "cache": 1000}, 4)
 
 
-def test_a_program_that_does_not_fit_is_a_plan_with_what_it_needs(compiler: Compiler) -> None:
+def test_a_program_that_does_not_fit_is_a_plan_with_what_it_needs(compiler: Answering) -> None:
     compiler.compilation = Compilation(None, 608 * 2**30, 0, 0, 0, 3.0)
     got: ProgramPlan = plan_program(program(lower_scaled), TOPOLOGY, True, Silent())
     assert (got.fits, got.needs_bytes, got.memory, got.estimate, got.budget) == (False, 608 * 2**30, None, None, None)

@@ -26,13 +26,14 @@ KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to
         ("llama3_8b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={}",), 904.9, 158.3),
         ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 4247.0, 395.8),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={input: offload}",), 94.5, 716.9),
+        ("llama3_8b_h100_8", "h100:8", (), 5901.9, 1266.6),  # cuDNN's forward kernel twice
     ],
 )
 def test_flops_are_the_compiled_programs(
     name: str, topology: str, words: tuple[str, ...], products: float, kernels: float
 ) -> None:
     run = shipped(name, topology, *words)
-    found = flops(run.model, run.train, run.candidate)
+    found = flops(run.model, run.train, run.candidate, run.topology.chip)
     assert found[0] == pytest.approx(products * TERA, rel=1e-3)
     assert found[1] == pytest.approx(kernels * TERA, abs=0.5 * TERA)
 
@@ -50,6 +51,7 @@ def test_flops_are_the_compiled_programs(
         ("llama3_8b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={}",), 2776),
         ("llama3_70b_v6e_256", "v6e:16x16", (INPUT_OFFLOADED,), 7831),
         ("mixtral_8x7b_v5p_128", "v5p:4x4x4", ("train.pretrain.remat={input: offload}",), 3593),
+        ("llama3_8b_h100_8", "h100:8", (), 10850),
     ],
 )
 def test_a_step_is_within_a_seventh_of_the_plans(
@@ -122,13 +124,18 @@ def test_micro_batches_gather_the_weights_as_often() -> None:
     run = shipped("llama3_8b_v5p_128", "v5p:4x4x4")
     two = replace(run, candidate=replace(run.candidate, grad_accum=2))
     assert moved(two)["all-gather", "fsdp"] == 2 * moved(run)["all-gather", "fsdp"]
-    assert flops(two.model, two.train, two.candidate) == flops(run.model, run.train, run.candidate)
+    assert flops(two.model, two.train, two.candidate, run.topology.chip) == flops(
+        run.model, run.train, run.candidate, run.topology.chip
+    )
 
 
 def test_parts_of_the_vocabulary_cost_the_logits_once_more() -> None:
     run = shipped("llama3_8b_v5p_128", "v5p:4x4x4")
     parts = replace(run.candidate, loss_chunks=16)
-    more = flops(run.model, run.train, parts)[0] - flops(run.model, run.train, run.candidate)[0]
+    more = (
+        flops(run.model, run.train, parts, run.topology.chip)[0]
+        - flops(run.model, run.train, run.candidate, run.topology.chip)[0]
+    )
     assert more == pytest.approx(2 * 16384 * 4096 * 128256)
 
 
@@ -179,5 +186,8 @@ def test_in_a_ring_keys_go_round_and_are_not_gathered() -> None:
 def test_a_norm_behind_a_branch_needs_the_branchs_product_again() -> None:
     run = shipped("llama3_8b_v5p_128", "v5p:4x4x4")
     post = run.model.model_copy(update={"norm_position": "sandwich"})
-    more = flops(post, run.train, run.candidate)[0] - flops(run.model, run.train, run.candidate)[0]
+    more = (
+        flops(post, run.train, run.candidate, run.topology.chip)[0]
+        - flops(run.model, run.train, run.candidate, run.topology.chip)[0]
+    )
     assert more == pytest.approx(2 * 16384 * 32 * 4096 * (4096 + 14336))
