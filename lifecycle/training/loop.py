@@ -23,7 +23,6 @@ from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.core.timesheet import WENT_BACK
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import hash_params
 from lifecycle.training.faults import IN_ROW, SIGNALS, fault_shardings
 from lifecycle.training.hooks.faults import Faults, GoBack, diverged
@@ -56,13 +55,15 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
-        saving = (*([SaveLocal(local)] if local is not None else []), Save(durable))
+        save = Save(durable)
+        saving = (*([SaveLocal(local)] if local is not None else []), save)
         went_back = earlier_records(job)
         while True:
             try:
                 return train_from_checkpoint(job, progress, hooks, saved, saving, went_back)
             except GoBack as fault:
                 went_back = go_back(job, fault, saved, batches, progress, went_back)
+                save.settle(fault.step, progress, is_waiting=True)
                 job = replace(job, spent_s={})
 
 
@@ -133,12 +134,6 @@ def go_back(
     A checkpoint that was saved by time, or when the job was stopped, is not one that an undisturbed run has, so it does
     not count. What is decided is in the log before any checkpoint is deleted.
     """
-    try:
-        saved.durable.wait()
-    except CheckpointError as error:  # as after any step, a save may fail for a while
-        if job.train.checkpoint.max_unsaved_minutes == 0:
-            raise
-        progress.note(str(error))
     to = max(job.first_step, from_writer(saved.durable.last_due(fault.step)))
     times = sum(record["times"] for record in before if record["step"] == to + 1)
     if times >= job.train.faults.limit:

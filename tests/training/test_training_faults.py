@@ -1,5 +1,6 @@
 """Faulty steps: what is one, what is done about it, and that a killed run does the same."""
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -22,13 +23,17 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, RunLog, read_log
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Documents, StopAt, TinyRun, tiny_job
+from lifecycle.training import loop
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.checkpoints.home import SharedFolder
+from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.weights import hash_params, load_params
 from lifecycle.training.config import FaultsConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.faults import DECAY, WARMUP, counted, first_faults, from_plain, guarded, is_spike, to_plain
 from lifecycle.training.hooks.faults import OFFENDING, DivergedError, Faults, GoBack
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.hooks.save import Save
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import go_back, run_job
 from lifecycle.training.objectives.sums import Sums
@@ -267,6 +272,37 @@ def test_what_a_run_decided_when_it_went_back_survives_a_restart(tmp_path: Path)
     with pytest.raises(DivergedError, match=r"step 5: loss nan, after going back to step 4 2 times \(faults\.limit\)"):
         go_back(job, GoBack(5, "loss nan"), saved, batches, Silent(), records)
     assert earlier_records(toy_job(tmp_path, (), policy="skip")) == []  # which meets the steps again
+
+
+class CountSteps(Hook):
+    """Counts the steps whose metrics were good, those that run again too."""
+
+    count = 0
+
+    def after_step(self, run: TrainingRun) -> None:
+        self.count += 1
+
+
+def test_the_time_for_which_saves_fail_goes_on_when_the_run_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step takes a minute. The save of step 4 has failed when the run goes back from step 6, after 5 minutes; the
+    next one that fails is seen after step 4 again, after 9."""
+    steps, notes = CountSteps(), Notes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SharedFolder, "begin", full)
+    monkeypatch.setattr(loop, "Save", partial(Save, clock=lambda: 60.0 * steps.count))
+    job = toy_job(tmp_path, (5,), policy="rollback")
+    settings = job.train.checkpoint.model_copy(update={"max_unsaved_minutes": 5})
+    job = replace(job, train=job.train.model_copy(update={"checkpoint": settings}))
+    with pytest.raises(CheckpointError, match="No space left"):
+        run_job(job, notes, [steps])
+    told = [text.partition(" min: ")[0] for text in notes.texts if "unsaved" in text]
+    assert told == [f"step {step}: training goes on unsaved, for at most {left}" for step, left in ((6, 5), (4, 1))]
+    assert steps.count == 11  # looked at next after step 6 again, 6 minutes after the first failure
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12)), max_size=6), st.integers(0, 60))

@@ -187,6 +187,49 @@ def test_a_disk_that_has_room_again_is_used_again() -> None:
     assert RETRY_S == 60.0  # ten of these steps
 
 
+class SlowDisk(Disk):
+    """A full disk whose writes, from a step on, take for ever to fail: a save ends only if it is waited for."""
+
+    def __init__(self, slow_from: int, **settings: Any) -> None:
+        super().__init__(full_until=1000, **settings)
+        self._slow_from = slow_from
+
+    def settle(self, *, is_waiting: bool = False) -> bool:
+        is_slow = self._pending is not None and self._pending >= self._slow_from
+        return super().settle(is_waiting=is_waiting) if is_waiting or not is_slow else False
+
+
+def test_a_save_that_does_not_end_is_waited_for_when_the_others_have_failed_for_too_long() -> None:
+    disk = SlowDisk(slow_from=20, every=10, max_unsaved_minutes=5)
+    with pytest.raises(CheckpointError, match="step 20 could not be written"):
+        steps(disk, 1000)
+    assert disk.now == 61 * 6.0  # 300 s after the first failure was seen, with no new save in between
+
+
+def test_a_run_whose_time_is_over_stands_still_for_a_last_save() -> None:
+    """Steps of 50 s: the failure is seen after step 11, and half a minute is over at step 12."""
+    notes = steps(disk := Disk(full_until=12, every=10, max_unsaved_minutes=0.5), 15, seconds=50.0)
+    assert disk.saved == [12] and notes.texts[1:] == ["step 12: checkpoints can be written again"]
+    with pytest.raises(CheckpointError, match="step 12"):
+        steps(disk := Disk(full_until=1000, every=10, max_unsaved_minutes=0.5), 15, seconds=50.0)
+    assert disk.now == 12 * 50.0
+
+
+class SaveOfRollback(Save):
+    """Goes back at step 21 as the loop does."""
+
+    def after_step(self, run: TrainingRun) -> None:
+        if run.step == 21:
+            self.settle(run.step, run.progress, is_waiting=True)
+            self.start(run)
+        super().after_step(run)
+
+
+def test_a_save_whose_end_is_seen_as_the_run_goes_back_counts() -> None:
+    notes = steps(disk := Disk(full_until=20, every=10), 45, saving=SaveOfRollback)
+    assert notes.texts[1:] == ["step 21: checkpoints can be written again"] and disk.saved == [20, 30, 40]
+
+
 def test_a_last_save_that_fails_ends_the_run() -> None:
     for total, last in ((15, 15), (10, 10)):
         with pytest.raises(CheckpointError, match=f"step {last}"):

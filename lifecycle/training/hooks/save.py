@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from lifecycle.core.distributed import from_writer
+from lifecycle.core.progress import Progress
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.retention import MEASURED
@@ -20,8 +21,9 @@ class Save(Hook):
 
     By steps all processes know when one is due. By time, and after a failure, process 0's clock decides, at steps whose
     metrics are fetched: there Python waits for the devices anyway, and the answer costs a job of several processes one
-    broadcast more. A failed save is told, and tried again until saves have failed for `max_unsaved_minutes`; then, or
-    if it is the last, it ends the run with `CheckpointError`.
+    broadcast more, and while saves fail two. A failed save is told, and tried again until saves have failed for
+    `max_unsaved_minutes`, also while the run went back from faults. Then training stands still for a last save, and if
+    that fails too, or the one after the last step, the run ends with `CheckpointError`.
 
     A step that is saved needs its metrics, so that `Faults` checks them first. This hook comes last: the steps that a
     checkpoint covers have been logged and measured.
@@ -52,39 +54,50 @@ class Save(Hook):
             return
         is_end = run.is_last or run.is_stopping
         with off_the_clock(run, "checkpoint"):
-            is_settled = self._settled(run)
-            if is_due := is_end or self._is_due(run.step, is_settled):
-                self._settled(run, is_waiting=True)
+            is_settled = self.settle(run.step, run.progress)
+            is_overdue = self._is_overdue()
+            if is_due := is_end or is_overdue or self._is_due(run.step, is_settled):
+                self.settle(run.step, run.progress, is_waiting=True)
                 self._save(run)
             if is_end:
                 self._checkpoints.wait()
+            if is_overdue:
+                self.settle(run.step, run.progress, is_waiting=True)
         if is_due:
             run.write(save_stall_s=run.clock.spent_s["checkpoint"] - self._stalled_s)
             self._stalled_s = run.clock.spent_s["checkpoint"]
 
-    def _settled(self, run: TrainingRun, is_waiting: bool = False) -> bool:
-        """Whether no save is pending; a failed one is told, or raised if they have failed for too long."""
+    def settle(self, step: int, progress: Progress, is_waiting: bool = False) -> bool:
+        """Whether no save is pending; a failed one is told, or raised if they have failed for too long. Whoever leaves
+        the steps that are being trained, to go back, calls it too."""
         try:
             is_settled = self._checkpoints.settle(is_waiting=is_waiting)
         except CheckpointError as error:
             self._is_pending = False
-            self._tell(run, error)
+            self._tell(step, progress, error)
             return True
         if is_settled and self._is_pending and self._failing_since_s is not None:
             self._failing_since_s = None
-            run.progress.note(f"step {run.step}: checkpoints can be written again")
+            progress.note(f"step {step}: checkpoints can be written again")
         self._is_pending = not is_settled
         return is_settled
 
-    def _tell(self, run: TrainingRun, error: CheckpointError) -> None:
-        now = self._clock()
+    def _tell(self, step: int, progress: Progress, error: CheckpointError) -> None:
         if self._failing_since_s is None:
-            self._failing_since_s = now
-        minutes = (now - self._failing_since_s) / 60
-        limit = self._settings.max_unsaved_minutes
-        if from_writer(minutes >= limit):
+            self._failing_since_s = self._clock()
+        if self._is_overdue():
             raise error
-        run.progress.note(f"step {run.step}: training goes on unsaved, for at most {limit - minutes:.0f} min: {error}")
+        left = self._settings.max_unsaved_minutes - self._failing_minutes()
+        progress.note(f"step {step}: training goes on unsaved, for at most {left:.0f} min: {error}")
+
+    def _failing_minutes(self) -> float:
+        """For how long saves have failed."""
+        return 0.0 if self._failing_since_s is None else (self._clock() - self._failing_since_s) / 60
+
+    def _is_overdue(self) -> bool:
+        """Whether saves have failed for too long; the same in all processes."""
+        limit = self._settings.max_unsaved_minutes
+        return self._failing_since_s is not None and from_writer(self._failing_minutes() >= limit)
 
     def _is_due(self, step: int, is_settled: bool) -> bool:
         """Whether to save after this step; the same in all processes."""
