@@ -105,6 +105,7 @@ class ModelConfig(Section):
     """
 
     preset_folder: ClassVar[str | None] = "models"
+    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"context_attention"})  # changes the order of float sums only
 
     family: str = "llama"  # the published layout in which weights are read and written (weights/families)
     vocab_size: int = Field(gt=0)

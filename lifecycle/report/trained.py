@@ -38,10 +38,15 @@ class Training:
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
     curves: Mapping[str, tuple[Point, ...]]
+    session: Mapping[str, Any]  # the last one: its mesh, and how it computed and measured
     flops_per_token: float
-    num_devices: int
     core_s: float  # of the steps alone
     watched: WatchedStage  # its log and time sheet as `lifecycle watch` shows them
+
+    @property
+    def num_devices(self) -> int:
+        """Those of the last session, like the peak."""
+        return prod(self.session["mesh"].values())
 
     @property
     def utilisation(self) -> float:
@@ -76,8 +81,8 @@ def read_training(stage: TrainedStage) -> Training:
         settings=settings,
         stats=stage.artifact.stats,
         curves=_curves(watched.records),
+        session=manifest.how[-1],
         flops_per_token=3 * forward,
-        num_devices=prod(manifest.how[-1]["mesh"].values()),  # of the last session, like the peak
         core_s=sum(record.get("cpu_s", 0.0) for record in watched.records),
         watched=watched,
     )

@@ -132,10 +132,10 @@ def _notes(training: Training) -> Iterator[str]:
     """Yields notes that explain the stage's curves."""
     if (goes_on := training.stats.get("goes_on")) is not None:
         yield f"Goes on from step {goes_on['step']} of {goes_on['stage']} with {said(goes_on['settings'])}."
-    if "eval_bytes" in training.settings:
+    if "eval_bytes" in training.session:
         yield (
             f"During training held-out text is measured on the first documents of each source only, about "
-            f"{size(training.settings['eval_bytes'])} in all, the same amount of each; the evaluation "
+            f"{size(training.session['eval_bytes'])} in all, the same amount of each; the evaluation "
             "measures all of it, so that the two differ where sources differ in size."
         )
     if measured := training.stats.get("measured_tasks"):

@@ -19,8 +19,8 @@ from lifecycle.core.config import ConfigError, differing, nearest, overlaid
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
-# May differ: what comes after the checkpoint, and what changes no weights.
-FREE = frozenset({"start", "model", "steps", "global_batch_size", "eval_every", "eval_bytes"})
+# May differ: what comes after the checkpoint, and what changes no weights (`TrainConfig.HOW`).
+FREE = frozenset({"start", "model", "steps", "global_batch_size"}) | TrainConfig.HOW
 OF_TOKENS = frozenset({"seq_len", "mixture"})  # may differ too, where rows are of tokens
 
 WARMUP = "optimizer.schedule.warmup_steps"
@@ -115,7 +115,7 @@ def changes(name: str, train: Mapping[str, TrainConfig]) -> dict[str, Any]:
     if found is None:
         return {}
     ours, theirs = train[name], train[found[0]]
-    omitted = frozenset({"start", "model"}) | ours.HOW_COMPUTED | ours.HOW_RECORDED
+    omitted = frozenset({"start", "model"}) | ours.HOW
     return {"goes_on": {"stage": found[0], "step": found[1], "settings": differing(theirs, ours, omitted)}}
 
 
@@ -146,7 +146,7 @@ def _reads_tokens(train: TrainConfig) -> bool:
 
 def _fixed(train: TrainConfig) -> dict[str, object]:
     """The settings that must stay: those that decide the steps before a checkpoint, but for data and schedule."""
-    free = FREE | train.HOW_COMPUTED | train.HOW_RECORDED | (OF_TOKENS if _reads_tokens(train) else frozenset())
+    free = FREE | (OF_TOKENS if _reads_tokens(train) else frozenset())
     settings = {key: value for key, value in train.plain().items() if key not in free}
     optimizer = dict(settings.pop("optimizer"))
     schedule = optimizer.pop("schedule")

@@ -96,9 +96,8 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
     rows = dict.fromkeys(stage for stage in map(rows_stage, config.tasks) if stage is not None)
     for name in config.training_stages:
         inputs = (name, "tokenizer", *rows)
-        yield Stage(
-            EVALUATE + name, "evaluate", inputs, keys.evaluation, on_all_processes=True, arguments={"trained": name}
-        )
+        settings = partial(keys.evaluation, trained=name)
+        yield Stage(EVALUATE + name, "evaluate", inputs, settings, on_all_processes=True, arguments={"trained": name})
 
 
 def _compared_with_baseline(config: RunConfig) -> str | None:

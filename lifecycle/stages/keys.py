@@ -1,8 +1,8 @@
 """Keys: the part of the config that decides a stage's content.
 
 How a stage is computed is not part of its key. Mesh, processes, micro-batches, rematerialisation and loss chunks change
-the order of float sums, not what is learned; logging and saving change nothing. So a job that is resumed on another
-mesh, or with less memory, continues from its own checkpoints; the manifest records these settings
+the order of float sums, not what is learned; measuring, logging and saving change nothing. So a job that is resumed on
+another mesh, or with less memory, continues from its own checkpoints; the manifest records these settings
 (`core/artifact.py:Manifest.how`). Nothing here imports JAX.
 """
 
@@ -14,6 +14,7 @@ from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import hash_files
 from lifecycle.core.store import is_url
 from lifecycle.inference.defaults import generation_of_run, sampling_of
+from lifecycle.model.config import ModelConfig
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.tokenizer import FILES, tokenizer_at
@@ -67,8 +68,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
 def training(config: RunConfig, name: str) -> dict[str, Any]:
     """The key of a training stage's weights: its data, its settings, and the order of rows."""
     train = config.train[name]
-    how = train.HOW_COMPUTED | train.HOW_RECORDED
-    settings = {key: value for key, value in train.plain().items() if key not in how}
+    settings = {key: value for key, value in train.plain().items() if key not in train.HOW}
     bundle, step = config.starts[name].bundle, config.starts[name].step
     if bundle is not None:
         if not bundle.is_dir():
@@ -77,7 +77,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
-    model = config.model_of(name).plain()
+    model = _content(config.model_of(name))
     branch = {} if step is None else {"from_step": step}
     return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **branch}
 
@@ -95,15 +95,23 @@ def row_order(config: RunConfig, name: str) -> dict[str, int]:
     return {kind: sum(kind in config.rows_of(stage) for stage in before) for kind in config.rows_of(name)}
 
 
-def evaluation(config: RunConfig) -> dict[str, Any]:
-    """The key of the scores: the tasks and their rows."""
-    return {"tasks": [task.plain() for task in config.tasks], "rows": evaluation_rows(config)}
+def evaluation(config: RunConfig, trained: str) -> dict[str, Any]:
+    """The key of the scores of a training stage's weights: the tasks, their rows, and the context that they must fit,
+    which the weights do not know."""
+    context = config.model_of(trained).max_seq_len
+    tasks = [task.plain() for task in config.tasks]
+    return {"tasks": tasks, "rows": evaluation_rows(config), "max_seq_len": context}
 
 
 def export(config: RunConfig) -> dict[str, Any]:
     """The key of the bundle: the model and its generation defaults."""
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
-    return {"model": config.model_of(config.exported).plain(), "generation": generation}
+    return {"model": _content(config.model_of(config.exported)), "generation": generation}
+
+
+def _content(model: ModelConfig) -> dict[str, Any]:
+    """The settings of a model that decide its weights or its bundle."""
+    return {key: value for key, value in model.plain().items() if key not in model.HOW_COMPUTED}
 
 
 def evaluation_rows(config: RunConfig) -> dict[str, str]:

@@ -72,7 +72,9 @@ class LossForecast:
 
 
 def measure(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> tuple[Measured, ...]:
-    """The finished rungs' losses and costs, from their logs. Raises `ConfigError` if nothing was held out."""
+    """The finished rungs' losses and costs, from their logs. Raises `ConfigError` if nothing was held out, or if some
+    were measured on more text than others."""
+    _require_same_text(rungs, artifacts)
     measured = []
     for rung in rungs:
         records = list(read_log(artifacts[rung.stage].path / METRICS))
@@ -81,6 +83,17 @@ def measure(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> tuple[M
             raise ConfigError("no document is held out, so no rung has a held-out loss; raise data.heldout_fraction")
         measured.append(Measured(rung, losses[-1], sum(record.get("cpu_s", 0.0) for record in records)))
     return tuple(measured)
+
+
+def _require_same_text(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> None:
+    """Rungs of an earlier ladder are not trained again when `eval_bytes` has changed."""
+    sizes = {rung.stage: artifacts[rung.stage].manifest.how[-1]["eval_bytes"] for rung in rungs}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{stage} on {size}" for stage, size in sizes.items())
+        raise ConfigError(
+            f"the rungs were measured on different amounts of held-out text, so one law does not hold for all: "
+            f"{listed} bytes; set eval_bytes back, or delete the folders of those that were measured otherwise"
+        )
 
 
 def forecast(target: Rung, ladder: Sequence[Measured], draws: int = DRAWS) -> LossForecast:

@@ -1,7 +1,8 @@
 """Sessions: the mesh, processes and hosts on which a stage was computed, recorded across kills and resumes.
 
-A job may be resumed on another mesh from its checkpoint. Each session adds a record to a file in the stage's folder
-before its first step; the manifest has them all, each with its steps in the final weights.
+A job may be resumed on another mesh from its checkpoint, and measured otherwise from there on. Each session adds a
+record to a file in the stage's folder before its first step; the manifest has them all, each with its steps in the
+final weights.
 """
 
 import json
@@ -13,6 +14,7 @@ import jax
 from lifecycle.core.distributed import host_names, is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.runlog import read_log
+from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.hooks.hook import Hook
@@ -27,11 +29,13 @@ def session_on(mesh: MeshConfig) -> dict[str, Any]:
 
 
 class RecordSession(Hook):
-    """Records this session, with its first step and the settings that change only how it computes."""
+    """Records this session, with its first step and the settings that change only how it computes and measures."""
 
-    def __init__(self, mesh: MeshConfig, train: TrainConfig) -> None:
+    def __init__(self, mesh: MeshConfig, train: TrainConfig, model: ModelConfig) -> None:
         self.mesh = mesh
-        self.settings = {name: value for name, value in train.plain().items() if name in train.HOW_COMPUTED}
+        own = {name: value for name, value in model.plain().items() if name in model.HOW_COMPUTED}
+        recorded = train.HOW_COMPUTED | train.HOW_MEASURED
+        self.settings = {name: value for name, value in train.plain().items() if name in recorded} | own
 
     def start(self, run: TrainingRun) -> None:
         """Adds the record to those of earlier sessions."""

@@ -62,7 +62,7 @@ def run(
     task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
     facts_now = facts | rows | job_facts(config, name, mesh)
     job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now, to)
-    hooks = [RecordSession(config.mesh, train), *learned.hooks, *task_hooks]
+    hooks = [RecordSession(config.mesh, train, model), *learned.hooks, *task_hooks]
     if config.profile is not None:
         hooks.append(Profile(*config.profile_steps))
     stats = run_job(job, progress, hooks)
@@ -100,7 +100,8 @@ def matmul_rate(mesh: Mesh, dtype: str) -> dict[str, Any]:
 
 def job_facts(config: RunConfig, name: str, mesh: Mesh) -> dict[str, Any]:
     """What a reader of the stage's time sheet needs to know while the stage runs, when it has no manifest yet."""
-    train, price = config.train[name], config.price
+    train, price, key = config.train[name], config.price, keys.training(config, name)
+    measured = {name: value for name, value in train.plain().items() if name in train.HOW_MEASURED}
     device = mesh.devices.flat[0]
     hour = price.core_hour if device.platform == "cpu" else price.device_hour
     return {
@@ -112,5 +113,5 @@ def job_facts(config: RunConfig, name: str, mesh: Mesh) -> dict[str, Any]:
         "platform": device.platform,
         "currency": price.currency,
         "price_hour": hour,  # of a CPU's core or of a device; None: unknown
-        "settings": {**keys.training(config, name), "mesh": config.mesh.plain()},
+        "settings": {**key, "train": key["train"] | measured, "mesh": config.mesh.plain()},
     }

@@ -179,7 +179,8 @@ class TrainConfig(VariantSection):
     # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), and how it is
     # logged, saved and measured on tasks.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks", "faults"})
-    HOW_RECORDED: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint", "tasks"})
+    HOW_MEASURED: ClassVar[frozenset[str]] = frozenset({"eval_every", "eval_bytes", "tasks"})
+    HOW: ClassVar[frozenset[str]] = HOW_COMPUTED | HOW_MEASURED | {"log_every", "checkpoint"}
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)  # `start` in code, `from` in YAML
 
     objective: str  # a registered name; each objective has a subclass of its own

@@ -70,6 +70,7 @@ class Run:
         records: list[dict[str, Any]],
         start: str | None = None,
         bundle: Path | None = None,
+        measured: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
@@ -85,7 +86,7 @@ class Run:
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
         inputs = [start] if start is not None else []
         config, folders = {"train": train, "model": MODEL.plain()}, {} if bundle is None else {"bundle": bundle}
-        path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh}], folders=folders)
+        path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh, **(measured or {})}], folders=folders)
         (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         sheet = Timesheet(path / "times.jsonl", 1000.0, 0, {"start": 5.0})
         sheet.write(0, {"start": 5.0})
@@ -175,7 +176,7 @@ def build_run(root: Path) -> Run:
     made = Run(root)
     make_data(made)
     make_rows(made)
-    made.training("pretrain", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000)
+    made.training("pretrain", "next_token", [BITS[0], *STEPS, BITS[1]], measured={"eval_bytes": 1000})
     made.training("sft", "sft", STEPS, "pretrain", replay_share=0.25)
     made.training("prefer", "dpo", PAIRS, "sft", beta=0.1)
     make_baselines(made, "pretrain")
@@ -189,7 +190,7 @@ def build_pretraining(root: Path) -> Run:
     """One stage on token shards; no rows and no evaluations."""
     made = Run(root)
     make_data(made)
-    made.training("base", "next_token", [BITS[0], *STEPS, BITS[1]], eval_bytes=1000, mixture={})
+    made.training("base", "next_token", [BITS[0], *STEPS, BITS[1]], measured={"eval_bytes": 1000}, mixture={})
     made.release("base")
     return made
 
@@ -215,8 +216,8 @@ def build_five_stages(root: Path) -> Run:
     made = Run(root)
     make_data(made)
     make_rows(made)
-    made.training("ground", "next_token", [*STEPS, *BITS], eval_bytes=1000)
-    made.training("anneal", "next_token", STEPS, "ground", eval_bytes=1000)
+    made.training("ground", "next_token", [*STEPS, *BITS], measured={"eval_bytes": 1000})
+    made.training("anneal", "next_token", STEPS, "ground", measured={"eval_bytes": 1000})
     made.training("chat", "sft", STEPS, "anneal", replay_share=0.25)
     made.training("by_dpo", "dpo", PAIRS, "chat", beta=0.1)
     made.training("by_orpo", "orpo", PAIRS, "chat", beta=0.2)

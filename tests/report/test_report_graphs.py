@@ -56,7 +56,7 @@ def test_pre_training_alone(tmp_path: Path) -> None:
     assert "Of 10,240 training tokens base read 5,120 (50.0 %)." in what.text
     (charts,) = blocks(report, "training", Charts)
     assert [chart.title for chart in charts.items] == ["Loss", "Held-out text during training", "Throughput"]
-    assert table(report, "training", "Settings").rows[0][-1] == "eval bytes 1000", "no mixture, nothing to say of it"
+    assert table(report, "training", "Settings").rows[0][-1] == "", "no mixture, nothing to say of it"
 
 
 def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:

@@ -269,7 +269,9 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("data.workers=7", set()),
         ("serve.port=1", set()),
         ("train.sft.steps=11", {"sft"}),
-        ("train.pretrain.eval_every=7", {"pretrain"}),
+        ("train.pretrain.eval_every=7", set()),
+        ("train.pretrain.eval_bytes=7", set()),
+        ("model.context_attention=ring", set()),
         ("train.sft.from=fresh", {"sft"}),  # no stage before it has read the replayed rows
         ("gate.level=0.99", {"register"}),
         ("price.core_hour=7", {"report"}),
@@ -289,6 +291,13 @@ def test_a_setting_decides_over_the_stages_that_it_changes(override: str, change
         build_graph(before).values(), build_graph(after).values(), strict=True
     ))  # fmt: skip
     assert {name for old, new, name in pairs if old != new} == changed
+
+
+def test_another_context_asks_for_other_scores() -> None:
+    """Longer rows fit, of the same weights."""
+    before, after = read(), read("model.max_seq_len=512")
+    stages = [build_graph(config)["evaluate-sft"].settings(config) for config in (before, after)]
+    assert stages[0] != stages[1]
 
 
 def test_the_seed_decides_over_everything_random() -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 
 from lifecycle.cli.scaling import scaling
+from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import METRICS
 from lifecycle.model.config import ModelConfig
 from lifecycle.planning.loss_law import LossLaw
 from lifecycle.report.html import render_html
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
 from lifecycle.stages.ladder import SHARES, Rung, depths_below, ladder, smaller, target_of
-from lifecycle.stages.scaling import Measured, forecast, scaling_report
+from lifecycle.stages.scaling import Measured, forecast, measure, scaling_report
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LAW = LossLaw(0.9, 30.0, 0.35, 120.0, 0.36)
@@ -105,6 +107,21 @@ def test_one_process_of_a_job_shows_its_progress(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("lifecycle.cli.scaling.bring_up_to_date", lambda *given: shown.append(given[2]))
     scaling(write(tmp_path), f"root={tmp_path}")
     assert [type(progress) for progress in shown] == [Silent]
+
+
+def test_rungs_that_were_measured_on_different_text_have_no_law(config: RunConfig, tmp_path: Path) -> None:
+    """What a rung is measured on is no part of its key, so it is not trained again."""
+    _, rungs = ladder(config, (1, 2, 3, 4))
+
+    def rung_of(rung: Rung, size: int) -> Artifact:
+        draft = Draft(tmp_path / str(size), rung.stage, {}, {})
+        (draft.open() / METRICS).write_text('{"step": 1, "heldout_bits_per_byte": 3.5, "cpu_s": 2.0}\n')
+        return draft.commit({}, how=[{"eval_bytes": 1}, {"eval_bytes": size}])
+
+    alike = {rung.stage: rung_of(rung, 1000) for rung in rungs}
+    assert [(run.loss, run.core_s) for run in measure(rungs, alike)] == [(3.5, 2.0)] * 12
+    with pytest.raises(ConfigError, match=r"depth-4-50 on 1000, depth-4-100 on 2000 bytes; set eval_bytes back"):
+        measure(rungs, alike | {rungs[-1].stage: rung_of(rungs[-1], 2000)})
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ import pytest
 from lifecycle.core import machine
 from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import read_log
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.config import ModelConfig
 from lifecycle.ops.lineage import trace_artifact
@@ -153,13 +153,15 @@ def test_a_job_that_comes_back_on_another_mesh_goes_on_from_its_checkpoint(tmp_p
     whole = bring_up_to_date(config("whole", 2), ["chat"], Silent())["chat"]
     with pytest.raises(Stopped):
         bring_up_to_date(config("moved", 2), ["chat"], StopAt(5))
-    moved = bring_up_to_date(config("moved", 4, grad_accum=2), ["chat"], Silent())["chat"]
+    moved = bring_up_to_date(config("moved", 4, grad_accum=2, eval_every=4), ["chat"], Silent())["chat"]
     assert moved.path.name == whole.path.name  # the same key: what is learned is the same
     assert [step for step, _ in losses(moved.path)] == list(range(1, 9))
     np.testing.assert_allclose(*([loss for _, loss in losses(run.path)] for run in (moved, whole)), rtol=1e-6)
     sessions = [
-        (how["mesh"]["fsdp"], how["grad_accum"], how["from_step"], how["to_step"]) for how in moved.manifest.how
+        (how["mesh"]["fsdp"], *(how[name] for name in ("grad_accum", "eval_every", "from_step", "to_step")))
+        for how in moved.manifest.how
     ]
-    assert sessions == [(2, 1, 0, 4), (4, 2, 4, 8)]
+    assert sessions == [(2, 1, 2, 0, 4), (4, 2, 4, 4, 8)]
+    assert [record["step"] for record in read_log(moved.path / METRICS) if "heldout_loss" in record] == [0, 2, 4, 8]
     assert all(how["processes"] == 1 and len(how["hosts"]) == 1 for how in moved.manifest.how)
     assert [how["mesh"]["fsdp"] for how in whole.manifest.how] == [2]
