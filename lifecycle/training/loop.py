@@ -52,7 +52,8 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
     began = time.perf_counter()
     with ExitStack() as opened:
         durable = opened.enter_context(closing(durable_checkpoints(job, progress)))
-        local = opened.enter_context(open_local(job, progress)) if job.train.checkpoint.local is not None else None
+        is_local = job.train.checkpoint.local is not None
+        local = opened.enter_context(open_local(job, durable, progress)) if is_local else None
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
         save = Save(durable)
@@ -62,8 +63,8 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
             try:
                 return train_from_checkpoint(job, progress, hooks, saved, saving, went_back)
             except GoBack as fault:
-                went_back = go_back(job, fault, saved, batches, progress, went_back)
                 save.settle(fault.step, progress, is_waiting=True)
+                went_back = go_back(job, fault, saved, batches, progress, went_back)
                 job = replace(job, spent_s={})
 
 

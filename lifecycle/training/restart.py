@@ -23,7 +23,7 @@ from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.faults import fault_shardings, first_faults, from_plain
 from lifecycle.training.freeze import split
-from lifecycle.training.job import CHECKPOINTS, Continued, TrainJob
+from lifecycle.training.job import Continued, TrainJob
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.rounding import holding
 from lifecycle.training.run import FAULTS
@@ -44,11 +44,11 @@ class Saved:
             self.local.drop_after(step)
 
 
-def open_local(job: TrainJob, progress: Progress) -> "closing[LocalCheckpoints]":
-    """The job's local checkpoints."""
+def open_local(job: TrainJob, durable: Checkpointer, progress: Progress) -> "closing[LocalCheckpoints]":
+    """The job's local checkpoints, beside the durable ones."""
     settings = job.train.checkpoint.local
     assert settings is not None
-    return closing(LocalCheckpoints(settings, job.out, job.out / CHECKPOINTS, progress))
+    return closing(LocalCheckpoints(settings, job.out, durable.run_id(), progress))
 
 
 def restore_or_start(

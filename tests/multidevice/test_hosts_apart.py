@@ -19,10 +19,13 @@ from lifecycle.core.store import Store, StoreError
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 from lifecycle.training.checkpoints.destination import Destination
+from lifecycle.training.checkpoints.home import RUN_ID
 from lifecycle.training.checkpoints.stored import SCRATCH
+from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
+from lifecycle.training.run import TrainingRun
 from tests.multidevice.test_two_processes import free_port, run_processes
-from tests.multidevice.test_two_processes_saving import Printed
+from tests.multidevice.test_two_processes_saving import KillAll, Printed
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("s3")]
 
@@ -86,14 +89,55 @@ def train(out: Path, url: str) -> None:
     print("ENDED", stats["params_hash"], flush=True)
 
 
+class KillSaved(KillAll):
+    """Kills this process once the store has the durable checkpoint that was begun before."""
+
+    def __init__(self, step: int | None, disk: Path, store: Store) -> None:
+        super().__init__(step, disk)
+        self._store = store
+
+    def after_step(self, run: TrainingRun) -> None:
+        if run.step == self._step and run.step > 5:
+            wait_until(lambda: f"{CHECKPOINTS}/5/files.json" in self._store.list())
+        super().after_step(run)
+
+
+def train_locally(out: Path, url: str, kill_at: str | None = None) -> None:
+    """One process's part of a job of two replicas that saves every second step on its host's disk too."""
+    host = out / os.environ["LIFECYCLE_PROCESS_ID"]
+    local = {"local": {"folder": str(host / "local"), "every": 2}}
+    job = tiny_job(host / "run", TinyRun(steps=8, checkpoint_every=5, mesh={"replica": 2}, checkpoint=local))
+    job = replace(job, to=Destination(store := Store(url), lambda: None))
+    stats = run_job(job, Printed(), [KillSaved(int(kill_at) if kill_at else None, host / "local", store)])
+    print("ENDED", stats["params_hash"], flush=True)
+
+
 PROCESS = """
 import sys
 from pathlib import Path
 from lifecycle.core import distributed
 distributed.start()
 from tests.multidevice import test_hosts_apart
-test_hosts_apart.train(Path(sys.argv[1]), sys.argv[2])
+getattr(test_hosts_apart, sys.argv[2])(Path(sys.argv[1]), *sys.argv[3:])
 """
+
+
+def said(out: Path, function: str, *words: str, status: int = 0) -> list[list[str]]:
+    """The notes of each process, and how it ended."""
+    outputs = run_processes([sys.executable, "-c", PROCESS, str(out), function, *words], 2, devices=1, status=status)
+    return [[line for line in text.splitlines() if line.startswith(("NOTE", "ENDED"))] for text in outputs]
+
+
+@pytest.mark.parametrize("kill_at", ["5", "7"])
+def test_a_host_that_comes_back_empty_takes_what_another_has_on_its_disk(tmp_path: Path, s3: str, kill_at: str) -> None:
+    """The first host, on which the run's own folder is too. The store has no checkpoint yet, or an older one."""
+    url = f"{s3}/local-{kill_at}/stage"
+    expected = said(tmp_path / "whole", "train_locally", f"{s3}/whole-{kill_at}/stage")[0][-1]
+    said(tmp_path, "train_locally", url, kill_at, status=-signal.SIGKILL)
+    shutil.rmtree(tmp_path / "0")
+    for lines in said(tmp_path, "train_locally", url):
+        assert f"resuming from the local checkpoint of step {int(kill_at) - 1}" in lines[0] and lines[-1] == expected
+    assert {name.split("/")[1] for name in Store(url).list("checkpoints")} == {RUN_ID, "5", "8"}
 
 
 def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_job_goes_on(
@@ -101,8 +145,7 @@ def test_a_process_that_does_not_reach_the_store_ends_the_save_of_all_and_the_jo
 ) -> None:
     """Step 6 is saved if the failure was still unknown when it was due."""
     url = f"{bucket}/away/stage"
-    outputs = run_processes([sys.executable, "-c", PROCESS, str(tmp_path), url], count=2, devices=1)
-    told = [[line for line in text.splitlines() if line.startswith(("NOTE", "ENDED"))] for text in outputs]
+    told = said(tmp_path, "train", url)
     for note, *_, ended in told:
         assert "training goes on unsaved" in note and "the checkpoint of step 4 could not be written" in note
         assert "/4: no answer" in note and ended == told[0][-1]

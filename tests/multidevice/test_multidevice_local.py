@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,8 +19,10 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
+from lifecycle.training.checkpoints.local import Found, LocalCheckpoints
 from lifecycle.training.checkpoints.local_files import ARRAYS, INDEX, LocalPart, write_part
-from lifecycle.training.checkpoints.pieces import assembled, copied_pieces, names_by_device, sources
+from lifecycle.training.checkpoints.pieces import assembled, copied_pieces, names_by_device, route, sources
+from lifecycle.training.config import LocalCheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
 from tests.checkpoints import Notes
@@ -27,31 +31,59 @@ ODD = np.array([-0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3.0, 0.0] * 8, np.
 ODD.view(np.uint32)[0, 1] |= 0x1234  # a NaN with a payload, which a sum of floats need not keep
 
 
+@pytest.mark.parametrize("is_moved", [False, True], ids=["of a replica", "of another device"])
 @pytest.mark.parametrize("spec", [P("fsdp", "tensor"), P("tensor"), P()], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.bool_], ids=lambda d: jnp.dtype(d).name)
-def test_a_lost_replica_gets_every_bit(spec: P, dtype: Any) -> None:
+def test_what_a_host_lost_comes_with_every_bit(spec: P, dtype: Any, is_moved: bool) -> None:
+    """Replica 0 came back empty, and the other's processes have their own pieces, or only those of other devices."""
     mesh = build_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     host = np.where(np.isfinite(ODD), ODD, 1) if dtype == jnp.int32 else ODD
     array = jax.device_put(host.astype(dtype), NamedSharding(mesh, spec))
     pieces = copied_pieces({"x": array})
     names = names_by_device("x", array)
     assert set(pieces) == set(names.values())
-    holders = {device: device in set(mesh.devices[1].flat) for device in mesh.devices.flat}  # replica 0 came back empty
-    chosen = sources(names, holders)
-    assert chosen is not None and all(holders[device] for device in chosen.values())
+    holders = {device: not is_moved and device in set(mesh.devices[1].flat) for device in mesh.devices.flat}
+    way = route(names, holders, {piece: [0] for piece in pieces} if is_moved else {})
+    assert all(holders[device] for device in way.reads) and len(way.rounds) == is_moved
     read: list[str] = []
 
     def piece(name: str) -> np.ndarray:
         read.append(name)
         return pieces[name]
 
-    found = assembled("x", array, holders, piece)
+    found = assembled("x", array, way, piece)
     assert found.sharding.is_equivalent_to(array.sharding, 2) and found.dtype == array.dtype
     for left, right in zip(found.addressable_shards, array.addressable_shards, strict=True):
         assert left.device == right.device and np.asarray(left.data).tobytes() == np.asarray(right.data).tobytes()
     assert sorted(read) == sorted(set(names.values()))  # each once, on one device
-    nobody = holders | {device: False for device, name in names.items() if name == names[mesh.devices.flat[0]]}
-    assert sources(names, nobody) is None
+
+
+@dataclass(frozen=True)
+class Host:
+    """Stands for a device."""
+
+    process_index: int
+    number: int
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_a_piece_is_read_once_by_a_device_whose_process_has_it(
+    processes: int, local: int, copies: int, data: st.DataObject
+) -> None:
+    """Each piece by one of its own devices if it can; else a device that reads another's sends it to one of its own."""
+    devices = [Host(process, number) for process in range(processes * copies) for number in range(local)]
+    names = {device: f"piece {place % (processes * local)}" for place, device in enumerate(devices)}
+    some = st.sets(st.integers(0, processes * copies - 1), min_size=1)
+    held = {piece: data.draw(some) for piece in names.values()}
+    holders = {device: device.process_index in held[piece] for device, piece in names.items()}
+    own = sources(names, holders)
+    way = route(names, holders, {piece: sorted(having) for piece, having in held.items() if piece not in own})
+    assert all(holders[device] for device in way.reads)
+    moves = [move for moves in way.rounds for move in moves.items()]
+    assert all(source.process_index in held[names[target]] for source, target in moves)
+    moved, read = [names[target] for _, target in moves], [names[device] for device in way.reads]
+    assert sorted(moved + read) == sorted(names.values() if all(holders.values()) else held)
+    assert own.keys() == set(read) and len(moved) == len(set(moved))
 
 
 def test_a_piece_that_is_not_what_was_written_is_missing(tmp_path: Path) -> None:
@@ -106,7 +138,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
     out, local = tmp_path / "out", tmp_path / "local"
     with pytest.raises(KeyboardInterrupt):
         run_job(job_in(out, local), StopAt(8))
-    (part,) = local.glob("*/0")
+    (part,) = local.glob("*/*/0")
     assert sorted(path.name for path in part.iterdir()) == ["4", "6"]
     damage(part / "6")
     notes = Notes()
@@ -117,6 +149,40 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(
     assert not list(local.iterdir())  # the last step is saved durably
     stalls = [record for record in read_log(out / METRICS) if "local_save_stall_s" in record]
     assert [record["step"] for record in stalls] == [2, 4, 6, 8]
+
+
+def test_parts_of_two_sessions_are_not_joined_and_the_newer_session_counts(tmp_path: Path) -> None:
+    """As when a host was away while the others trained a step again."""
+    mesh, notes = build_mesh(MeshConfig(fsdp=2)), Notes()
+    sharding = NamedSharding(mesh, P("fsdp"))
+    state = {"x": jax.device_put(jnp.arange(4.0), sharding), "y": jax.device_put(jnp.arange(6.0), sharding)}
+    settings = LocalCheckpointConfig(folder=str(tmp_path / "local"))
+
+    def session(step: int, value: float) -> Path:
+        checkpoints = LocalCheckpoints(settings, tmp_path / "out", "id", notes)
+        checkpoints.save(step, jax.tree.map(lambda x: x + value, state), {"value": value})
+        checkpoints.close()
+        return max((tmp_path / "local").glob(f"*/*/0/{step}"), key=lambda path: int(path.parts[-3]))
+
+    def found() -> Found | None:
+        return LocalCheckpoints(settings, tmp_path / "out", "id", notes).restore(state, newer_than=0)
+
+    first, second = session(6, 1.0), session(6, 2.0)
+    assert first.parts[-3] < second.parts[-3]  # also within a minute
+    newest = found()
+    assert newest is not None and newest.data_state == {"value": 2.0}
+    np.testing.assert_array_equal(newest.state["x"], jnp.arange(4.0) + 2)
+    flip(second)  # the last piece of y
+    older = found()
+    assert older is not None and older.data_state == {"value": 1.0}
+    content = bytearray((first / ARRAYS).read_bytes())
+    content[0] ^= 1  # the first piece of x
+    (first / ARRAYS).write_bytes(content)
+    assert found() is None
+    assert "step 6 is not whole: of its 4 pieces 1 are on no host, the first ['y']@3-6; processes [0] need" in "".join(
+        notes.texts
+    )
+    assert not list((tmp_path / "local").glob("*/*/0/*"))  # step 6 comes again
 
 
 @pytest.mark.long

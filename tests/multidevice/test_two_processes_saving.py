@@ -24,8 +24,8 @@ from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.arrays import abstract_arrays
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.commit import Commit
+from lifecycle.training.checkpoints.home import RUN_ID
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
-from lifecycle.training.checkpoints.local import RUN_ID
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.hook import Hook
@@ -80,21 +80,21 @@ def train(out: Path, once: bool, **checkpoint: Any) -> None:
 class KillAll(Hook):
     """Kills this process after a step, once its local checkpoint of the one before is written."""
 
-    def __init__(self, step: int | None, local: Path) -> None:
-        self._step, self._local = step, local
+    def __init__(self, step: int | None, disk: Path) -> None:
+        self._step, self._disk = step, disk
 
     def after_step(self, run: TrainingRun) -> None:
         if run.step == self._step:
-            wait_until(lambda: any(self._local.glob(f"*/{jax.process_index()}/{run.step - 1}")))
+            wait_until(lambda: any(self._disk.glob(f"*/*/{jax.process_index()}/{run.step - 1}")))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_locally(out: Path, local: str, kill_at: int | None = None, **mesh: int) -> None:
-    """One process's part of a job that saves locally every second step, and durably only at the end."""
-    checkpoint = {"local": {"folder": local, "every": 2}}
-    stats = run_job(
-        tiny_job(out, TinyRun(steps=8, mesh=mesh, checkpoint=checkpoint)), Printed(), [KillAll(kill_at, Path(local))]
-    )
+def train_locally(out: Path, disks: str, kill_at: int | None = None, order: str = "01", **mesh: int) -> None:
+    """One process's part of a job that saves every second step on its host's disk, and durably only at the end.
+    `order`: on which host each process is."""
+    disk = Path(disks) / order[jax.process_index()]
+    settings = TinyRun(steps=8, mesh=mesh, checkpoint={"local": {"folder": str(disk), "every": 2}})
+    stats = run_job(tiny_job(out, settings), Printed(), [KillAll(kill_at, disk)])
     print("ENDED", stats["params_hash"], flush=True)
 
 
@@ -132,25 +132,40 @@ def test_a_process_without_room_ends_the_job_in_all_processes(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["2"]
 
 
-@pytest.mark.parametrize("axis", ["replica", "fsdp"])
-def test_a_process_that_lost_its_disk_gets_its_pieces_from_its_replica(tmp_path: Path, axis: str) -> None:
-    """Killed after step 7, with local checkpoints of steps 4 and 6 and no durable one; process 1 comes back with an
-    empty disk. Without a replica its pieces are gone, and the run starts over."""
-    out, local, mesh = tmp_path / "killed", tmp_path / "local", {axis: 2}
-    (expected,) = said(tmp_path / "whole", "train_locally", local=str(tmp_path / "others"), **mesh)[0]
-    said(out, "train_locally", status=-signal.SIGKILL, local=str(local), kill_at=7, **mesh)
-    (run,) = local.iterdir()
-    assert [sorted(path.name for path in (run / str(n)).iterdir()) for n in range(2)] == [["4", "6"]] * 2
+@pytest.fixture(scope="module", params=["replica", "fsdp"])
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+    """(the axis over two processes; the folder of a run killed after step 7, with local checkpoints of steps 4 and 6
+    and no durable one; what its weights would have become)."""
+    axis, folder = request.param, tmp_path_factory.mktemp("killed")
+    (expected,) = said(folder / "whole", "train_locally", disks=str(folder / "others"), **{axis: 2})[0]
+    out, disks = folder / "out", folder / "disks"
+    said(out, "train_locally", status=-signal.SIGKILL, disks=str(disks), kill_at=7, **{axis: 2})
+    assert sorted(path.name for path in disks.glob("*/*/*/*/*")) == ["4", "4", "6", "6"]
     assert [path.name for path in (out / CHECKPOINTS).iterdir()] == [RUN_ID]
-    shutil.rmtree(run / "1")
-    *notes, ended = said(out, "train_locally", local=str(local), **mesh)[0]
-    assert ended == expected
-    begun = [record["step"] for record in read_log(out / METRICS) if "compile_s" in record]
-    if axis == "replica":
-        assert "resuming from the local checkpoint of step 6" in notes[0] and begun[-1] == 6
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"))
+    return axis, folder, expected
+
+
+@pytest.mark.parametrize("came_back", ["without 0", "without 1", "as 10"])
+def test_what_is_left_on_the_hosts_disks_goes_on(killed: tuple[str, Path, str], came_back: str) -> None:
+    """One host's disk is lost, the first one's or the other's: with a replica the other has every piece, else the run
+    starts over. Or the hosts come back in another order, and each process has the other's pieces."""
+    axis, folder, expected = killed
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name(f"{folder.name}-kept"), folder)
+    how, which = came_back.split()
+    if how == "without":
+        shutil.rmtree(folder / "disks" / which)
+    order = which if how == "as" else "01"
+    told = said(folder / "out", "train_locally", disks=str(folder / "disks"), order=order, **{axis: 2})
+    begun = [record["step"] for record in read_log(folder / "out" / METRICS) if "compile_s" in record]
+    if axis == "fsdp" and how == "without":
+        assert all("on no host, the first ['opt_state']" in note for note in told[0][:-1]) and len(told[0]) == 3
+        assert f"processes [{which}] need them" in told[0][0] and begun[-1] == 0
     else:
-        assert all("is not whole" in note for note in notes) and len(notes) == 2 and begun[-1] == 0
-    assert not list(local.iterdir())
+        assert "resuming from the local checkpoint of step 6" in told[0][0] and begun[-1] == 6
+    assert [lines[-1] for lines in told] == [expected] * 2
+    assert not list((folder / "disks").glob("*/*"))
 
 
 SIZE = 4096  # of a side: 64 MiB in float32

@@ -23,6 +23,7 @@ from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
+from lifecycle.training.checkpoints.home import RUN_ID
 from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import bring_logs
 from lifecycle.training.checkpoints.parts import PART, VALUES, is_value, split
@@ -256,6 +257,22 @@ def test_what_is_not_whole_does_not_count_and_does_not_stay(tmp_path: Path, stor
         store.write(f"checkpoints/{step}/{FILES}", b"{cut")
     with pytest.raises(CheckpointError, match=r"every checkpoint is damaged \(step 5: .*not a list of files.*step 4"):
         Machine(tmp_path / "three", store).checkpoints.restore(state(0))
+
+
+def test_a_run_keeps_its_identity_on_another_machine_until_it_starts_over(tmp_path: Path, store: Away) -> None:
+    one = Machine(tmp_path / "one", store, keep=1)
+    run = one.checkpoints.run_id()
+    assert Machine(tmp_path / "two", store).checkpoints.run_id() == run  # also before its first checkpoint
+    one.save(1, 2)
+    assert kept(store) == {"2", RUN_ID}
+    three = Machine(tmp_path / "three", store)
+    assert three.checkpoints.run_id() == run
+    store.delete(store.list())
+    assert Machine(tmp_path / "four", store).checkpoints.run_id() != run
+    Away.is_lost = True
+    store.delete(store.list())
+    with pytest.raises(StoreError, match="another process owns it"):
+        three.checkpoints.run_id()
 
 
 def test_a_save_fails_while_the_store_is_away_or_the_run_is_lost(tmp_path: Path, store: Away) -> None:

@@ -85,6 +85,10 @@ class Checkpointer:
         self._copy: Any = None
         self._has_room: bool | None = None  # for the copies beside a step
 
+    def run_id(self) -> str:
+        """The run's identity, which a run that starts over does not share with the one before."""
+        return self._home.run_id()
+
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None; a pending save counts once it is complete."""
         return max(self._home.steps(), default=None)

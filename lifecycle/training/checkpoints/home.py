@@ -1,5 +1,7 @@
 """Where a run's checkpoints are kept: in one folder that all processes see, or in a store (`stored.py`)."""
 
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Protocol
 import orbax.checkpoint as ocp
 
 from lifecycle.core.distributed import from_writer, is_writer
+from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.training.checkpoints.agreement import sync
 from lifecycle.training.checkpoints.arrays import Shapes
@@ -25,6 +28,7 @@ from lifecycle.training.checkpoints.retention import delete_renamed, delete_step
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
 
+RUN_ID = "run_id"  # beside the checkpoints
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 
 
@@ -39,6 +43,10 @@ class Home(Protocol):
 
     def open(self, progress: Progress) -> None:
         """Finds what is there; names what is damaged, as far as it can be seen now."""
+        ...
+
+    def run_id(self) -> str:
+        """The run's identity: a new one if none is kept here. It goes with the checkpoints."""
         ...
 
     def clean(self) -> None:
@@ -91,6 +99,21 @@ class Home(Protocol):
         ...
 
 
+def new_id() -> str:
+    """An identity that no other run has."""
+    return f"{secrets.randbits(31):08x}"
+
+
+def is_id(text: str) -> bool:
+    """Whether this is an identity; what else is in its place is as good as none."""
+    return re.fullmatch("[0-7][0-9a-f]{7}", text) is not None
+
+
+def _read_id(path: Path) -> str | None:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text if is_id(text) else None
+
+
 class SharedFolder:
     """A folder that all processes of the job see. Orbax renames a complete checkpoint to its final name."""
 
@@ -101,6 +124,15 @@ class SharedFolder:
         """Renames damaged checkpoints newer than the newest intact one."""
         self.work.mkdir(parents=True, exist_ok=True)
         rename_damaged(self.work, progress)
+
+    def run_id(self) -> str:
+        """That in a file beside the checkpoints, as process 0 sees it."""
+        path = self.work / RUN_ID
+        kept = _read_id(path) if is_writer() else None
+        run = f"{from_writer(int(kept or new_id(), 16)):08x}"
+        if is_writer() and run != kept:
+            write_text(path, run)
+        return run
 
     def clean(self) -> None:
         """Deletes unfinished folders."""

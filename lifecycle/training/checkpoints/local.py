@@ -1,18 +1,20 @@
 """Local checkpoints: each process writes its own part of the state to its host's disk, often, beside the durable ones.
 
-After a failure most hosts still have theirs, and a host that came back empty gets its pieces from a process with the
-same ones: with `mesh.replica` a lost slice gets them from another slice, over the network between them. The durable
-store is not read. Orbax's emergency manager does this between slices only, verifies no bits, and is experimental.
+After a failure most hosts still have theirs, and a host that came back empty, or as another process, gets its pieces
+from a process that has them: with `mesh.replica` a lost slice gets them from another slice, over the network between
+them. The durable store is not read. Orbax's emergency manager does this between slices only, verifies no bits, and is
+experimental.
 
-What must hold: a step is restored only if each of its pieces is intact in some process, and then every bit is what was
-saved. If processes come back on other hosts, or on another mesh, no step is whole, and the durable one is used.
+What must hold: a step is restored only if each of its pieces is intact on some host, and then every bit is what was
+saved, by one session of the run: a host that was away may still have a step that the others have since trained again.
+If processes come back on other hosts, or on another mesh, no step is whole, and the durable one is used.
 """
 
 import hashlib
-import secrets
 import shutil
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,15 @@ import jax
 import numpy as np
 
 from lifecycle.core.distributed import from_writer
-from lifecycle.core.files import temporary, write_text
+from lifecycle.core.files import temporary
 from lifecycle.core.progress import Progress
 from lifecycle.core.typing import PyTree
-from lifecycle.training.checkpoints.agreement import from_first, gathered
+from lifecycle.training.checkpoints.agreement import from_first, gathered, sync
 from lifecycle.training.checkpoints.integrity import steps_in
-from lifecycle.training.checkpoints.local_files import LocalPart, write_part
-from lifecycle.training.checkpoints.pieces import Holders, assembled, copied_pieces, names_by_device, sources
+from lifecycle.training.checkpoints.local_files import HostParts, write_part
+from lifecycle.training.checkpoints.pieces import Holders, assembled, copied_pieces, names_by_device, route, sources
 from lifecycle.training.config import LocalCheckpointConfig
 
-RUN_ID = "run_id"  # a file beside the durable checkpoints: a run that starts over does not take up the old one's
 MOST = 4  # steps on one host: two whole ones, and what a kill left
 
 
@@ -44,21 +45,23 @@ class Found:
 
 
 class LocalCheckpoints:
-    """The local checkpoints of the run in `out`, in `settings.folder/<run>/<process>/<step>/`: the last that is whole
-    in all processes, and the one after it. `durable` is the folder of the durable ones. All processes of a job make the
-    same calls."""
+    """The local checkpoints of the run in `out`, in `settings.folder/<run>/<session>/<process>/<step>/`: the last that
+    is whole in all processes, and the one after it. `run_id` tells a run from the one that was here before it started
+    over. A session's number is the minute in which it began. All processes of a job make the same calls."""
 
-    def __init__(self, settings: LocalCheckpointConfig, out: Path, durable: Path, progress: Progress) -> None:
+    def __init__(self, settings: LocalCheckpointConfig, out: Path, run_id: str, progress: Progress) -> None:
         self.settings, self._progress = settings, progress
         place = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:8]  # two runs of one name are two runs
-        name, run = f"{out.name}-{place}", _run_id(durable)
-        self._run = Path(settings.folder).absolute() / f"{name}-{run}"
-        self._folder = self._run / str(jax.process_index())
+        name = f"{out.name}-{place}"
+        self._run = Path(settings.folder).absolute() / f"{name}-{run_id}"
         for other in self._run.parent.glob(f"{name}-*"):
             if other != self._run:  # of this run before it started over
                 shutil.rmtree(other, ignore_errors=True)  # another process of this host may be deleting it too
-        for unfinished in self._folder.glob(temporary(Path("*")).name):  # of a killed process
-            shutil.rmtree(unfinished)
+        for unfinished in self._run.glob(temporary(Path("*/*/*")).as_posix()):  # of killed processes
+            shutil.rmtree(unfinished, ignore_errors=True)
+        last = int(gathered(np.int32(max(steps_in(self._run), default=0))).max())
+        self._session = max(last + 1, from_writer(int(time.time() / 60)))  # in order, also if the clock goes back
+        self._folder = self._run / str(self._session) / str(jax.process_index())
         self._thread = ThreadPoolExecutor(1, "local checkpoint")
         self._pending: Future[None] | None = None
         self._failing: list[int] = []
@@ -83,8 +86,7 @@ class LocalCheckpoints:
             self._progress.note(f"{self._run}: processes {failing} could not write a local checkpoint{why}")
         self._failing = failing
         if not failing:
-            for step in steps_in(self._folder)[:-1]:
-                shutil.rmtree(self._folder / str(step))
+            self._delete_older()
 
     def restore(self, like: PyTree, newer_than: int) -> Found | None:
         """The newest local checkpoint that is whole and newer than a step, or None; those after it are deleted. `like`
@@ -94,18 +96,18 @@ class LocalCheckpoints:
         return found
 
     def drop_after(self, step: int) -> None:
-        """Deletes this process's parts of later steps: these come again, and must not be joined with what is left."""
+        """Deletes what the hosts have of later steps, which come again."""
         self.finish()
-        for later in steps_in(self._folder):
+        for session, later in self._held():
             if later > step:
-                shutil.rmtree(self._folder / str(later))
+                for part in self._parts(session, later):
+                    shutil.rmtree(part, ignore_errors=True)  # another process of this host may be deleting it too
+        sync("local checkpoints deleted")
 
     def delete(self) -> None:
-        """Deletes this process's part: for after the last step, which is saved durably."""
+        """Deletes all: for after the last step, which is saved durably."""
         self.finish()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        with suppress(OSError):  # the parts of other processes of this host are there, or all is gone
-            self._run.rmdir()
+        shutil.rmtree(self._run, ignore_errors=True)
 
     def close(self) -> None:
         """Ends the thread, once it has written what is pending."""
@@ -113,62 +115,97 @@ class LocalCheckpoints:
 
     def _newest(self, like: PyTree, newer_than: int) -> Found | None:
         leaves = _named(like)
-        for step in self._steps(newer_than):
-            part = LocalPart(self._folder / str(step))
-            holders = _holders(leaves, part)
-            if any(sources(names_by_device(name, leaf), holders[name]) is None for name, leaf in leaves.items()):
-                self._progress.note(f"{self._run}: the local checkpoint of step {step} is not whole")
-                continue
-            facts = from_first(part.facts)
-            if facts is None:
-                continue
-            arrays = [assembled(name, leaf, holders[name], part.read) for name, leaf in leaves.items()]
-            self._progress.note(f"{self._run}: resuming from the local checkpoint of step {step}")
-            return Found(step, jax.tree.unflatten(jax.tree.structure(like), arrays), facts["data_state"])
+        names = {name: names_by_device(name, leaf) for name, leaf in leaves.items()}
+        for session, step in self._steps(newer_than):
+            parts = HostParts(self._parts(session, step))
+            holders = _holders(leaves, names, parts)
+            elsewhere = _elsewhere(leaves, names, holders, parts)
+            facts = from_first(parts.facts)
+            if lacking := [piece for piece, having in elsewhere.items() if not having]:
+                self._progress.note(f"{self._run}: the local checkpoint of step {step} is {_said(lacking, names)}")
+            elif facts is not None:
+                arrays = [
+                    assembled(name, leaf, route(names[name], holders[name], elsewhere), parts.read)
+                    for name, leaf in leaves.items()
+                ]
+                self._progress.note(f"{self._run}: resuming from the local checkpoint of step {step}")
+                return Found(step, jax.tree.unflatten(jax.tree.structure(like), arrays), facts["data_state"])
         return None
 
     def _write(self, step: int, pieces: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         folder = self._folder / str(step)
-        if folder.is_dir():  # of a step that ran before, on another mesh or damaged
+        if folder.is_dir():  # of a step that ran before the run went back
             shutil.rmtree(folder)
         write_part(folder, pieces, facts)
 
-    def _steps(self, newer_than: int) -> list[int]:
-        """The steps that any process has, newest first."""
-        own = [step for step in steps_in(self._folder) if step > newer_than][-MOST:]
-        every = gathered(np.array(own + [-1] * (MOST - len(own)), np.int32))
-        return sorted({int(step) for step in every.flat if step >= 0}, reverse=True)
+    def _delete_older(self) -> None:
+        for step in steps_in(self._folder)[:-1]:
+            shutil.rmtree(self._folder / str(step))
+        for session in steps_in(self._run):
+            if session < self._session:
+                shutil.rmtree(self._run / str(session), ignore_errors=True)  # by each process of this host
+
+    def _parts(self, session: int, step: int) -> list[Path]:
+        """What this host has of a step: what was written by the processes that it had."""
+        return sorted(self._run.glob(f"{session}/*/{step}"))
+
+    def _held(self) -> list[tuple[int, int]]:
+        """The sessions and steps of which this host has a part, ascending."""
+        return sorted(
+            {(session, step) for session in steps_in(self._run) for folder in self._run.glob(f"{session}/*/")
+             for step in steps_in(folder)}
+        )  # fmt: skip
+
+    def _steps(self, newer_than: int) -> list[tuple[int, int]]:
+        """The sessions and steps of which any host has a part, newest first."""
+        own = [held for held in self._held() if held[1] > newer_than][-MOST:]
+        every = gathered(np.array(own + [(-1, -1)] * (MOST - len(own)), np.int32)).reshape(-1, 2)
+        return sorted({(int(session), int(step)) for session, step in every if step >= 0}, reverse=True)
 
 
-def _run_id(durable: Path) -> str:
-    """The run's identity: a new one if its folder of durable checkpoints has none."""
-    path = durable / RUN_ID
-    known = path.is_file()
-    run = from_writer(int(path.read_text(encoding="utf-8"), 16) if known else secrets.randbits(31))
-    if jax.process_index() == 0 and not known:
-        write_text(path, f"{run:08x}")
-    return f"{run:08x}"
+type Names = Mapping[str, Mapping[Any, str]]  # of each array: the piece that each device holds
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _holders(leaves: dict[str, Any], part: LocalPart) -> dict[str, Holders]:
+def _holders(leaves: Mapping[str, Any], names: Names, parts: HostParts) -> dict[str, Holders]:
     """For each array and device: whether the device's process has that device's piece."""
-    checked: dict[str, bool] = {}
     own = []
     for name, leaf in leaves.items():
-        pieces = names_by_device(name, leaf)
-        mine = [piece for device, piece in pieces.items() if device.process_index == jax.process_index()]
+        mine = [piece for device, piece in names[name].items() if device.process_index == jax.process_index()]
         shape = leaf.sharding.shard_shape(leaf.shape)
-        for piece in mine:
-            if piece not in checked:
-                checked[piece] = part.has(piece, shape, leaf.dtype)
-        own.append([checked[piece] for piece in mine])
+        own.append([parts.has(piece, shape, leaf.dtype) for piece in mine])
     every = gathered(np.array(own))  # [process, array, device of the process]
     found = {}
-    for number, (name, leaf) in enumerate(leaves.items()):
+    for number, name in enumerate(leaves):
         answers = [iter(every[process, number]) for process in range(jax.process_count())]
-        found[name] = {device: bool(next(answers[device.process_index])) for device in names_by_device(name, leaf)}
+        found[name] = {device: bool(next(answers[device.process_index])) for device in names[name]}
     return found
+
+
+def _elsewhere(
+    leaves: Mapping[str, Any], names: Names, holders: Mapping[str, Holders], parts: HostParts
+) -> dict[str, list[int]]:
+    """The processes that have each piece which no process of its own devices has; none for one that is lost."""
+    sought = {
+        piece: leaf
+        for name, leaf in leaves.items()
+        for piece in sorted({*names[name].values()} - sources(names[name], holders[name]).keys())
+    }
+    if not sought:
+        return {}
+    has = [parts.has(piece, leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for piece, leaf in sought.items()]
+    every = gathered(np.array(has))  # [process, piece]
+    return {piece: np.flatnonzero(every[:, number]).tolist() for number, piece in enumerate(sought)}
+
+
+def _said(lacking: Sequence[str], names: Names) -> str:
+    """What a checkpoint lacks."""
+    lost, total = {*lacking}, len({piece for pieces in names.values() for piece in pieces.values()})
+    processes = {d.process_index for pieces in names.values() for d, piece in pieces.items() if piece in lost}
+    return (
+        f"not whole: of its {total} pieces {len(lacking)} are on no host, the first {lacking[0]}; processes "
+        f"{sorted(processes)} need them"
+    )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,31 @@ class LocalPart:
     def _bytes(self, name: str) -> np.ndarray:
         offset, size, *_ = self._pieces[name]
         return np.fromfile(self._folder / ARRAYS, np.uint8, size, offset=offset)
+
+
+class HostParts:
+    """What is left of a step on one host, which had one process of the run or several."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._parts = [LocalPart(folder) for folder in folders]
+        self._found: dict[str, LocalPart | None] = {}  # of the pieces that were asked for
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """Those that were written with any part: all have the same."""
+        return next((part.facts for part in self._parts if part.facts is not None), None)
+
+    def has(self, name: str, shape: tuple[int, ...], dtype: Any) -> bool:
+        """Whether a part has the piece, as `LocalPart.has`; each piece is hashed once."""
+        if name not in self._found:
+            self._found[name] = next((part for part in self._parts if part.has(name, shape, dtype)), None)
+        return self._found[name] is not None
+
+    def read(self, name: str) -> np.ndarray:
+        """A piece that a part has."""
+        part = self._found[name]
+        assert part is not None
+        return part.read(name)
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
 from lifecycle.training.checkpoints.arrays import Shapes
-from lifecycle.training.checkpoints.pieces import assembled, piece_name
+from lifecycle.training.checkpoints.pieces import assembled, names_by_device, piece_name, route
 
 REPLICA = "replica"
 
@@ -32,7 +32,8 @@ def read_arrays(item: Path, wanted: Shapes) -> dict[str, jax.Array]:
     for name, leaf in wanted.items():
         held = _pieces(name, read.pop(name)) if read else {}
         holders = {device: device in devices for device in _devices(leaf.sharding.mesh)}
-        found[name] = assembled(name, leaf, holders, lambda piece, held=held: np.asarray(held[piece]))
+        way = route(names_by_device(name, leaf), holders, {})
+        found[name] = assembled(name, leaf, way, lambda piece, held=held: np.asarray(held[piece]))
     return found
 
 

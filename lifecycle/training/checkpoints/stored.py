@@ -33,7 +33,7 @@ from lifecycle.training.checkpoints.agreement import from_first
 from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
-from lifecycle.training.checkpoints.home import UNFINISHED
+from lifecycle.training.checkpoints.home import RUN_ID, UNFINISHED, is_id, new_id
 from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import bring_logs, fetch_checkpoint, send_logs
 from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split
@@ -82,6 +82,18 @@ class InStore:
             return json.loads(self._store.read(f"{step}/{META}/metadata")).get(MEASURED, {})
         except (Missing, json.JSONDecodeError, UnicodeDecodeError):  # damaged: named when it is to be used
             return {}
+
+    def run_id(self) -> str:
+        """That in the store: the disk of process 0 may be another one when the run goes on."""
+        return _by_writer(self._kept_id)
+
+    def _kept_id(self) -> str:
+        with suppress(Missing):
+            if is_id(kept := self._store.read(RUN_ID).decode(errors="replace")):
+                return kept
+        self._require()
+        self._store.write(RUN_ID, (made := new_id()).encode())
+        return made
 
     def clean(self) -> None:
         """Deletes what is left on this process's disk."""
@@ -169,7 +181,7 @@ class InStore:
             delete_steps(self._local, steps_in(self._local))  # of a job whose hosts shared this folder
         if not is_writer():
             return
-        stay = {FROZEN, *map(str, self._staying(name, measured))}
+        stay = {FROZEN, RUN_ID, *map(str, self._staying(name, measured))}
         try:
             self._remove(lambda other: other not in stay)
         except StoreError as error:
