@@ -231,7 +231,7 @@ def _bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
     folder = out.with_name(out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted import
     folder.mkdir(parents=True)
-    started, cpu = time.time(), cpu_seconds()
+    started, cpu = time.monotonic(), cpu_seconds()
     try:
         yield folder
     except BaseException:
@@ -242,7 +242,7 @@ def _bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
     manifest = Manifest(
         stage=STAGE, key=artifact_key(STAGE, config, {}), content_hash=combined(hashes), config=config,
         inputs={}, input_hashes={}, files=file_facts(folder, hashes), stats={}, code=code_version(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=time.time() - started,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), wall_s=time.monotonic() - started,
         cpu_s=cpu_seconds() - cpu,
     )  # fmt: skip
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))

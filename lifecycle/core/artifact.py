@@ -152,7 +152,7 @@ class Draft:
         self.key = artifact_key(self.stage, self.config, self.input_hashes)
         self.final_path = artifact_path(self.root, self.stage, self.key)
         self.path = self.final_path.with_name(self.final_path.name + ".partial")
-        self._started = (time.time(), cpu_seconds())
+        self._started = (time.monotonic(), cpu_seconds())
         self._before = (0.0, 0.0)
 
     def open(self) -> Path:
@@ -161,7 +161,7 @@ class Draft:
         ledger = self.path / LEDGER
         if ledger.is_file():
             self._before = _read_ledger(ledger)
-        self._started = (time.time(), cpu_seconds())
+        self._started = (time.monotonic(), cpu_seconds())
         return self.path
 
     def commit(
@@ -206,7 +206,7 @@ class Draft:
     def _spent(self) -> tuple[float, float]:
         """Wall and CPU seconds of this run and of earlier killed ones."""
         wall, cpu = self._before
-        return wall + (time.time() - self._started[0]), cpu + (cpu_seconds() - self._started[1])
+        return wall + (time.monotonic() - self._started[0]), cpu + (cpu_seconds() - self._started[1])
 
 
 def reopen(artifact: Artifact, damaged: Sequence[str]) -> None:

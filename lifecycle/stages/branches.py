@@ -47,8 +47,11 @@ def _inherited(name: str, stages: Mapping[str, Any], path: tuple[str, ...]) -> A
     found = continued_run(given, stages)
     if found is None:
         stage, _, step = given.rpartition("@") if isinstance(given, str) else ("", "", "")
-        if stage and step.isdecimal() and "objective" not in own:
-            raise ValueError(f"train.{name}.from={given}: not a training stage{nearest(stage, stages)}")
+        if stage and "objective" not in own:
+            if stage in stages:
+                raise ValueError(f"train.{name}.from={given}: {step!r} is no step; give a number, as in {stage}@100")
+            if step.isdecimal():
+                raise ValueError(f"train.{name}.from={given}: not a training stage{nearest(stage, stages)}")
         return own
     if name in path:
         cycle = " -> ".join([*path[path.index(name) :], name])

@@ -100,7 +100,7 @@ class OptimizerConfig(Section):
 class LocalCheckpointConfig(Section):
     """Checkpoints on each host's own disk, between the durable ones: `training/checkpoints/local.py`."""
 
-    folder: str  # on a disk, or in the memory, of the host; several runs may share it
+    folder: str = Field(min_length=1)  # on a disk, or in the memory, of the host; several runs may share it
     every: int = Field(default=50, gt=0)  # steps
     every_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # also; as the durable ones'
 
@@ -176,8 +176,8 @@ class TrainConfig(VariantSection):
     variant_key: ClassVar[str] = "objective"
     # Not part of a stage's key: how it is computed (which changes the order of float sums, with a `precision` or
     # bfloat16 parameters also what is rounded together, but not what is learned), what
-    # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), and how it is
-    # logged, saved and measured on tasks.
+    # is done about faults (a run that stopped at one goes on from its checkpoint under another policy), how it is
+    # measured, and how it is logged and saved.
     HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"grad_accum", "remat", "loss_chunks", "faults"})
     HOW_MEASURED: ClassVar[frozenset[str]] = frozenset({"eval_every", "eval_bytes", "tasks"})
     HOW: ClassVar[frozenset[str]] = HOW_COMPUTED | HOW_MEASURED | {"log_every", "checkpoint"}

@@ -18,6 +18,7 @@ from lifecycle.model.params import Params, abstract_params
 from lifecycle.training.checkpoints.agreement import from_first
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state, require_step
+from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.weights import load_params
@@ -70,9 +71,19 @@ def restore_or_start(
     else:
         arrays, data, _ = saved.durable.restore(like.saved)
     step = job.batches.restore(of_batches(data))
+    require_its_own(job, step, durable if found is None else found.step)
     frozen = saved.durable.restore_frozen(like.frozen)
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(arrays["params"], frozen, arrays["opt_state"], finished), data), step
+
+
+def require_its_own(job: TrainJob, step: int, named: int | None) -> None:
+    """Raises `CheckpointError` for a checkpoint under the name of another step: its own would never be written."""
+    if step != named:
+        raise CheckpointError(
+            f"{job.out.absolute()}: the checkpoint of step {named} is a copy of that of step {step}, under another "
+            f"name; delete the folder {named}"
+        )
 
 
 def of_batches(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +104,7 @@ def continued_state(
     opt_state = load_opt_state(start.folder, start.step, like.opt_state)
     data = load_data_state(start.folder, start.step)
     step = job.batches.continue_from(of_batches(data))
+    require_its_own(job, step, start.step)
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(trained, frozen, opt_state, finished), data), step
 

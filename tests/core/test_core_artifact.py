@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,13 @@ def test_the_cost_of_a_killed_run_is_not_forgotten(tmp_path: Path) -> None:
     manifest = draft.commit({}).manifest
     assert manifest.wall_s > 99 and manifest.cpu_s > 49
     assert manifest.files == {}  # the ledger is no part of the artifact
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = Draft(tmp_path, "data", {}, {})
+    draft.open()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert draft.commit({}).manifest.wall_s >= 0
 
 
 def test_the_ledger_is_kept_while_a_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

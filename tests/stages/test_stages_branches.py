@@ -176,6 +176,9 @@ def test_a_mistyped_run_to_go_on_from_is_named() -> None:
     train = {"first": next_token(**SIZES), "second": {"from": "frist@2", "steps": 4}}
     with pytest.raises(ConfigError, match=r"second\.from=frist@2: not a training stage; did you mean 'first'\?"):
         chain_of(train)
+    for step in ("-1", "5.5", "last", ""):
+        with pytest.raises(ConfigError, match=rf"second\.from=first@{step}: '{step}' is no step; give a number"):
+            chain_of(train | {"second": {"from": f"first@{step}", "steps": 4}})
 
 
 def test_a_run_that_goes_on_has_what_a_depth_decided_for_it() -> None:

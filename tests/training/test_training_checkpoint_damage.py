@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state
-from lifecycle.training.checkpoints.integrity import CheckpointError, write_files
+from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in, write_files
 from lifecycle.training.checkpoints.weights import load_params, read_params
 from lifecycle.training.config import CheckpointConfig
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
@@ -53,12 +54,17 @@ def cut_the_list(folder: Path) -> None:
     os.truncate(folder / "files.json", 10)
 
 
+def edit_the_list(folder: Path) -> None:
+    (folder / "files.json").write_text('{"params/manifest.ocdbt": 5}')
+
+
 DAMAGES = {
     truncate: "has 10 bytes of",
     flip_a_bit: "has changed",
     remove_a_file: "is missing",
     forget_the_list: "no files.json",
-    cut_the_list: "files.json is not JSON",
+    cut_the_list: "files.json is not a list of files",
+    edit_the_list: "files.json is not a list of files",
 }
 
 
@@ -86,6 +92,16 @@ def test_a_step_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
         truncate(tmp_path / "2")
     save_steps(tmp_path, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "2.damaged-2", "3"]
+
+
+def test_what_people_put_beside_checkpoints_is_no_checkpoint(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    for name in ("002", "1.old", "٣"):
+        shutil.copytree(tmp_path / "1", tmp_path / name)
+    (tmp_path / "4").touch()
+    save_steps(tmp_path, 2)
+    assert steps_in(tmp_path) == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["002", "1", "1.old", "2", "4", "٣"]
 
 
 def test_a_checkpoint_damaged_after_opening_is_not_restored(tmp_path: Path) -> None:

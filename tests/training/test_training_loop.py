@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,19 @@ def test_a_run_continued_from_anothers_checkpoint_ends_with_that_ones_bits(
     gone = replace(tiny_job(tmp_path / "other", RUN), start=Continued(folder / CHECKPOINTS, 4))
     with pytest.raises(CheckpointError, match="no checkpoint of step 4; there are 8, 12"):
         run_job(gone, Silent())
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_refused(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """A run that took it up would train its step again, and find the step's checkpoint there already."""
+    folder = undisturbed[0] / CHECKPOINTS
+    shutil.copytree(folder / "8", tmp_path / CHECKPOINTS / "12")
+    with pytest.raises(CheckpointError, match=r"step 12 is a copy of that of step 8, .*; delete the folder 12"):
+        run_job(tiny_job(tmp_path, RUN), Silent())
+    branch = replace(tiny_job(tmp_path / "branch", replace(RUN, steps=14)), start=Continued(tmp_path / CHECKPOINTS, 12))
+    with pytest.raises(CheckpointError, match="step 12 is a copy of that of step 8"):
+        run_job(branch, Silent())
 
 
 def test_a_finished_run_is_not_run_again(undisturbed: tuple[Path, dict[str, Any], Told]) -> None:

@@ -21,7 +21,8 @@ def require_step(folder: Path, step: int) -> None:
     if step not in (there := steps_in(folder)):
         raise CheckpointError(
             f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, there)) or 'none'}. Choose one of "
-            "these, or keep more checkpoints (checkpoint.keep, checkpoint.keep_every) and train again"
+            f"these; or keep more checkpoints (checkpoint.keep, checkpoint.keep_every), delete {folder.parent}, and "
+            "it is trained again"
         )
 
 

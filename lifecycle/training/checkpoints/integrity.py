@@ -31,8 +31,9 @@ class CheckpointError(ValueError):
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps whose folder was renamed to its final name, ascending."""
-    return sorted(int(path.name) for path in folder.glob("*/") if path.name.isdecimal())
+    """Steps whose folder was renamed to its final name, ascending; not a copy of one by another name, such as `007`."""
+    names = (path.name for path in folder.glob("*/") if path.name.isdecimal())
+    return sorted(int(name) for name in names if name == str(int(name)))
 
 
 def write_files(path: Path) -> None:
@@ -50,9 +51,10 @@ def damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
     if not (path / FILES).is_file():
         return f"no {FILES}"
     try:
-        expected: dict[str, Any] = json.loads((path / FILES).read_text(encoding="utf-8"))
-    except ValueError:
-        return f"{FILES} is not JSON"
+        listed: Any = json.loads((path / FILES).read_text(encoding="utf-8"))
+        expected = {name: (int(size), str(sha256)) for name, (size, sha256) in listed.items()}
+    except (ValueError, TypeError, AttributeError):
+        return f"{FILES} is not a list of files"
     for name, (size, _) in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
