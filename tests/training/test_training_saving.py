@@ -91,6 +91,9 @@ class Disk:
         self.now = 0.0
         self._pending: int | None = None
 
+    def prepare(self, state: Any) -> None:
+        """Nothing is copied here."""
+
     def save(self, step: int, *_: Any) -> None:
         assert self._pending is None
         self._pending = step
