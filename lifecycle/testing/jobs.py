@@ -30,7 +30,7 @@ from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.job import CHECKPOINTS, TrainJob
+from lifecycle.training.job import CHECKPOINTS, Continued, Origin, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective, build_objective
@@ -38,6 +38,7 @@ from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows
 from lifecycle.training.run import TrainingRun
+from lifecycle.training.token_rows import TokenRows
 
 MODEL = ModelConfig(
     vocab_size=96, d_model=32, d_ff=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=64,
@@ -65,6 +66,32 @@ class Documents:
     def name(self, document: int) -> str:
         """Its number."""
         return str(document)
+
+
+class Part:
+    """The documents of one source of a corpus."""
+
+    def __init__(self, corpus: Documents, numbers: np.ndarray) -> None:
+        self._corpus, self.numbers = corpus, numbers
+        self.lengths = corpus.lengths[numbers]
+        self.index = {**corpus.index, "numbers": numbers.tolist()}
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        return self._corpus[int(self.numbers[document])]
+
+    def name(self, document: int) -> str:
+        """Its number in the corpus."""
+        return self._corpus.name(int(self.numbers[document]))
+
+
+class Sources(Documents):
+    """Documents of three sources, which come in turns."""
+
+    sources = ("a", "b", "c")
+
+    def of_source(self, name: str) -> Part:
+        """The documents of one source."""
+        return Part(self, np.arange(self.sources.index(name), len(self.lengths), len(self.sources)))
 
 
 @dataclass(frozen=True)
@@ -152,11 +179,15 @@ class TinyRun:
     data_seed: int = 0
     kill_at: int | None = None
     kill_by: str = "SIGKILL"  # by process 0, which gets it itself
+    kill_all: bool = False  # every process gets it
     kill_after: int | None = None  # the step of a checkpoint that must be complete first
     hang_at: int | None = None  # the step after which process 0 hangs, once
     hang_by: str = "sleep"  # or a signal
     hang_s: float = 600  # what the watchdog takes for a hang
     is_mixed: bool = False  # three sources of few rows, cut and packed, whose epochs roll over
+    mixture: dict[str, float] | None = None  # of the `Sources`; {}: all their documents as they are
+    seq_len: int = SEQ_LEN
+    goes_on_from: tuple[str, int] | None = None  # a run's folder, and the step of its checkpoint
     is_recorded: bool = False  # each process writes the rows that it trains on
     mesh: dict[str, int] = field(default_factory=dict)
 
@@ -168,7 +199,7 @@ class TinyRun:
         own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
         return objective_kind(self.objective).settings(
             steps=self.steps,
-            seq_len=SEQ_LEN,
+            seq_len=self.seq_len,
             global_batch_size=self.global_batch_size,
             grad_accum=self.grad_accum,
             optimizer=OptimizerConfig(**optimizer, schedule=schedule),
@@ -188,6 +219,8 @@ def rows_of(settings: TinyRun) -> RowSource:
     """The rows that the run's objective takes."""
     if settings.is_mixed:
         return mixed_rows(SEQ_LEN)
+    if settings.mixture is not None:
+        return TokenRows(Sources(18, settings.data_seed), settings.seq_len, settings.mixture, settings.data_seed)
     is_pairs = objective_kind(settings.objective).rows == "pairs"
     return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
 
@@ -206,13 +239,17 @@ def batches_of(out: Path, settings: TinyRun, mesh: Mesh) -> RowBatches:
 def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
     """The run as a job that writes into `out`."""
     mesh = build_mesh(MeshConfig(**settings.mesh))
+    start: Origin = jax.random.key(settings.seed)
+    if settings.goes_on_from is not None:
+        folder, step = settings.goes_on_from
+        start = Continued(Path(folder) / CHECKPOINTS, step)
     return TrainJob(
         model=MODEL,
         train=settings.train(),
         mesh=mesh,
         objective=objective_of(settings.objective),
         batches=batches_of(out, settings, mesh),
-        start=jax.random.key(settings.seed),
+        start=start,
         out=out,
     )
 
@@ -261,7 +298,7 @@ def main() -> None:
     distributed.start()
     out, settings = Path(sys.argv[1]), TinyRun(**json.loads(sys.argv[2]))
     checkpoint = out / CHECKPOINTS / str(settings.kill_after) if settings.kill_after is not None else None
-    kill_at = settings.kill_at if distributed.is_writer() else None
+    kill_at = settings.kill_at if distributed.is_writer() or settings.kill_all else None
     progress = KillAt(kill_at, checkpoint, signal.Signals[settings.kill_by])
     try:
         stats = run_job(tiny_job(out, settings), progress, [HangAt(settings.hang_at, settings.hang_by, out / "hung")])

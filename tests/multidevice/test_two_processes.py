@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,43 @@ def test_what_four_processes_saved_goes_on_on_any_number(
     if mesh == MOVED.mesh:
         expected = [load_params(folder / CHECKPOINTS, abstract_params(MODEL)) for folder in (four, out)]
         jax.tree.map(np.testing.assert_array_equal, *expected)
+
+
+@pytest.fixture(scope="module")
+def branch(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyRun, Path, Path]:
+    """(a run of two processes that goes on from another's step 8 with a mixture, longer rows and more of them; its
+    folder, undisturbed; its folder when both were killed after step 14)."""
+    folder = tmp_path_factory.mktemp("branch")
+    before = replace(MOVED, steps=8, is_mixed=False, mixture={}, mesh={"fsdp": 2})
+    run_processes(command(folder / "before", before), count=2, devices=1)
+    settings = replace(
+        before, steps=20, mixture={"a": 5, "b": 2, "c": 1}, seq_len=48, global_batch_size=32,
+        goes_on_from=(str(folder / "before"), 8),
+    )  # fmt: skip
+    run_processes(command(folder / "whole", settings), count=2, devices=1)
+    killed = replace(settings, kill_at=14, kill_after=12, kill_all=True)
+    run_processes(command(folder / "killed", killed), count=2, devices=1, status=-signal.SIGKILL)
+    return settings, folder / "whole", folder / "killed"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("mesh", "count"), MOVES[1:3])
+def test_a_branch_that_is_killed_goes_on_on_any_number(
+    branch: tuple[TinyRun, Path, Path], tmp_path: Path, mesh: dict[str, int], count: int
+) -> None:
+    settings, whole, killed = branch
+    assert steps_in(killed / CHECKPOINTS) == [12] and recorded(killed, 12).shape == (32, 48)
+    out = tmp_path / "moved"
+    shutil.copytree(killed, out, ignore=shutil.ignore_patterns("batches"))
+    run_processes(command(out, replace(settings, mesh=mesh)), count=count, devices=1)
+    for step in range(12, 20):
+        np.testing.assert_array_equal(recorded(out, step), recorded(whole, step))
+    assert not list((out / "batches").glob("11-*"))
+    logs = [[record for record in read_log(folder / METRICS) if "loss" in record] for folder in (whole, out)]
+    steps, curves = ([[record[name] for record in log] for log in logs] for name in ("step", "loss"))
+    print(f"{mesh}: loss {np.abs(np.subtract(curves[0], curves[1])).max():.1e}")
+    assert steps == [list(range(9, 21))] * 2
+    np.testing.assert_allclose(curves[1], curves[0], atol=1e-6, rtol=0)
 
 
 def test_a_notice_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
