@@ -60,6 +60,7 @@ def _run(
     first = jnp.asarray(fb.starts(plan)[:, blocks[0] : blocks[1]])[device]
     ids = [x[:, None] for x in segments] if segments else [None, None]
     dims = plan.key_dim, plan.value_dim
+    arguments = [steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, lse, grad]
 
     def query(b, h, s, steps, *_):  # a head's block of the flat layout
         return b, steps[fb.QUERY, s], h * group + steps[fb.HEAD, s]
@@ -107,11 +108,15 @@ def _run(
             jax.ShapeDtypeStruct((batch, plan.num_heads, 1, length), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=plan.blocks.vmem_bytes
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            # `out` may be a slice of saved arrays, which the kernel then reads in place instead of from a copy. For
+            # operands that it reads tile by tile (`v`) the compiler fails (libtpu 0.0.50.1).
+            allow_input_fusion=[x is out for x in arguments if x is not None],
+            vmem_limit_bytes=plan.blocks.vmem_bytes,
         ),
         name="flash_bwd",
         interpret=plan.interpret,
-    )(steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, lse, grad)
+    )(*arguments)
     return dq, dk, dv, delta
 
 

@@ -50,7 +50,10 @@ def _turned(x: Array, angles: Array, direction: int, interpret: bool) -> Array:
         in_specs=[own, pl.BlockSpec((2, None, block, dim), lambda b, t: (0, b, t, 0))],
         out_specs=own,
         out_shape=jax.ShapeDtypeStruct((batch, length, width), x.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        # `x` may be a slice of saved arrays, which the kernel then reads in place instead of from a copy
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), allow_input_fusion=(True, False)
+        ),
         name="rotate",
         interpret=interpret,
     )(x.reshape(batch, length, width), angles)

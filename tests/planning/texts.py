@@ -80,6 +80,34 @@ CHAIN = (
     )
 )
 
+# A kernel fused with the slice that it reads of a stack.
+READS_A_SLICE = (
+    HEAD
+    + """%part (p: f32[4,8,128], i: s32[]) -> f32[8,128] {
+  %p = f32[4,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,8,128]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,8,128}
+  ROOT %b = f32[8,128]{1,0} bitcast(%slice)
+}
+
+%called (p: f32[4,8,128], i: s32[]) -> f32[8,128] {
+  %p = f32[4,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %f = f32[8,128]{1,0} fusion(%p, %i), kind=kLoop, calls=%part
+  ROOT %rotate.5 = f32[8,128]{1,0} custom-call(%f), custom_call_target="tpu_custom_call"
+}
+
+"""
+    + entry(
+        X,
+        "%i = s32[] constant(2)",
+        '%stack = f32[4,8,128]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"',
+        "%rotate.6 = f32[8,128]{1,0} fusion(%stack, %i), kind=kCustom, calls=%called",
+        f"%end = f32[8,128]{{1,0}} negate(%rotate.6), {cycles(10)}",
+    )
+)
+
 
 def loop(start: str, step: str, bound: str, direction: str = "LT", inside: str = "") -> str:
     """A loop whose counter is the state's first element; `bound` is carried along as its last and never changed."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from lifecycle.planning.compiled.device_groups import MeshShape, axes_of
 from lifecycle.planning.compiled.hlo import Computation, Instruction
-from lifecycle.planning.compiled.names import is_kernel, kernel_name, operation
+from lifecycle.planning.compiled.names import kernel_name, operation
 from lifecycle.planning.compiled.program import Executed, Program
 
 KINDS = (
@@ -244,5 +244,6 @@ def between(program: Program, within: Computation, start: Instruction, done: Ins
     """The main core's cycles and kernels between two instructions."""
     names = [i.name for i in within.instructions]
     inside = within.instructions[names.index(start.name) + 1 : names.index(done.name)]
-    kernels = tuple(kernel_name(i) for i in inside if is_kernel(i))
+    calls = filter(None, (program.kernel_in(i, within) for i in inside))
+    kernels = tuple(kernel_name(kernel) for kernel, _ in calls)
     return Overlap(sum(program.cycles_in(i, within) for i in inside), start.name, done.name, kernels)

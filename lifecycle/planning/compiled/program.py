@@ -126,10 +126,11 @@ class Program:
         """Calls of kernels, grouped by name, operands and results."""
         calls: dict[tuple[str, tuple[Shape, ...], tuple[Shape, ...], bool], int] = defaultdict(int)
         for e in self.executed:
-            if is_kernel(e.instruction) and e.count:  # 0 in a loop that does not count
-                operands = tuple(s for name in e.instruction.operands for s in e.within.by_name[name].shapes)
-                key = kernel_name(e.instruction), operands, e.instruction.shapes, is_causal(e.instruction)
-                calls[key] += e.count
+            found = self.kernel_in(e.instruction, e.within)
+            if found is not None and e.count:  # 0 in a loop that does not count
+                kernel, around = found
+                operands = tuple(s for name in kernel.operands for s in around.by_name[name].shapes)
+                calls[kernel_name(kernel), operands, kernel.shapes, is_causal(kernel)] += e.count
         return tuple(Kernel(*key[:3], number, key[3]) for key, number in calls.items())
 
     @property
@@ -182,6 +183,14 @@ class Program:
             return self._flops_of(instruction.called["calls"], is_narrow)
         return product_flops(instruction, within, is_narrow)
 
+    def kernel_in(self, instruction: Instruction, within: Computation) -> tuple[Instruction, Computation] | None:
+        """The call of a Pallas kernel that an instruction is, and the computation around the call; `None` for any other
+        instruction. In a fusion the kernel reads slices of stacks in place: its operands are the slices."""
+        if instruction.opcode != "fusion":
+            return (instruction, within) if is_kernel(instruction) else None
+        inside = self.module.computations[instruction.called["calls"]]
+        return next(((inner, inside) for inner in inside.instructions if is_kernel(inner)), None)
+
     def _main(self) -> Iterator[Executed]:
         return (e for e in self.executed if not e.is_on_other_core)
 
@@ -224,15 +233,15 @@ class Program:
 
     def _computation_kernels(self, name: str) -> int:
         """How many kernels a computation contains, counting each loop's body once."""
-        instructions = self.module.computations[name].instructions
+        computation = self.module.computations[name]
         inside = (
             self._kernels_of(called)
-            for i in instructions
+            for i in computation.instructions
             if i.opcode in ("while", "conditional", "call")
             for role, called in i.called.items()
             if role != "condition"
         )
-        return sum(is_kernel(i) for i in instructions) + sum(inside)
+        return sum(self.kernel_in(i, computation) is not None for i in computation.instructions) + sum(inside)
 
     def _computation_flops(self, name: str, is_narrow: bool) -> float:
         computation = self.module.computations[name]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.hlo import Computation, Instruction
-from lifecycle.planning.compiled.names import is_kernel, kernel_name
+from lifecycle.planning.compiled.names import kernel_name
 from lifecycle.planning.compiled.program import Program
 
 
@@ -125,6 +125,6 @@ class Timeline:
             return self._computation(instruction.called["to_apply"])
         if instruction.opcode == "conditional":
             return self._computation(self._program.costliest(instruction))
-        if is_kernel(instruction):
-            return Times(kernel_s=self._kernel_s.get(kernel_name(instruction), 0.0))
+        if (kernel := self._program.kernel_in(instruction, within)) is not None:
+            return Times(kernel_s=self._kernel_s.get(kernel_name(kernel[0]), 0.0))
         return Times(compute_s=self._program.own_cycles(instruction, within) / self._clock_hz)

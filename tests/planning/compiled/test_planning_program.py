@@ -11,7 +11,7 @@ from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.compiled.timeline import Timeline
 from lifecycle.planning.compiled.traffic import traffic
 from tests.planning.small_programs import GOLDEN, GOLDEN_SHAPE, LAYERS, layers_flops
-from tests.planning.texts import HEAD, STARTED, X, cycles, entry, loop
+from tests.planning.texts import HEAD, READS_A_SLICE, STARTED, X, cycles, entry, loop
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,14 @@ def test_a_branch_with_a_kernel_counts_whatever_the_other_ones_cycles() -> None:
     assert [(k.name, k.calls) for k in program.kernels] == [("k", 1)]
     assert program.cycles == 10
     assert Timeline(program, [], 1e9, {"k": 5e-9}, lambda _: 0.0).run().total_s == pytest.approx(15e-9)
+
+
+def test_a_kernel_that_reads_a_slice_of_a_stack_in_place_counts_with_the_slice() -> None:
+    program = Program(parse_module(READS_A_SLICE))
+    assert [(k.name, k.calls, [s.dims for s in k.operands]) for k in program.kernels] == [("rotate", 1, [(8, 128)])]
+    assert program.cycles == 10
+    assert program.hbm_bytes == 4 * 8 * 128 * 4 + 4  # the slice, what the kernel makes of it, the negation; the index
+    assert Timeline(program, [], 1e9, {"rotate": 5e-9}, lambda _: 0.0).run().total_s == pytest.approx(15e-9)
 
 
 def test_what_the_compiler_made_itself_goes_by_one_name_whatever_its_numbers() -> None:
