@@ -11,7 +11,15 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, Attention, DenseFeedForward, RMSNorm, is_token
+from lifecycle.model.layers import (
+    Angles,
+    Attention,
+    DenseFeedForward,
+    Hidden,
+    RMSNorm,
+    is_token,
+    with_mean_squares,
+)
 from lifecycle.model.mla import LatentAttention
 from lifecycle.model.moe import MoE
 from lifecycle.model.parameter import normal
@@ -35,14 +43,14 @@ class Block(nnx.Module):
         self.feed_forward_post_norm = RMSNorm(c.d_model, c) if has_post else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Angles | None, mask: Mask, cache: LayerCache | None = None
-    ) -> tuple[Float[Array, "B T D"], RouterStats | None, LayerCache | None]:
+        self, hidden: Hidden, angles: Angles | None, mask: Mask, cache: LayerCache | None = None
+    ) -> tuple[Hidden, RouterStats | None, LayerCache | None]:
         """The layer's output, its router's statistics if it has one, and the cache with the new tokens."""
-        x = checkpoint_name(_row_major(x), "input")
-        attended, cache = self.attention(_normed(self.attention_norm, x), angles, mask, cache)
+        x = checkpoint_name(_row_major(hidden.x), "input")
+        attended, cache = self.attention(_normed(self.attention_norm, x, hidden.mean_square), angles, mask, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
         fed, stats = self._fed(_normed(self.feed_forward_norm, x), mask)
-        return _row_major(x + _normed(self.feed_forward_post_norm, fed)), stats, cache
+        return with_mean_squares(_row_major(x + _normed(self.feed_forward_post_norm, fed))), stats, cache
 
     def _fed(self, x: Array, mask: Mask) -> tuple[Array, RouterStats | None]:
         layer = self.feed_forward
@@ -56,8 +64,8 @@ def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return x if platform() == "cpu" else with_layout_constraint(x, Layout((0, 1, 2)))
 
 
-def _normed(norm: RMSNorm | None, x: Array) -> Array:
-    return x if norm is None else norm(x)
+def _normed(norm: RMSNorm | None, x: Array, mean_square: Array | None = None) -> Array:
+    return x if norm is None else norm(x, mean_square)
 
 
 class Trunk(nnx.Module):

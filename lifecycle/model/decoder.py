@@ -20,7 +20,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
-from lifecycle.model.layers import Angles, full_row
+from lifecycle.model.layers import Angles, Hidden, full_row, with_mean_squares
 from lifecycle.model.mtp import own_positions
 from lifecycle.model.params import (
     Params,
@@ -81,12 +81,13 @@ def forward_train(
     if axis_size("layers") > 1:
         assert precision is None, "no stage of a pipeline quantises its weights"
         x, stats = _pipelined(config, params, tokens, positions, mask, remat)
+        hidden = with_mean_squares(x)
     else:
         angles = _angles(config, positions)
         x = embed(config, params["embed"], tokens)
         prepare = partial(gathered, config, precision=precision)
-        x, stats, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
-    return _final_norm(config, params, x), stats
+        hidden, stats, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
+    return _final_norm(config, params, hidden), stats
 
 
 def forward_modules(
@@ -133,8 +134,8 @@ def forward_cached(
     with replicated("norm_seq"):
         angles, mask = _angles(config, positions), Mask(positions, positions)
         x = embed(config, params["embed"], tokens)
-        x, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache.stacks)
-        return _final_norm(config, params, x), replace(cache, stacks=caches)
+        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache.stacks)
+        return _final_norm(config, params, hidden), replace(cache, stacks=caches)
 
 
 def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
@@ -156,8 +157,8 @@ def _pipelined(
 
     def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
         angles, row_mask = _angles(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
-        x, stats, _ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
-        return x, stats
+        hidden, stats, _ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
+        return hidden.x, stats
 
     x = embed(config, params["embed"], tokens)
     x, stats = run_pipeline(stage, gathered(config, parameters(config)["blocks"], params["blocks"]), x)
@@ -186,8 +187,9 @@ def _layers(
     prepare: Prepare,
     caches: Caches | None = None,
     remat: Remat | None = None,
-) -> tuple[Array, Stats, Caches]:
+) -> tuple[Hidden, Stats, Caches]:
     """Applies all layers of `blocks`; also returns the routers' statistics and the caches with the new tokens."""
+    hidden = with_mean_squares(x)
     stats: Stats = {}
     new_caches: Caches = {}
     for group in layer_groups(config):
@@ -197,15 +199,15 @@ def _layers(
             layer_mask = replace(mask, window=config.window if kind == "local" else None)
             layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat))
         stacks = [None if caches is None else caches[name] for name in group.stacks]
-        (x, stacks), group_stats = _scan(layers, group, [blocks[name] for name in group.stacks], x, stacks)
+        (hidden, stacks), group_stats = _scan(layers, group, [blocks[name] for name in group.stacks], hidden, stacks)
         stats |= {name: one for name, one in zip(group.stacks, group_stats, strict=True) if one is not None}
         new_caches |= {name: stack for name, stack in zip(group.stacks, stacks, strict=True) if stack is not None}
-    return x, stats, new_caches
+    return hidden, stats, new_caches
 
 
 # A function of a layer's input, its weights, its stack of the cache, and its number in that stack.
-type Layer = Callable[[Array, Params, Stack | None, Array], LayerOut]
-type LayerOut = tuple[Array, RouterStats | None, Stack | None]
+type Layer = Callable[[Hidden, Params, Stack | None, Array], LayerOut]
+type LayerOut = tuple[Hidden, RouterStats | None, Stack | None]
 
 
 def _layer(
@@ -213,36 +215,36 @@ def _layer(
 ) -> Layer:
     """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward."""
 
-    def layer(x: Array, weights: Params, stack: Stack | None, number: Array) -> LayerOut:
+    def layer(hidden: Hidden, weights: Params, stack: Stack | None, number: Array) -> LayerOut:
         block = nnx.merge(definition, nnx.State(prepare(weights)))
-        x, stats, cache = block(x, angles, mask, None if stack is None else LayerCache(stack, number))
-        return x, stats, None if cache is None else cache.stack
+        hidden, stats, cache = block(hidden, angles, mask, None if stack is None else LayerCache(stack, number))
+        return hidden, stats, None if cache is None else cache.stack
 
     return layer if remat is None else rematerialised(layer, remat)
 
 
 def _scan(
-    layers: list[Layer], group: LayerGroup, weights: list[Params], x: Array, stacks: list[Stack | None]
-) -> tuple[tuple[Array, list[Stack | None]], list[RouterStats | None]]:
+    layers: list[Layer], group: LayerGroup, weights: list[Params], hidden: Hidden, stacks: list[Stack | None]
+) -> tuple[tuple[Hidden, list[Stack | None]], list[RouterStats | None]]:
     """Scans a group's layers, period by period; weights, caches and statistics are lists over the group's stacks."""
 
-    def period(carry: tuple[Array, list[Stack | None]], inputs: tuple[list[Params], Array]) -> tuple[Any, Any]:
-        (x, stacks), (weights, number) = carry, inputs
+    def period(carry: tuple[Hidden, list[Stack | None]], inputs: tuple[list[Params], Array]) -> tuple[Any, Any]:
+        (hidden, stacks), (weights, number) = carry, inputs
         outs: list[LayerOut] = []
         for layer, layer_weights, stack in zip(layers, weights, stacks, strict=True):
-            outs.append(layer(x, layer_weights, stack, number))
-            x = outs[-1][0]
+            outs.append(layer(hidden, layer_weights, stack, number))
+            hidden = outs[-1][0]
         _, stats, stacks = map(list, zip(*outs, strict=True))
-        return (x, stacks), stats
+        return (hidden, stacks), stats
 
     repeats = group.repeats // axis_size("layers")
     is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
-    return jax.lax.scan(period, (x, stacks), (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
+    return jax.lax.scan(period, (hidden, stacks), (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
 
 
-def _final_norm(config: ModelConfig, params: Params, x: Array) -> Array:
+def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:
     trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES)}
-    return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(x)
+    return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(*hidden)
 
 
 def embed(config: ModelConfig, table: Float[Array, "V columns"], tokens: Int[Array, "B T"]) -> Float[Array, "B t D"]:

@@ -7,6 +7,7 @@ device normalises and those that its heads see (Korthikanti et al. 2022, section
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,14 @@ from lifecycle.core.typing import Array, Bool, Float, Shaped
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import Activation, gated, linear
 from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.norm import mean_squares, rms_norm
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.remat import MEAN_SQUARE
-from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, reduce_scatter
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, reduce_scatter
 
 
 def branch_scale(config: ModelConfig) -> float:
@@ -41,18 +43,28 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
         self.scale = vector((size,), (cut,), 1.0 - config.norm_offset, is_float32=True)
-        self.size, self.eps, self.offset, self.cut = size, config.norm_eps, config.norm_offset, cut
+        self.eps, self.offset, self.cut = config.norm_eps, config.norm_offset, cut
 
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """Normalises the last dimension; the result has `x`'s dtype."""
-        wide = x.astype(jnp.float32)
-        if self.cut is None:
-            mean_square = jnp.mean(wide * wide, axis=-1)
-        else:
-            mean_square = psum(jnp.sum(wide * wide, axis=-1), self.cut) / self.size
-        mean_square = checkpoint_name(mean_square, MEAN_SQUARE)[..., None]
+    def __call__(
+        self, x: Float[Array, "*rows D"], mean_square: Float[Array, "*rows"] | None = None
+    ) -> Float[Array, "*rows D"]:
+        """Normalises the last dimension; the result has `x`'s dtype. `mean_square` of the rows, if it is known."""
+        if mean_square is None:
+            mean_square = checkpoint_name(mean_squares(x, self.cut), MEAN_SQUARE)
         scale = self.scale[...] + self.offset if self.offset else self.scale[...]
-        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
+        return rms_norm(x, mean_square, scale, self.eps, self.cut)
+
+
+class Hidden(NamedTuple):
+    """Hidden states with the mean squares of their rows, which the layer that makes the rows sums for the next norm."""
+
+    x: Float[Array, "B T D"]
+    mean_square: Float[Array, "B T"]
+
+
+def with_mean_squares(x: Float[Array, "B T D"]) -> Hidden:
+    """Hidden states for a layer, or for the final norm."""
+    return Hidden(x, mean_squares(x))
 
 
 type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, as `rotary_angles` gives them

@@ -17,7 +17,7 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.block import Block
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, full_row
+from lifecycle.model.layers import Angles, RMSNorm, full_row, with_mean_squares
 from lifecycle.model.parameter import matrix
 from lifecycle.model.routing import RouterStats
 from lifecycle.parallel.collectives import axis_index, axis_size
@@ -40,8 +40,8 @@ class PredictionModule(nnx.Module):
     ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], RouterStats | None]:
         """The block's output, for the next module; the same after the norm, for the head; the router's statistics."""
         both = jnp.concatenate([self.embed_norm(embedded), self.hidden_norm(x)], axis=-1)
-        x, stats, _ = self.block(linear(both, self.projection[...]), angles, mask)
-        return x, self.norm(x), stats
+        hidden, stats, _ = self.block(with_mean_squares(linear(both, self.projection[...])), angles, mask)
+        return hidden.x, self.norm(*hidden), stats
 
 
 def ahead(batch: Batch, depth: int) -> Batch:
