@@ -12,7 +12,6 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
 from lifecycle.training.mixture import rows_per_period
-from lifecycle.training.objectives.registry import objective_kind
 
 MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
 
@@ -65,11 +64,6 @@ def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshC
         raise ValueError(f"{at}: the products of model.moe's experts have no 8-bit form; leave it out")
     if mesh.stage > 1:
         raise ValueError(f"{at}: a pipeline's weights stay in the compute dtype; leave it out, or set mesh.stage=1")
-    if objective_kind(train.objective).needs_reference:
-        raise ValueError(
-            f"{at}: {train.objective} compares the model with a reference whose products are not in 8 bits, so even "
-            "equal weights would differ; leave it out"
-        )
     tokens = train.global_batch_size // train.grad_accum * train.seq_len * mesh.tensor // mesh.size
     if train.precision == "int8" and tokens > MOST_INT8_SUMMANDS:
         raise ValueError(

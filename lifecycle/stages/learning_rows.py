@@ -23,7 +23,7 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.chat import ChatTemplate
@@ -127,7 +127,8 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
         packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"], reports[split].name)
         if needs_reference:
             progress.start(f"reference, {split} rows", packed.num_rows)
-            rows[split] = ReferenceRows(packed, _reference(learner, packed, out, progress))
+            precision = train.precision if split == "train" else None  # as the objective computes these rows
+            rows[split] = ReferenceRows(packed, _reference(learner, packed, precision, out, progress))
     if needs_reference:
         progress.start("steps")
     _list_dropped(out, reports)
@@ -190,12 +191,14 @@ def _means(learner: Learner, heldout: RowSource) -> Evaluate:
     return Evaluate(train.eval_every, means.measure, means.prepare)
 
 
-def _reference(learner: Learner, rows: PairRows, out: Path, progress: Progress) -> np.ndarray:
+def _reference(
+    learner: Learner, rows: PairRows, precision: Precision | None, out: Path, progress: Progress
+) -> np.ndarray:
     """Log-probabilities of every pair under the initial weights."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
-    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint])[:16]}.npz"
+    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint, precision])[:16]}.npz"
     size, chunks = learner.train.global_batch_size, learner.train.loss_chunks
-    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress, chunks)
+    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress, chunks, precision)
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:

@@ -1,7 +1,10 @@
 """A reference model's log-probabilities of preference pairs, computed once before training.
 
 A pass over a large set takes hours, so what is done is saved every half minute, and a killed pass goes on from there.
-What must hold: the table is that of an undisturbed pass.
+What must hold: the table is that of an undisturbed pass, and before the first step the model's own log-probabilities
+of training rows are the table's. So both are computed with a stage's `precision`: the difference of 8-bit and plain
+products, which would count as a preference, cancels. Held-out rows are measured with the plain weights, and so is their
+reference.
 """
 
 import time
@@ -16,7 +19,7 @@ from jax.sharding import Mesh
 
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh
@@ -44,15 +47,18 @@ def reference_logprobs(
     path: Path,
     progress: Progress | None = None,
     chunks: int = 1,
+    precision: Precision | None = None,
 ) -> np.ndarray:
     """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters; `chunks` of the
-    vocabulary.
+    vocabulary; `precision` of the layers' products.
 
-    They are kept in `path`, whose name must identify weights and rows; process 0 reads it. `progress` counts rows.
+    They are kept in `path`, whose name must identify weights, rows and precision; process 0 reads it. `progress` counts
+    rows.
     """
     progress = progress or Silent()
     table, done = _load(path, rows.num_pairs)
-    logprobs = on_mesh(partial(pair_logprobs, config, chunks=chunks), mesh, param_specs(config), spec("loss_rows"))
+    local = partial(pair_logprobs, config, chunks=chunks, precision=precision)
+    logprobs = on_mesh(local, mesh, param_specs(config), spec("loss_rows"))
     saved_at = time.monotonic()
     for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
         is_pair = host["pair_mask"] > 0

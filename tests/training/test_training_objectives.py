@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params
 from lifecycle.testing.families import random_params
@@ -128,10 +128,15 @@ def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: f
     }, rel=WHOLE_MODEL)  # fmt: skip
 
 
-def test_dpo_at_the_reference_is_log_two_and_half_right(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
-    reference = jax.jit(partial(pair_logprobs, MODEL))(params, pairs)
-    loss, count, aux = run(dpo(), params, pairs | {"ref_logprobs": np.asarray(reference)})
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_dpo_at_the_reference_is_log_two_and_half_right(
+    params: dict[str, Any], pairs: dict[str, np.ndarray], precision: Precision | None
+) -> None:
+    reference = jax.jit(partial(pair_logprobs, MODEL, precision=precision))(params, pairs)
+    loss, count, aux = run(dpo(precision=precision), params, pairs | {"ref_logprobs": np.asarray(reference)})
     assert loss / count == pytest.approx(np.log(2), rel=1e-5) and aux["margins"] == pytest.approx(0, abs=1e-4)
+    other = jax.jit(partial(pair_logprobs, MODEL, precision=None if precision else "int8"))(params, pairs)
+    assert np.abs(other - reference).max() > 1e-2, "a reference in another precision would count as a preference"
 
 
 def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ import jax
 
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.kernels.cross_entropy import token_logprobs
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
 from lifecycle.model.pipeline import own_rows
@@ -84,9 +84,11 @@ def pair_likelihoods(
     return PairLikelihoods(batch, per_answer(logprobs), per_answer(mask))
 
 
-def pair_logprobs(model: ModelConfig, params: Params, batch: Batch, chunks: int = 1) -> Float[Array, "B P 2"]:
+def pair_logprobs(
+    model: ModelConfig, params: Params, batch: Batch, chunks: int = 1, precision: Precision | None = None
+) -> Float[Array, "B P 2"]:
     """The log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows. `chunks`
-    of the vocabulary."""
+    of the vocabulary; `precision`: of the layers' products."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-    hidden, _ = forward_train(model, params, *inputs)
+    hidden, _ = forward_train(model, params, *inputs, precision=precision)
     return pair_likelihoods(model, params, batch, hidden, chunks).logprobs
