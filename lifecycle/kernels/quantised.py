@@ -12,7 +12,7 @@ lies along a contracted dimension is multiplied into the gradient before that is
 same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically. docs/log.md has what nearest costs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -40,19 +40,57 @@ FORMATS = {
 }
 
 
+def format_of(dtype: Any) -> Format:
+    """The format whose values or gradients have this dtype."""
+    return next(known for known in FORMATS.values() if dtype in (known.values, known.gradients))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantisedWeight:
-    """A weight `[D, F]` as products use it: 8-bit values times a scale per column."""
+    """A weight `[D, F]`, or a stack of them, as products use it: 8-bit values times a scale per column."""
 
-    values: Shaped[Array, "D F"]
-    scale: Float[Array, "1 F"]
-    summed: Float[Array, "D F"]  # receives the gradient; its values are never used
+    values: Shaped[Array, "*stack D F"]
+    scale: Float[Array, "*stack 1 F"]
+    summed: Float[Array, "*stack D F"]  # receives the gradient; its values are never used
 
     def __getitem__(self, key: Any) -> "QuantisedWeight":
         """Itself for `[...]`, as a layer reads a parameter."""
         assert key is ...
         return self
+
+
+def is_quantised_weight(node: Any) -> bool:
+    """Where a tree of weights ends."""
+    return isinstance(node, QuantisedWeight)
+
+
+def receivers(weights: Any) -> Any:
+    """The arrays that receive the gradients of a tree of weights: all there is to differentiate."""
+
+    def leaf(weight: Any) -> Array:
+        return weight.summed if is_quantised_weight(weight) else weight
+
+    return jax.tree.map(leaf, weights, is_leaf=is_quantised_weight)
+
+
+def receiving(weights: Any, arrays: Any) -> Any:
+    """The same weights, whose gradients go to these arrays; weights that are not quantised are the arrays."""
+
+    def leaf(weight: Any, array: Array) -> Any:
+        return replace(weight, summed=array) if is_quantised_weight(weight) else array
+
+    return jax.tree.map(leaf, weights, arrays, is_leaf=is_quantised_weight)
+
+
+def received(weights: Any, gradients: Any) -> Any:
+    """The gradients of `receivers` as those of the weights, for a backward pass of one's own."""
+    none: Any = None
+
+    def leaf(weight: Any, gradient: Array) -> Any:
+        return QuantisedWeight(none, none, gradient) if is_quantised_weight(weight) else gradient
+
+    return jax.tree.map(leaf, weights, gradients, is_leaf=is_quantised_weight)
 
 
 def largest(x: Shaped[Array, "*dims"], dims: tuple[int, ...]) -> Float[Array, "*ones"]:
@@ -92,7 +130,7 @@ def _forward(x: Array, weight: QuantisedWeight) -> tuple[Array, tuple[Array, ...
 
 def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, QuantisedWeight]:
     x, x_scale, weight, weight_scale = saved
-    dtype = next(known.gradients for known in FORMATS.values() if known.values == weight.dtype)
+    dtype = format_of(weight.dtype).gradients
     last, rows = (grad.ndim - 1,), tuple(range(grad.ndim - 1))
     wide = grad.astype(jnp.float32)
     by_row, row_scale = quantise(wide * weight_scale, last, dtype)
@@ -122,6 +160,6 @@ def _row_major(x: Shaped[Array, "*dims"]) -> Shaped[Array, "*dims"]:
 
 def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
     """The product of 8-bit values, summed as their format says, in float32."""
-    sums = next(known.sums for known in FORMATS.values() if b.dtype in (known.values, known.gradients))
+    sums = format_of(b.dtype).sums
     out = jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=sums)
     return out.astype(jnp.float32)

@@ -79,8 +79,7 @@ def forward_train(
     """
     mask = _causal_mask(tokens.shape, segment_ids)
     if axis_size("layers") > 1:
-        assert precision is None, "no stage of a pipeline quantises its weights"
-        x, stats = _pipelined(config, params, tokens, positions, mask, remat)
+        x, stats = _pipelined(config, params, tokens, positions, mask, remat, precision)
         hidden = with_mean_squares(x)
     else:
         angles = _angles(config, positions)
@@ -148,7 +147,13 @@ def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
 
 
 def _pipelined(
-    config: ModelConfig, params: Params, tokens: Array, positions: Array, mask: Mask, remat: Remat | None
+    config: ModelConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Mask,
+    remat: Remat | None,
+    precision: Precision | None,
 ) -> tuple[Array, Stats]:
     """Embedding and layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
 
@@ -161,7 +166,7 @@ def _pipelined(
         return hidden.x, stats
 
     x = embed(config, params["embed"], tokens)
-    x, stats = run_pipeline(stage, gathered(config, parameters(config)["blocks"], params["blocks"]), x)
+    x, stats = run_pipeline(stage, gathered(config, parameters(config)["blocks"], params["blocks"], precision), x)
     return x, among_layers(stats)
 
 

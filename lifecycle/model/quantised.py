@@ -16,18 +16,23 @@ from lifecycle.parallel.collectives import all_gather, axis_size, pmax
 
 
 def is_quantised(parameter: Parameter) -> bool:
-    """Whether a layer's parameter is the matrix of a product that is not in float32 (a router's is)."""
+    """Whether a layer's parameter is the matrix, or matrices, of products that are not in float32 (a router's are)."""
     return parameter.fan_in is not None and not parameter.is_float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def quantised_weight(axes: Axes, precision: str, dtype: str, shard: Float[Array, "rows columns"]) -> QuantisedWeight:
-    """The full weight from this device's float32 shard. `axes`: the logical axis over which each dimension is to be
-    gathered, or None. Its gradient passes the rounding unchanged and is reduce-scattered in `dtype`."""
-    most = largest(shard, (0,))
-    values, scale = rounded(shard, most if axes[0] is None else pmax(most, axes[0]), FORMATS[precision].values)
+def quantised_weight(
+    axes: Axes, precision: str, dtype: str, shard: Float[Array, "*stack rows columns"]
+) -> QuantisedWeight:
+    """The full weight, or a stack of them, from this device's float32 shard. `axes`: the logical axis over which each
+    dimension is to be gathered, or None. Its gradient passes the rounding unchanged and is reduce-scattered in
+    `dtype`."""
+    rows = shard.ndim - 2
+    most = largest(shard, (rows,))
+    values, scale = rounded(shard, most if axes[rows] is None else pmax(most, axes[rows]), FORMATS[precision].values)
     full = _gathered(axes, values)
-    return QuantisedWeight(full, _gathered((None, axes[1]), scale), jnp.zeros(full.shape, dtype))
+    of_columns = (*axes[:rows], None, axes[-1])
+    return QuantisedWeight(full, _gathered(of_columns, scale), jnp.zeros(full.shape, dtype))
 
 
 def _gathered(axes: Axes, array: Array) -> Array:

@@ -62,8 +62,6 @@ def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshC
     at = f"{at}.precision={train.precision}"
     if model.moe is not None:
         raise ValueError(f"{at}: the products of model.moe's experts have no 8-bit form; leave it out")
-    if mesh.stage > 1:
-        raise ValueError(f"{at}: a pipeline's weights stay in the compute dtype; leave it out, or set mesh.stage=1")
     tokens = train.global_batch_size // train.grad_accum * train.seq_len * mesh.tensor // mesh.size
     if train.precision == "int8" and tokens > MOST_INT8_SUMMANDS:
         raise ValueError(

@@ -10,7 +10,7 @@ from jax.ref import AbstractRef
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.pipeline import run_pipeline, values
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -27,9 +27,10 @@ MESH = MeshConfig(stage=2, fsdp=4)
 SEQ_LEN = 16
 
 
-def train(rows: int) -> NextTokenConfig:
+def train(rows: int, precision: Precision | None = None) -> NextTokenConfig:
     """`rows` of the batch are for each device."""
-    return NextTokenConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=rows * MESH.fsdp, remat={})
+    size = rows * MESH.fsdp
+    return NextTokenConfig(steps=1, seq_len=SEQ_LEN, global_batch_size=size, remat={}, precision=precision)
 
 
 def test_gradients_of_a_stages_rows_are_added_up_in_float32() -> None:
@@ -60,18 +61,19 @@ def test_weights_are_gathered_once_and_their_gradients_scattered_once(rows: int)
     assert f"reduce_scatter | fsdp | {7 + 1} | {stage + head}" in lines
 
 
-def test_whole_weights_wait_once_and_in_the_compute_dtype() -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [(None, "bfloat16"), ("int8", "int8"), ("fp8", "float8_e4m3fn")])
+def test_whole_weights_wait_once_and_in_the_dtype_of_products(precision: Precision | None, dtype: str) -> None:
     """The loops over ticks take no float32 matrix but what gradients are added up in, and give out none, neither
     whole gradients of a tick nor weights for each."""
     rows, smallest = 4, 2 * 64 * 32
     ticks = rows + MESH.stage - 1
     sizes = {axis: getattr(MESH, axis) for axis in AXES}
     devices = AbstractMesh(tuple(sizes.values()), AXES, abstract_device=V5P)
-    traced = trace_train_step(MODEL, train(rows), devices).jaxpr.jaxpr
+    traced = trace_train_step(MODEL, train(rows, precision), devices).jaxpr.jaxpr
     forward, backward = [scan for scan in scans(traced) if scan.params["length"] == ticks]
-    assert [aval.dtype for aval in matrices(forward.invars)] == ["bfloat16"] * 7
+    assert [aval.dtype for aval in matrices(forward.invars)] == [dtype] * 7
     taken = matrices(backward.invars)
-    assert [aval.dtype for aval in taken if not isinstance(aval, AbstractRef)] == ["bfloat16"] * 7
+    assert [aval.dtype for aval in taken if not isinstance(aval, AbstractRef)] == [dtype] * 7
     assert [aval.dtype for aval in taken if isinstance(aval, AbstractRef)] == ["float32"] * 7
     for var in (*forward.outvars, *backward.outvars):
         assert var.aval.shape[:1] != (ticks,) or var.aval.size < ticks * smallest, var.aval
@@ -79,9 +81,9 @@ def test_whole_weights_wait_once_and_in_the_compute_dtype() -> None:
 
 
 def matrices(variables: Any) -> list[Any]:
-    """A stage's stacks of two layers' matrices among what a loop takes or gives."""
+    """A stage's stacks of two layers' matrices among what a loop takes or gives; scales have one row."""
     avals = [var.aval for var in variables]
-    return [aval for aval in avals if len(aval.shape) == 3 and aval.shape[0] == 2]
+    return [aval for aval in avals if len(aval.shape) == 3 and aval.shape[0] == 2 and aval.shape[1] > 1]
 
 
 def scans(jaxpr: Any) -> list[Any]:

@@ -71,7 +71,6 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
     [
         ("debug", ["train.pretrain.precision=int4"], "train.pretrain.precision"),
         ("mixtral_8x7b_v5p_128", ["train.pretrain.precision=fp8"], r"precision=fp8: .*model.moe's experts"),
-        ("debug", ["train.pretrain.precision=fp8", "mesh.stage=2"], r"precision=fp8: .* set mesh.stage=1"),
         (
             "debug",
             ["train.pretrain.precision=int8", "train.pretrain.global_batch_size=2048"],

@@ -39,7 +39,7 @@ def test_a_damaged_last_checkpoint_is_not_replaced_by_the_one_before(tmp_path: P
     artifact = cast(Artifact, Trained(tmp_path))
     assert all((leaf == 2).all() for leaf in jax.tree.leaves(trained_params(artifact, MODEL)))
     (tmp_path / CHECKPOINTS / "2" / FILES).write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="not a list of files"):
         trained_params(artifact, MODEL)
 
 
