@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,12 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learning_rows import heldout_bits, require_sources
+from lifecycle.stages.learning_rows import heldout_bits, pair_rows, require_sources
 from lifecycle.testing.families import random_params
+from lifecycle.testing.jobs import example
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.training.config import NextTokenConfig, OptimizerConfig
+from lifecycle.text.rows import RowsReport
+from lifecycle.training.config import DpoConfig, NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
 from lifecycle.training.token_rows import TokenRows
 from tests.held_out import Sources, one_source
@@ -102,3 +106,32 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
 def test_nothing_held_out_is_no_measurement() -> None:
     nothing: Any = one_source([])
     assert heldout_bits(CONFIG, TRAIN, nothing, np.ones(64, np.int64), build_mesh(MeshConfig())) is None
+
+
+def test_a_reference_has_the_precision_that_its_rows_are_computed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training rows that of the stage, held-out ones that of the plain weights; kept under names of their own."""
+    draw = np.random.default_rng(0)
+    found: dict[str, tuple[str | None, str]] = {}
+
+    def load(path: Path, *_: Any) -> tuple[list[Any], RowsReport]:
+        return [(example(draw, [1], 2), example(draw, [1], 3))], RowsReport(path.name, lines=[0])
+
+    def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> np.ndarray:
+        found[rows.contents(0)["pairs"][0].partition(":")[0]] = (rest[-1], path.name)
+        return np.zeros((rows.num_pairs, 2), np.float32)
+
+    replaced = dict.fromkeys(("_means", "ChatTemplate", "RowEncoder"), MagicMock())
+    for name, value in (replaced | {"load_rows": load, "reference_logprobs": reference}).items():
+        monkeypatch.setattr(f"lifecycle.stages.learning_rows.{name}", value)
+    train = DpoConfig(steps=1, seq_len=16, global_batch_size=1, precision="int8")
+    start = {"start": {}, "start_hash": "", "seeds": {"pairs": 0}, "tokenizer": None}
+    learner: Any = SimpleNamespace(train=train, model=CONFIG, mesh=None, **start)
+    inputs: Any = {name: SimpleNamespace(path=tmp_path) for name in ("tokenizer", "rows")}
+    pair_rows(learner, inputs, tmp_path, Silent())
+    assert {split: precision for split, (precision, _) in found.items()} == {
+        "pairs-train.jsonl": "int8",
+        "pairs-heldout.jsonl": None,
+    }
+    assert len({name for _, name in found.values()}) == 2
