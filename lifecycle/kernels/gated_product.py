@@ -8,13 +8,14 @@ What must hold: rows after the last group are ignored; on TPUs their results are
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.grouped import group_products, grouped_product
+from lifecycle.kernels.grouped_linear import GroupWeights, products_of
 from lifecycle.kernels.linear import Activation, gated
 
 
@@ -24,12 +25,12 @@ def weighted_down(
     gate: Float[Array, "N F"],
     up: Float[Array, "N F"],
     row_weights: Float[Array, " N"],
-    down: Float[Array, "X F D"],
+    down: GroupWeights,
     group_sizes: Int[Array, " X"],
     is_filled: bool = True,
 ) -> Float[Array, "N D"]:
     """Each row's gated activations, times its weight (float32), through its group's matrix; see `grouped_matmul`."""
-    return grouped_product(_hidden(activation, gate, up, row_weights), down, group_sizes, is_filled=is_filled)
+    return products_of(down).forward(_hidden(activation, gate, up, row_weights), down, group_sizes, is_filled)
 
 
 def _forward(
@@ -37,22 +38,20 @@ def _forward(
     gate: Array,
     up: Array,
     row_weights: Array,
-    down: Array,
+    down: Any,
     group_sizes: Array,
     is_filled: bool,
-) -> tuple[Array, tuple[Array, ...]]:
+) -> tuple[Array, tuple[Any, ...]]:
     out = weighted_down(activation, gate, up, row_weights, down, group_sizes, is_filled)
     return out, (gate, up, row_weights, down, group_sizes)
 
 
-def _backward(
-    activation: Activation, is_filled: bool, saved: tuple[Array, ...], grad: Array
-) -> tuple[Array | None, ...]:
+def _backward(activation: Activation, is_filled: bool, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
     gate, up, row_weights, down, group_sizes = saved
-    d_hidden = grouped_product(grad, down, group_sizes, transposed=True, is_filled=False)
+    d_hidden = products_of(down).rows_gradient(grad, down, group_sizes, False)
     num_rows = group_sizes.sum()
     d_gate, d_up, hidden, d_weights = _gradients(activation, gate, up, d_hidden, row_weights, num_rows)
-    d_down = group_products(hidden, grad, group_sizes)
+    d_down = products_of(down).weights_gradient(hidden, grad, down, group_sizes)
     # The product with the hidden activations comes first, which frees them: they are as large as a gradient.
     d_gate, d_up, d_down = jax.lax.optimization_barrier((d_gate, d_up, d_down))
     return d_gate, d_up, d_weights, d_down, None

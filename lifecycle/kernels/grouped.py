@@ -1,8 +1,10 @@
-"""Grouped matrix product: rows sorted by group, each group's rows times that group's own matrix.
+"""Grouped matrix products: rows sorted by group, each group's rows times that group's own matrix.
 
 It is the core of a layer of experts (Gale et al. 2022, "MegaBlocks"): no padding to a capacity, and work in proportion
 to the existing rows. Rows after the last group are ignored, whatever they contain, also in the gradients, since
-exchange buffers are rarely full.
+exchange buffers are rarely full. The result has the dtype of the operands, and is accumulated in float32; of 8-bit
+values it is the sums themselves, in int32 or float32 (`kernels/quantised.py`). A layer's product with its gradients is
+made of these in `kernels/grouped_linear.py`.
 
 The implementation is chosen by the platform of the trace (`core/platform.py`):
 
@@ -13,45 +15,20 @@ The implementation is chosen by the platform of the trace (`core/platform.py`):
   bfloat16, and takes tiles of 512 x 1024 x 1024: 341 FLOPs a byte.
 - CPU: a loop over tiles of rows, each with its group's matrix. `ragged_dot` multiplies all rows by all matrices there:
   99 ms where a plain product of the same rows takes 9 (4096 rows, 8 x 384 x 512).
-- elsewhere: `jax.lax.ragged_dot`.
+- elsewhere, and on a TPU for 8-bit values, which megablox does not take: `jax.lax.ragged_dot`.
 """
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.lax import RaggedDotDimensionNumbers
 
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Float, Int, Shaped
+from lifecycle.kernels.quantised import format_of
 
 CPU_ROWS = 128  # per step of the CPU's loop
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def grouped_matmul(
-    x: Float[Array, "N D"], weights: Float[Array, "E D F"], group_sizes: Int[Array, " E"], is_filled: bool = True
-) -> Float[Array, "N F"]:
-    """`x[i] @ weights[g]` for the rows `i` of each group `g`; zero after the last group; accumulated in float32.
-
-    The first `group_sizes[0]` rows of `x` are group 0's, and so on; the sizes' sum is at most `N`. The result has `x`'s
-    dtype. With `is_filled=False`, rows after the last group are arbitrary, in the result and in the gradient of `x`:
-    use it if they are never read.
-    """
-    return grouped_product(x, weights, group_sizes, is_filled=is_filled)
-
-
-def _forward(x: Array, weights: Array, group_sizes: Array, is_filled: bool) -> tuple[Array, tuple[Array, Array, Array]]:
-    return grouped_matmul(x, weights, group_sizes, is_filled), (x, weights, group_sizes)
-
-
-def _backward(is_filled: bool, saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
-    x, weights, group_sizes = saved
-    grad_x = grouped_product(grad, weights, group_sizes, transposed=True, is_filled=is_filled)
-    return grad_x, group_products(x, grad, group_sizes), None
-
-
-grouped_matmul.defvjp(_forward, _backward)
 
 
 def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
@@ -60,25 +37,36 @@ def group_ids(group_sizes: Int[Array, " E"], num_rows: int) -> Int[Array, " N"]:
 
 
 def grouped_product(
-    x: Float[Array, "N D"],
-    weights: Float[Array, "E rows columns"],
+    x: Shaped[Array, "N D"],
+    weights: Shaped[Array, "E rows columns"],
     group_sizes: Int[Array, " E"],
     transposed: bool = False,
     is_filled: bool = True,
-) -> Float[Array, "N F"]:
-    """`x @ weights` group by group, in `x`'s dtype; `transposed`: the weights are `[E, F, D]`. Unless `is_filled`, rows
-    after the last group are arbitrary."""
-    if platform() == "tpu":
+) -> Shaped[Array, "N F"]:
+    """`x @ weights` group by group; `transposed`: the weights are `[E, F, D]`. Rows after the last group are zero, or
+    arbitrary unless `is_filled`."""
+    if _implementation(x) == "tpu":
         return tpu_product(x, weights, group_sizes, transposed, is_filled)
-    return (cpu_product if platform() == "cpu" else ragged_product)(x, weights, group_sizes, transposed)
+    return (cpu_product if _implementation(x) == "cpu" else ragged_product)(x, weights, group_sizes, transposed)
 
 
 def group_products(
-    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
-) -> Float[Array, "E D F"]:
-    """`x[rows of g]' @ y[rows of g]` for each group, in `x`'s dtype: the weights' gradient."""
+    x: Shaped[Array, "N D"], y: Shaped[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Shaped[Array, "E D F"]:
+    """`x[rows of g]' @ y[rows of g]` for each group: the weights' gradient."""
     implementations = {"cpu": cpu_group_products, "tpu": tpu_group_products}
-    return implementations.get(platform(), ragged_group_products)(x, y, group_sizes)
+    return implementations.get(_implementation(x), ragged_group_products)(x, y, group_sizes)
+
+
+def _implementation(x: Array) -> str:
+    return "ragged" if platform() == "tpu" and x.dtype.itemsize == 1 else platform()
+
+
+def _dtypes(x: Array) -> tuple[Any, Any]:
+    """The dtypes of a product's sums and of its result."""
+    if x.dtype.itemsize == 1:
+        return format_of(x.dtype).sums, format_of(x.dtype).sums
+    return jnp.float32, x.dtype
 
 
 # TPU ------------------------------------------------------------------------------------------------------------------
@@ -138,37 +126,37 @@ def _pad_rows(x: Array, tile: int) -> Array:
 
 
 def cpu_product(
-    x: Float[Array, "N D"], weights: Float[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
-) -> Float[Array, "N F"]:
+    x: Shaped[Array, "N D"], weights: Shaped[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
+) -> Shaped[Array, "N F"]:
     """Each row times its group's weight, a tile of `CPU_ROWS` rows at a time; zero after the last group."""
     rows, columns = x.shape[0], weights.shape[1 if transposed else 2]
-    x = _pad_rows(x, CPU_ROWS)
+    x, (sums, dtype) = _pad_rows(x, CPU_ROWS), _dtypes(x)
 
     def step(group: Array, start: Array, mask: Array, out: Array) -> Array:
         tile = jax.lax.dynamic_slice_in_dim(x, start, CPU_ROWS)
         product = jax.lax.dot_general(
-            tile, weights[group], (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=jnp.float32
+            tile, weights[group], (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=sums
         )
         before = jax.lax.dynamic_slice_in_dim(out, start, CPU_ROWS)
-        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(mask, product.astype(x.dtype), before), start, 0)
+        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(mask, product.astype(dtype), before), start, 0)
 
-    return _for_tiles(group_sizes, step, jnp.zeros((x.shape[0], columns), x.dtype))[:rows]
+    return _for_tiles(group_sizes, step, jnp.zeros((x.shape[0], columns), dtype))[:rows]
 
 
 def cpu_group_products(
-    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
-) -> Float[Array, "E D F"]:
-    """`x' y` over the rows of each group, a tile of `CPU_ROWS` rows at a time, accumulated in float32."""
-    x, y = _pad_rows(x, CPU_ROWS), _pad_rows(y, CPU_ROWS)
+    x: Shaped[Array, "N D"], y: Shaped[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Shaped[Array, "E D F"]:
+    """`x' y` over the rows of each group, a tile of `CPU_ROWS` rows at a time, accumulated in 32 bits."""
+    x, y, (sums, dtype) = _pad_rows(x, CPU_ROWS), _pad_rows(y, CPU_ROWS), _dtypes(x)
 
     def step(group: Array, start: Array, mask: Array, out: Array) -> Array:
         left = jnp.where(mask, jax.lax.dynamic_slice_in_dim(x, start, CPU_ROWS), 0)
         right = jnp.where(mask, jax.lax.dynamic_slice_in_dim(y, start, CPU_ROWS), 0)
-        product = jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        product = jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=sums)
         return jax.lax.dynamic_update_index_in_dim(out, out[group] + product, group, 0)
 
-    zeros = jnp.zeros((group_sizes.shape[0], x.shape[1], y.shape[1]), jnp.float32)
-    return _for_tiles(group_sizes, step, zeros).astype(x.dtype)
+    zeros = jnp.zeros((group_sizes.shape[0], x.shape[1], y.shape[1]), sums)
+    return _for_tiles(group_sizes, step, zeros).astype(dtype)
 
 
 def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
@@ -192,17 +180,18 @@ def _for_tiles(group_sizes: Array, step, out: Array) -> Array:
 
 
 def ragged_product(
-    x: Float[Array, "N D"], weights: Float[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
-) -> Float[Array, "N F"]:
+    x: Shaped[Array, "N D"], weights: Shaped[Array, "E rows columns"], group_sizes: Int[Array, " E"], transposed: bool
+) -> Shaped[Array, "N F"]:
     """Each row times its group's weight, by XLA's own grouped product."""
     weights = weights.swapaxes(1, 2) if transposed else weights
-    return jax.lax.ragged_dot(x, weights, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+    sums, dtype = _dtypes(x)
+    return jax.lax.ragged_dot(x, weights, group_sizes, preferred_element_type=sums).astype(dtype)
 
 
 def ragged_group_products(
-    x: Float[Array, "N D"], y: Float[Array, "N F"], group_sizes: Int[Array, " E"]
-) -> Float[Array, "E D F"]:
+    x: Shaped[Array, "N D"], y: Shaped[Array, "N F"], group_sizes: Int[Array, " E"]
+) -> Shaped[Array, "E D F"]:
     """`x' y` over the rows of each group, by XLA's own grouped product."""
     contract_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
-    out = jax.lax.ragged_dot_general(x, y, group_sizes, contract_rows, preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
+    sums, dtype = _dtypes(x)
+    return jax.lax.ragged_dot_general(x, y, group_sizes, contract_rows, preferred_element_type=sums).astype(dtype)

@@ -18,8 +18,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.kernels.gated_product import weighted_down
-from lifecycle.kernels.grouped import group_ids, grouped_matmul
+from lifecycle.kernels.grouped import group_ids
+from lifecycle.kernels.grouped_linear import GroupWeights, grouped_matmul
 from lifecycle.kernels.linear import Activation, linear
+from lifecycle.kernels.quantised import received, receivers, receiving
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.dispatch import (
     Room,
@@ -40,7 +42,9 @@ from lifecycle.model.routing import RouterStats, expert_load, route, router_logi
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
 SELDOM = "seldom"  # named scope of loops that usually do not run; planning counts them as zero
-type Weights = dict[str, Array]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
+type Weights = dict[
+    str, GroupWeights
+]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
 
 
 class Experts(nnx.Module):
@@ -221,27 +225,38 @@ def _rounds_forward(
     counts: Array,
     further: Array,
 ) -> tuple[Array, tuple[Any, ...]]:
-    floats = (rows, row_weights, weights)
-    first, pull_first = jax.vjp(partial(_round, activation, room.first, counts, 0), *floats)
+    first, pull_first = _pulled(activation, room.first, counts, 0, (rows, row_weights, weights))
 
     def add(number: Array, out: Array) -> Array:
-        return out + _round(activation, room.further, counts, room.after(number), *floats)
+        return out + _round(activation, room.further, counts, room.after(number), rows, row_weights, weights)
 
     with jax.named_scope(SELDOM):
         out = jax.lax.fori_loop(0, further, add, first)
-    return out, (pull_first, floats, counts, further)
+    return out, (pull_first, (rows, row_weights, weights), counts, further)
+
+
+def _pulled(
+    activation: Activation, size: int, counts: Array, low: Array | int, inputs: tuple[Array, Array, Weights]
+) -> tuple[Array, Any]:
+    """A round, and the function from its gradient to those of rows, row weights and what receives the weights'."""
+    rows, row_weights, weights = inputs
+
+    def of(rows: Array, row_weights: Array, arrays: Any) -> Array:
+        return _round(activation, size, counts, low, rows, row_weights, receiving(weights, arrays))
+
+    return jax.vjp(of, rows, row_weights, receivers(weights))
 
 
 def _rounds_backward(activation: Activation, room: Room, saved: tuple[Any, ...], grad: Array) -> tuple[Any, ...]:
-    pull_first, floats, counts, further = saved
+    pull_first, inputs, counts, further = saved
 
     def add(number: Array, grads: Any) -> Any:
-        _, pull = jax.vjp(partial(_round, activation, room.further, counts, room.after(number)), *floats)
+        _, pull = _pulled(activation, room.further, counts, room.after(number), inputs)
         return jax.tree.map(jnp.add, grads, pull(grad))
 
     with jax.named_scope(SELDOM):
-        grads = jax.lax.fori_loop(0, further, add, pull_first(grad))
-    return (*grads, None, None)
+        *grads, of_weights = jax.lax.fori_loop(0, further, add, pull_first(grad))
+    return (*grads, received(inputs[2], of_weights), None, None)
 
 
 _rounds.defvjp(_rounds_forward, _rounds_backward)

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.kernels import grouped
-from lifecycle.kernels.grouped import group_ids, grouped_matmul
+from lifecycle.kernels.grouped import group_ids
+from lifecycle.kernels.grouped_linear import grouped_matmul
 
 D, F = 24, 40
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array
+from lifecycle.kernels.grouped_linear import grouped_matmul
 from lifecycle.kernels.linear import linear
 from lifecycle.kernels.quantised import QuantisedWeight, quantise
 from lifecycle.model.quantised import quantised_weight
@@ -64,6 +65,35 @@ def test_the_three_products_are_those_of_numpy(precision: str) -> None:
         assert np.median(difference) < 1e-5 and difference.max() < 0.05
     for ours, exact in zip(expected, (x @ weight, grad @ weight.T, x.T @ grad), strict=True):
         assert np.linalg.norm(ours - exact) < {"int8": 0.015, "fp8": 0.07}[precision] * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "ragged"])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_grouped_products_are_those_of_each_group_alone(
+    precision: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the scales of a gradient's columns, which are of all groups. Rows behind the groups are never used."""
+    monkeypatch.setattr("lifecycle.kernels.grouped._implementation", lambda x: implementation)
+    draw, ends = np.random.default_rng(0), (5, 5, 16)
+    x, weights, grad = (jnp.float32(draw.normal(size=shape)) for shape in ((20, D), (3, D, F), (20, F)))
+    x, grad = x.at[16:].set(np.nan), grad.at[16:].set(np.inf)
+
+    def grouped(x: Array, weights: Array) -> Array:
+        stack = quantised_weight((None, None, None), precision, "float32", weights)
+        return grouped_matmul(x, stack, jnp.diff(jnp.array((0, *ends))))
+
+    out, pull = jax.vjp(grouped, x, weights)
+    grad_x, grad_weights = pull(grad)
+    for group, rows in ((0, slice(0, 5)), (2, slice(5, 16))):
+        own_out, own_grad_x, _ = product(precision, x[rows], weights[group], grad[rows])
+        np.testing.assert_allclose(out[rows], own_out, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(grad_x[rows], own_grad_x, rtol=1e-5, atol=1e-5)
+        exact = x[rows].T @ grad[rows]
+        off = np.linalg.norm(grad_weights[group] - exact) / np.linalg.norm(exact)
+        assert off < {"int8": 0.02, "fp8": 0.1}[precision]
+    assert not np.any(out[16:]) and not np.any(grad_x[16:]) and not np.any(grad_weights[1])
+    (only,) = jax.vjp(lambda weights: grouped(x, weights), weights.at[2].set(0))[1](grad.at[:5].set(0))
+    np.testing.assert_allclose(only[2], product(precision, x[5:16], weights[2], grad[5:16])[2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", DTYPES)

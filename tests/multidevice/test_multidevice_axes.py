@@ -1,6 +1,6 @@
 """Every mesh axis, alone and together, gives one device's loss and gradients: dense models and mixtures of experts."""
 
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from lifecycle.model.config import Precision
 from lifecycle.model.params import Params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -22,9 +23,12 @@ from lifecycle.training.step import make_train_step
 from tests.multidevice.meshes import MODELS, PAIRWISE, every_case
 
 CLOSE = 1e-5
+ROUNDED = 0.45  # of a gradient's norm, by 8-bit products of models as narrow as these; half a gradient is off by 0.5
 NOISE = 0.1
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -40,14 +44,19 @@ def fresh_params(model: str) -> Params:
 
 @cache
 def first_step(
-    model: str, objective: str = "next_token", loss_chunks: int = 1, **axes: int
+    model: str,
+    objective: str = "next_token",
+    loss_chunks: int = 1,
+    precision: Precision | None = None,
+    grad_accum: int = 2,
+    **axes: int,
 ) -> tuple[dict[str, float], Any, Any]:
-    """(metrics, gradients, parameters after it) of one step with two micro-batches of packed rows."""
+    """(metrics, gradients, parameters after it) of one step, with two micro-batches of packed rows or more."""
     config, mesh = MODELS[model], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     settings = {"mtp_weight": 0.3} if config.num_mtp_modules and objective == "next_token" else {}
-    summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks, **settings)
-    step = make_train_step(summed, GRADIENT, mesh, shardings, 2, config.bias_rate)
+    summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks, precision=precision, **settings)
+    step = make_train_step(summed, GRADIENT, mesh, shardings, grad_accum, config.bias_rate)
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
     state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
@@ -83,6 +92,48 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     """By a pipeline, with answers cut in two, in chunks of a vocabulary that is sharded."""
     axes = {"stage": 2, "context": 2, "tensor": 2}
     assert_equal(first_step("dense", "dpo", loss_chunks=4, **axes), first_step("dense", "dpo"))
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "precision", "axes"),
+    [
+        ("dense", "next_token", "int8", {"replica": 2, "fsdp": 2, "tensor": 2}),
+        slow("dense", "dpo", "int8", {"stage": 2, "context": 2, "tensor": 2}),
+        slow("projection", "next_token", "fp8", {"fsdp": 2, "expert": 2, "context": 2}),
+        slow("experts", "next_token", "int8", {"expert": 2, "context": 2, "tensor": 2}),
+        slow("experts", "next_token", "fp8", {"replica": 2, "stage": 2, "fsdp": 2}),
+        slow("latent", "next_token", "int8", {"stage": 2, "fsdp": 2, "expert": 2}),
+    ],
+)
+def test_8_bit_products_give_gradients_near_those_of_one_device(
+    model: str, objective: str, precision: Precision, axes: dict[str, int]
+) -> None:
+    """A device rounds its own rows and shards together, so a mesh has scales of its own, and the difference from plain
+    products is that of rounding; a gradient that is counted twice or half would be further off."""
+    metrics, grads, _ = first_step(model, objective, precision=precision, **axes)
+    expected, exact, _ = first_step(model, objective)
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.01)
+    found = dict(jax.tree_util.tree_leaves_with_path(grads))
+    off = {
+        jax.tree_util.keystr(path): float(np.linalg.norm(found[path] - own) / np.linalg.norm(own))
+        for path, own in jax.tree_util.tree_leaves_with_path(exact)
+        if own.ndim > 2  # a layer's matrices
+    }
+    assert max(off.values()) < ROUNDED, off
+    assert metrics["loss"] != expected["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "objective"), [("projection", "next_token"), ("dense", "dpo"), ("experts", "next_token")]
+)
+def test_a_pipeline_rounds_row_by_row(model: str, objective: str) -> None:
+    """As one device does with a row in each micro-batch."""
+    axes = {"replica": 2, "stage": 2, "fsdp": 2}
+    assert_equal(
+        first_step(model, objective, precision="int8", **axes),
+        first_step(model, objective, precision="int8", grad_accum=16),
+    )
 
 
 def assert_equal(step: tuple[Any, ...], on_one_device: tuple[Any, ...]) -> None:

@@ -70,11 +70,19 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
     ("config", "settings", "says"),
     [
         ("debug", ["train.pretrain.precision=int4"], "train.pretrain.precision"),
-        ("mixtral_8x7b_v5p_128", ["train.pretrain.precision=fp8"], r"precision=fp8: .*model.moe's experts"),
         (
             "debug",
             ["train.pretrain.precision=int8", "train.pretrain.global_batch_size=2048"],
-            r"precision=int8: .* over the 262,144 tokens .* 133,144 products of int8 values; raise grad_accum",
+            r"precision=int8: .* over up to 262,144 tokens .* 133,144 products of int8 values; raise grad_accum",
+        ),
+        (  # 32,768 tokens on each of 8 devices that exchange rows: all may be one expert's
+            "mixtral_8x7b_v5p_128",
+            [
+                "train.pretrain.precision=int8",
+                "mesh={fsdp: 4, expert: 8}",
+                "train.pretrain.global_batch_size=256",
+            ],
+            r"precision=int8: .* over up to 262,144 tokens",
         ),
         ("debug", ["train.pretrain.optimizer.param_dtype=float16"], "train.pretrain.optimizer.param_dtype"),
     ],
@@ -82,6 +90,18 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
 def test_a_precision_that_cannot_be_is_refused(config: str, settings: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load(config, *settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("debug", ["train.prefer.precision=int8"]),
+        ("debug", ["train.pretrain.precision=fp8", "mesh.stage=2"]),
+        ("mixtral_8x7b_v5p_128", ["train.pretrain.precision=int8"]),
+    ],
+)
+def test_preferences_pipelines_and_experts_take_a_precision(config: str, settings: list[str]) -> None:
+    assert any(stage.precision for stage in load(config, *settings).train.values())
 
 
 def test_a_precision_is_part_of_what_is_learned() -> None:

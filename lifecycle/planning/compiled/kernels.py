@@ -5,9 +5,10 @@ Attention kernels are recognised by name. Ours (`flash`) work on arrays whose la
 two products (q k', p v), `bwd` five (q k', dO v', P' dO, dS' q, dS k). JAX's: `fwd` has the same two, `dq` three (q k'
 again, dO v', dS k), `dkv` four (q k', dO v', P' dO, dS' q). cuDNN's `fmha...` has two, `fmha...Backward` five, over the
 full square unless it knows that the mask is causal. Rotations have none. Grouped products are `gmm` (each row
-by one matrix) and `tgmm` (its gradient with respect to the matrices); `gated_rows`, between them in the backward pass,
-is elementwise and moves its full buffers. Grouped products multiply filled rows only; where rows are exchanged between
-devices, those of an even load: the buffer's rows divided by `dispatch.ROOM`.
+by one matrix) and `tgmm` (its gradient with respect to the matrices), of 8-bit values both XLA's `ragged-dot-none`;
+`gated_rows`, between them in the backward pass, is elementwise and moves its full buffers. Grouped products multiply
+filled rows only; where rows are exchanged between devices, those of an even load: the buffer's rows divided by
+`dispatch.ROOM`.
 
 A kernel takes the time of its products at a share of the peak, or that of moving its operands and results at the HBM
 rate, whichever is longer.
@@ -24,8 +25,10 @@ from lifecycle.planning.compiled.hlo import HBM, Shape
 from lifecycle.planning.compiled.program import Kernel
 
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
-ELEMENTWISE = {"rotate", "gated_rows"}  # memory-bound
+ELEMENTWISE = {"rotate", "gated_rows", "ragged-dot-metadata"}  # memory-bound
+GROUPED = re.compile(r"gmm|ragged-dot-none")
 FLOATS = {"bf16", "f32", "f16"}
+FACTORS = FLOATS | {"s8", "f8e4m3fn", "f8e5m2"}
 # The share of the matrix units' peak that a kernel is assumed to reach; a plan shows what other shares would mean. On
 # TPUs nothing was measured, and we know of no published figure for these kernels. On an H100 cuDNN's forward kernel
 # reaches 0.60 to 0.62 for heads of 128 and rows of 2,048 to 16,384 (Shah et al. 2024, "FlashAttention-3", figure 5).
@@ -60,7 +63,7 @@ def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged:
     works = []
     for k in kernels:
         flops = _flops(k, attention_share if k.is_causal else 1.0)
-        if flops is not None and is_exchanged and "gmm" in k.name:
+        if flops is not None and is_exchanged and GROUPED.search(k.name):
             flops /= ROOM
         moved = sum(shape.num_bytes for shape in (*k.operands, *k.results) if shape.space == HBM)
         works.append(KernelWork(k.name, k.calls, flops, float(moved)))
@@ -69,8 +72,8 @@ def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged:
 
 def _flops(kernel: Kernel, attention_share: float) -> float | None:
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
-    if "gmm" in kernel.name:
-        return _grouped(kernel, floats)
+    if GROUPED.search(kernel.name):
+        return _grouped(kernel)
     if kernel.name in ELEMENTWISE:
         return 0.0
     if ATTENTION.search(kernel.name) is None:
@@ -109,12 +112,13 @@ def _cudnn(kernel: Kernel, q: Shape, k: Shape, v: Shape, attention_share: float)
     return 3 * score + 2 * value if kernel.name.endswith("Backward") else score + value
 
 
-def _grouped(kernel: Kernel, floats: Sequence[Shape]) -> float | None:
-    """FLOPs of m rows of width k by matrices `[g, k, n]`, or for `tgmm` of k by n products summed over the rows."""
+def _grouped(kernel: Kernel) -> float | None:
+    """FLOPs of m rows of width k by matrices `[g, k, n]`, or, for a result `[g, k, n]`, of k by n products summed over
+    the rows."""
     result = kernel.results[0].dims
-    rows = next((shape.dims for shape in floats if len(shape.dims) == 2), None)
+    rows = next((shape.dims for shape in kernel.operands if shape.dtype in FACTORS and len(shape.dims) == 2), None)
     if rows is None:
         return None
-    if "tgmm" in kernel.name and len(result) == 3:
+    if len(result) == 3:
         return 2.0 * math.prod(rows) * (result[2] if result[1] in rows else result[1])
     return 2.0 * math.prod(rows) * result[-1]

@@ -125,6 +125,10 @@ def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
     turned = (Shape("bf16", (64, 1024)), Shape("bf16", (1024, 256)))
     backward = Kernel("tgmm", turned, (Shape("f32", (8, 64, 256)),), 1)
     assert [w.flops for w in kernel_work([forward, backward], 0.5, is_exchanged=False)] == [2 * 1024 * 64 * 256] * 2
+    narrow = [Shape("s8", shape.dims) for shape in (rows, matrices)]
+    both = [("s32", (1024, 256), narrow[1]), ("s32", (8, 64, 256), Shape("s8", (1024, 256)))]
+    of_xla = [Kernel("ragged-dot-none", (narrow[0], b), (Shape(dtype, dims),), 1) for dtype, dims, b in both]
+    assert [w.flops for w in kernel_work(of_xla, 0.5, is_exchanged=False)] == [2 * 1024 * 64 * 256] * 2
     # A buffer that has room for 1.25 times an even load: that load counts.
     even = [w.flops for w in kernel_work([forward, backward], 0.5, is_exchanged=True)]
     assert even == pytest.approx([2 * 1024 / 1.25 * 64 * 256] * 2)
