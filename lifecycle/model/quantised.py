@@ -27,12 +27,11 @@ def quantised_weight(
     """The full weight, or a stack of them, from this device's float32 shard. `axes`: the logical axis over which each
     dimension is to be gathered, or None. Its gradient passes the rounding unchanged and is reduce-scattered in
     `dtype`."""
-    rows = shard.ndim - 2
-    most = largest(shard, (rows,))
-    values, scale = rounded(shard, most if axes[rows] is None else pmax(most, axes[rows]), FORMATS[precision].values)
+    *stack, rows, columns = axes
+    most = largest(shard, (len(stack),))
+    values, scale = rounded(shard, most if rows is None else pmax(most, rows), FORMATS[precision].values)
     full = _gathered(axes, values)
-    of_columns = (*axes[:rows], None, axes[-1])
-    return QuantisedWeight(full, _gathered(of_columns, scale), jnp.zeros(full.shape, dtype))
+    return QuantisedWeight(full, _gathered((*stack, None, columns), scale), jnp.zeros(full.shape, dtype))
 
 
 def _gathered(axes: Axes, array: Array) -> Array:

@@ -51,7 +51,8 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
 
 @pytest.mark.parametrize("remat", [{}, {"gate": "save", "q": "save"}])
 def test_what_is_computed_again_is_rounded_to_the_same_values(remat: dict[str, str]) -> None:
-    batch, params = next(one_epoch(rows_of(TinyRun()), global_batch_size=4)), random_params(MODEL)
+    batch: Any = next(one_epoch(rows_of(TinyRun()), global_batch_size=4))
+    params = random_params(MODEL)
 
     def gradients(remat: Any) -> Any:
         objective = objective_of("next_token", precision="int8", remat=remat)
