@@ -113,10 +113,11 @@ GPUS = {
     "a100-80": Gpu("major: 8", 108, 64, 167936, 166912, 41943040, 1.41),
     "b200": Gpu(f"major: 10 {ACCELERATED}", 148, 128, 233472, 232448, 132644864, 1.965),
 }
+CUDNN = 9, 10  # the version that programs are compiled for
 TARGET = """
 platform_name: "CUDA"
 device_description_str: "{kind}"
-dnn_version_info {{ major: 9 minor: 10 }}
+dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} }}
 runtime_version {{ major: 13 }}
 gpu_device_info {{
   cuda_compute_capability {{ {gpu.capability} }}
@@ -153,9 +154,12 @@ class GpuCompiler(Compiler):
     def describe(self, chip: Chip, shape: tuple[int, ...], num_slices: int, wrap: tuple[bool, ...]) -> list[Any]:
         """The GPUs of whole nodes, or of a part of one. A node is a partition of its own, where the fast network
         ends."""
+        from jax._src.cudnn import fused_attention_stablehlo
         from jax.experimental import topologies
 
         del wrap
+        # JAX asks for this machine's cuDNN, which need not be there, before it lowers attention for another's
+        fused_attention_stablehlo.check_cudnn_version = lambda: 10000 * CUDNN[0] + 100 * CUDNN[1]
         per_node = min(shape[0], GPUS_PER_NODE)
         partitions = f"{num_slices * shape[0] // per_node}x1x{per_node}"  # partitions, their hosts, a host's devices
         described = topologies.get_topology_desc(
@@ -166,7 +170,7 @@ class GpuCompiler(Compiler):
     def target(self, chip: Chip) -> str | None:
         """The text of a `GpuTargetConfigProto`."""
         kind = next(kind for kind, name in DEVICE_KINDS.items() if name == chip.name)
-        return TARGET.format(kind=kind, gpu=GPUS[chip.name], chip=chip)
+        return TARGET.format(kind=kind, gpu=GPUS[chip.name], chip=chip, cudnn=CUDNN)
 
     def coordinates(self, device: Any) -> tuple[int, ...]:
         """Its number in its node, and the node."""
