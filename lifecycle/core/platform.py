@@ -37,8 +37,5 @@ def compiler_options(device_kind: str) -> dict[str, str]:
     # every saved stack as a full padded stack: 95 M of the 8B model's 3,124 M cycles for each stack that is 14,336
     # wide.
     options = {"xla_tpu_pipeline_memory_host_transfers": "false"}
-    # Passes of equal shape become one, such as the copies of a layer's saved arrays into their stacks: two of them in
-    # [2, 8192, 4096] take 0.67 instead of 0.94 M cycles on a v5p.
-    options["xla_jf_enable_advanced_multi_output_fusion"] = "true"
     limit = SCOPED_VMEM_KIB.get(kind_of(device_kind))
     return options if limit is None else options | {"xla_tpu_scoped_vmem_limit_kib": str(limit)}
