@@ -1,9 +1,10 @@
 """Measures the host memory that an export takes: `python measure_export.py FOLDER`.
 
 One process saves a checkpoint of 0.7 GB of weights, experts among them; another exports it. The weights are zeros,
-which compression makes small on the disk, and which memory holds as it holds any. The last line printed is JSON:
-`params_bytes`, `largest_bytes` (of one array), `start_bytes` (in memory before the export) and `peak_bytes`, as the
-kernel counts resident memory (`VmRSS`, `VmHWM` of /proc/self/status).
+which compression makes small on the disk, and which memory holds as it holds any. The same is done with 1 MB of
+weights: what a kernel counts as resident of the libraries differs between machines. The last line printed is JSON:
+`params_bytes`, `largest_bytes` (of one array), `small_bytes` and `peak_bytes`: the most that exporting 1 MB, and all,
+had in memory (`VmHWM` of /proc/self/status).
 """
 
 import json
@@ -33,6 +34,10 @@ CONFIG = ModelConfig(
     vocab_size=8000, d_model=1024, d_ff=2048, num_layers=3, num_heads=16, num_kv_heads=8, head_dim=64, family="mixtral",
     moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=2048),
 )  # fmt: skip
+SMALL = CONFIG.model_copy(
+    update={"vocab_size": 80, "d_model": 64, "d_ff": 64, "moe": MoeConfig(num_experts=8, experts_per_token=2, d_ff=64)}
+)
+CONFIGS = {"large": CONFIG, "small": SMALL}
 
 
 @dataclass
@@ -41,41 +46,41 @@ class Trained:
     stats: dict[str, Any] = field(default_factory=lambda: {"steps": 1})
 
 
-def save(folder: Path) -> None:
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(CONFIG))
+def save(folder: Path, config: ModelConfig) -> None:
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(config))
     checkpoints = Checkpointer(folder / CHECKPOINTS, CheckpointConfig(every=1, keep=1))
     checkpoints.save(1, {"params": params, "step": jnp.int32(1)}, {}, {})
     checkpoints.close()
 
 
-def resident_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
-
-
-def export(folder: Path) -> None:
-    start = resident_bytes("VmRSS")
+def export(folder: Path, config: ModelConfig) -> None:
     out = folder / "bundle"
     out.mkdir()
-    export_weights(CONFIG, cast(Artifact, Trained(folder)), out)
-    sizes = [4 * math.prod(shape) for shape in array_shapes(CONFIG).values()]
-    figures = {"params_bytes": sum(sizes), "largest_bytes": max(sizes), "start_bytes": start}
-    print(json.dumps(figures | {"peak_bytes": resident_bytes("VmHWM")}))
+    export_weights(config, cast(Artifact, Trained(folder)), out)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line for line in lines if line.startswith("VmHWM:"))
+    print(int(peak.split()[1]) * 1024)
+
+
+def peak_bytes(folder: Path, size: str) -> int:
+    for step in ("save", "export"):
+        command = [sys.executable, __file__, step, str(folder / size), size]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
 
 
 def main(folder: Path) -> None:
-    for step in ("save", "export"):
-        done = subprocess.run([sys.executable, __file__, step, str(folder)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    print(done.stdout.splitlines()[-1])
+    sizes = [4 * math.prod(shape) for shape in array_shapes(CONFIG).values()]
+    figures = {"params_bytes": sum(sizes), "largest_bytes": max(sizes), "small_bytes": peak_bytes(folder, "small")}
+    print(json.dumps(figures | {"peak_bytes": peak_bytes(folder, "large")}))
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["save", folder]:
-            save(Path(folder))
-        case ["export", folder]:
-            export(Path(folder))
+        case ["save", folder, size]:
+            save(Path(folder), CONFIGS[size])
+        case ["export", folder, size]:
+            export(Path(folder), CONFIGS[size])
         case [folder]:
             main(Path(folder))

@@ -98,8 +98,9 @@ def follow(
     job = replace(job, train=job.train.model_copy(update={"log_every": log_every}))
     state: Any = TrainState({"w": device}, {}, {}, 0)
     checkpoints: Any = SimpleNamespace(
-        settings=CheckpointConfig(every=save_every), save=device.busy(300.0), settle=lambda **_: True, wait=lambda: None
-    )
+        settings=CheckpointConfig(every=save_every), prepare=lambda _: None, save=device.busy(300.0),
+        settle=lambda **_: True, wait=lambda: None,
+    )  # fmt: skip
     clock = Clock({"start": 5.0, "imports": 3.0})
     with RunLog(out / "metrics.jsonl") as log, RecordTimes(job, clock, steps.start).session() as sheet:
         times: Any = Ends(loader_s)
