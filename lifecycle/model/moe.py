@@ -8,6 +8,7 @@ product nor the second exchange again when activations are recomputed.
 On a mesh, experts are sharded over `expert`, and each expert's `d_ff` over `tensor`, whose devices see all positions.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -42,9 +43,8 @@ from lifecycle.model.routing import RouterStats, expert_load, route, router_logi
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
 SELDOM = "seldom"  # named scope of loops that usually do not run; planning counts them as zero
-type Weights = dict[
-    str, GroupWeights
-]  # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
+# gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
+type Weights = Mapping[str, GroupWeights]
 
 
 class Experts(nnx.Module):
