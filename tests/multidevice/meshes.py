@@ -106,8 +106,8 @@ def case_of(model: str, axes: dict[str, int], *marks: pytest.MarkDecorator) -> A
 
 
 def every_case() -> list[Any]:
-    """Half of the pairs; the others and large axes as slow tests; the rest of the matrix by its mark."""
+    """Some of the pairs; the others as slow tests; large axes and the rest of the matrix by its mark."""
     matrix = [*product(MODELS, FLAT), *product(MODELS.keys() - {"dense first"}, PIPELINES)]
-    rest = sorted((case for case in matrix if case not in PAIRWISE + LARGE), key=str)
-    slow = [case_of(*case, pytest.mark.slow) for case in PAIRWISE[len(DEFAULT) :] + LARGE]
+    rest = [*LARGE, *sorted((case for case in matrix if case not in PAIRWISE + LARGE), key=str)]
+    slow = [case_of(*case, pytest.mark.slow) for case in PAIRWISE[len(DEFAULT) :]]
     return [*(case_of(*case) for case in DEFAULT), *slow, *(case_of(*case, pytest.mark.matrix) for case in rest)]

@@ -28,7 +28,6 @@ NOISE = 0.1
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
 long = partial(pytest.param, marks=pytest.mark.long)
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
@@ -99,10 +98,10 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     ("model", "objective", "precision", "axes"),
     [
         ("dense", "next_token", "int8", {"replica": 2, "fsdp": 2, "tensor": 2}),
-        slow("dense", "dpo", "int8", {"stage": 2, "context": 2, "tensor": 2}),
+        long("dense", "dpo", "int8", {"stage": 2, "context": 2, "tensor": 2}),
         long("projection", "next_token", "fp8", {"fsdp": 2, "expert": 2, "context": 2}),
         long("experts", "next_token", "int8", {"expert": 2, "context": 2, "tensor": 2}),
-        slow("experts", "next_token", "fp8", {"replica": 2, "stage": 2, "fsdp": 2}),
+        long("experts", "next_token", "fp8", {"replica": 2, "stage": 2, "fsdp": 2}),
         long("latent", "next_token", "int8", {"stage": 2, "fsdp": 2, "expert": 2}),
     ],
 )

@@ -34,7 +34,7 @@ def job(out: Path, settings: TinyRun, optimizer: Mapping[str, Any] = {}, **train
     ("settings", "optimizer", "train"),
     [
         (TinyRun(average_decay=0.9), {"param_dtype": "bfloat16"}, {"freeze": ("blocks.*.attention", "embed")}),
-        pytest.param(TinyRun(objective="dpo", optimizer="muon"), {}, {"remat": {}}, marks=pytest.mark.slow),
+        pytest.param(TinyRun(objective="dpo", optimizer="muon"), {}, {"remat": {}}, marks=pytest.mark.long),
     ],
 )
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
@@ -61,8 +61,9 @@ def test_what_is_computed_again_is_rounded_to_the_same_values(remat: dict[str, s
     chex.assert_trees_all_close(gradients(remat), gradients(None), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.long)]
+)
 def test_the_loss_is_within_a_hundredth_of_that_of_plain_products(precision: str, tmp_path: Path) -> None:
     """The mean of the last 20 of 60 steps: int8 +0.04 %, fp8 +0.8 %. Later this model, of width 32, knows its rows by
     heart, and fp8's difference grows with that: +2.4 % after 200 steps, at a loss of 0.35 (docs/log.md)."""
