@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import cached_property
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -29,6 +28,8 @@ from xml.sax.saxutils import escape
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from tests.web_server import QuietHandler, answering
 
 EMAIL = "tests@project.iam.gserviceaccount.com"
 SCOPES = {f"https://www.googleapis.com/auth/{name}" for name in ("cloud-platform", "devstorage.full_control")}
@@ -242,7 +243,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Request], Answer]] = {
 }  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Reads requests and writes answers; a connection is kept."""
 
     protocol_version = "HTTP/1.1"
@@ -273,25 +274,14 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
 
 @contextmanager
 def serving(*buckets: str) -> Iterator[Google]:
     """The double, with empty buckets, at `google.url` while the block runs."""
     google = Google({bucket: {} for bucket in buckets})
-    with Server(("127.0.0.1", 0), type("GoogleHandler", (Handler,), {"google": google})) as server:
-        google.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with answering(type("GoogleHandler", (Handler,), {"google": google})) as url:
+        google.url = url
         yield google
-        server.shutdown()
-        thread.join()
 
 
 def _listed(name: str, held: Stored) -> dict[str, str]:

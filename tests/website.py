@@ -1,13 +1,13 @@
 """A web server on this machine with the files that a test gives it."""
 
-import threading
 from collections.abc import Iterator
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.web_server import QuietHandler, answering
 
 
 class Website:
@@ -25,7 +25,7 @@ class Website:
         return f"{self.url}/{below}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers with a file and its ETag, or that it has not changed."""
 
     protocol_version = "HTTP/1.1"
@@ -45,20 +45,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: 2 if self.website.is_cut else None])
         self.close_connection = self.website.is_cut
 
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
 
 @pytest.fixture
 def website(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Website]:
     """A server without files, and an empty cache on this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     website = Website("")
-    handler = type("WebsiteHandler", (Handler,), {"website": website})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        website.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with answering(type("WebsiteHandler", (Handler,), {"website": website})) as url:
+        website.url = url
         yield website
-        server.shutdown()
-        thread.join()

@@ -1,10 +1,8 @@
 """A process's place in its job, from the variables that real launchers set; each set was printed by the launcher itself
 or is in the documentation that the comment names."""
 
-import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from lifecycle.core import tpu_metadata
 from lifecycle.core.config import ConfigError
 from lifecycle.core.environments import Place, find_place, node_names, tpu_vm
 from lifecycle.core.tpu_metadata import fetch_attribute, has_tpu
+from tests.web_server import QuietHandler, answering
 
 # Slurm 24.11's `env` in a task of `srun` in a batch script of 2 nodes
 SLURM_BATCH = {
@@ -166,7 +165,7 @@ def test_one_environment_may_be_chosen() -> None:
     assert place(explicit | {"LIFECYCLE_DISTRIBUTED": "slurm"}).environment == "variables"
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(QuietHandler):
     """A metadata server: as Google's, it wants the header."""
 
     def do_GET(self) -> None:
@@ -176,16 +175,11 @@ class Metadata(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write((value or "").encode())
 
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
 
 @pytest.fixture
 def metadata_server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with answering(Metadata) as url:
+        yield url.removeprefix("http://")
 
 
 def test_the_metadata_server_is_asked(metadata_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

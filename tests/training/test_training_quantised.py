@@ -65,8 +65,8 @@ def test_what_is_computed_again_is_rounded_to_the_same_values(remat: dict[str, s
     "precision", [pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.long)]
 )
 def test_the_loss_is_within_a_hundredth_of_that_of_plain_products(precision: str, tmp_path: Path) -> None:
-    """The mean of the last 20 of 60 steps: int8 +0.04 %, fp8 +0.8 %. Later this model, of width 32, knows its rows by
-    heart, and fp8's difference grows with that: +2.4 % after 200 steps, at a loss of 0.35 (docs/log.md)."""
+    """The mean of the last 20 of 60 steps: int8 +0.04 %, fp8 +0.8 %. Later this model, of width 32, memorises its rows,
+    and fp8's difference grows: +2.4 % after 200 steps, at a loss of 0.35 (docs/log.md)."""
     settings = TinyRun(steps=60, grad_accum=1)
 
     def last(name: str, precision: str | None) -> float:

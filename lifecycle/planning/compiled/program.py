@@ -184,8 +184,8 @@ class Program:
         return product_flops(instruction, within, is_narrow)
 
     def kernel_in(self, instruction: Instruction, within: Computation) -> tuple[Instruction, Computation] | None:
-        """The call of a Pallas kernel that an instruction is, and the computation around the call; `None` for any other
-        instruction. In a fusion the kernel reads slices of stacks in place: its operands are the slices."""
+        """The call of a kernel that an instruction is, and the computation around the call; `None` for any other
+        instruction. In a fusion a Pallas kernel reads slices of stacks in place: its operands are the slices."""
         if instruction.opcode != "fusion":
             return (instruction, within) if is_kernel(instruction) else None
         inside = self.module.computations[instruction.called["calls"]]

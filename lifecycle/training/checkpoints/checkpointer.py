@@ -214,7 +214,7 @@ class Checkpointer:
     def _write(self, commit: Commit, args: list[ocp.args.CheckpointArgs]) -> None:
         """`args` is emptied when its arrays are on the host, which frees them on the devices."""
         try:
-            with commit.writer(isinstance(args[0], ocp.args.Composite), self._options()) as writer:
+            with commit.writer(args[0], self._options()) as writer:
                 writer.save(self._home.work / str(self._saving), args=args.pop())
                 self._read.set()
                 writer.wait_until_finished()

@@ -31,16 +31,15 @@ class Commit:
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
             words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
 
-    def writer(self, is_composite: bool, options: ocp.options.AsyncOptions) -> ocp.AsyncCheckpointer:
-        """What writes this save, from a thread: Orbax's own barriers go through the coordination service too, under
-        names of this save. By default they are programs on the devices, which must not run between the loop's."""
+    def writer(self, args: ocp.args.CheckpointArgs, options: ocp.options.AsyncOptions) -> ocp.AsyncCheckpointer:
+        """What writes `args`, from a thread: Orbax's own barriers go through the coordination service too, under names
+        of this save. By default they are programs on the devices, which must not run between the loop's."""
         processes = ocp.options.MultiprocessingOptions(
             active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=f"save-{self._save}"
         )
-        if is_composite:
-            handler = ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=processes)
-            )
+        if isinstance(args, ocp.args.Composite):
+            items = ocp.CompositeOptions(multiprocessing_options=processes)
+            handler = ocp.CompositeCheckpointHandler(composite_options=items)
         else:
             handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
         return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=processes)
