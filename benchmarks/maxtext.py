@@ -1,12 +1,12 @@
 """CPU seconds of a training step at one shape: ours and MaxText's, in turn.
 
-    uv run python benchmarks/maxtext.py PYTHON OUT [--rounds 3]
+    uv run python benchmarks/maxtext.py PYTHON OUT [--rounds 3] [--remat POLICY] [d_model=128 ...]
 
 `PYTHON` is an interpreter with MaxText (`pip install 'maxtext[tpu]'`, run here on the CPU), which is not part of this
 project. Both sides train a Qwen3 decoder in float32 with AdamW on batches of 16 rows of 256 positions. MaxText gets its
-synthetic data, which costs it nothing, and of its policies for rematerialisation the fastest; its dot-product attention
-is the one that runs on CPUs. A step's cost is the difference between a long run's and a short one's, divided by
-the steps between them, so starting and compiling cancel out; ours comes from the run's own log.
+synthetic data, which costs it nothing, and the fastest of its policies for rematerialisation (`full` is its default);
+its dot-product attention is the one that runs on CPUs. A step's cost is the difference between a long run's and a short
+one's, divided by the steps between them, so starting and compiling cancel out; ours comes from the run's own log.
 """
 
 import argparse
@@ -20,16 +20,8 @@ from nanochat import STAGE, Ours
 ROWS, LENGTH = 16, 256
 SHORT, LONG = 10, 40  # steps
 SHAPE = {"d_model": 256, "d_ff": 768, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2}
-OUR_SETTINGS = (
-    *(f"model.{name}={size}" for name, size in SHAPE.items()),
-    f"train.{STAGE}.optimizer={{name: adamw, learning_rate: 0.001, schedule: {{warmup_steps: 20}}}}",
-)
+OPTIMIZER = f"train.{STAGE}.optimizer={{name: adamw, learning_rate: 0.001, schedule: {{warmup_steps: 20}}}}"
 PEER_SETTINGS = (
-    f"base_emb_dim={SHAPE['d_model']}",
-    f"base_mlp_dim={SHAPE['d_ff']}",
-    f"base_num_decoder_layers={SHAPE['num_layers']}",
-    f"base_num_query_heads={SHAPE['num_heads']}",
-    f"base_num_kv_heads={SHAPE['num_kv_heads']}",
     "head_dim=64",
     "vocab_size=4096",
     "decoder_block=qwen3",
@@ -44,7 +36,6 @@ PEER_SETTINGS = (
     "weight_dtype=float32",
     "opt_type=adamw",
     "attention=dot_product",
-    "remat_policy=minimal_with_context",
     "dataset_type=synthetic",
     "hardware=cpu",
     "skip_jax_distributed_system=true",
@@ -53,11 +44,23 @@ PEER_SETTINGS = (
 )
 
 
-def peer_run(python: Path, out: Path, steps: int) -> float:
+def peer_shape(shape: dict[str, int]) -> list[str]:
+    """MaxText's names of our sizes."""
+    names = {
+        "d_model": "base_emb_dim",
+        "d_ff": "base_mlp_dim",
+        "num_layers": "base_num_decoder_layers",
+        "num_heads": "base_num_query_heads",
+        "num_kv_heads": "base_num_kv_heads",
+    }
+    return [f"{names[name]}={size}" for name, size in shape.items()]
+
+
+def peer_run(python: Path, out: Path, steps: int, settings: list[str]) -> float:
     """CPU seconds of a run of MaxText."""
     package = next(python.parent.parent.glob("lib/python3*/site-packages/maxtext"))
-    settings = ("run_name=cost", f"base_output_directory={out}", f"steps={steps}", *PEER_SETTINGS)
-    command = [python, "-m", "maxtext.trainers.pre_train.train", package / "configs/base.yml", *settings]
+    every = ("run_name=cost", f"base_output_directory={out}", f"steps={steps}", *PEER_SETTINGS, *settings)
+    command = [python, "-m", "maxtext.trainers.pre_train.train", package / "configs/base.yml", *every]
     with (out / f"maxtext-{steps}.log").open("w") as log:
         process = subprocess.Popen(command, cwd=out, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
@@ -72,13 +75,18 @@ def main() -> None:
     parser.add_argument("python", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--remat", default="minimal_with_context")
+    parser.add_argument("sizes", nargs="*")
     given = parser.parse_args()
+    shape = SHAPE | {name: int(size) for name, size in (pair.split("=") for pair in given.sizes)}
+    our_settings = (*(f"model.{name}={size}" for name, size in shape.items()), OPTIMIZER)
+    peer_settings = [*peer_shape(shape), f"remat_policy={given.remat}"]
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     costs: list[tuple[float, float]] = []
     for number in range(given.rounds):
-        mine = Ours(out / f"round-{number}", OUR_SETTINGS).train(LONG, STAGE).cpu_s
-        short, long = (peer_run(given.python.absolute(), out, steps) for steps in (SHORT, LONG))
+        mine = Ours(out / f"round-{number}", our_settings).train(LONG, STAGE).cpu_s
+        short, long = (peer_run(given.python.absolute(), out, steps, peer_settings) for steps in (SHORT, LONG))
         costs.append((mine, (long - short) / (LONG - SHORT)))
         print(f"round {number}: ours {costs[-1][0]:.2f}, MaxText {costs[-1][1]:.2f} core-s a step", flush=True)
     mine, theirs = (statistics.median(side) for side in zip(*costs, strict=True))

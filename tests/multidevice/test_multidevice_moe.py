@@ -195,7 +195,7 @@ def test_more_rows_than_a_buffer_holds_come_in_further_rounds(sizes: dict[str, i
     assert float(found[1].dropped) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_further_rounds_multiply_8_bit_values_too() -> None:
     """Rows and columns have their scales wherever they are, so outputs are equal. A gradient's columns have one scale
     for a round on a device: there values round otherwise."""

@@ -1,4 +1,4 @@
-"""Measures the host memory that a checkpoint of 1.4 GB takes: `python measure_weights.py FOLDER`.
+"""Measures the host memory that a checkpoint of 1.0 GB takes: `python measure_weights.py FOLDER`.
 
 Four processes of one job load it over a mesh of four devices, each its own quarter; then one process imports it,
 that is, reads and writes all of it. The weights are zeros, a file with holes: it takes no room, and memory does not
@@ -32,7 +32,7 @@ from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, load_w
 PROCESSES = 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CONFIG = ModelConfig(
-    vocab_size=32_000, d_model=4096, d_ff=14_336, num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128,
+    vocab_size=32_000, d_model=4096, d_ff=7168, num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128,
 )  # fmt: skip
 
 

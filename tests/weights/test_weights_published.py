@@ -335,7 +335,7 @@ def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
 
 @pytest.mark.slow
 def test_host_memory_is_bounded_by_a_tensor_and_a_shard(tmp_path: Path) -> None:
-    """A checkpoint of 1.4 GB: each of four processes keeps its quarter, and one converts all of it."""
+    """A checkpoint of 1.0 GB: each of four processes keeps its quarter, and one converts all of it."""
     script = Path(__file__).parent / "measure_weights.py"
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(
@@ -345,5 +345,5 @@ def test_host_memory_is_bounded_by_a_tensor_and_a_shard(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     print(measured)
-    assert measured["checkpoint_bytes"] > 1.39e9
-    assert max(measured["load_peak_bytes"]) < 1e9 and measured["import_peak_bytes"] < 1.2e9
+    assert measured["checkpoint_bytes"] > 1.04e9
+    assert max(measured["load_peak_bytes"]) < 0.9e9 and measured["import_peak_bytes"] < 1.2e9
