@@ -1,10 +1,6 @@
 """The exported weights: those of the last checkpoint, bit by bit, through memory that does not grow with the model."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +26,7 @@ from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
+from tests.measuring import measured
 
 DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
 DENSE = ModelConfig(
@@ -104,14 +101,6 @@ def test_a_bundle_is_sampled_as_the_one_that_the_run_started_from(tmp_path: Path
 def test_host_memory_is_bounded_by_the_largest_array(tmp_path: Path) -> None:
     """0.7 GB of weights go through. Measured: 0.38 GB before, 0.58 GB at most, where the largest arrays (a layer's
     experts, one chunk each) are 0.067 GB: the chunk, what it is decoded from and into, the tensor that is written."""
-    script = Path(__file__).parent / "measure_export.py"
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
-    shutil.rmtree(tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    measured = json.loads(done.stdout.splitlines()[-1])
-    print(measured)
-    assert measured["params_bytes"] > 0.65e9
-    assert measured["peak_bytes"] - measured["small_bytes"] < 4 * measured["largest_bytes"]
+    figures = measured(Path(__file__).parent / "measure_export.py", tmp_path)
+    assert figures["params_bytes"] > 0.65e9
+    assert figures["peak_bytes"] - figures["small_bytes"] < 4 * figures["largest_bytes"]

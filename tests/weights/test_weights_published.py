@@ -1,10 +1,6 @@
 """Weights in and out: bit-equal in every family, shard by shard, in one file or many, and every misfit named."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from lifecycle.weights.published import (
     save_weights,
 )
 from lifecycle.weights.safetensors_files import LARGEST_FILE_BYTES, SafetensorsReader
+from tests.measuring import measured
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -336,14 +333,6 @@ def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
 @pytest.mark.slow
 def test_host_memory_is_bounded_by_a_tensor_and_a_shard(tmp_path: Path) -> None:
     """A checkpoint of 1.0 GB: each of four processes keeps its quarter, and one converts all of it."""
-    script = Path(__file__).parent / "measure_weights.py"
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
-    shutil.rmtree(tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    measured = json.loads(done.stdout.splitlines()[-1])
-    print(measured)
-    assert measured["checkpoint_bytes"] > 1.04e9
-    assert max(measured["load_peak_bytes"]) < 0.9e9 and measured["import_peak_bytes"] < 1.2e9
+    figures = measured(Path(__file__).parent / "measure_weights.py", tmp_path)
+    assert figures["checkpoint_bytes"] > 1.04e9
+    assert max(figures["load_peak_bytes"]) < 0.9e9 and figures["import_peak_bytes"] < 1.2e9
