@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lifecycle.core.cuda_plugin import silence_without_gpu
 from lifecycle.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ __all__ = [
     "open_run",
     "score_texts",
 ]
+
+silence_without_gpu()
 
 
 def __getattr__(name: str) -> Any:
