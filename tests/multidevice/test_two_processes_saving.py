@@ -45,33 +45,64 @@ class Printed(Silent):
             print("NOTE", text, flush=True)
 
 
-class FillDisk(Hook):
-    """After a step, and once a checkpoint is there, no file of process 1 may grow beyond 4 KiB; with `once`, until its
-    first failed save."""
+class FullDisk:
+    """No file of this process may grow beyond 4 KiB."""
 
-    def __init__(self, step: int, once: bool) -> None:
-        self._step, self._once = step, once
+    def __init__(self, checkpoints: Path) -> None:
         self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
+    def begin(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, self._before[1]))
+
+    def end(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+
+
+class FileInTheWay:
+    """Where the checkpoints' folder was, there is a file."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self._folder, self._aside = checkpoints, checkpoints.with_name("aside")
+
+    def begin(self) -> None:
+        self._folder.rename(self._aside)
+        self._folder.touch()
+
+    def end(self) -> None:
+        self._folder.unlink()
+        self._aside.rename(self._folder)
+
+
+TROUBLES = {"full disk": FullDisk, "file in the way": FileInTheWay}
+
+
+class Trouble(Hook):
+    """A process has a trouble after step 3, and once a checkpoint is there; with `once`, until its first failed
+    save."""
+
+    def __init__(self, what: str, process: int, once: bool) -> None:
+        self._what, self._process, self._once = what, process, once
+
     def after_step(self, run: TrainingRun) -> None:
-        if run.step == self._step and jax.process_index() == 1:
-            wait_until(lambda: bool(steps_in(run.job.out / CHECKPOINTS)))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, self._before[1]))
-            fail = Commit.fail
+        if run.step == 3 and jax.process_index() == self._process:
+            checkpoints = run.job.out / CHECKPOINTS
+            wait_until(lambda: bool(steps_in(checkpoints)))
+            trouble, fail = TROUBLES[self._what](checkpoints), Commit.fail
+            trouble.begin()
 
             def told(commit: Commit, error: Exception) -> None:
                 if self._once:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+                    trouble.end()
                 fail(commit, error)
 
             setattr(Commit, "fail", told)  # noqa: B010 - in this process, which ends with the run
 
 
-def train(out: Path, once: bool, **checkpoint: Any) -> None:
-    """One process's part of a job on whose second save process 1 has no room."""
+def train(out: Path, what: str, process: int, once: bool, **checkpoint: Any) -> None:
+    """One process's part of a job on whose second save one of the processes has a trouble."""
     settings = TinyRun(steps=8, checkpoint_every=2, mesh={"fsdp": 2}, checkpoint=checkpoint)
     try:
-        run_job(tiny_job(out, settings), Printed(), [FillDisk(3, once)])
+        run_job(tiny_job(out, settings), Printed(), [Trouble(what, process, once)])
         print("ENDED", json.dumps(steps_in(out / CHECKPOINTS)), flush=True)
     except CheckpointError as error:
         print("RAISED", error, flush=True)
@@ -114,19 +145,26 @@ def said(out: Path, function: str, status: int = 0, **settings: Any) -> list[lis
     return [[line for line in text.splitlines() if line[:4] in ("NOTE", "ENDE", "RAIS", "READ")] for text in outputs]
 
 
-def test_a_process_without_room_ends_the_save_of_all_and_the_job_goes_on(tmp_path: Path) -> None:
-    """Step 6 is saved if the failure was still unknown when it was due."""
-    both = said(tmp_path, "train", once=True)
-    assert "process 1: " in both[0][0]
+@pytest.mark.parametrize(
+    ("what", "process", "cause"),
+    [("full disk", 1, "File too large"), ("full disk", 0, "File too large"), ("file in the way", 0, "Not a directory")],
+)
+def test_a_process_that_cannot_write_ends_the_save_of_all_and_the_job_goes_on(
+    tmp_path: Path, what: str, process: int, cause: str
+) -> None:
+    """Step 6 is saved if the failure was still unknown when it was due. What the other process says is what it was
+    told, not that it waited in vain."""
+    both = said(tmp_path, "train", what=what, process=process, once=True)
+    assert f"process {process}: " in both[1 - process][0]
     saved = sorted(int(path.name) for path in (tmp_path / CHECKPOINTS).iterdir())
     assert saved in ([2, 8], [6, 8])
     for note, *_, ended in both:
-        assert "training goes on unsaved" in note and "File too large" in note
+        assert "training goes on unsaved" in note and cause in note
         assert "the checkpoint of step 4 could not be written" in note and ended == f"ENDED {saved}"
 
 
-def test_a_process_without_room_ends_the_job_in_all_processes(tmp_path: Path) -> None:
-    for told in said(tmp_path, "train", once=False, max_unsaved_minutes=0):
+def test_a_process_that_cannot_write_ends_the_job_in_all_processes(tmp_path: Path) -> None:
+    for told in said(tmp_path, "train", what="full disk", process=1, once=False, max_unsaved_minutes=0):
         (raised,) = told
         assert raised.startswith("RAISED") and "File too large" in raised and "continues from step 2" in raised
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["2"]

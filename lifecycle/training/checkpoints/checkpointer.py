@@ -29,7 +29,7 @@ from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.agreement import gathered
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
-from lifecycle.training.checkpoints.commit import Commit
+from lifecycle.training.checkpoints.commit import WRITTEN, Commit
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import Home, SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError
@@ -201,24 +201,20 @@ class Checkpointer:
     def _begin(self, items: Sequence[str], args: ocp.args.CheckpointArgs) -> None:
         """Starts the save of `args` with the arrays of these items, in the thread."""
         self._commit, self._read = Commit(), Event()
-        try:
-            self._home.begin(str(self._saving), items)
-        except SAVE_ERRORS as error:
-            self._commit.fail(error)
-            self._read.set()
-            self._pending = Future()
-            self._pending.set_exception(error)
-        else:
-            self._pending = self._thread.submit(self._write, self._commit, [args])
+        self._home.begin(str(self._saving))
+        self._pending = self._thread.submit(self._write, self._commit, items, [args])
 
-    def _write(self, commit: Commit, args: list[ocp.args.CheckpointArgs]) -> None:
+    def _write(self, commit: Commit, items: Sequence[str], args: list[ocp.args.CheckpointArgs]) -> None:
         """`args` is emptied when its arrays are on the host, which frees them on the devices."""
         try:
+            self._home.make_folders(str(self._saving), items)
+            commit.meet()
             with commit.writer(args[0], self._options()) as writer:
                 writer.save(self._home.work / str(self._saving), args=args.pop())
                 self._read.set()
                 writer.wait_until_finished()
         except SAVE_ERRORS as error:
+            args.clear()
             commit.fail(error)
             raise
         finally:
@@ -227,10 +223,11 @@ class Checkpointer:
 
     def _options(self) -> ocp.options.AsyncOptions:
         def meet(key: str, timeout_ms: int) -> None:
-            if is_first := self._commit.is_new:
+            del key
+            if has_written := self._commit.next_meeting == WRITTEN:
                 self._home.written(str(self._saving))
-            self._commit.meet(key=key, timeout_ms=timeout_ms)
-            if is_first and is_writer():
+            self._commit.meet(timeout_ms)
+            if has_written and is_writer():
                 self._home.joining(str(self._saving))
 
         return ocp.options.AsyncOptions(post_finalization_callback=self._complete, barrier_sync_fn=meet)

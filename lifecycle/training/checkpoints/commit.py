@@ -1,9 +1,10 @@
-"""What the processes of a job tell each other about one save: whether each has written its part.
+"""What the processes of a job tell each other about one save: whether each can write its part, and whether it has.
 
-A checkpoint of several processes is whole when all have written. Orbax has them meet at barriers: one that fails never
-comes, and the others wait for 20 minutes before they learn that something failed. Here process 0 hears from each
-process, success or what went wrong, and answers all. What must hold: a failure in any process is a failure in each,
-within seconds. The words go through JAX's coordination service, from the thread that writes, so training does not wait.
+A checkpoint of several processes is whole when all have written. Orbax has them meet at barriers, and wait for the
+folders that process 0 makes: one that fails never comes, and the others learn after 5 or 20 minutes that something
+failed. Here process 0 hears from each process, success or what went wrong, and answers all. What must hold: a failure
+in any process is a failure in each, within seconds. The words go through JAX's coordination service, from the thread
+that writes, so training does not wait.
 """
 
 import itertools
@@ -13,7 +14,9 @@ import orbax.checkpoint as ocp
 
 from lifecycle.core.distributed import words_of_job
 
-MEETINGS = 2  # in each save: all have written, and process 0 has renamed the folder
+# The meetings of each save: all can make their folders, all have written, process 0 has renamed the folder.
+CAN_WRITE, WRITTEN, RENAMED = range(1, 4)
+WAIT_MS = 1_200_000  # for a process that is late, as Orbax's
 
 
 class OtherProcessError(OSError):
@@ -45,15 +48,16 @@ class Commit:
         return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=processes)
 
     @property
-    def is_new(self) -> bool:
-        """Whether this process has not come to the first meeting yet."""
-        return self._met == 0
+    def next_meeting(self) -> int:
+        """The number of the meeting to which this process comes next."""
+        return self._met + 1
 
-    def meet(self, *, key: str, timeout_ms: int) -> None:
+    def meet(self, timeout_ms: int = WAIT_MS) -> None:
         """Waits until all processes are here, as a barrier does; raises `OtherProcessError` if one of them has failed.
-        Orbax calls it from the thread that writes."""
-        del key
+        Called from the thread that writes."""
         self._met += 1
+        if jax.process_count() == 1:
+            return
         meeting = self._meeting(self._met)
         client = words_of_job()
         if jax.process_index() != 0:
@@ -71,7 +75,7 @@ class Commit:
         client = words_of_job()
         own = "all" if jax.process_index() == 0 else str(jax.process_index())
         text = str(error) if isinstance(error, OtherProcessError) else f"process {jax.process_index()}: {error}"
-        for number in range(max(self._met, 1), MEETINGS + 1):
+        for number in range(max(self._met, 1), RENAMED + 1):
             client.key_value_set(f"{self._meeting(number)}/{own}", text, allow_overwrite=True)
 
     def _meeting(self, number: int) -> str:

@@ -24,6 +24,7 @@ from lifecycle.training.checkpoints.integrity import (
     steps_in,
     write_files,
 )
+from lifecycle.training.checkpoints.parts import try_out
 from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
@@ -65,8 +66,14 @@ class Home(Protocol):
         """Deletes the frozen parameters."""
         ...
 
-    def begin(self, name: str, items: Sequence[str]) -> None:
-        """Before Orbax begins to save the arrays of these items, or without any those of the folder itself."""
+    def begin(self, name: str) -> None:
+        """Before a save, in the thread that trains."""
+        ...
+
+    def make_folders(self, name: str, items: Sequence[str]) -> None:
+        """Makes the folders into which this process writes the arrays of these items, or without any those of the
+        checkpoint itself, as far as Orbax does not; raises `OSError` also where that could not. Called in the thread
+        that saves."""
         ...
 
     def written(self, name: str) -> None:
@@ -163,8 +170,13 @@ class SharedFolder:
                 before.rename(aside(self.work, FROZEN))
         self.clean()
 
-    def begin(self, name: str, items: Sequence[str]) -> None:
+    def begin(self, name: str) -> None:
         """Nothing to do."""
+
+    def make_folders(self, name: str, items: Sequence[str]) -> None:
+        """Tries out in process 0 what Orbax will do there."""
+        if is_writer():
+            try_out(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
 
     def written(self, name: str) -> None:
         """Nothing to do."""

@@ -7,6 +7,7 @@ goes to process 0, the files of the other values go to where the checkpoint is k
 checkpoint reads like one that was written on one disk. OCDBT: https://google.github.io/tensorstore/kvstore/ocdbt/
 """
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -36,6 +37,15 @@ def prepare(unfinished: Path, items: Iterable[str], suffix: str) -> None:
         (unfinished / f"{item}{suffix}" / METADATAS).mkdir(parents=True)
     if not items:
         (unfinished / METADATAS).mkdir(parents=True)
+
+
+def try_out(unfinished: Path, items: Iterable[str], suffix: str) -> None:
+    """Makes the folders that Orbax makes in the first process, and removes them: Orbax wants to make them itself, and
+    what keeps it from that shall be known before the others wait for it."""
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    prepare(unfinished, items, suffix)
+    shutil.rmtree(unfinished)
 
 
 def split(part: Path) -> None:

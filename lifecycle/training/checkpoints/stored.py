@@ -36,7 +36,7 @@ from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import RUN_ID, UNFINISHED, is_id, new_id
 from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import bring_logs, fetch_checkpoint, send_logs
-from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split
+from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split, try_out
 from lifecycle.training.checkpoints.retention import MEASURED, META, delete_steps, kept_steps
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
@@ -115,17 +115,14 @@ class InStore:
         _by_writer(lambda: self._remove(lambda name: name == FROZEN))
         self._has_frozen = False
 
-    def begin(self, name: str, items: Sequence[str]) -> None:
+    def begin(self, name: str) -> None:
         """Gives the save a name that no other has."""
         self._save = f"{from_writer(secrets.randbits(30)):08x}"
-        failed: str | None = None
-        try:
-            if not is_writer():
-                prepare(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
-        except OSError as error:
-            failed = str(error)
-        if (failed := from_first(failed)) is not None:  # in all, before Orbax waits for all
-            raise OSError(failed)
+
+    def make_folders(self, name: str, items: Sequence[str]) -> None:
+        """Makes those for which Orbax waits, on the disks on which it makes none."""
+        make = try_out if is_writer() else prepare
+        make(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
 
     def written(self, name: str) -> None:
         """Uploads this process's part, its list of values last; that of process 0 comes with the rest."""
