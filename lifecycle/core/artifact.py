@@ -28,6 +28,7 @@ from lifecycle.core.periodic import repeated
 from lifecycle.core.version import VERSION
 
 MANIFEST = "manifest.json"
+READ_FROM = "read_from"  # in a stage's stats: the user's files that it read, by path or address; keys have the content
 LEDGER = ".cost.json"  # the cost of the stage's killed runs so far
 LEDGER_EVERY_S = 5.0
 

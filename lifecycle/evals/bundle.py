@@ -14,7 +14,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.evaluation import evaluate
 from lifecycle.evals.model import open_bundle
-from lifecycle.evals.rows import local_rows
+from lifecycle.evals.rows import local_rows, task_settings
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 
@@ -35,7 +35,8 @@ def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) ->
     Raises `ConfigError` for invalid tasks, and what `load_bundle` raises for a folder that is not a bundle.
     """
     rows = local_rows(config)
-    settings: dict[str, Any] = config.plain() | {"bundle": intact_hash(bundle), "rows": rows}
+    tasks = [task_settings(task) for task in config.tasks]
+    settings: dict[str, Any] = config.plain() | {"tasks": tasks, "bundle": intact_hash(bundle), "rows": rows}
     del settings["root"], settings["mesh"]  # neither changes a score
     draft = Draft(config.root, STAGE, settings, {})
     try:

@@ -20,6 +20,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.prompts import ShotTaskConfig
 from lifecycle.evals.tasks import TaskConfig, TaskRow, portable
 
+PLACES = ("rows", "shots_from")  # settings of a task that name files
 NAMED = 3  # faulty rows that an error names; results name all
 
 type Line = tuple[str, dict[str, Any] | str]  # FILE:LINE, and its row or its fault
@@ -64,6 +65,12 @@ def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> TaskRows:
 def local_files(config: EvalConfig) -> dict[str, list[Path]]:
     """The row files of each task; tasks whose rows another stage makes are left out."""
     return {task.name: _row_files(task, {}) for task in config.tasks if not task.rows.startswith("@")}
+
+
+def task_settings(task: TaskConfig) -> dict[str, Any]:
+    """A task's settings for the key of an evaluation's artifact, JSON-ready: without the places of the user's files,
+    which are in the key with their names and contents (`local_rows`)."""
+    return {name: value for name, value in task.plain().items() if name not in PLACES or str(value).startswith("@")}
 
 
 def local_rows(config: EvalConfig) -> dict[str, str]:

@@ -105,7 +105,11 @@ class ModelConfig(Section):
     """
 
     preset_folder: ClassVar[str | None] = "models"
-    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"context_attention"})  # changes the order of float sums only
+    # What decides no weights: it changes the order of float sums only; it bounds the rows that are measured, asked or
+    # answered (positions have no parameters); it names the layout of the exported weights.
+    HOW_COMPUTED: ClassVar[frozenset[str]] = frozenset({"context_attention"})
+    HOW_MEASURED: ClassVar[frozenset[str]] = frozenset({"max_seq_len"})
+    HOW: ClassVar[frozenset[str]] = HOW_COMPUTED | HOW_MEASURED | {"family"}
 
     family: str = "llama"  # the published layout in which weights are read and written (weights/families)
     vocab_size: int = Field(gt=0)

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, open_artifact, require_intact
+from lifecycle.core.artifact import MANIFEST, READ_FROM, Artifact, ArtifactError, open_artifact, require_intact
 from lifecycle.core.config import digest, said
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
@@ -159,6 +159,8 @@ def _draw(node: Node, parent: Tree | None) -> Tree:
             tree.add(Text(f"{name} = {value}", "green"))
         for source, files in node["source_files"].items():
             tree.add(_files_line(source, files))
+    for place in node.get("stats", {}).get(READ_FROM, []):
+        tree.add(Text(f"read from {place}", "green"))
     if (goes_on := node.get("stats", {}).get("goes_on")) is not None:
         tree.add(Text(_change_line(goes_on), "yellow"))
     for line in _fault_lines(node.get("stats", {}).get("faults", [])):

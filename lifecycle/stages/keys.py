@@ -3,7 +3,8 @@
 How a stage is computed is not part of its key. Mesh, processes, micro-batches, rematerialisation and loss chunks change
 the order of float sums, not what is learned; measuring, logging and saving change nothing. So a job that is resumed on
 another mesh, or with less memory, continues from its own checkpoints; the manifest records these settings
-(`core/artifact.py:Manifest.how`). Nothing here imports JAX.
+(`core/artifact.py:Manifest.how`). Nor is what only a later stage uses, or nobody: a model's context and published
+layout belong to its bundle, and of a user's files the content counts, not the folder. Nothing here imports JAX.
 """
 
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
-from lifecycle.core.file_hashes import hash_files
-from lifecycle.core.store import is_url
+from lifecycle.core.file_hashes import file_hashes, hash_files
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.stages.config import RunConfig
@@ -35,16 +35,19 @@ def documents(config: RunConfig) -> dict[str, Any]:
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:
-    """The key of the tokenizer: its settings and the seed; of one at an address, what is there."""
-    place = config.tokenizer.path
-    contents = {} if place is None or not is_url(place) else {"contents": _hash_of(tokenizer_at(place))}
-    return {**config.tokenizer.plain(), "seed": config.seed, **contents}
+    """The key of the tokenizer: how it is trained, or the content of an existing one."""
+    settings = config.tokenizer
+    if settings.is_trained:
+        return {**settings.plain(), "seed": config.seed}
+    content = {} if settings.path is None else {"content": _hash_of(tokenizer_at(settings.path))}
+    return {"kind": settings.kind, **content}
 
 
 def _hash_of(tokenizer: Path) -> str:
-    if tokenizer.is_file():
-        return hash_files(tokenizer.parent, [tokenizer.name])
-    return hash_files(tokenizer, [name for name in FILES if (tokenizer / name).is_file()])
+    """The hash of a tokenizer's folder, or of its native file and what is read beside it."""
+    folder = tokenizer.parent if tokenizer.is_file() else tokenizer
+    named = (tokenizer.name,) if tokenizer.is_file() else ()
+    return hash_files(folder, [name for name in dict.fromkeys((*named, *FILES)) if (folder / name).is_file()])
 
 
 def nothing(config: RunConfig) -> dict[str, Any]:
@@ -53,16 +56,21 @@ def nothing(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(config: RunConfig) -> dict[str, Any]:
-    """The key of the chat rows and pairs: the user's files, and the evaluation rows that must not be in them."""
-    files = {place: local_file(place) for place in (*config.rows.chat, *config.rows.pairs)}
-    for place, path in files.items():
-        if not path.is_file():
-            raise ConfigError(f"{place}: no such file; correct rows.chat or rows.pairs")
-    contents = {place: hash_files(path.parent, [path.name]) for place, path in files.items()}
-    against: dict[str, Any] = {}
-    if files:  # the user's rows are compared with the evaluation rows
-        against = {"eval_rows": evaluation_rows(config), **config.decontamination.plain()}
-    return {**config.rows.plain(), "contents": contents, "against": against, "seed": config.seed}
+    """The key of the chat rows and pairs: what is in the user's files, and the evaluation rows that must not be in
+    them."""
+    own = {}
+    if config.rows.chat or config.rows.pairs:
+        own = {kind: [_content_of(place) for place in getattr(config.rows, kind)] for kind in ("chat", "pairs")}
+        own |= {"heldout_fraction": config.rows.heldout_fraction, "eval_rows": evaluation_rows(config)}
+        own |= config.decontamination.plain()
+    return {"docstrings": config.rows.docstrings, "own": own, "seed": config.seed}
+
+
+def _content_of(place: str) -> str:
+    path = local_file(place)
+    if not path.is_file():
+        raise ConfigError(f"{place}: no such file; correct rows.chat or rows.pairs")
+    return file_hashes(path.parent, [path.name])[path.name]
 
 
 def training(config: RunConfig, name: str) -> dict[str, Any]:
@@ -77,7 +85,8 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
-    model = _content(config.model_of(name))
+    settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
+    model = _without(config.model_of(name), ModelConfig.HOW)
     branch = {} if step is None else {"from_step": step}
     return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **branch}
 
@@ -98,20 +107,21 @@ def row_order(config: RunConfig, name: str) -> dict[str, int]:
 def evaluation(config: RunConfig, trained: str) -> dict[str, Any]:
     """The key of the scores of a training stage's weights: the tasks, their rows, and the context that they must fit,
     which the weights do not know."""
+    from lifecycle.evals.rows import task_settings
+
     context = config.model_of(trained).max_seq_len
-    tasks = [task.plain() for task in config.tasks]
+    tasks = [task_settings(task) for task in config.tasks]
     return {"tasks": tasks, "rows": evaluation_rows(config), "max_seq_len": context}
 
 
 def export(config: RunConfig) -> dict[str, Any]:
     """The key of the bundle: the model and its generation defaults."""
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
-    return {"model": _content(config.model_of(config.exported)), "generation": generation}
+    return {"model": _without(config.model_of(config.exported), ModelConfig.HOW_COMPUTED), "generation": generation}
 
 
-def _content(model: ModelConfig) -> dict[str, Any]:
-    """The settings of a model that decide its weights or its bundle."""
-    return {key: value for key, value in model.plain().items() if key not in model.HOW_COMPUTED}
+def _without(model: ModelConfig, omitted: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in model.plain().items() if key not in omitted}
 
 
 def evaluation_rows(config: RunConfig) -> dict[str, str]:

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.config import digest
 from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
@@ -36,6 +37,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             clean = [row for row in rows if _overlap(row, index) < config.decontamination.min_overlap]
             added = _add(kind, clean, out, config.rows.heldout_fraction, config.seed)
             stats[f"own_{kind}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}
+            stats[READ_FROM] = [*stats.get(READ_FROM, []), *files]
     return Outcome(stats)
 
 

@@ -33,7 +33,7 @@ class RecordSession(Hook):
 
     def __init__(self, mesh: MeshConfig, train: TrainConfig, model: ModelConfig) -> None:
         self.mesh = mesh
-        own = {name: value for name, value in model.plain().items() if name in model.HOW_COMPUTED}
+        own = {name: getattr(model, name) for name in sorted(model.HOW_COMPUTED | model.HOW_MEASURED)}
         recorded = train.HOW_COMPUTED | train.HOW_MEASURED
         self.settings = {name: value for name, value in train.plain().items() if name in recorded} | own
 

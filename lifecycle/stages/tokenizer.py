@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split, read_documents
@@ -16,6 +17,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     if config.tokenizer.is_trained:
         progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
     stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed)
+    if config.tokenizer.path is not None:
+        stats[READ_FROM] = [config.tokenizer.path]
     for name, model in config.models.items():
         try:
             model.with_vocab(stats["vocab_size"])

@@ -34,6 +34,16 @@ class ScheduleConfig(Section):
     # Its length, if the run goes on after this stage (`STAGE@STEP`); None: the stage's steps.
     steps: int | None = Field(default=None, gt=0)
 
+    # By kind, the settings that it has no use for.
+    UNUSED: ClassVar[Mapping[str, frozenset[str]]] = {
+        "wsd": frozenset(), "cosine": frozenset({"decay_share"}), "constant": frozenset({"decay_share", "final_share"}),
+    }  # fmt: skip
+
+    def used(self) -> dict[str, Any]:
+        """The settings that decide the rates, JSON-ready. A run that goes on may change the kind, and its other
+        settings stay, so those of another kind are no error."""
+        return {name: value for name, value in self.plain().items() if name not in self.UNUSED[self.kind]}
+
     def length(self, steps: int) -> int:
         """The schedule's steps in a stage of `steps`."""
         return steps if self.steps is None else self.steps
@@ -80,12 +90,20 @@ class OptimizerConfig(Section):
     # rounded stochastically (`training/rounding.py`).
     param_dtype: Literal["float32", "bfloat16"] = "float32"
 
+    # Who uses a setting; with another optimizer it may only have its default. Muon leaves some parameters to Adam.
+    USERS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "beta1": ("adamw", "muon"), "beta2": ("adamw", "muon"), "momentum": ("muon",), "neuron_beta2": ("muon",),
+    }  # fmt: skip
+
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
-        if self.neuron_beta2 and self.name != "muon":
-            raise ValueError(
-                f"neuron_beta2={self.neuron_beta2} is Muon's, not {self.name}'s; set name=muon, or leave it out"
-            )
+        for setting, users in self.USERS.items():
+            value, default = getattr(self, setting), type(self).model_fields[setting].default
+            if self.name not in users and value != default:
+                raise ValueError(
+                    f"{setting}={value} is a setting of {' and '.join(users)}, not of {self.name}; set "
+                    f"name={users[0]}, or leave it out"
+                )
         return self
 
     @property

@@ -69,6 +69,12 @@ def test_the_drawing_goes_down_to_filters_and_files(chain: dict[str, Artifact]) 
     assert "ast.py, empty.py, os.py" in text
 
 
+def test_the_drawing_says_where_the_users_files_were_read(chain: dict[str, Artifact]) -> None:
+    node = trace_artifact(next(iter(chain.values())).path)
+    node["stats"]["read_from"] = ["rows/own.jsonl", "s3://bucket/own.jsonl"]
+    assert "read from rows/own.jsonl" in drawn(node) and "read from s3://bucket/own.jsonl" in drawn(node)
+
+
 def test_the_drawing_says_what_a_run_that_goes_on_has_changed(chain: dict[str, Artifact]) -> None:
     node = trace_artifact(next(iter(chain.values())).path)
     node["stats"]["goes_on"] = {

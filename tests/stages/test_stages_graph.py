@@ -272,6 +272,9 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("train.pretrain.eval_every=7", set()),
         ("train.pretrain.eval_bytes=7", set()),
         ("model.context_attention=ring", set()),
+        ("model.max_seq_len=512", {"export", "evaluate-pretrain", "evaluate-sft", "evaluate-prefer"}),
+        ("train.prefer.optimizer.schedule.decay_share=0.3", {"prefer"}),
+        ("tokenizer.sample_bytes=9", {"tokenizer"}),
         ("train.sft.from=fresh", {"sft"}),  # no stage before it has read the replayed rows
         ("gate.level=0.99", {"register"}),
         ("price.core_hour=7", {"report"}),
@@ -282,7 +285,7 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("data.language.min_score=0.5", {"tagging"}),
         ("data.pii=[email]", {"tagging"}),
         ("data.max_document_bytes=9999", {"tagging"}),
-        ("rows.heldout_fraction=0.5", {"rows"}),
+        ("rows.heldout_fraction=0.5", set()),  # of the user's own rows: here are none
     ],
 )  # fmt: skip
 def test_a_setting_decides_over_the_stages_that_it_changes(override: str, changed: set[str]) -> None:
@@ -293,11 +296,22 @@ def test_a_setting_decides_over_the_stages_that_it_changes(override: str, change
     assert {name for old, new, name in pairs if old != new} == changed
 
 
-def test_another_context_asks_for_other_scores() -> None:
-    """Longer rows fit, of the same weights."""
-    before, after = read(), read("model.max_seq_len=512")
-    stages = [build_graph(config)["evaluate-sft"].settings(config) for config in (before, after)]
-    assert stages[0] != stages[1]
+@pytest.mark.parametrize(
+    ("common", "override", "changed"),
+    [
+        (("model.qk_norm=none", "model.family=llama"), "model.family=mistral", {"export"}),
+        (("train.sft.optimizer.schedule.kind=cosine",), "train.sft.optimizer.schedule.decay_share=0.3", set()),
+        (("train.sft.optimizer.schedule.kind=cosine",), "train.sft.optimizer.schedule.final_share=0.3", {"sft"}),
+        (("train.sft.optimizer.schedule.kind=constant",), "train.sft.optimizer.schedule.final_share=0.3", set()),
+        (("tokenizer={kind: bytes}",), "tokenizer.sample_bytes=9", set()),
+    ],
+)
+def test_a_setting_decides_over_no_stage_that_has_no_use_for_it(
+    common: tuple[str, ...], override: str, changed: set[str]
+) -> None:
+    before, after = read(*common), read(*common, override)
+    keys_of = [{n: stage.settings(c) for n, stage in build_graph(c).items()} for c in (before, after)]
+    assert {name for name, key in keys_of[0].items() if keys_of[1][name] != key} == changed
 
 
 def test_the_seed_decides_over_everything_random() -> None:

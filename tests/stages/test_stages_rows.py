@@ -74,7 +74,33 @@ def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Pa
     assert sorted(kept) == ["one", "three", "two"]
 
 
-def test_rows_are_read_at_addresses_which_their_key_names(
+def test_the_key_has_what_is_in_the_users_files_and_not_where_they_are(tmp_path: Path) -> None:
+    """Of evaluation rows also the file's name, which results mention."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+        write(folder / "own.jsonl", ["one", "two", "three"])
+        (folder / "task.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "d"}\n')
+        (folder / "tokenizer.json").write_text("{}")
+
+    def keys_in(folder: Path) -> list[object]:
+        own = folder / "own.jsonl"
+        task = f"evaluate.tasks=[{{name: t, kind: generate, rows: {folder / 'task.jsonl'}}}]"
+        run = config(own, own, task, f"tokenizer={{kind: hf, path: {folder / 'tokenizer.json'}}}")
+        return [keys.rows(run), keys.evaluation(run, "sft"), keys.tokenizer(run)]
+
+    same = keys_in(before)
+    assert keys_in(after) == same
+    (after / "chat_template.jinja").write_text("beside the tokenizer")
+    assert [a == b for a, b in zip(keys_in(after), same, strict=True)] == [True, True, False]
+    write(after / "own.jsonl", ["one", "two"])
+    assert [a == b for a, b in zip(keys_in(after), same, strict=True)] == [False, True, False]
+    (after / "task.jsonl").rename(after / "tasks.jsonl")
+    (after / "task.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c", "answer": "e"}\n')
+    assert [a == b for a, b in zip(keys_in(after), same, strict=True)] == [False, False, False]
+
+
+def test_rows_are_read_at_addresses_whose_content_is_in_their_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -87,13 +113,15 @@ def test_rows_are_read_at_addresses_which_their_key_names(
     run = config(address, address, tasks)
     key = keys.rows(run)
     assert [file.name for file in keys.evaluation_files(run)] == ["a.jsonl", "b.jsonl"]
-    assert list(key["chat"]) == [address] == list(key["contents"])
+    assert address not in str(key) and key["own"]["chat"] == key["own"]["pairs"]
     out = tmp_path / "out"
     out.mkdir()
-    assert rows.run(run, {}, out, Silent()).stats["own_chat"] == {"train": 2, "heldout": 1, "overlap_evaluation": 0}
+    stats = rows.run(run, {}, out, Silent()).stats
+    assert stats["own_chat"] == {"train": 2, "heldout": 1, "overlap_evaluation": 0}
+    assert stats["read_from"] == [address, address]
     store.write("eval/b.jsonl", json.dumps({"prompt": "Changed?", "answer": "7"}).encode())
-    changed = keys.rows(run)
-    assert changed["contents"] == key["contents"] and changed["against"] != key["against"]
+    changed = keys.rows(run)["own"]
+    assert changed != key["own"] and changed["chat"] == key["own"]["chat"]
     with pytest.raises(StoreError, match="s3://bucket/own rows/gone: nothing is there"):
         keys.rows(config("s3://bucket/own rows/gone", own))
 
@@ -104,10 +132,9 @@ def test_a_tokenizer_at_an_address_is_in_the_key_with_its_content(website: Websi
     run = load_config(RunConfig, DEBUG, [own])
     key = keys.tokenizer(run)
     website.files["own/model.safetensors"] = b"others"
-    assert keys.tokenizer(run) == key and key["path"] == f"{website.url}/own"
+    assert keys.tokenizer(run) == key
     website.files["own/tokenizer.json"] = b"{ }"
-    assert keys.tokenizer(run)["contents"] != key["contents"]
-    assert "contents" not in keys.tokenizer(load_config(RunConfig, DEBUG, ["tokenizer={kind: hf, path: own}"]))
+    assert keys.tokenizer(run)["content"] != key["content"]
 
 
 def test_a_stage_without_rows_says_which_settings_give_some_and_those_before_it_can_be_made(tmp_path: Path) -> None:

@@ -164,4 +164,5 @@ def test_a_job_that_comes_back_on_another_mesh_goes_on_from_its_checkpoint(tmp_p
     assert sessions == [(2, 1, 2, 0, 4), (4, 2, 4, 4, 8)]
     assert [record["step"] for record in read_log(moved.path / METRICS) if "heldout_loss" in record] == [0, 2, 4, 8]
     assert all(how["processes"] == 1 and len(how["hosts"]) == 1 for how in moved.manifest.how)
-    assert [how["mesh"]["fsdp"] for how in whole.manifest.how] == [2]
+    context = config("whole", 2).model.max_seq_len
+    assert [(how["mesh"]["fsdp"], how["max_seq_len"]) for how in whole.manifest.how] == [(2, context)]

@@ -272,8 +272,18 @@ def test_neurons_are_scaled_by_their_mean_squares() -> None:
         scaled = whole / np.sqrt(squares)
         np.testing.assert_allclose(found, 0.2 * np.sqrt(8 * 12) * scaled / np.linalg.norm(scaled), atol=1e-5)
     assert not found[..., 5].any()
-    with pytest.raises(ValueError, match=r"neuron_beta2=0\.9 is Muon's, not adamw's; set name=muon"):
+    with pytest.raises(ValueError, match=r"neuron_beta2=0\.9 is a setting of muon, not of adamw; set name=muon"):
         OptimizerConfig(neuron_beta2=0.9)
+
+
+@pytest.mark.parametrize(("name", "unused"), [("adamw", ["momentum"]), ("adafactor", ["beta1", "beta2", "momentum"])])
+def test_a_setting_that_an_optimizer_has_no_use_for_is_refused(name: str, unused: list[str]) -> None:
+    for setting in ("beta1", "beta2", "momentum"):
+        if setting in unused:
+            with pytest.raises(ValueError, match=rf"{setting}=0\.5 is a setting of .*muon, not of {name}; set name="):
+                OptimizerConfig.model_validate({"name": name, setting: 0.5})
+        else:
+            assert OptimizerConfig.model_validate({"name": name, setting: 0.5})
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (16, 40), (40, 16), (2, 3, 8, 24)])
