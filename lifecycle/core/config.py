@@ -42,9 +42,10 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration tree; unknown keys are rejected, and so are `true` and `false` for numbers."""
+    """A frozen part of the configuration tree. Unknown keys are rejected, and so are, for numbers, `true` and `false`,
+    NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     preset_folder: ClassVar[str | None] = None
 
     @field_validator("*", mode="wrap")

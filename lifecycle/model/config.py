@@ -7,6 +7,7 @@ from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.numbers import Size
 from lifecycle.model.dial import DEPTH, fill_sizes
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
@@ -119,7 +120,7 @@ class ModelConfig(Section):
     num_heads: int = Field(gt=0)
     num_kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
-    max_seq_len: int = Field(default=2048, gt=1)
+    max_seq_len: Size = Field(default=2048, gt=1)
 
     # The layers' kinds, repeated over the depth; a local layer's query sees its last `window` keys, itself included.
     layer_pattern: tuple[LayerKind, ...] = Field(default=("global",), min_length=1)

@@ -11,10 +11,13 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, m
 from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import Section, VariantSection
+from lifecycle.core.numbers import Decay, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, Remat
 from lifecycle.model.stacks import MODULES
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
+MOST_STEPS = 10**9
+PERIOD = 1024  # rows in which a mixture's shares are rounded: to a thousandth; the table is 16 KiB
 TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 
 
@@ -27,12 +30,12 @@ class ScheduleConfig(Section):
     """Learning rate over the steps of a run, as a share of the peak."""
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     # wsd: the share of the run that decays, linearly; 1 is a linear schedule, 0 a stable one
     decay_share: float = Field(default=0.2, ge=0, le=1)
     final_share: float = Field(default=0.0, ge=0, le=1)
     # Its length, if the run goes on after this stage (`STAGE@STEP`); None: the stage's steps.
-    steps: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, le=MOST_STEPS)
 
     # By kind, the settings that it has no use for.
     UNUSED: ClassVar[Mapping[str, frozenset[str]]] = {
@@ -68,24 +71,24 @@ class OptimizerConfig(Section):
     """The optimizer and its settings."""
 
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: Float32 = Field(default=1e-3, gt=0)
     # Multiples of the learning rate for some parameters, by canonical name as in `freeze`: {embed: 3, head: 0.5}. They
     # multiply the weight decay's step too. Where several match, the last counts.
-    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    rates: dict[str, Annotated[Float32, Field(ge=0)]] = Field(default_factory=dict)
     # The width for which the learning rate was chosen: at another d_model each parameter's rate and initial size follow
     # (`training/transfer.py`). None: they are those of the model's own width.
-    base_width: int | None = Field(default=None, gt=0)
+    base_width: Size | None = None
     schedule: ScheduleConfig = ScheduleConfig()
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)  # Adam's
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon's
+    weight_decay: Float32 = Field(default=0.0, ge=0)
+    clip_norm: Float32 = Field(default=1.0, gt=0)
+    beta1: Decay = 0.9  # Adam's
+    beta2: Decay = 0.95
+    momentum: Decay = 0.95  # Muon's
     # Muon: above 0, each output neuron's update is divided by the root of its running mean square (NorMuon: 0.95)
-    neuron_beta2: float = Field(default=0.0, ge=0, lt=1)
+    neuron_beta2: Decay = 0.0
     # Above 0 a moving average of the weights is kept with this decay. It is what is measured, evaluated, exported and
     # gone on from; a stage that continues the run (`STAGE@STEP`) gets both.
-    average_decay: float = Field(default=0.0, ge=0, lt=1)
+    average_decay: Decay = 0.0
     # Of the trained parameters between steps. In bfloat16 their updates, in float32 like the optimizer's state, are
     # rounded stochastically (`training/rounding.py`).
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -120,7 +123,7 @@ class LocalCheckpointConfig(Section):
 
     folder: str = Field(min_length=1)  # on a disk, or in the memory, of the host; several runs may share it
     every: int = Field(default=50, gt=0)  # steps
-    every_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # also; as the durable ones'
+    every_minutes: float | None = Field(default=None, gt=0)  # also; as the durable ones'
 
 
 class CheckpointConfig(Section):
@@ -128,16 +131,14 @@ class CheckpointConfig(Section):
     multiple of `keep_every`, and the one with the best held-out metric."""
 
     every: int = Field(default=200, gt=0)  # steps
-    every_minutes: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False
-    )  # also; looked at when steps are logged
+    every_minutes: float | None = Field(default=None, gt=0)  # also; looked at when steps are logged
     keep: int = Field(default=2, gt=0)
     keep_every: int | None = Field(default=None, gt=0)  # steps, a multiple of `every`
     # A metric of held-out data, or TASK/METRIC; a checkpoint at whose step it was not measured does not count.
     best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
     # How long training goes on while saves fail, for example on a full disk; each failure is told, and tried again.
-    max_unsaved_minutes: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    max_unsaved_minutes: float = Field(default=60.0, ge=0)
     local: LocalCheckpointConfig | None = None
 
     @model_validator(mode="after")
@@ -157,13 +158,14 @@ class FaultsConfig(Section):
     # to the newest checkpoint that was due and passes over the batches up to the faulty one.
     policy: Literal["stop", "skip", "rollback"] = "stop"
     # A loss or gradient norm this many standard deviations above its running mean is a spike (OLMo-core: 6).
-    spike_sigma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    spike_sigma: Float32 | None = Field(default=None, gt=0)
     # A run stops at this many faulty steps in a row, or when it has gone back to one checkpoint this many times.
     limit: int = Field(default=5, gt=0)
     # Steps between comparisons of two replicas that compute the same rows; needs mesh.replica >= 2.
     replay_every: int | None = Field(default=None, gt=0)
-    # Seconds without a step, at least, until a process says where it hangs and asks for a restart.
-    hang_s: float = Field(default=600, gt=0, allow_inf_nan=False)
+    # Seconds without a step, at least, until a process says where it hangs and asks for a restart. Each process looks
+    # once a second, and compiling may take six times as long.
+    hang_s: float = Field(default=600, ge=10)
 
     @property
     def is_guarded(self) -> bool:
@@ -209,9 +211,9 @@ class TrainConfig(VariantSection):
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
     model: str | None = None  # which of the run's models, if it has several
-    steps: int = Field(gt=0, le=10**9)
-    seq_len: int = Field(gt=1)
-    global_batch_size: int = Field(gt=0)
+    steps: int = Field(gt=0, le=MOST_STEPS)
+    seq_len: Size = Field(gt=1)
+    global_batch_size: Size
     grad_accum: int = Field(default=1, gt=0)
     # Which of a layer's arrays are kept for the backward pass. None: all; {}: its input only; else by name.
     remat: Remat | None = None
@@ -309,34 +311,44 @@ class NextTokenConfig(TrainConfig):
     objective: str = "next_token"
     # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
     # documents as they are.
-    mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     # Bytes of held-out text measured during training, the same amount of each source; the evaluation stage uses all.
     eval_bytes: int = Field(default=100_000, gt=0)
-    z_weight: float = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss
+    z_weight: Float32 = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss
     # Of the loss of the model's prediction modules (`model.num_mtp_modules`), which is not part of the logged loss;
     # DeepSeek-V3, section 4.2: 0.3, later 0.1. With 0 they do not run, and stay as they are.
-    mtp_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    mtp_weight: Float32 = Field(default=0.0, ge=0)
 
 
 class SftConfig(TrainConfig):
     """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
 
     objective: str = "sft"
-    replay_share: float = Field(default=0.0, ge=0, lt=1)
-    z_weight: float = Field(default=0.0, ge=0)  # as in pre-training
-    mtp_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # as in pre-training
+    replay_share: float = Field(default=0.0, ge=0, lt=1)  # of the rows
+    z_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
+    mtp_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
+
+    @field_validator("replay_share")
+    @classmethod
+    def _has_rows(cls, share: float) -> float:
+        if share and not 1 / PERIOD <= share <= 1 - 1 / PERIOD:
+            raise ValueError(
+                f"of {PERIOD} rows, in which shares are rounded, it is less than one, or leaves less than one; choose "
+                f"0, or a share from {1 / PERIOD:.2g} to {1 - 1 / PERIOD:.4g}"
+            )
+        return share
 
 
 class DpoConfig(TrainConfig):
     """Direct preference optimisation on pairs, relative to the stage's initial model."""
 
     objective: str = "dpo"
-    beta: float = Field(default=0.1, gt=0)  # how strongly the policy is kept near the reference
-    sft_weight: float = Field(default=0.0, ge=0)  # of the chosen answers' own loss
+    beta: Float32 = Field(default=0.1, gt=0)  # how strongly the policy is kept near the reference
+    sft_weight: Float32 = Field(default=0.0, ge=0)  # of the chosen answers' own loss
 
 
 class OrpoConfig(TrainConfig):
     """Odds-ratio preference optimisation on pairs, without a reference."""
 
     objective: str = "orpo"
-    beta: float = Field(default=0.1, gt=0)  # the odds ratio's weight; the chosen answers' own loss has 1
+    beta: Float32 = Field(default=0.1, gt=0)  # the odds ratio's weight; the chosen answers' own loss has 1

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from lifecycle.core.config import ConfigError, digest
+from lifecycle.training.config import PERIOD
 from lifecycle.training.packing import FixedRows, Row, RowSource
-
-PERIOD = 1024  # shares are exact to a thousandth in any run of this many rows; the table is 16 KiB
 
 
 class Mixture(FixedRows):
