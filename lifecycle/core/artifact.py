@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -117,12 +117,15 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, manifest)
 
 
-def changed_files(artifact: Artifact, hashes: FileHashes | None = None) -> list[str]:
-    """The files whose content is not the manifest's. `hashes` remembers those of unchanged files; without it all files
-    are read."""
+def changed_files(
+    artifact: Artifact, hashes: FileHashes | None = None, names: Collection[str] | None = None
+) -> list[str]:
+    """The files, of all or of those with these `names`, whose content is not the manifest's. `hashes` remembers those
+    of unchanged files; without it they are read."""
     files = artifact.manifest.files
-    found = file_hashes(artifact.path, files) if hashes is None else hashes.of(artifact.path, files)
-    return [name for name, facts in files.items() if found[name] != facts.sha256]
+    asked = files if names is None else names
+    found = file_hashes(artifact.path, asked) if hashes is None else hashes.of(artifact.path, asked)
+    return [name for name in asked if found[name] != files[name].sha256]
 
 
 def require_intact(artifact: Artifact, hashes: FileHashes | None = None) -> None:
@@ -215,8 +218,9 @@ def reopen(artifact: Artifact, damaged: Sequence[str]) -> None:
     draft = artifact.path.with_name(artifact.path.name + ".partial")
     shutil.rmtree(draft, ignore_errors=True)
     artifact.path.rename(draft)
-    for name in (MANIFEST, *damaged):
+    for name in damaged:
         (draft / name).unlink()
+    (draft / MANIFEST).unlink(missing_ok=True)  # a copy of some of its files has none
 
 
 def file_facts(folder: Path, hashes: Mapping[str, str]) -> dict[str, FileFacts]:

@@ -1,18 +1,26 @@
-"""Finished artifacts in a store: published whole, fetched and verified.
+"""Finished artifacts in a store: published whole, fetched whole or in part, and verified.
 
 An artifact's objects have the names of its files, below the name of its folder. There is no rename in object storage,
 so its manifest makes it whole: written after all files, removed before any of them is replaced. What must hold: a file
 that was fetched has the SHA-256 of the manifest.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
 
 from pydantic import ValidationError
 
-from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, FileFacts, Manifest, open_artifact
+from lifecycle.core.artifact import (
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    FileFacts,
+    Manifest,
+    changed_files,
+    open_artifact,
+)
 from lifecycle.core.file_hashes import FileHashes, file_hashes
 from lifecycle.core.files import FILES, alone, write_text
 from lifecycle.core.store import Missing, Store, StoredObject
@@ -50,25 +58,37 @@ class PublishedArtifacts:
         there.delete(held.keys() - artifact.manifest.files.keys() - {MANIFEST})
         there.upload(artifact.path / MANIFEST, MANIFEST)
 
-    def fetch(self, artifact: Artifact) -> None:
-        """Makes the local folder of an artifact that is published: every file, verified. A killed fetch goes on.
+    def fetch(self, artifact: Artifact, names: Collection[str]) -> None:
+        """Brings files of an artifact that is published to its local folder, each verified; a killed fetch goes on.
 
-        Other processes of this machine wait for the one that fetches.
+        With all files the folder gets its manifest; one without is a copy of some. Other processes of this machine wait
+        for the one that fetches.
         """
         with alone(artifact.path.with_name(FETCH_LOCK)):
             if not _is_here(artifact):
-                self._fetch(artifact)
+                self._fetch(artifact, names)
 
-    def _fetch(self, artifact: Artifact) -> None:
-        there, folder = self.store.below(artifact.path.name), artifact.path.with_name(artifact.path.name + ".fetching")
+    def _fetch(self, artifact: Artifact, names: Collection[str]) -> None:
+        folder, files = artifact.path, artifact.manifest.files
+        (folder / MANIFEST).unlink(missing_ok=True)
+        rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        fetch(there, folder, artifact.manifest.files)
-        write_text(folder / MANIFEST, artifact.manifest.model_dump_json(indent=1))
-        for replaced in (artifact.path, artifact.path.with_name(artifact.path.name + ".partial")):
-            rmtree(replaced, ignore_errors=True)
-        folder.rename(artifact.path)
-        hashes = {name: facts.sha256 for name, facts in artifact.manifest.files.items()}
-        FileHashes(artifact.path.parent).remember(artifact.path, hashes)
+        held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        for foreign in held - files.keys():  # of another content with the same key, or of a killed fetch
+            (folder / foreign).unlink()
+        hashes = FileHashes(folder.parent)
+        right = set(names) - set(lacking(artifact, names, hashes))
+        fetch(self.store.below(folder.name), folder, {name: files[name] for name in names if name not in right})
+        hashes.remember(folder, {name: files[name].sha256 for name in names})
+        if files.keys() <= set(names):
+            write_text(folder / MANIFEST, artifact.manifest.model_dump_json(indent=1))
+
+
+def lacking(artifact: Artifact, names: Collection[str], hashes: FileHashes) -> list[str]:
+    """The files with these names that are not here, or not right."""
+    there = [name for name in names if _bytes(artifact.path / name) == artifact.manifest.files[name].bytes]
+    changed = set(changed_files(artifact, hashes, there))
+    return [name for name in names if name not in there or name in changed]
 
 
 def _is_here(artifact: Artifact) -> bool:

@@ -8,10 +8,10 @@ devices run on all of them; everything else runs on the first process, and the o
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from shutil import rmtree
+from pathlib import Path
 
 from lifecycle.core import startup
 from lifecycle.core.artifact import (
@@ -130,17 +130,13 @@ def bring_up_to_date(
 def _agreed(config: RunConfig, stage: Stage, draft: Draft, artifacts: Artifacts) -> Artifact | None:
     """The finished artifact of a draft, if there is one, the same in all processes of a job.
 
-    Only the writing process decides; the others find what it fetched in the folder that all share, or ask the store.
+    Only the writing process decides; the others then ask the store.
     """
     if config.store_url is None or not has_joined():
         return _finished(config, stage, draft, artifacts)
     artifact = _finished(config, stage, draft, artifacts) if is_writer() else None
-    if artifact is not None and not is_apart():
-        artifacts.fetch(artifact)
     is_finished = from_writer(artifact is not None)
-    if is_writer() or not is_finished:
-        return artifact
-    return _published(draft, artifacts) if is_apart() else _wait(config, stage, draft)
+    return artifact if is_writer() or not is_finished else _published(draft, readable(config))
 
 
 def _has_damaged_inputs(
@@ -148,16 +144,15 @@ def _has_damaged_inputs(
 ) -> bool:
     """Whether the content of an artifact that a stage reads is not the one that its manifest records; such an artifact
     becomes a draft again, with the files that are intact, so that training continues from a checkpoint. All processes
-    get the same answer.
+    get the same answer, and if that is no, have the files that the stage opens.
 
     Raises `ArtifactError` for a bundle from outside the run, which no stage can make again.
     """
-    is_damaged = False
+    is_damaged, opened = False, [(artifact, stage.opened(artifact)) for artifact in read]
     if is_writer():
-        hashes = FileHashes(draft.root)
-        for artifact in read:
-            artifacts.fetch(artifact)
-            if changed := changed_files(artifact, hashes):
+        for artifact, names in opened:
+            artifacts.fetch(artifact, names)
+            if changed := changed_files(artifact, FileHashes(draft.root), names):
                 progress.note(
                     f"{artifact.path.name}: {', '.join(changed)} changed after it was finished; making it again"
                 )
@@ -167,17 +162,27 @@ def _has_damaged_inputs(
             if (folder / MANIFEST).is_file():
                 require_intact(open_artifact(folder))
     elif is_apart() and stage.on_all_processes:
-        for artifact in read:
-            _fetch_intact(artifact, artifacts)
-    return from_writer(is_damaged)
+        for artifact, names in opened:
+            _fetch_intact(artifact, names, artifacts)
+    is_damaged = from_writer(is_damaged)
+    if stage.on_all_processes and not is_damaged:
+        _await(artifact.path / name for artifact, names in opened for name in names)
+    return is_damaged
 
 
-def _fetch_intact(artifact: Artifact, artifacts: Artifacts) -> None:
-    """Fetches an artifact to this host; once more if what is here has changed."""
-    artifacts.fetch(artifact)
-    if changed_files(artifact, FileHashes(artifact.path.parent)):
-        rmtree(artifact.path)
-        artifacts.fetch(artifact)
+def _fetch_intact(artifact: Artifact, names: Collection[str], artifacts: Artifacts) -> None:
+    """Fetches files of an artifact to this host; once more those that are here and have changed."""
+    artifacts.fetch(artifact, names)
+    for changed in changed_files(artifact, FileHashes(artifact.path.parent), names):
+        (artifact.path / changed).unlink(missing_ok=True)  # another process of this host finds it too
+    artifacts.fetch(artifact, names)
+
+
+def _await(files: Iterable[Path]) -> None:
+    """Waits until this process sees what another one has fetched: a network file system may show it late."""
+    for file in files:
+        while not file.is_file():
+            time.sleep(POLL_S)
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:

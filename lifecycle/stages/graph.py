@@ -16,8 +16,12 @@ from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
+from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
 from lifecycle.stages.origins import needed_stages
 from lifecycle.stages.stage import Stage
+from lifecycle.training.objectives.registry import objective_kind
+
+HELD_OUT, TEXT = matching("heldout-*"), matching("kept-*", "heldout-*")  # of the documents; the removed ones stay
 
 type Graph = dict[str, Stage]  # by name, each after its inputs
 
@@ -68,11 +72,12 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
         from_documents = ("documents",)
         yield Stage("tagging", "tagging", (), keys.tagging)
         yield Stage("documents", "documents", ("tagging",), keys.documents)
-    yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer)
+    yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer, opens={"documents": TEXT})
     if config.reads("tokens"):
-        yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing)
+        yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing, opens={"documents": TEXT})
     if config.uses_rows:
-        yield Stage("rows", "rows", from_documents if config.rows.docstrings else (), keys.rows)
+        inputs = from_documents if config.rows.docstrings else ()
+        yield Stage("rows", "rows", inputs, keys.rows, opens={"documents": TEXT})
 
 
 def _training_stage(config: RunConfig, name: str) -> Stage:
@@ -81,10 +86,21 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
     measured = dict.fromkeys(stage for stage in map(rows_stage, config.measured_tasks(name)) if stage is not None)
     settings, start = partial(keys.training, name=name), config.starts[name]
+    opens = rows_of(config.measured_tasks(name)) | _weights_opened(config, name)
     return Stage(
         name, "train", inputs, settings, start.bundle, start.url, on_all_processes=True,
-        arguments={"name": name}, measured=tuple(measured), lacks=config.missing_rows(name),
+        arguments={"name": name}, measured=tuple(measured), opens=opens, lacks=config.missing_rows(name),
     )  # fmt: skip
+
+
+def _weights_opened(config: RunConfig, name: str) -> dict[str, Opened]:
+    """What a training stage opens of others: final weights, and the checkpoint of a run that it goes on with."""
+    train, start = config.train[name], config.starts[name]
+    opens: dict[str, Opened] = dict.fromkeys(needed_stages(name, config.train, config.starts), final_weights)
+    if start.stage is not None and start.step is not None:
+        named = {getattr(train, field) for field in objective_kind(train.objective).models}
+        opens[start.stage] = everything if start.stage in named else partial(checkpoint, step=start.step)
+    return opens
 
 
 def _evaluations(config: RunConfig) -> Iterator[Stage]:
@@ -92,12 +108,18 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
         return
     if (first := _compared_with_baseline(config)) is not None:
         inputs = ("documents", "tokens", first)
-        yield Stage("baseline", "baseline", inputs, lambda c: {"seed": c.seed}, arguments={"trained": first})
+        opens = {"documents": HELD_OUT, first: nothing}
+        yield Stage(
+            "baseline", "baseline", inputs, lambda c: {"seed": c.seed}, arguments={"trained": first}, opens=opens
+        )
     rows = dict.fromkeys(stage for stage in map(rows_stage, config.tasks) if stage is not None)
     for name in config.training_stages:
         inputs = (name, "tokenizer", *rows)
-        settings = partial(keys.evaluation, trained=name)
-        yield Stage(EVALUATE + name, "evaluate", inputs, settings, on_all_processes=True, arguments={"trained": name})
+        settings, opens = partial(keys.evaluation, trained=name), rows_of(config.tasks) | {name: final_weights}
+        yield Stage(
+            EVALUATE + name, "evaluate", inputs, settings, on_all_processes=True, arguments={"trained": name},
+            opens=opens,
+        )  # fmt: skip
 
 
 def _compared_with_baseline(config: RunConfig) -> str | None:
@@ -108,14 +130,15 @@ def _compared_with_baseline(config: RunConfig) -> str | None:
 
 
 def _releases(config: RunConfig) -> Iterator[Stage]:
-    yield Stage("export", "export", (config.exported, "tokenizer"), keys.export)
+    yield Stage("export", "export", (config.exported, "tokenizer"), keys.export, opens={config.exported: final_weights})
     evaluation = () if config.evaluate is None else (EVALUATE + config.exported,)
     yield Stage("register", "register", ("export", *evaluation), _gate, still_holds=_is_registered)
     evaluations = [EVALUATE + name for name in config.evaluated]
     data = [stage.name for stage in _data_stages(config)]
     baseline = ["baseline"] if config.evaluate is not None and _compared_with_baseline(config) else []
     inputs = (*data, *config.training_stages, *baseline, *evaluations, "export", "register")
-    yield Stage("report", "report", inputs, lambda c: {"price": c.price.plain(), "name": c.name})
+    opens = dict.fromkeys(("tagging", "documents", "tokenizer", "tokens", *config.training_stages, "register"), figures)
+    yield Stage("report", "report", inputs, lambda c: {"price": c.price.plain(), "name": c.name}, opens=opens)
 
 
 def _gate(config: RunConfig) -> dict[str, Any]:

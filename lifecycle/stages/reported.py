@@ -1,7 +1,7 @@
 """What a report is made from: the run's training stages with their artifacts, and of a run that goes on what it has so
 far, which is read without owning the run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lifecycle.report.trained import TrainedStage
 from lifecycle.report.watched import watched_stages
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import EVALUATE, RunConfig
-from lifecycle.stages.storage import read_registry
+from lifecycle.stages.storage import read_registry, readable
 
 
 def trained_stages(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Iterator[TrainedStage]:
@@ -43,7 +43,8 @@ def report_so_far(config: RunConfig) -> Report:
     of a run in a store whose owner is on another machine, logs and results are copied. Raises `ConfigError` if no stage
     is finished."""
     read_registry(config)
-    folder, found = _readable_folder(config), states(config, ("report",))
+    found = states(config, ("report",))
+    folder = _readable_folder(config, [state.artifact for state in found if state.artifact is not None])
     artifacts = {
         state.stage.name: replace(state.artifact, path=folder / state.artifact.path.name)
         for state in found
@@ -61,9 +62,12 @@ def report_so_far(config: RunConfig) -> Report:
     return replace(report, lead=lead, sections=(*report.sections, *further))
 
 
-def _readable_folder(config: RunConfig) -> Path:
+def _readable_folder(config: RunConfig, finished: Iterable[Artifact]) -> Path:
     """The run's folder, or one with copies of what a report reads of it."""
     if config.store_url is None or is_owned_here(Store(config.store_url)):
+        for artifact in finished:  # the run may have gone on here without them
+            names = [name for name in artifact.manifest.files if _is_read(f"{artifact.path.name}/{name}")]
+            readable(config).fetch(artifact, names)
         return config.folder
     folder = local_copy(config.store_url, _is_read)
     folder.mkdir(parents=True, exist_ok=True)  # nothing to read yet

@@ -1,6 +1,6 @@
 """A stage: a node of a run's graph, which makes one artifact from those of other stages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.opened import Opened, everything
 
 type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
 
@@ -52,6 +53,7 @@ class Stage:
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
     measured: tuple[str, ...] = ()  # stages with rows that it only measures on: no part of its key
+    opens: Mapping[str, Opened] = field(default_factory=dict)  # by stage, where it does not open every file
     lacks: str | None = None  # what the config must have before the stage can be made, with the fix
     # for a stage with effects outside its artifact: whether these still match the artifact
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
@@ -60,6 +62,10 @@ class Stage:
     def needs(self) -> tuple[str, ...]:
         """The stages that come before it."""
         return tuple(dict.fromkeys((*self.inputs, *self.measured)))
+
+    def opened(self, read: Artifact) -> Collection[str]:
+        """The files that it opens of an artifact that it reads."""
+        return self.opens.get(read.manifest.stage, everything)(read)
 
     def load(self) -> StageRun:
         """The function that does the work."""

@@ -5,17 +5,18 @@ an artifact that is there is not made again, on whichever machine the run goes o
 registry, one SQLite file, lives in the local folder and is copied to the store by who changes it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
 from lifecycle.core.distributed import is_writer
+from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.lease import RETRY_S, Lease, LeaseError, locked
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.core.published import PublishedArtifacts
+from lifecycle.core.published import PublishedArtifacts, lacking
 from lifecycle.core.shared_folder import is_apart
 from lifecycle.core.store import Store, StoreError
 from lifecycle.ops.registry import Version
@@ -37,8 +38,8 @@ class Artifacts(Protocol):
         """The finished artifact of this local folder, which need not be there; raises nothing for a damaged one."""
         ...
 
-    def fetch(self, artifact: Artifact) -> None:
-        """Makes sure that a finished artifact's files are in its local folder."""
+    def fetch(self, artifact: Artifact, names: Collection[str] | None = None) -> None:
+        """Makes sure that a finished artifact's files, all or those with these names, are in its local folder."""
         ...
 
     def publish(self, artifact: Artifact) -> None:
@@ -66,7 +67,7 @@ class LocalArtifacts:
                 self._progress.note(f"{error}: making it again")
             return None
 
-    def fetch(self, artifact: Artifact) -> None:
+    def fetch(self, artifact: Artifact, names: Collection[str] | None = None) -> None:
         """Nothing to do."""
 
     def publish(self, artifact: Artifact) -> None:
@@ -97,12 +98,16 @@ class StoredArtifacts:
             self.publish(local)
         return local
 
-    def fetch(self, artifact: Artifact) -> None:
-        """Fetches the files unless they are here, with the same manifest."""
-        local = LocalArtifacts().finished(artifact.path)
-        if local is None or local.manifest != artifact.manifest:
-            self._progress.note(f"fetching {artifact.path.name} from {self._published.store.url}")
-            self._published.fetch(artifact)
+    def fetch(self, artifact: Artifact, names: Collection[str] | None = None) -> None:
+        """Fetches the files unless they are here: an artifact with the same manifest, or these files as it has them."""
+        local, files = LocalArtifacts().finished(artifact.path), artifact.manifest.files
+        if local is not None and local.manifest == artifact.manifest:
+            return
+        wanted = files.keys() if names is None else names
+        if names is None or (names and lacking(artifact, names, FileHashes(artifact.path.parent))):
+            which = "" if len(wanted) == len(files) else f"{len(wanted)} of {len(files)} files of "
+            self._progress.note(f"fetching {which}{artifact.path.name} from {self._published.store.url}")
+            self._published.fetch(artifact, wanted)
 
     def publish(self, artifact: Artifact) -> None:
         """Copies the artifact to the store."""

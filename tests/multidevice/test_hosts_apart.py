@@ -34,14 +34,17 @@ STAGES = ("pretrain", "sft")
 
 
 @contextmanager
-def hosts(folder: Path, count: int, root: str, devices: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """A job of several processes, each with a cache of its own below the folder."""
+def hosts(
+    folder: Path, count: int, root: str, devices: int, until: str = STAGES[-1], share: bool = False
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """A job of several processes, each with a cache of its own below the folder, or with the first one's."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     job = {"LIFECYCLE_COORDINATOR": f"127.0.0.1:{free_port()}", "LIFECYCLE_NUM_PROCESSES": str(count)}
-    words = ["run", str(CONFIG), "--until", STAGES[-1], f"root={root}", "mesh.fsdp=4"]
+    words = ["run", str(CONFIG), "--until", until, f"root={root}", "mesh.fsdp=4"]
     started = []
     for index in range(count):
-        own = {"LIFECYCLE_PROCESS_ID": str(index), "XDG_CACHE_HOME": str(folder / str(index)), "XLA_FLAGS": flags}
+        cache = folder / ("0" if share else str(index))
+        own = {"LIFECYCLE_PROCESS_ID": str(index), "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": flags}
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", "from lifecycle.cli.main import main; main()", *words],
@@ -177,3 +180,18 @@ def test_hosts_that_were_killed_come_back_as_others_and_end_with_the_same_weight
     with hosts(tmp_path / "third", 2, f"{bucket}/apart", devices=2) as started:  # it is up to date: nothing runs
         assert "each host fetches" in finish(started)
     assert store.list().keys() - {"lease.json", "lease.clock"} == names.keys() - {"lease.json", "lease.clock"}
+
+
+def test_hosts_with_one_cache_go_on_elsewhere_with_the_files_that_the_stage_opens(tmp_path: Path, s3: str) -> None:
+    root = f"{s3}/shared"
+    with hosts(tmp_path / "first", 2, root, devices=2, until="pretrain", share=True) as started:
+        assert "each host fetches" not in finish(started)
+    with hosts(tmp_path / "second", 2, root, devices=2, share=True) as started:
+        assert "each host fetches" not in finish(started)
+    here = tmp_path / "second" / "0" / "lifecycle" / "runs" / root.replace("://", "/") / "debug"
+    made = {path.name.rpartition("-")[0]: path for path in here.iterdir() if path.is_dir()}
+    assert sorted(made) == ["documents", "pretrain", "rows", "sft", "tokenizer", "tokens"]  # and not what they are from
+    assert {path.name.partition("-")[0] for path in made["documents"].iterdir()} == {"kept", "heldout"}
+    checkpoints = made["pretrain"] / CHECKPOINTS
+    assert [path.name for path in (checkpoints / "25").iterdir()] == ["files.json"]
+    assert (checkpoints / "30" / "params").is_dir() and not (made["pretrain"] / "manifest.json").exists()

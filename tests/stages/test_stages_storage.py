@@ -154,7 +154,7 @@ def test_a_killed_fetch_goes_on(counting: Counting, machine: Machine, in_memory:
     machine("one")
     name = bring_up_to_date(read(), ("first",), Silent())["first"].path.name
     machine("two")
-    folder = read().folder / f"{name}.fetching" / "deep"
+    folder = read().folder / name / "deep"
     folder.mkdir(parents=True)
     (folder / "text").write_text("fi")
     (folder / "text.tmp").write_text("of the kill")

@@ -85,6 +85,29 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path, dam
     assert_bit_equal(load_params(tmp_path, fresh_state()["params"]), fresh_state(2)["params"])
 
 
+def test_weights_need_no_other_item(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    shutil.rmtree(tmp_path / "1" / "opt_state")
+    params = fresh_state()["params"]
+    assert_bit_equal(load_params(tmp_path, params), fresh_state(1)["params"])
+    assert_bit_equal(load_params(tmp_path, params, 1), fresh_state(1)["params"])
+    with pytest.raises(CheckpointError, match=r"opt_state/.* is missing"):
+        load_data_state(tmp_path, 1)
+
+
+def test_an_average_that_is_gone_is_not_replaced_by_the_parameters(tmp_path: Path) -> None:
+    params = fresh_state()["params"]
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig())
+    opt_state = {"average": {"weights": fresh_state(2)["params"]}, "optimizer": fresh_state()["opt_state"]}
+    checkpoints.save(1, {"params": params, "opt_state": opt_state}, {}, {})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "1" / "params")
+    assert_bit_equal(load_params(tmp_path, params), fresh_state(2)["params"])
+    shutil.rmtree(tmp_path / "1" / "average")
+    with pytest.raises(CheckpointError, match=r"average/.* is missing"):
+        load_params(tmp_path, params)
+
+
 def test_a_step_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     for _ in range(2):

@@ -7,7 +7,7 @@ never used, and never keeps a run from resuming from an older one.
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,30 @@ def write_files(path: Path) -> None:
     write_text(path / FILES, json.dumps(files, indent=1))
 
 
-def damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Says what is wrong with a checkpoint's folder; None if it is intact. With `parts`, hashes that part of it."""
+type Read = Callable[[Collection[str]], str]  # from the names of a checkpoint's files to the item that is read
+
+
+def files_in(path: Path) -> dict[str, tuple[int, str]] | None:
+    """Each file's size and SHA-256 by name, as a checkpoint's list has them; None if that is none."""
+    try:
+        listed: Any = json.loads((path / FILES).read_text(encoding="utf-8"))
+        return {name: (int(size), str(sha256)) for name, (size, sha256) in listed.items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def damage(path: Path, part: int = 0, parts: int = 1, read: Read | None = None) -> str | None:
+    """Says what is wrong with a checkpoint's folder; None if it is intact. With `parts`, hashes that part of it; with
+    `read`, looks at one item only."""
     if not path.is_dir():
         return "no such checkpoint"
     if not (path / FILES).is_file():
         return f"no {FILES}"
-    try:
-        listed: Any = json.loads((path / FILES).read_text(encoding="utf-8"))
-        expected = {name: (int(size), str(sha256)) for name, (size, sha256) in listed.items()}
-    except (ValueError, TypeError, AttributeError):
+    if (expected := files_in(path)) is None:
         return f"{FILES} is not a list of files"
+    if read is not None:
+        item = read(expected)
+        expected = {name: facts for name, facts in expected.items() if name.startswith(f"{item}/")}
     for name, (size, _) in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -65,10 +78,15 @@ def damage(path: Path, part: int = 0, parts: int = 1) -> str | None:
     return next((f"{name} has changed" for name in changed), None)
 
 
-def damage_seen_by_any(path: Path) -> str | None:
+def damage_seen_here(path: Path, read: Read | None = None) -> str | None:
+    """As `damage`, of this process alone."""
+    return damage(path, read=read)
+
+
+def damage_seen_by_any(path: Path, read: Read | None = None) -> str | None:
     """As `damage`, of all processes of the job: each hashes a part of the files, or those of its own folder."""
     part, parts = (0, 1) if is_apart() else (jax.process_index(), jax.process_count())
-    return from_first(damage(path, part, parts))
+    return from_first(damage(path, part, parts, read))
 
 
 def steps_seen_by_first(folder: Path) -> list[int]:
@@ -86,38 +104,38 @@ class View:
     """How folders of checkpoints are seen: their steps, and a checkpoint's damage."""
 
     steps: Callable[[Path], list[int]]
-    damage: Callable[[Path], str | None]
+    damage: Callable[[Path, Read | None], str | None]
 
 
-ALONE = View(steps_in, damage)  # by this process
+ALONE = View(steps_in, damage_seen_here)  # by this process
 TOGETHER = View(steps_seen_by_first, damage_seen_by_any)  # by all of the job, which make the same calls and agree
 
 
-def require_intact(path: Path, view: View) -> None:
-    """Raises `CheckpointError` for a checkpoint that is missing or damaged."""
-    if (reason := view.damage(path)) is not None:
+def require_intact(path: Path, view: View, read: Read | None = None) -> None:
+    """Raises `CheckpointError` for a checkpoint that is missing or damaged, or whose item that is read is."""
+    if (reason := view.damage(path, read)) is not None:
         raise CheckpointError(f"{path}: {reason}; use another step or start a new run")
 
 
-def intact_step(folder: Path, step: int | None, view: View) -> Path:
+def intact_step(folder: Path, step: int | None, view: View, read: Read | None = None) -> Path:
     """The folder of a step, by default of the newest intact one; raises `CheckpointError` if it is damaged or
-    missing."""
+    missing. With `read` that is said of one item."""
     folder = folder.absolute()
-    step = _newest_intact(folder, {}, view) if step is None else step
+    step = _newest_intact(folder, {}, view, read) if step is None else step
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint here")
-    require_intact(folder / str(step), view)
+    require_intact(folder / str(step), view, read)
     return folder / str(step)
 
 
-def _newest_intact(folder: Path, damaged: dict[int, str], view: View) -> int | None:
+def _newest_intact(folder: Path, damaged: dict[int, str], view: View, read: Read | None = None) -> int | None:
     """The newest intact step, None if there is no step; newer ones go to `damaged` with the reason.
 
     Raises `CheckpointError` if there are steps and none is intact.
     """
     steps = view.steps(folder)
     for step in reversed(steps):
-        if (reason := view.damage(folder / str(step))) is None:
+        if (reason := view.damage(folder / str(step), read)) is None:
             return step
         damaged[step] = reason
     if not steps:

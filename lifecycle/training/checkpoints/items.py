@@ -4,8 +4,7 @@ Parameters and their average have items of their own, in which they have the par
 reader of weights opens nothing else. All other arrays are in `opt_state`, by their names in the state.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 from lifecycle.training.average import AVERAGE
 
@@ -28,6 +27,6 @@ def joined[T](items: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
     return {PREFIXES.get(item, "") + name: leaf for item, arrays in items.items() for name, leaf in arrays.items()}
 
 
-def weights_item(step: Path) -> str:
-    """The item of a checkpoint with the weights that a run is for: their average, if it keeps one."""
-    return AVERAGE if (step / AVERAGE).is_dir() else PARAMS
+def weights_item(files: Iterable[str]) -> str:
+    """The item with the weights that a run is for, of a checkpoint with these files: their average, if it keeps one."""
+    return AVERAGE if any(name.startswith(f"{AVERAGE}/") for name in files) else PARAMS

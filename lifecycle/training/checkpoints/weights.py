@@ -16,7 +16,14 @@ from jax.experimental import multihost_utils
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.array_reader import ArrayReader
 from lifecycle.training.checkpoints.arrays import Shapes, abstract_arrays, require_same, saved_shapes, stacked
-from lifecycle.training.checkpoints.integrity import ALONE, TOGETHER, View, intact_step, require_intact
+from lifecycle.training.checkpoints.integrity import (
+    ALONE,
+    TOGETHER,
+    View,
+    files_in,
+    intact_step,
+    require_intact,
+)
 from lifecycle.training.checkpoints.items import weights_item
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.weights.names import unstack
@@ -72,9 +79,11 @@ def read_params(folder: Path, like: PyTree, step: int | None = None) -> ArrayRea
 
 
 def _items(folder: Path, step: int | None, arrays: Shapes, view: View, item: str | None = None) -> dict[Path, Shapes]:
-    """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes."""
-    path = intact_step(folder, step, view)
-    weights, frozen = path / (item or weights_item(path)), path.parent / FROZEN
+    """The arrays in each item; raises `CheckpointError` unless all are present, undamaged and of these shapes. What
+    else is in the checkpoint need not be here."""
+    read = weights_item if item is None else lambda _: item
+    path = intact_step(folder, step, view, read)
+    weights, frozen = path / read(files_in(path) or ()), path.parent / FROZEN
     items = {weights: arrays}
     if frozen.is_dir():
         require_intact(frozen, view)
