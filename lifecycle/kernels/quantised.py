@@ -12,16 +12,18 @@ lies along a contracted dimension is multiplied into the gradient before that is
 same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically. docs/log.md has what nearest costs.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lifecycle.core.platform import device_kind
 from lifecycle.core.typing import Array, Float, Shaped
 
+ROW_MAXIMUM = "row_maximum"  # the largest magnitudes of a product's rows: rematerialisation always saves them
 SMALLEST = 1e-30  # of a scale's largest magnitude; its reciprocal is finite
 
 
@@ -53,6 +55,7 @@ class QuantisedWeight:
     values: Shaped[Array, "*stack D F"]
     scale: Float[Array, "*stack 1 F"]
     summed: Float[Array, "*stack D F"]  # receives the gradient; its values are never used
+    is_cut_by_column: bool = field(default=False, metadata={"static": True})  # a mesh shards its columns
 
     def __getitem__(self, key: Any) -> "QuantisedWeight":
         """Itself for `[...]`, as a layer reads a parameter."""
@@ -88,7 +91,7 @@ def received(weights: Any, gradients: Any) -> Any:
     none: Any = None
 
     def leaf(weight: Any, gradient: Array) -> Any:
-        return QuantisedWeight(none, none, gradient) if is_quantised_weight(weight) else gradient
+        return replace(weight, values=none, scale=none, summed=gradient) if is_quantised_weight(weight) else gradient
 
     return jax.tree.map(leaf, weights, gradients, is_leaf=is_quantised_weight)
 
@@ -121,28 +124,40 @@ def quantised_linear(x: Float[Array, "*rows D"], weight: QuantisedWeight) -> Flo
     return _forward(x, weight)[0]
 
 
-def _forward(x: Array, weight: QuantisedWeight) -> tuple[Array, tuple[Array, ...]]:
-    values, scale = quantise(x, (x.ndim - 1,), weight.values.dtype)
+def _forward(x: Array, weight: QuantisedWeight) -> tuple[Array, tuple[Any, ...]]:
+    most = checkpoint_name(largest(x, (x.ndim - 1,))[..., 0], ROW_MAXIMUM)
+    values, scale = rounded(x, most[..., None], weight.values.dtype)
     values = _row_major(values)
     out = _contract(values, weight.values, (x.ndim - 1,), (0,)) * scale * weight.scale[0]
-    return out.astype(x.dtype), (values, scale, weight.values, weight.scale[0])
+    return out.astype(x.dtype), (values, scale, replace(weight, summed=None))
 
 
-def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, QuantisedWeight]:
-    x, x_scale, weight, weight_scale = saved
-    dtype = format_of(weight.dtype).gradients
+def _backward(saved: tuple[Any, ...], grad: Array) -> tuple[Array, QuantisedWeight]:
+    x, x_scale, weight = saved
+    dtype = format_of(weight.values.dtype).gradients
     last, rows = (grad.ndim - 1,), tuple(range(grad.ndim - 1))
     wide = grad.astype(jnp.float32)
-    by_row, row_scale = quantise(wide * weight_scale, last, dtype)
-    grad_x = _contract(by_row, weight, last, (1,)) * row_scale
+    by_row, row_scale = quantise(wide * weight.scale[0], last, dtype)
+    grad_x = _contract(by_row, weight.values, last, (1,)) * row_scale
     by_column, column_scale = quantise(wide * x_scale, rows, dtype)
-    by_column, x = by_column.reshape(-1, by_column.shape[-1]), _transposed(x.reshape(-1, x.shape[-1]))
-    grad_weight = _contract(x, by_column, (1,), (0,)) * column_scale.reshape(-1)
-    none: Any = None  # no gradient
-    return grad_x.astype(grad.dtype), QuantisedWeight(none, none, grad_weight.astype(grad.dtype))
+    summed = _over_rows(x, by_column, weight.is_cut_by_column) * column_scale.reshape(-1)
+    return grad_x.astype(grad.dtype), received(weight, summed.astype(grad.dtype))
 
 
 quantised_linear.defvjp(_forward, _backward)
+
+
+def _over_rows(x: Shaped[Array, "*rows D"], grad: Shaped[Array, "*rows F"], is_cut_by_column: bool) -> Array:
+    """The sum over the rows of the products of 8-bit values, `[D, F]`.
+
+    Gradients are scattered along their major dimension. So of a matrix whose columns are sharded the TPU compiler
+    computes the transposed sum, whatever is written: then `grad` is the left operand, the one that must be transposed.
+    It was 11,008 x 4,096 with 4,096 rows in 2.87 M cycles on a v5e, instead of 1.44.
+    """
+    x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    if is_cut_by_column:
+        return _contract(_transposed(_row_major(grad)), x, (1,), (0,)).T
+    return _contract(_transposed(x), grad, (1,), (0,))
 
 
 def _transposed(x: Shaped[Array, "N D"]) -> Shaped[Array, "D N"]:

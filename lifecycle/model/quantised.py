@@ -31,7 +31,9 @@ def quantised_weight(
     most = largest(shard, (len(stack),))
     values, scale = rounded(shard, most if rows is None else pmax(most, rows), FORMATS[precision].values)
     full = _gathered(axes, values)
-    return QuantisedWeight(full, _gathered((*stack, None, columns), scale), jnp.zeros(full.shape, dtype))
+    summed = jnp.zeros(full.shape, dtype)
+    is_cut_by_column = columns is not None and axis_size(columns) > 1
+    return QuantisedWeight(full, _gathered((*stack, None, columns), scale), summed, is_cut_by_column)
 
 
 def _gathered(axes: Axes, array: Array) -> Array:

@@ -13,17 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array
 from lifecycle.kernels.grouped_linear import grouped_matmul
 from lifecycle.kernels.linear import linear
-from lifecycle.kernels.quantised import QuantisedWeight, quantise
+from lifecycle.kernels.quantised import quantise
 from lifecycle.model.quantised import quantised_weight
+from lifecycle.parallel.axes import AXES, MeshConfig
+from lifecycle.parallel.mesh import spec
+from lifecycle.planning.compiled.collectives import collectives
+from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.topology import has_compiler, mesh_of_one, parse_topology, prepare
+from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
 
 DTYPES: dict[str, tuple[Any, Any]] = {
     "int8": (np.int8, np.int8),
@@ -32,11 +35,14 @@ DTYPES: dict[str, tuple[Any, Any]] = {
 ROWS, D, F = (2, 8), 12, 20
 
 
-def product(precision: str, x: Array, weight: Array, grad: Array) -> tuple[Array, Array, Array]:
+def product(
+    precision: str, x: Array, weight: Array, grad: Array, is_cut_by_column: bool = False
+) -> tuple[Array, Array, Array]:
     """The product with a weight that no mesh shards, and both gradients."""
 
     def apply(x: Array, weight: Array) -> Array:
-        return linear(x, quantised_weight((None, None), precision, x.dtype.name, weight))
+        held = quantised_weight((None, None), precision, x.dtype.name, weight)
+        return linear(x, replace(held, is_cut_by_column=is_cut_by_column))
 
     out, pull = jax.vjp(apply, x, weight)
     return out, *pull(grad)
@@ -50,8 +56,9 @@ def numpy_quantise(x: np.ndarray, axis: int, dtype: Any) -> tuple[np.ndarray, np
     return (np.rint(scaled) if dtype == np.int8 else scaled).astype(dtype).astype(np.float64), scale
 
 
+@pytest.mark.parametrize("is_cut_by_column", [False, True])
 @pytest.mark.parametrize("precision", DTYPES)
-def test_the_three_products_are_those_of_numpy(precision: str) -> None:
+def test_the_three_products_are_those_of_numpy(precision: str, is_cut_by_column: bool) -> None:
     draw = np.random.default_rng(0)
     x, weight, grad = (draw.normal(size=shape) for shape in ((16, D), (D, F), (16, F)))
     values, gradients = DTYPES[precision]
@@ -59,7 +66,7 @@ def test_the_three_products_are_those_of_numpy(precision: str) -> None:
     (by_row, sr), (by_column, sc) = (numpy_quantise(g, a, gradients) for g, a in ((grad * sw, 1), (grad * sx, 0)))
     expected = qx @ qw * sx * sw, by_row @ qw.T * sr, qx.T @ by_column * sc
     given = (jnp.float32(x.reshape(*ROWS, D)), jnp.float32(weight), jnp.float32(grad.reshape(*ROWS, F)))
-    for ours, theirs in zip(product(precision, *given), expected, strict=True):
+    for ours, theirs in zip(product(precision, *given, is_cut_by_column), expected, strict=True):
         # at the middle between two values float32 and float64 may round differently, by one step of one summand
         difference = np.abs(np.asarray(ours).reshape(theirs.shape) - theirs)
         assert np.median(difference) < 1e-5 and difference.max() < 0.05
@@ -143,31 +150,37 @@ def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, p
 @pytest.mark.long
 @pytest.mark.aot
 @pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: uv sync --extra tpu")
-def test_a_v5e_multiplies_8_bit_values_at_twice_the_rate() -> None:
-    """The three products of one linear layer, compiled, in cycles; rounding and the transposition come on top."""
+def test_a_v5e_multiplies_8_bit_values_at_twice_the_rate_and_gathers_them_as_they_are() -> None:
+    """The products of a matrix cut by rows and of one cut by columns, with their gradients, compiled for 64 chips."""
     prepare()
-    mesh = mesh_of_one(parse_topology("v5e:1x1"))
-    at, rows, d_in, d_out = NamedSharding(mesh, P()), 4096, 2048, 2048
+    topology, rows, wide = parse_topology("v5e:8x8"), 2048, 4096
+    mesh = mesh_over(topology, MeshConfig(fsdp=64))
+    cut = (("embed", None), (None, "embed"))
 
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+    def both(x: Array, up: Array, down: Array) -> Array:
+        for axes, shard in zip(cut, (up, down), strict=True):
+            x = linear(x, quantised_weight(axes, "int8", "bfloat16", shard))
+        return x
 
-    def all_three(x: Array, weight: Any, grad: Array) -> Any:
-        def apply(x: Array, summed: Array) -> Array:
-            return linear(x, summed if isinstance(weight, jax.Array) else replace(weight, summed=summed))
-
-        out, pull = jax.vjp(apply, x, weight if isinstance(weight, jax.Array) else weight.summed)
+    def step(grad: Array, *arrays: Array) -> Any:
+        out, pull = jax.vjp(both, *arrays)
         return out, pull(grad)
 
-    plain = array(jnp.bfloat16, d_in, d_out)
-    narrow = QuantisedWeight(array(jnp.int8, d_in, d_out), array(jnp.float32, 1, d_out), plain)  # pyright: ignore[reportArgumentType]
-    program: dict[str, Program] = {}
-    for name, weight in (("bfloat16", plain), ("int8", narrow)):
-        step = jax.shard_map(all_three, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-        lowered = jax.jit(step).lower(array(jnp.bfloat16, 1, rows, d_in), weight, array(jnp.bfloat16, 1, rows, d_out))
-        text = lowered.compile(compiler_options(mesh.devices.flat[0].device_kind)).as_text()
-        program[name] = Program(parse_module(text or ""))
-    assert program["int8"].narrow_flops == program["bfloat16"].matmul_flops == 6 * rows * d_in * d_out
-    print({name: (one.cycles, one.product_cycles) for name, one in program.items()})
-    assert program["int8"].product_cycles < 0.6 * program["bfloat16"].product_cycles
-    assert program["bfloat16"].narrow_flops == 0
+    specs = tuple(spec(*axes) for axes in (("batch", None), ("batch", None), *cut))
+    shapes = ((64 * rows, wide), (64 * rows, wide), (wide, wide), (wide, wide))
+    dtypes = (jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, at))
+        for shape, dtype, at in zip(shapes, dtypes, specs, strict=True)
+    ]
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(specs[0], specs[1:]), check_vma=False)
+    lowered = jax.jit(sharded).lower(*arrays)
+    text = lowered.compile(compiler_options(mesh.devices.flat[0].device_kind)).as_text()
+    program = Program(parse_module(text or ""))
+    assert program.narrow_flops == program.matmul_flops == 2 * 6 * rows * wide * wide
+    print(program.cycles, program.product_cycles)
+    assert program.product_cycles < 0.6 * program.matmul_flops / topology.chip.flops_per_cycle
+    sent = Counter[str]()
+    for known in collectives(program, MeshShape(AXES, mesh.devices.shape, 1)):
+        sent[known.kind] += known.payload_bytes
+    assert sent["all-gather"] > 2 * wide * wide

@@ -1,12 +1,13 @@
 """Weights quantised by shard, and parameters rounded stochastically: the same bits on any mesh."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.quantised import quantised_weight
 from lifecycle.parallel.collectives import all_gather
 from lifecycle.parallel.mesh import make_mesh, sharding, spec
@@ -27,8 +28,9 @@ def test_a_weight_is_quantised_before_it_is_gathered_with_the_bits_of_the_full_o
             held, pull = jax.vjp(lambda shard, axes=axes: quantised_weight(axes, "int8", "float32", shard), shard)
             grad = jnp.cos(held.scale * jnp.arange(held.summed.shape[0])[:, None])
             none = np.zeros(held.values.shape, jax.dtypes.float0)
-            (found,) = pull(QuantisedWeight(none, jnp.zeros_like(held.scale), grad))  # pyright: ignore[reportArgumentType]
+            (found,) = pull(replace(held, values=none, scale=jnp.zeros_like(held.scale), summed=grad))
             dim = 0 if axes[0] else 1
+            assert held.is_cut_by_column == bool(dim)
             (plain,) = jax.vjp(lambda shard, dim=dim: all_gather(shard, EMBED, dim), shard)[1](grad)
             out.append((held.values, held.scale, found - plain))
         return tuple(out)
