@@ -183,4 +183,4 @@ def test_a_v5e_multiplies_8_bit_values_at_twice_the_rate_and_gathers_them_as_the
     sent = Counter[str]()
     for known in collectives(program, MeshShape(AXES, mesh.devices.shape, 1)):
         sent[known.kind] += known.payload_bytes
-    assert sent["all-gather"] > 2 * wide * wide
+    assert sent["all-gather"] >= 2 * wide * wide
