@@ -15,7 +15,7 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Batch, Float, Int
-from lifecycle.kernels.cross_entropy import project, soft_capped
+from lifecycle.kernels.logits import project, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack

@@ -23,6 +23,7 @@ from lifecycle.kernels.grouped import group_ids
 from lifecycle.kernels.grouped_linear import GroupWeights, grouped_matmul
 from lifecycle.kernels.linear import Activation, linear
 from lifecycle.kernels.quantised import received, receivers, receiving
+from lifecycle.kernels.seldom import seldom
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.dispatch import (
     Room,
@@ -42,7 +43,6 @@ from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum_identity_grad, reduce_scatter
 
-SELDOM = "seldom"  # named scope of loops that usually do not run; planning counts them as zero
 # gate, up [X, D, Fe]; down [X, Fe, D]; gate_bias, up_bias [X, Fe]; X experts here
 type Weights = Mapping[str, GroupWeights]
 
@@ -230,9 +230,7 @@ def _rounds_forward(
     def add(number: Array, out: Array) -> Array:
         return out + _round(activation, room.further, counts, room.after(number), rows, row_weights, weights)
 
-    with jax.named_scope(SELDOM):
-        out = jax.lax.fori_loop(0, further, add, first)
-    return out, (pull_first, (rows, row_weights, weights), counts, further)
+    return seldom(further, add, first), (pull_first, (rows, row_weights, weights), counts, further)
 
 
 def _pulled(
@@ -254,8 +252,7 @@ def _rounds_backward(activation: Activation, room: Room, saved: tuple[Any, ...],
         _, pull = _pulled(activation, room.further, counts, room.after(number), inputs)
         return jax.tree.map(jnp.add, grads, pull(grad))
 
-    with jax.named_scope(SELDOM):
-        *grads, of_weights = jax.lax.fori_loop(0, further, add, pull_first(grad))
+    *grads, of_weights = seldom(further, add, pull_first(grad))
     return (*grads, received(inputs[2], of_weights), None, None)
 
 

@@ -12,7 +12,9 @@ from jax.test_util import check_grads
 
 from lifecycle.core.typing import Array
 from lifecycle.kernels import cross_entropy as module
-from lifecycle.kernels.cross_entropy import cross_entropy, project, token_logprobs
+from lifecycle.kernels import logits as sums
+from lifecycle.kernels.cross_entropy import cross_entropy, token_logprobs
+from lifecycle.kernels.logits import project, soft_capped
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, objective_of
 
@@ -101,7 +103,7 @@ def test_the_z_loss_is_the_square_of_the_log_normaliser(chunks: int, soft_cap: f
     hidden, head, targets, weights = inputs()
 
     def formula(h: Array, w: Array) -> Array:
-        logits = module.soft_capped(project(h, w), soft_cap)
+        logits = soft_capped(project(h, w), soft_cap)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return ((nats + 0.5 * jax.nn.logsumexp(logits, axis=-1) ** 2) * weights).sum()
 
@@ -238,3 +240,32 @@ def test_the_search_for_full_logits_finds_them() -> None:
     hidden, head, targets, _ = inputs()
     nested = jax.jit(lambda h: jax.lax.map(lambda _: plain(h, head, targets), jnp.arange(2)))
     assert (B, T, V) in full_logits(nested, hidden, positions=B * T, vocab=V)
+
+
+@pytest.mark.parametrize(("above", "is_over"), [(-50.0, False), (100.0, False), (200.0, True), (np.nan, True)])
+def test_a_shift_known_before_the_logits_is_replaced_where_sums_are_too_large(
+    above: float, is_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On TPUs. `above`: by how much a later logit is larger than the first ones."""
+    monkeypatch.setattr(sums, "platform", lambda: "tpu")
+    monkeypatch.setattr(sums, "NUM_FIRST", 2)
+    logits = jnp.array([[1.0, 3.0, 2.0, -5.0], [1.0, 3.0, 2.0, 3.0 + above]])
+    shift, total = sums.exponential_sums(
+        jnp.eye(2), logits.T, logits, None
+    )  # the head's products with these rows are `logits`
+    np.testing.assert_allclose(
+        (jnp.log(total) + shift)[:, 0], jax.nn.logsumexp(logits, axis=-1), atol=ONE_OP, rtol=ONE_OP
+    )
+    assert jnp.array_equal(shift[:, 0], logits.max(-1), equal_nan=True) == is_over
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_a_tpus_loss_is_that_of_others(soft_cap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, targets, weights = inputs()
+
+    def found(platform: str) -> list[Array]:
+        monkeypatch.setattr(sums, "platform", lambda: platform)
+        return value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights, soft_cap), hidden, head)
+
+    for one, other in zip(found("tpu"), found("cpu"), strict=True):
+        np.testing.assert_allclose(one, other, atol=ONE_OP, rtol=ONE_OP)

@@ -2,7 +2,7 @@
 
 import re
 
-from lifecycle.model.moe import SELDOM
+from lifecycle.kernels.seldom import SELDOM
 from lifecycle.planning.compiled.hlo import Instruction
 
 # Calls of kernels whose products are not in the text: Pallas kernels on TPUs, cuDNN's attention on GPUs

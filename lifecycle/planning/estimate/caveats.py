@@ -101,7 +101,8 @@ def _of_control(program: Program) -> Iterator[str]:
     if program.seldom_loops:
         yield (
             "Loops that the model's code marks as seldom needed (further rounds for experts with many more rows than "
-            f"the others) count as none: {', '.join(program.seldom_loops)}."
+            "the others, sums of exponentials that overflow) count as none: "
+            f"{', '.join(program.seldom_loops)}."
         )
     choices = program.choices
     if choices:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from lifecycle.model.moe import SELDOM
+from lifecycle.kernels.seldom import SELDOM
 
 if TYPE_CHECKING:
     from jax.stages import Lowered

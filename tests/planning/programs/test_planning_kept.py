@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.model.moe import SELDOM
+from lifecycle.kernels.seldom import SELDOM
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.compiled.compilation import Compilation
 from lifecycle.planning.programs import kept
