@@ -99,6 +99,7 @@ def _run(
                 pltpu.VMEM((group, length, dims[0]), jnp.float32),
                 pltpu.VMEM((bkv, dims[0]), jnp.float32),
                 pltpu.VMEM((bkv, dims[1]), jnp.float32),
+                pltpu.VMEM((bkv, dims[1]), v.dtype),
             ],
         ),
         out_shape=[
@@ -109,9 +110,9 @@ def _run(
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
-            # `out` may be a slice of saved arrays, which the kernel then reads in place instead of from a copy. For
-            # operands that it reads tile by tile (`v`) the compiler fails (libtpu 0.0.50.1).
-            allow_input_fusion=[x is out for x in arguments if x is not None],
+            # `out` and `v` may be slices of saved arrays, which the kernel then reads in place instead of from copies.
+            # For operands that it reads tile by tile the compiler fails (libtpu 0.0.50.1), so `v`'s block is copied.
+            allow_input_fusion=[x is out or x is v for x in arguments if x is not None],
             vmem_limit_bytes=plan.blocks.vmem_bytes,
         ),
         name="flash_bwd",
@@ -122,7 +123,7 @@ def _run(
 
 def _kernel(
     plan, steps, starts, q_spans, k_spans, q, k, v, q_ids, k_ids, out, lse, grad, dq, dk, dv, delta, dq_acc, dk_acc,
-    dv_acc,
+    dv_acc, values,
 ):  # refs  # fmt: skip
     """One step: a key block against a query block of one of the group's heads; keys along the sublanes."""
     query, head, flags = (steps[i, pl.program_id(2)] for i in (fb.QUERY, fb.HEAD, fb.FLAGS))
@@ -132,6 +133,7 @@ def _kernel(
     def _begin_keys():
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
+        values[...] = v[...]
 
     @pl.when(flags & fb.NEW != 0)
     def _begin_queries():
@@ -148,7 +150,7 @@ def _kernel(
             scores = fb.masked(plan, scores, 1, distance, *ids)
         p = jnp.exp2(scores - lse[:, queries])
         dv_acc[keys, :] += jnp.dot(p.astype(grad.dtype), grad[queries, :], preferred_element_type=jnp.float32)
-        ds = p * (fb.times_rows(v[keys, :], grad[queries, :]) - delta[head, :, own])
+        ds = p * (fb.times_rows(values[keys, :], grad[queries, :]) - delta[head, :, own])
         ds = (ds if slope is None else ds * slope).astype(q.dtype)
         dk_acc[keys, :] += jnp.dot(ds, q[queries, :], preferred_element_type=jnp.float32)
         dq_acc[head, own, :] += jax.lax.dot_general(
