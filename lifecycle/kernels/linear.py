@@ -23,10 +23,10 @@ def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"] | QuantisedWe
 
 @jax.custom_vjp
 def _linear(x: Array, weight: Array) -> Array:
-    return _contract(x, weight, (x.ndim - 1,), (0,))
+    return contract(x, weight, (x.ndim - 1,), (0,))
 
 
-def _contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
+def contract(a: Array, b: Array, dims_a: tuple[int, ...], dims_b: tuple[int, ...]) -> Array:
     """Accelerators accumulate a bfloat16 product in float32 and round once; asked for a float32 result, the TPU
     compiler writes it to memory and rounds it later."""
     return jax.lax.dot_general(a, b, ((dims_a, dims_b), ((), ())), preferred_element_type=a.dtype)
@@ -39,8 +39,8 @@ def _linear_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]
 def _linear_gradient(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, weight = saved
     rows = tuple(range(x.ndim - 1))
-    grad_x = _contract(grad, weight, (x.ndim - 1,), (1,))
-    return grad_x, _contract(x, grad, rows, rows)
+    grad_x = contract(grad, weight, (x.ndim - 1,), (1,))
+    return grad_x, contract(x, grad, rows, rows)
 
 
 _linear.defvjp(_linear_forward, _linear_gradient)

@@ -6,7 +6,8 @@ heads is read from the weights. `all_gather` and `reduce_scatter` over `norm_seq
 device normalises and those that its heads see (Korthikanti et al. 2022, section 4.2.2).
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -14,18 +15,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Shaped
 from lifecycle.kernels.attention import attention
 from lifecycle.kernels.linear import Activation, gated, linear
 from lifecycle.kernels.mask import Mask
-from lifecycle.kernels.norm import mean_squares, rms_norm
+from lifecycle.kernels.norm import mean_squares, mean_squares_apart, rms_norm
+from lifecycle.kernels.normed_linear import normed_linear
+from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
 from lifecycle.model.cache import LayerCache
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, RematName
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.remat import MEAN_SQUARE
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, reduce_scatter
+
+type Weight = Float[Array, "D F"] | QuantisedWeight
 
 
 def branch_scale(config: ModelConfig) -> float:
@@ -51,8 +57,52 @@ class RMSNorm(nnx.Module):
         """Normalises the last dimension; the result has `x`'s dtype. `mean_square` of the rows, if it is known."""
         if mean_square is None:
             mean_square = checkpoint_name(mean_squares(x, self.cut), MEAN_SQUARE)
-        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
-        return rms_norm(x, mean_square, scale, self.eps, self.cut)
+        return rms_norm(x, mean_square, self._scale(), self.eps, self.cut)
+
+    def products(
+        self,
+        x: Float[Array, "B t D"],
+        mean_square: Float[Array, "B t"] | None,
+        weights: Mapping[str, Float[Array, "D F"]],
+        is_before_kernel: bool,
+    ) -> tuple[Array, ...]:
+        """`x`, and the products of its normalised rows with weights, by the products' names (`normed_linear`)."""
+        if mean_square is None:
+            mean_square = checkpoint_name(mean_squares_apart(x), MEAN_SQUARE)
+        matrices, names = tuple(weights.values()), tuple(weights)
+        return normed_linear(x, mean_square, self._scale(), matrices, self.eps, names, is_before_kernel)
+
+    def _scale(self) -> Float[Array, " D"]:
+        return self.scale[...] + self.offset if self.offset else self.scale[...]
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A branch's input: rows, and the norm before the branch, if the model has one there."""
+
+    x: Float[Array, "B t D"]
+    norm: RMSNorm | None
+    mean_square: Float[Array, "B t"] | None = None  # of `x`'s rows, if it is known
+
+    def rows(self) -> Float[Array, "B t D"]:
+        """The normalised rows."""
+        return self.x if self.norm is None else self.norm(self.x, self.mean_square)
+
+    def products(self, weights: Mapping[RematName, Weight], is_before_kernel: bool = False) -> tuple[Array, ...]:
+        """The rows before the norm, for the sum with the branch's output; then the normalised ones, gathered over
+        `norm_seq`, times each weight, by the products' names for rematerialisation.
+
+        On TPUs one gradient covers norm and products. Elsewhere products are not fused with what comes after them, and
+        that gradient's sums over the products would be another pass. `is_before_kernel`: see `normed_linear`.
+        """
+        plain = {name: w for name, w in weights.items() if not isinstance(w, QuantisedWeight)}
+        if platform() == "tpu" and self.norm is not None and len(plain) == len(weights):
+            return self.norm.products(self.x, self.mean_square, plain, is_before_kernel)
+        return self.x, *_products(all_gather(self.rows(), "norm_seq", 1), weights)
+
+
+def _products(rows: Float[Array, "B T D"], weights: Mapping[RematName, Weight]) -> tuple[Float[Array, "B T F"], ...]:
+    return tuple(checkpoint_name(linear(rows, weight), name) for name, weight in weights.items())
 
 
 class Hidden(NamedTuple):
@@ -104,15 +154,12 @@ class Attention(nnx.Module):
         self.k_norm = _head_norm(c, keys, "kv_heads")
 
     def __call__(
-        self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
-        """The branch's output for this device's `t` positions, and the cache with the new tokens."""
+        self, x: Normed, angles: Angles | None, mask: Mask, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], LayerCache | None]:
+        """The branch's input and its output for this device's `t` positions, and the cache with the new tokens."""
         c = self.config
-        x = all_gather(x, "norm_seq", 1)
         # named right after the products: rounding the saved values is free there, and recomputing the rest is cheap
-        q = checkpoint_name(linear(x, self.q[...]), "q")
-        k = checkpoint_name(linear(x, self.k[...]), "k")
-        v = checkpoint_name(linear(x, self.v[...]), "v")
+        rows, q, k, v = x.products({"q": self.q[...], "k": self.k[...], "v": self.v[...]}, is_before_kernel=True)
         q = apply_rope(self._heads(q, self.q_bias, self.q_norm), angles)
         k = apply_rope(self._heads(k, self.k_bias, self.k_norm), angles)
         v = self._heads(v, self.v_bias, None)
@@ -128,7 +175,7 @@ class Attention(nnx.Module):
             out = attention(q, full_row(k), full_row(v), mask, **options)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
         out = reduce_scatter(out, "norm_seq", 1)
-        return (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
+        return rows, (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
 
     def _heads(self, x: Array, bias: nnx.Param | None, norm: RMSNorm | None) -> Float[Array, "B T H Dh"]:
         if bias is not None:
@@ -170,14 +217,19 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`x` is gathered over `norm_seq`; the result is a partial sum over `mlp`."""
-        gate = checkpoint_name(linear(x, self.gate[...]), "gate")
-        up = checkpoint_name(linear(x, self.up[...]), "up")
+        return self._out(*_products(x, self._weights()))
+
+    def _weights(self) -> dict[RematName, Weight]:
+        return {"gate": self.gate[...], "up": self.up[...]}
+
+    def _out(self, gate: Array, up: Array) -> Float[Array, "B T D"]:
         return linear(gated(gate, up, self.activation), self.down[...])
 
 
 class DenseFeedForward(FeedForward):
     """The feed-forward of a layer without experts."""
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The branch's output; positions are sharded over `norm_seq` in and out."""
-        return reduce_scatter(super().__call__(all_gather(x, "norm_seq", 1)), "norm_seq", 1)
+    def __call__(self, x: Normed) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"]]:
+        """The branch's input and its output; positions are sharded over `norm_seq` in and out."""
+        rows, gate, up = x.products(self._weights())
+        return rows, reduce_scatter(self._out(gate, up), "norm_seq", 1)

@@ -24,7 +24,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, apply_rope, branch_scale, full_row
+from lifecycle.model.layers import Angles, Normed, RMSNorm, apply_rope, branch_scale, full_row
 from lifecycle.model.parameter import matrix
 from lifecycle.parallel.collectives import all_gather, reduce_scatter
 
@@ -51,16 +51,17 @@ class LatentAttention(nnx.Module):
         self.o = matrix(rngs, (c.num_heads * m.v_head_dim, c.d_model), ("heads", "embed"), branch_scale(c))
 
     def __call__(
-        self, x: Float[Array, "B t D"], angles: Angles | None, mask: Mask, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B t D"], LayerCache | None]:
-        """The branch's output for this device's `t` positions, and the cache with the new tokens."""
-        q, latents = self._queries(x, angles), self._latents(x, angles)
+        self, x: Normed, angles: Angles | None, mask: Mask, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], LayerCache | None]:
+        """The branch's input and its output for this device's `t` positions, and the cache with the new tokens."""
+        rows = x.rows()
+        q, latents = self._queries(rows, angles), self._latents(rows, angles)
         if cache is None:
             out = self._expanded(q, full_row(latents), mask)
         else:
             out, cache = self._absorbed(q, latents, mask, cache)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
-        return reduce_scatter(out, "norm_seq", 1), cache
+        return x.x, reduce_scatter(out, "norm_seq", 1), cache
 
     def _queries(self, x: Array, angles: Angles | None) -> Float[Array, "B T H Dh"]:
         if self.q_down is not None and self.q_up is not None and self.q_down_norm is not None:

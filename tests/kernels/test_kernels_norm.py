@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lifecycle.kernels.norm import mean_squares, rms_norm
+from lifecycle.kernels.norm import mean_squares, mean_squares_apart, rms_norm
 
 EPS = 1e-5
 
@@ -44,3 +44,9 @@ def test_the_gradient_covers_the_mean_squares() -> None:
     np.testing.assert_allclose((of_x * x).sum(-1), 0, atol=1e-5)
     assert not of_squares.any()
     assert np.abs(of_x).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mean_squares_in_a_pass_of_their_own_are_the_same(dtype: str) -> None:
+    x = (jax.random.normal(jax.random.key(2), (2, 5, 64)) * jnp.exp2(jnp.arange(64.0) / 4)).astype(dtype)
+    np.testing.assert_allclose(jax.jit(mean_squares_apart)(x), mean_squares(x), rtol=1e-5)

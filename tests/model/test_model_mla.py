@@ -17,6 +17,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import LayerCache, Stack, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig, RopeScaling
+from lifecycle.model.layers import Normed
 from lifecycle.model.mla import LatentAttention
 
 ONE_OP = 1e-5
@@ -101,7 +102,9 @@ def stack_of(config: ModelConfig, dtype: str = "float32") -> Stack:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def ours(config: ModelConfig, definition: Any, weights: Weights, x: Array) -> Array:
-    return nnx.merge(definition, nnx.State(weights))(x, *angles_and_mask(config, all_positions()), None)[0]
+    return nnx.merge(definition, nnx.State(weights))(Normed(x, None), *angles_and_mask(config, all_positions()), None)[
+        1
+    ]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -109,7 +112,7 @@ def with_cache(
     config: ModelConfig, definition: Any, weights: Weights, x: Array, positions: Array, stack: Stack
 ) -> tuple[Array, Stack]:
     attention = nnx.merge(definition, nnx.State(weights))
-    found, cache = attention(x, *angles_and_mask(config, positions), LayerCache(stack, 0))
+    _, found, cache = attention(Normed(x, None), *angles_and_mask(config, positions), LayerCache(stack, 0))
     return found, cache.stack
 
 
