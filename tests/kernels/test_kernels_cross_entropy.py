@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from lifecycle.core.typing import Array
@@ -269,3 +271,25 @@ def test_a_tpus_loss_is_that_of_others(soft_cap: float | None, monkeypatch: pyte
 
     for one, other in zip(found("tpu"), found("cpu"), strict=True):
         np.testing.assert_allclose(one, other, atol=ONE_OP, rtol=ONE_OP)
+
+
+@pytest.mark.parametrize("above", [0.0, 200.0])  # by how much one device's logits are larger than the first ones
+def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, targets, weights = inputs()
+    hidden, targets, weights = (x[:, :12] for x in (hidden.at[..., 0].set(1), targets, weights))
+    head = head.at[V // 2 + 5 :, 0].add(above)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def loss(h: Array, w: Array) -> Array:
+        return cross_entropy(h, w, targets, weights)
+
+    specs = P(None, "tensor"), P("tensor")
+    sharded = jax.shard_map(
+        jax.value_and_grad(loss, (0, 1)), mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=False
+    )
+    exact = value_and_gradients(loss, hidden, head)
+    monkeypatch.setattr(sums, "platform", lambda: "tpu")
+    monkeypatch.setattr(sums, "NUM_FIRST", 2)
+    value, grads = jax.jit(sharded)(hidden, head)
+    for found, wanted in zip((value, *grads), exact, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=ONE_OP * max(1.0, float(jnp.abs(wanted).max())), rtol=1e-5)

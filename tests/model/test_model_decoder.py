@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array
-from lifecycle.model import decoder
+from lifecycle.model import decoder, layers
 from lifecycle.model.cache import KeyValues, KVCache, init_cache
 from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
-from lifecycle.model.decoder import forward, forward_cached, head, logits
+from lifecycle.model.decoder import forward, forward_cached, forward_train, head, logits
 from lifecycle.model.params import abstract_params, compute_dtype, init_params, logical_axes
-from lifecycle.parallel.axes import RULES
+from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, objective_of
+from tests.multidevice.meshes import DENSE, EXPERTS, PROJECTION
 
 PACKED = 1e-5
 CACHED = 1e-4
@@ -233,3 +234,23 @@ def test_a_bfloat16_cache_stays_so_and_is_close(params: dict[str, Any]) -> None:
     exact = expected_logits(params, tokens)
     assert all(array.dtype == jnp.bfloat16 for array in jax.tree.leaves(cache))
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.02 * exact.std()
+
+
+@pytest.mark.parametrize("model", [DENSE, PROJECTION, EXPERTS], ids=["dense", "projection", "experts"])
+def test_a_tpus_gradient_of_norms_and_products_is_that_of_others(
+    model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing kept and with all kept: norms before the branch and after it, biases, norms of heads, experts."""
+    tokens, params = tokens_of(2), random_params(model)
+    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
+    names = model.remat_names(MeshConfig())
+
+    def gradient(on: str, remat: Any) -> Any:
+        monkeypatch.setattr(layers, "platform", lambda: on)
+        of = jax.grad(lambda p: jnp.sin(forward_train(model, p, tokens, positions, None, remat)[0]).sum())
+        return jax.jit(of)(params)
+
+    exact = jax.tree.leaves(gradient("cpu", {}))
+    for remat in ({}, dict.fromkeys(names, "save")):
+        for found, wanted in zip(jax.tree.leaves(gradient("tpu", remat)), exact, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=PACKED * max(1.0, float(np.abs(wanted).max())), rtol=1e-4)
