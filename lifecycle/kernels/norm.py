@@ -27,7 +27,7 @@ def mean_squares_apart(x: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
     squares = jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))
     kind = jnp.finfo(x.dtype)
     high = jax.lax.reduce_precision(squares, kind.nexp, kind.nmant)
-    return sum(row_sums(part.astype(x.dtype)) for part in (high, squares - high)) / x.shape[-1]
+    return (row_sums(high.astype(x.dtype)) + row_sums((squares - high).astype(x.dtype))) / x.shape[-1]
 
 
 def row_sums(terms: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:

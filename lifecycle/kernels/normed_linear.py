@@ -9,7 +9,8 @@ with the gradient that `x` has as a part of the residual sum. On a v5p this save
 What must hold: `mean_square` is that of `x`, and the products' gradients are exact, so no 8-bit products.
 """
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +63,10 @@ def _gradient(
     residual, *of_outs = grads
     x, outs = row_major(x), map(row_major, outs)  # or the compiler copies the saved arrays: sums go over their lanes
     row_products = _row_products_apart if is_before_kernel else _row_products
-    along = reduce_scatter(sum(map(row_products, outs, of_outs)), "norm_seq", 1) / x.shape[-1]
-    # the first product is the largest: its time hides what is done to the sum
-    of_rows = sum(contract(grad, w, (2,), (1,)) for grad, w in reversed(list(zip(of_outs, weights, strict=True))))
-    wide = reduce_scatter(of_rows, "norm_seq", 1).astype(jnp.float32)
+    along = reduce_scatter(reduce(add, map(row_products, outs, of_outs)), "norm_seq", 1) / x.shape[-1]
+    of_rows = [contract(grad, w, (2,), (1,)) for grad, w in zip(of_outs, weights, strict=True)]
+    # the first product is the largest: as the last one its time hides what is done to the sum
+    wide = reduce_scatter(reduce(add, reversed(of_rows)), "norm_seq", 1).astype(jnp.float32)
     root = jax.lax.rsqrt(mean_square + eps)[..., None]
     unit = x.astype(jnp.float32) * root
     grad_x = residual.astype(jnp.float32) + root * (wide * scale - unit * along[..., None])

@@ -205,8 +205,8 @@ def full_row(x: Shaped[Array, "B T *dims"]) -> Shaped[Array, "B S *dims"]:
     return jnp.concatenate([chunks[:, chunk] for chunk in order], axis=1)
 
 
-class FeedForward(nnx.Module):
-    """A gated linear unit (Shazeer 2020)."""
+class GatedUnit(nnx.Module):
+    """The weights of a gated linear unit (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, d_ff: int | None = None) -> None:
         c, d_ff = config, d_ff or config.d_ff
@@ -215,10 +215,6 @@ class FeedForward(nnx.Module):
         self.up = matrix(rngs, (c.d_model, d_ff), ("embed", "mlp"))
         self.down = matrix(rngs, (d_ff, c.d_model), ("mlp", "embed"), branch_scale(c))
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`x` is gathered over `norm_seq`; the result is a partial sum over `mlp`."""
-        return self._out(*_products(x, self._weights()))
-
     def _weights(self) -> dict[RematName, Weight]:
         return {"gate": self.gate[...], "up": self.up[...]}
 
@@ -226,7 +222,15 @@ class FeedForward(nnx.Module):
         return linear(gated(gate, up, self.activation), self.down[...])
 
 
-class DenseFeedForward(FeedForward):
+class FeedForward(GatedUnit):
+    """The feed-forward of experts that every token uses."""
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`x` is gathered over `norm_seq`; the result is a partial sum over `mlp`."""
+        return self._out(*_products(x, self._weights()))
+
+
+class DenseFeedForward(GatedUnit):
     """The feed-forward of a layer without experts."""
 
     def __call__(self, x: Normed) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"]]:

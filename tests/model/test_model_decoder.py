@@ -241,8 +241,8 @@ def test_a_tpus_gradient_of_norms_and_products_is_that_of_others(
     model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With nothing kept and with all kept: norms before the branch and after it, biases, norms of heads, experts."""
-    tokens, params = tokens_of(2), random_params(model)
-    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
+    tokens, params = jnp.asarray(tokens_of(2)), random_params(model)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
     names = model.remat_names(MeshConfig())
 
     def gradient(on: str, remat: Any) -> Any:
