@@ -11,6 +11,7 @@ from tests.planning.shipped import EIGHT_LAYERS, INPUT_OFFLOADED, ROOT, TWO_SLIC
 
 TERA = 1e12
 MIXED = "train.pretrain.remat={input: offload, middle: offload, gate: save, up: save, attention_out: save, v: save}"
+KEYS = "train.pretrain.remat={k: save, v: save, attention_out: save}"
 KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to_all": "all-to-all"}
 
 
@@ -19,7 +20,8 @@ KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to
     ("name", "topology", "words", "products", "kernels"),
     [
         ("llama3_8b_v5p_128", "v5p:4x4x4", (), 737.7, 123.1),
-        ("llama3_8b_v6e_256", "v6e:16x16", (), 448.0, 61.6),
+        ("llama3_8b_v6e_256", "v6e:16x16", (), 369.8 - 0.96, 61.6),  # without products with ones: 128 columns there
+        ("llama3_8b_v6e_256", "v6e:16x16", (KEYS,), 448.0, 61.6),
         ("llama3_8b_128k_v5p_128", "v5p:4x4x4", (), 452.4, 1266.6),
         ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "train.pretrain.remat={}"), 265, 20),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 759.7, 123.1),
@@ -42,9 +44,9 @@ def test_flops_are_the_compiled_programs(
 @pytest.mark.parametrize(
     ("name", "topology", "words", "step_ms"),
     [
-        ("llama3_8b_v5p_128", "v5p:4x4x4", (), 2312),
+        ("llama3_8b_v5p_128", "v5p:4x4x4", (), 2246),
         ("llama3_8b_v5p_128", "v5p:4x4x4*2", TWO_SLICES, 2529),
-        ("llama3_8b_v6e_256", "v6e:16x16", (), 959),
+        ("llama3_8b_v6e_256", "v6e:16x16", (), 811),
         ("llama3_8b_128k_v5p_128", "v5p:4x4x4", (), 6188),
         ("llama3_8b_v5p_128", "v5p:2x2x4", (*EIGHT_LAYERS, "train.pretrain.remat={}"), 753),
         ("llama3_8b_v5p_128", "v5p:4x4x4", (MIXED,), 2481),
