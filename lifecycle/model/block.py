@@ -17,8 +17,8 @@ from lifecycle.model.layers import (
     Hidden,
     Normed,
     RMSNorm,
+    for_layer,
     is_token,
-    with_mean_squares,
 )
 from lifecycle.model.mla import LatentAttention
 from lifecycle.model.moe import MoE
@@ -33,7 +33,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs) -> None:
-        c = config
+        c = self.config = config
         has_pre, has_post = c.norm_position != "post", c.norm_position != "pre"
         self.attention_norm = RMSNorm(c.d_model, c) if has_pre else None
         self.attention = Attention(c, rngs) if c.mla is None else LatentAttention(c, rngs)
@@ -50,7 +50,7 @@ class Block(nnx.Module):
         x, attended, cache = self.attention(Normed(x, self.attention_norm, hidden.mean_square), angles, mask, cache)
         x = checkpoint_name(x + _normed(self.attention_post_norm, attended), "middle")
         x, fed, stats = self._fed(Normed(x, self.feed_forward_norm), mask)
-        return with_mean_squares(row_major(x + _normed(self.feed_forward_post_norm, fed))), stats, cache
+        return for_layer(self.config, row_major(x + _normed(self.feed_forward_post_norm, fed))), stats, cache
 
     def _fed(self, x: Normed, mask: Mask) -> tuple[Array, Array, RouterStats | None]:
         layer = self.feed_forward

@@ -20,7 +20,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
-from lifecycle.model.layers import Angles, Hidden, full_row, with_mean_squares
+from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
 from lifecycle.model.mtp import own_positions
 from lifecycle.model.params import (
     Params,
@@ -80,7 +80,7 @@ def forward_train(
     mask = _causal_mask(tokens.shape, segment_ids)
     if axis_size("layers") > 1:
         x, stats = _pipelined(config, params, tokens, positions, mask, remat, precision)
-        hidden = with_mean_squares(x)
+        hidden = for_layer(config, x)
     else:
         angles = _angles(config, positions)
         x = embed(config, params["embed"], tokens)
@@ -194,7 +194,7 @@ def _layers(
     remat: Remat | None = None,
 ) -> tuple[Hidden, Stats, Caches]:
     """Applies all layers of `blocks`; also returns the routers' statistics and the caches with the new tokens."""
-    hidden = with_mean_squares(x)
+    hidden = for_layer(config, x)
     stats: Stats = {}
     new_caches: Caches = {}
     for group in layer_groups(config):

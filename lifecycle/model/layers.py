@@ -106,15 +106,16 @@ def _products(rows: Float[Array, "B T D"], weights: Mapping[RematName, Weight]) 
 
 
 class Hidden(NamedTuple):
-    """Hidden states with the mean squares of their rows, which the layer that makes the rows sums for the next norm."""
+    """Hidden states with the mean squares of their rows, which the layer that makes the rows sums for the next norm;
+    `None` if layers do not begin with a norm."""
 
     x: Float[Array, "B T D"]
-    mean_square: Float[Array, "B T"]
+    mean_square: Float[Array, "B T"] | None
 
 
-def with_mean_squares(x: Float[Array, "B T D"]) -> Hidden:
+def for_layer(config: ModelConfig, x: Float[Array, "B T D"]) -> Hidden:
     """Hidden states for a layer, or for the final norm."""
-    return Hidden(x, mean_squares(x))
+    return Hidden(x, None if config.norm_position == "post" else mean_squares(x))
 
 
 type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, as `rotary_angles` gives them

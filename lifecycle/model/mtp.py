@@ -17,7 +17,7 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.block import Block
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, full_row, with_mean_squares
+from lifecycle.model.layers import Angles, RMSNorm, for_layer, full_row
 from lifecycle.model.parameter import matrix
 from lifecycle.model.routing import RouterStats
 from lifecycle.parallel.collectives import axis_index, axis_size
@@ -28,7 +28,7 @@ class PredictionModule(nnx.Module):
     """One module. Its block is like the decoder's last layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        c = config
+        c = self.config = config
         self.embed_norm = RMSNorm(c.d_model, c)
         self.hidden_norm = RMSNorm(c.d_model, c)
         self.projection = matrix(rngs, (2 * c.d_model, c.d_model), ("embed", None))
@@ -40,7 +40,7 @@ class PredictionModule(nnx.Module):
     ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], RouterStats | None]:
         """The block's output, for the next module; the same after the norm, for the head; the router's statistics."""
         both = jnp.concatenate([self.embed_norm(embedded), self.hidden_norm(x)], axis=-1)
-        hidden, stats, _ = self.block(with_mean_squares(linear(both, self.projection[...])), angles, mask)
+        hidden, stats, _ = self.block(for_layer(self.config, linear(both, self.projection[...])), angles, mask)
         return hidden.x, self.norm(*hidden), stats
 
 
