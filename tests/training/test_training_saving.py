@@ -55,7 +55,7 @@ def test_a_kill_while_files_are_deleted_leaves_no_half_checkpoint(
     for step in (2, 4, 6):
         (tmp_path / str(step) / "params").mkdir(parents=True)
 
-    def killed(path: Path) -> None:
+    def killed(path: Path, **_: Any) -> None:
         raise KeyboardInterrupt(path)
 
     with monkeypatch.context() as patched:

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 from typing import Any
+from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,9 @@ import orbax.checkpoint as ocp
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.typing import PyTree
-from lifecycle.training.checkpoints.agreement import gathered
+from lifecycle.training.checkpoints.agreement import TOLD, gathered, sync
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
-from lifecycle.training.checkpoints.commit import WRITTEN, Commit
+from lifecycle.training.checkpoints.commit import WRITTEN, Commit, told
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import Home, SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError
@@ -42,8 +43,6 @@ from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.memory import has_room
 from lifecycle.weights.names import unstack
 
-# What a failed write raises: an error of the file system or of the storage library.
-SAVE_ERRORS = (OSError, ValueError, RuntimeError)
 SAVING, SAVED, FAILED = range(3)  # a pending save in one process
 
 
@@ -74,14 +73,18 @@ class Checkpointer:
     ) -> None:
         self.folder, self.settings = folder.absolute(), settings
         self._home: Home = SharedFolder(self.folder, settings) if to is None else InStore(to, self.folder, settings)
-        self._home.open(progress or Silent())
+        self._progress = progress or Silent()
+        self._home.open(self._progress)
         self._home.clean()
+        sync("unfinished checkpoints deleted")
         self._commit = Commit()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: int | str = FROZEN  # what is being written, or was last
         self._measured: Mapping[str, float] = {}  # at its step
         self._pending: Future[None] | None = None
-        self._read = Event()  # the devices' copies are on the host
+        self._on_host = Event()  # the devices' copies are
+        self._copies: list[ref[jax.Array]] = []  # the devices', of the save that is pending or was last
+        self._left = ""  # why older checkpoints stayed that should not
         self._copy: Any = None
         self._has_room: bool | None = None  # for the copies beside a step
 
@@ -119,16 +122,17 @@ class Checkpointer:
         self.wait()
         if step == self.latest_step():
             return
-        self._home.clean()
         if self._has_room is None:  # before there are copies: the most that a step needed
             self._has_room = has_room(state)
-        arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(self._copied(state)).items()}
+        copied = self._copied(state)
+        self._copies = [ref(array) for array in copied.values()]
+        arrays = {item: ocp.args.StandardSave(part) for item, part in by_item(copied).items()}
         items = ocp.args.Composite(**arrays, data_state=ocp.args.JsonSave(data_state), meta=ocp.args.JsonSave(meta))
         self._saving, self._measured = step, meta.get(MEASURED, {})
         self._begin(list(arrays), items)
-        del arrays, items  # the thread frees the copies
+        del copied, arrays, items  # the thread frees the copies
         if not self._has_room:
-            self._read.wait()
+            self._on_host.wait()
 
     def save_frozen(self, params: PyTree) -> None:
         """Saves the frozen parameters, replacing any saved before, and waits until they are written. Damaged ones are
@@ -137,7 +141,7 @@ class Checkpointer:
         self._home.delete_frozen()
         if not params:
             return
-        self._saving, self._measured = FROZEN, {}
+        self._saving, self._measured, self._copies = FROZEN, {}, []
         self._begin([], ocp.args.StandardSave(unstack(params)))
         self.wait()
 
@@ -183,7 +187,7 @@ class Checkpointer:
         self._pending = None
         if FAILED in states:
             self._home.clean()
-            raise self._failure(error or "another process could not write its part") from error
+            raise self._failure(told(error) if error else "another process could not write its part") from error
         self._home.settled(str(self._saving), self._measured)
         return True
 
@@ -196,30 +200,50 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         self._thread.shutdown()
         if pending is not None and (error := pending.exception()) is not None:
-            raise self._failure(error) from error
+            raise self._failure(told(error)) from error
 
     def _begin(self, items: Sequence[str], args: ocp.args.CheckpointArgs) -> None:
         """Starts the save of `args` with the arrays of these items, in the thread."""
-        self._commit, self._read = Commit(), Event()
+        self._commit, self._on_host = Commit(), Event()
         self._home.begin(str(self._saving))
         self._pending = self._thread.submit(self._write, self._commit, items, [args])
 
     def _write(self, commit: Commit, items: Sequence[str], args: list[ocp.args.CheckpointArgs]) -> None:
         """`args` is emptied when its arrays are on the host, which frees them on the devices."""
+        is_complete = False
         try:
-            self._home.make_folders(str(self._saving), items)
-            commit.meet()
-            with commit.writer(args[0], self._options()) as writer:
-                writer.save(self._home.work / str(self._saving), args=args.pop())
-                self._read.set()
-                writer.wait_until_finished()
-        except SAVE_ERRORS as error:
-            args.clear()
-            commit.fail(error)
-            raise
+            with commit:
+                self._home.clean()
+                self._home.make_folders(str(self._saving), items)
+                commit.meet()
+                with commit.writer(args[0], self._options()) as writer:
+                    writer.save(self._home.work / str(self._saving), args=args.pop())
+                    self._on_host.set()
+                    writer.wait_until_finished()
+            is_complete = True
         finally:
-            self._read.set()
-        self._home.saved(str(self._saving), self._measured)
+            if not is_complete:
+                self._free_copies()
+            self._on_host.set()
+        self._delete_others()
+
+    def _free_copies(self) -> None:
+        """Frees the devices' copies of a save that failed: the frames of its error, and Orbax's writes that nobody
+        awaits, may hold them until Python next collects cycles."""
+        for kept in self._copies:
+            if (array := kept()) is not None:
+                array.delete()
+
+    def _delete_others(self) -> None:
+        """Deletes what does not stay beside the checkpoint that is complete now. What cannot be deleted is told, once,
+        and deleted after a later save: this one has not failed."""
+        try:
+            self._home.saved(str(self._saving), self._measured)
+            self._left = ""
+        except TOLD as error:
+            if str(error) != self._left:
+                self._progress.note(f"older checkpoints are deleted after a later save: {error}")
+            self._left = str(error)
 
     def _options(self) -> ocp.options.AsyncOptions:
         def meet(key: str, timeout_ms: int) -> None:
@@ -239,7 +263,7 @@ class Checkpointer:
             self._copy = jax.jit(lambda tree: unstack(jax.tree.map(jnp.copy, tree)), out_shardings=shardings)
         return self._copy(state)
 
-    def _failure(self, cause: object) -> CheckpointError:
+    def _failure(self, cause: str) -> CheckpointError:
         what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
         return CheckpointError(
             f"{self.folder}: {what} could not be written ({cause}); free some space, or repair the folder or the way "

@@ -8,6 +8,8 @@ that writes, so training does not wait.
 """
 
 import itertools
+from types import TracebackType
+from typing import Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,12 +29,20 @@ _saves = itertools.count()  # of this process, which makes them in the same orde
 
 
 class Commit:
-    """One save; all processes of a job make them alike."""
+    """One save, which all processes of a job make alike. Whatever a process raises in its `with` block is told to the
+    others."""
 
     def __init__(self) -> None:
         self._save, self._met = next(_saves), 0
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
             words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, stack: TracebackType | None) -> None:
+        if error is not None:
+            self.fail(error)
 
     def writer(self, args: ocp.args.CheckpointArgs, options: ocp.options.AsyncOptions) -> ocp.AsyncCheckpointer:
         """What writes `args`, from a thread: Orbax's own barriers go through the coordination service too, under names
@@ -68,18 +78,23 @@ class Commit:
             _raise(client.blocking_key_value_get(f"{meeting}/{process}", timeout_ms))
         client.key_value_set(f"{meeting}/all", "")
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Tells the other processes that this one could not write, where they wait for it or will."""
         if jax.process_count() == 1:
             return
         client = words_of_job()
         own = "all" if jax.process_index() == 0 else str(jax.process_index())
-        text = str(error) if isinstance(error, OtherProcessError) else f"process {jax.process_index()}: {error}"
+        text = str(error) if isinstance(error, OtherProcessError) else f"process {jax.process_index()}: {told(error)}"
         for number in range(max(self._met, 1), RENAMED + 1):
             client.key_value_set(f"{self._meeting(number)}/{own}", text, allow_overwrite=True)
 
     def _meeting(self, number: int) -> str:
         return f"lifecycle/save/{self._save}/{number}"
+
+
+def told(error: BaseException) -> str:
+    """The error in words; by its type too if its message alone would say little to a user, such as a missing key."""
+    return str(error) if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
 
 
 def _raise(answer: str) -> None:

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
-from lifecycle.training.checkpoints.agreement import sync
+from lifecycle.training.checkpoints.agreement import by_writer
 from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.integrity import (
     TOGETHER,
@@ -25,7 +25,7 @@ from lifecycle.training.checkpoints.integrity import (
     write_files,
 )
 from lifecycle.training.checkpoints.parts import try_out
-from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted
+from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted, require_deleted
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
 
@@ -51,7 +51,8 @@ class Home(Protocol):
         ...
 
     def clean(self) -> None:
-        """Deletes what failed saves and killed processes left."""
+        """Deletes what failed saves and killed processes left, as far as that can be deleted now. Called in any thread,
+        by one process alone too; raises no `OSError`."""
         ...
 
     def steps(self) -> list[int]:
@@ -89,7 +90,8 @@ class Home(Protocol):
         ...
 
     def saved(self, name: str, measured: Mapping[str, float]) -> None:
-        """All processes know that it is complete; called in each one's thread: deletes what does not stay."""
+        """All processes know that it is complete; called in each one's thread: deletes what does not stay. An `OSError`
+        or `ValueError` only says that something stayed, which the next call deletes."""
         ...
 
     def settled(self, name: str, measured: Mapping[str, float]) -> None:
@@ -148,7 +150,6 @@ class SharedFolder:
                 # Orbax's other writes of a failed save may still add files, which are deleted the next time
                 shutil.rmtree(path, ignore_errors=True)
             delete_renamed(self.work)
-        sync("unfinished checkpoints deleted")
 
     def steps(self) -> list[int]:
         """Those with their final name."""
@@ -156,19 +157,18 @@ class SharedFolder:
 
     def delete(self, steps: Iterable[int]) -> None:
         """Deletes them, each in one rename."""
-        if is_writer():
-            delete_steps(self.work, steps)
-        sync("checkpoints deleted")
+        by_writer(lambda: delete_steps(self.work, steps))
 
     def delete_frozen(self) -> None:
         """Deletes them, also incomplete ones of a killed run; damaged ones are set aside."""
-        sync("frozen parameters are written")
-        if is_writer() and (before := self.work / FROZEN).is_dir():
+        by_writer(self._delete_frozen)
+
+    def _delete_frozen(self) -> None:
+        if (before := self.work / FROZEN).is_dir():
             if damage(before) is None:
                 shutil.rmtree(before)
             else:
                 before.rename(aside(self.work, FROZEN))
-        self.clean()
 
     def begin(self, name: str) -> None:
         """Nothing to do."""
@@ -193,6 +193,7 @@ class SharedFolder:
         """Deletes the checkpoints that do not stay."""
         if is_writer():
             delete_unwanted(self.work, self._settings)
+            require_deleted(self.work)
 
     def settled(self, name: str, measured: Mapping[str, float]) -> None:
         """Nothing to do."""

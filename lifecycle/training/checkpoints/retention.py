@@ -51,10 +51,21 @@ def delete_steps(folder: Path, steps: Iterable[int]) -> None:
 
 
 def delete_renamed(folder: Path) -> None:
-    """Deletes what was renamed to be deleted, also by a process that was killed then."""
+    """Deletes what was renamed to be deleted, also by a process that was killed then. What cannot be deleted now, such
+    as a file on NFS that another host still reads, stays until this is called again."""
     for path in folder.glob(f"*{DELETED}"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def require_deleted(folder: Path) -> None:
+    """Raises `OSError` if something stayed that was renamed to be deleted."""
+    if left := sorted(path.name for path in folder.glob(f"*{DELETED}")):
+        raise OSError(f"{folder}: {', '.join(left)} cannot be deleted")
 
 
 def _measured(path: Path) -> dict[str, float]:
-    return json.loads((path / META / "metadata").read_text(encoding="utf-8")).get(MEASURED, {})
+    """What was measured at a step; nothing if its facts are damaged, which is told when it is to be read."""
+    try:
+        return json.loads((path / META / "metadata").read_text(encoding="utf-8")).get(MEASURED, {})
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}

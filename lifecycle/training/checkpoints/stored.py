@@ -25,11 +25,10 @@ from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import FILES
-from lifecycle.core.lease import LeaseError
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import AT_ONCE
-from lifecycle.core.store import Missing, Store, StoredObject, StoreError
-from lifecycle.training.checkpoints.agreement import from_first
+from lifecycle.core.store import Missing, Store, StoredObject
+from lifecycle.training.checkpoints.agreement import by_writer, from_first, together
 from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
@@ -62,7 +61,7 @@ class InStore:
     def open(self, progress: Progress) -> None:
         """Asks the store, in process 0, for the whole checkpoints and the logs."""
         self._progress = progress
-        found = _by_writer(self._found)
+        found = by_writer(self._found)
         self._measured = {int(step): measured for step, measured in found["steps"]}
         self._has_frozen = found["frozen"]
 
@@ -85,7 +84,7 @@ class InStore:
 
     def run_id(self) -> str:
         """That in the store: the disk of process 0 may be another one when the run goes on."""
-        return _by_writer(self._kept_id)
+        return by_writer(self._kept_id)
 
     def _kept_id(self) -> str:
         with suppress(Missing):
@@ -98,7 +97,6 @@ class InStore:
     def clean(self) -> None:
         """Deletes what is left on this process's disk."""
         shutil.rmtree(self.work, ignore_errors=True)  # Orbax's other writes of a failed save may still add files
-        self.work.mkdir(parents=True, exist_ok=True)
 
     def steps(self) -> list[int]:
         """Those that were whole when the job began, and its own that all processes know of."""
@@ -107,12 +105,12 @@ class InStore:
     def delete(self, steps: Iterable[int]) -> None:
         """Deletes them in the store."""
         gone = set(steps)
-        _by_writer(lambda: self._remove(lambda name: name.isdecimal() and int(name) in gone))
+        by_writer(lambda: self._remove(lambda name: name.isdecimal() and int(name) in gone))
         self._measured = {step: measured for step, measured in self._measured.items() if step not in gone}
 
     def delete_frozen(self) -> None:
         """Deletes them in the store."""
-        _by_writer(lambda: self._remove(lambda name: name == FROZEN))
+        by_writer(lambda: self._remove(lambda name: name == FROZEN))
         self._has_frozen = False
 
     def begin(self, name: str) -> None:
@@ -179,10 +177,7 @@ class InStore:
         if not is_writer():
             return
         stay = {FROZEN, RUN_ID, *map(str, self._staying(name, measured))}
-        try:
-            self._remove(lambda other: other not in stay)
-        except StoreError as error:
-            self._progress.note(f"old checkpoints are removed after the next save: {error}")
+        self._remove(lambda other: other not in stay)
 
     def settled(self, name: str, measured: Mapping[str, float]) -> None:
         """Counts it."""
@@ -212,7 +207,7 @@ class InStore:
             if (reason := self._brought_to_all(str(candidate), wanted)) is None:
                 return self._copies.path(str(candidate))
             damaged.append(f"step {candidate}: {reason}")
-            _by_writer(partial(self._set_aside, str(candidate)))
+            by_writer(partial(self._set_aside, str(candidate)))
             del self._measured[candidate]
             self._progress.note(f"the checkpoint of step {candidate} cannot be used: {reason}")
         if not damaged:
@@ -228,20 +223,15 @@ class InStore:
 
     def _brought_to_all(self, name: str, wanted: Mapping[str, Shapes]) -> str | None:
         """Fetches what each process reads of a checkpoint; what is wrong with it, if one finds something. Raises
-        `StoreError`, in all processes, if a host does not reach the store."""
-        answer: dict[str, str] | None = None
+        `AgreedError`, in all processes, if a host does not reach the store, or cannot keep what it fetches."""
+        return from_first(together(partial(self._brought, name, wanted)))
+
+    def _brought(self, name: str, wanted: Mapping[str, Shapes]) -> str | None:
         try:
             self._copies.bring(name, wanted)
         except (ArtifactError, Missing) as error:
-            answer = {"damage": str(error)}
-        except StoreError as error:
-            answer = {"error": str(error)}
-        answer = from_first(answer)
-        if answer is None:
-            return None
-        if "error" in answer:
-            raise StoreError(answer["error"])
-        return answer["damage"]
+            return str(error)
+        return None
 
     def _is_here(self, name: str) -> bool:
         """Whether this host has the store's checkpoint, intact."""
@@ -288,18 +278,3 @@ def _whole(held: Mapping[str, StoredObject]) -> set[str]:
 def _each(work: Callable[[str], object], names: Iterable[str]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(work, names))
-
-
-def _by_writer(work: Callable[[], Any]) -> Any:
-    """What process 0 returns, JSON-ready, in all processes; an error of the store, or a lost run, is raised in all."""
-    answer: dict[str, Any] | None = None
-    if is_writer():
-        try:
-            answer = {"value": work()}
-        except (StoreError, LeaseError) as error:
-            answer = {"error": str(error)}
-    told = from_first(answer)
-    assert told is not None
-    if "error" in told:
-        raise StoreError(told["error"])
-    return told["value"]
