@@ -1,5 +1,6 @@
 """Two real processes save: what one of them cannot write is a failed save in both, at once."""
 
+import errno
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,7 +26,7 @@ from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.arrays import abstract_arrays
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.commit import Commit
-from lifecycle.training.checkpoints.home import RUN_ID
+from lifecycle.training.checkpoints.home import RUN_ID, SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.training.config import CheckpointConfig
@@ -73,7 +75,29 @@ class FileInTheWay:
         self._aside.rename(self._folder)
 
 
-TROUBLES = {"full disk": FullDisk, "file in the way": FileInTheWay}
+class Planted:
+    """A function of this process raises an error."""
+
+    def __init__(self, of: Any, name: str, error: Exception) -> None:
+        self._of, self._name, self._error, self._before = of, name, error, getattr(of, name)
+
+    def begin(self) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise self._error
+
+        setattr(self._of, self._name, fail)
+
+    def end(self) -> None:
+        setattr(self._of, self._name, self._before)
+
+
+TROUBLES = {
+    "full disk": FullDisk,
+    "file in the way": FileInTheWay,
+    # before Orbax would wait for the others
+    "stale handle": lambda _: Planted(ocp.AsyncCheckpointer, "save", OSError(errno.ESTALE, "Stale file handle")),
+    "bug": lambda _: Planted(SharedFolder, "written", KeyError("params")),
+}
 
 
 class Trouble(Hook):
@@ -90,7 +114,7 @@ class Trouble(Hook):
             trouble, fail = TROUBLES[self._what](checkpoints), Commit.fail
             trouble.begin()
 
-            def told(commit: Commit, error: Exception) -> None:
+            def told(commit: Commit, error: BaseException) -> None:
                 if self._once:
                     trouble.end()
                 fail(commit, error)
@@ -147,7 +171,13 @@ def said(out: Path, function: str, status: int = 0, **settings: Any) -> list[lis
 
 @pytest.mark.parametrize(
     ("what", "process", "cause"),
-    [("full disk", 1, "File too large"), ("full disk", 0, "File too large"), ("file in the way", 0, "Not a directory")],
+    [
+        ("full disk", 1, "File too large"),
+        ("full disk", 0, "File too large"),
+        ("file in the way", 0, "Not a directory"),
+        ("stale handle", 1, "Stale file handle"),
+        ("bug", 1, "KeyError: 'params'"),
+    ],
 )
 def test_a_process_that_cannot_write_ends_the_save_of_all_and_the_job_goes_on(
     tmp_path: Path, what: str, process: int, cause: str

@@ -16,6 +16,7 @@ import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -214,9 +215,8 @@ class Checkpointer:
         try:
             with commit:
                 self._home.clean()
-                self._home.make_folders(str(self._saving), items)
-                commit.meet()
-                with commit.writer(args[0], self._options()) as writer:
+                prepare = partial(self._home.make_folders, str(self._saving), items)
+                with commit.writer(args[0], self._options(), prepare) as writer:
                     writer.save(self._home.work / str(self._saving), args=args.pop())
                     self._on_host.set()
                     writer.wait_until_finished()
@@ -254,7 +254,9 @@ class Checkpointer:
             if has_written and is_writer():
                 self._home.joining(str(self._saving))
 
-        return ocp.options.AsyncOptions(post_finalization_callback=self._complete, barrier_sync_fn=meet)
+        return ocp.options.AsyncOptions(
+            post_finalization_callback=self._complete, barrier_sync_fn=meet, create_directories_asynchronously=False
+        )
 
     def _copied(self, state: PyTree) -> dict[str, jax.Array]:
         """The state's arrays by canonical name, none of which shares memory with it."""

@@ -1,15 +1,16 @@
 """What the processes of a job tell each other about one save: whether each can write its part, and whether it has.
 
-A checkpoint of several processes is whole when all have written. Orbax has them meet at barriers, and wait for the
-folders that process 0 makes: one that fails never comes, and the others learn after 5 or 20 minutes that something
-failed. Here process 0 hears from each process, success or what went wrong, and answers all. What must hold: a failure
-in any process is a failure in each, within seconds. The words go through JAX's coordination service, from the thread
-that writes, so training does not wait.
+A checkpoint of several processes is whole when all have written. Orbax has them meet at barriers: one that fails never
+comes, and the others learn after 5 or 20 minutes that something failed. So here Orbax believes that each process is the
+only one to wait for, and process 0 hears from each, success or what went wrong, and answers all: before the arrays are
+written, when process 0 has made the folders, and after. What must hold: a failure in any process is a failure in each,
+within seconds. The words go through JAX's coordination service, from the thread that writes, so training does not wait.
 """
 
 import itertools
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,18 +45,40 @@ class Commit:
         if error is not None:
             self.fail(error)
 
-    def writer(self, args: ocp.args.CheckpointArgs, options: ocp.options.AsyncOptions) -> ocp.AsyncCheckpointer:
-        """What writes `args`, from a thread: Orbax's own barriers go through the coordination service too, under names
-        of this save. By default they are programs on the devices, which must not run between the loop's."""
-        processes = ocp.options.MultiprocessingOptions(
-            active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=f"save-{self._save}"
-        )
+    def writer(
+        self, args: ocp.args.CheckpointArgs, options: ocp.options.AsyncOptions, prepare: Callable[[], None]
+    ) -> ocp.AsyncCheckpointer:
+        """What writes `args`, from a thread. Orbax makes the folders, in process 0; then `prepare` is called in each
+        process, which meets the others before the first array is written."""
+        alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
+
+        def arrays() -> ocp.StandardCheckpointHandler:
+            return self._after_meeting(ocp.StandardCheckpointHandler(multiprocessing_options=alone), prepare)
+
         if isinstance(args, ocp.args.Composite):
-            items = ocp.CompositeOptions(multiprocessing_options=processes)
-            handler = ocp.CompositeCheckpointHandler(composite_options=items)
+            items = ocp.CompositeOptions(multiprocessing_options=alone, async_options=options)
+            of_arrays = {name: arrays() for name, arg in args.items() if isinstance(arg, ocp.args.StandardSave)}
+            others = args.keys() - of_arrays.keys()
+            handler = ocp.CompositeCheckpointHandler(*others, composite_options=items, **of_arrays)  # pyright: ignore[reportArgumentType]
         else:
-            handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
-        return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=processes)
+            handler = arrays()
+        return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=alone)
+
+    def _after_meeting(
+        self, handler: ocp.StandardCheckpointHandler, prepare: Callable[[], None]
+    ) -> ocp.StandardCheckpointHandler:
+        """The handler of an item; the first that is asked to write an array meets the other processes before. When it
+        is asked, all items' folders are there."""
+        begin = handler.async_save
+
+        async def async_save(*args: Any, **settings: Any) -> Any:
+            if self.next_meeting == CAN_WRITE:
+                prepare()
+                self.meet()
+            return await begin(*args, **settings)
+
+        handler.async_save = async_save
+        return handler
 
     @property
     def next_meeting(self) -> int:

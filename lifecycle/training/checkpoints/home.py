@@ -24,7 +24,7 @@ from lifecycle.training.checkpoints.integrity import (
     steps_in,
     write_files,
 )
-from lifecycle.training.checkpoints.parts import try_out
+from lifecycle.training.checkpoints.parts import prepare
 from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted, require_deleted
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
@@ -72,9 +72,9 @@ class Home(Protocol):
         ...
 
     def make_folders(self, name: str, items: Sequence[str]) -> None:
-        """Makes the folders into which this process writes the arrays of these items, or without any those of the
-        checkpoint itself, as far as Orbax does not; raises `OSError` also where that could not. Called in the thread
-        that saves."""
+        """Makes the folders that Orbax expects on this process's disk when it writes the arrays of these items, or
+        without any those of the checkpoint itself. Called in the thread that saves, after Orbax has made its own in
+        process 0."""
         ...
 
     def written(self, name: str) -> None:
@@ -174,9 +174,9 @@ class SharedFolder:
         """Nothing to do."""
 
     def make_folders(self, name: str, items: Sequence[str]) -> None:
-        """Tries out in process 0 what Orbax will do there."""
+        """Makes those in process 0 for which Orbax waits in the others."""
         if is_writer():
-            try_out(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
+            prepare(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
 
     def written(self, name: str) -> None:
         """Nothing to do."""

@@ -7,7 +7,6 @@ goes to process 0, the files of the other values go to where the checkpoint is k
 checkpoint reads like one that was written on one disk. OCDBT: https://google.github.io/tensorstore/kvstore/ocdbt/
 """
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -31,21 +30,10 @@ class Value(NamedTuple):
 
 
 def prepare(unfinished: Path, items: Iterable[str], suffix: str) -> None:
-    """Makes the folders for whose appearance Orbax waits in all processes but the first: those of a checkpoint's items,
-    or its own if it has none."""
-    for item in items:
-        (unfinished / f"{item}{suffix}" / METADATAS).mkdir(parents=True)
-    if not items:
-        (unfinished / METADATAS).mkdir(parents=True)
-
-
-def try_out(unfinished: Path, items: Iterable[str], suffix: str) -> None:
-    """Makes the folders that Orbax makes in the first process, and removes them: Orbax wants to make them itself, and
-    what keeps it from that shall be known before the others wait for it."""
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished)
-    prepare(unfinished, items, suffix)
-    shutil.rmtree(unfinished)
+    """Makes the folders for whose appearance Orbax waits in all processes but the first, unless they are there: those
+    of a checkpoint's items, or its own if it has none."""
+    for folder in [unfinished / f"{item}{suffix}" for item in items] or [unfinished]:
+        (folder / METADATAS).mkdir(parents=True, exist_ok=True)
 
 
 def split(part: Path) -> None:

@@ -35,7 +35,7 @@ from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import RUN_ID, UNFINISHED, is_id, new_id
 from lifecycle.training.checkpoints.integrity import CheckpointError, damage, steps_in, write_files
 from lifecycle.training.checkpoints.mirror import bring_logs, fetch_checkpoint, send_logs
-from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split, try_out
+from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split
 from lifecycle.training.checkpoints.retention import MEASURED, META, delete_steps, kept_steps
 from lifecycle.training.checkpoints.weights import FROZEN
 from lifecycle.training.config import CheckpointConfig
@@ -61,6 +61,7 @@ class InStore:
     def open(self, progress: Progress) -> None:
         """Asks the store, in process 0, for the whole checkpoints and the logs."""
         self._progress = progress
+        self._local.mkdir(parents=True, exist_ok=True)
         found = by_writer(self._found)
         self._measured = {int(step): measured for step, measured in found["steps"]}
         self._has_frozen = found["frozen"]
@@ -119,8 +120,7 @@ class InStore:
 
     def make_folders(self, name: str, items: Sequence[str]) -> None:
         """Makes those for which Orbax waits, on the disks on which it makes none."""
-        make = try_out if is_writer() else prepare
-        make(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
+        prepare(self.work / f"{name}{UNFINISHED}", items, UNFINISHED)
 
     def written(self, name: str) -> None:
         """Uploads this process's part, its list of values last; that of process 0 comes with the rest."""
