@@ -25,6 +25,7 @@ from lifecycle.model.params import abstract_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Documents, StopAt, TinyRun, tiny_job
 from lifecycle.training import loop
 from lifecycle.training.batches import RowBatches
+from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.home import SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.weights import hash_params, load_params
@@ -293,7 +294,9 @@ def test_the_time_for_which_saves_fail_goes_on_when_the_run_goes_back(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(SharedFolder, "begin", full)
+    monkeypatch.setattr(SharedFolder, "make_folders", full)
+    settle = Checkpointer.settle
+    monkeypatch.setattr(Checkpointer, "settle", lambda self, **_: settle(self, is_waiting=True))
     monkeypatch.setattr(loop, "Save", partial(Save, clock=lambda: 60.0 * steps.count))
     job = toy_job(tmp_path, (5,), policy="rollback")
     settings = job.train.checkpoint.model_copy(update={"max_unsaved_minutes": 5})

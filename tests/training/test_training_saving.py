@@ -177,7 +177,7 @@ def test_what_is_measured_less_often_than_a_run_saves_by_time_stops_nothing() ->
 
 def test_a_full_disk_is_told_tried_again_and_then_ends_the_run() -> None:
     disk = Disk(full_until=1000, every=10, max_unsaved_minutes=5)
-    with pytest.raises(CheckpointError, match=r"step 60 could not be written \(No space left"):
+    with pytest.raises(CheckpointError, match=r"step 61 could not be written \(No space left"):
         steps(disk, 1000)
     assert disk.now == 61 * 6.0 and disk.saved == []  # the first failure is seen after step 11, the last 300 s later
 
@@ -204,7 +204,7 @@ class SlowDisk(Disk):
 
 def test_a_save_that_does_not_end_is_waited_for_when_the_others_have_failed_for_too_long() -> None:
     disk = SlowDisk(slow_from=20, every=10, max_unsaved_minutes=5)
-    with pytest.raises(CheckpointError, match="step 20 could not be written"):
+    with pytest.raises(CheckpointError, match="step 61 could not be written"):
         steps(disk, 1000)
     assert disk.now == 61 * 6.0  # 300 s after the first failure was seen, with no new save in between
 
@@ -216,6 +216,14 @@ def test_a_run_whose_time_is_over_stands_still_for_a_last_save() -> None:
     with pytest.raises(CheckpointError, match="step 12"):
         steps(disk := Disk(full_until=1000, every=10, max_unsaved_minutes=0.5), 15, seconds=50.0)
     assert disk.now == 12 * 50.0
+
+
+def test_a_failure_that_is_seen_when_the_time_is_over_has_a_last_save_too() -> None:
+    """Steps of 50 s, saved again each minute: the failure of step 12 is seen after step 13, when a minute is over."""
+    notes = steps(disk := Disk(full_until=13, every=10, max_unsaved_minutes=1), 30, seconds=50.0)
+    assert disk.saved == [13, 20] and notes.texts[-1] == "step 13: checkpoints can be written again"
+    steps(disk := Disk(full_until=11, every=10, max_unsaved_minutes=0), 15)
+    assert disk.saved == [11]
 
 
 class SaveOfRollback(Save):

@@ -22,8 +22,8 @@ class Save(Hook):
     By steps all processes know when one is due. By time, and after a failure, process 0's clock decides, at steps whose
     metrics are fetched: there Python waits for the devices anyway, and the answer costs a job of several processes one
     broadcast more, and while saves fail two. A failed save is told, and tried again until saves have failed for
-    `max_unsaved_minutes`, also while the run went back from faults. Then training stands still for a last save, and if
-    that fails too, or the one after the last step, the run ends with `CheckpointError`.
+    `max_unsaved_minutes`, also while the run went back from faults. Then training stands still for a last save, and
+    only if that fails, or the one after the last step, does the run end with `CheckpointError`.
 
     A step that is saved needs its metrics, so that `Faults` checks them first. This hook comes last: the steps that a
     checkpoint covers have been logged and measured.
@@ -59,17 +59,16 @@ class Save(Hook):
             if is_due := is_end or is_overdue or self._is_due(run.step, is_settled):
                 self.settle(run.step, run.progress, is_waiting=True)
                 self._save(run)
-            if is_end:
+            if is_end or is_overdue:
                 self._checkpoints.wait()
-            if is_overdue:
-                self.settle(run.step, run.progress, is_waiting=True)
+                self.settle(run.step, run.progress)
         if is_due:
             run.write(save_stall_s=run.clock.spent_s["checkpoint"] - self._stalled_s)
             self._stalled_s = run.clock.spent_s["checkpoint"]
 
     def settle(self, step: int, progress: Progress, is_waiting: bool = False) -> bool:
-        """Whether no save is pending; a failed one is told, or raised if they have failed for too long. Whoever leaves
-        the steps that are being trained, to go back, calls it too."""
+        """Whether no save is pending; a failed one is told. Whoever leaves the steps that are being trained, to go
+        back, calls it too."""
         try:
             is_settled = self._checkpoints.settle(is_waiting=is_waiting)
         except CheckpointError as error:
@@ -85,10 +84,9 @@ class Save(Hook):
     def _tell(self, step: int, progress: Progress, error: CheckpointError) -> None:
         if self._failing_since_s is None:
             self._failing_since_s = self._clock()
-        if self._is_overdue():
-            raise error
         left = self._settings.max_unsaved_minutes - self._failing_minutes()
-        progress.note(f"step {step}: training goes on unsaved, for at most {left:.0f} min: {error}")
+        follows = f"goes on unsaved, for at most {left:.0f} min" if left > 0 else "stands still for a last save"
+        progress.note(f"step {step}: training {follows}: {error}")
 
     def _failing_minutes(self) -> float:
         """For how long saves have failed."""
