@@ -98,6 +98,21 @@ def test_without_room_for_copies_training_waits_until_they_are_on_the_host(
     assert checkpoints.latest_step() == 2
 
 
+def test_a_copy_is_compiled_before_the_first_save_and_not_made(checkpoints: Checkpointer) -> None:
+    """What the devices have held at most decides whether there is room for copies, so there is none before."""
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    state = fresh_state(width=24)
+    before, bytes_before = len(compiled), sum(array.nbytes for array in jax.live_arrays())
+    checkpoints.prepare(state)
+    assert [event for event in compiled[before:] if "backend_compile" in event]
+    assert sum(array.nbytes for array in jax.live_arrays()) <= bytes_before
+    before = len(compiled)
+    checkpoints.save(2, state, {}, {})
+    assert not [event for event in compiled[before:] if "backend_compile" in event]
+    checkpoints.wait()
+
+
 def test_names_on_disk_are_per_layer(checkpoints: Checkpointer) -> None:
     checkpoints.save(2, fresh_state(), {}, {})
     checkpoints.wait()

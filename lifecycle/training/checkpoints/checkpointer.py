@@ -109,8 +109,9 @@ class Checkpointer:
         self._home.delete([saved for saved in self._home.steps() if saved > step])
 
     def prepare(self, state: PyTree) -> None:
-        """Compiles the copy of a state before the first save needs it."""
-        jax.block_until_ready(self._copied(state))
+        """Compiles the copy of a state before the first save needs it, and copies nothing: what the devices have held
+        at most decides later whether there is room for a copy."""
+        self._copying(state).lower(state).compile()
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts to save `state`, a tree of arrays with `params` at its top; does nothing if `step` is saved already.
@@ -260,10 +261,13 @@ class Checkpointer:
 
     def _copied(self, state: PyTree) -> dict[str, jax.Array]:
         """The state's arrays by canonical name, none of which shares memory with it."""
+        return self._copying(state)(state)
+
+    def _copying(self, state: PyTree) -> Any:
         if self._copy is None:
             shardings = {name: leaf.sharding for name, leaf in abstract_arrays(state).items()}
             self._copy = jax.jit(lambda tree: unstack(jax.tree.map(jnp.copy, tree)), out_shardings=shardings)
-        return self._copy(state)
+        return self._copy
 
     def _failure(self, cause: str) -> CheckpointError:
         what = f"the checkpoint of step {self._saving}" if self._saving != FROZEN else "the frozen parameters"
