@@ -13,14 +13,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lifecycle.testing.notes import Notes
-from lifecycle.training.checkpoints import agreement, commit
+from lifecycle.training.checkpoints import agreement, commit, local
 from lifecycle.training.checkpoints.agreement import AgreedError, by_writer, together
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.commit import Commit
 from lifecycle.training.checkpoints.home import SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError
+from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.retention import DELETED, MEASURED
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.config import CheckpointConfig, LocalCheckpointConfig
 from tests.checkpoints import fresh_state
 
 # After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.
@@ -154,3 +155,18 @@ def test_a_failed_save_frees_the_devices_copies(tmp_path: Path, monkeypatch: pyt
     finally:
         gc.enable()
     checkpoints.close()
+
+
+def test_a_last_local_checkpoint_that_could_not_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local, "write_part", full)
+    settings = LocalCheckpointConfig(folder=str(tmp_path / "local"))
+    checkpoints = LocalCheckpoints(settings, tmp_path / "out", "id", told := Notes())
+    checkpoints.save(2, fresh_state(), {})
+    checkpoints.close()
+    (note,) = told.notes
+    assert "could not write the last local checkpoint" in note and "No space left" in note

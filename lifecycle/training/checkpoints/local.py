@@ -110,8 +110,10 @@ class LocalCheckpoints:
         shutil.rmtree(self._run, ignore_errors=True)
 
     def close(self) -> None:
-        """Ends the thread, once it has written what is pending."""
+        """Ends the thread, once it has written what is pending; says if this process could not."""
         self._thread.shutdown()
+        if self._pending is not None and (error := self._pending.exception()) is not None:
+            self._progress.note(f"{self._run}: this process could not write the last local checkpoint ({error})")
 
     def _newest(self, like: PyTree, newer_than: int) -> Found | None:
         leaves = _named(like)
