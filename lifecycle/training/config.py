@@ -139,6 +139,8 @@ class CheckpointConfig(Section):
     best_is: Literal["lowest", "highest"] = "lowest"
     # How long training goes on while saves fail, for example on a full disk; each failure is told, and tried again.
     max_unsaved_minutes: float = Field(default=60.0, ge=0)
+    # A save that takes longer has failed: where hosts share no folder, each uploads its part in this time.
+    max_save_minutes: float = Field(default=20.0, gt=0, le=10_000)
     local: LocalCheckpointConfig | None = None
 
     @model_validator(mode="after")

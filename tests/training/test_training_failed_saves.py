@@ -113,7 +113,7 @@ def test_any_error_is_a_failed_save_and_told_to_the_other_processes(
     monkeypatch.setattr(commit, "words_of_job", Words)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(type(error)), Commit():
+    with pytest.raises(type(error)), Commit(max_s=1.0):
         raise error
     said = "process 1: [Errno 28] No space left" if isinstance(error, OSError) else f"process 1: {type(error).__name__}"
     assert len(told) == 3 and all(text.startswith(said) for text in told.values())
@@ -170,3 +170,23 @@ def test_a_last_local_checkpoint_that_could_not_be_written_is_told(
     checkpoints.close()
     (note,) = told.notes
     assert "could not write the last local checkpoint" in note and "No space left" in note
+
+
+def test_how_long_a_save_may_take_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    class Words:
+        def key_value_set(self, *_: object, **__: object) -> None: ...
+
+        def blocking_key_value_get(self, key: str, timeout_ms: int) -> str:
+            waited.append(timeout_ms)
+            return ""
+
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig(every=1, max_save_minutes=90))
+    assert checkpoints._options().timeout_secs == 5400
+    checkpoints.close()
+    monkeypatch.setattr(commit, "words_of_job", Words)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    Commit(max_s=5400).meet()
+    assert waited == [5_400_000]

@@ -13,6 +13,7 @@ process is an error in all.
 """
 
 import logging
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -78,7 +79,7 @@ class Checkpointer:
         self._home.open(self._progress)
         self._home.clean()
         sync("unfinished checkpoints deleted")
-        self._commit = Commit()
+        self._commit = Commit(60 * settings.max_save_minutes)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: int | str = FROZEN  # what is being written, or was last
         self._measured: Mapping[str, float] = {}  # at its step
@@ -206,7 +207,7 @@ class Checkpointer:
 
     def _begin(self, items: Sequence[str], args: ocp.args.CheckpointArgs) -> None:
         """Starts the save of `args` with the arrays of these items, in the thread."""
-        self._commit, self._on_host = Commit(), Event()
+        self._commit, self._on_host = Commit(60 * self.settings.max_save_minutes), Event()
         self._home.begin(str(self._saving))
         self._pending = self._thread.submit(self._write, self._commit, items, [args])
 
@@ -256,7 +257,10 @@ class Checkpointer:
                 self._home.joining(str(self._saving))
 
         return ocp.options.AsyncOptions(
-            post_finalization_callback=self._complete, barrier_sync_fn=meet, create_directories_asynchronously=False
+            timeout_secs=math.ceil(60 * self.settings.max_save_minutes),
+            post_finalization_callback=self._complete,
+            barrier_sync_fn=meet,
+            create_directories_asynchronously=False,
         )
 
     def _copied(self, state: PyTree) -> dict[str, jax.Array]:

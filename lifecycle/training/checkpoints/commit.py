@@ -19,7 +19,6 @@ from lifecycle.core.distributed import words_of_job
 
 # The meetings of each save: all can make their folders, all have written, process 0 has renamed the folder.
 CAN_WRITE, WRITTEN, RENAMED = range(1, 4)
-WAIT_MS = 1_200_000  # for a process that is late, as Orbax's
 
 
 class OtherProcessError(OSError):
@@ -30,11 +29,11 @@ _saves = itertools.count()  # of this process, which makes them in the same orde
 
 
 class Commit:
-    """One save, which all processes of a job make alike. Whatever a process raises in its `with` block is told to the
-    others."""
+    """One save, which all processes of a job make alike, in `max_s`. Whatever a process raises in its `with` block is
+    told to the others."""
 
-    def __init__(self) -> None:
-        self._save, self._met = next(_saves), 0
+    def __init__(self, max_s: float) -> None:
+        self._save, self._met, self._max_s = next(_saves), 0, max_s
         if jax.process_count() > 1 and jax.process_index() == 0:  # the service keeps what nobody deletes
             words_of_job().key_value_delete(f"lifecycle/save/{self._save - 2}/")
 
@@ -85,9 +84,10 @@ class Commit:
         """The number of the meeting to which this process comes next."""
         return self._met + 1
 
-    def meet(self, timeout_ms: int = WAIT_MS) -> None:
-        """Waits until all processes are here, as a barrier does; raises `OtherProcessError` if one of them has failed.
-        Called from the thread that writes."""
+    def meet(self, timeout_ms: int | None = None) -> None:
+        """Waits until all processes are here, as a barrier does, by default for `max_s`; raises `OtherProcessError` if
+        one of them has failed. Called from the thread that writes."""
+        timeout_ms = int(1000 * self._max_s) if timeout_ms is None else timeout_ms
         self._met += 1
         if jax.process_count() == 1:
             return
