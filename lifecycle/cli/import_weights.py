@@ -8,9 +8,8 @@ written.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,13 +19,12 @@ import numpy as np
 from cyclopts import Parameter
 from rich.console import Console
 
-from lifecycle.cli.remote_models import published_at
+from lifecycle.cli.remote_models import Origin, published_at
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, file_facts
 from lifecycle.core.config import ConfigError
-from lifecycle.core.fetched import copied_tags, local_file
+from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import combined, file_hashes
 from lifecycle.core.files import write_text
-from lifecycle.core.store import is_url
 from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
 from lifecycle.model.config import ModelConfig, num_params
 from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
@@ -73,19 +71,6 @@ type TokenizerPlace = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a model came from; of an address, the tags that name the versions of its files there."""
-
-    source: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What a manifest says of it."""
-        return {"source": self.source} | ({"tags": dict(self.tags)} if self.tags else {})
-
-
 def import_model(
     source: Source,
     out: Out,
@@ -96,11 +81,11 @@ def import_model(
     template: TemplatePlace = None,
 ) -> None:
     """Makes a bundle of a published model: weights, tokenizer, chat template. Of an address, the bundle's manifest has
-    the versions of the files that were read (their ETags)."""
-    model = find_model(published_at(source), source)
+    the versions of the files that were asked for (their ETags), and the address without its query."""
+    path, origin = published_at(source)
+    model = find_model(path, origin and origin.source)
     other = None if tokenizer is None else tokenizer_at(tokenizer)
     given = None if template is None else local_file(template)
-    origin = Origin(source, copied_tags(source)) if is_url(source) else None
     if model.is_dir():
         import_safetensors(model, out, dtype, other, given, origin)
     else:
@@ -110,8 +95,7 @@ def import_model(
 def find_model(path: Path, source: str | None = None) -> Path:
     """The GGUF file, or the folder with safetensors, that a path means. Raises `ConfigError`, which names `source` if
     that was given, if it is neither."""
-    if source is None or not is_url(source):
-        source = str(path)
+    source = source or str(path)
     if path.is_file():
         if is_gguf(path):
             return path

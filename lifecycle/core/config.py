@@ -351,8 +351,9 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
     location = issue["loc"]
     name = ".".join(str(part) for part in location)
     if issue["type"] != "extra_forbidden":
-        is_section = issue["type"] == "missing" or isinstance(issue["input"], dict)  # too long to be shown
-        given = "" if is_section else f" (given: {issue['input']!r})"
+        is_long = issue["type"] == "missing" or isinstance(issue["input"], dict)
+        is_said = isinstance(issue.get("ctx", {}).get("error"), ConfigError)  # as far as it may be shown
+        given = "" if is_long or is_said else f" (given: {issue['input']!r})"
         return f"{name or 'config'}: {issue['msg'].removeprefix('Value error, ')}{given}"
     annotation: Any = kind
     for part in location[:-1]:

@@ -14,12 +14,13 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from lifecycle.core.files import alone, user_cache, write_text
 from lifecycle.core.published import AT_ONCE
-from lifecycle.core.store import Store, StoredObject, StoreError, check_url, is_url
-from lifecycle.core.web import is_on_web, web_file, web_tags
+from lifecycle.core.store import Store, StoredObject, StoreError, check_url, is_url, path_or_url
+from lifecycle.core.web import web_file
+from lifecycle.core.web_address import WebAddress, is_on_web, shown
 
 LISTING = "listing.json"  # beside the copies of an address: the tags of what was copied
 
@@ -74,15 +75,21 @@ def is_stored(place: str) -> bool:
 
 def checked_place(place: str) -> str:
     """A path or an address, also on the web; raises `ConfigError` for an address of another kind."""
-    return check_url(place) if is_stored(place) else place
+    if is_on_web(place):
+        WebAddress.of(place)
+        return place
+    return path_or_url(place, also="https://")
 
 
 def file_place(place: str) -> str:
-    """The path or address of a file in a setting, as it is compared; raises `ConfigError` for what is neither."""
+    """The path or address in a setting, as it is compared; raises `ConfigError` for what is neither."""
     return checked_place(place) if is_url(place) else str(Path(place))
 
 
-type Place = Annotated[str, BeforeValidator(str), AfterValidator(file_place)]  # of a file
+# Of a file, or of a folder whose files have their usual names; in records as it is shown.
+type Place = Annotated[
+    str, BeforeValidator(str), AfterValidator(file_place), PlainSerializer(shown, when_used="json-unless-none")
+]
 
 
 def local_file(place: str) -> Path:
@@ -93,9 +100,8 @@ def local_file(place: str) -> Path:
 
 
 def copied_tags(url: str) -> dict[str, str]:
-    """What names the versions of the files that were copied from an address: by name, the tag that the store gave, or
-    the server on the web."""
-    return web_tags(url) if is_on_web(url) else _tags(_home(url) / LISTING)
+    """What names the versions of the files that were copied from an address: by name, the tag that the store gave."""
+    return _tags(_home(url) / LISTING)
 
 
 def _tags(listing: Path) -> dict[str, str]:

@@ -61,12 +61,14 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def check_url(url: str) -> str:
-    """The address without a slash at its end; raises `ConfigError` for one that no store of ours has."""
+def check_url(url: str, also: str = "") -> str:
+    """The address without a slash at its end; raises `ConfigError` for one that no store of ours has. `also`: other
+    addresses that the caller takes, for the message."""
     scheme, _, rest = url.partition("://")
     bucket, _, folder = rest.rstrip("/").partition("/")
     if scheme not in SCHEMES:
-        raise ConfigError(f"{url}: no storage of this kind; use {' or '.join(SCHEMES.values())}, or a path")
+        kinds = [*SCHEMES.values(), *filter(None, [also])]
+        raise ConfigError(f"{url}: no storage of this kind; use {' or '.join(kinds)}, or a path")
     if not bucket:
         raise ConfigError(f"{url}: no bucket; write it as {scheme}://BUCKET/FOLDER")
     if any(part in ("", ".", "..") for part in folder.split("/") if folder) or re.search(r"[?#\\\x00-\x1f]", rest):
@@ -74,9 +76,9 @@ def check_url(url: str) -> str:
     return f"{scheme}://{bucket}/{folder}".rstrip("/")
 
 
-def path_or_url(place: str) -> str:
+def path_or_url(place: str, also: str = "") -> str:
     """The place as it is, if it is a path; of an address, what `check_url` makes of it."""
-    return check_url(place) if is_url(place) else place
+    return check_url(place, also) if is_url(place) else place
 
 
 def local_folder(url: str, use: str) -> Path:

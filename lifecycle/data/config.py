@@ -8,10 +8,11 @@ rules (`quality.disable`) but not change these constants.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
 from lifecycle.core.config import Section
 from lifecycle.core.fetched import checked_place
+from lifecycle.core.web_address import shown
 
 Format = Literal["text", "markdown", "rst", "html", "code", "python_dict"]
 PiiKind = Literal["email", "ip", "phone", "card"]
@@ -31,7 +32,7 @@ class SourceConfig(Section):
     name: str = Field(min_length=1)
     # Relative to the working folder, or an address such as s3://BUCKET/FOLDER, on the web of one file; `${stdlib}` is
     # the running Python's standard library folder.
-    path: Annotated[str, AfterValidator(checked_place)]
+    path: Annotated[str, AfterValidator(checked_place), PlainSerializer(shown, when_used="json")]
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # a glob that matches a folder excludes everything below it
     format: Format | None = None  # None: by file name; for JSONL and Parquet: the format of the text in their rows

@@ -18,7 +18,8 @@ from typing import Any
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import copy_of, is_stored, local_copy, objects_at
 from lifecycle.core.store import StoredObject
-from lifecycle.core.web import is_on_web, web_file
+from lifecycle.core.web import web_file
+from lifecycle.core.web_address import is_on_web
 from lifecycle.data.config import DataConfig, SourceConfig
 
 FORMAT_OF_SUFFIX = {

@@ -15,7 +15,7 @@ from lifecycle.core.config import ConfigError, digest
 from lifecycle.core.fetched import local_copy, local_file
 from lifecycle.core.file_hashes import hash_files
 from lifecycle.core.store import is_url
-from lifecycle.core.web import is_on_web
+from lifecycle.core.web_address import is_on_web, shown
 from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.prompts import ShotTaskConfig
 from lifecycle.evals.tasks import TaskConfig, TaskRow, portable
@@ -57,7 +57,9 @@ def read_rows(task: TaskConfig, inputs: Mapping[str, Path]) -> TaskRows:
     scored = _chosen(task, _without_shots(task, usable))
     if len(scored) < 2:
         left = f" after {task.shots} for its prompts" if isinstance(task, ShotTaskConfig) and task.shots else ""
-        raise ConfigError(f"task {task.name!r}: {len(scored)} row(s) in {task.rows}{left}; a task needs at least two")
+        raise ConfigError(
+            f"task {task.name!r}: {len(scored)} row(s) in {shown(task.rows)}{left}; a task needs at least two"
+        )
     rows = _with_shots(task, scored, usable)
     return TaskRows(rows, skipped, _doubtful(task, rows), len(usable) + len(skipped))
 
@@ -157,8 +159,8 @@ def _with_shots(task: TaskConfig, scored: list[TaskRow], usable: list[TaskRow]) 
         shots = [row for row in others if row.id not in ids][: task.shots]
         if len(shots) < task.shots:
             raise ConfigError(
-                f"task {task.name!r}: shots={task.shots}, but shots_from={task.shots_from} has {len(shots)} row(s) "
-                "that are not scored"
+                f"task {task.name!r}: shots={task.shots}, but shots_from={shown(task.shots_from)} has {len(shots)} "
+                "row(s) that are not scored"
             )
     examples = [row.id for row in shots]
     return [TaskRow(digest([row.id, examples]), row.columns, row.where, tuple(shots)) for row in scored]

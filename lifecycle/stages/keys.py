@@ -13,6 +13,7 @@ from typing import Any
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import file_hashes, hash_files
+from lifecycle.core.web_address import shown
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.stages.config import RunConfig
@@ -69,7 +70,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
 def _content_of(place: str) -> str:
     path = local_file(place)
     if not path.is_file():
-        raise ConfigError(f"{place}: no such file; correct rows.chat or rows.pairs")
+        raise ConfigError(f"{shown(place)}: no such file; correct rows.chat or rows.pairs")
     return file_hashes(path.parent, [path.name])[path.name]
 
 

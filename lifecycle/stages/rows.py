@@ -9,6 +9,7 @@ from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.config import digest
 from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
+from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.stages import keys
@@ -37,7 +38,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             clean = [row for row in rows if _overlap(row, index) < config.decontamination.min_overlap]
             added = _add(kind, clean, out, config.rows.heldout_fraction, config.seed)
             stats[f"own_{kind}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}
-            stats[READ_FROM] = [*stats.get(READ_FROM, []), *files]
+            stats[READ_FROM] = [*stats.get(READ_FROM, []), *map(shown, files)]
     return Outcome(stats)
 
 

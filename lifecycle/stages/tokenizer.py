@@ -6,6 +6,7 @@ from pathlib import Path
 from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
+from lifecycle.core.web_address import shown
 from lifecycle.data.documents import Split, read_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
@@ -18,7 +19,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
     stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed)
     if config.tokenizer.path is not None:
-        stats[READ_FROM] = [config.tokenizer.path]
+        stats[READ_FROM] = [shown(config.tokenizer.path)]
     for name, model in config.models.items():
         try:
             model.with_vocab(stats["vocab_size"])

@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from lifecycle.core.config import ConfigError, Section
 from lifecycle.core.fetched import Place, is_stored, local_copy
 from lifecycle.core.files import write_text
-from lifecycle.core.web import is_on_web, web_file, web_folder
+from lifecycle.core.web import web_file, web_folder
+from lifecycle.core.web_address import WebAddress, is_on_web, shown
 from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
@@ -96,10 +97,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
 
 
 def tokenizer_at(place: str) -> Path:
-    """A tokenizer's folder or native file on this machine: its path, or the copy of what is at its address, which ends
-    in `.json` or `.model` if it is a file's. Raises `StoreError`."""
+    """A tokenizer's folder or native file on this machine: its path, or the copy of what is at its address, whose path
+    ends in `.json` or `.model` if it is a file's. Raises `StoreError`."""
     if is_on_web(place):
-        return web_file(place) if place.endswith(NATIVE) else web_folder(place, FILES)
+        return web_file(place) if WebAddress.of(place).path.endswith(NATIVE) else web_folder(place, FILES)
     return local_copy(place, lambda name: name in FILES or place.endswith(name)) if is_stored(place) else Path(place)
 
 
@@ -135,7 +136,9 @@ def _load_as(kind: str, path: Path, place: str) -> Tokenizer:
     tokenizer = load_tokenizer(path)
     loaded_kind = "sentencepiece" if isinstance(tokenizer, SentencePieceTokenizer) else "hf"
     if loaded_kind != kind:
-        raise ConfigError(f"tokenizer.path={place} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}")
+        raise ConfigError(
+            f"tokenizer.path={shown(place)} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}"
+        )
     return tokenizer
 
 

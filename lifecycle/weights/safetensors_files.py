@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +24,7 @@ from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.tensor_parts import read_bytes, read_part
 
 WEIGHTS = "model.safetensors"
+SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST_FILE_BYTES = 5_000_000_000  # the usual size of a shard
 LARGEST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -89,7 +90,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder of weights")
     if (path / INDEX).is_file():
-        files = [path / name for name in sorted(set(_weight_map(path).values()))]
+        files = [path / name for name in sorted(set(weight_map(path / INDEX).values()))]
         if missing := [file.name for file in files if not file.is_file()]:
             raise WeightsError(f"{path / INDEX} names missing files: {', '.join(missing)}; copy them too")
         return files
@@ -101,25 +102,32 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def weight_map(index: Path, source: str | None = None) -> dict[str, str]:
+    """Each tensor's file, as an index says. Raises `WeightsError`, which names `source` if that is given, for a damaged
+    index, and for one that names anything but safetensors files of its folder."""
+    source = source or str(index)
     try:
-        files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise TypeError("its weight_map does not map each tensor to a file")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / INDEX}: not an index of tensors ({error}); copy it again") from None
-    invalid = [name for name in files.values() if Path(name).name != name]
-    if invalid:
+        raise WeightsError(f"{source}: not an index of tensors ({error}); copy it again") from None
+    if invalid := [name for name in files.values() if not _is_plain(name)]:
         raise WeightsError(
-            f"{folder / INDEX}: {invalid[0]!r} is not the name of a file in the same folder; download the model again"
+            f"{source}: {invalid[0]!r} is not the name of a safetensors file in the same folder; download the model "
+            "again"
         )
     return files
+
+
+def _is_plain(name: str) -> bool:
+    return name.endswith(SUFFIX) and PurePath(name).name == name and name.isprintable()
 
 
 def _check_index(path: Path, entries: Mapping[str, Entry]) -> None:
     if not (path / INDEX).is_file():
         return
-    listed = _weight_map(path)
+    listed = weight_map(path / INDEX)
     wrong = [f"{name} is not in {file}" for name, file in listed.items()
              if name not in entries or entries[name].path.name != file]  # fmt: skip
     wrong += [f"{name} is in no line of it" for name in entries if name not in listed]

@@ -52,7 +52,7 @@ def test_a_model_at_an_address_gives_the_bundle_of_its_folder(
     assert recorded["source"] == address and all(recorded["tags"].values())
     assert {"config.json", "tokenizer.json", "model-2-of-2.safetensors"} <= recorded["tags"].keys()
     assert "pytorch_model.bin" not in recorded["tags"]
-    assert not (published_at(address) / "pytorch_model.bin").exists()
+    assert not (published_at(address)[0] / "pytorch_model.bin").exists()
 
 
 def test_a_gguf_file_a_tokenizer_and_a_template_may_be_at_addresses(
@@ -74,10 +74,70 @@ def test_a_gguf_file_a_tokenizer_and_a_template_may_be_at_addresses(
 
 def test_a_model_that_is_published_again_leaves_no_weights_of_the_earlier(model: Path, website: Website) -> None:
     address = website.add(model, "model")
-    assert {file.name for file in published_at(address).glob("*.safetensors")} >= {"model-1-of-2.safetensors"}
+    assert {file.name for file in published_at(address)[0].glob("*.safetensors")} >= {"model-1-of-2.safetensors"}
     del website.files[f"model/{INDEX}"]
     website.files[f"model/{WEIGHTS}"] = b"all in one"
-    assert [file.name for file in published_at(address).glob("*.safetensors")] == [WEIGHTS]
-    website.files[f"model/{INDEX}"] = json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}).encode()
-    with pytest.raises(ConfigError, match=r"index.json: names '../../elsewhere.safetensors', which is not a file of"):
-        published_at(address)
+    folder, origin = published_at(address)
+    assert [file.name for file in folder.glob("*.safetensors")] == [WEIGHTS]
+    assert origin is not None and WEIGHTS in origin.tags
+    assert not {INDEX, "model-1-of-2.safetensors"} & origin.tags.keys()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (b"{", "not an index of tensors"),
+        (b'{"weight_map": ["a"]}', "not an index of tensors"),
+        (b'{"weight_map": {"a": "x.safetensors"}}', "names x.safetensors, not to be found there"),
+        *(
+            (json.dumps({"weight_map": {"a": name}}).encode(), "is not the name of a safetensors file")
+            for name in ("..", "", "a\0.safetensors", "../../x.safetensors", "config.json")
+        ),
+    ],
+)
+@pytest.mark.parametrize("where", ["web", "store"])
+def test_an_index_that_is_wrong_is_named_by_its_address(
+    where: str, index: bytes, message: str, website: Website, in_memory: dict[str, MemoryStore]
+) -> None:
+    store, address = Store("gs://models/model"), f"{website.url}/model"
+    for name, content in {"config.json": b"{}", INDEX: index, "y.safetensors": b""}.items():
+        store.write(name, content)
+        website.files[f"model/{name}"] = content
+    shown = address if where == "web" else store.url
+    with pytest.raises(ValueError, match=rf"^{shown}/{INDEX}: .*{message}"):
+        published_at(f"{address}?token=1" if where == "web" else shown)
+
+
+@pytest.mark.parametrize(
+    ("objects", "copied"),
+    [
+        (("config.json", INDEX, "model-1.safetensors", "consolidated.safetensors", "a.gguf", "b.gguf"),
+         {"config.json", INDEX, "model-1.safetensors"}),
+        (("config.json", WEIGHTS, "other.safetensors"), {"config.json", WEIGHTS}),
+        (("config.json", "a.safetensors", "b.safetensors"), {"config.json", "a.safetensors", "b.safetensors"}),
+        (("config.json", "a.gguf", "read.me"), {"a.gguf"}),
+        (("read.me",), set()),
+    ],
+)  # fmt: skip
+def test_of_a_folder_in_a_store_one_form_is_copied(
+    objects: tuple[str, ...], copied: set[str], website: Website, in_memory: dict[str, MemoryStore]
+) -> None:
+    for name in objects:
+        Store("gs://models/model").write(name, b'{"weight_map": {"a": "model-1.safetensors"}}')
+    folder, origin = published_at("gs://models/model")
+    assert {file.name for file in folder.iterdir()} == copied
+    assert origin is not None and origin.tags.keys() == copied
+
+
+def test_of_several_gguf_files_in_a_store_none_is_copied(website: Website, in_memory: dict[str, MemoryStore]) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        Store("gs://models/model").write(name, b"")
+    with pytest.raises(ConfigError, match=r"^gs://models/model: 2 GGUF files; .*: a.gguf, b.gguf"):
+        published_at("gs://models/model")
+
+
+def test_a_bundle_s_manifest_has_no_query(tmp_path: Path, website: Website) -> None:
+    website.files["tiny.gguf"] = TINY.read_bytes()
+    import_model(f"{website.url}/tiny.gguf?X-Amz-Signature=SECRET", tmp_path / "out")
+    assert open_artifact(tmp_path / "out").manifest.config["source"] == f"{website.url}/tiny.gguf"
+    assert "SECRET" not in (tmp_path / "out/manifest.json").read_text()

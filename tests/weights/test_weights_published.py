@@ -295,7 +295,7 @@ def test_an_index_must_fit_its_files(llama_params: Params, tmp_path: Path) -> No
     with pytest.raises(WeightsError, match=rf"does not fit its files:\n  {name} is not in "):
         load_weights(LLAMA, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {name: "../" + file}}))
-    with pytest.raises(WeightsError, match=r"is not the name of a file in the same folder"):
+    with pytest.raises(WeightsError, match=r"is not the name of a safetensors file in the same folder"):
         load_weights(LLAMA, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps(index))
     (tmp_path / file).unlink()
