@@ -1,9 +1,9 @@
 """Local copies of folders and files in object storage, for what reads files: data sources, rows, tokenizers and models;
 those of the web are in `web.py`.
 
-A copy is in the user's cache. What must hold: after `local_copy` its wanted files are those of the listing; an object
-whose tag has changed is read again, one that is gone is removed. One that is not wanted stays: another source at the
-same address may want it.
+A copy is in the user's cache. What must hold: after `local_copy` its wanted files are those of the listing, or what
+took an object's place while it was read, as a log that grows; an object whose tag has changed is read again, one that
+is gone is removed. One that is not wanted stays: another source at the same address may want it.
 """
 
 import json
@@ -113,24 +113,22 @@ def _bring_up_to_date(listed: Listed, names: Iterable[str], folder: Path, listin
     known = _tags(listing)
     for gone in known.keys() - objects.keys():
         (folder / gone).unlink(missing_ok=True)
-    new = {
-        name: objects[name].tag
-        for name in names
-        if known.get(name) != objects[name].tag or not _has(folder / name, objects[name])
-    }
+    new = [name for name in names if known.get(name) != objects[name].tag or not _has(folder / name, objects[name])]
     kept = {name: tag for name, tag in known.items() if name in objects and name not in new}
     if kept == known and not new:
         return
     write_text(listing, json.dumps(kept))
 
-    def one(name: str) -> None:
+    def one(name: str) -> str:
         store.download(name, folder / name)
-        if not _has(folder / name, objects[name]):
+        found = objects[name] if _has(folder / name, objects[name]) else store.head(name)
+        if found is None or not _has(folder / name, found):
             raise StoreError(f"{store.url}/{name}: changed while it was read; run again")
+        return found.tag
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(one, new))
-    write_text(listing, json.dumps(kept | new))
+        tags = dict(zip(new, pool.map(one, new), strict=True))
+    write_text(listing, json.dumps(kept | tags))
 
 
 def _has(file: Path, found: StoredObject) -> bool:
