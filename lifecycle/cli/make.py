@@ -36,19 +36,24 @@ def start_jax(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def make(config: RunConfig, targets: Iterable[str], words: Iterable[str]) -> None:
-    """Brings the targets up to date and prints their folders; `words`: the config's path and settings as given."""
+def make(
+    config: RunConfig, targets: Iterable[str], words: Iterable[str], takes_over: bool = True
+) -> dict[str, Artifact]:
+    """Brings the targets up to date, prints their folders and returns them, in one process of a job; `words`: the
+    config's path and settings as given; `takes_over` as in `bring_up_to_date`."""
     targets = tuple(targets)
     same = {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
     distributed.start(same)  # before `is_writer` is asked
     console = Console(emoji=False)  # an answer's `:x:` is text
     with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:  # one process speaks
-        artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder))
+        artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder), takes_over)
     if not distributed.is_writer():
-        return
-    console.print(_summary({name: artifacts[name] for name in targets}))
+        return {}
+    made = {name: artifacts[name] for name in targets}
+    console.print(_summary(made))
     if "report" in targets:
         _say_what_next(console, artifacts["report"], shlex.join(words))
+    return made
 
 
 def _summary(artifacts: dict[str, Artifact]) -> Table:

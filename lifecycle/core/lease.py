@@ -51,7 +51,11 @@ class LeaseError(ConfigError):
 
 
 class InUse(LeaseError):
-    """Another process owned the folder when this one asked for it."""
+    """Another process owned the folder when this one asked for it; `owner`: the folder, and who."""
+
+    def __init__(self, owner: str, fix: str) -> None:
+        super().__init__(f"{owner}; {fix}")
+        self.owner = owner
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,14 @@ class Owner:
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
     @property
+    def is_here(self) -> bool:
+        """Whether the process is, or was, one of this machine."""
+        return self.kernel == _kernel()
+
+    @property
     def is_dead(self) -> bool:
         """Whether the process has certainly ended; unknown, and so False, on another machine."""
-        if self.kernel != _kernel():
+        if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -90,13 +99,33 @@ class Owner:
         return False
 
 
-def is_owned_here(store: Store) -> bool:
-    """Whether a process of this machine owns the folder in a store."""
+@dataclass(frozen=True)
+class Found:
+    """A lease in a store: who owns the folder (None: it was given up), for how long without renewal, and the object."""
+
+    owner: Owner | None
+    duration_s: float
+    stored: StoredObject
+
+
+def find_lease(store: Store) -> Found | None:
+    """The lease of a folder in a store; None if there is none. Raises `StoreError` for an object that is no lease."""
     try:
-        owner = json.loads(store.read(LEASE))["owner"]
+        content, stored = store.read_tagged(LEASE)
     except Missing:
-        return False
-    return owner is not None and owner["kernel"] == _kernel() and not Owner(**owner).is_dead
+        return None
+    try:
+        lease = json.loads(content)
+        owner = None if lease["owner"] is None else Owner(**lease["owner"])
+        return Found(owner, float(lease.get("duration_s", 0.0)), stored)
+    except (ValueError, TypeError, KeyError):
+        raise StoreError(f"{store.url}/{LEASE}: not a lease; if no job uses this run, delete it") from None
+
+
+def is_owned_here(store: Store) -> bool:
+    """Whether a process of this machine owns the folder in a store. Raises `StoreError`."""
+    found = find_lease(store)
+    return found is not None and found.owner is not None and found.owner.is_here and not found.owner.is_dead
 
 
 @contextmanager
@@ -109,10 +138,8 @@ def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Iterator[None
             time.sleep(0.1)
         if not is_ours:
             file.seek(0)
-            raise InUse(
-                f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it, or set name=NAME to "
-                "start another run"
-            )
+            owner = f"{folder}: in use by {file.read().strip() or 'another process'}"
+            raise InUse(owner, "wait for it, or set name=NAME to start another run")
         file.truncate(0)
         file.write(f"{Owner.me()}\n")
         file.flush()
@@ -128,10 +155,14 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 class Lease:
-    """The ownership of a store's folder, held while `holding` runs. An owner that is alive is waited for `wait_s`."""
+    """The ownership of a store's folder, held while `holding` runs. An owner that is alive is waited for `wait_s`; one
+    that may be, because it has not renewed its lease, keeps it unless this process `takes_over`."""
 
-    def __init__(self, store: Store, progress: Progress, duration_s: float = DURATION_S, wait_s: float = 0.0) -> None:
-        self._wait_s = wait_s
+    def __init__(
+        self, store: Store, progress: Progress, duration_s: float = DURATION_S, wait_s: float = 0.0, *,
+        takes_over: bool = True,
+    ) -> None:  # fmt: skip
+        self._wait_s, self._takes_over = wait_s, takes_over
         self.owner = Owner.me()
         self._store, self._progress, self._duration_s = store, progress, duration_s
         self._stored: Any = None  # the version of the lease that this process wrote last
@@ -168,29 +199,37 @@ class Lease:
                 return
             except Changed:
                 pass
-            found = self._found()
+            found = find_lease(self._store)
             if self._adopt(found):
                 return
             if found is None:
                 continue
-            owner, duration_s, stored = found
-            is_free = owner is None or owner.is_dead or self._age(stored) > duration_s
-            if is_free:
-                if self._take_over(owner, stored):
+            if self._is_free(found):
+                if self._take_over(found):
                     return
                 continue
-            assert owner is not None
             if seen is None:
-                self._progress.note(f"{self._store.url}: owned by {owner}; seeing whether it is alive")
-            elif seen != stored.tag and _now() >= deadline:
+                self._progress.note(f"{self._store.url}: owned by {found.owner}; seeing whether it is alive")
+            elif seen != found.stored.tag and _now() >= deadline:
                 fix = "try again later" if self._wait_s else "wait for it, or set name=NAME to start another"
-                raise InUse(f"{self._store.url}: owned by {owner}; {fix}")
-            seen = stored.tag
+                raise InUse(f"{self._store.url}: owned by {found.owner}", fix)
+            seen = found.stored.tag
             time.sleep(self._duration_s / RENEWALS / 4)
 
-    def _take_over(self, owner: Owner | None, stored: StoredObject) -> bool:
+    def _is_free(self, found: Found) -> bool:
+        """Whether the lease may be taken; raises `InUse` for one that has expired, if this process takes none over."""
+        if found.owner is None or found.owner.is_dead:
+            return True
+        has_expired = self._age(found.stored) > found.duration_s
+        if has_expired and not self._takes_over:
+            owner = f"{self._store.url}: owned by {found.owner}, which has not renewed its lease"
+            raise InUse(owner, "if it has ended, `lifecycle run` takes the run over")
+        return has_expired
+
+    def _take_over(self, found: Found) -> bool:
+        owner = found.owner
         try:
-            self._written(self._store.replace(LEASE, self._content(), stored.version))
+            self._written(self._store.replace(LEASE, self._content(), found.stored.version))
         except Changed:  # renewed, or taken by another contender
             return False
         if owner is not None:
@@ -217,21 +256,26 @@ class Lease:
             try:
                 self._written(self._store.replace(LEASE, self._content(), self._stored))
             except (Changed, Missing):
-                found = self._found()
+                found = find_lease(self._store)
                 if self._adopt(found):
                     return
-                by = "nobody" if found is None or found[0] is None else str(found[0])
+                owner = None if found is None else found.owner
+                since = (
+                    f"now owned by {owner}; the run goes on in that process"
+                    if owner
+                    else "which another took over and gave up again; start the run again"
+                )
                 self._lost = LeaseError(
-                    f"{self._store.url}: this process lost its lease, now owned by {by}; it writes nothing more "
-                    "there, and the run goes on in the other process"
+                    f"{self._store.url}: this process lost its lease, {since}; here nothing more is written there",
+                    is_lost=owner is None,
                 )
 
-    def _adopt(self, found: tuple[Owner | None, float, StoredObject] | None) -> bool:
+    def _adopt(self, found: Found | None) -> bool:
         """Whether what is in the store is ours: of a write that was repeated because its answer was lost, and refused
         then. Its version is the one to replace."""
-        if found is None or found[0] is None or found[0].process != self.owner.process:
+        if found is None or found.owner is None or found.owner.process != self.owner.process:
             return False
-        self._written(found[2].version)
+        self._written(found.stored.version)
         return True
 
     def _release(self) -> None:
@@ -243,19 +287,6 @@ class Lease:
                 self._store.replace(LEASE, json.dumps({"owner": None}).encode(), self._stored)
             except StoreError as error:
                 self._progress.note(f"the lease is left to expire: {error}")
-
-    def _found(self) -> tuple[Owner | None, float, StoredObject] | None:
-        """The owner in the store (None: it is free), its lease's duration, and the object; None if there is none."""
-        try:
-            content, stored = self._store.read_tagged(LEASE)
-        except Missing:
-            return None
-        try:
-            lease = json.loads(content)
-            owner = None if lease["owner"] is None else Owner(**lease["owner"])
-            return owner, float(lease.get("duration_s", 0.0)), stored
-        except (ValueError, TypeError, KeyError):
-            raise StoreError(f"{self._store.url}/{LEASE}: not a lease; if no job uses this run, delete it") from None
 
     def _age(self, stored: StoredObject) -> float:
         self._store.write(CLOCK, self.owner.process.encode())

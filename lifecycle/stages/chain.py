@@ -87,18 +87,20 @@ def fetch_finished(config: RunConfig) -> None:
 
 
 def bring_up_to_date(
-    config: RunConfig, targets: Iterable[str], progress: Progress, prepare: Callable[[], None] = lambda: None
-) -> dict[str, Artifact]:
+    config: RunConfig, targets: Iterable[str], progress: Progress, prepare: Callable[[], None] = lambda: None,
+    takes_over: bool = True,
+) -> dict[str, Artifact]:  # fmt: skip
     """Makes the missing artifacts of the targets and of the stages that they need; returns all of them by stage.
 
-    `prepare` is called once, before the first stage that runs, if any does.
+    `prepare` is called once, before the first stage that runs, if any does. `takes_over`: from an owner that has not
+    renewed its lease. Raises `InUse` if another process makes the run.
     """
     targets = tuple(targets)
     stages = needed(build_graph(config), targets)
     done: dict[str, Artifact] = {}
     is_prepared = False
     with ExitStack() as opened:
-        artifacts = opened.enter_context(owned(config, progress)) if is_writer() else LocalArtifacts()
+        artifacts = opened.enter_context(owned(config, progress, takes_over)) if is_writer() else LocalArtifacts()
         if config.store_url is None:
             require_shared(config.folder)
         elif apart := look_for_shared(config.folder):

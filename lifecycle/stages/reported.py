@@ -44,14 +44,14 @@ def report_so_far(config: RunConfig) -> Report:
     is finished."""
     read_registry(config)
     found = states(config, ("report",))
+    if not any(state.artifact for state in found):
+        raise ConfigError(f"{config.store_url or config.folder}: no stage is finished yet; `lifecycle watch` shows it")
     folder = _readable_folder(config, [state.artifact for state in found if state.artifact is not None])
     artifacts = {
         state.stage.name: replace(state.artifact, path=folder / state.artifact.path.name)
         for state in found
         if state.artifact is not None
     }
-    if not artifacts:
-        raise ConfigError(f"{config.store_url or config.folder}: no stage is finished yet; `lifecycle watch` shows it")
     open_names = {state.draft.final_path.name for state in found if state.draft and state.artifact is None}
     going_on = [stage for stage in watched_stages(folder) if stage.folder.name.removesuffix(".partial") in open_names]
     trained, model = list(trained_stages(config, artifacts)), config.model_of(config.exported)

@@ -6,14 +6,14 @@ registry, one SQLite file, lives in the local folder and is copied to the store 
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.file_hashes import FileHashes
-from lifecycle.core.lease import RETRY_S, Lease, LeaseError, locked
+from lifecycle.core.lease import RETRY_S, InUse, Lease, LeaseError, locked
 from lifecycle.core.periodic import repeated
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.published import PublishedArtifacts, lacking
@@ -148,14 +148,15 @@ def readable(config: RunConfig) -> Artifacts:
 
 
 @contextmanager
-def owned(config: RunConfig, progress: Progress) -> Iterator[Artifacts]:
-    """The run's artifacts, this process being the only one that makes them; raises `LeaseError` naming the owner."""
+def owned(config: RunConfig, progress: Progress, takes_over: bool = True) -> Iterator[Artifacts]:
+    """The run's artifacts, this process being the only one that makes them; raises `InUse` naming the owner, also if
+    its lease has expired, unless this process `takes_over`."""
     config.folder.mkdir(parents=True, exist_ok=True)
     with locked(config.folder):
         if config.store_url is None:
             yield LocalArtifacts(progress)
             return
-        lease = Lease(Store(config.store_url, retry_s=RETRY_S), progress)
+        lease = Lease(Store(config.store_url, retry_s=RETRY_S), progress, takes_over=takes_over)
         with lease.holding():
             read_registry(config)
             if RegistryCopy(Store(config.store_url), config.registry_path).is_changed:
@@ -167,14 +168,19 @@ def owned(config: RunConfig, progress: Progress) -> Iterator[Artifacts]:
 @contextmanager
 def changing_registry(config: RunConfig, progress: Progress) -> Iterator[None]:
     """Around a change of the registry. With a store it needs the registry's own lease, which a run holds only while it
-    registers; without, SQLite is enough."""
+    registers; without, SQLite is enough. Raises `LeaseError`, no `InUse`: the run may be nobody's."""
     if config.store_url is None:
         yield
         return
     config.folder.mkdir(parents=True, exist_ok=True)
     lease = Lease(Store(config.store_url, retry_s=RETRY_S).below(REGISTRY), progress, wait_s=REGISTRY_WAIT_S)
     copy = RegistryCopy(Store(config.store_url), config.registry_path, lease.require)
-    with lease.holding(), locked(config.folder, REGISTRY_LOCK, LOCK_WAIT_S):
+    with ExitStack() as held:
+        try:
+            held.enter_context(lease.holding())
+            held.enter_context(locked(config.folder, REGISTRY_LOCK, LOCK_WAIT_S))
+        except InUse as error:
+            raise LeaseError(f"{error.owner}, which changes the registry; try again later") from None
         copy.pull()
         try:
             yield

@@ -81,7 +81,7 @@ def test_the_program_restarts_before_it_imports_anything_heavy() -> None:
 def test_only_the_writing_process_of_a_job_reports(
     is_writer: bool, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work(config: RunConfig, targets: object, progress: Progress, prepare: object) -> dict[str, Artifact]:
+    def work(config: RunConfig, targets: object, progress: Progress, *_: object) -> dict[str, Artifact]:
         progress.note("a note")
         return {}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
 from lifecycle.core import lease as leases
-from lifecycle.core.lease import CLOCK, LEASE, Lease, LeaseError, Owner, locked
+from lifecycle.core.lease import CLOCK, LEASE, InUse, Lease, LeaseError, Owner, find_lease, is_owned_here, locked
 from lifecycle.core.progress import Silent
 from lifecycle.core.stopping import LOST_STATUS, failure_status
 from lifecycle.core.store import Store, StoreError
@@ -81,6 +82,46 @@ def test_an_expired_lease_is_taken_over_and_its_owner_named(
     with Lease(store, told, SHORT_S).holding():
         pass
     assert any(f"taken over from {gone.owner}" in note for note in told.notes)
+
+
+def test_an_expired_lease_is_left_to_its_owner_by_who_takes_none_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = memory()
+    owner = Lease(store, Silent(), SHORT_S)
+    owner._take()
+    monkeypatch.setattr(leases, "_kernel", lambda: "another")
+    monkeypatch.setattr(Lease, "_age", lambda lease, stored: SHORT_S * 2)  # the owner is cut off from the store
+    refused = pytest.raises(
+        InUse, match=rf"owned by {re.escape(str(owner.owner))}, which has not renewed its lease; if it has ended"
+    )
+    with refused, Lease(store, Silent(), SHORT_S, takes_over=False).holding():
+        raise AssertionError("two owners")
+    owner._renew()
+    owner.require()
+    owner._release()
+    with Lease(store, Silent(), SHORT_S, takes_over=False).holding():  # given up
+        pass
+
+
+def test_an_owner_whose_lease_nobody_has_now_says_to_start_again() -> None:
+    store = memory()
+    lost = Lease(store, Silent(), SHORT_S)
+    lost._take()
+    store.write(LEASE, json.dumps({"owner": None}).encode())
+    lost._renew()
+    with pytest.raises(LeaseError, match="another took over and gave up again; start the run again") as raised:
+        lost.require()
+    assert failure_status(raised.value) == LOST_STATUS
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"null", b'{"owner": {"kernel": "k"}}', b'{"owner": {"kernel": "k", "more": 1}}']
+)
+def test_what_is_no_lease_is_named(content: bytes) -> None:
+    store = memory()
+    store.write(LEASE, content)
+    for ask in (is_owned_here, find_lease):
+        with pytest.raises(StoreError, match=r"/lease.json: not a lease; if no job uses this run, delete it"):
+            ask(store)
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for() -> None:
@@ -181,9 +222,9 @@ def test_of_any_number_of_contenders_one_owns(count: int, order: object) -> None
     store = memory()
     store.write(LEASE, json.dumps({"owner": None}).encode())
     contenders = [Lease(store, Silent()) for _ in range(count)]
-    seen = [(lease, lease._found()) for lease in contenders]
+    seen = [(lease, find_lease(store)) for lease in contenders]
     order.shuffle(seen)  # type: ignore[attr-defined]
-    won = [lease for lease, found in seen if found is not None and lease._take_over(found[0], found[2])]
+    won = [lease for lease, found in seen if found is not None and lease._take_over(found)]
     assert len(won) == 1 and json.loads(store.read(LEASE))["owner"]["process"] == won[0].owner.process
 
 

@@ -8,7 +8,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from lifecycle.cli.report import report
-from lifecycle.core.config import load_config
+from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.lease import Lease, LeaseError, locked
 from lifecycle.core.progress import Silent
 from lifecycle.core.store import Store
@@ -17,6 +17,8 @@ from lifecycle.report.blocks import Table
 from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.reported import report_so_far
+from lifecycle.stages.storage import changing_registry
+from tests.artifacts import MakeArtifact
 
 MODEL = {"vocab_size": 264, "d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
          "head_dim": 16, "max_seq_len": 128}  # fmt: skip
@@ -110,8 +112,66 @@ def test_a_local_run_is_reported_while_it_trains_and_needs_a_finished_stage(run_
     ]
 
 
+def test_a_report_takes_no_run_from_an_owner_that_does_not_answer(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    monkeypatch.setattr(Lease.__init__, "__defaults__", (0.6, 0.0))
+    monkeypatch.setattr(Lease, "_age", lambda lease, stored: 100.0)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(RunConfig, run_file)
+    bring_up_to_date(config, ("tokenizer", "rows"), Silent())
+    owner = Lease(Store("s3://bucket/runs/tuned"), Silent())
+    owner.owner = replace(owner.owner, kernel="another")
+    owner._take()
+    report(run_file)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "which has not renewed its lease: this is what the run has so far tuned-so-far.html" in said
+    assert "Not finished: chat" in (tmp_path / "tuned-so-far.html").read_text()
+    owner._renew()
+    owner.require()
+
+
+def test_a_registry_that_another_process_changes_is_not_the_run(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    monkeypatch.setattr(Lease.__init__, "__defaults__", (0.6, 0.0))
+    monkeypatch.setattr("lifecycle.stages.storage.REGISTRY_WAIT_S", 0.1)
+
+    def registering(config: RunConfig, *_: object, **__: object) -> None:
+        with changing_registry(config, Silent()):
+            pass
+
+    monkeypatch.setattr("lifecycle.cli.report.make", registering)
+    owner = Lease(Store("s3://bucket/runs/tuned/registry"), Silent())
+    owner.owner = replace(owner.owner, kernel="another")
+    refused = pytest.raises(LeaseError, match=r"tuned/registry: owned by .*, which changes the registry; try again")
+    with owner.holding(), refused:
+        report(run_file, out=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_is_written_where_it_is_asked_for(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_artifact: MakeArtifact
+) -> None:
+    made = make_artifact("report", {"report.html": "<html>whole</html>"})
+    monkeypatch.setattr("lifecycle.cli.report.make", lambda *_, **__: {"report": made})
+    report(run_file, out=tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == "<html>whole</html>"
+
+
+def test_a_run_with_nothing_in_its_store_has_no_stage(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    with pytest.raises(ConfigError, match="s3://bucket/runs/tuned: no stage is finished yet; `lifecycle watch`"):
+        report_so_far(load_config(RunConfig, run_file))
+
+
 def test_a_lost_lease_is_no_report(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: object) -> None:
+    def lost(*_: object, **__: object) -> None:
         raise LeaseError("lost its lease")
 
     monkeypatch.setattr("lifecycle.cli.report.make", lost)
