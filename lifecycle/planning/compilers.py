@@ -26,6 +26,7 @@ class Compiler(ABC):
     libraries: tuple[str, ...]  # distributions whose versions determine what it compiles to
     options: Mapping[str, str]  # without which it does not compile for devices that are not here
     usable_share: float  # of a device's memory, what a process takes unless it is told otherwise
+    highest_share: float  # what it can be told to take
     shapes: str  # that it knows, in words
 
     @property
@@ -64,7 +65,7 @@ class TpuCompiler(Compiler):
     name, module, extra = "the TPU compiler (libtpu)", "libtpu", "tpu"
     libraries = ("jax", "jaxlib", "libtpu")
     options: Mapping[str, str] = {}
-    usable_share = 1.0
+    usable_share = highest_share = 1.0
     shapes = "sides of 1, 2 or multiples of 4 as a rule"
 
     def describe(self, chip: Chip, shape: tuple[int, ...], num_slices: int, wrap: tuple[bool, ...]) -> list[Any]:
@@ -149,6 +150,7 @@ class GpuCompiler(Compiler):
     libraries = ("jax", "jaxlib", "jax-cuda13-pjrt")
     options: Mapping[str, str] = {"xla_gpu_autotune_level": "0"}  # there is no device to tune on
     usable_share = 0.75  # XLA_PYTHON_CLIENT_MEM_FRACTION's default (docs.jax.dev, "GPU memory allocation")
+    highest_share = 0.95  # the rest is for the process's context and NCCL
     shapes = f"whole nodes of {GPUS_PER_NODE} GPUs, or a part of one"
 
     def describe(self, chip: Chip, shape: tuple[int, ...], num_slices: int, wrap: tuple[bool, ...]) -> list[Any]:

@@ -32,16 +32,22 @@ class DeviceMemory:
     hbm_bytes: int
     host_bytes: int  # host memory that holds this device's offloaded arrays
     usable_share: float = 1.0  # of the device's memory, what a process takes unless it is told otherwise
+    highest_share: float = 1.0  # what it can be told to take
 
     @property
     def share(self) -> float:
-        """The peak as a share of the device's memory; above 1, the program does not fit."""
+        """The peak as a share of the device's memory."""
         return self.peak_bytes / self.hbm_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether a process can take what the program needs."""
+        return self.share <= self.highest_share
 
     @property
     def needs_setting(self) -> bool:
         """Whether the program fits only if the process is told to take more than it does by default."""
-        return self.usable_share < self.share <= 1
+        return self.fits and self.share > self.usable_share
 
 
 def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip) -> DeviceMemory:
@@ -59,6 +65,7 @@ def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip
         hbm_bytes=chip.hbm_bytes,
         host_bytes=compilation.host_bytes,
         usable_share=compiler_of(chip).usable_share,
+        highest_share=compiler_of(chip).highest_share,
     )
 
 

@@ -16,7 +16,6 @@ from lifecycle.planning.programs.plan import ProgramPlan
 from lifecycle.planning.topology import parse_topology
 
 BAR_WIDTH = 60
-HIGHEST_FRACTION = 0.95  # of a GPU's memory: the rest is for the process's context and NCCL
 PARTS = (  # name, field, colour
     ("parameters", "parameters_bytes", "blue"),
     ("optimizer", "optimizer_bytes", "cyan"),
@@ -73,10 +72,11 @@ def memory_picture(memory: DeviceMemory) -> RenderableType:
         table.add_row(Text(name, style=colour), gigabytes(size), f"{size / memory.hbm_bytes:.1%}")
     bar.append("░" * max(0, BAR_WIDTH + 2 - len(bar)), style="dim")
     table.add_row("peak", gigabytes(memory.peak_bytes), f"{memory.share:.1%}")
-    verdict = "fits" if memory.share <= 1 else "does not fit"
-    table.add_row(Text(verdict, style="bold green" if memory.share <= 1 else "bold red"), gigabytes(memory.hbm_bytes))
+    verdict, style = ("fits", "bold green") if memory.fits else ("does not fit", "bold red")
+    most = "" if memory.highest_share == 1 else f"of which a process takes {memory.highest_share:.0%} at most"
+    table.add_row(Text(verdict, style=style), gigabytes(memory.hbm_bytes), most)
     if memory.needs_setting:
-        fraction = min(HIGHEST_FRACTION, memory.share + 0.05)
+        fraction = min(memory.highest_share, memory.share + 0.05)
         setting = f"set XLA_PYTHON_CLIENT_MEM_FRACTION={fraction:.2f} in the job's environment"
         table.add_row("what JAX takes", f"{memory.usable_share:.0%}", Text(setting, style="yellow"))
     if memory.host_bytes:

@@ -118,7 +118,7 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
         section=program.section,
         options=dict(options),
         versions=versions(topology.compiler),
-        fits=memory is not None and memory.share <= 1,
+        fits=memory is not None and memory.fits,
         needs_bytes=compilation.peak_bytes,
         memory=memory,
         estimate=estimate,

@@ -70,6 +70,12 @@ def test_a_program_that_needs_more_than_a_process_takes_by_default_says_what_to_
     assert row(text, "what JAX takes") == (
         "what JAX takes 75% set XLA_PYTHON_CLIENT_MEM_FRACTION=0.85 in the job's environment"
     )
+    gpu = replace(gpu, highest_share=0.95)
+    for share, verdict in ((0.94, "fits"), (0.96, "does not fit"), (1.01, "does not fit")):
+        near = replace(gpu, hbm_bytes=round(gpu.peak_bytes / share))
+        text = printed(memory_picture(near))
+        assert row(text, verdict).endswith("of which a process takes 95% at most")
+        assert near.fits == ("MEM_FRACTION=0.95" in text) == (verdict == "fits")
     for enough in (replace(gpu, hbm_bytes=30 * GB), replace(gpu, hbm_bytes=19 * GB), MEMORY):
         assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in printed(memory_picture(enough))
 
