@@ -69,5 +69,10 @@ def test_a_gather_is_hidden_behind_what_is_scheduled_beside_it(program: Program)
     assert times.compute_s == pytest.approx(program.cycles / H100.clock_hz)
 
 
-def test_the_shares_of_the_peak_are_stated(program: Program) -> None:
-    assert f"{PRODUCT_SHARE:.0%} of the peak ({NARROW_SHARE:.0%} of 8-bit values)" in program.cost.source
+def test_the_shares_of_the_peak_that_products_reach_are_stated(program: Program) -> None:
+    large = Program(parse_module(TEXT.replace("512", "32768").replace("[256,", "[16384,")), roofline(H100))
+    reached = {
+        name: 64**2 * PRODUCT / peak * H100.clock_hz / cycles(large, name)
+        for name, peak in (("wide", H100.bf16_flops), ("narrow", H100.int8_ops or 0.0))
+    }
+    assert f"{reached['wide']:.0%} of the peak ({reached['narrow']:.0%} of 8-bit values)" in program.cost.source
