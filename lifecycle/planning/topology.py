@@ -19,7 +19,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import AXES, MeshConfig, require_replicas_per_slice
 from lifecycle.parallel.mesh import mesh_over_devices
 from lifecycle.planning.chips import GPUS_PER_NODE, Chip, find_chip
-from lifecycle.planning.compilers import TPU_COMPILER, Compiler, compiler_of
+from lifecycle.planning.compilers import Compiler, compiler_of
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -114,11 +114,6 @@ def prepare() -> None:
 
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")  # setting JAX_PLATFORMS is too late: JAX read it on import
-
-
-def has_compiler(compiler: Compiler = TPU_COMPILER) -> bool:
-    """Whether a compiler's library is installed."""
-    return compiler.is_installed
 
 
 @cache

@@ -15,8 +15,9 @@ from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import num_params
 from lifecycle.model.params import parameters
+from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.estimate.work import decode_work, prefill_work
-from lifecycle.planning.topology import has_compiler, parse_topology, prepare
+from lifecycle.planning.topology import parse_topology, prepare
 from lifecycle.stages.config import RunConfig
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -46,7 +47,7 @@ def test_a_serving_mesh_that_is_not_the_topology_is_rejected(tmp_path: Path, wor
 
 
 @pytest.mark.aot
-@pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")
+@pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     ("name", "words"),
     [("v5e:1x1", ()), ("v5e:2x2", ("model.num_kv_heads=2", "serve.mesh.tensor=2", "serve.mesh.fsdp=2"))],

@@ -26,7 +26,8 @@ from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
+from lifecycle.planning.compilers import TPU_COMPILER
+from lifecycle.planning.topology import mesh_over, parse_topology, prepare
 
 DTYPES: dict[str, tuple[Any, Any]] = {
     "int8": (np.int8, np.int8),
@@ -149,7 +150,7 @@ def test_compilers_see_products_of_8_bit_values(precision: str, platform: str, p
 
 @pytest.mark.long
 @pytest.mark.aot
-@pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: uv sync --extra tpu")
+@pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
 def test_a_v5e_multiplies_8_bit_values_at_twice_the_rate_and_gathers_them_as_they_are() -> None:
     """The products of a matrix cut by rows and of one cut by columns, with their gradients, compiled for 64 chips."""
     prepare()

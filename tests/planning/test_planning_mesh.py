@@ -14,10 +14,11 @@ from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.topology import devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
+from lifecycle.planning.compilers import TPU_COMPILER
+from lifecycle.planning.topology import devices, mesh_of_one, mesh_over, parse_topology, prepare
 from tests.planning import small_programs
 
-pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]
+pytestmark = [pytest.mark.aot, pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")]
 
 
 @pytest.fixture(scope="module", autouse=True)

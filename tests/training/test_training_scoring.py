@@ -14,7 +14,8 @@ from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
-from lifecycle.planning.topology import has_compiler, mesh_over, parse_topology, prepare
+from lifecycle.planning.compilers import TPU_COMPILER
+from lifecycle.planning.topology import mesh_over, parse_topology, prepare
 from lifecycle.testing.families import random_params
 from lifecycle.training.scoring import RowShapes, _pack, document_nats, loglikelihoods, logprobs, measured_rows
 
@@ -102,7 +103,7 @@ def test_rows_are_cut_evenly_and_few_lengths_are_compiled_for_accelerators() -> 
 
 
 @pytest.mark.aot
-@pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")
+@pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     "axes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"context": 4}, {"stage": 2, "fsdp": 2}], ids=str
 )

@@ -16,13 +16,14 @@ from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import parse_module
 from lifecycle.planning.compiled.program import Program
+from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.estimate.work import Work
 from lifecycle.planning.programs.lowering import PlannedProgram
 from lifecycle.planning.programs.plan import ProgramPlan, plan_program
-from lifecycle.planning.topology import Topology, devices, has_compiler, mesh_of_one, mesh_over, parse_topology, prepare
+from lifecycle.planning.topology import Topology, devices, mesh_of_one, mesh_over, parse_topology, prepare
 from tests.planning.small_programs import HIDDEN, LAYERS, WIDTH, layers_flops, lower_layers
 
-pytestmark = [pytest.mark.aot, pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")]
+pytestmark = [pytest.mark.aot, pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")]
 
 
 @pytest.fixture(autouse=True)

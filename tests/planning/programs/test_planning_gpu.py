@@ -27,7 +27,6 @@ from lifecycle.planning.programs.plan import plan_engine, plan_train_step
 from lifecycle.planning.topology import (
     device_coordinates,
     devices,
-    has_compiler,
     mesh_of_one,
     mesh_over,
     parse_topology,
@@ -39,7 +38,7 @@ from tests.planning.small_programs import HIDDEN, LAYERS, WIDTH, layers_flops, l
 
 pytestmark = [
     pytest.mark.aot,
-    pytest.mark.skipif(not has_compiler(GPU_COMPILER), reason="needs the GPU compiler: uv sync --extra gpu-compiler"),
+    pytest.mark.skipif(not GPU_COMPILER.is_installed, reason="needs the GPU compiler: uv sync --extra gpu-compiler"),
 ]
 MODEL = ModelConfig(
     vocab_size=512, d_model=128, d_ff=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, max_seq_len=256
