@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary, user_cache
+from lifecycle.core.web_address import bare
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -66,13 +67,15 @@ def check_url(url: str, also: str = "") -> str:
     addresses that the caller takes, for the message."""
     scheme, _, rest = url.partition("://")
     bucket, _, folder = rest.rstrip("/").partition("/")
+    said = bare(url)
     if scheme not in SCHEMES:
         kinds = [*SCHEMES.values(), *filter(None, [also])]
-        raise ConfigError(f"{url}: no storage of this kind; use {' or '.join(kinds)}, or a path")
+        raise ConfigError(f"{said}: no storage of this kind; use {' or '.join(kinds)}, or a path")
     if not bucket:
-        raise ConfigError(f"{url}: no bucket; write it as {scheme}://BUCKET/FOLDER")
-    if any(part in ("", ".", "..") for part in folder.split("/") if folder) or re.search(r"[?#\\\x00-\x1f]", rest):
-        raise ConfigError(f"{url}: not an address of a folder; write it as {scheme}://BUCKET/FOLDER")
+        raise ConfigError(f"{said}: no bucket; write it as {scheme}://BUCKET/FOLDER")
+    has_gap = bool(folder) and any(part in ("", ".", "..") for part in folder.split("/"))
+    if has_gap or "@" in bucket or re.search(r"[?#\\\x00-\x1f]", rest):
+        raise ConfigError(f"{said}: not an address of a folder; write it as {scheme}://BUCKET/FOLDER")
     return f"{scheme}://{bucket}/{folder}".rstrip("/")
 
 

@@ -38,9 +38,9 @@ class WebAddress:
         except ValueError:  # an invalid host or port
             host, parts = b"", urlsplit("")
         if not host or re.search(r"[\x00-\x1f]", place):
-            raise ConfigError(f"{_bare(place)}: not an address on the web; write it as https://HOST/PATH")
+            raise ConfigError(f"{bare(place)}: not an address on the web; write it as https://HOST/PATH")
         if "@" in parts.netloc:
-            raise ConfigError(f"{_bare(place)}: given with a user or a password, which are not sent; leave them out")
+            raise ConfigError(f"{bare(place)}: given with a user or a password, which are not sent; leave them out")
         return cls(f"{parts.scheme}://{parts.netloc}", parts.path, parts.query)
 
     def __str__(self) -> str:
@@ -71,8 +71,8 @@ class WebAddress:
         return f"{self}?{self.query}" if self.query else str(self)
 
 
-def _bare(place: str) -> str:
-    """What may be said of an address that cannot be read."""
+def bare(place: str) -> str:
+    """What may be said of an address of any kind that cannot be used: neither login nor query."""
     return re.split(r"[?#]", re.sub("//.*@", "//", place, flags=re.DOTALL))[0]
 
 

@@ -108,12 +108,15 @@ def test_a_busy_store_is_asked_again(gs: str, google: Google) -> None:
         ("s3:///x", "no bucket; write it as s3://BUCKET/FOLDER"),
         ("s3://bucket/../x", "not an address of a folder"),
         ("gs://bucket//x", "not an address of a folder"),
-        ("s3://bucket/a?b", "not an address of a folder"),
+        ("s3://bucket/a?b=SECRET", "^s3://bucket/a: not an address of a folder"),
+        ("s3://key:SECRET@bucket/a", "^s3://bucket/a: not an address of a folder"),
+        ("https://me:SECRET@host/a?b=SECRET", "^https://host/a: no storage of this kind"),
     ],
 )
 def test_an_address_that_no_store_has_is_refused(url: str, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem) as raised:
         check_url(url)
+    assert "SECRET" not in str(raised.value)
 
 
 def test_an_address_has_a_folder_of_its_own_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
