@@ -64,7 +64,8 @@ def _sharded(
 
 def _preset(preset: str, topology: str, devices: int, rows_per_device: int = 1, seq_len: int = 8192) -> FitLine:
     """A dense preset in place of the 8B run's model, with `fsdp` over everything and attention's results kept."""
-    changes = (f"model={preset}", f"train.pretrain.seq_len={seq_len}")
+    keeps = "train.pretrain.remat={k: save, v: save, attention_out: save}"
+    changes = (f"model={preset}", f"train.pretrain.seq_len={seq_len}", keeps)
     return _sharded("llama3_8b_v6e_256", topology, devices, rows_per_device, *changes)
 
 

@@ -7,7 +7,9 @@ lifecycle scaling CONFIG plan=true             the ladder and its share of the r
 
 import json
 from contextlib import nullcontext
+from typing import Annotated
 
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table as Printed
 
@@ -31,7 +33,9 @@ REPORT, NUMBERS = "scaling.html", "scaling.json"  # in the run's folder
 class ScalingConfig(Section):
     """The settings of `scaling` itself, in addition to the run's."""
 
-    depths: tuple[int, ...] | None = None  # of the rungs; None: from a sixth of the model's to a half
+    depths: tuple[Annotated[int, Field(gt=0)], ...] | None = (
+        None  # of the rungs; None: from a sixth of the model's to a half
+    )
     plan: bool = False
 
 

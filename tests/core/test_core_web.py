@@ -135,7 +135,8 @@ def test_the_name_of_a_copy_fits_a_file_system() -> None:
     assert [WebAddress.of(f"https://host/{path}").name for path in ("m/..", "m/", "")] == ["file", "m", "file"]
 
 
-def test_a_place_is_a_path_or_an_address() -> None:
+def test_a_place_is_a_path_or_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.core.web.PAUSES_S", (0.0,))
     assert [file_place(place) for place in ("./rows.jsonl", "s3://bucket/a b/é.jsonl")] == [
         "rows.jsonl", "s3://bucket/a b/é.jsonl",
     ]  # fmt: skip

@@ -236,7 +236,11 @@ def test_a_bfloat16_cache_stays_so_and_is_close(params: dict[str, Any]) -> None:
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.02 * exact.std()
 
 
-@pytest.mark.parametrize("model", [DENSE, PROJECTION, EXPERTS], ids=["dense", "projection", "experts"])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(DENSE, id="dense"), pytest.param(PROJECTION, id="projection", marks=pytest.mark.slow),
+     pytest.param(EXPERTS, id="experts", marks=pytest.mark.long)],
+)  # fmt: skip
 def test_a_tpus_gradient_of_norms_and_products_is_that_of_others(
     model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

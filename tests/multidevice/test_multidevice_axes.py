@@ -117,8 +117,8 @@ def test_8_bit_products_give_gradients_near_those_of_one_device(
     assert furthest(grads, exact) < ROUNDED
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "objective"), [("projection", "next_token"), long("dense", "dpo")])
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "objective"), [("projection", "next_token"), ("dense", "dpo")])
 def test_a_pipeline_rounds_row_by_row(model: str, objective: str) -> None:
     """As one device does with a row in each micro-batch; a few values that lie between two are rounded differently."""
     axes = {"replica": 2, "stage": 2, "fsdp": 2}

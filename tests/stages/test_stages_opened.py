@@ -74,7 +74,7 @@ def test_a_pattern_goes_through_folders(make_artifact: MakeArtifact) -> None:
     assert set(matching("kept-*", "*.json")(made)) == {"kept-0.parquet", "funnel.json"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("s3")
 def test_each_stage_is_made_on_an_empty_machine_from_what_it_opens(
     s3: str, machine: Callable[[str], None], downloads: Downloads

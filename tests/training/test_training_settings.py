@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 from pydantic import ValidationError
 
+from lifecycle.cli.scaling import ScalingConfig
 from lifecycle.core.config import ConfigError, Section, VariantSection, validate
 from lifecycle.core.progress import Silent
 from lifecycle.model.params import parameters
@@ -46,6 +47,7 @@ NEEDED: dict[type[Section], dict[str, Any]] = {
     LocalCheckpointConfig: {"folder": "/tmp"},
     MeasuredTasksConfig: {"names": ["task"]},
 }
+OF_MUON = ("momentum", "neuron_beta2")  # an update compiles for half a second
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 BELOW = [-1, -1e-9]
 TINY = [5e-324, 1e-50, 1e-38]
@@ -87,7 +89,7 @@ def given(section: type[Section], name: str, value: Any) -> Any:
 
 def needed(section: type[Section], name: str) -> dict[str, Any]:
     """What must be given beside a setting."""
-    return {"name": "muon"} if name in ("momentum", "neuron_beta2") else NEEDED.get(section, {})
+    return {"name": "muon"} if name in OF_MUON else NEEDED.get(section, {})
 
 
 def refusal(section: type[Section], name: str, value: Any) -> str | None:
@@ -99,14 +101,26 @@ def refusal(section: type[Section], name: str, value: Any) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("section", "name"), fields_of(*sections()))
+@pytest.mark.parametrize(("section", "name"), fields_of(*sections(), ScalingConfig))
 def test_no_number_is_infinite_none_or_negative(section: type[Section], name: str) -> None:
     for value in [*NOT_FINITE, *([] if name in SIGNED else BELOW)]:
         assert refusal(section, name, value), f"{name}={value} is accepted"
 
 
-@pytest.mark.parametrize(("section", "name"), fields_of(*OF_TRAINING))
+@pytest.mark.parametrize(
+    ("section", "name"), [field for field in fields_of(*OF_TRAINING) if field.values[1] not in OF_MUON]
+)
 def test_an_extreme_of_a_training_stage_is_refused_by_name_or_works(section: type[Section], name: str) -> None:
+    check_extremes(section, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OF_MUON)
+def test_an_extreme_of_muons_settings_is_refused_by_name_or_works(name: str) -> None:
+    check_extremes(OptimizerConfig, name)
+
+
+def check_extremes(section: type[Section], name: str) -> None:
     for value in [0, *TINY, *NEAR_ONE, *HUGE]:
         if refusal(section, name, value):
             continue
