@@ -71,7 +71,7 @@ def curve(run: Debug, stage: str) -> list[tuple[int, float]]:
     return [(record["step"], record[name]) for record in records for name in names if name in record]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_one_stage_after_the_other_the_weights_are_bit_equal(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.beside(tmp_path, "data.workers=2")
     for moment in MOMENTS:

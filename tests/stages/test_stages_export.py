@@ -97,7 +97,7 @@ def test_a_bundle_is_sampled_as_the_one_that_the_run_started_from(tmp_path: Path
     assert (said["bos_token_id"], said["eos_token_id"]) == (words.bos_id, list(exported.stop_ids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_host_memory_is_bounded_by_the_largest_array(tmp_path: Path) -> None:
     """0.7 GB of weights go through. Measured: 0.38 GB before, 0.58 GB at most, where the largest arrays (a layer's
     experts, one chunk each) are 0.067 GB: the chunk, what it is decoded from and into, the tensor that is written."""

@@ -330,7 +330,7 @@ def test_configs_that_cannot_be_read_are_named(llama: Path) -> None:
         load_config(llama)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_host_memory_is_bounded_by_a_tensor_and_a_shard(tmp_path: Path) -> None:
     """A checkpoint of 1.0 GB: each of four processes keeps its quarter, and one converts all of it."""
     figures = measured(Path(__file__).parent / "measure_weights.py", tmp_path)
