@@ -33,9 +33,8 @@ REPORT, NUMBERS = "scaling.html", "scaling.json"  # in the run's folder
 class ScalingConfig(Section):
     """The settings of `scaling` itself, in addition to the run's."""
 
-    depths: tuple[Annotated[int, Field(gt=0)], ...] | None = (
-        None  # of the rungs; None: from a sixth of the model's to a half
-    )
+    # Of the rungs; None: from a sixth of the model's to a half.
+    depths: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     plan: bool = False
 
 

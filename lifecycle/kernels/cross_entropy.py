@@ -159,7 +159,8 @@ def _with_gradient(
     across = jnp.transpose if is_cut else lambda rows: jax.lax.optimization_barrier(rows.T)
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        (loss, grad_columns), head = carry, kept.T if is_cut else kept
+        loss, grad_columns = carry
+        head = kept.T if is_cut else kept
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # 2-D: XLA's CPU product copies 3-D operands
         block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap, z_weight)
         grad_columns += jnp.dot(across(rows), grad, preferred_element_type=jnp.float32)

@@ -36,6 +36,7 @@ from lifecycle.stages.stage import Inputs, Stage
 from lifecycle.stages.storage import Artifacts, LocalArtifacts, owned, readable
 
 POLL_S = 0.5  # how often a process checks for another one's artifact
+SEEN_S = 180.0  # until a file of another host is seen: NFS remembers for a minute that there was none
 MADE, HEAR_S = "lifecycle/made", 60.0  # what process 0 tells those that do not see its folder; for how long they wait
 _made = itertools.count()  # stages that were made in this process, which all processes of a job make alike
 
@@ -180,10 +181,17 @@ def _fetch_intact(artifact: Artifact, names: Collection[str], artifacts: Artifac
     artifacts.fetch(artifact, names)
 
 
-def _await(files: Iterable[Path]) -> None:
-    """Waits until this process sees what another one has fetched: a network file system may show it late."""
+def _await(files: Iterable[Path], limit_s: float = SEEN_S) -> None:
+    """Waits until this process sees what process 0 has fetched: a network file system may show it late. Raises
+    `ConfigError` if it does not."""
+    deadline = time.monotonic() + limit_s
     for file in files:
         while not file.is_file():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{file}: process 0 has this file, and it is not to be seen here after {limit_s:.0f} s; mount "
+                    "the same folder on all hosts, and run again"
+                )
             time.sleep(POLL_S)
 
 

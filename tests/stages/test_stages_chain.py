@@ -172,3 +172,10 @@ def test_a_target_that_the_run_does_not_have_is_named_with_the_nearest(counting:
     with pytest.raises(ConfigError, match=r"this run has no stage 'secand'; did you mean 'second'\?"):
         bring_up_to_date(read(f"root={tmp_path}"), ("secand",), Silent())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_another_host_has_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    chain._await([tmp_path / "here"], limit_s=0.0)
+    with pytest.raises(ConfigError, match=r"there: process 0 has this file, and it is not to be seen .* mount the"):
+        chain._await([tmp_path / "here", tmp_path / "there"], limit_s=0.0)

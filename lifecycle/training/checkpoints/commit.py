@@ -57,7 +57,8 @@ class Commit:
         if isinstance(args, ocp.args.Composite):
             items = ocp.CompositeOptions(multiprocessing_options=alone, async_options=options)
             of_arrays = {name: arrays() for name, arg in args.items() if isinstance(arg, ocp.args.StandardSave)}
-            others = args.keys() - of_arrays.keys()
+            others = [name for name, _ in args.items() if name not in of_arrays]
+            # no item has the name of a parameter, which is what is silenced
             handler = ocp.CompositeCheckpointHandler(*others, composite_options=items, **of_arrays)  # pyright: ignore[reportArgumentType]
         else:
             handler = arrays()

@@ -78,11 +78,6 @@ def damage(path: Path, part: int = 0, parts: int = 1, read: Read | None = None) 
     return next((f"{name} has changed" for name in changed), None)
 
 
-def damage_seen_here(path: Path, read: Read | None = None) -> str | None:
-    """As `damage`, of this process alone."""
-    return damage(path, read=read)
-
-
 def damage_seen_by_any(path: Path, read: Read | None = None) -> str | None:
     """As `damage`, of all processes of the job: each hashes a part of the files, or those of its own folder."""
     part, parts = (0, 1) if is_apart() else (jax.process_index(), jax.process_count())
@@ -107,7 +102,7 @@ class View:
     damage: Callable[[Path, Read | None], str | None]
 
 
-ALONE = View(steps_in, damage_seen_here)  # by this process
+ALONE = View(steps_in, lambda path, read: damage(path, read=read))  # by this process
 TOGETHER = View(steps_seen_by_first, damage_seen_by_any)  # by all of the job, which make the same calls and agree
 
 
