@@ -50,7 +50,10 @@ def test_a_serving_mesh_that_is_not_the_topology_is_rejected(tmp_path: Path, wor
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("v5e:1x1", ()), ("v5e:2x2", ("model.num_kv_heads=2", "serve.mesh.tensor=2", "serve.mesh.fsdp=2"))],
+    [
+        pytest.param("v5e:1x1", (), marks=pytest.mark.long),
+        ("v5e:2x2", ("model.num_kv_heads=2", "serve.mesh.tensor=2", "serve.mesh.fsdp=2")),
+    ],
 )
 def test_a_plan_of_decoding_has_speed_and_money_in_print_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, ...]

@@ -110,7 +110,7 @@ def _pairs(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_not_used(undisturbed: Debug, tmp_path: Path) -> None:
     """A finished stage whose checkpoint was cut short is made again, and comes out as it was."""
     run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "pretrain")
@@ -160,7 +160,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("stage", ["documents", pytest.param("pretrain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["documents", pytest.param("pretrain", marks=pytest.mark.long)])
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
     undisturbed: Debug, small_disk: Path, stage: str
 ) -> None:

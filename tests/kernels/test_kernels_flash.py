@@ -215,9 +215,9 @@ def array(mesh: Mesh, spec: P, *shape: int, dtype: Any = jnp.bfloat16) -> jax.Sh
     [
         ("v5p:2x2x1", 32, 8, (128, 128), {}),  # Llama-3.1-8B
         ("v6e:2x2", 64, 8, (128, 128), {}),  # Llama-3.1-70B
-        ("v4:2x2x1", 32, 8, (128, 128), {}),
+        pytest.param("v4:2x2x1", 32, 8, (128, 128), {}, marks=pytest.mark.long),
         ("v5e:2x2", 32, 8, (128, 128), {}),
-        ("tpu7x:1x2x1", 32, 8, (128, 128), {}),  # two devices a chip
+        pytest.param("tpu7x:1x2x1", 32, 8, (128, 128), {}, marks=pytest.mark.long),  # two devices a chip
         ("v5p:2x2x1", 64, 8, (64, 64), {"window": 128}),  # gpt-oss
         ("v5p:2x2x1", 16, 8, (256, 256), {"window": 4096, "soft_cap": 50.0}),  # Gemma 2
         ("v5p:2x2x1", 16, 16, (192, 128), {}),  # DeepSeek, a tensor-parallel part of its heads

@@ -238,7 +238,8 @@ def test_a_bfloat16_cache_stays_so_and_is_close(params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(DENSE, id="dense"), pytest.param(PROJECTION, id="projection", marks=pytest.mark.slow),
+    [pytest.param(DENSE, id="dense", marks=pytest.mark.slow),
+     pytest.param(PROJECTION, id="projection", marks=pytest.mark.long),
      pytest.param(EXPERTS, id="experts", marks=pytest.mark.long)],
 )  # fmt: skip
 def test_a_tpus_gradient_of_norms_and_products_is_that_of_others(

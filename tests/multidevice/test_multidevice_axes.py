@@ -97,7 +97,7 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
 @pytest.mark.parametrize(
     ("model", "objective", "precision", "axes"),
     [
-        ("dense", "next_token", "int8", {"replica": 2, "fsdp": 2, "tensor": 2}),
+        pytest.param("dense", "next_token", "int8", {"replica": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         long("dense", "dpo", "int8", {"stage": 2, "context": 2, "tensor": 2}),
         long("projection", "next_token", "fp8", {"fsdp": 2, "expert": 2, "context": 2}),
         long("experts", "next_token", "int8", {"expert": 2, "context": 2, "tensor": 2}),

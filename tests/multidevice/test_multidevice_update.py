@@ -31,6 +31,7 @@ MESHES = {
     "fsdp x tensor": MeshConfig(fsdp=4, tensor=2),
     "replica x fsdp": MeshConfig(replica=2, fsdp=4),
 }
+EACH_MESH = ["fsdp", "replica x fsdp", pytest.param("fsdp x tensor", marks=pytest.mark.long)]
 CALL = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -52,7 +53,7 @@ def collectives(optimizer: str, mesh: str) -> tuple[dict[str, list[int]], dict[s
     return found
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EACH_MESH)
 def test_adamw_with_clipping_gathers_nothing(mesh: str) -> None:
     model, optimizer = collectives("adamw", mesh)
     assert len(model["all-gather"]) > 10 and len(model["reduce-scatter"]) > 10  # the step is cut, and names are found
@@ -70,7 +71,7 @@ def test_adamw_with_clipping_sums_one_number_a_parameter(mesh: str, cut: int) ->
     assert gradients + 3 <= found <= gradients + 2 + 3 * parameters
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EACH_MESH)
 def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
     """Each layer's matrix goes to one device and back, in one exchange for each dimension that is cut. Embedding and
     head are Adam's, and stay where they are."""

@@ -208,6 +208,7 @@ print(json.dumps(generated(json.loads(sys.argv[1]))))
 """
 
 
+@pytest.mark.long
 def test_two_processes_generate_as_one() -> None:
     """Both call it alike, and both get all outputs: rows and heads are on both."""
     mesh = {"fsdp": 2, "tensor": 2}

@@ -139,7 +139,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in read_log(folder / "metrics.jsonl") if "loss" in record]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_comes_back_on_another_mesh_goes_on_from_its_checkpoint(tmp_path: Path, bundle: Path) -> None:
     rows = chat_rows(tmp_path / "own.jsonl", 60)
     sizes = SIZES | {"steps": 8, "global_batch_size": 8, "checkpoint": {"every": 2}}

@@ -33,7 +33,12 @@ def job(out: Path, settings: TinyRun, optimizer: Mapping[str, Any] = {}, **train
 @pytest.mark.parametrize(
     ("settings", "optimizer", "train"),
     [
-        (TinyRun(average_decay=0.9), {"param_dtype": "bfloat16"}, {"freeze": ("blocks.*.attention", "embed")}),
+        pytest.param(
+            TinyRun(average_decay=0.9),
+            {"param_dtype": "bfloat16"},
+            {"freeze": ("blocks.*.attention", "embed")},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(TinyRun(objective="dpo", optimizer="muon"), {}, {"remat": {}}, marks=pytest.mark.long),
     ],
 )

@@ -54,7 +54,7 @@ class Steps:
     parts: tuple[TrainState, dict[str, float]]
 
 
-@pytest.fixture(scope="module", params=["next_token", "dpo", "orpo"])
+@pytest.fixture(scope="module", params=["next_token", "dpo", pytest.param("orpo", marks=pytest.mark.long)])
 def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     """A real packed batch; the masks of its micro-batches are made very unequal."""
     name = request.param
