@@ -7,6 +7,7 @@ atomic additions.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,51 +56,24 @@ def _run(
     plan: Plan, device: Array | int, blocks: tuple[int, int], q: Array, k: Array, v: Array,
     segments: Segments, out: Array, lse: Array, grad: Array, dtype: jnp.dtype,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    batch, length, (bq, bkv), group = q.shape[0], q.shape[1], (plan.q.block, plan.kv.block), plan.per_group
+    batch, length, group = q.shape[0], q.shape[1], plan.per_group
     steps = jnp.asarray(fb.backward_steps(plan, blocks))[device]
     first = jnp.asarray(fb.starts(plan)[:, blocks[0] : blocks[1]])[device]
     ids = [x[:, None] for x in segments] if segments else [None, None]
-    dims = plan.key_dim, plan.value_dim
     arguments = [steps, first, *fb.spans(plan, segments), q, k, v, *ids, out, lse, grad]
-
-    def query(b, h, s, steps, *_):  # a head's block of the flat layout
-        return b, steps[fb.QUERY, s], h * group + steps[fb.HEAD, s]
-
-    def key(b, h, s, steps, *_):
-        return b, steps[fb.KEY, s], h
-
-    def done(b, h, s, steps, *_):
-        return b, steps[fb.DONE_QUERY, s], h * group + steps[fb.DONE_HEAD, s]
-
-    specs = [
-        pl.BlockSpec((None, bq, dims[0]), query),
-        pl.BlockSpec((None, bkv, dims[0]), key),
-        pl.BlockSpec((None, bkv, dims[1]), key),
-        pl.BlockSpec((None, 1, bq), lambda b, h, s, steps, *_: (b, 0, steps[fb.QUERY, s])) if segments else None,
-        pl.BlockSpec((None, 1, bkv), lambda b, h, s, steps, *_: (b, 0, steps[fb.KEY, s])) if segments else None,
-        pl.BlockSpec((None, bq, dims[1]), query),
-        pl.BlockSpec(
-            (None, None, 1, bq), lambda b, h, s, steps, *_: (b, h * group + steps[fb.HEAD, s], 0, steps[fb.QUERY, s])
-        ),
-        pl.BlockSpec((None, bq, dims[1]), query),
-    ]
+    read, written = _blocks(plan, length, segments is not None)
     dq, dk, dv, delta = pl.pallas_call(
         partial(_kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(batch, plan.num_kv_heads, steps.shape[-1]),
-            in_specs=specs,
-            out_specs=[
-                pl.BlockSpec((None, bq, dims[0]), done),
-                pl.BlockSpec((None, bkv, dims[0]), key),
-                pl.BlockSpec((None, bkv, dims[1]), key),
-                pl.BlockSpec((None, group, 1, length), lambda b, h, *_: (b, h, 0, 0)),
-            ],
+            in_specs=read,
+            out_specs=written,
             scratch_shapes=[
-                pltpu.VMEM((group, length, dims[0]), jnp.float32),
-                pltpu.VMEM((bkv, dims[0]), jnp.float32),
-                pltpu.VMEM((bkv, dims[1]), jnp.float32),
-                pltpu.VMEM((bkv, dims[1]), v.dtype),
+                pltpu.VMEM((group, length, plan.key_dim), jnp.float32),
+                pltpu.VMEM((plan.kv.block, plan.key_dim), jnp.float32),
+                pltpu.VMEM((plan.kv.block, plan.value_dim), jnp.float32),
+                pltpu.VMEM((plan.kv.block, plan.value_dim), v.dtype),
             ],
         ),
         out_shape=[
@@ -119,6 +93,43 @@ def _run(
         interpret=plan.interpret,
     )(*arguments)
     return dq, dk, dv, delta
+
+
+def _blocks(plan: Plan, length: int, has_segments: bool) -> tuple[list[Any], list[Any]]:
+    """The blocks of a step that are read and written; those of a head are columns of the flat layout."""
+    (bq, bkv), group = (plan.q.block, plan.kv.block), plan.per_group
+
+    def query(b, h, s, steps, *_):
+        return b, steps[fb.QUERY, s], h * group + steps[fb.HEAD, s]
+
+    def key(b, h, s, steps, *_):
+        return b, steps[fb.KEY, s], h
+
+    def done(b, h, s, steps, *_):
+        return b, steps[fb.DONE_QUERY, s], h * group + steps[fb.DONE_HEAD, s]
+
+    def sums(b, h, s, steps, *_):
+        return b, h * group + steps[fb.HEAD, s], 0, steps[fb.QUERY, s]
+
+    queries, keys, values = (None, bq, plan.key_dim), (None, bkv, plan.key_dim), (None, bkv, plan.value_dim)
+    outputs = (None, bq, plan.value_dim)
+    read = [
+        pl.BlockSpec(queries, query),
+        pl.BlockSpec(keys, key),
+        pl.BlockSpec(values, key),
+        pl.BlockSpec((None, 1, bq), lambda b, h, s, steps, *_: (b, 0, steps[fb.QUERY, s])) if has_segments else None,
+        pl.BlockSpec((None, 1, bkv), lambda b, h, s, steps, *_: (b, 0, steps[fb.KEY, s])) if has_segments else None,
+        pl.BlockSpec(outputs, query),
+        pl.BlockSpec((None, None, 1, bq), sums),
+        pl.BlockSpec(outputs, query),
+    ]
+    written = [
+        pl.BlockSpec(queries, done),
+        pl.BlockSpec(keys, key),
+        pl.BlockSpec(values, key),
+        pl.BlockSpec((None, group, 1, length), lambda b, h, *_: (b, h, 0, 0)),
+    ]
+    return read, written
 
 
 def _kernel(
