@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.model.config import ModelConfig, num_active_params, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_active_params, num_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.compilers import GPU_COMPILER, TPU_COMPILER
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget

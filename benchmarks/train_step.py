@@ -30,7 +30,8 @@ from jax.sharding import Mesh
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.core.machine import PEAK_SIZE
 from lifecycle.core.typing import Batch
-from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token, num_params
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.planning.run_file import StepConfig, read_step

@@ -26,7 +26,8 @@ from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import combined, file_hashes
 from lifecycle.core.files import write_text
 from lifecycle.inference.defaults import GENERATION_FILE, sampling_of
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.text.chat import TEMPLATE_FILE, ChatTemplate, read_template
 from lifecycle.text.gguf_tokenizer import write_tokenizer
 from lifecycle.text.interface import TokenizerError, write_rows

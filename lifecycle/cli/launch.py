@@ -17,7 +17,7 @@ from lifecycle.cli.arguments import ConfigPath, name_first, read_config
 from lifecycle.core.config import ConfigError
 from lifecycle.launching.job import SHARED, Job, job_name
 from lifecycle.launching.jobset import jobset
-from lifecycle.model.config import num_params
+from lifecycle.model.counts import num_params
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.planning.topology import Topology, check_fits, parse_topology
 from lifecycle.stages.config import RunConfig

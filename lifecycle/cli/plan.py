@@ -23,7 +23,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
-from lifecycle.model.config import forward_flops_per_token, num_params
+from lifecycle.model.counts import forward_flops_per_token, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.evaluated import Baseline, Task, read_baselines, read_tasks

@@ -6,7 +6,8 @@ from math import prod
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.report.blocks import Point
 from lifecycle.report.watched import WatchedStage, read_stage
 

@@ -13,7 +13,8 @@ from lifecycle.core.artifact import MANIFEST, Artifact
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.model.params import abstract_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.parallel.axes import RULES
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import ExportConfig, RowsConfig, RunConfig

@@ -12,7 +12,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.likelihood import LikelihoodTask
-from lifecycle.model.config import forward_flops_per_token, num_params
+from lifecycle.model.counts import forward_flops_per_token, num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.chips import chip_of_device

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_active_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token, num_active_params
 from lifecycle.model.dial import DEPTH, Filled, fill_sizes
 
 TOKENS_PER_PARAMETER = 20

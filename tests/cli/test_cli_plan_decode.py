@@ -13,7 +13,7 @@ from rich.console import Console
 from lifecycle.cli.plan import PlanConfig, plan_decode
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
-from lifecycle.model.config import num_params
+from lifecycle.model.counts import num_params
 from lifecycle.model.params import parameters
 from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.estimate.work import decode_work, prefill_work

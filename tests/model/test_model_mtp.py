@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
-from lifecycle.model.config import ModelConfig, forward_flops_per_token, num_active_params, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token, num_active_params, num_params
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import abstract_params, parameters
 from lifecycle.parallel.axes import MeshConfig

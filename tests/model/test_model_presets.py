@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from lifecycle.core.config import validate
-from lifecycle.model.config import ModelConfig, num_active_params, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_active_params, num_params
 from lifecycle.weights.families import FAMILIES
 from lifecycle.weights.published import config_from_hf, config_to_hf
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
@@ -71,6 +72,7 @@ def test_adamw_with_clipping_sums_one_number_a_parameter(mesh: str, cut: int) ->
     assert gradients + 3 <= found <= gradients + 2 + 3 * parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", EACH_MESH)
 def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
     """Each layer's matrix goes to one device and back, in one exchange for each dimension that is cut. Embedding and
@@ -89,7 +91,7 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
 @pytest.mark.parametrize(
     ("model", "axes"),
     [("dense", {"stage": 2, "fsdp": 4}),
-     pytest.param("experts", {"fsdp": 2, "expert": 2, "tensor": 2}, marks=pytest.mark.slow),
+     pytest.param("experts", {"fsdp": 2, "expert": 2, "tensor": 2}, marks=pytest.mark.long),
      pytest.param("dense first", {"fsdp": 4, "context": 2}, marks=pytest.mark.matrix)],
 )  # fmt: skip
 def test_muons_update_is_that_of_one_device(model: str, axes: dict[str, int]) -> None:

@@ -10,7 +10,8 @@ from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.core.timesheet import Timesheet
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.numbers import Numbers, collect

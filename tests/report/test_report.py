@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
-from lifecycle.model.config import forward_flops_per_token
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.report.blocks import (
     Charts,
     Exchange,

@@ -6,7 +6,8 @@ convention), and the full square (Chowdhery et al. 2022, appendix B).
 
 from dataclasses import dataclass
 
-from lifecycle.model.config import ModelConfig, block_layers, forward_flops_per_token
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import block_layers, forward_flops_per_token
 from lifecycle.training.config import TrainConfig
 
 

@@ -15,7 +15,8 @@ from functools import cache
 import jax
 
 from lifecycle.kernels.cross_entropy import BLOCK
-from lifecycle.model.config import ModelConfig, Remat, RematName, block_layers
+from lifecycle.model.config import ModelConfig, Remat, RematName
+from lifecycle.model.counts import block_layers
 from lifecycle.model.dispatch import buffer_room
 from lifecycle.model.params import GATHERED, parameters
 from lifecycle.model.stacks import MODULES

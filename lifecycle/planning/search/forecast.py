@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lifecycle.model.config import ModelConfig, forward_flops_per_token
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.parallel.axes import RULES
 from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.collectives import Collective

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lifecycle.model.config import ModelConfig, num_params
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import num_params
 from lifecycle.planning.estimate.work import attention_share, decode_work, prefill_work, train_work
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 
