@@ -134,7 +134,7 @@ def test_a_damaged_shard_is_made_again(undisturbed: Debug, tmp_path: Path) -> No
     assert all(after[name].content_hash == before[name].content_hash for name in before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_tokenizer_in_the_place_of_the_one_that_was_used(undisturbed: Debug, tmp_path: Path) -> None:
     """Same sizes, other content: the artifact is made again before training uses it."""
     run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens")
@@ -160,6 +160,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["documents", pytest.param("pretrain", marks=pytest.mark.long)])
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
     undisturbed: Debug, small_disk: Path, stage: str

@@ -110,6 +110,7 @@ def test_a_changed_threshold_selects_again_from_the_same_tagging(undisturbed: De
     assert documents.manifest.inputs == {"tagging": undisturbed.artifact("tagging").path.name}
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_and_its_artifact_made_again(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents")
     documents = run.artifact("documents")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_line import REPOSITORY, Debug, environment
 
 SHOW = """
@@ -15,6 +16,7 @@ print("FACTS " + json.dumps(facts))
 """
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run_one_after_the_other(undisturbed: Debug, tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -41,9 +41,8 @@ LATENT = ModelConfig(  # DeepSeek V3
         num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, score="sigmoid", routed_scale=2.5,
         num_groups=4, groups_per_token=2, use_selection_bias=True, bias_rate=1e-3, balance_weight=0.01, z_weight=0.001,
     ),
-    num_mtp_modules=1,
 )  # fmt: skip
-# A dense layer before those with experts, which no pipeline can have.
+# A dense layer before those with experts, which no pipeline can have; and two prediction modules.
 DENSE_FIRST = LATENT.model_copy(
     update={
         "num_layers": 3,
@@ -75,7 +74,7 @@ PAIRWISE: list[Case] = [
     ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
     ("experts", {"expert": 2, "context": 2, "tensor": 2}),
     ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
-    ("dense first", {"replica": 2, "expert": 2, "context": 2}),
+    ("latent", {"replica": 2, "expert": 2, "context": 2}),
 ]
 LARGE: list[Case] = [("projection", {"stage": 4, "tensor": 2}), ("projection ring", {"fsdp": 2, "context": 4})]
 FLAT = [

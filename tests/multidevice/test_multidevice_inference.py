@@ -86,7 +86,7 @@ def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) 
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prompts_of_several_chunks_are_prefilled_by_groups_side_by_side() -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
     prompts = [[i % 250 for i in range(size)] for size in (300, 20, 257, 70, 5, 290)]

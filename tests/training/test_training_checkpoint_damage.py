@@ -173,16 +173,16 @@ def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: writes fail as on a full disk, in whichever thread."""
+    """No file may grow beyond 64 KiB: writes fail as on a full disk, in whichever thread. Compiled programs fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def failing_save(folder: Path) -> Checkpointer:
     checkpoints = Checkpointer(folder, CheckpointConfig(every=10, keep=9))
-    checkpoints.save(2, fresh_state(2, width=256), {}, {})
+    checkpoints.save(2, fresh_state(2, width=1024), {}, {})
     return checkpoints
 
 

@@ -57,6 +57,7 @@ def zeroed(params: Any, batch: Any) -> Any:
     return objective_of("next_token")(params | {"embed": jax.lax.stop_gradient(params["embed"])}, batch)
 
 
+@pytest.mark.slow
 def test_a_frozen_embedding_is_as_if_its_gradient_were_zero(frozen: Path, tmp_path: Path) -> None:
     run_job(replace(job(tmp_path), objective=zeroed), Silent())
     chex.assert_trees_all_equal(weights(frozen), weights(tmp_path))
@@ -117,7 +118,7 @@ def test_damaged_frozen_parameters_are_set_aside_where_a_run_starts_over(tmp_pat
 
 @pytest.mark.parametrize(
     "freeze",
-    [pytest.param(("blocks",), marks=pytest.mark.slow),
+    [pytest.param(("blocks",), marks=pytest.mark.long),
      *(pytest.param(names, marks=pytest.mark.matrix)
        for names in (("blocks.*.attention", "head"), ("embed", "head", "norm.scale")))],
 )  # fmt: skip

@@ -37,7 +37,7 @@ def job(out: Path, settings: TinyRun, optimizer: Mapping[str, Any] = {}, **train
             TinyRun(average_decay=0.9),
             {"param_dtype": "bfloat16"},
             {"freeze": ("blocks.*.attention", "embed")},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
         pytest.param(TinyRun(objective="dpo", optimizer="muon"), {}, {"remat": {}}, marks=pytest.mark.long),
     ],
@@ -54,6 +54,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
     assert again["params_hash"] == whole["params_hash"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [{}, {"gate": "save", "q": "save"}])
 def test_what_is_computed_again_is_rounded_to_the_same_values(remat: dict[str, str]) -> None:
     batch: Any = next(one_epoch(rows_of(TinyRun()), global_batch_size=4))

@@ -80,6 +80,7 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) 
     assert run_job(bfloat16_job(tmp_path / "stopped"), Silent())["params_hash"] == whole["params_hash"]
 
 
+@pytest.mark.slow
 def test_a_run_saves_bfloat16_and_later_stages_read_it(tmp_path: Path) -> None:
     whole = run_job(bfloat16_job(tmp_path), Silent())
     folder, wide = tmp_path / CHECKPOINTS, abstract_params(MODEL)
