@@ -2,13 +2,15 @@
 
     uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md
 
-Each line is a plan of the real train step, or of the real decode program. What the compiler makes is kept, so a run
-that is stopped goes on where it was, and the page is written anew after every line. A line takes the compiler 1 to 10
-minutes, so all of them two hours when all is new; seconds where no program has changed.
+Each line is a plan of the real train step, or of the real decode program, with the date of its figures. The page is
+written after every line, and has the lines before it for those to come. What the compiler makes is kept, so a run that
+is stopped goes on where it was. A line takes the compiler 1 to 10 minutes, so all of them two hours when all is new;
+seconds where no program has changed.
 """
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -25,13 +27,15 @@ from lifecycle.planning.run_file import read_step
 from lifecycle.planning.search.candidates import mesh_name
 from lifecycle.planning.topology import parse_topology, prepare
 
+type Cells = tuple[str, ...]  # of a row
+
 COLUMNS = (
     "model", "parameters", "topology", "chips", "mesh", "rows x positions", "keeps", "peak GB per device", "of it",
-    "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens",
+    "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens", "date",
 )  # fmt: skip
 DECODE_COLUMNS = (
     "model", "parameters", "topology", "chips", "mesh", "slots x context", "peak GB per device", "of it", "ms a token",
-    "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens",
+    "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens", "date",
 )  # fmt: skip
 
 
@@ -134,17 +138,23 @@ DECODE_LINES = (
 def make(folder: Path, out: Path, console: Console) -> None:
     """Plans every line and writes the page."""
     prepare()
-    trained: list[str] = []
-    decoded: list[str] = []
     progress = ConsoleProgress(console)
-    for line in LINES:
+    before = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    trained = {_train_cells(line, folder): line for line in LINES}
+    decoded = {_decode_cells(line, folder): line for line in DECODE_LINES}
+    rows = {cells: _row_of(cells, before) for cells in (*trained, *decoded)}
+
+    def put(cells: Cells, results: Cells) -> None:
+        rows[cells] = _row((*cells, *results, datetime.now(UTC).date().isoformat()))
+        tables = [[rows[cells] for cells in lines if rows[cells]] for lines in (trained, decoded)]
+        out.write_text(_page(*tables), encoding="utf-8")
+
+    for cells, line in trained.items():
         progress.note(f"{line.name} on {line.topology}")
-        trained.append(_cells(line, folder, progress))
-        out.write_text(_page(trained, decoded), encoding="utf-8")
-    for line in DECODE_LINES:
+        put(cells, _trained(line, folder, progress))
+    for cells, line in decoded.items():
         progress.note(f"decoding {line.config} on {line.topology}")
-        decoded.append(_decode_cells(line, folder, progress))
-        out.write_text(_page(trained, decoded), encoding="utf-8")
+        put(cells, _decoded(line, folder, progress))
 
 
 class ConsoleProgress(Silent):
@@ -161,17 +171,32 @@ class ConsoleProgress(Silent):
         self._console.print(text, highlight=False)
 
 
-def _cells(line: FitLine, folder: Path, progress: Progress) -> str:
+def _row(cells: Cells) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _row_of(cells: Cells, page: list[str]) -> str:
+    """The row that begins with these cells; empty if the page has none."""
+    return next((row for row in page if row.startswith(_row(cells)[:-1])), "")
+
+
+def _train_cells(line: FitLine, folder: Path) -> Cells:
+    """What says which line it is."""
     config, topology = read_step(folder / f"{line.config}.yaml", line.changes), parse_topology(line.topology)
-    model, train = config.model, config.train
-    plan = plan_train_step(model, train, config.mesh, topology, config.section, is_tuned=True, progress=progress)
+    train = config.train
     keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
     rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
-    cells = (line.name, _size(model), topology.name, str(topology.num_chips), mesh_name(config.mesh), rows, keeps)
-    return "| " + " | ".join((*cells, *_results(plan, topology.chip.hbm_bytes))) + " |"
+    chips = topology.name, str(topology.num_chips)
+    return (line.name, _size(config.model), *chips, mesh_name(config.mesh), rows, keeps)
 
 
-def _results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
+def _trained(line: FitLine, folder: Path, progress: Progress) -> Cells:
+    config, topology = read_step(folder / f"{line.config}.yaml", line.changes), parse_topology(line.topology)
+    sizes = config.model, config.train, config.mesh, topology, config.section
+    return _results(plan_train_step(*sizes, is_tuned=True, progress=progress), topology.chip.hbm_bytes)
+
+
+def _results(plan: ProgramPlan, hbm_bytes: int) -> Cells:
     memory = f"{plan.needs_bytes / 1e9:,.1f}", f"{plan.needs_bytes / hbm_bytes:.0%}"
     budget = plan.budget
     if not plan.fits or plan.estimate is None or not isinstance(budget, TrainingBudget):
@@ -181,16 +206,21 @@ def _results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
     return (*memory, *speed, price)
 
 
-def _decode_cells(line: DecodeLine, folder: Path, progress: Progress) -> str:
+def _decode_cells(line: DecodeLine, folder: Path) -> Cells:
+    """What says which line it is."""
+    model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
+    slots = f"{line.num_slots} x {line.max_seq_len}"
+    return (line.config, _size(model), topology.name, str(topology.num_chips), mesh_name(line.mesh), slots)
+
+
+def _decoded(line: DecodeLine, folder: Path, progress: Progress) -> Cells:
     model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
     sizes = line.num_slots, line.max_seq_len, line.mesh
     (plan,) = plan_engine(model, *sizes, topology, is_tuned=True, progress=progress, names=["decode"])
-    slots = f"{line.num_slots} x {line.max_seq_len}"
-    cells = (line.config, _size(model), topology.name, str(topology.num_chips), mesh_name(line.mesh), slots)
-    return "| " + " | ".join((*cells, *_decode_results(plan, topology.chip.hbm_bytes))) + " |"
+    return _decode_results(plan, topology.chip.hbm_bytes)
 
 
-def _decode_results(plan: ProgramPlan, hbm_bytes: int) -> tuple[str, ...]:
+def _decode_results(plan: ProgramPlan, hbm_bytes: int) -> Cells:
     memory = f"{plan.needs_bytes / 1e9:,.1f}", f"{plan.needs_bytes / hbm_bytes:.0%}"
     budget = plan.budget
     if not plan.fits or not isinstance(budget, InferenceBudget):
@@ -212,7 +242,8 @@ def _page(trained: list[str], decoded: list[str]) -> str:
         "# What fits where\n\n"
         "Made by `uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md`; do not edit. Memory\n"
         "is the compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and\n"
-        "qualifies them (for GPUs a roofline's): nobody ran these on chips. Bytes are decimal.\n\n"
+        "qualifies them (for GPUs a roofline's): nobody ran these on chips. Bytes are decimal. Each\n"
+        "line is of the code at its date.\n\n"
         f"Compiled with {made}.\n\n"
     )
     training = (
@@ -229,8 +260,8 @@ def _page(trained: list[str], decoded: list[str]) -> str:
     return head + training + _table(COLUMNS, trained) + decoding + _table(DECODE_COLUMNS, decoded)
 
 
-def _table(columns: tuple[str, ...], lines: list[str]) -> str:
-    return "\n".join(("| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *lines)) + "\n"
+def _table(columns: Cells, lines: list[str]) -> str:
+    return "\n".join((_row(columns), "|" + "---|" * len(columns), *lines)) + "\n"
 
 
 if __name__ == "__main__":
