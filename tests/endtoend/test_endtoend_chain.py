@@ -124,6 +124,7 @@ def test_a_flipped_bit_is_found_and_its_artifact_made_again(undisturbed: Debug, 
     assert "verified" in run.succeed("trace", "tokenizer", "--verify")
 
 
+@pytest.mark.slow
 def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = run.artifact("export").content_hash
@@ -134,6 +135,7 @@ def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> No
     assert made(run).keys() == made(undisturbed).keys()
 
 
+@pytest.mark.slow
 def test_verbs_act_on_any_training_stage(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     assert "evaluate-sft" in run.succeed("evaluate", "sft")

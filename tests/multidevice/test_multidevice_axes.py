@@ -79,6 +79,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dic
     assert_equal(first_step(model, **axes), first_step(model.removesuffix(" ring")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "axes"), [("dense", {"replica": 2, "fsdp": 2, "context": 2}), ("projection", {"fsdp": 4, "tensor": 2})]
 )

@@ -54,6 +54,7 @@ def collectives(optimizer: str, mesh: str) -> tuple[dict[str, list[int]], dict[s
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", EACH_MESH)
 def test_adamw_with_clipping_gathers_nothing(mesh: str) -> None:
     model, optimizer = collectives("adamw", mesh)
@@ -61,6 +62,7 @@ def test_adamw_with_clipping_gathers_nothing(mesh: str) -> None:
     assert set(optimizer) <= {"all-reduce"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "cut"), [("fsdp", 0), ("replica x fsdp", 4)])
 def test_adamw_with_clipping_sums_one_number_a_parameter(mesh: str, cut: int) -> None:
     """XLA joins its sums with the model's, so all of the program's are counted: whole gradients' and, with whole

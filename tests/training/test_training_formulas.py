@@ -80,6 +80,7 @@ def test_parts_of_a_batch_add_up() -> None:
         assert left == pytest.approx(float(right), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_objective_of_another_package_trains(tmp_path: Path) -> None:
     settings = TinyRun(objective="simpo", steps=8, learning_rate=1e-2, mesh={"fsdp": 2, "context": 2})
     stats = run_job(tiny_job(tmp_path, settings), Silent())
