@@ -244,7 +244,7 @@ def _page(trained: list[str], decoded: list[str]) -> str:
         "is the compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and\n"
         "qualifies them (for GPUs a roofline's): nobody ran these on chips. Bytes are decimal. Each\n"
         "line is of the code at its date.\n\n"
-        f"Compiled with {made}.\n\n"
+        f"The newest are compiled with {made}.\n\n"
     )
     training = (
         "## Training\n\n"

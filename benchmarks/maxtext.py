@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("sizes", nargs="*")
     given = parser.parse_args()
+    if given.length < 1 or TOKENS % given.length:
+        parser.error(f"--length {given.length}: rows of one length make a batch of {TOKENS} positions")
     shape = SHAPE | {name: int(size) for name, size in (pair.split("=") for pair in given.sizes)}
     length, rows = given.length, TOKENS // given.length
     our_settings = (*(f"model.{name}={size}" for name, size in shape.items()), *our_batch(length, rows), OPTIMIZER)

@@ -4,7 +4,17 @@ from itertools import takewhile
 
 import pytest
 
-from benchmarks.fit import COLUMNS, DECODE_COLUMNS, DECODE_LINES, LINES, FitLine, _decode_results, _page, _results
+from benchmarks.fit import (
+    COLUMNS,
+    DECODE_COLUMNS,
+    DECODE_LINES,
+    LINES,
+    FitLine,
+    _decode_results,
+    _page,
+    _results,
+    _row_of,
+)  # fmt: skip
 from lifecycle.planning.run_file import StepConfig, read_step
 from lifecycle.planning.search.candidates import Candidate, mesh_name
 from lifecycle.planning.search.footprint import footprint
@@ -69,3 +79,9 @@ def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
         "150.0", "150%", "does not fit", "", "", "",
     )  # fmt: skip
     assert _page(["| a |"], ["| b |"]).count("|---") == len(COLUMNS) + len(DECODE_COLUMNS)
+
+
+def test_a_line_that_is_not_made_yet_stays_as_it_was() -> None:
+    page = ["| a | bc | 0 |", "| a | b | 1 |"]
+    assert _row_of(("a", "b"), page) == "| a | b | 1 |"
+    assert _row_of(("a",), page[:1]) == "| a | bc | 0 |" and _row_of(("c",), page) == ""
