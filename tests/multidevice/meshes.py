@@ -2,8 +2,8 @@
 
 They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
 axes meets on some mesh: the six axes are cut into two meshes of three in four ways. The default tests have two of
-these; the others, and meshes with an axis of more than two devices, are slow tests. The mark `matrix` has every
-model on every mesh.
+these, the slow tests the others. A model with a dense layer first has the mark `long`, since no other shares its single
+device; `matrix` has every model on every mesh, and axes of more than two devices.
 """
 
 from itertools import product
@@ -76,6 +76,7 @@ PAIRWISE: list[Case] = [
     ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
     ("latent", {"replica": 2, "expert": 2, "context": 2}),
 ]
+LONG: list[Case] = [("dense first", {"replica": 2, "expert": 2, "context": 2})]
 LARGE: list[Case] = [("projection", {"stage": 4, "tensor": 2}), ("projection ring", {"fsdp": 2, "context": 4})]
 FLAT = [
     *({axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")),
@@ -107,6 +108,8 @@ def case_of(model: str, axes: dict[str, int], *marks: pytest.MarkDecorator) -> A
 def every_case() -> list[Any]:
     """Some of the pairs; the others as slow tests; large axes and the rest of the matrix by its mark."""
     matrix = [*product(MODELS, FLAT), *product(MODELS.keys() - {"dense first"}, PIPELINES)]
-    rest = [*LARGE, *sorted((case for case in matrix if case not in PAIRWISE + LARGE), key=str)]
+    rest = [*LARGE, *sorted((case for case in matrix if case not in PAIRWISE + LONG + LARGE), key=str)]
     slow = [case_of(*case, pytest.mark.slow) for case in PAIRWISE[len(DEFAULT) :]]
-    return [*(case_of(*case) for case in DEFAULT), *slow, *(case_of(*case, pytest.mark.matrix) for case in rest)]
+    long = [case_of(*case, pytest.mark.long) for case in LONG]
+    others = [case_of(*case, pytest.mark.matrix) for case in rest]
+    return [*(case_of(*case) for case in DEFAULT), *slow, *long, *others]
