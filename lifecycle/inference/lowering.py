@@ -1,5 +1,6 @@
 """Traces the engine's programs from shapes alone, to compile them for devices that are not present."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,14 +14,16 @@ from lifecycle.inference.programs import (
     SlotState,
     check_mesh,
     decode,
+    has_layers_apart,
     init_slots,
     num_groups,
     prefill,
+    weight_axes,
 )
 from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, abstract_in_use, compute_dtype, logical_axes
+from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 
@@ -63,8 +66,11 @@ def abstract_arguments(config: ModelConfig, num_slots: int, length: int, mesh: A
     check_mesh(config, mesh, num_slots)
     with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
         dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
-    state = jax.eval_shape(lambda: init_slots(config, num_slots, length, dtype))
-    params = _placed(params, tree_shardings(mesh, logical_axes(config)))
+        if has_layers_apart():
+            params = jax.eval_shape(partial(layers_apart, config), params)
+        state = jax.eval_shape(lambda: init_slots(config, num_slots, length, dtype))
+        axes = weight_axes(config, state.cache.is_apart)
+    params = _placed(params, tree_shardings(mesh, axes))
     return params, _placed(state, tree_shardings(mesh, state.logical_axes()))
 
 

@@ -23,13 +23,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Int
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_cached, logits
-from lifecycle.model.params import Params, compute_dtype, logical_axes, params_in_use
+from lifecycle.model.params import Params, axes_apart, compute_dtype, layers_apart, logical_axes, params_in_use
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.collectives import pmax
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
@@ -108,7 +109,7 @@ def _on_mesh(
     rows: PromptRows | DecodeRows,
 ) -> tuple[Sampled, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
-    weights, stored = (tree_specs(axes) for axes in (logical_axes(config), state.logical_axes()))
+    weights, stored = (tree_specs(axes) for axes in (weight_axes(config, state.cache.is_apart), state.logical_axes()))
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
     specs = {"in_specs": (weights, stored, by_row), "out_specs": (spec("batch"), stored)}
     sampled, state = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, state, rows)
@@ -175,9 +176,31 @@ def _no_outputs(batch: int) -> Sampled:
     return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
+def has_layers_apart() -> bool:
+    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`model/stacks.py`)."""
+    return platform() == "cpu"
+
+
+def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
+    """A tree like that of the programs' weights whose leaves are tuples of logical axis names."""
+    return axes_apart(config) if is_apart else logical_axes(config)
+
+
+def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
+    """The weights as the programs take them. On one CPU device they share the memory of `params` where they can."""
+    params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
+    params = params_in_use(config, params)  # once, not in every step
+    if not has_layers_apart():
+        return params
+    if mesh.size > 1:
+        return jax.jit(partial(layers_apart, config), out_shardings=tree_shardings(mesh, axes_apart(config)))(params)
+    here = NamedSharding(mesh, P())
+    return layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
+
+
 def init_slots(config: ModelConfig, num_slots: int, length: int, dtype: jnp.dtype | str) -> SlotState:
     """Empty slots for contexts of `length`."""
-    cache = init_cache(config, num_slots, length, dtype)
+    cache = init_cache(config, num_slots, length, dtype, has_layers_apart())
     return SlotState(cache, jnp.zeros((num_slots, config.vocab_size), bool))
 
 
@@ -222,8 +245,7 @@ class Programs:
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch = LAUNCH if mesh.size > 1 else nullcontext()
         self._static = (config, num_ids, mesh)
-        params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
-        self._params = params_in_use(config, params)  # once, not in every step
+        self._params = weights_in_use(config, params, mesh)
         self._state = _empty_slots(config, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> Sampled:

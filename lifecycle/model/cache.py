@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.attention import attention
+from lifecycle.kernels.cached import cached_attention
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.stacks import layer_groups
@@ -27,8 +27,8 @@ from lifecycle.model.stacks import layer_groups
 class KeyValues:
     """Keys and values of a stack of layers."""
 
-    keys: Float[Array, "L B S K Dh"]
-    values: Float[Array, "L B S K Dh"]
+    keys: Float[Array, "L B K S Dh"]
+    values: Float[Array, "L B K S Dh"]
     length: int = field(metadata={"static": True})  # the most tokens a row may have
 
     def attend(
@@ -41,10 +41,10 @@ class KeyValues:
         **options: Any,
     ) -> "tuple[Float[Array, 'B T H Dh'], KeyValues]":
         """Stores `k` and `v`, and attends to all stored tokens of the rows."""
-        slots = _Slots(self.keys.shape[2], self.length, mask)
+        slots = _Slots(self.keys.shape[3], self.length, mask)
         keys, seen_k = slots.extend(self.keys, layer, k)
         values, seen_v = slots.extend(self.values, layer, v)
-        out = attention(q, seen_k.astype(q.dtype), seen_v.astype(q.dtype), slots.mask(), **options)
+        out = cached_attention(q, seen_k, seen_v, slots.mask(), slots.num_used(), **options)
         return out, replace(self, keys=keys, values=values)
 
 
@@ -53,7 +53,7 @@ class KeyValues:
 class Latents:
     """Latent attention's cache: each token's normed latent, followed by the rotary key that all heads share."""
 
-    latents: Float[Array, "L B S Dc+Dr"]
+    latents: Float[Array, "L B 1 S Dc+Dr"]
     length: int = field(metadata={"static": True})
 
     def attend(
@@ -67,10 +67,9 @@ class Latents:
     ) -> "tuple[Float[Array, 'B T H Dc'], Latents]":
         """Stores `latents`, and attends to all stored ones as one key head whose first `rank` dimensions are the
         values."""
-        slots = _Slots(self.latents.shape[2], self.length, mask)
-        stored, seen = slots.extend(self.latents, layer, latents)
-        keys = seen[:, :, None].astype(q.dtype)
-        out = attention(q, keys, keys[..., :rank], slots.mask(), **options)
+        slots = _Slots(self.latents.shape[3], self.length, mask)
+        stored, seen = slots.extend(self.latents, layer, latents[:, :, None])
+        out = cached_attention(q, seen, seen[..., :rank], slots.mask(), slots.num_used(), **options)
         return out, replace(self, latents=stored)
 
 
@@ -80,11 +79,16 @@ type Stack = KeyValues | Latents
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """The cache of a model: one `Stack` per stack of layers, under the same names (`model/stacks.py`). Every array has
-    layers on its first axis and rows on its second."""
+    """The cache of a model: one `Stack` per stack of layers, or a list of one for each layer, under the same names
+    (`model/stacks.py`). Every array has layers on its first axis and rows on its second."""
 
-    stacks: dict[str, Stack]
+    stacks: dict[str, Stack | list[Stack]]
     length: int = field(metadata={"static": True})
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether each layer has arrays of its own."""
+        return any(isinstance(stack, list) for stack in self.stacks.values())
 
     def take_row(self, row: Int[Array, ""] | int) -> "KVCache":
         """The cache of one row."""
@@ -99,10 +103,12 @@ class KVCache:
         return replace(self, stacks={name: _axes(stack) for name, stack in self.stacks.items()})
 
 
-def _axes(stack: Stack) -> Any:
+def _axes(stack: Stack | list[Stack]) -> Any:
+    if isinstance(stack, list):
+        return [_axes(layer) for layer in stack]
     if isinstance(stack, Latents):
-        return replace(stack, latents=("layers", "batch", None, None))
-    heads = ("layers", "batch", None, "kv_heads", None)
+        return replace(stack, latents=("layers", "batch", None, None, None))
+    heads = ("layers", "batch", "kv_heads", None, None)
     return replace(stack, keys=heads, values=heads)
 
 
@@ -119,22 +125,28 @@ class LayerCache:
         return out, replace(self, stack=stack)
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype | str = "float32") -> KVCache:
-    """An empty cache for `batch` rows of at most `length` tokens."""
-    stacks: dict[str, Stack] = {}
+def init_cache(
+    config: ModelConfig, batch: int, length: int, dtype: jnp.dtype | str = "float32", is_apart: bool = False
+) -> KVCache:
+    """An empty cache for `batch` rows of at most `length` tokens. `is_apart`: each layer has arrays of its own."""
+    stacks: dict[str, Stack | list[Stack]] = {}
     for group in layer_groups(config):
         for number, name in enumerate(group.stacks, group.first):
             window = config.window if config.kind(number) == "local" else None
             slots = length if window is None else min(window, length)
-            shape = (group.repeats, batch, slots)
-            if config.mla is not None:
-                width = config.mla.kv_lora_rank + config.mla.rope_head_dim
-                stacks[name] = Latents(jnp.zeros((*shape, width), dtype), length)
+            if is_apart:
+                stacks[name] = [_empty(config, (1, batch), slots, length, dtype) for _ in range(group.repeats)]
             else:
-                heads = (config.num_kv_heads, config.head_dim)
-                keys, values = (jnp.zeros((*shape, *heads), dtype) for _ in range(2))
-                stacks[name] = KeyValues(keys, values, length)
+                stacks[name] = _empty(config, (group.repeats, batch), slots, length, dtype)
     return KVCache(stacks, length)
+
+
+def _empty(config: ModelConfig, rows: tuple[int, int], slots: int, length: int, dtype: jnp.dtype | str) -> Stack:
+    if config.mla is not None:
+        width = config.mla.kv_lora_rank + config.mla.rope_head_dim
+        return Latents(jnp.zeros((*rows, 1, slots, width), dtype), length)
+    keys, values = (jnp.zeros((*rows, config.num_kv_heads, slots, config.head_dim), dtype) for _ in range(2))
+    return KeyValues(keys, values, length)
 
 
 class _Slots:
@@ -152,19 +164,26 @@ class _Slots:
         self._is_written_first = not self._is_ring or new.query_positions.shape[1] == 1
 
     def extend(
-        self, store: Float[Array, "L B S *dims"], layer: Array | int, new: Float[Array, "B T *dims"]
-    ) -> tuple[Array, Float[Array, "B N *dims"]]:
+        self, store: Float[Array, "L B K S D"], layer: Array | int, new: Float[Array, "B T K D"]
+    ) -> tuple[Array, Float[Array, "B K N D"]]:
         """The store with the layer's new tokens written, and the layer's entries that queries see, in the key order of
         `mask`."""
         new = new.astype(store.dtype)
-        rows = jnp.arange(new.shape[0])[:, None]
-        written = store.at[layer, rows, self._targets()].set(new, mode="drop")
-        seen = written[layer] if self._is_written_first else jnp.concatenate([store[layer], new], axis=1)
-        return written, seen
+        rows, targets = jnp.arange(new.shape[0])[:, None], self._targets()
+        written = store.at[layer, rows, :, targets].set(new, mode="drop")
+        if self._is_written_first:
+            return written, written[layer]
+        return written, jnp.concatenate([store[layer], new.swapaxes(1, 2)], axis=2)
 
     def mask(self) -> Mask:
         """The mask between the new queries and the keys of `extend`."""
         return replace(self._new, key_positions=self._key_positions())
+
+    def num_used(self) -> Int[Array, ""]:
+        """How many of the keys of `extend`, from the first on, may hold a token of some row."""
+        if not self._is_written_first:
+            return jnp.asarray(self._num + self._new.query_positions.shape[1])
+        return jnp.minimum(self._last().max() + 1, self._num)
 
     def _targets(self) -> Int[Array, "B T"]:
         """The slots of the new tokens; a slot outside the store is not written. If a chunk is longer than the ring,

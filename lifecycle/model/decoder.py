@@ -38,7 +38,7 @@ from lifecycle.model.stacks import MODULES, MODULES_STACK, LayerGroup, layer_gro
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
 
 type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
-type Caches = dict[str, Stack]  # KV caches by stack
+type Caches = dict[str, Stack | list[Stack]]  # KV caches by stack
 # (a layer's declarations, its weights) -> the weights as its products use them
 type Prepare = Callable[[Params, Params], Params]
 
@@ -129,6 +129,7 @@ def forward_cached(
     The positions of a row's tokens are consecutive. A token at a position `>= cache.length` is padding and comes after
     the others: it is not cached, and its hidden state is undefined. In a manual `jax.shard_map` the arrays are this
     device's shards: rows over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over `tensor`.
+    Stacks of weights and of the cache may be lists of layers, both or neither.
     """
     with replicated("norm_seq"):
         angles, mask = _angles(config, positions), Mask(positions, positions)
@@ -203,15 +204,17 @@ def _layers(
         for kind in map(config.kind, range(group.first, group.first + group.period)):
             layer_mask = replace(mask, window=config.window if kind == "local" else None)
             layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat))
-        stacks = [None if caches is None else caches[name] for name in group.stacks]
-        (hidden, stacks), group_stats = _scan(layers, group, [blocks[name] for name in group.stacks], hidden, stacks)
+        stacks: list[Any] = [None if caches is None else caches[name] for name in group.stacks]
+        weights = [blocks[name] for name in group.stacks]
+        apply = _one_by_one if isinstance(weights[0], list) else _scan
+        (hidden, stacks), group_stats = apply(layers, group, weights, hidden, stacks)
         stats |= {name: one for name, one in zip(group.stacks, group_stats, strict=True) if one is not None}
         new_caches |= {name: stack for name, stack in zip(group.stacks, stacks, strict=True) if stack is not None}
     return hidden, stats, new_caches
 
 
 # A function of a layer's input, its weights, its stack of the cache, and its number in that stack.
-type Layer = Callable[[Hidden, Params, Stack | None, Array], LayerOut]
+type Layer = Callable[[Hidden, Params, Stack | None, Array | int], LayerOut]
 type LayerOut = tuple[Hidden, RouterStats | None, Stack | None]
 
 
@@ -220,7 +223,7 @@ def _layer(
 ) -> Layer:
     """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward."""
 
-    def layer(hidden: Hidden, weights: Params, stack: Stack | None, number: Array) -> LayerOut:
+    def layer(hidden: Hidden, weights: Params, stack: Stack | None, number: Array | int) -> LayerOut:
         block = nnx.merge(definition, nnx.State(prepare(weights)))
         hidden, stats, cache = block(hidden, angles, mask, None if stack is None else LayerCache(stack, number))
         return hidden, stats, None if cache is None else cache.stack
@@ -245,6 +248,19 @@ def _scan(
     repeats = group.repeats // axis_size("layers")
     is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
     return jax.lax.scan(period, (hidden, stacks), (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
+
+
+def _one_by_one(
+    layers: list[Layer], group: LayerGroup, weights: list[Any], hidden: Hidden, stacks: list[Any]
+) -> tuple[tuple[Hidden, list[Any]], list[RouterStats | None]]:
+    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`model/stacks.py`)."""
+    outs: list[list[LayerOut]] = [[] for _ in layers]
+    for number in range(group.repeats):
+        for place, layer in enumerate(layers):
+            outs[place].append(layer(hidden, weights[place][number], stacks[place][number], 0))
+            hidden = outs[place][-1][0]
+    stats = [jax.tree.map(lambda *x: jnp.stack(x), *(out[1] for out in of)) for of in outs]  # of None: None
+    return (hidden, [[out[2] for out in of] for of in outs]), stats
 
 
 def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:

@@ -7,6 +7,7 @@ them, are a stack under `mtp` (`model/mtp.py`). On disk every layer has its own 
 of plain arrays, which is merged with the modules only inside a trace.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import is_quantised, quantised_weight
-from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
+from lifecycle.model.stacks import MODULES, MODULES_STACK, apart, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
 type Params = dict[str, Any]
@@ -105,6 +106,20 @@ def params_in_use(config: ModelConfig, params: Params) -> Params:
     returned without a copy.
     """
     return jax.tree.map(lambda held, array: array.astype(_dtype(config, held)), parameters(config), params)
+
+
+def layers_apart(
+    config: ModelConfig, params: Params, part: Callable[[Any, int], Any] = lambda stack, number: stack[number]
+) -> Params:
+    """The parameters with each stack as the list of its layers' trees; `part` takes a layer's array from a stack."""
+    return {**params, "blocks": apart(config, params["blocks"], part, lambda _: False)}
+
+
+def axes_apart(config: ModelConfig) -> Params:
+    """`logical_axes` of `layers_apart`."""
+    axes = logical_axes(config)
+    blocks = apart(config, axes["blocks"], lambda names, _: names[1:], lambda leaf: isinstance(leaf, tuple))
+    return {**axes, "blocks": blocks}
 
 
 def abstract_in_use(config: ModelConfig) -> Params:

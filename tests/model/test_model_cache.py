@@ -16,6 +16,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.model.cache import KeyValues, KVCache, LayerCache, Stack, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.decoder import forward, forward_cached
+from lifecycle.model.params import layers_apart
 from lifecycle.parallel.mesh import RULES
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 def store(slots: int, rows: int = 1) -> KeyValues:
-    return KeyValues(*jnp.zeros((2, 1, rows, slots, KEY_HEADS, DIM)), length=LENGTH)
+    return KeyValues(*jnp.zeros((2, 1, rows, KEY_HEADS, slots, DIM)), length=LENGTH)
 
 
 def chunks_of(sizes: list[int]) -> list[tuple[int, int]]:
@@ -155,3 +156,15 @@ def test_every_array_says_its_axes(config: ModelConfig) -> None:
         assert len(axes) == array.ndim and set(axes) <= {*RULES, None}
         assert axes[:2] == ("layers", "batch")
     assert ("kv_heads" in {axis for axes in names for axis in axes}) == (config.mla is None)
+
+
+@pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
+def test_layers_apart_compute_what_stacked_ones_do(config: ModelConfig) -> None:
+    """In weights and cache: a prompt in chunks, then tokens."""
+    params = random_params(config)
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
+    sizes = [7, 7, *[1] * 4]
+    stacked = run_cached(config, params, tokens, init_cache(config, 2, LENGTH), sizes)
+    own = init_cache(config, 2, LENGTH, is_apart=True)
+    apart = run_cached(config, layers_apart(config, params), tokens, own, sizes)
+    np.testing.assert_allclose(apart, stacked, atol=RING, rtol=0)

@@ -1,0 +1,108 @@
+"""Attention of new tokens to the keys and values that a cache holds.
+
+A CPU reads the cache in blocks, as flash attention does (Dao et al. 2022), and only those that hold a token: one row of
+100 tokens in a cache for 2,048 costs what 128 cost. The arrays have heads before positions, so that a block's products
+need no transposed copy. Other devices read all positions at once.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lifecycle.core.platform import platform
+from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.attention import attention
+from lifecycle.kernels.mask import MASKED, Mask
+
+# Positions in a block. Eight rows of 500 tokens, 30 layers, 3 key heads of 64 dimensions on two AVX-512 cores: blocks
+# of 64, 128 and 256 take 22, 15 and 13 ms of a decode step; one row of 100: 1.1, 1.9 and 2.0 ms.
+BLOCK = 128
+
+type Sums = tuple[Array, Array, Array]  # of softmax so far: the largest score, the normaliser, the weighted values
+
+
+def cached_attention(
+    q: Float[Array, "B T H Dk"],
+    keys: Float[Array, "B K S Dk"],
+    values: Float[Array, "B K S Dv"],
+    mask: Mask,
+    num_used: Int[Array, ""],
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+) -> Float[Array, "B T H Dv"]:
+    """As `attention`, over a cache's rows, of which the first `num_used` positions may hold tokens.
+
+    A row's result does not depend on `num_used`, to the last bit: a block that no query sees changes no sum.
+    """
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    if platform() != "cpu" or keys.shape[2] <= BLOCK:
+        return attention(
+            q, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask, scale=scale, soft_cap=soft_cap, sinks=sinks
+        )
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+    return _in_blocks(q * scale, keys, values, mask, num_used, soft_cap, sinks)
+
+
+def _in_blocks(
+    q: Array, keys: Array, values: Array, mask: Mask, num_used: Array, soft_cap: float | None, sinks: Array | None
+) -> Array:
+    batch, length, heads, head_dim = q.shape
+    groups, size, value_dim = values.shape[1:]
+    per_group = heads // groups
+    rows = q.reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2).reshape(batch, groups, -1, head_dim)
+
+    def block(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
+        number, sums = carry
+        start = jnp.minimum(number * BLOCK, size - BLOCK)  # the last block begins earlier, with positions seen before
+        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK)
+        positions = part(mask.key_positions, axis=1)
+        seen = Mask(mask.query_positions, positions, window=mask.window).dense()
+        seen &= start + jnp.arange(BLOCK) >= number * BLOCK
+        seen = jnp.repeat(seen, per_group, axis=1)[:, None]
+        return number + 1, _add(sums, rows, part(keys, axis=2), part(values, axis=2), seen, soft_cap)
+
+    start = jnp.zeros((), num_used.dtype), _start(rows, value_dim, length, sinks)
+    _, (_, total, out) = jax.lax.while_loop(lambda carry: carry[0] * BLOCK < num_used, block, start)
+    out = (out * jnp.where(total > 0, 1 / total, 0.0)).astype(values.dtype)
+    out = out.reshape(batch, groups, length, per_group, value_dim).swapaxes(1, 2)
+    return out.reshape(batch, length, heads, value_dim)
+
+
+def _start(rows: Float[Array, "B K N Dk"], value_dim: int, length: int, sinks: Array | None) -> Sums:
+    """Before the first block; a sink is a key that every query sees and whose value is zero (gpt-oss)."""
+    shape = rows.shape[:3]
+    out = jnp.zeros((*shape, value_dim), jnp.float32)
+    if sinks is None:
+        return jnp.full((*shape, 1), MASKED, jnp.float32), jnp.zeros((*shape, 1), jnp.float32), out
+    top = jnp.tile(sinks.astype(jnp.float32).reshape(shape[1], 1, -1), (1, length, 1)).reshape(1, shape[1], -1, 1)
+    return jnp.broadcast_to(top, (*shape, 1)), jnp.ones((*shape, 1), jnp.float32), out
+
+
+def _add(
+    sums: Sums,
+    rows: Float[Array, "B K N Dk"],
+    keys: Float[Array, "B K S Dk"],
+    values: Float[Array, "B K S Dv"],
+    seen: Array,
+    soft_cap: float | None,
+) -> Sums:
+    """The sums with one more block of keys."""
+    top, total, out = sums
+    scores = _product(rows, keys, 3)
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(seen, scores, MASKED)
+    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+    shrunk = jnp.exp(top - new_top)
+    weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
+    total = total * shrunk + weights.sum(-1, keepdims=True)
+    return new_top, total, out * shrunk + _product(weights.astype(values.dtype), values, 2)
+
+
+def _product(a: Array, b: Array, contracted: int) -> Float[Array, "B K N D"]:
+    """A product per row and key head, accumulated in float32."""
+    dims = (((3,), (contracted,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
