@@ -8,6 +8,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import from_writer, has_joined, host_names, is_writer
 
 WAIT_S = 20.0  # a network file system may show a new file late
+LOOK_AGAIN_S = 0.1
 LOOK_S = 5.0  # where hosts may have folders of their own; taken for such, a shared one works too
 
 _apart = False
@@ -16,6 +17,16 @@ _apart = False
 def is_apart() -> bool:
     """Whether the processes of this job have folders of their own, as the last `look_for_shared` found."""
     return _apart
+
+
+def is_seen(path: Path, limit_s: float) -> bool:
+    """Whether this process sees, within a time, what another has made: a network file system may show it late."""
+    deadline = time.monotonic() + limit_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_AGAIN_S)
+    return True
 
 
 def require_shared(folder: Path) -> None:
@@ -45,10 +56,7 @@ def _lacking(folder: Path, wait_s: float) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     from_writer(True)  # it is there
-    deadline = time.monotonic() + wait_s
-    while not (is_there := mark.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    lacking = host_names(where=not is_there)
+    lacking = host_names(where=not is_seen(mark, wait_s))
     if is_writer():
         mark.unlink()
     return lacking

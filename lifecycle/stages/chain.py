@@ -28,7 +28,7 @@ from lifecycle.core.distributed import from_writer, has_joined, is_writer, words
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
-from lifecycle.core.shared_folder import is_apart, look_for_shared, require_shared
+from lifecycle.core.shared_folder import is_apart, is_seen, look_for_shared, require_shared
 from lifecycle.stages.branches import require_kept
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
@@ -169,7 +169,7 @@ def _has_damaged_inputs(
             _fetch_intact(artifact, names, artifacts)
     is_damaged = from_writer(is_damaged)
     if stage.on_all_processes and not is_damaged:
-        _await(artifact.path / name for artifact, names in opened for name in names)
+        _require_seen(artifact.path / name for artifact, names in opened for name in names)
     return is_damaged
 
 
@@ -181,18 +181,14 @@ def _fetch_intact(artifact: Artifact, names: Collection[str], artifacts: Artifac
     artifacts.fetch(artifact, names)
 
 
-def _await(files: Iterable[Path], limit_s: float = SEEN_S) -> None:
-    """Waits until this process sees what process 0 has fetched: a network file system may show it late. Raises
-    `ConfigError` if it does not."""
-    deadline = time.monotonic() + limit_s
+def _require_seen(files: Iterable[Path], limit_s: float = SEEN_S) -> None:
+    """Waits until this process sees what process 0 has fetched; raises `ConfigError` for a file that it does not."""
     for file in files:
-        while not file.is_file():
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{file}: process 0 has this file, and it is not to be seen here after {limit_s:.0f} s; mount "
-                    "the same folder on all hosts, and run again"
-                )
-            time.sleep(POLL_S)
+        if not is_seen(file, limit_s):
+            raise ConfigError(
+                f"{file}: process 0 has this file, and it is not to be seen here after {limit_s:.0f} s; mount "
+                "the same folder on all hosts, and run again"
+            )
 
 
 def _check_job(config: RunConfig, stages: list[Stage]) -> None:

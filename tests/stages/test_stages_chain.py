@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,10 @@ def test_a_target_that_the_run_does_not_have_is_named_with_the_nearest(counting:
 
 def test_a_file_that_another_host_has_is_waited_for_and_then_named(tmp_path: Path) -> None:
     (tmp_path / "here").touch()
-    chain._await([tmp_path / "here"], limit_s=0.0)
+    chain._require_seen([tmp_path / "here"], limit_s=0.0)
+    late = threading.Timer(0.2, (tmp_path / "late").touch)
+    late.start()
+    chain._require_seen([tmp_path / "late"], limit_s=60.0)
+    late.join()
     with pytest.raises(ConfigError, match=r"there: process 0 has this file, and it is not to be seen .* mount the"):
-        chain._await([tmp_path / "here", tmp_path / "there"], limit_s=0.0)
+        chain._require_seen([tmp_path / "here", tmp_path / "there"], limit_s=0.0)

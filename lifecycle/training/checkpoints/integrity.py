@@ -6,7 +6,6 @@ never used, and never keeps a run from resuming from an older one.
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import FILES, write_text
 from lifecycle.core.progress import Progress
-from lifecycle.core.shared_folder import is_apart
+from lifecycle.core.shared_folder import is_apart, is_seen
 from lifecycle.training.checkpoints.agreement import from_first, sync
 
 # Not in the list: itself, and the file into which Orbax writes its times after the rename (reading does not need it).
@@ -88,9 +87,8 @@ def steps_seen_by_first(folder: Path) -> list[int]:
     """As `steps_in`, what process 0 sees, in all processes of the job. Each waits until it sees the newest: one that
     went on from another step than the others would neither fail nor be noticed."""
     steps = from_first(steps_in(folder)) or []
-    deadline = time.monotonic() + SHOWN_S
-    while steps and not (folder / str(steps[-1])).is_dir() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    if steps:
+        is_seen(folder / str(steps[-1]), SHOWN_S)
     return steps
 
 
