@@ -1,44 +1,22 @@
 """`lifecycle chat`: a conversation in the terminal, streamed."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
-from lifecycle.cli.make import BUNDLES, start_jax
-from lifecycle.core.artifact import require_intact
-from lifecycle.core.config import ConfigError, validate
-from lifecycle.core.file_hashes import FileHashes
-from lifecycle.core.files import user_cache
-from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.defaults import sampling_of_run
+from lifecycle.cli.arguments import ConfigOrBundle
+from lifecycle.cli.open_model import StageOrVersion, open_model
+from lifecycle.core.config import validate
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.ops.registry import SHOWN_HASH, Registry, verify
-from lifecycle.stages.chain import finished_stage
-from lifecycle.stages.config import PRODUCTION, RunConfig
-from lifecycle.stages.storage import fetch_version, read_registry
-from lifecycle.stages.weights import trained_params_in_use
-from lifecycle.text.chat import ChatTemplate
-from lifecycle.text.tokenizer import load_tokenizer
 
 QUIT = ("/quit", "/exit")
 
 type Message = dict[str, str]  # role and content
-
-type StageOrVersion = Annotated[
-    str,
-    Parameter(
-        help="A training stage, or a version: alias, hash or its beginning (production if none is given); then "
-        "settings, as key=value."
-    ),
-]
-
 
 type System = Annotated[str | None, Parameter(help="The conversation's system message.")]
 type Temperature = Annotated[float | None, Parameter(help="Replaces the model's own; 0 is greedy.")]
@@ -51,47 +29,11 @@ def chat(
 
     Reads questions until /quit or the end of input. /new starts another conversation.
     """
-    model, introduction = _model(config_or_bundle, words)
+    model, introduction = open_model(config_or_bundle, words)
     if temperature is not None:
         chosen = model.defaults.plain() | {"temperature": temperature}
         model = replace(model, defaults=validate(SamplingParams, chosen, where=f"--temperature={temperature}"))
     _talk(model, introduction, [] if system is None else [{"role": "system", "content": system}])
-
-
-def _model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, str]:
-    """The model to talk to, and a line that says which."""
-    if config_or_bundle.is_dir():
-        if words:
-            raise ConfigError(
-                f"{words[0]!r}: {config_or_bundle} is a bundle, which has no stages, versions or settings; there are "
-                "--system and --temperature"
-            )
-        start_jax(user_cache() / BUNDLES)
-        model = load_bundle(config_or_bundle)
-        return model, f"{config_or_bundle} is version {model.version[:SHOWN_HASH]}"
-    name, overrides = name_first(words)
-    config = read_config(config_or_bundle, overrides)
-    start_jax(config.folder)
-    if name in config.train:
-        return _trained(config, name), f"the weights of stage {name}"
-    read_registry(config)
-    version = Registry(config.registry_path).resolve(name or PRODUCTION)
-    fetch_version(config, version)
-    verify(version)
-    return load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}"
-
-
-def _trained(config: RunConfig, stage: str) -> Model:
-    """The model of a finished training stage, from its checkpoint."""
-    text, trained = finished_stage(config, "tokenizer"), finished_stage(config, stage)
-    for artifact in (text, trained):
-        require_intact(artifact, FileHashes(config.folder))
-    folder, model = text.path, config.model_of(stage)
-    tokenizer = load_tokenizer(folder)
-    params = trained_params_in_use(trained, model)
-    sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
-    defaults = SamplingParams(**sampling.plain())
-    return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer).live, defaults)
 
 
 def _talk(model: Model, introduction: str, system: list[Message]) -> None:

@@ -1,9 +1,9 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
 Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts and the
-inputs of these up to date. `plan` shows what a run would do, `trace` where a version came from; `serve` and `chat`
-answer; `promote` and `rollback` move an alias. Each verb has its own file in this folder, imported only when it is
-called.
+inputs of these up to date. `plan` shows what a run would do, `trace` where a version came from; `serve`, `chat` and
+`generate` answer; `promote` and `rollback` move an alias. Each verb has its own file in this folder, imported only when
+it is called.
 """
 
 import errno
@@ -41,6 +41,7 @@ VERBS = {
     "scaling": "Train a ladder of small models, fit the loss law, and predict the run's loss, tokens and cost.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",
     "chat": "Talk to a training stage, a version or a bundle in the terminal.",
+    "generate": "Answer prompts, or the rows of a file, with a training stage, a version or a bundle.",
     "serve": "Serve OpenAI's API over HTTP, with the registry's aliases as models, or one bundle.",
     "register": "Make a bundle from outside the run, for example an imported one, a version of its registry.",
     "versions": "List the registered versions, their aliases and evaluations.",

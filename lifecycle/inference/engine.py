@@ -11,6 +11,7 @@ from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import DispatchObserver, EngineStats, Runner
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.scheduler import DISPATCH_S
 
 BROKEN = "the engine has stopped by an error; its traceback is in the log"
 
@@ -31,12 +32,14 @@ class Engine:
         warm_up: bool = False,
         mesh: Mesh | None = None,
         on_broken: Callable[[], None] | None = None,
+        dispatch_s: float = DISPATCH_S,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
-        is answered from then on. `mesh`: of this process's devices; by default the model is on the first. Raises
-        `ConfigError` for a mesh that does not fit the model or the slots.
+        is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
+        steps as there are, where nobody reads along. `mesh`: of this process's devices; by default the model is on the
+        first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
         """
         if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise ConfigError(
@@ -45,7 +48,7 @@ class Engine:
             )
         self.model = model
         self.num_slots = num_slots
-        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, mesh=mesh)
+        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, dispatch_s, mesh)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken = False
         self._on_broken = on_broken

@@ -22,11 +22,12 @@ def generate_texts(
     `ConfigError` for an invalid setting and `ContextLengthError` for a prompt that does not fit.
     """
     params = validate(SamplingParams, model.defaults.model_dump() | sampling, where="sampling")
-    completions = generate(model, [_prompt_ids(model, prompt) for prompt in prompts], params, mesh=mesh)
+    completions = generate(model, [prompt_ids(model, prompt) for prompt in prompts], params, mesh=mesh)
     return [completion.text for completion in completions]
 
 
-def _prompt_ids(model: Model, prompt: str | Conversation) -> list[int]:
+def prompt_ids(model: Model, prompt: str | Conversation) -> list[int]:
+    """The token ids that a plain text or a conversation's answer continues."""
     if isinstance(prompt, str):
         return model.tokenizer.begin(model.tokenizer.encode(prompt))
     return model.template.render(prompt, add_generation_prompt=True).ids

@@ -77,7 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, _parse(line, f"{path}:{number}")
+                yield number, parse_row(line, f"{path}:{number}")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -86,7 +86,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def parse_row(line: bytes, where: str) -> dict[str, Any]:
+    """The object in a line; raises `RowError`, beginning with `where`, for anything else."""
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import Debug, environment
+from command_line import LIFECYCLE, Debug, environment
 from openai import OpenAI
 
 from lifecycle.cli.chat import chat
@@ -120,6 +120,26 @@ def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "production is version" in ended.stdout and "model" in ended.stdout
+
+
+def test_a_file_of_prompts_is_answered_by_a_stage_and_by_a_version(undisturbed: Debug) -> None:
+    """And a prompt of the command line by a bundle, with the same words."""
+    rows, out = undisturbed.root / "questions.jsonl", undisturbed.root / "answers.jsonl"
+    rows.write_text(json.dumps({"prompt": QUESTION}) + "\n")
+    options = ("--temperature", "0", "--max-tokens", "12", "--slots", "2")
+    ended = subprocess.run(
+        undisturbed.command("generate", "--prompts", str(rows), "--out", str(out), *options),
+        env=environment(), capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "rows answered: 1" in ended.stderr
+    answer = json.loads(out.read_text())["generated"]
+    assert answer["tokens"] > 0 and answer["text"]
+    printed = subprocess.run(
+        [LIFECYCLE, "generate", undisturbed.artifact("export").path, "--prompt", QUESTION, *options],
+        env=environment(), capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert printed.returncode == 0 and printed.stdout == answer["text"] + "\n", printed.stderr
 
 
 def test_a_bundle_has_no_settings(undisturbed: Debug) -> None:

@@ -1,0 +1,103 @@
+"""`lifecycle generate`: answers to prompts on the command line, or to the rows of a file."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from lifecycle.cli.arguments import ConfigOrBundle
+from lifecycle.cli.chat import System
+from lifecycle.cli.display import progress_on
+from lifecycle.cli.open_model import StageOrVersion, open_model
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.inference.engine import Engine
+from lifecycle.inference.model import Model
+from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, conversation
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.texts import prompt_ids
+
+SLOTS = 8
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sampling:
+    """Options that replace the model's own settings."""
+
+    temperature: Annotated[float | None, Parameter(help="0 is greedy.")] = None
+    top_k: Annotated[int | None, Parameter(help="Sample from this many of the likeliest tokens; 0: from all.")] = None
+    top_p: Annotated[float | None, Parameter(help="Sample from the likeliest tokens up to this probability.")] = None
+    min_p: Annotated[float | None, Parameter(help="And only from those with this share of the likeliest one's.")] = None
+    repetition_penalty: Annotated[float | None, Parameter(help="Above 1: tokens that are there are less likely.")] = (
+        None
+    )
+    max_tokens: Annotated[int | None, Parameter(help="Of an answer; by default to the end of the context.")] = None
+    stop: Annotated[tuple[str, ...], Parameter(help="A text that ends an answer; may be given again.")] = ()
+    seed: Annotated[int, Parameter(help="Of row N it is this plus N, from 0.")] = 0
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """A model's settings with these instead; raises `ConfigError` for one that is out of its range."""
+        given = {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+        return validate(SamplingParams, defaults.model_dump() | given, where="options")
+
+
+type Prompt = Annotated[tuple[str, ...], Parameter(help="A question; may be given again.")]
+type Rows = Annotated[Path | None, Parameter(help="A JSONL file whose rows have prompt or messages.")]
+type Out = Annotated[Path | None, Parameter(help="The file for the rows' answers; one that is not whole goes on.")]
+type IsPlain = Annotated[bool, Parameter(name="plain", help="Continue the texts instead of answering them.")]
+type Slots = Annotated[int, Parameter(help="How many are generated at a time.")]
+
+
+def generate(
+    config_or_bundle: ConfigOrBundle,
+    /,
+    *words: StageOrVersion,
+    prompt: Prompt = (),
+    prompts: Rows = None,
+    out: Out = None,
+    system: System = None,
+    plain: IsPlain = False,
+    slots: Slots = SLOTS,
+    sampling: Sampling = Sampling(),
+) -> None:
+    """Answers prompts with a training stage's weights, a version, or a bundle outside any registry.
+
+    Those of --prompt are printed; the rows of --prompts are written to --out, one line each, in their order.
+    """
+    if bool(prompt) == (prompts is not None) or (prompts is None) != (out is None):
+        raise ConfigError("give --prompt TEXT, or --prompts FILE.jsonl and --out FILE.jsonl")
+    if slots < 1:
+        raise ConfigError(f"--slots={slots}: at least one prompt is generated at a time")
+    model, introduction = open_model(config_or_bundle, words)
+    asked = Asked(sampling.over(model.defaults), system, plain)
+    with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf) as engine:
+        if prompts is None or out is None:
+            _print_answers(engine, model, prompt, asked)
+            return
+        console = Console(emoji=False, stderr=True)
+        console.print(introduction, style="dim", highlight=False)
+        began = time.monotonic()
+        with progress_on(console) as progress:
+            counts = answer_file(engine, prompts, out, asked, progress)
+        _report(console, counts, out, time.monotonic() - began)
+
+
+def _print_answers(engine: Engine, model: Model, prompts: tuple[str, ...], asked: Asked) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    ids = [prompt_ids(model, conversation(prompt, asked)) for prompt in prompts]
+    for generation in [engine.submit(own, asked.params_of(number)) for number, own in enumerate(ids)]:
+        console.print(generation.wait().text, soft_wrap=True)
+
+
+def _report(console: Console, counts: Answered, out: Path, took_s: float) -> None:
+    kept = f" and before: {counts.kept}" if counts.kept else ""
+    rate = f"tokens: {counts.tokens:,}, {counts.tokens / took_s:,.0f} a second"
+    console.print(f"{out}: rows answered: {counts.answered}{kept}; {rate}", highlight=False, soft_wrap=True)
+    if counts.failed:
+        console.print(f"rows with an error instead of an answer: {counts.failed}", style="red", highlight=False)
+        for example in counts.examples:
+            console.print(f"  {example}", markup=False, highlight=False, soft_wrap=True)
