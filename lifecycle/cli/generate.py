@@ -32,9 +32,10 @@ class Sampling:
     top_k: Annotated[int | None, Parameter(help="Sample from this many of the likeliest tokens; 0: from all.")] = None
     top_p: Annotated[float | None, Parameter(help="Sample from the likeliest tokens up to this probability.")] = None
     min_p: Annotated[float | None, Parameter(help="And only from those with this share of the likeliest one's.")] = None
-    repetition_penalty: Annotated[float | None, Parameter(help="Above 1: tokens that are there are less likely.")] = (
-        None
-    )
+    typical_p: Annotated[float | None, Parameter(help="And from those nearest to the expected surprise.")] = None
+    repetition_penalty: Annotated[float | None, Parameter(help="Above 1: fewer tokens that are there already.")] = None
+    presence_penalty: Annotated[float | None, Parameter(help="Subtracted for tokens that the answer has.")] = None
+    frequency_penalty: Annotated[float | None, Parameter(help="And for each time that it has them.")] = None
     max_tokens: Annotated[int | None, Parameter(help="Of an answer; by default to the end of the context.")] = None
     stop: Annotated[tuple[str, ...], Parameter(help="A text that ends an answer; may be given again.")] = ()
     seed: Annotated[int, Parameter(help="Of row N it is this plus N, from 0.")] = 0

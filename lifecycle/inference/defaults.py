@@ -14,6 +14,7 @@ from pydantic import Field
 from lifecycle.core.config import ConfigError, Section, read_json, validate
 
 GENERATION_FILE = "generation_config.json"
+SELDOM = ("repetition_penalty", "typical_p")  # 1 changes nothing
 SWITCH, ENDS = "do_sample", "eos_token_id"
 
 
@@ -29,6 +30,9 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0, le=MAX_TOP_K)  # 0: all tokens
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)  # share of the likeliest token's probability
+    # The tokens whose surprise is nearest to the expected one, up to this probability (Meister et al. 2023, "Locally
+    # Typical Sampling"); 1: all
+    typical_p: float = Field(default=1.0, gt=0, le=1)
     # Of tokens that the prompt or the output has: divides positive logits, multiplies negative ones. 1: none.
     repetition_penalty: float = Field(default=1.0, ge=MIN_PENALTY, le=MAX_PENALTY)
 
@@ -83,9 +87,10 @@ def generation_of_run(sampling: SamplingConfig | None, origin: Path | None) -> d
 
 
 def _published(sampling: SamplingConfig) -> dict[str, Any]:
-    """The keys to write: all for sampling, since transformers' default is top_k=50; for greedy only `do_sample`. A
-    penalty that changes nothing is left out."""
+    """The keys to write: all for sampling, since transformers' default is top_k=50, but for those of `SELDOM` that
+    change nothing; for greedy only `do_sample` and a penalty."""
     keys = sampling.plain()
-    penalty = {} if keys["repetition_penalty"] == 1 else {"repetition_penalty": keys["repetition_penalty"]}
-    del keys["repetition_penalty"]
-    return ({SWITCH: True, **keys} if sampling.temperature else {SWITCH: False}) | penalty
+    seldom = {name: value for name in SELDOM if (value := keys.pop(name)) != 1}
+    if sampling.temperature:
+        return {SWITCH: True, **keys, **seldom}
+    return {SWITCH: False} | {name: value for name, value in seldom.items() if name != "typical_p"}

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Int
-from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingRows, sample
+from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, History, Sampled, SamplingRows, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
@@ -74,11 +74,12 @@ class SlotState:
     """What the device keeps of each slot between dispatches."""
 
     cache: KVCache
-    seen: Bool[Array, "B V"]  # the tokens of its prompt and output, for the repetition penalty
+    history: History
 
     def logical_axes(self) -> "SlotState":
         """A tree like the state whose leaves are tuples of logical axis names."""
-        return SlotState(self.cache.logical_axes(), ("batch", None))  # pyright: ignore[reportArgumentType]
+        rows: Any = ("batch", None)
+        return SlotState(self.cache.logical_axes(), History(rows, rows))
 
 
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
@@ -123,12 +124,15 @@ def _prefill(
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
     hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(slot))
-    seen = state.seen[slot] & ((start > 0) | (size == 0))  # a prompt's first chunk begins anew
+    goes_on = (start > 0) | (size == 0)  # a prompt's first chunk begins anew
+    seen, made = state.history.seen[slot] & goes_on, state.history.made[slot] * goes_on
     seen = seen.at[jnp.where(index < size, rows.tokens[0], seen.size)].set(True, mode="drop")
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
     scores, next_position = logits(config, params, last), rows.start + rows.size
-    sampled = sample(scores, rows.sampling, next_position, rows.want_top, seen[None], num_ids)
-    return sampled, SlotState(cache.put_row(slot, own), state.seen.at[slot].set(seen))
+    history = History(seen[None], made[None])
+    sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
+    history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
+    return sampled, SlotState(cache.put_row(slot, own), history)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
@@ -146,13 +150,15 @@ def _decode(
         is_active = rows.remaining > 0
         positions = jnp.where(is_active, rows.position, state.cache.length)
         hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], state.cache)
-        seen = state.seen.at[jnp.arange(rows.token.size), rows.token].max(is_active)
+        place = (jnp.arange(rows.token.size), rows.token)
+        seen, made = state.history.seen.at[place].max(is_active), state.history.made.at[place].add(is_active)
+        history = History(seen, made)
         scores = logits(config, params, hidden[:, 0])
-        new = sample(scores, rows.sampling, rows.position + 1, rows.want_top, seen, num_ids)
+        new = sample(scores, rows.sampling, rows.position + 1, rows.want_top, history, num_ids)
         shown = replace(new, token=jnp.where(is_active, new.token, -1))
         outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)
         rows = _advance(rows, new.token, is_active)
-        return step + 1, _is_any_active(rows), rows, outputs, SlotState(cache, seen)
+        return step + 1, _is_any_active(rows), rows, outputs, SlotState(cache, history)
 
     start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, _no_outputs(rows.token.shape[0]), state)
     *_, outputs, state = jax.lax.while_loop(go_on, one_step, start)
@@ -201,7 +207,8 @@ def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
 def init_slots(config: ModelConfig, num_slots: int, length: int, dtype: jnp.dtype | str) -> SlotState:
     """Empty slots for contexts of `length`."""
     cache = init_cache(config, num_slots, length, dtype, has_layers_apart())
-    return SlotState(cache, jnp.zeros((num_slots, config.vocab_size), bool))
+    shape = (num_slots, config.vocab_size)
+    return SlotState(cache, History(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)))
 
 
 @partial(jax.jit, static_argnames=("config", "num_slots", "length", "mesh"))

@@ -79,6 +79,8 @@ class Runner:
         for ids that the tokenizer does not have.
         """
         self.max_tokens(len(prompt), params)
+        if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
+            raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
         self.model.tokenizer.require_rows(prompt)
         if min(prompt) < 0 or max(prompt) >= self._num_ids:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")

@@ -17,12 +17,23 @@ from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
+MAX_BIASES = 300  # tokens that a request can have a bias for
+MAX_BIAS, MAX_REPEATED = 100.0, 2.0  # as in OpenAI's API
+NO_TOKEN = 2**31 - 1  # an id above any vocabulary
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represent the scaled logits
+
+
+type Repeated = Annotated[float, Field(ge=-MAX_REPEATED, le=MAX_REPEATED)]
+type Bias = tuple[Annotated[int, Field(ge=0, lt=NO_TOKEN)], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]]
 
 
 class SamplingParams(SamplingConfig):
     """How one request is sampled and when it ends."""
 
+    # Subtracted from the logits of tokens that the output has: once, and for each time
+    presence_penalty: Repeated = 0.0
+    frequency_penalty: Repeated = 0.0
+    logit_bias: Annotated[tuple[Bias, ...], Field(max_length=MAX_BIASES)] = ()  # (token, what its logit is raised by)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # None: a new one for each request
     max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
@@ -39,8 +50,22 @@ class SamplingRows:
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
     min_p: Float[Array, " B"]
+    typical_p: Float[Array, " B"]
     repetition_penalty: Float[Array, " B"]
+    presence_penalty: Float[Array, " B"]
+    frequency_penalty: Float[Array, " B"]
+    bias_ids: Int[Array, "B 300"]  # `NO_TOKEN`: none
+    biases: Float[Array, "B 300"]
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class History:
+    """Which tokens each row has, for penalties."""
+
+    seen: Bool[Array, "B V"]  # in its prompt or its output
+    made: Int[Array, "B V"]  # how often its output has each
 
 
 @jax.tree_util.register_dataclass
@@ -59,21 +84,20 @@ def sample(
     rows: SamplingRows,
     positions: Int[Array, " B"],
     want_top: Bool[Array, ""],
-    seen: Bool[Array, "B V"],
+    history: History,
     num_ids: int | None = None,
 ) -> Sampled:
-    """A token for each row. `positions` are those of the new tokens; with the seed they make the key. `seen`: which
-    tokens the row's prompt and output have; its repetition penalty is for these.
+    """A token for each row. `positions` are those of the new tokens; with the seed they make the key.
 
-    `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its
-    tokenizer) are never sampled.
+    Biases come first, then penalties, then the filters. `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids
+    from `num_ids` on (a vocabulary padded beyond its tokenizer) are never sampled.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
     logprobs = jax.nn.log_softmax(logits)
     if num_ids is not None and num_ids < logits.shape[-1]:
         is_id = jnp.arange(logits.shape[-1]) < num_ids
         logits, logprobs = (jnp.where(is_id, x, -jnp.inf) for x in (logits, logprobs))
-    logits = _penalised(logits, rows.repetition_penalty, seen)
+    logits = _penalised(_biased(logits, rows), rows, history)
     likeliest = _argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
@@ -83,22 +107,37 @@ def sample(
     return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, top_logprobs)
 
 
-def _penalised(logits: Array, penalty: Array, seen: Array) -> Array:
-    """Less likely repetitions (Keskar et al. 2019, "CTRL", section 4.1; transformers divides positive logits only)."""
+def _biased(logits: Array, rows: SamplingRows) -> Array:
+    def bias() -> Array:
+        index = jnp.arange(logits.shape[0])[:, None]
+        return logits.at[index, rows.bias_ids].add(rows.biases, mode="drop")
 
-    def penalise() -> Array:
-        factor = penalty[:, None]
-        return jnp.where(seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+    return jax.lax.cond((rows.bias_ids != NO_TOKEN).any(), bias, lambda: logits)
 
-    return jax.lax.cond((penalty != 1).any(), penalise, lambda: logits)
+
+def _penalised(logits: Array, rows: SamplingRows, history: History) -> Array:
+    """Less likely repetitions: of what was seen (Keskar et al. 2019, "CTRL", section 4.1; transformers divides positive
+    logits only), then of what was made (OpenAI's two penalties)."""
+
+    def seen() -> Array:
+        factor = rows.repetition_penalty[:, None]
+        return jnp.where(history.seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+
+    def made(logits: Array) -> Array:
+        frequency, presence = rows.frequency_penalty[:, None], rows.presence_penalty[:, None]
+        return logits - frequency * history.made - presence * (history.made > 0)
+
+    logits = jax.lax.cond((rows.repetition_penalty != 1).any(), seen, lambda: logits)
+    is_for_made = (rows.presence_penalty != 0) | (rows.frequency_penalty != 0)
+    return jax.lax.cond(is_for_made.any(), made, lambda logits: logits, logits)
 
 
 def filter_logits(logits: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]:
     """Logits divided by the temperature, with `-inf` for removed tokens: top-k first, then top-p of the rest, then
-    min-p. The largest is 0."""
+    min-p, then typical-p of what is left. The largest is 0 before that."""
     scaled = logits - logits.max(-1, keepdims=True)
     scaled /= jnp.maximum(rows.temperature, GREEDY_BELOW)[:, None]
-    is_filtered = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
+    is_filtered = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0) | (rows.typical_p < 1)
     return jax.lax.cond(is_filtered.any(), _filter, lambda scaled, _: scaled, scaled, rows)
 
 
@@ -111,7 +150,18 @@ def _filter(scaled: Array, rows: SamplingRows) -> Array:
     edge = jnp.minimum(edge, order.max(-1))  # a product that underflows to 0 would remove every token
     kept &= (order >= edge[:, None]) | (rows.top_p >= 1)[:, None]
     kept &= (jnp.exp(scaled) >= rows.min_p[:, None]) | (rows.min_p <= 0)[:, None]
+    kept &= _is_typical(jnp.where(kept, scaled, -jnp.inf), rows.typical_p) | (rows.typical_p >= 1)[:, None]
     return jnp.where(kept, scaled, -jnp.inf)
+
+
+def _is_typical(scaled: Array, typical_p: Array) -> Array:
+    """The tokens whose surprise is nearest to its mean, up to a probability; ties with the last one are kept."""
+    logprobs = jax.nn.log_softmax(scaled)
+    probs = jnp.exp(logprobs)
+    mean = -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1, keepdims=True)
+    order = _ordered_bits(-jnp.abs(logprobs + mean))  # of what is removed: -inf
+    edge = _threshold(order, probs, typical_p * probs.sum(-1))
+    return order >= jnp.minimum(edge, order.max(-1))[:, None]
 
 
 def _ordered_bits(x: Float[Array, "B V"]) -> Array:

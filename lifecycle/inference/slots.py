@@ -2,12 +2,13 @@
 it."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, PromptRows
-from lifecycle.inference.sampling import SamplingParams, SamplingRows
+from lifecycle.inference.sampling import MAX_BIASES, NO_TOKEN, SamplingParams, SamplingRows
 from lifecycle.inference.scheduler import Chunk
 
 
@@ -29,7 +30,11 @@ class SlotTable:
         self.top_k = np.zeros(num_slots, np.int32)
         self.top_p = np.ones(num_slots, np.float32)
         self.min_p = np.zeros(num_slots, np.float32)
+        self.typical_p = np.ones(num_slots, np.float32)
         self.repetition_penalty = np.ones(num_slots, np.float32)
+        self.presence_penalty, self.frequency_penalty = np.zeros((2, num_slots), np.float32)
+        self.bias_ids = np.full((num_slots, MAX_BIASES), NO_TOKEN, np.int32)
+        self.biases = np.zeros((num_slots, MAX_BIASES), np.float32)
         self.seed = np.zeros((num_slots, 2), np.uint32)
         self.wants_top = np.zeros(num_slots, bool)
 
@@ -39,7 +44,13 @@ class SlotTable:
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p
+        self.typical_p[slot] = params.typical_p
         self.repetition_penalty[slot] = params.repetition_penalty
+        self.presence_penalty[slot] = params.presence_penalty
+        self.frequency_penalty[slot] = params.frequency_penalty
+        self.bias_ids[slot], self.biases[slot] = NO_TOKEN, 0.0
+        for place, (token, bias) in enumerate(params.logit_bias):
+            self.bias_ids[slot, place], self.biases[slot, place] = token, bias
         self.seed[slot] = seed_words(seed)
         self.wants_top[slot] = params.top_logprobs > 0
         self.stop_ids[slot] = -1
@@ -90,8 +101,8 @@ class SlotTable:
         )
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
-        columns = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed)
-        return SamplingRows(*(_argument(column[slots]) for column in columns))
+        columns = [known.name for known in fields(SamplingRows)]
+        return SamplingRows(**{name: _argument(getattr(self, name)[slots]) for name in columns})
 
 
 def _argument(values: Any) -> Any:

@@ -1,7 +1,8 @@
 """Request bodies of OpenAI's API, as far as they are supported.
 
 What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
-its value has no effect; an unknown field is rejected too. `top_k`, `min_p` and `repetition_penalty` are additions.
+its value has no effect; an unknown field is rejected too. `top_k`, `min_p`, `typical_p` and `repetition_penalty` are
+additions.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lifecycle.inference.defaults import MAX_PENALTY, MAX_TOP_K, MIN_PENALTY, SamplingConfig
-from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from lifecycle.inference.sampling import MAX_BIAS, MAX_BIASES, MAX_TOP_LOGPROBS, Repeated, SamplingParams
 from lifecycle.serving.errors import RequestError
 
 # Known but unsupported fields: the values that have no effect.
@@ -19,16 +20,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
@@ -52,6 +50,9 @@ type Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 type Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 type Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH)]
 type StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+type TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # below any limit of 32 bits
+type Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+type Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]
 type TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKENS)]]
 
 
@@ -78,7 +79,11 @@ class _Request(_Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
+    presence_penalty: Repeated | None = None
+    frequency_penalty: Repeated | None = None
+    logit_bias: Biases | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     n: Choices | None = None
@@ -117,10 +122,12 @@ class _Request(_Body):
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
         """The settings of choice number `index`: the request's, else the model's defaults."""
-        names = SamplingConfig.model_fields
+        names = (*SamplingConfig.model_fields, "presence_penalty", "frequency_penalty")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
             given["seed"] = (self.seed + index) % 2**64
+        if self.logit_bias is not None:
+            given["logit_bias"] = tuple((int(token), bias) for token, bias in self.logit_bias.items())
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return defaults.model_copy(update={**given, "stop": tuple(stops)})
 

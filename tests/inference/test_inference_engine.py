@@ -40,7 +40,9 @@ def whole_logits(config: ModelConfig, params: Params, tokens: Array) -> Array:
     return logits(config, params, forward(config, params, tokens, positions))[0]
 
 
-def plain_greedy(model: Model, prompt: list[int], count: int, penalty: float = 1.0) -> tuple[list[int], list[float]]:
+def plain_greedy(
+    model: Model, prompt: list[int], count: int, penalty: float = 1.0, presence: float = 0.0, frequency: float = 0.0
+) -> tuple[list[int], list[float]]:
     """Greedy tokens and log-probabilities by one full forward a token."""
     ids, logprobs = list(prompt), []
     for _ in range(count):
@@ -50,6 +52,9 @@ def plain_greedy(model: Model, prompt: list[int], count: int, penalty: float = 1
         penalised = row.copy()
         for token in set(ids):
             penalised[token] *= 1 / penalty if row[token] > 0 else penalty
+        for token in ids[len(prompt) :]:
+            penalised[token] -= frequency
+        penalised[list(set(ids[len(prompt) :]))] -= presence
         ids.append(int(penalised.argmax()))
         logprobs.append(float(row[ids[-1]] - np.log(np.exp(row).sum())))
     return ids[len(prompt) :], logprobs
@@ -75,6 +80,32 @@ def test_a_repetition_penalty_is_for_the_tokens_of_prompt_and_output(model: Mode
         assert completion.token_ids == expected
         np.testing.assert_allclose([t.logprob for t in completion.tokens], logprobs, atol=1e-4)
     assert len(set(found[2].token_ids)) > len(set(plain_greedy(model, PROMPTS[2], 12)[0]))
+
+
+def test_presence_and_frequency_penalties_are_for_the_tokens_of_the_output(model: Model) -> None:
+    """In slots that other outputs had before; by more than one dispatch."""
+    chosen = [(0.4, 0.3), (0.0, 0.0), (2.0, 0.0), (0.0, 0.8), (-2.0, -2.0)]
+    settings = [
+        GREEDY.model_copy(update={"presence_penalty": presence, "frequency_penalty": frequency, "max_tokens": 20})
+        for presence, frequency in chosen
+    ]
+    found = [completion.token_ids for completion in generate(model, PROMPTS, settings, SLOTS)]
+    for prompt, pair, ids in zip(PROMPTS, chosen, found, strict=True):
+        assert ids == plain_greedy(model, prompt, 20, 1.0, *pair)[0]
+    assert len(set(found[4])) < len(set(found[2]))  # drawn to what it has, and away from it
+
+
+def test_a_bias_makes_a_token_certain_or_impossible_and_its_ids_are_checked(model: Model) -> None:
+    plain = generate(model, [[65]], GREEDY, SLOTS)[0].token_ids
+    settings = [
+        GREEDY.model_copy(update={"logit_bias": ((7, 100.0),)}),
+        GREEDY.model_copy(update={"logit_bias": tuple((token, -100.0) for token in set(plain))}),
+        GREEDY,
+    ]
+    certain, without, after = (one.token_ids for one in generate(model, [[65]] * 3, settings, SLOTS))
+    assert certain == [7] * 12 and not {*without} & {*plain} and after == plain
+    with pytest.raises(ValueError, match=r"logit_bias: token id \d+ is outside"):
+        generate(model, [[65]], GREEDY.model_copy(update={"logit_bias": ((model.tokenizer.vocab_size, 1.0),)}), SLOTS)
 
 
 def test_alone_equals_in_a_batch_bit_by_bit(model: Model) -> None:

@@ -10,28 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
-from lifecycle.inference.sampling import GREEDY_BELOW, SamplingParams, SamplingRows, filter_logits, sample
-from lifecycle.inference.slots import seed_words
+from lifecycle.inference.sampling import GREEDY_BELOW, History, SamplingParams, SamplingRows, filter_logits, sample
+from lifecycle.inference.slots import SlotTable
 
 VOCAB = 23
 FILTER = jax.jit(filter_logits)
 SAMPLE = jax.jit(lambda logits, rows, positions, want_top: sample(logits, rows, positions, want_top, none(logits)))
 
 
-def none(logits: Array) -> Array:
+def none(logits: Array) -> History:
     """No token has been seen."""
-    return jnp.zeros(logits.shape, bool)
+    return History(jnp.zeros(logits.shape, bool), jnp.zeros(logits.shape, jnp.int32))
 
 
 def rows(params: list[SamplingParams]) -> SamplingRows:
-    return SamplingRows(
-        temperature=jnp.array([p.temperature for p in params], jnp.float32),
-        top_k=jnp.array([p.top_k for p in params], jnp.int32),
-        top_p=jnp.array([p.top_p for p in params], jnp.float32),
-        min_p=jnp.array([p.min_p for p in params], jnp.float32),
-        repetition_penalty=jnp.array([p.repetition_penalty for p in params], jnp.float32),
-        seed=jnp.array(np.stack([seed_words(p.seed or 0) for p in params])),
-    )
+    table = SlotTable(len(params))
+    for slot, own in enumerate(params):
+        table.open(slot, own, own.seed or 0, ())
+    return table.decode_rows(1).sampling
 
 
 def reference_kept(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, float]:
@@ -52,6 +48,17 @@ def reference_kept(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarr
     if params.min_p:
         kept &= probs >= params.min_p
         margin = min(margin, float(np.abs(probs - params.min_p).min()))
+    if params.typical_p < 1:
+        left = np.where(kept, probs, 0) / probs[kept].sum()
+        surprise = -np.log(left, where=left > 0, out=np.full(len(left), -np.inf))
+        far = np.where(left > 0, np.abs(surprise - (left[left > 0] * surprise[left > 0]).sum()), np.inf)
+        inside = [i for i in np.argsort(far, kind="stable") if kept[i]]
+        mass = np.cumsum(left[inside])
+        last = far[inside[min(int(np.searchsorted(mass, params.typical_p)), len(inside) - 1)]]
+        margin = min(margin, float(np.abs(mass - params.typical_p).min()))
+        others = np.abs(far[kept] - last)
+        margin = min(margin, float(others[others > 0].min(initial=1.0)))
+        kept = kept & (far <= last)
     return kept, margin
 
 
@@ -62,11 +69,12 @@ def reference_kept(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarr
     st.integers(0, VOCAB + 5),
     st.floats(0.01, 1.0),
     st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    st.sampled_from([1.0, 0.9, 0.2]),
 )
 def test_filters_keep_what_a_sorting_reference_keeps(
-    logits: list[int], temperature: float, top_k: int, top_p: float, min_p: float
+    logits: list[int], temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
 ) -> None:
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     array = np.array(logits, np.float32) / 8
     kept, margin = reference_kept(array, params)
     found = np.asarray(FILTER(jnp.array(array)[None], rows([params])))[0]
@@ -139,9 +147,28 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_what_was
     logits = np.array([[3.0, 2.9, -1.0, -1.1], [3.0, 2.9, -1.0, -1.1], [-9.0, -9.0, -1.0, -1.1]], np.float32)
     seen = np.array([[True, False, True, False]] * 3)
     params = [SamplingParams(temperature=0.0, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2)]
-    found = jax.jit(sample)(logits, rows(params), jnp.array([1, 1, 1]), jnp.array(False), seen)
+    history = History(jnp.asarray(seen), jnp.zeros(seen.shape, jnp.int32))
+    found = jax.jit(sample)(logits, rows(params), jnp.array([1, 1, 1]), jnp.array(False), history)
     np.testing.assert_array_equal(found.token, [1, 0, 3])  # 3 / 1.5 = 2 is below 2.9, -1 x 1.2 below -1.1
     np.testing.assert_allclose(found.logprob, np.asarray(jax.nn.log_softmax(logits))[[0, 1, 2], found.token], rtol=1e-6)
+
+
+def test_what_was_made_is_penalised_once_and_for_each_time_after_biases() -> None:
+    """vLLM's order: biases, the repetition penalty, then these two. What only the prompt has is not penalised."""
+    logits = np.array([[3.0, 2.0, 1.0, -1.0]] * 5, np.float32)
+    made = np.array([[2, 0, 0, 0], [2, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]], np.int32)
+    params = [
+        SamplingParams(temperature=0.0, presence_penalty=1.5),
+        SamplingParams(temperature=0.0, frequency_penalty=0.9, presence_penalty=0.5),
+        SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0),
+        SamplingParams(temperature=0.0, logit_bias=((3, 4.5), (0, -100.0))),
+        SamplingParams(temperature=0.0, logit_bias=((0, 3.0),), repetition_penalty=2.0, presence_penalty=0.5),
+    ]
+    history = History(jnp.asarray(made > 0), jnp.asarray(made))
+    found = jax.jit(sample)(logits, rows(params), jnp.arange(5), jnp.array(False), history)
+    # 3 - 1.5 < 2; 3 - 2.3 and 2 - 1.4 < 1; unseen: 3; -1 + 4.5 > 2; (3 + 3) / 2 - 0.5 > 2
+    np.testing.assert_array_equal(found.token, [1, 2, 0, 3, 0])
+    np.testing.assert_allclose(found.logprob, jax.nn.log_softmax(logits)[np.arange(5), found.token], rtol=1e-6)
 
 
 @pytest.mark.parametrize("top_p", [5e-324, 1e-40, 1e-38, 1e-10])
@@ -165,6 +192,12 @@ def test_the_likeliest_token_always_survives(top_p: float) -> None:
         {"top_k": 2**31},
         {"max_tokens": 0},
         {"stop": ("",)},
+        {"typical_p": 0},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": ((-1, 0.0),)},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": tuple((n, 1.0) for n in range(301))},
         {"x": 1},
     ],
 )

@@ -151,5 +151,16 @@ def test_errors_arrive_as_the_clients_exceptions(server: Running) -> None:
     assert error.value.code == "context_length_exceeded"
     assert "4096 tokens, but 4201 were asked for (4001 in the prompt, 200 to generate)" in error.value.message
     with pytest.raises(openai.BadRequestError) as error:
-        server.client.chat.completions.create(model="production", messages=HELLO, frequency_penalty=0.5)
-    assert error.value.param == "frequency_penalty"
+        server.client.chat.completions.create(model="production", messages=HELLO, reasoning_effort="low")
+    assert error.value.param == "reasoning_effort"
+
+
+def test_penalties_and_biases_of_the_client_change_the_answer(server: Running) -> None:
+    ask: dict[str, Any] = {"model": "production", "prompt": "ab", "temperature": 0, "max_tokens": 30}
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"presence_penalty": 2, "frequency_penalty": 2},
+        {"logit_bias": {"65": 100}},
+    )
+    plain, varied, certain = (server.client.completions.create(**ask, **own).choices[0].text for own in changes)
+    assert len(set(varied)) > len(set(plain)) and certain == "A" * 30
