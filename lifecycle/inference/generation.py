@@ -110,6 +110,7 @@ class Generation:
         self.prompt = list(prompt)
         self.params = params
         self.is_cancelled = False
+        self.prompt_tokens: list[Token] = []  # from the second one on, if asked for; whole before the first event
         self._changed = threading.Condition()
         self._events: deque[Event | EngineError] = deque()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Int
+from lifecycle.inference.prompt_scores import PromptScores, score_prompt
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, History, Sampled, SamplingRows, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
@@ -49,9 +50,11 @@ class PromptRows:
     slot: Int[Array, " G"]  # within its group
     tokens: Int[Array, "G T"]
     start: Int[Array, " G"]  # position of the first token
+    following: Int[Array, "G T"]  # the prompt's token after each
     size: Int[Array, " G"]  # tokens that are not padding; 0: the group has no chunk
     sampling: SamplingRows
     want_top: Bool[Array, ""]
+    want_prompt: Bool[Array, ""]  # the log-probabilities of the tokens `following`
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +88,7 @@ class SlotState:
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
     config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[Sampled, SlotState]:
+) -> tuple[tuple[Sampled, PromptScores], SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot; samples the next token, `[G]`."""
     return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
 
@@ -101,14 +104,14 @@ def decode(
     return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, state, rows)
 
 
-def _on_mesh(
-    local: Callable[[Params, SlotState, Any], tuple[Sampled, SlotState]],
+def _on_mesh[Out](
+    local: Callable[[Params, SlotState, Any], tuple[Out, SlotState]],
     config: ModelConfig,
     mesh: AnyMesh,
     params: Params,
     state: SlotState,
     rows: PromptRows | DecodeRows,
-) -> tuple[Sampled, SlotState]:
+) -> tuple[Out, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
     weights, stored = (tree_specs(axes) for axes in (weight_axes(config, state.cache.is_apart), state.logical_axes()))
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
@@ -119,7 +122,7 @@ def _on_mesh(
 
 def _prefill(
     config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[Sampled, SlotState]:
+) -> tuple[tuple[Sampled, PromptScores], SlotState]:
     cache, slot = state.cache, rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
@@ -132,7 +135,8 @@ def _prefill(
     history = History(seen[None], made[None])
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
-    return sampled, SlotState(cache.put_row(slot, own), history)
+    scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
+    return (sampled, scored), SlotState(cache.put_row(slot, own), history)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
@@ -255,11 +259,12 @@ class Programs:
         self._params = weights_in_use(config, params, mesh)
         self._state = _empty_slots(config, num_slots, max_seq_len, mesh)
 
-    def prefill(self, rows: PromptRows) -> Sampled:
-        """The token after each group's chunk, `[G, 1]` in host memory."""
+    def prefill(self, rows: PromptRows) -> tuple[Sampled, PromptScores | None]:
+        """The token after each group's chunk, `[G, 1]` in host memory, and the prompts' scores if they are wanted."""
         with self._launch:
-            sampled, self._state = prefill(*self._static, self._params, self._state, rows)
-        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
+            (sampled, scores), self._state = prefill(*self._static, self._params, self._state, rows)
+        scores = jax.tree.map(np.asarray, scores) if rows.want_prompt else None
+        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scores
 
     def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""

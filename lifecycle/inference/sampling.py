@@ -39,6 +39,7 @@ class SamplingParams(SamplingConfig):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
     stop_ids: tuple[int, ...] | None = None  # None: the model's own
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)  # and for the prompt's; None: neither
 
 
 @jax.tree_util.register_dataclass
@@ -93,18 +94,22 @@ def sample(
     from `num_ids` on (a vocabulary padded beyond its tokenizer) are never sampled.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
-    logprobs = jax.nn.log_softmax(logits)
-    if num_ids is not None and num_ids < logits.shape[-1]:
-        is_id = jnp.arange(logits.shape[-1]) < num_ids
-        logits, logprobs = (jnp.where(is_id, x, -jnp.inf) for x in (logits, logprobs))
+    logits, logprobs = only_ids(logits, num_ids), only_ids(jax.nn.log_softmax(logits), num_ids)
     logits = _penalised(_biased(logits, rows), rows, history)
     likeliest = _argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
     )
     token = jnp.where(is_greedy, likeliest, drawn)
-    top_logprobs, top_ids = jax.lax.cond(want_top, _top, _no_top, logprobs)
-    return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, top_logprobs)
+    values, top_ids = jax.lax.cond(want_top, top_logprobs, _no_top, logprobs)
+    return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, values)
+
+
+def only_ids(values: Float[Array, "B V"], num_ids: int | None) -> Float[Array, "B V"]:
+    """Logits or log-probabilities with -inf for ids from `num_ids` on."""
+    if num_ids is None or num_ids >= values.shape[-1]:
+        return values
+    return jnp.where(jnp.arange(values.shape[-1]) < num_ids, values, -jnp.inf)
 
 
 def _biased(logits: Array, rows: SamplingRows) -> Array:
@@ -199,7 +204,8 @@ def _argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     return jnp.where(is_largest, index, logits.shape[-1] - 1).min(-1)
 
 
-def _top(logprobs: Array) -> tuple[Array, Array]:
+def top_logprobs(logprobs: Array) -> tuple[Array, Array]:
+    """The `MAX_TOP_LOGPROBS` largest of each row, and their ids; -inf where a vocabulary has fewer."""
     num = min(MAX_TOP_LOGPROBS, logprobs.shape[-1])
     values, ids = jax.lax.top_k(logprobs, num)
     spare = ((0, 0), (0, MAX_TOP_LOGPROBS - num))

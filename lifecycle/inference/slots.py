@@ -36,7 +36,7 @@ class SlotTable:
         self.bias_ids = np.full((num_slots, MAX_BIASES), NO_TOKEN, np.int32)
         self.biases = np.zeros((num_slots, MAX_BIASES), np.float32)
         self.seed = np.zeros((num_slots, 2), np.uint32)
-        self.wants_top = np.zeros(num_slots, bool)
+        self.wants_top, self.wants_prompt = np.zeros((2, num_slots), bool)
 
     def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> None:
         """Assigns a slot to a request; it does not decode before `advance`."""
@@ -53,6 +53,7 @@ class SlotTable:
             self.bias_ids[slot, place], self.biases[slot, place] = token, bias
         self.seed[slot] = seed_words(seed)
         self.wants_top[slot] = params.top_logprobs > 0
+        self.wants_prompt[slot] = params.prompt_logprobs is not None
         self.stop_ids[slot] = -1
         few = list(stop_ids)[:MAX_STOP_IDS]
         self.stop_ids[slot, : len(few)] = few
@@ -69,19 +70,24 @@ class SlotTable:
     def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
         """The arguments of a prefill dispatch: a row per group of slots, empty without a chunk."""
         slots, starts, sizes = np.zeros((3, self.num_groups), np.int32)
-        tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
+        tokens, following = np.zeros((2, self.num_groups, chunks[0].padded), np.int32)
         for chunk, prompt in zip(chunks, prompts, strict=True):
             group = self.group(chunk.slot)
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
-            tokens[group, : chunk.size] = prompt[chunk.start : chunk.start + chunk.size]
-        wants_top = self.wants_top[[chunk.slot for chunk in chunks]].any()
+            end = chunk.start + chunk.size
+            tokens[group, : chunk.size] = prompt[chunk.start : end]
+            after = prompt[chunk.start + 1 : end + 1]
+            following[group, : len(after)] = after
+        held = [chunk.slot for chunk in chunks]
         return PromptRows(
             slot=_argument(slots % self.group_size),
             tokens=_argument(tokens),
             start=_argument(starts),
+            following=_argument(following),
             size=_argument(sizes),
             sampling=self._sampling(slots),
-            want_top=_argument(wants_top),
+            want_top=_argument(self.wants_top[held].any()),
+            want_prompt=_argument(self.wants_prompt[held].any()),
         )
 
     def group(self, slot: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lifecycle.inference.generation import Completion, Event, Token
+from lifecycle.inference.generation import Completion, Event, Generation, Token
 from lifecycle.text.tokenizer import Tokenizer
 
 
@@ -27,6 +27,21 @@ class Usage:
         }
 
 
+@dataclass(frozen=True)
+class Echo:
+    """What a choice's text begins with if the request asks for its prompt: of ids that the tokenizer adds nothing."""
+
+    text: str
+    ids: Sequence[int]
+    generation: Generation  # has the log-probabilities of the prompt's tokens, from the second one on
+
+    def tokens(self) -> list[tuple[int, Token | None]]:
+        """The shown ids, each with its log-probabilities; the first of a context has none."""
+        scored = dict(enumerate(self.generation.prompt_tokens, 1))  # by position
+        hidden = len(self.generation.prompt) - len(self.ids)
+        return [(token_id, scored.get(position)) for position, token_id in enumerate(self.ids, hidden)]
+
+
 @dataclass
 class AnswerForm:
     """Shapes one request's answer. `version` is the model's, shown as `system_fingerprint`."""
@@ -41,6 +56,7 @@ class AnswerForm:
     wants_usage: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
+    echoes: dict[int, Echo] = field(default_factory=dict[int, Echo])  # by choice; each is shown once
     _offsets: dict[int, int] = field(default_factory=dict)  # characters of the tokens sent so far, by choice
 
     def __post_init__(self) -> None:
@@ -62,7 +78,7 @@ class AnswerForm:
         if self.kind == "text":
             return self._chunk(self._choice(index, event))
         delta = {"content": event.text} if event.text else {}
-        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(index, event)}
+        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(index, event, None)}
         return self._chunk({**choice, "finish_reason": event.finish_reason})
 
     def closing(self) -> dict[str, Any]:
@@ -82,18 +98,22 @@ class AnswerForm:
         choice: dict[str, Any] = {"index": index}
         if self.kind == "chat":
             choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
-        else:
-            choice["text"] = event.text
-        return {**choice, "logprobs": self._logprobs(index, event), "finish_reason": event.finish_reason}
+            return {**choice, "logprobs": self._logprobs(index, event, None), "finish_reason": event.finish_reason}
+        echo = self.echoes.pop(index, None)
+        choice["text"] = event.text if echo is None else echo.text + event.text
+        return {**choice, "logprobs": self._logprobs(index, event, echo), "finish_reason": event.finish_reason}
 
-    def _logprobs(self, index: int, event: Event) -> dict[str, Any] | None:
-        """Log-probabilities of the event's tokens, without the stop id."""
+    def _logprobs(self, index: int, event: Event, echo: Echo | None) -> dict[str, Any] | None:
+        """Log-probabilities of the event's tokens, without the stop id, after those of the prompt."""
         if not self.has_logprobs:
             return None
         tokens = list(event.tokens)
         if event.finish_reason == "stop" and tokens and tokens[-1].id in self.stop_ids:
             tokens.pop()
-        return self._chat_logprobs(tokens) if self.kind == "chat" else self._text_logprobs(index, tokens)
+        if self.kind == "chat":
+            return self._chat_logprobs(tokens)
+        before = [] if echo is None else echo.tokens()
+        return self._text_logprobs(index, [*before, *((token.id, token) for token in tokens)])
 
     def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         content = [
@@ -102,14 +122,15 @@ class AnswerForm:
         ]
         return {"content": content, "refusal": None}
 
-    def _text_logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        names = [self._text(token.id) for token in tokens]
+    def _text_logprobs(self, index: int, tokens: Sequence[tuple[int, Token | None]]) -> dict[str, Any]:
+        names = [self._text(token_id) for token_id, _ in tokens]
         offsets: list[int] = []
         for name in names:
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(name)
-        top = [{self._text(i): _finite(logprob) for i, logprob in token.top} for token in tokens]
-        logprobs = [_finite(token.logprob) for token in tokens]
+        scored = [token for _, token in tokens]
+        top = [None if t is None else {self._text(i): _finite(logprob) for i, logprob in t.top} for t in scored]
+        logprobs = [None if token is None else _finite(token.logprob) for token in scored]
         return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:

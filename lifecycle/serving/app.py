@@ -21,9 +21,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lifecycle.core.config import ConfigError
-from lifecycle.serving.answers import AnswerForm
+from lifecycle.serving.answers import AnswerForm, Echo
 from lifecycle.serving.body import read_body
-from lifecycle.serving.choices import Served, require_capacity, submit
+from lifecycle.serving.choices import Choices, Served, require_capacity, submit
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
@@ -179,6 +179,8 @@ class Api:
         work = [(prompt, ask.sampling(defaults, i)) for prompt in prompts for i in range(count)]
         form.usage.prompt_tokens = sum(map(len, prompts))
         choices = submit(served.engine, work)
+        if isinstance(ask, CompletionRequest) and ask.echo:
+            form.echoes = _echoes(ask, choices, count, served.engine.model.tokenizer)
         recorder.record.id = form.id
         recorder.record.prompt_tokens = form.usage.prompt_tokens
         recorder.record.generation_ids = tuple(generation.id for generation in choices.generations)
@@ -222,6 +224,18 @@ def _card(name: str, served: Served) -> dict[str, Any]:
 
 def _prompt_text(ask: CompletionRequest, tokenizer: Tokenizer) -> str:
     return "\n".join(p if isinstance(p, str) else tokenizer.decode(p) for p in ask.prompts)
+
+
+def _echoes(ask: CompletionRequest, choices: Choices, count: int, tokenizer: Tokenizer) -> dict[int, Echo]:
+    """Each choice's prompt, without what begins every context of the model."""
+    echoes: dict[int, Echo] = {}
+    for index, generation in enumerate(choices.generations):
+        prompt, ids = ask.prompts[index // count], generation.prompt
+        if isinstance(prompt, str):
+            echoes[index] = Echo(prompt, ids[1:] if tokenizer.adds_bos or not prompt else ids, generation)
+        else:
+            echoes[index] = Echo(tokenizer.decode(ids), ids, generation)
+    return echoes
 
 
 def _form(

@@ -19,7 +19,6 @@ from lifecycle.serving.errors import RequestError
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
     "metadata": ({},),
@@ -138,10 +137,13 @@ class CompletionRequest(_Request):
     prompt: str | list[str] | TokenIds | list[TokenIds]
     max_tokens: Count | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
         """The settings of choice number `index`, with OpenAI's names for lengths and log-probabilities."""
-        changes = {"max_tokens": self.max_tokens, "top_logprobs": self.logprobs or 0}
+        changes: dict[str, Any] = {"max_tokens": self.max_tokens, "top_logprobs": self.logprobs or 0}
+        if self.echo:
+            changes["prompt_logprobs"] = self.logprobs
         return super().sampling(defaults, index).model_copy(update=changes)
 
     @property

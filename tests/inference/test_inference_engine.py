@@ -108,6 +108,26 @@ def test_a_bias_makes_a_token_certain_or_impossible_and_its_ids_are_checked(mode
         generate(model, [[65]], GREEDY.model_copy(update={"logit_bias": ((model.tokenizer.vocab_size, 1.0),)}), SLOTS)
 
 
+def test_a_prompts_own_log_probabilities_are_those_of_the_full_forward(model: Model) -> None:
+    """Over several chunks, in a slot that another prompt had, beside a request that does not ask."""
+    asking = GREEDY.model_copy(update={"prompt_logprobs": 3, "max_tokens": 1})
+    with Engine(model, SLOTS) as engine:
+        others = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
+        generations = [engine.submit(prompt, asking) for prompt in PROMPTS]
+        completions = [generation.wait() for generation in generations]
+        assert all(not other.prompt_tokens for other in others)
+    for prompt, generation, completion in zip(PROMPTS, generations, completions, strict=True):
+        tokens = np.zeros((1, model.config.max_seq_len), np.int32)
+        tokens[0, : len(prompt)] = prompt
+        exact = np.asarray(jax.nn.log_softmax(whole_logits(model.config, model.params, tokens)))[: len(prompt)]
+        assert [token.id for token in generation.prompt_tokens] == prompt[1:]
+        found = [token.logprob for token in generation.prompt_tokens]
+        np.testing.assert_allclose(found, exact[np.arange(len(prompt) - 1), prompt[1:]], atol=1e-4)
+        for place, token in enumerate(generation.prompt_tokens):
+            assert [i for i, _ in token.top] == np.argsort(-exact[place], kind="stable")[:3].tolist()
+        assert completion.token_ids == plain_greedy(model, prompt, 1)[0]
+
+
 def test_alone_equals_in_a_batch_bit_by_bit(model: Model) -> None:
     together = generate(model, PROMPTS, GREEDY, num_slots=SLOTS)
     for prompt, completion in zip(PROMPTS, together, strict=True):

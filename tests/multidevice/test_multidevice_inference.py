@@ -114,6 +114,21 @@ def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
     assert_alike([one for one, _ in completions], one_device("dense"))
 
 
+def test_prompts_are_scored_on_a_mesh_as_on_one_device() -> None:
+    """By groups of which only some ask."""
+    model, (prompts, params) = model_of("dense"), requests()
+    asking = [own.model_copy(update={"prompt_logprobs": 2} if n % 2 else {}) for n, own in enumerate(params)]
+    scores: list[list[list[float]]] = []
+    for mesh in (build_mesh(MeshConfig(fsdp=4, tensor=2)), None):
+        with Engine(model, mesh=mesh) as engine:
+            generations = [engine.submit(*pair) for pair in zip(prompts, asking, strict=True)]
+            assert all(generation.wait() for generation in generations)
+        scores.append([[token.logprob for token in generation.prompt_tokens] for generation in generations])
+    for one, other, prompt, own in zip(*scores, prompts, asking, strict=True):
+        assert len(one) == (0 if own.prompt_logprobs is None else len(prompt) - 1)
+        np.testing.assert_allclose(one, other, atol=CLOSE, rtol=0)
+
+
 def test_a_mesh_that_does_not_fit_is_rejected_with_the_fix() -> None:
     model = model_of("dense")
     for axes, message in (

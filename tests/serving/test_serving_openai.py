@@ -143,6 +143,39 @@ def test_text_logprobs_line_up_with_the_tokens_streamed_or_not(server: Running) 
     assert [value for part in parts if part for value in part.token_logprobs or []] == whole.token_logprobs
 
 
+def test_an_echo_has_the_prompt_and_its_log_probabilities(server: Running) -> None:
+    """As lm-evaluation-harness scores a continuation: token ids, one token more, which it drops."""
+    ids = list(b"abcabd")
+    ask: dict[str, Any] = {"model": "production", "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
+    answer = server.client.completions.create(prompt=[ids, ids[:3]], n=2, **ask)
+    assert [
+        choice.text[: len(text)] for choice, text in zip(answer.choices, ("abcabd",) * 2 + ("abc",) * 2, strict=True)
+    ]
+    one, two, short = (answer.choices[index].logprobs for index in (0, 1, 2))
+    assert one is not None and short is not None and one == two
+    assert one.tokens and [*"abcabd"] == one.tokens[:6] and len(one.tokens) == 7
+    assert one.token_logprobs and one.token_logprobs[0] is None and all(p < 0 for p in one.token_logprobs[1:])
+    assert one.top_logprobs and one.top_logprobs[0] is None and one.text_offset == [*range(7)]
+    for token, top in list(zip(one.token_logprobs, one.top_logprobs, strict=True))[1:]:
+        assert max(top.values()) >= token
+    assert short.token_logprobs and short.token_logprobs[1:3] == pytest.approx(one.token_logprobs[1:3], abs=1e-5)
+    # the same token after the same tokens, once generated and once in the prompt
+    longer = server.client.completions.create(prompt=[*ids, *one.tokens[6].encode()], **ask).choices[0].logprobs
+    assert longer is not None and longer.token_logprobs
+    assert longer.token_logprobs[6] == pytest.approx(one.token_logprobs[6], abs=1e-5)
+
+
+def test_an_echo_of_a_text_streams_first_and_needs_no_log_probabilities(server: Running) -> None:
+    ask: dict[str, Any] = {"model": "production", "prompt": "ab", "temperature": 0, "max_tokens": 5, "echo": True}
+    whole = server.client.completions.create(**ask).choices[0]
+    plain = server.client.completions.create(**{**ask, "echo": False}).choices[0]
+    assert whole.text == "ab" + plain.text and whole.logprobs is None
+    chunks = [chunk.choices[0] for chunk in server.client.completions.create(**ask, logprobs=0, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text and chunks[0].text.startswith("ab")
+    names = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.tokens or []]
+    assert names[:2] == ["a", "b"] and len(names) == 7
+
+
 def test_errors_arrive_as_the_clients_exceptions(server: Running) -> None:
     with pytest.raises(openai.NotFoundError, match="'gone' does not exist; served here: production, candidate"):
         server.client.chat.completions.create(model="gone", messages=HELLO)
