@@ -126,7 +126,7 @@ def _prefill(
     cache, slot = state.cache, rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
-    hidden, own = forward_cached(config, params, rows.tokens, positions, cache.take_row(slot))
+    hidden, cache = forward_cached(config, params, rows.tokens, positions, cache.at_row(slot))
     goes_on = (start > 0) | (size == 0)  # a prompt's first chunk begins anew
     seen, made = state.history.seen[slot] & goes_on, state.history.made[slot] * goes_on
     seen = seen.at[jnp.where(index < size, rows.tokens[0], seen.size)].set(True, mode="drop")
@@ -136,7 +136,7 @@ def _prefill(
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
-    return (sampled, scored), SlotState(cache.put_row(slot, own), history)
+    return (sampled, scored), SlotState(cache.at_row(None), history)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]

@@ -5,7 +5,7 @@ A CPU reads the cache in blocks, as flash attention does (Dao et al. 2022), and 
 need no transposed copy. Other devices read all positions at once.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,49 +24,66 @@ type Sums = tuple[Array, Array, Array]  # of softmax so far: the largest score, 
 
 def cached_attention(
     q: Float[Array, "B T H Dk"],
-    keys: Float[Array, "B K S Dk"],
-    values: Float[Array, "B K S Dv"],
+    keys: Float[Array, "N K S Dk"],
+    values: Float[Array, "N K S Dv"],
     mask: Mask,
     num_used: Int[Array, ""],
+    first: Int[Array, ""] | int = 0,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H Dv"]:
-    """As `attention`, over a cache's rows, of which the first `num_used` positions may hold tokens.
+    """As `attention`, over a cache's rows from `first` on, whose first `num_used` positions may hold tokens.
 
     A row's result does not depend on `num_used`, to the last bit: a block that no query sees changes no sum.
     """
-    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    if platform() != "cpu" or keys.shape[2] <= BLOCK:
-        return attention(
-            q, keys.swapaxes(1, 2), values.swapaxes(1, 2), mask, scale=scale, soft_cap=soft_cap, sinks=sinks
-        )
+
+    def positions(x: Array, start: Array | int, size: int) -> Array:
+        """Of the queries' rows, in their dtype; only these are read."""
+        sizes = (q.shape[0], x.shape[1], size, x.shape[3])
+        return jax.lax.dynamic_slice(x, (first, 0, start, 0), sizes).astype(q.dtype)
+
+    size = keys.shape[2]
+    if platform() != "cpu" or size <= BLOCK:
+        k, v = (positions(x, 0, size).swapaxes(1, 2) for x in (keys, values))
+        return attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-    return _in_blocks(q * scale, keys, values, mask, num_used, soft_cap, sinks)
+
+    def read(start: Array) -> tuple[Array, Array]:
+        return positions(keys, start, BLOCK), positions(values, start, BLOCK)
+
+    sizes = (*keys.shape[1:3], values.shape[3])
+    return _in_blocks(q * scale, read, sizes, mask, num_used, soft_cap, sinks)
 
 
 def _in_blocks(
-    q: Array, keys: Array, values: Array, mask: Mask, num_used: Array, soft_cap: float | None, sinks: Array | None
+    q: Array,
+    read: Callable[[Array], tuple[Array, Array]],
+    sizes: tuple[int, int, int],
+    mask: Mask,
+    num_used: Array,
+    soft_cap: float | None,
+    sinks: Array | None,
 ) -> Array:
+    """`read` gives the keys and values of the block that begins at a position; `sizes`: K, S and Dv."""
     batch, length, heads, head_dim = q.shape
-    groups, size, value_dim = values.shape[1:]
+    groups, size, value_dim = sizes
     per_group = heads // groups
     rows = q.reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2).reshape(batch, groups, -1, head_dim)
 
     def block(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
         number, sums = carry
         start = jnp.minimum(number * BLOCK, size - BLOCK)  # the last block begins earlier, with positions seen before
-        part = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK)
-        positions = part(mask.key_positions, axis=1)
+        positions = jax.lax.dynamic_slice_in_dim(mask.key_positions, start, BLOCK, axis=1)
         seen = Mask(mask.query_positions, positions, window=mask.window).dense()
         seen &= start + jnp.arange(BLOCK) >= number * BLOCK
         seen = jnp.repeat(seen, per_group, axis=1)[:, None]
-        return number + 1, _add(sums, rows, part(keys, axis=2), part(values, axis=2), seen, soft_cap)
+        return number + 1, _add(sums, rows, *read(start), seen, soft_cap)
 
     start = jnp.zeros((), num_used.dtype), _start(rows, value_dim, length, sinks)
     _, (_, total, out) = jax.lax.while_loop(lambda carry: carry[0] * BLOCK < num_used, block, start)
-    out = (out * jnp.where(total > 0, 1 / total, 0.0)).astype(values.dtype)
+    out = (out * jnp.where(total > 0, 1 / total, 0.0)).astype(q.dtype)
     out = out.reshape(batch, groups, length, per_group, value_dim).swapaxes(1, 2)
     return out.reshape(batch, length, heads, value_dim)
 

@@ -30,6 +30,7 @@ class KeyValues:
     keys: Float[Array, "L B K S Dh"]
     values: Float[Array, "L B K S Dh"]
     length: int = field(metadata={"static": True})  # the most tokens a row may have
+    first: Int[Array, ""] | None = None  # the row that the first row of new tokens continues; None: row 0
 
     def attend(
         self,
@@ -41,10 +42,10 @@ class KeyValues:
         **options: Any,
     ) -> "tuple[Float[Array, 'B T H Dh'], KeyValues]":
         """Stores `k` and `v`, and attends to all stored tokens of the rows."""
-        slots = _Slots(self.keys.shape[3], self.length, mask)
+        slots = _Slots(self.keys.shape[3], self.length, mask, self.first)
         keys, seen_k = slots.extend(self.keys, layer, k)
         values, seen_v = slots.extend(self.values, layer, v)
-        out = cached_attention(q, seen_k, seen_v, slots.mask(), slots.num_used(), **options)
+        out = cached_attention(q, seen_k, seen_v, slots.mask(), slots.num_used(), slots.first_seen, **options)
         return out, replace(self, keys=keys, values=values)
 
 
@@ -55,6 +56,7 @@ class Latents:
 
     latents: Float[Array, "L B 1 S Dc+Dr"]
     length: int = field(metadata={"static": True})
+    first: Int[Array, ""] | None = None
 
     def attend(
         self,
@@ -67,9 +69,9 @@ class Latents:
     ) -> "tuple[Float[Array, 'B T H Dc'], Latents]":
         """Stores `latents`, and attends to all stored ones as one key head whose first `rank` dimensions are the
         values."""
-        slots = _Slots(self.latents.shape[3], self.length, mask)
+        slots = _Slots(self.latents.shape[3], self.length, mask, self.first)
         stored, seen = slots.extend(self.latents, layer, latents[:, :, None])
-        out = cached_attention(q, seen, seen[..., :rank], slots.mask(), slots.num_used(), **options)
+        out = cached_attention(q, seen, seen[..., :rank], slots.mask(), slots.num_used(), slots.first_seen, **options)
         return out, replace(self, latents=stored)
 
 
@@ -90,13 +92,14 @@ class KVCache:
         """Whether each layer has arrays of its own."""
         return any(isinstance(stack, list) for stack in self.stacks.values())
 
-    def take_row(self, row: Int[Array, ""] | int) -> "KVCache":
-        """The cache of one row."""
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), self)
+    def at_row(self, row: Int[Array, ""] | None) -> "KVCache":
+        """The same cache, whose row `row` the first row of new tokens continues; None: row 0, as in a new cache."""
 
-    def put_row(self, row: Int[Array, ""] | int, own: "KVCache") -> "KVCache":
-        """This cache with `own` as row `row`."""
-        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis=1), self, own)
+        def of(stack: Stack | list[Stack]) -> Any:
+            return [of(layer) for layer in stack] if isinstance(stack, list) else replace(stack, first=row)
+
+        stacks: dict[str, Any] = {name: of(stack) for name, stack in self.stacks.items()}
+        return replace(self, stacks=stacks)
 
     def logical_axes(self) -> "KVCache":
         """A tree like the cache whose leaves are tuples of logical axis names."""
@@ -157,37 +160,45 @@ class _Slots:
     followed by the new tokens.
     """
 
-    def __init__(self, num_slots: int, length: int, new: Mask) -> None:
-        """`new.query_positions` are the new tokens' positions: consecutive in a row, then padding."""
+    def __init__(self, num_slots: int, length: int, new: Mask, first: Array | None) -> None:
+        """`new.query_positions` are the new tokens' positions: consecutive in a row, then padding; `first`: the row of
+        the cache that their first row continues."""
         self._num, self._length, self._new = num_slots, length, new
+        self._first = 0 if first is None else first
         self._is_ring = num_slots < length
         self._is_written_first = not self._is_ring or new.query_positions.shape[1] == 1
 
     def extend(
-        self, store: Float[Array, "L B K S D"], layer: Array | int, new: Float[Array, "B T K D"]
-    ) -> tuple[Array, Float[Array, "B K N D"]]:
-        """The store with the layer's new tokens written, and the layer's entries that queries see, in the key order of
-        `mask`."""
+        self, store: Float[Array, "L N K S D"], layer: Array | int, new: Float[Array, "B T K D"]
+    ) -> tuple[Array, Float[Array, "rows K keys D"]]:
+        """The store with the layer's new tokens written, and the layer's entries, of which queries see those from row
+        `first_seen` on, in the key order of `mask`."""
         new = new.astype(store.dtype)
         written = self._written(store, layer, new)
         if self._is_written_first:
             return written, written[layer]
-        return written, jnp.concatenate([store[layer], new.swapaxes(1, 2)], axis=2)
+        own = jax.lax.dynamic_slice_in_dim(store[layer], self._first, new.shape[0], axis=0)
+        return written, jnp.concatenate([own, new.swapaxes(1, 2)], axis=2)
+
+    @property
+    def first_seen(self) -> Int[Array, ""] | int:
+        """The row of the entries of `extend` that the first query sees."""
+        return self._first if self._is_written_first else 0
 
     def mask(self) -> Mask:
         """The mask between the new queries and the keys of `extend`."""
         return replace(self._new, key_positions=self._key_positions())
 
     def _written(self, store: Array, layer: Array | int, new: Float[Array, "B T K D"]) -> Array:
-        rows, targets = jnp.arange(new.shape[0])[:, None], self._targets()
+        rows, targets = self._first + jnp.arange(new.shape[0])[:, None], self._targets()
         if new.shape[:2] != (1, 1):
             return store.at[layer, rows, :, targets].set(new, mode="drop")
         # XLA writes a single place by an update, which on CPUs it undoes for an index that may be dropped, and fuses
         # twice, once for the carry and once for the reader: each took a copy of the cache, 20 of 43 ms of a step.
-        there = jnp.minimum(targets[0, 0], self._num - 1)
-        held = jax.lax.dynamic_slice_in_dim(store[layer, 0], there, 1, axis=1)
-        token = jnp.where(targets[0, 0] < self._num, new[0].swapaxes(0, 1), held)
-        written = jax.lax.dynamic_update_slice(store, token[None, None], (layer, 0, 0, there, 0))
+        there = (layer, self._first, 0, jnp.minimum(targets[0, 0], self._num - 1), 0)
+        token = new.reshape(1, 1, -1, 1, new.shape[3])
+        token = jnp.where(targets[0, 0] < self._num, token, jax.lax.dynamic_slice(store, there, token.shape))
+        written = jax.lax.dynamic_update_slice(store, token, there)
         return jax.lax.optimization_barrier(written)
 
     def num_used(self) -> Int[Array, ""]:

@@ -93,6 +93,13 @@ def test_a_short_row_reads_no_more_than_its_blocks() -> None:
     np.testing.assert_array_equal(clean, dirty)
 
 
+def test_rows_in_a_larger_cache_are_read_from_their_first_one_on() -> None:
+    q, k, v = arrays(4)
+    mask, used = mask_of([SLOTS - 1, 3, 9], 4), jnp.asarray(SLOTS)
+    others = [jnp.concatenate([x[:2] + 1, x, x[:1] - 1]) for x in (k, v)]
+    np.testing.assert_array_equal(ours(q, *others, mask, used, first=jnp.asarray(2)), ours(q, k, v, mask, used))
+
+
 def test_a_bfloat16_cache_is_read_in_the_queries_dtype() -> None:
     q, k, v = arrays(1)
     mask, used = mask_of([SLOTS - 1] * ROWS, 1), jnp.asarray(SLOTS)

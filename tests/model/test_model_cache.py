@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,13 +138,21 @@ def test_rows_of_padding_leave_a_ring_as_it_is() -> None:
         stack = after
 
 
-def test_a_row_is_taken_out_and_put_back() -> None:
-    cache = jax.tree.map(lambda x: jnp.asarray(draw(*x.shape, seed=x.size)), init_cache(WINDOWED, 3, LENGTH))
-    own = cache.take_row(1)
-    for leaf, part in zip(jax.tree.leaves(cache), jax.tree.leaves(own), strict=True):
-        np.testing.assert_array_equal(part, leaf[:, 1:2])
-    back = cache.put_row(1, jax.tree.map(jnp.zeros_like, own)).put_row(1, own)
-    chex.assert_trees_all_equal(back, cache, strict=True)
+@pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
+def test_a_row_goes_on_in_its_place_and_leaves_the_others(config: ModelConfig) -> None:
+    """As in a cache of its own: chunks, and a token."""
+    params, step = random_params(config), jax.jit(partial(forward_cached, config))
+    tokens = np.random.default_rng(3).integers(0, config.vocab_size, (1, 12)).astype(np.int32)
+    full = jax.tree.map(lambda x: jnp.asarray(draw(*x.shape, seed=x.size)), init_cache(config, 3, LENGTH))
+    cache, alone = full, init_cache(config, 1, LENGTH)
+    for start, end in ((0, 7), (7, 11), (11, 12)):
+        positions = np.arange(start, end)[None]
+        found, cache = step(params, tokens[:, start:end], positions, cache.at_row(jnp.asarray(1)))
+        cache = cache.at_row(None)
+        exact, alone = step(params, tokens[:, start:end], positions, alone)
+        np.testing.assert_allclose(found, exact, atol=RING, rtol=0)
+    for leaf, before in zip(jax.tree.leaves(cache), jax.tree.leaves(full), strict=True):
+        np.testing.assert_array_equal(leaf[:, jnp.array([0, 2])], before[:, jnp.array([0, 2])])
 
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])

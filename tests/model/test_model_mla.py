@@ -97,6 +97,7 @@ def plain_attention(config: ModelConfig, weights: Weights, x: Array) -> Array:
 def stack_of(config: ModelConfig, dtype: str = "float32") -> Stack:
     """The empty cache of the one layer."""
     (stack,) = init_cache(config, ROWS, LENGTH, dtype).stacks.values()
+    assert not isinstance(stack, list)
     return stack
 
 
