@@ -187,7 +187,7 @@ def _no_outputs(batch: int) -> Sampled:
 
 
 def has_layers_apart() -> bool:
-    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`model/stacks.py`)."""
+    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`layers_apart`)."""
     return platform() == "cpu"
 
 

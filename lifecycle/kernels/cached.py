@@ -53,7 +53,7 @@ def cached_attention(
     def read(start: Array) -> tuple[Array, Array]:
         return positions(keys, start, BLOCK), positions(values, start, BLOCK)
 
-    sizes = (*keys.shape[1:3], values.shape[3])
+    sizes = keys.shape[1], size, values.shape[3]
     return _in_blocks(q * scale, read, sizes, mask, num_used, soft_cap, sinks)
 
 

@@ -253,7 +253,7 @@ def _scan(
 def _one_by_one(
     layers: list[Layer], group: LayerGroup, weights: list[Any], hidden: Hidden, stacks: list[Any]
 ) -> tuple[tuple[Hidden, list[Any]], list[RouterStats | None]]:
-    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`model/stacks.py`)."""
+    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`layers_apart`)."""
     outs: list[list[LayerOut]] = [[] for _ in layers]
     for number in range(group.repeats):
         for place, layer in enumerate(layers):

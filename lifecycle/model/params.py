@@ -21,7 +21,7 @@ from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import is_quantised, quantised_weight
-from lifecycle.model.stacks import MODULES, MODULES_STACK, apart, layer_groups
+from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
 type Params = dict[str, Any]
@@ -111,15 +111,34 @@ def params_in_use(config: ModelConfig, params: Params) -> Params:
 def layers_apart(
     config: ModelConfig, params: Params, part: Callable[[Any, int], Any] = lambda stack, number: stack[number]
 ) -> Params:
-    """The parameters with each stack as the list of its layers' trees; `part` takes a layer's array from a stack."""
-    return {**params, "blocks": apart(config, params["blocks"], part, lambda _: False)}
+    """The parameters with each stack as the list of its layers' trees; `part` takes a layer's array from a stack.
+
+    For decoding on CPUs: a scan copies each layer's weights out of their stack before it multiplies by them. With one
+    row, 30 layers of 576 x 1,536 twice take 18 ms scanned and 8 apart.
+    """
+    return {**params, "blocks": _apart(config, params["blocks"], part, lambda _: False)}
 
 
 def axes_apart(config: ModelConfig) -> Params:
     """`logical_axes` of `layers_apart`."""
     axes = logical_axes(config)
-    blocks = apart(config, axes["blocks"], lambda names, _: names[1:], lambda leaf: isinstance(leaf, tuple))
+    blocks = _apart(config, axes["blocks"], lambda names, _: names[1:], lambda leaf: isinstance(leaf, tuple))
     return {**axes, "blocks": blocks}
+
+
+def _apart(
+    config: ModelConfig, stacks: dict[str, Any], part: Callable[[Any, int], Any], is_leaf: Callable[[Any], bool]
+) -> dict[str, list[Any]]:
+    """Each stack as the list of its layers' trees; `part` is a layer's part of a leaf."""
+    repeats = {name: group.repeats for group in layer_groups(config) for name in group.stacks}
+
+    def layers(name: str, stack: Any) -> list[Any]:
+        return [
+            jax.tree.map(lambda leaf, number=number: part(leaf, number), stack, is_leaf=is_leaf)
+            for number in range(repeats[name])
+        ]
+
+    return {name: layers(name, stack) for name, stack in stacks.items()}
 
 
 def abstract_in_use(config: ModelConfig) -> Params:
