@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.kernels import flash_blocks as fb
+from lifecycle.kernels import quantised_product as qp
 from lifecycle.planning.chips import CHIPS, Chip
 from lifecycle.planning.compiled.hlo import Shape
 from lifecycle.planning.compiled.kernels import kernel_work
@@ -47,7 +48,20 @@ PER_ELEMENT = {
     ("rotate", "v5p"): 73_664 / (2 * 8192 * 4096),
     ("rotate", "v6e"): 95_001 / (8192 * 4096),
     ("gated_rows", "v5p"): 628_480 / (20480 * 14336),
+    ("quantised_gates", "v6e"): 1180 / (128 * 1024),
 }
+# Bundles by an element that is rounded, of its values for an output, for the gradient of the input, as gated rows, for
+# the gradient of the weight, and for its transposed one; those of an element that is transposed.
+ROUNDED = {
+    "forward": 220 / (32 * 4096),
+    "backward": 820 / (32 * 14336),
+    "gated": 1277 / (32 * 14336),
+    "weight": (165 + 198) / (128 * 1024),
+    "transposed weight": (165 + 354) / (128 * 1024),
+}
+TURNED = 69 / (128 * 512)
+BODY_BUNDLES = 170  # of a loop body beside the matrix units' time for its products
+ROWS, D_MODEL, D_FF = 8192, 4096, 14336  # of the 8B's step on a v6e
 
 
 @dataclass(frozen=True)
@@ -61,12 +75,13 @@ class Roofline:
     hbm_bytes: float
     units_cycles: float  # of the products, at the share of each matrix unit that they fill
     bundles: float  # cycles by the schedule
+    is_narrow: bool = False  # its products are of 8-bit values
 
     @property
     def product_cycles(self) -> float:
         """Of the products at the peak."""
         assert self.chip.flops_per_cycle is not None, "only TPUs are listed"
-        return self.flops / self.chip.flops_per_cycle
+        return self.flops / self.chip.flops_per_cycle / (_narrow_rate(self.chip) if self.is_narrow else 1)
 
     @property
     def memory_cycles(self) -> float:
@@ -86,6 +101,12 @@ class Roofline:
         counted = f"{self.bundles / 1e3:,.0f}", f"{max(self.bundles, self.floor) / self.floor:.2f}"
         sizes = f"{self.flops / 1e9:,.0f}", f"{self.hbm_bytes / 1e6:,.0f}"
         return (self.name, self.shape, self.chip.name, *sizes, f"{self.floor / 1e3:,.0f}", bound, units, *counted)
+
+
+def _narrow_rate(chip: Chip) -> float:
+    """Of products of 8-bit values, in units of bfloat16's."""
+    assert chip.int8_ops is not None
+    return chip.int8_ops / chip.bf16_flops
 
 
 def attention(name: str, chip: str, rows: int) -> Roofline:
@@ -124,6 +145,43 @@ def elementwise(name: str, chip: str, shape: str, inputs: list[Shape], outputs: 
     return Roofline(name, shape, CHIPS[chip], 0.0, work.hbm_bytes, 0.0, cycles)
 
 
+def quantised(way: str, depth: int, columns: int) -> Roofline:
+    """The products of 8,192 rows and a `[depth, columns]` weight of 8-bit values on a v6e, one of `ROUNDED`."""
+    chip, is_rows = CHIPS["v6e"], way in ("forward", "backward", "gated")
+    depth, columns = (columns, depth) if way == "backward" else (depth, columns)
+    x, out, most = Shape("bf16", (ROWS, depth)), Shape("bf16", (ROWS, columns)), Shape("f32", (ROWS, 128))
+    if is_rows:
+        operands = [x] * (2 if way == "gated" else 1) + [Shape("s8", (depth, columns))]
+        name, results = "quantised_rows", (out, most)
+        blocks = qp.rows_blocks(ROWS, depth, columns, 2 if way == "gated" else 1)
+        assert blocks is not None
+        height, across, rounded = blocks.rows, columns // blocks.columns, ROWS * depth
+        reads = ROWS // blocks.rows * depth * columns  # of the weight
+        bodies = ROWS // height * across * _bodies(height, depth, blocks.columns)
+    else:
+        name, is_turned = "quantised_columns", way == "transposed weight"
+        operands, results = [Shape("s8", x.dims), most, out], (Shape("bf16", (depth, columns)),)
+        blocks = qp.columns_blocks(ROWS, depth, columns, is_turned)
+        assert blocks is not None
+        sides = blocks[::-1] if is_turned else blocks
+        rounded, reads = ROWS * columns, ROWS * depth * (columns // blocks.columns if is_turned else 1)
+        bodies = columns // blocks.columns * (depth // blocks.rows) * _bodies(sides[0], ROWS, sides[1])
+    (work,) = kernel_work([Kernel(name, tuple(operands), results, 1)], 0.5, is_exchanged=False)
+    assert work.flops is not None and chip.clock_hz is not None
+    products = work.peak_s(chip) * chip.clock_hz
+    moved = work.hbm_bytes + reads - (depth * columns if is_rows else ROWS * depth)
+    memory = moved / chip.hbm_bytes_per_s * chip.clock_hz
+    cycles = max(products + bodies * BODY_BUNDLES, memory) + rounded * ROUNDED[way]
+    cycles += ROWS * depth * TURNED if way == "weight" else 0
+    shape = f"{ROWS} x {depth} by {columns}, {way}"
+    return Roofline(name, shape, chip, work.flops, work.hbm_bytes, products, cycles, is_narrow=True)
+
+
+def _bodies(rows: int, depth: int, columns: int) -> int:
+    """Loop bodies of a block."""
+    return rows // qp.body_rows(rows, depth, columns)
+
+
 def rooflines() -> Iterator[Roofline]:
     """All lines: the 8B's attention and rotations on both chips, Mixtral's gated rows."""
     for chip, rows in (("v5p", 2), ("v6e", 1)):
@@ -135,6 +193,15 @@ def rooflines() -> Iterator[Roofline]:
             yield elementwise("rotate", chip, f"{rows} x {LENGTH}, {heads} heads of {HEAD_DIM}", [x, angles], [x])
     half, weights = Shape("bf16", (20480, 14336)), Shape("f32", (20480, 1))
     yield elementwise("gated_rows", "v5p", "20480 x 14336", [half] * 3 + [weights], [half] * 3 + [weights])
+    for depth, columns in ((D_MODEL, D_FF), (D_MODEL, D_MODEL), (D_MODEL, D_MODEL // 4)):
+        for way in ("forward", "backward", "weight"):
+            yield quantised(way, depth, columns)
+    for way in ("gated", "backward", "transposed weight"):
+        yield quantised(way, D_FF, D_MODEL)
+    yield quantised("transposed weight", D_MODEL, D_MODEL)
+    half, hidden = Shape("bf16", (ROWS, D_FF)), Shape("s8", (ROWS, D_FF))
+    shape = f"{ROWS} x {D_FF}"
+    yield elementwise("quantised_gates", "v6e", shape, [half] * 3 + [Shape("f32", (ROWS, 1))], [half, half, hidden])
 
 
 def page() -> str:
@@ -150,6 +217,8 @@ def page() -> str:
         "whichever is longer, to the floor. Attention on a v5p is near what its matrix units can do. On a v6e, whose\n"
         "units are four times as fast as a v5p core's, it is bound by its other instructions: 27 and 40 % of the\n"
         "peak, where a plan assumes 60 % for every kernel.\n\n"
+        "`quantised_...` are the products of int8 training, which round their operands themselves; their peak is that\n"
+        "of 8-bit values. A weight is read once for each block of rows, which the floor's bytes leave out.\n\n"
     )
     lines = ["| " + " | ".join(roofline.cells()) + " |" for roofline in rooflines()]
     return head + "\n".join(("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *lines)) + "\n"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.activation import Activation, gated
 from lifecycle.kernels.grouped_linear import GroupWeights, products_of
-from lifecycle.kernels.linear import Activation, gated
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 6))

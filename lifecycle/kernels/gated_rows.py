@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.activation import Activation, gated
 from lifecycle.kernels.flash_blocks import LANES
-from lifecycle.kernels.linear import Activation, gated
 
 BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in, three out, double-buffered: 6 MB of VMEM in bfloat16
 

@@ -9,7 +9,8 @@ gradients (Micikevicius et al., section 3), accumulated in float32.
 
 The backward pass takes the forward's 8-bit values again, with no second rounding and half the memory: a scale that
 lies along a contracted dimension is multiplied into the gradient before that is rounded, which is exact (qwix does the
-same). All rounding is to nearest; MaxText's int8 rounds gradients stochastically. docs/log.md has what nearest costs.
+same). On v6e the products are kernels of our own (`has_kernels`). All rounding is to nearest; MaxText's int8 rounds
+gradients stochastically. docs/log.md has what nearest costs.
 """
 
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,16 @@ def _backward(saved: tuple[Any, ...], grad: Array) -> tuple[Array, QuantisedWeig
 
 
 quantised_linear.defvjp(_forward, _backward)
+
+
+def has_kernels(x: Float[Array, "*rows D"], weight: QuantisedWeight) -> bool:
+    """Whether the three products are those of `kernels/quantised_product.py`: on v6e, whose XLA products take longer in
+    8 bits, with the passes that round for them, than in bfloat16; for sizes that are multiples of the blocks."""
+    if device_kind() != "TPU v6 lite" or x.dtype != jnp.bfloat16 or weight.values.dtype != jnp.int8:
+        return False
+    from lifecycle.kernels.quantised_product import has_blocks
+
+    return has_blocks(x.size // x.shape[-1], *weight.values.shape)
 
 
 def _over_rows(x: Shaped[Array, "*rows D"], grad: Shaped[Array, "*rows F"], is_cut_by_column: bool) -> Array:

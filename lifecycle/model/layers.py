@@ -17,8 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Shaped
+from lifecycle.kernels.activation import GATES, Activation
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import Activation, gated, linear
+from lifecycle.kernels.linear import gated_linear, linear, linears
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.norm import mean_squares, mean_squares_apart, rms_norm
 from lifecycle.kernels.normed_linear import normed_linear
@@ -102,7 +103,12 @@ class Normed:
 
 
 def _products(rows: Float[Array, "B T D"], weights: Mapping[RematName, Weight]) -> tuple[Float[Array, "B T F"], ...]:
-    return tuple(checkpoint_name(linear(rows, weight), name) for name, weight in weights.items())
+    outs = zip(weights.items(), linears(rows, tuple(weights.values())), strict=True)
+    # the halves of a gated unit in 8 bits are named by `gated_linear`, which may have to use them without a name
+    return tuple(
+        out if name in GATES and isinstance(weight, QuantisedWeight) else checkpoint_name(out, name)
+        for (name, weight), out in outs
+    )
 
 
 class Hidden(NamedTuple):
@@ -220,7 +226,7 @@ class GatedUnit(nnx.Module):
         return {"gate": self.gate[...], "up": self.up[...]}
 
     def _out(self, gate: Array, up: Array) -> Float[Array, "B T D"]:
-        return linear(gated(gate, up, self.activation), self.down[...])
+        return gated_linear(gate, up, self.down[...], self.activation)
 
 
 class FeedForward(GatedUnit):

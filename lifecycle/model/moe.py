@@ -18,10 +18,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Bool, Float, Int
+from lifecycle.kernels.activation import Activation
 from lifecycle.kernels.gated_product import weighted_down
 from lifecycle.kernels.grouped import group_ids
 from lifecycle.kernels.grouped_linear import GroupWeights, grouped_matmul
-from lifecycle.kernels.linear import Activation, linear
+from lifecycle.kernels.linear import linear
 from lifecycle.kernels.quantised import received, receivers, receiving
 from lifecycle.kernels.seldom import seldom
 from lifecycle.model.config import ModelConfig

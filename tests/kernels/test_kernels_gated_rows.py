@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from lifecycle.kernels.activation import Activation, gated
 from lifecycle.kernels.gated_product import weighted_down
 from lifecycle.kernels.gated_rows import tpu_gradients
 from lifecycle.kernels.grouped import group_ids
-from lifecycle.kernels.linear import Activation, gated
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation.__value__)
 kernel = jax.jit(partial(tpu_gradients, interpret=True), static_argnums=0)

@@ -11,7 +11,8 @@ import pytest
 from jax.test_util import check_grads
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels.linear import linear, swiglu
+from lifecycle.kernels.activation import swiglu
+from lifecycle.kernels.linear import linear
 from lifecycle.kernels.rotary import rotary_angles, rotate
 
 ONE_OP = 1e-5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from lifecycle.kernels.linear import gated
+from lifecycle.kernels.activation import gated
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import forward_train
 from lifecycle.model.dispatch import Room, Slices, buffer_room, expert_order, round_slices, to_experts, to_tokens

@@ -8,7 +8,8 @@ full square unless it knows that the mask is causal. Rotations have none. Groupe
 by one matrix) and `tgmm` (its gradient with respect to the matrices), of 8-bit values both XLA's `ragged-dot-none`;
 `gated_rows`, between them in the backward pass, is elementwise and moves its full buffers. Grouped products multiply
 filled rows only; where rows are exchanged between devices, those of an even load: the buffer's rows divided by
-`dispatch.ROOM`.
+`dispatch.ROOM`. `quantised_rows` and `quantised_columns` are products of 8-bit values, which have a peak of their own;
+`quantised_gates` is elementwise.
 
 A kernel takes the time of its products at a share of the peak, or that of moving its operands and results at the HBM
 rate, whichever is longer.
@@ -25,7 +26,8 @@ from lifecycle.planning.compiled.hlo import HBM, Shape
 from lifecycle.planning.compiled.program import Kernel
 
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
-ELEMENTWISE = {"rotate", "gated_rows", "ragged-dot-metadata"}  # memory-bound
+ELEMENTWISE = {"rotate", "gated_rows", "quantised_gates", "ragged-dot-metadata"}  # memory-bound
+QUANTISED = re.compile(r"quantised_(rows|columns)")  # they round their operands: the result is as wide as a gradient
 GROUPED = re.compile(r"gmm|ragged-dot-none")
 FLOATS = {"bf16", "f32", "f16"}
 FACTORS = FLOATS | {"s8", "f8e4m3fn", "f8e5m2"}
@@ -43,6 +45,7 @@ class KernelWork:
     calls: int
     flops: float | None  # per call; None: unknown
     hbm_bytes: float  # per call, of operands and results in HBM
+    is_narrow: bool = False  # whether its products are of 8-bit values
 
     @property
     def total_flops(self) -> float:
@@ -51,7 +54,11 @@ class KernelWork:
 
     def seconds(self, chip: Chip, share: float) -> float:
         """Seconds of one call, with products at this share of the peak."""
-        return max((self.flops or 0.0) / (chip.bf16_flops * share), self.hbm_bytes / chip.hbm_bytes_per_s)
+        return max(self.peak_s(chip) / share, self.hbm_bytes / chip.hbm_bytes_per_s)
+
+    def peak_s(self, chip: Chip) -> float:
+        """Seconds of one call's products at the peak."""
+        return (self.flops or 0.0) / ((chip.int8_ops if self.is_narrow else None) or chip.bf16_flops)
 
 
 def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged: bool) -> list[KernelWork]:
@@ -66,7 +73,7 @@ def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged:
         if flops is not None and is_exchanged and GROUPED.search(k.name):
             flops /= ROOM
         moved = sum(shape.num_bytes for shape in (*k.operands, *k.results) if shape.space == HBM)
-        works.append(KernelWork(k.name, k.calls, flops, float(moved)))
+        works.append(KernelWork(k.name, k.calls, flops, float(moved), QUANTISED.fullmatch(k.name) is not None))
     return works
 
 
@@ -74,6 +81,8 @@ def _flops(kernel: Kernel, attention_share: float) -> float | None:
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
     if GROUPED.search(kernel.name):
         return _grouped(kernel)
+    if QUANTISED.fullmatch(kernel.name):
+        return _quantised(kernel)
     if kernel.name in ELEMENTWISE:
         return 0.0
     if ATTENTION.search(kernel.name) is None:
@@ -122,3 +131,10 @@ def _grouped(kernel: Kernel) -> float | None:
     if len(result) == 3:
         return 2.0 * math.prod(rows) * (result[2] if result[1] in rows else result[1])
     return 2.0 * math.prod(rows) * result[-1]
+
+
+def _quantised(kernel: Kernel) -> float:
+    """FLOPs of rows `[m, k]`, the first operand, by a matrix to `[m, n]`, or of `[m, k]` and `[m, n]` summed over the
+    rows."""
+    rows, depth = kernel.operands[0].dims
+    return 2.0 * math.prod(kernel.results[0].dims) * (depth if kernel.name == "quantised_rows" else rows)

@@ -78,7 +78,6 @@ def estimate_step(
     chip = topology.chip
     times = _played(program, collectives, kernels, network, chip, ASSUMED_SHARE)
     traffic = _totals(collectives, network)
-    kernel_flops = sum(k.total_flops for k in kernels)
     slow, fast = KERNEL_RANGE
     compute_s = program.cycles / chip.clock_hz
     network_s = sum(t.seconds for t in traffic if not t.is_to_host)
@@ -93,8 +92,9 @@ def estimate_step(
         kernels=tuple(kernels),
         hbm_traffic_bytes=program.hbm_bytes,
         traffic=traffic,
-        compute_roofline_s=(program.matmul_flops - program.narrow_flops + kernel_flops) / chip.bf16_flops
-        + program.narrow_flops / (chip.int8_ops or chip.bf16_flops),
+        compute_roofline_s=(program.matmul_flops - program.narrow_flops) / chip.bf16_flops
+        + program.narrow_flops / (chip.int8_ops or chip.bf16_flops)
+        + sum(k.calls * k.peak_s(chip) for k in kernels),
         hbm_roofline_s=program.hbm_bytes / chip.hbm_bytes_per_s,
         network_roofline_s=network_s,
         host_roofline_s=host_s,

@@ -134,6 +134,20 @@ def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
     assert even == pytest.approx([2 * 1024 / 1.25 * 64 * 256] * 2)
 
 
+def test_products_that_round_their_operands_have_the_rate_of_8_bits() -> None:
+    chip, x, values = CHIPS["v6e"], Shape("bf16", (8192, 4096)), Shape("s8", (4096, 14336))
+    out, most, scale = Shape("bf16", (8192, 14336)), Shape("f32", (8192, 128)), Shape("f32", (1, 14336))
+    rows = Kernel("quantised_rows", (x, values, scale), (out, most), 2)
+    operands = (Shape("s8", (8192, 4096)), Shape("f32", (8192, 1)), out)
+    columns = [
+        Kernel("quantised_columns", operands, (Shape("bf16", dims),), 1) for dims in ((4096, 14336), (14336, 4096))
+    ]
+    works = kernel_work([rows, *columns], 0.5, is_exchanged=False)
+    assert [work.flops for work in works] == [2 * 8192 * 4096 * 14336] * 3
+    assert works[0].seconds(chip, 0.5) == pytest.approx(2 * 2 * 8192 * 4096 * 14336 / 1836e12)
+    assert works[0].seconds(chip, 0.5) == works[1].seconds(chip, 0.5) == 2 * works[2].peak_s(chip)
+
+
 def test_a_kernel_takes_its_products_or_its_memory_whichever_is_longer() -> None:
     chip = CHIPS["v5p"]
     inside, outside = Shape("bf16", (4096, 4096), space=1), Shape("bf16", (4096, 4096))
