@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from lifecycle.core.platform import device_kind
+from lifecycle.core.platform import device_kind, platform
 from lifecycle.core.typing import Array, Float, Shaped
 
 ROW_MAXIMUM = "row_maximum"  # the largest magnitudes of a product's rows: rematerialisation always saves them
@@ -99,7 +99,11 @@ def received(weights: Any, gradients: Any) -> Any:
 
 def largest(x: Shaped[Array, "*dims"], dims: tuple[int, ...]) -> Float[Array, "*ones"]:
     """The largest magnitude along `dims`, which stay, with size 1. Not finite if any value is not."""
-    return jnp.abs(x.astype(jnp.float32)).max(dims, keepdims=True)
+    most = jnp.abs(x.astype(jnp.float32)).max(dims, keepdims=True)
+    if platform() != "cpu":
+        return most
+    # jaxlib 0.12.0.1's maximum of 256 and more values drops a NaN, which 8 bits would make a zero
+    return jnp.where(jnp.isnan(x).any(dims, keepdims=True), jnp.nan, most)
 
 
 def rounded(x: Shaped[Array, "*dims"], most: Float[Array, "*ones"], dtype: Any) -> tuple[Array, Array]:
