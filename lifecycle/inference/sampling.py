@@ -7,7 +7,8 @@ mapped to an integer of the same order. Tokens that tie with the threshold are k
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
+from lifecycle.kernels.seldom import seldom
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
 MAX_BIASES = 300  # tokens that a request can have a bias for
@@ -155,18 +157,20 @@ def _filter(scaled: Array, rows: SamplingRows) -> Array:
     edge = jnp.minimum(edge, order.max(-1))  # a product that underflows to 0 would remove every token
     kept &= (order >= edge[:, None]) | (rows.top_p >= 1)[:, None]
     kept &= (jnp.exp(scaled) >= rows.min_p[:, None]) | (rows.min_p <= 0)[:, None]
-    kept &= _is_typical(jnp.where(kept, scaled, -jnp.inf), rows.typical_p) | (rows.typical_p >= 1)[:, None]
+    kept = seldom((rows.typical_p < 1).any().astype(jnp.int32), partial(_typical, scaled, rows.typical_p), kept)
     return jnp.where(kept, scaled, -jnp.inf)
 
 
-def _is_typical(scaled: Array, typical_p: Array) -> Array:
-    """The tokens whose surprise is nearest to its mean, up to a probability; ties with the last one are kept."""
-    logprobs = jax.nn.log_softmax(scaled)
+def _typical(scaled: Array, typical_p: Array, _: Any, kept: Array) -> Array:
+    """Of the kept tokens those whose surprise is nearest to its mean, up to a probability; ties with the last one are
+    kept."""
+    logprobs = jax.nn.log_softmax(jnp.where(kept, scaled, -jnp.inf))
     probs = jnp.exp(logprobs)
     mean = -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1, keepdims=True)
     order = _ordered_bits(-jnp.abs(logprobs + mean))  # of what is removed: -inf
     edge = _threshold(order, probs, typical_p * probs.sum(-1))
-    return order >= jnp.minimum(edge, order.max(-1))[:, None]
+    is_typical = order >= jnp.minimum(edge, order.max(-1))[:, None]
+    return kept & (is_typical | (typical_p >= 1)[:, None])
 
 
 def _ordered_bits(x: Float[Array, "B V"]) -> Array:
