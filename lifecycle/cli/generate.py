@@ -20,7 +20,7 @@ from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, con
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import prompt_ids
 
-SLOTS = 8
+SLOTS, MAX_SLOTS = 8, 4096
 
 
 @Parameter(name="*")
@@ -71,8 +71,8 @@ def generate(
     """
     if bool(prompt) == (prompts is not None) or (prompts is None) != (out is None):
         raise ConfigError("give --prompt TEXT, or --prompts FILE.jsonl and --out FILE.jsonl")
-    if slots < 1:
-        raise ConfigError(f"--slots={slots}: at least one prompt is generated at a time")
+    if not 1 <= slots <= MAX_SLOTS:
+        raise ConfigError(f"--slots={slots}: from 1 to {MAX_SLOTS:,} prompts are generated at a time")
     model, introduction = open_model(config_or_bundle, words)
     asked = Asked(sampling.over(model.defaults), system, plain)
     with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf) as engine:

@@ -6,6 +6,7 @@ weights only; a row that cannot be answered gets its error, and the others their
 """
 
 import json
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,8 +100,8 @@ class _Row:
 
 
 def _numbered(lines: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, with their numbers among these, from `first` on."""
-    held = enumerate(line for line in lines if line.strip())
+    """The lines that hold something, with their numbers among these, from `first` on; without a byte-order mark."""
+    held = enumerate(line.removeprefix(BOM_UTF8) for line in lines if line.strip())
     return ((number, line) for number, line in held if number >= first)
 
 
@@ -161,6 +162,9 @@ def _kept(version: str, rows: Path, out: Path, asked: Asked) -> int:
     """How many rows `out` answers; a line that a stopped run left unfinished is cut off."""
     if not rows.is_file():
         raise ConfigError(f"{rows}: no such file")
+    if out.resolve() == rows.resolve():
+        raise ConfigError(f"{out} holds the rows; choose another file for their answers")
+    out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
         return 0
     with rows.open("rb") as lines, out.open("r+b") as file:

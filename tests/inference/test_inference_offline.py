@@ -55,6 +55,13 @@ def test_line_n_answers_row_n_with_its_columns_and_its_own_seed(engine: Engine, 
     assert lines[0][GENERATED]["text"] != lines[12][GENERATED]["text"]  # the same row, with another seed
 
 
+def test_lines_of_windows_are_read_and_a_missing_folder_is_made(engine: Engine, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    counts, lines = answered(engine, rows, name="some/where/out.jsonl")
+    assert counts.answered == 2 and [line["prompt"] for line in lines] == ["a", "b"]
+
+
 def test_a_stop_anywhere_and_the_same_command_again_give_the_same_bytes(engine: Engine, tmp_path: Path) -> None:
     rows = written(tmp_path, *ROWS)
     answered(engine, rows)
@@ -102,6 +109,8 @@ def test_answers_to_other_rows_settings_or_weights_are_not_continued(engine: Eng
     written(tmp_path, *ROWS[:2])
     with pytest.raises(ConfigError, match=r"more lines than .*rows.jsonl has rows"):
         answered(engine, rows)
+    with pytest.raises(ConfigError, match=r"rows\.jsonl holds the rows; choose another"):
+        answered(engine, rows, name=rows.name)
     with pytest.raises(ConfigError, match=r"nowhere\.jsonl: no such file"):
         answered(engine, tmp_path / "nowhere.jsonl")
 
