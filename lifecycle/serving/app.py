@@ -29,9 +29,9 @@ from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.pages import page_routes
-from lifecycle.serving.prompts import chat_prompt, text_prompts
+from lifecycle.serving.prompts import chat_prompt, text_of, text_prompts, token_ids
 from lifecycle.serving.record import Recorder, RequestObserver
-from lifecycle.serving.schemas import ChatRequest, CompletionRequest, parse
+from lifecycle.serving.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from lifecycle.text.interface import Tokenizer
 
 
@@ -56,6 +56,8 @@ def create_app(
         Route("/v1/models/{name:path}", api.show_model),
         Route("/v1/completions", api.complete, methods=["POST"]),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/tokenize", api.tokenize, methods=["POST"]),
+        Route("/detokenize", api.detokenize, methods=["POST"]),
     ]
     handlers = {HTTPException: _http_error, RequestError: _request_error, Exception: _internal_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
@@ -145,6 +147,20 @@ class Api:
             return await self._answer(request, ask, served, prompts, form, recorder)
 
         return await self._recorded(request, work)
+
+    async def tokenize(self, request: Request) -> Response:
+        """The ids of a text or a conversation."""
+        self._admit(request)
+        ask = parse(TokenizeRequest, await read_body(request))
+        engine = self._model(ask.model).engine
+        ids = await self._tokenize(token_ids, ask, engine.model, engine.max_seq_len)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": engine.max_seq_len})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of ids."""
+        self._admit(request)
+        ask = parse(DetokenizeRequest, await read_body(request))
+        return JSONResponse({"prompt": await self._tokenize(text_of, ask, self._model(ask.model).engine.model)})
 
     async def _tokenize[**P, T](self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function in a thread of its own kind: long texts hold up no other work."""

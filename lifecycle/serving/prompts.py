@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lifecycle.inference.model import Model
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.schemas import CompletionRequest
+from lifecycle.serving.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 
 def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[list[int]]:
@@ -18,22 +18,45 @@ def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[
     for prompt in ask.prompts:
         if isinstance(prompt, str):
             prompts.append(tokenizer.begin(_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")))
-            continue
-        _encoded(lambda p=prompt: tokenizer.require_rows(p), "prompt")
-        if invalid := [token for token in prompt if token >= tokenizer.vocab_size]:
-            message = f"prompt: token id {invalid[0]} is outside the vocabulary of {tokenizer.vocab_size}"
-            raise RequestError(400, message, "prompt", "invalid_value")
-        prompts.append(prompt)
+        else:
+            _require_ids(prompt, model, "prompt")
+            prompts.append(prompt)
     if not prompts or not all(prompts):
         raise RequestError(400, "prompt: must not be empty", "prompt", "invalid_value")
     return prompts
 
 
-def chat_prompt(messages: Sequence[Mapping[str, str]], model: Model, max_tokens: int) -> list[int]:
+def chat_prompt(
+    messages: Sequence[Mapping[str, str]], model: Model, max_tokens: int, opens_answer: bool = True
+) -> list[int]:
     """Token ids of a conversation, with the opening of the assistant's turn; one that cannot have as few as
     `max_tokens` tokens is rejected before it is tokenized."""
     _require_short(["".join(message["content"] for message in messages)], model, max_tokens, "messages")
-    return _encoded(lambda: model.template.render(messages, add_generation_prompt=True).ids, "messages")
+    return _encoded(lambda: model.template.render(messages, add_generation_prompt=opens_answer).ids, "messages")
+
+
+def token_ids(ask: TokenizeRequest, model: Model, max_tokens: int) -> list[int]:
+    """The ids that a completion of the text, or a chat's answer, would continue."""
+    if ask.messages is not None:
+        return chat_prompt([message.plain for message in ask.messages], model, max_tokens, ask.add_generation_prompt)
+    text = ask.prompt or ""
+    _require_short([text], model, max_tokens, "prompt")
+    ids = _encoded(lambda: model.tokenizer.encode(text), "prompt")
+    return model.tokenizer.begin(ids) if ask.add_special_tokens else ids
+
+
+def text_of(ask: DetokenizeRequest, model: Model) -> str:
+    """The text of ids; special ones give their names."""
+    _require_ids(ask.tokens, model, "tokens")
+    return model.tokenizer.decode(ask.tokens, skip_special=False)
+
+
+def _require_ids(ids: Sequence[int], model: Model, param: str) -> None:
+    _encoded(lambda: model.tokenizer.require_rows(ids), param)
+    size = model.tokenizer.vocab_size
+    if invalid := [token for token in ids if token >= size]:
+        message = f"{param}: token id {invalid[0]} is outside the vocabulary of {size}"
+        raise RequestError(400, message, param, "invalid_value")
 
 
 def _require_short(texts: Sequence[str], model: Model, max_tokens: int, param: str) -> None:

@@ -1,4 +1,4 @@
-"""Request bodies of OpenAI's API, as far as they are supported.
+"""Request bodies of OpenAI's API, as far as they are supported, and of vLLM's for tokens.
 
 What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
 its value has no effect; an unknown field is rejected too. `top_k`, `min_p`, `typical_p` and `repetition_penalty` are
@@ -203,7 +203,30 @@ class ChatRequest(_Request):
         return super().sampling(defaults, index).model_copy(update=changes)
 
 
-def parse[R: _Request](kind: type[R], body: bytes) -> R:
+class TokenizeRequest(_Body):
+    """`POST /tokenize`: of a text as completions take it, or of a conversation as chats do."""
+
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True  # a text begins as the model's contexts do
+    add_generation_prompt: bool = True  # a conversation ends with the opening of the assistant's turn
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError(400, "give either prompt or messages", "prompt", "invalid_value")
+        return self
+
+
+class DetokenizeRequest(_Body):
+    """`POST /detokenize`."""
+
+    model: str
+    tokens: TokenIds
+
+
+def parse[R: _Body](kind: type[R], body: bytes) -> R:
     """Reads a JSON body; raises `RequestError` naming the field at fault."""
     try:
         request = kind.model_validate_json(body)
@@ -235,5 +258,15 @@ def _explain(error: ValidationError) -> RequestError:
 
 
 _FIELDS = {
-    name for kind in (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions) for name in kind.model_fields
+    name
+    for kind in (
+        ChatRequest,
+        CompletionRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+        Message,
+        TextPart,
+        StreamOptions,
+    )
+    for name in kind.model_fields
 }  # pydantic's other location entries name a type of a union

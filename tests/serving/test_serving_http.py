@@ -75,6 +75,43 @@ def test_a_bad_field_gives_400_and_is_named(
         assert (error["param"], error["code"]) == (param, code)
 
 
+def test_tokens_are_those_that_an_answer_continues(server: Running) -> None:
+    """Counted as a request's usage counts them, and back."""
+    text, chat = {"model": "production", "prompt": "héllo"}, {"model": "production", "messages": BASE["messages"]}
+    for own, path in ((text, "/v1/completions"), (chat, CHAT)):
+        found = server.post("/tokenize", **own).json()
+        usage = server.post(path, **own, max_tokens=1).json()["usage"]
+        assert found["count"] == len(found["tokens"]) == usage["prompt_tokens"]
+        assert found["max_model_len"] == httpx.get(f"{server.base}/v1/models/production").json()["max_model_len"]
+    plain = server.post("/tokenize", **text, add_special_tokens=False).json()["tokens"]
+    assert server.post("/detokenize", model="production", tokens=plain).json() == {"prompt": "héllo"}
+    closed = server.post("/tokenize", **chat, add_generation_prompt=False).json()["tokens"]
+    opened = server.post("/tokenize", **chat).json()["tokens"]
+    assert opened[: len(closed)] == closed and len(opened) > len(closed)
+    assert "<|im_start|>" in server.post("/detokenize", model="production", tokens=opened).json()["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "status"),
+    [
+        ("/tokenize", {}, "prompt", 400),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt", 400),
+        ("/tokenize", {"prompt": "x" * 100_000}, "prompt", 400),
+        ("/tokenize", {"prompt": "a", "model": "gone"}, "model", 404),
+        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs", 400),
+        ("/detokenize", {"tokens": [10**6]}, "tokens", 400),
+        ("/detokenize", {"tokens": [-1]}, None, 400),
+        ("/detokenize", {"tokens": "a"}, "tokens", 400),
+    ],
+)
+def test_a_bad_request_for_tokens_is_named(
+    server: Running, path: str, body: dict[str, Any], param: str | None, status: int
+) -> None:
+    response = server.post(path, **({"model": "production"} | body))
+    assert response.status_code == status, response.text
+    assert param is None or response.json()["error"]["param"] == param
+
+
 def test_values_that_ask_for_nothing_are_accepted(server: Running) -> None:
     nothing = {name: values[0] if values else None for name, values in NEUTRAL.items()}
     assert server.post(CHAT, **BASE, **nothing).status_code == 200
