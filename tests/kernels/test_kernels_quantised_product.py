@@ -161,6 +161,7 @@ def test_other_sizes_and_dtypes_are_multiplied_as_before_on_a_v6e(monkeypatch: p
             np.testing.assert_array_equal(found, before)
 
 
+@pytest.mark.slow
 def test_several_products_of_the_same_rows_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (a, b) = drawn(256, 128), (drawn(128, 256, seed=1), drawn(128, 384, seed=2))
 

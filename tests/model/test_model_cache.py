@@ -138,7 +138,9 @@ def test_rows_of_padding_leave_a_ring_as_it_is() -> None:
         stack = after
 
 
-@pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
+)
 def test_a_row_goes_on_in_its_place_and_leaves_the_others(config: ModelConfig) -> None:
     """As in a cache of its own: chunks, and a token."""
     params, step = random_params(config), jax.jit(partial(forward_cached, config))
@@ -165,7 +167,9 @@ def test_every_array_says_its_axes(config: ModelConfig) -> None:
     assert ("kv_heads" in {axis for axes in names for axis in axes}) == (config.mla is None)
 
 
-@pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
+)
 def test_layers_apart_compute_what_stacked_ones_do(config: ModelConfig) -> None:
     """In weights and cache: a prompt in chunks, then tokens."""
     params = random_params(config)
