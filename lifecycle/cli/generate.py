@@ -73,6 +73,8 @@ def generate(
         raise ConfigError("give --prompt TEXT, or --prompts FILE.jsonl and --out FILE.jsonl")
     if not 1 <= slots <= MAX_SLOTS:
         raise ConfigError(f"--slots={slots}: from 1 to {MAX_SLOTS:,} prompts are generated at a time")
+    if plain and system is not None:
+        raise ConfigError("--plain continues texts, and --system is a message of a conversation: give one of them")
     model, introduction = open_model(config_or_bundle, words)
     asked = Asked(sampling.over(model.defaults), system, plain)
     with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf) as engine:

@@ -34,7 +34,7 @@ class Asked:
 
     params: SamplingParams  # a row's seed is this one's plus the row's number, from 0
     system: str | None = None  # a message before the row's own
-    is_plain: bool = False  # a text is continued, not answered
+    is_plain: bool = False  # a text is continued, not answered; without a system message
 
     def params_of(self, number: int) -> SamplingParams:
         """The settings of a row, counted from 0."""

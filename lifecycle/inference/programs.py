@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Int
-from lifecycle.inference.prompt_scores import PromptScores, score_prompt
-from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, History, Sampled, SamplingRows, sample
+from lifecycle.inference.prompt_scores import score_prompt
+from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
@@ -50,7 +50,7 @@ class PromptRows:
     slot: Int[Array, " G"]  # within its group
     tokens: Int[Array, "G T"]
     start: Int[Array, " G"]  # position of the first token
-    following: Int[Array, "G T"]  # the prompt's token after each
+    following: Int[Array, "G T"]  # the prompt's token after each; -1: there is none
     size: Int[Array, " G"]  # tokens that are not padding; 0: the group has no chunk
     sampling: SamplingRows
     want_top: Bool[Array, ""]
@@ -88,8 +88,9 @@ class SlotState:
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
     config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[tuple[Sampled, PromptScores], SlotState]:
-    """Prefills each group's `tokens[:size]` at positions `start...` of its slot; samples the next token, `[G]`."""
+) -> tuple[tuple[Sampled, Sampled], SlotState]:
+    """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`, and the tokens
+    `following` as if they had been sampled, `[G, T]`; -1 for all unless they are wanted."""
     return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
 
 
@@ -122,7 +123,7 @@ def _on_mesh[Out](
 
 def _prefill(
     config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[tuple[Sampled, PromptScores], SlotState]:
+) -> tuple[tuple[Sampled, Sampled], SlotState]:
     cache, slot = state.cache, rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
@@ -164,7 +165,7 @@ def _decode(
         rows = _advance(rows, new.token, is_active)
         return step + 1, _is_any_active(rows), rows, outputs, SlotState(cache, history)
 
-    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, _no_outputs(rows.token.shape[0]), state)
+    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, no_tokens((rows.token.shape[0], MAX_STEPS)), state)
     *_, outputs, state = jax.lax.while_loop(go_on, one_step, start)
     return outputs, state
 
@@ -178,12 +179,6 @@ def _advance(rows: DecodeRows, token: Array, is_active: Array) -> DecodeRows:
     is_stop = (token[:, None] == rows.stop_ids).any(-1)
     remaining = jnp.where(is_active & ~is_stop, rows.remaining - 1, 0)
     return replace(rows, token=token, position=rows.position + is_active, remaining=remaining)
-
-
-def _no_outputs(batch: int) -> Sampled:
-    shape = (batch, MAX_STEPS)
-    top = (*shape, MAX_TOP_LOGPROBS)
-    return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
 def has_layers_apart() -> bool:
@@ -259,12 +254,12 @@ class Programs:
         self._params = weights_in_use(config, params, mesh)
         self._state = _empty_slots(config, num_slots, max_seq_len, mesh)
 
-    def prefill(self, rows: PromptRows) -> tuple[Sampled, PromptScores | None]:
-        """The token after each group's chunk, `[G, 1]` in host memory, and the prompts' scores if they are wanted."""
+    def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None]:
+        """The token after each group's chunk, `[G, 1]` in host memory, and the prompts' own if they are wanted."""
         with self._launch:
-            (sampled, scores), self._state = prefill(*self._static, self._params, self._state, rows)
-        scores = jax.tree.map(np.asarray, scores) if rows.want_prompt else None
-        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scores
+            (sampled, scored), self._state = prefill(*self._static, self._params, self._state, rows)
+        scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
+        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored
 
     def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""

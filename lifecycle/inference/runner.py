@@ -15,11 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.core.typing import Array
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.model import Model
 from lifecycle.inference.programs import Programs
-from lifecycle.inference.prompt_scores import PromptScores
 from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.scheduler import BUCKETS, DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
@@ -198,14 +196,14 @@ class Runner:
         generations = [self._scheduler.request(chunk.slot) for chunk in chunks]
         rows = self._table.prompt_rows(chunks, [generation.prompt for generation in generations])
         began = time.perf_counter()
-        sampled, scores = self._programs.prefill(rows)
+        sampled, scored = self._programs.prefill(rows)
         self._charge(began, {g.id: chunk.size for g, chunk in zip(generations, chunks, strict=True)})
         counters, num_tokens = self._counters, sum(chunk.size for chunk in chunks)
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         for generation, chunk in zip(generations, chunks, strict=True):
-            if scores is not None and generation.params.prompt_logprobs is not None:
-                row = self._table.group(chunk.slot)
-                generation.prompt_tokens += _prompt_tokens(scores, row, chunk, generation)
+            num_top = generation.params.prompt_logprobs
+            if scored is not None and num_top is not None:
+                generation.prompt_tokens += _tokens(scored, self._table.group(chunk.slot), num_top)
             if chunk.start + chunk.size == len(generation.prompt):
                 with self._contained(chunk.slot):
                     self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
@@ -252,21 +250,10 @@ class Runner:
             generation.put(event)
 
 
-def _prompt_tokens(scores: PromptScores, row: int, chunk: Chunk, generation: Generation) -> Iterator[Token]:
-    """The prompt's tokens after each position of a chunk."""
-    num_top = generation.params.prompt_logprobs or 0
-    for place, token in enumerate(generation.prompt[chunk.start + 1 : chunk.start + chunk.size + 1]):
-        top = _alternatives(scores.top_ids[row, place, :num_top], scores.top_logprobs[row, place, :num_top])
-        yield Token(token, float(scores.logprob[row, place]), top)
-
-
-def _alternatives(ids: Array, logprobs: Array) -> tuple[tuple[int, float], ...]:
-    return tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
-
-
 def _tokens(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
     for step, token in enumerate(sampled.token[row]):
         if token < 0:
             return
-        top = _alternatives(sampled.top_ids[row, step, :num_top], sampled.top_logprobs[row, step, :num_top])
+        ids, logprobs = sampled.top_ids[row, step, :num_top], sampled.top_logprobs[row, step, :num_top]
+        top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
         yield Token(int(token), float(sampled.logprob[row, step]), top)

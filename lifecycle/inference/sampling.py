@@ -74,12 +74,18 @@ class History:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampled:
-    """Tokens, their log-probabilities under the unmodified distribution, and the likeliest tokens."""
+    """Tokens, their log-probabilities under the unmodified distribution, and the likeliest tokens; -1: no token."""
 
     token: Int[Array, "*rows"]
     logprob: Float[Array, "*rows"]
     top_ids: Int[Array, "*rows 20"]
     top_logprobs: Float[Array, "*rows 20"]
+
+
+def no_tokens(shape: tuple[int, ...]) -> Sampled:
+    """Places for tokens."""
+    top = (*shape, MAX_TOP_LOGPROBS)
+    return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
 def sample(

@@ -70,7 +70,8 @@ class SlotTable:
     def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
         """The arguments of a prefill dispatch: a row per group of slots, empty without a chunk."""
         slots, starts, sizes = np.zeros((3, self.num_groups), np.int32)
-        tokens, following = np.zeros((2, self.num_groups, chunks[0].padded), np.int32)
+        tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
+        following = np.full_like(tokens, -1)
         for chunk, prompt in zip(chunks, prompts, strict=True):
             group = self.group(chunk.slot)
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.platform import device_kind, platform
-from lifecycle.core.typing import Array, Float
+from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.kernels import cudnn
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 
@@ -126,25 +126,39 @@ def causal_runs(length: int, window: int | None) -> list[tuple[slice, slice]]:
 def _at_once(
     q: Array, k: Array, v: Array, seen: Array, scale: float, soft_cap: float | None, sinks: Array | None
 ) -> Array:
-    """All queries over all keys; `seen`, `[B, T, S]`, says which keys a query sees.
+    """All queries over all keys; `seen`, `[B, T, S]`, says which keys a query sees."""
+    length, groups = q.shape[1], k.shape[2]
+    seen = seen_by_rows(seen, q.shape[2] // groups)
+    sinks = None if sinks is None else sinks_of_rows(sinks, groups, length)
+    rows = as_group_rows(q * scale, groups)
+    return from_group_rows(_grouped_attention(rows, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, sinks, soft_cap), length)
 
-    The query heads of one group are laid out as additional rows of its key head, `[B, K, T*G, Dk]`: a single key head
-    then needs no transposition at all.
-    """
+
+def as_group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K rows D"]:
+    """The query heads of one group as additional rows of its key head, `[B, K, T*G, D]`: a single key head then needs
+    no transposition at all."""
     batch, length, heads, head_dim = q.shape
-    groups, value_dim = v.shape[2:]
-    per_group = heads // groups
-    q = (q * scale).reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2)
-    rows = q.reshape(batch, groups, length * per_group, head_dim)
-    seen = jnp.repeat(seen, per_group, axis=1)[:, None]
-    if sinks is not None:
-        sinks = jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, per_group), (1, length, 1)).reshape(groups, -1, 1)
-    out = _grouped_attention(rows, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, sinks, soft_cap)
-    out = out.reshape(batch, groups, length, per_group, value_dim).swapaxes(1, 2)
-    return out.reshape(batch, length, heads, value_dim)
+    by_group = q.reshape(batch, length, groups, heads // groups, head_dim).swapaxes(1, 2)
+    return by_group.reshape(batch, groups, -1, head_dim)
 
 
-def _matmul(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
+def from_group_rows(rows: Float[Array, "B K rows D"], length: int) -> Float[Array, "B T H D"]:
+    """The reverse of `as_group_rows`."""
+    batch, groups, _, head_dim = rows.shape
+    return rows.reshape(batch, groups, length, -1, head_dim).swapaxes(1, 2).reshape(batch, length, -1, head_dim)
+
+
+def seen_by_rows(seen: Bool[Array, "B T S"], per_group: int) -> Bool[Array, "B 1 rows S"]:
+    """Which keys each row of `as_group_rows` sees."""
+    return jnp.repeat(seen, per_group, axis=1)[:, None]
+
+
+def sinks_of_rows(sinks: Float[Array, " H"], groups: int, length: int) -> Float[Array, "K rows 1"]:
+    """The sink of each row of `as_group_rows`, in float32."""
+    return jnp.tile(sinks.astype(jnp.float32).reshape(groups, 1, -1), (1, length, 1)).reshape(groups, -1, 1)
+
+
+def group_product(a: Array, b: Array, contract_a: int, contract_b: int) -> Array:
     """A product per (row, key head), accumulated in float32; leading two dimensions are the batch."""
     dims = (((contract_a,), (contract_b,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
@@ -158,7 +172,7 @@ def _grouped_attention(q: Array, k: Array, v: Array, seen: Array, sinks: Array |
 def _attend(
     q: Array, k: Array, v: Array, seen: Array, sinks: Array | None, soft_cap: float | None
 ) -> tuple[Array, tuple[Array | None, ...]]:
-    scores, slope = _matmul(q, k, 3, 3), None
+    scores, slope = group_product(q, k, 3, 3), None
     if soft_cap is not None:
         bounded = jnp.tanh(scores / soft_cap)
         scores, slope = soft_cap * bounded, 1 - bounded * bounded
@@ -173,7 +187,7 @@ def _attend(
         l = l + sink_weight
         sink_weight = sink_weight / l
     p = (p * jnp.where(has_key, 1 / l, 0.0)).astype(v.dtype)
-    out = checkpoint_name(_matmul(p, v, 3, 2).astype(v.dtype), OUT_NAME)
+    out = checkpoint_name(group_product(p, v, 3, 2).astype(v.dtype), OUT_NAME)
     return out, (q, k, v, p, out, slope, sink_weight)
 
 
@@ -182,13 +196,13 @@ def _attend_gradient(
 ) -> tuple[Array, Array, Array, None, Array | None]:
     q, k, v, p, out, slope, sink_weight = saved
     delta = (grad * out).sum(-1, keepdims=True, dtype=jnp.float32)
-    ds = p * (_matmul(grad, v, 3, 3) - delta)
+    ds = p * (group_product(grad, v, 3, 3) - delta)
     if soft_cap is not None:
         ds *= slope
     ds = ds.astype(q.dtype)
-    grad_v = _matmul(grad, p, 2, 2).swapaxes(2, 3).astype(v.dtype)
-    grad_q = _matmul(ds, k, 3, 2).astype(q.dtype)
-    grad_k = _matmul(q, ds, 2, 2).swapaxes(2, 3).astype(k.dtype)
+    grad_v = group_product(grad, p, 2, 2).swapaxes(2, 3).astype(v.dtype)
+    grad_q = group_product(ds, k, 3, 2).astype(q.dtype)
+    grad_k = group_product(q, ds, 2, 2).swapaxes(2, 3).astype(k.dtype)
     grad_sinks = None if sink_weight is None else -(sink_weight * delta).sum(0)
     return grad_q, grad_k, grad_v, None, grad_sinks
 

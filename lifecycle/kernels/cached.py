@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.attention import attention
+from lifecycle.kernels.attention import (
+    as_group_rows,
+    attention,
+    from_group_rows,
+    group_product,
+    seen_by_rows,
+    sinks_of_rows,
+)
 from lifecycle.kernels.mask import MASKED, Mask
 
 # Positions in a block. Eight rows of 500 tokens, 30 layers, 3 key heads of 64 dimensions on two AVX-512 cores: blocks
@@ -67,10 +74,8 @@ def _in_blocks(
     sinks: Array | None,
 ) -> Array:
     """`read` gives the keys and values of the block that begins at a position; `sizes`: K, S and Dv."""
-    batch, length, heads, head_dim = q.shape
-    groups, size, value_dim = sizes
-    per_group = heads // groups
-    rows = q.reshape(batch, length, groups, per_group, head_dim).swapaxes(1, 2).reshape(batch, groups, -1, head_dim)
+    length, (groups, size, value_dim) = q.shape[1], sizes
+    rows = as_group_rows(q, groups)
 
     def block(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
         number, sums = carry
@@ -78,24 +83,21 @@ def _in_blocks(
         positions = jax.lax.dynamic_slice_in_dim(mask.key_positions, start, BLOCK, axis=1)
         seen = Mask(mask.query_positions, positions, window=mask.window).dense()
         seen &= start + jnp.arange(BLOCK) >= number * BLOCK
-        seen = jnp.repeat(seen, per_group, axis=1)[:, None]
+        seen = seen_by_rows(seen, q.shape[2] // groups)
         return number + 1, _add(sums, rows, *read(start), seen, soft_cap)
 
-    start = jnp.zeros((), num_used.dtype), _start(rows, value_dim, length, sinks)
+    first = None if sinks is None else sinks_of_rows(sinks, groups, length)
+    start = jnp.zeros((), num_used.dtype), _start(rows, value_dim, first)
     _, (_, total, out) = jax.lax.while_loop(lambda carry: carry[0] * BLOCK < num_used, block, start)
-    out = (out * jnp.where(total > 0, 1 / total, 0.0)).astype(q.dtype)
-    out = out.reshape(batch, groups, length, per_group, value_dim).swapaxes(1, 2)
-    return out.reshape(batch, length, heads, value_dim)
+    return from_group_rows((out * jnp.where(total > 0, 1 / total, 0.0)).astype(q.dtype), length)
 
 
-def _start(rows: Float[Array, "B K N Dk"], value_dim: int, length: int, sinks: Array | None) -> Sums:
+def _start(rows: Float[Array, "B K N Dk"], value_dim: int, sinks: Float[Array, "K N 1"] | None) -> Sums:
     """Before the first block; a sink is a key that every query sees and whose value is zero (gpt-oss)."""
-    shape = rows.shape[:3]
-    out = jnp.zeros((*shape, value_dim), jnp.float32)
-    if sinks is None:
-        return jnp.full((*shape, 1), MASKED, jnp.float32), jnp.zeros((*shape, 1), jnp.float32), out
-    top = jnp.tile(sinks.astype(jnp.float32).reshape(shape[1], 1, -1), (1, length, 1)).reshape(1, shape[1], -1, 1)
-    return jnp.broadcast_to(top, (*shape, 1)), jnp.ones((*shape, 1), jnp.float32), out
+    one = (*rows.shape[:3], 1)
+    top = jnp.full(one, MASKED, jnp.float32) if sinks is None else jnp.broadcast_to(sinks, one)
+    total = jnp.full(one, 0.0 if sinks is None else 1.0, jnp.float32)
+    return top, total, jnp.zeros((*rows.shape[:3], value_dim), jnp.float32)
 
 
 def _add(
@@ -108,7 +110,7 @@ def _add(
 ) -> Sums:
     """The sums with one more block of keys."""
     top, total, out = sums
-    scores = _product(rows, keys, 3)
+    scores = group_product(rows, keys, 3, 3)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = jnp.where(seen, scores, MASKED)
@@ -116,10 +118,4 @@ def _add(
     shrunk = jnp.exp(top - new_top)
     weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
     total = total * shrunk + weights.sum(-1, keepdims=True)
-    return new_top, total, out * shrunk + _product(weights.astype(values.dtype), values, 2)
-
-
-def _product(a: Array, b: Array, contracted: int) -> Float[Array, "B K N D"]:
-    """A product per row and key head, accumulated in float32."""
-    dims = (((3,), (contracted,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return new_top, total, out * shrunk + group_product(weights.astype(values.dtype), values, 3, 2)

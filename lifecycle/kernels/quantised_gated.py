@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Shaped
-from lifecycle.kernels.activation import GATES, Activation, gated
+from lifecycle.kernels.activation import GATES, Activation, gated_with_gradients
 from lifecycle.kernels.flash_blocks import LANES
 from lifecycle.kernels.quantised import ROW_MAXIMUM, QuantisedWeight, received
 from lifecycle.kernels.quantised_linears import gradients
@@ -90,9 +90,7 @@ def gates(
 
 
 def _gates_kernel(activation: Activation, gate, up, d_hidden, most, d_gate, d_up, hidden) -> None:  # refs
-    halves = gate[...].astype(jnp.float32), up[...].astype(jnp.float32)
-    product, pull = jax.vjp(lambda a, b: gated(a, b, activation), *halves)
-    of_gate, of_up = pull(d_hidden[...].astype(jnp.float32))
+    product, of_gate, of_up = gated_with_gradients(gate[...], up[...], d_hidden[...], activation)
     d_gate[...], d_up[...] = of_gate.astype(d_gate.dtype), of_up.astype(d_up.dtype)
     scaled = product / scale_of(most[...])
     hidden[...] = to_int8(jnp.clip(scaled, -TOP, TOP))  # the compiler may have made the largest in another order

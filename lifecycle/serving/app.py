@@ -29,7 +29,7 @@ from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.pages import page_routes
-from lifecycle.serving.prompts import chat_prompt, text_of, text_prompts, token_ids
+from lifecycle.serving.prompts import chat_prompt, require_ids, text_of, text_prompts, token_ids
 from lifecycle.serving.record import Recorder, RequestObserver
 from lifecycle.serving.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from lifecycle.text.interface import Tokenizer
@@ -191,12 +191,13 @@ class Api:
         form: AnswerForm,
         recorder: Recorder,
     ) -> Response:
-        defaults, count = served.engine.model.defaults, ask.n or 1
-        work = [(prompt, ask.sampling(defaults, i)) for prompt in prompts for i in range(count)]
+        model, count = served.engine.model, ask.n or 1
+        require_ids([int(token) for token in ask.logit_bias or ()], model, "logit_bias")
+        work = [(prompt, ask.sampling(model.defaults, i)) for prompt in prompts for i in range(count)]
         form.usage.prompt_tokens = sum(map(len, prompts))
         choices = submit(served.engine, work)
         if isinstance(ask, CompletionRequest) and ask.echo:
-            form.echoes = _echoes(ask, choices, count, served.engine.model.tokenizer)
+            form.echoes = _echoes(ask, choices, count, model.tokenizer)
         recorder.record.id = form.id
         recorder.record.prompt_tokens = form.usage.prompt_tokens
         recorder.record.generation_ids = tuple(generation.id for generation in choices.generations)

@@ -74,9 +74,6 @@ def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]])
     except ContextLengthError as error:
         Choices(generations).cancel()
         raise RequestError(400, str(error), code="context_length_exceeded") from None
-    except ValueError as error:  # a bias for an id that the tokenizer does not have
-        Choices(generations).cancel()
-        raise RequestError(400, str(error), "logit_bias", "invalid_value") from None
     except QueueFullError as error:
         Choices(generations).cancel()
         retry = {"Retry-After": str(RETRY_AFTER_S)}

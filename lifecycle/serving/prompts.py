@@ -19,7 +19,7 @@ def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[
         if isinstance(prompt, str):
             prompts.append(tokenizer.begin(_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")))
         else:
-            _require_ids(prompt, model, "prompt")
+            require_ids(prompt, model, "prompt")
             prompts.append(prompt)
     if not prompts or not all(prompts):
         raise RequestError(400, "prompt: must not be empty", "prompt", "invalid_value")
@@ -47,11 +47,12 @@ def token_ids(ask: TokenizeRequest, model: Model, max_tokens: int) -> list[int]:
 
 def text_of(ask: DetokenizeRequest, model: Model) -> str:
     """The text of ids; special ones give their names."""
-    _require_ids(ask.tokens, model, "tokens")
+    require_ids(ask.tokens, model, "tokens")
     return model.tokenizer.decode(ask.tokens, skip_special=False)
 
 
-def _require_ids(ids: Sequence[int], model: Model, param: str) -> None:
+def require_ids(ids: Sequence[int], model: Model, param: str) -> None:
+    """Raises `RequestError` for ids that the tokenizer does not have."""
     _encoded(lambda: model.tokenizer.require_rows(ids), param)
     size = model.tokenizer.vocab_size
     if invalid := [token for token in ids if token >= size]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.platform import compiler_options
@@ -212,6 +212,17 @@ def test_a_v6es_gated_product_is_as_exact_as_those_of_other_chips(
         assert off <= 1.01 * before < 0.03 * jnp.linalg.norm(wanted)
 
 
+def compiled(step: Any, arrays: list[Any], mesh: Mesh) -> tuple[Program, Counter[str]]:
+    """A step compiled for a chip, and how often it calls each kernel."""
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    text = jax.jit(sharded).lower(*arrays).compile(options).as_text()
+    program, calls = Program(parse_module(text or "")), Counter[str]()
+    for kernel in program.kernels:
+        calls[kernel.name] += kernel.calls
+    return program, calls
+
+
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
 def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:
@@ -241,12 +252,7 @@ def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:
         jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    compiled = jax.jit(sharded).lower(*arrays).compile(compiler_options(mesh.devices.flat[0].device_kind))
-    program = Program(parse_module(compiled.as_text() or ""))
-    calls = Counter[str]()
-    for kernel in program.kernels:
-        calls[kernel.name] += kernel.calls
+    program, calls = compiled(step, arrays, mesh)
     assert calls == {"quantised_rows": 6 * layers, "quantised_columns": 3 * layers, "quantised_gates": layers}
     assert not program.matmul_flops
     assert "reduce_precision" not in {operation(executed.instruction) for executed in program.executed}
@@ -268,12 +274,7 @@ def test_a_v6e_has_three_kernels_a_product_and_recomputes_none(is_cut_by_column:
 
     shapes = [(jnp.bfloat16, (8192, 4096)), (jnp.float32, (4096, 4096)), (jnp.bfloat16, (8192, 4096))]
     arrays = [jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, P())) for d, s in shapes]
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    compiled = jax.jit(sharded).lower(*arrays).compile(compiler_options(mesh.devices.flat[0].device_kind))
-    program = Program(parse_module(compiled.as_text() or ""))
-    calls = Counter[str]()
-    for kernel in program.kernels:
-        calls[kernel.name] += kernel.calls
+    program, calls = compiled(step, arrays, mesh)
     assert calls == {"quantised_rows": 2, "quantised_columns": 1} and not program.matmul_flops
 
 

@@ -7,7 +7,9 @@ import pytest
 from serving_server import Running
 
 from lifecycle.inference.generate import generate
+from lifecycle.inference.generation import Generation, Token
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.serving.answers import Echo
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello \u2603"}]
 
@@ -163,6 +165,16 @@ def test_an_echo_has_the_prompt_and_its_log_probabilities(server: Running) -> No
     longer = server.client.completions.create(prompt=[*ids, *one.tokens[6].encode()], **ask).choices[0].logprobs
     assert longer is not None and longer.token_logprobs
     assert longer.token_logprobs[6] == pytest.approx(one.token_logprobs[6], abs=1e-5)
+
+
+def test_an_echo_leaves_out_what_begins_every_context() -> None:
+    """With BOS before the prompt, its first token has a log-probability; what was not scored has none."""
+    generation = Generation([1, 65, 66], SamplingParams())
+    generation.prompt_tokens = [Token(65, -1.0), Token(66, -2.0)]
+    assert Echo("AB", [65, 66], generation).tokens() == [(65, Token(65, -1.0)), (66, Token(66, -2.0))]
+    assert Echo("AB", [1, 65, 66], generation).tokens()[0] == (1, None)
+    assert Echo("AB", [65, 66], Generation([1, 65, 66], SamplingParams())).tokens() == [(65, None), (66, None)]
+    assert Echo("", [], generation).tokens() == []
 
 
 def test_an_echo_of_a_text_streams_first_and_needs_no_log_probabilities(server: Running) -> None:

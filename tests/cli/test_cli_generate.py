@@ -1,0 +1,38 @@
+"""`lifecycle generate`: options that do not go together, or are out of range, before a model is opened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.cli.generate import Sampling, generate
+from lifecycle.core.config import ConfigError
+from lifecycle.inference.sampling import SamplingParams
+
+ROWS = {"prompts": Path("rows.jsonl"), "out": Path("out.jsonl")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give --prompt TEXT, or --prompts"),
+        ({"prompt": ("a",), **ROWS}, "give --prompt TEXT, or --prompts"),
+        ({"prompt": ("a",), "out": ROWS["out"]}, "give --prompt TEXT, or --prompts"),
+        ({"prompts": ROWS["prompts"]}, "give --prompt TEXT, or --prompts"),
+        ({"prompt": ("a",), "slots": 0}, "--slots=0: from 1 to 4,096"),
+        ({"prompt": ("a",), "slots": 4097}, "--slots=4097: from 1 to 4,096"),
+        ({"prompt": ("a",), "plain": True, "system": "Be brief."}, "--plain continues texts, and --system"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate(Path("nowhere"), **options)
+
+
+def test_options_replace_the_models_own_settings_and_no_others() -> None:
+    own = SamplingParams(temperature=0.7, top_k=9, stop=("x",), stop_ids=(3,))
+    assert Sampling(temperature=0.0, top_k=0).over(own) == own.model_copy(
+        update={"temperature": 0.0, "top_k": 0, "seed": 0}
+    )
+    with pytest.raises(ConfigError, match="presence_penalty"):
+        Sampling(presence_penalty=3.0).over(own)
