@@ -29,6 +29,7 @@ from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
+from lifecycle.model.cache import pages_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import num_params
 from lifecycle.model.params import Params, init_params
@@ -52,8 +53,10 @@ class Ours:
     """The engine's programs with every slot in use."""
 
     def __init__(self, config: ModelConfig, params: Params, rows: int, slot: int) -> None:
-        self.programs = Programs(config, params, rows, slot, config.vocab_size, None)
-        self.table = SlotTable(rows)
+        self.programs = Programs(config, params, rows, slot, config.vocab_size)
+        self.table = SlotTable(rows, self.programs.plan, slot, config.vocab_size)
+        for number, pages in enumerate(np.arange(rows * pages_of(slot)).reshape(rows, -1).tolist()):
+            self.table.set_pages(number, {"full": pages})
 
     def decode(self, prompts: list[list[int]], tokens: int) -> Decoded:
         """Prefills the prompts, then decodes by dispatches of up to `MAX_STEPS` steps."""

@@ -128,6 +128,7 @@ def _start(
         num_slots=config.num_slots,
         max_queue=config.max_queue,
         max_seq_len=config.max_seq_len,
+        cache_tokens=config.cache_tokens,
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

@@ -33,13 +33,17 @@ class Engine:
         mesh: Mesh | None = None,
         on_broken: Callable[[], None] | None = None,
         dispatch_s: float = DISPATCH_S,
+        cache_tokens: int | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
+
+        `cache_tokens`: the KV cache holds so many tokens of all requests together; None: a whole context in each slot.
+        Where they run out, the request that came last waits and is computed again, to the same tokens.
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
         is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
         steps as there are, where nobody reads along. `mesh`: of this process's devices; by default the model is on the
-        first. Raises `ConfigError` for a mesh that does not fit the model or the slots.
+        first. Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`.
         """
         if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise ConfigError(
@@ -48,7 +52,7 @@ class Engine:
             )
         self.model = model
         self.num_slots = num_slots
-        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, dispatch_s, mesh)
+        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, dispatch_s, mesh, cache_tokens)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken = False
         self._on_broken = on_broken

@@ -6,6 +6,7 @@ character or shows a part of a stop string.
 
 import asyncio
 import itertools
+import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -68,7 +69,8 @@ class Assembler:
         self._decoder = StreamDecoder(tokenizer)
         self._stop = StopBuffer(params.stop)
         self._stop_ids = frozenset(stop_ids)
-        self.remaining = max_tokens
+        self._max_tokens = max_tokens
+        self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._text = ""
         self._tokens: list[Token] = []
@@ -76,14 +78,14 @@ class Assembler:
     def push(self, token: Token) -> None:
         """Adds the next token; sets `finish_reason` if it is the last. Do not push later tokens."""
         self._tokens.append(token)
-        self.remaining -= 1
+        self.num_tokens += 1
         if token.id in self._stop_ids:
             self._end("stop")
             return
         self._text += self._stop.push(self._decoder.feed(token.id))
         if self._stop.is_stopped:
             self.finish_reason = "stop"
-        elif self.remaining == 0:
+        elif self.num_tokens == self._max_tokens:
             self._end("length")
 
     def _end(self, reason: FinishReason) -> None:
@@ -105,15 +107,29 @@ class Generation:
     Iterating raises `EngineError` if the engine fails. Leaving an asynchronous iteration early cancels the request.
     """
 
-    def __init__(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def __init__(self, prompt: Sequence[int], params: SamplingParams, max_tokens: int) -> None:
         self.id = f"g{next(_numbers)}"
         self.prompt = list(prompt)
         self.params = params
+        self.max_tokens = max_tokens
+        self.seed = params.seed if params.seed is not None else secrets.randbits(64)
         self.is_cancelled = False
+        self.cached_tokens = 0  # of the prompt: those that were not computed again
+        self.output: Assembler | None = None  # the engine's, from the time when the request gets a slot
         self.prompt_tokens: list[Token] = []  # from the second one on, if asked for; whole before the first event
         self._changed = threading.Condition()
         self._events: deque[Event | EngineError] = deque()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    @property
+    def priority(self) -> int:
+        """Lower ones go first."""
+        return self.params.priority
+
+    @property
+    def may_share(self) -> bool:
+        """Whether cached tokens of its prompt need not be computed: not if it asks for their log-probabilities."""
+        return self.params.prompt_logprobs is None
 
     def cancel(self) -> None:
         """Tells the engine to end the request at its next turn; its slot is free then."""

@@ -8,20 +8,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
-from lifecycle.inference.programs import (
-    DecodeRows,
-    PromptRows,
-    SlotState,
-    check_mesh,
-    decode,
-    has_layers_apart,
-    init_slots,
-    num_groups,
-    prefill,
-    weight_axes,
-)
-from lifecycle.inference.scheduler import BUCKETS, MAX_STEPS, Chunk
+from lifecycle.inference.programs import DecodeRows, PromptRows, decode, prefill, weight_axes
+from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
+from lifecycle.inference.state import SlotState, check_mesh, has_layers_apart, init_slots, num_groups, page_plan
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
@@ -32,8 +22,9 @@ def trace_prefill(config: ModelConfig, num_slots: int, length: int, mesh: AnyMes
 
     Raises `ConfigError` for a mesh that does not fit.
     """
-    chunk = Chunk(slot=0, start=0, size=BUCKETS[-1], padded=BUCKETS[-1])
-    rows = SlotTable(num_slots, num_groups(mesh)).prompt_rows([chunk], [[0] * chunk.size])
+    table = _table(config, num_slots, length, mesh)
+    size = table.plan.chunk
+    rows = table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size])
     return _traced(prefill, config, num_slots, length, mesh, rows)
 
 
@@ -42,7 +33,19 @@ def trace_decode(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh
 
     Raises `ConfigError` for a mesh that does not fit.
     """
-    return _traced(decode, config, num_slots, length, mesh, SlotTable(num_slots).decode_rows(MAX_STEPS))
+    rows = _table(config, num_slots, length, mesh).decode_rows(MAX_STEPS)
+    return _traced(decode, config, num_slots, length, mesh, rows)
+
+
+def _table(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> SlotTable:
+    groups = num_groups(mesh)
+    with jax.sharding.use_abstract_mesh(_abstract(mesh)):
+        plan = page_plan(config, num_slots, groups, length)
+    return SlotTable(num_slots, plan, length, config.vocab_size, groups)
+
+
+def _abstract(mesh: AnyMesh) -> AbstractMesh:
+    return mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
 
 
 def _traced(
@@ -64,11 +67,13 @@ def abstract_arguments(config: ModelConfig, num_slots: int, length: int, mesh: A
     Raises `ConfigError` for a mesh that does not fit.
     """
     check_mesh(config, mesh, num_slots)
-    with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(_abstract(mesh)):
         dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
         if has_layers_apart():
             params = jax.eval_shape(partial(layers_apart, config), params)
-        state = jax.eval_shape(lambda: init_slots(config, num_slots, length, dtype))
+        groups = num_groups(mesh)
+        plan = page_plan(config, num_slots, groups, length)
+        state = jax.eval_shape(lambda: init_slots(config, plan, num_slots, groups, length, dtype))
         axes = weight_axes(config, state.cache.is_apart)
     params = _placed(params, tree_shardings(mesh, axes))
     return params, _placed(state, tree_shardings(mesh, state.logical_axes()))

@@ -4,9 +4,9 @@ Both programs take the slots' state, donated, and return it. What must hold: few
 warm-up. A prompt is prefilled in chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an
 argument, not a shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
 
-They run in a manual `jax.shard_map` over the weights' mesh, as training does. Slots and their rows of the cache are
-sharded over `batch` into groups, each of which prefills its own chunk; heads are sharded over `tensor`. Logits are
-gathered over the vocabulary, `[B, V]`, so that all devices of a group sample the same tokens.
+They run in a manual `jax.shard_map` over the weights' mesh, as training does. Slots and the cache's pages are sharded
+over `batch` into groups, each of which prefills its own chunk into its own pages; heads are sharded over `tensor`.
+The devices of a group divide its rows' sampling among them, and all get the tokens.
 """
 
 import threading
@@ -22,18 +22,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lifecycle.core.config import ConfigError
-from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Int
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
-from lifecycle.model.cache import KVCache, init_cache
+from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
+from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits
-from lifecycle.model.params import Params, axes_apart, compute_dtype, layers_apart, logical_axes, params_in_use
-from lifecycle.parallel.axes import RULES, MeshConfig
-from lifecycle.parallel.collectives import pmax
+from lifecycle.model.decoder import forward_cached, logits, logits_of_own_rows
+from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
 
 # Held while a multi-device program is enqueued, not while it runs: programs that two engines start at once must reach
@@ -48,8 +47,11 @@ class PromptRows:
     """Chunks of prompts, one row per group of slots."""
 
     slot: Int[Array, " G"]  # within its group
+    pages: Tables  # of that slot, within its group's
     tokens: Int[Array, "G T"]
     start: Int[Array, " G"]  # position of the first token
+    is_first: Bool[Array, " G"]  # whether the chunk begins a request
+    before: Bool[Array, "G V"]  # then: the tokens that come before it
     following: Int[Array, "G T"]  # the prompt's token after each; -1: there is none
     size: Int[Array, " G"]  # tokens that are not padding; 0: the group has no chunk
     sampling: SamplingRows
@@ -62,6 +64,7 @@ class PromptRows:
 class DecodeRows:
     """The state of each slot for a decode dispatch."""
 
+    pages: Tables
     token: Int[Array, " B"]  # the newest token, not yet in the cache
     position: Int[Array, " B"]  # of that token
     remaining: Int[Array, " B"]  # tokens still wanted; 0: the slot is not decoding
@@ -69,20 +72,6 @@ class DecodeRows:
     sampling: SamplingRows
     want_top: Bool[Array, ""]
     num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SlotState:
-    """What the device keeps of each slot between dispatches."""
-
-    cache: KVCache
-    history: History
-
-    def logical_axes(self) -> "SlotState":
-        """A tree like the state whose leaves are tuples of logical axis names."""
-        rows: Any = ("batch", None)
-        return SlotState(self.cache.logical_axes(), History(rows, rows))
 
 
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
@@ -124,12 +113,12 @@ def _on_mesh[Out](
 def _prefill(
     config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
 ) -> tuple[tuple[Sampled, Sampled], SlotState]:
-    cache, slot = state.cache, rows.slot[0]
+    cache, slot = replace(state.cache, tables=rows.pages), rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
-    hidden, cache = forward_cached(config, params, rows.tokens, positions, cache.at_row(slot))
-    goes_on = (start > 0) | (size == 0)  # a prompt's first chunk begins anew
-    seen, made = state.history.seen[slot] & goes_on, state.history.made[slot] * goes_on
+    hidden, cache = forward_cached(config, params, rows.tokens, positions, cache)
+    seen = jnp.where(rows.is_first[0], rows.before[0], state.history.seen[slot])
+    made = jnp.where(rows.is_first[0], 0, state.history.made[slot])
     seen = seen.at[jnp.where(index < size, rows.tokens[0], seen.size)].set(True, mode="drop")
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
     scores, next_position = logits(config, params, last), rows.start + rows.size
@@ -137,7 +126,7 @@ def _prefill(
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
-    return (sampled, scored), SlotState(cache.at_row(None), history)
+    return (sampled, scored), SlotState(replace(cache, tables={}), history)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
@@ -146,6 +135,8 @@ type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
 def _decode(
     config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: DecodeRows
 ) -> tuple[Sampled, SlotState]:
+    state = replace(state, cache=replace(state.cache, tables=rows.pages))
+
     def go_on(carry: _Carry) -> Array:
         step, is_any_active, rows, _, _ = carry
         return (step < rows.num_steps) & is_any_active
@@ -158,8 +149,7 @@ def _decode(
         place = (jnp.arange(rows.token.size), rows.token)
         seen, made = state.history.seen.at[place].max(is_active), state.history.made.at[place].add(is_active)
         history = History(seen, made)
-        scores = logits(config, params, hidden[:, 0])
-        new = sample(scores, rows.sampling, rows.position + 1, rows.want_top, history, num_ids)
+        new = _sampled(config, num_ids, params, hidden[:, 0], rows, history)
         shown = replace(new, token=jnp.where(is_active, new.token, -1))
         outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)
         rows = _advance(rows, new.token, is_active)
@@ -167,7 +157,24 @@ def _decode(
 
     start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, no_tokens((rows.token.shape[0], MAX_STEPS)), state)
     *_, outputs, state = jax.lax.while_loop(go_on, one_step, start)
-    return outputs, state
+    return outputs, replace(state, cache=replace(state.cache, tables={}))
+
+
+def _sampled(
+    config: ModelConfig, num_ids: int, params: Params, hidden: Array, rows: DecodeRows, history: History
+) -> Sampled:
+    """The rows' next tokens. Devices that share the vocabulary divide the rows among them, if these suffice: 32 rows of
+    128,256 logits on 8 chips of a v5e, all filtered, take a third of a step where each filters all."""
+    given, size = (rows.sampling, rows.position + 1, history), axis_size("vocab")
+    if size == 1 or hidden.shape[0] % size:
+        settings, positions, history = given
+        return sample(logits(config, params, hidden), settings, positions, rows.want_top, history, num_ids)
+    num = hidden.shape[0] // size
+    begin = axis_index("vocab") * num
+    settings, positions, history = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, num), given)
+    scores = logits_of_own_rows(config, params, hidden)
+    own = sample(scores, settings, positions, rows.want_top, history, num_ids)
+    return jax.tree.map(lambda x: all_gather(x, "vocab", 0), own)
 
 
 def _is_any_active(rows: DecodeRows) -> Bool[Array, ""]:
@@ -179,11 +186,6 @@ def _advance(rows: DecodeRows, token: Array, is_active: Array) -> DecodeRows:
     is_stop = (token[:, None] == rows.stop_ids).any(-1)
     remaining = jnp.where(is_active & ~is_stop, rows.remaining - 1, 0)
     return replace(rows, token=token, position=rows.position + is_active, remaining=remaining)
-
-
-def has_layers_apart() -> bool:
-    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`layers_apart`)."""
-    return platform() == "cpu"
 
 
 def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
@@ -203,56 +205,30 @@ def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
     return layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
 
 
-def init_slots(config: ModelConfig, num_slots: int, length: int, dtype: jnp.dtype | str) -> SlotState:
-    """Empty slots for contexts of `length`."""
-    cache = init_cache(config, num_slots, length, dtype, has_layers_apart())
-    shape = (num_slots, config.vocab_size)
-    return SlotState(cache, History(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)))
-
-
-@partial(jax.jit, static_argnames=("config", "num_slots", "length", "mesh"))
-def _empty_slots(config: ModelConfig, num_slots: int, length: int, mesh: Mesh) -> SlotState:
-    state = init_slots(config, num_slots, length, compute_dtype(config))
-    return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
-
-
-def num_groups(mesh: AnyMesh) -> int:
-    """The number of groups of slots on a mesh: devices with their own rows of the batch."""
-    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
-
-
-def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
-    """Raises `ConfigError` if a mesh does not fit the model, the number of slots or inference."""
-    for axis in ("stage", "context"):
-        if mesh.shape[axis] > 1:
-            raise ConfigError(
-                f"mesh.{axis}={mesh.shape[axis]}: inference runs over replica, fsdp, expert and tensor; "
-                f"set mesh.{axis}=1 and give its devices to one of these"
-            )
-    config.check_mesh(MeshConfig(**mesh.shape))
-    if num_slots % (groups := num_groups(mesh)):
-        nearest = max(groups, round(num_slots / groups) * groups)
-        raise ConfigError(
-            f"num_slots={num_slots} is not a multiple of the mesh's {groups} groups of rows (replica x fsdp x expert); "
-            f"nearest: {nearest}"
-        )
-
-
 class Programs:
     """One model's weights and slots on a mesh; each call is one dispatch, and waits for its result."""
 
     def __init__(
-        self, config: ModelConfig, params: Params, num_slots: int, max_seq_len: int, num_ids: int, mesh: Mesh | None
+        self,
+        config: ModelConfig,
+        params: Params,
+        num_slots: int,
+        max_seq_len: int,
+        num_ids: int,
+        mesh: Mesh | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
-        process's first device. Raises `ConfigError` for a mesh that does not fit."""
+        process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. Raises
+        `ConfigError` for a mesh, or so few tokens, that do not fit."""
         mesh = mesh or mesh_over_devices(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch = LAUNCH if mesh.size > 1 else nullcontext()
         self._static = (config, num_ids, mesh)
         self._params = weights_in_use(config, params, mesh)
-        self._state = _empty_slots(config, num_slots, max_seq_len, mesh)
+        self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
+        self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None]:
         """The token after each group's chunk, `[G, 1]` in host memory, and the prompts' own if they are wanted."""

@@ -5,7 +5,6 @@ an error while one request is handled fails that request only.
 """
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,9 @@ from lifecycle.inference.generation import Assembler, EngineError, Event, Genera
 from lifecycle.inference.model import Model
 from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
-from lifecycle.inference.scheduler import BUCKETS, DISPATCH_S, Chunk, Scheduler
+from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
+from lifecycle.inference.state import chunk_buckets
 
 LOG = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class EngineStats:
     decode_steps: int = 0
     decode_tokens: int = 0  # divided by decode_steps: the mean number of requests that decode together
     prefill_tokens: int = 0
+    cached_tokens: int = 0  # of prompts, that were not computed again
+    given_up: int = 0  # times that a request gave up its slot for want of pages
     largest_batch: int = 0
     active: int = 0
     waiting: int = 0
@@ -58,17 +60,19 @@ class Runner:
         on_dispatch: DispatchObserver | None = None,
         dispatch_s: float = DISPATCH_S,
         mesh: Mesh | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
-        """Raises `ConfigError` for a mesh that does not fit the model or the slots."""
+        """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
         self.model = model
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
         self._on_dispatch = on_dispatch
         self._num_ids = model.tokenizer.vocab_size
-        self._programs = Programs(model.config, model.params, num_slots, self.max_seq_len, self._num_ids, mesh)
-        self._scheduler = Scheduler[Generation](num_slots, max_queue, self._programs.num_groups, dispatch_s)
-        self._table = SlotTable(num_slots, self._programs.num_groups)
-        self._assemblers: dict[int, Assembler] = {}
+        length, vocab_size = self.max_seq_len, model.config.vocab_size
+        self._programs = Programs(model.config, model.params, num_slots, length, self._num_ids, mesh, cache_tokens)
+        plan, groups = self._programs.plan, self._programs.num_groups
+        self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
+        self._table = SlotTable(num_slots, plan, length, vocab_size, groups)
         self._counters = EngineStats()
         self.max_requests = num_slots + max_queue
 
@@ -78,13 +82,13 @@ class Runner:
         Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, or `ValueError`
         for ids that the tokenizer does not have.
         """
-        self.max_tokens(len(prompt), params)
+        max_tokens = self.max_tokens(len(prompt), params)
         if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
         self.model.tokenizer.require_rows(prompt)
         if min(prompt) < 0 or max(prompt) >= self._num_ids:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
-        generation = Generation(prompt, params)
+        generation = Generation(prompt, params, max_tokens)
         with self.changed:
             self._scheduler.accept(generation)
             self.changed.notify()
@@ -134,12 +138,15 @@ class Runner:
 
     def warm_up(self) -> None:
         """Compiles every shape by dispatches that write nothing."""
-        for padded in BUCKETS:
+        for padded in chunk_buckets():
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
 
     def turn(self) -> None:
-        """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps."""
+        """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
+
+        A request that gave up its slot begins again, and makes the same tokens again, to the last bit.
+        """
         self._remove_cancelled()
         self._admit()
         self._prefill()
@@ -156,17 +163,20 @@ class Runner:
     def _admit(self) -> None:
         with self.changed:
             admitted = self._scheduler.admit()
-        for slot, generation in admitted:
+        for slot, generation, num_cached in admitted:
             with self._contained(slot):
-                self._open(slot, generation)
+                self._open(slot, generation, num_cached)
 
-    def _open(self, slot: int, generation: Generation) -> None:
+    def _open(self, slot: int, generation: Generation, num_cached: int) -> None:
         params = generation.params
         stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
-        max_tokens = self.max_tokens(len(generation.prompt), params)
-        self._assemblers[slot] = Assembler(self.model.tokenizer, params, stop_ids, max_tokens)
-        seed = params.seed if params.seed is not None else secrets.randbits(64)
-        self._table.open(slot, params, seed, stop_ids)
+        if generation.output is None:
+            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens)
+            generation.cached_tokens = num_cached
+            self._counters = replace(self._counters, cached_tokens=self._counters.cached_tokens + num_cached)
+        if generation.output.num_tokens == 0:
+            generation.prompt_tokens.clear()
+        self._table.open(slot, params, generation.seed, stop_ids)
 
     @contextmanager
     def _contained(self, slot: int) -> Iterator[None]:
@@ -193,6 +203,9 @@ class Runner:
             self._prefill_chunks(chunks)
 
     def _prefill_chunks(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            self._scheduler.place(chunk)
+            self._table.set_pages(chunk.slot, self._scheduler.tables(chunk.slot))
         generations = [self._scheduler.request(chunk.slot) for chunk in chunks]
         rows = self._table.prompt_rows(chunks, [generation.prompt for generation in generations])
         began = time.perf_counter()
@@ -202,14 +215,16 @@ class Runner:
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         for generation, chunk in zip(generations, chunks, strict=True):
             num_top = generation.params.prompt_logprobs
-            if scored is not None and num_top is not None:
+            if scored is not None and num_top is not None and not _output(generation).num_tokens:
                 generation.prompt_tokens += _tokens(scored, self._table.group(chunk.slot), num_top)
             if chunk.start + chunk.size == len(generation.prompt):
                 with self._contained(chunk.slot):
                     self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
 
     def _decode(self) -> None:
-        num_steps, decoding = self._scheduler.decode_steps(), self._scheduler.decoding
+        num_steps = self._scheduler.decode_steps()
+        self._make_room(num_steps)
+        decoding = self._scheduler.decoding
         if not decoding:
             return
         began = time.perf_counter()
@@ -225,8 +240,19 @@ class Runner:
             largest_batch=max(counters.largest_batch, int((made > 0).sum())),
         )
         for slot in decoding:
+            self._scheduler.advance(slot, int(made[slot]))
             with self._contained(slot):
                 self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
+
+    def _make_room(self, num_steps: int) -> None:
+        """Gives the decoding slots their pages; some requests may have to wait for theirs."""
+        with self.changed:
+            given_up = self._scheduler.make_room(num_steps)
+        for slot in given_up:
+            self._table.close(slot)
+        self._counters = replace(self._counters, given_up=self._counters.given_up + len(given_up))
+        for slot in self._scheduler.decoding:
+            self._table.set_pages(slot, self._scheduler.tables(slot))
 
     def _charge(self, began: float, tokens: Mapping[str, int]) -> None:
         """Reports to the observer how long a finished dispatch took, and for which requests."""
@@ -236,18 +262,27 @@ class Runner:
 
     def _deliver(self, slot: int, sampled: Sampled, row: int, position: int) -> None:
         """Delivers a row's new tokens, the first of them at `position`, to its request, which may end with one of
-        them."""
-        generation, assembler = self._scheduler.request(slot), self._assemblers[slot]
-        for offset, token in enumerate(_tokens(sampled, row, generation.params.top_logprobs)):
-            assembler.push(token)
-            self._table.advance(slot, token.id, position + offset, assembler.remaining)
-            if assembler.finish_reason is not None:
+        them. Tokens that it had before it gave up its slot are not delivered again."""
+        generation = self._scheduler.request(slot)
+        output = _output(generation)
+        tokens = _tokens(sampled, row, generation.params.top_logprobs)
+        for number, token in enumerate(tokens, position + 1 - len(generation.prompt)):
+            if number > output.num_tokens:
+                output.push(token)
+            remaining = generation.max_tokens - number
+            self._table.advance(slot, token.id, len(generation.prompt) + number - 1, remaining)
+            if output.finish_reason is not None:
                 break
-        event = assembler.take()
-        if assembler.finish_reason is not None:
+        event = output.take()
+        if output.finish_reason is not None:
             self._release(slot)
         if event is not None:
             generation.put(event)
+
+
+def _output(generation: Generation) -> Assembler:
+    assert generation.output is not None, "it has had a slot"
+    return generation.output
 
 
 def _tokens(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:

@@ -38,6 +38,7 @@ class SamplingParams(SamplingConfig):
     logit_bias: Annotated[tuple[Bias, ...], Field(max_length=MAX_BIASES)] = ()  # (token, what its logit is raised by)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # None: a new one for each request
     max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # lower ones get slots first
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
     stop_ids: tuple[int, ...] | None = None  # None: the model's own
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token

@@ -1,26 +1,31 @@
-"""Scheduling: which requests hold slots, and what the next dispatches compute. No device, no thread, no clock.
+"""Scheduling: who holds slots and pages, and what the next dispatches compute. No device, no thread, no clock.
 
 Requests join and leave the running batch at any turn (Yu et al. 2022, "Orca"). A turn drops cancelled requests, gives
-free slots to queued ones, prefills some chunks of prompts, and makes a few decode steps for all slots together. What
-must hold: a slot is free or holds one request; every accepted request leaves exactly once; requests are admitted in
-order of arrival; a prompt is chunked by its own length only, so that a request's computation does not depend on the
-others.
+free slots to queued ones, prefills some chunks of prompts, and makes a few decode steps for all slots together. Where
+pages run out, the youngest request gives up its slot and waits to be computed again. What must hold: a slot is free or
+holds one request; every accepted request leaves exactly once; requests are admitted by priority and then in order of
+arrival, but none is passed over for ever; a prompt is chunked by its own length only, so that a request's computation
+does not depend on the others.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from lifecycle.inference.pages import GroupPages, PagePlan, Row, chunk_names
 
 # A chunk's padded length, for each of which prefill is compiled; of 135 M parameters in float32 on two cores they take
-# 55, 150, 267 and 528 ms.
+# 55, 150, 267 and 528 ms. Only whole chunks of the longest are cached, so a CPU, which gains nothing from 256, has 128.
 BUCKETS = (16, 64, 128, 256)
+CPU_BUCKETS = BUCKETS[:-1]
 PREFILL_TOKENS = 512  # a group of slots takes chunks until it has this many padded tokens, then decodes
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
 DISPATCH_S = 0.03  # how long one dispatch of decode steps should take, so that streams look smooth
 STEP_WEIGHT = 0.2  # of the newest measurement in the running mean of a decode step's time
+MAX_PASSED = 64  # requests of a higher priority that may be admitted before one that has waited longer
 
 
 class QueueFullError(RuntimeError):
@@ -40,6 +45,21 @@ class Request(Protocol):
         ...
 
     @property
+    def max_tokens(self) -> int:
+        """How many tokens it generates at most."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """Lower ones go first."""
+        ...
+
+    @property
+    def may_share(self) -> bool:
+        """Whether cached tokens of its prompt need not be computed."""
+        ...
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether it is to end at the next turn."""
         ...
@@ -47,40 +67,80 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens `start ... start + size - 1` of the prompt in a slot, padded to `padded`."""
+    """Tokens `start ... start + size - 1` of the prompt in a slot, padded to `padded`. `is_first`: of those that are
+    computed."""
 
     slot: int
     start: int
     size: int
     padded: int
+    is_first: bool = False
 
 
-def prompt_chunks(length: int) -> Iterator[tuple[int, int, int]]:
-    """Cuts a prompt of `length` tokens: `(start, size, padded)` of each chunk."""
-    for start in range(0, length, BUCKETS[-1]):
-        size = min(BUCKETS[-1], length - start)
-        yield start, size, next(bucket for bucket in BUCKETS if bucket >= size)
+def prompt_chunks(length: int, buckets: Sequence[int], begin: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Cuts a prompt of `length` tokens, from position `begin` on: `(start, size, padded)` of each chunk."""
+    for start in range(begin, length, buckets[-1]):
+        size = min(buckets[-1], length - start)
+        yield start, size, next(bucket for bucket in buckets if bucket >= size)
 
 
 @dataclass
-class _Slot[R]:
-    """A slot's request and the chunks of its prompt that are not prefilled."""
+class _Asked[R: Request]:
+    """An accepted request. It gets a slot where there are pages for its first `needed` tokens."""
 
     request: R
-    chunks: deque[Chunk]
+    number: int
+    names: Sequence[bytes]
+    needed: int
+    passed: int = 0  # how many that came later have been admitted
+
+
+@dataclass
+class _Slot[R: Request]:
+    """A slot's request, the chunks of its prompt that are not prefilled, its pages, and its tokens in the cache."""
+
+    asked: _Asked[R]
+    row: Row
+    length: int  # of its prompt, or of all tokens but the newest
+    chunks: deque[Chunk] = field(default_factory=deque[Chunk])
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Its place in the order of requests."""
+        return self.asked.request.priority, self.asked.number
+
+
+class Admission[R](NamedTuple):
+    """A request that has got a slot; its first `num_cached` tokens need not be computed."""
+
+    slot: int
+    request: R
+    num_cached: int
+
+
+def _most(request: Request) -> int:
+    """The tokens that a request may have in the end."""
+    return len(request.prompt) + request.max_tokens
 
 
 class Scheduler[R: Request]:
-    """Queued requests and slots. `num_groups` groups of neighbouring slots are prefilled in parallel."""
+    """Queued requests, slots and pages. `num_groups` groups of neighbouring slots are prefilled in parallel, each with
+    the pages of `plan`."""
 
-    def __init__(self, num_slots: int, max_queue: int, num_groups: int = 1, dispatch_s: float = DISPATCH_S) -> None:
+    def __init__(
+        self, num_slots: int, max_queue: int, plan: PagePlan, num_groups: int = 1, dispatch_s: float = DISPATCH_S
+    ) -> None:
         """`dispatch_s` is the duration that `decode_steps` aims at; with infinity it always plans `MAX_STEPS`."""
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
+        self._chunk, self._page = plan.chunk, plan.size
+        self._buckets = [bucket for bucket in BUCKETS if bucket < plan.chunk] + [plan.chunk]
+        self._pages = [GroupPages(plan) for _ in range(num_groups)]
         self._dispatch_s = dispatch_s
         self._step_s = DISPATCH_S / 2
-        self._waiting: deque[R] = deque()
+        self._num_accepted = 0
+        self._waiting: list[_Asked[R]] = []
         self._slots: dict[int, _Slot[R]] = {}
         self._free = set(range(num_slots))
         self._is_closed = False
@@ -113,11 +173,20 @@ class Scheduler[R: Request]:
     @property
     def decoding(self) -> dict[int, R]:
         """Slots whose prompt is prefilled, and their requests."""
-        return {slot: held.request for slot, held in self._slots.items() if not held.chunks}
+        return {slot: held.asked.request for slot, held in self._slots.items() if not held.chunks}
+
+    @property
+    def pages(self) -> Sequence[GroupPages]:
+        """The pages of each group."""
+        return self._pages
 
     def request(self, slot: int) -> R:
         """The request that holds a slot."""
-        return self._slots[slot].request
+        return self._slots[slot].asked.request
+
+    def tables(self, slot: int) -> dict[str, list[int]]:
+        """The pages of a slot by kind, in the order of its positions."""
+        return self._slots[slot].row.tables
 
     def accept(self, request: R) -> None:
         """Puts a request into the queue; raises `QueueFullError` or `ClosedError`."""
@@ -127,7 +196,9 @@ class Scheduler[R: Request]:
             raise QueueFullError(
                 f"{self.num_slots} requests are running and {self.max_queue} queued, which is the limit; retry later"
             )
-        self._waiting.append(request)
+        self._num_accepted += 1
+        names = chunk_names(request.prompt, self._chunk)
+        self._waiting.append(_Asked(request, self._num_accepted, names, len(request.prompt)))
 
     def close(self) -> None:
         """Rejects further requests; accepted ones continue."""
@@ -136,7 +207,7 @@ class Scheduler[R: Request]:
     def abort(self) -> list[R]:
         """Closes and removes every request that has not left."""
         self.close()
-        removed = [*self._waiting, *(held.request for held in self._slots.values())]
+        removed = [asked.request for asked in [*self._waiting, *(held.asked for held in self._slots.values())]]
         self._waiting.clear()
         for slot in list(self._slots):
             self.release(slot)
@@ -144,33 +215,57 @@ class Scheduler[R: Request]:
 
     def remove_cancelled(self) -> tuple[list[R], list[int]]:
         """Removes cancelled requests from the queue and from their slots; returns the requests and the freed slots."""
-        removed = [request for request in self._waiting if request.is_cancelled]
-        self._waiting = deque(request for request in self._waiting if request not in removed)
-        freed = [slot for slot, held in self._slots.items() if held.request.is_cancelled]
+        removed = [asked.request for asked in self._waiting if asked.request.is_cancelled]
+        self._waiting = [asked for asked in self._waiting if not asked.request.is_cancelled]
+        freed = [slot for slot, held in self._slots.items() if held.asked.request.is_cancelled]
         return removed + [self.release(slot) for slot in freed], freed
 
-    def admit(self) -> list[tuple[int, R]]:
-        """Gives free slots, of the emptiest groups first, to the requests that have waited longest."""
-        admitted: list[tuple[int, R]] = []
+    def admit(self) -> list[Admission[R]]:
+        """Gives free slots, where most of a prompt is cached and then of the emptiest groups, to the requests whose
+        turn it is; none goes before one that finds no pages."""
+        admitted: list[Admission[R]] = []
         while self._free and self._waiting:
-            slot, request = self._take_slot(), self._waiting.popleft()
-            chunks = deque(Chunk(slot, *cut) for cut in prompt_chunks(len(request.prompt)))
-            self._slots[slot] = _Slot(request, chunks)
-            admitted.append((slot, request))
+            asked = self._next()
+            if (admission := self._open(asked)) is None:
+                break
+            self._waiting.remove(asked)
+            for other in self._waiting:
+                other.passed += other.number < asked.number
+            admitted.append(admission)
         return admitted
 
-    def _take_slot(self) -> int:
-        active = Counter(slot // self._group_size for slot in self._slots)
-        slot = min(self._free, key=lambda slot: (active[slot // self._group_size], slot))
-        self._free.remove(slot)
-        return slot
+    def _next(self) -> _Asked[R]:
+        oldest = min(self._waiting, key=lambda asked: asked.number)
+        if oldest.passed >= MAX_PASSED:
+            return oldest
+        return min(self._waiting, key=lambda asked: (asked.request.priority, asked.number))
+
+    def _open(self, asked: _Asked[R]) -> Admission[R] | None:
+        """A slot for a request, with pages for the tokens that it has; None if no group has so many."""
+        length, names = len(asked.request.prompt), asked.names
+        shared = [pages.num_shared(names, length) if asked.request.may_share else 0 for pages in self._pages]
+        active = Counter(map(self._group, self._slots))
+        for slot in sorted(self._free, key=lambda slot: (-shared[(g := self._group(slot))], active[g], slot)):
+            group = self._group(slot)
+            row = self._pages[group].open_row(names, shared[group], asked.needed)
+            if row is None:
+                continue
+            self._free.remove(slot)
+            cuts = enumerate(prompt_chunks(length, self._buckets, shared[group]))
+            chunks = deque(Chunk(slot, *cut, is_first=number == 0) for number, cut in cuts)
+            self._slots[slot] = _Slot(asked, row, length, chunks)
+            return Admission(slot, asked.request, shared[group])
+        return None
+
+    def _group(self, slot: int) -> int:
+        return slot // self._group_size
 
     def take_prefills(self) -> list[list[Chunk]]:
         """This turn's prefill dispatches, in order: chunks of one padded length, at most one of each group of slots.
 
         Within a group the oldest request goes first, up to `PREFILL_TOKENS`.
         """
-        queues = [self._take_chunks(group) for group in range(self.num_slots // self._group_size)]
+        queues = [self._take_chunks(group) for group in range(len(self._pages))]
         dispatches: list[list[Chunk]] = []
         while queues := [queue for queue in queues if queue]:
             padded = Counter(queue[0].padded for queue in queues).most_common(1)[0][0]
@@ -181,10 +276,18 @@ class Scheduler[R: Request]:
         taken: deque[Chunk] = deque()
         budget = PREFILL_TOKENS
         for slot, held in self._slots.items():
-            while budget > 0 and held.chunks and slot // self._group_size == group:
+            while budget > 0 and held.chunks and self._group(slot) == group:
                 taken.append(held.chunks.popleft())
                 budget -= taken[-1].padded
         return taken
+
+    def place(self, chunk: Chunk) -> None:
+        """Gives a chunk of `take_prefills` its pages, right before its dispatch; those of a whole chunk can be shared
+        from then on."""
+        held, pages = self._slots[chunk.slot], self._pages[self._group(chunk.slot)]
+        pages.move(held.row, chunk.start, chunk.start + chunk.size)
+        if chunk.size == self._chunk:
+            pages.name_chunk(held.row, chunk.start)
 
     def decode_steps(self) -> int:
         """The number of decode steps of the next dispatch; 0 if no slot decodes."""
@@ -192,11 +295,40 @@ class Scheduler[R: Request]:
             return 0
         return int(min(max(self._dispatch_s / self._step_s, 1), MAX_STEPS))
 
+    def make_room(self, num_steps: int) -> list[int]:
+        """Gives every decoding slot pages for so many steps. Where they run out, the youngest requests of the group
+        give up their slots, which are returned, and go back to the queue."""
+        given_up: list[int] = []
+        for slot, held in sorted(self._slots.items(), key=lambda item: item[1].age):
+            if held.chunks or slot not in self._slots:
+                continue
+            pages, end = self._pages[self._group(slot)], min(held.length + num_steps, _most(held.asked.request))
+            while slot in self._slots and pages.lacks(held.row, end):
+                given_up.append(self._give_up_youngest(self._group(slot)))
+            if slot in self._slots:
+                pages.move(held.row, held.length, end)
+        return given_up
+
+    def _give_up_youngest(self, group: int) -> int:
+        slot = max((s for s in self._slots if self._group(s) == group), key=lambda s: self._slots[s].age)
+        asked, length = self._slots[slot].asked, self._slots[slot].length
+        # a page more than it had, or it would come back at once only to give up again
+        asked.needed = min(max(asked.needed, length + self._page), _most(asked.request))
+        self.release(slot)
+        self._waiting.append(asked)
+        return slot
+
+    def advance(self, slot: int, num_tokens: int) -> None:
+        """So many tokens of a decoding slot have come into its pages."""
+        self._slots[slot].length += num_tokens
+
     def measured(self, step_s: float) -> None:
         """Updates the running mean of a decode step's time."""
         self._step_s += STEP_WEIGHT * (step_s - self._step_s)
 
     def release(self, slot: int) -> R:
-        """Frees the slot of a request that has ended."""
+        """Frees the slot and the pages of a request that has ended."""
+        held = self._slots.pop(slot)
+        self._pages[self._group(slot)].close_row(held.row)
         self._free.add(slot)
-        return self._slots.pop(slot).request
+        return held.asked.request

@@ -1,12 +1,13 @@
 """The host's record of the slots, in NumPy: settings, positions, newest tokens. Dispatch arguments are built from
 it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, PromptRows
 from lifecycle.inference.sampling import MAX_BIASES, NO_TOKEN, SamplingParams, SamplingRows
 from lifecycle.inference.scheduler import Chunk
@@ -20,8 +21,11 @@ def seed_words(seed: int) -> np.ndarray:
 class SlotTable:
     """A row for each slot; returned arrays are copies, so that a device never reads later changes."""
 
-    def __init__(self, num_slots: int, num_groups: int = 1) -> None:
+    def __init__(self, num_slots: int, plan: PagePlan, length: int, vocab_size: int, num_groups: int = 1) -> None:
+        """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding."""
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
+        self.plan, self._vocab_size = plan, vocab_size
+        self.pages = {kind: np.zeros((num_slots, -(-length // plan.size)), np.int32) for kind in plan.num_pages}
         self.token = np.zeros(num_slots, np.int32)
         self.position = np.zeros(num_slots, np.int32)
         self.remaining = np.zeros(num_slots, np.int32)
@@ -62,6 +66,11 @@ class SlotTable:
         """Sets the slot's newest token, its position, and how many more are wanted."""
         self.token[slot], self.position[slot], self.remaining[slot] = token, position, remaining
 
+    def set_pages(self, slot: int, tables: Mapping[str, Sequence[int]]) -> None:
+        """Sets the slot's pages by kind; what is no page (`NO_PAGE`) is never read."""
+        for kind, table in tables.items():
+            self.pages[kind][slot, : len(table)] = np.maximum(table, 0)
+
     def close(self, slot: int) -> None:
         """Empties the slot: greedy and without filters, so that it adds no sampling work."""
         self.open(slot, SamplingParams(temperature=0.0), 0, ())
@@ -70,6 +79,7 @@ class SlotTable:
     def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
         """The arguments of a prefill dispatch: a row per group of slots, empty without a chunk."""
         slots, starts, sizes = np.zeros((3, self.num_groups), np.int32)
+        is_first, before = np.zeros(self.num_groups, bool), np.zeros((self.num_groups, self._vocab_size), bool)
         tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
         following = np.full_like(tokens, -1)
         for chunk, prompt in zip(chunks, prompts, strict=True):
@@ -77,11 +87,17 @@ class SlotTable:
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
             end = chunk.start + chunk.size
             tokens[group, : chunk.size] = prompt[chunk.start : end]
+            is_first[group] = chunk.is_first
+            if chunk.is_first and self.repetition_penalty[chunk.slot] != 1:
+                before[group, prompt[: chunk.start]] = True
             after = prompt[chunk.start + 1 : end + 1]
             following[group, : len(after)] = after
         held = [chunk.slot for chunk in chunks]
         return PromptRows(
             slot=_argument(slots % self.group_size),
+            pages=self._pages(slots),
+            is_first=_argument(is_first),
+            before=_argument(before),
             tokens=_argument(tokens),
             start=_argument(starts),
             following=_argument(following),
@@ -98,6 +114,7 @@ class SlotTable:
     def decode_rows(self, num_steps: int) -> DecodeRows:
         """The arguments of a decode dispatch of at most `num_steps` steps."""
         return DecodeRows(
+            pages=self._pages(slice(None)),
             token=_argument(self.token),
             position=_argument(self.position),
             remaining=_argument(self.remaining),
@@ -106,6 +123,9 @@ class SlotTable:
             want_top=_argument((self.wants_top & (self.remaining > 0)).any()),
             num_steps=_argument(np.int32(num_steps)),
         )
+
+    def _pages(self, slots: np.ndarray | slice) -> Any:
+        return {kind: _argument(tables[slots]) for kind, tables in self.pages.items()}
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
         columns = [known.name for known in fields(SamplingRows)]

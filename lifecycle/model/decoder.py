@@ -18,7 +18,7 @@ from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.logits import project, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.cache import KVCache, LayerCache, Stack
+from lifecycle.model.cache import KVCache, LayerCache, Place, Stack, page_kind
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
 from lifecycle.model.mtp import own_positions
@@ -128,14 +128,17 @@ def forward_cached(
 
     The positions of a row's tokens are consecutive. A token at a position `>= cache.length` is padding and comes after
     the others: it is not cached, and its hidden state is undefined. In a manual `jax.shard_map` the arrays are this
-    device's shards: rows over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over `tensor`.
-    Stacks of weights and of the cache may be lists of layers, both or neither.
+    device's shards: rows and pages over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over
+    `tensor`. Stacks of weights and of the cache may be lists of layers, both or neither.
     """
+    mask = Mask(positions, positions)
     with replicated("norm_seq"):
-        angles, mask = _angles(config, positions), Mask(positions, positions)
-        x = embed(config, params["embed"], tokens)
-        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache.stacks)
-        return _final_norm(config, params, hidden), replace(cache, stacks=caches)
+        # Tokens on one axis, which only attention divides into rows: of rows of one token a TPU's tiles are half empty
+        tokens, flat = tokens.reshape(1, -1), positions.reshape(1, -1)
+        x, angles = embed(config, params["embed"], tokens), _angles(config, flat)
+        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache)
+        hidden = _final_norm(config, params, hidden)
+    return hidden.reshape(*positions.shape, -1), replace(cache, stacks=caches)
 
 
 def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
@@ -191,7 +194,7 @@ def _layers(
     angles: dict[LayerKind, Angles | None],
     mask: Mask,
     prepare: Prepare,
-    caches: Caches | None = None,
+    cache: KVCache | None = None,
     remat: Remat | None = None,
 ) -> tuple[Hidden, Stats, Caches]:
     """Applies all layers of `blocks`; also returns the routers' statistics and the caches with the new tokens."""
@@ -203,8 +206,9 @@ def _layers(
         layers: list[Layer] = []
         for kind in map(config.kind, range(group.first, group.first + group.period)):
             layer_mask = replace(mask, window=config.window if kind == "local" else None)
-            layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat))
-        stacks: list[Any] = [None if caches is None else caches[name] for name in group.stacks]
+            place = None if cache is None else Place(0, cache.tables[page_kind(kind)], cache.length)
+            layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat, place))
+        stacks: list[Any] = [None if cache is None else cache.stacks[name] for name in group.stacks]
         weights = [blocks[name] for name in group.stacks]
         apply = _one_by_one if isinstance(weights[0], list) else _scan
         (hidden, stacks), group_stats = apply(layers, group, weights, hidden, stacks)
@@ -219,13 +223,20 @@ type LayerOut = tuple[Hidden, RouterStats | None, Stack | None]
 
 
 def _layer(
-    definition: Any, angles: Angles | None, mask: Mask, prepare: Callable[[Params], Params], remat: Remat | None
+    definition: Any,
+    angles: Angles | None,
+    mask: Mask,
+    prepare: Callable[[Params], Params],
+    remat: Remat | None,
+    place: Place | None,
 ) -> Layer:
-    """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward."""
+    """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward.
+    `place`: of a cache's tokens, but for the layer's number."""
 
     def layer(hidden: Hidden, weights: Params, stack: Stack | None, number: Array | int) -> LayerOut:
         block = nnx.merge(definition, nnx.State(prepare(weights)))
-        hidden, stats, cache = block(hidden, angles, mask, None if stack is None else LayerCache(stack, number))
+        seen = None if stack is None or place is None else LayerCache(stack, replace(place, layer=number))
+        hidden, stats, cache = block(hidden, angles, mask, seen)
         return hidden, stats, None if cache is None else cache.stack
 
     return layer if remat is None else rematerialised(layer, remat)
@@ -293,13 +304,23 @@ def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
 
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-    """Logits in float32, for a few positions; for whole rows use `kernels.cross_entropy`.
+    """Logits in float32, for a few positions; for whole rows use `kernels.cross_entropy`."""
+    own = _own_logits(config, params, hidden.reshape(-1, hidden.shape[-1]))
+    return all_gather(own, "vocab", 1).reshape(*hidden.shape[:-1], -1)
+
+
+def logits_of_own_rows(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "b V"]:
+    """The logits of this device's share of the rows, which those that share the vocabulary divide among them."""
+    return all_to_all(_own_logits(config, params, hidden), "vocab", 0, 1)
+
+
+def _own_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "B columns"]:
+    """Of all rows, for this device's part of the vocabulary.
 
     If the head is sharded over `d_model`, each device multiplies its columns of the head by the same columns of all
     devices' rows, and the partial sums are reduce-scattered: for 8 rows of 8,192 dimensions on each of 4 devices, a
     128th of the bytes of gathering the head.
     """
-    rows = all_to_all(hidden.reshape(-1, hidden.shape[-1]), "embed", 1, 0)
+    rows = all_to_all(hidden, "embed", 1, 0)
     parts = project(rows, head(config, params).astype(hidden.dtype))
-    own = all_gather(soft_capped(reduce_scatter(parts, "embed", 0), config.logits_soft_cap), "vocab", 1)
-    return own.reshape(*hidden.shape[:-1], -1)
+    return soft_capped(reduce_scatter(parts, "embed", 0), config.logits_soft_cap)

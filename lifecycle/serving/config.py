@@ -14,5 +14,6 @@ class ServeConfig(Section):
     num_slots: int = Field(default=8, ge=1)  # requests that decode together, for each model
     max_queue: int = Field(default=64, ge=0)  # requests that wait for a slot; more get HTTP 429
     max_seq_len: int | None = Field(default=None, ge=2)  # None: the model's; less saves cache memory
+    cache_tokens: int | None = Field(default=None, ge=2)  # of all requests together; None: whole contexts for all slots
     mesh: MeshConfig = MeshConfig()  # which devices hold the model; stage and context stay 1
     api_key_env: str | None = None  # name of the environment variable that holds the key; None: no key needed

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
@@ -374,3 +375,47 @@ def test_two_engines_run_side_by_side_and_each_pays_for_its_own_dispatches(model
     costs = [sum(meter.finish(generation.id) for generation in generations) for generations in running]
     assert costs == [pytest.approx(sum(own)) for own in held]
     assert min(costs) > 0
+
+
+LONG = [[1 + (7 * i) % 200 for i in range(300)], [1 + (3 * i) % 200 for i in range(290)]]
+
+
+def test_a_cached_prefix_changes_no_bit_of_the_output(model: Model) -> None:
+    """Prompts that begin alike, one after the other: also with the tokens that a penalty counts in what is cached, and
+    whole prompts again. Who asks for the prompt's log-probabilities gets all of them."""
+    prompts = [LONG[0], LONG[0][:200] + [7] * 40, LONG[0], LONG[0][:256], [3, *LONG[0]]]
+    settings = [
+        GREEDY.model_copy(update={"repetition_penalty": penalty, "prompt_logprobs": scores})
+        for penalty, scores in ((1.0, None), (1.3, None), (1.0, 1), (1.3, None), (1.0, None))
+    ]
+    alone = [generate(model, [prompt], own, SLOTS)[0] for prompt, own in zip(prompts, settings, strict=True)]
+    with Engine(model, SLOTS) as engine:
+        running = []
+        for prompt, own in zip(prompts, settings, strict=True):
+            running.append(engine.submit(prompt, own))
+            assert running[-1].wait() == alone[len(running) - 1]
+        assert [generation.cached_tokens for generation in running] == [0, 128, 0, 128, 0]
+        assert len(running[2].prompt_tokens) == len(LONG[0]) - 1
+        assert engine.stats.cached_tokens == 256
+        assert engine.stats.prefill_tokens == sum(map(len, prompts)) - 256
+
+
+def test_requests_that_give_up_their_pages_make_the_same_tokens_again(model: Model) -> None:
+    """Pages for one and a half contexts in two slots: sampled, with a stop, and with the prompt's log-probabilities.
+    Every token comes once."""
+    changes: tuple[dict[str, Any], ...] = ({}, {"temperature": 1.0, "seed": 3}, {"prompt_logprobs": 1}, {})
+    settings = [GREEDY.model_copy(update={"max_tokens": 240, **change}) for change in changes]
+    prompts = [[65 + number] * 20 for number in range(4)]
+    alone = [generate(model, [prompt], own, SLOTS)[0] for prompt, own in zip(prompts, settings, strict=True)]
+    with Engine(model, SLOTS, cache_tokens=512) as engine:
+        running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+        events = [list(generation) for generation in running]
+        assert engine.stats.given_up > 0
+    for one, expected in zip(events, alone, strict=True):
+        assert collect(one) == expected
+    assert len(running[2].prompt_tokens) == 19
+
+
+def test_a_cache_that_holds_no_context_is_refused(model: Model) -> None:
+    with pytest.raises(ConfigError, match=r"cache_tokens=100 does not hold a context of 320 tokens; nearest: 320"):
+        Engine(model, SLOTS, cache_tokens=100)

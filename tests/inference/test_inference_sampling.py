@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
+from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import GREEDY_BELOW, History, SamplingParams, SamplingRows, filter_logits, sample
 from lifecycle.inference.slots import SlotTable
 
@@ -24,7 +25,7 @@ def none(logits: Array) -> History:
 
 
 def rows(params: list[SamplingParams]) -> SamplingRows:
-    table = SlotTable(len(params))
+    table = SlotTable(len(params), PagePlan(1, 1, {}, {}), 1, VOCAB)
     for slot, own in enumerate(params):
         table.open(slot, own, own.seed or 0, ())
     return table.decode_rows(1).sampling

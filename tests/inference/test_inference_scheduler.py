@@ -4,13 +4,16 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lifecycle.inference.pages import NO_PAGE, PagePlan
 from lifecycle.inference.scheduler import (
     BUCKETS,
+    MAX_PASSED,
     MAX_STEPS,
     PREFILL_TOKENS,
     Chunk,
@@ -26,31 +29,65 @@ class Ask:
     """A request: its chunks as they were taken, and how often it has left."""
 
     length: int
-    tokens: int  # it decodes so many turns
+    tokens: int  # it decodes so many
     is_cancelled: bool = False
-    chunks: list[Chunk] = field(default_factory=list)
+    priority: int = 0
+    may_share: bool = True
+    letter: int = 0  # of which its prompt consists
+    chunks: list[Chunk] = field(default_factory=list)  # since it has its slot
+    made: int = 0  # tokens, since it has its slot
     left: int = 0
 
     @property
     def prompt(self) -> list[int]:
-        return [0] * self.length
+        return [self.letter] * self.length
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokens
+
+
+PAGE, CHUNK, LENGTH = 64, BUCKETS[-1], 1024
+
+
+def plan(num_slots: int, num_pages: int | None = None) -> PagePlan:
+    """Pages for contexts of `LENGTH`, and for windows of 100."""
+    windows = {"full": None, "window": 100}
+    full = num_slots * LENGTH // PAGE if num_pages is None else num_pages
+    return PagePlan(PAGE, CHUNK, {"full": full, "window": num_slots * (-(-(99 + CHUNK) // PAGE) + 1)}, windows)
+
+
+def scheduler_of(num_slots: int, max_queue: int, num_groups: int = 1, **options: Any) -> Scheduler[Ask]:
+    return Scheduler[Ask](num_slots, max_queue, plan(num_slots // num_groups), num_groups, **options)
 
 
 class Turns(RuleBasedStateMachine):
     """Requests come, are cancelled, and turns pass, in any order; then the scheduler is closed and runs dry."""
 
-    @initialize(groups=st.sampled_from((1, 2, 3)), per_group=st.integers(1, 3), max_queue=st.integers(0, 4))
-    def start(self, groups: int, per_group: int, max_queue: int) -> None:
+    @initialize(
+        groups=st.sampled_from((1, 2, 3)),
+        per_group=st.integers(1, 3),
+        max_queue=st.integers(0, 4),
+        spare_pages=st.integers(0, 40),
+    )
+    def start(self, groups: int, per_group: int, max_queue: int, spare_pages: int) -> None:
+        """Pages for one context, and some more: fewer than the slots could fill."""
         self.groups, self.per_group, self.num_slots = groups, per_group, groups * per_group
-        self.scheduler = Scheduler[Ask](self.num_slots, max_queue, groups)
+        pages = plan(per_group, LENGTH // PAGE + spare_pages)
+        self.scheduler = Scheduler[Ask](self.num_slots, max_queue, pages, groups, dispatch_s=math.inf)
         self.accepted: list[Ask] = []
-        self.admitted: list[Ask] = []
         self.held: dict[int, Ask] = {}
         self.is_closed = False
 
-    @rule(length=st.integers(1, 900), tokens=st.integers(1, 4))
-    def accept(self, length: int, tokens: int) -> None:
-        ask = Ask(length, tokens)
+    @rule(
+        length=st.integers(1, 900),
+        tokens=st.integers(1, 120),
+        priority=st.sampled_from((0, 0, 0, -1, 1)),
+        letter=st.integers(0, 2),
+        may_share=st.booleans(),
+    )
+    def accept(self, length: int, tokens: int, priority: int, letter: int, may_share: bool) -> None:
+        ask = Ask(length, tokens, priority=priority, letter=letter, may_share=may_share)
         room = self.scheduler.max_queue + self.scheduler.num_free - self.scheduler.num_waiting
         if self.is_closed:
             with pytest.raises(ClosedError):
@@ -74,14 +111,16 @@ class Turns(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        oldest = next((ask for ask in self.accepted if not ask.left and not ask.is_cancelled), None)
-        before = None if oldest is None else (len(oldest.chunks), oldest.tokens, oldest in self.admitted)
+        running = [ask for ask in self.held.values() if not ask.is_cancelled]
+        waiting = [ask for ask in self.accepted if not ask.left and not ask.is_cancelled]
+        first = min(running or waiting, key=lambda ask: (ask.priority, self.accepted.index(ask)), default=None)
+        before = None if first is None else (len(first.chunks), first.made, first in self.held.values())
         self._remove_cancelled()
         self._admit()
         self._prefill()
         self._decode()
-        if oldest is not None:  # no starvation: the oldest request always advances
-            assert before != (len(oldest.chunks), oldest.tokens, oldest in self.admitted)
+        if first is not None:  # no starvation: the first of the running ones always advances
+            assert before != (len(first.chunks), first.made, first in self.held.values()) or first.left
 
     def _remove_cancelled(self) -> None:
         removed, freed = self.scheduler.remove_cancelled()
@@ -92,11 +131,12 @@ class Turns(RuleBasedStateMachine):
             assert self.held.pop(slot) in removed
 
     def _admit(self) -> None:
-        for slot, ask in self.scheduler.admit():
-            assert slot not in self.held
+        for slot, ask, num_cached in self.scheduler.admit():
+            assert slot not in self.held and num_cached % CHUNK == 0 and num_cached < ask.length
+            assert ask.may_share or not num_cached
             self.held[slot] = ask
-            self.admitted.append(ask)
-        assert self.scheduler.num_free == 0 or self.scheduler.num_waiting == 0
+            ask.chunks, ask.made = [], 0
+            self.cached = {**getattr(self, "cached", {}), slot: num_cached}
 
     def _prefill(self) -> None:
         padded = [0] * self.groups
@@ -105,17 +145,43 @@ class Turns(RuleBasedStateMachine):
             assert len(set(groups)) == len(groups)
             assert len({chunk.padded for chunk in chunks}) == 1
             for chunk, group in zip(chunks, groups, strict=True):
+                self.scheduler.place(chunk)
+                self._see(chunk.slot, chunk.start, chunk.start + chunk.size)
+                assert chunk.is_first == (not self.held[chunk.slot].chunks)
                 self.held[chunk.slot].chunks.append(chunk)
                 padded[group] += chunk.padded
         assert max(padded) < PREFILL_TOKENS + BUCKETS[-1]
 
+    def _see(self, slot: int, start: int, end: int) -> None:
+        """The slot has the pages that the tokens from `start` to `end` see, each once, and writes to none of
+        others."""
+        for kind, window in (("full", None), ("window", 100)):
+            table = self.scheduler.tables(slot)[kind]
+            first = 0 if window is None else max(0, start - window + 1) // PAGE
+            seen = table[first : -(-end // PAGE)]
+            assert len(seen) == -(-end // PAGE) - first and min(seen) >= 0 and len(set(seen)) == len(seen)
+            own = set(table[start // PAGE : -(-end // PAGE)])
+            for other in self.held:
+                if other != slot and other // self.per_group == slot // self.per_group:
+                    assert not own & {*self.scheduler.tables(other)[kind]}
+
     def _decode(self) -> None:
-        decoding = self.scheduler.decoding
-        assert (self.scheduler.decode_steps() > 0) == bool(decoding)
-        for slot, ask in decoding.items():
-            assert sum(chunk.size for chunk in ask.chunks) == ask.length
-            ask.tokens -= 1
-            if ask.tokens == 0:
+        steps = self.scheduler.decode_steps()
+        assert (steps > 0) == bool(self.scheduler.decoding)
+        for slot in self.scheduler.make_room(steps):
+            ask = self.held.pop(slot)
+            assert not any(  # those that come before it keep theirs
+                (other.priority, self.accepted.index(other)) > (ask.priority, self.accepted.index(ask))
+                for held, other in self.held.items()
+                if held // self.per_group == slot // self.per_group
+            )
+        for slot, ask in self.scheduler.decoding.items():
+            assert sum(chunk.size for chunk in ask.chunks) + self.cached[slot] == ask.length
+            made = min(steps, ask.tokens - ask.made)
+            self._see(slot, ask.length + ask.made, ask.length + ask.made + made)
+            ask.made += made
+            self.scheduler.advance(slot, made)
+            if ask.made == ask.tokens:
                 assert self.scheduler.release(slot) is self.held.pop(slot) is ask
                 ask.left += 1
 
@@ -126,24 +192,31 @@ class Turns(RuleBasedStateMachine):
         assert all(self.scheduler.request(slot) is ask for slot, ask in self.held.items())
 
     @invariant()
-    def requests_are_admitted_in_their_order(self) -> None:
-        assert self.admitted == [ask for ask in self.accepted if ask in self.admitted]
+    def every_page_is_free_cached_or_used(self) -> None:
+        for group, pages in enumerate(self.scheduler.pages):
+            held = [slot for slot in self.held if slot // self.per_group == group]
+            for kind, pool in pages.pools.items():
+                assert pool.num_free + pool.num_cached + pool.num_used == pool.num_pages
+                used = {page for slot in held for page in self.scheduler.tables(slot)[kind]} - {NO_PAGE}
+                assert pool.num_used == len(used)
 
     @invariant()
     def a_prompts_chunks_are_those_of_its_length(self) -> None:
         for slot, ask in self.held.items():
-            cuts = [Chunk(slot, *cut) for cut in prompt_chunks(ask.length)]
-            assert ask.chunks == cuts[: len(ask.chunks)]
+            cuts = list(prompt_chunks(ask.length, BUCKETS, self.cached[slot]))
+            assert [(chunk.start, chunk.size, chunk.padded) for chunk in ask.chunks] == cuts[: len(ask.chunks)]
+            assert all(start % CHUNK == 0 for start, _, _ in cuts)
 
     def teardown(self) -> None:
         """Whatever happened, every request leaves exactly once."""
         if not hasattr(self, "scheduler"):
             return
         self.close()
-        for _ in range(10 * len(self.accepted)):
+        for _ in range(100 * len(self.accepted)):
             self.turn()
         assert self.scheduler.is_done
         assert [ask.left for ask in self.accepted] == [1] * len(self.accepted)
+        assert all(pool.num_used == 0 for pages in self.scheduler.pages for pool in pages.pools.values())
 
 
 TestTurns = Turns.TestCase
@@ -151,23 +224,23 @@ TestTurns = Turns.TestCase
 
 @pytest.mark.parametrize("length", [1, 16, 17, 64, 65, 256, 257, 1000])
 def test_chunks_cover_a_prompt_in_few_shapes(length: int) -> None:
-    cuts = list(prompt_chunks(length))
+    cuts = list(prompt_chunks(length, BUCKETS))
     assert [start for start, _, _ in cuts] == [sum(size for _, size, _ in cuts[:i]) for i in range(len(cuts))]
     assert sum(size for _, size, _ in cuts) == length
     assert all(size <= padded and padded in BUCKETS for _, size, padded in cuts)
 
 
 def test_groups_fill_evenly_and_prefill_side_by_side() -> None:
-    scheduler = Scheduler[Ask](num_slots=4, max_queue=4, num_groups=2)
-    for length in (10, 12, 300, 60):
-        scheduler.accept(Ask(length, 1))
-    assert [slot for slot, _ in scheduler.admit()] == [0, 2, 1, 3]
+    scheduler = scheduler_of(num_slots=4, max_queue=4, num_groups=2)
+    for letter, length in enumerate((10, 12, 300, 60)):
+        scheduler.accept(Ask(length, 1, letter=letter))
+    assert [admission.slot for admission in scheduler.admit()] == [0, 2, 1, 3]
     dispatches = [[(chunk.slot, chunk.size) for chunk in chunks] for chunks in scheduler.take_prefills()]
     assert dispatches == [[(0, 10), (2, 12)], [(1, 256)], [(1, 44), (3, 60)]]
 
 
 def test_steps_aim_at_a_dispatchs_time() -> None:
-    scheduler, offline = Scheduler[Ask](1, 1), Scheduler[Ask](1, 1, dispatch_s=math.inf)
+    scheduler, offline = scheduler_of(1, 1), scheduler_of(1, 1, dispatch_s=math.inf)
     for each in (scheduler, offline):
         each.accept(Ask(1, 1))
         each.admit()
@@ -181,13 +254,72 @@ def test_steps_aim_at_a_dispatchs_time() -> None:
 
 
 def test_abort_returns_every_request_that_has_not_left() -> None:
-    scheduler = Scheduler[Ask](1, 2)
+    scheduler = scheduler_of(1, 2)
     asks = [Ask(1, 1) for _ in range(3)]
     for ask in asks:
         scheduler.accept(ask)
     scheduler.admit()
     assert sorted(map(id, scheduler.abort())) == sorted(map(id, asks))
     assert scheduler.is_done and scheduler.num_free == 1
+
+
+def run(scheduler: Scheduler[Ask], steps: int = MAX_STEPS) -> None:
+    """A turn in which every decoding request makes `steps` tokens."""
+    scheduler.admit()
+    for chunks in scheduler.take_prefills():
+        for chunk in chunks:
+            scheduler.place(chunk)
+    scheduler.make_room(steps)
+    for slot in scheduler.decoding:
+        scheduler.advance(slot, steps)
+
+
+def test_a_prompt_begins_where_another_that_is_equal_so_far_was_cut() -> None:
+    """Also after that has left; but at least one token is computed, and who asks for all computes all."""
+    scheduler = scheduler_of(2, 8)
+    scheduler.accept(Ask(700, 9))
+    run(scheduler)
+    run(scheduler)
+    scheduler.release(0)
+    lengths = {512: 256, 513: 512, 255: 0, 256: 0, 1000: 512}
+    for length, cached in lengths.items():
+        for may_share in (True, False):
+            scheduler.accept(Ask(length, 1, may_share=may_share))
+            (admission,) = scheduler.admit()
+            assert admission.num_cached == (cached if may_share else 0)
+            scheduler.release(admission.slot)
+    scheduler.accept(Ask(700, 1, letter=1))
+    assert scheduler.admit()[0].num_cached == 0
+
+
+def test_the_youngest_gives_up_its_slot_where_pages_run_out_and_gets_it_back() -> None:
+    scheduler = Scheduler[Ask](2, 2, plan(2, LENGTH // PAGE + 2))
+    old, young = Ask(600, 400), Ask(400, 600, letter=1)
+    for ask in (old, young):
+        scheduler.accept(ask)
+    for _ in range(3):
+        run(scheduler)
+    assert scheduler.decoding == {0: old, 1: young}
+    while not (given_up := scheduler.make_room(MAX_STEPS)):
+        for slot in scheduler.decoding:
+            scheduler.advance(slot, MAX_STEPS)
+    assert given_up == [1] and scheduler.num_waiting == 1
+    assert not scheduler.admit()  # its tokens do not fit beside the other's
+    scheduler.release(0)
+    assert [(admission.request, admission.num_cached) for admission in scheduler.admit()] == [(young, 256)]
+
+
+def test_a_lower_priority_goes_first_but_never_for_ever() -> None:
+    scheduler = scheduler_of(1, MAX_PASSED + 2)
+    patient = Ask(1, 1, priority=1)
+    scheduler.accept(Ask(1, 1))
+    scheduler.accept(patient)
+    order: list[Ask] = []
+    for _ in range(MAX_PASSED + 2):
+        scheduler.accept(Ask(1, 1))
+        (admission,) = scheduler.admit()
+        order.append(scheduler.release(admission.slot))
+    assert order.index(patient) == MAX_PASSED + 1
 
 
 def test_it_needs_no_jax() -> None:

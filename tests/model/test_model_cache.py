@@ -1,4 +1,4 @@
-"""The cache: a window layer's ring against the dense cache and the full forward, its memory, rows, and its axes."""
+"""The cache: pages against the full forward, their memory, what a row writes, and the axes of the arrays."""
 
 from functools import partial
 from typing import Any
@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels.mask import Mask
-from lifecycle.model.cache import KeyValues, KVCache, LayerCache, Stack, init_cache
+from lifecycle.model.cache import KVCache, init_cache, init_pages, page_kinds
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.decoder import forward, forward_cached
 from lifecycle.model.params import layers_apart
@@ -20,12 +17,10 @@ from lifecycle.parallel.mesh import RULES
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 
-RING = 1e-6  # the keys of a ring come in another order than those of a dense cache, and so do their sums
+SAME = 1e-6  # sums in another order
 CACHED = 1e-4
-LENGTH, WINDOW = 24, 5
-WINDOWS = (1, 2, 5, 12, LENGTH, LENGTH + 2)  # a ring of each is compiled for each width
-WIDTHS = (3, 7, 11)  # of a chunk with its padding: each is compiled once
-HEADS, KEY_HEADS, DIM = 4, 2, 8
+LENGTH, WINDOW, PAGE = 24, 5, 4
+KEY_HEADS, DIM = 2, 8
 WINDOWED = MODEL.model_copy(
     update={"layer_pattern": ("local", "local", "global"), "window": WINDOW, "num_layers": 7, "local_rope_theta": 100.0}
 )
@@ -40,8 +35,8 @@ MLA = WINDOWED.model_copy(
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
-def store(slots: int, rows: int = 1) -> KeyValues:
-    return KeyValues(*jnp.zeros((2, 1, rows, KEY_HEADS, slots, DIM)), length=LENGTH)
+def cache_of(config: ModelConfig, rows: int, **options: Any) -> KVCache:
+    return init_cache(config, rows, LENGTH, page=PAGE, **options)
 
 
 def chunks_of(sizes: list[int]) -> list[tuple[int, int]]:
@@ -51,32 +46,6 @@ def chunks_of(sizes: list[int]) -> list[tuple[int, int]]:
 
 def draw(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-@jax.jit
-def attend(stack: Stack, q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, Stack]:
-    out, cache = LayerCache(stack, 0).attend(q, k, v, mask)
-    return out, cache.stack
-
-
-@settings(max_examples=30)
-@given(
-    window=st.sampled_from(WINDOWS),
-    sizes=st.lists(st.integers(1, 11), min_size=1, max_size=12),
-    seed=st.integers(0, 99),
-)
-def test_a_ring_returns_what_a_dense_cache_returns(window: int, sizes: list[int], seed: int) -> None:
-    """Chunks of any sizes, shorter and longer than the window, with padding behind them."""
-    stacks = [store(slots) for slots in (min(window, LENGTH), LENGTH)]
-    for start, end in chunks_of(sizes):
-        size = end - start
-        width = next(width for width in WIDTHS if width >= size)
-        positions = jnp.asarray([[*range(start, end), *[LENGTH] * (width - size)]])
-        q, k, v = (draw(1, width, heads, DIM, seed=seed + i) for i, heads in enumerate((4, 2, 2), start * 3))
-        mask = Mask(positions, positions, window=window)
-        (ring, one), (dense, other) = (attend(stack, q, k, v, mask) for stack in stacks)
-        np.testing.assert_allclose(ring[:, :size], dense[:, :size], atol=RING, rtol=0)
-        stacks = [one, other]
 
 
 def run_cached(config: ModelConfig, params: Any, tokens: np.ndarray, cache: KVCache, sizes: list[int]) -> Array:
@@ -97,71 +66,64 @@ def test_a_model_with_windows_decodes_what_its_full_forward_says(config: ModelCo
     positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     exact = jax.jit(partial(forward, config))(params, tokens, positions)
     for sizes in ([1] * LENGTH, [3, 9, 1, 1, 8, 1, 1], [LENGTH]):
-        found = run_cached(config, params, tokens, init_cache(config, 2, LENGTH), sizes)
+        found = run_cached(config, params, tokens, cache_of(config, 2), sizes)
         np.testing.assert_allclose(found, exact, atol=CACHED, rtol=0)
 
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
-def test_a_window_layer_keeps_a_window(config: ModelConfig) -> None:
-    """Seven layers, five of them local: memory grows with the context in two only."""
+def test_window_layers_have_pages_of_their_own(config: ModelConfig) -> None:
+    """Seven layers, five of them local: a store of 3 pages for those and 10 for the others."""
     width = 2 * KEY_HEADS * DIM if config.mla is None else 12 + 2
-    for length in (3, LENGTH, 1000):
-        cache = jax.eval_shape(partial(init_cache, config, 2, length, "bfloat16"))
-        num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-        assert num_bytes == 2 * 2 * width * (5 * min(WINDOW, length) + 2 * length)
-    assert set(cache.stacks) == {"0+3", "1+3", "2+3", "6+1"}
+    cache = jax.eval_shape(lambda: init_pages(config, {"window": 3, "full": 10}, 40, "bfloat16", page=PAGE))
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert num_bytes == 2 * width * PAGE * (5 * 3 + 2 * 10)
+    assert set(cache.stacks) == {"0+3", "1+3", "2+3", "6+1"} and page_kinds(config) == ["window", "full"]
 
 
-def test_a_row_is_used_again_without_being_cleared() -> None:
+def test_pages_are_used_again_without_being_cleared() -> None:
     params = random_params(WINDOWED)
     old, new = np.random.default_rng(1).integers(0, WINDOWED.vocab_size, (2, 1, LENGTH)).astype(np.int32)
     step = jax.jit(partial(forward_cached, WINDOWED))
     positions = np.arange(LENGTH)[None]
-    cache = init_cache(WINDOWED, 1, LENGTH)
+    cache = cache_of(WINDOWED, 1)
     fresh, _ = step(params, new[:, :3], positions[:, :3], cache)
     _, cache = step(params, old, positions, cache)
     used, _ = step(params, new[:, :3], positions[:, :3], cache)
-    np.testing.assert_allclose(used, fresh, atol=RING, rtol=0)
-
-
-def test_rows_of_padding_leave_a_ring_as_it_is() -> None:
-    """One row goes on and another waits: by chunks and by single tokens."""
-    stack = store(WINDOW, rows=2)
-    for positions in ([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]], [[6, 7], [LENGTH, 2**30]], [[8], [LENGTH]]):
-        places = jnp.asarray(positions)
-        q, k, v = (draw(2, places.shape[1], heads, DIM, seed=heads) for heads in (4, 2, 2))
-        _, after = attend(stack, q, k, v, Mask(places, places, window=WINDOW))
-        if positions[1][0] == LENGTH:
-            assert isinstance(stack, KeyValues) and isinstance(after, KeyValues)
-            np.testing.assert_array_equal(after.keys[0, 1], stack.keys[0, 1])
-            assert not np.array_equal(after.keys[0, 0], stack.keys[0, 0])
-        stack = after
+    np.testing.assert_allclose(used, fresh, atol=SAME, rtol=0)
 
 
 @pytest.mark.parametrize(
     "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
 )
-def test_a_row_goes_on_in_its_place_and_leaves_the_others(config: ModelConfig) -> None:
-    """As in a cache of its own: chunks, and a token."""
+def test_a_row_writes_into_its_pages_only_wherever_they_are(config: ModelConfig) -> None:
+    """As in a cache of its own: chunks, and a token; padding beside it writes nothing."""
     params, step = random_params(config), jax.jit(partial(forward_cached, config))
     tokens = np.random.default_rng(3).integers(0, config.vocab_size, (1, 12)).astype(np.int32)
-    full = jax.tree.map(lambda x: jnp.asarray(draw(*x.shape, seed=x.size)), init_cache(config, 3, LENGTH))
-    cache, alone = full, init_cache(config, 1, LENGTH)
+    fresh, alone = cache_of(config, 3), cache_of(config, 1)
+    stacks = jax.tree.map(lambda x: jnp.asarray(draw(*x.shape, seed=x.size)), fresh.stacks)
+    per_row = LENGTH // PAGE
+    mine = np.random.default_rng(4).permutation(3 * per_row)[:per_row]
+    tables: Any = dict.fromkeys(fresh.tables, jnp.asarray(mine[None], jnp.int32))
+    cache = full = KVCache(stacks, tables, LENGTH)
     for start, end in ((0, 7), (7, 11), (11, 12)):
         positions = np.arange(start, end)[None]
-        found, cache = step(params, tokens[:, start:end], positions, cache.at_row(jnp.asarray(1)))
-        cache = cache.at_row(None)
+        found, cache = step(params, tokens[:, start:end], positions, cache)
         exact, alone = step(params, tokens[:, start:end], positions, alone)
-        np.testing.assert_allclose(found, exact, atol=RING, rtol=0)
-    for leaf, before in zip(jax.tree.leaves(cache), jax.tree.leaves(full), strict=True):
-        np.testing.assert_array_equal(leaf[:, jnp.array([0, 2])], before[:, jnp.array([0, 2])])
+        np.testing.assert_allclose(found, exact, atol=SAME, rtol=0)
+    _, cache = step(params, tokens[:, :1], np.array([[LENGTH]]), cache)
+    others = np.setdiff1d(np.arange(3 * per_row), mine[: 12 // PAGE])
+    for leaf, before in zip(jax.tree.leaves(cache.stacks), jax.tree.leaves(full.stacks), strict=True):
+        np.testing.assert_array_equal(leaf[:, others], before[:, others])
+        assert not np.array_equal(leaf, before)
 
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
 def test_every_array_says_its_axes(config: ModelConfig) -> None:
-    cache = init_cache(config, 2, LENGTH)
-    names = jax.tree.leaves(cache.logical_axes(), is_leaf=lambda leaf: isinstance(leaf, tuple))
-    for array, axes in zip(jax.tree.leaves(cache), names, strict=True):
+    cache = cache_of(config, 2)
+    named = cache.logical_axes()
+    assert set(named.tables.values()) == {("batch", None)}
+    names = jax.tree.leaves(named.stacks, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    for array, axes in zip(jax.tree.leaves(cache.stacks), names, strict=True):
         assert len(axes) == array.ndim and set(axes) <= {*RULES, None}
         assert axes[:2] == ("layers", "batch")
     assert ("kv_heads" in {axis for axes in names for axis in axes}) == (config.mla is None)
@@ -175,7 +137,7 @@ def test_layers_apart_compute_what_stacked_ones_do(config: ModelConfig) -> None:
     params = random_params(config)
     tokens = np.random.default_rng(2).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
     sizes = [7, 7, *[1] * 4]
-    stacked = run_cached(config, params, tokens, init_cache(config, 2, LENGTH), sizes)
-    own = init_cache(config, 2, LENGTH, is_apart=True)
+    stacked = run_cached(config, params, tokens, cache_of(config, 2), sizes)
+    own = cache_of(config, 2, is_apart=True)
     apart = run_cached(config, layers_apart(config, params), tokens, own, sizes)
-    np.testing.assert_allclose(apart, stacked, atol=RING, rtol=0)
+    np.testing.assert_allclose(apart, stacked, atol=SAME, rtol=0)

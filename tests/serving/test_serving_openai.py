@@ -169,11 +169,11 @@ def test_an_echo_has_the_prompt_and_its_log_probabilities(server: Running) -> No
 
 def test_an_echo_leaves_out_what_begins_every_context() -> None:
     """With BOS before the prompt, its first token has a log-probability; what was not scored has none."""
-    generation = Generation([1, 65, 66], SamplingParams())
+    generation = Generation([1, 65, 66], SamplingParams(), 1)
     generation.prompt_tokens = [Token(65, -1.0), Token(66, -2.0)]
     assert Echo("AB", [65, 66], generation).tokens() == [(65, Token(65, -1.0)), (66, Token(66, -2.0))]
     assert Echo("AB", [1, 65, 66], generation).tokens()[0] == (1, None)
-    assert Echo("AB", [65, 66], Generation([1, 65, 66], SamplingParams())).tokens() == [(65, None), (66, None)]
+    assert Echo("AB", [65, 66], Generation([1, 65, 66], SamplingParams(), 1)).tokens() == [(65, None), (66, None)]
     assert Echo("", [], generation).tokens() == []
 
 

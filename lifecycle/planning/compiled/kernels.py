@@ -4,8 +4,9 @@ no estimate for them.
 Attention kernels are recognised by name. Ours (`flash`) work on arrays whose last dimension merges the heads: `fwd` has
 two products (q k', p v), `bwd` five (q k', dO v', P' dO, dS' q, dS k). JAX's: `fwd` has the same two, `dq` three (q k'
 again, dO v', dS k), `dkv` four (q k', dO v', P' dO, dS' q). cuDNN's `fmha...` has two, `fmha...Backward` five, over the
-full square unless it knows that the mask is causal. Rotations have none. Grouped products are `gmm` (each row
-by one matrix) and `tgmm` (its gradient with respect to the matrices), of 8-bit values both XLA's `ragged-dot-none`;
+full square unless it knows that the mask is causal. `paged` reads all pages that its table names, of one layer of its
+stores: a plan is for full contexts. Rotations have none. Grouped products are `gmm` (each row by one matrix) and `tgmm`
+(its gradient with respect to the matrices), of 8-bit values both XLA's `ragged-dot-none`;
 `gated_rows`, between them in the backward pass, is elementwise and moves its full buffers. Grouped products multiply
 filled rows only; where rows are exchanged between devices, those of an even load: the buffer's rows divided by
 `dispatch.ROOM`. `quantised_rows` and `quantised_columns` are products of 8-bit values, which have a peak of their own;
@@ -28,6 +29,7 @@ from lifecycle.planning.compiled.program import Kernel
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
 ELEMENTWISE = {"rotate", "gated_rows", "quantised_gates", "ragged-dot-metadata"}  # memory-bound
 QUANTISED = re.compile(r"quantised_(rows|columns)")  # they round their operands: the result is as wide as a gradient
+PAGED, STORE_DIMS = "paged", 5  # a store is [layers, pages, key heads, positions, dimensions]
 GROUPED = re.compile(r"gmm|ragged-dot-none")
 FLOATS = {"bf16", "f32", "f16"}
 FACTORS = FLOATS | {"s8", "f8e4m3fn", "f8e5m2"}
@@ -72,12 +74,41 @@ def kernel_work(kernels: Sequence[Kernel], attention_share: float, is_exchanged:
         flops = _flops(k, attention_share if k.is_causal else 1.0)
         if flops is not None and is_exchanged and GROUPED.search(k.name):
             flops /= ROOM
-        moved = sum(shape.num_bytes for shape in (*k.operands, *k.results) if shape.space == HBM)
+        moved = _moved(k)
         works.append(KernelWork(k.name, k.calls, flops, float(moved), QUANTISED.fullmatch(k.name) is not None))
     return works
 
 
+def _moved(kernel: Kernel) -> float:
+    """Bytes of operands and results in HBM; of stores of pages those that are read."""
+    arrays = (*kernel.operands, *kernel.results)
+    if kernel.name != PAGED:
+        return sum(shape.num_bytes for shape in arrays if shape.space == HBM)
+    rows, positions = _paged_rows(kernel)
+    stores = [shape for shape in arrays if len(shape.dims) == STORE_DIMS]
+    pages = sum(
+        shape.num_bytes / shape.dims[0] / (shape.dims[1] * shape.dims[3]) * rows * positions for shape in stores
+    )
+    return pages + sum(shape.num_bytes for shape in arrays if shape.space == HBM and len(shape.dims) < STORE_DIMS)
+
+
+def _paged_rows(kernel: Kernel) -> tuple[int, int]:
+    """Rows, and positions of each, whose pages a call reads; its last integers are the table and two numbers a row."""
+    table, start, _ = [shape for shape in kernel.operands if shape.dtype == "s32"][-3:]
+    page = next(shape.dims[3] for shape in kernel.operands if len(shape.dims) == STORE_DIMS)
+    return start.dims[0], table.dims[0] // start.dims[0] * page
+
+
+def _paged(kernel: Kernel) -> float:
+    """FLOPs of `[B, K, rows, Dk]` queries, of every row over all of its positions."""
+    rows, positions = _paged_rows(kernel)
+    queries, result = (next(s for s in of if len(s.dims) == 4) for of in (kernel.operands, kernel.results))
+    return 2.0 * rows * math.prod(queries.dims[1:3]) * positions * (queries.dims[3] + result.dims[3])
+
+
 def _flops(kernel: Kernel, attention_share: float) -> float | None:
+    if kernel.name == PAGED:
+        return _paged(kernel)
     floats = [shape for shape in kernel.operands if shape.dtype in FLOATS]
     if GROUPED.search(kernel.name):
         return _grouped(kernel)

@@ -119,6 +119,16 @@ def test_what_works_element_by_element_has_no_products_and_all_its_bytes() -> No
     assert found.seconds(CHIPS["v5p"], 0.6) == pytest.approx(found.hbm_bytes / 2765e9)
 
 
+def test_attention_to_pages_reads_what_its_table_names_of_one_layer() -> None:
+    """64 rows with 64 pages of 128 positions each, of 32 layers in a store of 8,192 pages; 2 key heads."""
+    ints = [Shape("s32", dims) for dims in ((), (1,), (1024,), (1024,), (1024,), (1024,), (64 * 64,), (64,), (64,))]
+    rows, store = Shape("bf16", (64, 2, 16, 128)), Shape("bf16", (32, 8192, 2, 128, 128))
+    (found,) = kernel_work([Kernel("paged", (*ints, rows, store, store), (rows,), 32)], 1.0, False)
+    assert found.flops == 2 * 2 * 64 * 2 * 16 * 8192 * 128
+    read = 2 * 64 * 8192 * 2 * 128 * 2
+    assert found.hbm_bytes == pytest.approx(read, rel=0.01) and found.hbm_bytes > read
+
+
 def test_a_grouped_products_flops_are_rows_by_both_widths() -> None:
     rows, matrices = Shape("bf16", (1024, 64)), Shape("bf16", (8, 64, 256))
     forward = Kernel("gmm", (Shape("s32", (8,)), rows, matrices), (Shape("bf16", (1024, 256)),), 1)

@@ -1,0 +1,115 @@
+"""What the device keeps for the slots between dispatches: pages of the KV cache, and which tokens each slot has had."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.platform import platform
+from lifecycle.inference.pages import PagePlan
+from lifecycle.inference.sampling import History
+from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
+from lifecycle.kernels.paged import PAGE
+from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import compute_dtype
+from lifecycle.parallel.axes import RULES, MeshConfig
+from lifecycle.parallel.mesh import AnyMesh, tree_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlotState:
+    """What the device keeps of each slot between dispatches."""
+
+    cache: KVCache
+    history: History
+
+    def logical_axes(self) -> "SlotState":
+        """A tree like the state whose leaves are tuples of logical axis names."""
+        rows: Any = ("batch", None)
+        return SlotState(self.cache.logical_axes(), History(rows, rows))
+
+
+def has_layers_apart() -> bool:
+    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`layers_apart`)."""
+    return platform() == "cpu"
+
+
+def chunk_buckets() -> tuple[int, ...]:
+    """The padded lengths of chunks on this platform."""
+    return CPU_BUCKETS if platform() == "cpu" else BUCKETS
+
+
+def page_plan(
+    config: ModelConfig, num_slots: int, num_groups: int, length: int, cache_tokens: int | None = None
+) -> PagePlan:
+    """The pages of each group of slots for contexts of `length`: of `cache_tokens` tokens in all groups together, or
+    (None) of whole contexts for all slots. Layers with a window always have pages for all slots' windows.
+
+    Raises `ConfigError` if a group has too few for one context.
+    """
+    per_row, chunk, slots_per_group = pages_of(length), chunk_buckets()[-1], num_slots // num_groups
+    if cache_tokens is not None and cache_tokens < num_groups * length:
+        of_groups = f" in each of the mesh's {num_groups} groups of slots" if num_groups > 1 else ""
+        raise ConfigError(
+            f"cache_tokens={cache_tokens} does not hold a context of {length} tokens{of_groups}; "
+            f"nearest: {num_groups * length}"
+        )
+    most = slots_per_group * per_row if cache_tokens is None else pages_of(cache_tokens // num_groups)
+    windows = {kind: config.window if kind == "window" else None for kind in page_kinds(config)}
+    num_pages: dict[str, int] = {}
+    for kind, window in windows.items():
+        if window is None:
+            num_pages[kind] = most
+        else:
+            num_pages[kind] = slots_per_group * min(per_row, pages_of(window - 1 + chunk) + 1)
+    return PagePlan(PAGE, chunk, num_pages, windows)
+
+
+def init_slots(
+    config: ModelConfig, plan: PagePlan, num_slots: int, num_groups: int, length: int, dtype: jnp.dtype | str
+) -> SlotState:
+    """Empty slots for contexts of `length`."""
+    num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
+    cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size)
+    shape = (num_slots, config.vocab_size)
+    return SlotState(cache, History(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)))
+
+
+def empty_slots(config: ModelConfig, plan: PagePlan, num_slots: int, length: int, mesh: Mesh) -> SlotState:
+    """`init_slots` on a mesh."""
+    groups, dtype = num_groups(mesh), compute_dtype(config)
+
+    @jax.jit
+    def empty() -> SlotState:
+        state = init_slots(config, plan, num_slots, groups, length, dtype)
+        return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
+
+    return empty()
+
+
+def num_groups(mesh: AnyMesh) -> int:
+    """The number of groups of slots on a mesh: devices with their own rows of the batch."""
+    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def check_mesh(config: ModelConfig, mesh: AnyMesh, num_slots: int) -> None:
+    """Raises `ConfigError` if a mesh does not fit the model, the number of slots or inference."""
+    for axis in ("stage", "context"):
+        if mesh.shape[axis] > 1:
+            raise ConfigError(
+                f"mesh.{axis}={mesh.shape[axis]}: inference runs over replica, fsdp, expert and tensor; "
+                f"set mesh.{axis}=1 and give its devices to one of these"
+            )
+    config.check_mesh(MeshConfig(**mesh.shape))
+    if num_slots % (groups := num_groups(mesh)):
+        nearest = max(groups, round(num_slots / groups) * groups)
+        raise ConfigError(
+            f"num_slots={num_slots} is not a multiple of the mesh's {groups} groups of rows (replica x fsdp x expert); "
+            f"nearest: {nearest}"
+        )

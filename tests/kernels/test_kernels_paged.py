@@ -1,0 +1,202 @@
+"""Attention to pages against the definition; and to the last bit whatever else the batch holds, wherever pages lie."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.core.typing import Array
+from lifecycle.kernels import paged
+from lifecycle.kernels import paged_flash as paged_flash_file
+from lifecycle.kernels.attention import reference_attention
+from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.paged import Paged, paged_attention
+from lifecycle.kernels.paged_flash import blocks_of, paged_flash
+
+ROWS, PAGE, PER_ROW, HEADS, GROUPS, DIM, VALUE_DIM = 3, 6, 4, 6, 2, 8, 4
+LENGTH = PAGE * PER_ROW - 3  # the most tokens of a row: less than its pages hold
+CLOSE = 1e-6
+
+
+def draw(*shape: int, seed: int) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def arrays(length: int) -> tuple[Array, Array, Array]:
+    """Queries, and the keys and values of each row's positions."""
+    slots = PER_ROW * PAGE
+    q = draw(ROWS, length, HEADS, DIM, seed=1)
+    return q, draw(ROWS, slots, GROUPS, DIM, seed=2), draw(ROWS, slots, GROUPS, VALUE_DIM, seed=3)
+
+
+def tables(seed: int) -> np.ndarray:
+    """Each row's pages, anywhere among twice as many."""
+    return np.random.default_rng(seed).permutation(2 * ROWS * PER_ROW)[: ROWS * PER_ROW].reshape(ROWS, PER_ROW)
+
+
+def stored(rows: Array, table: np.ndarray) -> Array:
+    """A store of two layers, the second of which has the rows in their pages; what else there is, is not a number."""
+    pages = rows.reshape(ROWS, PER_ROW, PAGE, *rows.shape[2:]).swapaxes(2, 3)
+    store = jnp.full((2, 2 * ROWS * PER_ROW, *pages.shape[2:]), jnp.nan, rows.dtype)
+    return store.at[1, table].set(pages)
+
+
+def queries_of(newest: list[int], length: int) -> Array:
+    """The last `length` positions up to each row's newest one, then padding; a row whose newest is -1 has none."""
+    first = np.maximum(np.array(newest) + 1 - length, 0)
+    positions = first[:, None] + np.arange(length)
+    return jnp.asarray(np.where(positions <= np.array(newest)[:, None], positions, LENGTH))
+
+
+@partial(jax.jit, static_argnames=("soft_cap", "scale", "window", "device"))
+def ours(q: Array, k: Array, v: Array, table: Array, positions: Array, device: str = "cpu", **options: Any) -> Array:
+    """`device`: whose form of the attention."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged, "platform", lambda: device)
+        keys, values = (Paged(store, 1, table, store.shape[-1]) for store in (k, v))
+        return paged_attention(q, keys, values, positions, LENGTH, **options)
+
+
+def attended(newest: list[int], length: int = 1, seed: int = 0, **options: Any) -> np.ndarray:
+    (q, k, v), table = arrays(length), tables(seed)
+    return np.asarray(ours(q, stored(k, table), stored(v, table), table, queries_of(newest, length), **options))
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 5}, {"soft_cap": 2.0, "scale": 0.3}, {"sinks": True}],
+    ids=["plain", "window", "soft cap", "sinks"],
+)
+@pytest.mark.parametrize("device", ["cpu", "tpu"])
+@settings(max_examples=15)
+@given(newest=st.lists(st.integers(-1, LENGTH - 1), min_size=ROWS, max_size=ROWS), seed=st.integers(0, 9))
+def test_pages_give_what_the_definition_gives(
+    device: str, options: dict[str, Any], length: int, newest: list[int], seed: int
+) -> None:
+    """Page by page, as a CPU reads them, and all at once."""
+    own = dict(options)
+    if own.get("sinks"):
+        own["sinks"] = draw(HEADS, seed=4)
+    (q, k, v), positions = arrays(length), queries_of(newest, length)
+    found = attended(newest, length, seed, device=device, **own)
+    here = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
+    exact = reference_attention(q, k, v, Mask(positions, here, window=own.pop("window", None)), **own)
+    is_token = np.asarray(positions < LENGTH)
+    np.testing.assert_allclose(found[is_token], np.asarray(exact)[is_token], atol=CLOSE, rtol=0)
+
+
+@settings(max_examples=15)
+@given(
+    newest=st.lists(st.integers(0, LENGTH - 1), min_size=ROWS, max_size=ROWS),
+    others=st.integers(0, LENGTH - 1),
+    window=st.sampled_from([None, 7]),
+)
+def test_a_row_depends_on_no_other_and_not_on_where_its_pages_are(
+    newest: list[int], others: int, window: int | None
+) -> None:
+    """To the last bit, though more pages are read for the others."""
+    first = attended(newest, window=window)
+    np.testing.assert_array_equal(first[0], attended([newest[0], -1, -1], window=window)[0])
+    np.testing.assert_array_equal(first[0], attended([newest[0], others, others], seed=1, window=window)[0])
+
+
+def test_a_short_row_reads_no_more_than_its_pages() -> None:
+    """What is in the others may be anything, NaN too."""
+    (q, k, v), table = arrays(1), tables(0)
+    positions = queries_of([PAGE - 1] * ROWS, 1)
+    clean = ours(q, stored(k, table), stored(v, table), table, positions)
+    dirty_k, dirty_v = (stored(x.at[:, PAGE:].set(jnp.nan), table) for x in (k, v))
+    np.testing.assert_array_equal(clean, ours(q, dirty_k, dirty_v, table, positions))
+
+
+def test_a_window_reads_no_page_that_it_has_left() -> None:
+    (q, k, v), table = arrays(1), tables(0)
+    positions = queries_of([2 * PAGE + 1, 3 * PAGE, 3 * PAGE + 1], 1)
+    clean = ours(q, stored(k, table), stored(v, table), table, positions, window=2)
+    dirty_k, dirty_v = (stored(x.at[:, : 2 * PAGE].set(jnp.nan), table) for x in (k, v))
+    np.testing.assert_array_equal(clean, ours(q, dirty_k, dirty_v, table, positions, window=2))
+
+
+def test_one_row_reads_its_pages_where_they_are() -> None:
+    """A single row's pages are slices, not a gather: the same values."""
+    (q, k, v), table = arrays(1), tables(0)
+    keys, values, positions = stored(k, table), stored(v, table), queries_of([LENGTH - 1, 3, 9], 1)
+    together = ours(q, keys, values, table, positions)
+    for row in range(ROWS):
+        alone = ours(q[row : row + 1], keys, values, table[row : row + 1], positions[row : row + 1])
+        np.testing.assert_allclose(alone[0], together[row], atol=CLOSE, rtol=0)
+
+
+def test_bfloat16_pages_are_read_in_the_queries_dtype() -> None:
+    (q, k, v), table = arrays(1), tables(0)
+    positions = queries_of([LENGTH - 1] * ROWS, 1)
+    keys, values = (stored(x.astype(jnp.bfloat16), table) for x in (k, v))
+    found = ours(q, keys, values, table, positions)
+    exact = ours(q, keys.astype(jnp.float32), values.astype(jnp.float32), table, positions)
+    np.testing.assert_array_equal(found, exact)
+
+
+LANES, POSITIONS, LONG = 128, 8, 40
+
+
+@partial(jax.jit, static_argnames=("soft_cap", "window", "value_dim"))
+def by_kernel(
+    q: Array, stores: tuple[Array, Array | None], table: Array, positions: Array, value_dim: int, **options: Any
+) -> Array:
+    """The TPU kernel, interpreted, in blocks of two pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_flash_file, "BLOCK", 2 * POSITIONS)
+        options = {"scale": 0.1, "interpret": True, **options}
+        return paged_flash(q, stores, 1, table, positions, LONG, value_dim=value_dim, **options)
+
+
+@pytest.mark.parametrize(
+    ("length", "options"),
+    [
+        pytest.param(1, {}, id="tokens"),
+        pytest.param(20, {"window": 11, "soft_cap": 2.0, "sinks": True}, id="chunks with all options"),
+        pytest.param(1, {"window": 3}, id="a window", marks=pytest.mark.slow),
+        pytest.param(3, {"is_latent": True}, id="latents", marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernel_of_tpus_gives_what_the_definition_gives(length: int, options: dict[str, Any]) -> None:
+    """Rows of many blocks, of one, and of padding only; their pages anywhere."""
+    own, newest = dict(options), np.array([LONG - 1, 4, -1, 17])
+    is_latent, groups = own.pop("is_latent", False), 1 if options.get("is_latent") else 2
+    table = np.random.default_rng(0).permutation(24)[:20].reshape(4, 5)
+    first = np.maximum(newest + 1 - length, 0)[:, None] + np.arange(length)
+    positions = np.where(first <= newest[:, None], first, LONG)
+    q, keys = draw(4, length, 4, LANES, seed=1), draw(2, 24, groups, POSITIONS, LANES, seed=2)
+    values = None if is_latent else draw(2, 24, groups, POSITIONS, LANES, seed=3)
+    if own.get("sinks"):
+        own["sinks"] = draw(4, seed=4)
+    value_dim = 64 if is_latent else LANES
+    found = by_kernel(q, (keys, values), table, positions, value_dim, **own)
+    rows = [x[1][table].swapaxes(2, 3).reshape(4, LONG, groups, -1) for x in (keys, keys if values is None else values)]
+    here = jnp.broadcast_to(jnp.arange(LONG), (4, LONG))
+    mask = Mask(jnp.asarray(positions), here, window=own.pop("window", None))
+    exact = reference_attention(q, rows[0], rows[1][..., :value_dim], mask, scale=0.1, **own)
+    is_token = positions < LONG
+    np.testing.assert_allclose(np.asarray(found)[is_token], np.asarray(exact)[is_token], atol=CLOSE, rtol=0)
+    assert np.isfinite(found).all()
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)).map(sorted), min_size=1, max_size=5),
+)
+@settings(max_examples=30)
+def test_the_kernels_grid_has_each_block_of_each_row_once_and_no_other(spans: list[list[int]]) -> None:
+    first, last = np.array(spans, np.int32).T
+    blocks, count = blocks_of(jnp.asarray(first), jnp.asarray(last), 7)
+    found = list(zip(*(np.asarray(x)[: int(count)].tolist() for x in blocks), strict=True))
+    assert found == [
+        (row, block, block == one[0], block == one[1])
+        for row, one in enumerate(spans)
+        for block in range(one[0], one[1] + 1)
+    ]
