@@ -117,12 +117,12 @@ def _prefill(
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
     hidden, cache = forward_cached(config, params, rows.tokens, positions, cache)
-    seen = jnp.where(rows.is_first[0], rows.before[0], state.history.seen[slot])
+    asked = jnp.where(rows.is_first[0], rows.before[0], state.history.asked[slot])
     made = jnp.where(rows.is_first[0], 0, state.history.made[slot])
-    seen = seen.at[jnp.where(index < size, rows.tokens[0], seen.size)].set(True, mode="drop")
+    asked = asked.at[jnp.where(index < size, rows.tokens[0], asked.size)].set(True, mode="drop")
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
     scores, next_position = logits(config, params, last), rows.start + rows.size
-    history = History(seen[None], made[None])
+    history = History(asked[None], made[None])
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
@@ -147,8 +147,7 @@ def _decode(
         positions = jnp.where(is_active, rows.position, state.cache.length)
         hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], state.cache)
         place = (jnp.arange(rows.token.size), rows.token)
-        seen, made = state.history.seen.at[place].max(is_active), state.history.made.at[place].add(is_active)
-        history = History(seen, made)
+        history = replace(state.history, made=state.history.made.at[place].add(is_active))
         new = _sampled(config, num_ids, params, hidden[:, 0], rows, history)
         shown = replace(new, token=jnp.where(is_active, new.token, -1))
         outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)

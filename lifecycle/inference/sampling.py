@@ -68,7 +68,7 @@ class SamplingRows:
 class History:
     """Which tokens each row has, for penalties."""
 
-    seen: Bool[Array, "B V"]  # in its prompt or its output
+    asked: Bool[Array, "B V"]  # in its prompt
     made: Int[Array, "B V"]  # how often its output has each
 
 
@@ -135,7 +135,8 @@ def _penalised(logits: Array, rows: SamplingRows, history: History) -> Array:
 
     def seen() -> Array:
         factor = rows.repetition_penalty[:, None]
-        return jnp.where(history.seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
+        is_seen = history.asked | (history.made > 0)
+        return jnp.where(is_seen, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
     def made(logits: Array) -> Array:
         frequency, presence = rows.frequency_penalty[:, None], rows.presence_penalty[:, None]

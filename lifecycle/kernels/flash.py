@@ -17,7 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels import flash_blocks as fb
 from lifecycle.kernels.flash_backward import backward
-from lifecycle.kernels.flash_blocks import LANES, LOG2_E, FlashBlocks, Plan, Segments
+from lifecycle.kernels.flash_blocks import LOG2_E, FlashBlocks, Plan, Segments
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED, OUT_NAME, Mask
 from lifecycle.parallel import collectives
 

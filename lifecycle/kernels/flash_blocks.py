@@ -18,13 +18,13 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED
 from lifecycle.parallel.placement import row_order
 
 type Ref = Any  # a kernel's view of an array in VMEM or scalar memory; Pallas has no public type for it
 type Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
 
-LANES = 128  # a tile's width; a block's length is a multiple of it
 LOG2_E = 1.4426950408889634  # e ** x = 2 ** (x * LOG2_E): the chip's own exponential is base 2
 
 QUERY, KEY, FLAGS, HEAD, DONE_QUERY, DONE_HEAD = range(6)  # rows of a list of steps

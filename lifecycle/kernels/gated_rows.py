@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.activation import Activation, gated_with_gradients
-from lifecycle.kernels.flash_blocks import LANES
+from lifecycle.kernels.layout import LANES
 
 BLOCK_SIZE, MAX_WIDTH = 1 << 18, 1024  # elements: three blocks in, three out, double-buffered: 6 MB of VMEM in bfloat16
 

@@ -1,9 +1,11 @@
-"""Layouts of hidden states that their compilers would choose otherwise."""
+"""Layouts of arrays: a TPU's tiles, and hidden states whose compilers would choose otherwise."""
 
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float
+
+LANES = 128  # a TPU tile's width; arrays of fewer columns leave the rest empty
 
 
 def row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

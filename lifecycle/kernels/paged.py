@@ -22,12 +22,12 @@ from lifecycle.kernels.attention import (
     seen_by_rows,
     sinks_of_rows,
 )
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED, Mask
 
 # Positions in a page. Eight rows of 500 tokens, 30 layers, 3 key heads of 64 dimensions on two AVX-512 cores: blocks of
 # 64, 128 and 256 take 22, 15 and 13 ms of a decode step; one row of 100: 1.1, 1.9 and 2.0 ms.
 PAGE = 128
-LANES = 128  # of a TPU's registers
 
 type Sums = tuple[Array, Array, Array]  # of softmax so far: the largest score, the normaliser, the weighted values
 

@@ -17,8 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED
-from lifecycle.kernels.paged import LANES
 
 BLOCK = 512  # positions of a block: 4 pages; a head's scores of a chunk of 256 with 4 heads a group are 2 MB
 VMEM_BYTES = 64 << 20

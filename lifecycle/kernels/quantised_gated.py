@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Shaped
 from lifecycle.kernels.activation import GATES, Activation, gated_with_gradients
-from lifecycle.kernels.flash_blocks import LANES
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.quantised import ROW_MAXIMUM, QuantisedWeight, received
 from lifecycle.kernels.quantised_linears import gradients
 from lifecycle.kernels.quantised_product import ROWS, TOP, rows_blocks, rows_product, scale_of, to_int8

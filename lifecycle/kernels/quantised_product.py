@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Shaped
 from lifecycle.kernels.activation import Activation, gated
-from lifecycle.kernels.flash_blocks import LANES
+from lifecycle.kernels.layout import LANES
 
 VMEM_BYTES, USED_BYTES = 96 << 20, 90 << 20  # the limit for a kernel, and what its buffers may take of it
 SIDES = (2048, 1024, 512, 256, 128)  # of blocks

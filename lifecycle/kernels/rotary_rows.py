@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float
-from lifecycle.kernels.flash_blocks import LANES
+from lifecycle.kernels.layout import LANES
 
 BLOCK_BYTES = 2 << 20  # of input in VMEM; with the output, both double-buffered, 8 of 16 MB
 

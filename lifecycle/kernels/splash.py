@@ -21,7 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel im
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 from lifecycle.core.typing import Array, Float
-from lifecycle.kernels.flash_blocks import LANES, PaddedLength, padded_length
+from lifecycle.kernels.flash_blocks import PaddedLength, padded_length
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.parallel import collectives
 from lifecycle.parallel.placement import row_order

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import Mask
-from lifecycle.kernels.paged import LANES, PAGE, Paged, paged_attention
+from lifecycle.kernels.paged import PAGE, Paged, paged_attention
 from lifecycle.model.config import LayerKind, ModelConfig
 from lifecycle.model.stacks import layer_groups
 
