@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.kernels.seldom import seldom
@@ -22,6 +23,9 @@ MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in
 MAX_BIASES = 300  # tokens that a request can have a bias for
 MAX_BIAS, MAX_REPEATED = 100.0, 2.0  # as in OpenAI's API
 NO_TOKEN = 2**31 - 1  # an id above any vocabulary
+# Bits of a threshold that one pass over the logits decides, where a pass is bound by memory: 64 rows of 128,256 logits
+# on 8 chips of a v5e, with all filters, by the compiler: 18.3 ms a step with 1 bit, 17.6 with 4
+BITS_AT_ONCE = 4
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represent the scaled logits
 
 
@@ -190,13 +194,17 @@ def _ordered_bits(x: Float[Array, "B V"]) -> Array:
 def _threshold(order: Array, weights: Array, wanted: Float[Array, " B"]) -> Array:
     """The largest threshold such that the weights of tokens at or above it sum to at least `wanted`; 0 if there is
     none."""
+    bits = 1 if platform() == "cpu" else BITS_AT_ONCE
+    digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
 
-    def try_bit(i: Array, threshold: Array) -> Array:
-        trial = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        weight = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
-        return jnp.where(weight >= wanted, trial, threshold)
+    def try_digit(i: Array, threshold: Array) -> Array:
+        shift = (32 - bits * (i + 1)).astype(jnp.uint32)
+        trials = threshold[:, None] | (digits << shift)
+        sums = [jnp.where(order >= trials[:, j, None], weights, 0.0).sum(-1) for j in range(digits.size)]
+        digit = (jnp.stack(sums, axis=1) >= wanted[:, None]).sum(1, dtype=jnp.uint32)  # the sums do not grow with it
+        return threshold | (digit << shift)
 
-    return jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(order.shape[0], jnp.uint32))
+    return jax.lax.fori_loop(0, 32 // bits, try_digit, jnp.zeros(order.shape[0], jnp.uint32))
 
 
 def _draw(logits: Array, seed: Array, positions: Array) -> Array:

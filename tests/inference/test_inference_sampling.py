@@ -205,3 +205,11 @@ def test_the_likeliest_token_always_survives(top_p: float) -> None:
 def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+def test_several_bits_of_a_threshold_at_once_are_those_of_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerators decide them."""
+    own = rows([SamplingParams(top_k=k, top_p=p, temperature=1.0) for k, p in ((3, 1.0), (0, 0.4), (7, 0.9), (1, 0.1))])
+    logits = jnp.asarray(np.random.default_rng(5).normal(size=(4, VOCAB)) * 3, jnp.float32)
+    monkeypatch.setattr("lifecycle.inference.sampling.platform", lambda: "tpu")
+    np.testing.assert_array_equal(jax.jit(lambda x: filter_logits(x, own))(logits), FILTER(logits, own))
