@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from browser import BROWSER, Browser, chromium
 from serving_server import KEY, Running, start
 
 from lifecycle.inference.engine import Engine
@@ -35,3 +36,12 @@ def locked(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     records: list[FinishedRequest] = []
     for base in start(server.models, ServeConfig(port=0, api_key_env="TEST_SERVER_KEY"), records):
         yield Running(base, server.engine, server.models, records)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests: each takes a page, most of them in a profile of its own."""
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    with chromium() as running:
+        yield running

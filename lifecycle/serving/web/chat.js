@@ -1,167 +1,210 @@
-// The chat page: a conversation with a served model.
+// The chat page: conversations with the served models. Joins what the other files do.
 //
-// What must hold: no text of the user's is lost. A message that fails stays in its turn, which can be tried again or
-// edited; what had arrived of a broken answer stays too. Only turns with an answer are part of the conversation.
+// What must hold: no text of the user's is lost. Messages and answers are kept as they come; what fails stays on the page
+// with a way on; what is deleted comes back by one click.
 
-import { answer, models } from "./api.js";
-import { make } from "./markdown.js";
-import { problem, Turn } from "./turn.js";
+import { Announcer } from "./announcer.js";
+import { Answering } from "./answering.js";
+import { Conversation, json, markdown, SETTINGS } from "./conversation.js";
+import { $, button, copy, download, problem } from "./elements.js";
+import { listen } from "./keys.js";
+import { drawList } from "./list.js";
+import { Log } from "./log.js";
+import { apiKey, Settings } from "./settings.js";
+import { openStore, StoreError } from "./store.js";
+import { isSend } from "./turn.js";
 
-const $ = (id) => document.getElementById(id);
-const empty = $("empty");
-const boundary = make("p", "The model no longer sees what is above: with it, the conversation exceeds the context.");
-boundary.className = "note boundary";
+const store = await openStore();
+const settings = new Settings({ changed: set, keyed: loadModels });
+const answering = new Answering({ key: apiKey, context: (model) => settings.context(model), save, changed: progressed });
+const announcer = new Announcer($("said"));
+let chat = Conversation.begin();
+let heads = [];
 
-let chat = newChat();
-let running = null;  // stops the answer that is on its way
-let cards = new Map();  // of the served models, by name
+// What the buttons of the turns do; each takes the message that it stands at.
+const log = new Log($("log"), $("scroll"), $("latest"), {
+  choose: (node) => { chat.choose(node); keep(); },
+  pick(node) { chat.choose(node); chat.parent(node).columns = null; keep(chat.parent(node)); },
+  sideBySide(node) {
+    const versions = chat.versions(node), at = Math.max(versions.indexOf(node), 1);
+    chat.parent(node).columns = [versions[at - 1].id, versions[at].id];
+    keep(chat.parent(node));
+  },
+  edit: (node, text) => !isBusy() && say(text, chat.parent(node)),
+  editAbove: (node) => log.view(chat.parent(node)).edit(),
+  redraw: draw,
+  retry,
+  again(node) {
+    if (node.text) return retry(node);
+    if (chat.answers(chat.parent(node)).length < 2) node.model = settings.asked()[0];  // it may have been changed since
+    return run([node]);
+  },
+  goOn: (node) => run([node], true),
+  dropOldest(node) { Object.assign(chat.head, { drops: true }); run([node]); },
+  renew(node) { const { text } = chat.parent(node); begin(); say(text, null); },
+  room: (node) => ({
+    wanted: chat.settings.max_tokens, context: settings.context(node.model),
+    isAlone: chat.sent(chat.parent(node)).length === 0,
+  }),
+  enterKey: () => settings.open("key"),
+  settings: () => settings.open("max_tokens"),
+}, answering);
 
-/** `turns` are in the conversation, `last` is on the page; `drops`: the user agreed to lose the oldest turns. */
-function newChat() {
-  return { turns: [], last: null, drops: false };
+const isBusy = () => answering.busy(chat.head.id) !== null;
+
+/** Asks below a message, null for the first one. */
+function say(text, parent) {
+  const user = chat.add(parent, { role: "user", text });
+  const nodes = settings.asked().map((model) => answerTo(user, model));
+  if (nodes.length > 1) Object.assign(user, { columns: nodes.map(({ id }) => id) });
+  chat.choose(nodes[0]);
+  save(chat, [user, ...nodes]);
+  log.toEnd();
+  run(nodes);
+  return true;
+}
+
+function answerTo(user, model) {
+  return chat.add(user, { role: "assistant", model, reasoning: "", tokens: [], end: null, failure: null });
+}
+
+/** Another answer beside one, in its column if it stands in one. */
+function retry(node) {
+  if (isBusy()) return;
+  const user = chat.parent(node), isChosen = chat.shown(user) === node, at = (user.columns ?? []).indexOf(node.id);
+  const other = answerTo(user, at < 0 ? settings.asked()[0] : node.model);
+  if (at >= 0) user.columns = user.columns.with(at, other.id);
+  if (!isChosen) chat.choose(chat.nodes.get(user.columns[1 - at]));
+  save(chat, [user, other]);
+  run([other]);
+}
+
+/** Receives answers, all at once; `goesOn`: the rest of what is there. */
+async function run(nodes, goesOn = false) {
+  if (isBusy()) return;
+  const own = chat;
+  if (!nodes[0].model) await loadModels();
+  for (const node of nodes) node.model ||= settings.asked()[0];
+  announcer.begin(nodes, nodes.length > 1 ? "Two answers are being written." : "An answer is being written.");
+  const running = nodes.map((node) => answering.run(own, node, goesOn));
+  draw();
+  await Promise.all(running);
+  if (own === chat) requestAnimationFrame(() => announcer.say(nodes.map(ended).join(" ")));  // after the last block
+  draw();  // all of it: older turns may have left the context
+}
+
+const ended = ({ model, end }) => (end === "stop" || end === "length" ? `${model}: the answer is complete.` : `${model}: ${end}.`);
+
+/** Shows what has arrived of an answer. */
+function progressed(conversation, node) {
+  if (conversation !== chat) return;
+  log.update(node);
+  const isAlone = chat.answers(chat.parent(node)).length === 1, isOver = !answering.isRunning(node);
+  if (isAlone || isOver) requestAnimationFrame(() => announcer.follow(node, log.view(node)?.body.children ?? [], isOver));
+}
+
+/** Keeps messages of a conversation, and says if the browser cannot. */
+async function save(conversation, nodes) {
+  if (conversation.isDeleted) return;
+  conversation.head.changed = Date.now();
+  try {
+    await store.save(conversation.head, nodes);
+    await list();
+  } catch (error) {
+    notify(error.message, [["Export", () => exportAs("json")]]);
+  }
+}
+
+function keep(...nodes) {
+  draw();
+  if (chat.nodes.size) save(chat, nodes);
+}
+
+function set(changes) {
+  Object.assign(chat.settings, changes);
+  keep();
+}
+
+function draw() {
+  log.draw(chat);
+  drawAround();
+}
+
+/** Everything but the turns. */
+function drawAround() {
+  settings.draw(chat.settings);
+  $("empty").hidden = chat.nodes.size > 0;
+  if (document.activeElement !== $("title")) $("title").value = chat.head.title;
+  $("title").disabled = $("more").disabled = !chat.nodes.size;
+  document.title = chat.head.title || "Chat";
+  $("send").hidden = isBusy();
+  $("stop").hidden = !isBusy();
+  drawHeads();
+}
+
+function drawHeads() {
+  drawList(heads, chat.head.id, (id) => answering.busy(id) !== null);
+}
+
+async function list() {
+  heads = await store.heads();
+  drawHeads();
+}
+
+function notify(text, actions) {
+  $("notice").replaceChildren(problem(text, actions));
 }
 
 async function loadModels() {
-  const served = await models($("key").value);
-  cards = new Map(served.map((card) => [card.id, card]));
-  const chosen = $("model").value;
-  $("model").replaceChildren(...served.map(({ id }) => new Option(id, id, false, id === chosen)));
-}
-
-async function start() {
-  $("notice").replaceChildren();
   try {
-    await loadModels();
+    await settings.load();
+    $("notice").replaceChildren();
   } catch (error) {
-    if (error.status === 401) askForKey();
-    $("notice").replaceChildren(problem(error.message, [["Try again", start]]));
+    const key = error.status === 401 ? [["Enter the key", () => settings.open("key")]] : [];
+    notify(error.message, [...key, ["Try again", loadModels]]);
   }
+  chat.settings.model ||= [...settings.cards.keys()][0] ?? "";
+  settings.draw(chat.settings);
 }
 
-function askForKey() {
-  $("key-label").hidden = false;
-  $("key").focus();
-}
-
-function say(text) {
-  empty.remove();
-  chat.last?.settle();
-  chat.last = new Turn($("log"), $("scroll"), text);
-  attempt(chat.last);
-}
-
-/** Asks for a turn's answer; also once more, after a failure. */
-async function attempt(turn) {
-  const own = chat;
-  own.turns = own.turns.filter((other) => other !== turn);
-  turn.clear();
-  const error = await run(own, turn);
-  if (turn.answer) own.turns.push(turn);
-  if (error && own === chat) explain(turn, error);  // "New chat" may have replaced it
-}
-
-/** Receives an answer; returns what ended it early. */
-async function run(own, turn) {
-  running = new AbortController();
-  showRunning(true);
-  try {
-    await receive(own, turn, running.signal);
-    return null;
-  } catch (error) {
-    turn.draw();
-    return error;
-  } finally {
-    running = null;
-    showRunning(false);
-  }
-}
-
-async function receive(own, turn, signal) {
-  if (!$("model").value) await loadModels();
-  const model = $("model").value, began = performance.now();
-  const messages = [...own.turns.flatMap(said), { role: "user", content: turn.text }];
-  const end = { version: cards.get(model)?.version };
-  for await (const part of answer({ model, messages, ...sampling() }, $("key").value, signal)) {
-    turn.add(part.text);
-    for (const name of ["reason", "usage", "version"]) end[name] = part[name] ?? end[name];
-  }
-  turn.draw();
-  turn.note(ending(end, (performance.now() - began) / 1000));
-  $("status").textContent = turn.answer;
-}
-
-const said = (turn) => [{ role: "user", content: turn.text }, { role: "assistant", content: turn.answer }];
-
-function sampling() {
-  const settings = {};
-  if ($("temperature").value !== "") settings.temperature = $("temperature").valueAsNumber;
-  if ($("max-tokens").value !== "") settings.max_tokens = $("max-tokens").valueAsNumber;
-  return settings;
-}
-
-/** The line under an answer. */
-function ending({ usage, reason, version }, seconds) {
-  const parts = [];
-  const tokens = usage?.completion_tokens;
-  if (usage) parts.push(`${(tokens / seconds).toFixed(0)} tokens/s`, `${tokens} tokens`);
-  if (reason === "length") parts.push($("max-tokens").value ? "ended at Max tokens" : "ended: the context is full");
-  if (version) parts.push(`version ${version.slice(0, 12)}`);
-  return parts.join(" · ");
-}
-
-function explain(turn, error) {
-  const again = ["Try again", () => attempt(turn)], edit = ["Edit message", () => takeBack(turn)];
-  if (error.status === 401) askForKey();
-  if (error.code === "context_length_exceeded") exceeded(turn, error, edit);
-  else if (error.name === "AbortError") turn.stopped(turn.answer ? [] : [again, edit]);
-  else if (turn.answer) turn.fail(`${error.message} What had arrived is kept, as the answer.`, [again]);
-  else turn.fail(error.message, [again, edit]);
-}
-
-/** The conversation does not fit the context: goes on without its oldest turns, if the user agrees. */
-function exceeded(turn, error, edit) {
-  const context = cards.get($("model").value)?.max_model_len, wanted = $("max-tokens").valueAsNumber;
-  if (wanted >= context) {
-    const again = ["Try again", () => attempt(turn)];
-    turn.fail(`Max tokens is ${wanted}, but the model's context holds ${context} in all: lower it.`, [again, edit]);
-  } else if (!chat.turns.length) {
-    turn.fail(`This message alone exceeds the model's context. ${error.message}`, [edit]);
-  } else if (chat.drops) {
-    dropOldest();
-    attempt(turn);
-  } else {
-    const goOn = ["Go on without the oldest turns", () => { chat.drops = true; exceeded(turn, error, edit); }];
-    const renew = ["New chat with this message", () => { begin(); say(turn.text); }];
-    turn.fail("The conversation exceeds the model's context.", [goOn, renew, edit]);
-  }
-}
-
-function dropOldest() {
-  const oldest = chat.turns.shift();
-  oldest.drop();
-  oldest.elements.at(-1).after(boundary);
-}
-
-/** Moves a turn's message back into the input, before what is there by now. */
-function takeBack(turn) {
-  chat.turns = chat.turns.filter((other) => other !== turn);
-  turn.remove();
-  $("text").value = [turn.text, $("text").value].filter(Boolean).join("\n");
-  grow();
-  $("text").focus();
-}
-
+/** Another conversation, with the models and the sampling of this one. */
 function begin() {
-  running?.abort();
-  chat = newChat();
-  $("log").replaceChildren(empty);
-  $("text").focus();
+  chat = Conversation.begin({ ...chat.settings, system: SETTINGS.system });
+  history.replaceState(null, "", "#");
+  log.toEnd();
+  draw();
 }
 
-function showRunning(isRunning) {
-  $("send").hidden = isRunning;
-  $("stop").hidden = !isRunning;
-  if (!isRunning && $("key") !== document.activeElement) $("text").focus();
+/** Shows the conversation that the address names. */
+async function open() {
+  const id = location.hash.slice(1);
+  if (id === chat.head.id) return;
+  const found = answering.busy(id) ?? await load(id);
+  if (found) chat = found;
+  else if (chat.nodes.size) begin();
+  log.toEnd();
+  draw();
+  focusText();
+}
+
+async function load(id) {
+  const stored = await store.load(id);
+  return stored && new Conversation(stored.head, stored.nodes);
+}
+
+/** On a screen that is touched, the focus would bring up the keyboard. */
+function focusText() {
+  if (!matchMedia("(pointer: coarse)").matches) $("text").focus();
+}
+
+function submit(event) {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (!text || isBusy()) return;
+  $("text").value = "";
+  grow();
+  say(text, last("assistant") ?? null);
+  history.replaceState(null, "", `#${chat.head.id}`);
 }
 
 function grow() {
@@ -169,39 +212,89 @@ function grow() {
   $("text").style.height = `${$("text").scrollHeight + 2}px`;
 }
 
-function submit(event) {
-  event.preventDefault();
-  const text = $("text").value.trim();
-  if (!text || running || ![$("temperature"), $("max-tokens")].every((input) => input.reportValidity())) return;
-  $("text").value = "";
-  grow();
-  say(text);
+function exportAs(kind) {
+  const name = (chat.head.title || "chat").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);
+  if (kind === "json") download(`${name}.json`, "application/json", json(chat));
+  else download(`${name}.md`, "text/markdown", markdown(chat));
+  $("menu").hidePopover();
 }
 
-/** Copies the code of the block that a button belongs to; without access to the clipboard (plain HTTP), selects it. */
-async function copy({ target }) {
-  if (!target.matches("button.copy")) return;
-  const code = target.closest(".code").querySelector("code");
-  try {
-    await navigator.clipboard.writeText(code.textContent);
-    target.textContent = "Copied";
-  } catch {
-    getSelection().selectAllChildren(code);
-    target.textContent = document.execCommand("copy") ? "Copied" : "Selected";
-  }
-  setTimeout(() => { target.textContent = "Copy"; }, 2000);
+/** Deletes the conversation on the page, until the user wants it back. */
+async function remove() {
+  const gone = chat;
+  $("menu").hidePopover();
+  answering.stop(gone);
+  gone.isDeleted = true;
+  await store.remove(gone.head.id);
+  begin();
+  offer(`Deleted “${gone.head.title}”.`, "Undo", gone);
+  await list();
 }
+
+/** Says that a conversation is gone, and brings it back at a click. */
+function offer(text, label, gone) {
+  const back = button(label, async () => {
+    gone.isDeleted = false;
+    await save(gone, [...gone.nodes.values()]);
+    $("toast").replaceChildren();
+    location.hash = gone.head.id;
+    await open();
+  });
+  $("toast").replaceChildren(text, back, button("×", () => $("toast").replaceChildren(), { title: "Close" }));
+}
+
+/** Another tab has changed or deleted a conversation. */
+async function follow({ id, isDeleted }) {
+  if (id === chat.head.id && isDeleted) {
+    chat.isDeleted = true;
+    offer("Another tab has deleted this conversation.", "Keep it", chat);
+  } else if (id === chat.head.id && !isBusy()) {
+    const stored = await load(id);
+    if (stored) chat.merge(stored);
+    log.draw(chat);
+  }
+  await list();
+}
+
+function step(by) {
+  const at = heads.findIndex(({ id }) => id === chat.head.id) + by;
+  if (heads[at]) location.hash = heads[at].id;
+}
+
+/** The last question or answer that is shown. */
+const last = (role) => chat.path().findLast((node) => node.role === role);
 
 $("form").addEventListener("submit", submit);
-$("stop").addEventListener("click", () => running?.abort());
-$("new").addEventListener("click", begin);
-$("key").addEventListener("change", start);
-$("log").addEventListener("click", copy);
+$("stop").addEventListener("click", () => answering.stop(chat));
+$("new").addEventListener("click", (event) => { event.preventDefault(); begin(); focusText(); });
+$("title").addEventListener("change", ({ target }) => {
+  chat.head.title = target.value.trim() || chat.head.title;
+  keep();
+});
+$("as-markdown").addEventListener("click", () => exportAs("markdown"));
+$("as-json").addEventListener("click", () => exportAs("json"));
+$("delete").addEventListener("click", remove);
+$("log").addEventListener("click", ({ target }) => {
+  if (!target.matches("button.copy")) return;
+  const code = target.closest(".code").querySelector("code");
+  copy(code.textContent, code, target);
+});
 $("text").addEventListener("input", grow);
 $("text").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (!isSend(event)) return;
   event.preventDefault();
   $("form").requestSubmit();
 });
-start();
-$("text").focus();
+addEventListener("hashchange", open);
+addEventListener("unhandledrejection", ({ reason }) => { if (reason instanceof StoreError) notify(reason.message, []); });
+listen({
+  stop: () => answering.stop(chat), newChat: () => { begin(); focusText(); }, compare: () => settings.compare(),
+  settings: () => settings.open(), step,
+  editLast: () => last("user") && log.view(last("user")).edit(),
+  retryLast: () => last("assistant") && retry(last("assistant")),
+});
+store.follow(follow);
+if (!store.isKept) $("kept").textContent = "This browser keeps nothing here: conversations end with the page.";
+await Promise.all([loadModels(), list(), open()]);
+focusText();
+document.body.dataset.ready = "";

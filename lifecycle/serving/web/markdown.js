@@ -4,6 +4,7 @@
 // http, https or mailto. Left out: HTML, images (shown as links), indented code, references, footnotes. Line breaks are
 // kept, and `__name__` stays as it is, since in answers about code it is a name.
 
+import { make } from "./elements.js";
 import { inline } from "./inline.js";
 
 const DEPTH = 8;  // of lists and quotes in each other; deeper ones are text
@@ -18,34 +19,30 @@ const STARTS = [FENCE, HEADING, RULE, QUOTE, ITEM];  // end a paragraph
 
 const shown = new WeakMap();  // element -> the sources of the blocks in it
 
-/** Shows Markdown in an element. Blocks that have not changed since the last call stay, with the reader's selection. */
+/** Shows Markdown in an element. Blocks that have not changed since the last call stay, with the reader's selection, and
+ * so does the frame of one that only grows. */
 export function show(element, text) {
   const blocks = split(text.split("\n"), 0);
   const before = shown.get(element) ?? [];
   let same = 0;
   while (same < before.length && same < blocks.length && before[same] === blocks[same].source) same++;
+  if (same === before.length - 1 && blocks[same]?.grow?.(element.lastChild)) same++;
   while (element.childNodes.length > same) element.lastChild.remove();
   element.append(...blocks.slice(same).map((block) => block.build()));
   shown.set(element, blocks.map((block) => block.source));
 }
 
-/** An element with children, or a text. */
-export function make(name, ...children) {
-  const element = document.createElement(name);
-  element.append(...children);
-  return element;
-}
-
 // The kinds of blocks, in order: each takes the lines, the first one's number and the depth, and returns the number of
-// the line after the block and a function that builds it, or nothing if another kind begins there.
+// the line after the block and a function that builds it, or nothing if another kind begins there. Some also have a
+// function that makes an element of their kind theirs; it returns false if the element is another.
 const KINDS = [fence, heading, rule, quote, list, table];
 
 function split(lines, depth) {
   const blocks = [];
   for (let at = 0; at < lines.length;) {
     if (BLANK.test(lines[at])) { at++; continue; }
-    const { end, build } = begun(lines, at, depth) ?? paragraph(lines, at);
-    blocks.push({ source: lines.slice(at, end).join("\n"), build });
+    const { end, ...block } = begun(lines, at, depth) ?? paragraph(lines, at);
+    blocks.push({ source: lines.slice(at, end).join("\n"), ...block });
     at = end;
   }
   return blocks;
@@ -71,7 +68,18 @@ function fence(lines, at) {
   let end = at + 1;
   while (end < lines.length && !isEnd(lines[end])) end++;  // one that is still open goes to the end
   const code = lines.slice(at + 1, end).join("\n");
-  return { end: Math.min(end + 1, lines.length), build: () => codeBlock(code, language) };
+  const build = () => codeBlock(code, language);
+  return { end: Math.min(end + 1, lines.length), build, grow: (block) => growCode(block, code, language) };
+}
+
+/** The block keeps its place in a long line, its selection and its button. */
+function growCode(block, code, language) {
+  const shown = block.querySelector?.(":scope > pre > code");
+  if (!shown || block.querySelector("span").textContent !== language) return false;
+  const text = shown.firstChild ?? shown.appendChild(document.createTextNode(""));
+  if (!code.startsWith(text.data)) return false;
+  text.appendData(code.slice(text.length));
+  return true;
 }
 
 function codeBlock(code, language) {
@@ -80,6 +88,7 @@ function codeBlock(code, language) {
   copy.className = "copy";
   const pre = make("pre", make("code", code));
   pre.tabIndex = 0;  // so that the keyboard can scroll it
+  label(pre, language ? `Code, ${language}` : "Code");
   const block = make("div", make("div", make("span", language), copy), pre);
   block.className = "code";
   return block;
@@ -88,7 +97,7 @@ function codeBlock(code, language) {
 function heading(lines, at) {
   const found = HEADING.exec(lines[at]);
   if (!found) return null;
-  const name = `h${Math.min(found[1].length + 1, 6)}`;  // the page's own title is the only h1
+  const name = `h${Math.min(found[1].length + 2, 6)}`;  // h1 is the page, h2 who says it
   return { end: at + 1, build: () => make(name, inline((found[2] ?? "").trim().replace(/ #+$/, ""))) };
 }
 
@@ -161,7 +170,14 @@ function tableElement(head, marks, rows) {
   const scroll = make("div", make("table", make("thead", row("th", head)), body));
   scroll.className = "scroll";
   scroll.tabIndex = 0;
+  label(scroll, "Table");
   return scroll;
+}
+
+/** Names what the keyboard can reach. */
+function label(element, name) {
+  element.setAttribute("role", "group");
+  element.setAttribute("aria-label", name);
 }
 
 function paragraph(lines, at) {

@@ -1,104 +1,198 @@
-// One turn on the page: what the user said, the answer as it arrives, and how it ended.
+// A question and an answer on the page. A view shows its message as it is now whenever it is drawn; what its buttons do is
+// the chat's (`acts`).
 
-import { make, show } from "./markdown.js";
+import { button, copy, make, problem, styled } from "./elements.js";
+import { show } from "./markdown.js";
+import { tokenView } from "./tokens.js";
 
-const NEAR = 120;  // pixels from the end within which the page follows the answer
+/** What was asked: its text, its versions, and a form to change it. */
+export class Question {
+  constructor(node, acts) {
+    this.acts = acts;
+    this.text = styled("div", "text");
+    this.end = styled("div", "actions");
+    this.element = styled("section", "turn user", styled("h2", "hidden", "You"), this.text, this.end);
+    this.element.dataset.turn = node.id;
+  }
 
-export class Turn {
-  /** Appends a turn to the log; `scroll` is what scrolls. */
-  constructor(log, scroll, text) {
-    this.text = text;
-    this.answer = "";
-    this.scroll = scroll;
+  /** `versions` are the messages in its place, `isDropped` says that the model no longer sees it. */
+  draw(node, { versions, isDropped, note }) {
+    this.node = node;
+    this.element.classList.toggle("dropped", isDropped || Boolean(note));
+    if (this.form) return;
+    this.text.textContent = node.text;
+    this.end.replaceChildren(
+      ...(note ? [styled("span", "note", note)] : []), ...steps(node, versions, this.acts.choose),
+      button("Edit", () => this.edit()), button("Copy", ({ target }) => copy(node.text, this.text, target)),
+    );
+  }
+
+  /** Opens the form; the old message stays as a version. */
+  edit() {
+    const input = make("textarea");
+    input.value = this.node.text;
+    input.rows = Math.min(this.node.text.split("\n").length + 1, 12);
+    input.setAttribute("aria-label", "Edit the message");
+    this.form = styled("form", "edit", input, styled("div", "actions",
+      button("Cancel", () => this.close()), Object.assign(styled("button", "main", "Send"), { type: "submit" })));
+    this.form.addEventListener("submit", (event) => { event.preventDefault(); this.send(input.value.trim()); });
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") { event.stopPropagation(); this.close(); }
+      if (isSend(event)) { event.preventDefault(); this.send(input.value.trim()); }
+    });
+    this.element.classList.add("editing");
+    this.element.append(this.form);
+    input.focus();
+  }
+
+  send(text) {
+    if (text && this.acts.edit(this.node, text)) this.close();
+  }
+
+  close() {
+    this.form.remove();
+    this.form = null;
+    this.element.classList.remove("editing");
+    this.acts.redraw();
+    this.element.querySelector("[data-key=Edit]")?.focus();
+  }
+}
+
+/** Enter, but not the one that ends a composition of characters, nor one for a new line. */
+export const isSend = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
+
+/** An answer: its reasoning, its text or its tokens, and how it ended. */
+export class Answer {
+  constructor(node, acts) {
+    this.acts = acts;
+    this.title = styled("h2", "model");
+    this.thought = styled("div", "body");
+    this.reasoning = styled("details", "reasoning", make("summary", "Reasoning"), this.thought);
     this.body = styled("div", "body");
-    this.end = make("div");
-    const asked = styled("span", "text", text);
-    this.elements = [
-      styled("div", "turn user", styled("span", "hidden", "You: "), asked),
-      styled("div", "turn assistant", styled("span", "hidden", "Model: "), this.body, this.end),
+    this.tokens = styled("div", "probabilities");
+    this.problem = make("div");
+    this.note = styled("div", "note");
+    this.actions = styled("div", "actions");
+    const end = styled("div", "end", this.note, this.actions);
+    this.element = styled("section", "turn assistant", this.title, this.reasoning, this.body, this.tokens, this.problem,
+      end);
+    this.element.dataset.turn = node.parent;
+    this.showsTokens = false;
+  }
+
+  /** `versions` are the answers in its place, `side` says that it stands beside another, `isChosen` that the conversation
+   * goes on with it. */
+  draw(node, state) {
+    this.node = node;
+    this.title.textContent = node.model;
+    this.element.classList.toggle("dropped", state.isDropped);
+    this.element.classList.toggle("running", state.isRunning);
+    this.element.classList.toggle("chosen", Boolean(state.side && state.isChosen));
+    this.isRunning = state.isRunning;
+    this.drawText();
+    if (!state.isRunning) this.drawEnd(state);
+    else for (const element of [this.note, this.actions, this.problem]) element.replaceChildren();
+  }
+
+  drawText() {
+    const { node } = this;
+    const hasTokens = this.showsTokens && !this.isRunning && node.tokens.length > 0;
+    this.reasoning.hidden = !node.reasoning;
+    if (node.reasoning) show(this.thought, node.reasoning);
+    show(this.body, node.text);
+    this.body.hidden = hasTokens;
+    if (hasTokens !== this.tokens.hasChildNodes()) {
+      this.tokens.replaceChildren(...(hasTokens ? [tokenView(node.tokens)] : []));
+    }
+  }
+
+  drawEnd(state) {
+    const { acts, node } = this;
+    this.note.textContent = ending(node);
+    this.problem.replaceChildren(...(node.failure ? [failed(node, acts)] : []));
+    const isPart = ["stopped", "length", "failed", null].includes(node.end);  // null: the page was closed before
+    const canGoOn = isPart && node.text && !node.reasoning;  // a prompt has no place for what the model had thought
+    const actions = [
+      ...(state.side ? [this.chooser(state)] : steps(node, state.versions, acts.choose)),
+      ...(canGoOn ? [button("Continue", () => acts.goOn(node))] : []),
+      ...(node.failure ? [] : [button("Retry", () => acts.retry(node))]),  // "Try again" is beside the failure
+      ...(node.text ? [button("Copy", ({ target }) => copy(node.text, this.body, target))] : []),
+      ...(node.tokens.length ? [this.toggle()] : []),
+      ...(!state.side && state.versions.length > 1 ? [button("Side by side", () => acts.sideBySide(node))] : []),
     ];
-    log.append(...this.elements);
-    scroll.scrollTop = scroll.scrollHeight;
+    this.actions.replaceChildren(...actions);
   }
 
-  /** Forgets the answer and how it ended. */
-  clear() {
-    this.answer = "";
-    this.draw();
-    this.end.replaceChildren();
+  chooser({ isChosen }) {
+    return button("Go on with this", () => this.acts.pick(this.node), { classes: isChosen ? "" : "other" });
   }
 
-  /** Adds to the answer; the page shows it with its next frame. */
-  add(text) {
-    this.answer += text;
-    this.frame ??= requestAnimationFrame(() => this.draw());
-  }
-
-  /** Shows the whole answer. */
-  draw() {
-    cancelAnimationFrame(this.frame);
-    this.frame = null;
-    this.following(() => show(this.body, this.answer));
-  }
-
-  note(text) {
-    this.following(() => this.end.append(styled("div", "note", text)));
-  }
-
-  /** Says what went wrong, with buttons: [label, what it does]. */
-  fail(text, actions) {
-    this.following(() => this.end.append(problem(text, actions)));
-  }
-
-  stopped(actions) {
-    this.note(this.answer ? "stopped" : "stopped before the answer began");
-    this.end.append(buttons(actions));
-  }
-
-  /** The conversation has gone on: takes the buttons away, and says so if it went on without this turn. */
-  settle() {
-    for (const actions of this.end.querySelectorAll(".actions")) actions.remove();
-    if (this.answer) return;
-    this.drop();
-    this.note("not part of the conversation");
-  }
-
-  remove() {
-    for (const element of this.elements) element.remove();
-  }
-
-  /** Marks the turn as one that the model no longer sees. */
-  drop() {
-    for (const element of this.elements) element.classList.add("dropped");
-  }
-
-  /** Stays at the end of the page if the reader is there. */
-  following(change) {
-    const { scroll } = this;
-    const isNear = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR;
-    change();
-    if (isNear) scroll.scrollTop = scroll.scrollHeight;
+  toggle() {
+    const pressed = button("Probabilities", () => {
+      this.showsTokens = !this.showsTokens;
+      pressed.setAttribute("aria-pressed", String(this.showsTokens));
+      this.drawText();
+    });
+    pressed.setAttribute("aria-pressed", String(this.showsTokens));
+    return pressed;
   }
 }
 
-/** A message about a failure, with buttons: [label, what it does]. */
-export function problem(text, actions) {
-  const message = styled("div", "error", text);
-  message.setAttribute("role", "alert");
-  return styled("div", "problem", message, buttons(actions));
+/** Buttons to the versions before and after, if there are several. */
+function steps(node, versions, choose) {
+  if (versions.length < 2) return [];
+  const at = versions.findIndex(({ id }) => id === node.id);
+  const step = (label, to, title) => {
+    const made = button(label, () => versions[to] && choose(versions[to]), { title });
+    made.setAttribute("aria-disabled", String(!versions[to]));  // not `disabled`, which would lose the focus
+    return made;
+  };
+  const place = styled("span", "place", styled("span", "hidden", "Version "), `${at + 1}/${versions.length}`);
+  const group = styled("span", "steps", step("‹", at - 1, "Version before"), place, step("›", at + 1, "Next version"));
+  return [group];
 }
 
-function buttons(actions) {
-  return styled("div", "actions", ...actions.map(([label, act]) => {
-    const button = make("button", label);
-    button.type = "button";
-    button.addEventListener("click", act);
-    return button;
-  }));
+/** The line under an answer. */
+function ending({ count, seconds, first_s, end, limit, text, version }) {
+  const parts = [];
+  if (end === null) parts.push("not finished: the page was closed, or another tab still receives it");
+  if (end === "stopped") parts.push(text ? "stopped" : "stopped before the answer began");
+  if (end === "length") parts.push(limit ? "ended at Max tokens" : "ended: the context is full");
+  if (count) parts.push(`${(count / seconds).toPrecision(2) * 1} tokens/s`, count === 1 ? "1 token" : `${count} tokens`);
+  if (first_s !== null && first_s !== undefined) parts.push(`first after ${first_s.toFixed(first_s < 10 ? 1 : 0)} s`);
+  if (version) parts.push(`version ${version.slice(0, 12)}`);
+  return parts.join(" · ");
 }
 
-function styled(name, classes, ...children) {
-  const element = make(name, ...children);
-  element.className = classes;
-  return element;
+/** What went wrong, with the ways on. */
+function failed(node, acts) {
+  const { failure, text } = node;
+  const kept = text ? `${failure.message} What had arrived is kept, as the answer.` : failure.message;
+  const again = ["Try again", () => acts.again(node)], edit = ["Edit message", () => acts.editAbove(node)];
+  if (failure.code === "context_length_exceeded") return exceeded(node, acts, again, edit);
+  const key = failure.status === 401 ? [["Enter the key", acts.enterKey]] : [];
+  const shown = problem(kept, [...key, again, ...(text ? [] : [edit])]);
+  if (failure.until > Date.now()) countDown(shown.querySelector("[data-key='Try again']"), failure.until);
+  return shown;
+}
+
+/** The conversation does not fit the context: it goes on without its oldest turns, if the user agrees. */
+function exceeded(node, acts, again, edit) {
+  const { wanted, context, isAlone } = acts.room(node);
+  if (wanted >= context) {
+    return problem(`Max tokens is ${wanted}, but the model's context holds ${context} in all: lower it.`,
+      [["Settings", acts.settings], again, edit]);
+  }
+  if (isAlone) return problem(`This message alone exceeds the model's context. ${node.failure.message}`, [again, edit]);
+  const goOn = ["Go on without the oldest turns", () => acts.dropOldest(node)];
+  const renew = ["New chat with this message", () => acts.renew(node)];
+  return problem("The conversation exceeds the model's context.", [goOn, renew, edit]);
+}
+
+/** Blocks a button for as long as the server has asked to wait. */
+function countDown(waiting, until) {
+  const left = Math.ceil((until - Date.now()) / 1000);
+  waiting.disabled = left > 0;
+  waiting.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+  if (left > 0) setTimeout(() => countDown(waiting, until), 200);
 }
