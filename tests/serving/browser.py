@@ -156,7 +156,9 @@ class Page:
         """The mouse's button on the element that an expression has; it must be there to be hit."""
         x, y = self.run(
             f"""(() => {{
-              const element = {script}, box = (element.scrollIntoView({{ block: "nearest" }}), element.getBoundingClientRect());
+              const element = {script};
+              element.scrollIntoView({{ block: "nearest" }});
+              const box = element.getBoundingClientRect();
               const x = box.x + box.width / 2, y = box.y + box.height / 2, hit = document.elementFromPoint(x, y);
               if (!element.contains(hit)) throw new Error(`covered by ${{hit?.outerHTML.slice(0, 200)}}`);
               return [x, y];

@@ -56,8 +56,7 @@ class User:
 
     def texts(self, selector: str) -> list[str]:
         """The texts of the shown elements that a selector has."""
-        script = f"[...document.querySelectorAll({json.dumps(selector)})].filter((e) => e.checkVisibility({{ visibilityProperty: true }}))"
-        return self.page.run(f"{script}.map((element) => element.textContent)")
+        return self.page.run(f"{shown(selector)}.map((element) => element.textContent)")
 
     @property
     def answers(self) -> list[str]:
@@ -78,3 +77,9 @@ class User:
     def listed(self) -> list[str]:
         """The titles in the list of conversations."""
         return self.texts("#list a")
+
+
+def shown(selector: str) -> str:
+    """An expression with the elements that a selector has and that are shown."""
+    visible = "(element) => element.checkVisibility({ visibilityProperty: true })"
+    return f"[...document.querySelectorAll({json.dumps(selector)})].filter({visible})"

@@ -1,4 +1,4 @@
-"""A server whose answers a test writes beforehand, with the chat page before it: failures, delays, broken connections."""
+"""A server whose answers a test writes beforehand, with the chat page: failures, delays, broken connections."""
 
 import asyncio
 import json
@@ -24,8 +24,8 @@ CONTEXT = 100
 
 @dataclass
 class Reply:
-    """Chunks of an answer. After the first one it waits until `go` is set; without `is_whole` it waits after the last one,
-    and breaks the connection."""
+    """Chunks of an answer. After the first one it waits until `go` is set; without `is_whole` after the last one, and
+    breaks the connection."""
 
     texts: list[str]
     reasoning: list[str] = field(default_factory=list)

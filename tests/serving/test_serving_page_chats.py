@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import ALT, Browser
-from page_user import User
+from page_user import User, shown
 from scripted_server import BUSY, FULL, LOCKED, Reply, Scripted, scripted
 
 from lifecycle.testing.waiting import wait_until
@@ -58,7 +58,7 @@ def test_retry_and_edit_make_versions_that_stay_reachable(user: User, server: Sc
     user.click("Retry")
     user.idle()
     assert user.answers == ["two"] and user.texts(".place") == ["Version 2/2"]
-    user.click("‹")
+    user.click("Version before")
     assert user.answers == ["one"]
     user.say("b")
     assert server.asked()[-1] == ["a", "one", "b"], "the shown version is the one that is sent"
@@ -69,7 +69,7 @@ def test_retry_and_edit_make_versions_that_stay_reachable(user: User, server: Sc
     user.page.wait("document.querySelectorAll('.assistant').length === 1")
     user.idle()
     assert user.said == ["changed"] and user.answers == ["four"] and server.asked() == [["changed"]]
-    user.click("‹", 0)
+    user.click("Version before", 0)
     assert user.said == ["a", "b"] and user.answers == ["one", "three"], "the old branch with all that followed"
 
 
@@ -154,7 +154,7 @@ def test_two_tabs_write_one_conversation_and_lose_nothing(user: User, server: Sc
     other.page.click("document.querySelector('#list a')")
     other.page.wait("document.querySelectorAll('.place').length === 1")
     seen = {tuple(other.said)}
-    other.click("‹") if "2/2" in other.texts(".place")[0] else other.click("›")
+    other.click("Version before" if "2/2" in other.texts(".place")[0] else "Next version")
     assert seen | {tuple(other.said)} == {("start", "a"), ("start", "b")}
     user.menu("delete")
     other.page.wait("document.querySelector('#toast').textContent.includes('Another tab')")
@@ -325,10 +325,8 @@ def test_the_page_fits_a_phone_and_can_be_touched(browser: Browser, server: Scri
     user.press("compare")
     user.say("two")
     assert user.page.run("document.documentElement.scrollWidth") == 390
-    small = user.page.run(
-        "[...document.querySelectorAll('button, select, #list a, header input, textarea')].filter((e) => e.checkVisibility({ visibilityProperty: true }))"
-        ".filter((e) => e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)"
-    )
+    touched = shown("button, select, #list a, header input, textarea")
+    small = user.page.run(f"{touched}.filter((e) => e.getBoundingClientRect().height < 44).map((e) => e.outerHTML)")
     assert small == []
     assert user.texts("#side") == [] and user.page.run("document.querySelector('#side').inert")
     user.press("open-side")

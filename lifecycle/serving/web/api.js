@@ -1,5 +1,5 @@
-// The server's API as the page uses it: the models, an answer as it arrives, and the rest of one that ended early. Every
-// failure is an `ApiError` whose message says what happened and what to do.
+// The server's API as the page uses it: the models, an answer as it arrives, and the rest of one that ended early.
+// Every failure is an `ApiError` whose message says what happened and what to do.
 
 const UNREACHABLE = "The server cannot be reached. Check that `lifecycle serve` is still running and that this device "
   + "is connected to it, then try again.";
@@ -29,8 +29,8 @@ export function answer({ model, messages, hasLogprobs, ...sampling }, key, signa
   return streamed("v1/chat/completions", { model, messages, ...logprobs, ...sampling }, key, signal);
 }
 
-/** The same for the rest of an answer whose beginning is there: the model goes on after the beginning's tokens, of which
- * the first part has the `count`. */
+/** The same for the rest of an answer whose beginning is there: the model goes on after the beginning's tokens, whose
+ * `count` the first part has. */
 export async function* rest({ model, messages, begun, hasLogprobs, max_tokens = null, ...sampling }, key, signal) {
   const prompt = await tokenized({ model, messages }, key, signal);
   const own = await tokenized({ model, prompt: begun, add_special_tokens: false }, key, signal);

@@ -1,7 +1,7 @@
 // The chat page: conversations with the served models. Joins what the other files do.
 //
-// What must hold: no text of the user's is lost. Messages and answers are kept as they come; what fails stays on the page
-// with a way on; what is deleted comes back by one click.
+// What must hold: no text of the user's is lost. Messages and answers are kept as they come; what fails stays on the
+// page with a way on; what is deleted comes back by one click.
 
 import { Announcer } from "./announcer.js";
 import { Answering } from "./answering.js";
@@ -16,7 +16,8 @@ import { isSend } from "./turn.js";
 
 const store = await openStore();
 const settings = new Settings({ changed: set, keyed: loadModels });
-const answering = new Answering({ key: apiKey, context: (model) => settings.context(model), save, changed: progressed });
+const context = (model) => settings.context(model);
+const answering = new Answering({ key: apiKey, context, save, changed: progressed });
 const announcer = new Announcer($("said"));
 let chat = Conversation.begin();
 let heads = [];
@@ -43,7 +44,7 @@ const log = new Log($("log"), $("scroll"), $("latest"), {
   dropOldest(node) { Object.assign(chat.head, { drops: true }); run([node]); },
   renew(node) { const { text } = chat.parent(node); begin(); say(text, null); },
   room: (node) => ({
-    wanted: chat.settings.max_tokens, context: settings.context(node.model),
+    wanted: chat.settings.max_tokens, context: context(node.model),
     isAlone: chat.sent(chat.parent(node)).length === 0,
   }),
   enterKey: () => settings.open("key"),
@@ -93,14 +94,15 @@ async function run(nodes, goesOn = false) {
   draw();  // all of it: older turns may have left the context
 }
 
-const ended = ({ model, end }) => (end === "stop" || end === "length" ? `${model}: the answer is complete.` : `${model}: ${end}.`);
+const ended = ({ model, end }) => `${model}: ${end === "stop" || end === "length" ? "the answer is complete" : end}.`;
 
 /** Shows what has arrived of an answer. */
 function progressed(conversation, node) {
   if (conversation !== chat) return;
   log.update(node);
   const isAlone = chat.answers(chat.parent(node)).length === 1, isOver = !answering.isRunning(node);
-  if (isAlone || isOver) requestAnimationFrame(() => announcer.follow(node, log.view(node)?.body.children ?? [], isOver));
+  if (!isAlone && !isOver) return;
+  requestAnimationFrame(() => announcer.follow(node, log.view(node)?.body.children ?? [], isOver));
 }
 
 /** Keeps messages of a conversation, and says if the browser cannot. */
@@ -286,7 +288,9 @@ $("text").addEventListener("keydown", (event) => {
   $("form").requestSubmit();
 });
 addEventListener("hashchange", open);
-addEventListener("unhandledrejection", ({ reason }) => { if (reason instanceof StoreError) notify(reason.message, []); });
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (reason instanceof StoreError) notify(reason.message, []);
+});
 listen({
   stop: () => answering.stop(chat), newChat: () => { begin(); focusText(); }, compare: () => settings.compare(),
   settings: () => settings.open(), step,

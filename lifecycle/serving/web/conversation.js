@@ -1,7 +1,7 @@
 // A conversation: a tree of messages, of which one branch is shown and sent.
 //
-// What must hold: nothing that was said is lost. Another answer or an edited message is a new branch beside the old one,
-// so two tabs that write the same conversation only ever add to it. A message is stored under its own id.
+// What must hold: nothing that was said is lost. Another answer or an edited message is a new branch beside the old
+// one, so two tabs that write the same conversation only ever add to it. A message is stored under its own id.
 
 export const SETTINGS = {
   model: "", other: "", compares: false,  // `other`: the model beside, where a question goes to two
@@ -18,7 +18,7 @@ export class Conversation {
     this.nodes = new Map(nodes.map((node) => [node.id, node]));
   }
 
-  /** An empty one with these settings. `chosen` has the shown child of a message, `from` the oldest one that is sent. */
+  /** An empty one with these settings. `chosen` has a message's shown child, `from` is the oldest one that is sent. */
   static begin(settings = SETTINGS) {
     const now = Date.now();
     return new Conversation({
@@ -34,7 +34,8 @@ export class Conversation {
   /** A new message below another one (null: the first), which becomes the shown one. */
   add(parent, fields) {
     const node = {
-      id: identifier(), conversation: this.head.id, parent: parent?.id ?? ROOT, created: Date.now(), text: "", ...fields,
+      id: identifier(), conversation: this.head.id, parent: parent?.id ?? ROOT, created: Date.now(), text: "",
+      ...fields,
     };
     this.nodes.set(node.id, node);
     this.choose(node);

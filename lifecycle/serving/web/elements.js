@@ -37,7 +37,8 @@ export function problem(text, actions) {
   return styled("div", "problem", message, styled("div", "actions", ...buttons));
 }
 
-/** Copies a text; without access to the clipboard (plain HTTP), the element's, which it selects. Says which on a button. */
+/** Copies a text; without access to the clipboard (plain HTTP), the element's, which it selects. The button `told`
+ * says which. */
 export async function copy(text, element, told) {
   const label = told.textContent;
   try {

@@ -1,5 +1,5 @@
-// Keyboard shortcuts, and the dialog that lists them. Letters go with Alt: alone they would be typed by speech input, or
-// jump in a screen reader.
+// Keyboard shortcuts, and the dialog that lists them. Letters go with Alt: alone they would be typed by speech input,
+// or jump in a screen reader.
 
 import { $, make } from "./elements.js";
 

@@ -29,9 +29,10 @@ export class Log {
     this.conversation = conversation;
     const above = conversation.path().filter(({ role }) => role === "user");
     const first = above.findIndex(({ id }) => id === conversation.head.from);
-    const turns = above.flatMap((user, i) => [
-      ...(i && i === first ? [styled("p", "note boundary", BOUNDARY)] : []), ...this.turn(user, i < first, user !== above.at(-1)),
-    ]);
+    const turns = above.flatMap((user, i) => {
+      const turn = this.turn(user, i < first, user !== above.at(-1));
+      return i > 0 && i === first ? [styled("p", "note boundary", BOUNDARY), ...turn] : turn;
+    });
     keep(this.element, turns);
     this.refocus(focused);
     this.followEnd();
@@ -101,9 +102,8 @@ export class Log {
   /** Focuses the same button of what stands there now. */
   refocus(before) {
     if (!before || before.active.isConnected) return;
-    const turns = [...this.element.querySelectorAll(`[data-turn="${before.turn}"]`)];
-    const same = turns.flatMap((turn) => [...turn.querySelectorAll("button")]).find(({ dataset }) => dataset.key === before.key);
-    same?.focus();
+    const buttons = [...this.element.querySelectorAll(`[data-turn="${before.turn}"] button`)];
+    buttons.find(({ dataset }) => dataset.key === before.key)?.focus();
   }
 
   isAtEnd() {

@@ -19,8 +19,8 @@ const STARTS = [FENCE, HEADING, RULE, QUOTE, ITEM];  // end a paragraph
 
 const shown = new WeakMap();  // element -> the sources of the blocks in it
 
-/** Shows Markdown in an element. Blocks that have not changed since the last call stay, with the reader's selection, and
- * so does the frame of one that only grows. */
+/** Shows Markdown in an element. Blocks that have not changed since the last call stay, with the reader's selection,
+ * and so does the frame of one that only grows. */
 export function show(element, text) {
   const blocks = split(text.split("\n"), 0);
   const before = shown.get(element) ?? [];

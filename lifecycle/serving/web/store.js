@@ -76,7 +76,7 @@ class Store {
 
 function explained(error) {
   if (error?.name === "QuotaExceededError") return new StoreError(FULL);
-  return new StoreError(`This browser could not keep the newest changes (${error?.message ?? "unknown"}): export them.`);
+  return new StoreError(`This browser could not keep the newest changes (${error?.message ?? "?"}): export them.`);
 }
 
 function opened() {

@@ -40,7 +40,10 @@ export function tokenView(tokens) {
 }
 
 function moved(key, at, count) {
-  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: count - 1 }[key];
+  const places = {
+    ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: count - 1,
+  };
+  const to = places[key];
   return to === undefined ? null : Math.min(Math.max(to, 0), count - 1);
 }
 
@@ -65,5 +68,6 @@ function alternatives({ text, logprob, others }) {
     if (other === text) row.className = "sampled";
     return row;
   });
-  return make("table", make("caption", `Likeliest tokens in place of “${visible(text)}”`), head, make("tbody", ...body));
+  const caption = make("caption", `Likeliest tokens in place of “${visible(text)}”`);
+  return make("table", caption, head, make("tbody", ...body));
 }

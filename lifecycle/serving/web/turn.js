@@ -1,5 +1,5 @@
-// A question and an answer on the page. A view shows its message as it is now whenever it is drawn; what its buttons do is
-// the chat's (`acts`).
+// A question and an answer on the page. A view shows its message as it is now whenever it is drawn; what its buttons do
+// is the chat's (`acts`).
 
 import { button, copy, make, problem, styled } from "./elements.js";
 import { show } from "./markdown.js";
@@ -80,8 +80,8 @@ export class Answer {
     this.showsTokens = false;
   }
 
-  /** `versions` are the answers in its place, `side` says that it stands beside another, `isChosen` that the conversation
-   * goes on with it. */
+  /** `versions` are the answers in its place, `side` says that it stands beside another, `isChosen` that the
+   * conversation goes on with it. */
   draw(node, state) {
     this.node = node;
     this.title.textContent = node.model;
@@ -143,7 +143,7 @@ function steps(node, versions, choose) {
   if (versions.length < 2) return [];
   const at = versions.findIndex(({ id }) => id === node.id);
   const step = (label, to, title) => {
-    const made = button(label, () => versions[to] && choose(versions[to]), { title });
+    const made = button(label, () => versions[to] && choose(versions[to]), { title, key: title });
     made.setAttribute("aria-disabled", String(!versions[to]));  // not `disabled`, which would lose the focus
     return made;
   };
@@ -158,7 +158,8 @@ function ending({ count, seconds, first_s, end, limit, text, version }) {
   if (end === null) parts.push("not finished: the page was closed, or another tab still receives it");
   if (end === "stopped") parts.push(text ? "stopped" : "stopped before the answer began");
   if (end === "length") parts.push(limit ? "ended at Max tokens" : "ended: the context is full");
-  if (count) parts.push(`${(count / seconds).toPrecision(2) * 1} tokens/s`, count === 1 ? "1 token" : `${count} tokens`);
+  if (count) parts.push(`${Number((count / seconds).toPrecision(2))} tokens/s`);
+  if (count) parts.push(count === 1 ? "1 token" : `${count} tokens`);
   if (first_s !== null && first_s !== undefined) parts.push(`first after ${first_s.toFixed(first_s < 10 ? 1 : 0)} s`);
   if (version) parts.push(`version ${version.slice(0, 12)}`);
   return parts.join(" · ");
