@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,40 +9,16 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
-from lifecycle.cli.chat import System
 from lifecycle.cli.display import progress_on
 from lifecycle.cli.open_model import StageOrVersion, open_model
-from lifecycle.core.config import ConfigError, validate
+from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
+from lifecycle.core.config import ConfigError
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, conversation
-from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import prompt_ids
 
 SLOTS, MAX_SLOTS = 8, 4096
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Sampling:
-    """Options that replace the model's own settings."""
-
-    temperature: Annotated[float | None, Parameter(help="0 is greedy.")] = None
-    top_k: Annotated[int | None, Parameter(help="Sample from this many of the likeliest tokens; 0: from all.")] = None
-    top_p: Annotated[float | None, Parameter(help="Sample from the likeliest tokens up to this probability.")] = None
-    min_p: Annotated[float | None, Parameter(help="And only from those with this share of the likeliest one's.")] = None
-    typical_p: Annotated[float | None, Parameter(help="And from those nearest to the expected surprise.")] = None
-    repetition_penalty: Annotated[float | None, Parameter(help="Above 1: fewer tokens that are there already.")] = None
-    presence_penalty: Annotated[float | None, Parameter(help="Subtracted for tokens that the answer has.")] = None
-    frequency_penalty: Annotated[float | None, Parameter(help="And for each time that it has them.")] = None
-    max_tokens: Annotated[int | None, Parameter(help="Of an answer; by default to the end of the context.")] = None
-    stop: Annotated[tuple[str, ...], Parameter(help="A text that ends an answer; may be given again.")] = ()
-    seed: Annotated[int, Parameter(help="Of row N it is this plus N, from 0.")] = 0
-
-    def over(self, defaults: SamplingParams) -> SamplingParams:
-        """A model's settings with these instead; raises `ConfigError` for one that is out of its range."""
-        given = {name: value for name, value in asdict(self).items() if value is not None and value != ()}
-        return validate(SamplingParams, defaults.model_dump() | given, where="options")
 
 
 type Prompt = Annotated[tuple[str, ...], Parameter(help="A question; may be given again.")]
@@ -63,7 +38,7 @@ def generate(
     system: System = None,
     plain: IsPlain = False,
     slots: Slots = SLOTS,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = MODELS_OWN,
 ) -> None:
     """Answers prompts with a training stage's weights, a version, or a bundle outside any registry.
 
