@@ -45,6 +45,8 @@ def test_an_answer_arrives_in_pieces_and_says_how_fast_it_was(user: User, server
     user.write("hi")
     user.page.wait("document.querySelector('.assistant > .body').textContent === 'Hel'")
     assert user.texts("#stop") == ["Stop"] and user.texts("#send") == []
+    user.write("too soon")
+    assert "still on its way" in user.texts("#toast")[0] and user.page.run("text.value") == "too soon"
     go.set()
     user.idle()
     assert user.answers == ["Hello"] and user.page.run("document.querySelector('.body strong').textContent") == "lo"

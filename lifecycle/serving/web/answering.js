@@ -11,10 +11,10 @@ const EXCEEDED = "context_length_exceeded";
 export class Answering {
   running = new Map();  // by the answer's id: { controller, conversation }
 
-  /** `key()` is the API key, `context(model)` how many tokens a model takes; `save(chat, nodes)` keeps messages,
-   * and `changed(chat, node)` shows one. */
-  constructor({ key, context, save, changed }) {
-    Object.assign(this, { key, context, save, changed });
+  /** `key()` is the API key, `context(model)` how many tokens a model takes, `firstModel()` the one that is asked if the
+   * server's were not known yet; `save(chat, nodes)` keeps messages, and `changed(chat, node)` shows one. */
+  constructor({ key, context, firstModel, save, changed }) {
+    Object.assign(this, { key, context, firstModel, save, changed });
   }
 
   isRunning(node) {
@@ -64,6 +64,7 @@ export class Answering {
   async receive({ controller, conversation }, node, goesOn) {
     const began = performance.now(), before = { count: 0, seconds: node.seconds, saved: began };
     const messages = conversation.messages(conversation.parent(node));
+    node.model ||= await this.firstModel();
     const body = {
       model: node.model, messages, hasLogprobs: conversation.settings.logprobs, ...conversation.sampling(),
     };

@@ -17,7 +17,7 @@ import { isSend } from "./turn.js";
 const store = await openStore();
 const settings = new Settings({ changed: set, keyed: loadModels });
 const context = (model) => settings.context(model);
-const answering = new Answering({ key: apiKey, context, save, changed: progressed });
+const answering = new Answering({ key: apiKey, context, firstModel, save, changed: progressed });
 const announcer = new Announcer($("said"));
 let chat = Conversation.begin();
 let heads = [];
@@ -31,7 +31,7 @@ const log = new Log($("log"), $("scroll"), $("latest"), {
     chat.parent(node).columns = [versions[at - 1].id, versions[at].id];
     keep(chat.parent(node));
   },
-  edit: (node, text) => !isBusy() && say(text, chat.parent(node)),
+  edit: (node, text) => (isBusy() ? tell() : say(text, chat.parent(node))),
   editAbove: (node) => log.view(chat.parent(node)).edit(),
   redraw: draw,
   retry,
@@ -71,7 +71,7 @@ function answerTo(user, model) {
 
 /** Another answer beside one, in its column if it stands in one. */
 function retry(node) {
-  if (isBusy()) return;
+  if (isBusy()) return tell();
   const user = chat.parent(node), isChosen = chat.shown(user) === node, at = (user.columns ?? []).indexOf(node.id);
   const other = answerTo(user, at < 0 ? settings.asked()[0] : node.model);
   if (at >= 0) user.columns = user.columns.with(at, other.id);
@@ -82,10 +82,8 @@ function retry(node) {
 
 /** Receives answers, all at once; `goesOn`: the rest of what is there. */
 async function run(nodes, goesOn = false) {
-  if (isBusy()) return;
+  if (isBusy()) return tell();
   const own = chat;
-  if (!nodes[0].model) await loadModels();
-  for (const node of nodes) node.model ||= settings.asked()[0];
   announcer.begin(nodes, nodes.length > 1 ? "Two answers are being written." : "An answer is being written.");
   const running = nodes.map((node) => answering.run(own, node, goesOn));
   draw();
@@ -153,6 +151,16 @@ async function list() {
   drawHeads();
 }
 
+/** One question at a time: says so, and returns false. */
+function tell() {
+  toast("An answer is still on its way: stop it first.");
+  return false;
+}
+
+function toast(...parts) {
+  $("toast").replaceChildren(...parts, button("×", () => $("toast").replaceChildren(), { title: "Close" }));
+}
+
 function notify(text, actions) {
   $("notice").replaceChildren(problem(text, actions));
 }
@@ -167,6 +175,11 @@ async function loadModels() {
   }
   chat.settings.model ||= [...settings.cards.keys()][0] ?? "";
   settings.draw(chat.settings);
+}
+
+async function firstModel() {
+  await loadModels();
+  return settings.asked()[0];
 }
 
 /** Another conversation, with the models and the sampling of this one. */
@@ -202,7 +215,8 @@ function focusText() {
 function submit(event) {
   event.preventDefault();
   const text = $("text").value.trim();
-  if (!text || isBusy()) return;
+  if (!text) return;
+  if (isBusy()) return tell();
   $("text").value = "";
   grow();
   say(text, last("assistant") ?? null);
@@ -242,7 +256,7 @@ function offer(text, label, gone) {
     location.hash = gone.head.id;
     await open();
   });
-  $("toast").replaceChildren(text, back, button("×", () => $("toast").replaceChildren(), { title: "Close" }));
+  toast(text, back);
 }
 
 /** Another tab has changed or deleted a conversation. */

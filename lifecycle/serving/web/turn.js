@@ -58,8 +58,10 @@ export class Question {
   }
 }
 
-/** Enter, but not the one that ends a composition of characters, nor one for a new line. */
-export const isSend = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
+/** Enter, but not one for a new line, nor the one that ends a composition of characters (229 in Safari). */
+export const isSend = ({ key, keyCode, shiftKey, isComposing }) => (
+  key === "Enter" && !shiftKey && !isComposing && keyCode !== 229
+);
 
 /** An answer: its reasoning, its text or its tokens, and how it ended. */
 export class Answer {
