@@ -86,7 +86,8 @@ class Browser:
         page.send(
             "Emulation.setFocusEmulationEnabled", enabled=True
         )  # of several tabs each behaves as the one in front
-        page.open(url)
+        if url != "about:blank":
+            page.open(url)
         return page
 
     def profile(self) -> str:
@@ -123,6 +124,12 @@ class Page:
         """Goes to an address, and waits until the chat page is ready there."""
         self.send("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && document.querySelector('[data-ready]')")
+
+    def reload(self) -> None:
+        """The same address, read anew."""
+        address = self.run("location.href")
+        self.send("Page.navigate", url="about:blank")
+        self.open(address)
 
     def run(self, script: str) -> Any:
         """The value of an expression; a promise's is waited for."""

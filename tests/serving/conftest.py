@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 from browser import BROWSER, Browser, chromium
+from page_user import User
+from scripted_server import Scripted, scripted
 from serving_server import KEY, Running, start
 
 from lifecycle.inference.engine import Engine
@@ -45,3 +47,29 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium is installed")
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def _scripted() -> Iterator[Scripted]:
+    with scripted() as server:
+        yield server
+
+
+@pytest.fixture
+def script(_scripted: Scripted) -> Iterator[Scripted]:
+    """The chat page before a server whose answers the test writes; all of them must be asked for."""
+    yield _scripted
+    left = [*_scripted.replies]
+    _scripted.replies.clear()
+    _scripted.sent.clear()
+    assert left == []
+
+
+@pytest.fixture
+def user(browser: Browser, script: Scripted) -> Iterator[User]:
+    """Someone at that page; no script of it may fail, and nothing may violate its policy."""
+    user = User(browser, script.base)
+    yield user
+    complaints = [line for line in user.page.complaints() if "/v1/chat/completions" not in line]
+    user.page.close()
+    assert complaints == []

@@ -2,46 +2,21 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import ALT, Browser
 from page_user import User, shown
-from scripted_server import BUSY, FULL, LOCKED, Reply, Scripted, scripted
+from scripted_server import LOCKED, Reply, Scripted
 
 from lifecycle.testing.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("page")
 
 
-@pytest.fixture(scope="module")
-def shared(browser: Browser) -> Iterator[Scripted]:
-    with scripted() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: Scripted) -> Iterator[Scripted]:
-    yield shared
-    left = [*shared.replies]
-    shared.replies.clear()
-    shared.sent.clear()
-    assert left == []
-
-
-@pytest.fixture
-def user(browser: Browser, server: Scripted) -> Iterator[User]:
-    user = User(browser, server.base)
-    yield user
-    complaints = [line for line in user.page.complaints() if "/v1/chat/completions" not in line]
-    user.page.close()
-    assert complaints == []  # no exception, nothing that the policy forbids
-
-
-def test_an_answer_arrives_in_pieces_and_says_how_fast_it_was(user: User, server: Scripted) -> None:
+def test_an_answer_arrives_in_pieces_and_says_how_fast_it_was(user: User, script: Scripted) -> None:
     go = threading.Event()
-    server.replies.append(Reply(["Hel", "**lo**"], go=go))
+    script.replies.append(Reply(["Hel", "**lo**"], go=go))
     user.write("hi")
     user.page.wait("document.querySelector('.assistant > .body').textContent === 'Hel'")
     assert user.texts("#stop") == ["Stop"] and user.texts("#send") == []
@@ -54,8 +29,8 @@ def test_an_answer_arrives_in_pieces_and_says_how_fast_it_was(user: User, server
     assert "tokens/s" in note and "2 tokens" in note and "first after" in note and "version ffffffffffff" in note
 
 
-def test_retry_and_edit_make_versions_that_stay_reachable(user: User, server: Scripted) -> None:
-    server.replies.extend([Reply(["one"]), Reply(["two"]), Reply(["three"]), Reply(["four"])])
+def test_retry_and_edit_make_versions_that_stay_reachable(user: User, script: Scripted) -> None:
+    script.replies.extend([Reply(["one"]), Reply(["two"]), Reply(["three"]), Reply(["four"])])
     user.say("a")
     user.click("Retry")
     user.idle()
@@ -63,43 +38,43 @@ def test_retry_and_edit_make_versions_that_stay_reachable(user: User, server: Sc
     user.click("Version before")
     assert user.answers == ["one"]
     user.say("b")
-    assert server.asked()[-1] == ["a", "one", "b"], "the shown version is the one that is sent"
+    assert script.asked()[-1] == ["a", "one", "b"], "the shown version is the one that is sent"
     user.click("Edit", 0)
     user.page.run("document.activeElement.select()")
     user.page.type("changed")
     user.page.press("Enter")
     user.page.wait("document.querySelectorAll('.assistant').length === 1")
     user.idle()
-    assert user.said == ["changed"] and user.answers == ["four"] and server.asked() == [["changed"]]
+    assert user.said == ["changed"] and user.answers == ["four"] and script.asked() == [["changed"]]
     user.click("Version before", 0)
     assert user.said == ["a", "b"] and user.answers == ["one", "three"], "the old branch with all that followed"
 
 
-def test_stop_keeps_what_is_there_and_ends_the_server_s_work(user: User, server: Scripted) -> None:
+def test_stop_keeps_what_is_there_and_ends_the_server_s_work(user: User, script: Scripted) -> None:
     reply = Reply(["half ", "never"], go=threading.Event())
-    server.replies.append(reply)
+    script.replies.append(reply)
     user.write("long")
     user.page.wait("document.querySelector('.assistant > .body').textContent")
     user.page.press("Escape")
     user.idle()
     assert user.answers == ["half "] and "stopped" in user.texts(".assistant .note")[0]
     wait_until(reply.gone.is_set)
-    server.replies.append(Reply(["ok"]))
+    script.replies.append(Reply(["ok"]))
     user.say("next")
-    assert server.asked()[-1] == ["long", "half ", "next"], "it is part of the conversation"
+    assert script.asked()[-1] == ["long", "half ", "next"], "it is part of the conversation"
 
 
-def test_two_models_answer_side_by_side_and_one_goes_on(user: User, server: Scripted) -> None:
+def test_two_models_answer_side_by_side_and_one_goes_on(user: User, script: Scripted) -> None:
     go = threading.Event()
     user.press("compare")
-    server.replies.extend([Reply(["first ", "a"], go=go), Reply(["first ", "b"], go=go), Reply(["ok"]), Reply(["ok"])])
+    script.replies.extend([Reply(["first ", "a"], go=go), Reply(["first ", "b"], go=go), Reply(["ok"]), Reply(["ok"])])
     user.write("q")
     user.page.wait(
         "[...document.querySelectorAll('.columns .body')].filter((b) => b.textContent === 'first ').length === 2"
     )
     go.set()
     user.idle()
-    assert {body["model"] for body in server.sent} == {"production", "candidate"}
+    assert {body["model"] for body in script.sent} == {"production", "candidate"}
     assert all("tokens/s" in note for note in user.texts(".columns .note")) and len(user.answers) == 2
     second = user.answers[1]
     user.click("Go on with this", 1)
@@ -108,21 +83,22 @@ def test_two_models_answer_side_by_side_and_one_goes_on(user: User, server: Scri
     assert len(user.answers) == 2 and user.texts(".chosen > .body") == [second]
     user.press("compare")
     user.say("next")
-    assert server.asked()[-1] == ["q", second, "next"]
-    server.replies.clear()
+    assert script.asked()[-1] == ["q", second, "next"]
+    script.replies.clear()
 
 
-def test_conversations_are_kept_and_deleted_ones_come_back(user: User, server: Scripted) -> None:
-    server.replies.extend([Reply(["1"]), Reply(["2"])])
+def test_conversations_are_kept_and_deleted_ones_come_back(user: User, script: Scripted) -> None:
+    script.replies.extend([Reply(["1"]), Reply(["2"])])
     user.say("first talk")
     user.press("new")
     user.say("second talk")
     assert user.listed == ["second talk", "first talk"]
-    user.page.run("location.reload()")
-    user.page.wait(
-        "document.querySelector('[data-ready]') && document.querySelector('.assistant > .body')?.textContent"
-    )
+    user.page.reload()
     assert user.said == ["second talk"] and user.answers == ["2"], "the address names it"
+    user.page.run("text.focus()")
+    user.page.type("  a draft")
+    user.page.reload()
+    assert user.page.run("text.value") == "  a draft"
     user.press("title")
     user.page.run("document.activeElement.select()")
     user.page.type("renamed")
@@ -138,21 +114,21 @@ def test_conversations_are_kept_and_deleted_ones_come_back(user: User, server: S
     user.page.wait("document.querySelector('.user .text').textContent === 'first talk'")
 
 
-def test_two_tabs_write_one_conversation_and_lose_nothing(user: User, server: Scripted, browser: Browser) -> None:
-    server.replies.append(Reply(["1"]))
+def test_two_tabs_write_one_conversation_and_lose_nothing(user: User, script: Scripted, browser: Browser) -> None:
+    script.replies.append(Reply(["1"]))
     user.say("start")
     other = User(browser, user.page.run("location.href"), user.context)
     assert other.answers == ["1"]
     go = threading.Event()
-    server.replies.extend([Reply(["from ", "a"], go=go), Reply(["from ", "b"], go=go)])
+    script.replies.extend([Reply(["from ", "a"], go=go), Reply(["from ", "b"], go=go)])
     user.write("a")
-    wait_until(lambda: len(server.sent) == 2)
+    wait_until(lambda: len(script.sent) == 2)
     other.write("b")
-    wait_until(lambda: len(server.sent) == 3)
+    wait_until(lambda: len(script.sent) == 3)
     go.set()
     for tab in (user, other):
         tab.idle()
-    other.page.open(f"{server.base}/")  # another conversation; back again, all is read anew
+    other.page.open(f"{script.base}/")  # another conversation; back again, all is read anew
     other.page.click("document.querySelector('#list a')")
     other.page.wait("document.querySelectorAll('.place').length === 1")
     seen = {tuple(other.said)}
@@ -165,8 +141,8 @@ def test_two_tabs_write_one_conversation_and_lose_nothing(user: User, server: Sc
     other.page.close()
 
 
-def test_settings_belong_to_a_conversation_and_the_key_to_the_tab(user: User, server: Scripted) -> None:
-    server.replies.extend([LOCKED, Reply(["ok"]), Reply(["ok"])])
+def test_settings_belong_to_a_conversation_and_the_key_to_the_tab(user: User, script: Scripted) -> None:
+    script.replies.extend([LOCKED, Reply(["ok"]), Reply(["ok"])])
     user.say("hi")
     assert "API key" in user.texts(".error")[0] and user.ways_on == ["Enter the key", "Try again", "Edit message"]
     user.click("Enter the key")
@@ -180,19 +156,22 @@ def test_settings_belong_to_a_conversation_and_the_key_to_the_tab(user: User, se
         )
     user.click("Try again")
     user.idle()
-    sent = server.sent[-1]
-    assert sent["messages"][0] == {"role": "system", "content": "Be brief."} and server.keys[-1] == "Bearer secret"
+    sent = script.sent[-1]
+    assert sent["messages"][0] == {"role": "system", "content": "Be brief."} and script.keys[-1] == "Bearer secret"
     assert (sent["temperature"], sent["max_tokens"]) == (0, 50) and {"seed", "top_p", "logprobs"}.isdisjoint(sent)
     user.press("new")
     user.say("other")
-    assert [message["role"] for message in server.sent[-1]["messages"]] == ["user"]
-    assert user.page.run("sessionStorage.length") == 1 and user.page.run("localStorage.length") == 0
+    assert [message["role"] for message in script.sent[-1]["messages"]] == ["user"]
+    assert (
+        user.page.run("sessionStorage.getItem('lifecycle-key')") == "secret"
+        and user.page.run("localStorage.length") == 0
+    )
 
 
-def test_an_export_has_all_versions(user: User, server: Scripted, browser: Browser, tmp_path: Path) -> None:
+def test_an_export_has_all_versions(user: User, script: Scripted, browser: Browser, tmp_path: Path) -> None:
     folder = {"behavior": "allow", "downloadPath": str(tmp_path), "browserContextId": user.context}
     browser.send("Browser.setDownloadBehavior", **folder)
-    server.replies.extend([Reply(["one"]), Reply(["two"])])
+    script.replies.extend([Reply(["one"]), Reply(["two"])])
     user.say("Which? 1/2")
     user.click("Retry")
     user.idle()
@@ -204,106 +183,19 @@ def test_an_export_has_all_versions(user: User, server: Scripted, browser: Brows
     assert (tmp_path / "Which-1-2.md").read_text() == "# Which? 1/2\n\n## User\n\nWhich? 1/2\n\n## production\n\ntwo\n"
 
 
-def test_reasoning_is_folded(user: User, server: Scripted) -> None:
-    server.replies.append(Reply(["42"], reasoning=["Let me ", "think."]))
+def test_reasoning_is_folded(user: User, script: Scripted) -> None:
+    script.replies.append(Reply(["42"], reasoning=["Let me ", "think."]))
     user.say("q")
     assert user.answers == ["42"] and user.page.run("document.querySelector('details').open") is False
     assert user.page.run("document.querySelector('details .body').textContent") == "Let me think."
-    server.replies.append(Reply(["plain"]))
+    script.replies.append(Reply(["plain"]))
     user.say("r")
-    assert len(user.texts("details")) == 1 and server.asked()[-1] == ["q", "42", "r"]
+    assert len(user.texts("details")) == 1 and script.asked()[-1] == ["q", "42", "r"]
 
 
-def test_an_unreachable_server_is_named_and_the_message_kept(user: User, server: Scripted) -> None:
-    user.page.send("Network.enable")
-    lost = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    user.page.send("Network.emulateNetworkConditions", offline=True, **lost)
-    user.say("hello")
-    assert user.said == ["hello"] and user.ways_on == ["Try again", "Edit message"]
-    assert "cannot be reached" in user.texts(".error")[0] and "lifecycle serve" in user.texts(".error")[0]
-    user.page.send("Network.emulateNetworkConditions", offline=False, **lost)
-    server.replies.append(Reply(["Hello"]))
-    user.click("Try again")
-    user.idle()
-    assert server.asked() == [["hello"]] and user.answers == ["Hello"] and user.ways_on == []
-
-
-def test_half_an_answer_is_kept_and_part_of_the_conversation(user: User, server: Scripted) -> None:
-    go = threading.Event()
-    server.replies.extend([Reply(["one ", "half"], is_whole=False, go=go), Reply(["ok"])])
-    user.write("half?")
-    user.page.wait("document.querySelector('.assistant > .body')?.textContent === 'one half'")
-    go.set()
-    user.idle()
-    assert user.answers == ["one half"] and user.ways_on == ["Try again"]
-    assert "was lost" in user.texts(".error")[0] and "is kept" in user.texts(".error")[0]
-    user.say("next")
-    assert server.asked()[-1] == ["half?", "one half", "next"]
-
-
-def test_a_busy_server_is_asked_again_at_a_click_after_the_wait(user: User, server: Scripted) -> None:
-    server.replies.extend([BUSY, Reply(["ok"])])
-    user.say("hi")
-    assert "busy" in user.texts(".error")[0] and len(server.sent) == 1
-    user.page.wait("document.querySelector(\"[data-key='Try again']:enabled\")")
-    user.click("Try again")
-    user.idle()
-    assert user.answers == ["ok"] and len(server.sent) == 2
-
-
-def test_a_turn_without_an_answer_is_not_part_of_the_conversation(user: User, server: Scripted) -> None:
-    server.replies.extend([BUSY, Reply(["ok"])])
-    user.say("lost")
-    user.say("next")
-    assert server.asked()[-1] == ["next"] and "not part of the conversation" in user.texts(".user .note")
-    assert user.said == ["lost", "next"]
-
-
-def test_a_full_context_goes_on_without_the_oldest_turns(user: User, server: Scripted) -> None:
-    server.replies.extend([Reply(["1"]), Reply(["2"]), FULL])
-    for text in ("a", "b", "c"):
-        user.say(text)
-    assert user.ways_on == ["Go on without the oldest turns", "New chat with this message", "Edit message"]
-    server.replies.extend([FULL, Reply(["fits"])])
-    user.click("Go on without the oldest turns")
-    user.idle()
-    assert user.answers[-1] == "fits" and [len(messages) for messages in server.asked()] == [1, 3, 5, 5, 3]
-    assert len(user.texts(".boundary")) == 1 and user.texts(".dropped > .text") == ["a"]
-    server.replies.extend([FULL, Reply(["too"])])
-    user.say("d")
-    assert [len(messages) for messages in server.asked()] == [5, 3], "agreed once, for this conversation"
-    assert user.texts(".dropped > .text") == ["a", "b"]
-    server.replies.extend([FULL, FULL, FULL])
-    user.say("e")
-    assert "alone exceeds" in user.texts(".error")[-1] and user.ways_on == ["Try again", "Edit message"]
-    server.replies.append(Reply(["ok"]))
-    user.say("on")
-    assert server.asked()[-1] == ["on"] and user.answers[-1] == "ok"
-
-
-def test_max_tokens_beyond_the_context_are_named(user: User, server: Scripted) -> None:
-    server.replies.extend([FULL, Reply(["ok"])])
-    user.set("max_tokens", "5000")
-    user.say("a")
-    assert "Max tokens is 5000, but the model's context holds 100" in user.texts(".error")[0]
-    user.set("max_tokens", "50")
-    user.click("Try again")
-    user.idle()
-    assert user.answers == ["ok"]
-
-
-def test_a_full_browser_is_told_and_the_page_goes_on(user: User, server: Scripted) -> None:
-    user.page.send("Storage.overrideQuotaForOrigin", origin=server.base, quotaSize=1)
-    server.replies.append(Reply(["still here"]))
-    user.say("hi")
-    user.page.wait("document.querySelector('#notice .error')?.textContent.includes('no more room')")
-    assert user.answers == ["still here"] and user.texts("#notice button") == ["Export"]
-    user.page.send("Storage.overrideQuotaForOrigin", origin=server.base)
-
-
-def test_the_reader_who_scrolls_up_is_left_in_peace(user: User, server: Scripted) -> None:
+def test_the_reader_who_scrolls_up_is_left_in_peace(user: User, script: Scripted) -> None:
     go, long = threading.Event(), "\n\n".join(f"paragraph {number}" for number in range(60))
-    server.replies.append(Reply([long, f"\n\n{long}", "\n\nend"], go=go))
+    script.replies.append(Reply([long, f"\n\n{long}", "\n\nend"], go=go))
     user.write("long")
     place = "document.getElementById('scroll').scrollTop"
     user.page.wait(f"{place} > 1000")
@@ -319,10 +211,10 @@ def test_the_reader_who_scrolls_up_is_left_in_peace(user: User, server: Scripted
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
-def test_the_page_fits_a_phone_and_can_be_touched(browser: Browser, server: Scripted, is_dark: bool) -> None:
-    user = User(browser, server.base, width=390, height=844, phone=True, dark=is_dark)
+def test_the_page_fits_a_phone_and_can_be_touched(browser: Browser, script: Scripted, is_dark: bool) -> None:
+    user = User(browser, script.base, width=390, height=844, phone=True, dark=is_dark)
     code = f"```python\n{'long ' * 60}\n```\n\n| {'wide | ' * 30}\n|{'-|' * 30}\n| a |\n\n" + "x" * 300
-    server.replies.extend([Reply([code]), Reply([code]), Reply([code])])
+    script.replies.extend([Reply([code]), Reply([code]), Reply([code])])
     user.say("hi")
     user.press("compare")
     user.say("two")

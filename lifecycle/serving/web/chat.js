@@ -12,8 +12,9 @@ import { drawList } from "./list.js";
 import { Log } from "./log.js";
 import { apiKey, Settings } from "./settings.js";
 import { openStore, StoreError } from "./store.js";
-import { isSend } from "./turn.js";
+import { isSend, written } from "./turn.js";
 
+const DRAFT = "lifecycle-draft";
 const store = await openStore();
 const settings = new Settings({ changed: set, keyed: loadModels });
 const context = (model) => settings.context(model);
@@ -195,6 +196,7 @@ async function open() {
   const id = location.hash.slice(1);
   if (id === chat.head.id) return;
   const found = answering.busy(id) ?? await load(id);
+  if (id !== location.hash.slice(1)) return;  // the user has gone on to another one meanwhile
   if (found) chat = found;
   else if (chat.nodes.size) begin();
   log.toEnd();
@@ -214,16 +216,22 @@ function focusText() {
 
 function submit(event) {
   event.preventDefault();
-  const text = $("text").value.trim();
+  const text = written($("text"));
   if (!text) return;
   if (isBusy()) return tell();
-  $("text").value = "";
-  grow();
+  write("");
   say(text, last("assistant") ?? null);
   history.replaceState(null, "", `#${chat.head.id}`);
 }
 
-function grow() {
+function write(text) {
+  $("text").value = text;
+  typed();
+}
+
+/** Gives the message the room that it needs, and keeps it for when the page is loaded again. */
+function typed() {
+  sessionStorage.setItem(DRAFT, $("text").value);
   $("text").style.height = "auto";
   $("text").style.height = `${$("text").scrollHeight + 2}px`;
 }
@@ -261,13 +269,13 @@ function offer(text, label, gone) {
 
 /** Another tab has changed or deleted a conversation. */
 async function follow({ id, isDeleted }) {
-  if (id === chat.head.id && isDeleted) {
-    chat.isDeleted = true;
-    offer("Another tab has deleted this conversation.", "Keep it", chat);
-  } else if (id === chat.head.id && !isBusy()) {
-    const stored = await load(id);
-    if (stored) chat.merge(stored);
-    log.draw(chat);
+  const isShown = id === chat.head.id, held = isShown ? chat : answering.busy(id);
+  if (held && isDeleted) held.isDeleted = true;
+  if (isShown && isDeleted) offer("Another tab has deleted this conversation.", "Keep it", chat);
+  const stored = isShown && !isDeleted && await load(id);
+  if (stored && id === chat.head.id && !isBusy()) {  // an answer that has begun meanwhile belongs to the old messages
+    chat.merge(stored);
+    draw();
   }
   await list();
 }
@@ -295,7 +303,7 @@ $("log").addEventListener("click", ({ target }) => {
   const code = target.closest(".code").querySelector("code");
   copy(code.textContent, code, target);
 });
-$("text").addEventListener("input", grow);
+$("text").addEventListener("input", typed);
 $("text").addEventListener("keydown", (event) => {
   if (!isSend(event)) return;
   event.preventDefault();
@@ -312,6 +320,7 @@ listen({
   retryLast: () => last("assistant") && retry(last("assistant")),
 });
 store.follow(follow);
+write(sessionStorage.getItem(DRAFT) ?? "");
 if (!store.isKept) $("kept").textContent = "This browser keeps nothing here: conversations end with the page.";
 await Promise.all([loadModels(), list(), open()]);
 focusText();

@@ -35,10 +35,10 @@ export class Question {
     input.setAttribute("aria-label", "Edit the message");
     this.form = styled("form", "edit", input, styled("div", "actions",
       button("Cancel", () => this.close()), Object.assign(styled("button", "main", "Send"), { type: "submit" })));
-    this.form.addEventListener("submit", (event) => { event.preventDefault(); this.send(input.value.trim()); });
+    this.form.addEventListener("submit", (event) => { event.preventDefault(); this.send(written(input)); });
     input.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); this.close(); }
-      if (isSend(event)) { event.preventDefault(); this.send(input.value.trim()); }
+      if (isSend(event)) { event.preventDefault(); this.send(written(input)); }
     });
     this.element.classList.add("editing");
     this.element.append(this.form);
@@ -62,6 +62,9 @@ export class Question {
 export const isSend = ({ key, keyCode, shiftKey, isComposing }) => (
   key === "Enter" && !shiftKey && !isComposing && keyCode !== 229
 );
+
+/** The text of a field, without blank lines before it and space after it; an indented line stays so. */
+export const written = (input) => input.value.trimEnd().replace(/^(?:[^\S\n]*\n)+/, "");
 
 /** An answer: its reasoning, its text or its tokens, and how it ended. */
 export class Answer {
