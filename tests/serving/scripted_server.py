@@ -45,6 +45,7 @@ class Reply:
 
     async def _events(self) -> AsyncGenerator[str]:
         deltas = [{"reasoning_content": text} for text in self.reasoning] + [{"content": text} for text in self.texts]
+        yield ": a comment, as proxies send it\n\n"
         for number, delta in enumerate(deltas):
             yield event({"choices": [{"delta": delta, "finish_reason": None}], "system_fingerprint": "f" * 64})
             while number == (0 if self.is_whole else len(deltas) - 1) and self.go is not None and not self.go.is_set():

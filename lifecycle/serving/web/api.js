@@ -133,7 +133,8 @@ async function* events(response) {
     const parts = (held + value).split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      const data = part.replace(/^data: /, "");
+      if (!part.startsWith("data: ")) continue;  // a comment, which keeps the connection open
+      const data = part.slice("data: ".length);
       if (data === "[DONE]") return;
       yield parsed(data);
     }
