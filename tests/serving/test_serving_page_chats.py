@@ -205,7 +205,7 @@ def test_the_reader_who_scrolls_up_is_left_in_peace(user: User, script: Scripted
     before = user.page.run(place)
     go.set()
     user.idle()
-    assert user.page.run(place) == before and user.answers[0].endswith("end")
+    assert user.page.run(place) <= before and user.answers[0].endswith("end")
     user.press("latest")
     user.page.wait(f"{place} > {before} && document.getElementById('latest').hidden")
 

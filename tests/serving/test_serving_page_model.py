@@ -1,11 +1,15 @@
 """The chat page in a browser, before a real server with a tiny model; its keys, and what a screen reader is given."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from browser import ALT, SHIFT, Browser
 from page_user import User
 from serving_server import KEY, Running
+
+from lifecycle.inference.generation import Event
+from lifecycle.serving.choices import Choices
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -19,14 +23,25 @@ def user(browser: Browser, server: Running) -> Iterator[User]:
     assert complaints == []
 
 
-def test_stop_frees_the_server_and_continue_goes_on_from_there(user: User, server: Running) -> None:
-    count = len(server.records)
-    user.write("endless")  # 4,096 tokens, unless it is stopped
-    user.page.wait("document.querySelector('.assistant > .body')?.textContent.length > 20")
+def test_stop_frees_the_server_and_continue_goes_on_from_there(
+    user: User, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, asked = len(server.records), list[Choices]()
+    whole = Choices.events
+
+    async def slowly(choices: Choices) -> AsyncIterator[tuple[int, Event]]:
+        asked.append(choices)
+        async for event in whole(choices):
+            yield event
+            await asyncio.sleep(0.2)  # so that 4,096 tokens do not end before they are stopped
+
+    monkeypatch.setattr(Choices, "events", slowly)
+    user.write("endless")
+    user.page.wait("document.querySelector('.assistant > .body')?.textContent.length > 1")
     user.page.press("Escape")
     user.idle()
     record = server.wait_for_record(count + 1)
-    assert record.status == 499 and record.completion_tokens < 4000
+    assert record.status == 499 and asked[0].generations[0].is_cancelled
     before = user.page.run("document.querySelector('.assistant > .body').textContent")
     user.set("max_tokens", "8")
     user.click("Continue")
