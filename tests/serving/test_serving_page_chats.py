@@ -183,6 +183,39 @@ def test_an_export_has_all_versions(user: User, script: Scripted, browser: Brows
     assert (tmp_path / "Which-1-2.md").read_text() == "# Which? 1/2\n\n## User\n\nWhich? 1/2\n\n## production\n\ntwo\n"
 
 
+def test_an_exported_conversation_comes_back_beside_what_is_there(user: User, script: Scripted) -> None:
+    script.replies.extend([Reply(["one"]), Reply(["two"]), Reply(["three"])])
+    user.say("a")
+    user.click("Retry")
+    user.idle()
+    user.say("b")
+    user.click("Version before", 0)
+    exported = user.page.run(
+        "Promise.all(['store', 'conversation', 'exchange'].map((name) => import(`./${name}.js`))).then(async ("
+        "[{ openStore }, { Conversation }, { json }]) => { const stored = await (await openStore())"
+        ".load(location.hash.slice(1)); return json(new Conversation(stored.head, stored.nodes)); })"
+    )
+    bring = """(() => {{
+      const files = new DataTransfer();
+      files.items.add(new File([{}], "talk.json"));
+      file.files = files.files;
+      file.dispatchEvent(new Event("change"));
+    }})()"""
+    before = user.page.run("location.hash")
+    user.page.run(bring.format(json.dumps(exported)))
+    user.page.wait(f"location.hash !== '{before}' && document.querySelector('.assistant')")
+    assert user.answers == ["one"] and user.texts(".place") == ["Version 1/2"] and len(user.listed) == 2
+    user.click("Next version")
+    assert user.answers == ["two", "three"]
+    tree = json.loads(exported)
+    loose = tree | {"messages": [message | {"parent": "nowhere"} for message in tree["messages"][1:]]}
+    for broken in ("{", "[]", "null", "{}", '{"conversation": {"title": "x"}, "messages": [null]}', json.dumps(loose)):
+        user.page.run("notice.replaceChildren()")
+        user.page.run(bring.format(json.dumps(broken)))
+        user.page.wait("notice.textContent.includes('talk.json is not a conversation')")
+    assert len(user.listed) == 2
+
+
 def test_reasoning_is_folded(user: User, script: Scripted) -> None:
     script.replies.append(Reply(["42"], reasoning=["Let me ", "think."]))
     user.say("q")

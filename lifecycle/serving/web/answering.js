@@ -11,8 +11,8 @@ const EXCEEDED = "context_length_exceeded";
 export class Answering {
   running = new Map();  // by the answer's id: { controller, conversation }
 
-  /** `key()` is the API key, `context(model)` how many tokens a model takes, `firstModel()` the one that is asked if the
-   * server's were not known yet; `save(chat, nodes)` keeps messages, and `changed(chat, node)` shows one. */
+  /** `key()` is the API key, `context(model)` how many tokens a model takes, `firstModel()` the one that is asked if
+   * the server's were not known yet; `save(chat, nodes)` keeps messages, and `changed(chat, node)` shows one. */
   constructor({ key, context, firstModel, save, changed }) {
     Object.assign(this, { key, context, firstModel, save, changed });
   }

@@ -5,8 +5,9 @@
 
 import { Announcer } from "./announcer.js";
 import { Answering } from "./answering.js";
-import { Conversation, json, markdown, SETTINGS } from "./conversation.js";
+import { Conversation, SETTINGS } from "./conversation.js";
 import { $, button, copy, download, problem } from "./elements.js";
+import { imported, json, markdown } from "./exchange.js";
 import { listen } from "./keys.js";
 import { drawList } from "./list.js";
 import { Log } from "./log.js";
@@ -243,6 +244,15 @@ function exportAs(kind) {
   $("menu").hidePopover();
 }
 
+/** Brings in an exported conversation as a new one. */
+async function importFile({ target }) {
+  const [file] = target.files, brought = imported(await file.text());
+  target.value = "";  // the same file may be chosen again
+  if (!brought) return notify(`${file.name} is not a conversation that this page has exported as JSON.`, []);
+  await save(brought, [...brought.nodes.values()]);
+  location.hash = brought.head.id;
+}
+
 /** Deletes the conversation on the page, until the user wants it back. */
 async function remove() {
   const gone = chat;
@@ -298,6 +308,8 @@ $("title").addEventListener("change", ({ target }) => {
 $("as-markdown").addEventListener("click", () => exportAs("markdown"));
 $("as-json").addEventListener("click", () => exportAs("json"));
 $("delete").addEventListener("click", remove);
+$("import").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", importFile);
 $("log").addEventListener("click", ({ target }) => {
   if (!target.matches("button.copy")) return;
   const code = target.closest(".code").querySelector("code");

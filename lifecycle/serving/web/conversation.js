@@ -126,19 +126,6 @@ export class Conversation {
   }
 }
 
-/** The shown branch as Markdown. */
-export function markdown(conversation) {
-  const parts = [`# ${conversation.head.title}`];
-  if (conversation.settings.system) parts.push("## System", conversation.settings.system);
-  for (const node of conversation.path()) parts.push(`## ${node.role === "user" ? "User" : node.model}`, node.text);
-  return `${parts.join("\n\n")}\n`;
-}
-
-/** All of a conversation, every version of its messages, as JSON. */
-export function json(conversation) {
-  return JSON.stringify({ conversation: conversation.head, messages: [...conversation.nodes.values()] }, null, 1);
-}
-
 function titled(text) {
   const line = text.trim().split("\n", 1)[0];
   return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH - 1)}…` : line;
