@@ -262,6 +262,7 @@ async function remove() {
   await store.remove(gone.head.id);
   begin();
   offer(`Deleted “${gone.head.title}”.`, "Undo", gone);
+  focusText();  // the button that had the focus is off now
   await list();
 }
 
