@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from select import select
 from typing import Any
 
 from lifecycle.testing.waiting import LIMIT_S
@@ -25,6 +26,10 @@ FLAGS = [
     "--no-first-run",
     "--remote-debugging-pipe",
     "--force-color-profile=srgb",
+    # a tab behind another one goes on as if it were in front
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
 ]
 KEYS = {
     "Enter": (13, "\r"),
@@ -66,6 +71,7 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while END not in self._held:
+            assert select([self._up], [], [], LIMIT_S)[0], "the browser does not answer"
             data = self._up.read(1 << 20)
             assert data, "the browser is gone"
             self._held += data

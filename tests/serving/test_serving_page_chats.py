@@ -190,6 +190,7 @@ def test_an_exported_conversation_comes_back_beside_what_is_there(user: User, sc
     user.idle()
     user.say("b")
     user.click("Version before", 0)
+    user.page.wait("document.querySelector('.place').textContent === 'Version 1/2'")
     exported = user.page.run(
         "Promise.all(['store', 'conversation', 'exchange'].map((name) => import(`./${name}.js`))).then(async ("
         "[{ openStore }, { Conversation }, { json }]) => { const stored = await (await openStore())"

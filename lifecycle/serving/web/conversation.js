@@ -33,9 +33,10 @@ export class Conversation {
 
   /** A new message below another one (null: the first), which becomes the shown one. */
   add(parent, fields) {
+    const newest = Math.max(0, ...[...this.nodes.values()].map(({ created }) => created));
     const node = {
-      id: identifier(), conversation: this.head.id, parent: parent?.id ?? ROOT, created: Date.now(), text: "",
-      ...fields,
+      id: identifier(), conversation: this.head.id, parent: parent?.id ?? ROOT, text: "", ...fields,
+      created: Math.max(Date.now(), newest + 1),  // versions are in this order, also two of the same millisecond
     };
     this.nodes.set(node.id, node);
     this.choose(node);
