@@ -74,7 +74,7 @@ class Ours:
     def _first(self, slot: int, prompt: list[int], greedy: SamplingParams) -> int:
         self.table.open(slot, greedy, 0, ())
         chunk = Chunk(slot, 0, len(prompt), len(prompt))
-        sampled, _ = self.programs.prefill(self.table.prompt_rows([chunk], [prompt]))
+        sampled, *_ = self.programs.prefill(self.table.prompt_rows([chunk], [prompt]))
         return int(sampled.token[0, 0])
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lifecycle.core.run import Run, open_run
     from lifecycle.evals.texts import TextScore, score_texts
     from lifecycle.inference.bundle import load_bundle
-    from lifecycle.inference.texts import generate_texts
+    from lifecycle.inference.texts import embed_texts, generate_texts
     from lifecycle.parallel.mesh import make_mesh
     from lifecycle.training.trainer import Trainer
 
@@ -18,6 +18,7 @@ _HOMES = {
     "Run": "core.run",
     "TextScore": "evals.texts",
     "Trainer": "training.trainer",
+    "embed_texts": "inference.texts",
     "generate_texts": "inference.texts",
     "load_bundle": "inference.bundle",
     "make_mesh": "parallel.mesh",
@@ -29,6 +30,7 @@ __all__ = [
     "TextScore",
     "Trainer",
     "__version__",
+    "embed_texts",
     "generate_texts",
     "load_bundle",
     "make_mesh",

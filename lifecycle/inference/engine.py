@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.model import Model
+from lifecycle.inference.pooling import Embedding, Pooling
 from lifecycle.inference.runner import DispatchObserver, EngineStats, Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S
@@ -67,6 +68,12 @@ class Engine:
         if self._is_broken:
             raise EngineError(BROKEN)
         return self._runner.submit(prompt, params)
+
+    def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
+        """Queues a request for the vector of a prompt of token ids. Raises what `submit` raises."""
+        if self._is_broken:
+            raise EngineError(BROKEN)
+        return self._runner.embed(prompt, pooling)
 
     @property
     def max_requests(self) -> int:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Bool, Int
+from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
@@ -77,9 +78,9 @@ class DecodeRows:
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
     config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[tuple[Sampled, Sampled], SlotState]:
-    """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`, and the tokens
-    `following` as if they had been sampled, `[G, T]`; -1 for all unless they are wanted."""
+) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
+    """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`; the tokens
+    `following` as if they had been sampled, `[G, T]`, -1 for all unless they are wanted; and the hidden states."""
     return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
 
 
@@ -112,7 +113,7 @@ def _on_mesh[Out](
 
 def _prefill(
     config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
-) -> tuple[tuple[Sampled, Sampled], SlotState]:
+) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     cache, slot = replace(state.cache, tables=rows.pages), rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
@@ -126,7 +127,7 @@ def _prefill(
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
-    return (sampled, scored), SlotState(replace(cache, tables={}), history)
+    return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
@@ -229,12 +230,13 @@ class Programs:
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh)
 
-    def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None]:
-        """The token after each group's chunk, `[G, 1]` in host memory, and the prompts' own if they are wanted."""
+    def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
+        """The token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted, in host memory; and the
+        chunks' hidden states."""
         with self._launch:
-            (sampled, scored), self._state = prefill(*self._static, self._params, self._state, rows)
+            (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
-        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored
+        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
     def decode(self, rows: DecodeRows) -> Sampled:
         """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.model import Model
+from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
 from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
@@ -85,10 +86,19 @@ class Runner:
         max_tokens = self.max_tokens(len(prompt), params)
         if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
+        return self._accept(Generation(prompt, params, max_tokens))
+
+    def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
+        """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
+        if not 0 < len(prompt) <= self.max_seq_len:
+            raise ContextLengthError(f"the context holds 1 to {self.max_seq_len} tokens, but the text has {len(prompt)}")
+        return self._accept(Embedding(prompt, pooling))
+
+    def _accept[G: Generation](self, generation: G) -> G:
+        prompt = generation.prompt
         self.model.tokenizer.require_rows(prompt)
         if min(prompt) < 0 or max(prompt) >= self._num_ids:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
-        generation = Generation(prompt, params, max_tokens)
         with self.changed:
             self._scheduler.accept(generation)
             self.changed.notify()
@@ -168,6 +178,9 @@ class Runner:
                 self._open(slot, generation, num_cached)
 
     def _open(self, slot: int, generation: Generation, num_cached: int) -> None:
+        if isinstance(generation, Embedding):
+            generation.begin()  # nothing is sampled: the slot stays as an empty one is
+            return
         params = generation.params
         stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
         if generation.output is None:
@@ -209,17 +222,27 @@ class Runner:
         generations = [self._scheduler.request(chunk.slot) for chunk in chunks]
         rows = self._table.prompt_rows(chunks, [generation.prompt for generation in generations])
         began = time.perf_counter()
-        sampled, scored = self._programs.prefill(rows)
+        sampled, scored, states = self._programs.prefill(rows)
         self._charge(began, {g.id: chunk.size for g, chunk in zip(generations, chunks, strict=True)})
         counters, num_tokens = self._counters, sum(chunk.size for chunk in chunks)
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         for generation, chunk in zip(generations, chunks, strict=True):
+            if isinstance(generation, Embedding):
+                self._pool(generation, chunk, states)
+                continue
             num_top = generation.params.prompt_logprobs
             if scored is not None and num_top is not None and not _output(generation).num_tokens:
                 generation.prompt_tokens += _tokens(scored, self._table.group(chunk.slot), num_top)
             if chunk.start + chunk.size == len(generation.prompt):
                 with self._contained(chunk.slot):
                     self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
+
+    def _pool(self, embedding: Embedding, chunk: Chunk, states: ChunkStates) -> None:
+        """Gives an embedding its chunk's states; its slot is free after the last chunk."""
+        group, is_whole = self._table.group(chunk.slot), chunk.start + chunk.size == len(embedding.prompt)
+        if is_whole:
+            self._release(chunk.slot)
+        embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group], is_whole)
 
     def _decode(self) -> None:
         num_steps = self._scheduler.decode_steps()

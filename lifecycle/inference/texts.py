@@ -1,13 +1,15 @@
-"""Text-to-text generation, for notebooks and scripts; the engine and the server use token ids."""
+"""Generation and embedding of texts, for notebooks and scripts; the engine and the server use token ids."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.config import validate
-from lifecycle.inference.generate import generate
+from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.model import Model
+from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
 
 type Conversation = Sequence[Mapping[str, str]]  # messages with `role` and `content`
@@ -24,6 +26,16 @@ def generate_texts(
     params = validate(SamplingParams, model.defaults.model_dump() | sampling, where="sampling")
     completions = generate(model, [prompt_ids(model, prompt) for prompt in prompts], params, mesh=mesh)
     return [completion.text for completion in completions]
+
+
+def embed_texts(
+    model: Model, texts: Sequence[str], pooling: Pooling = "mean", mesh: Mesh | None = None
+) -> np.ndarray:
+    """A vector for each text, `[N, D]`, float32, of length 1: the mean of its tokens' hidden states, or the last one.
+
+    Raises `ContextLengthError` for a text that does not fit.
+    """
+    return embed(model, [prompt_ids(model, text) for text in texts], pooling, mesh=mesh)
 
 
 def prompt_ids(model: Model, prompt: str | Conversation) -> list[int]:

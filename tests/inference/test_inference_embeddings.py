@@ -1,0 +1,107 @@
+"""Embeddings against a plain forward pass, and what a caller relies on."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lifecycle.core.typing import Array
+from lifecycle.inference.engine import Engine
+from lifecycle.inference.generate import embed, generate
+from lifecycle.inference.model import Model
+from lifecycle.inference.pooling import Pooling, normalised
+from lifecycle.inference.runner import ContextLengthError, Runner
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.texts import embed_texts
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import forward
+from lifecycle.model.params import Params
+
+SLOTS = 2
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
+PROMPTS = [[65], [66] * 5, list(range(40, 57)), [i % 250 for i in range(300)], [7] * 256, [i % 99 for i in range(320)]]
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden_states(config: ModelConfig, params: Params, tokens: Array) -> Array:
+    return forward(config, params, tokens, jnp.arange(tokens.shape[1])[None])[0]
+
+
+def plain(model: Model, prompt: list[int], pooling: Pooling) -> np.ndarray:
+    tokens = np.zeros((1, model.config.max_seq_len), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    states = np.asarray(hidden_states(model.config, model.params, tokens), np.float64)[: len(prompt)]
+    vector = states.mean(0) if pooling == "mean" else states[-1]
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_vector_is_that_of_the_plain_forward_whatever_else_runs(model: Model, pooling: Pooling) -> None:
+    """Of one token to the whole context, in one chunk and in two, beside answers that are generated."""
+    alone = [embed(model, [prompt], pooling, SLOTS)[0] for prompt in PROMPTS]
+    with Engine(model, SLOTS) as engine:
+        answers, embeddings = [], []
+        for prompt in PROMPTS:
+            embeddings.append(engine.embed(prompt, pooling))
+            answers.append(engine.submit(prompt[:300], GREEDY))
+        for prompt, embedding, own in zip(PROMPTS, embeddings, alone, strict=True):
+            assert embedding.wait().tokens == ()
+            assert embedding.vector is not None and embedding.vector.dtype == np.float32
+            np.testing.assert_allclose(embedding.vector, plain(model, prompt, pooling), atol=1e-5)
+            assert np.array_equal(embedding.vector, own)
+        together = [answer.wait() for answer in answers]
+        assert engine.stats.active == engine.stats.waiting == 0
+    assert together == generate(model, [prompt[:300] for prompt in PROMPTS], GREEDY, SLOTS)
+
+
+def test_nothing_is_compiled_for_an_embedding_and_no_token_is_made(model: Model) -> None:
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        compiled.extend([event] if "backend_compile" in event else [])
+
+    with Engine(model, num_slots=SLOTS, warm_up=True) as engine:
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        for embedding in [engine.embed(prompt, "mean") for prompt in PROMPTS]:
+            embedding.wait()
+        assert engine.stats.decode_steps == 0 and engine.stats.prefill_tokens == sum(map(len, PROMPTS))
+    assert compiled == []
+
+
+def test_a_slot_serves_an_answer_after_an_embedding_and_an_embedding_after_an_answer(model: Model) -> None:
+    """Settings and penalties of one request never reach the next in its slot."""
+    penalised = GREEDY.model_copy(update={"repetition_penalty": 1.3, "temperature": 1.0, "seed": 3})
+    expected = generate(model, [PROMPTS[1]], penalised, SLOTS)[0]
+    with Engine(model, SLOTS) as engine:
+        embeddings, answers = [], []
+        for _ in range(3):  # each fills all slots
+            embeddings += [engine.embed(PROMPTS[2], "mean") for _ in range(SLOTS)]
+            answers += [engine.submit(PROMPTS[1], penalised) for _ in range(SLOTS)]
+        assert [answer.wait() for answer in answers] == [expected] * 6
+        vectors = [embedding.vector for embedding in embeddings if embedding.wait()]
+    assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+def test_texts_that_do_not_fit_are_refused_and_a_cancelled_one_frees_its_slot(model: Model) -> None:
+    runner = Runner(model, SLOTS, max_queue=4)
+    for prompt in ([], [1] * 321):
+        with pytest.raises(ContextLengthError, match="1 to 320"):
+            runner.embed(prompt, "mean")
+    with pytest.raises(ValueError, match="outside"):
+        runner.embed([261], "mean")
+    embedding = runner.embed([1] * 320, "mean")
+    embedding.cancel()
+    runner.turn()
+    assert embedding.wait().finish_reason == "cancelled" and embedding.vector is None and not runner.has_work
+
+
+def test_texts_become_rows_that_begin_as_contexts_do(model: Model) -> None:
+    texts = ["abc", "héllo"]
+    found = embed_texts(model, texts, "last")
+    assert found.shape == (2, 32)
+    ids = [model.tokenizer.begin(model.tokenizer.encode(text)) for text in texts]
+    assert np.array_equal(found, embed(model, ids, "last"))
+    assert embed_texts(model, []).shape == (0, 32)
+    assert not normalised(np.zeros(3)).any()
