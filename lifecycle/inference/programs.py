@@ -231,8 +231,8 @@ class Programs:
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh)
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
-        """The token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted, in host memory; and the
-        chunks' hidden states."""
+        """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the
+        hidden states."""
         with self._launch:
             (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None

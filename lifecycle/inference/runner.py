@@ -91,7 +91,9 @@ class Runner:
     def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
         """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
         if not 0 < len(prompt) <= self.max_seq_len:
-            raise ContextLengthError(f"the context holds 1 to {self.max_seq_len} tokens, but the text has {len(prompt)}")
+            raise ContextLengthError(
+                f"the context holds 1 to {self.max_seq_len} tokens, but the text has {len(prompt)}"
+            )
         return self._accept(Embedding(prompt, pooling))
 
     def _accept[G: Generation](self, generation: G) -> G:

@@ -28,9 +28,7 @@ def generate_texts(
     return [completion.text for completion in completions]
 
 
-def embed_texts(
-    model: Model, texts: Sequence[str], pooling: Pooling = "mean", mesh: Mesh | None = None
-) -> np.ndarray:
+def embed_texts(model: Model, texts: Sequence[str], pooling: Pooling = "mean", mesh: Mesh | None = None) -> np.ndarray:
     """A vector for each text, `[N, D]`, float32, of length 1: the mean of its tokens' hidden states, or the last one.
 
     Raises `ContextLengthError` for a text that does not fit.

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from lifecycle.serving.errors import RequestError
+from lifecycle.serving.errors import CLIENT_GONE, RequestError
 
 MAX_BODY_BYTES = 4 << 20  # a million tokens of text
 MAX_BODY_S = 60.0  # 4 MB at 70 kB/s
@@ -13,8 +13,8 @@ MAX_BODY_S = 60.0  # 4 MB at 70 kB/s
 async def read_body(request: Request) -> bytes:
     """The JSON body: browsers send other content types to other origins without a preflight request.
 
-    Raises `RequestError` for another content type, for a body that is too large or too slow, and if the server stops
-    while it waits for the rest. Raises `ClientDisconnect` if the client closes the connection.
+    Raises `RequestError` for another content type, for a body that is too large or too slow, if the client closes the
+    connection, and if the server stops while it waits for the rest.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "send the body with 'Content-Type: application/json'")
@@ -37,8 +37,11 @@ CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 async def _read(request: Request) -> bytes:
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", headers=CLOSE)
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", headers=CLOSE)
+    except ClientDisconnect:
+        raise RequestError(CLIENT_GONE, "the client closed the connection") from None
     return bytes(body)

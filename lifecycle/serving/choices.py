@@ -1,7 +1,8 @@
 """The choices of one HTTP request: generations that are submitted together and read as one stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lifecycle.inference.engine import Engine
@@ -59,29 +60,45 @@ class Choices:
 
 
 def require_capacity(engine: Engine, number: int) -> None:
-    """Raises `RequestError` for more choices than the engine can ever hold."""
+    """Raises `RequestError` for more choices than the engine can ever hold, and if it has no room for any now: before
+    their texts are tokenized."""
     if number > engine.max_requests:
         message = f"prompts times n is {number}, but this server holds at most {engine.max_requests} at once"
         raise RequestError(400, message, "n", "invalid_value")
+    if (held := engine.stats.active + engine.stats.waiting) >= engine.max_requests:
+        raise busy(f"it holds {held} requests, which is the limit; retry later")
+
+
+def busy(reason: str) -> RequestError:
+    """The error for a request that finds no room."""
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    return RequestError(429, f"the server is busy: {reason}", code="queue_full", headers=retry)
 
 
 def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
     """Submits all of a request or nothing; raises `RequestError` if the engine rejects it."""
     generations: list[Generation] = []
     try:
-        for prompt, params in work:
-            generations.append(engine.submit(prompt, params))
-    except ContextLengthError as error:
+        with rejections():
+            for prompt, params in work:
+                generations.append(engine.submit(prompt, params))
+    except RequestError:
         Choices(generations).cancel()
+        raise
+    return Choices(generations)
+
+
+@contextmanager
+def rejections() -> Iterator[None]:
+    """Raises what an engine says of a request that it does not take as `RequestError`."""
+    try:
+        yield
+    except ContextLengthError as error:
         raise RequestError(400, str(error), code="context_length_exceeded") from None
     except QueueFullError as error:
-        Choices(generations).cancel()
-        retry = {"Retry-After": str(RETRY_AFTER_S)}
-        raise RequestError(429, f"the server is busy: {error}", code="queue_full", headers=retry) from None
+        raise busy(str(error)) from None
     except (ClosedError, EngineError) as error:
-        Choices(generations).cancel()
         raise RequestError(503, str(error), code="unavailable") from None
-    return Choices(generations)
 
 
 def completions(events: Sequence[tuple[int, Event]], count: int) -> list[Completion]:

@@ -1,5 +1,7 @@
 """Settings of the server."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from lifecycle.core.config import Section
@@ -16,4 +18,5 @@ class ServeConfig(Section):
     max_seq_len: int | None = Field(default=None, ge=2)  # None: the model's; less saves cache memory
     cache_tokens: int | None = Field(default=None, ge=2)  # of all requests together; None: whole contexts for all slots
     mesh: MeshConfig = MeshConfig()  # which devices hold the model; stage and context stay 1
-    api_key_env: str | None = None  # name of the environment variable that holds the key; None: no key needed
+    max_request_s: float = Field(default=600.0, gt=0)  # from a request's arrival to the end of its answer
+    keys: Path | None = None  # a file of keys and their limits (`serving/keys.py`); None: no key needed

@@ -4,6 +4,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+CLIENT_GONE = 499  # nginx's number for a client that closed the connection; only records show it
+
 
 class RequestError(Exception):
     """A request that is rejected; `param` names the field at fault."""
@@ -26,7 +28,7 @@ class RequestError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body of the answer."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

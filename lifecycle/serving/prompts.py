@@ -4,25 +4,27 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lifecycle.inference.model import Model
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
+from lifecycle.serving.schemas import DetokenizeRequest, TokenizeRequest
 
 
-def text_prompts(ask: CompletionRequest, model: Model, max_tokens: int) -> list[list[int]]:
+def text_prompts(
+    texts: Sequence[str | list[int]], model: Model, max_tokens: int, param: str = "prompt"
+) -> list[list[int]]:
     """Token ids of each prompt; a text begins as the model's contexts do, token ids are taken as they are.
 
     Texts that cannot have as few as `max_tokens` tokens are rejected before they are tokenized.
     """
     tokenizer = model.tokenizer
-    _require_short([prompt for prompt in ask.prompts if isinstance(prompt, str)], model, max_tokens, "prompt")
+    _require_short([text for text in texts if isinstance(text, str)], model, max_tokens, param)
     prompts: list[list[int]] = []
-    for prompt in ask.prompts:
-        if isinstance(prompt, str):
-            prompts.append(tokenizer.begin(_encoded(lambda p=prompt: tokenizer.encode(p), "prompt")))
+    for text in texts:
+        if isinstance(text, str):
+            prompts.append(tokenizer.begin(_encoded(lambda t=text: tokenizer.encode(t), param)))
         else:
-            require_ids(prompt, model, "prompt")
-            prompts.append(prompt)
+            require_ids(text, model, param)
+            prompts.append(text)
     if not prompts or not all(prompts):
-        raise RequestError(400, "prompt: must not be empty", "prompt", "invalid_value")
+        raise RequestError(400, f"{param}: must not be empty", param, "invalid_value")
     return prompts
 
 

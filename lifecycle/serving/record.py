@@ -1,11 +1,13 @@
-"""A finished request's record, for metrics and for the request log."""
+"""A request while it runs: its record, for metrics and for the request log, whose it is and how long it may take."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lifecycle.inference.generation import Event
+from lifecycle.inference.generation import Event, Generation
+from lifecycle.serving.keys import OPEN, Account
 
 
 @dataclass
@@ -26,6 +28,7 @@ class FinishedRequest:
     prompt: str = ""
     completion: str = ""  # of the first choice
     generation_ids: tuple[str, ...] = ()
+    key: str = ""  # the name of the key that it came with, "" where none is needed
     user: str | None = None  # the client's label for whom it asks
 
 
@@ -33,17 +36,33 @@ type RequestObserver = Callable[[FinishedRequest], None]
 
 
 class Recorder:
-    """Fills in a request's record while it runs; `finish` passes it on, once."""
+    """Fills in a request's record while it runs; `finish` passes it on, once. Its tokens count for its `account`.
 
-    def __init__(self, route: str, observers: tuple[RequestObserver, ...]) -> None:
+    `deadline` is the event loop's time by which the answer has to be whole.
+    """
+
+    def __init__(self, route: str, observers: tuple[RequestObserver, ...], max_request_s: float) -> None:
         self._began = time.perf_counter()
-        self._observers = observers
+        self._observers, self._is_finished = observers, False
         self.record = FinishedRequest(route, id=f"req-{secrets.token_hex(12)}", time=time.time())
+        self.account = OPEN
+        self.max_request_s, self.deadline = max_request_s, asyncio.get_running_loop().time() + max_request_s
+
+    def admit(self, account: Account) -> None:
+        """The request has come with this account's key."""
+        self.account, self.record.key = account, account.name
+
+    def begin(self, answer_id: str, generations: Sequence[Generation], prompt_tokens: int) -> None:
+        """The engine has taken the request."""
+        self.record.id, self.record.prompt_tokens = answer_id, prompt_tokens
+        self.record.generation_ids = tuple(generation.id for generation in generations)
+        self.account.use_tokens(prompt_tokens)
 
     def see(self, index: int, event: Event) -> None:
         """Counts an event of choice `index`."""
         record = self.record
         record.completion_tokens += len(event.tokens)
+        self.account.use_tokens(len(event.tokens))
         if record.first_token_s is None and event.tokens:
             record.first_token_s = time.perf_counter() - self._began
         if index == 0:
@@ -52,8 +71,10 @@ class Recorder:
 
     def finish(self, status: int) -> None:
         """Passes the record on with its status and latency; no effect after the first call."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         self.record.status = status
         self.record.latency_s = time.perf_counter() - self._began
-        observers, self._observers = self._observers, ()
-        for observe in observers:
+        for observe in self._observers:
             observe(self.record)

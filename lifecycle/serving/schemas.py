@@ -5,15 +5,15 @@ its value has no effect; an unknown field is rejected too. `top_k`, `min_p`, `ty
 additions.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from lifecycle.inference.defaults import MAX_PENALTY, MAX_TOP_K, MIN_PENALTY, SamplingConfig
 from lifecycle.inference.sampling import MAX_BIAS, MAX_BIASES, MAX_TOP_LOGPROBS, Repeated, SamplingParams
 from lifecycle.serving.errors import RequestError
+from lifecycle.serving.parsing import Body
 
 # Known but unsupported fields: the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -55,24 +55,16 @@ type Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]
 type TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKENS)]]
 
 
-def _is_same(value: Any, neutral: Any) -> bool:
-    """Equality as in JSON, in which `true` is not 1."""
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Whether a stream ends with the usage."""
 
     include_usage: bool = False
 
 
-class _Request(_Body):
+class _Request(Body):
     """The common fields of both kinds of request."""
 
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -90,17 +82,6 @@ class _Request(_Body):
     stream_options: StreamOptions | None = None
     user: Label | None = None  # the request log has it, or its newer name
     safety_identifier: Label | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: Any) -> Any:
-        if not isinstance(body, Mapping):
-            return body
-        for name in body.keys() & NEUTRAL.keys():
-            value = body[name]
-            if value is not None and not any(_is_same(value, neutral) for neutral in NEUTRAL[name]):
-                raise RequestError(400, f"{name} is not supported by this server", name, "unsupported_parameter")
-        return {name: value for name, value in body.items() if name not in NEUTRAL}
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "_Request":
@@ -156,14 +137,14 @@ class CompletionRequest(_Request):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message's content; only text is accepted."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Body):
+class Message(Body):
     """A turn of a conversation; `developer` means `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -203,7 +184,7 @@ class ChatRequest(_Request):
         return super().sampling(defaults, index).model_copy(update=changes)
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """`POST /tokenize`: of a text as completions take it, or of a conversation as chats do."""
 
     model: str
@@ -219,54 +200,8 @@ class TokenizeRequest(_Body):
         return self
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """`POST /detokenize`."""
 
     model: str
     tokens: TokenIds
-
-
-def parse[R: _Body](kind: type[R], body: bytes) -> R:
-    """Reads a JSON body; raises `RequestError` naming the field at fault."""
-    try:
-        request = kind.model_validate_json(body)
-    except ValidationError as error:
-        raise _explain(error) from None
-    json.loads(body, object_pairs_hook=_require_unique)  # of two values pydantic silently takes the last
-    return request
-
-
-def _require_unique(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise RequestError(400, f"the body has {double} twice in one object", double, "invalid_value")
-
-
-def _explain(error: ValidationError) -> RequestError:
-    """The error for the most deeply nested issue: a value of a union has an issue for each of its members."""
-    issue = max(reversed(error.errors(include_url=False, include_context=False)), key=lambda i: len(i["loc"]))
-    is_field = [isinstance(part, int) or part in _FIELDS or issue["type"] == "extra_forbidden" for part in issue["loc"]]
-    where = ".".join(str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)
-    if issue["type"] == "json_invalid":
-        return RequestError(400, f"the body is not valid JSON: {issue['msg'].removeprefix('Invalid JSON: ')}")
-    if issue["type"] == "extra_forbidden":
-        return RequestError(400, f"unrecognized request argument: {where}", where, "unknown_parameter")
-    if issue["type"] == "missing":
-        return RequestError(400, f"missing required parameter: {where}", where, "missing_required_parameter")
-    return RequestError(400, f"{where or 'body'}: {issue['msg']}", where or None, "invalid_value")
-
-
-_FIELDS = {
-    name
-    for kind in (
-        ChatRequest,
-        CompletionRequest,
-        TokenizeRequest,
-        DetokenizeRequest,
-        Message,
-        TextPart,
-        StreamOptions,
-    )
-    for name in kind.model_fields
-}  # pydantic's other location entries name a type of a union

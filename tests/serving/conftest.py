@@ -1,13 +1,15 @@
 """Servers for the tests here: a tiny random model behind two names."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from browser import BROWSER, Browser, chromium
 from page_user import User
 from scripted_server import Scripted, scripted
-from serving_server import KEY, Running, start
+from serving_server import KEY, LIMITED, Running, start
 
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.sampling import SamplingParams
@@ -32,11 +34,15 @@ def server() -> Iterator[Running]:
 
 
 @pytest.fixture
-def locked(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """The same engines behind a key."""
+def locked(server: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Running]:
+    """The same engines behind keys: one of all models, and one with limits."""
     monkeypatch.setenv("TEST_SERVER_KEY", KEY)
+    digest = hashlib.sha256(LIMITED.encode()).hexdigest()
+    limits = "models: [candidate], requests_per_minute: 4, tokens_per_minute: 40"
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"keys:\n  all: {{env: TEST_SERVER_KEY}}\n  limited: {{sha256: {digest}, {limits}}}\n")
     records: list[FinishedRequest] = []
-    for base in start(server.models, ServeConfig(port=0, api_key_env="TEST_SERVER_KEY"), records):
+    for base in start(server.models, ServeConfig(port=0, keys=keys), records):
         yield Running(base, server.engine, server.models, records)
 
 

@@ -20,7 +20,7 @@ from lifecycle.serving.record import FinishedRequest
 from lifecycle.serving.server import listen, server_config, url
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 
-KEY = "secret-\u00e9"
+KEY, LIMITED = "secret-\u00e9", "another secret"
 
 
 @dataclass
