@@ -168,7 +168,7 @@ def _recorder(log: RequestLog, meter: CostMeter) -> RequestObserver:
                 device_s=device_s,
                 prompt=request.prompt,
                 completion=request.completion,
-                user=request.user,
+                user="/".join(name for name in (request.key, request.user) if name) or None,
             )
         )
 

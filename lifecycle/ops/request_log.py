@@ -76,7 +76,7 @@ class RequestRecord(BaseModel):
     device_s: FiniteFloat = 0.0  # its share of the time that dispatches occupied the engine's devices
     prompt: Text | None = None
     completion: Text | None = None
-    user: Text | None = None  # the client's label for whom it asks
+    user: Text | None = None  # KEY/LABEL: the name of the key that was used, the client's label for whom it asks
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ async def unless_gone[T](request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         task.cancel()
         gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)  # it may fail at the moment at which it is cancelled
 
 
 async def _collect(choices: Choices, recorder: Recorder) -> list[tuple[int, Event]]:

@@ -75,7 +75,7 @@ class Desk:
             message = f"this key may not use the model {name!r}; it may use: {', '.join(self.names(account))}"
             raise RequestError(403, message, "model", "model_not_allowed")
         served = self.models.get(name)
-        if served is None:  # the hash that the list of models shows is a name too
+        if served is None and name:  # the hash that the list of models shows is a name too; a model in memory has none
             served = next((served for served in self.models.values() if served.version == name), None)
         if served is None:
             message = f"the model {name!r} does not exist; served here: {', '.join(self.names(account))}"

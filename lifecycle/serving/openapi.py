@@ -16,6 +16,12 @@ from lifecycle.serving.routes import Endpoint
 
 REFERENCES = "#/components/schemas/"
 RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+EVENT = {
+    "type": "object",
+    "description": "A server-sent event. Its data is JSON, but `[DONE]` at the end of completions and chats.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 JSON, EVENTS = "application/json", "text/event-stream"
 ERRORS = {
     400: "A field is faulty, unknown or not supported, or the texts do not fit the context.",
@@ -61,7 +67,7 @@ def _path(endpoint: Endpoint, names: dict[Any, Any]) -> dict[str, Any]:
     title = (endpoint.handler.__doc__ or "").strip()
     answer: dict[str, Any] = {JSON: {"schema": names[endpoint.answers, "serialization"]}}
     if endpoint.streams:
-        answer[EVENTS] = {"schema": {"type": "string"}}
+        answer[EVENTS] = {"schema": EVENT}
     operation: dict[str, Any] = {"summary": title, "operationId": getattr(endpoint.handler, "__name__", title)}
     operation["responses"] = {"200": {"description": "The answer.", "content": answer}} | _errors(endpoint, names)
     if endpoint.asks is None:

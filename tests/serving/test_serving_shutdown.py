@@ -10,32 +10,15 @@ import httpx
 
 from lifecycle.testing.waiting import LIMIT_S
 
-SCRIPT = """
-from lifecycle.inference.engine import Engine
-from lifecycle.inference.sampling import SamplingParams
-from lifecycle.serving.app import create_app
-from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.choices import Served
-from lifecycle.serving.server import listen, serve, url
-from lifecycle.testing.models import random_model
-
-config = ServeConfig(port=0)
-model = random_model(defaults=SamplingParams(stop_ids=()), num_layers=1, max_seq_len=4096)
-with Engine(model, num_slots=2) as engine:
-    app = create_app({"m": Served(engine)}, config)
-    listener = listen(config)
-    print(url(listener), flush=True)
-    serve(app, listener)
-print("closed", flush=True)
-"""
+COMMAND = [sys.executable, "-m", "lifecycle.testing.server", "num_slots=2"]
 
 
 def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         base = process.stdout.readline().strip()
-        body = {"model": "m", "prompt": "a", "max_tokens": 2000, "temperature": 0, "stream": True}
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 2000, "temperature": 0, "stream": True}
         body["stream_options"] = {"include_usage": True}
         with httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=LIMIT_S) as response:
             lines = response.iter_lines()
@@ -52,7 +35,7 @@ def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
 
 
 def test_sigterm_does_not_wait_for_an_upload() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
