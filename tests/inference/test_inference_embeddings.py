@@ -11,7 +11,7 @@ from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.model import Model
-from lifecycle.inference.pooling import Pooling, normalised
+from lifecycle.inference.pooling import Embedding, Pooling, normalised
 from lifecycle.inference.runner import ContextLengthError, Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import embed_texts
@@ -82,6 +82,32 @@ def test_a_slot_serves_an_answer_after_an_embedding_and_an_embedding_after_an_an
         assert [answer.wait() for answer in answers] == [expected] * 6
         vectors = [embedding.vector for embedding in embeddings if embedding.wait()]
     assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+def test_a_cached_prefix_changes_no_bit(model: Model) -> None:
+    """A last token's vector may come from cached tokens, a mean never does; beside answers, with few pages."""
+    prompts = [[i % 99 for i in range(length)] for length in (300, 320, 260)]
+    kinds: tuple[Pooling, ...] = ("last", "mean")
+    expected = {kind: embed(model, prompts, kind, SLOTS) for kind in kinds}
+    runner = Runner(model, SLOTS, max_queue=20, cache_tokens=model.config.max_seq_len)
+    long = GREEDY.model_copy(update={"max_tokens": 200})
+    answers = [runner.submit([50 + i], long) for i in range(2)]
+    waiting = [(number, runner.embed(prompts[number], kind)) for _ in range(2) for kind in kinds for number in range(3)]
+    while runner.has_work:
+        runner.turn()
+    for number, embedding in waiting:
+        assert np.array_equal(embedding.vector, expected[embedding.pooling][number])
+    assert all(len(answer.wait().tokens) == 200 for answer in answers)
+
+
+def test_an_embedding_that_has_given_up_its_slot_begins_again() -> None:
+    states = np.eye(3, dtype=np.float32)
+    embedding = Embedding([1] * 6, "mean")
+    for chunks in ([0], [0, 1], [0, 1, 2]):
+        embedding.begin()
+        for number in chunks:
+            embedding.add(2 * states[number], states[number], is_whole=number == 2)
+    assert embedding.vector == pytest.approx(normalised(np.ones(3)))
 
 
 def test_texts_that_do_not_fit_are_refused_and_a_cancelled_one_frees_its_slot(model: Model) -> None:

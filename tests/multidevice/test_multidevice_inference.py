@@ -13,10 +13,11 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.engine import Engine
-from lifecycle.inference.generate import generate
+from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.generation import Completion
 from lifecycle.inference.lowering import trace_decode, trace_prefill
 from lifecycle.inference.model import Model
+from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, inference_mesh
@@ -84,6 +85,14 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
     mesh = build_mesh(MeshConfig(**axes))
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
+    model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts, _ = requests()
+    vectors = embed(model, prompts, pooling, mesh=mesh)
+    np.testing.assert_allclose(vectors, embed(model, prompts, pooling), atol=CLOSE, rtol=0)
 
 
 @pytest.mark.long
