@@ -22,7 +22,7 @@ from lifecycle.serving.keys import Account, KeyRing
 from lifecycle.serving.parsing import Body, parse
 from lifecycle.serving.record import Recorder, RequestObserver
 
-MAX_ARRIVING = 1024  # requests whose answer has not begun: their bodies are in memory
+MAX_ARRIVING = 256  # requests whose answer has not begun, beside those that the engines hold: 1 GB of bodies at most
 
 
 class Asked(Protocol):
@@ -99,8 +99,8 @@ class Desk:
         recorder = Recorder(request.url.path, self._observers, self._max_request_s)
         self._num_arriving += 1
         try:
-            if self._num_arriving > MAX_ARRIVING:
-                raise busy(f"{MAX_ARRIVING} requests are being read")
+            if self._num_arriving > MAX_ARRIVING + sum(served.engine.max_requests for served in self.models.values()):
+                raise busy(f"{self._num_arriving} requests are being read")
             recorder.admit(self.admit(request))
             response = await work(parse(kind, await read_body(request)), recorder)
         except RequestError as error:

@@ -52,7 +52,9 @@ class Vectors:
             engine = self._desk.serve(ask, recorder).engine
             _require_dimensions(ask.dimensions, engine.model.config.d_model)
             vectors, usage = await self._vectors(request, engine, ask.inputs, ask.pooling, "input", recorder)
-            return await self._desk.in_thread(_embeddings, ask, vectors, usage, recorder)
+            response = await self._desk.in_thread(_embeddings, ask, vectors, usage)
+            recorder.finish(200)
+            return response
 
         return await self._desk.recorded(request, EmbeddingRequest, work)
 
@@ -65,8 +67,8 @@ class Vectors:
             cosines = (vectors[: len(first)] * vectors[len(first) :]).sum(1)
             data = [Scored(index=index, score=float(cosine)) for index, cosine in enumerate(cosines)]
             answer_id, created = recorder.record.id, int(recorder.record.time)
-            answer = ScoreAnswer(id=answer_id, created=created, model=ask.model, data=data, usage=usage)
-            return _finished(answer, recorder)
+            recorder.finish(200)
+            return _json(ScoreAnswer(id=answer_id, created=created, model=ask.model, data=data, usage=usage))
 
         return await self._desk.recorded(request, ScoreRequest, work)
 
@@ -76,7 +78,8 @@ class Vectors:
         async def work(ask: RerankRequest, recorder: Recorder) -> Response:
             engine, texts = self._desk.serve(ask, recorder).engine, [ask.query, *ask.documents]
             vectors, usage = await self._vectors(request, engine, texts, ask.pooling, "documents", recorder)
-            return _finished(_ranked(ask, vectors[1:] @ vectors[0], usage, recorder.record.id), recorder)
+            recorder.finish(200)
+            return _json(_ranked(ask, vectors[1:] @ vectors[0], usage, recorder.record.id))
 
         return await self._desk.recorded(request, RerankRequest, work)
 
@@ -152,13 +155,13 @@ def _require_dimensions(dimensions: int | None, most: int) -> None:
         raise RequestError(400, message, "dimensions", "invalid_value")
 
 
-def _embeddings(ask: EmbeddingRequest, vectors: np.ndarray, usage: PromptUsage, recorder: Recorder) -> Response:
+def _embeddings(ask: EmbeddingRequest, vectors: np.ndarray, usage: PromptUsage) -> Response:
     if ask.dimensions is not None:
         vectors = np.array([normalised(vector[: ask.dimensions]) for vector in vectors])
     is_text = ask.encoding_format == "base64"
     shown = [_base64(vector) if is_text else vector.tolist() for vector in vectors]
     data = [Embedded(index=index, embedding=own) for index, own in enumerate(shown)]
-    return _finished(EmbeddingAnswer(model=ask.model, data=data, usage=usage), recorder)
+    return _json(EmbeddingAnswer(model=ask.model, data=data, usage=usage))
 
 
 def _base64(vector: np.ndarray) -> str:
@@ -172,6 +175,5 @@ def _ranked(ask: RerankRequest, scores: np.ndarray, usage: PromptUsage, answer_i
     return RerankAnswer(id=answer_id, model=ask.model, results=results, usage=usage)
 
 
-def _finished(answer: BaseModel, recorder: Recorder) -> Response:
-    recorder.finish(200)
+def _json(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -62,7 +62,7 @@ def test_a_full_server_gives_429_and_says_when_to_come_back(
 
 
 def test_too_many_uploads_give_429(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.serving.desk.MAX_ARRIVING", 0)
+    monkeypatch.setattr("lifecycle.serving.desk.MAX_ARRIVING", -1000)
     count = len(server.records)
     response = server.post("/v1/embeddings", model="production", input="a")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
