@@ -85,11 +85,11 @@ def test_a_slot_serves_an_answer_after_an_embedding_and_an_embedding_after_an_an
 
 
 def test_a_cached_prefix_changes_no_bit(model: Model) -> None:
-    """A last token's vector may come from cached tokens, a mean never does; beside answers, with few pages."""
+    """A last token's vector may come from cached tokens, a mean never does; beside answers."""
     prompts = [[i % 99 for i in range(length)] for length in (300, 320, 260)]
     kinds: tuple[Pooling, ...] = ("last", "mean")
     expected = {kind: embed(model, prompts, kind, SLOTS) for kind in kinds}
-    runner = Runner(model, SLOTS, max_queue=20, cache_tokens=model.config.max_seq_len)
+    runner = Runner(model, SLOTS, max_queue=20)
     long = GREEDY.model_copy(update={"max_tokens": 200})
     answers = [runner.submit([50 + i], long) for i in range(2)]
     waiting = [(number, runner.embed(prompts[number], kind)) for _ in range(2) for kind in kinds for number in range(3)]
