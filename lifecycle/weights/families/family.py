@@ -95,6 +95,7 @@ class Family:
     ignores: Callable[[ModelConfig, str], bool] = nothing_ignored
     wrapper: Wrapper | None = None
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
+    where: str = "config.json"  # what its settings are in, for errors
 
     def exported(self, config: ModelConfig) -> ModelConfig:
         """The part of a model that the family's files can hold: without prediction modules, if they have no place."""
@@ -120,19 +121,24 @@ class Family:
             except KeyError as error:  # a default that is made from another key
                 missing.append(str(error.args[0]))
         if missing:
-            raise WeightsError(f"config.json: missing {', '.join(dict.fromkeys(missing))}")
-        return validate(ModelConfig, _nested(fields), where="config.json")
+            raise WeightsError(f"{self.where}: missing {', '.join(dict.fromkeys(missing))}")
+        return validate(ModelConfig, _nested(fields), where=self.where)
 
     def config_to(self, config: ModelConfig) -> dict[str, Any]:
         """The published form; raises `WeightsError` naming the fields that it cannot express."""
-        tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.name}
-        self._require_sections(config)
-        for setting in self.settings:
-            tree |= setting.write(config)
+        tree = {"architectures": [self.architecture], "model_type": self.name, **self.keys_of(config)}
         if wrong := differences(config, self.config_from(tree)):
             raise WeightsError(
                 f"family {self.name!r} has no config key for {', '.join(wrong)}; set model.family to one that has"
             )
+        return tree
+
+    def keys_of(self, config: ModelConfig) -> dict[str, Any]:
+        """What the settings write of a model, which may not be all of it: `differences` tells."""
+        self._require_sections(config)
+        tree: dict[str, Any] = {}
+        for setting in self.settings:
+            tree |= setting.write(config)
         return tree
 
     def _require_sections(self, config: ModelConfig) -> None:
