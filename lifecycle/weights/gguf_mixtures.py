@@ -20,7 +20,7 @@ KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # blocks of 32 for 256
 HEADS = ("output.weight", "token_embd.weight")
 BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-EIGHT_EXPERTS = {"attn_v": "Q8_0", "attn_k": "Q8_0", "attn_output": "Q5_K"}  # these are small there
+SMALL = ("attn_k", "attn_v")  # beside eight experts
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,19 @@ class Mixture:
             is_whole = shape[-1] % encoding_named(self.most).values == 0
             return "Q6_K" if is_whole and self.most != "Q8_0" else "Q8_0"
         match = BLOCK.fullmatch(name)
-        return self.most if self.most != "Q4_K" or match is None else _of_q4_k_m(int(match[1]), match[2], config)
+        if match is None:
+            return self.most
+        has_eight_experts = config.moe is not None and config.moe.num_experts == 8
+        if has_eight_experts and match[2] in SMALL:
+            return "Q8_0"
+        if has_eight_experts and match[2] == "attn_output" and self.most == "Q4_K":
+            return "Q5_K"
+        return _of_q4_k_m(int(match[1]), match[2], config) if self.most == "Q4_K" else self.most
 
 
 def _of_q4_k_m(layer: int, part: str, config: ModelConfig) -> str:
     layers = config.num_layers
     has_more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-    if config.moe is not None and config.moe.num_experts == 8 and part in EIGHT_EXPERTS:
-        return EIGHT_EXPERTS[part]
     if part in ("attn_v", "ffn_down", "ffn_down_exps") and has_more:
         return "Q6_K"
     is_70b = layers == 80 and config.num_heads != config.num_kv_heads  # whose values are small

@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_VERSION
 from gguf.gguf_writer import GGUFWriter
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import Family, differences
@@ -69,7 +70,7 @@ def config_of(file: GgufFile) -> ModelConfig:
         tree[FACTORS] = file.read(FACTORS, full_index(file.shapes[FACTORS]))
     try:
         config = table.config_from(tree)
-    except WeightsError as error:
+    except (WeightsError, ConfigError) as error:
         raise WeightsError(f"{file.path}: {error}") from None
     _require_computed(file, own, config)
     return config
