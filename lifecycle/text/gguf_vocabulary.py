@@ -1,6 +1,7 @@
 """A tokenizer as GGUF metadata: what `gguf_tokenizer.py` reads, written.
 
-What must hold: llama.cpp encodes as the tokenizer does, or nothing is written. It knows how a byte-level vocabulary cuts
+What must hold: llama.cpp encodes as the tokenizer does, or nothing is written (but U+2581 in a text, which it takes for
+a space). It knows how a byte-level vocabulary cuts
 text by a name only, so the name is found by what is cut: the one whose pieces of `PROBE` are the tokenizer's. Sources:
 ggml's `docs/gguf.md`, "Tokenizer"; llama.cpp's `src/llama-vocab.cpp`, `conversion/base.py`.
 """
@@ -84,8 +85,11 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, where: str) -> tuple[str, 
         (piece.piece, CONTROL if tokenizer.is_special(number) else piece.type)
         for number, piece in enumerate(model.pieces)
     ]
+    with_space = bool(model.normalizer_spec.add_dummy_prefix)
+    if with_space and (found := [text for text, kind in tokens if kind == USER_DEFINED]):
+        raise TokenizerError(f"{where}: after {found[0]!r} llama.cpp would add a space, as before each text; no GGUF")
     more = {"scores": [float(piece.score) for piece in model.pieces]}
-    return SENTENCEPIECE, tokens, more | {"add_space_prefix": bool(model.normalizer_spec.add_dummy_prefix)}
+    return SENTENCEPIECE, tokens, more | {"add_space_prefix": with_space}
 
 
 def _hf(tokenizer: HFTokenizer, where: str) -> tuple[str, Tokens, dict[str, Any]]:

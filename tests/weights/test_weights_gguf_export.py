@@ -159,9 +159,9 @@ def test_the_tokenizer_template_and_special_ids_come_back(tmp_path: Path) -> Non
 def test_what_is_not_written_is_said(tmp_path: Path) -> None:
     bundle = write_bundle("llama", tmp_path / "llama")
     out = tmp_path / "out.gguf"
-    with pytest.raises(ConfigError, match=r"llama is a bundle; give the file to write: lifecycle export BUNDLE OUT\.gguf"):
+    with pytest.raises(ConfigError, match=r"llama is a bundle; say what to write: lifecycle export BUNDLE OUT\.gguf, or"):
         export(bundle, "train.steps=3")
-    with pytest.raises(ConfigError, match=r"--encoding is of GGUF files, which are written from a bundle; export"):
+    with pytest.raises(ConfigError, match=r"--encoding is of what is written from a bundle; export"):
         export(tmp_path / "run.yaml", encoding="f16")
     out.write_text("mine")
     with pytest.raises(ConfigError, match=r"out\.gguf already exists"):
