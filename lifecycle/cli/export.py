@@ -39,7 +39,11 @@ def export(config_or_bundle: ConfigOrBundle, /, *words: Words, encoding: Encodin
         )
     stage, overrides = name_first(words)
     chosen = () if stage is None else (f"export.of={stage}",)
-    make(read_config(config_or_bundle, (*overrides, *chosen)), ["export", "register"], [str(config_or_bundle), *overrides])
+    make(
+        read_config(config_or_bundle, (*overrides, *chosen)),
+        ["export", "register"],
+        [str(config_or_bundle), *overrides],
+    )
 
 
 def _export_bundle(bundle: Path, words: tuple[str, ...], encoding: Encoding) -> None:

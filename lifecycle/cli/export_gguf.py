@@ -12,7 +12,15 @@ from lifecycle.text.gguf_vocabulary import vocabulary_of
 from lifecycle.weights.gguf import GgufFile
 from lifecycle.weights.gguf_mixtures import MIXTURES
 from lifecycle.weights.gguf_models import write_gguf
-from lifecycle.weights.published import FLOAT32, family_of, held_config, load_config, open_weights, read_from, require_fit
+from lifecycle.weights.published import (
+    FLOAT32,
+    family_of,
+    held_config,
+    load_config,
+    open_weights,
+    read_from,
+    require_fit,
+)
 
 
 def export_gguf(bundle: Path, out: Path, encoding: str) -> None:

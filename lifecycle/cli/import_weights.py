@@ -56,9 +56,7 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 type Dtype = Literal["float32", "float16", "bfloat16"]
 type Source = Annotated[
     str,
-    Parameter(
-        help="A GGUF file, or a folder with config.json and safetensors; or its address: https, s3, gs."
-    ),
+    Parameter(help="A GGUF file, or a folder with config.json and safetensors; or its address: https, s3, gs."),
 ]
 type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
 type GivenDtype = Annotated[

@@ -145,5 +145,3 @@ def _cutting_of(own: tokenizers.Tokenizer, tree: Mapping[str, Any], where: str) 
 
 def _pieces(cutter: Any) -> list[str]:
     return [] if cutter is None else [piece for piece, _ in cutter.pre_tokenize_str(PROBE)]
-
-

@@ -99,7 +99,11 @@ SIZES: tuple[Setting, ...] = (
     Both(_read_head_dim, _write_head_dim),
 )
 D_FF = Key("d_ff", "feed_forward_length")
-TIE, BIAS, WINDOW = Key("tie_embeddings", TIED), Key("attention_bias", BIASES), Key("window", "attention.sliding_window")
+TIE, BIAS, WINDOW = (
+    Key("tie_embeddings", TIED),
+    Key("attention_bias", BIASES),
+    Key("window", "attention.sliding_window"),
+)
 UNTIED = Always("tie_embeddings", False)  # llama.cpp wants a head
 MOE = (Key("moe.num_experts", EXPERTS), Key("moe.experts_per_token", "expert_used_count"))
 EXPERT_D_FF = Key("moe.d_ff", "expert_feed_forward_length")

@@ -18,7 +18,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.family import Family, differences
-from lifecycle.weights.families.layout import Index, Shape, TensorSource, published_tensors, write_tensor
+from lifecycle.weights.families.layout import Index, Shape, published_tensors, write_tensor
 from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.gguf import GgufFile
 from lifecycle.weights.gguf_architectures import (
@@ -32,8 +32,8 @@ from lifecycle.weights.gguf_architectures import (
     architecture_of,
     facts,
 )
-from lifecycle.weights.gguf_mixtures import Mixture
 from lifecycle.weights.gguf_encodings import Encoding, quantise
+from lifecycle.weights.gguf_mixtures import Mixture
 from lifecycle.weights.gguf_rope import FACTORS
 from lifecycle.weights.published import array_shapes
 from lifecycle.weights.tensor_parts import full_index

@@ -6,8 +6,8 @@ Run it in the project's environment, with the Python of another that has llama.c
     uv venv llama && VIRTUAL_ENV=llama uv pip install llama-cpp-py-sync==0.11739
     uv run python tests/golden/make_llama_cpp_golden.py llama/bin/python
 
-Of each model of `gguf_models.py`, written in F16: `NAME_hash` of the file's content, `NAME_greedy` (the tokens after `PROMPT`)
-and `NAME_logits` after each token of `PROMPT`. `vocabulary`: the ids of `TEXTS`, ended by -1, in the tokenizer of
+Of each model of `gguf_models.py`, written in F16: `NAME_hash` of the file's content, `NAME_greedy` (the tokens after
+`PROMPT`) and `NAME_logits` after each token of `PROMPT`. `vocabulary`: the ids of `TEXTS`, ended by -1, in the tokenizer of
 `tiny.gguf`, written and read again. `Q4_K_blocks` and so on: the bytes of `drawn_values`, by ggml's quantiser.
 `IQ1_S_values` and so on: the float32 values of `drawn_bytes`, by ggml's C code.
 """
@@ -127,9 +127,8 @@ def in_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
 def main(python: str) -> None:
     """In the project's environment: writes the files, lets llama.cpp read them, writes what it said."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.golden.gguf_models import MODELS, PROMPT, content_hash, write_bundle
-
     from lifecycle.cli.export_gguf import export_gguf
+    from tests.golden.gguf_models import MODELS, PROMPT, content_hash, write_bundle
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

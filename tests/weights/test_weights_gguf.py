@@ -310,7 +310,10 @@ def test_an_encoding_that_is_not_known_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"general.architecture": "mamba"}, r"architecture 'mamba' is not .*, olmo2, gpt-oss are: import the model from"),
+        (
+            {"general.architecture": "mamba"},
+            r"architecture 'mamba' is not .*, olmo2, gpt-oss are: import the model from",
+        ),
         ({"general.architecture": "gemma2", "gemma2.expert_count": 8}, r"architecture 'gemma2' with experts is not"),
         ({"llama.expert_count": 8}, r"built\.gguf: GGUF metadata: missing expert_used_count"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1}, r"shared_count=1 is"),

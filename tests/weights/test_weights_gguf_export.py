@@ -94,7 +94,7 @@ def test_q4_k_m_gives_more_bits_to_the_tensors_that_llama_quantize_does(tmp_path
     bundle, path = wide_bundle(tmp_path / "wide"), tmp_path / "wide.gguf"
     export_gguf(bundle, path, "q4_k_m")
     file = GgufFile(path)
-    named = {name: tensor.encoding.name for name, tensor in file._tensors.items()}  # noqa: SLF001
+    named = {name: tensor.encoding.name for name, tensor in file._tensors.items()}
     more = [f"blk.{layer}.{part}.weight" for layer in (0, 3, 6, 7) for part in ("attn_v", "ffn_down")]
     assert {name for name, kind in named.items() if kind == "Q6_K"} == {"output.weight", *more}
     assert {name for name, kind in named.items() if kind == "F32"} == {n for n in named if n.endswith("norm.weight")}
@@ -159,7 +159,9 @@ def test_the_tokenizer_template_and_special_ids_come_back(tmp_path: Path) -> Non
 def test_what_is_not_written_is_said(tmp_path: Path) -> None:
     bundle = write_bundle("llama", tmp_path / "llama")
     out = tmp_path / "out.gguf"
-    with pytest.raises(ConfigError, match=r"llama is a bundle; say what to write: lifecycle export BUNDLE OUT\.gguf, or"):
+    with pytest.raises(
+        ConfigError, match=r"llama is a bundle; say what to write: lifecycle export BUNDLE OUT\.gguf, or"
+    ):
         export(bundle, "train.steps=3")
     with pytest.raises(ConfigError, match=r"--encoding is of what is written from a bundle; export"):
         export(tmp_path / "run.yaml", encoding="f16")
@@ -181,7 +183,11 @@ EXPERTS = MoeConfig(num_experts=4, experts_per_token=2, d_ff=16, first_dense_lay
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("mistral", {"layer_pattern": ("local",), "window": 5}, r"'llama' has no key for layer_pattern=.*, window=5: it"),
+        (
+            "mistral",
+            {"layer_pattern": ("local",), "window": 5},
+            r"'llama' has no key for layer_pattern=.*, window=5: it",
+        ),
         ("qwen3_moe", {"moe": EXPERTS.model_dump()}, r"'qwen3moe' has no key for moe\.first_dense_layers=1"),
         ("gemma2", {"attention_scale": 0.1}, r"'gemma2' has no key for attention_scale=0\.1: it cannot run this model"),
         ("llama", {"family": "deepseek_v3"}, r"family 'deepseek_v3' is not written to GGUF; llama, mistral, mixtral"),

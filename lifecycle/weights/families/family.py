@@ -13,6 +13,7 @@ from typing import Any
 from lifecycle.core.config import validate
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.layout import Layout
+from lifecycle.weights.families.quantisation import unsupported
 from lifecycle.weights.families.settings import (
     Key,
     LayerKinds,
@@ -105,11 +106,10 @@ class Family:
         """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)
         tree = {**self.defaults, **tree}
-        method = (tree.get("quantization_config") or {}).get("quant_method")
-        if method not in (None, self.quantisation):
+        if (said := unsupported(tree.get("quantization_config") or {}, self.quantisation)) is not None:
             raise WeightsError(
-                f"config.json: quantization_config with quant_method={method!r} is not supported for "
-                f"{self.name!r}; use the model in bfloat16"
+                f"config.json: quantization_config with {said} is not supported for {self.name!r}; use the model in "
+                "bfloat16"
             )
         fields: dict[str, Any] = {"family": self.name}
         missing: list[str] = []
