@@ -7,6 +7,7 @@ lies beside them as `generate.py`.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -37,22 +38,25 @@ def generate(folder: Path, prompt: list[int], max_tokens: int) -> list[int]:
     )
     weights = read_weights(folder / "model.safetensors")
     cache = [jnp.zeros(shape, dtype) for shape, dtype in facts["cache"]]
-    size, length = facts["prefill_size"], facts["length"]
+    chunk_size, length = facts["prefill_size"], facts["length"]
     if not 0 < len(prompt) < length:
         raise SystemExit(f"a prompt of {len(prompt)} ids: give 1 to {length - 1}")
-    for start in range(0, len(prompt), size):
-        chunk = prompt[start : start + size]
-        padding = size - len(chunk)
-        tokens = jnp.array([chunk + [0] * padding], jnp.int32)
-        positions = jnp.array([[*range(start, start + len(chunk)), *[length] * padding]], jnp.int32)
-        logits, cache = prefill(weights, cache, tokens, positions, jnp.array([len(chunk) - 1], jnp.int32))
-    out = [int(logits[0].argmax())]
-    for position in range(len(prompt), min(length, len(prompt) + max_tokens - 1)):
+
+    def likeliest(program: Any, ids: list[int], start: int, size: int) -> int:
+        """The id that follows `ids`, which begin at position `start`; padded to the program's `size`."""
+        nonlocal cache
+        padding = size - len(ids)
+        tokens = jnp.array([ids + [0] * padding], jnp.int32)
+        positions = jnp.array([[*range(start, start + len(ids)), *[length] * padding]], jnp.int32)
+        logits, cache = program(weights, cache, tokens, positions, jnp.array([len(ids) - 1], jnp.int32))
+        return int(logits[0].argmax())
+
+    chunks = [(prompt[start : start + chunk_size], start) for start in range(0, len(prompt), chunk_size)]
+    out = [likeliest(prefill, ids, start, chunk_size) for ids, start in chunks][-1:]
+    for position in range(len(prompt), min(length, len(prompt) + max_tokens) - 1):
         if out[-1] in facts["ends"]:
             break
-        tokens, positions = jnp.array([[out[-1]]], jnp.int32), jnp.array([[position]], jnp.int32)
-        logits, cache = decode(weights, cache, tokens, positions, jnp.zeros(1, jnp.int32))
-        out.append(int(logits[0].argmax()))
+        out.append(likeliest(decode, out[-1:], position, 1))
     return out
 
 

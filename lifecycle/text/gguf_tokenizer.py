@@ -89,7 +89,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
 def _damage(metadata: Mapping[str, Any], second: str) -> str | None:
     """Says which list is missing or inconsistent with the others, of tokens and `second`; None if all are sound."""
     tokens, order = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", second))
-    if not _is_texts(tokens) or not (_is_texts(order) if second == "merges" else isinstance(order, list)):
+    if not _is_texts(tokens) or not isinstance(order, list) or (second == "merges" and not _is_texts(order)):
         return f"it has no list of tokens, or none of {second}"
     types = metadata.get("tokenizer.ggml.token_type", tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -97,7 +97,7 @@ def _damage(metadata: Mapping[str, Any], second: str) -> str | None:
     if second == "scores" and (len(order) != len(tokens) or not all(isinstance(score, float) for score in order)):
         return f"it does not have one score for each of its {len(tokens)} tokens"
     known = set(tokens)
-    for merge in order if second == "merges" else ():
+    for merge in order if second == "merges" else []:
         if merge.count(" ") != 1 or not known.issuperset([*merge.split(" "), merge.replace(" ", "")]):
             return f"merge {merge!r} does not make a token of two tokens"
     for name, key in FRAMING:

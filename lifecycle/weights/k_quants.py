@@ -22,7 +22,7 @@ def _in_chunks(quantise: Callable[[Rows], Blocks], values: Rows) -> Blocks:
         return np.concatenate([quantise(values[at : at + CHUNK]) for at in range(0, len(values), CHUNK)])
 
 
-def _per(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _per(numerator: np.ndarray | np.floating, denominator: np.ndarray) -> np.ndarray:
     """Their quotient, 0 where the denominator is."""
     return np.where(denominator == 0, np.float32(0), numerator / denominator)
 

@@ -159,7 +159,8 @@ class PackedIntegers:
         self._require(name, weight, scales)
         shapes = self._source.shapes
         outputs, inputs = shapes[weight]
-        grid = (*shapes[scales], 1, 1)[:2] if shapes[scales] else (1, 1)
+        rows, groups = (*shapes[scales], 1, 1)[:2]
+        grid = (int(rows), int(groups))
         if self._source.dtype(weight) not in PLAIN or grid[0] not in (1, outputs) or inputs % grid[1]:
             raise WeightsError(
                 f"{name}.weight: {self._source.dtype(weight).name} {shapes[weight]} with scales {shapes[scales]} is "

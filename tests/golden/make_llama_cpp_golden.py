@@ -7,9 +7,9 @@ Run it in the project's environment, with the Python of another that has llama.c
     uv run python tests/golden/make_llama_cpp_golden.py llama/bin/python
 
 Of each model of `gguf_models.py`, written in F16: `NAME_hash` of the file's content, `NAME_greedy` (the tokens after
-`PROMPT`) and `NAME_logits` after each token of `PROMPT`. `vocabulary`: the ids of `TEXTS`, ended by -1, in the tokenizer of
-`tiny.gguf`, written and read again. `Q4_K_blocks` and so on: the bytes of `drawn_values`, by ggml's quantiser.
-`IQ1_S_values` and so on: the float32 values of `drawn_bytes`, by ggml's C code.
+`PROMPT`) and `NAME_logits` after each token of `PROMPT`. `vocabulary`: the ids of `TEXTS`, each ended by -1, in the
+tokenizer of `tiny.gguf`, written and read again. `Q4_K_blocks` and so on: the bytes of `drawn_values`, by ggml's
+quantiser. `IQ1_S_values` and so on: the float32 values of `drawn_bytes`, by ggml's C code.
 """
 # pyright: reportMissingImports=false
 
@@ -58,12 +58,11 @@ def in_llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
     """In the other environment: ids of texts, greedy tokens and logits of prompts, blocks of values."""
     import ctypes
 
-    import llama_cpp_py_sync
     from llama_cpp_py_sync import _cffi_bindings as bindings
 
     ffi, lib = bindings.get_ffi(), bindings.get_lib()
     lib.llama_backend_init()
-    base = ctypes.CDLL(str(Path(llama_cpp_py_sync.__file__).parent / "libggml-base.so.0"))
+    base = ctypes.CDLL(str(Path(bindings.__file__).parent / "libggml-base.so.0"))
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     base.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
 
