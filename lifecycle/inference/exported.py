@@ -6,6 +6,7 @@ does (`model/decoder.py:forward_cached`), for a prompt in chunks and then token 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.model.cache import init_cache
+from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_cached, logits
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
@@ -32,7 +33,7 @@ def weight_shapes(config: ModelConfig) -> Shapes:
 
 def cache_shapes(config: ModelConfig, batch: int, length: int) -> Sequence[jax.ShapeDtypeStruct]:
     """The arrays of an empty cache (all zeros) for `batch` rows of at most `length` tokens."""
-    return jax.tree.leaves(_cache(config, batch, length))
+    return jax.tree.leaves(jax.eval_shape(lambda: _empty(config, batch, length).stacks))
 
 
 def export_step(config: ModelConfig, batch: int, length: int, size: int) -> jax.export.Exported:
@@ -41,7 +42,7 @@ def export_step(config: ModelConfig, batch: int, length: int, size: int) -> jax.
     `(weights, cache, tokens [B T], positions [B T], last [B]) -> (logits [B V] after token `last`, cache)`. Positions
     of a row are consecutive; those of padding, at the end, are `length`.
     """
-    names, cache = _names(config), _cache(config, batch, length)
+    names = _names(config)
 
     def step(
         weights: Mapping[str, Array],
@@ -51,10 +52,11 @@ def export_step(config: ModelConfig, batch: int, length: int, size: int) -> jax.
         last: Int[Array, " B"],
     ) -> tuple[Float[Array, "B V"], list[Array]]:
         params = jax.tree.map(lambda name: weights[name], names)
-        before = jax.tree.unflatten(jax.tree.structure(cache), held)
+        empty = _empty(config, batch, length)  # its pages' tables are constants
+        before = replace(empty, stacks=jax.tree.unflatten(jax.tree.structure(empty.stacks), held))
         hidden, after = forward_cached(config, params, tokens, positions, before)
         chosen = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return logits(config, params, chosen).astype(jnp.float32), jax.tree.leaves(after)
+        return logits(config, params, chosen).astype(jnp.float32), jax.tree.leaves(after.stacks)
 
     rows = jax.ShapeDtypeStruct((batch, size), jnp.int32)
     arguments = (
@@ -67,8 +69,8 @@ def export_step(config: ModelConfig, batch: int, length: int, size: int) -> jax.
     return jax.export.export(jax.jit(step, donate_argnums=1), platforms=PLATFORMS)(*arguments)
 
 
-def _cache(config: ModelConfig, batch: int, length: int) -> Any:
-    return jax.eval_shape(lambda: init_cache(config, batch, length, compute_dtype(config), is_apart=True))
+def _empty(config: ModelConfig, batch: int, length: int) -> KVCache:
+    return init_cache(config, batch, length, compute_dtype(config), is_apart=True)
 
 
 def _names(config: ModelConfig) -> Params:
