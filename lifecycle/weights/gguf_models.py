@@ -173,6 +173,7 @@ def write_gguf(config: ModelConfig, read: Read, path: Path, mixture: Mixture, mo
         writer.write_ti_data_to_file()
         for name in shapes:
             values = extra[name] if name in extra else write_tensor(config, tensors[name], shifted, FLOAT32)
+            _require_range(name, values, encodings[name])
             writer.write_tensor_data(quantise(values, encodings[name]))
         writer.close()
         _flush(unfinished)
@@ -181,6 +182,13 @@ def write_gguf(config: ModelConfig, read: Read, path: Path, mixture: Mixture, mo
         unfinished.unlink(missing_ok=True)
         raise
     unfinished.replace(path)
+
+
+def _require_range(name: str, values: np.ndarray, encoding: Encoding) -> None:
+    """Refuses values that float16, of the matrix or of its scales, would make infinite."""
+    largest = np.abs(values).max()
+    if encoding.name not in ("F32", "BF16") and np.isfinite(largest) and largest > np.finfo(np.float16).max:
+        raise WeightsError(f"{name}: a weight of {largest:.3g} is beyond float16; export with --encoding bf16")
 
 
 def _num_bytes(shape: Shape, encoding: Encoding) -> int:

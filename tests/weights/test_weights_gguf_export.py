@@ -176,6 +176,18 @@ def test_what_is_not_written_is_said(tmp_path: Path) -> None:
     assert out.read_text() == "mine"
 
 
+def test_a_weight_beyond_float16_is_refused_and_no_file_is_left(tmp_path: Path) -> None:
+    bundle = write_bundle("llama", tmp_path / "llama")
+    params = random_params(MODELS["llama"])
+    params["embed"] = params["embed"].at[7, 3].set(1e5)
+    save_weights(MODELS["llama"], params, bundle)
+    with pytest.raises(WeightsError, match=r"token_embd\.weight: a weight of 1e\+05 is beyond float16; export"):
+        export(bundle, str(tmp_path / "out.gguf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+    export(bundle, str(tmp_path / "out.gguf"), encoding="bf16")
+    assert GgufFile(tmp_path / "out.gguf").read("token_embd.weight", (slice(7, 8), slice(3, 4)))[0, 0] > 9e4
+
+
 SHORT = RopeScaling(kind="llama3", factor=8.0, original_max_seq_len=64)
 EXPERTS = MoeConfig(num_experts=4, experts_per_token=2, d_ff=16, first_dense_layers=1)
 
