@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,17 +21,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lifecycle.core.config import ConfigError
-from lifecycle.serving.answers import AnswerForm, Echo
+from lifecycle.serving.answers import AnswerForm, Echo, TextForm
 from lifecycle.serving.body import read_body
+from lifecycle.serving.chat_answers import ChatForm
+from lifecycle.serving.chat_schemas import ChatRequest, TokenizeRequest
+from lifecycle.serving.chats import Abilities, prepare_chat, structured_changes, token_ids
 from lifecycle.serving.choices import Choices, Served, require_capacity, submit
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.delivery import CLIENT_GONE, EventStream, complete_answer
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.metrics import Metrics
 from lifecycle.serving.pages import page_routes
-from lifecycle.serving.prompts import chat_prompt, require_ids, text_of, text_prompts, token_ids
+from lifecycle.serving.prompts import require_ids, text_of, text_prompts
 from lifecycle.serving.record import Recorder, RequestObserver
-from lifecycle.serving.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
+from lifecycle.serving.schemas import CompletionRequest, DetokenizeRequest, parse
 from lifecycle.text.interface import Tokenizer
 
 
@@ -128,8 +131,9 @@ class Api:
             require_capacity(served.engine, len(ask.prompts) * (ask.n or 1))
             prompts = await self._tokenize(text_prompts, ask, model, served.engine.max_seq_len)
             recorder.record.prompt = await self._tokenize(_prompt_text, ask, model.tokenizer)
-            form = _form("text", ask, served, ask.logprobs is not None)
-            return await self._answer(request, ask, served, prompts, form, recorder)
+            changes = await self._tokenize(structured_changes, ask.structured_outputs, served.engine)
+            form = TextForm(**_form(ask, served, ask.logprobs is not None))
+            return await self._answer(request, ask, served, prompts, form, recorder, changes)
 
         return await self._recorded(request, work)
 
@@ -139,12 +143,12 @@ class Api:
         async def work(recorder: Recorder) -> Response:
             ask = parse(ChatRequest, await read_body(request))
             served = self._serve(ask, recorder)
-            messages, engine = [message.plain for message in ask.messages], served.engine
-            require_capacity(engine, ask.n or 1)
-            prompts = [await self._tokenize(chat_prompt, messages, engine.model, engine.max_seq_len)]
-            recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
-            form = _form("chat", ask, served, bool(ask.logprobs))
-            return await self._answer(request, ask, served, prompts, form, recorder)
+            require_capacity(served.engine, ask.n or 1)
+            chat = await self._tokenize(prepare_chat, ask, served.engine)
+            recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
+            settings, id_length = _form(ask, served, bool(ask.logprobs)), chat.abilities.call_id_length
+            form = ChatForm(**settings, parser=chat.parser, call_id_length=id_length)
+            return await self._answer(request, ask, served, [chat.prompt], form, recorder, chat.changes)
 
         return await self._recorded(request, work)
 
@@ -153,7 +157,7 @@ class Api:
         self._admit(request)
         ask = parse(TokenizeRequest, await read_body(request))
         engine = self._model(ask.model).engine
-        ids = await self._tokenize(token_ids, ask, engine.model, engine.max_seq_len)
+        ids = await self._tokenize(token_ids, ask, engine)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": engine.max_seq_len})
 
     async def detokenize(self, request: Request) -> Response:
@@ -190,13 +194,16 @@ class Api:
         prompts: Sequence[Sequence[int]],
         form: AnswerForm,
         recorder: Recorder,
+        changes: Mapping[str, Any],
     ) -> Response:
+        """Submits the choices, with these changes of their sampling settings, and answers in the form."""
         model, count = served.engine.model, ask.n or 1
         require_ids([int(token) for token in ask.logit_bias or ()], model, "logit_bias")
-        work = [(prompt, ask.sampling(model.defaults, i)) for prompt in prompts for i in range(count)]
+        each = [ask.sampling(model.defaults, i).model_copy(update=changes) for i in range(count)]
+        work = [(prompt, params) for prompt in prompts for params in each]
         form.usage.prompt_tokens = sum(map(len, prompts))
         choices = submit(served.engine, work)
-        if isinstance(ask, CompletionRequest) and ask.echo:
+        if isinstance(ask, CompletionRequest) and isinstance(form, TextForm) and ask.echo:
             form.echoes = _echoes(ask, choices, count, model.tokenizer)
         recorder.record.id = form.id
         recorder.record.prompt_tokens = form.usage.prompt_tokens
@@ -236,7 +243,7 @@ class Api:
 def _card(name: str, served: Served) -> dict[str, Any]:
     engine = served.engine
     card = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle"}
-    return {**card, "version": served.version, "max_model_len": engine.max_seq_len}
+    return {**card, "version": served.version, "max_model_len": engine.max_seq_len, **Abilities.of(engine.model).card}
 
 
 def _prompt_text(ask: CompletionRequest, tokenizer: Tokenizer) -> str:
@@ -255,10 +262,8 @@ def _echoes(ask: CompletionRequest, choices: Choices, count: int, tokenizer: Tok
     return echoes
 
 
-def _form(
-    kind: Literal["chat", "text"], ask: ChatRequest | CompletionRequest, served: Served, has_logprobs: bool
-) -> AnswerForm:
+def _form(ask: ChatRequest | CompletionRequest, served: Served, has_logprobs: bool) -> dict[str, Any]:
+    """What answers of both forms have."""
     model = served.engine.model
-    return AnswerForm(
-        kind, ask.model, served.version, model.tokenizer, model.stop_ids, has_logprobs, wants_usage=ask.wants_usage
-    )
+    named = {"model": ask.model, "version": served.version, "tokenizer": model.tokenizer, "stop_ids": model.stop_ids}
+    return {**named, "has_logprobs": has_logprobs, "wants_usage": ask.wants_usage}

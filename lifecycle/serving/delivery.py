@@ -80,7 +80,8 @@ class EventStream(StreamingResponse):
             async for index, event in self._choices.events():
                 recorder.see(index, event)
                 form.usage.completion_tokens = recorder.record.completion_tokens
-                yield _sse(form.chunk(index, event))
+                if (chunk := form.chunk(index, event)) is not None:
+                    yield _sse(chunk)
             if form.wants_usage:
                 yield _sse(form.closing())
             recorder.finish(200)
