@@ -37,7 +37,7 @@ from lifecycle.text.tokenizer import load_tokenizer, tokenizer_at
 from lifecycle.weights.families.family import Family
 from lifecycle.weights.families.layout import TensorSource
 from lifecycle.weights.gguf import GgufFile, is_gguf
-from lifecycle.weights.gguf_llama import GGUF_LLAMA, config_of
+from lifecycle.weights.gguf_models import GgufTensors, config_of, table_of
 from lifecycle.weights.published import (
     CONFIG,
     family_of,
@@ -56,9 +56,7 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 type Dtype = Literal["float32", "float16", "bfloat16"]
 type Source = Annotated[
     str,
-    Parameter(
-        help="A GGUF file of a Llama, or a folder with config.json and safetensors; or its address: https, s3, gs."
-    ),
+    Parameter(help="A GGUF file, or a folder with config.json and safetensors; or its address: https, s3, gs."),
 ]
 type Out = Annotated[Path, Parameter(help="The bundle's folder; it must not be there yet.")]
 type GivenDtype = Annotated[
@@ -133,7 +131,7 @@ def import_gguf(
         else:
             _copy_tokenizer(tokenizer, folder)
         _copy_template(template, folder)
-        _write(config, GGUF_LLAMA, file, source, folder, dtype)
+        _write(config, table_of(config), GgufTensors(file, config), source, folder, dtype)
     encodings = ", ".join(f"{count} {name}" for name, count in file.encodings.items())
     _say(f"{encodings} tensors as {dtype}", config, out)
 

@@ -30,7 +30,7 @@ VERBS = {
     "data": "Prepare documents, token shards and rows.",
     "tokenizer": "Train or load the tokenizer.",
     "evaluate": "Evaluate a run's training stages, or a bundle on the tasks of a file.",
-    "export": "Write a training stage's bundle, register it, promote it if the gate passes.",
+    "export": "Write a training stage's bundle and register it; or a bundle as GGUF or StableHLO.",
     "report": "Write the report, bringing the run up to date; while another process does, what the run has so far.",
     "watch": "Show a run's training stages as they go on: curves, speed, memory, where the time goes.",
     "compare": "Draw the curves of several runs in one page, with the settings that differ.",

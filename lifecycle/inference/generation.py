@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from lifecycle.inference.grammar import Constraint
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.stopping import StopBuffer
 from lifecycle.text.tokenizer import StreamDecoder, Tokenizer
@@ -66,7 +67,8 @@ class Assembler:
     """Collects a request's tokens into events: `push` each token, then `take` an event if there is one."""
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, stop_ids: Sequence[int], max_tokens: int) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+        # a grammar counts every byte of the tokens, also the space that begins a text
+        self._decoder = StreamDecoder(tokenizer, params.shown_ids, strips=params.grammar is None)
         self._stop = StopBuffer(params.stop)
         self._stop_ids = frozenset(stop_ids)
         self._max_tokens = max_tokens
@@ -75,8 +77,11 @@ class Assembler:
         self._text = ""
         self._tokens: list[Token] = []
 
-    def push(self, token: Token) -> None:
-        """Adds the next token; sets `finish_reason` if it is the last. Do not push later tokens."""
+    def push(self, token: Token, is_last: bool = False) -> None:
+        """Adds the next token; sets `finish_reason` if it is the last. Do not push later tokens.
+
+        `is_last`: the request's grammar lets nothing follow.
+        """
         self._tokens.append(token)
         self.num_tokens += 1
         if token.id in self._stop_ids:
@@ -85,6 +90,8 @@ class Assembler:
         self._text += self._stop.push(self._decoder.feed(token.id))
         if self._stop.is_stopped:
             self.finish_reason = "stop"
+        elif is_last:
+            self._end("stop")
         elif self.num_tokens == self._max_tokens:
             self._end("length")
 
@@ -107,7 +114,11 @@ class Generation:
     Iterating raises `EngineError` if the engine fails. Leaving an asynchronous iteration early cancels the request.
     """
 
-    def __init__(self, prompt: Sequence[int], params: SamplingParams, max_tokens: int) -> None:
+    def __init__(
+        self, prompt: Sequence[int], params: SamplingParams, max_tokens: int, constraint: Constraint | None = None
+    ) -> None:
+        """`constraint`: the beginning of an output in `params.grammar`."""
+        self.constraint = constraint
         self.id = f"g{next(_numbers)}"
         self.prompt = list(prompt)
         self.params = params

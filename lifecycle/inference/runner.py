@@ -7,7 +7,7 @@ an error while one request is handled fails that request only.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
+from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
 from lifecycle.inference.programs import Programs
@@ -74,19 +75,22 @@ class Runner:
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups)
+        self._grammars = Grammars(model.tokenizer, model.stop_ids, vocab_size)
+        self._constraints: dict[int, Constraint | None] = {}  # how far the output in a slot is in its grammar
         self._counters = EngineStats()
         self.max_requests = num_slots + max_queue
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
         """Queues a request of token ids.
 
-        Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, or `ValueError`
-        for ids that the tokenizer does not have.
+        Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, `GrammarError`, or
+        `ValueError` for ids that the tokenizer does not have.
         """
         max_tokens = self.max_tokens(len(prompt), params)
         if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
-        return self._accept(Generation(prompt, params, max_tokens))
+        constraint = None if params.grammar is None else self._grammars.constraint(params.grammar)
+        return self._accept(Generation(prompt, params, max_tokens, constraint))
 
     def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
         """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
@@ -105,6 +109,10 @@ class Runner:
             self._scheduler.accept(generation)
             self.changed.notify()
         return generation
+
+    def compile(self, grammar: str) -> None:
+        """Makes a grammar ready, from any thread: `submit` then takes no time for it. Raises `GrammarError`."""
+        self._grammars.constraint(grammar)
 
     def max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         """The number of tokens that a request may generate; raises `ContextLengthError` if it does not fit."""
@@ -153,6 +161,7 @@ class Runner:
         for padded in chunk_buckets():
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
+        self._grammars.warm_up()
 
     def turn(self) -> None:
         """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
@@ -192,6 +201,17 @@ class Runner:
         if generation.output.num_tokens == 0:
             generation.prompt_tokens.clear()
         self._table.open(slot, params, generation.seed, stop_ids)
+        self._constraints[slot] = generation.constraint and generation.constraint.copy()
+        self._constrain([slot])
+
+    def _constrain(self, slots: Iterable[int]) -> bool:
+        """Writes what may come next into the rows of those slots that have a grammar; whether there are any."""
+        held = {slot: own for slot in slots if (own := self._constraints[slot]) is not None}
+        self._grammars.fill(held, self._table.allowed)
+        for slot, constraint in held.items():
+            with self._contained(slot):
+                constraint.check()
+        return bool(held)
 
     @contextmanager
     def _contained(self, slot: int) -> Iterator[None]:
@@ -202,9 +222,10 @@ class Runner:
         try:
             yield
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            LOG.exception("a request failed")
-            generation = self._release(slot)
-            generation.put(EngineError(f"the request failed: {type(error).__name__}: {error}"))
+            LOG.error("a request failed: %s", error, exc_info=not isinstance(error, GrammarError))
+            failure = EngineError(f"the request failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._release(slot).put(failure)
 
     def _release(self, slot: int) -> Generation:
         self._table.close(slot)
@@ -248,6 +269,8 @@ class Runner:
 
     def _decode(self) -> None:
         num_steps = self._scheduler.decode_steps()
+        if self._constrain(self._scheduler.decoding):
+            num_steps = min(num_steps, 1)  # what may come next is known once the newest token is
         self._make_room(num_steps)
         decoding = self._scheduler.decoding
         if not decoding:
@@ -289,11 +312,12 @@ class Runner:
         """Delivers a row's new tokens, the first of them at `position`, to its request, which may end with one of
         them. Tokens that it had before it gave up its slot are not delivered again."""
         generation = self._scheduler.request(slot)
-        output = _output(generation)
+        output, constraint = _output(generation), self._constraints[slot]
         tokens = _tokens(sampled, row, generation.params.top_logprobs)
         for number, token in enumerate(tokens, position + 1 - len(generation.prompt)):
+            is_last = constraint is not None and constraint.push(token.id)
             if number > output.num_tokens:
-                output.push(token)
+                output.push(token, is_last)
             remaining = generation.max_tokens - number
             self._table.advance(slot, token.id, len(generation.prompt) + number - 1, remaining)
             if output.finish_reason is not None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
+from lifecycle.inference.grammar import ALL
 from lifecycle.kernels.seldom import seldom
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
@@ -47,6 +48,8 @@ class SamplingParams(SamplingConfig):
     stop_ids: tuple[int, ...] | None = None  # None: the model's own
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)  # and for the prompt's; None: neither
+    grammar: str | None = None  # what the output must be, in llguidance's form (`inference/grammar.py`); None: anything
+    shown_ids: tuple[int, ...] = ()  # special tokens whose names are part of the output's text
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +68,7 @@ class SamplingRows:
     bias_ids: Int[Array, "B 300"]  # `NO_TOKEN`: none
     biases: Float[Array, "B 300"]
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
+    allowed: Int[Array, "B words"]  # a bit for each token, the lowest first; `ALL` in each word: no grammar
 
 
 @jax.tree_util.register_dataclass
@@ -103,12 +107,14 @@ def sample(
 ) -> Sampled:
     """A token for each row. `positions` are those of the new tokens; with the seed they make the key.
 
-    Biases come first, then penalties, then the filters. `top_ids` and `top_logprobs` are zeros unless `want_top`. Ids
-    from `num_ids` on (a vocabulary padded beyond its tokenizer) are never sampled.
+    Biases come first, then penalties, then what a grammar allows, then the filters. `top_ids` and `top_logprobs` are
+    zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its tokenizer) are never sampled.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
     logits, logprobs = only_ids(logits, num_ids), only_ids(jax.nn.log_softmax(logits), num_ids)
     logits = _penalised(_biased(logits, rows), rows, history)
+    is_constrained = (rows.allowed != ALL).any()
+    logits = seldom(is_constrained.astype(jnp.int32), partial(_only_allowed, rows.allowed), logits)
     likeliest = _argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
@@ -123,6 +129,12 @@ def only_ids(values: Float[Array, "B V"], num_ids: int | None) -> Float[Array, "
     if num_ids is None or num_ids >= values.shape[-1]:
         return values
     return jnp.where(jnp.arange(values.shape[-1]) < num_ids, values, -jnp.inf)
+
+
+def _only_allowed(allowed: Array, _: Any, logits: Array) -> Array:
+    bits = (allowed[:, :, None] >> jnp.arange(32)) & 1
+    bits = bits.reshape(allowed.shape[0], -1)[:, : logits.shape[1]]
+    return jnp.where(bits == 1, logits, -jnp.inf)
 
 
 def _biased(logits: Array, rows: SamplingRows) -> Array:

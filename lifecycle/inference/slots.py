@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, PromptRows
 from lifecycle.inference.sampling import MAX_BIASES, NO_TOKEN, SamplingParams, SamplingRows
@@ -40,6 +41,7 @@ class SlotTable:
         self.bias_ids = np.full((num_slots, MAX_BIASES), NO_TOKEN, np.int32)
         self.biases = np.zeros((num_slots, MAX_BIASES), np.float32)
         self.seed = np.zeros((num_slots, 2), np.uint32)
+        self.allowed = no_masks(num_slots, vocab_size)
         self.wants_top, self.wants_prompt = np.zeros((2, num_slots), bool)
 
     def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> None:
@@ -56,6 +58,7 @@ class SlotTable:
         for place, (token, bias) in enumerate(params.logit_bias):
             self.bias_ids[slot, place], self.biases[slot, place] = token, bias
         self.seed[slot] = seed_words(seed)
+        self.allowed[slot] = ALL
         self.wants_top[slot] = params.top_logprobs > 0
         self.wants_prompt[slot] = params.prompt_logprobs is not None
         self.stop_ids[slot] = -1

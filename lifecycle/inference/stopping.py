@@ -6,6 +6,8 @@ complete first (of two that end together, the longer one). A piece that may begi
 
 from collections.abc import Sequence
 
+from lifecycle.text.parts import possible_start
+
 
 class StopBuffer:
     """`push` text to get the text that can no longer change; `is_stopped` is true after a (non-empty) stop string."""
@@ -42,9 +44,4 @@ class StopBuffer:
 
     def _possible_start(self) -> int:
         """Length of the longest suffix of the held text that is a prefix of a stop string."""
-        return max((_overlap(self._held, stop) for stop in self._stops), default=0)
-
-
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+        return max((possible_start(self._held, stop) for stop in self._stops), default=0)

@@ -26,7 +26,8 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A served model. `version` is its content's hash, `max_model_len` its context in tokens."""
+    """A served model. `version` is its content's hash, `max_model_len` its context in tokens, `tool_calls` the form in
+    which it calls tools, `reasoning` what marks its thoughts."""
 
     id: str
     object: Literal["model"]
@@ -34,6 +35,8 @@ class ModelCard(BaseModel):
     owned_by: str
     version: str
     max_model_len: int
+    tool_calls: str | None
+    reasoning: str | None
 
 
 class ModelList(BaseModel):

@@ -1,10 +1,11 @@
-"""Answers in OpenAI's shapes: complete ones and chunks of a stream, for text completions and for chats."""
+"""Answers in OpenAI's shapes: complete ones and chunks of a stream. Those of chats are in `chat_answers.py`."""
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from lifecycle.inference.generation import Completion, Event, Generation, Token
 from lifecycle.text.tokenizer import Tokenizer
@@ -43,10 +44,12 @@ class Echo:
 
 
 @dataclass
-class AnswerForm:
+class AnswerForm(ABC):
     """Shapes one request's answer. `version` is the model's, shown as `system_fingerprint`."""
 
-    kind: Literal["chat", "text"]
+    prefix: ClassVar[str]  # of the answer's id
+    kind: ClassVar[str]  # of object
+    chunk_kind: ClassVar[str]
     model: str
     version: str
     tokenizer: Tokenizer
@@ -56,71 +59,72 @@ class AnswerForm:
     wants_usage: bool = False
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
-    echoes: dict[int, Echo] = field(default_factory=dict[int, Echo])  # by choice; each is shown once
-    _offsets: dict[int, int] = field(default_factory=dict)  # characters of the tokens sent so far, by choice
 
     def __post_init__(self) -> None:
-        self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + secrets.token_hex(12)
+        self.id = self.prefix + secrets.token_hex(12)
 
     def complete(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The answer in one piece."""
-        choices = [self._choice(i, Event(c.text, c.tokens, c.finish_reason)) for i, c in enumerate(completions)]
-        return {**self._head(""), "choices": choices, "usage": self.usage.plain()}
+        choices = [self.choice(i, Event(c.text, c.tokens, c.finish_reason)) for i, c in enumerate(completions)]
+        return {**self._head(self.kind), "choices": choices, "usage": self.usage.plain()}
+
+    @abstractmethod
+    def choice(self, index: int, event: Event) -> dict[str, Any]:
+        """A complete choice."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, with the role; text completions have none."""
-        if self.kind == "text":
-            return None
-        return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        """The first chunk of a choice, before any event; None: there is none."""
+        return None
 
-    def chunk(self, index: int, event: Event) -> dict[str, Any]:
-        """The chunk for an event of a choice."""
-        if self.kind == "text":
-            return self._chunk(self._choice(index, event))
-        delta = {"content": event.text} if event.text else {}
-        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(index, event, None)}
-        return self._chunk({**choice, "finish_reason": event.finish_reason})
+    @abstractmethod
+    def chunk(self, index: int, event: Event) -> dict[str, Any] | None:
+        """The chunk for an event of a choice; None: nothing is to be sent yet."""
 
     def closing(self) -> dict[str, Any]:
         """The last chunk of a stream whose client asked for the usage."""
-        return {**self._head(".chunk"), "choices": [], "usage": self.usage.plain()}
+        return {**self._head(self.chunk_kind), "choices": [], "usage": self.usage.plain()}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         usage = {"usage": None} if self.wants_usage else {}
-        return {**self._head(".chunk"), "choices": [choice], **usage}
+        return {**self._head(self.chunk_kind), "choices": [choice], **usage}
 
-    def _head(self, suffix: str) -> dict[str, Any]:
-        name = f"chat.completion{suffix}" if self.kind == "chat" else "text_completion"
-        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def _head(self, kind: str) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "system_fingerprint": self.version}
 
-    def _choice(self, index: int, event: Event) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index}
-        if self.kind == "chat":
-            choice["message"] = {"role": "assistant", "content": event.text, "refusal": None}
-            return {**choice, "logprobs": self._logprobs(index, event, None), "finish_reason": event.finish_reason}
-        echo = self.echoes.pop(index, None)
-        choice["text"] = event.text if echo is None else echo.text + event.text
-        return {**choice, "logprobs": self._logprobs(index, event, echo), "finish_reason": event.finish_reason}
-
-    def _logprobs(self, index: int, event: Event, echo: Echo | None) -> dict[str, Any] | None:
-        """Log-probabilities of the event's tokens, without the stop id, after those of the prompt."""
-        if not self.has_logprobs:
-            return None
+    def _said(self, event: Event) -> list[Token]:
+        """The event's tokens, without the stop id."""
         tokens = list(event.tokens)
         if event.finish_reason == "stop" and tokens and tokens[-1].id in self.stop_ids:
             tokens.pop()
-        if self.kind == "chat":
-            return self._chat_logprobs(tokens)
-        before = [] if echo is None else echo.tokens()
-        return self._text_logprobs(index, [*before, *((token.id, token) for token in tokens)])
+        return tokens
 
-    def _chat_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        content = [
-            {**self._named(t.id, t.logprob), "top_logprobs": [self._named(i, logprob) for i, logprob in t.top]}
-            for t in tokens
-        ]
-        return {"content": content, "refusal": None}
+
+@dataclass
+class TextForm(AnswerForm):
+    """Shapes the answer of a text completion."""
+
+    prefix: ClassVar[str] = "cmpl-"
+    kind: ClassVar[str] = "text_completion"
+    chunk_kind: ClassVar[str] = "text_completion"
+    echoes: dict[int, Echo] = field(default_factory=dict[int, Echo])  # by choice; each is shown once
+    _offsets: dict[int, int] = field(default_factory=dict)  # characters of the tokens sent so far, by choice
+
+    def choice(self, index: int, event: Event) -> dict[str, Any]:
+        """The text of a choice, or what an event adds to it."""
+        echo = self.echoes.pop(index, None)
+        text = event.text if echo is None else echo.text + event.text
+        logprobs = self._logprobs(index, event, echo) if self.has_logprobs else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": event.finish_reason}
+
+    def chunk(self, index: int, event: Event) -> dict[str, Any]:
+        """The chunk for an event of a choice."""
+        return self._chunk(self.choice(index, event))
+
+    def _logprobs(self, index: int, event: Event, echo: Echo | None) -> dict[str, Any]:
+        """Log-probabilities of the event's tokens, after those of the prompt."""
+        before = [] if echo is None else echo.tokens()
+        return self._text_logprobs(index, [*before, *((token.id, token) for token in self._said(event))])
 
     def _text_logprobs(self, index: int, tokens: Sequence[tuple[int, Token | None]]) -> dict[str, Any]:
         names = [self._text(token_id) for token_id, _ in tokens]
@@ -129,18 +133,14 @@ class AnswerForm:
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(name)
         scored = [token for _, token in tokens]
-        top = [None if t is None else {self._text(i): _finite(logprob) for i, logprob in t.top} for t in scored]
-        logprobs = [None if token is None else _finite(token.logprob) for token in scored]
+        top = [None if t is None else {self._text(i): finite(logprob) for i, logprob in t.top} for t in scored]
+        logprobs = [None if token is None else finite(token.logprob) for token in scored]
         return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
-
-    def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(token_id)
-        return {"token": data.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(data)}
 
     def _text(self, token_id: int) -> str:
         return self.tokenizer.token_bytes(token_id).decode(errors="replace")
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     """JSON has no infinities: OpenAI writes -9999 for an impossible token."""
     return max(logprob, -9999.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
+from lifecycle.inference.grammar import GrammarError
 from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
@@ -52,6 +53,8 @@ class Choices:
                         waiting[asyncio.ensure_future(anext(streams[index]))] = index
                     yield index, event
         except EngineError as error:
+            if isinstance(error.__cause__, GrammarError):  # the request asks for more than the limits allow
+                raise RequestError(400, str(error.__cause__), code="invalid_value") from error
             raise RequestError(500, str(error), code="engine_error") from error
         finally:
             for task in waiting:

@@ -1,19 +1,22 @@
 """Handlers of the routes that continue a text or answer a conversation."""
 
 import json
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lifecycle.serving.answers import AnswerForm, Echo
+from lifecycle.serving.answers import AnswerForm, Echo, TextForm
+from lifecycle.serving.chat_answers import ChatForm
+from lifecycle.serving.chat_schemas import ChatRequest
+from lifecycle.serving.chats import prepare_chat, structured_changes
 from lifecycle.serving.choices import Choices, Served, require_capacity, submit
 from lifecycle.serving.delivery import EventStream, chunks, complete_answer
 from lifecycle.serving.desk import Desk
-from lifecycle.serving.prompts import chat_prompt, require_ids, text_prompts
+from lifecycle.serving.prompts import require_ids, text_prompts
 from lifecycle.serving.record import Recorder
-from lifecycle.serving.schemas import ChatRequest, CompletionRequest
+from lifecycle.serving.schemas import CompletionRequest
 from lifecycle.text.interface import Tokenizer
 
 
@@ -32,8 +35,9 @@ class Completing:
             require_capacity(served.engine, len(ask.prompts) * (ask.n or 1))
             prompts = await self._desk.in_thread(text_prompts, ask.prompts, model, served.engine.max_seq_len)
             recorder.record.prompt = await self._desk.in_thread(_prompt_text, ask, model.tokenizer)
-            form = _form("text", ask, served, ask.logprobs is not None)
-            return await self._answer(request, ask, served, prompts, form, recorder)
+            changes = await self._desk.in_thread(structured_changes, ask.structured_outputs, served.engine)
+            form = TextForm(**_form(ask, served, ask.logprobs is not None))
+            return await self._answer(request, ask, served, prompts, form, recorder, changes)
 
         return await self._desk.recorded(request, CompletionRequest, work)
 
@@ -42,12 +46,12 @@ class Completing:
 
         async def work(ask: ChatRequest, recorder: Recorder) -> Response:
             served = self._desk.serve(ask, recorder)
-            messages, engine = [message.plain for message in ask.messages], served.engine
-            require_capacity(engine, ask.n or 1)
-            prompts = [await self._desk.in_thread(chat_prompt, messages, engine.model, engine.max_seq_len)]
-            recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
-            form = _form("chat", ask, served, bool(ask.logprobs))
-            return await self._answer(request, ask, served, prompts, form, recorder)
+            require_capacity(served.engine, ask.n or 1)
+            chat = await self._desk.in_thread(prepare_chat, ask, served.engine)
+            recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
+            settings, id_length = _form(ask, served, bool(ask.logprobs)), chat.abilities.call_id_length
+            form = ChatForm(**settings, parser=chat.parser, call_id_length=id_length)
+            return await self._answer(request, ask, served, [chat.prompt], form, recorder, chat.changes)
 
         return await self._desk.recorded(request, ChatRequest, work)
 
@@ -59,13 +63,16 @@ class Completing:
         prompts: Sequence[Sequence[int]],
         form: AnswerForm,
         recorder: Recorder,
+        changes: Mapping[str, Any],
     ) -> Response:
+        """Submits the choices, with these changes of their sampling settings, and answers in the form."""
         model, count = served.engine.model, ask.n or 1
         require_ids([int(token) for token in ask.logit_bias or ()], model, "logit_bias")
-        work = [(prompt, ask.sampling(model.defaults, i)) for prompt in prompts for i in range(count)]
+        each = [ask.sampling(model.defaults, i).model_copy(update=changes) for i in range(count)]
+        work = [(prompt, params) for prompt in prompts for params in each]
         form.usage.prompt_tokens = sum(map(len, prompts))
         choices = submit(served.engine, work)
-        if isinstance(ask, CompletionRequest) and ask.echo:
+        if isinstance(ask, CompletionRequest) and isinstance(form, TextForm) and ask.echo:
             form.echoes = _echoes(ask, choices, count, model.tokenizer)
         recorder.begin(form.id, choices.generations, form.usage.prompt_tokens)
         if ask.stream:
@@ -89,10 +96,8 @@ def _echoes(ask: CompletionRequest, choices: Choices, count: int, tokenizer: Tok
     return echoes
 
 
-def _form(
-    kind: Literal["chat", "text"], ask: ChatRequest | CompletionRequest, served: Served, has_logprobs: bool
-) -> AnswerForm:
+def _form(ask: ChatRequest | CompletionRequest, served: Served, has_logprobs: bool) -> dict[str, Any]:
+    """What answers of both forms have."""
     model = served.engine.model
-    return AnswerForm(
-        kind, ask.model, served.version, model.tokenizer, model.stop_ids, has_logprobs, wants_usage=ask.wants_usage
-    )
+    named = {"model": ask.model, "version": served.version, "tokenizer": model.tokenizer, "stop_ids": model.stop_ids}
+    return {**named, "has_logprobs": has_logprobs, "wants_usage": ask.wants_usage}

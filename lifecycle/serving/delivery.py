@@ -117,7 +117,8 @@ async def chunks(choices: Choices, form: AnswerForm, recorder: Recorder) -> Asyn
         async for index, event in in_time(choices.events(), recorder):
             recorder.see(index, event)
             form.usage.completion_tokens = recorder.record.completion_tokens
-            yield sse(form.chunk(index, event))
+            if (chunk := form.chunk(index, event)) is not None:
+                yield sse(chunk)
         if form.wants_usage:
             yield sse(form.closing())
         recorder.finish(200)

@@ -4,11 +4,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from lifecycle.serving.body import read_body
+from lifecycle.serving.chat_schemas import TokenizeRequest
+from lifecycle.serving.chats import Abilities, token_ids
 from lifecycle.serving.choices import Served
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.parsing import parse
-from lifecycle.serving.prompts import text_of, token_ids
-from lifecycle.serving.schemas import DetokenizeRequest, TokenizeRequest
+from lifecycle.serving.prompts import text_of
+from lifecycle.serving.schemas import DetokenizeRequest
 
 
 class LookingUp:
@@ -33,7 +35,7 @@ class LookingUp:
         account = self._desk.admit(request)
         ask = parse(TokenizeRequest, await read_body(request))
         engine = self._desk.model(ask.model, account).engine
-        ids = await self._desk.in_thread(token_ids, ask, engine.model, engine.max_seq_len)
+        ids = await self._desk.in_thread(token_ids, ask, engine)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": engine.max_seq_len})
 
     async def detokenize(self, request: Request) -> Response:
@@ -46,4 +48,5 @@ class LookingUp:
 
 def _card(name: str, served: Served) -> dict[str, object]:
     card = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle"}
-    return {**card, "version": served.version, "max_model_len": served.engine.max_seq_len}
+    shown = {"version": served.version, "max_model_len": served.engine.max_seq_len}
+    return {**card, **shown, **Abilities.of(served.engine.model).card}

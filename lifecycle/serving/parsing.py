@@ -6,6 +6,7 @@ that this server does not support, unless its value has no effect.
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -63,7 +64,8 @@ def _explain(error: ValidationError) -> RequestError:
     issue = max(reversed(issues), key=lambda i: (not i["type"].endswith("_type"), len(i["loc"])))
     known = set(_field_names(Body))  # pydantic's other location entries name a type of a union
     is_field = [isinstance(part, int) or part in known or issue["type"] == "extra_forbidden" for part in issue["loc"]]
-    where = ".".join(str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)
+    fields = (str(part) for part, shown in zip(issue["loc"], is_field, strict=True) if shown)
+    where = ".".join(part for part, _ in groupby(fields))  # the name of a union's member may be that of its field
     if issue["type"] == "json_invalid":
         return RequestError(400, f"the body is not valid JSON: {issue['msg'].removeprefix('Invalid JSON: ')}")
     if issue["type"] == "extra_forbidden":
@@ -74,6 +76,7 @@ def _explain(error: ValidationError) -> RequestError:
 
 
 def _field_names(kind: type[Body]) -> Iterator[str]:
-    yield from kind.model_fields
+    """Of all bodies and their parts, as they are sent."""
+    yield from (field.alias or name for name, field in kind.model_fields.items())
     for below in kind.__subclasses__():
         yield from _field_names(below)

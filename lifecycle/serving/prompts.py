@@ -1,10 +1,13 @@
 """Token ids of a request's prompts; text that a tokenizer or a template rejects is the client's error."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from lifecycle.inference.model import Model
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.schemas import DetokenizeRequest, TokenizeRequest
+from lifecycle.serving.schemas import DetokenizeRequest
 
 
 def text_prompts(
@@ -29,22 +32,26 @@ def text_prompts(
 
 
 def chat_prompt(
-    messages: Sequence[Mapping[str, str]], model: Model, max_tokens: int, opens_answer: bool = True
+    messages: Sequence[Mapping[str, Any]],
+    model: Model,
+    max_tokens: int,
+    opens_answer: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a conversation, with the opening of the assistant's turn; one that cannot have as few as
     `max_tokens` tokens is rejected before it is tokenized."""
     _require_short(["".join(message["content"] for message in messages)], model, max_tokens, "messages")
-    return _encoded(lambda: model.template.render(messages, add_generation_prompt=opens_answer).ids, "messages")
+    _require_short([json.dumps(tools, ensure_ascii=False)], model, max_tokens, "tools")
+    render = partial(model.template.render, messages, opens_answer, tools or None, variables)
+    return _encoded(lambda: render().ids, "messages")
 
 
-def token_ids(ask: TokenizeRequest, model: Model, max_tokens: int) -> list[int]:
-    """The ids that a completion of the text, or a chat's answer, would continue."""
-    if ask.messages is not None:
-        return chat_prompt([message.plain for message in ask.messages], model, max_tokens, ask.add_generation_prompt)
-    text = ask.prompt or ""
+def text_ids(text: str, model: Model, max_tokens: int, begins: bool = True) -> list[int]:
+    """Token ids of a text, which begins as the model's contexts do unless `begins` is false."""
     _require_short([text], model, max_tokens, "prompt")
     ids = _encoded(lambda: model.tokenizer.encode(text), "prompt")
-    return model.tokenizer.begin(ids) if ask.add_special_tokens else ids
+    return model.tokenizer.begin(ids) if begins else ids
 
 
 def text_of(ask: DetokenizeRequest, model: Model) -> str:

@@ -1,12 +1,14 @@
 """Handler of OpenAI's `/v1/responses`: a chat, with another shape of its answer and other events of its stream.
 
-What must hold: the events' deltas add up to the text of the last event's answer, which is the one without a stream.
+What must hold: the events' deltas add up to the text of the last event's answer, which is the one without a stream. A
+model's thoughts are in neither.
 """
 
 import itertools
 import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,11 +17,11 @@ from starlette.responses import Response
 
 from lifecycle.inference.generation import Completion, collect
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.serving.chats import prepare_chat
 from lifecycle.serving.choices import Choices, require_capacity, submit
 from lifecycle.serving.delivery import EventStream, collected, in_time, sse
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.errors import RequestError
-from lifecycle.serving.prompts import chat_prompt
 from lifecycle.serving.record import Recorder
 from lifecycle.serving.response_schemas import (
     Content,
@@ -30,6 +32,8 @@ from lifecycle.serving.response_schemas import (
     ResponseUsage,
     Status,
 )
+from lifecycle.text.answer import AnswerParser
+from lifecycle.text.harmony import HarmonyParser
 
 
 class Responding:
@@ -42,20 +46,20 @@ class Responding:
         """An answer to a conversation."""
 
         async def work(ask: ResponseRequest, recorder: Recorder) -> Response:
-            engine, chat = self._desk.serve(ask, recorder).engine, ask.chat
+            engine = self._desk.serve(ask, recorder).engine
             require_capacity(engine, 1)
-            messages = [message.plain for message in chat.messages]
-            prompt = await self._desk.in_thread(chat_prompt, messages, engine.model, engine.max_seq_len)
-            recorder.record.prompt = json.dumps(messages, ensure_ascii=False)
-            params = chat.sampling(engine.model.defaults, 0)
-            choices = submit(engine, [(prompt, params)])
-            form = ResponseForm(ask, params, int(recorder.record.time), len(prompt))
-            recorder.begin(form.id, choices.generations, len(prompt))
+            chat = await self._desk.in_thread(prepare_chat, ask.chat, engine)
+            recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
+            params = ask.chat.sampling(engine.model.defaults, 0).model_copy(update=chat.changes)
+            choices = submit(engine, [(chat.prompt, params)])
+            form = ResponseForm(ask, params, int(recorder.record.time), len(chat.prompt))
+            recorder.begin(form.id, choices.generations, len(chat.prompt))
             if ask.stream:
-                return EventStream(_events(choices, form, recorder), choices, recorder)
+                return EventStream(_events(choices, form, chat.parser(), recorder), choices, recorder)
             (completion,) = await collected(request, choices, recorder)
             recorder.finish(200)
-            return Response(form.answer(completion).model_dump_json(), media_type="application/json")
+            said = replace(completion, text=_said(chat.parser(), completion.text, is_last=True))
+            return Response(form.answer(said).model_dump_json(), media_type="application/json")
 
         return await self._desk.recorded(request, ResponseRequest, work)
 
@@ -102,16 +106,25 @@ def _status(completion: Completion | None) -> Status:
     return "incomplete" if completion.finish_reason == "length" else "completed"
 
 
-async def _events(choices: Choices, form: ResponseForm, recorder: Recorder) -> AsyncGenerator[str]:
+def _said(parser: AnswerParser | HarmonyParser, text: str, is_last: bool) -> str:
+    """What an answer says with a piece of its text."""
+    parts = parser.feed(text) + (parser.flush() if is_last else [])
+    return "".join(part.text for part in parts if part.kind == "text")
+
+
+async def _events(
+    choices: Choices, form: ResponseForm, parser: AnswerParser | HarmonyParser, recorder: Recorder
+) -> AsyncGenerator[str]:
     numbers, events = itertools.count(), []
     try:
         for name, fields in _opening(form):
             yield _event(name, numbers, **fields)
         async for index, event in in_time(choices.events(), recorder):
             recorder.see(index, event)
-            events.append(event)
-            if event.text:
-                yield _event("response.output_text.delta", numbers, **_part(form), delta=event.text, logprobs=[])
+            said = _said(parser, event.text, is_last=event.finish_reason is not None)
+            events.append(replace(event, text=said))
+            if said:
+                yield _event("response.output_text.delta", numbers, **_part(form), delta=said, logprobs=[])
         recorder.finish(200)
         for name, fields in _closing(form, collect(events)):
             yield _event(name, numbers, **fields)

@@ -5,8 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from lifecycle.serving.chat_schemas import ChatRequest, Message
 from lifecycle.serving.parsing import Body
-from lifecycle.serving.schemas import ChatRequest, Count, Label, Message
+from lifecycle.serving.schemas import Count, Label
 
 # Known but unsupported fields: the values that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

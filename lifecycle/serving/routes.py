@@ -9,13 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from lifecycle.serving.answer_schemas import ChatAnswer, CompletionAnswer, ModelCard, ModelList, Tokenized, TokenText
+from lifecycle.serving.chat_schemas import ChatRequest, TokenizeRequest
 from lifecycle.serving.completing import Completing
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.looking_up import LookingUp
 from lifecycle.serving.parsing import Body
 from lifecycle.serving.responding import Responding
 from lifecycle.serving.response_schemas import ResponseAnswer, ResponseRequest
-from lifecycle.serving.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from lifecycle.serving.schemas import CompletionRequest, DetokenizeRequest
 from lifecycle.serving.vector_schemas import (
     EmbeddingAnswer,
     EmbeddingRequest,

@@ -1,8 +1,9 @@
-"""Request bodies of OpenAI's API, as far as they are supported, and of vLLM's for tokens.
+"""Request bodies of OpenAI's API, as far as they are supported, and of vLLM's for tokens; chats' are in
+`chat_schemas.py`.
 
 What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
 its value has no effect; an unknown field is rejected too. `top_k`, `min_p`, `typical_p` and `repetition_penalty` are
-additions.
+additions, and so is vLLM's `structured_outputs`.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lifecycle.inference.defaults import MAX_PENALTY, MAX_TOP_K, MIN_PENALTY, SamplingConfig
-from lifecycle.inference.sampling import MAX_BIAS, MAX_BIASES, MAX_TOP_LOGPROBS, Repeated, SamplingParams
+from lifecycle.inference.sampling import MAX_BIAS, MAX_BIASES, Repeated, SamplingParams
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.parsing import Body
 
@@ -24,18 +25,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -55,13 +51,30 @@ type Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)]
 type TokenIds = list[Annotated[int, Field(ge=0, le=MAX_TOKENS)]]
 
 
+class StructuredOutputs(Body):
+    """What the output must be, under vLLM's names: one of these. `grammar` is in llguidance's variant of Lark."""
+
+    json_: Any = Field(default=None, alias="json")  # a schema, or its text
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "StructuredOutputs":
+        if sum(value is not None for value in dict(self).values()) != 1:
+            message = "structured_outputs: give one of json, json_object, regex, choice, grammar"
+            raise RequestError(400, message, "structured_outputs", "invalid_value")
+        return self
+
+
 class StreamOptions(Body):
     """Whether a stream ends with the usage."""
 
     include_usage: bool = False
 
 
-class _Request(Body):
+class GenerationRequest(Body):
     """The common fields of both kinds of request."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
@@ -80,11 +93,12 @@ class _Request(Body):
     n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: Label | None = None  # the request log has it, or its newer name
     safety_identifier: Label | None = None
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> "_Request":
+    def _check_stream_options(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             message = "stream_options is only allowed when stream is true"
             raise RequestError(400, message, "stream_options", "invalid_value")
@@ -112,7 +126,7 @@ class _Request(Body):
         return defaults.model_copy(update={**given, "stop": tuple(stops)})
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | TokenIds | list[TokenIds]
@@ -135,69 +149,6 @@ class CompletionRequest(_Request):
         if self.prompt and isinstance(self.prompt[0], int):
             return [[token for token in self.prompt if isinstance(token, int)]]
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
-
-
-class TextPart(Body):
-    """A part of a message's content; only text is accepted."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Body):
-    """A turn of a conversation; `developer` means `system`."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    refusal: None = None  # fields of an answer's message, which clients send back unchanged
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-
-    @property
-    def plain(self) -> dict[str, str]:
-        """Role and text, as a chat template takes them."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class ChatRequest(_Request):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    @model_validator(mode="after")
-    def _check_logprobs(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-        return self
-
-    def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
-        """The settings of choice number `index`, with OpenAI's names for lengths and log-probabilities."""
-        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        changes = {"max_tokens": most, "top_logprobs": self.top_logprobs or 0}
-        return super().sampling(defaults, index).model_copy(update=changes)
-
-
-class TokenizeRequest(Body):
-    """`POST /tokenize`: of a text as completions take it, or of a conversation as chats do."""
-
-    model: str
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_special_tokens: bool = True  # a text begins as the model's contexts do
-    add_generation_prompt: bool = True  # a conversation ends with the opening of the assistant's turn
-
-    @model_validator(mode="after")
-    def _check_one(self) -> "TokenizeRequest":
-        if (self.prompt is None) == (self.messages is None):
-            raise RequestError(400, "give either prompt or messages", "prompt", "invalid_value")
-        return self
 
 
 class DetokenizeRequest(Body):

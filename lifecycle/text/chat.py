@@ -9,6 +9,7 @@ answered conversation, token by token. Published models learned what transformer
 tokens encoded together, the template's and the contents'.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,15 +18,19 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 
 from lifecycle.core.files import write_text
 from lifecycle.text.interface import IM_END, IM_START, Span, Tokenizer, read_config
 from lifecycle.text.template_environment import TemplateEnvironment, compile_error
-from lifecycle.text.traced import Traced, runs_of
+from lifecycle.text.traced import runs_of, traced
 
 TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "user", "assistant")
+TOOL = "tool"  # the role of a tool's result
+# What a template is told of a message beside role and content: transformers' names.
+PARTS = {"assistant": ("tool_calls", "reasoning_content"), TOOL: ("tool_call_id", "name")}
+GIVEN = -1  # in the place of a message's index: what the request gives beside its messages
 FIXED_DATE = datetime(2024, 7, 26)  # what Llama 3.2's template falls back to itself
 # Errors that running an untrusted template may raise: jinja2's, and those of its expressions and the sandbox's limits.
 TEMPLATE_ERRORS = (
@@ -40,7 +45,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-type Message = Mapping[str, str]
+type Message = Mapping[str, Any]
 
 
 class ChatError(ValueError):
@@ -119,6 +124,12 @@ class ChatTemplate:
         """The same for rows and evaluations, which must not depend on the day."""
         return ChatTemplate(self.tokenizer, self.source)
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not set itself."""
+        environment = self._template.environment
+        return frozenset(meta.find_undeclared_variables(environment.parse(self.source)))
+
     def save(self, folder: Path) -> None:
         """Writes the template's source as `chat_template.jinja`."""
         write_text(folder / TEMPLATE_FILE, self.source)
@@ -131,14 +142,25 @@ class ChatTemplate:
         ends = [self.tokenizer.eos_id, *(i for i in said[-1:] if self.tokenizer.is_special(i))]
         return list(dict.fromkeys(ends))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendered:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
         """Ids of the conversation; each assistant's content is said, and the token that ends its turn.
 
-        Raises `ChatError` for no messages, an unknown role, a content that is not text, and a template that fails or
-        leaves out what the user or the system says.
+        `tools` in OpenAI's form; `variables` are the template's own (`enable_thinking`). A message of an assistant may
+        have `tool_calls`, whose arguments are a mapping, and `reasoning_content`; one of a tool `tool_call_id` and
+        `name`. All their texts count as contents: none of them names a special token.
+
+        Raises `ChatError` for no messages, an unknown role, a content that is not text, tools that the template does
+        not know, and a template that fails or leaves out what the user, the system or a tool says.
         """
-        check_messages(messages)
-        pieces = self._pieces(messages, add_generation_prompt)
+        check_messages(messages, (*ROLES, TOOL))
+        self._check_abilities(messages, tools)
+        pieces = self._pieces(messages, add_generation_prompt, tools, variables or {})
         _require_all(messages, pieces)
         owners, cut = _owners(messages, pieces)
         ids: list[int] = []
@@ -149,12 +171,25 @@ class ChatTemplate:
         self._refuse_doubled(ids)
         return Rendered(ids, said_in, cut)
 
-    def _pieces(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
-        traced = [{"role": m["role"], "content": Traced([(m["content"], i)])} for i, m in enumerate(messages)]
+    def _check_abilities(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        if tools and "tools" not in self.variables:
+            raise ChatError("chat template: it has no place for tools")
+        is_about_calls = any(message["role"] == TOOL or message.get("tool_calls") for message in messages)
+        if is_about_calls and "tool_calls" not in self.source:
+            raise ChatError("chat template: it has no place for calls of tools and their results")
+
+    def _pieces(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> list[Piece]:
+        own = {name: traced(value, GIVEN) for name, value in variables.items()}
         try:
             text = self._template.render(
-                messages=traced, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-                **self._token_names(),
+                **own | self._token_names(), messages=[_traced(m, i) for i, m in enumerate(messages)],
+                add_generation_prompt=add_generation_prompt, tools=tools and traced(list(tools), GIVEN), documents=None,
             )  # fmt: skip
         except TEMPLATE_ERRORS as error:
             raise ChatError(f"chat template: {error}") from None
@@ -203,6 +238,12 @@ class ChatTemplate:
                 raise ChatError(f"chat template: writes {name} twice in a row; remove one")
 
 
+def _traced(message: Message, index: int) -> dict[str, Any]:
+    parts = {key: message[key] for key in PARTS.get(message["role"], ()) if key in message}
+    told = {key: traced(value, index) for key, value in parts.items()}
+    return {"role": message["role"], "content": traced(message["content"], index), **told}
+
+
 def read_template(folder: Path) -> str | None:
     """The text of `chat_template.jinja`, else of the `chat_template` in `tokenizer_config.json`."""
     path = folder / TEMPLATE_FILE
@@ -217,8 +258,10 @@ def _require_all(messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             continue
-        rendered = "".join(piece.text for piece in pieces if piece.message == index)
-        if "".join(message["content"].split()) not in "".join(rendered.split()):
+        rendered = "".join("".join(piece.text for piece in pieces if piece.message == index).split())
+        content = message["content"]
+        forms = (content, *(json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)))
+        if not any("".join(form.split()) in rendered for form in forms):
             raise ChatError(f"chat template: leaves out message {index + 1} ({message['role']}), or a part of it")
 
 
@@ -228,7 +271,7 @@ def _owners(messages: Sequence[Message], pieces: Sequence[Piece]) -> tuple[list[
     owners = [-1] * len(text)
     cut = {i for i, message in enumerate(messages) if message["role"] == "assistant" and message["content"].strip()}
     for number, piece in enumerate(pieces):
-        if piece.message is None or messages[piece.message]["role"] != "assistant":
+        if piece.message in (None, GIVEN) or messages[piece.message]["role"] != "assistant":
             continue
         start = _beginning(text, piece, messages[piece.message]["content"])
         cut -= {piece.message} if start is not None else set()
@@ -266,8 +309,8 @@ def _turn_end(pieces: Sequence[Piece], number: int) -> int:
     return pieces[number].stop
 
 
-def check_messages(messages: Any) -> None:
-    """Raises `ChatError` unless this is a non-empty list of {role, content} with known roles and text contents."""
+def check_messages(messages: Any, roles: Sequence[str] = ROLES) -> None:
+    """Raises `ChatError` unless this is a non-empty list of {role, content} with these roles and text contents."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ChatError(f"messages: expected a list of messages, got {type(messages).__name__}")
     if not messages:
@@ -275,8 +318,8 @@ def check_messages(messages: Any) -> None:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
             raise ChatError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")
-        if message.get("role") not in ROLES:
-            raise ChatError(f"message {number}: unknown role {message.get('role')!r}; known: {', '.join(ROLES)}")
+        if message.get("role") not in roles:
+            raise ChatError(f"message {number}: unknown role {message.get('role')!r}; known: {', '.join(roles)}")
         if not isinstance(message.get("content"), str):
             kind = type(message.get("content")).__name__
             raise ChatError(f"message {number} ({message['role']}): content must be text, got {kind}")

@@ -24,7 +24,7 @@ def write_tokenizer_json(
     if model_type == "bpe":
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         learned = [i for i in ids if not (processor.is_byte(i) or processor.is_control(i) or i == unk_id)]
-        merges = _merges([(pieces[i], scores[i]) for i in learned])
+        merges = merges_of([(pieces[i], scores[i]) for i in learned])
         model = models.BPE(vocab=vocabulary, merges=merges, unk_token=pieces[unk_id], byte_fallback=True)
     else:
         model = models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unk_id, byte_fallback=True)
@@ -37,7 +37,8 @@ def write_tokenizer_json(
     tokenizer.save(str(path))
 
 
-def _merges(learned: list[tuple[str, float]]) -> list[tuple[str, str]]:
+def merges_of(learned: list[tuple[str, float]]) -> list[tuple[str, str]]:
+    """Every way to form a learned piece from two others, in the order of the pieces' scores, the best first."""
     known = {piece for piece, _ in learned}
     merges: list[tuple[str, str]] = []
     for piece, _ in sorted(learned, key=lambda item: -item[1]):

@@ -8,6 +8,8 @@ outputs are joined as they are, not through `str`, and a filter that would make 
 
 import functools
 import json
+import re
+import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NoReturn
@@ -123,11 +125,23 @@ def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    if isinstance(value, Traced):
-        return value.quoted(functools.partial(json.dumps, ensure_ascii=ensure_ascii))
-    if _has_content(value):
-        raise ValueError("filter 'tojson' on a list or mapping with a message's content is not supported")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """JSON whose texts stay traced: each is first written as a mark that no text has."""
+    texts: list[Traced] = []
+    name = secrets.token_hex(16)
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, Traced):
+            texts.append(value)
+            return f"{name}.{len(texts) - 1}"
+        if isinstance(value, dict):
+            members = sorted(value.items()) if sort_keys else value.items()
+            return {marked(key): marked(member) for key, member in members}
+        return [marked(member) for member in value] if isinstance(value, list | tuple) else value
+
+    written = json.dumps(marked(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators)
+    parts = re.split(rf'"{name}\.(\d+)"', written)
+    quote = functools.partial(json.dumps, ensure_ascii=ensure_ascii)
+    return concatenated(texts[int(part)].quoted(quote) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -130,6 +130,15 @@ class Traced(str):
         return found
 
 
+def traced(value: Any, index: int) -> Any:
+    """A text, or a list or mapping as JSON has it, all of whose texts are from message `index`, the keys too."""
+    if isinstance(value, str):
+        return Traced([(value, index)])
+    if isinstance(value, dict):
+        return {traced(key, index): traced(member, index) for key, member in value.items()}
+    return [traced(member, index) for member in value] if isinstance(value, list) else value
+
+
 def runs_of(text: str) -> tuple[Run, ...]:
     """The runs of a text; a plain one is the template's."""
     return text._runs if isinstance(text, Traced) else ((text, None),)

@@ -1,7 +1,8 @@
-"""GGUF files, the format of llama.cpp: typed metadata and quantised tensors, read with NumPy alone.
+"""GGUF files, the format of llama.cpp: typed metadata and quantised tensors.
 
 Source: ggml's `docs/gguf.md`, versions 2 and 3 (little-endian). Tensors are read as float32, row by row. What must
-hold: a truncated file, or one with an unsupported encoding, is rejected with the tensors' names.
+hold: a truncated file, or one with an unsupported encoding, is rejected with the tensors' names. (The `gguf` package's
+reader maps the file and trusts its lengths.)
 """
 
 import math
@@ -15,9 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lifecycle.weights.dequantise import ENCODINGS, Encoding, dequantise
 from lifecycle.weights.families.layout import Index, Shape
 from lifecycle.weights.families.settings import WeightsError
+from lifecycle.weights.gguf_encodings import ENCODINGS, Encoding, dequantise
 from lifecycle.weights.tensor_parts import read_bytes, read_part
 
 MAGIC = b"GGUF"

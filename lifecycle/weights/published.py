@@ -37,6 +37,7 @@ from lifecycle.weights.families.layout import (
 from lifecycle.weights.families.lookup import config_from, family_of
 from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.names import canonical_name, is_stacked, layer_names
+from lifecycle.weights.packed_integers import PackedIntegers
 from lifecycle.weights.safetensors_files import (
     INDEX,
     LARGEST_FILE_BYTES,
@@ -125,7 +126,7 @@ def load_weights(
 def open_weights(config: ModelConfig, path: Path) -> TensorSource:
     """The tensors of the config's model in a folder or file of safetensors; for a model of several parts, the text
     model's."""
-    source, wrapper = BlockScaled(SafetensorsReader(path)), family_of(config).wrapper
+    source, wrapper = BlockScaled(PackedIntegers(SafetensorsReader(path))), family_of(config).wrapper
     if wrapper is None or not any(name.startswith(wrapper.prefix) for name in source.shapes):
         return source
     return _TextPart(source, wrapper)

@@ -35,6 +35,9 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),  # these two with scales in other tensors: `block_scaled.py`
     "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),  # these with scales too: `packed_integers.py`
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -1,4 +1,4 @@
-"""Makes the GGUF golden values with llama.cpp's own Python package: blocks of every encoding, and a tiny model.
+"""Makes a tiny GGUF model with llama.cpp's own Python package.
 
 Run it in an environment of its own, never the project's (made with gguf 0.19.0, numpy 2.4.6):
 
@@ -7,8 +7,7 @@ Run it in an environment of its own, never the project's (made with gguf 0.19.0,
 
 Writes `gguf_files/` beside itself:
 
-- `blocks.npz`: for each encoding `NAME_bytes [N, bytes]` and, in float32, `NAME_values [N, values]`;
-- `tiny.gguf`: a Llama of one layer whose tensors are of all encodings, with a byte-level vocabulary of 261;
+- `tiny.gguf`: a Llama of one layer whose tensors are of several encodings, with a byte-level vocabulary of 261;
 - `tiny.json`: the SHA-256 of each tensor in float32 by its published (Hugging Face) name, in that order of rows.
 """
 # pyright: reportMissingImports=false
@@ -23,7 +22,6 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 FOLDER = Path(__file__).parent / "gguf_files"
-ENCODINGS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 SCALES_AT = {"Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q6_K": (208,)}  # where float16s lie
 D_MODEL, D_FF, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 64, 2, 1, 32, 261
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -121,11 +119,4 @@ def write_model(rng: np.random.Generator) -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    golden = {}
-    for encoding in ENCODINGS:
-        blocks = random_bytes(rng, encoding, 512)
-        golden[f"{encoding}_bytes"] = blocks
-        golden[f"{encoding}_values"] = values_of(blocks, encoding).reshape(len(blocks), -1)
-    np.savez_compressed(FOLDER / "blocks.npz", **golden)
-    write_model(rng)
+    write_model(np.random.default_rng(0))

@@ -301,10 +301,10 @@ def test_an_error_of_one_request_fails_that_request_only(
             raise OverflowError("too large for the slot's array")
         opened(table, slot, params, *rest)
 
-    def failing_push(assembler: Assembler, token: Token) -> None:
+    def failing_push(assembler: Assembler, token: Token, is_last: bool) -> None:
         if assembler._stop._stops:
             raise UnicodeError("no such token")
-        pushed(assembler, token)
+        pushed(assembler, token, is_last)
 
     alone = generate(model, PROMPTS[:2], GREEDY, num_slots=SLOTS)
     monkeypatch.setattr(SlotTable, "open", failing_open)

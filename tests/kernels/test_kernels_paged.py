@@ -152,6 +152,7 @@ def by_kernel(
     """The TPU kernel, interpreted, in blocks of two pages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paged_flash_file, "BLOCK", 2 * POSITIONS)
+        patch.setattr(paged_flash_file, "LONG_BLOCK", 2 * POSITIONS)
         options = {"scale": 0.1, "interpret": True, **options}
         return paged_flash(q, stores, 1, table, positions, LONG, value_dim=value_dim, **options)
 

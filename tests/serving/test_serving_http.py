@@ -39,8 +39,8 @@ BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], 
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing_required_parameter"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"five": 1}}, None, "invalid_value"),
         ({"logit_bias": {"-1": 1}}, None, "invalid_value"),
@@ -56,7 +56,7 @@ BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], 
         ({"max_completion_tokens": 2**31}, "max_completion_tokens", "invalid_value"),
         ({"user": "x" * 513}, "user", "invalid_value"),
         ({"prompt_cache_key": "a"}, "prompt_cache_key", "unsupported_parameter"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls", "unsupported_parameter"),
+        ({"parallel_tool_calls": True}, "parallel_tool_calls", "invalid_value"),
         ({"frequency_penalty": False}, "frequency_penalty", "invalid_value"),
         ({"store": 0}, "store", "unsupported_parameter"),
     ],
@@ -354,7 +354,7 @@ def test_metrics_count_what_was_done_and_have_proper_names(server: Running) -> N
 
 
 def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.serving.completing.chat_prompt", lambda *_: 1 // 0)
+    monkeypatch.setattr("lifecycle.serving.completing.prepare_chat", lambda *_: 1 // 0)
     count = len(server.records)
     response = server.post(CHAT, **BASE)
     assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")

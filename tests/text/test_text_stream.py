@@ -13,7 +13,7 @@ from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], skip_special: bool = True) -> list[str]:
-    decoder = StreamDecoder(tokenizer, skip_special)
+    decoder = StreamDecoder(tokenizer, () if skip_special else tokenizer.special_ids.values())
     return [*(decoder.feed(i) for i in ids), decoder.finish()]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from lifecycle.core.config import validate
 from lifecycle.model.config import ModelConfig
 from lifecycle.weights.families.layout import Layout
+from lifecycle.weights.families.quantisation import unsupported
 from lifecycle.weights.families.settings import (
     Key,
     LayerKinds,
@@ -95,6 +96,7 @@ class Family:
     ignores: Callable[[ModelConfig, str], bool] = nothing_ignored
     wrapper: Wrapper | None = None
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
+    where: str = "config.json"  # what its settings are in, for errors
 
     def exported(self, config: ModelConfig) -> ModelConfig:
         """The part of a model that the family's files can hold: without prediction modules, if they have no place."""
@@ -104,11 +106,10 @@ class Family:
         """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
         require_forms(tree)
         tree = {**self.defaults, **tree}
-        method = (tree.get("quantization_config") or {}).get("quant_method")
-        if method not in (None, self.quantisation):
+        if (said := unsupported(tree.get("quantization_config") or {}, self.quantisation)) is not None:
             raise WeightsError(
-                f"config.json: quantization_config with quant_method={method!r} is not supported for "
-                f"{self.name!r}; use the model in bfloat16"
+                f"config.json: quantization_config with {said} is not supported for {self.name!r}; use the model in "
+                "bfloat16"
             )
         fields: dict[str, Any] = {"family": self.name}
         missing: list[str] = []
@@ -120,19 +121,24 @@ class Family:
             except KeyError as error:  # a default that is made from another key
                 missing.append(str(error.args[0]))
         if missing:
-            raise WeightsError(f"config.json: missing {', '.join(dict.fromkeys(missing))}")
-        return validate(ModelConfig, _nested(fields), where="config.json")
+            raise WeightsError(f"{self.where}: missing {', '.join(dict.fromkeys(missing))}")
+        return validate(ModelConfig, _nested(fields), where=self.where)
 
     def config_to(self, config: ModelConfig) -> dict[str, Any]:
         """The published form; raises `WeightsError` naming the fields that it cannot express."""
-        tree: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.name}
-        self._require_sections(config)
-        for setting in self.settings:
-            tree |= setting.write(config)
+        tree = {"architectures": [self.architecture], "model_type": self.name, **self.keys_of(config)}
         if wrong := differences(config, self.config_from(tree)):
             raise WeightsError(
                 f"family {self.name!r} has no config key for {', '.join(wrong)}; set model.family to one that has"
             )
+        return tree
+
+    def keys_of(self, config: ModelConfig) -> dict[str, Any]:
+        """What the settings write of a model, which may not be all of it: `differences` tells."""
+        self._require_sections(config)
+        tree: dict[str, Any] = {}
+        for setting in self.settings:
+            tree |= setting.write(config)
         return tree
 
     def _require_sections(self, config: ModelConfig) -> None:
