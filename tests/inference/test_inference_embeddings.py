@@ -96,6 +96,7 @@ def test_a_cached_prefix_changes_no_bit(model: Model) -> None:
     while runner.has_work:
         runner.turn()
     for number, embedding in waiting:
+        assert embedding.vector is not None
         assert np.array_equal(embedding.vector, expected[embedding.pooling][number])
     assert all(len(answer.wait().tokens) == 200 for answer in answers)
 

@@ -23,7 +23,8 @@ def chat(server: Running, **change: Any) -> Any:
 
 def test_a_response_says_what_the_chat_says(server: Running) -> None:
     expected = chat(server)
-    for own in ({"input": TURNS}, {"input": "Hello \u2603", "instructions": "be brief"}):
+    every: list[dict[str, Any]] = [{"input": TURNS}, {"input": "Hello \u2603", "instructions": "be brief"}]
+    for own in every:
         answer = server.client.responses.create(**ASK, **own)
         assert answer.output_text == expected.choices[0].message.content
         assert (answer.status, answer.incomplete_details and answer.incomplete_details.reason) == (

@@ -22,6 +22,7 @@ def vectors(server: Running) -> np.ndarray:
 def test_openai_s_client_gets_the_vectors_of_the_texts(server: Running, vectors: np.ndarray) -> None:
     """It asks for base64 unless told otherwise."""
     count = len(server.records)
+    tokens = sum(len(text.encode()) + 1 for text in TEXTS)
     every: list[dict[str, Any]] = [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]
     for options in every:
         answer = server.client.embeddings.create(model="production", input=TEXTS, **options)
@@ -30,7 +31,6 @@ def test_openai_s_client_gets_the_vectors_of_the_texts(server: Running, vectors:
             found = [np.frombuffer(base64.b64decode(str(own)), "<f4") for own in found]
         assert np.array_equal(np.array(found, np.float32), vectors)
         assert [own.index for own in answer.data] == [0, 1, 2, 3]
-        tokens = sum(len(text.encode()) + 1 for text in TEXTS)
         assert answer.usage.prompt_tokens == answer.usage.total_tokens == tokens
     record = server.wait_for_record(count + 3)
     assert (record.status, record.prompt_tokens, record.completion_tokens) == (200, tokens, 0)
