@@ -23,7 +23,7 @@ from lifecycle.serving.chat_schemas import ChatRequest
 from lifecycle.serving.chats import prepare_chat
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
-from lifecycle.serving.schemas import parse
+from lifecycle.serving.parsing import parse
 from lifecycle.testing.models import random_model
 from lifecycle.text.answer import AnswerParser
 from lifecycle.text.byte_tokenizer import ByteTokenizer
