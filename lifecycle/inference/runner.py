@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jax.sharding import Mesh
@@ -45,6 +45,7 @@ class EngineStats:
     largest_batch: int = 0
     active: int = 0
     waiting: int = 0
+    pages: Mapping[str, int] = field(default_factory=dict[str, int])  # of the cache, by state
 
 
 class Runner:
@@ -154,7 +155,8 @@ class Runner:
     def stats(self) -> EngineStats:
         """The counters, and how many requests are running and queued."""
         with self.changed:
-            return replace(self._counters, active=self._scheduler.num_active, waiting=self._scheduler.num_waiting)
+            active, waiting, pages = self._scheduler.num_active, self._scheduler.num_waiting, self._scheduler.num_pages
+            return replace(self._counters, active=active, waiting=waiting, pages=pages)
 
     def warm_up(self) -> None:
         """Compiles every shape by dispatches that write nothing."""

@@ -176,6 +176,13 @@ class Scheduler[R: Request]:
         return {slot: held.asked.request for slot, held in self._slots.items() if not held.chunks}
 
     @property
+    def num_pages(self) -> dict[str, int]:
+        """The pages of all groups and kinds by state: free, cached or used."""
+        pools = [pool for pages in self._pages for pool in pages.pools.values()]
+        states = [(pool.num_free, pool.num_cached, pool.num_used) for pool in pools]
+        return dict(zip(("free", "cached", "used"), map(sum, zip(*states, strict=True)), strict=True))
+
+    @property
     def pages(self) -> Sequence[GroupPages]:
         """The pages of each group."""
         return self._pages

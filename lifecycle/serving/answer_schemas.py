@@ -46,12 +46,19 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class PromptDetails(BaseModel):
+    """Of the tokens of prompts: how many were in the cache."""
+
+    cached_tokens: int
+
+
 class TokenUsage(_Open):
     """Tokens of a request; a generated stop token is counted."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class TextChoice(_Open):

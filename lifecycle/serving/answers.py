@@ -17,14 +17,16 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    first_choices: Sequence[Generation] = ()  # of each prompt; they know how much of it was cached
 
-    def plain(self) -> dict[str, int]:
+    def plain(self) -> dict[str, Any]:
         """The `usage` object of an answer."""
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in self.first_choices)},
         }
 
 

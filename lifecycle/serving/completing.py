@@ -72,6 +72,7 @@ class Completing:
         work = [(prompt, params) for prompt in prompts for params in each]
         form.usage.prompt_tokens = sum(map(len, prompts))
         choices = submit(served.engine, work)
+        form.usage.first_choices = choices.generations[::count]
         if isinstance(ask, CompletionRequest) and isinstance(form, TextForm) and ask.echo:
             form.echoes = _echoes(ask, choices, count, model.tokenizer)
         recorder.begin(form.id, choices.generations, form.usage.prompt_tokens)

@@ -57,6 +57,13 @@ class Metrics:
         active = GaugeMetricFamily("lifecycle_active_slots", "Slots with a request.", labels=names)
         slots = GaugeMetricFamily("lifecycle_slots", "Slots of the engine.", labels=names)
         steps = CounterMetricFamily("lifecycle_decode_steps_total", "Decode steps of the engine.", labels=names)
+        cached = CounterMetricFamily(
+            "lifecycle_cached_prompt_tokens_total", "Tokens of prompts that were in the cache.", labels=names
+        )
+        given_up = CounterMetricFamily(
+            "lifecycle_given_up_total", "Times that a request began again for want of cache.", labels=names
+        )
+        pages = GaugeMetricFamily("lifecycle_cache_pages", "Pages of the KV cache.", labels=[*names, "state"])
         engines = {id(served.engine): (name, served) for name, served in reversed(list(self._models.items()))}
         for name, served in engines.values():  # an engine with several names counts once, under the first
             stats, labels = served.engine.stats, [name, served.version]
@@ -64,7 +71,11 @@ class Metrics:
             active.add_metric(labels, stats.active)
             slots.add_metric(labels, served.engine.num_slots)
             steps.add_metric(labels, stats.decode_steps)
-        return [waiting, active, slots, steps]
+            cached.add_metric(labels, stats.cached_tokens)
+            given_up.add_metric(labels, stats.given_up)
+            for state, number in stats.pages.items():
+                pages.add_metric([*labels, state], number)
+        return [waiting, active, slots, steps, cached, given_up, pages]
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

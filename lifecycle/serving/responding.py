@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lifecycle.inference.generation import Completion, collect
+from lifecycle.inference.generation import Completion, Generation, collect
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.chats import prepare_chat
 from lifecycle.serving.choices import Choices, require_capacity, submit
@@ -26,6 +26,7 @@ from lifecycle.serving.record import Recorder
 from lifecycle.serving.response_schemas import (
     Content,
     IncompleteDetails,
+    InputDetails,
     OutputMessage,
     ResponseAnswer,
     ResponseRequest,
@@ -52,7 +53,7 @@ class Responding:
             recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
             params = ask.chat.sampling(engine.model.defaults, 0).model_copy(update=chat.changes)
             choices = submit(engine, [(chat.prompt, params)])
-            form = ResponseForm(ask, params, int(recorder.record.time), len(chat.prompt))
+            form = ResponseForm(ask, params, int(recorder.record.time), choices.generations[0])
             recorder.begin(form.id, choices.generations, len(chat.prompt))
             if ask.stream:
                 return EventStream(_events(choices, form, chat.parser(), recorder), choices, recorder)
@@ -67,10 +68,10 @@ class Responding:
 class ResponseForm:
     """Shapes one request's answer."""
 
-    def __init__(self, ask: ResponseRequest, params: SamplingParams, created: int, prompt_tokens: int) -> None:
+    def __init__(self, ask: ResponseRequest, params: SamplingParams, created: int, generation: Generation) -> None:
         name = secrets.token_hex(12)
         self.id, self.message_id = f"resp_{name}", f"msg_{name}"
-        self._ask, self._params, self._created, self._prompt_tokens = ask, params, created, prompt_tokens
+        self._ask, self._params, self._created, self._generation = ask, params, created, generation
 
     def answer(self, completion: Completion | None = None) -> ResponseAnswer:
         """The answer; without a completion, before there is any."""
@@ -96,8 +97,10 @@ class ResponseForm:
         return OutputMessage(id=self.message_id, status=_status(completion), content=content)
 
     def _usage(self, made: int) -> ResponseUsage:
-        total = self._prompt_tokens + made
-        return ResponseUsage(input_tokens=self._prompt_tokens, output_tokens=made, total_tokens=total)
+        asked, details = len(self._generation.prompt), InputDetails(cached_tokens=self._generation.cached_tokens)
+        return ResponseUsage(
+            input_tokens=asked, input_tokens_details=details, output_tokens=made, total_tokens=asked + made
+        )
 
 
 def _status(completion: Completion | None) -> Status:

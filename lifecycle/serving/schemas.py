@@ -3,7 +3,7 @@
 
 What must hold: nothing is silently ignored. An API field that this server does not support is rejected by name, unless
 its value has no effect; an unknown field is rejected too. `top_k`, `min_p`, `typical_p` and `repetition_penalty` are
-additions, and so is vLLM's `structured_outputs`.
+additions, and so are vLLM's `structured_outputs` and `priority`.
 """
 
 from collections.abc import Mapping
@@ -94,6 +94,7 @@ class GenerationRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None  # lower ones get slots first
     user: Label | None = None  # the request log has it, or its newer name
     safety_identifier: Label | None = None
 
@@ -116,7 +117,7 @@ class GenerationRequest(Body):
 
     def sampling(self, defaults: SamplingParams, index: int) -> SamplingParams:
         """The settings of choice number `index`: the request's, else the model's defaults."""
-        names = (*SamplingConfig.model_fields, "presence_penalty", "frequency_penalty")
+        names = (*SamplingConfig.model_fields, "presence_penalty", "frequency_penalty", "priority")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.seed is not None:
             given["seed"] = (self.seed + index) % 2**64

@@ -353,6 +353,25 @@ def test_metrics_count_what_was_done_and_have_proper_names(server: Running) -> N
     assert all(key[0].startswith("lifecycle_") for key in after)
 
 
+def test_usage_and_metrics_tell_what_was_cached(server: Running) -> None:
+    """Also of several prompts and choices, and of a response."""
+
+    def ask(path: str, **own: Any) -> Any:
+        return server.post(path, model="production", temperature=0, **own).json()["usage"]
+
+    first, other = "a cached beginning " * 10, "another beginning of it " * 8
+    assert ask("/v1/completions", prompt=first, max_tokens=1)["prompt_tokens_details"] == {"cached_tokens": 0}
+    again = ask("/v1/completions", prompt=[first + "!", other], n=2, max_tokens=1)
+    assert again["prompt_tokens_details"] == {"cached_tokens": 128}
+    turns = {"max_output_tokens": 1, "input": "to be said twice " * 12}
+    assert [ask("/v1/responses", **turns)["input_tokens_details"]["cached_tokens"] for _ in range(2)] == [0, 128]
+    families = text_string_to_metric_families(httpx.get(f"{server.base}/metrics").text)
+    samples = [s for family in families for s in family.samples if s.labels.get("model") == "production"]
+    assert sum(s.value for s in samples if s.name == "lifecycle_cached_prompt_tokens_total") >= 256
+    pages = {s.labels["state"]: s.value for s in samples if s.name == "lifecycle_cache_pages"}
+    assert set(pages) == {"free", "cached", "used"} and pages["cached"] > 0 and pages["used"] == 0
+
+
 def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lifecycle.serving.completing.prepare_chat", lambda *_: 1 // 0)
     count = len(server.records)
