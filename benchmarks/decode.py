@@ -1,11 +1,13 @@
 """Tokens per second of the decode loop and of transformers' `generate`, on one model and the same prompts, in turn.
 
-    uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--length 64] [--tokens 128] [--slot 1024] [--rounds 3]
+    uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--weights int8] [--length 64] [--tokens 128]
+        [--slot 1024] [--rounds 3]
 
 `PYTHON` is an interpreter with torch and transformers, which are not part of this project. The model is one of
 `configs/models` with random weights (SmolLM2's 135M by default), written to `OUT` as a bundle, which both sides use in
-float32. Each round decodes greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours in
-slots of `--slot` positions. Prefill is not counted: ours runs before the clock starts, and of theirs a call for one
+float32, ours with `--weights int8` in 8 bits: what that costs is what `lifecycle evaluate` gives with `weights: int8`
+and without. Each round decodes greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours
+in slots of `--slot` positions. Prefill is not counted: ours runs before the clock starts, and of theirs a call for one
 token is subtracted. Ids are compared. The roof is what a step must read, weights and the cache's tokens, at the rate at
 which all cores read a large array in the same minutes.
 """
@@ -31,8 +33,8 @@ from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.cache import pages_of
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.counts import num_params
 from lifecycle.model.params import Params, init_params
+from lifecycle.model.weight_formats import in_format
 from lifecycle.weights.published import save_weights
 
 HERE = Path(__file__).parent
@@ -111,10 +113,10 @@ def read_rate() -> float:
     return max(once() for _ in range(5))
 
 
-def step_bytes(config: ModelConfig, rows: int, held: float) -> float:
+def step_bytes(config: ModelConfig, params: Params, rows: int, held: float) -> float:
     """What a step reads: weights once, and the keys and values of the tokens that the rows hold."""
     kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return 4 * (num_params(config) + rows * held * kept)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 4 * rows * held * kept
 
 
 def main() -> None:
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("python", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--weights", choices=["int8"])
     for name, value in {"length": 64, "tokens": 128, "slot": 1024, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
@@ -131,11 +134,12 @@ def main() -> None:
     bundle = given.out.absolute() / "bundle"
     bundle.mkdir(parents=True, exist_ok=True)
     save_weights(config, params, bundle)
+    held = in_format(config, params, given.weights)
     peer = Peer(given.python.absolute(), bundle)
     draws = np.random.default_rng(0)
     for rows in ROWS:
         prompts = draws.integers(0, config.vocab_size, (rows, given.length)).tolist()
-        mine = Ours(config, params, rows, given.slot)
+        mine = Ours(config, held, rows, given.slot)
         sides = {"ours": mine, "transformers": peer}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         rates, ids = [], {}
@@ -148,7 +152,7 @@ def main() -> None:
             rates.append(read_rate())
         ours, theirs = (statistics.median(seconds[name]) for name in sides)
         same = (ids["ours"] == ids["transformers"]).mean()
-        roof = step_bytes(config, rows, given.length + given.tokens / 2) / statistics.median(rates)
+        roof = step_bytes(config, held, rows, given.length + given.tokens / 2) / statistics.median(rates)
         print(
             f"rows {rows}: ours {rows / ours:.1f} tokens/s, transformers {rows / theirs:.1f}, ratio "
             f"{theirs / ours:.2f}; {roof / ours:.0%} of the roof at {statistics.median(rates) / 1e9:.1f} GB/s; "

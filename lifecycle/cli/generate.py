@@ -17,6 +17,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, conversation
 from lifecycle.inference.texts import prompt_ids
+from lifecycle.model.config import WeightFormat
 
 SLOTS, MAX_SLOTS = 8, 4096
 
@@ -25,6 +26,7 @@ type Prompt = Annotated[tuple[str, ...], Parameter(help="A question; may be give
 type Rows = Annotated[Path | None, Parameter(help="A JSONL file whose rows have prompt or messages.")]
 type Out = Annotated[Path | None, Parameter(help="The file for the rows' answers; one that is not whole goes on.")]
 type IsPlain = Annotated[bool, Parameter(name="plain", help="Continue the texts instead of answering them.")]
+type Weights = Annotated[WeightFormat | None, Parameter(help="Matrices in 8 bits instead of the compute dtype.")]
 type Slots = Annotated[int, Parameter(help="How many are generated at a time.")]
 
 
@@ -38,6 +40,7 @@ def generate(
     system: System = None,
     plain: IsPlain = False,
     slots: Slots = SLOTS,
+    weights: Weights = None,
     sampling: Sampling = MODELS_OWN,
 ) -> None:
     """Answers prompts with a training stage's weights, a version, or a bundle outside any registry.
@@ -50,7 +53,7 @@ def generate(
         raise ConfigError(f"--slots={slots}: from 1 to {MAX_SLOTS:,} prompts are generated at a time")
     if plain and system is not None:
         raise ConfigError("--plain continues texts, and --system is a message of a conversation: give one of them")
-    model, introduction = open_model(config_or_bundle, words)
+    model, introduction = open_model(config_or_bundle, words, weights)
     asked = Asked(sampling.over(model.defaults), system, plain)
     with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf) as engine:
         if prompts is None or out is None:

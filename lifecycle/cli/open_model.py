@@ -15,6 +15,8 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.defaults import sampling_of_run
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import WeightFormat
+from lifecycle.model.weight_formats import in_format
 from lifecycle.ops.registry import SHOWN_HASH, Registry, verify
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import PRODUCTION, RunConfig
@@ -32,8 +34,10 @@ type StageOrVersion = Annotated[
 ]
 
 
-def open_model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, str]:
-    """The model that a command line names, and a line that says which."""
+def open_model(
+    config_or_bundle: Path, words: tuple[str, ...], weights: WeightFormat | None = None
+) -> tuple[Model, str]:
+    """The model that a command line names, with its weights in a format, and a line that says which."""
     if config_or_bundle.is_dir():
         if words:
             raise ConfigError(
@@ -41,28 +45,28 @@ def open_model(config_or_bundle: Path, words: tuple[str, ...]) -> tuple[Model, s
                 "rest are options, as --temperature=0"
             )
         start_jax(user_cache() / BUNDLES)
-        model = load_bundle(config_or_bundle)
+        model = load_bundle(config_or_bundle, weights=weights)
         return model, f"{config_or_bundle} is version {model.version[:SHOWN_HASH]}"
     name, overrides = name_first(words)
     config = read_config(config_or_bundle, overrides)
     start_jax(config.folder)
     if name in config.train:
-        return _trained(config, name), f"the weights of stage {name}"
+        return _trained(config, name, weights), f"the weights of stage {name}"
     read_registry(config)
     version = Registry(config.registry_path).resolve(name or PRODUCTION)
     fetch_version(config, version)
     verify(version)
-    return load_bundle(version.path), f"{name or PRODUCTION} is version {version.short}"
+    return load_bundle(version.path, weights=weights), f"{name or PRODUCTION} is version {version.short}"
 
 
-def _trained(config: RunConfig, stage: str) -> Model:
+def _trained(config: RunConfig, stage: str, weights: WeightFormat | None) -> Model:
     """The model of a finished training stage, from its checkpoint."""
     text, trained = finished_stage(config, "tokenizer"), finished_stage(config, stage)
     for artifact in (text, trained):
         require_intact(artifact, FileHashes(config.folder))
     folder, model = text.path, config.model_of(stage)
     tokenizer = load_tokenizer(folder)
-    params = trained_params_in_use(trained, model)
+    params = in_format(model, trained_params_in_use(trained, model), weights)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
     return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer).live, defaults, trained.content_hash)

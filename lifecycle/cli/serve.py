@@ -124,7 +124,7 @@ def _start(
 ) -> Served:
     mesh = build_mesh(config.mesh)
     engine = Engine(
-        load_bundle(bundle, mesh),
+        load_bundle(bundle, mesh, config.weights),
         num_slots=config.num_slots,
         max_queue=config.max_queue,
         max_seq_len=config.max_seq_len,

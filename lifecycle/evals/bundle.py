@@ -15,6 +15,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.evaluation import evaluate
 from lifecycle.evals.model import open_bundle
 from lifecycle.evals.rows import local_rows, task_settings
+from lifecycle.model.config import WeightFormat
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 
@@ -26,6 +27,7 @@ class BundleTasksConfig(EvalConfig):
 
     root: Path = Path("runs/evaluations")
     mesh: MeshConfig = MeshConfig()  # the devices that hold the model
+    weights: WeightFormat | None = None  # int8: score what `serve.weights=int8` serves
     max_seq_len: int = Field(default=2048, gt=1)  # the context, at most the model's; the KV cache has this length
 
 
@@ -38,11 +40,13 @@ def score_bundle(config: BundleTasksConfig, bundle: Path, progress: Progress) ->
     tasks = [task_settings(task) for task in config.tasks]
     settings: dict[str, Any] = config.plain() | {"tasks": tasks, "bundle": intact_hash(bundle), "rows": rows}
     del settings["root"], settings["mesh"]  # neither changes a score
+    if config.weights is None:
+        del settings["weights"]  # the key of results from before there was a choice
     draft = Draft(config.root, STAGE, settings, {})
     try:
         return open_artifact(draft.final_path)
     except ArtifactError:  # not made yet, or damaged
         pass
-    subject = open_bundle(bundle, config.max_seq_len, build_mesh(config.mesh))
+    subject = open_bundle(bundle, config.max_seq_len, build_mesh(config.mesh), config.weights)
     out = draft.open()
     return draft.commit({"tasks": evaluate(config, {}, subject, out, progress)})

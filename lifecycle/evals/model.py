@@ -16,6 +16,7 @@ from lifecycle.inference.bundle import load_bundle, load_params
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import WeightFormat
 from lifecycle.parallel.mesh import inference_mesh
 from lifecycle.text.chat import ChatTemplate, read_template
 from lifecycle.text.tokenizer import load_tokenizer
@@ -63,20 +64,22 @@ def chat_model(model: Model, mesh: Mesh) -> EvaluatedModel:
     return EvaluatedModel(model, mesh, TextEncoder(model.tokenizer, model.template.dated))
 
 
-def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh) -> EvaluatedModel:
-    """A bundle's model with its context limited to `max_seq_len`; without a chat template it takes plain text only.
+def open_bundle(bundle: Path, max_seq_len: int, mesh: Mesh, weights: WeightFormat | None = None) -> EvaluatedModel:
+    """A bundle's model with its weights in a format and its context limited to `max_seq_len`; without a chat template
+    it takes plain text only.
 
     Raises what `load_bundle` raises for a folder that is not a bundle.
     """
     has_turns = read_template(bundle) is not None
-    subject = chat_model(load_bundle(bundle, mesh), mesh) if has_turns else _base_model(bundle, mesh)
+    subject = chat_model(load_bundle(bundle, mesh, weights), mesh) if has_turns else _base_model(bundle, mesh, weights)
     config = subject.model.config
     context = {"max_seq_len": min(max_seq_len, config.max_seq_len)}
     return replace(subject, model=replace(subject.model, config=config.model_copy(update=context)))
 
 
-def _base_model(bundle: Path, mesh: Mesh) -> EvaluatedModel:
+def _base_model(bundle: Path, mesh: Mesh, weights: WeightFormat | None) -> EvaluatedModel:
     config = load_config(bundle).trunk
     tokenizer = load_tokenizer(bundle, config.vocab_size)
-    model = Model(config, load_params(config, bundle, mesh), tokenizer, ChatTemplate(tokenizer, PLAIN_TEXT))
+    params = load_params(config, bundle, mesh, weights)
+    model = Model(config, params, tokenizer, ChatTemplate(tokenizer, PLAIN_TEXT))
     return EvaluatedModel(model, mesh, TextEncoder(tokenizer))

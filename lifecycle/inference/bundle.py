@@ -1,5 +1,6 @@
 """Opens a bundle, the exported form of a model, written by this project or another tool."""
 
+from functools import partial
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -8,8 +9,9 @@ from lifecycle.core.artifact import intact_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, logical_axes
+from lifecycle.model.weight_formats import leaf_in_format
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
@@ -17,8 +19,8 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.weights.published import load_config, load_weights
 
 
-def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
-    """Weights (see `load_params`), tokenizer, chat template and defaults of a bundle.
+def load_bundle(folder: Path, mesh: Mesh | None = None, weights: WeightFormat | None = None) -> Model:
+    """Weights in a format (see `load_params`), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
     `ValueError` that names the file if anything is missing, damaged, changed since its manifest, or inconsistent.
@@ -28,20 +30,23 @@ def load_bundle(folder: Path, mesh: Mesh | None = None) -> Model:
     tokenizer = load_tokenizer(folder, config.vocab_size)
     template = ChatTemplate.load(folder, tokenizer).live
     defaults = _defaults(folder, template)
-    return Model(config, load_params(config, folder, mesh), tokenizer, template, defaults, version)
+    return Model(config, load_params(config, folder, mesh, weights), tokenizer, template, defaults, version)
 
 
-def load_params(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> Params:
+def load_params(
+    config: ModelConfig, folder: Path, mesh: Mesh | None = None, weights: WeightFormat | None = None
+) -> Params:
     """A bundle's weights as inference uses them (`params_in_use`), sharded over `mesh` as in training, or on this
-    process's first device.
+    process's first device. With a format each is converted when it is there, before the next is read.
 
     Raises `ConfigError` for a mesh that does not fit the model, and what `load_weights` raises.
     """
+    convert = None if weights is None else partial(leaf_in_format, weights=weights)
     if mesh is None:
-        return load_weights(config, folder, like=abstract_in_use(config))
+        return load_weights(config, folder, like=abstract_in_use(config), convert=convert)
     config.check_mesh(MeshConfig(**mesh.shape))
     shardings = tree_shardings(mesh, logical_axes(config))
-    return load_weights(config, folder, shardings, like=abstract_in_use(config))
+    return load_weights(config, folder, shardings, like=abstract_in_use(config), convert=convert)
 
 
 def _defaults(folder: Path, template: ChatTemplate) -> SamplingParams:

@@ -32,6 +32,7 @@ from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_cached, logits, logits_of_own_rows
 from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
+from lifecycle.model.weight_formats import axes_in_use, packed_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
@@ -104,7 +105,8 @@ def _on_mesh[Out](
     rows: PromptRows | DecodeRows,
 ) -> tuple[Out, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
-    weights, stored = (tree_specs(axes) for axes in (weight_axes(config, state.cache.is_apart), state.logical_axes()))
+    axes = axes_in_use(weight_axes(config, state.cache.is_apart), params)
+    weights, stored = tree_specs(axes), tree_specs(state.logical_axes())
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
     specs = {"in_specs": (weights, stored, by_row), "out_specs": (spec("batch"), stored)}
     sampled, state = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, state, rows)
@@ -195,14 +197,17 @@ def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
 
 def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
     """The weights as the programs take them. On one CPU device they share the memory of `params` where they can."""
-    params = jax.device_put(params, tree_shardings(mesh, logical_axes(config)))
+    params = jax.device_put(params, tree_shardings(mesh, axes_in_use(logical_axes(config), params)))
     params = params_in_use(config, params)  # once, not in every step
     if not has_layers_apart():
         return params
     if mesh.size > 1:
-        return jax.jit(partial(layers_apart, config), out_shardings=tree_shardings(mesh, axes_apart(config)))(params)
+        apart = partial(layers_apart, config)
+        axes = axes_in_use(axes_apart(config), jax.eval_shape(apart, params))
+        return jax.jit(apart, out_shardings=tree_shardings(mesh, axes))(params)
     here = NamedSharding(mesh, P())
-    return layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
+    apart = layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
+    return packed_params(apart)
 
 
 class Programs:

@@ -15,14 +15,16 @@ In a manual `jax.shard_map` the hidden states' positions are sharded over `norm_
 results are replicated over these axes.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.logits import exponential_sums, project
+from lifecycle.core.typing import Array, Float, Int, Shaped
+from lifecycle.kernels.logits import Head, exponential_sums, project
+from lifecycle.kernels.quantised import QuantisedTable
 from lifecycle.parallel.collectives import (
     all_gather,
     axis_index,
@@ -53,12 +55,12 @@ def _unblocked(blocks: Array, length: int) -> Array:
     return blocks.swapaxes(0, 1).reshape(batch, num * size, *blocks.shape[3:])[:, :length]
 
 
-def _is_target(head: Array, targets: Array) -> Array:
+def _is_target(head: Head, targets: Array) -> Array:
     """Which of this device's logits is the target's, `[*rows, V]`; none if it is on another device."""
     return jnp.arange(head.shape[0]) == (targets - axis_index("vocab") * head.shape[0])[..., None]
 
 
-def _chosen(logits: Array, head: Array, targets: Array) -> Array:
+def _chosen(logits: Array, head: Head, targets: Array) -> Array:
     """This device's part of the targets' logits: zero for those on other devices."""
     if axis_size("vocab") == 1:
         return jnp.take_along_axis(logits, targets[..., None], axis=-1)
@@ -66,14 +68,14 @@ def _chosen(logits: Array, head: Array, targets: Array) -> Array:
 
 
 @partial(jax.checkpoint, static_argnums=3)  # the backward pass recomputes a block's logits instead of saving all
-def _block_logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
+def _block_logprobs(hidden: Array, head: Head, targets: Array, soft_cap: float | None) -> Array:
     logits = project(hidden, head, soft_cap)
     top = pmax(logits.max(-1, keepdims=True), "vocab")
     norm = psum_identity_grad(jnp.exp(logits - top).sum(-1, keepdims=True), "vocab")
     return (psum_identity_grad(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
 
 
-def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
+def _gathered(table: Array, dtype: jnp.dtype) -> Shaped[Array, "V D"]:
     """The head in the compute dtype, gathered over `d_model`. Shards are concatenated along their first dimension:
     along the second, the TPU compiler would copy the whole array."""
     return all_gather(table.astype(dtype).T, "embed", 0).T
@@ -81,19 +83,23 @@ def _gathered(table: Array, dtype: jnp.dtype) -> Float[Array, "V D"]:
 
 def token_logprobs(
     hidden: Float[Array, "B t D"],
-    table: Float[Array, "V columns"],
+    table: Float[Array, "V columns"] | QuantisedTable,
     targets: Int[Array, "B T"],
     soft_cap: float | None = None,
     chunks: int = 1,
 ) -> Float[Array, "B T"]:
-    """Log-probability of each target; differentiable in `hidden` and `table`. `chunks` as in `cross_entropy`."""
+    """Log-probability of each target; differentiable in `hidden` and `table`. `chunks` as in `cross_entropy`, for plain
+    tables."""
     hidden = all_gather(hidden, "norm_seq", 1)
+    if isinstance(table, QuantisedTable):
+        table = replace(table, values=_gathered(table.values, table.values.dtype))
+        return _logprobs(hidden, table, targets, soft_cap)
     if chunks > 1:
         return _chunked_logprobs(hidden, table, targets, soft_cap, chunks)
     return _logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap)
 
 
-def _logprobs(hidden: Array, head: Array, targets: Array, soft_cap: float | None) -> Array:
+def _logprobs(hidden: Array, head: Head, targets: Array, soft_cap: float | None) -> Array:
     size = BLOCK[hidden.dtype.name]
     blocks = (_blocked(hidden, size), _blocked(targets, size))
     logprobs = jax.lax.map(lambda block: _block_logprobs(block[0], head, block[1], soft_cap), blocks)

@@ -93,6 +93,7 @@ def _quantised_weights_gradient(x: Array, grad: Array, weights: QuantisedWeight,
     wide = _filled(grad.astype(jnp.float32) * scale, group_sizes)
     by_column, column_scale = quantise(wide, (0,), format_of(weights.values.dtype).gradients)
     out = group_products(values, by_column, group_sizes) * column_scale
+    assert weights.summed is not None
     return received(weights, out.astype(weights.summed.dtype))
 
 

@@ -5,31 +5,49 @@ gradient, 11 ms each at `[8192, 384]`. Contracting the row dimensions in place n
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.activation import GATES, Activation, gated
-from lifecycle.kernels.quantised import QuantisedWeight, has_kernels, quantised_linear
+from lifecycle.kernels.packed import PackedWeight, packed_products
+from lifecycle.kernels.quantised import QuantisedTable, QuantisedWeight, has_kernels, quantised_linear
+
+type Weight = Float[Array, "D F"] | QuantisedWeight | PackedWeight
 
 
-def linear(x: Float[Array, "*rows D"], weight: Float[Array, "D F"] | QuantisedWeight) -> Float[Array, "*rows F"]:
+def is_in_8_bits(weight: Any) -> bool:
+    """Whether a weight, or a table, is no plain array."""
+    return isinstance(weight, QuantisedWeight | QuantisedTable | PackedWeight)
+
+
+def dense(weight: Weight) -> Float[Array, "D F"]:
+    """The weight as a plain array, in float32 if it was in 8 bits: for what is not a plain product."""
+    if isinstance(weight, QuantisedWeight):
+        return weight.values * weight.scale
+    return weight.rows(jnp.arange(weight.scale.size)).T if isinstance(weight, PackedWeight) else weight
+
+
+def linear(x: Float[Array, "*rows D"], weight: Weight) -> Float[Array, "*rows F"]:
     """`x @ weight`, in `x`'s dtype."""
-    return linears(x, (weight,))[0] if isinstance(weight, QuantisedWeight) else _linear(x, weight)
+    return linears(x, (weight,))[0] if is_in_8_bits(weight) else _linear(x, weight)
 
 
-def linears(
-    x: Float[Array, "*rows D"], weights: Sequence[Float[Array, "D F"] | QuantisedWeight]
-) -> tuple[Float[Array, "*rows _"], ...]:
+def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Float[Array, "*rows _"], ...]:
     """`x` times each weight, in `x`'s dtype."""
+    packed = tuple(w for w in weights if isinstance(w, PackedWeight))
+    if len(packed) == len(weights):
+        return packed_products(x, packed)
     quantised = tuple(w for w in weights if isinstance(w, QuantisedWeight) and has_kernels(x, w))
     if len(quantised) == len(weights):
         from lifecycle.kernels.quantised_linears import quantised_linears
 
         outs = quantised_linears(x.reshape(-1, x.shape[-1]), quantised)
         return tuple(out.reshape(*x.shape[:-1], -1) for out in outs)
-    return tuple(quantised_linear(x, w) if isinstance(w, QuantisedWeight) else _linear(x, w) for w in weights)
+    return tuple(quantised_linear(x, w) if isinstance(w, QuantisedWeight) else linear(x, w) for w in weights)
 
 
 @jax.custom_vjp
@@ -60,7 +78,7 @@ _linear.defvjp(_linear_forward, _linear_gradient)
 def gated_linear(
     gate: Float[Array, "*rows F"],
     up: Float[Array, "*rows F"],
-    down: Float[Array, "F D"] | QuantisedWeight,
+    down: Weight,
     activation: Activation,
 ) -> Float[Array, "*rows D"]:
     """`gated(gate, up, activation) @ down`, in `gate`'s dtype. With 8-bit products the halves get their names here."""

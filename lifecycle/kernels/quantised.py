@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit values for training: all three of a layer's product, its output and both gradients.
+"""Matrix products of 8-bit values: all three of a layer's product, its output and, in training, both gradients.
 
 Scales come from the values themselves, in the step ("dynamic", "current"): the largest magnitude along the contracted
 dimension is mapped to the largest 8-bit value, for each row of the activations and each column of the weights, as AQT
@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lifecycle.core.platform import device_kind, platform
-from lifecycle.core.typing import Array, Float, Shaped
+from lifecycle.core.typing import Array, Float, Int, Shaped
 
 ROW_MAXIMUM = "row_maximum"  # the largest magnitudes of a product's rows: rematerialisation always saves them
 SMALLEST = 1e-30  # of a scale's largest magnitude; its reciprocal is finite
@@ -55,13 +55,32 @@ class QuantisedWeight:
 
     values: Shaped[Array, "*stack D F"]
     scale: Float[Array, "*stack 1 F"]
-    summed: Float[Array, "*stack D F"]  # receives the gradient; its values are never used
+    # receives the gradient; its values are never used. None: there is none, in inference
+    summed: Float[Array, "*stack D F"] | None = None
     is_cut_by_column: bool = field(default=False, metadata={"static": True})  # a mesh shards its columns
 
     def __getitem__(self, key: Any) -> "QuantisedWeight":
         """Itself for `[...]`, as a layer reads a parameter."""
         assert key is ...
         return self
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QuantisedTable:
+    """An embedding table or head `[V, D]` for inference: int8 values times a scale per row."""
+
+    values: Shaped[Array, "V D"]
+    scale: Float[Array, "V 1"]
+
+    def rows(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
+        """The table's rows, in float32."""
+        return self.values[ids] * self.scale[ids]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array has it."""
+        return self.values.shape
 
 
 def is_quantised_weight(node: Any) -> bool:
@@ -150,6 +169,12 @@ def _backward(saved: tuple[Any, ...], grad: Array) -> tuple[Array, QuantisedWeig
 
 
 quantised_linear.defvjp(_forward, _backward)
+
+
+def table_product(x: Float[Array, "*rows D"], table: QuantisedTable) -> Float[Array, "*rows V"]:
+    """Logits in float32: `x`, rounded to 8 bits by row, times the table's rows."""
+    values, scale = quantise(x, (x.ndim - 1,), table.values.dtype)
+    return _contract(values, table.values, (x.ndim - 1,), (1,)) * scale * table.scale[:, 0]
 
 
 def has_kernels(x: Float[Array, "*rows D"], weight: QuantisedWeight) -> bool:

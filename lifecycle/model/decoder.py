@@ -15,7 +15,7 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Batch, Float, Int
-from lifecycle.kernels.logits import project, soft_capped
+from lifecycle.kernels.logits import Head, in_dtype, project, rows_of, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Place, Stack, page_kind
@@ -279,7 +279,7 @@ def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(*hidden)
 
 
-def embed(config: ModelConfig, table: Float[Array, "V columns"], tokens: Int[Array, "B T"]) -> Float[Array, "B t D"]:
+def embed(config: ModelConfig, table: Head, tokens: Int[Array, "B T"]) -> Float[Array, "B t D"]:
     """The tokens' rows of the embedding table, in the compute dtype.
 
     If the table is sharded over `d_model`, each device looks up its columns for all devices' tokens, and an all-to-all
@@ -290,16 +290,16 @@ def embed(config: ModelConfig, table: Float[Array, "V columns"], tokens: Int[Arr
     if axis_size("vocab") > 1:
         tokens = tokens - axis_index("vocab") * table.shape[0]
         is_here = (tokens >= 0) & (tokens < table.shape[0])
-        rows = jnp.where(is_here[..., None], table[jnp.where(is_here, tokens, 0)], 0.0)
+        rows = jnp.where(is_here[..., None], rows_of(table, jnp.where(is_here, tokens, 0)), 0.0)
     else:
-        rows = table[tokens]
+        rows = rows_of(table, tokens)
     rows = all_to_all(rows.astype(compute_dtype(config)), "embed", 0, 3)[0]
     rows = reduce_scatter(rows, "norm_seq", 1)
     return rows * jnp.asarray(config.d_model**0.5, rows.dtype) if config.use_embed_scale else rows
 
 
-def head(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
-    """The output projection, in the parameters' dtype and sharding."""
+def head(config: ModelConfig, params: Params) -> Any:
+    """The output projection `[V, D]`, in the parameters' dtype and sharding; in 8 bits a `QuantisedTable`."""
     return params["embed" if config.tie_embeddings else "head"]
 
 
@@ -322,5 +322,5 @@ def _own_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]
     128th of the bytes of gathering the head.
     """
     rows = all_to_all(hidden, "embed", 1, 0)
-    parts = project(rows, head(config, params).astype(hidden.dtype))
+    parts = project(rows, in_dtype(head(config, params), hidden.dtype))
     return soft_capped(reduce_scatter(parts, "embed", 0), config.logits_soft_cap)

@@ -19,10 +19,11 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Shaped
 from lifecycle.kernels.activation import GATES, Activation
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import gated_linear, linear, linears
+from lifecycle.kernels.linear import Weight, gated_linear, linear, linears
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.norm import mean_squares, mean_squares_apart, rms_norm
 from lifecycle.kernels.normed_linear import normed_linear
+from lifecycle.kernels.packed import PackedWeight
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
@@ -31,8 +32,6 @@ from lifecycle.model.config import ModelConfig, RematName
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.remat import MEAN_SQUARE
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, reduce_scatter
-
-type Weight = Float[Array, "D F"] | QuantisedWeight
 
 
 def branch_scale(config: ModelConfig) -> float:
@@ -96,7 +95,7 @@ class Normed:
         On TPUs one gradient covers norm and products. Elsewhere products are not fused with what comes after them, and
         that gradient's sums over the products would be another pass. `is_before_kernel`: see `normed_linear`.
         """
-        plain = {name: w for name, w in weights.items() if not isinstance(w, QuantisedWeight)}
+        plain = {name: w for name, w in weights.items() if not isinstance(w, QuantisedWeight | PackedWeight)}
         if platform() == "tpu" and self.norm is not None and len(plain) == len(weights):
             return self.norm.products(self.x, self.mean_square, plain, is_before_kernel)
         return self.x, *_products(all_gather(self.rows(), "norm_seq", 1), weights)

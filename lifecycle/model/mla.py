@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import linear
+from lifecycle.kernels.linear import dense, linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
@@ -98,7 +98,7 @@ class LatentAttention(nnx.Module):
         """The same attention with the key projection absorbed: one key head, whose first `Dc` dimensions are the
         values."""
         m = self.sizes
-        up = self.kv_up[...].reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
+        up = dense(self.kv_up[...]).astype(q.dtype).reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
         nope, rotary = jnp.split(q, [m.nope_head_dim], axis=-1)
         q = jnp.concatenate([_einsum("bthn,rhn->bthr", nope, key_up), rotary], axis=-1)

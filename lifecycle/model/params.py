@@ -16,11 +16,14 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
+from lifecycle.kernels.linear import is_in_8_bits
+from lifecycle.kernels.packed import PackedWeight
+from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.block import Block, Trunk
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.quantised import is_quantised, quantised_weight
+from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
 from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
@@ -103,9 +106,13 @@ def params_in_use(config: ModelConfig, params: Params) -> Params:
     """The parameters as products use them: in the compute dtype, except for the few that stay in float32.
 
     The model accepts both forms and computes the same with both, bit for bit. Parameters already in this form are
-    returned without a copy.
+    returned without a copy. So are weights in 8 bits.
     """
-    return jax.tree.map(lambda held, array: array.astype(_dtype(config, held)), parameters(config), params)
+
+    def leaf(held: Parameter, array: Any) -> Any:
+        return array if is_in_8_bits(array) else array.astype(_dtype(config, held))
+
+    return jax.tree.map(leaf, parameters(config), params)
 
 
 def layers_apart(
@@ -152,11 +159,16 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
 
 def gathered(config: ModelConfig, declared: Params, weights: Params, precision: Precision | None = None) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
-    and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s."""
+    and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s; what
+    is in 8 bits already stays so."""
 
-    def weight(parameter: Parameter, array: Array) -> Any:
+    def weight(parameter: Parameter, array: Any) -> Any:
+        axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
+        if isinstance(array, PackedWeight):
+            return array
+        if isinstance(array, QuantisedWeight):
+            return gathered_weight(axes, array)
         if precision is not None and is_quantised(parameter):
-            axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
             return quantised_weight(axes, precision, compute_dtype(config), array.astype(jnp.float32))
         array = _rounded(array, _dtype(config, parameter))
         for dim, axis in enumerate(parameter.axes):

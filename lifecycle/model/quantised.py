@@ -1,4 +1,4 @@
-"""Layers' weights quantised before they are gathered: a device rounds its own shard only, and receives 8 bits a value.
+"""Layers' weights in 8 bits before they are gathered: a device rounds its own shard only, and receives 8 bits a value.
 
 Rounded after the gather, every device would read and round the full weights of every layer, and receive twice the
 bytes. A column's scale is of all its rows: where those are sharded, the devices first compare a number per column.
@@ -36,6 +36,14 @@ def quantised_weight(
     return QuantisedWeight(full, _gathered((*stack, None, columns), scale), summed, is_cut_by_column)
 
 
+def gathered_weight(axes: Axes, shard: QuantisedWeight) -> QuantisedWeight:
+    """The full weight of a shard that is in 8 bits already, as in inference; `axes` as in `quantised_weight`."""
+    *stack, _, columns = axes
+    scale = _gathered((*stack, None, columns), shard.scale)
+    is_cut_by_column = columns is not None and axis_size(columns) > 1
+    return QuantisedWeight(_gathered(axes, shard.values), scale, is_cut_by_column=is_cut_by_column)
+
+
 def _gathered(axes: Axes, array: Array) -> Array:
     for dim, axis in enumerate(axes):
         array = array if axis is None else all_gather(array, axis, dim)
@@ -47,6 +55,7 @@ def _forward(axes: Axes, precision: str, dtype: str, shard: Array) -> tuple[Quan
 
 
 def _backward(axes: Axes, precision: str, dtype: str, _: None, grad: QuantisedWeight) -> tuple[Array]:
+    assert grad.summed is not None
     devices = [1 if axis is None else axis_size(axis) for axis in axes]
     shape = [size // num for size, num in zip(grad.summed.shape, devices, strict=True)]
     scatter = jax.linear_transpose(partial(_gathered, axes), jax.ShapeDtypeStruct(shape, dtype))

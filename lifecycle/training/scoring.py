@@ -19,12 +19,12 @@ from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.cross_entropy import token_logprobs
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, head
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, logical_axes
 from lifecycle.model.pipeline import own_rows
+from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import RULES
-from lifecycle.parallel.mesh import AnyMesh, spec
+from lifecycle.parallel.mesh import AnyMesh, spec, tree_specs
 from lifecycle.parallel.placement import on_mesh, row_order, shard_batch
-from lifecycle.training.state import param_specs
 
 # Positions per dispatch on each device that has its own rows: 56 CPU-ms for 1.3 M parameters.
 BATCH_TOKENS = 2048
@@ -221,7 +221,8 @@ def measured_rows(
         hidden = forward(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
         return measure(config, params, hidden, own_rows(batch["targets"]))
 
-    values = on_mesh(local, mesh, param_specs(config), spec("loss_rows", "seq"))(params, batch)
+    specs = tree_specs(axes_in_use(logical_axes(config), params))
+    values = on_mesh(local, mesh, specs, spec("loss_rows", "seq"))(params, batch)
     return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, P()))
 
 

@@ -19,7 +19,8 @@ from lifecycle.core.config import read_json
 from lifecycle.core.files import write_text
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, abstract_params
+from lifecycle.model.parameter import Parameter
+from lifecycle.model.params import Params, abstract_params, parameters
 from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.families.family import Family, Wrapper
 from lifecycle.weights.families.layout import (
@@ -59,6 +60,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FLOAT32 = np.dtype(np.float32)
 ALWAYS_FLOAT32 = "selection_bias"  # its updates are smaller than bfloat16's resolution
 
+type Convert = Callable[[Parameter, jax.Array], Any]
 type Spans = tuple[tuple[int, int], ...]  # (start, stop) per dimension
 
 
@@ -111,16 +113,22 @@ def _depth(array: str) -> tuple[int, int]:
 
 
 def load_weights(
-    config: ModelConfig, path: Path, shardings: PyTree | None = None, *, like: PyTree | None = None
+    config: ModelConfig,
+    path: Path,
+    shardings: PyTree | None = None,
+    *,
+    like: PyTree | None = None,
+    convert: Convert | None = None,
 ) -> Params:
     """The parameters in a folder or file of safetensors, sharded by `shardings` (a tree like the parameters'), or
     unsharded on this process's first device.
 
     `like` gives the dtypes, as a tree like that of the parameters: None for float32, as in training, or
-    `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. Raises
-    `WeightsError` listing everything that does not fit.
+    `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. `convert`
+    makes another form of an array once it is there, before the next is read. Raises `WeightsError` listing everything
+    that does not fit.
     """
-    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, like)
+    return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, like, convert)
 
 
 def open_weights(config: ModelConfig, path: Path) -> TensorSource:
@@ -159,6 +167,7 @@ def params_from(
     where: str,
     shardings: PyTree | None = None,
     like: PyTree | None = None,
+    convert: Convert | None = None,
 ) -> Params:
     """The parameters in `source`, which has a family's layout, each shard read separately; `where` names the source in
     errors."""
@@ -167,7 +176,7 @@ def params_from(
     if shardings is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), like)
 
-    def leaf(path: Any, shape: Any, sharding: Sharding) -> jax.Array:
+    def leaf(path: Any, shape: Any, sharding: Sharding, declared: Parameter) -> Any:
         stacked = is_stacked(path, shape)
         arrays = list(layer_names(path, shape)) if stacked else [canonical_name(path)]
 
@@ -179,9 +188,10 @@ def params_from(
             for position, array in enumerate(arrays[index[0]]):
                 read_array(config, family.layout, source, array, index[1:], out[position])
 
-        return _sharded(shape.shape, sharding, np.dtype(shape.dtype), fill)
+        array = _sharded(shape.shape, sharding, np.dtype(shape.dtype), fill)
+        return array if convert is None else jax.block_until_ready(convert(declared, array))
 
-    return jax.tree_util.tree_map_with_path(leaf, like, shardings)
+    return jax.tree_util.tree_map_with_path(leaf, like, shardings, parameters(config))
 
 
 def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:

@@ -106,7 +106,7 @@ def test_the_first_training_stage_is_planned_unless_another_is_named() -> None:
 def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def plan_engine(*arguments: Any) -> Iterator[ProgramPlan]:
+    def plan_engine(*arguments: Any, **_: Any) -> Iterator[ProgramPlan]:
         asked.append(arguments[:-1])
         for name, tokens in (("prefill", 256), ("decode", 4)):
             budget = InferenceBudget(1.0, tokens, 2.0, 2.0, 3.0, 0.5, 1, 1, 1e-3, None)

@@ -4,6 +4,7 @@ Log-probabilities are the logits' but for a constant of the row; the likeliest o
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -19,6 +20,7 @@ from lifecycle.inference.lowering import trace_decode, trace_prefill
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.weight_formats import in_format
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, inference_mesh
 from lifecycle.testing.families import random_params
@@ -93,6 +95,23 @@ def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     prompts, _ = requests()
     vectors = embed(model, prompts, pooling, mesh=mesh)
     np.testing.assert_allclose(vectors, embed(model, prompts, pooling), atol=CLOSE, rtol=0)
+
+
+def test_weights_in_8_bits_are_sharded_as_plain_ones_are() -> None:
+    """A column's scale is of all its rows, wherever they are; a device rounds its own part of the activations."""
+    plain, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    model = replace(plain, params=in_format(plain.config, plain.params, "int8"))
+    prompts = [prompt for prompt in requests()[0] if len(prompt) > 4]
+    asking, scores = GREEDY.model_copy(update={"prompt_logprobs": 0, "max_tokens": 1}), []
+    for own, devices in ((plain, None), (model, None), (model, mesh)):
+        with Engine(own, mesh=devices) as engine:
+            generations = [engine.submit(prompt, asking) for prompt in prompts]
+            assert all(generation.wait() for generation in generations)
+        scores.append([token.logprob for generation in generations for token in generation.prompt_tokens])
+    exact, alone, on_mesh = map(np.array, scores)
+    error = np.abs(alone - exact).mean()
+    assert 0 < error < 0.1
+    assert np.abs(on_mesh - exact).mean() < 2 * error
 
 
 @pytest.mark.long
@@ -171,3 +190,5 @@ def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.sta
     assert "all_gather" in program and "shard_map" in program
     assert f"f32[{2 if trace is trace_decode else 1},264]" in program
     assert "f32[8,264]" not in program
+    in_8_bits = str(trace(config, 8, 128, mesh, "int8").jaxpr)
+    assert f"i8[{config.d_model // 4}," in in_8_bits and f"i8[{config.d_model // 4}," not in program
