@@ -14,6 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 NO_PAGE = -1  # in a row's table: a page that its window has left
 
@@ -113,10 +114,15 @@ class GroupPages:
 
     def num_shared(self, names: Sequence[bytes], length: int) -> int:
         """How many tokens of a prompt of `length`, from the first on, are cached. At least one is left to compute."""
-        chunk = self._plan.chunk
-        for count in range(min(len(names), (length - 1) // chunk), 0, -1):
-            if all(self.pools[kind].knows(name) for kind in self.pools for name in self._needed(kind, names, count)):
-                return count * chunk
+        most = min(len(names), (length - 1) // self._plan.chunk)
+        for kind, pool in self.pools.items():
+            if self._plan.windows[kind] is None:
+                pages = (pool.knows(self._name(names, number)) for number in range(most * self._per_chunk))
+                most = sum(1 for _ in takewhile(bool, pages)) // self._per_chunk
+        windows = [kind for kind, window in self._plan.windows.items() if window is not None]
+        for count in range(most, 0, -1):
+            if all(self.pools[kind].knows(name) for kind in windows for name in self._needed(kind, names, count)):
+                return count * self._plan.chunk
         return 0
 
     def _needed(self, kind: str, names: Sequence[bytes], count: int) -> list[bytes]:

@@ -31,7 +31,8 @@ GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represen
 
 
 type Repeated = Annotated[float, Field(ge=-MAX_REPEATED, le=MAX_REPEATED)]
-type Bias = tuple[Annotated[int, Field(ge=0, lt=NO_TOKEN)], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]]
+type Id = Annotated[int, Field(ge=0, lt=NO_TOKEN)]
+type Bias = tuple[Id, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]]
 
 
 class SamplingParams(SamplingConfig):
@@ -49,7 +50,9 @@ class SamplingParams(SamplingConfig):
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)  # and for the prompt's; None: neither
     grammar: str | None = None  # what the output must be, in llguidance's form (`inference/grammar.py`); None: anything
-    shown_ids: tuple[int, ...] = ()  # special tokens whose names are part of the output's text
+    shown_ids: tuple[
+        Annotated[int, Field(ge=0, lt=NO_TOKEN)], ...
+    ] = ()  # special tokens whose names are part of the output's text
 
 
 @jax.tree_util.register_dataclass

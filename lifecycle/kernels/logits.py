@@ -20,7 +20,11 @@ NUM_FIRST, MARGIN = 128, 60.0
 type Head = Float[Array, "V D"] | QuantisedTable | PackedWeight
 
 
-def project(hidden: Float[Array, "*rows D"], head: Head, soft_cap: float | None = None) -> Float[Array, "*rows V"]:
+def project(
+    hidden: Float[Array, "*rows D"],
+    head: Float[Array, "V D"] | QuantisedTable | PackedWeight,
+    soft_cap: float | None = None,
+) -> Float[Array, "*rows V"]:
     """Logits in float32. `head` is contracted in its own layout: `hidden @ head.T` is 8 times slower for one row on a
     CPU. In inference it may be in 8 bits."""
     if isinstance(head, QuantisedTable):

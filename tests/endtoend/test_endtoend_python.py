@@ -20,7 +20,7 @@ print("FACTS " + json.dumps(facts))
 def test_the_blocks_of_the_page_run_one_after_the_other(undisturbed: Debug, tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert all(len(block.splitlines()) <= 25 for block in blocks)
     script = tmp_path / "page.py"
     script.write_text("".join(blocks).replace("runs/quickstart", str(undisturbed.folder)) + SHOW, encoding="utf-8")

@@ -58,7 +58,9 @@ def run_cached(config: ModelConfig, params: Any, tokens: np.ndarray, cache: KVCa
     return jnp.concatenate(outs, axis=1)
 
 
-@pytest.mark.parametrize("config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents")])
+@pytest.mark.parametrize(
+    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
+)
 @pytest.mark.slow
 def test_a_model_with_windows_decodes_what_its_full_forward_says(config: ModelConfig) -> None:
     params = random_params(config)
@@ -93,7 +95,7 @@ def test_pages_are_used_again_without_being_cleared() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
+    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
 )
 def test_a_row_writes_into_its_pages_only_wherever_they_are(config: ModelConfig) -> None:
     """As in a cache of its own: chunks, and a token; padding beside it writes nothing."""
@@ -130,7 +132,7 @@ def test_every_array_says_its_axes(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.slow)]
+    "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
 )
 def test_layers_apart_compute_what_stacked_ones_do(config: ModelConfig) -> None:
     """In weights and cache: a prompt in chunks, then tokens."""
