@@ -27,6 +27,7 @@ WITHOUT = (
 )
 
 
+@pytest.mark.slow
 def test_the_programs_run_without_this_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 2: windows of 7, so that the cache's ring turns; the prompt in chunks of 8, the last one padded."""
     monkeypatch.setattr(exporting, "PREFILL_SIZE", 8)

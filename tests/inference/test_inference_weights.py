@@ -30,7 +30,10 @@ from lifecycle.weights.published import save_weights
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, stop_ids=(), prompt_logprobs=0)
 PROMPTS = [[7, 1, 80], [5] * 20, [3, 2, 9, 40, 11]]
 NAMES = ("llama3", "gemma2", "qwen3_moe", "deepseek_v3")
-MEASURED = ("llama3", *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3_moe", "deepseek_v3")))
+MEASURED = [
+    pytest.param("llama3", marks=pytest.mark.slow),
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3_moe", "deepseek_v3")),
+]
 
 
 def model_of(config: ModelConfig, params: Params) -> Model:
