@@ -70,6 +70,7 @@ def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(name: 
     np.testing.assert_allclose(scores, loglikelihoods(config, plain, pairs, make_mesh()), rtol=0.03)
 
 
+@pytest.mark.slow
 def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_kernel():
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")

@@ -65,6 +65,7 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert_same(value_and_gradients(flash, inputs), expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(data=st.data())
 def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:

@@ -223,6 +223,7 @@ def compiled(step: Any, arrays: list[Any], mesh: Mesh) -> tuple[Program, Counter
     return program, calls
 
 
+@pytest.mark.slow
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
 def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:
@@ -258,6 +259,7 @@ def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:
     assert "reduce_precision" not in {operation(executed.instruction) for executed in program.executed}
 
 
+@pytest.mark.slow
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
 @pytest.mark.parametrize("is_cut_by_column", [False, True])

@@ -94,6 +94,7 @@ def test_pages_are_used_again_without_being_cleared() -> None:
     np.testing.assert_allclose(used, fresh, atol=SAME, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
 )

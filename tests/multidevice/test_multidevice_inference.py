@@ -97,6 +97,7 @@ def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     np.testing.assert_allclose(vectors, embed(model, prompts, pooling), atol=CLOSE, rtol=0)
 
 
+@pytest.mark.slow
 def test_weights_in_8_bits_are_sharded_as_plain_ones_are() -> None:
     """A column's scale is of all its rows, wherever they are; a device rounds its own part of the activations."""
     plain, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))

@@ -7,12 +7,14 @@ import sys
 import time
 
 import httpx
+import pytest
 
 from lifecycle.testing.waiting import LIMIT_S
 
 COMMAND = [sys.executable, "-m", "lifecycle.testing.server", "num_slots=2"]
 
 
+@pytest.mark.slow
 def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
     process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True)
     try:
