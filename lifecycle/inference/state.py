@@ -13,7 +13,7 @@ from lifecycle.core.platform import platform
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
-from lifecycle.kernels.paged import PAGE
+from lifecycle.kernels.paged_rows import PAGE
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import compute_dtype

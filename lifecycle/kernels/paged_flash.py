@@ -4,12 +4,11 @@ A step of the grid is a block of pages of one row, so rows of any lengths leave 
 the same row or of the next, are copied from the HBM while this one's are multiplied (Kwon et al. 2023,
 "PagedAttention"; Dao et al. 2022, whose running sums these are). The store of all layers stays where it is: a layer's
 slice of it would be a copy. What must hold: a row's queries are at consecutive positions, and behind them there is only
-padding, whose output is that of the last query's keys or zero.
+padding, whose output is that of the last query's keys or zero; a table has pages of the store only, as nobody checks.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED
+from lifecycle.kernels.paged_rows import Rows, Steps
 
-# Positions of a block, by the rows of a key head: of tokens so many that a step's fixed work is hidden (of a v5e, one
-# key head, 16 rows, 429 and 646 instruction bundles for 512 and 1,024 positions, which take 480 and 960 cycles to
-# copy); of chunks such that a head's scores are 2 MB (256 tokens, 4 query heads a key head).
-BLOCK, LONG_BLOCK, FEW_ROWS = 512, 1024, 64
 VMEM_BYTES = 64 << 20
 
 
@@ -40,56 +36,23 @@ class Sizes:
     window: int | None
 
 
-class Blocks(NamedTuple):
-    """The grid: for each step the row, the block of its pages, and whether that is the row's first and last."""
-
-    row: Int[Array, " steps"]
-    block: Int[Array, " steps"]
-    is_first: Int[Array, " steps"]
-    is_last: Int[Array, " steps"]
-
-
-def blocks_of(first: Int[Array, " B"], last: Int[Array, " B"], most: int) -> tuple[Blocks, Int[Array, ""]]:
-    """The steps for each row's blocks `first` to `last`, at most `most` of a row, and how many they are."""
-    counts = last - first + 1
-    rows, steps = jnp.arange(first.size), jnp.arange(first.size * most)[:, None]
-    ends = (counts * (rows <= rows[:, None])).sum(1)  # one pass over [steps, rows], where XLA's sums would be many
-    begins = ends - counts
-    own = (begins <= steps) & (steps < ends)
-    row, begin, end, block = (jnp.where(own, x, 0).sum(1) for x in (rows, begins, ends, first - begins + steps))
-    step = steps[:, 0]
-    blocks = Blocks(row, block, step == begin, step == end - 1)
-    return Blocks(*(x.astype(jnp.int32) for x in blocks)), ends[-1]
-
-
 def paged_flash(
     q: Float[Array, "B T H Dk"],
     stores: tuple[Float[Array, "L pages K S Dk"], Float[Array, "L pages K S Dv"] | None],
     layer: Int[Array, ""] | int,
-    table: Int[Array, "B per_row"],
-    positions: Int[Array, "B T"],
-    length: int,
+    rows: Rows,
     *,
     value_dim: int,
     scale: float,
-    window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
     """As `paged_attention`. Without a store of values these are the keys' first `value_dim` dimensions."""
-    (batch, num_queries, num_heads, _), (groups, page) = q.shape, stores[0].shape[2:4]
-    rows = _group_rows(q, groups)
-    num_pages = min(max((LONG_BLOCK if rows.shape[2] <= FEW_ROWS else BLOCK) // page, 1), table.shape[1])
-    sizes = Sizes(num_pages, page, num_heads // groups, value_dim, scale, soft_cap, window)
-    start, last = positions[:, 0], jnp.where(positions < length, positions, -1).max(axis=1)
-    first_seen = jnp.zeros_like(start) if window is None else jnp.maximum(start - window + 1, 0)
-    span = sizes.block * page
-    most = -(-table.shape[1] // sizes.block)
-    first = jnp.where(last < 0, 0, first_seen // span)
-    blocks, num_steps = blocks_of(first, jnp.maximum(last, 0) // span, most)
-    table = jnp.clip(table, 0, stores[0].shape[1] - 1)  # the kernel does not check what it copies
-    out = _call(sizes, blocks, num_steps, rows, stores, layer, table, start, last, sinks, interpret)
+    (batch, num_queries, num_heads, _), groups = q.shape, stores[0].shape[2]
+    assert rows.steps is not None, "rows for TPUs have them"
+    sizes = Sizes(rows.steps.num_pages, rows.size, num_heads // groups, value_dim, scale, soft_cap, rows.window)
+    out = _call(sizes, rows.steps, _group_rows(q, groups), stores, layer, rows.table, sinks, interpret)
     out = out[:, :, : num_queries * sizes.per_group].reshape(batch, groups, num_queries, -1, value_dim)
     return out.swapaxes(1, 2).reshape(batch, num_queries, num_heads, value_dim)
 
@@ -103,14 +66,11 @@ def _group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K ro
 
 def _call(
     sizes: Sizes,
-    blocks: Blocks,
-    num_steps: Array,
+    steps: Steps,
     rows: Float[Array, "B K rows Dk"],
     stores: tuple[Array, Array | None],
     layer: Array | int,
     table: Array,
-    start: Array,
-    last: Array,
     sinks: Array | None,
     interpret: bool,
 ) -> Float[Array, "B K rows Dv"]:
@@ -121,7 +81,8 @@ def _call(
     def of_row(i, layer, row, *_):
         return (row[i], 0, 0, 0)
 
-    prefetch = (jnp.asarray(layer, jnp.int32)[None], *blocks, table.reshape(-1), start, last)
+    grid = (steps.row, steps.block, steps.is_first, steps.is_last)
+    prefetch = (jnp.asarray(layer, jnp.int32)[None], *grid, table.reshape(-1), steps.start, steps.last)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     whole = None if sink is None else pl.BlockSpec(sink.shape, lambda i, *_: (0, 0, 0))
     buffers = [pltpu.VMEM((2, sizes.block, *store.shape[2:]), store.dtype) for store in held]
@@ -130,7 +91,7 @@ def _call(
         partial(_kernel, sizes, len(held), table.shape[1]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
-            grid=(num_steps,),
+            grid=(steps.count,),
             in_specs=[pl.BlockSpec((None, *rows.shape[1:]), of_row), whole, *[anywhere] * len(held)],
             out_specs=pl.BlockSpec((None, groups, num_rows, sizes.value_dim), of_row),
             scratch_shapes=[*buffers, pltpu.SemaphoreType.DMA((2, len(held))), *sums],

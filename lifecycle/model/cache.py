@@ -1,7 +1,7 @@
 """The KV cache: pages of each stack of layers, updated in place.
 
 Attention calls one method of a cache, `attend`, which stores new tokens and attends from their queries to all stored
-ones; they come on one axis `N`, row after row, and the mask says where they belong. What is stored depends on the
+ones; they come on one axis `N`, row after row, and `Rows` says where they belong. What is stored depends on the
 cache: `KeyValues` has every head's keys and values, `Latents` the latents of latent attention. In both, a page holds
 `PAGE` consecutive positions of one row, and a table names each row's pages in order (`kernels/paged.py`). Layers with a
 window have pages and tables of their own: a page that has left the window may be given to another row.
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.layout import LANES
-from lifecycle.kernels.mask import Mask
-from lifecycle.kernels.paged import PAGE, Paged, paged_attention
+from lifecycle.kernels.paged import Stored, paged_attention
+from lifecycle.kernels.paged_rows import PAGE, Rows
 from lifecycle.model.config import LayerKind, ModelConfig
 from lifecycle.model.stacks import layer_groups
 
@@ -38,36 +38,6 @@ def page_kinds(config: ModelConfig) -> list[PageKind]:
     return list(dict.fromkeys(page_kind(config.kind(number)) for number in range(config.num_layers)))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one layer's tokens are: its number in its stack, its rows' pages, and the most tokens of a row."""
-
-    layer: Int[Array, ""] | int
-    table: Int[Array, "B per_row"]
-    length: int
-
-    def written(
-        self, store: Float[Array, "L pages K S D"], new: Float[Array, "B T K D"], positions: Int[Array, "B T"]
-    ) -> Float[Array, "L pages K S D"]:
-        """The store with the new tokens at their positions; one at a position `>= length` is not written."""
-        num_pages, size = store.shape[1], store.shape[3]
-        numbers = jnp.minimum(positions // size, self.table.shape[1] - 1)
-        is_token, new = positions < self.length, new.astype(store.dtype)
-        pages = jnp.where(is_token, jnp.take_along_axis(self.table, numbers, axis=1), num_pages)
-        if positions.shape != (1, 1):
-            return store.at[self.layer, pages, :, positions % size].set(new, mode="drop")
-        # XLA writes a single place by an update, which on CPUs it undoes for an index that may be dropped, and fuses
-        # twice, once for the carry and once for the reader: each took a copy of the cache, 20 of 43 ms of a step.
-        there = (self.layer, jnp.minimum(pages[0, 0], num_pages - 1), 0, positions[0, 0] % size, 0)
-        token = new.reshape(1, 1, -1, 1, new.shape[3])
-        token = jnp.where(is_token[0, 0], token, jax.lax.dynamic_slice(store, there, token.shape))
-        return jax.lax.optimization_barrier(jax.lax.dynamic_update_slice(store, token, there))
-
-    def seen(self, store: Float[Array, "L pages K S D"], dim: int) -> Paged:
-        """The layer's pages, the first `dim` dimensions of each entry."""
-        return Paged(store, self.layer, self.table, dim)
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValues:
@@ -78,20 +48,19 @@ class KeyValues:
 
     def attend(
         self,
-        place: Place,
+        layer: Int[Array, ""] | int,
+        rows: Rows,
         q: Float[Array, "1 N H Dh"],
         k: Float[Array, "1 N K Dh"],
         v: Float[Array, "1 N K Dh"],
-        mask: Mask,
         **options: Any,
     ) -> "tuple[Float[Array, '1 N H Dh'], KeyValues]":
         """Stores `k` and `v`, and attends to all stored tokens of the rows."""
-        positions, flat = mask.query_positions, q.shape
-        q, k, v = (x.reshape(*positions.shape, *x.shape[2:]) for x in (q, k, v))
-        keys, values = place.written(self.keys, k, positions), place.written(self.values, v, positions)
-        seen = place.seen(keys, k.shape[3]), place.seen(values, v.shape[3])
-        out = paged_attention(q, *seen, positions, place.length, window=mask.window, **options)
-        return out.reshape(flat), KeyValues(keys, values)
+        flat = q.shape
+        q, k, v = (x.reshape(*rows.positions.shape, *x.shape[2:]) for x in (q, k, v))
+        keys, values = rows.written(self.keys, layer, k), rows.written(self.values, layer, v)
+        stored = Stored(keys, layer, k.shape[3]), Stored(values, layer, v.shape[3])
+        return paged_attention(q, *stored, rows, **options).reshape(flat), KeyValues(keys, values)
 
 
 @jax.tree_util.register_dataclass
@@ -104,21 +73,20 @@ class Latents:
 
     def attend(
         self,
-        place: Place,
+        layer: Int[Array, ""] | int,
+        rows: Rows,
         q: Float[Array, "1 N H Dc+Dr"],
         latents: Float[Array, "1 N Dc+Dr"],
-        mask: Mask,
         rank: int,
         **options: Any,
     ) -> "tuple[Float[Array, '1 N H Dc'], Latents]":
         """Stores `latents`, and attends to all stored ones as one key head whose first `rank` dimensions are the
         values."""
-        positions, width = mask.query_positions, self.latents.shape[4]
-        both = (x.reshape(*positions.shape, *x.shape[2:]) for x in (q, latents))
+        width = self.latents.shape[4]
+        both = (x.reshape(*rows.positions.shape, *x.shape[2:]) for x in (q, latents))
         q, latents = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) for x in both)
-        stored = place.written(self.latents, latents[:, :, None], positions)
-        seen = place.seen(stored, width), place.seen(stored, rank)
-        out = paged_attention(q, *seen, positions, place.length, window=mask.window, **options)
+        stored = rows.written(self.latents, layer, latents[:, :, None])
+        out = paged_attention(q, Stored(stored, layer, width), Stored(stored, layer, rank), rows, **options)
         return out.reshape(1, -1, *out.shape[2:]), Latents(stored)
 
 
@@ -134,11 +102,17 @@ class KVCache:
     stacks: dict[str, Stack | list[Stack]]
     tables: Tables
     length: int = field(metadata={"static": True})  # the most tokens of a row
+    page: int = field(metadata={"static": True})  # positions of a page
 
     @property
     def is_apart(self) -> bool:
         """Whether each layer has arrays of its own."""
         return any(isinstance(stack, list) for stack in self.stacks.values())
+
+    def rows(self, positions: Int[Array, "B T"], kind: LayerKind, window: int | None) -> Rows:
+        """New tokens at these positions, for the layers of a kind; a position `>= length` is padding."""
+        seen = window if kind == "local" else None
+        return Rows.of(positions, self.tables[page_kind(kind)], self.length, self.page, seen)
 
     def logical_axes(self) -> "KVCache":
         """A tree like the cache whose leaves are tuples of logical axis names."""
@@ -158,11 +132,12 @@ class LayerCache:
     """One layer's view of its stack; `attend` returns the view of a stack that contains the new tokens."""
 
     stack: Stack
-    place: Place
+    layer: Int[Array, ""] | int
+    rows: Rows
 
     def attend(self, *new: Any, **options: Any) -> "tuple[Float[Array, '1 N H Dv'], LayerCache]":
         """Calls the stack's `attend` for this layer."""
-        out, stack = self.stack.attend(self.place, *new, **options)
+        out, stack = self.stack.attend(self.layer, self.rows, *new, **options)
         return out, replace(self, stack=stack)
 
 
@@ -189,7 +164,7 @@ def init_pages(
                 stacks[name] = [_empty(config, (1, pages), page, dtype) for _ in range(group.repeats)]
             else:
                 stacks[name] = _empty(config, (group.repeats, pages), page, dtype)
-    return KVCache(stacks, {}, length)
+    return KVCache(stacks, {}, length, page)
 
 
 def init_cache(

@@ -17,8 +17,9 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.logits import Head, in_dtype, project, rows_of, soft_capped
 from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.paged_rows import Rows
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.cache import KVCache, LayerCache, Place, Stack, page_kind
+from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
 from lifecycle.model.mtp import own_positions
@@ -206,8 +207,8 @@ def _layers(
         layers: list[Layer] = []
         for kind in map(config.kind, range(group.first, group.first + group.period)):
             layer_mask = replace(mask, window=config.window if kind == "local" else None)
-            place = None if cache is None else Place(0, cache.tables[page_kind(kind)], cache.length)
-            layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat, place))
+            rows = None if cache is None else cache.rows(mask.query_positions, kind, config.window)
+            layers.append(_layer(definition, angles[kind], layer_mask, partial(prepare, declared), remat, rows))
         stacks: list[Any] = [None if cache is None else cache.stacks[name] for name in group.stacks]
         weights = [blocks[name] for name in group.stacks]
         apply = _one_by_one if isinstance(weights[0], list) else _scan
@@ -228,14 +229,14 @@ def _layer(
     mask: Mask,
     prepare: Callable[[Params], Params],
     remat: Remat | None,
-    place: Place | None,
+    rows: Rows | None,
 ) -> Layer:
     """One layer. `prepare` is inside the checkpoint: gathered weights are gathered again, not saved for backward.
-    `place`: of a cache's tokens, but for the layer's number."""
+    `rows`: of the tokens that a cache gets."""
 
     def layer(hidden: Hidden, weights: Params, stack: Stack | None, number: Array | int) -> LayerOut:
         block = nnx.merge(definition, nnx.State(prepare(weights)))
-        seen = None if stack is None or place is None else LayerCache(stack, replace(place, layer=number))
+        seen = None if stack is None or rows is None else LayerCache(stack, number, rows)
         hidden, stats, cache = block(hidden, angles, mask, seen)
         return hidden, stats, None if cache is None else cache.stack
 

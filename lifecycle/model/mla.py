@@ -59,7 +59,7 @@ class LatentAttention(nnx.Module):
         if cache is None:
             out = self._expanded(q, full_row(latents), mask)
         else:
-            out, cache = self._absorbed(q, latents, mask, cache)
+            out, cache = self._absorbed(q, latents, cache)
         out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
         return x.x, reduce_scatter(out, "norm_seq", 1), cache
 
@@ -93,7 +93,7 @@ class LatentAttention(nnx.Module):
         return attention(q, checkpoint_name(k, "k"), checkpoint_name(v, "v"), mask, **self._options())
 
     def _absorbed(
-        self, q: Array, latents: Float[Array, "B T 1 Dc+Dr"], mask: Mask, cache: LayerCache
+        self, q: Array, latents: Float[Array, "B T 1 Dc+Dr"], cache: LayerCache
     ) -> tuple[Float[Array, "B T H Dv"], LayerCache]:
         """The same attention with the key projection absorbed: one key head, whose first `Dc` dimensions are the
         values."""
@@ -102,7 +102,7 @@ class LatentAttention(nnx.Module):
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
         nope, rotary = jnp.split(q, [m.nope_head_dim], axis=-1)
         q = jnp.concatenate([_einsum("bthn,rhn->bthr", nope, key_up), rotary], axis=-1)
-        out, cache = cache.attend(q, latents[:, :, 0], mask, m.kv_lora_rank, **self._options())
+        out, cache = cache.attend(q, latents[:, :, 0], m.kv_lora_rank, **self._options())
         return _einsum("bthr,rhv->bthv", out, value_up), cache
 
     def _options(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels import paged
-from lifecycle.kernels import paged_flash as paged_flash_file
+from lifecycle.kernels import paged, paged_rows
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.mask import Mask
-from lifecycle.kernels.paged import Paged, paged_attention
-from lifecycle.kernels.paged_flash import blocks_of, paged_flash
+from lifecycle.kernels.paged import Stored, paged_attention
+from lifecycle.kernels.paged_flash import paged_flash
+from lifecycle.kernels.paged_rows import Rows, blocks_of
 
 ROWS, PAGE, PER_ROW, HEADS, GROUPS, DIM, VALUE_DIM = 3, 6, 4, 6, 2, 8, 4
 LENGTH = PAGE * PER_ROW - 3  # the most tokens of a row: less than its pages hold
@@ -54,12 +54,22 @@ def queries_of(newest: list[int], length: int) -> Array:
 
 
 @partial(jax.jit, static_argnames=("soft_cap", "scale", "window", "device"))
-def ours(q: Array, k: Array, v: Array, table: Array, positions: Array, device: str = "cpu", **options: Any) -> Array:
+def ours(
+    q: Array,
+    k: Array,
+    v: Array,
+    table: Array,
+    positions: Array,
+    device: str = "cpu",
+    window: int | None = None,
+    **options: Any,
+) -> Array:
     """`device`: whose form of the attention."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paged, "platform", lambda: device)
-        keys, values = (Paged(store, 1, table, store.shape[-1]) for store in (k, v))
-        return paged_attention(q, keys, values, positions, LENGTH, **options)
+        rows = Rows.of(positions, table, LENGTH, PAGE, window)
+        keys, values = (Stored(store, 1, store.shape[-1]) for store in (k, v))
+        return paged_attention(q, keys, values, rows, **options)
 
 
 def attended(newest: list[int], length: int = 1, seed: int = 0, **options: Any) -> np.ndarray:
@@ -147,14 +157,21 @@ LANES, POSITIONS, LONG = 128, 8, 40
 
 @partial(jax.jit, static_argnames=("soft_cap", "window", "value_dim"))
 def by_kernel(
-    q: Array, stores: tuple[Array, Array | None], table: Array, positions: Array, value_dim: int, **options: Any
+    q: Array,
+    stores: tuple[Array, Array | None],
+    table: Array,
+    positions: Array,
+    value_dim: int,
+    window: int | None = None,
+    **options: Any,
 ) -> Array:
     """The TPU kernel, interpreted, in blocks of two pages."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged_flash_file, "BLOCK", 2 * POSITIONS)
-        patch.setattr(paged_flash_file, "LONG_BLOCK", 2 * POSITIONS)
-        options = {"scale": 0.1, "interpret": True, **options}
-        return paged_flash(q, stores, 1, table, positions, LONG, value_dim=value_dim, **options)
+        patch.setattr(paged_rows, "platform", lambda: "tpu")
+        for name in ("BLOCK", "LONG_BLOCK"):
+            patch.setattr(paged_rows, name, 2 * POSITIONS)
+        rows = Rows.of(positions, table, LONG, POSITIONS, window)
+        return paged_flash(q, stores, 1, rows, value_dim=value_dim, scale=0.1, interpret=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +211,9 @@ def test_the_kernel_of_tpus_gives_what_the_definition_gives(length: int, options
 @settings(max_examples=30)
 def test_the_kernels_grid_has_each_block_of_each_row_once_and_no_other(spans: list[list[int]]) -> None:
     first, last = np.array(spans, np.int32).T
-    blocks, count = blocks_of(jnp.asarray(first), jnp.asarray(last), 7)
-    found = list(zip(*(np.asarray(x)[: int(count)].tolist() for x in blocks), strict=True))
+    blocks = blocks_of(jnp.asarray(first), jnp.asarray(last), 7)
+    count = int(blocks.pop("count"))
+    found = list(zip(*(np.asarray(x)[:count].tolist() for x in blocks.values()), strict=True))
     assert found == [
         (row, block, block == one[0], block == one[1])
         for row, one in enumerate(spans)

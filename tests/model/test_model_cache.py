@@ -107,7 +107,7 @@ def test_a_row_writes_into_its_pages_only_wherever_they_are(config: ModelConfig)
     per_row = LENGTH // PAGE
     mine = np.random.default_rng(4).permutation(3 * per_row)[:per_row]
     tables: Any = dict.fromkeys(fresh.tables, jnp.asarray(mine[None], jnp.int32))
-    cache = full = KVCache(stacks, tables, LENGTH)
+    cache = full = KVCache(stacks, tables, LENGTH, PAGE)
     for start, end in ((0, 7), (7, 11), (11, 12)):
         positions = np.arange(start, end)[None]
         found, cache = step(params, tokens[:, start:end], positions, cache)

@@ -14,15 +14,15 @@ from flax import nnx
 
 from lifecycle.core.typing import Array
 from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.paged_rows import Rows
 from lifecycle.kernels.rotary import rotary_angles
-from lifecycle.model.cache import LayerCache, Place, Stack, init_cache
+from lifecycle.model.cache import LayerCache, Stack, init_cache
 from lifecycle.model.config import MlaConfig, ModelConfig, RopeScaling
 from lifecycle.model.layers import Normed
 from lifecycle.model.mla import LatentAttention
 
 ONE_OP = 1e-5
 ROWS, LENGTH = 2, 9
-PLACE = Place(0, jnp.arange(ROWS)[:, None], LENGTH)  # a page holds a row
 MLA = MlaConfig(q_lora_rank=10, kv_lora_rank=12, nope_head_dim=6, rope_head_dim=4, v_head_dim=5)
 SIZES = ModelConfig(
     vocab_size=32, d_model=16, d_ff=32, num_layers=1, num_heads=3, num_kv_heads=3, head_dim=10, mla=MLA,
@@ -116,7 +116,8 @@ def with_cache(
     attention = nnx.merge(definition, nnx.State(weights))
     angles, mask = angles_and_mask(config, positions.reshape(1, -1))[0], Mask(positions, positions)
     rows = Normed(x.reshape(1, -1, x.shape[-1]), None)
-    _, found, cache = attention(rows, angles, mask, LayerCache(stack, PLACE))
+    of_pages = Rows.of(positions, jnp.arange(ROWS)[:, None], LENGTH, LENGTH)  # a page holds a row
+    _, found, cache = attention(rows, angles, mask, LayerCache(stack, 0, of_pages))
     return found.reshape(x.shape), cache.stack
 
 

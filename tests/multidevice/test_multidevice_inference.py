@@ -31,8 +31,9 @@ from tests.multidevice.meshes import MODELS
 CLOSE = 1e-5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=())
-# More requests than slots, windows left behind while decoding, both kinds of sampling in one batch.
-REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16)]
+# More requests than slots, windows left behind while decoding, both kinds of sampling in one batch; a page is full in
+# the middle of an answer, and a prompt has two pages.
+REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 124, 200)]
 # Dense layers with windows and tied tables; biases and caps; experts and sinks; latents. Each pair of axes meets on
 # some mesh; `matrix` has more of them, and axes of all devices.
 CASES = [("dense", {"fsdp": 4, "tensor": 2})]
