@@ -10,9 +10,8 @@ from typing import Literal
 
 import jax
 import numpy as np
-from rich.console import Console
 
-from lifecycle.core.artifact import intact_hash
+from lifecycle.cli.exported_bundle import open_for_export, tell
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary, write_text
 from lifecycle.inference import standalone
@@ -23,16 +22,7 @@ from lifecycle.model.counts import num_params
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import FILES as TOKENIZER_FILES
 from lifecycle.text.tokenizer import load_tokenizer
-from lifecycle.weights.published import (
-    CONFIG,
-    FLOAT32,
-    family_of,
-    held_config,
-    load_config,
-    open_weights,
-    read_from,
-    require_fit,
-)
+from lifecycle.weights.published import CONFIG
 from lifecycle.weights.safetensors_files import Planned, write_safetensors
 
 PREFILL_SIZE = 128
@@ -45,31 +35,26 @@ def export_stablehlo(bundle: Path, out: Path, encoding: str) -> None:
 
     Raises `ConfigError` for a folder that is there already, and an encoding of matrices that only GGUF has.
     """
-    if out.exists():
-        raise ConfigError(f"{out} already exists; choose another name, or delete it")
     if encoding not in DTYPES:
         raise ConfigError(f"--encoding {encoding}: of StableHLO's weights {' and '.join(DTYPES)} are written")
-    version = intact_hash(bundle)
+    held = open_for_export(bundle, out)
     jax.config.update("jax_platforms", "cpu")
-    published = load_config(bundle)
-    source, family = open_weights(published, bundle), family_of(published)
-    require_fit(held_config(published, source), family, source, str(bundle))
-    config = published.trunk.model_copy(update={"compute_dtype": DTYPES[encoding]})
-    read = read_from(config, family.layout, source, FLOAT32)
+    config = held.config.model_copy(update={"compute_dtype": DTYPES[encoding]})
     unfinished = temporary(out)
     shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted export
     unfinished.mkdir(parents=True)
     try:
         planned = {name: Planned(np.dtype(x.dtype), x.shape) for name, x in weight_shapes(config).items()}
-        write_safetensors(unfinished, planned, lambda name: read(name, None), largest_file_bytes=1 << 62)
-        _write_programs(config, bundle, unfinished, version)
+        write_safetensors(unfinished, planned, lambda name: held.read(name, None), largest_file_bytes=1 << 62)
+        _write_programs(config, bundle, unfinished, held.version)
     except BaseException:
         shutil.rmtree(unfinished)
         raise
     unfinished.rename(out)
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{config.family}, {num_params(config):,} parameters in {DTYPES[encoding]}, prefill and decode")
-    console.print(f"folder  {out}; python {out / 'generate.py'} IDS...", soft_wrap=True)
+    tell(
+        f"{config.family}, {num_params(config):,} parameters in {DTYPES[encoding]}, prefill and decode",
+        f"folder  {out}; python {out / 'generate.py'} IDS...",
+    )
 
 
 def _write_programs(config: ModelConfig, bundle: Path, folder: Path, version: str) -> None:

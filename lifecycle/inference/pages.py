@@ -21,12 +21,17 @@ NO_PAGE = -1  # in a row's table: a page that its window has left
 
 @dataclass(frozen=True)
 class PagePlan:
-    """The pages of one group of slots. `chunk`, a multiple of `size`, is the longest chunk of a prompt."""
+    """The pages of one group of slots. The longest chunk of a prompt is a multiple of a page."""
 
     size: int  # positions of a page
-    chunk: int
+    buckets: Sequence[int]  # the padded lengths of chunks, the longest last
     num_pages: Mapping[str, int]  # by kind
     windows: Mapping[str, int | None]  # by kind; None: a row keeps all its pages
+
+    @property
+    def chunk(self) -> int:
+        """The longest chunk."""
+        return self.buckets[-1]
 
 
 class PagePool:

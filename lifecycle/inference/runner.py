@@ -22,7 +22,6 @@ from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
-from lifecycle.inference.state import chunk_buckets
 
 LOG = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ class Runner:
 
     def warm_up(self) -> None:
         """Compiles every shape by dispatches that write nothing."""
-        for padded in chunk_buckets():
+        for padded in self._programs.plan.buckets:
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
         self._grammars.warm_up()

@@ -134,8 +134,7 @@ class Scheduler[R: Request]:
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
-        self._chunk, self._page = plan.chunk, plan.size
-        self._buckets = [bucket for bucket in BUCKETS if bucket < plan.chunk] + [plan.chunk]
+        self._plan = plan
         self._pages = [GroupPages(plan) for _ in range(num_groups)]
         self._dispatch_s = dispatch_s
         self._step_s = DISPATCH_S / 2
@@ -204,7 +203,7 @@ class Scheduler[R: Request]:
                 f"{self.num_slots} requests are running and {self.max_queue} queued, which is the limit; retry later"
             )
         self._num_accepted += 1
-        names = chunk_names(request.prompt, self._chunk)
+        names = chunk_names(request.prompt, self._plan.chunk)
         self._waiting.append(_Asked(request, self._num_accepted, names, len(request.prompt)))
 
     def close(self) -> None:
@@ -258,7 +257,7 @@ class Scheduler[R: Request]:
             if row is None:
                 continue
             self._free.remove(slot)
-            cuts = enumerate(prompt_chunks(length, self._buckets, shared[group]))
+            cuts = enumerate(prompt_chunks(length, self._plan.buckets, shared[group]))
             chunks = deque(Chunk(slot, *cut, is_first=number == 0) for number, cut in cuts)
             self._slots[slot] = _Slot(asked, row, length, chunks)
             return Admission(slot, asked.request, shared[group])
@@ -293,7 +292,7 @@ class Scheduler[R: Request]:
         from then on."""
         held, pages = self._slots[chunk.slot], self._pages[self._group(chunk.slot)]
         pages.move(held.row, chunk.start, chunk.start + chunk.size)
-        if chunk.size == self._chunk:
+        if chunk.size == self._plan.chunk:
             pages.name_chunk(held.row, chunk.start)
 
     def decode_steps(self) -> int:
@@ -320,7 +319,7 @@ class Scheduler[R: Request]:
         slot = max((s for s in self._slots if self._group(s) == group), key=lambda s: self._slots[s].age)
         asked, length = self._slots[slot].asked, self._slots[slot].length
         # a page more than it had, or it would come back at once only to give up again
-        asked.needed = min(max(asked.needed, length + self._page), _most(asked.request))
+        asked.needed = min(max(asked.needed, length + self._plan.size), _most(asked.request))
         self.release(slot)
         self._waiting.append(asked)
         return slot

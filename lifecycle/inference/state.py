@@ -40,11 +40,6 @@ def has_layers_apart() -> bool:
     return platform() == "cpu"
 
 
-def chunk_buckets() -> tuple[int, ...]:
-    """The padded lengths of chunks on this platform."""
-    return CPU_BUCKETS if platform() == "cpu" else BUCKETS
-
-
 def page_plan(
     config: ModelConfig, num_slots: int, num_groups: int, length: int, cache_tokens: int | None = None
 ) -> PagePlan:
@@ -53,7 +48,8 @@ def page_plan(
 
     Raises `ConfigError` if a group has too few for one context.
     """
-    per_row, chunk, slots_per_group = pages_of(length), chunk_buckets()[-1], num_slots // num_groups
+    per_row, slots_per_group = pages_of(length), num_slots // num_groups
+    buckets = CPU_BUCKETS if platform() == "cpu" else BUCKETS
     if cache_tokens is not None and cache_tokens < num_groups * length:
         of_groups = f" in each of the mesh's {num_groups} groups of slots" if num_groups > 1 else ""
         raise ConfigError(
@@ -67,8 +63,8 @@ def page_plan(
         if window is None:
             num_pages[kind] = most
         else:
-            num_pages[kind] = slots_per_group * min(per_row, pages_of(window - 1 + chunk) + 1)
-    return PagePlan(PAGE, chunk, num_pages, windows)
+            num_pages[kind] = slots_per_group * min(per_row, pages_of(window - 1 + buckets[-1]) + 1)
+    return PagePlan(PAGE, buckets, num_pages, windows)
 
 
 def init_slots(

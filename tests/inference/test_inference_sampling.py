@@ -25,7 +25,7 @@ def none(logits: Array) -> History:
 
 
 def rows(params: list[SamplingParams]) -> SamplingRows:
-    table = SlotTable(len(params), PagePlan(1, 1, {}, {}), 1, VOCAB)
+    table = SlotTable(len(params), PagePlan(1, (1,), {}, {}), 1, VOCAB)
     for slot, own in enumerate(params):
         table.open(slot, own, own.seed or 0, ())
     return table.decode_rows(1).sampling

@@ -54,7 +54,7 @@ def plan(num_slots: int, num_pages: int | None = None) -> PagePlan:
     """Pages for contexts of `LENGTH`, and for windows of 100."""
     windows = {"full": None, "window": 100}
     full = num_slots * LENGTH // PAGE if num_pages is None else num_pages
-    return PagePlan(PAGE, CHUNK, {"full": full, "window": num_slots * (-(-(99 + CHUNK) // PAGE) + 1)}, windows)
+    return PagePlan(PAGE, BUCKETS, {"full": full, "window": num_slots * (-(-(99 + CHUNK) // PAGE) + 1)}, windows)
 
 
 def scheduler_of(num_slots: int, max_queue: int, num_groups: int = 1, **options: Any) -> Scheduler[Ask]:
