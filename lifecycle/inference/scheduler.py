@@ -84,7 +84,7 @@ def prompt_chunks(length: int, buckets: Sequence[int], begin: int = 0) -> Iterat
         yield start, size, next(bucket for bucket in buckets if bucket >= size)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Asked[R: Request]:
     """An accepted request. It gets a slot where there are pages for its first `needed` tokens."""
 
@@ -221,10 +221,10 @@ class Scheduler[R: Request]:
 
     def remove_cancelled(self) -> tuple[list[R], list[int]]:
         """Removes cancelled requests from the queue and from their slots; returns the requests and the freed slots."""
-        removed = [asked.request for asked in self._waiting if asked.request.is_cancelled]
-        self._waiting = [asked for asked in self._waiting if not asked.request.is_cancelled]
+        removed = [asked for asked in self._waiting if asked.request.is_cancelled]  # read once: any thread may cancel
+        self._waiting = [asked for asked in self._waiting if asked not in removed]
         freed = [slot for slot, held in self._slots.items() if held.asked.request.is_cancelled]
-        return removed + [self.release(slot) for slot in freed], freed
+        return [asked.request for asked in removed] + [self.release(slot) for slot in freed], freed
 
     def admit(self) -> list[Admission[R]]:
         """Gives free slots, where most of a prompt is cached and then of the emptiest groups, to the requests whose

@@ -322,6 +322,27 @@ def test_a_lower_priority_goes_first_but_never_for_ever() -> None:
     assert order.index(patient) == MAX_PASSED + 1
 
 
+def test_a_request_that_is_cancelled_in_the_meantime_stays_until_the_next_turn() -> None:
+    """Another thread cancels while the queue is looked through: it leaves once, now or then."""
+
+    class Fickle(Ask):
+        reads = 0
+
+        @property
+        def is_cancelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.reads += 1
+            return self.reads > 1
+
+        @is_cancelled.setter
+        def is_cancelled(self, _: bool) -> None:
+            pass
+
+    scheduler, ask = scheduler_of(1, 2), Fickle(1, 1)
+    scheduler.accept(ask)
+    assert scheduler.remove_cancelled() == ([], []) and scheduler.num_waiting == 1
+    assert scheduler.remove_cancelled() == ([ask], []) and scheduler.num_waiting == 0
+
+
 def test_it_needs_no_jax() -> None:
     source = "import sys, lifecycle.inference.scheduler; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", source], check=True)
