@@ -68,7 +68,7 @@ class Ours:
         while (left := tokens - len(ids[0])) > 0:
             for slot, own in enumerate(ids):
                 table.advance(slot, own[-1], len(prompts[slot]) + len(own) - 1, left)
-            new = self.programs.decode(table.decode_rows(min(left, MAX_STEPS))).token
+            new = self.programs.decode(table.decode_rows(min(left, MAX_STEPS))).sampled.token
             for own, row in zip(ids, new, strict=True):
                 own += row[row >= 0].tolist()
         return Decoded(ids, (time.perf_counter() - began) / (tokens - 1))

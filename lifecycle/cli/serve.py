@@ -16,6 +16,7 @@ from lifecycle.core.config import Section, read_settings
 from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.drafting import drafter_of
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.runner import DispatchObserver
@@ -129,6 +130,7 @@ def _start(
         max_queue=config.max_queue,
         max_seq_len=config.max_seq_len,
         cache_tokens=config.cache_tokens,
+        drafter=drafter_of(config.speculation),
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

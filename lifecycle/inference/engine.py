@@ -7,12 +7,14 @@ import jax
 from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
+from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Embedding, Pooling
-from lifecycle.inference.runner import DispatchObserver, EngineStats, Runner
+from lifecycle.inference.runner import DispatchObserver, Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S
+from lifecycle.inference.stats import EngineStats
 
 BROKEN = "the engine has stopped by an error; its traceback is in the log"
 
@@ -35,11 +37,13 @@ class Engine:
         on_broken: Callable[[], None] | None = None,
         dispatch_s: float = DISPATCH_S,
         cache_tokens: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
         `cache_tokens`: the KV cache holds so many tokens of all requests together; None: a whole context in each slot.
-        Where they run out, the request that came last waits and is computed again, to the same tokens.
+        Where they run out, the request that came last waits and is computed again, to the same tokens. `drafter`:
+        foresees tokens, so that they come sooner; they are the same without.
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
         is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
@@ -53,7 +57,8 @@ class Engine:
             )
         self.model = model
         self.num_slots = num_slots
-        self._runner = Runner(model, num_slots, max_queue, max_seq_len, on_dispatch, dispatch_s, mesh, cache_tokens)
+        sizes = num_slots, max_queue, max_seq_len
+        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken = False
         self._on_broken = on_broken

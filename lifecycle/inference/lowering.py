@@ -8,7 +8,8 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
-from lifecycle.inference.programs import DecodeRows, PromptRows, decode, prefill, weight_axes
+from lifecycle.inference.decoding import DecodeRows
+from lifecycle.inference.programs import PromptRows, decode, prefill, weight_axes
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState, check_mesh, has_layers_apart, init_slots, num_groups, page_plan
@@ -61,7 +62,7 @@ def _traced(
 ) -> jax.stages.Traced:
     (params, state), mesh = abstract_arguments(config, *held), held[2]
     rows = jax.tree.map(lambda x: _shape(x, NamedSharding(mesh, P())), rows)
-    return program.trace(config, config.vocab_size, mesh, params, state, rows)
+    return program.trace(config, config.vocab_size, mesh, None, params, state, rows)
 
 
 def abstract_arguments(

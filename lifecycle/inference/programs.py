@@ -23,18 +23,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Bool, Int
+from lifecycle.inference.decoding import Decoded, DecodeRows, decode_steps
+from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
-from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
-from lifecycle.inference.scheduler import MAX_STEPS
+from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
 from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits, logits_of_own_rows
+from lifecycle.model.decoder import forward_cached, logits
 from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
 from lifecycle.model.weight_formats import axes_in_use, packed_params
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
 
 # Held while a multi-device program is enqueued, not while it runs: programs that two engines start at once must reach
@@ -61,39 +61,33 @@ class PromptRows:
     want_prompt: Bool[Array, ""]  # the log-probabilities of the tokens `following`
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DecodeRows:
-    """The state of each slot for a decode dispatch."""
-
-    pages: Tables
-    token: Int[Array, " B"]  # the newest token, not yet in the cache
-    position: Int[Array, " B"]  # of that token
-    remaining: Int[Array, " B"]  # tokens still wanted; 0: the slot is not decoding
-    stop_ids: Int[Array, "B 8"]  # -1: none
-    sampling: SamplingRows
-    want_top: Bool[Array, ""]
-    num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
-
-
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
 def prefill(
-    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: PromptRows
+    config: ModelConfig,
+    num_ids: int,
+    mesh: AnyMesh,
+    drafter: Drafter | None,
+    params: Params,
+    state: SlotState,
+    rows: PromptRows,
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`; the tokens
     `following` as if they had been sampled, `[G, T]`, -1 for all unless they are wanted; and the hidden states."""
     return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
 def decode(
-    config: ModelConfig, num_ids: int, mesh: AnyMesh, params: Params, state: SlotState, rows: DecodeRows
-) -> tuple[Sampled, SlotState]:
-    """Up to `num_steps` tokens for each decoding slot, `[B, MAX_STEPS]`; -1 elsewhere.
-
-    Ends early once no slot is decoding.
-    """
-    return _on_mesh(partial(_decode, config, num_ids), config, mesh, params, state, rows)
+    config: ModelConfig,
+    num_ids: int,
+    mesh: AnyMesh,
+    drafter: Drafter | None,
+    params: Params,
+    state: SlotState,
+    rows: DecodeRows,
+) -> tuple[Decoded, SlotState]:
+    """Up to `num_steps` steps for each decoding slot (`inference/decoding.py`)."""
+    return _on_mesh(partial(decode_steps, config, num_ids, drafter), config, mesh, params, state, rows)
 
 
 def _on_mesh[Out](
@@ -132,64 +126,6 @@ def _prefill(
     return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history)
 
 
-type _Carry = tuple[Array, Array, DecodeRows, Sampled, SlotState]
-
-
-def _decode(
-    config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: DecodeRows
-) -> tuple[Sampled, SlotState]:
-    state = replace(state, cache=replace(state.cache, tables=rows.pages))
-
-    def go_on(carry: _Carry) -> Array:
-        step, is_any_active, rows, _, _ = carry
-        return (step < rows.num_steps) & is_any_active
-
-    def one_step(carry: _Carry) -> _Carry:
-        step, _, rows, outputs, state = carry
-        is_active = rows.remaining > 0
-        positions = jnp.where(is_active, rows.position, state.cache.length)
-        hidden, cache = forward_cached(config, params, rows.token[:, None], positions[:, None], state.cache)
-        place = (jnp.arange(rows.token.size), rows.token)
-        history = replace(state.history, made=state.history.made.at[place].add(is_active))
-        new = _sampled(config, num_ids, params, hidden[:, 0], rows, history)
-        shown = replace(new, token=jnp.where(is_active, new.token, -1))
-        outputs = jax.tree.map(lambda all_steps, value: all_steps.at[:, step].set(value), outputs, shown)
-        rows = _advance(rows, new.token, is_active)
-        return step + 1, _is_any_active(rows), rows, outputs, SlotState(cache, history)
-
-    start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, no_tokens((rows.token.shape[0], MAX_STEPS)), state)
-    *_, outputs, state = jax.lax.while_loop(go_on, one_step, start)
-    return outputs, replace(state, cache=replace(state.cache, tables={}))
-
-
-def _sampled(
-    config: ModelConfig, num_ids: int, params: Params, hidden: Array, rows: DecodeRows, history: History
-) -> Sampled:
-    """The rows' next tokens. Devices that share the vocabulary divide the rows among them, if these suffice: 32 rows of
-    128,256 logits on 8 chips of a v5e, all filtered, take a third of a step where each filters all."""
-    given, size = (rows.sampling, rows.position + 1, history), axis_size("vocab")
-    if size == 1 or hidden.shape[0] % size:
-        settings, positions, history = given
-        return sample(logits(config, params, hidden), settings, positions, rows.want_top, history, num_ids)
-    num = hidden.shape[0] // size
-    begin = axis_index("vocab") * num
-    settings, positions, history = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, num), given)
-    scores = logits_of_own_rows(config, params, hidden)
-    own = sample(scores, settings, positions, rows.want_top, history, num_ids)
-    return jax.tree.map(lambda x: all_gather(x, "vocab", 0), own)
-
-
-def _is_any_active(rows: DecodeRows) -> Bool[Array, ""]:
-    """Whether any slot decodes; the same on all devices, so that all make the same number of steps."""
-    return pmax(rows.remaining.max(), "batch") > 0
-
-
-def _advance(rows: DecodeRows, token: Array, is_active: Array) -> DecodeRows:
-    is_stop = (token[:, None] == rows.stop_ids).any(-1)
-    remaining = jnp.where(is_active & ~is_stop, rows.remaining - 1, 0)
-    return replace(rows, token=token, position=rows.position + is_active, remaining=remaining)
-
-
 def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
     """A tree like that of the programs' weights whose leaves are tuples of logical axis names."""
     return axes_apart(config) if is_apart else logical_axes(config)
@@ -222,6 +158,7 @@ class Programs:
         num_ids: int,
         mesh: Mesh | None = None,
         cache_tokens: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
         process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. Raises
@@ -230,7 +167,7 @@ class Programs:
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch = LAUNCH if mesh.size > 1 else nullcontext()
-        self._static = (config, num_ids, mesh)
+        self._static = (config, num_ids, mesh, drafter)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh)
@@ -243,8 +180,8 @@ class Programs:
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
-    def decode(self, rows: DecodeRows) -> Sampled:
-        """Up to `num_steps` tokens for each slot, `[B, MAX_STEPS]` in host memory; -1 where there is none."""
+    def decode(self, rows: DecodeRows) -> Decoded:
+        """A dispatch of up to `num_steps` steps, in host memory."""
         with self._launch:
-            sampled, self._state = decode(*self._static, self._params, self._state, rows)
-        return jax.tree.map(np.asarray, sampled)
+            decoded, self._state = decode(*self._static, self._params, self._state, rows)
+        return jax.tree.map(np.asarray, decoded)

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
 from lifecycle.inference.model import Model
@@ -22,6 +23,8 @@ from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
+from lifecycle.inference.speculation import DraftPolicy
+from lifecycle.inference.stats import EngineStats
 
 LOG = logging.getLogger(__name__)
 
@@ -30,21 +33,6 @@ type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-sec
 
 class ContextLengthError(ValueError):
     """A request that does not fit the context."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counters since the start, and the state now."""
-
-    decode_steps: int = 0
-    decode_tokens: int = 0  # divided by decode_steps: the mean number of requests that decode together
-    prefill_tokens: int = 0
-    cached_tokens: int = 0  # of prompts, that were not computed again
-    given_up: int = 0  # times that a request gave up its slot for want of pages
-    largest_batch: int = 0
-    active: int = 0
-    waiting: int = 0
-    pages: Mapping[str, int] = field(default_factory=dict[str, int])  # of the cache, by state
 
 
 class Runner:
@@ -63,6 +51,7 @@ class Runner:
         dispatch_s: float = DISPATCH_S,
         mesh: Mesh | None = None,
         cache_tokens: int | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
         self.model = model
@@ -71,10 +60,13 @@ class Runner:
         self._on_dispatch = on_dispatch
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
-        self._programs = Programs(model.config, model.params, num_slots, length, self._num_ids, mesh, cache_tokens)
+        sizes = num_slots, length, self._num_ids
+        self._programs = Programs(model.config, model.params, *sizes, mesh, cache_tokens, drafter)
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
-        self._table = SlotTable(num_slots, plan, length, vocab_size, groups)
+        self._table = SlotTable(num_slots, plan, length, vocab_size, groups, has_context=drafter is not None)
+        self._drafts = None if drafter is None else DraftPolicy()
+        self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
         self._grammars = Grammars(model.tokenizer, model.stop_ids, vocab_size)
         self._constraints: dict[int, Constraint | None] = {}  # how far the output in a slot is in its grammar
         self._counters = EngineStats()
@@ -272,26 +264,24 @@ class Runner:
         num_steps = self._scheduler.decode_steps()
         if self._constrain(self._scheduler.decoding):
             num_steps = min(num_steps, 1)  # what may come next is known once the newest token is
-        self._make_room(num_steps)
+        self._make_room(num_steps * self._tokens_per_step)
         decoding = self._scheduler.decoding
         if not decoding:
             return
+        may_draft = self._drafts is not None and self._drafts.wants_drafts(len(decoding))
         began = time.perf_counter()
-        sampled = self._programs.decode(self._table.decode_rows(num_steps))
-        made = (sampled.token >= 0).sum(axis=1)
-        self._scheduler.measured((time.perf_counter() - began) / int(made.max()))
+        decoded = self._programs.decode(self._table.decode_rows(num_steps, may_draft))
+        took_s = time.perf_counter() - began
+        self._scheduler.measured(took_s / int(decoded.num_steps.max()))
+        made = decoded.num_tokens
+        if self._drafts is not None:
+            self._drafts.measured(len(decoding), may_draft, int(made.sum()) / took_s)
         self._charge(began, {generation.id: int(made[slot]) for slot, generation in decoding.items()})
-        counters = self._counters
-        self._counters = replace(
-            counters,
-            decode_steps=counters.decode_steps + int(made.max()),
-            decode_tokens=counters.decode_tokens + int(made.sum()),
-            largest_batch=max(counters.largest_batch, int((made > 0).sum())),
-        )
+        self._counters = self._counters.with_dispatch(decoded)
         for slot in decoding:
             self._scheduler.advance(slot, int(made[slot]))
             with self._contained(slot):
-                self._deliver(slot, sampled, slot, int(self._table.position[slot]) + 1)
+                self._deliver(slot, decoded.sampled, slot, int(self._table.position[slot]) + 1)
 
     def _make_room(self, num_steps: int) -> None:
         """Gives the decoding slots their pages; some requests may have to wait for theirs."""
@@ -336,9 +326,7 @@ def _output(generation: Generation) -> Assembler:
 
 
 def _tokens(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
-    for step, token in enumerate(sampled.token[row]):
-        if token < 0:
-            return
-        ids, logprobs = sampled.top_ids[row, step, :num_top], sampled.top_logprobs[row, step, :num_top]
+    for place in np.flatnonzero(np.asarray(sampled.token[row]) >= 0):
+        ids, logprobs = sampled.top_ids[row, place, :num_top], sampled.top_logprobs[row, place, :num_top]
         top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
-        yield Token(int(token), float(sampled.logprob[row, step]), top)
+        yield Token(int(sampled.token[row, place]), float(sampled.logprob[row, place]), top)

@@ -6,7 +6,7 @@ Neural Text Degeneration") are exact and need no sort: the threshold is built bi
 mapped to an integer of the same order. Tokens that tie with the threshold are kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -81,6 +81,10 @@ class History:
 
     asked: Bool[Array, "B V"]  # in its prompt
     made: Int[Array, "B V"]  # how often its output has each
+
+    def with_token(self, token: Int[Array, " B"], is_active: Bool[Array, " B"]) -> "History":
+        """With one more token of the output of some rows."""
+        return replace(self, made=self.made.at[jnp.arange(token.size), token].add(is_active))
 
 
 @jax.tree_util.register_dataclass

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.inference.decoding import DecodeRows
 from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
-from lifecycle.inference.programs import MAX_STOP_IDS, DecodeRows, PromptRows
+from lifecycle.inference.programs import MAX_STOP_IDS, PromptRows
 from lifecycle.inference.sampling import MAX_BIASES, NO_TOKEN, SamplingParams, SamplingRows
 from lifecycle.inference.scheduler import Chunk
 
@@ -22,11 +23,21 @@ def seed_words(seed: int) -> np.ndarray:
 class SlotTable:
     """A row for each slot; returned arrays are copies, so that a device never reads later changes."""
 
-    def __init__(self, num_slots: int, plan: PagePlan, length: int, vocab_size: int, num_groups: int = 1) -> None:
-        """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding."""
+    def __init__(
+        self,
+        num_slots: int,
+        plan: PagePlan,
+        length: int,
+        vocab_size: int,
+        num_groups: int = 1,
+        has_context: bool = False,
+    ) -> None:
+        """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding. `has_context`: decode
+        dispatches get all tokens of each slot."""
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
         self.plan, self._vocab_size = plan, vocab_size
         self.pages = {kind: np.zeros((num_slots, -(-length // plan.size)), np.int32) for kind in plan.num_pages}
+        self.context = np.zeros((num_slots, length if has_context else 0), np.int32)
         self.token = np.zeros(num_slots, np.int32)
         self.position = np.zeros(num_slots, np.int32)
         self.remaining = np.zeros(num_slots, np.int32)
@@ -68,6 +79,7 @@ class SlotTable:
     def advance(self, slot: int, token: int, position: int, remaining: int) -> None:
         """Sets the slot's newest token, its position, and how many more are wanted."""
         self.token[slot], self.position[slot], self.remaining[slot] = token, position, remaining
+        self.context[slot, position : position + 1] = token
 
     def set_pages(self, slot: int, tables: Mapping[str, Sequence[int]]) -> None:
         """Sets the slot's pages by kind; what is no page (`NO_PAGE`) is never read."""
@@ -90,6 +102,8 @@ class SlotTable:
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
             end = chunk.start + chunk.size
             tokens[group, : chunk.size] = prompt[chunk.start : end]
+            if self.context.size:
+                self.context[chunk.slot, :end] = prompt[:end]
             is_first[group] = chunk.is_first
             if chunk.is_first and self.repetition_penalty[chunk.slot] != 1:
                 before[group, prompt[: chunk.start]] = True
@@ -114,7 +128,7 @@ class SlotTable:
         """The group of a slot: its row in a prefill dispatch."""
         return slot // self.group_size
 
-    def decode_rows(self, num_steps: int) -> DecodeRows:
+    def decode_rows(self, num_steps: int, may_draft: bool = True) -> DecodeRows:
         """The arguments of a decode dispatch of at most `num_steps` steps."""
         return DecodeRows(
             pages=self._pages(slice(None)),
@@ -125,6 +139,8 @@ class SlotTable:
             sampling=self._sampling(slice(None)),
             want_top=_argument((self.wants_top & (self.remaining > 0)).any()),
             num_steps=_argument(np.int32(num_steps)),
+            may_draft=_argument(np.bool_(may_draft)),
+            context=_argument(self.context) if self.context.size else None,
         )
 
     def _pages(self, slots: np.ndarray | slice) -> Any:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.row_sum import row_sum
 from lifecycle.parallel.collectives import axis_size, psum
 
 
@@ -37,7 +38,9 @@ def row_sums(terms: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
 
 
 def _mean(x: Array, cut: str | None) -> Float[Array, "*rows"]:
-    return jnp.mean(x, axis=-1) if cut is None else psum(x.sum(-1), cut) / (x.shape[-1] * axis_size(cut))
+    if cut is None:
+        return row_sum(x) / x.shape[-1]
+    return psum(x.sum(-1), cut) / (x.shape[-1] * axis_size(cut))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

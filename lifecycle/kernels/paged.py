@@ -25,6 +25,7 @@ from lifecycle.kernels.attention import (
 from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED, Mask
 from lifecycle.kernels.paged_rows import Rows
+from lifecycle.kernels.row_sum import row_sum
 
 type Sums = tuple[Array, Array, Array]  # of softmax so far: the largest score, the normaliser, the weighted values
 
@@ -125,5 +126,5 @@ def _add(
     new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
     shrunk = jnp.exp(top - new_top)
     weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
-    total = total * shrunk + weights.sum(-1, keepdims=True)
+    total = total * shrunk + row_sum(weights)[..., None]
     return new_top, total, out * shrunk + group_product(weights, values, 3, 2)

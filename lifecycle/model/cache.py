@@ -24,6 +24,7 @@ from lifecycle.kernels.paged_rows import PAGE, Rows
 from lifecycle.model.config import LayerKind, ModelConfig
 from lifecycle.model.stacks import layer_groups
 
+FEW_ON_CPUS = 9  # tokens of a row that attend one by one there; chunks of prompts have 16 and more
 type PageKind = Literal["full", "window"]  # whether a layer may see all earlier positions
 type Tables = dict[PageKind, Int[Array, "B per_row"]]  # each row's pages
 
@@ -110,9 +111,14 @@ class KVCache:
         return any(isinstance(stack, list) for stack in self.stacks.values())
 
     def rows(self, positions: Int[Array, "B T"], kind: LayerKind, window: int | None) -> Rows:
-        """New tokens at these positions, for the layers of a kind; a position `>= length` is padding."""
-        seen = window if kind == "local" else None
-        return Rows.of(positions, self.tables[page_kind(kind)], self.length, self.page, seen)
+        """New tokens at these positions, for the layers of a kind; a position `>= length` is padding.
+
+        On CPUs a few tokens of a row are rows of one token each: a product of several queries has other bits than one.
+        """
+        seen, table = window if kind == "local" else None, self.tables[page_kind(kind)]
+        if platform() == "cpu" and positions.shape[1] <= FEW_ON_CPUS:
+            positions, table = positions.reshape(-1, 1), jnp.repeat(table, positions.shape[1], axis=0)
+        return Rows.of(positions, table, self.length, self.page, seen)
 
     def logical_axes(self) -> "KVCache":
         """A tree like the cache whose leaves are tuples of logical axis names."""

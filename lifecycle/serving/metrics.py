@@ -57,6 +57,8 @@ class Metrics:
         active = GaugeMetricFamily("lifecycle_active_slots", "Slots with a request.", labels=names)
         slots = GaugeMetricFamily("lifecycle_slots", "Slots of the engine.", labels=names)
         steps = CounterMetricFamily("lifecycle_decode_steps_total", "Decode steps of the engine.", labels=names)
+        drafts = CounterMetricFamily("lifecycle_draft_tokens_total", "Drafts that steps verified.", labels=names)
+        accepted = CounterMetricFamily("lifecycle_accepted_draft_tokens_total", "Of these, accepted.", labels=names)
         cached = CounterMetricFamily(
             "lifecycle_cached_prompt_tokens_total", "Tokens of prompts that were in the cache.", labels=names
         )
@@ -71,11 +73,13 @@ class Metrics:
             active.add_metric(labels, stats.active)
             slots.add_metric(labels, served.engine.num_slots)
             steps.add_metric(labels, stats.decode_steps)
+            drafts.add_metric(labels, stats.draft_tokens)
+            accepted.add_metric(labels, stats.accepted_tokens)
             cached.add_metric(labels, stats.cached_tokens)
             given_up.add_metric(labels, stats.given_up)
             for state, number in stats.pages.items():
                 pages.add_metric([*labels, state], number)
-        return [waiting, active, slots, steps, cached, given_up, pages]
+        return [waiting, active, slots, steps, drafts, accepted, cached, given_up, pages]
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

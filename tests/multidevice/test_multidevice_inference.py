@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lifecycle.core.config import ConfigError
+from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.generation import Completion
@@ -88,6 +89,18 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
     mesh = build_mesh(MeshConfig(**axes))
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+
+
+@pytest.mark.slow
+def test_drafts_change_nothing_on_a_mesh() -> None:
+    """Devices that divide the rows' sampling follow each row's drafts by themselves."""
+    model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
+    prompts = [[i % period for i in range(8 * period)] for period in (2, 3, 5, 7)] * 4
+    params = [GREEDY, SAMPLED] * 8
+    with Engine(model, 16, mesh=mesh, drafter=Ngram(3)) as engine:
+        found = [one.wait() for one in [engine.submit(*pair) for pair in zip(prompts, params, strict=True)]]
+        assert engine.stats.accepted_tokens > 0
+    assert_alike(found, generate(model, prompts, params, num_slots=16))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

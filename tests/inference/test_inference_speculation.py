@@ -1,0 +1,107 @@
+"""Drafts: the same tokens as without, to the last bit, in fewer steps; and when they are made."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.inference.drafting import LONGEST, NONE, SHORTEST, Ngram
+from lifecycle.inference.engine import Engine
+from lifecycle.inference.generation import Completion
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.speculation import TRY_OTHER, DraftPolicy
+from lifecycle.inference.stats import EngineStats
+
+SLOTS, DRAFTS, LENGTH = 2, 3, 48
+LOOP = [7, 8, 9, 10] * 30  # 120 tokens, and as many make it cross a page
+GREEDY = SamplingParams(temperature=0.0, max_tokens=40, stop_ids=())
+SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_k": 3, "seed": 11, "top_logprobs": 2})
+PENALISED = SAMPLED.model_copy(update={"repetition_penalty": 1.2, "frequency_penalty": 0.3, "logit_bias": ((9, 2.0),)})
+REQUESTS = [
+    (LOOP, GREEDY),
+    ([66] * 120, SAMPLED),
+    (list(range(40, 57)) * 2, GREEDY.model_copy(update={"max_tokens": 7})),
+    (LOOP, PENALISED),
+    ([5, 6] * 90, GREEDY.model_copy(update={"stop_ids": (1, 2, 3, 4, 5)})),
+]
+
+
+def run(model: Model, drafter: Ngram | None, cache_tokens: int | None = None) -> tuple[list[Completion], EngineStats]:
+    with Engine(model, SLOTS, drafter=drafter, cache_tokens=cache_tokens) as engine:
+        if drafter is not None:
+            engine._runner._drafts = Always()  # the policy may find that a tiny model does without
+        completions = [generation.wait() for generation in [engine.submit(*request) for request in REQUESTS]]
+        return completions, engine.stats
+
+
+class Always(DraftPolicy):
+    def wants_drafts(self, num_rows: int) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def plain(model: Model) -> tuple[list[Completion], EngineStats]:
+    return run(model, None)
+
+
+def test_tokens_and_log_probabilities_are_those_without_drafts_in_fewer_steps(
+    model: Model, plain: tuple[list[Completion], EngineStats]
+) -> None:
+    found, stats = run(model, Ngram(DRAFTS))
+    assert found == plain[0]
+    assert stats.decode_tokens == plain[1].decode_tokens
+    assert 0 < stats.accepted_tokens < stats.draft_tokens
+    assert stats.decode_steps < 0.8 * plain[1].decode_steps
+
+
+def test_a_request_that_gives_up_its_pages_makes_them_again(
+    model: Model, plain: tuple[list[Completion], EngineStats]
+) -> None:
+    found, stats = run(model, Ngram(DRAFTS), cache_tokens=model.config.max_seq_len)
+    assert found == plain[0]
+    assert stats.given_up > 0
+
+
+class Foreseen:
+    """What a drafter is given of rows."""
+
+    def __init__(self, context: np.ndarray, position: np.ndarray) -> None:
+        self.context, self.position = jnp.asarray(context), jnp.asarray(position)
+
+
+def expected_drafts(context: Sequence[int], num: int) -> list[int]:
+    """By the definition: the longest run that ends earlier as the text ends, the latest of several."""
+    end = len(context) - 1
+    for length in range(LONGEST, SHORTEST - 1, -1):
+        for place in range(end - 1, length - 2, -1):
+            if list(context[place - length + 1 : place + 1]) == list(context[end - length + 1 :]):
+                following = list(context[place + 1 :])
+                return [following[i % len(following)] for i in range(num)]
+    return [NONE] * num
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=LENGTH))
+def test_drafts_are_what_followed_the_newest_tokens_before(tokens: list[int]) -> None:
+    context = np.full((1, LENGTH), 9, np.int32)  # what lies behind the newest token is never read
+    context[0, : len(tokens)] = tokens
+    drafts, _ = Ngram(DRAFTS).drafts(Foreseen(context, np.array([len(tokens) - 1])), None)
+    assert drafts[0].tolist() == expected_drafts(tokens, DRAFTS)
+
+
+def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
+    policy = DraftPolicy()
+    asked: list[bool] = []
+    for _ in range(4 * TRY_OTHER):
+        asked.append(policy.wants_drafts(3))
+        policy.measured(3, asked[-1], 100.0 if asked[-1] else 300.0)
+    assert asked[:2] == [True, False]
+    assert sum(asked[2:]) == 4
+    for _ in range(200):
+        policy.measured(3, True, 900.0)
+    assert sum(policy.wants_drafts(3) for _ in range(TRY_OTHER)) == TRY_OTHER - 1
+    assert policy.wants_drafts(64), "another size of batch is measured by itself"
