@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Debug
+from rich.console import Console
 
+from lifecycle.cli.plan import show_plan
 from lifecycle.core.config import load_config
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
@@ -62,23 +65,25 @@ def test_a_second_run_runs_nothing(undisturbed: Debug) -> None:
     assert cpu_seconds_of_children() - spent_s < first_s / 2  # 2 of 40 on an idle machine: imports and hashes
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (("run",), 0), (("versions",), 0), (("trace",), 0), (("trace", "sft"), 0), (("data",), 0),
-        (("promote", "production"), 0), (("rollback",), 1),
-    ],
-)  # fmt: skip
-def test_what_computes_nothing_imports_no_jax(undisturbed: Debug, words: tuple[str, ...], status: int) -> None:
-    """A second run, and what the registry and the manifests answer; there is no version to roll back to."""
+def test_what_computes_nothing_imports_no_jax(undisturbed: Debug) -> None:
+    """A second run, and what the registry and the manifests answer; there is no version to roll back to. One process
+    runs all of them, and tells after each."""
+    verbs = {
+        ("run",): 0, ("versions",): 0, ("trace",): 0, ("trace", "sft"): 0, ("data",): 0,
+        ("promote", "production"): 0, ("rollback",): 1,
+    }  # fmt: skip
     script = (
-        "import sys; from lifecycle.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit as end: status = end.code or 0\n"
-        "sys.exit(status + 10 * ('jax' in sys.modules))"
+        "import json, sys; from lifecycle.cli.main import main\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    sys.argv, status = command, 0\n"
+        "    try: main()\n"
+        "    except SystemExit as end: status = end.code or 0\n"
+        "    print('ended', status, 'jax' in sys.modules, flush=True)"
     )
-    ended = subprocess.run([sys.executable, "-c", script, *undisturbed.command(*words)[1:]], capture_output=True)
-    assert ended.returncode == status, ended.stderr
+    commands = json.dumps([undisturbed.command(*words) for words in verbs])
+    ended = subprocess.run([sys.executable, "-c", script, commands], capture_output=True, text=True)
+    told = [line for line in ended.stdout.splitlines() if line.startswith("ended ")]
+    assert told == [f"ended {status} False" for status in verbs.values()], ended.stdout + ended.stderr
 
 
 def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
@@ -89,7 +94,19 @@ def test_logging_and_saving_more_often_runs_nothing(undisturbed: Debug) -> None:
     assert made(undisturbed) == before
 
 
-@pytest.mark.slow
+def test_one_changed_sft_setting_makes_sft_and_what_depends_on_it_due(undisturbed: Debug) -> None:
+    """Which `run` brings up to date: below, and with a threshold in the next test."""
+    out = StringIO()
+    show_plan(
+        undisturbed.config,
+        (*undisturbed.command("plan")[3:], "train.sft.replay_share=0.5"),
+        Console(file=out, width=200),
+    )
+    due = {line.split()[0] for line in out.getvalue().splitlines() if "to run" in line}
+    assert due == AFTER_SFT
+
+
+@pytest.mark.long  # half a minute: the test before says which stages, and `stages/test_stages_chain.py` that they run
 def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = made(run)

@@ -99,7 +99,7 @@ def test_killed_at_random_moments_the_weights_are_bit_equal(undisturbed: Debug, 
     assert hashes(run, UNTIL_SFT) == hashes(undisturbed, UNTIL_SFT)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # its parts are in the gate: `test_a_run_killed_twice_...` of the loop, `test_multidevice_resume.py`
 def test_killed_on_two_devices_a_run_goes_on_on_four(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens")
     process = run.begin("run", "--until=pretrain", "mesh.fsdp=2", devices=2)

@@ -16,6 +16,7 @@ from openai import OpenAI
 
 from lifecycle.cli.chat import chat
 from lifecycle.core.config import ConfigError
+from lifecycle.ops.registry import RegistryError
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 from tests.read_only import mounted, read_only
 
@@ -179,4 +180,5 @@ def test_chat_talks_to_a_training_stage(undisturbed: Debug) -> None:
 
 
 def test_chat_with_an_unknown_version_names_the_known_ones(undisturbed: Debug) -> None:
-    assert "production" in undisturbed.fail("chat", "nosuch")
+    with pytest.raises(RegistryError, match=r"no version or alias 'nosuch'.*production"):
+        chat(undisturbed.config, "nosuch", f"root={undisturbed.root}", f"name={undisturbed.name}")

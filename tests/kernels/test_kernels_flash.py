@@ -52,9 +52,12 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     ),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
+LONG = ("segments", "soft cap", "values narrower than keys")  # "all" has them too
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES]
+)
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
     inputs = arrays(mask.key_positions.shape[1], 4, 2, dims)
@@ -84,7 +87,9 @@ def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
         np.testing.assert_allclose(found[name], array, atol=ONE_OP, rtol=ONE_OP, err_msg=name)
 
 
-@pytest.mark.parametrize(("length", "window"), [(1024, None), (1024, 130), (1200, None)])
+@pytest.mark.parametrize(
+    ("length", "window"), [pytest.param(1024, None, marks=pytest.mark.long), (1024, 130), (1200, None)]
+)
 def test_a_load_balanced_part_of_the_queries_on_each_device(length: int, window: int | None) -> None:
     num_shards = 4
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)

@@ -70,9 +70,12 @@ CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
     "sinks": (4, row(64), {"sinks": SINKS}),
     "all": (8, row(64, segment=21, window=17), {"soft_cap": 2.0, "sinks": SINKS, "scale": 0.6}),
 }
+LONG = ("segments", "window", "soft cap")  # "all" has them too
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES]
+)
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     num_shards, mask, options = CASES[name]
     inputs = arrays(mask.key_positions.shape[1], dims=(8, 6))

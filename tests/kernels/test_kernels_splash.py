@@ -37,9 +37,12 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "values narrower than keys": (row(128), {"scale": 0.3}, (24, 16)),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
+LONG = ("segments", "soft cap", "values narrower than keys")  # "all" has them too
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES]
+)
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
     inputs = arrays(mask.key_positions.shape[1], 4, 2, dims)

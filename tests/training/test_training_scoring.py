@@ -105,7 +105,14 @@ def test_rows_are_cut_evenly_and_few_lengths_are_compiled_for_accelerators() -> 
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")
 @pytest.mark.parametrize(
-    "axes", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"context": 4}, {"stage": 2, "fsdp": 2}], ids=str
+    "axes",
+    [
+        pytest.param({"fsdp": 4}, marks=pytest.mark.long),
+        {"fsdp": 2, "tensor": 2},
+        {"context": 4},
+        {"stage": 2, "fsdp": 2},
+    ],
+    ids=str,
 )
 def test_rows_are_scored_by_kernels_over_sharded_weights_on_tpus(axes: dict[str, int]) -> None:
     """A kernel outside a manual `shard_map` does not compile over several TPUs."""
