@@ -1,11 +1,11 @@
 """`docs/fit.md`: which shipped model fits where and how fast it would be, by the compiler. One command makes it:
 
-    uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md
+    uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md [training | decoding]
 
-Each line is a plan of the real train step, or of the real decode program, with the date of its figures. The page is
-written after every line, and has the lines before it for those to come. What the compiler makes is kept, so a run that
-is stopped goes on where it was. A line takes the compiler 1 to 10 minutes, so all of them two hours when all is new;
-seconds where no program has changed.
+Each line is a plan of the real train step, or of the engine's real programs, with the date of its figures; of one
+table, if it is named, and the other's lines stay as they are. The page is written after every line, and has the lines
+before it for those to come. What the compiler makes is kept, so a run that is stopped goes on where it was. A line
+takes the compiler 1 to 10 minutes, so all of them three hours when all is new; seconds where no program has changed.
 """
 
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.counts import num_active_params, num_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.compilers import GPU_COMPILER, TPU_COMPILER
@@ -34,8 +34,8 @@ COLUMNS = (
     "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens", "date",
 )  # fmt: skip
 DECODE_COLUMNS = (
-    "model", "parameters", "topology", "chips", "mesh", "slots x context", "peak GB per device", "of it", "ms a token",
-    "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens", "date",
+    "model", "parameters", "weights", "topology", "chips", "mesh", "slots x context", "peak GB per device", "of it",
+    "ms a token", "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens", "ms a chunk", "date",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class FitLine:
         return presets[-1] if presets else self.config
 
 
+PUBLISHED = Path(__file__).with_name("published.md")  # the page's end, written by hand
 OFFLOADED = "train.pretrain.remat={input: offload}"
 
 
@@ -116,27 +117,42 @@ LINES = (
 
 @dataclass(frozen=True)
 class DecodeLine:
-    """A line of decoding: a shipped run's model, served by so many slots on a mesh that fills the topology."""
+    """A line of decoding: a shipped run's model, or a preset in its place, served by so many slots on a mesh that fills
+    the topology; the model's weights in a format, None: bfloat16."""
 
     config: str
     topology: str
     mesh: MeshConfig
-    num_slots: int = 32
+    weights: WeightFormat | None = None
+    num_slots: int = 64
     max_seq_len: int = 8192
+    preset: str | None = None
+
+    def model(self, folder: Path) -> ModelConfig:
+        """The model, with the run configs in `folder`."""
+        return read_step(folder / f"{self.config}.yaml", [f"model={self.preset}"] if self.preset else []).model
 
 
+def _both(config: str, topology: str, mesh: MeshConfig, *sizes: int) -> tuple[DecodeLine, DecodeLine]:
+    """Lines of bfloat16 and int8 weights."""
+    return DecodeLine(config, topology, mesh, None, *sizes), DecodeLine(config, topology, mesh, "int8", *sizes)
+
+
+OVER_EXPERTS = MeshConfig(expert=8, tensor=8)
 DECODE_LINES = (
-    DecodeLine("llama3_8b_v5p_128", "v5e:2x4", MeshConfig(tensor=8)),
-    DecodeLine("llama3_8b_v5p_128", "v6e:1x1", MeshConfig(), num_slots=8),
-    DecodeLine("llama3_70b_v6e_256", "v6e:2x4", MeshConfig(tensor=8)),
-    # 8 key heads are the most that `tensor` cuts: over 16 chips each layer's weights are gathered, token by token
-    DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8)),
-    DecodeLine("mixtral_8x7b_v5p_128", "v6e:2x4", MeshConfig(expert=2, tensor=4)),
+    *_both("llama3_8b_v5p_128", "v5e:2x4", MeshConfig(tensor=8)),
+    *_both("llama3_8b_v5p_128", "v6e:2x4", MeshConfig(tensor=8)),
+    DecodeLine("llama3_8b_v6e_256", "v6e:2x2", MeshConfig(tensor=4), None, 64, 2048, "qwen3_8b"),
+    # 8 key heads are the most that `tensor` cuts; rows move to the parts over `fsdp` (kernels/cut_weight.py)
+    DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8), None, 64, 4096),
+    DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8), "int8"),
+    *_both("mixtral_8x7b_v5p_128", "v6e:2x4", MeshConfig(tensor=8)),
+    *_both("deepseek_v3_v5p_1024", "v6e:8x8", OVER_EXPERTS),
 )
 
 
-def make(folder: Path, out: Path, console: Console) -> None:
-    """Plans every line and writes the page."""
+def make(folder: Path, out: Path, console: Console, table: str | None = None) -> None:
+    """Plans every line, or those of a table, and writes the page."""
     prepare()
     progress = ConsoleProgress(console)
     before = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
@@ -149,12 +165,13 @@ def make(folder: Path, out: Path, console: Console) -> None:
         tables = [[rows[cells] for cells in lines if rows[cells]] for lines in (trained, decoded)]
         out.write_text(_page(*tables), encoding="utf-8")
 
-    for cells, line in trained.items():
+    for cells, line in trained.items() if table != "decoding" else ():
         progress.note(f"{line.name} on {line.topology}")
         put(cells, _trained(line, folder, progress))
-    for cells, line in decoded.items():
-        progress.note(f"decoding {line.config} on {line.topology}")
-        put(cells, _decoded(line, folder, progress))
+    for names in (["decode"], ["prefill", "decode"]):  # chunks last: without one, a line has an empty cell
+        for cells, line in decoded.items() if table != "training" else ():
+            progress.note(f"{names[0]} of {line.preset or line.config} on {line.topology}")
+            put(cells, _decoded(line, folder, progress, names))
 
 
 class ConsoleProgress(Silent):
@@ -208,26 +225,31 @@ def _results(plan: ProgramPlan, hbm_bytes: int) -> Cells:
 
 def _decode_cells(line: DecodeLine, folder: Path) -> Cells:
     """What says which line it is."""
-    model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
+    topology = parse_topology(line.topology)
     slots = f"{line.num_slots} x {line.max_seq_len}"
-    return (line.config, _size(model), topology.name, str(topology.num_chips), mesh_name(line.mesh), slots)
+    chips = topology.name, str(topology.num_chips)
+    size = _size(line.model(folder))
+    return (line.preset or line.config, size, line.weights or "bfloat16", *chips, mesh_name(line.mesh), slots)
 
 
-def _decoded(line: DecodeLine, folder: Path, progress: Progress) -> Cells:
-    model, topology = read_step(folder / f"{line.config}.yaml").model, parse_topology(line.topology)
+def _decoded(line: DecodeLine, folder: Path, progress: Progress, names: list[str]) -> Cells:
+    """Of the programs `names`, the last of which is decode."""
+    model, topology = line.model(folder), parse_topology(line.topology)
     sizes = line.num_slots, line.max_seq_len, line.mesh
-    (plan,) = plan_engine(model, *sizes, topology, is_tuned=True, progress=progress, names=["decode"])
-    return _decode_results(plan, topology.chip.hbm_bytes)
+    options = {"is_tuned": True, "progress": progress, "names": names, "weights": line.weights}
+    return _decode_results([*plan_engine(model, *sizes, topology, **options)], topology.chip.hbm_bytes)
 
 
-def _decode_results(plan: ProgramPlan, hbm_bytes: int) -> Cells:
-    memory = f"{plan.needs_bytes / 1e9:,.1f}", f"{plan.needs_bytes / hbm_bytes:.0%}"
-    budget = plan.budget
-    if not plan.fits or not isinstance(budget, InferenceBudget):
-        return (*memory, "does not fit", "", "", "")
+def _decode_results(plans: list[ProgramPlan], hbm_bytes: int) -> Cells:
+    needed = max(plan.needs_bytes for plan in plans)
+    memory = f"{needed / 1e9:,.1f}", f"{needed / hbm_bytes:.0%}"
+    budgets = [plan.budget for plan in plans if isinstance(plan.budget, InferenceBudget)]
+    if len(budgets) < len(plans):
+        return (*memory, "does not fit", "", "", "", "")
+    *of_chunk, budget = budgets
     price = "" if budget.usd_per_million_tokens is None else f"{budget.usd_per_million_tokens:,.2f}"
     speed = f"{budget.ms_per_run:,.1f}", f"{budget.tokens_per_s_per_chip:,.0f}", f"{budget.hbm_share:.0%}"
-    return (*memory, *speed, price)
+    return (*memory, *speed, price, "".join(f"{prefill.ms_per_run:,.1f}" for prefill in of_chunk))
 
 
 def _size(model: ModelConfig) -> str:
@@ -253,11 +275,20 @@ def _page(trained: list[str], decoded: list[str]) -> str:
     )
     decoding = (
         "\n## Decoding\n\n"
-        "The engine's decode program with a run's model in bfloat16, every slot busy with a full context:\n"
-        "`lifecycle plan CONFIG topology=... stage=decode` with the mesh as `serve.mesh`. 100% of the memory's rate:\n"
-        "weights and cache are read once per token, and nothing else takes time.\n\n"
+        "The engine's decode program, every slot busy with a full context: `lifecycle plan CONFIG topology=...\n"
+        "stage=decode` with the mesh as `serve.mesh`, and `serve.weights`. 100% of the memory's rate: what a chip has\n"
+        "of weights and cache is read once per token, and nothing else takes time. The cache is in bfloat16. A chunk\n"
+        "is 256 tokens of a prompt, of one prompt for each group of slots, by the prefill program.\n\n"
     )
-    return head + training + _table(COLUMNS, trained) + decoding + _table(DECODE_COLUMNS, decoded)
+    return (
+        head
+        + training
+        + _table(COLUMNS, trained)
+        + decoding
+        + _table(DECODE_COLUMNS, decoded)
+        + "\n"
+        + PUBLISHED.read_text("utf-8")
+    )
 
 
 def _table(columns: Cells, lines: list[str]) -> str:
@@ -265,4 +296,5 @@ def _table(columns: Cells, lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    make(Path("configs"), Path(sys.argv[1] if len(sys.argv) > 1 else "docs/fit.md"), Console())
+    page, *tables = sys.argv[1:] or ["docs/fit.md"]
+    make(Path("configs"), Path(page), Console(), *tables)

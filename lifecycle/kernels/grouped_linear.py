@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.grouped import group_ids, group_products, grouped_product
-from lifecycle.kernels.quantised import QuantisedWeight, format_of, quantise, received
+from lifecycle.kernels.quantised import QuantisedWeight, format_of, is_widened, quantise, received
 
 type GroupWeights = Float[Array, "E D F"] | QuantisedWeight
 
@@ -76,6 +76,9 @@ PLAIN = Products(_plain, _plain_rows_gradient, _plain_weights_gradient)
 
 
 def _quantised(x: Array, weights: QuantisedWeight, group_sizes: Array, is_filled: bool) -> Array:
+    if is_widened(weights):
+        out = grouped_product(x, weights.values.astype(x.dtype), group_sizes, is_filled=is_filled)
+        return (out * _column_scales(weights, group_sizes, len(x))).astype(x.dtype)
     values, scale = quantise(x, (1,), weights.values.dtype)
     out = grouped_product(values, weights.values, group_sizes, is_filled=is_filled)
     return _filled(out * scale * _column_scales(weights, group_sizes, len(x)), group_sizes).astype(x.dtype)

@@ -13,10 +13,18 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.activation import GATES, Activation, gated
+from lifecycle.kernels.cut_weight import CutWeight, cut_products, whole
 from lifecycle.kernels.packed import PackedWeight, packed_products
-from lifecycle.kernels.quantised import QuantisedTable, QuantisedWeight, has_kernels, quantised_linear
+from lifecycle.kernels.quantised import (
+    QuantisedTable,
+    QuantisedWeight,
+    has_kernels,
+    is_widened,
+    quantised_linear,
+    widened_linear,
+)
 
-type Weight = Float[Array, "D F"] | QuantisedWeight | PackedWeight
+type Weight = Float[Array, "D F"] | QuantisedWeight | PackedWeight | CutWeight
 
 
 def is_in_8_bits(weight: Any) -> bool:
@@ -26,6 +34,8 @@ def is_in_8_bits(weight: Any) -> bool:
 
 def dense(weight: Weight) -> Float[Array, "D F"]:
     """The weight as a plain array, in float32 if it was in 8 bits: for what is not a plain product."""
+    if isinstance(weight, CutWeight):
+        return dense(whole(weight))
     if isinstance(weight, QuantisedWeight):
         return weight.values * weight.scale
     return weight.rows(jnp.arange(weight.scale.size)).T if isinstance(weight, PackedWeight) else weight
@@ -33,11 +43,16 @@ def dense(weight: Weight) -> Float[Array, "D F"]:
 
 def linear(x: Float[Array, "*rows D"], weight: Weight) -> Float[Array, "*rows F"]:
     """`x @ weight`, in `x`'s dtype."""
-    return linears(x, (weight,))[0] if is_in_8_bits(weight) else _linear(x, weight)
+    is_plain = not isinstance(weight, CutWeight) and not is_in_8_bits(weight)
+    return _linear(x, weight) if is_plain else linears(x, (weight,))[0]
 
 
 def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Float[Array, "*rows _"], ...]:
     """`x` times each weight, in `x`'s dtype."""
+    cut = tuple(w for w in weights if isinstance(w, CutWeight))
+    if cut:
+        assert len(cut) == len(weights)
+        return cut_products(x, cut, linears)
     packed = tuple(w for w in weights if isinstance(w, PackedWeight))
     if len(packed) == len(weights):
         return packed_products(x, packed)
@@ -47,7 +62,11 @@ def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Floa
 
         outs = quantised_linears(x.reshape(-1, x.shape[-1]), quantised)
         return tuple(out.reshape(*x.shape[:-1], -1) for out in outs)
-    return tuple(quantised_linear(x, w) if isinstance(w, QuantisedWeight) else linear(x, w) for w in weights)
+    return tuple(_of_8_bits(x, w) if isinstance(w, QuantisedWeight) else linear(x, w) for w in weights)
+
+
+def _of_8_bits(x: Array, weight: QuantisedWeight) -> Array:
+    return widened_linear(x, weight) if is_widened(weight) else quantised_linear(x, weight)
 
 
 @jax.custom_vjp

@@ -137,7 +137,8 @@ def forward_cached(
         # Tokens on one axis, which only attention divides into rows: of rows of one token a TPU's tiles are half empty
         tokens, flat = tokens.reshape(1, -1), positions.reshape(1, -1)
         x, angles = embed(config, params["embed"], tokens), _angles(config, flat)
-        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, partial(gathered, config), cache)
+        prepare = partial(gathered, config, num_rows=tokens.size)
+        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, prepare, cache)
         hidden = _final_norm(config, params, hidden)
     return hidden.reshape(*positions.shape, -1), replace(cache, stacks=caches)
 

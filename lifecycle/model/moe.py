@@ -39,6 +39,7 @@ from lifecycle.model.dispatch import (
     to_experts,
     to_tokens,
 )
+from lifecycle.model.few_rows import by_all_experts, is_few
 from lifecycle.model.layers import FeedForward, branch_scale
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.routing import RouterStats, expert_load, route, router_logits, router_stats
@@ -119,8 +120,13 @@ class MoE(nnx.Module):
         computed."""
         assert self.moe is not None
         copies = self.moe.experts_per_token
+        flat = x.reshape(-1, x.shape[-1])
+        if is_few(flat.shape[0]):
+            chosen = experts.reshape(-1, copies), weights.reshape(-1, copies)
+            out = by_all_experts(self.activation, flat, *chosen, self.experts.weights())
+            return out.reshape(x.shape), jnp.zeros(())
         order, load = expert_order(experts.reshape(-1, copies)), expert_load(experts, self.moe.num_experts)
-        rows = to_experts(tiled(x.reshape(-1, x.shape[-1])), order, copies)
+        rows = to_experts(tiled(flat), order, copies)
         row_weights = to_experts(weights.reshape(-1), order, 1)
         if axis_size("experts") > 1:
             rows, computed = _exchanged(self.activation, copies, load, rows, row_weights, self.experts.weights())

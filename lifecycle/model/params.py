@@ -16,6 +16,7 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
+from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
 from lifecycle.kernels.linear import is_in_8_bits
 from lifecycle.kernels.packed import PackedWeight
 from lifecycle.kernels.quantised import QuantisedWeight
@@ -157,15 +158,25 @@ def _dtype(config: ModelConfig, parameter: Parameter) -> str:
     return "float32" if parameter.is_float32 else compute_dtype(config)
 
 
-def gathered(config: ModelConfig, declared: Params, weights: Params, precision: Precision | None = None) -> Params:
+def gathered(
+    config: ModelConfig,
+    declared: Params,
+    weights: Params,
+    precision: Precision | None = None,
+    num_rows: int | None = None,
+) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
     and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s; what
-    is in 8 bits already stays so."""
+    is in 8 bits already stays so. If the layer is for so few rows of this device, `num_rows`, that moving them is less,
+    its matrices stay in parts, as `CutWeight`s."""
+    is_kept = num_rows is not None and moves_rows("embed", num_rows, config.d_model)
 
     def weight(parameter: Parameter, array: Any) -> Any:
         axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
         if isinstance(array, PackedWeight):
             return array
+        if is_kept and "embed" in axes and parameter.fan_in is not None and can_cut(array):
+            return CutWeight(array, "embed", axes.index("embed"))
         if isinstance(array, QuantisedWeight):
             return gathered_weight(axes, array)
         if precision is not None and is_quantised(parameter):

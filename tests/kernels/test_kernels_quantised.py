@@ -18,7 +18,7 @@ from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array
 from lifecycle.kernels.grouped_linear import grouped_matmul
 from lifecycle.kernels.linear import linear
-from lifecycle.kernels.quantised import quantise
+from lifecycle.kernels.quantised import QuantisedTable, QuantisedWeight, quantise, table_product
 from lifecycle.model.quantised import quantised_weight
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import spec
@@ -55,6 +55,27 @@ def numpy_quantise(x: np.ndarray, axis: int, dtype: Any) -> tuple[np.ndarray, np
     scale = np.abs(x).max(axis, keepdims=True) / top
     scaled = (x / scale).astype(np.float32)
     return (np.rint(scaled) if dtype == np.int8 else scaled).astype(dtype).astype(np.float64), scale
+
+
+def test_a_tpu_widens_the_weights_of_inference_and_rounds_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training weight, which receives a gradient, has its rows rounded there too."""
+    draw = np.random.default_rng(0)
+    x, weight, table = (jnp.asarray(draw.normal(size=size), jnp.float32) for size in ((3, D), (D, F), (F, D)))
+    held, rows = QuantisedWeight(*quantise(weight, (0,), jnp.int8)), QuantisedTable(*quantise(table, (1,), jnp.int8))
+    in_training = replace(held, summed=jnp.zeros((D, F)))
+    sizes = jnp.array([2, 1])
+    experts = QuantisedWeight(*quantise(jnp.stack([weight, 2 * weight]), (1,), jnp.int8))
+    rounded = linear(x, held)
+    monkeypatch.setattr("lifecycle.kernels.quantised.platform", lambda: "tpu")
+    exact = {
+        "layer": (linear(x, held), x @ (held.values * held.scale)),
+        "table": (table_product(x, rows), x @ (rows.values * rows.scale).T),
+        "experts": (grouped_matmul(x, experts, sizes), jnp.array([[1], [1], [2]]) * (x @ (held.values * held.scale))),
+    }
+    for out, expected in exact.values():
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(linear(x, in_training), rounded)
+    assert np.abs(rounded - exact["layer"][1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("is_cut_by_column", [False, True])

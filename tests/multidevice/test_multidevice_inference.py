@@ -3,6 +3,7 @@
 Log-probabilities are the logits' but for a constant of the row; the likeliest ones are compared with the sampled one.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -103,6 +104,15 @@ def test_drafts_change_nothing_on_a_mesh() -> None:
     assert_alike(found, generate(model, prompts, params, num_slots=16))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["experts", "latent"])
+def test_all_experts_of_few_rows_generate_what_sorted_rows_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerators compute them, on a mesh that no other test has: its programs are traced here."""
+    monkeypatch.setattr("lifecycle.model.moe.is_few", lambda num_rows: True)
+    mesh = build_mesh(MeshConfig(expert=4, tensor=2))
+    assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -196,7 +206,8 @@ def test_a_training_mesh_gives_the_devices_of_stage_and_context_to_fsdp() -> Non
 
 @pytest.mark.parametrize("trace", [trace_prefill, trace_decode])
 def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.stages.Traced]) -> None:
-    """Weights and cache as shapes on an abstract mesh: a device has its rows and heads; [B, V] is gathered."""
+    """Weights and cache as shapes on an abstract mesh: a device has its rows and heads; [B, V] is gathered. Weights are
+    gathered for chunks only: a step's few rows move to their parts."""
     config = model_of("dense").config
     sizes = MeshConfig(fsdp=4, tensor=4)
     automatic = (AxisType.Auto,) * len(AXES)
@@ -205,5 +216,8 @@ def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.sta
     assert "all_gather" in program and "shard_map" in program
     assert f"f32[{2 if trace is trace_decode else 1},264]" in program
     assert "f32[8,264]" not in program
+    gathered = re.findall(r":(\S+) = all_gather", program)
+    assert (f"f32[{config.d_model},{config.d_model}]" in gathered) == (trace is trace_prefill)
+    assert (f"f32[1,8,{config.d_model}]" in gathered) == (trace is trace_decode)
     in_8_bits = str(trace(config, 8, 128, mesh, "int8").jaxpr)
     assert f"i8[{config.d_model // 4}," in in_8_bits and f"i8[{config.d_model // 4}," not in program

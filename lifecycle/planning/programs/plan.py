@@ -98,9 +98,10 @@ def plan_engine(
 def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, progress: Progress) -> ProgramPlan:
     """Lowers the program, compiles it unless its compilation is cached, and measures it.
 
-    `is_tuned` selects the compiler options of training instead of the compiler's defaults.
+    `is_tuned` selects, for a train step, the compiler options of training instead of the compiler's defaults.
     """
     mesh = program.mesh
+    is_tuned = is_tuned and program.is_training  # the engine compiles with the defaults
     tuned = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
     options = {**tuned, **topology.compiler.options}
     compilation = _kept_or_compiled(program, topology, options, progress)
