@@ -243,7 +243,7 @@ def _decoded(line: DecodeLine, folder: Path, progress: Progress, names: list[str
 def _decode_results(plans: list[ProgramPlan], hbm_bytes: int) -> Cells:
     needed = max(plan.needs_bytes for plan in plans)
     memory = f"{needed / 1e9:,.1f}", f"{needed / hbm_bytes:.0%}"
-    budgets = [plan.budget for plan in plans if isinstance(plan.budget, InferenceBudget)]
+    budgets = [plan.budget for plan in plans if plan.fits and isinstance(plan.budget, InferenceBudget)]
     if len(budgets) < len(plans):
         return (*memory, "does not fit", "", "", "", "")
     *of_chunk, budget = budgets

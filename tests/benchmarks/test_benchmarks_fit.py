@@ -9,6 +9,7 @@ from benchmarks.fit import (
     DECODE_COLUMNS,
     DECODE_LINES,
     LINES,
+    DecodeLine,
     FitLine,
     _decode_results,
     _page,
@@ -68,16 +69,29 @@ def kept_rows(columns: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def test_the_kept_page_has_these_lines() -> None:
     assert kept_rows(COLUMNS) == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
-    decoded = [(line.config, line.topology, mesh_name(line.mesh)) for line in DECODE_LINES]
+    decoded = [(line.preset or line.config, line.topology, mesh_name(line.mesh)) for line in DECODE_LINES]
     assert kept_rows(DECODE_COLUMNS) == decoded
-    assert {("llama3_70b_v6e_256", "v5e:4x4"), ("llama3_70b_v6e_256", "v6e:2x4")} <= {row[:2] for row in decoded}
+    for config, *topologies in (
+        ("llama3_8b_v5p_128", "v5e:2x4", "v6e:2x4"),
+        ("llama3_70b_v6e_256", "v5e:4x4"),
+        ("mixtral_8x7b_v5p_128", "v6e:2x4"),
+        ("deepseek_v3_v5p_1024", "v6e:8x8"),
+    ):
+        assert {(config, topology) for topology in topologies} <= {row[:2] for row in decoded}
+
+
+@pytest.mark.parametrize("line", DECODE_LINES, ids=lambda line: f"{line.preset or line.config}-{line.topology}")
+def test_a_decode_lines_mesh_is_the_whole_topology_and_cuts_the_model(line: DecodeLine) -> None:
+    check_fits(parse_topology(line.topology), line.mesh.plain())
+    line.model(ROOT / "configs").check_mesh(line.mesh)
+    assert line.num_slots % (line.mesh.replica * line.mesh.fsdp * line.mesh.expert) == 0
 
 
 def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
     plan, hbm_bytes = program_plan(fits=False, needs=150 * 10**9), 100 * 10**9
-    assert _results(plan, hbm_bytes) == _decode_results(plan, hbm_bytes) == (
-        "150.0", "150%", "does not fit", "", "", "",
-    )  # fmt: skip
+    expected = ("150.0", "150%", "does not fit", "", "", "")
+    assert _results(plan, hbm_bytes) == expected
+    assert _decode_results([plan], hbm_bytes) == _decode_results([plan, plan], hbm_bytes) == (*expected, "")
     assert _page(["| a |"], ["| b |"]).count("|---") == len(COLUMNS) + len(DECODE_COLUMNS)
 
 
