@@ -43,7 +43,7 @@ class PlanConfig(Section):
     topology: str | None = None
     stage: str | None = None  # the training stage whose step is compiled, or `decode`; None: the first training stage
     search: bool = False
-    is_tuned: bool = True  # compile with training's options (core/platform.py), not with the compiler's defaults
+    is_tuned: bool = True  # a train step: with training's options (core/platform.py), not the compiler's defaults
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -175,13 +175,14 @@ def gathered(
         axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
         if isinstance(array, PackedWeight):
             return array
-        if is_kept and "embed" in axes and parameter.fan_in is not None and can_cut(array):
-            return CutWeight(array, "embed", axes.index("embed"))
+        is_cut = is_kept and "embed" in axes and parameter.fan_in is not None and can_cut(array)
         if isinstance(array, QuantisedWeight):
-            return gathered_weight(axes, array)
+            return CutWeight(array, "embed", axes.index("embed")) if is_cut else gathered_weight(axes, array)
         if precision is not None and is_quantised(parameter):
             return quantised_weight(axes, precision, compute_dtype(config), array.astype(jnp.float32))
         array = _rounded(array, _dtype(config, parameter))
+        if is_cut:
+            return CutWeight(array, "embed", axes.index("embed"))
         for dim, axis in enumerate(parameter.axes):
             array = all_gather(array, axis, dim) if axis in GATHERED else array
         return array

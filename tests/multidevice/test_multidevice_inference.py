@@ -139,6 +139,21 @@ def test_weights_in_8_bits_are_sharded_as_plain_ones_are() -> None:
     assert np.abs(on_mesh - exact).mean() < 2 * error
 
 
+@pytest.mark.slow
+def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a TPU: a step of 8 rows on two meshes, of which one shards `d_model`."""
+    monkeypatch.setattr("lifecycle.kernels.quantised.platform", lambda: "tpu")
+    plain = model_of("latent")
+    model = replace(plain, params=in_format(plain.config, plain.params, "int8"))
+    whole, cut = (
+        generate(model, *requests(), mesh=build_mesh(MeshConfig(**axes)))
+        for axes in ({"tensor": 8}, {"fsdp": 2, "expert": 2, "tensor": 2})
+    )
+    assert_alike(cut, whole)
+
+
 @pytest.mark.long
 def test_prompts_of_several_chunks_are_prefilled_by_groups_side_by_side() -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
