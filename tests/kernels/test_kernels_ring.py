@@ -70,7 +70,7 @@ CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
     "sinks": (4, row(64), {"sinks": SINKS}),
     "all": (8, row(64, segment=21, window=17), {"soft_cap": 2.0, "sinks": SINKS, "scale": 0.6}),
 }
-LONG = ("segments", "window", "soft cap")  # "all" has them too
+LONG = ("segments", "soft cap")  # "all" has them too
 
 
 @pytest.mark.parametrize(
