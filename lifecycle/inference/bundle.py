@@ -11,7 +11,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, logical_axes
-from lifecycle.model.weight_formats import leaf_in_format
+from lifecycle.model.weight_formats import check_groups, leaf_in_format
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
@@ -45,6 +45,7 @@ def load_params(
     if mesh is None:
         return load_weights(config, folder, like=abstract_in_use(config), convert=convert)
     config.check_mesh(MeshConfig(**mesh.shape))
+    check_groups(config, MeshConfig(**mesh.shape), weights)
     shardings = tree_shardings(mesh, logical_axes(config))
     return load_weights(config, folder, shardings, like=abstract_in_use(config), convert=convert)
 

@@ -15,7 +15,6 @@ In a manual `jax.shard_map` the hidden states' positions are sharded over `norm_
 results are replicated over these axes.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -92,7 +91,8 @@ def token_logprobs(
     tables."""
     hidden = all_gather(hidden, "norm_seq", 1)
     if isinstance(table, QuantisedTable):
-        table = replace(table, values=_gathered(table.values, table.values.dtype))
+        scale = _gathered(table.scale, table.scale.dtype) if table.scale.shape[1] > 1 else table.scale
+        table = QuantisedTable(_gathered(table.values, table.values.dtype), scale)
         return _logprobs(hidden, table, targets, soft_cap)
     if chunks > 1:
         return _chunked_logprobs(hidden, table, targets, soft_cap, chunks)

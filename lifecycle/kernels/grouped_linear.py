@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.group_scaled import GroupScaled, rounded_rows
 from lifecycle.kernels.grouped import group_ids, group_products, grouped_product
 from lifecycle.kernels.quantised import QuantisedWeight, format_of, is_widened, quantise, received
 
-type GroupWeights = Float[Array, "E D F"] | QuantisedWeight
+type GroupWeights = Float[Array, "E D F"] | QuantisedWeight | GroupScaled
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -57,6 +58,8 @@ class Products(NamedTuple):
 
 def products_of(weights: GroupWeights) -> Products:
     """The products of these weights."""
+    if isinstance(weights, GroupScaled):
+        return GROUP_SCALED
     return QUANTISED if isinstance(weights, QuantisedWeight) else PLAIN
 
 
@@ -101,6 +104,17 @@ def _quantised_weights_gradient(x: Array, grad: Array, weights: QuantisedWeight,
 
 
 QUANTISED = Products(_quantised, _quantised_rows_gradient, _quantised_weights_gradient)
+
+
+def _group_scaled(x: Array, weights: GroupScaled, group_sizes: Array, is_filled: bool) -> Array:
+    return _plain(rounded_rows(x), weights.dense(x.dtype), group_sizes, is_filled)
+
+
+def _no_gradient(*_: Any) -> Any:
+    raise AssertionError("weights in groups are for inference")
+
+
+GROUP_SCALED = Products(_group_scaled, _no_gradient, _no_gradient)
 
 
 def _column_scales(weights: QuantisedWeight, group_sizes: Array, num_rows: int) -> Float[Array, "N F"]:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.activation import GATES, Activation, gated
 from lifecycle.kernels.cut_weight import CutWeight, cut_products, whole
+from lifecycle.kernels.group_scaled import GroupScaled, group_product
 from lifecycle.kernels.packed import PackedWeight, packed_products
 from lifecycle.kernels.quantised import (
     QuantisedTable,
@@ -24,26 +25,31 @@ from lifecycle.kernels.quantised import (
     widened_linear,
 )
 
-type Weight = Float[Array, "D F"] | QuantisedWeight | PackedWeight | CutWeight
+type Weight = Float[Array, "D F"] | QuantisedWeight | GroupScaled | PackedWeight | CutWeight
 
 
-def is_in_8_bits(weight: Any) -> bool:
+def is_rounded(weight: Any) -> bool:
     """Whether a weight, or a table, is no plain array."""
-    return isinstance(weight, QuantisedWeight | QuantisedTable | PackedWeight)
+    return isinstance(weight, QuantisedWeight | QuantisedTable | GroupScaled | PackedWeight)
 
 
 def dense(weight: Weight) -> Float[Array, "D F"]:
-    """The weight as a plain array, in float32 if it was in 8 bits: for what is not a plain product."""
-    if isinstance(weight, CutWeight):
-        return dense(whole(weight))
-    if isinstance(weight, QuantisedWeight):
-        return weight.values * weight.scale
-    return weight.rows(jnp.arange(weight.scale.size)).T if isinstance(weight, PackedWeight) else weight
+    """The weight as a plain array, in float32 if it was rounded: for what is not a plain product."""
+    match weight:
+        case CutWeight():
+            return dense(whole(weight))
+        case QuantisedWeight():
+            return weight.values.astype(jnp.float32) * weight.scale
+        case GroupScaled():
+            return weight.dense(jnp.float32)
+        case PackedWeight():
+            return weight.rows(jnp.arange(weight.shape[0])).T
+    return weight
 
 
 def linear(x: Float[Array, "*rows D"], weight: Weight) -> Float[Array, "*rows F"]:
     """`x @ weight`, in `x`'s dtype."""
-    is_plain = not isinstance(weight, CutWeight) and not is_in_8_bits(weight)
+    is_plain = not isinstance(weight, CutWeight) and not is_rounded(weight)
     return _linear(x, weight) if is_plain else linears(x, (weight,))[0]
 
 
@@ -62,11 +68,15 @@ def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Floa
 
         outs = quantised_linears(x.reshape(-1, x.shape[-1]), quantised)
         return tuple(out.reshape(*x.shape[:-1], -1) for out in outs)
-    return tuple(_of_8_bits(x, w) if isinstance(w, QuantisedWeight) else linear(x, w) for w in weights)
+    return tuple(_product(x, weight) for weight in weights)
 
 
-def _of_8_bits(x: Array, weight: QuantisedWeight) -> Array:
-    return widened_linear(x, weight) if is_widened(weight) else quantised_linear(x, weight)
+def _product(x: Array, weight: Weight) -> Array:
+    if isinstance(weight, GroupScaled):
+        return group_product(x, weight)
+    if isinstance(weight, QuantisedWeight):
+        return widened_linear(x, weight) if is_widened(weight) else quantised_linear(x, weight)
+    return linear(x, weight)
 
 
 @jax.custom_vjp

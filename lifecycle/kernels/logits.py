@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.group_scaled import group_table_product
 from lifecycle.kernels.packed import PackedWeight, packed_products
 from lifecycle.kernels.quantised import QuantisedTable, table_product
 from lifecycle.kernels.seldom import seldom
@@ -28,7 +29,8 @@ def project(
     """Logits in float32. `head` is contracted in its own layout: `hidden @ head.T` is 8 times slower for one row on a
     CPU. In inference it may be in 8 bits."""
     if isinstance(head, QuantisedTable):
-        return soft_capped(table_product(hidden, head), soft_cap)
+        product = group_table_product if head.is_in_groups else table_product
+        return soft_capped(product(hidden, head), soft_cap)
     if isinstance(head, PackedWeight):
         return soft_capped(packed_products(hidden.astype(jnp.float32), (head,))[0], soft_cap)
     dims = (((hidden.ndim - 1,), (1,)), ((), ()))

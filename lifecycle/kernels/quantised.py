@@ -25,6 +25,7 @@ from lifecycle.core.platform import device_kind, platform
 from lifecycle.core.typing import Array, Float, Int, Shaped
 
 ROW_MAXIMUM = "row_maximum"  # the largest magnitudes of a product's rows: rematerialisation always saves them
+GROUP = 32  # values that share a scale, where there is one for less than a row or column
 SMALLEST = 1e-30  # of a scale's largest magnitude; its reciprocal is finite
 
 
@@ -68,19 +69,33 @@ class QuantisedWeight:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QuantisedTable:
-    """An embedding table or head `[V, D]` for inference: int8 values times a scale per row."""
+    """An embedding table or head `[V, D]` for inference: int8 values times a scale per row, or per group of one."""
 
     values: Shaped[Array, "V D"]
-    scale: Float[Array, "V 1"]
+    scale: Shaped[Array, "V groups"]  # float32; bfloat16 in groups, which CPUs have
+
+    @property
+    def is_in_groups(self) -> bool:
+        """Whether products are those of `kernels/group_scaled.py`."""
+        return self.scale.dtype == jnp.bfloat16
 
     def rows(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
         """The table's rows, in float32."""
-        return self.values[ids] * self.scale[ids]
+        return scaled_rows(self.values[ids], self.scale[ids])
+
+    def dense(self) -> Float[Array, "V D"]:
+        """All of its rows."""
+        return scaled_rows(self.values, self.scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As an array has it."""
         return self.values.shape
+
+
+def scaled_rows(values: Shaped[Array, "*rows D"], scale: Shaped[Array, "*rows groups"]) -> Float[Array, "*rows D"]:
+    """Rows of integers times the scales of their groups, in float32."""
+    return (values.reshape(*scale.shape, -1) * scale[..., None].astype(jnp.float32)).reshape(values.shape)
 
 
 def is_quantised_weight(node: Any) -> bool:
@@ -185,7 +200,8 @@ def widened_linear(x: Float[Array, "*rows D"], weight: QuantisedWeight) -> Float
 
 
 def table_product(x: Float[Array, "*rows D"], table: QuantisedTable) -> Float[Array, "*rows V"]:
-    """Logits in float32: `x`, rounded to 8 bits by row where inference does that, times the table's rows."""
+    """Logits in float32: `x`, rounded to 8 bits by row where inference does that, times the rows of a table with a
+    scale for each."""
     if is_widened(table):
         dims = (((x.ndim - 1,), (1,)), ((), ()))
         out = jax.lax.dot_general(x, table.values.astype(x.dtype), dims, preferred_element_type=jnp.float32)

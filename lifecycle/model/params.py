@@ -17,7 +17,8 @@ from flax import nnx
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
 from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
-from lifecycle.kernels.linear import is_in_8_bits
+from lifecycle.kernels.group_scaled import GroupScaled
+from lifecycle.kernels.linear import is_rounded
 from lifecycle.kernels.packed import PackedWeight
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.block import Block, Trunk
@@ -107,11 +108,11 @@ def params_in_use(config: ModelConfig, params: Params) -> Params:
     """The parameters as products use them: in the compute dtype, except for the few that stay in float32.
 
     The model accepts both forms and computes the same with both, bit for bit. Parameters already in this form are
-    returned without a copy. So are weights in 8 bits.
+    returned without a copy. So are rounded weights.
     """
 
     def leaf(held: Parameter, array: Any) -> Any:
-        return array if is_in_8_bits(array) else array.astype(_dtype(config, held))
+        return array if is_rounded(array) else array.astype(_dtype(config, held))
 
     return jax.tree.map(leaf, parameters(config), params)
 
@@ -167,7 +168,7 @@ def gathered(
 ) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
     and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s; what
-    is in 8 bits already stays so. If the layer is for so few rows of this device, `num_rows`, that moving them is less,
+    is rounded already stays so. If the layer is for so few rows of this device, `num_rows`, that moving them is less,
     its matrices stay in parts, as `CutWeight`s."""
     is_kept = num_rows is not None and moves_rows("embed", num_rows, config.d_model)
 
@@ -175,6 +176,8 @@ def gathered(
         axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
         if isinstance(array, PackedWeight):
             return array
+        if isinstance(array, GroupScaled):
+            return gathered_weight(axes, array)
         is_cut = is_kept and "embed" in axes and parameter.fan_in is not None and can_cut(array)
         if isinstance(array, QuantisedWeight):
             return CutWeight(array, "embed", axes.index("embed")) if is_cut else gathered_weight(axes, array)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
+from lifecycle.kernels.group_scaled import GroupScaled
 from lifecycle.kernels.quantised import FORMATS, QuantisedWeight, largest, rounded
 from lifecycle.model.parameter import Axes, Parameter
 from lifecycle.parallel.collectives import all_gather, axis_size, pmax
@@ -36,9 +37,12 @@ def quantised_weight(
     return QuantisedWeight(full, _gathered((*stack, None, columns), scale), summed, is_cut_by_column)
 
 
-def gathered_weight(axes: Axes, shard: QuantisedWeight) -> QuantisedWeight:
-    """The full weight of a shard that is in 8 bits already, as in inference; `axes` as in `quantised_weight`."""
-    *stack, _, columns = axes
+def gathered_weight(axes: Axes, shard: QuantisedWeight | GroupScaled) -> QuantisedWeight | GroupScaled:
+    """The full weight of a shard that is rounded already, as in inference; `axes` as in `quantised_weight`."""
+    *stack, rows, columns = axes
+    if isinstance(shard, GroupScaled):
+        of_scale = (*stack, rows if shard.scale.shape[-2] > 1 else None, columns)
+        return GroupScaled(_gathered(axes, shard.values), _gathered(of_scale, shard.scale))
     scale = _gathered((*stack, None, columns), shard.scale)
     is_cut_by_column = columns is not None and axis_size(columns) > 1
     return QuantisedWeight(_gathered(axes, shard.values), scale, is_cut_by_column=is_cut_by_column)

@@ -1,24 +1,36 @@
-"""Weights in 8 bits for inference: made from loaded ones, sharded as they are, and packed for a CPU's kernel.
+"""Rounded weights of inference: made from loaded ones, sharded as they are, and packed for a CPU's kernel.
 
-`int8` is W8A8 with dynamic scales: a layer's matrices have a scale for each column, embedding table and head one for
-each row, and the rows that they multiply are rounded when they come (`kernels/quantised.py`). Norms, biases, sinks and
-routers stay as they are. Every function of the model takes both forms, so likelihoods measure what is served.
+| format | a layer's matrices | rows that they multiply |
+|---|---|---|
+| `int8` | a scale for each column, on CPUs for each 32 rows of one | int8, a scale each, on CPUs for each 32 values |
+| `int4` | a scale for each 32 rows of a column | the compute dtype, on CPUs int8, a scale for each 32 values |
+| `fp8` | float8 (E4M3), a scale for each column | float8, a scale each |
+
+Embedding table and head are int8 in all of them: a scale for each row, on CPUs for each 32 values of one. Norms,
+biases, sinks and routers stay as they are. All scales follow from the values. Every function of the model takes every
+form, so likelihoods measure what is served.
 """
 
 import logging
+import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lifecycle.core.config import ConfigError
+from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array
-from lifecycle.kernels.linear import is_in_8_bits
+from lifecycle.kernels.group_scaled import group_scaled, group_scaled_table, group_size
+from lifecycle.kernels.linear import is_rounded
 from lifecycle.kernels.packed import PackedWeight, has_kernel, packed
-from lifecycle.kernels.quantised import QuantisedTable, QuantisedWeight, quantise
+from lifecycle.kernels.quantised import FORMATS, QuantisedTable, QuantisedWeight, quantise
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
 from lifecycle.model.quantised import is_quantised
+from lifecycle.parallel.axes import RULES, MeshConfig
 
 LOG = logging.getLogger(__name__)
 
@@ -33,10 +45,12 @@ def in_format(config: ModelConfig, params: Params, weights: WeightFormat | None)
 
 def leaf_in_format(declared: Parameter, array: Array, weights: WeightFormat) -> Any:
     """One parameter, or a stack of them, in a format."""
-    assert weights == "int8"
     if is_table(declared):
-        return _table(array)
-    return _weight(array) if is_quantised(declared) else array
+        return _group_scaled_table(array) if platform() == "cpu" else _table(array)
+    if not is_quantised(declared):
+        return array
+    bits = _bits_in_groups(weights)
+    return _weight(array, weights) if bits is None else _group_scaled(array, bits)
 
 
 def is_table(declared: Parameter) -> bool:
@@ -44,29 +58,61 @@ def is_table(declared: Parameter) -> bool:
     return declared.is_matrix and "vocab" in declared.axes
 
 
+def check_groups(config: ModelConfig, mesh: MeshConfig, weights: WeightFormat | None) -> None:
+    """Raises `ConfigError` if a mesh cuts a matrix of a format, or a table, within a group."""
+    if weights is None:
+        return
+    is_in_groups = _bits_in_groups(weights) is not None
+    for known in jax.tree.leaves(parameters(config)):
+        contracted = -1 if is_table(known) else -2
+        if platform() == "cpu" if is_table(known) else is_quantised(known) and is_in_groups:
+            _check_groups(known.axes[contracted], known.shape[contracted], mesh, weights)
+
+
+def _check_groups(axis: str | None, depth: int, mesh: MeshConfig, weights: str) -> None:
+    sizes = {name: getattr(mesh, name) for name in (RULES[axis] if axis else ())}
+    size = group_size(depth)
+    if depth > size and depth // size % math.prod(sizes.values()):
+        given = " x ".join(f"mesh.{name}={parts}" for name, parts in sizes.items() if parts > 1)
+        raise ConfigError(
+            f"weights={weights} has groups of {size} rows, and {given} does not divide the {depth // size} groups of a "
+            f"matrix of {depth} rows; use sizes that do, or no rounded weights"
+        )
+
+
+def _bits_in_groups(weights: WeightFormat) -> int | None:
+    """The bits of a format's values, if they are in groups."""
+    return {"int4": 4, "int8": 8 if platform() == "cpu" else None, "fp8": None}[weights]
+
+
+_group_scaled = jax.jit(group_scaled, static_argnums=1)
+_group_scaled_table = jax.jit(group_scaled_table)
+
+
 @jax.jit
 def _table(array: Array) -> QuantisedTable:
     return QuantisedTable(*quantise(array, (array.ndim - 1,), jnp.int8))
 
 
-@jax.jit
-def _weight(array: Array) -> QuantisedWeight:
-    return QuantisedWeight(*quantise(array, (array.ndim - 2,), jnp.int8))
+@partial(jax.jit, static_argnums=1)
+def _weight(array: Array, weights: str) -> QuantisedWeight:
+    return QuantisedWeight(*quantise(array, (array.ndim - 2,), FORMATS[weights].values))
 
 
 def axes_in_use(axes: Params, params: Params) -> Params:
     """Logical axes of parameters in any format, from `axes` of plain ones with the same stacks or lists of layers."""
 
     def leaf(names: Any, held: Any) -> Any:
-        *stack, last = names
         one: Any = (None,)
-        if isinstance(held, QuantisedWeight):
-            scale: Any = (*stack[:-1], None, last)
-            return QuantisedWeight(names, scale)
-        if isinstance(held, QuantisedTable):
-            of_rows: Any = (*stack, None)
-            return QuantisedTable(names, of_rows)
-        return PackedWeight(one * 4, one) if isinstance(held, PackedWeight) else names
+        if isinstance(held, PackedWeight):
+            return PackedWeight(one * 5, one * 3)
+        if not is_rounded(held):
+            return names
+        contracted = 1 if isinstance(held, QuantisedTable) else held.scale.ndim - 2
+        of_scale: Any = list(names)
+        if held.scale.shape[contracted] == 1:
+            of_scale[contracted] = None
+        return type(held)(names, tuple(of_scale))
 
     return jax.tree.map(leaf, axes, params, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -74,16 +120,16 @@ def axes_in_use(axes: Params, params: Params) -> Params:
 def packed_params(params: Params) -> Params:
     """The parameters of one CPU, whose layers lie apart, for its kernel (`kernels/packed.py`), if it has one. Each
     weight is packed by itself, and the one that it replaces is freed if nobody else holds it."""
-    is_any = any(map(is_in_8_bits, jax.tree.leaves(params, is_leaf=is_in_8_bits)))
+    is_any = any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded)))
     if not is_any:
         return params
     if not has_kernel():
         LOG.warning(
-            "XLA multiplies weights in 8 bits slowly on CPUs: install the extra cpu-int8; its kernel needs AVX-512 VNNI"
+            "XLA multiplies rounded weights slowly on CPUs: install the extra cpu-int8; its kernel needs AVX-512 VNNI"
         )
         return params
-    return jax.tree.map(_packed, params, is_leaf=is_in_8_bits)
+    return jax.tree.map(_packed, params, is_leaf=is_rounded)
 
 
 def _packed(weight: Any) -> Any:
-    return jax.jit(packed)(weight) if is_in_8_bits(weight) else weight
+    return jax.jit(packed)(weight) if is_rounded(weight) else weight

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: near the plain ones, the same for scores, one device, a mesh, and a kernel of the CPU's own."""
+"""Rounded weights: near the plain ones, the same for scores, one device, a mesh, and a kernel of the CPU's own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.config import ConfigError
 from lifecycle.inference import programs
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.kernels.linear import is_in_8_bits
+from lifecycle.kernels.linear import is_rounded
 from lifecycle.kernels.packed import PackedWeight, has_kernel
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, parameters
 from lifecycle.model.quantised import is_quantised
-from lifecycle.model.weight_formats import in_format, is_table, packed_params
+from lifecycle.model.weight_formats import check_groups, in_format, is_table, packed_params
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import make_mesh
 from lifecycle.testing.families import LLAMA, MODELS, random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
@@ -43,22 +45,26 @@ def model_of(config: ModelConfig, params: Params) -> Model:
 
 def tiny(name: str) -> ModelConfig:
     """A tiny model whose sizes the kernel takes, but for the experts'."""
-    return MODELS[name].model_copy(update={"vocab_size": 272, "d_model": 32, "d_ff": 48})
+    return MODELS[name].model_copy(update={"vocab_size": 272, "d_model": 32, "d_ff": 64})
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4", "fp8"])
 @pytest.mark.parametrize("name", NAMES)
-def test_all_matrices_are_in_8_bits_and_nothing_else_is(name: str) -> None:
+def test_all_matrices_are_rounded_and_nothing_else_is(name: str, weights: WeightFormat) -> None:
     config = tiny(name)
-    held = in_format(config, random_params(config), "int8")
+    held = jax.eval_shape(lambda params: in_format(config, params, weights), random_params(config))
     wanted = jax.tree.map(lambda known: is_table(known) or is_quantised(known), parameters(config))
-    assert jax.tree.map(is_in_8_bits, held, is_leaf=is_in_8_bits) == wanted
+    assert jax.tree.map(is_rounded, held, is_leaf=is_rounded) == wanted
 
 
+@pytest.mark.parametrize("weights, near", [("int8", 0.03), ("int4", 0.2), ("fp8", 0.1)])
 @pytest.mark.parametrize("name", MEASURED)
-def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(name: str) -> None:
+def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(
+    name: str, weights: WeightFormat, near: float
+) -> None:
     config = tiny(name)
     plain = random_params(config)
-    held = in_format(config, plain, "int8")
+    held = in_format(config, plain, weights)
     model = model_of(config, held)
     pairs = [(prompt[:1], prompt[1:]) for prompt in PROMPTS]
     scores = loglikelihoods(config, held, pairs, make_mesh())
@@ -67,34 +73,44 @@ def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(name: 
         assert all(one.wait() for one in asked)
     served = [sum(token.logprob for token in one.prompt_tokens) for one in asked]
     np.testing.assert_allclose(served, scores, rtol=2e-3)
-    np.testing.assert_allclose(scores, loglikelihoods(config, plain, pairs, make_mesh()), rtol=0.03)
+    np.testing.assert_allclose(scores, loglikelihoods(config, plain, pairs, make_mesh()), rtol=near)
 
 
 @pytest.mark.slow
-def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weights: WeightFormat) -> None:
     if not has_kernel():
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")
     config = tiny("llama3")
-    model = model_of(config, in_format(config, random_params(config), "int8"))
+    model = model_of(config, in_format(config, random_params(config), weights))
     seen: list[Params] = []
     monkeypatch.setattr(programs, "packed_params", lambda params: seen.append(packed_params(params)) or seen[-1])
     by_kernel = generate(model, PROMPTS, GREEDY)
-    leaves = jax.tree.leaves(seen[0], is_leaf=is_in_8_bits)
-    assert all(isinstance(leaf, PackedWeight) for leaf in leaves if is_in_8_bits(leaf))
+    leaves = jax.tree.leaves(seen[0], is_leaf=is_rounded)
+    assert all(isinstance(leaf, PackedWeight) for leaf in leaves if is_rounded(leaf))
     monkeypatch.setattr(programs, "packed_params", lambda params: params)
     by_xla = generate(model, PROMPTS, GREEDY)
     assert [one.token_ids for one in by_kernel] == [one.token_ids for one in by_xla]
 
 
-def test_a_bundle_is_loaded_in_8_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_bundle_is_loaded_in_a_format(tmp_path: Path, weights: WeightFormat) -> None:
     config = LLAMA.model_copy(update={"vocab_size": 264})
     model = model_of(config, random_params(config))
     save_weights(config, model.params, tmp_path)
     model.tokenizer.save(tmp_path)
     model.template.save(tmp_path)
-    loaded = load_bundle(tmp_path, weights="int8").params
-    expected = in_format(config, model.params, "int8")
+    loaded = load_bundle(tmp_path, weights=weights).params
+    expected = in_format(config, model.params, weights)
     assert jax.tree.all(jax.tree.map(lambda one, other: bool(jnp.array_equal(one, other)), loaded, expected))
     assert generate(replace(model, params=loaded), [[65]], GREEDY) == generate(
         replace(model, params=expected), [[65]], GREEDY
     )
+
+
+def test_a_mesh_that_cuts_groups_is_refused() -> None:
+    config = LLAMA.model_copy(update={"d_ff": 96})
+    check_groups(config, MeshConfig(tensor=3), "int4")
+    check_groups(config, MeshConfig(tensor=2), "fp8")
+    with pytest.raises(ConfigError, match=r"mesh.tensor=2 does not divide the 3 groups"):
+        check_groups(config, MeshConfig(tensor=2), "int4")
