@@ -1,15 +1,15 @@
 """Tokens per second of the decode loop and of transformers' `generate`, on one model and the same prompts, in turn.
 
-    uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--weights int8] [--length 64] [--tokens 128]
+    uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--weights FORMAT] [--length 64] [--tokens 128]
         [--slot 1024] [--rounds 3]
 
 `PYTHON` is an interpreter with torch and transformers, which are not part of this project. The model is one of
 `configs/models` with random weights (SmolLM2's 135M by default), written to `OUT` as a bundle, which both sides use in
-float32, ours with `--weights int8` in 8 bits: what that costs is what `lifecycle evaluate` gives with `weights: int8`
-and without. Each round decodes greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours
-in slots of `--slot` positions. Prefill is not counted: ours runs before the clock starts, and of theirs a call for one
-token is subtracted. Ids are compared. The roof is what a step must read, weights and the cache's tokens, at the rate at
-which all cores read a large array in the same minutes.
+float32, ours with `--weights` in a format: what that costs is what `benchmarks/quantised.py` prints. Each round decodes
+greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours in slots of `--slot` positions.
+Prefill is not counted: ours runs before the clock starts, and of theirs a call for one token is subtracted. Ids are
+compared. The roof is what a step must read, weights and the cache's tokens, at the rate at which all cores read a large
+array in the same minutes.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("python", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--weights", choices=["int8"])
+    parser.add_argument("--weights", choices=["int8", "int4", "fp8"])
     for name, value in {"length": 64, "tokens": 128, "slot": 1024, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()

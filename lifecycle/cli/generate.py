@@ -26,7 +26,7 @@ type Prompt = Annotated[tuple[str, ...], Parameter(help="A question; may be give
 type Rows = Annotated[Path | None, Parameter(help="A JSONL file whose rows have prompt or messages.")]
 type Out = Annotated[Path | None, Parameter(help="The file for the rows' answers; one that is not whole goes on.")]
 type IsPlain = Annotated[bool, Parameter(name="plain", help="Continue the texts instead of answering them.")]
-type Weights = Annotated[WeightFormat | None, Parameter(help="Matrices in 8 bits instead of the compute dtype.")]
+type Weights = Annotated[WeightFormat | None, Parameter(help="Matrices rounded to it instead of the compute dtype.")]
 type Slots = Annotated[int, Parameter(help="How many are generated at a time.")]
 
 

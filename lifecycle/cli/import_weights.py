@@ -125,7 +125,7 @@ def import_gguf(
     where it came from, if that is not its path."""
     file = GgufFile(source)
     config = config_of(file)
-    with _bundle(out, origin or Origin(str(source)), dtype) as folder:
+    with new_bundle(out, origin or Origin(str(source)), dtype) as folder:
         if tokenizer is None:
             write_tokenizer(file.metadata, folder, str(source))
         else:
@@ -149,7 +149,7 @@ def import_safetensors(
     config = load_config(source)
     file = open_weights(config, source)
     config = held_config(config, file)
-    with _bundle(out, origin or Origin(str(source)), dtype) as folder:
+    with new_bundle(out, origin or Origin(str(source)), dtype) as folder:
         _copy_tokenizer(tokenizer or source, folder)
         _copy_template(template, folder)
         if (source / GENERATION_FILE).is_file():
@@ -207,7 +207,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
+def new_bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
     """A folder to fill; on success it gets a manifest and its final name."""
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")

@@ -43,6 +43,7 @@ VERBS = {
     "chat": "Talk to a training stage, a version or a bundle in the terminal.",
     "generate": "Answer prompts, or the rows of a file, with a training stage, a version or a bundle.",
     "serve": "Serve OpenAI's API over HTTP, with the registry's aliases as models, or one bundle.",
+    "quantise": "Make a bundle's matrices int4, calibrated on texts.",
     "register": "Make a bundle from outside the run, for example an imported one, a version of its registry.",
     "versions": "List the registered versions, their aliases and evaluations.",
     "promote": "Move the production alias to a version, if no evaluation drops significantly below the current one's.",

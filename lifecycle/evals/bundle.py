@@ -27,7 +27,7 @@ class BundleTasksConfig(EvalConfig):
 
     root: Path = Path("runs/evaluations")
     mesh: MeshConfig = MeshConfig()  # the devices that hold the model
-    weights: WeightFormat | None = None  # int8: score what `serve.weights=int8` serves
+    weights: WeightFormat | None = None  # score what `serve.weights` of that format serves
     max_seq_len: int = Field(default=2048, gt=1)  # the context, at most the model's; the KV cache has this length
 
 

@@ -15,7 +15,8 @@ from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState, check_mesh, has_layers_apart, init_slots, num_groups, page_plan
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
-from lifecycle.model.weight_formats import axes_in_use, in_format
+from lifecycle.model.weight_formats import axes_in_use, check_groups, in_format
+from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 
@@ -74,6 +75,7 @@ def abstract_arguments(
     """
     check_mesh(config, mesh, num_slots)
     with jax.sharding.use_abstract_mesh(_abstract(mesh)):
+        check_groups(config, MeshConfig(**mesh.shape), weights)
         dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
         params = jax.eval_shape(partial(in_format, config, weights=weights), params)
         if has_layers_apart():

@@ -244,6 +244,15 @@ def _layer(
     return layer if remat is None else rematerialised(layer, remat)
 
 
+def one_layer(config: ModelConfig, number: int, positions: Int[Array, "B T"]) -> Callable[[Hidden, Params], Hidden]:
+    """The function of a layer's input and its weights that gives its output, of rows without padding."""
+    kind = config.kind(number)
+    mask = replace(_causal_mask(positions.shape, None), window=config.window if kind == "local" else None)
+    definition, _ = block_definition(config, config.is_moe(number))
+    layer = _layer(definition, _angles(config, positions)[kind], mask, lambda weights: weights, None, None)
+    return lambda hidden, weights: layer(hidden, weights, None, 0)[0]
+
+
 def _scan(
     layers: list[Layer], group: LayerGroup, weights: list[Params], hidden: Hidden, stacks: list[Stack | None]
 ) -> tuple[tuple[Hidden, list[Stack | None]], list[RouterStats | None]]:
@@ -301,7 +310,7 @@ def embed(config: ModelConfig, table: Head, tokens: Int[Array, "B T"]) -> Float[
 
 
 def head(config: ModelConfig, params: Params) -> Any:
-    """The output projection `[V, D]`, in the parameters' dtype and sharding; in 8 bits a `QuantisedTable`."""
+    """The output projection `[V, D]`, in the parameters' dtype and sharding; rounded a `QuantisedTable`."""
     return params["embed" if config.tie_embeddings else "head"]
 
 

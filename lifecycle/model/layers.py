@@ -19,8 +19,7 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Shaped
 from lifecycle.kernels.activation import GATES, Activation
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.cut_weight import CutWeight
-from lifecycle.kernels.linear import Weight, gated_linear, is_rounded, linear, linears
+from lifecycle.kernels.linear import Weight, gated_linear, linear, linears
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.norm import mean_squares, mean_squares_apart, rms_norm
 from lifecycle.kernels.normed_linear import normed_linear
@@ -95,7 +94,7 @@ class Normed:
         On TPUs one gradient covers norm and products. Elsewhere products are not fused with what comes after them, and
         that gradient's sums over the products would be another pass. `is_before_kernel`: see `normed_linear`.
         """
-        plain = {name: w for name, w in weights.items() if not is_rounded(w) and not isinstance(w, CutWeight)}
+        plain = {name: w for name, w in weights.items() if isinstance(w, jax.Array)}
         if platform() == "tpu" and self.norm is not None and len(plain) == len(weights):
             return self.norm.products(self.x, self.mean_square, plain, is_before_kernel)
         return self.x, *_products(all_gather(self.rows(), "norm_seq", 1), weights)

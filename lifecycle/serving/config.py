@@ -19,8 +19,8 @@ class ServeConfig(Section):
     max_queue: int = Field(default=64, ge=0)  # requests that wait for a slot; more get HTTP 429
     max_seq_len: int | None = Field(default=None, ge=2)  # None: the model's; less saves cache memory
     cache_tokens: int | None = Field(default=None, ge=2)  # of all requests together; None: whole contexts for all slots
-    weights: WeightFormat | None = None  # int8: matrices in 8 bits (docs/precision.md); None: the compute dtype
     speculation: SpeculationConfig | None = None  # foresees tokens: the same answers, sooner (docs/speculation.md)
+    weights: WeightFormat | None = None  # rounded matrices (docs/precision.md); None: the compute dtype
     mesh: MeshConfig = MeshConfig()  # which devices hold the model; stage and context stay 1
     max_request_s: float = Field(default=600.0, gt=0)  # from a request's arrival to the end of its answer
     keys: Path | None = None  # a file of keys and their limits (`serving/keys.py`); None: no key needed

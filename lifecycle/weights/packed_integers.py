@@ -29,7 +29,7 @@ from lifecycle.weights.tensor_parts import full_index
 
 WORD = 32  # bits
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where AWQ's packed integers have each column
-QWEIGHT, PACKED, SCALE = ".qweight", ".weight_packed", ".weight_scale"
+QWEIGHT, PACKED, SCALE, SHAPE = ".qweight", ".weight_packed", ".weight_scale", ".weight_shape"
 PLAIN = (np.dtype(np.int8), np.dtype(ml_dtypes.float8_e4m3fn))
 
 type Part = Callable[[slice, slice], np.ndarray]  # of a matrix's outputs and inputs, in float32
@@ -126,7 +126,7 @@ class PackedIntegers:
 
     def _of_packed(self, name: str) -> Matrix:
         weight, shape, scales, zeros, groups = (
-            name + end for end in (PACKED, ".weight_shape", SCALE, ".weight_zero_point", ".weight_g_idx")
+            name + end for end in (PACKED, SHAPE, SCALE, ".weight_zero_point", ".weight_g_idx")
         )
         self._require(name, weight, shape, scales)
         shapes = self._source.shapes
