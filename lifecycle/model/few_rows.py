@@ -7,6 +7,7 @@ bfloat16. What must hold: no row's result depends on another's, and experts that
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.activation import Activation, gated
+from lifecycle.kernels.group_scaled import GroupScaled
 from lifecycle.kernels.grouped_linear import GroupWeights
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, reduce_scatter
@@ -36,7 +38,7 @@ def by_all_experts(
     """The weighted sum of each row's experts, without the last bias; a partial sum over `mlp`, as `of_experts` is. An
     id that is no expert's adds nothing."""
     rows, ids, shares = (all_gather(array, "experts", 0) for array in (x, experts, row_weights))
-    num_here = _values(weights["gate"]).shape[0]
+    num_here = jax.tree.leaves(weights["gate"])[0].shape[0]
     here = axis_index("experts") * num_here + jnp.arange(num_here)
     of_expert = jnp.where(ids == here[:, None, None], shares, 0.0).sum(-1)  # [X, N]
     gate, up = (_product(rows, weights[name], weights.get(f"{name}_bias")) for name in ("gate", "up"))
@@ -45,13 +47,16 @@ def by_all_experts(
     return reduce_scatter(out.astype(x.dtype), "experts", 0)
 
 
-def _values(weight: GroupWeights) -> Array:
-    return weight.values if isinstance(weight, QuantisedWeight) else weight
+def _values(weight: GroupWeights, dtype: Any) -> Float[Array, "X D F"]:
+    """What rows are multiplied by; of 8 bits, without the columns' scales."""
+    if isinstance(weight, GroupScaled):
+        return weight.dense(dtype)
+    return (weight.values if isinstance(weight, QuantisedWeight) else weight).astype(dtype)
 
 
 def _product(x: Float[Array, "... N D"], weight: GroupWeights, bias: Array | None) -> Float[Array, "X N F"]:
     """Rows, or each expert's own, times every expert's matrix, in `x`'s dtype. Values of 8 bits are widened."""
-    values = _values(weight).astype(x.dtype)
+    values = _values(weight, x.dtype)
     x = jnp.broadcast_to(x, (values.shape[0], *x.shape[-2:]))
     out = jax.lax.dot_general(x, values, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
     if isinstance(weight, QuantisedWeight):

@@ -6,6 +6,8 @@
 | `int4` | a scale for each 32 rows of a column | the compute dtype, on CPUs int8, a scale for each 32 values |
 | `fp8` | float8 (E4M3), a scale for each column | float8, a scale each |
 
+On TPUs rows are not rounded in any format (`kernels/quantised.py:is_widened`).
+
 Embedding table and head are int8 in all of them: a scale for each row, on CPUs for each 32 values of one. Norms,
 biases, sinks and routers stay as they are. All scales follow from the values. Every function of the model takes every
 form, so likelihoods measure what is served.

@@ -1,24 +1,30 @@
 """Experts that all get all rows against each row's own experts, one by one."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lifecycle.kernels.activation import gated
+from lifecycle.kernels.group_scaled import group_scaled
 from lifecycle.kernels.quantised import QuantisedWeight, quantise
 from lifecycle.model.few_rows import by_all_experts, is_few
 
 ROWS, EXPERTS, D, F = 5, 4, 8, 6
 
 
-@pytest.mark.parametrize("is_in_8_bits", [False, True])
-def test_rows_get_the_weighted_sum_of_their_experts(is_in_8_bits: bool) -> None:
+@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+def test_rows_get_the_weighted_sum_of_their_experts(weights: str | None) -> None:
     draw = np.random.default_rng(0)
     plain = {name: jnp.asarray(draw.normal(size=(EXPERTS, *size)), jnp.float32)
              for name, size in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D)))}  # fmt: skip
     biases = {f"{name}_bias": jnp.asarray(draw.normal(size=(EXPERTS, F)), jnp.float32) for name in ("gate", "up")}
-    held = dict(plain)
-    if is_in_8_bits:
+    held: dict[str, Any] = dict(plain)
+    if weights == "int4":
+        held = {name: group_scaled(weight, 4) for name, weight in plain.items()}
+        plain = {name: weight.dense(jnp.float32) for name, weight in held.items()}
+    if weights == "int8":
         held = {name: QuantisedWeight(*quantise(weight, (1,), jnp.int8)) for name, weight in plain.items()}
         plain = {name: weight.values * weight.scale for name, weight in held.items()}
     x, shares = jnp.asarray(draw.normal(size=(ROWS, D)), jnp.float32), draw.random((ROWS, 2)).astype(np.float32)

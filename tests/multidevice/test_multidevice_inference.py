@@ -146,7 +146,8 @@ def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on a TPU: a step of 8 rows on two meshes, of which one shards `d_model`."""
-    monkeypatch.setattr("lifecycle.kernels.quantised.platform", lambda: "tpu")
+    for module in ("kernels.quantised", "model.weight_formats"):
+        monkeypatch.setattr(f"lifecycle.{module}.platform", lambda: "tpu")
     plain = model_of("latent")
     model = replace(plain, params=in_format(plain.config, plain.params, "int8"))
     whole, cut = (
@@ -236,5 +237,5 @@ def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.sta
     gathered = re.findall(r":(\S+) = all_gather", program)
     assert (f"f32[{config.d_model},{config.d_model}]" in gathered) == (trace is trace_prefill)
     assert (f"f32[1,8,{config.d_model}]" in gathered) == (trace is trace_decode)
-    in_8_bits = str(trace(config, 8, 128, mesh, "int8").jaxpr)
-    assert f"i8[{config.d_model // 4}," in in_8_bits and f"i8[{config.d_model // 4}," not in program
+    in_8_bits = str(trace(config, 8, 128, mesh, "fp8").jaxpr)
+    assert f"f8_e4m3fn[{config.d_model // 4}," in in_8_bits
