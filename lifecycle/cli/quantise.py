@@ -39,8 +39,8 @@ type Length = Annotated[int, Parameter(help="Tokens of a row.")]
 
 
 def quantise(bundle: Bundle, out: Out, /, *, texts: Texts, rows: Rows = 64, length: Length = 512) -> None:
-    """Makes a bundle in int4 that `serve.weights=int4` serves with exactly its integers. Embedding and head stay as
-    they are; the matrices of experts are rounded to nearest."""
+    """Makes a bundle in int4 that `serve.weights=int4` serves with exactly its values. Embedding and head stay as they
+    are; the matrices of experts are rounded to nearest."""
     if rows < 1 or length < 2:
         raise ConfigError(f"--rows={rows} and --length={length}: at least one row of two tokens")
     if not texts.is_file():

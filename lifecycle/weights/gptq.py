@@ -3,7 +3,7 @@
 Rows of a matrix are rounded one after the other, those with the largest inputs first; the error of each is spread over
 the rows that are still to come, as the inverse Hessian says. A group's scale is chosen before, for the least error of
 its values weighted by their inputs: it does not depend on the order. What must hold: the result is on the grid of
-`kernels/group_scaled.py`, which gives the same integers and scales again.
+`kernels/group_scaled.py`, which keeps its values.
 """
 
 import jax
