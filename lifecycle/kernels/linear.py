@@ -50,6 +50,8 @@ def is_rounded(weight: Any) -> bool:
 def dense(weight: Weight) -> Float[Array, "D F"]:
     """The weight as a plain array, in float32 if it was rounded: for what is not a plain product."""
     match weight:
+        case ObservedWeight():
+            return weight.weight
         case CutWeight():
             return dense(whole(weight))
         case QuantisedWeight():

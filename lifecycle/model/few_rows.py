@@ -54,7 +54,7 @@ def _values(weight: GroupWeights, dtype: Any) -> Float[Array, "X D F"]:
     return (weight.values if isinstance(weight, QuantisedWeight) else weight).astype(dtype)
 
 
-def _product(x: Float[Array, "... N D"], weight: GroupWeights, bias: Array | None) -> Float[Array, "X N F"]:
+def _product(x: Float[Array, "... N D"], weight: GroupWeights, bias: Any) -> Float[Array, "X N F"]:
     """Rows, or each expert's own, times every expert's matrix, in `x`'s dtype. Values of 8 bits are widened."""
     values = _values(weight, x.dtype)
     x = jnp.broadcast_to(x, (values.shape[0], *x.shape[-2:]))

@@ -114,7 +114,8 @@ def axes_in_use(axes: Params, params: Params) -> Params:
         of_scale: Any = list(names)
         if held.scale.shape[contracted] == 1:
             of_scale[contracted] = None
-        return type(held)(names, tuple(of_scale))
+        made: Any = type(held)
+        return made(names, tuple(of_scale))
 
     return jax.tree.map(leaf, axes, params, is_leaf=lambda x: isinstance(x, tuple))
 
