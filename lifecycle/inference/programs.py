@@ -143,7 +143,7 @@ def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
         return jax.jit(apart, out_shardings=tree_shardings(mesh, axes))(params)
     here = NamedSharding(mesh, P())
     apart = layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
-    return packed_params(apart)
+    return packed_params(config, apart)
 
 
 class Programs:

@@ -1,10 +1,11 @@
-"""Weights in groups as CPUs with VNNI multiply by them: bytes in the order in which `kernels/vnni.py` reads them.
+"""Weights as kernels for CPUs multiply by them, in the order in which these read them (`kernels/strips.py`).
 
-A strip is 16 columns, and of it four rows of each column lie together: `values[strip, group, four, column, row]`, with
-128 added. Values of 4 bits are 16 times as large, and share a byte with those of the next four: `values[strip, group,
-two fours, column, row]`, the first in the low half. The products are those of `GroupScaled` and `QuantisedTable`, but
-for the order in which groups are added. They need the extra `cpu-int8`; without it, and on other CPUs, XLA multiplies,
-several times slower.
+A strip is 16 columns: of float32 `values[strip, row, column]`. Of integers, four rows of each column lie together:
+`values[strip, group, four, column, row]`, with 128 added. Values of 4 bits are 16 times as large, and share a byte with
+those of the next four: `values[strip, group, two fours, column, row]`, the first in the low half. The products are
+those of plain arrays, `GroupScaled` and `QuantisedTable`, but for the order in which they are added. A row's bits do
+not depend on the number of rows. They need the extra `cpu-kernels` and AVX-512, of integers with VNNI; otherwise XLA
+multiplies: floats of several rows in up to twice the time, integers several times slower.
 """
 
 import functools
@@ -22,7 +23,7 @@ from lifecycle.kernels.group_scaled import SCALE, GroupScaled
 from lifecycle.kernels.quantised import GROUP, QuantisedTable, scaled_rows
 
 LANES, FOUR = 16, 4
-TARGET = "lifecycle_integer_products"
+INTEGERS, FLOATS = "lifecycle_integer_products", "lifecycle_float_products"  # what XLA calls the kernels
 _REGISTERING = threading.Lock()  # of two engines that start at once
 
 
@@ -31,8 +32,8 @@ _REGISTERING = threading.Lock()  # of two engines that start at once
 class PackedWeight:
     """A weight `[D, F]`, or a table `[V, D]` whose rows are the columns here."""
 
-    values: Shaped[Array, "strips groups bits 16 4"]  # uint8; a group has 8 registers of 8 bits, or 4 of 4
-    scale: Shaped[Array, "strips groups 16"]  # bfloat16
+    values: Shaped[Array, "strips ..."]  # float32; uint8: a group has 8 registers of 8 bits, or 4 of 4
+    scale: Shaped[Array, "strips groups 16"] | None  # bfloat16; None: of float32
 
     def __getitem__(self, key: Any) -> "PackedWeight":
         """Itself for `[...]`, as a layer reads a parameter."""
@@ -42,6 +43,8 @@ class PackedWeight:
     def rows(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
         """A table's rows, in float32."""
         strips, column = ids // LANES, ids % LANES
+        if self.scale is None:
+            return self.values[strips, :, column]
         held = self.values[strips, :, :, column]
         is_half = self.values.shape[2] < GROUP // FOUR
         fours = jnp.stack([held << 4, held & 0xF0], -2) if is_half else held
@@ -51,26 +54,36 @@ class PackedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """That of a table."""
-        strips, groups, _ = self.scale.shape
-        return strips * LANES, groups * GROUP
+        strips, size = self.values.shape[:2]
+        return strips * LANES, size if self.scale is None else size * GROUP
 
 
-def has_kernel() -> bool:
-    """Whether this process's CPU multiplies packed weights; registers the kernel if so."""
+def has_kernel(is_float: bool = False) -> bool:
+    """Whether this process's CPU multiplies packed weights, of integers or floats; registers the kernel if so."""
     with _REGISTERING:
-        return _is_registered()
+        return _is_registered(is_float)
 
 
 @functools.cache
-def _is_registered() -> bool:
+def _is_registered(is_float: bool) -> bool:
     if importlib.util.find_spec("llvmlite") is None:
         return False
-    from lifecycle.kernels import vnni
+    from lifecycle.kernels import float_strips, vnni
 
-    if not vnni.has_vnni():
+    kernel, name = (float_strips, FLOATS) if is_float else (vnni, INTEGERS)
+    if not kernel.has_instructions():
         return False
-    jax.ffi.register_ffi_target(TARGET, vnni.handler(), platform="cpu")
+    jax.ffi.register_ffi_target(name, kernel.handler(), platform="cpu")
     return True
+
+
+def packed_floats(columns: Float[Array, "F D"]) -> "PackedWeight | None":
+    """A table `[V, D]`, or a weight's transpose, as the kernel of floats takes it; None for sizes that are no
+    multiples."""
+    num, depth = columns.shape
+    if num % LANES or depth % 2:
+        return None
+    return PackedWeight(columns.reshape(num // LANES, LANES, depth).swapaxes(1, 2), None)
 
 
 def packed(weight: Any) -> Any:
@@ -94,11 +107,15 @@ def packed(weight: Any) -> Any:
 
 
 def packed_products(x: Float[Array, "*rows D"], weights: Sequence[PackedWeight]) -> tuple[Float[Array, "*rows _"], ...]:
-    """`x` times each weight, in `x`'s dtype; its rows are rounded to 8 bits once."""
+    """`x` times each weight, in `x`'s dtype; with integers its rows are rounded to 8 bits once. All weights are of
+    integers, or all of floats."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     num, depth = rows.shape
     outs = [jax.ShapeDtypeStruct((num, weight.shape[0]), jnp.float32) for weight in weights]
-    workspace = jax.ShapeDtypeStruct((num * (depth + 8 * depth // GROUP),), jnp.int8)  # 8 bits, their scales and sums
-    arrays = [array for weight in weights for array in (weight.values, weight.scale)]
-    *found, _ = jax.ffi.ffi_call(TARGET, (*outs, workspace))(rows, *arrays)
+    if all(weight.scale is None for weight in weights):
+        name, workspace = FLOATS, 0
+    else:
+        name, workspace = INTEGERS, num * (depth + 8 * depth // GROUP)  # 8 bits, their scales and sums
+    arrays = jax.tree.leaves(list(weights))
+    *found, _ = jax.ffi.ffi_call(name, (*outs, jax.ShapeDtypeStruct((max(workspace, 1),), jnp.int8)))(rows, *arrays)
     return tuple(out.reshape(*x.shape[:-1], -1).astype(x.dtype) for out in found)

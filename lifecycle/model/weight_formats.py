@@ -26,11 +26,11 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array
 from lifecycle.kernels.group_scaled import group_scaled, group_scaled_table, group_size
 from lifecycle.kernels.linear import is_rounded
-from lifecycle.kernels.packed import PackedWeight, has_kernel, packed
+from lifecycle.kernels.packed import PackedWeight, has_kernel, packed, packed_floats
 from lifecycle.kernels.quantised import FORMATS, QuantisedTable, QuantisedWeight, quantise
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.params import Params, parameters
+from lifecycle.model.params import Params, compute_dtype, layers_apart, parameters
 from lifecycle.model.quantised import is_quantised
 from lifecycle.parallel.axes import RULES, MeshConfig
 
@@ -107,7 +107,7 @@ def axes_in_use(axes: Params, params: Params) -> Params:
     def leaf(names: Any, held: Any) -> Any:
         one: Any = (None,)
         if isinstance(held, PackedWeight):
-            return PackedWeight(one * 5, one * 3)
+            return PackedWeight(one * held.values.ndim, None if held.scale is None else one * 3)
         if not is_rounded(held):
             return names
         contracted = 1 if isinstance(held, QuantisedTable) else held.scale.ndim - 2
@@ -120,19 +120,28 @@ def axes_in_use(axes: Params, params: Params) -> Params:
     return jax.tree.map(leaf, axes, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def packed_params(params: Params) -> Params:
-    """The parameters of one CPU, whose layers lie apart, for its kernel (`kernels/packed.py`), if it has one. Each
+def packed_params(config: ModelConfig, params: Params) -> Params:
+    """The parameters of one CPU, whose layers lie apart, for its kernels (`kernels/packed.py`), if it has them. Each
     weight is packed by itself, and the one that it replaces is freed if nobody else holds it."""
-    is_any = any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded)))
-    if not is_any:
-        return params
-    if not has_kernel():
+    if any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded))):
+        if has_kernel():
+            return jax.tree.map(_packed, params, is_leaf=is_rounded)
         LOG.warning(
-            "XLA multiplies rounded weights slowly on CPUs: install the extra cpu-int8; its kernel needs AVX-512 VNNI"
+            "XLA multiplies rounded weights slowly on CPUs: install the extra cpu-kernels, which needs AVX-512 VNNI"
         )
         return params
-    return jax.tree.map(_packed, params, is_leaf=is_rounded)
+    if compute_dtype(config) != "float32" or not has_kernel(is_float=True):
+        return params
+    declared = layers_apart(config, parameters(config), lambda parameter, _: parameter)
+    return jax.tree.map(_packed_floats, declared, params)
 
 
 def _packed(weight: Any) -> Any:
     return jax.jit(packed)(weight) if is_rounded(weight) else weight
+
+
+def _packed_floats(declared: Parameter, array: Array) -> Array | PackedWeight:
+    if array.ndim != 2 or array.dtype != jnp.float32 or not (is_table(declared) or is_quantised(declared)):
+        return array
+    columns = array if is_table(declared) else array.T
+    return jax.jit(packed_floats)(columns) or array

@@ -84,11 +84,11 @@ def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weigh
     config = tiny("llama3")
     model = model_of(config, in_format(config, random_params(config), weights))
     seen: list[Params] = []
-    monkeypatch.setattr(programs, "packed_params", lambda params: seen.append(packed_params(params)) or seen[-1])
+    monkeypatch.setattr(programs, "packed_params", lambda *args: seen.append(packed_params(*args)) or seen[-1])
     by_kernel = generate(model, PROMPTS, GREEDY)
     leaves = jax.tree.leaves(seen[0], is_leaf=is_rounded)
     assert all(isinstance(leaf, PackedWeight) for leaf in leaves if is_rounded(leaf))
-    monkeypatch.setattr(programs, "packed_params", lambda params: params)
+    monkeypatch.setattr(programs, "packed_params", lambda _, params: params)
     by_xla = generate(model, PROMPTS, GREEDY)
     assert [one.token_ids for one in by_kernel] == [one.token_ids for one in by_xla]
 
