@@ -99,15 +99,21 @@ def server_config(app: Starlette) -> uvicorn.Config:
 
 def serve(app: Starlette, listener: socket.socket) -> None:
     """Serves until a signal, then returns, so that the caller can close what it opened."""
-    with _signals_ignored_afterwards():
-        _Server(server_config(app), app).run(sockets=[listener])
+    server = _Server(server_config(app), app)
+    with _signals_end(server):
+        server.run(sockets=[listener])
 
 
 @contextmanager
-def _signals_ignored_afterwards() -> Iterator[None]:
-    """uvicorn re-raises the signal that ended it, for the handlers installed before its own; here, those do nothing."""
+def _signals_end(server: uvicorn.Server) -> Iterator[None]:
+    """A signal that comes before uvicorn's own handlers are there ends the server too; uvicorn raises the one that
+    ended it again afterwards, for the handlers from before its own: these."""
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    before = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """A server process of its own: SIGTERM lets the stream end, then the process exits with 0."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,9 @@ import time
 import httpx
 import pytest
 
+from lifecycle.serving import server
+from lifecycle.serving.app import create_app
+from lifecycle.serving.config import ServeConfig
 from lifecycle.testing.waiting import LIMIT_S
 
 COMMAND = [sys.executable, "-m", "lifecycle.testing.server", "num_slots=2"]
@@ -52,3 +56,17 @@ def test_sigterm_does_not_wait_for_an_upload() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_signal_that_comes_before_the_servers_own_handlers_are_there_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Early(server._Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().run(sockets)
+
+    monkeypatch.setattr(server, "_Server", Early)
+    config = ServeConfig(port=0)
+    with server.listen(config) as listener:
+        server.serve(create_app({}, config), listener)
