@@ -5,7 +5,7 @@ A run that is up to date never imports JAX.
 
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,15 +25,16 @@ COMPILED = "compiled"  # XLA's compiled programs, kept with the artifacts: a sec
 BUNDLES = "bundles"  # the folder in the user's cache for those of bundles outside any run
 
 
-def start_jax(folder: Path) -> None:
-    """Joins the job, if there is one, and enables the persistent compilation cache; a read-only one is read."""
-    distributed.start()
+def start_jax(folder: Path, same: Mapping[str, str] | None = None, kept_from_s: float = 0.5) -> None:
+    """Joins the job, if there is one, in which `same` is the same everywhere, and enables the persistent compilation
+    cache, for what takes at least `kept_from_s` to compile; a read-only one is read."""
+    distributed.start(same)
     import jax
 
     if not is_writable(folder):
         warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str((folder / COMPILED).absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", kept_from_s)
 
 
 def make(

@@ -1,9 +1,8 @@
 """`lifecycle serve`: an OpenAI-compatible server over the registry's aliases or one bundle; requests are logged."""
 
 import os
-import signal
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,16 +11,19 @@ from rich.console import Console
 from lifecycle.cli.aliases import AliasedModels
 from lifecycle.cli.arguments import ConfigOrBundle, Overrides, read_config
 from lifecycle.cli.make import BUNDLES, start_jax
-from lifecycle.core.config import Section, read_settings
+from lifecycle.cli.serve_hosts import end_server, follow, leading
+from lifecycle.core.config import Section, digest, read_settings
+from lifecycle.core.distributed import errors_are_shared, process_count, process_index
 from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.drafting import drafter_of
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
+from lifecycle.inference.hosts import NOTICE_S, Leader
 from lifecycle.inference.runner import DispatchObserver
 from lifecycle.ops.cost import CostMeter, DevicePrice, PriceConfig
-from lifecycle.ops.registry import SHOWN_HASH, Registry, RegistryError, Version, verify
+from lifecycle.ops.registry import SHOWN_HASH, Registry, RegistryError, verify
 from lifecycle.ops.request_log import RequestLog, RequestLogConfig, RequestRecord
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.serving.app import create_app
@@ -33,7 +35,8 @@ from lifecycle.serving.server import serve as answer
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.storage import fetch_version, following_registry, read_registry
 
-type Start = Callable[[Path, str], Served]  # from a bundle's folder and its time in ISO 8601
+type Start = Callable[[str, str], Served]  # a model by a name that every process knows, and its time in ISO 8601
+type Find = Callable[[str], Path]  # the bundle's folder of such a name
 
 
 class ServerConfig(Section):
@@ -44,9 +47,10 @@ class ServerConfig(Section):
     requests: RequestLogConfig = RequestLogConfig()
 
 
+@errors_are_shared()
 def serve(config_or_bundle: ConfigOrBundle, /, *overrides: Overrides) -> None:
     """Serves OpenAI's API until SIGTERM or Ctrl-C; prints the address when it is ready. Ends with status 1 if an engine
-    fails, so that a supervisor starts it again."""
+    fails, so that a supervisor starts it again. In a job of several processes they serve together, at process 0."""
     if config_or_bundle.is_dir():
         serve_bundle(config_or_bundle, read_settings(ServerConfig, overrides))
     else:
@@ -62,20 +66,27 @@ def serve_versions(config: RunConfig) -> None:
         _say(console, f"{config.folder} is read-only: no request log; requests.log=FILE writes it elsewhere")
         log = None
 
-    def open_models(start: Start) -> AliasedModels:
-        def start_version(version: Version) -> Served:
-            fetch_version(config, version)
-            verify(version)
-            return start(version.path, version.manifest.created)
+    def find(name: str) -> Path:
+        read_registry(config)  # another process may know of it first
+        version = Registry(config.registry_path).resolve(name)
+        fetch_version(config, version)
+        verify(version)
+        return version.path
 
+    def open_models(start: Start) -> AliasedModels:
         read_registry(config)
-        models = AliasedModels(Registry(config.registry_path), start_version, console)
+        registry = Registry(config.registry_path)
+        models = AliasedModels(registry, lambda version: start(version.hash, version.manifest.created), console)
         if not models:
             raise RegistryError(f"{config.folder}: nothing is registered yet; make it with: lifecycle run CONFIG")
         return models
 
-    with following_registry(config, lambda text: _say(console, text)):
-        _serve(settings, config.folder, log, console, open_models, AliasedModels.following)
+    @contextmanager
+    def following(models: AliasedModels) -> Iterator[None]:
+        with following_registry(config, lambda text: _say(console, text)), models.following():
+            yield
+
+    _serve(settings, config.folder, log, console, find, open_models, following)
 
 
 def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
@@ -83,12 +94,13 @@ def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
 
     def open_models(start: Start) -> dict[str, Served]:
         name, changed = bundle.resolve().name, datetime.fromtimestamp(bundle.stat().st_mtime, UTC)
-        served = start(bundle, changed.isoformat())
+        served = start(name, changed.isoformat())
         _say(console, f"{name:<12} {served.version[:SHOWN_HASH]}")
         return {name: served, served.version[:SHOWN_HASH]: served}
 
     console = Console()
-    _serve(settings, user_cache() / BUNDLES, settings.requests.log, console, open_models, lambda _: nullcontext())
+    cache, log = user_cache() / BUNDLES, settings.requests.log
+    _serve(settings, cache, log, console, lambda _: bundle, open_models, lambda _: nullcontext())
 
 
 def _serve[M: Mapping[str, Served]](
@@ -96,17 +108,28 @@ def _serve[M: Mapping[str, Served]](
     cache: Path,
     log_path: Path | None,
     console: Console,
+    find: Find,
     open_models: Callable[[Start], M],
     following: Callable[[M], AbstractContextManager[None]],
 ) -> None:
     """Serves until a signal. `cache` keeps compiled programs; without `log_path`, requests are not logged."""
-    listener = listen(settings.serve)  # first: if the port is taken, fail before compiling
-    start_jax(cache)
+    # first: if the port is taken, fail before compiling
+    listener = listen(settings.serve) if process_index() == 0 else None
+    start_jax(cache, {"settings": digest(settings.plain())[:12]}, kept_from_s=0)  # the next start compiles nothing
+    if listener is None:
+        follow(settings.serve, find)
+        return
     meter = CostMeter()
     with ExitStack() as opened:
         opened.callback(listener.close)
+        leader = opened.enter_context(leading()) if process_count() > 1 else None
         charge = None if log_path is None else meter.charge
-        models = open_models(lambda bundle, created: _start(settings.serve, bundle, created, charge, opened))
+
+        def start(name: str, created: str) -> Served:
+            with nullcontext() if leader is None else leader.opening(name):
+                return _start(settings.serve, find(name), created, charge, opened, leader)
+
+        models = open_models(start)
         observers = []
         if log_path is not None:
             log = RequestLog(log_path, settings.requests, _price(settings.price, console))
@@ -117,11 +140,18 @@ def _serve[M: Mapping[str, Served]](
         _say(console, f"serving at {url(listener)}  (Ctrl-C ends it)")
         answer(app, listener)
         if broken := [name for name, served in models.items() if not served.engine.is_alive]:
+            if leader is not None and (problem := leader.lost(NOTICE_S)) is not None:
+                raise problem
             raise EngineError(f"{broken[0]}: the engine failed, its traceback is in the log; start the server again")
 
 
 def _start(
-    config: ServeConfig, bundle: Path, created: str, charge: DispatchObserver | None, opened: ExitStack
+    config: ServeConfig,
+    bundle: Path,
+    created: str,
+    charge: DispatchObserver | None,
+    opened: ExitStack,
+    leader: Leader | None,
 ) -> Served:
     mesh = build_mesh(config.mesh)
     engine = Engine(
@@ -134,7 +164,8 @@ def _start(
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,
-        on_broken=lambda: os.kill(os.getpid(), signal.SIGTERM),  # the requests that other versions run may end
+        on_broken=end_server,  # the requests that other versions run may end
+        leader=leader,
     )
     opened.enter_context(engine)
     return Served(engine, int(datetime.fromisoformat(created).timestamp()))

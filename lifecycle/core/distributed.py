@@ -124,6 +124,19 @@ def words_of_job() -> Any:
     return global_state.client
 
 
+def coordinator_host() -> str:
+    """The address of process 0's host, as a number, at which its service listens."""
+    from jax._src.distributed import global_state
+
+    assert global_state.coordinator_address is not None, "not in a job"
+    return global_state.coordinator_address.rpartition(":")[0].strip("[]")
+
+
+def process_count() -> int:
+    """The number of processes of the job that this one has joined; 1 outside of one."""
+    return sys.modules["jax"].process_count() if has_joined() else 1
+
+
 def process_index() -> int:
     """This process's index in its job, also before it has joined; 0 outside of one."""
     if has_joined():

@@ -1,21 +1,27 @@
 """The engine: a runner in its own thread, for requests that arrive at any time from any thread."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import jax
 from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.rendezvous import JobError
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import EngineError, Generation
+from lifecycle.inference.hosts import Leader
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Embedding, Pooling
 from lifecycle.inference.runner import DispatchObserver, Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S
 from lifecycle.inference.stats import EngineStats
+from lifecycle.inference.turns import ALONE
 
+LOG = logging.getLogger(__name__)
 BROKEN = "the engine has stopped by an error; its traceback is in the log"
 
 
@@ -38,6 +44,7 @@ class Engine:
         dispatch_s: float = DISPATCH_S,
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
+        leader: Leader | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
@@ -48,21 +55,26 @@ class Engine:
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
         is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
         steps as there are, where nobody reads along. `mesh`: of this process's devices; by default the model is on the
-        first. Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`.
+        first. With a `leader`, which is `opening` it, of all processes of the job, and always warm. Raises
+        `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`.
         """
-        if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        is_apart = mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        if leader is None and not is_apart:
             raise ConfigError(
-                "an engine runs on the devices of its own process, but this mesh spans several processes: start one "
-                "server per host, each with a mesh of its own devices"
+                "an engine of one process runs on that process's devices, but this mesh spans several processes; "
+                "`lifecycle serve` runs one over all of them"
             )
         self.model = model
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
-        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter)
+        witness, self._taking = (ALONE, nullcontext()) if leader is None else (leader.witness(), leader.taking)
+        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter, witness)
         self.max_seq_len = self._runner.max_seq_len
-        self._is_broken = False
+        self._is_broken, self._ended = False, threading.Event()
         self._on_broken = on_broken
-        if warm_up:
+        if leader is not None:
+            leader.agree(model.version, self._fail)
+        if warm_up or leader is not None:
             self._runner.warm_up()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -100,9 +112,11 @@ class Engine:
         return not self._is_broken and self._thread.is_alive()
 
     def close(self) -> None:
-        """Finishes the accepted requests, then stops the thread."""
+        """Finishes the accepted requests, then stops the thread. One that hangs, for a process is lost, is left."""
         self._runner.close()
-        self._thread.join()
+        self._ended.wait()
+        if not self._is_broken:
+            self._thread.join()
 
     def __enter__(self) -> "Engine":
         return self
@@ -116,9 +130,19 @@ class Engine:
             while not runner.is_done:
                 with runner.changed:
                     runner.changed.wait_for(lambda: runner.has_work or runner.is_done)
-                runner.turn()
+                with self._taking:
+                    runner.turn()
+        except JobError as error:  # of another process, which needs no traceback
+            LOG.error("the engine has stopped: %s", error)
         finally:
-            self._is_broken = not runner.is_done
-            runner.abort(EngineError(BROKEN))
-            if self._is_broken and self._on_broken is not None:
-                self._on_broken()
+            if not runner.is_done and not self._is_broken:
+                self._fail()
+            self._ended.set()
+
+    def _fail(self) -> None:
+        """No request is answered from now on; from any thread, also while the engine's hangs in a dispatch."""
+        self._is_broken = True
+        self._runner.abort(EngineError(BROKEN))
+        if self._on_broken is not None:
+            self._on_broken()
+        self._ended.set()

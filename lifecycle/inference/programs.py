@@ -159,14 +159,15 @@ class Programs:
         mesh: Mesh | None = None,
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
+        on_launch: Callable[[PromptRows | DecodeRows], None] = lambda _: None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
-        process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. Raises
-        `ConfigError` for a mesh, or so few tokens, that do not fit."""
+        process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. `on_launch`
+        is called before each dispatch. Raises `ConfigError` for a mesh, or so few tokens, that do not fit."""
         mesh = mesh or mesh_over_devices(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
-        self._launch = LAUNCH if mesh.size > 1 else nullcontext()
+        self._launch, self._on_launch = LAUNCH if mesh.size > 1 else nullcontext(), on_launch
         self._static = (config, num_ids, mesh, drafter)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
@@ -175,6 +176,7 @@ class Programs:
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
         """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the
         hidden states."""
+        self._on_launch(rows)
         with self._launch:
             (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
@@ -182,6 +184,7 @@ class Programs:
 
     def decode(self, rows: DecodeRows) -> Decoded:
         """A dispatch of up to `num_steps` steps, in host memory."""
+        self._on_launch(rows)
         with self._launch:
             decoded, self._state = decode(*self._static, self._params, self._state, rows)
         return jax.tree.map(np.asarray, decoded)

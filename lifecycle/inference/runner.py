@@ -25,6 +25,7 @@ from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.speculation import DraftPolicy
 from lifecycle.inference.stats import EngineStats
+from lifecycle.inference.turns import ALONE, Witness
 
 LOG = logging.getLogger(__name__)
 
@@ -52,16 +53,18 @@ class Runner:
         mesh: Mesh | None = None,
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
+        witness: Witness = ALONE,
     ) -> None:
         """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
         self.model = model
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
-        self._on_dispatch = on_dispatch
+        self._on_dispatch, self._witness = on_dispatch, witness
+        self._arrived: list[Generation] = []  # since the last turn began
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         sizes = num_slots, length, self._num_ids
-        self._programs = Programs(model.config, model.params, *sizes, mesh, cache_tokens, drafter)
+        self._programs = Programs(model.config, model.params, *sizes, mesh, cache_tokens, drafter, witness.launch)
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, has_context=drafter is not None)
@@ -99,6 +102,7 @@ class Runner:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
         with self.changed:
             self._scheduler.accept(generation)
+            self._arrived.append(generation)
             self.changed.notify()
         return generation
 
@@ -126,9 +130,11 @@ class Runner:
             self.changed.notify()
 
     def abort(self, error: EngineError) -> None:
-        """Closes, and fails every request that has not ended."""
+        """Closes, and fails every request that has not ended; from any thread, also while a turn hangs. No turn may
+        follow."""
         with self.changed:
-            pending = self._scheduler.abort()
+            self._scheduler.close()
+            pending = self._scheduler.requests
         for generation in pending:
             generation.put(error)
 
@@ -161,22 +167,21 @@ class Runner:
 
         A request that gave up its slot begins again, and makes the same tokens again, to the last bit.
         """
-        self._remove_cancelled()
-        self._admit()
+        self._begin()
         self._prefill()
         self._decode()
 
-    def _remove_cancelled(self) -> None:
+    def _begin(self) -> None:
+        """What other threads do to the scheduler counts up to here, for the whole turn."""
         with self.changed:
             removed, freed = self._scheduler.remove_cancelled()
+            admitted = self._scheduler.admit()
+            arrived, self._arrived = self._arrived, []
+        self._witness.begin(arrived, removed)
         for slot in freed:
             self._table.close(slot)
         for generation in removed:
             generation.put(Event("", (), "cancelled"))
-
-    def _admit(self) -> None:
-        with self.changed:
-            admitted = self._scheduler.admit()
         for slot, generation, num_cached in admitted:
             with self._contained(slot):
                 self._open(slot, generation, num_cached)
@@ -261,14 +266,14 @@ class Runner:
         embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group], is_whole)
 
     def _decode(self) -> None:
-        num_steps = self._scheduler.decode_steps()
+        num_steps = self._witness.agreed(self._scheduler.decode_steps())
         if self._constrain(self._scheduler.decoding):
             num_steps = min(num_steps, 1)  # what may come next is known once the newest token is
         self._make_room(num_steps * self._tokens_per_step)
         decoding = self._scheduler.decoding
         if not decoding:
             return
-        may_draft = self._drafts is not None and self._drafts.wants_drafts(len(decoding))
+        may_draft = self._witness.agreed(self._drafts is not None and self._drafts.wants_drafts(len(decoding)))
         began = time.perf_counter()
         decoded = self._programs.decode(self._table.decode_rows(num_steps, may_draft))
         took_s = time.perf_counter() - began

@@ -182,6 +182,11 @@ class Scheduler[R: Request]:
         return dict(zip(("free", "cached", "used"), map(sum, zip(*states, strict=True)), strict=True))
 
     @property
+    def requests(self) -> list[R]:
+        """Every request that has not left."""
+        return [asked.request for asked in [*self._waiting, *(held.asked for held in self._slots.values())]]
+
+    @property
     def pages(self) -> Sequence[GroupPages]:
         """The pages of each group."""
         return self._pages
@@ -209,15 +214,6 @@ class Scheduler[R: Request]:
     def close(self) -> None:
         """Rejects further requests; accepted ones continue."""
         self._is_closed = True
-
-    def abort(self) -> list[R]:
-        """Closes and removes every request that has not left."""
-        self.close()
-        removed = [asked.request for asked in [*self._waiting, *(held.asked for held in self._slots.values())]]
-        self._waiting.clear()
-        for slot in list(self._slots):
-            self.release(slot)
-        return removed
 
     def remove_cancelled(self) -> tuple[list[R], list[int]]:
         """Removes cancelled requests from the queue and from their slots; returns the requests and the freed slots."""

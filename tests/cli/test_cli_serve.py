@@ -1,6 +1,10 @@
-"""A running server follows the registry's aliases."""
+"""A running server follows the registry's aliases; a second start compiles nothing."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +16,9 @@ from lifecycle.cli.aliases import AliasedModels
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.ops.registry import Registry, Version
 from lifecycle.serving.choices import Served
-from lifecycle.testing.waiting import wait_until
+from lifecycle.testing.models import random_model
+from lifecycle.testing.waiting import LIMIT_S, wait_until
+from lifecycle.weights.published import save_weights
 
 
 def bundle(root: Path, text: str) -> Artifact:
@@ -88,3 +94,36 @@ def test_a_server_does_not_start_with_a_version_that_cannot_be_loaded(registry: 
     registry.move("production", named(registry, "broken"), who="test", why="test")
     with pytest.raises(ValueError, match="no weights"):
         AliasedModels(registry, start, Console())
+
+
+START = """
+import json
+from collections import Counter
+import jax
+heard = Counter()
+jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.rpartition("/")[2]]))
+from lifecycle.cli import serve
+serve.answer = lambda app, listener: print(json.dumps(heard))
+from lifecycle.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+    """Every program, also one that compiles in no time, is in the cache that the first start has left."""
+    model, bundle = random_model(num_layers=1, max_seq_len=128), tmp_path / "tiny"
+    bundle.mkdir()
+    save_weights(model.config, model.params, bundle)
+    model.tokenizer.save(bundle)
+    model.template.save(bundle)
+    command = [sys.executable, "-c", START, "serve", str(bundle), "serve.port=0"]
+    found: list[dict[str, int]] = []
+    for _ in range(2):
+        env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    first, second = found
+    assert first["cache_misses"] >= 4  # three lengths of chunks, and decode
+    assert "cache_misses" not in second and second["cache_hits"] == second["compile_requests_use_cache"] > 4

@@ -253,14 +253,15 @@ def test_steps_aim_at_a_dispatchs_time() -> None:
         assert scheduler.decode_steps() == expected
 
 
-def test_abort_returns_every_request_that_has_not_left() -> None:
+def test_the_requests_are_those_that_have_not_left() -> None:
     scheduler = scheduler_of(1, 2)
     asks = [Ask(1, 1) for _ in range(3)]
     for ask in asks:
         scheduler.accept(ask)
-    scheduler.admit()
-    assert sorted(map(id, scheduler.abort())) == sorted(map(id, asks))
-    assert scheduler.is_done and scheduler.num_free == 1
+    (admission,) = scheduler.admit()
+    assert sorted(map(id, scheduler.requests)) == sorted(map(id, asks))
+    scheduler.release(admission.slot)
+    assert scheduler.requests == [ask for ask in asks if ask is not admission.request]
 
 
 def run(scheduler: Scheduler[Ask], steps: int = MAX_STEPS) -> None:

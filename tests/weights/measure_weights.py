@@ -21,13 +21,13 @@ import ml_dtypes
 import numpy as np
 
 from lifecycle.cli.import_weights import import_safetensors
+from lifecycle.inference.bundle import load_params
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import abstract_in_use, logical_axes
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import build_mesh, tree_shardings
+from lifecycle.parallel.mesh import build_mesh
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.weights.families.layout import published_tensors
-from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, load_weights, write_config
+from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, write_config
 
 PROCESSES = 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -60,9 +60,8 @@ def load(folder: Path, port: str, number: str) -> None:
     """What one process of the job does: it keeps its part of the weights, in their own dtype."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", PROCESSES, int(number))
-    shardings = tree_shardings(build_mesh(MeshConfig(fsdp=PROCESSES)), logical_axes(CONFIG))
     config = CONFIG.model_copy(update={"compute_dtype": "bfloat16"})
-    params = load_weights(config, folder, shardings, like=abstract_in_use(config))
+    params = load_params(config, folder, build_mesh(MeshConfig(fsdp=PROCESSES)))  # as a server of several hosts does
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
     print(json.dumps({"peak": peak_bytes(), "held": held}))
 
