@@ -12,6 +12,7 @@ from benchmarks.fit import (
     PUBLISHED,
     DecodeLine,
     FitLine,
+    _decode_cells,
     _decode_results,
     _page,
     _results,
@@ -60,25 +61,27 @@ def test_a_preset_put_into_a_run_should_fit_by_arithmetic(line: FitLine) -> None
     assert footprint(step.model, train, candidate, chip).total_bytes < 0.9 * chip.hbm_bytes
 
 
-def kept_rows(columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Model, topology and mesh of the kept page's table with these columns."""
+def kept_rows(columns: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The cells of the columns `names` in the kept page's table with these columns."""
     lines = (ROOT / "docs" / "fit.md").read_text(encoding="utf-8").splitlines()
     start = lines.index("| " + " | ".join(columns) + " |") + 2
     rows = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("| "), lines[start:])]
-    return [tuple(row[columns.index(name)] for name in ("model", "topology", "mesh")) for row in rows]
+    return [tuple(row[columns.index(name)] for name in names) for row in rows]
 
 
 def test_the_kept_page_has_these_lines() -> None:
-    assert kept_rows(COLUMNS) == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
-    decoded = [(line.preset or line.config, line.topology, mesh_name(line.mesh)) for line in DECODE_LINES]
-    assert kept_rows(DECODE_COLUMNS) == decoded
-    for config, *topologies in (
-        ("llama3_8b_v5p_128", "v5e:2x4", "v6e:2x4"),
-        ("llama3_70b_v6e_256", "v5e:4x4"),
-        ("mixtral_8x7b_v5p_128", "v6e:2x4"),
-        ("deepseek_v3_v5p_1024", "v6e:8x8"),
-    ):
-        assert {(config, topology) for topology in topologies} <= {row[:2] for row in decoded}
+    names = ("model", "topology", "mesh")
+    assert kept_rows(COLUMNS, names) == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
+
+
+def test_the_kept_page_has_lines_of_decoding_in_their_order() -> None:
+    """A line that the compiler has not made yet is missing; one per family is not."""
+    decoded = [_decode_cells(line, ROOT / "configs") for line in DECODE_LINES]
+    kept = kept_rows(DECODE_COLUMNS, DECODE_COLUMNS[: len(decoded[0])])
+    assert kept == [cells for cells in decoded if cells in kept]
+    assert {"llama3_8b_v5p_128", "llama3_70b_v6e_256", "mixtral_8x7b_v5p_128", "deepseek_v3_v5p_1024"} <= {
+        cells[0] for cells in kept
+    }
 
 
 @pytest.mark.parametrize("line", DECODE_LINES, ids=lambda line: f"{line.preset or line.config}-{line.topology}")
