@@ -24,13 +24,18 @@ class Sampling:
     repetition_penalty: Annotated[float | None, Parameter(help="Above 1: fewer tokens that are there already.")] = None
     presence_penalty: Annotated[float | None, Parameter(help="Subtracted for tokens that the answer has.")] = None
     frequency_penalty: Annotated[float | None, Parameter(help="And for each time that it has them.")] = None
+    bad_words: Annotated[tuple[str, ...], Parameter(help="That an answer must not have; may be given again.")] = ()
     max_tokens: Annotated[int | None, Parameter(help="Of an answer; by default to the end of the context.")] = None
+    min_tokens: Annotated[int | None, Parameter(help="Of an answer, before anything may end it.")] = None
+    ignore_eos: Annotated[bool, Parameter(negative="", help="The model's own ends do not end an answer.")] = False
     stop: Annotated[tuple[str, ...], Parameter(help="A text that ends an answer; may be given again.")] = ()
     seed: Annotated[int | None, Parameter(help="Of answer N it is this plus N, from 0.")] = None
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
         """A model's settings with these instead; raises `ConfigError` for one that is out of its range."""
         given = {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+        if given.pop("ignore_eos"):
+            given["stop_ids"] = ()
         return validate(SamplingParams, defaults.model_dump() | given, where="options")
 
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from lifecycle.inference.bad_words import forbidden
+from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.stopping import StopBuffer
@@ -66,12 +68,21 @@ class Completion:
 class Assembler:
     """Collects a request's tokens into events: `push` each token, then `take` an event if there is one."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, stop_ids: Sequence[int], max_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        stop_ids: Sequence[int],
+        max_tokens: int,
+        prompt: Sequence[int] = (),
+    ) -> None:
+        held = forbidden(params, stop_ids, len(prompt))
+        self._guard = Guard(held, prompt) if held else None
         # a grammar counts every byte of the tokens, also the space that begins a text
         self._decoder = StreamDecoder(tokenizer, params.shown_ids, strips=params.grammar is None)
         self._stop = StopBuffer(params.stop)
         self._stop_ids = frozenset(stop_ids)
-        self._max_tokens = max_tokens
+        self._min_tokens, self._max_tokens = params.min_tokens, max_tokens
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._text = ""
@@ -80,14 +91,17 @@ class Assembler:
     def push(self, token: Token, is_last: bool = False) -> None:
         """Adds the next token; sets `finish_reason` if it is the last. Do not push later tokens.
 
-        `is_last`: the request's grammar lets nothing follow.
+        `is_last`: the request's grammar lets nothing follow. Raises `ForbiddenError` for a token that must not come.
         """
+        if self._guard is not None:
+            self._guard.push(token.id)
         self._tokens.append(token)
         self.num_tokens += 1
         if token.id in self._stop_ids:
             self._end("stop")
             return
-        self._text += self._stop.push(self._decoder.feed(token.id))
+        text = self._decoder.feed(token.id)
+        self._text += text if self.num_tokens <= self._min_tokens else self._stop.push(text)
         if self._stop.is_stopped:
             self.finish_reason = "stop"
         elif is_last:

@@ -54,6 +54,7 @@ class PromptRows:
     start: Int[Array, " G"]  # position of the first token
     is_first: Bool[Array, " G"]  # whether the chunk begins a request
     before: Bool[Array, "G V"]  # then: the tokens that come before it
+    recent: Int[Array, "G 15"]  # the newest tokens at the chunk's end, as `History` has them
     following: Int[Array, "G T"]  # the prompt's token after each; -1: there is none
     size: Int[Array, " G"]  # tokens that are not padding; 0: the group has no chunk
     sampling: SamplingRows
@@ -119,7 +120,7 @@ def _prefill(
     asked = asked.at[jnp.where(index < size, rows.tokens[0], asked.size)].set(True, mode="drop")
     last = jax.lax.dynamic_slice_in_dim(hidden[0], jnp.maximum(size - 1, 0), 1)
     scores, next_position = logits(config, params, last), rows.start + rows.size
-    history = History(asked[None], made[None])
+    history = History(asked[None], made[None], rows.recent)
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.inference.bad_words import settled
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
@@ -78,10 +79,11 @@ class Runner:
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
         """Queues a request of token ids.
 
-        Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, `GrammarError`, or
-        `ValueError` for ids that the tokenizer does not have.
+        Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, `GrammarError`,
+        `ForbiddenError`, or `ValueError` for ids that the tokenizer does not have.
         """
         max_tokens = self.max_tokens(len(prompt), params)
+        params = settled(params, self.model.tokenizer, self.model.stop_ids, max_tokens)
         if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
         constraint = None if params.grammar is None else self._grammars.constraint(params.grammar)
@@ -190,15 +192,15 @@ class Runner:
         if isinstance(generation, Embedding):
             generation.begin()  # nothing is sampled: the slot stays as an empty one is
             return
-        params = generation.params
-        stop_ids = params.stop_ids if params.stop_ids is not None else self.model.stop_ids
+        params, prompt = generation.params, generation.prompt
+        stop_ids = params.stop_ids or ()
         if generation.output is None:
-            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens)
+            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens, prompt)
             generation.cached_tokens = num_cached
             self._counters = replace(self._counters, cached_tokens=self._counters.cached_tokens + num_cached)
         if generation.output.num_tokens == 0:
             generation.prompt_tokens.clear()
-        self._table.open(slot, params, generation.seed, stop_ids)
+        self._table.open(slot, params, generation.seed, stop_ids, len(prompt))
         self._constraints[slot] = generation.constraint and generation.constraint.copy()
         self._constrain([slot])
 

@@ -17,13 +17,19 @@ from pydantic import Field
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.defaults import SamplingConfig
+from lifecycle.inference.forbidden import (
+    ANY,
+    MAX_FORBIDDEN,
+    MAX_FORBIDDEN_LENGTH,
+    NO_TOKEN,
+    without_forbidden,
+)
 from lifecycle.inference.grammar import ALL
 from lifecycle.kernels.seldom import seldom
 
 MAX_TOP_LOGPROBS = 20  # the most alternatives that a request can ask for, as in OpenAI's chat API
 MAX_BIASES = 300  # tokens that a request can have a bias for
 MAX_BIAS, MAX_REPEATED = 100.0, 2.0  # as in OpenAI's API
-NO_TOKEN = 2**31 - 1  # an id above any vocabulary
 # Bits of a threshold that one pass over the logits decides, where a pass is bound by memory: 64 rows of 128,256 logits
 # on 8 chips of a v5e, with all filters, by the compiler: 18.3 ms a step with 1 bit, 17.6 with 4
 BITS_AT_ONCE = 4
@@ -33,6 +39,8 @@ GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represen
 type Repeated = Annotated[float, Field(ge=-MAX_REPEATED, le=MAX_REPEATED)]
 type Id = Annotated[int, Field(ge=0, lt=NO_TOKEN)]
 type Bias = tuple[Id, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]]
+type Ids = Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_FORBIDDEN_LENGTH)]
+type Text = Annotated[str, Field(min_length=1)]
 
 
 class SamplingParams(SamplingConfig):
@@ -42,10 +50,13 @@ class SamplingParams(SamplingConfig):
     presence_penalty: Repeated = 0.0
     frequency_penalty: Repeated = 0.0
     logit_bias: Annotated[tuple[Bias, ...], Field(max_length=MAX_BIASES)] = ()  # (token, what its logit is raised by)
+    bad_words: Annotated[tuple[Text, ...], Field(max_length=MAX_FORBIDDEN)] = ()  # that the output must not have
+    bad_words_ids: Annotated[tuple[Ids, ...], Field(max_length=MAX_FORBIDDEN)] = ()  # the same, as tokens
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)  # None: a new one for each request
     max_tokens: int | None = Field(default=None, ge=1)  # None: to the end of the context
+    min_tokens: int = Field(default=0, ge=0)  # before these neither an id nor a text ends the output
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # lower ones get slots first
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # texts that end the output and are not part of it
+    stop: tuple[Text, ...] = ()  # texts that end the output and are not part of it
     stop_ids: tuple[int, ...] | None = None  # None: the model's own
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives reported for each token
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)  # and for the prompt's; None: neither
@@ -70,6 +81,8 @@ class SamplingRows:
     frequency_penalty: Float[Array, " B"]
     bias_ids: Int[Array, "B 300"]  # `NO_TOKEN`: none
     biases: Float[Array, "B 300"]
+    forbidden: Int[Array, "B 64 16"]  # sequences, behind `ANY`; the last id is `NO_TOKEN`: none
+    forbidden_until: Int[Array, "B 64"]  # the first position that the last token of each may have
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
     allowed: Int[Array, "B words"]  # a bit for each token, the lowest first; `ALL` in each word: no grammar
 
@@ -77,14 +90,24 @@ class SamplingRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class History:
-    """Which tokens each row has, for penalties."""
+    """Which tokens each row has: for penalties, and the newest ones for what must not come next."""
 
     asked: Bool[Array, "B V"]  # in its prompt
     made: Int[Array, "B V"]  # how often its output has each
+    recent: Int[Array, "B 15"]  # the newest of both, the last one last; `ANY` before the first
+
+    @classmethod
+    def empty(cls, num_rows: int, vocab_size: int) -> "History":
+        """Of rows that have no token."""
+        shape = (num_rows, vocab_size)
+        recent = jnp.full((num_rows, MAX_FORBIDDEN_LENGTH - 1), ANY, jnp.int32)
+        return cls(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), recent)
 
     def with_token(self, token: Int[Array, " B"], is_active: Bool[Array, " B"]) -> "History":
-        """With one more token of the output of some rows."""
-        return replace(self, made=self.made.at[jnp.arange(token.size), token].add(is_active))
+        """With one more token of the output in each active row."""
+        made = self.made.at[jnp.arange(token.size), token].add(is_active)
+        recent = jnp.concatenate([self.recent[:, 1:], token[:, None]], axis=1)
+        return replace(self, made=made, recent=jnp.where(is_active[:, None], recent, self.recent))
 
 
 @jax.tree_util.register_dataclass
@@ -114,14 +137,18 @@ def sample(
 ) -> Sampled:
     """A token for each row. `positions` are those of the new tokens; with the seed they make the key.
 
-    Biases come first, then penalties, then what a grammar allows, then the filters. `top_ids` and `top_logprobs` are
-    zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its tokenizer) are never sampled.
+    Biases come first, then penalties, then what a grammar allows and nothing forbids, then the filters. `top_ids` and
+    `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its tokenizer) are
+    never sampled.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
     logits, logprobs = only_ids(logits, num_ids), only_ids(jax.nn.log_softmax(logits), num_ids)
     logits = _penalised(_biased(logits, rows), rows, history)
     is_constrained = (rows.allowed != ALL).any()
     logits = seldom(is_constrained.astype(jnp.int32), partial(_only_allowed, rows.allowed), logits)
+    is_forbidding = (rows.forbidden[:, :, -1] != NO_TOKEN).any()
+    forbidding = partial(without_forbidden, rows.forbidden, rows.forbidden_until, history.recent, positions)
+    logits = seldom(is_forbidding.astype(jnp.int32), forbidding, logits)
     likeliest = _argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)

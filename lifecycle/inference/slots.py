@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.decoding import DecodeRows
+from lifecycle.inference.forbidden import NO_TOKEN, forbidden_rows, newest
 from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, PromptRows
-from lifecycle.inference.sampling import MAX_BIASES, NO_TOKEN, SamplingParams, SamplingRows
+from lifecycle.inference.sampling import MAX_BIASES, SamplingParams, SamplingRows
 from lifecycle.inference.scheduler import Chunk
 
 
@@ -51,12 +53,14 @@ class SlotTable:
         self.presence_penalty, self.frequency_penalty = np.zeros((2, num_slots), np.float32)
         self.bias_ids = np.full((num_slots, MAX_BIASES), NO_TOKEN, np.int32)
         self.biases = np.zeros((num_slots, MAX_BIASES), np.float32)
+        words, until = forbidden_rows([])
+        self.forbidden, self.forbidden_until = np.tile(words, (num_slots, 1, 1)), np.tile(until, (num_slots, 1))
         self.seed = np.zeros((num_slots, 2), np.uint32)
         self.allowed = no_masks(num_slots, vocab_size)
         self.wants_top, self.wants_prompt = np.zeros((2, num_slots), bool)
 
-    def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> None:
-        """Assigns a slot to a request; it does not decode before `advance`."""
+    def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int], prompt_len: int = 0) -> None:
+        """Assigns a slot to a request with a prompt of `prompt_len` tokens; it does not decode before `advance`."""
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
@@ -68,6 +72,8 @@ class SlotTable:
         self.bias_ids[slot], self.biases[slot] = NO_TOKEN, 0.0
         for place, (token, bias) in enumerate(params.logit_bias):
             self.bias_ids[slot, place], self.biases[slot, place] = token, bias
+        held = forbidden_rows(forbidden(params, stop_ids, prompt_len))
+        self.forbidden[slot], self.forbidden_until[slot] = held
         self.seed[slot] = seed_words(seed)
         self.allowed[slot] = ALL
         self.wants_top[slot] = params.top_logprobs > 0
@@ -97,6 +103,7 @@ class SlotTable:
         is_first, before = np.zeros(self.num_groups, bool), np.zeros((self.num_groups, self._vocab_size), bool)
         tokens = np.zeros((self.num_groups, chunks[0].padded), np.int32)
         following = np.full_like(tokens, -1)
+        recent = np.tile(newest([]), (self.num_groups, 1))
         for chunk, prompt in zip(chunks, prompts, strict=True):
             group = self.group(chunk.slot)
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
@@ -104,6 +111,7 @@ class SlotTable:
             tokens[group, : chunk.size] = prompt[chunk.start : end]
             if self.context.size:
                 self.context[chunk.slot, :end] = prompt[:end]
+            recent[group] = newest(prompt[max(0, end - recent.shape[1]) : end])
             is_first[group] = chunk.is_first
             if chunk.is_first and self.repetition_penalty[chunk.slot] != 1:
                 before[group, prompt[: chunk.start]] = True
@@ -115,6 +123,7 @@ class SlotTable:
             pages=self._pages(slots),
             is_first=_argument(is_first),
             before=_argument(before),
+            recent=_argument(recent),
             tokens=_argument(tokens),
             start=_argument(starts),
             following=_argument(following),

@@ -32,7 +32,7 @@ class SlotState:
     def logical_axes(self) -> "SlotState":
         """A tree like the state whose leaves are tuples of logical axis names."""
         rows: Any = ("batch", None)
-        return SlotState(self.cache.logical_axes(), History(rows, rows))
+        return SlotState(self.cache.logical_axes(), History(rows, rows, rows))
 
 
 def has_layers_apart() -> bool:
@@ -73,8 +73,7 @@ def init_slots(
     """Empty slots for contexts of `length`."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
     cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size)
-    shape = (num_slots, config.vocab_size)
-    return SlotState(cache, History(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)))
+    return SlotState(cache, History.empty(num_slots, config.vocab_size))
 
 
 def empty_slots(config: ModelConfig, plan: PagePlan, num_slots: int, length: int, mesh: Mesh) -> SlotState:

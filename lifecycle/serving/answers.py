@@ -65,9 +65,10 @@ class AnswerForm(ABC):
     def __post_init__(self) -> None:
         self.id = self.prefix + secrets.token_hex(12)
 
-    def complete(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices = [self.choice(i, Event(c.text, c.tokens, c.finish_reason)) for i, c in enumerate(completions)]
+    def complete(self, completions: Sequence[Completion], kept: Sequence[int]) -> dict[str, Any]:
+        """The answer in one piece, with those of these numbers."""
+        events = [(i, Event(c.text, c.tokens, c.finish_reason)) for i in kept for c in [completions[i]]]
+        choices = [{**self.choice(i, event), "index": place} for place, (i, event) in enumerate(events)]
         return {**self._head(self.kind), "choices": choices, "usage": self.usage.plain()}
 
     @abstractmethod

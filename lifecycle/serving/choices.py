@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lifecycle.inference.engine import Engine
+from lifecycle.inference.forbidden import ForbiddenError
 from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
 from lifecycle.inference.grammar import GrammarError
 from lifecycle.inference.runner import ContextLengthError
@@ -53,7 +54,7 @@ class Choices:
                         waiting[asyncio.ensure_future(anext(streams[index]))] = index
                     yield index, event
         except EngineError as error:
-            if isinstance(error.__cause__, GrammarError):  # the request asks for more than the limits allow
+            if isinstance(error.__cause__, GrammarError | ForbiddenError):  # more than is possible, or the limits allow
                 raise RequestError(400, str(error.__cause__), code="invalid_value") from error
             raise RequestError(500, str(error), code="engine_error") from error
         finally:
@@ -66,7 +67,9 @@ def require_capacity(engine: Engine, number: int) -> None:
     """Raises `RequestError` for more choices than the engine can ever hold, and if it has no room for any now: before
     their texts are tokenized."""
     if number > engine.max_requests:
-        message = f"prompts times n is {number}, but this server holds at most {engine.max_requests} at once"
+        message = (
+            f"prompts times n (or best_of) is {number}, but this server holds at most {engine.max_requests} at once"
+        )
         raise RequestError(400, message, "n", "invalid_value")
     if (held := engine.stats.active + engine.stats.waiting) >= engine.max_requests:
         raise busy(f"it holds {held} requests, which is the limit; retry later")
@@ -98,6 +101,8 @@ def rejections() -> Iterator[None]:
         yield
     except ContextLengthError as error:
         raise RequestError(400, str(error), code="context_length_exceeded") from None
+    except ForbiddenError as error:
+        raise RequestError(400, str(error), error.setting, "invalid_value") from None
     except QueueFullError as error:
         raise busy(str(error)) from None
     except (ClosedError, EngineError) as error:
@@ -107,3 +112,13 @@ def rejections() -> Iterator[None]:
 def completions(events: Sequence[tuple[int, Event]], count: int) -> list[Completion]:
     """Joins the events of each of `count` choices."""
     return [collect([event for index, event in events if index == i]) for i in range(count)]
+
+
+def best(every: Sequence[Completion], made: int, wanted: int) -> list[int]:
+    """The numbers of the `wanted` best of each `made` completions in turn, the best first: those with the highest
+    log-probability per token, as in OpenAI's API. Of equal ones the first counts; all stay in their order."""
+    if made == wanted:
+        return [*range(len(every))]
+    scores = [sum(token.logprob for token in one.tokens) / len(one.tokens) for one in every]
+    starts = range(0, len(every), made)
+    return [i for start in starts for i in sorted(range(start, start + made), key=lambda i: -scores[i])[:wanted]]

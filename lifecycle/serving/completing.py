@@ -32,7 +32,7 @@ class Completing:
         async def work(ask: CompletionRequest, recorder: Recorder) -> Response:
             served = self._desk.serve(ask, recorder)
             model = served.engine.model
-            require_capacity(served.engine, len(ask.prompts) * (ask.n or 1))
+            require_capacity(served.engine, len(ask.prompts) * ask.num_made)
             prompts = await self._desk.in_thread(text_prompts, ask.prompts, model, served.engine.max_seq_len)
             recorder.record.prompt = await self._desk.in_thread(_prompt_text, ask, model.tokenizer)
             changes = await self._desk.in_thread(structured_changes, ask.structured_outputs, served.engine)
@@ -46,7 +46,7 @@ class Completing:
 
         async def work(ask: ChatRequest, recorder: Recorder) -> Response:
             served = self._desk.serve(ask, recorder)
-            require_capacity(served.engine, ask.n or 1)
+            require_capacity(served.engine, ask.num_made)
             chat = await self._desk.in_thread(prepare_chat, ask, served.engine)
             recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
             settings, id_length = _form(ask, served, bool(ask.logprobs)), chat.abilities.call_id_length
@@ -66,7 +66,7 @@ class Completing:
         changes: Mapping[str, Any],
     ) -> Response:
         """Submits the choices, with these changes of their sampling settings, and answers in the form."""
-        model, count = served.engine.model, ask.n or 1
+        model, count = served.engine.model, ask.num_made
         require_ids([int(token) for token in ask.logit_bias or ()], model, "logit_bias")
         each = [ask.sampling(model.defaults, i).model_copy(update=changes) for i in range(count)]
         work = [(prompt, params) for prompt in prompts for params in each]
@@ -78,7 +78,7 @@ class Completing:
         recorder.begin(form.id, choices.generations, form.usage.prompt_tokens)
         if ask.stream:
             return EventStream(chunks(choices, form, recorder), choices, recorder)
-        return await complete_answer(request, choices, form, recorder)
+        return await complete_answer(request, choices, form, recorder, count, ask.n or 1)
 
 
 def _prompt_text(ask: CompletionRequest, tokenizer: Tokenizer) -> str:

@@ -16,18 +16,22 @@ from starlette.types import Receive, Scope, Send
 
 from lifecycle.inference.generation import Completion, Event
 from lifecycle.serving.answers import AnswerForm
-from lifecycle.serving.choices import Choices, completions
+from lifecycle.serving.choices import Choices, best, completions
 from lifecycle.serving.errors import CLIENT_GONE, RequestError
 from lifecycle.serving.record import Recorder
 
 STALLED_S = 10.0  # how much longer than its time a stream may take whose client does not read it
 
 
-async def complete_answer(request: Request, choices: Choices, form: AnswerForm, recorder: Recorder) -> Response:
-    """The answer in one piece; stops when the client disconnects."""
+async def complete_answer(
+    request: Request, choices: Choices, form: AnswerForm, recorder: Recorder, made: int, wanted: int
+) -> Response:
+    """The answer in one piece, with the best `wanted` of each `made` choices; stops when the client disconnects."""
     completed = await collected(request, choices, recorder)
     form.usage.completion_tokens = recorder.record.completion_tokens
-    body = form.complete(completed)
+    kept = best(completed, made, wanted)
+    recorder.show(completed[kept[0]])
+    body = form.complete(completed, kept)
     recorder.finish(200)
     return JSONResponse(body)
 

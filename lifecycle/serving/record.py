@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lifecycle.inference.generation import Event, Generation
+from lifecycle.inference.generation import Completion, Event, Generation
 from lifecycle.serving.keys import OPEN, Account
 
 
@@ -68,6 +68,10 @@ class Recorder:
         if index == 0:
             record.completion += event.text
             record.finish_reason = event.finish_reason
+
+    def show(self, completion: Completion) -> None:
+        """The answer's first choice is this one."""
+        self.record.completion, self.record.finish_reason = completion.text, completion.finish_reason
 
     def finish(self, status: int) -> None:
         """Passes the record on with its status and latency; no effect after the first call."""

@@ -33,5 +33,7 @@ def test_what_cannot_be_done_is_said_at_once(options: dict[str, Any], message: s
 def test_options_replace_the_models_own_settings_and_no_others() -> None:
     own = SamplingParams(temperature=0.7, top_k=9, stop=("x",), stop_ids=(3,))
     assert Sampling(temperature=0.0, top_k=0).over(own) == own.model_copy(update={"temperature": 0.0, "top_k": 0})
+    changed = Sampling(bad_words=("y",), min_tokens=2, ignore_eos=True).over(own)
+    assert changed == own.model_copy(update={"bad_words": ("y",), "min_tokens": 2, "stop_ids": ()})
     with pytest.raises(ConfigError, match="presence_penalty"):
         Sampling(presence_penalty=3.0).over(own)

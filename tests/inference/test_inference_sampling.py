@@ -1,5 +1,6 @@
 """Sampling against a slow NumPy reference, by distribution, and its independence of the batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ FILTER = jax.jit(filter_logits)
 SAMPLE = jax.jit(lambda logits, rows, positions, want_top: sample(logits, rows, positions, want_top, none(logits)))
 
 
-def none(logits: Array) -> History:
+def none(logits: Array | np.ndarray) -> History:
     """No token has been seen."""
-    return History(jnp.zeros(logits.shape, bool), jnp.zeros(logits.shape, jnp.int32))
+    return History.empty(*logits.shape)
 
 
 def rows(params: list[SamplingParams]) -> SamplingRows:
@@ -148,7 +149,7 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_what_was
     logits = np.array([[3.0, 2.9, -1.0, -1.1], [3.0, 2.9, -1.0, -1.1], [-9.0, -9.0, -1.0, -1.1]], np.float32)
     seen = np.array([[True, False, True, False]] * 3)
     params = [SamplingParams(temperature=0.0, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2)]
-    history = History(jnp.asarray(seen), jnp.zeros(seen.shape, jnp.int32))
+    history = replace(none(logits), asked=jnp.asarray(seen))
     found = jax.jit(sample)(logits, rows(params), jnp.array([1, 1, 1]), jnp.array(False), history)
     np.testing.assert_array_equal(found.token, [1, 0, 3])  # 3 / 1.5 = 2 is below 2.9, -1 x 1.2 below -1.1
     np.testing.assert_allclose(found.logprob, np.asarray(jax.nn.log_softmax(logits))[[0, 1, 2], found.token], rtol=1e-6)
@@ -165,7 +166,7 @@ def test_what_was_made_is_penalised_once_and_for_each_time_after_biases() -> Non
         SamplingParams(temperature=0.0, logit_bias=((3, 4.5), (0, -100.0))),
         SamplingParams(temperature=0.0, logit_bias=((0, 3.0),), repetition_penalty=2.0, presence_penalty=0.5),
     ]
-    history = History(jnp.asarray(made > 0), jnp.asarray(made))
+    history = replace(none(logits), asked=jnp.asarray(made > 0), made=jnp.asarray(made))
     found = jax.jit(sample)(logits, rows(params), jnp.arange(5), jnp.array(False), history)
     # 3 - 1.5 < 2; 3 - 2.3 and 2 - 1.4 < 1; unseen: 3; -1 + 4.5 > 2; (3 + 3) / 2 - 0.5 > 2
     np.testing.assert_array_equal(found.token, [1, 2, 0, 3, 0])
@@ -199,6 +200,12 @@ def test_the_likeliest_token_always_survives(top_p: float) -> None:
         {"logit_bias": ((-1, 0.0),)},
         {"logit_bias": ((1, 101.0),)},
         {"logit_bias": tuple((n, 1.0) for n in range(301))},
+        {"bad_words": ("",)},
+        {"bad_words": ("a",) * 65},
+        {"bad_words_ids": ((),)},
+        {"bad_words_ids": ((1, -1),)},
+        {"bad_words_ids": (tuple(range(17)),)},
+        {"min_tokens": -1},
         {"x": 1},
     ],
 )

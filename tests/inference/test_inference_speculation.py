@@ -20,13 +20,20 @@ SLOTS, DRAFTS, LENGTH = 2, 3, 48
 LOOP = [7, 8, 9, 10] * 30  # 120 tokens, and as many make it cross a page
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, stop_ids=())
 SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_k": 3, "seed": 11, "top_logprobs": 2})
-PENALISED = SAMPLED.model_copy(update={"repetition_penalty": 1.2, "frequency_penalty": 0.3, "logit_bias": ((9, 2.0),)})
+PENALISED = SAMPLED.model_copy(
+    update={
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "logit_bias": ((9, 2.0),),
+        "bad_words_ids": ((9, 9), (8, 9), (10, 7, 8)),
+    }
+)
 REQUESTS = [
     (LOOP, GREEDY),
     ([66] * 120, SAMPLED),
     (list(range(40, 57)) * 2, GREEDY.model_copy(update={"max_tokens": 7})),
     (LOOP, PENALISED),
-    ([5, 6] * 90, GREEDY.model_copy(update={"stop_ids": (1, 2, 3, 4, 5)})),
+    ([5, 6] * 90, GREEDY.model_copy(update={"stop_ids": (1, 2, 3, 4, 5), "min_tokens": 9})),
 ]
 
 

@@ -306,7 +306,7 @@ def test_a_stream_is_the_whole_message_however_it_is_cut(pieces: list[str], data
     events = [Event(text[a:b], ()) for a, b in pairwise(cuts)] + [Event("", (), reason)]
     stream = form()
     streamed = accumulated(chunk for event in events if (chunk := stream.chunk(0, event)) is not None)
-    choice = form().complete([Completion(text, (), reason)])["choices"][0]
+    choice = form().complete([Completion(text, (), reason)], [0])["choices"][0]
     message = choice["message"]
     calls = [call["function"] for call in message.get("tool_calls", ())]
     whole = {"content": message["content"] or "", "reasoning_content": message.get("reasoning_content", "")}
