@@ -205,12 +205,14 @@ class Runner:
         self._constrain([slot])
 
     def _constrain(self, slots: Iterable[int]) -> bool:
-        """Writes what may come next into the rows of those slots that have a grammar; whether there are any."""
+        """Writes what may come next into the rows of those slots that have a grammar; whether there are any. They make
+        one token of a dispatch: what may come next is known once the newest token is."""
         held = {slot: own for slot in slots if (own := self._constraints[slot]) is not None}
         self._grammars.fill(held, self._table.allowed)
         for slot, constraint in held.items():
             with self._contained(slot):
                 constraint.check()
+                self._table.remaining[slot] = min(self._table.remaining[slot], 1)
         return bool(held)
 
     @contextmanager
@@ -268,9 +270,8 @@ class Runner:
         embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group], is_whole)
 
     def _decode(self) -> None:
-        num_steps = self._witness.agreed(self._scheduler.decode_steps())
-        if self._constrain(self._scheduler.decoding):
-            num_steps = min(num_steps, 1)  # what may come next is known once the newest token is
+        is_constrained = self._constrain(self._scheduler.decoding)
+        num_steps = self._witness.agreed(self._scheduler.decode_steps(is_constrained))
         self._make_room(num_steps * self._tokens_per_step)
         decoding = self._scheduler.decoding
         if not decoding:

@@ -19,6 +19,7 @@ from lifecycle.inference.generation import Assembler, EngineError, Token
 from lifecycle.inference.grammar import MAX_GRAMMAR, Constraint, GrammarError, Grammars, no_masks
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.scheduler import Scheduler
 from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
 
 SLOTS = 2  # as in the other tests of the engine
@@ -125,13 +126,20 @@ def test_what_cannot_go_on_ends_at_once_and_what_can_ends_by_a_stop_id(model: Mo
     assert (named.text, named.finish_reason) == ("a", "stop")  # although the request has no stop ids of its own
 
 
-def test_the_rest_of_the_batch_is_as_without_a_grammar_in_it(model: Model) -> None:
+def test_the_rest_of_the_batch_is_as_without_a_grammar_in_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes several steps of a dispatch, in which a row with a grammar makes one."""
+    monkeypatch.setattr(Scheduler, "decode_steps", lambda self, _=False: 5 if self.decoding else 0)
     free = ask(None, max_tokens=40)
     alone = generate(model, [[65, 66]], free, SLOTS)[0]
     together = generate(model, [[67], [65, 66], [68]], [ask(JSON), free, ask(REGEX)], SLOTS)
     assert together[1] == alone
     assert together[0] == generate(model, [[67]], ask(JSON), SLOTS)[0]
     assert generate(model, [[65, 66]], free, SLOTS)[0] == alone  # in a slot that had a grammar
+    made: list[dict[str, int]] = []
+    with Engine(model, SLOTS, on_dispatch=lambda _, tokens: made.append(dict(tokens))) as engine:
+        held, other = engine.submit([67], ask("start: /[a-z]{30}/")), engine.submit([65, 66], free)
+        assert other.wait() == alone and len(held.wait().tokens) == 30
+    assert {held.id: 1, other.id: 5} in made and all(tokens.get(held.id, 1) == 1 for tokens in made)
 
 
 def test_log_probabilities_are_those_of_the_model(model: Model) -> None:
