@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.greedy import greedy_loglikelihoods
 from lifecycle.evals.subject import Pair
+from lifecycle.inference.beam_search import beam_search
+from lifecycle.inference.beams import BeamConfig
 from lifecycle.inference.bundle import load_bundle, load_params
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
@@ -49,13 +51,17 @@ class EvaluatedModel:
             self.model.config, self.model.params, pairs, self.mesh, self.model.tokenizer.vocab_size
         )
 
-    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
-        """Greedy continuations, without the stop string or the end of the turn.
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str], beams: BeamConfig | None = None
+    ) -> list[str]:
+        """Greedy continuations, or the best that a beam search finds, without the stop string or the end of the turn.
 
-        Raises `ConfigError` if the mesh's devices cannot decode the model.
+        Raises `ConfigError` if the mesh's devices cannot decode the model, and for too many beams.
         """
         greedy = SamplingParams(temperature=0, max_tokens=max_tokens, stop=tuple(stop))
         mesh = inference_mesh(self.mesh)
+        if beams is not None:
+            return [found[0].text for found in beam_search(self.model, prompts, beams, max_tokens, stop, mesh=mesh)]
         return [completion.text for completion in generate(self.model, prompts, greedy, mesh=mesh)]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from lifecycle.inference.beams import BeamConfig
+
 type Pair = tuple[list[int], list[int]]  # context ids, continuation ids; at least one of each
 
 
@@ -54,6 +56,9 @@ class Subject(Protocol):
         """The same, and whether each of the continuation's ids is the likeliest one after those before it."""
         ...
 
-    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> Sequence[str]:
-        """Greedy continuations, without the stop string or the end of the turn."""
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str], beams: BeamConfig | None
+    ) -> Sequence[str]:
+        """Greedy continuations, or the best that a beam search finds, without the stop string or the end of the
+        turn."""
         ...

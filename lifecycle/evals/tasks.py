@@ -23,7 +23,7 @@ type Mapped = StrictInt | str | tuple[str, ...]  # a template or a list of them;
 
 WHICH_ROWS = {"name", "rows", "limit", "head", "max_unusable", "shots_from"}  # part of no row's score
 # Left out of a definition while they have their default, so that results made before these settings stay comparable.
-ADDED = ("map", "shots", "shot_separator", "delimiter")
+ADDED = ("map", "shots", "shot_separator", "delimiter", "beams")
 
 
 @dataclass(frozen=True)

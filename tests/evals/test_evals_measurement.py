@@ -24,6 +24,7 @@ from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.evals.texts import TextScore
+from lifecycle.inference.beams import BeamConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -66,7 +67,9 @@ class Subject:
     def greedy_loglikelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         return greedy_loglikelihoods(MODEL, self.params, pairs, MESH, NUM_IDS)
 
-    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str], beams: BeamConfig | None
+    ) -> list[str]:
         raise AssertionError("no task here generates")
 
 

@@ -23,6 +23,7 @@ from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.evals.trigram import Trigram, bits_per_byte, fit_trigram
+from lifecycle.inference.beams import BeamConfig
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 
@@ -73,7 +74,9 @@ class TrigramModel:
         p = self.model.probabilities(stream[:-2], stream[1:-1], stream[2:])
         return float(np.log(p).sum())
 
-    def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str]) -> list[str]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str], beams: BeamConfig | None
+    ) -> list[str]:
         return [self._generate([0, *prompt], max_tokens, stop) for prompt in prompts]
 
     def _generate(self, ids: list[int], max_tokens: int, stop: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lifecycle.core.config import ConfigError
+from lifecycle.inference.beam_search import beam_search
+from lifecycle.inference.beams import BeamConfig
 from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
@@ -33,7 +35,8 @@ from tests.multidevice.meshes import MODELS
 
 CLOSE = 1e-5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)
-SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=())
+WORDS = tuple((token, other) for token in range(0, 256, 16) for other in (token + 3, token + 40))
+SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=(), bad_words_ids=WORDS)
 # More requests than slots, windows left behind while decoding, both kinds of sampling in one batch; a page is full in
 # the middle of an answer, and a prompt has two pages.
 REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 124, 200)]
@@ -112,6 +115,18 @@ def test_all_experts_of_few_rows_generate_what_sorted_rows_do(name: str, monkeyp
     monkeypatch.setattr("lifecycle.model.moe.is_few", lambda num_rows: True)
     mesh = build_mesh(MeshConfig(expert=4, tensor=2))
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+
+
+@pytest.mark.slow
+def test_a_mesh_searches_with_beams_as_one_device_does() -> None:
+    """Layers with windows; prompts that end in the middle and at the end of a page, more of them than groups."""
+    model, config = model_of("dense"), BeamConfig(num_beams=2)
+    prompts = [[i % 250 for i in range(size)] for size in (3, 124, 128, 200, 7)]
+    alone = beam_search(model, prompts, config, 8)
+    found = beam_search(model, prompts, config, 8, mesh=build_mesh(MeshConfig(fsdp=4, tensor=2)))
+    for one, other in zip(found, alone, strict=True):
+        assert [own.tokens for own in one] == [own.tokens for own in other]
+        np.testing.assert_allclose([own.score for own in one], [own.score for own in other], atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

@@ -1,5 +1,5 @@
-"""Kind `generate`: whether greedy output passes a check against the row's answers. A row has `prompt` and `answer`:
-one text, or a list of accepted texts."""
+"""Kind `generate`: whether greedy output, or the best of a beam search, passes a check against the row's answers. A row
+has `prompt` and `answer`: one text, or a list of accepted texts."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import TaskRow, is_text
+from lifecycle.inference.beams import BeamConfig
 
 # A minus belongs to a number unless it stands between two operands; commas only where they separate thousands.
 NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
@@ -55,6 +56,7 @@ class GenerationTask(PromptTaskConfig):
     check: CheckName = "exact"
     max_tokens: Annotated[int, Field(ge=1)] = 64
     stop: tuple[str, ...] = ()
+    beams: Annotated[BeamConfig | None, Field(description="the best output of a beam search; none: greedy")] = None
 
     @model_validator(mode="after")
     def _answers_are_shown(self) -> Self:
@@ -87,7 +89,7 @@ class GenerationTask(PromptTaskConfig):
         progress.start(f"evaluate {self.name}", len(fitting))
         for begin in range(0, len(fitting), CHUNK):
             chunk = [prompts[row.id] for row in fitting[begin : begin + CHUNK]]
-            outputs += subject.generate(chunk, self.max_tokens, self.stop)
+            outputs += subject.generate(chunk, self.max_tokens, self.stop, self.beams)
             progress.update(len(outputs))
         examples = [self._example(row, output) for row, output in zip(fitting, outputs, strict=True)]
         return summarise(self.name, self.kind, self.check, self.definition, examples, skipped=skipped)
