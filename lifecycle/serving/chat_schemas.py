@@ -15,6 +15,7 @@ from lifecycle.serving.schemas import Body, Count, GenerationRequest
 
 MAX_TOOLS = 128  # as in OpenAI's API
 
+type Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 type Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]  # of a function or a schema, as OpenAI has them
 
 
@@ -205,7 +206,7 @@ class ChatRequest(_Conversation, GenerationRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None  # None: auto
     parallel_tool_calls: bool | None = None  # False: at most one call
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatRequest":

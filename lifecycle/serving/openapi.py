@@ -3,7 +3,7 @@
 OpenAPI 3.1's schemas are JSON Schema 2020-12, which pydantic writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -45,16 +45,19 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     answered = [ErrorAnswer, *(endpoint.answers for endpoint in endpoints)]
     kinds = [*((kind, "validation") for kind in asked), *((kind, "serialization") for kind in answered)]
     names, schemas = models_json_schema(kinds, ref_template=REFERENCES + "{model}")
-    for kind in asked:
-        _name_unsupported(schemas["$defs"][_name(names[kind, "validation"])], kind)
+    for kind in _bodies(Body):
+        if kind.__name__ in schemas["$defs"]:
+            _name_unsupported(schemas["$defs"][kind.__name__], kind)
     paths = {endpoint.path.replace(":path", ""): _path(endpoint, names) for endpoint in endpoints}
     about = {"title": "lifecycle", "version": VERSION, "description": "OpenAI's API, with additions of vLLM's."}
     components = {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
     return {"openapi": "3.1.0", "info": about, "security": [{"key": []}, {}], "paths": paths, "components": components}
 
 
-def _name(reference: dict[str, Any]) -> str:
-    return reference["$ref"].removeprefix(REFERENCES)
+def _bodies(kind: type[Body]) -> Iterator[type[Body]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _bodies(below)
 
 
 def _name_unsupported(schema: dict[str, Any], kind: type[Body]) -> None:

@@ -1,11 +1,31 @@
-"""Bodies and answers of OpenAI's `POST /v1/responses`, as far as it is a chat whose turns the client keeps."""
+"""Bodies of OpenAI's `POST /v1/responses`, as far as it is a chat whose turns the client keeps: with function tools,
+thoughts (`reasoning` items) and the form of the answer.
 
-from collections.abc import Mapping
+What must hold: every item of an answer may be sent back as it came, and then says what it said.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from lifecycle.serving.chat_schemas import ChatRequest, Message
+from lifecycle.serving.chat_schemas import (
+    MAX_TOOLS,
+    CalledFunction,
+    ChatRequest,
+    Effort,
+    Function,
+    Message,
+    Name,
+    NamedFunction,
+    NamedTool,
+    PlainFormat,
+    Schema,
+    SchemaFormat,
+    Tool,
+    ToolCall,
+)
+from lifecycle.serving.errors import RequestError
 from lifecycle.serving.parsing import Body
 from lifecycle.serving.schemas import Count, Label
 
@@ -17,22 +37,26 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "metadata": ({},),
     "moderation": (),
-    "parallel_tool_calls": (),
     "previous_response_id": (),  # nothing is stored
     "prompt": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning": ({},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "stream_options": ({}, {"include_obfuscation": False}),
-    "text": ({}, {"format": {"type": "text"}}),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+FIELDS = {  # of a chat, by the names that they have here
+    "messages": "input",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+ORDER = ("reasoning_content", "content", "tool_calls")  # of what a model makes in one turn
+
+type Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputText(Body):
@@ -58,14 +82,126 @@ class InputMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[InputText | OutputText]
     id: str | None = None  # of an answer's message, as its status
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    status: Status | None = None
+
+
+class ReasoningText(Body):
+    """A part of a model's thoughts."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputReasoning(Body):
+    """The thoughts before an answer or a call, as they came; a chat template decides what becomes of them."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"encrypted_content": ()}
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: Annotated[list[Any], Field(max_length=0)] | None = None
+    content: list[ReasoningText] | None = None
+    status: Status | None = None
+
+
+class InputCall(Body):
+    """A call that an earlier answer made, as it came."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: Name
+    arguments: str  # JSON
+    id: str | None = None
+    status: Status | None = None
+
+
+class CallOutput(Body):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: Status | None = None
+
+
+def _item_kind(item: Any) -> str:
+    return str(item.get("type", "message") if isinstance(item, Mapping) else item.type)
+
+
+type Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[InputReasoning, Tag("reasoning")]
+    | Annotated[InputCall, Tag("function_call")]
+    | Annotated[CallOutput, Tag("function_call_output")],
+    Discriminator(
+        _item_kind,
+        custom_error_type="item_type",
+        custom_error_message="an item is of the type message, reasoning, function_call or function_call_output",
+    ),
+]
+
+
+class FunctionTool(Body):
+    """A function that the model may call; `strict`: arguments that do not fit the schema are impossible."""
+
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_types(cls, tool: Any) -> Any:
+        kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
+        if kind != "function":
+            message = f"tools: the type {kind} is not supported by this server, only function is"
+            raise RequestError(400, message, "tools", "unsupported_parameter")
+        return tool
 
     @property
-    def plain(self) -> Message:
-        """The turn as a chat has it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message(role=self.role, content=text)
+    def plain(self) -> Tool:
+        """The tool as a chat has it."""
+        about = self.model_dump(exclude={"type"})
+        return Tool(type="function", function=Function(**about))
+
+
+class FunctionChoice(Body):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class NamedSchema(Schema):
+    """An answer in JSON of a schema."""
+
+    type: Literal["json_schema"]
+
+    @property
+    def plain(self) -> SchemaFormat:
+        """The form as a chat has it."""
+        schema = Schema.model_validate(self.model_dump(by_alias=True, exclude={"type"}))
+        return SchemaFormat(type="json_schema", json_schema=schema)
+
+
+class TextConfig(Body):
+    """The form of the answer's text."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+    format: Annotated[PlainFormat | NamedSchema, Field(discriminator="type")] | None = None
+
+
+class Reasoning(Body):
+    """How much the model thinks; `effort` is a chat's `reasoning_effort`. Thoughts come whole, without a summary."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "context": ("auto",),
+        "generate_summary": (),
+        "mode": ("standard",),
+        "summary": (),
+    }
+    effort: Effort | None = None
 
 
 class ResponseRequest(Body):
@@ -73,26 +209,39 @@ class ResponseRequest(Body):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
     model: str
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None  # a system message before the input
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None  # False: at most one call
+    reasoning: Reasoning | None = None
     stream: bool | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
 
     @property
     def chat(self) -> ChatRequest:
-        """The same as a chat."""
+        """The same as a chat. Raises `RequestError` for what no chat can be."""
         turns = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         before = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
+        form, choice = self.text and self.text.format, self.tool_choice
+        if isinstance(choice, FunctionChoice):
+            choice = NamedTool(type="function", function=NamedFunction(name=choice.name))
         return ChatRequest(
             model=self.model,
-            messages=[*before, *(turn.plain for turn in turns)],
+            messages=[*before, *messages_of(turns)],
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            response_format=form.plain if isinstance(form, NamedSchema) else form,
+            tools=[tool.plain for tool in self.tools] if self.tools else None,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls if self.tools else None,  # without tools it says nothing
+            reasoning_effort=self.reasoning and self.reasoning.effort,
         )
 
     @property
@@ -101,79 +250,52 @@ class ResponseRequest(Body):
         return self.safety_identifier if self.safety_identifier is not None else self.user
 
 
-type Status = Literal["in_progress", "completed", "incomplete"]
+def messages_of(items: Iterable[Item]) -> list[Message]:
+    """The items as a chat's messages. What a model made in one turn is one: thoughts, a text, calls."""
+    messages: list[Message] = []
+    turn: dict[str, Any] = {}
+    for item in items:
+        own = _of_turn(item)
+        if own is None or not _goes_on(turn, own):
+            messages += _assistant(turn)
+            turn = {}
+        if own is None:
+            messages.append(_given(item))
+        elif "tool_calls" in turn:
+            turn["tool_calls"] += own["tool_calls"]
+        else:
+            turn |= own
+    return [*messages, *_assistant(turn)]
 
 
-class Content(BaseModel):
-    """The text of an answer's message."""
-
-    type: Literal["output_text"] = "output_text"
-    text: str
-    annotations: list[Any] = []
-    logprobs: list[Any] = []
+def _goes_on(turn: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether an item is of the same turn: each kind comes once, in their order, but calls."""
+    begun, new = max(map(ORDER.index, turn), default=-1), max(map(ORDER.index, own))
+    return new > begun or new == begun == ORDER.index("tool_calls")
 
 
-class OutputMessage(BaseModel):
-    """The message of an answer."""
-
-    id: str
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-    status: Status
-    content: list[Content]
-
-
-class IncompleteDetails(BaseModel):
-    """Why an answer is not whole."""
-
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
+def _of_turn(item: Item) -> dict[str, Any] | None:
+    """The fields that an item adds to the assistant's message; None for what others say."""
+    if isinstance(item, InputReasoning):
+        return {"reasoning_content": "".join(part.text for part in item.content or ())}
+    if isinstance(item, InputCall):
+        function = CalledFunction(name=item.name, arguments=item.arguments)
+        return {"tool_calls": [ToolCall(id=item.call_id, function=function)]}
+    if isinstance(item, InputMessage) and item.role == "assistant":
+        return {"content": _text(item.content)}
+    return None
 
 
-class InputDetails(BaseModel):
-    """Of the tokens of a prompt: how many were in a cache."""
-
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
+def _assistant(turn: dict[str, Any]) -> list[Message]:
+    return [Message(role="assistant", **{"content": "", **turn})] if turn else []  # thoughts may have been cut
 
 
-class OutputDetails(BaseModel):
-    """Of the generated tokens: how many were reasoning."""
-
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(BaseModel):
-    """Tokens of one answer; a generated stop token is counted."""
-
-    input_tokens: int
-    input_tokens_details: InputDetails = InputDetails()
-    output_tokens: int
-    output_tokens_details: OutputDetails = OutputDetails()
-    total_tokens: int
+def _given(item: Item) -> Message:
+    if isinstance(item, CallOutput):
+        return Message(role="tool", tool_call_id=item.call_id, content=_text(item.output))
+    assert isinstance(item, InputMessage), "the others are of the assistant"
+    return Message(role=item.role, content=_text(item.content))
 
 
-class ResponseAnswer(BaseModel):
-    """The answer, whole or as far as it is made; with the settings that it is made by."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: int
-    status: Status
-    error: None = None
-    incomplete_details: IncompleteDetails | None = None
-    instructions: str | None
-    max_output_tokens: int | None
-    model: str
-    output: list[OutputMessage]
-    parallel_tool_calls: bool = False
-    previous_response_id: None = None
-    store: Literal[False] = False
-    temperature: float
-    text: dict[str, dict[str, str]] = {"format": {"type": "text"}}
-    tool_choice: Literal["none"] = "none"
-    tools: list[Any] = []
-    top_p: float
-    truncation: Literal["disabled"] = "disabled"
-    usage: ResponseUsage | None = None
-    user: str | None
-    metadata: dict[str, str] = {}
+def _text(content: str | Iterable[InputText | OutputText]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)

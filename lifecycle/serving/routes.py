@@ -15,7 +15,8 @@ from lifecycle.serving.desk import Desk
 from lifecycle.serving.looking_up import LookingUp
 from lifecycle.serving.parsing import Body
 from lifecycle.serving.responding import Responding
-from lifecycle.serving.response_schemas import ResponseAnswer, ResponseRequest
+from lifecycle.serving.response_answers import ResponseAnswer
+from lifecycle.serving.response_schemas import ResponseRequest
 from lifecycle.serving.schemas import CompletionRequest, DetokenizeRequest
 from lifecycle.serving.vector_schemas import (
     EmbeddingAnswer,

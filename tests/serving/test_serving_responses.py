@@ -6,7 +6,8 @@ import openai
 import pytest
 from serving_server import Running
 
-from lifecycle.serving.response_schemas import NEUTRAL, ResponseAnswer
+from lifecycle.serving.response_answers import ResponseAnswer
+from lifecycle.serving.response_schemas import NEUTRAL
 
 ASK: dict[str, Any] = {"model": "production", "temperature": 0, "max_output_tokens": 40}
 TURNS: list[Any] = [
@@ -88,8 +89,8 @@ def test_requests_and_records_are_those_of_a_chat(server: Running) -> None:
         ({"store": True}, "store"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"background": True}, "background"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
-        ({"reasoning": {"effort": "low"}}, "reasoning"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
         ({"truncation": "auto"}, "truncation"),
         ({"max_tokens": 3}, "max_tokens"),
         ({"input": []}, "input"),
