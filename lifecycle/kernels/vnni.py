@@ -136,7 +136,8 @@ def handler() -> Any:
 
     def code(b: Emitter, sizes: Any) -> Any:
         is_half = b.icmp_unsigned("==", b.get(sizes, 2), word(4))  # registers of a group, as many as bits
-        return b.select(is_half, *(b.ptrtoint(strips[bits], WORD) for bits in (4, 8)))
+        of_4, of_8 = (b.ptrtoint(strips[bits], WORD) for bits in (4, 8))
+        return b.select(is_half, of_4, of_8)
 
     add_handler(module, Kind(2, rounded, code))
     return compiled(module)

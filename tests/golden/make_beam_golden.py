@@ -2,6 +2,7 @@
 
 python tests/golden/make_beam_golden.py
 """
+# pyright: reportMissingImports=false
 
 import json
 from pathlib import Path
