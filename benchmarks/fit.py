@@ -9,7 +9,7 @@ takes the compiler 1 to 10 minutes, so all of them three hours when all is new; 
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -133,12 +133,9 @@ class DecodeLine:
         return read_step(folder / f"{self.config}.yaml", [f"model={self.preset}"] if self.preset else []).model
 
 
-def _both(
-    config: str, topology: str, mesh: MeshConfig, num_slots: int = 64, max_seq_len: int = 8192
-) -> tuple[DecodeLine, DecodeLine]:
+def _both(config: str, topology: str, mesh: MeshConfig) -> tuple[DecodeLine, DecodeLine]:
     """Lines of bfloat16 and int8 weights."""
-    plain = DecodeLine(config, topology, mesh, None, num_slots, max_seq_len)
-    return plain, replace(plain, weights="int8")
+    return DecodeLine(config, topology, mesh), DecodeLine(config, topology, mesh, "int8")
 
 
 OVER_EXPERTS = MeshConfig(expert=8, tensor=8)
