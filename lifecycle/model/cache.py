@@ -11,7 +11,7 @@ without being cleared. A token at a position `>= length` is padding and is not s
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,14 @@ def _axes(stack: Stack | list[Stack]) -> Any:
         return [_axes(layer) for layer in stack]
     heads = None if isinstance(stack, Latents) else "kv_heads"
     return jax.tree.map(lambda _: ("layers", "batch", heads, None, None), stack)
+
+
+class Attending(Protocol):
+    """What attention gives new tokens to, and attends in: a layer's view of a KV cache, or a drafter's steps."""
+
+    def attend(self, *new: Any, **options: Any) -> tuple[Array, Any]:
+        """Attention's output, and this with the new tokens."""
+        ...
 
 
 @dataclass(frozen=True)

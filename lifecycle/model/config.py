@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
@@ -99,6 +99,23 @@ class MoeConfig(Section):
         return self
 
 
+class DrafterConfig(Section):
+    """A head that drafts tokens for a frozen model (Li et al. 2025, "EAGLE-3"): `model/drafter.py`."""
+
+    vocab_size: int | None = Field(default=None, gt=0)  # of the drafts; None: the model's
+    d_ff: int | None = Field(default=None, gt=0)  # None: the model's
+    # The layers whose inputs it reads: low, middle, high. None: as published ones have them, the third, the middle one
+    # and the last but two; in a model of less than seven layers the first, the middle one and the last.
+    layers: tuple[int, int, int] | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _ascend(cls, layers: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if layers is not None and not 0 <= layers[0] < layers[1] < layers[2]:
+            raise ValueError(f"{list(layers)}: expected three numbers of layers, each above the one before")
+        return layers
+
+
 class ModelConfig(Section):
     """A decoder: RMSNorm, RoPE, grouped-query or latent attention, gated feed-forward or experts.
 
@@ -147,6 +164,8 @@ class ModelConfig(Section):
     # Modules behind the last layer that predict further tokens (`model/mtp.py`). Training stages with `mtp_weight`
     # train them; decoding does not use them.
     num_mtp_modules: int = Field(default=0, ge=0, le=16)
+    # Set by a training stage with the objective `eagle`, never in a run's file: the other stages are without it.
+    drafter: DrafterConfig | None = None
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -202,8 +221,20 @@ class ModelConfig(Section):
 
     @property
     def trunk(self) -> "ModelConfig":
-        """This model without prediction modules."""
-        return self.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self
+        """This model without prediction modules and drafter."""
+        return self.target.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self.target
+
+    @property
+    def target(self) -> "ModelConfig":
+        """This model without its drafter."""
+        return self if self.drafter is None else self.model_copy(update={"drafter": None})
+
+    @property
+    def drafter_layers(self) -> tuple[int, int, int]:
+        """The layers whose inputs the drafter reads."""
+        assert self.drafter is not None
+        middle, last = self.num_layers // 2, self.num_layers - 1
+        return self.drafter.layers or ((2, middle, last - 2) if self.num_layers >= 7 else (0, middle, last))
 
     @property
     def rope_dim(self) -> int:
@@ -253,6 +284,10 @@ class ModelConfig(Section):
         if self.moe is not None:
             sizes.append(("experts", self.moe.num_experts, "model.moe.num_experts"))
             sizes.append(("mlp", self.moe.d_ff, "model.moe.d_ff"))
+        if self.drafter is not None and self.drafter.vocab_size is not None:
+            sizes.append(("vocab", self.drafter.vocab_size, "draft_vocab"))
+        if self.drafter is not None and self.drafter.d_ff is not None:
+            sizes.append(("mlp", self.drafter.d_ff, "d_ff"))
         if self.mla is not None:
             sizes.append(("embed", self.mla.kv_lora_rank, "model.mla.kv_lora_rank"))
             sizes += [("embed", self.mla.q_lora_rank, "model.mla.q_lora_rank")] if self.mla.q_lora_rank else []

@@ -5,7 +5,7 @@ from lifecycle.model.config import ModelConfig
 
 def num_params(config: ModelConfig) -> int:
     """The number of parameters, tied ones counted once, selection biases not at all (no gradient trains them).
-    Prediction modules are counted."""
+    Prediction modules are counted, and so is a drafter, but for its copy of the head's rows."""
     c = config
     attention = _attention_matrices(c) + _attention_vectors(c)
     norms = (4 if c.norm_position == "sandwich" else 2) * c.d_model
@@ -18,12 +18,26 @@ def num_params(config: ModelConfig) -> int:
     feed_forward = sum(sparse if c.is_moe(layer) else dense for layer in layers)
     tables = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
     modules = c.num_mtp_modules * (_projection(c) + 3 * c.d_model)
-    return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules
+    drafter = 0 if c.drafter is None else _drafter_matrices(c) + 4 * c.d_model
+    return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules + drafter
 
 
 def block_layers(config: ModelConfig) -> list[int]:
     """The layer's number for each block of the model; that of a prediction module is like the last layer's."""
     return [*range(config.num_layers), *[config.num_layers - 1] * config.num_mtp_modules]
+
+
+def drafter_flops_per_token(config: ModelConfig) -> float:
+    """Matmul FLOPs of one step of a model's drafter, without attention's scores."""
+    assert config.drafter is not None
+    return 2 * (_drafter_matrices(config) + config.d_model * (config.drafter.vocab_size or config.vocab_size))
+
+
+def _drafter_matrices(c: ModelConfig) -> int:
+    """Elements of a drafter's matrices (`model/drafter.py`): attention's inputs are twice as wide as its output."""
+    assert c.drafter is not None
+    attention = c.d_model * c.head_dim * (3 * c.num_heads + 4 * c.num_kv_heads)
+    return 3 * c.d_model**2 + attention + 3 * c.d_model * (c.drafter.d_ff or c.d_ff)
 
 
 def _projection(c: ModelConfig) -> int:

@@ -4,7 +4,7 @@ Embedding, layers, final norm. RoPE's angles and the attention mask are computed
 structure are stacked, and `jax.lax.scan` applies a stack.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, Batch, Float, Int
+from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.logits import Head, in_dtype, project, rows_of, soft_capped
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.paged_rows import Rows
@@ -28,14 +28,14 @@ from lifecycle.model.params import (
     block_definition,
     compute_dtype,
     gathered,
-    module_definition,
     parameters,
     trunk_definition,
 )
-from lifecycle.model.pipeline import among_layers, own_rows, run_pipeline, take_row, values
+from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
-from lifecycle.model.stacks import MODULES, MODULES_STACK, LayerGroup, layer_groups
+from lifecycle.model.stacks import DRAFTER, MODULES, LayerGroup, layer_groups
+from lifecycle.model.taken import Taken
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
 
 type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
@@ -78,48 +78,33 @@ def forward_train(
     order of `row_order`. The hidden states' positions are sharded over `norm_seq` too; in a pipeline their rows are
     those of `own_rows`.
     """
-    mask = _causal_mask(tokens.shape, segment_ids)
+    mask = causal_mask(tokens.shape, segment_ids)
     if axis_size("layers") > 1:
         x, stats = _pipelined(config, params, tokens, positions, mask, remat, precision)
         hidden = for_layer(config, x)
     else:
-        angles = _angles(config, positions)
+        angles = angles_of(config, positions)
         x = embed(config, params["embed"], tokens)
         prepare = partial(gathered, config, precision=precision)
-        hidden, stats, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
+        hidden, stats, _, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
     return _final_norm(config, params, hidden), stats
 
 
-def forward_modules(
+def forward_taking(
     config: ModelConfig,
     params: Params,
-    hidden: Float[Array, "b t D"],
-    rows: Sequence[Batch],
-    remat: Remat | None = None,
-    precision: Precision | None = None,
-) -> tuple[list[Float[Array, "b t D"]], Stats]:
-    """Each prediction module's hidden states after its norm, for `logits` or a loss, and their routers' statistics.
-
-    `hidden` is what `forward_train` returned, and `rows` the batch as each module has it (`model/mtp.py:ahead`), in
-    order; on a mesh of this device's rows and positions. `remat` and `precision` as there.
-    """
-    definition, declared = module_definition(config)
-    kind = config.kind(config.num_layers - 1)
-
-    def run(x: Array, embedded: Array, weights: Params, angles: Angles | None, mask: Mask) -> tuple[Any, ...]:
-        used = gathered(config, declared, weights, precision)
-        return nnx.merge(definition, nnx.State(used))(x, embedded, angles, mask)
-
-    module, states, stats = run if remat is None else rematerialised(run, remat), [], []
-    for number, row in enumerate(rows):
-        tokens, positions, segments = (own_rows(row[name]) for name in ("tokens", "positions", "segment_ids"))
-        mask = replace(_causal_mask(tokens.shape, segments), window=config.window if kind == "local" else None)
-        weights = jax.tree.map(lambda stack, number=number: stack[number], params[MODULES][MODULES_STACK])
-        embedded = embed(config, params["embed"], tokens)
-        hidden, normed, of_router = module(hidden, embedded, weights, _angles(config, positions)[kind], mask)
-        states.append(normed)
-        stats.append(of_router)
-    return states, {MODULES: jax.tree.map(lambda *layers: jnp.stack(layers), *stats)} if stats[0] is not None else {}
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    layers: tuple[int, ...],
+) -> tuple[Float[Array, "b t D"], Float[Array, "b t columns"]]:
+    """`forward`, and the inputs of `layers` side by side; without a pipeline."""
+    mask, x = causal_mask(tokens.shape, segment_ids), embed(config, params["embed"], tokens)
+    prepare = partial(gathered, config)
+    hidden, _, _, taken = _layers(
+        config, params["blocks"], x, angles_of(config, positions), mask, prepare, layers_taken=layers
+    )
+    return _final_norm(config, params, hidden), taken.side_by_side()
 
 
 def forward_cached(
@@ -132,18 +117,40 @@ def forward_cached(
     device's shards: rows and pages over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over
     `tensor`. Stacks of weights and of the cache may be lists of layers, both or neither.
     """
+    hidden, _, cache = _cached(config, params, tokens, positions, cache, ())
+    return hidden, cache
+
+
+def forward_cached_taking(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KVCache,
+    layers: tuple[int, ...],
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T columns"], KVCache]:
+    """`forward_cached`, and the inputs of `layers` side by side: the hidden states, these, and the cache."""
+    hidden, taken, cache = _cached(config, params, tokens, positions, cache, layers)
+    return hidden, taken.side_by_side().reshape(*positions.shape, -1), cache
+
+
+def _cached(
+    config: ModelConfig, params: Params, tokens: Array, positions: Array, cache: KVCache, layers: tuple[int, ...]
+) -> tuple[Array, Taken, KVCache]:
     mask = Mask(positions, positions)
     with replicated("norm_seq"):
         # Tokens on one axis, which only attention divides into rows: of rows of one token a TPU's tiles are half empty
         tokens, flat = tokens.reshape(1, -1), positions.reshape(1, -1)
-        x, angles = embed(config, params["embed"], tokens), _angles(config, flat)
+        x, angles = embed(config, params["embed"], tokens), angles_of(config, flat)
         prepare = partial(gathered, config, num_rows=tokens.size)
-        hidden, _, caches = _layers(config, params["blocks"], x, angles, mask, prepare, cache)
+        hidden, _, caches, taken = _layers(
+            config, params["blocks"], x, angles, mask, prepare, cache, layers_taken=layers
+        )
         hidden = _final_norm(config, params, hidden)
-    return hidden.reshape(*positions.shape, -1), replace(cache, stacks=caches)
+    return hidden.reshape(*positions.shape, -1), taken, replace(cache, stacks=caches)
 
 
-def _causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
+def causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
     """The mask of this device's queries over the keys of their full rows."""
     (rows, length), num_shards = shape, axis_size("seq")
     queries = jnp.broadcast_to(own_positions(length), shape)
@@ -167,8 +174,8 @@ def _pipelined(
     """
 
     def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
-        angles, row_mask = _angles(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
-        hidden, stats, _ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
+        angles, row_mask = angles_of(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
+        hidden, stats, *_ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
         return hidden.x, stats
 
     x = embed(config, params["embed"], tokens)
@@ -176,7 +183,7 @@ def _pipelined(
     return x, among_layers(stats)
 
 
-def _angles(config: ModelConfig, positions: Int[Array, "B T"]) -> dict[LayerKind, Angles | None]:
+def angles_of(config: ModelConfig, positions: Int[Array, "B T"]) -> dict[LayerKind, Angles | None]:
     """RoPE's angles for each kind of layer; None for layers without RoPE."""
     angles: dict[LayerKind, Angles | None] = {}
     for kind in dict.fromkeys(config.layer_pattern):
@@ -198,9 +205,11 @@ def _layers(
     prepare: Prepare,
     cache: KVCache | None = None,
     remat: Remat | None = None,
-) -> tuple[Hidden, Stats, Caches]:
-    """Applies all layers of `blocks`; also returns the routers' statistics and the caches with the new tokens."""
-    hidden = for_layer(config, x)
+    layers_taken: tuple[int, ...] = (),
+) -> tuple[Hidden, Stats, Caches, Taken]:
+    """Applies all layers of `blocks`; also returns the routers' statistics, the caches with the new tokens, and the
+    inputs of `layers_taken`."""
+    hidden, taken = for_layer(config, x), Taken.of(layers_taken, x)
     stats: Stats = {}
     new_caches: Caches = {}
     for group in layer_groups(config):
@@ -213,15 +222,17 @@ def _layers(
         stacks: list[Any] = [None if cache is None else cache.stacks[name] for name in group.stacks]
         weights = [blocks[name] for name in group.stacks]
         apply = _one_by_one if isinstance(weights[0], list) else _scan
-        (hidden, stacks), group_stats = apply(layers, group, weights, hidden, stacks)
+        (hidden, stacks, taken), group_stats = apply(layers, group, weights, (hidden, stacks, taken))
         stats |= {name: one for name, one in zip(group.stacks, group_stats, strict=True) if one is not None}
         new_caches |= {name: stack for name, stack in zip(group.stacks, stacks, strict=True) if stack is not None}
-    return hidden, stats, new_caches
+    return hidden, stats, new_caches, taken
 
 
 # A function of a layer's input, its weights, its stack of the cache, and its number in that stack.
 type Layer = Callable[[Hidden, Params, Stack | None, Array | int], LayerOut]
 type LayerOut = tuple[Hidden, RouterStats | None, Stack | None]
+# What goes through a group's layers: hidden states, its stacks of the cache, the layers' inputs that are taken.
+type Carry = tuple[Hidden, list[Any], Taken]
 
 
 def _layer(
@@ -254,39 +265,42 @@ def one_layer(config: ModelConfig, number: int, positions: Int[Array, "B T"]) ->
 
 
 def _scan(
-    layers: list[Layer], group: LayerGroup, weights: list[Params], hidden: Hidden, stacks: list[Stack | None]
-) -> tuple[tuple[Hidden, list[Stack | None]], list[RouterStats | None]]:
+    layers: list[Layer], group: LayerGroup, weights: list[Params], carry: Carry
+) -> tuple[Carry, list[RouterStats | None]]:
     """Scans a group's layers, period by period; weights, caches and statistics are lists over the group's stacks."""
 
-    def period(carry: tuple[Hidden, list[Stack | None]], inputs: tuple[list[Params], Array]) -> tuple[Any, Any]:
-        (hidden, stacks), (weights, number) = carry, inputs
+    def period(carry: Carry, inputs: tuple[list[Params], Array]) -> tuple[Carry, Any]:
+        (hidden, stacks, taken), (weights, number) = carry, inputs
         outs: list[LayerOut] = []
-        for layer, layer_weights, stack in zip(layers, weights, stacks, strict=True):
+        for place, (layer, layer_weights, stack) in enumerate(zip(layers, weights, stacks, strict=True)):
+            taken = taken.at(group.first + number * group.period + place, hidden.x)
             outs.append(layer(hidden, layer_weights, stack, number))
             hidden = outs[-1][0]
         _, stats, stacks = map(list, zip(*outs, strict=True))
-        return (hidden, stacks), stats
+        return (hidden, stacks, taken), stats
 
     repeats = group.repeats // axis_size("layers")
     is_short = platform() == "cpu" and repeats * group.period <= CPU_UNROLLED_LAYERS
-    return jax.lax.scan(period, (hidden, stacks), (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
+    return jax.lax.scan(period, carry, (weights, jnp.arange(repeats)), unroll=repeats if is_short else 1)
 
 
 def _one_by_one(
-    layers: list[Layer], group: LayerGroup, weights: list[Any], hidden: Hidden, stacks: list[Any]
-) -> tuple[tuple[Hidden, list[Any]], list[RouterStats | None]]:
+    layers: list[Layer], group: LayerGroup, weights: list[Any], carry: Carry
+) -> tuple[Carry, list[RouterStats | None]]:
     """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`layers_apart`)."""
+    hidden, stacks, taken = carry
     outs: list[list[LayerOut]] = [[] for _ in layers]
     for number in range(group.repeats):
         for place, layer in enumerate(layers):
+            taken = taken.at(group.first + number * group.period + place, hidden.x)
             outs[place].append(layer(hidden, weights[place][number], stacks[place][number], 0))
             hidden = outs[place][-1][0]
     stats = [jax.tree.map(lambda *x: jnp.stack(x), *(out[1] for out in of)) for of in outs]  # of None: None
-    return (hidden, [[out[2] for out in of] for of in outs]), stats
+    return (hidden, [[out[2] for out in of] for of in outs], taken), stats
 
 
 def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:
-    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES)}
+    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES, DRAFTER)}
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(*hidden)
 
 
@@ -316,16 +330,21 @@ def head(config: ModelConfig, params: Params) -> Any:
 
 def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits in float32, for a few positions; for whole rows use `kernels.cross_entropy`."""
-    own = _own_logits(config, params, hidden.reshape(-1, hidden.shape[-1]))
+    return logits_of(config, head(config, params), hidden)
+
+
+def logits_of(config: ModelConfig, table: Any, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+    """`logits` by other rows than the model's whole head, which have its sharding."""
+    own = _own_logits(config, table, hidden.reshape(-1, hidden.shape[-1]))
     return all_gather(own, "vocab", 1).reshape(*hidden.shape[:-1], -1)
 
 
 def logits_of_own_rows(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "b V"]:
     """The logits of this device's share of the rows, which those that share the vocabulary divide among them."""
-    return all_to_all(_own_logits(config, params, hidden), "vocab", 0, 1)
+    return all_to_all(_own_logits(config, head(config, params), hidden), "vocab", 0, 1)
 
 
-def _own_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]) -> Float[Array, "B columns"]:
+def _own_logits(config: ModelConfig, table: Any, hidden: Float[Array, "B D"]) -> Float[Array, "B columns"]:
     """Of all rows, for this device's part of the vocabulary.
 
     If the head is sharded over `d_model`, each device multiplies its columns of the head by the same columns of all
@@ -333,5 +352,5 @@ def _own_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B D"]
     128th of the bytes of gathering the head.
     """
     rows = all_to_all(hidden, "embed", 1, 0)
-    parts = project(rows, in_dtype(head(config, params), hidden.dtype))
+    parts = project(rows, in_dtype(table, hidden.dtype))
     return soft_capped(reduce_scatter(parts, "embed", 0), config.logits_soft_cap)

@@ -26,7 +26,7 @@ from lifecycle.kernels.normed_linear import normed_linear
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.kernels.rotary import rotate
-from lifecycle.model.cache import LayerCache
+from lifecycle.model.cache import Attending
 from lifecycle.model.config import ModelConfig, RematName
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.remat import MEAN_SQUARE
@@ -142,12 +142,13 @@ def is_token(mask: Mask) -> Bool[Array, "B t"] | None:
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023) with RoPE and the families' options."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, width: int | None = None) -> None:
+        """`width`: of the input, if not `d_model`."""
         c = self.config = config
-        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads"))
-        self.k = matrix(rngs, (c.d_model, keys), ("embed", "kv_heads"))
-        self.v = matrix(rngs, (c.d_model, keys), ("embed", "kv_heads"))
+        queries, keys, width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, width or c.d_model
+        self.q = matrix(rngs, (width, queries), ("embed", "heads"))
+        self.k = matrix(rngs, (width, keys), ("embed", "kv_heads"))
+        self.v = matrix(rngs, (width, keys), ("embed", "kv_heads"))
         self.o = matrix(rngs, (queries, c.d_model), ("heads", "embed"), branch_scale(c))
         has_bias = c.attention_bias != "none"
         self.q_bias = vector((queries,), ("heads",)) if has_bias else None
@@ -158,9 +159,9 @@ class Attention(nnx.Module):
         self.q_norm = _head_norm(c, queries, "heads")
         self.k_norm = _head_norm(c, keys, "kv_heads")
 
-    def __call__(
-        self, x: Normed, angles: Angles | None, mask: Mask, cache: LayerCache | None
-    ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], LayerCache | None]:
+    def __call__[C: Attending | None](
+        self, x: Normed, angles: Angles | None, mask: Mask, cache: C
+    ) -> tuple[Float[Array, "B t columns"], Float[Array, "B t D"], C]:
         """The branch's input and its output for this device's `t` positions, and the cache with the new tokens."""
         c = self.config
         # named right after the products: rounding the saved values is free there, and recomputing the rest is cheap

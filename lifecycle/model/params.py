@@ -2,9 +2,9 @@
 
 The tree has the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
 (`model/stacks.py`): layers of equal structure are stacked on a leading axis. Prediction modules, where the model has
-them, are a stack under `mtp` (`model/mtp.py`). On disk every layer has its own names
-(`weights/names.py`). `flax.nnx` defines the layers and makes their initial values; training and inference pass a tree
-of plain arrays, which is merged with the modules only inside a trace.
+them, are a stack under `mtp` (`model/mtp.py`), and a head that drafts for it is `drafter` (`model/drafter.py`). On disk
+every layer has its own names (`weights/names.py`). `flax.nnx` defines the layers and makes their initial values;
+training and inference pass a tree of plain arrays, which is merged with the modules only inside a trace.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,11 @@ from lifecycle.kernels.packed import PackedWeight
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.block import Block, Trunk
 from lifecycle.model.config import ModelConfig, Precision
+from lifecycle.model.drafter import VOCABULARY, Drafter, DraftVocabulary
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
-from lifecycle.model.stacks import MODULES, MODULES_STACK, layer_groups
+from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
 
 type Params = dict[str, Any]
@@ -48,7 +49,18 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
     if config.num_mtp_modules:
         keys = jnp.stack(block_keys[config.num_layers :])
         params[MODULES] = {MODULES_STACK: jax.vmap(lambda k: _arrays(PredictionModule(config, nnx.Rngs(k))))(keys)}
+    if config.drafter is not None:
+        params[DRAFTER] = init_drafter(config, key)
     return params
+
+
+def init_drafter(config: ModelConfig, key: PRNGKeyArray) -> Params:
+    """A fresh drafter in float32; the ids of its vocabulary, and their rows, are not yet those of the target."""
+    assert config.drafter is not None
+    drafter = _arrays(Drafter(config, nnx.Rngs(key)))
+    if config.drafter.vocab_size is None:
+        return drafter
+    return drafter | {VOCABULARY: _arrays(DraftVocabulary(config, nnx.Rngs(key)))}
 
 
 def _arrays(module: nnx.Module) -> Params:
@@ -66,7 +78,19 @@ def parameters(config: ModelConfig) -> Params:
     if num := config.num_mtp_modules:
         of_one = module_definition(config)[1]
         declared[MODULES] = {MODULES_STACK: jax.tree.map(lambda known: known.of_stack(num, "modules"), of_one)}
+    if config.drafter is not None:
+        declared[DRAFTER] = drafter_parameters(config)
     return declared
+
+
+def drafter_parameters(config: ModelConfig) -> Params:
+    """The declarations of a model's drafter."""
+    assert config.drafter is not None
+    declared = drafter_definition(config)[1]
+    if config.drafter.vocab_size is None:
+        return declared
+    vocabulary = _definition(nnx.eval_shape(lambda: DraftVocabulary(config, nnx.Rngs(0))))[1]
+    return declared | {VOCABULARY: vocabulary}
 
 
 def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
@@ -77,6 +101,11 @@ def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
 def module_definition(config: ModelConfig) -> tuple[Any, Params]:
     """A prediction module's graph definition and declarations, not stacked."""
     return _definition(nnx.eval_shape(lambda: PredictionModule(config, nnx.Rngs(0))))
+
+
+def drafter_definition(config: ModelConfig) -> tuple[Any, Params]:
+    """A drafter's graph definition and declarations, without its vocabulary."""
+    return _definition(nnx.eval_shape(lambda: Drafter(config, nnx.Rngs(0))))
 
 
 def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:

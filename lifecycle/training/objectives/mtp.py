@@ -6,9 +6,10 @@ import jax
 
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_modules, head
+from lifecycle.model.decoder import head
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params
+from lifecycle.model.prediction import forward_modules
 from lifecycle.model.routing import RouterStats
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
