@@ -40,7 +40,7 @@ from lifecycle.parallel.collectives import (
 BLOCK = {"float32": 256, "bfloat16": 2048}
 
 
-def _blocked(x: Array, size: int) -> Array:
+def blocked(x: Array, size: int) -> Array:
     """`[B, T, ...]` to `[blocks, B, t, ...]` with at most `size` positions in each; padded with zeros at the end."""
     batch, length = x.shape[:2]
     size = min(length, max(1, size // batch))
@@ -49,7 +49,8 @@ def _blocked(x: Array, size: int) -> Array:
     return x.reshape(batch, num, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _unblocked(blocks: Array, length: int) -> Array:
+def unblocked(blocks: Array, length: int) -> Array:
+    """The reverse, of `[blocks, B, t, ...]`, for rows of `length` positions."""
     num, batch, size = blocks.shape[:3]
     return blocks.swapaxes(0, 1).reshape(batch, num * size, *blocks.shape[3:])[:, :length]
 
@@ -74,7 +75,7 @@ def _block_logprobs(hidden: Array, head: Head, targets: Array, soft_cap: float |
     return (psum_identity_grad(_chosen(logits, head, targets), "vocab") - top - jnp.log(norm))[..., 0]
 
 
-def _gathered(table: Array, dtype: jnp.dtype) -> Shaped[Array, "V D"]:
+def gathered_table(table: Array, dtype: jnp.dtype) -> Shaped[Array, "V D"]:
     """The head in the compute dtype, gathered over `d_model`. Shards are concatenated along their first dimension:
     along the second, the TPU compiler would copy the whole array."""
     return all_gather(table.astype(dtype).T, "embed", 0).T
@@ -91,19 +92,19 @@ def token_logprobs(
     tables."""
     hidden = all_gather(hidden, "norm_seq", 1)
     if isinstance(table, QuantisedTable):
-        scale = _gathered(table.scale, table.scale.dtype) if table.scale.shape[1] > 1 else table.scale
-        table = QuantisedTable(_gathered(table.values, table.values.dtype), scale)
+        scale = gathered_table(table.scale, table.scale.dtype) if table.scale.shape[1] > 1 else table.scale
+        table = QuantisedTable(gathered_table(table.values, table.values.dtype), scale)
         return _logprobs(hidden, table, targets, soft_cap)
     if chunks > 1:
         return _chunked_logprobs(hidden, table, targets, soft_cap, chunks)
-    return _logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap)
+    return _logprobs(hidden, gathered_table(table, hidden.dtype), targets, soft_cap)
 
 
 def _logprobs(hidden: Array, head: Head, targets: Array, soft_cap: float | None) -> Array:
     size = BLOCK[hidden.dtype.name]
-    blocks = (_blocked(hidden, size), _blocked(targets, size))
+    blocks = (blocked(hidden, size), blocked(targets, size))
     logprobs = jax.lax.map(lambda block: _block_logprobs(block[0], head, block[1], soft_cap), blocks)
-    return _unblocked(logprobs, targets.shape[1])
+    return unblocked(logprobs, targets.shape[1])
 
 
 def cross_entropy(
@@ -151,7 +152,7 @@ def _cross_entropy(
 ) -> Array:
     if z_weight:
         return _with_gradient(hidden, table, targets, weights, soft_cap, chunks, z_weight)[0]
-    return -(_logprobs(hidden, _gathered(table, hidden.dtype), targets, soft_cap) * weights).sum()
+    return -(_logprobs(hidden, gathered_table(table, hidden.dtype), targets, soft_cap) * weights).sum()
 
 
 def _with_gradient(
@@ -159,7 +160,7 @@ def _with_gradient(
 ) -> tuple[Array, tuple[Array, Array]]:
     if chunks > 1:
         return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks, z_weight)
-    head, is_cut = _gathered(table, hidden.dtype), axis_size("embed") > 1
+    head, is_cut = gathered_table(table, hidden.dtype), axis_size("embed") > 1
     kept = head.T if is_cut else head  # a gathered head comes as `[D, V]`; as `[V, D]` the loop would have a copy of it
     # transposed first: XLA's faster CPU products need this layout; saves 4 % of the quickstart's step
     across = jnp.transpose if is_cut else lambda rows: jax.lax.optimization_barrier(rows.T)
@@ -173,7 +174,7 @@ def _with_gradient(
         return (loss + block_loss, grad_columns), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
     size = BLOCK[hidden.dtype.name]
-    blocks = tuple(_blocked(x, size) for x in (hidden, targets, weights))
+    blocks = tuple(blocked(x, size) for x in (hidden, targets, weights))
     zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
     (loss, grad_columns), grad_blocks = (
         _scan_but_last(step, zero, blocks) if is_cut else jax.lax.scan(step, zero, blocks)
@@ -181,7 +182,7 @@ def _with_gradient(
     # Only this device's part is kept for the backward pass, in the table's dtype (float32 in training). It is rounded
     # like all gathered weights' gradients before they cross the network.
     grad_table = reduce_scatter(grad_columns.astype(hidden.dtype), "embed", 0) if is_cut else grad_columns
-    return loss, (_unblocked(grad_blocks, hidden.shape[1]), grad_table.T.astype(table.dtype))
+    return loss, (unblocked(grad_blocks, hidden.shape[1]), grad_table.T.astype(table.dtype))
 
 
 def _scan_but_last(step: Any, carry: Any, blocks: tuple[Array, ...]) -> tuple[Any, Array]:
@@ -231,7 +232,7 @@ _chunked_logprobs.defvjp(_save_norms, _from_norms)
 
 def _row_blocks(x: Array, dtype: jnp.dtype, chunks: int) -> Array:
     """`[B, T, ...]` to `[blocks, rows, ...]`, padded with zeros at the end; `dtype`: that of the products."""
-    return _blocked(x.reshape(1, -1, *x.shape[2:]), BLOCK[dtype.name] * chunks)[:, 0]
+    return blocked(x.reshape(1, -1, *x.shape[2:]), BLOCK[dtype.name] * chunks)[:, 0]
 
 
 def _chunks_of(table: Array, chunks: int) -> tuple[Array, Array]:
@@ -254,7 +255,7 @@ def _normalise(
     rows, ids = (_row_blocks(x, hidden.dtype, chunks) for x in (hidden, targets))
 
     def one_chunk(sums: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[Any, Array | None]:
-        head, first = _gathered(chunk[0], hidden.dtype), chunk[1]
+        head, first = gathered_table(chunk[0], hidden.dtype), chunk[1]
 
         def one_block(block: tuple[Array, ...]) -> tuple[Array, Array, Array]:
             top, norm, chosen, rows, ids = block
@@ -289,7 +290,7 @@ def _differentiate(
     parts, firsts = _chunks_of(table, chunks)
 
     def one_chunk(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        head = _gathered(chunk[0], hidden.dtype) if heads is None else chunk[0].T
+        head = gathered_table(chunk[0], hidden.dtype) if heads is None else chunk[0].T
 
         def one_block(grad_head: Array, block: tuple[Array, ...]) -> tuple[Array, Array]:
             rows, ids, scale, log_norm, grad_rows = block
