@@ -7,15 +7,17 @@ from jax.sharding import Mesh
 
 from lifecycle.core.artifact import intact_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
-from lifecycle.inference.model import Model
+from lifecycle.inference.model import DraftHead, Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, logical_axes
+from lifecycle.model.stacks import DRAFTER
 from lifecycle.model.weight_formats import check_groups, leaf_in_format
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.weights.drafters import FOLDER, load_drafter
 from lifecycle.weights.published import load_config, load_weights
 
 
@@ -29,8 +31,17 @@ def load_bundle(folder: Path, mesh: Mesh | None = None, weights: WeightFormat | 
     config = load_config(folder).trunk  # decoding does not use prediction modules
     tokenizer = load_tokenizer(folder, config.vocab_size)
     template = ChatTemplate.load(folder, tokenizer).live
-    defaults = _defaults(folder, template)
-    return Model(config, load_params(config, folder, mesh, weights), tokenizer, template, defaults, version)
+    defaults, params = _defaults(folder, template), load_params(config, folder, mesh, weights)
+    return Model(config, params, tokenizer, template, defaults, version, load_draft_head(config, folder, mesh))
+
+
+def load_draft_head(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> DraftHead | None:
+    """The drafter in a bundle's folder, if it has one, sharded as its target or on this process's first device."""
+    if not (folder / FOLDER).is_dir():
+        return None
+    if mesh is None:
+        return DraftHead(*load_drafter(config, folder / FOLDER))
+    return DraftHead(*load_drafter(config, folder / FOLDER, lambda c: tree_shardings(mesh, logical_axes(c))[DRAFTER]))
 
 
 def load_params(

@@ -258,9 +258,9 @@ def _layer(
 def one_layer(config: ModelConfig, number: int, positions: Int[Array, "B T"]) -> Callable[[Hidden, Params], Hidden]:
     """The function of a layer's input and its weights that gives its output, of rows without padding."""
     kind = config.kind(number)
-    mask = replace(_causal_mask(positions.shape, None), window=config.window if kind == "local" else None)
+    mask = replace(causal_mask(positions.shape, None), window=config.window if kind == "local" else None)
     definition, _ = block_definition(config, config.is_moe(number))
-    layer = _layer(definition, _angles(config, positions)[kind], mask, lambda weights: weights, None, None)
+    layer = _layer(definition, angles_of(config, positions)[kind], mask, lambda weights: weights, None, None)
     return lambda hidden, weights: layer(hidden, weights, None, 0)[0]
 
 

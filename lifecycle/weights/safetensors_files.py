@@ -38,6 +38,7 @@ DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype(np.int8),  # these with scales too: `packed_integers.py`
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),  # which ids a drafter has
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

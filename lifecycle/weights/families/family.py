@@ -99,8 +99,9 @@ class Family:
     where: str = "config.json"  # what its settings are in, for errors
 
     def exported(self, config: ModelConfig) -> ModelConfig:
-        """The part of a model that the family's files can hold: without prediction modules, if they have no place."""
-        return config if self.layout.module else config.trunk
+        """The part of a model that the family's files can hold: without prediction modules, if they have no place. A
+        drafter has files of its own."""
+        return config.target if self.layout.module else config.trunk
 
     def config_from(self, tree: Tree) -> ModelConfig:
         """Our config from a published one; raises `WeightsError` for missing keys and unsupported values."""
