@@ -64,9 +64,10 @@ def _trained(config: RunConfig, stage: str, weights: WeightFormat | None) -> Mod
     text, trained = finished_stage(config, "tokenizer"), finished_stage(config, stage)
     for artifact in (text, trained):
         require_intact(artifact, FileHashes(config.folder))
-    folder, model = text.path, config.model_of(stage)
+    folder, model = text.path, config.trained_model(stage)
     tokenizer = load_tokenizer(folder)
-    params = in_format(model, trained_params_in_use(trained, model), weights)
+    params = in_format(model.target, trained_params_in_use(trained, model), weights)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
-    return Model(model, params, tokenizer, ChatTemplate.load(folder, tokenizer).live, defaults, trained.content_hash)
+    template = ChatTemplate.load(folder, tokenizer).live
+    return Model(model.target, params, tokenizer, template, defaults, trained.content_hash)

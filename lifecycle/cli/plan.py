@@ -23,7 +23,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
-from lifecycle.model.counts import forward_flops_per_token, num_params
+from lifecycle.model.counts import num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
@@ -145,7 +145,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
     from lifecycle.planning.programs.plan import plan_train_step
 
     stage = planned_stage(config, own.stage)
-    model, train = config.model_of(stage), config.remaining(stage)
+    model, train = config.trained_model(stage), config.remaining(stage)
     plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
     _show_and_write(plan, config, topology, console)
 
@@ -199,10 +199,10 @@ def _sizes(config: RunConfig) -> Table:
     for column in ("stage", "parameters", "steps", "tokens", "training FLOPs", "parameters + optimizer per device"):
         table.add_column(column, justify="right")
     for name in config.training_stages:
-        train, model = config.remaining(name), config.model_of(name)
+        train, model = config.remaining(name), config.trained_model(name)
         parameters = num_params(model)
         tokens = train.steps * train.global_batch_size * train.seq_len
-        flops = 3 * forward_flops_per_token(train.computed(model), train.seq_len) * tokens
+        flops = train.flops_per_token(model) * tokens
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
         table.add_row(

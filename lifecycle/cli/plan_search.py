@@ -24,7 +24,7 @@ def search_and_show(
     """Compiles the best candidates for a training stage and shows them. Each is cached once compiled, so a stopped
     search continues from there."""
     done: list[CompiledCandidate] = []
-    model, train, section = config.model_of(stage), config.remaining(stage), f"train.{stage}"
+    model, train, section = config.trained_model(stage), config.remaining(stage), f"train.{stage}"
 
     def check(candidate: Candidate) -> None:
         changed(config, stage, candidate)

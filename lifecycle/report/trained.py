@@ -6,8 +6,6 @@ from math import prod
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.report.blocks import Point
 from lifecycle.report.watched import WatchedStage, read_stage
 
@@ -72,8 +70,6 @@ def read_training(stage: TrainedStage) -> Training:
     manifest = stage.artifact.manifest
     settings = manifest.config["train"]
     watched = read_stage(stage.name, stage.artifact.path)
-    model = ModelConfig(**manifest.config["model"])
-    forward = forward_flops_per_token(model if settings.get("mtp_weight") else model.trunk, settings["seq_len"])
     return Training(
         name=stage.name,
         objective=stage.objective,
@@ -83,7 +79,7 @@ def read_training(stage: TrainedStage) -> Training:
         stats=stage.artifact.stats,
         curves=_curves(watched.records),
         session=manifest.how[-1],
-        flops_per_token=3 * forward,
+        flops_per_token=stage.artifact.stats["train_flops_per_token"],
         core_s=sum(record.get("cpu_s", 0.0) for record in watched.records),
         watched=watched,
     )

@@ -205,7 +205,7 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
             start = config.starts[stage.name]
             if start.stage in to_run and start.step is not None:
                 require_kept(stage.name, start.stage, start.step, config.train)
-            train, model = config.train[stage.name], config.model_of(stage.name)
+            train, model = config.train[stage.name], config.trained_model(stage.name)
             frozen_part(model, train.frozen(model))
             require_room(f"train.{stage.name}", train, model, config.mesh)
         if stage.kind == "evaluate":

@@ -11,6 +11,7 @@ from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
+from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.mixture import rows_per_period
 
 MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
@@ -40,6 +41,8 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
             f"{at}.seq_len={train.seq_len}: the last of model.num_mtp_modules={model.num_mtp_modules} predicts nothing "
             "in such a short row; raise the one or lower the other"
         )
+    if model.drafter is not None:
+        check_drafter(at, train, model, mesh)
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
         raise ValueError(
@@ -53,6 +56,25 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
     check_precision(at, train, model, mesh)
     if train.seq_len > model.max_seq_len:
         raise ValueError(f"{at}.seq_len={train.seq_len} is above model.max_seq_len={model.max_seq_len}; raise that")
+
+
+def check_drafter(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Checks that a drafter can be trained for this model on this mesh."""
+    assert isinstance(train, EagleConfig) and model.drafter is not None
+    if model.num_layers < 3:
+        raise ValueError(f"{at}: a drafter reads three layers of its model, and model.num_layers={model.num_layers}")
+    if model.mla is not None:
+        raise ValueError(f"{at}: a drafter has no model.mla; train prediction modules (model.num_mtp_modules) instead")
+    if train.draft_vocab is not None and train.draft_vocab > model.vocab_size:
+        raise ValueError(
+            f"{at}.draft_vocab={train.draft_vocab} is above model.vocab_size={model.vocab_size}; leave it out to draft "
+            "all tokens"
+        )
+    for axis in ("stage", "context"):
+        if getattr(mesh, axis) > 1:
+            raise ValueError(f"{at}: a drafter is trained without mesh.{axis}; give its devices to mesh.fsdp")
+    if train.seq_len <= train.draft_steps:
+        raise ValueError(f"{at}.draft_steps={train.draft_steps}: rows of seq_len={train.seq_len} are too short")
 
 
 def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:

@@ -227,6 +227,10 @@ class RunConfig(Section):
         """A training stage's model."""
         return self.models[self.model_name(stage)]
 
+    def trained_model(self, stage: str) -> ModelConfig:
+        """A training stage's model with what the stage adds to it: a drafter."""
+        return self.train[stage].trained(self.model_of(stage))
+
     def origin_of(self, stage: str) -> Path | None:
         """The bundle that a training stage's weights originate from; None: fresh weights."""
         return self.starts[lineage(stage, self.starts)[-1]].bundle
@@ -288,7 +292,7 @@ class RunConfig(Section):
             family = family_of(model)
             family.config_to(family.exported(model))  # what no export can express is rejected now, not after training
         for name in self.train:
-            check_sizes(f"train.{name}", self.train[name], self.model_of(name), self.mesh)
+            check_sizes(f"train.{name}", self.train[name], self.trained_model(name), self.mesh)
         return self
 
     def _check_names(self) -> None:
@@ -296,6 +300,8 @@ class RunConfig(Section):
         for name, train in self.train.items():
             if train.model is not None and train.model not in self.models:
                 raise ValueError(f"train.{name}.model={train.model}: no such model{nearest(train.model, self.models)}")
+        if given := [name for name, model in self.models.items() if model.drafter is not None]:
+            raise ValueError(f"model.{given[0]}.drafter: a training stage with objective=eagle makes it; leave it out")
         if unused := self.models.keys() - {self.model_name(name) for name in self.train}:
             raise ValueError(
                 f"model.{min(unused)}: no training stage uses this model; set train.STAGE.model, or remove it"
@@ -306,6 +312,11 @@ class RunConfig(Section):
                 raise ValueError(
                     f"train.{name}: {self.train[name].objective} takes its initial weights as the reference, and fresh "
                     f"weights cannot be one; set train.{name}.from to a stage or to a bundle's folder"
+                )
+            if self.trained_model(name).drafter is not None and self.starts[name].is_fresh:
+                raise ValueError(
+                    f"train.{name}: a drafter is trained for finished weights; set train.{name}.from to a stage or to "
+                    "a bundle's folder"
                 )
         named = {"export.of": [self.export.of] if self.export.of else []}
         named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
@@ -345,7 +356,7 @@ class RunConfig(Section):
         """Checks that each model fits the meshes of its training, evaluation and serving."""
         generates = any(task.kind == "generate" for task in self.tasks)
         for name in self.train:
-            self.model_of(name).check_mesh(self.mesh)
+            self.trained_model(name).check_mesh(self.mesh)
         for name in self.evaluated:
             self.model_of(name).check_mesh(self.evaluation_mesh)
             if generates:

@@ -18,11 +18,11 @@ from lifecycle.text.tokenizer import load_tokenizer
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, trained: str) -> Outcome:
     """Scores the final weights of the training stage `trained`."""
     assert config.evaluate is not None, "the graph evaluates where there is an evaluate section"
-    mesh, folder, model = build_mesh(config.evaluation_mesh), inputs["tokenizer"].path, config.model_of(trained)
+    mesh, folder, model = build_mesh(config.evaluation_mesh), inputs["tokenizer"].path, config.trained_model(trained)
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate.load(folder, tokenizer)
     params = trained_params_in_use(inputs[trained], model, mesh)
-    subject = chat_model(Model(model, params, tokenizer, template), mesh)
+    subject = chat_model(Model(model.target, params, tokenizer, template), mesh)
     folders = {name: artifact.path for name, artifact in inputs.items()}
     results = evaluate(config.evaluate, folders, subject, out, progress)
     return Outcome({"tasks": results}, how=[session_on(config.evaluation_mesh)])

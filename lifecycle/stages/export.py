@@ -16,12 +16,14 @@ from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generat
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import num_params
 from lifecycle.model.params import abstract_params
+from lifecycle.model.stacks import DRAFTER
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
+from lifecycle.weights.drafters import FOLDER, write_drafter
 from lifecycle.weights.published import FLOAT32, family_of, write_config, write_weights
 
 
@@ -33,15 +35,17 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    model = config.model_of(config.exported)
+    model = config.trained_model(config.exported)
     bundled = family_of(model).exported(model)
-    if bundled != model:
-        left_out = num_params(model) - num_params(bundled)
+    if bundled != model.target:
+        left_out = num_params(model.target) - num_params(bundled)
         progress.note(
             f"without prediction modules ({left_out:,} parameters): family {model.family} has no place for them; the "
             "checkpoints keep them"
         )
     export_weights(model, inputs[config.exported], out)
+    if model.drafter is not None:
+        export_drafter(model, inputs[config.exported], out / FOLDER)
     write_config(bundled, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
@@ -49,6 +53,12 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     write_text(out / GENERATION_FILE, json.dumps({**generation, **ids, ENDS: ends}, indent=2) + "\n")
     progress.note("bundle written")
     return Outcome({"parameters": num_params(bundled), "of": config.exported})
+
+
+def export_drafter(model: ModelConfig, trained: Artifact, out: Path) -> None:
+    """Writes the drafter of a training stage's artifact into the folder `out`."""
+    read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    write_drafter(model, lambda array: read(f"{DRAFTER}.{array}", None), out)
 
 
 def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.parallel.axes import RULES
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import ExportConfig, RowsConfig, RunConfig
@@ -49,7 +48,7 @@ class Rung:
     @property
     def flops(self) -> float:
         """The model's own FLOPs of its training."""
-        return 3 * forward_flops_per_token(self.train.computed(self.model), self.train.seq_len) * self.tokens
+        return self.train.flops_per_token(self.model) * self.tokens
 
 
 def target_of(config: RunConfig) -> Rung:

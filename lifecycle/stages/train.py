@@ -12,13 +12,14 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.likelihood import LikelihoodTask
-from lifecycle.model.counts import forward_flops_per_token, num_params
+from lifecycle.model.counts import num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.chips import chip_of_device
 from lifecycle.stages import keys
 from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.drafters import with_drafter
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
@@ -41,7 +42,7 @@ def run(
 ) -> Outcome:
     """Trains the stage `name`; the artifact's content hash is that of the weights, not of the checkpoint files. On
     hosts that share no folder, checkpoints go `to` a store."""
-    train, model, mesh = config.train[name], config.model_of(name), build_mesh(config.mesh)
+    train, model, mesh = config.train[name], config.trained_model(name), build_mesh(config.mesh)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     if "tokens" in inputs:
         require_sources(config.train.values(), TokenShards(inputs["tokens"].path))
@@ -52,10 +53,12 @@ def run(
     measured = build_objective(model, train.model_copy(update=as_used))
     learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
+    if model.drafter is not None and isinstance(start, dict):
+        start = with_drafter(model, start, learned.rows, config.seed, mesh)
     batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
     facts = {
         "parameters": num_params(model),
-        "train_flops_per_token": 3 * forward_flops_per_token(train.computed(model), train.seq_len),
+        "train_flops_per_token": train.flops_per_token(model),
         "compute_dtype": compute_dtype(model),
         **matmul_rate(mesh, compute_dtype(model)),
     }

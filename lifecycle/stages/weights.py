@@ -9,6 +9,7 @@ from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes
+from lifecycle.model.stacks import DRAFTER
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs
@@ -29,12 +30,16 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
     if start.stage is not None:
         if start.step is not None:
             return Continued(inputs[start.stage].path / CHECKPOINTS, start.step), inputs[start.stage].content_hash
-        return trained_params(inputs[start.stage], model, mesh), inputs[start.stage].content_hash
+        before = config.trained_model(start.stage)
+        params = trained_params(inputs[start.stage], before, mesh)
+        goes_on = before.drafter == config.trained_model(name).drafter
+        return params if goes_on else without_drafter(params), inputs[start.stage].content_hash
     return jax.random.key(config.seed), ""
 
 
 def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
     """The final weights of a training stage's artifact, sharded over `mesh`, or all on this process's first device.
+    `model` is the stage's `trained_model`.
 
     Always those of the last step, never of an earlier checkpoint if the last one is damaged.
     """
@@ -42,8 +47,14 @@ def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = N
 
 
 def trained_params_in_use(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
-    """`trained_params` in the dtypes that the model computes with (`params_in_use`), converted while they are read."""
-    return _final_params(artifact, model, mesh, abstract_in_use(model))
+    """`trained_params` in the dtypes that the model computes with (`params_in_use`), converted while they are read; of
+    `model.target`, without a drafter."""
+    return without_drafter(_final_params(artifact, model, mesh, abstract_in_use(model)))
+
+
+def without_drafter(params: Params) -> Params:
+    """The weights of a drafter's target."""
+    return {name: array for name, array in params.items() if name != DRAFTER}
 
 
 def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dtypes_of: Params | None) -> Params:

@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, PydanticUndefined
 from lifecycle.core.config import Section, VariantSection
 from lifecycle.core.numbers import Decay, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, Remat
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.model.stacks import MODULES
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
@@ -252,9 +253,18 @@ class TrainConfig(VariantSection):
         """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""
         return getattr(self, "mtp_weight", 0.0)
 
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """The model with what the stage adds to it."""
+        return model
+
     def computed(self, model: ModelConfig) -> ModelConfig:
         """The model as this stage's steps compute it: prediction modules only if it trains them."""
         return model if self.modules_weight else model.trunk
+
+    def flops_per_token(self, model: ModelConfig, count_causal_half: bool = True) -> float:
+        """Matmul FLOPs of a step per token, of `model` as `trained` returns it; attention as in
+        `forward_flops_per_token`."""
+        return 3 * forward_flops_per_token(self.computed(model), self.seq_len, count_causal_half)
 
     def frozen(self, model: ModelConfig) -> tuple[str, ...]:
         """The patterns of the parameters that stay as they are: `freeze`, and modules that the stage does not train:

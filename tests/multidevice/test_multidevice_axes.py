@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.config import Precision
+from lifecycle.model.config import DrafterConfig, Precision
+from lifecycle.model.drafter import VOCABULARY
 from lifecycle.model.params import Params
+from lifecycle.model.stacks import DRAFTER
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
@@ -28,6 +30,10 @@ NOISE = 0.1
 # Gradients as they come: the update is their negative, and what the state keeps is they.
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))
 
+# A vocabulary of its own, of which a mesh has parts.
+DRAFTED = MODELS["projection"].model_copy(update={"drafter": DrafterConfig(vocab_size=48, d_ff=32)})
+KNOWN = MODELS | {"drafted": DRAFTED}
+
 long = partial(pytest.param, marks=pytest.mark.long)
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
@@ -38,8 +44,11 @@ def fresh_params(model: str) -> Params:
     """On one device; `test_multidevice_mesh.py` has a state created on a mesh. Biases and sinks start at zero and norms
     at one: noise shows whether each of them is cut right."""
     draw = np.random.default_rng(1)
-    fresh = jax.device_get(random_params(MODELS[model]))
-    return jax.tree.map(lambda x: x + NOISE * draw.standard_normal(x.shape, np.float32), fresh)
+    fresh = jax.device_get(random_params(KNOWN[model]))
+    noisy = jax.tree.map(lambda x: x + NOISE * draw.standard_normal(x.shape, np.float32), fresh)
+    if DRAFTER in noisy:
+        noisy[DRAFTER][VOCABULARY]["ids"] = np.arange(0, 96, 2, dtype=np.float32)
+    return noisy
 
 
 @cache
@@ -52,7 +61,7 @@ def first_step(
     **axes: int,
 ) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step, with two micro-batches of packed rows or more."""
-    config, mesh = MODELS[model], build_mesh(MeshConfig(**axes))
+    config, mesh = KNOWN[model], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     settings = {"mtp_weight": 0.3} if config.num_mtp_modules and objective == "next_token" else {}
     summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks, precision=precision, **settings)
@@ -93,6 +102,12 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     """By a pipeline, with answers cut in two, in chunks of a vocabulary that is sharded."""
     axes = {"stage": 2, "context": 2, "tensor": 2}
     assert_equal(first_step("projection", "dpo", loss_chunks=4, **axes), first_step("projection", "dpo"))
+
+
+@pytest.mark.slow
+def test_a_drafter_on_a_mesh_learns_what_it_does_on_one_device() -> None:
+    axes = {"replica": 2, "fsdp": 2, "tensor": 2}
+    assert_equal(first_step("drafted", "eagle", **axes), first_step("drafted", "eagle"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lifecycle.core.timesheet import Timesheet
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.counts import num_params
+from lifecycle.model.counts import forward_flops_per_token, num_params
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Exchange
 from lifecycle.report.numbers import Numbers, collect
@@ -85,6 +85,7 @@ class Run:
         }
         mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
+        stats["train_flops_per_token"] = 3 * forward_flops_per_token(MODEL, train["seq_len"])
         inputs = [start] if start is not None else []
         config, folders = {"train": train, "model": MODEL.plain()}, {} if bundle is None else {"bundle": bundle}
         path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh, **(measured or {})}], folders=folders)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.ops.lineage import trace_artifact
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import bring_up_to_date, finished_stage
@@ -118,6 +119,39 @@ def test_stages_of_two_models_train_in_one_run(tmp_path: Path) -> None:
     shorter = validate(RunConfig, tree | {"seed": 1})
     with pytest.raises(ConfigError, match=r"stage more is not finished; run: .* --until more"):
         finished_stage(shorter, "more")
+
+
+@pytest.mark.slow
+def test_a_run_trains_a_drafter_and_exports_it_with_its_target(tmp_path: Path, bundle: Path) -> None:
+    sizes = SIZES | {"draft_steps": 2}
+    drafts = {"objective": "eagle", "draft_vocab": 32, **sizes}
+    model = MODEL | {"num_layers": 3}
+    target = ModelConfig.model_validate(model)
+    save_weights(target, random_params(target, 3), bundle)
+    tree: dict[str, Any] = {
+        "name": "drafted",
+        "root": tmp_path,
+        "rows": {"chat": [str(chat_rows(tmp_path / "own.jsonl"))], "heldout_fraction": 0.3},
+        "tokenizer": {"kind": "bytes"},
+        "model": model,
+        "train": {"drafts": drafts | {"from": str(bundle)}, "more": drafts | {"steps": 4}},
+    }
+    made = bring_up_to_date(validate(RunConfig, tree), ["report"], Silent())
+    exported, before = load_bundle(made["export"].path), load_bundle(bundle)
+    assert before.drafter is None and exported.drafter is not None
+    assert exported.config == before.config
+    chex.assert_trees_all_equal(exported.params, before.params)
+    assert exported.drafter.config.drafter == DrafterConfig(vocab_size=32, d_ff=64, layers=(0, 1, 2))
+    vocabulary = exported.drafter.params["vocabulary"]
+    assert np.array_equal(vocabulary["head"], exported.params["head"][vocabulary["ids"].astype(int)])
+    first, last = (list(read_log(made[stage].path / METRICS)) for stage in ("drafts", "more"))
+    assert {"acceptance_1", "acceptance_2", "accepted", "loss"} <= set().union(*first)
+    measured = [[record["heldout_loss"] for record in log if "heldout_loss" in record] for log in (first, last)]
+    assert measured[1][0] == measured[0][-1] != measured[0][0]  # the same drafter goes on
+    # what comes after a drafter has none
+    tree["train"]["chat"] = {"objective": "sft", "from": "drafts", **SIZES}
+    chat = bring_up_to_date(validate(RunConfig, tree), ["export"], Silent())
+    assert load_bundle(chat["export"].path).drafter is None
 
 
 class Stopped(Exception):

@@ -34,18 +34,20 @@ from lifecycle.training.config import (
     ScheduleConfig,
     SftConfig,
 )
+from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 
 OF_TRAINING = (
     NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, OptimizerConfig, ScheduleConfig, CheckpointConfig,
-    LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig,
+    LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
     **dict.fromkeys(OF_TRAINING[:4], STAGE),
     LocalCheckpointConfig: {"folder": "/tmp"},
     MeasuredTasksConfig: {"names": ["task"]},
+    EagleConfig: STAGE,
 }
 OF_MUON = ("momentum", "neuron_beta2")  # an update compiles for half a second
 NOT_FINITE = [math.nan, math.inf, -math.inf]

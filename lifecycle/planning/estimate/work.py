@@ -24,10 +24,10 @@ class Work:
 
 
 def train_work(model: ModelConfig, train: TrainConfig) -> Work:
-    """One train step: a forward pass and a backward pass of twice its products."""
-    tokens, model = train.global_batch_size * train.seq_len, train.computed(model)
-    half, full = (3 * tokens * forward_flops_per_token(model, train.seq_len, causal) for causal in (True, False))
-    return Work(tokens, half, full, train.steps, attention_share(model, train.seq_len))
+    """One train step: a forward pass and a backward pass of twice its products, or what the stage does instead."""
+    tokens = train.global_batch_size * train.seq_len
+    half, full = (tokens * train.flops_per_token(model, causal) for causal in (True, False))
+    return Work(tokens, half, full, train.steps, attention_share(train.computed(model), train.seq_len))
 
 
 def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:

@@ -36,6 +36,8 @@ def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
     The sums over all devices of a mesh are those of the global batch, and so are their gradients.
     """
     kind = objective_kind(train.objective)
+    if kind.runs_model:
+        return kind.load()(model, train)
     formula, apply = kind.load(), APPLY[kind.rows]
 
     def objective(params: Params, batch: Batch) -> Sums:

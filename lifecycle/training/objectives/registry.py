@@ -11,6 +11,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.training.config import SETTINGS, DpoConfig, NextTokenConfig, OrpoConfig, SftConfig, TrainConfig
+from lifecycle.training.drafting import EagleConfig
 
 ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
 
@@ -31,6 +32,7 @@ class ObjectiveKind:
     formula: str
     needs_reference: bool = False
     models: tuple[str, ...] = ()
+    runs_model: bool = False
 
     def __post_init__(self) -> None:
         assert self.rows in ROWS, f"objective {self.name!r}: rows={self.rows!r}, known: {', '.join(ROWS)}"
@@ -68,3 +70,4 @@ register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{PACKAGE}.next
 register(ObjectiveKind("sft", SftConfig, "chat", f"{PACKAGE}.next_token:next_token"))
 register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", needs_reference=True))
 register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PACKAGE}.orpo:orpo"))
+register(ObjectiveKind("eagle", EagleConfig, "chat", f"{PACKAGE}.eagle:eagle", runs_model=True))
