@@ -17,7 +17,7 @@ from lifecycle.core.distributed import errors_are_shared, process_count, process
 from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.drafting import drafter_of
+from lifecycle.inference.draft_head import drafter_of
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.hosts import NOTICE_S, Leader
@@ -154,13 +154,14 @@ def _start(
     leader: Leader | None,
 ) -> Served:
     mesh = build_mesh(config.mesh)
+    model = load_bundle(bundle, mesh, config.weights)
     engine = Engine(
-        load_bundle(bundle, mesh, config.weights),
+        model,
         num_slots=config.num_slots,
         max_queue=config.max_queue,
         max_seq_len=config.max_seq_len,
         cache_tokens=config.cache_tokens,
-        drafter=drafter_of(config.speculation),
+        drafter=drafter_of(config.speculation, model),
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

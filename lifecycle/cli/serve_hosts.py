@@ -16,7 +16,7 @@ from lifecycle.core.channel import Peer, connect
 from lifecycle.core.distributed import process_index
 from lifecycle.core.stopping import LOST_STATUS
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.drafting import drafter_of
+from lifecycle.inference.draft_head import drafter_of
 from lifecycle.inference.hosts import UNLIMITED, Follower, Leader
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.turns import Witness
@@ -57,7 +57,7 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
     def build(name: str, witness: Witness) -> Runner:
         model = load_bundle(find(name), mesh, config.weights)
         limits = config.num_slots, UNLIMITED, config.max_seq_len
-        cache_tokens, drafter = config.cache_tokens, drafter_of(config.speculation)
+        cache_tokens, drafter = config.cache_tokens, drafter_of(config.speculation, model)
         return Runner(model, *limits, mesh=mesh, cache_tokens=cache_tokens, drafter=drafter, witness=witness)
 
     (connection,) = connect()

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Bool, Float, Int
-from lifecycle.inference.drafting import Drafter
+from lifecycle.inference.drafting import NONE, Drafter
 from lifecycle.inference.grammar import ALL
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.inference.state import SlotState
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits, logits_of_own_rows
+from lifecycle.model.decoder import forward_cached_taking, logits, logits_of_own_rows
 from lifecycle.model.params import Params
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax
 
@@ -115,10 +115,17 @@ class _Step:
         return 1 if self.drafter is None else 1 + self.drafter.num_tokens
 
     def __call__(self, rows: DecodeRows, state: SlotState) -> _Made:
-        if self.drafter is None:
+        drafter = self.drafter
+        if drafter is None:
             return self._verified(None, rows, state)
-        drafts, _ = self.drafter.drafts(rows, None)
-        drafts = jnp.where(self._may_draft(rows, drafts.shape[1]), drafts, -1)
+        may_draft = self._may_draft(rows, drafter.num_tokens)
+        drafts, held = jax.lax.cond(
+            rows.may_draft,
+            lambda held: drafter.drafts(self.params, rows, may_draft, state.history, held),
+            lambda held: (jnp.full(may_draft.shape, NONE), held),
+            state.drafter,
+        )
+        drafts, state = jnp.where(may_draft, drafts, NONE), replace(state, drafter=held)
         is_any = pmax((drafts >= 0).any().astype(jnp.int32), "batch") > 0  # else a plain step, which costs less
         return jax.lax.cond(is_any, self._verified, self._plain, drafts, rows, state)
 
@@ -136,10 +143,22 @@ class _Step:
         fed = _Fed.of(rows, drafts)
         place = jnp.arange(fed.tokens.shape[1])
         positions = jnp.where(fed.is_fed, rows.position[:, None] + place, state.cache.length)
-        hidden, cache = forward_cached(self.config, self.params, jnp.maximum(fed.tokens, 0), positions, state.cache)
+        given = self.config, self.params, jnp.maximum(fed.tokens, 0), positions, state.cache
+        layers = () if self.drafter is None else self.drafter.layers
+        hidden, taken, cache = forward_cached_taking(*given, layers)
         new, history = self._sampled(hidden, fed, rows.want_top, state.history)
+        if taken is not None:
+            state = self._followed(taken, new.token, positions, rows, state)
         state = replace(state, cache=cache, history=history)
         return new, jnp.maximum(fed.is_fed.sum(1) - 1, 0), _advance(rows, new.token), state
+
+    def _followed(self, taken: Array, made: Array, positions: Array, rows: DecodeRows, state: SlotState) -> SlotState:
+        """The state with what the drafter has seen of a step."""
+        assert self.drafter is not None
+        held = state.drafter
+        feature, cache = self.drafter.follow(self.params, taken, made, positions, rows.pages, held.cache)
+        feature = jnp.where((made[:, :1] >= 0), feature, held.feature)
+        return replace(state, drafter=replace(held, cache=cache, feature=feature))
 
     def _sampled(
         self, hidden: Float[Array, "B T D"], fed: "_Fed", want_top: Array, history: History

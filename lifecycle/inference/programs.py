@@ -31,7 +31,7 @@ from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
 from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits
+from lifecycle.model.decoder import forward_cached_taking, logits
 from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
 from lifecycle.model.weight_formats import axes_in_use, packed_params
 from lifecycle.parallel.axes import MeshConfig
@@ -74,7 +74,7 @@ def prefill(
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`; the tokens
     `following` as if they had been sampled, `[G, T]`, -1 for all unless they are wanted; and the hidden states."""
-    return _on_mesh(partial(_prefill, config, num_ids), config, mesh, params, state, rows)
+    return _on_mesh(partial(_prefill, config, num_ids, drafter), config, mesh, params, state, rows)
 
 
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
@@ -109,12 +109,13 @@ def _on_mesh[Out](
 
 
 def _prefill(
-    config: ModelConfig, num_ids: int, params: Params, state: SlotState, rows: PromptRows
+    config: ModelConfig, num_ids: int, drafter: Drafter | None, params: Params, state: SlotState, rows: PromptRows
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     cache, slot = replace(state.cache, tables=rows.pages), rows.slot[0]
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
-    hidden, cache = forward_cached(config, params, rows.tokens, positions, cache)
+    layers = () if drafter is None else drafter.layers
+    hidden, taken, cache = forward_cached_taking(config, params, rows.tokens, positions, cache, layers)
     asked = jnp.where(rows.is_first[0], rows.before[0], state.history.asked[slot])
     made = jnp.where(rows.is_first[0], 0, state.history.made[slot])
     asked = asked.at[jnp.where(index < size, rows.tokens[0], asked.size)].set(True, mode="drop")
@@ -124,7 +125,13 @@ def _prefill(
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
     history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
-    return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history)
+    held = state.drafter
+    if drafter is not None and taken is not None:
+        is_newest = (index == size - 1) & (rows.following[0] < 0)  # the token behind the prompt is the sampled one
+        behind = jnp.where(is_newest, sampled.token, rows.following[0])[None]
+        feature, own = drafter.follow(params, taken, behind, positions, rows.pages, held.cache)
+        held = replace(held, cache=own, feature=held.feature.at[slot].set(feature[0]))
+    return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history, held)
 
 
 def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
@@ -172,7 +179,7 @@ class Programs:
         self._static = (config, num_ids, mesh, drafter)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
-        self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh)
+        self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter)
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
         """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.inference.bad_words import settled
+from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
 from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
@@ -65,7 +66,7 @@ class Runner:
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         sizes = num_slots, length, self._num_ids
-        self._programs = Programs(model.config, model.params, *sizes, mesh, cache_tokens, drafter, witness.launch)
+        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, cache_tokens, drafter, witness.launch)
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, has_context=drafter is not None)

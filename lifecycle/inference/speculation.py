@@ -18,7 +18,8 @@ TRY_OTHER = 16  # one in so many dispatches is of the kind that is not the faste
 class SpeculationConfig(Section):
     """How tokens are foreseen."""
 
-    method: Literal["ngram"] = "ngram"  # ngram: what followed the newest tokens where they stood before
+    # ngram: what followed the newest tokens where they stood before; eagle: by the head in the bundle
+    method: Literal["ngram", "eagle"] = "ngram"
     num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] = 4  # the most drafts of a step
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
+from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
@@ -28,11 +29,13 @@ class SlotState:
 
     cache: KVCache
     history: History
+    drafter: Any = ()  # what a drafter keeps; `()`: nothing
 
     def logical_axes(self) -> "SlotState":
         """A tree like the state whose leaves are tuples of logical axis names."""
         rows: Any = ("batch", None)
-        return SlotState(self.cache.logical_axes(), History(rows, rows, rows))
+        drafter = self.drafter.logical_axes() if self.drafter else ()
+        return SlotState(self.cache.logical_axes(), History(rows, rows, rows), drafter)
 
 
 def has_layers_apart() -> bool:
@@ -68,21 +71,30 @@ def page_plan(
 
 
 def init_slots(
-    config: ModelConfig, plan: PagePlan, num_slots: int, num_groups: int, length: int, dtype: jnp.dtype | str
+    config: ModelConfig,
+    plan: PagePlan,
+    num_slots: int,
+    num_groups: int,
+    length: int,
+    dtype: jnp.dtype | str,
+    drafter: Drafter | None = None,
 ) -> SlotState:
     """Empty slots for contexts of `length`."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
     cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size)
-    return SlotState(cache, History.empty(num_slots, config.vocab_size))
+    held = () if drafter is None else drafter.empty(num_pages, num_slots, length, str(jnp.dtype(dtype)), plan.size)
+    return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
 
 
-def empty_slots(config: ModelConfig, plan: PagePlan, num_slots: int, length: int, mesh: Mesh) -> SlotState:
+def empty_slots(
+    config: ModelConfig, plan: PagePlan, num_slots: int, length: int, mesh: Mesh, drafter: Drafter | None = None
+) -> SlotState:
     """`init_slots` on a mesh."""
     groups, dtype = num_groups(mesh), compute_dtype(config)
 
     @jax.jit
     def empty() -> SlotState:
-        state = init_slots(config, plan, num_slots, groups, length, dtype)
+        state = init_slots(config, plan, num_slots, groups, length, dtype, drafter)
         return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
     return empty()

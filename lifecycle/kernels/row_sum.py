@@ -23,7 +23,7 @@ def row_sum(x: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
     return sum((parts[..., place] for place in range(1, parts.shape[-1])), parts[..., 0])
 
 
-def _halved(x: Float[Array, "*rows D"], width: int) -> Float[Array, "*rows d"]:
+def _halved(x: Float[Array, "*rows D"], width: int) -> Float[Array, "*rows width"]:
     """Sums of the halves of the halves, down to at most `width` or an odd number of values."""
     while x.shape[-1] > width and x.shape[-1] % 2 == 0:
         x = x[..., : x.shape[-1] // 2] + x[..., x.shape[-1] // 2 :]

@@ -128,10 +128,11 @@ def forward_cached_taking(
     positions: Int[Array, "B T"],
     cache: KVCache,
     layers: tuple[int, ...],
-) -> tuple[Float[Array, "B T D"], Float[Array, "B T columns"], KVCache]:
-    """`forward_cached`, and the inputs of `layers` side by side: the hidden states, these, and the cache."""
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T columns"] | None, KVCache]:
+    """`forward_cached`, and the inputs of `layers` side by side, None of no layers: the hidden states, these, and the
+    cache."""
     hidden, taken, cache = _cached(config, params, tokens, positions, cache, layers)
-    return hidden, taken.side_by_side().reshape(*positions.shape, -1), cache
+    return hidden, taken.side_by_side().reshape(*positions.shape, -1) if layers else None, cache
 
 
 def _cached(

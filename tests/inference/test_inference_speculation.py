@@ -1,6 +1,7 @@
 """Drafts: the same tokens as without, to the last bit, in fewer steps; and when they are made."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.inference.drafting import LONGEST, NONE, SHORTEST, Ngram
+from lifecycle.core.config import ConfigError
+from lifecycle.inference.draft_head import Head, drafter_of
+from lifecycle.inference.drafting import LONGEST, NONE, SHORTEST, Drafter, Ngram, looked_up
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Completion
-from lifecycle.inference.model import Model
+from lifecycle.inference.model import DraftHead, Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.speculation import TRY_OTHER, DraftPolicy
+from lifecycle.inference.speculation import TRY_OTHER, DraftPolicy, SpeculationConfig
 from lifecycle.inference.stats import EngineStats
+from lifecycle.model.config import DrafterConfig
+from lifecycle.model.drafter import VOCABULARY
+from lifecycle.model.stacks import DRAFTER
+from lifecycle.testing.families import random_params
 
 SLOTS, DRAFTS, LENGTH = 2, 3, 48
 LOOP = [7, 8, 9, 10] * 30  # 120 tokens, and as many make it cross a page
@@ -37,7 +44,7 @@ REQUESTS = [
 ]
 
 
-def run(model: Model, drafter: Ngram | None, cache_tokens: int | None = None) -> tuple[list[Completion], EngineStats]:
+def run(model: Model, drafter: Drafter | None, cache_tokens: int | None = None) -> tuple[list[Completion], EngineStats]:
     with Engine(model, SLOTS, drafter=drafter, cache_tokens=cache_tokens) as engine:
         if drafter is not None:
             engine._runner._drafts = Always()  # the policy may find that a tiny model does without
@@ -65,19 +72,27 @@ def test_tokens_and_log_probabilities_are_those_without_drafts_in_fewer_steps(
     assert stats.decode_steps < 0.8 * plain[1].decode_steps
 
 
+@pytest.mark.parametrize("vocab_size", [None, 40])
+def test_a_head_that_knows_nothing_changes_nothing(
+    model: Model, plain: tuple[list[Completion], EngineStats], vocab_size: int | None
+) -> None:
+    """It drafts from features of its own; what it is right in by chance is the sampled token."""
+    config = model.config.model_copy(update={"drafter": DrafterConfig(vocab_size=vocab_size)})
+    head = random_params(config)[DRAFTER]
+    if vocab_size is not None:
+        head[VOCABULARY]["ids"] = jnp.arange(vocab_size, dtype=jnp.float32)
+    with_head = replace(model, drafter=DraftHead(config, head))
+    found, stats = run(with_head, Head(DRAFTS, config))
+    assert found == plain[0]
+    assert stats.draft_tokens > stats.accepted_tokens
+
+
 def test_a_request_that_gives_up_its_pages_makes_them_again(
     model: Model, plain: tuple[list[Completion], EngineStats]
 ) -> None:
     found, stats = run(model, Ngram(DRAFTS), cache_tokens=model.config.max_seq_len)
     assert found == plain[0]
     assert stats.given_up > 0
-
-
-class Foreseen:
-    """What a drafter is given of rows."""
-
-    def __init__(self, context: np.ndarray, position: np.ndarray) -> None:
-        self.context, self.position = jnp.asarray(context), jnp.asarray(position)
 
 
 def expected_drafts(context: Sequence[int], num: int) -> list[int]:
@@ -94,10 +109,10 @@ def expected_drafts(context: Sequence[int], num: int) -> list[int]:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=LENGTH))
 def test_drafts_are_what_followed_the_newest_tokens_before(tokens: list[int]) -> None:
-    context = np.full((1, LENGTH), 9, np.int32)  # what lies behind the newest token is never read
-    context[0, : len(tokens)] = tokens
-    drafts, _ = Ngram(DRAFTS).drafts(Foreseen(context, np.array([len(tokens) - 1])), None)
-    assert drafts[0].tolist() == expected_drafts(tokens, DRAFTS)
+    context = np.full(LENGTH, 9, np.int32)  # what lies behind the newest token is never read
+    context[: len(tokens)] = tokens
+    drafts = looked_up(jnp.asarray(context), jnp.asarray(len(tokens) - 1), DRAFTS)
+    assert drafts.tolist() == expected_drafts(tokens, DRAFTS)
 
 
 def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
@@ -112,3 +127,10 @@ def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
         policy.measured(3, True, 900.0)
     assert sum(policy.wants_drafts(3) for _ in range(TRY_OTHER)) == TRY_OTHER - 1
     assert policy.wants_drafts(64), "another size of batch is measured by itself"
+
+
+def test_settings_say_which_drafter(model: Model) -> None:
+    assert drafter_of(None, model) is None
+    assert drafter_of(SpeculationConfig(num_tokens=3), model) == Ngram(3)
+    with pytest.raises(ConfigError, match=r"speculation.method=eagle: the bundle has no folder `drafter`"):
+        drafter_of(SpeculationConfig(method="eagle"), model)

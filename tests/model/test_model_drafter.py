@@ -79,6 +79,7 @@ def test_a_pass_with_a_cache_takes_the_same(params: Params, batch: dict[str, Any
     held = layers_apart(MODEL, params) if is_apart else params
     cache = init_cache(MODEL.target, 2, 16, is_apart=is_apart)
     hidden, taken, kept = forward_cached_taking(MODEL, held, batch["tokens"], batch["positions"], cache, LAYERS)
+    assert taken is not None
     np.testing.assert_allclose(taken, forward_taking(MODEL, params, *inputs(batch), LAYERS)[1], rtol=1e-5, atol=1e-6)
     plain, other = forward_cached(MODEL, held, batch["tokens"], batch["positions"], cache)
     assert np.array_equal(hidden, plain)
