@@ -17,7 +17,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model
 from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, conversation
 from lifecycle.inference.texts import prompt_ids
-from lifecycle.model.config import WeightFormat
+from lifecycle.model.config import CacheFormat, WeightFormat
 
 SLOTS, MAX_SLOTS = 8, 4096
 
@@ -27,6 +27,7 @@ type Rows = Annotated[Path | None, Parameter(help="A JSONL file whose rows have 
 type Out = Annotated[Path | None, Parameter(help="The file for the rows' answers; one that is not whole goes on.")]
 type IsPlain = Annotated[bool, Parameter(name="plain", help="Continue the texts instead of answering them.")]
 type Weights = Annotated[WeightFormat | None, Parameter(help="Matrices rounded to it instead of the compute dtype.")]
+type KvCache = Annotated[CacheFormat | None, Parameter(help="Keys and values in 8 bits instead of the compute dtype.")]
 type Slots = Annotated[int, Parameter(help="How many are generated at a time.")]
 
 
@@ -41,6 +42,7 @@ def generate(
     plain: IsPlain = False,
     slots: Slots = SLOTS,
     weights: Weights = None,
+    kv_cache: KvCache = None,
     sampling: Sampling = MODELS_OWN,
 ) -> None:
     """Answers prompts with a training stage's weights, a version, or a bundle outside any registry.
@@ -55,7 +57,7 @@ def generate(
         raise ConfigError("--plain continues texts, and --system is a message of a conversation: give one of them")
     model, introduction = open_model(config_or_bundle, words, weights)
     asked = Asked(sampling.over(model.defaults), system, plain)
-    with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf) as engine:
+    with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf, kv_cache=kv_cache) as engine:
         if prompts is None or out is None:
             _print_answers(engine, model, prompt, asked)
             return

@@ -161,7 +161,8 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     model = config.model_of(config.exported)
     serve = config.serve
     sizes = serve.num_slots, serve.max_seq_len or model.max_seq_len, serve.mesh
-    for plan in plan_engine(model, *sizes, topology, own.is_tuned, progress, weights=serve.weights):
+    planned = model, *sizes, topology, own.is_tuned, progress
+    for plan in plan_engine(*planned, weights=serve.weights, kv_cache=serve.kv_cache):
         _show_and_write(plan, config, topology, console)
 
 

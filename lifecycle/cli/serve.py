@@ -162,6 +162,7 @@ def _start(
         max_seq_len=config.max_seq_len,
         cache_tokens=config.cache_tokens,
         drafter=drafter_of(config.speculation, model),
+        kv_cache=config.kv_cache,
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

@@ -57,8 +57,15 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
     def build(name: str, witness: Witness) -> Runner:
         model = load_bundle(find(name), mesh, config.weights)
         limits = config.num_slots, UNLIMITED, config.max_seq_len
-        cache_tokens, drafter = config.cache_tokens, drafter_of(config.speculation, model)
-        return Runner(model, *limits, mesh=mesh, cache_tokens=cache_tokens, drafter=drafter, witness=witness)
+        return Runner(
+            model,
+            *limits,
+            mesh=mesh,
+            cache_tokens=config.cache_tokens,
+            drafter=drafter_of(config.speculation, model),
+            witness=witness,
+            kv_cache=config.kv_cache,
+        )
 
     (connection,) = connect()
     follower = Follower(connection, build, Peer(process_index(), platform.node()), _end_soon)

@@ -20,6 +20,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S
 from lifecycle.inference.stats import EngineStats
 from lifecycle.inference.turns import ALONE
+from lifecycle.model.config import CacheFormat
 
 LOG = logging.getLogger(__name__)
 BROKEN = "the engine has stopped by an error; its traceback is in the log"
@@ -45,12 +46,14 @@ class Engine:
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
         leader: Leader | None = None,
+        kv_cache: CacheFormat | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
         `cache_tokens`: the KV cache holds so many tokens of all requests together; None: a whole context in each slot.
         Where they run out, the request that came last waits and is computed again, to the same tokens. `drafter`:
-        foresees tokens, so that they come sooner; they are the same without.
+        foresees tokens, so that they come sooner; they are the same without. `kv_cache`: the cache's format, if not the
+        compute dtype (`docs/precision.md`).
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
         is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
@@ -68,7 +71,7 @@ class Engine:
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
         witness, self._taking = (ALONE, nullcontext()) if leader is None else (leader.witness(), leader.taking)
-        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter, witness)
+        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter, witness, kv_cache)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken, self._ended = False, threading.Event()
         self._on_broken = on_broken

@@ -30,7 +30,7 @@ from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
 from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
 from lifecycle.model.cache import Tables
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.decoder import forward_cached_taking, logits
 from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
 from lifecycle.model.weight_formats import axes_in_use, packed_params
@@ -168,6 +168,7 @@ class Programs:
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
         on_launch: Callable[[PromptRows | DecodeRows], None] = lambda _: None,
+        kv_cache: CacheFormat | None = None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
         process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. `on_launch`
@@ -179,7 +180,8 @@ class Programs:
         self._static = (config, num_ids, mesh, drafter)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
-        self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter)
+        self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter, kv_cache)
+        self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.cache))
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
         """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the

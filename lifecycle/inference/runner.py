@@ -28,6 +28,7 @@ from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.speculation import DraftPolicy
 from lifecycle.inference.stats import EngineStats
 from lifecycle.inference.turns import ALONE, Witness
+from lifecycle.model.config import CacheFormat
 
 LOG = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Runner:
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
         witness: Witness = ALONE,
+        kv_cache: CacheFormat | None = None,
     ) -> None:
         """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
         self.model = model
@@ -66,7 +68,8 @@ class Runner:
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         sizes = num_slots, length, self._num_ids
-        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, cache_tokens, drafter, witness.launch)
+        cache = cache_tokens, drafter, witness.launch
+        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, *cache, kv_cache)
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, has_context=drafter is not None)
@@ -74,7 +77,7 @@ class Runner:
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
         self._grammars = Grammars(model.tokenizer, model.stop_ids, vocab_size)
         self._constraints: dict[int, Constraint | None] = {}  # how far the output in a slot is in its grammar
-        self._counters = EngineStats()
+        self._counters = EngineStats(cache_bytes=self._programs.cache_bytes)
         self.max_requests = num_slots + max_queue
 
     def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:

@@ -16,7 +16,7 @@ from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
 from lifecycle.kernels.paged_rows import PAGE
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
@@ -78,23 +78,30 @@ def init_slots(
     length: int,
     dtype: jnp.dtype | str,
     drafter: Drafter | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> SlotState:
-    """Empty slots for contexts of `length`."""
+    """Empty slots for contexts of `length`, with pages in a format."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
-    cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size)
+    cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size, kv_cache)
     held = () if drafter is None else drafter.empty(num_pages, num_slots, length, str(jnp.dtype(dtype)), plan.size)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
 
 
 def empty_slots(
-    config: ModelConfig, plan: PagePlan, num_slots: int, length: int, mesh: Mesh, drafter: Drafter | None = None
+    config: ModelConfig,
+    plan: PagePlan,
+    num_slots: int,
+    length: int,
+    mesh: Mesh,
+    drafter: Drafter | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> SlotState:
     """`init_slots` on a mesh."""
     groups, dtype = num_groups(mesh), compute_dtype(config)
 
     @jax.jit
     def empty() -> SlotState:
-        state = init_slots(config, plan, num_slots, groups, length, dtype, drafter)
+        state = init_slots(config, plan, num_slots, groups, length, dtype, drafter, kv_cache)
         return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
     return empty()

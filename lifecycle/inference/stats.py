@@ -23,6 +23,7 @@ class EngineStats:
     active: int = 0
     waiting: int = 0
     pages: Mapping[str, int] = field(default_factory=dict[str, int])  # of the cache, by state
+    cache_bytes: int = 0  # of all pages, on all devices
 
     def with_dispatch(self, decoded: Decoded) -> "EngineStats":
         """The counters after a decode dispatch, whose arrays are in host memory."""

@@ -3,11 +3,9 @@
 A page has the keys or values of `S` consecutive positions of one row, heads before positions, so that its products need
 no transposed copy; a table says which pages a row has, in the order of its positions. A CPU reads page after page, as
 flash attention does (Dao et al. 2022), and only those that a query may see: a row of 100 tokens in a context of 2,048
-costs what 128 cost. TPUs run a kernel (`kernels/paged_flash.py`) if head dimensions fill their lanes. Otherwise a row's
-pages are gathered and read at once.
+costs what 128 cost. TPUs run a kernel (`kernels/paged_flash.py`) if head dimensions fill their lanes, NVIDIA's GPUs
+another (`kernels/paged_gpu.py`) if they are powers of two. Otherwise a row's pages are gathered and read at once.
 """
-
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +22,17 @@ from lifecycle.kernels.attention import (
 )
 from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED, Mask
+from lifecycle.kernels.page_store import PageStore
 from lifecycle.kernels.paged_rows import Rows
 from lifecycle.kernels.row_sum import row_sum
 
 type Sums = tuple[Array, Array, Array]  # of softmax so far: the largest score, the normaliser, the weighted values
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One layer of a store of pages; the first `dim` dimensions of each entry."""
-
-    store: Float[Array, "L pages K S D"]
-    layer: Int[Array, ""] | int
-    dim: int
-
-    def page(self, table: Int[Array, "B per_row"], number: Int[Array, ""]) -> Float[Array, "B K S dim"]:
-        """Each row's page number `number`."""
-        ids = jax.lax.dynamic_index_in_dim(table, number, 1, keepdims=False)
-        if ids.size > 1:
-            return self.store[self.layer, ids][..., : self.dim]
-        sizes = (1, 1, *self.store.shape[2:4], self.dim)
-        return jax.lax.dynamic_slice(self.store, (self.layer, ids[0], 0, 0, 0), sizes)[0]
-
-    def rows(self, table: Int[Array, "B per_row"]) -> Float[Array, "B slots K dim"]:
-        """All pages of each row."""
-        pages = self.store[self.layer, table][..., : self.dim].swapaxes(2, 3)
-        return pages.reshape(pages.shape[0], -1, *pages.shape[3:])
-
-
 def paged_attention(
     q: Float[Array, "B T H Dk"],
-    keys: Stored,
-    values: Stored,
+    store: PageStore,
+    layer: Int[Array, ""] | int,
     rows: Rows,
     *,
     scale: float | None = None,
@@ -67,24 +44,27 @@ def paged_attention(
     A row's result does not depend on the others, to the last bit: a page that no query sees changes no sum.
     """
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-    if platform() == "tpu" and keys.dim % LANES == 0 and values.dim % LANES == 0:
+    if platform() == "tpu" and all(width % LANES == 0 for width in store.entry.parts):
         from lifecycle.kernels.paged_flash import paged_flash
 
-        stores = keys.store, None if values.store is keys.store else values.store
-        options = {"value_dim": values.dim, "scale": scale, "soft_cap": soft_cap, "sinks": sinks}
-        return paged_flash(q, stores, keys.layer, rows, **options)
+        return paged_flash(q, store, layer, rows, scale=scale, soft_cap=soft_cap, sinks=sinks)
+    if platform() == "gpu":
+        from lifecycle.kernels.paged_gpu import paged_gpu, takes
+
+        if takes(store):
+            return paged_gpu(q, store, layer, rows, scale=scale, soft_cap=soft_cap, sinks=sinks)
     if platform() != "cpu" or rows.table.shape[1] == 1:
-        k, v = keys.rows(rows.table).astype(q.dtype), values.rows(rows.table).astype(q.dtype)
+        k, v = (x.astype(q.dtype) for x in store.rows(layer, rows.table))
         here = jnp.broadcast_to(jnp.arange(k.shape[1]), (q.shape[0], k.shape[1]))
         mask = Mask(rows.positions, here, window=rows.window)
         return attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
-    return _page_by_page(q * scale, keys, values, rows, soft_cap, sinks)
+    return _page_by_page(q * scale, store, layer, rows, soft_cap, sinks)
 
 
 def _page_by_page(
-    q: Array, keys: Stored, values: Stored, rows: Rows, soft_cap: float | None, sinks: Array | None
+    q: Array, store: PageStore, layer: Array | int, rows: Rows, soft_cap: float | None, sinks: Array | None
 ) -> Array:
-    num_queries, groups = q.shape[1], keys.store.shape[2]
+    num_queries, groups = q.shape[1], store.num_heads
     queries = as_group_rows(q, groups).astype(jnp.float32)  # a CPU multiplies in float32 anyway
 
     def one_page(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
@@ -92,11 +72,11 @@ def _page_by_page(
         here = jnp.broadcast_to(number * rows.size + jnp.arange(rows.size), (q.shape[0], rows.size))
         seen = Mask(rows.positions, here, window=rows.window).dense()
         seen = seen_by_rows(seen, q.shape[2] // groups)
-        k, v = (of.page(rows.table, number).astype(q.dtype).astype(jnp.float32) for of in (keys, values))
+        k, v = (x.astype(jnp.float32) for x in store.page(layer, rows.table, number))
         return number + 1, _add(sums, queries, k, v, seen, soft_cap)
 
     first = None if sinks is None else sinks_of_rows(sinks, groups, num_queries)
-    start = rows.begin, _start(queries, values.dim, first)
+    start = rows.begin, _start(queries, store.entry.value_dim, first)
     _, (_, total, out) = jax.lax.while_loop(lambda carry: carry[0] < rows.end, one_page, start)
     return from_group_rows((out * jnp.where(total > 0, 1 / total, 0.0)).astype(q.dtype), num_queries)
 

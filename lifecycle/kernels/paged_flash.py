@@ -5,8 +5,12 @@ the same row or of the next, are copied from the HBM while this one's are multip
 "PagedAttention"; Dao et al. 2022, whose running sums these are). The store of all layers stays where it is: a layer's
 slice of it would be a copy. What must hold: a row's queries are at consecutive positions, and behind them there is only
 padding, whose output is that of the last query's keys or zero; a table has pages of the store only, as nobody checks.
+
+Values of 8 bits are exact in bfloat16 and are multiplied there; their scales lie along the lanes, as scores do, so a
+scale is a factor of the scores of its key, and of its value's weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED
-from lifecycle.kernels.paged_rows import Rows, Steps
+from lifecycle.kernels.page_store import Entry, PageStore
+from lifecycle.kernels.paged_rows import Rows
 
 VMEM_BYTES = 64 << 20
 
@@ -29,8 +34,8 @@ class Sizes:
 
     block: int  # pages in a step
     page: int  # positions in a page
+    entry: Entry
     per_group: int  # query heads of a key head
-    value_dim: int
     scale: float
     soft_cap: float | None
     window: int | None
@@ -38,23 +43,23 @@ class Sizes:
 
 def paged_flash(
     q: Float[Array, "B T H Dk"],
-    stores: tuple[Float[Array, "L pages K S Dk"], Float[Array, "L pages K S Dv"] | None],
+    store: PageStore,
     layer: Int[Array, ""] | int,
     rows: Rows,
     *,
-    value_dim: int,
     scale: float,
     soft_cap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
-    """As `paged_attention`. Without a store of values these are the keys' first `value_dim` dimensions."""
-    (batch, num_queries, num_heads, _), groups = q.shape, stores[0].shape[2]
+    """As `paged_attention`."""
+    (batch, num_queries, num_heads, _), groups = q.shape, store.num_heads
     assert rows.steps is not None, "rows for TPUs have them"
-    sizes = Sizes(rows.steps.num_pages, rows.size, num_heads // groups, value_dim, scale, soft_cap, rows.window)
-    out = _call(sizes, rows.steps, _group_rows(q, groups), stores, layer, rows.table, sinks, interpret)
-    out = out[:, :, : num_queries * sizes.per_group].reshape(batch, groups, num_queries, -1, value_dim)
-    return out.swapaxes(1, 2).reshape(batch, num_queries, num_heads, value_dim)
+    pages = rows.steps.num_pages, rows.size, store.entry
+    sizes = Sizes(*pages, num_heads // groups, scale, soft_cap, rows.window)
+    out = _call(sizes, rows, _group_rows(q, groups), store, layer, sinks, interpret)
+    out = out[:, :, : num_queries * sizes.per_group].reshape(batch, groups, num_queries, -1, out.shape[3])
+    return out.swapaxes(1, 2).reshape(batch, num_queries, num_heads, -1)
 
 
 def _group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K rows D"]:
@@ -66,37 +71,37 @@ def _group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K ro
 
 def _call(
     sizes: Sizes,
-    steps: Steps,
-    rows: Float[Array, "B K rows Dk"],
-    stores: tuple[Array, Array | None],
+    rows: Rows,
+    q: Float[Array, "B K rows Dk"],
+    store: PageStore,
     layer: Array | int,
-    table: Array,
     sinks: Array | None,
     interpret: bool,
 ) -> Float[Array, "B K rows Dv"]:
-    batch, groups, num_rows, _ = rows.shape
-    held = [store for store in stores if store is not None]
+    (batch, groups, num_rows, _), steps = q.shape, rows.steps
+    assert steps is not None, "rows for TPUs have them"
+    held, value_dim = jax.tree.leaves(store), store.entry.value_dim  # values, and scales if there are any
     sink = None if sinks is None else _of_rows(sinks, groups, num_rows)
 
     def of_row(i, layer, row, *_):
         return (row[i], 0, 0, 0)
 
     grid = (steps.row, steps.block, steps.is_first, steps.is_last)
-    prefetch = (jnp.asarray(layer, jnp.int32)[None], *grid, table.reshape(-1), steps.start, steps.last)
+    prefetch = (jnp.asarray(layer, jnp.int32)[None], *grid, rows.table.reshape(-1), rows.start, rows.last)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     whole = None if sink is None else pl.BlockSpec(sink.shape, lambda i, *_: (0, 0, 0))
     buffers = [pltpu.VMEM((2, sizes.block, *store.shape[2:]), store.dtype) for store in held]
-    sums = [pltpu.VMEM((groups, num_rows, width), jnp.float32) for width in (LANES, LANES, sizes.value_dim)]
+    sums = [pltpu.VMEM((groups, num_rows, width), jnp.float32) for width in (LANES, LANES, value_dim)]
     return pl.pallas_call(
-        partial(_kernel, sizes, len(held), table.shape[1]),
+        partial(_kernel, sizes, len(held), rows.table.shape[1]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
             grid=(steps.count,),
-            in_specs=[pl.BlockSpec((None, *rows.shape[1:]), of_row), whole, *[anywhere] * len(held)],
-            out_specs=pl.BlockSpec((None, groups, num_rows, sizes.value_dim), of_row),
+            in_specs=[pl.BlockSpec((None, *q.shape[1:]), of_row), whole, *[anywhere] * len(held)],
+            out_specs=pl.BlockSpec((None, groups, num_rows, value_dim), of_row),
             scratch_shapes=[*buffers, pltpu.SemaphoreType.DMA((2, len(held))), *sums],
         ),
-        out_shape=jax.ShapeDtypeStruct((batch, groups, num_rows, sizes.value_dim), rows.dtype),
+        out_shape=jax.ShapeDtypeStruct((batch, groups, num_rows, value_dim), q.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",),
             vmem_limit_bytes=VMEM_BYTES,
@@ -104,7 +109,7 @@ def _call(
         ),
         name="paged",
         interpret=interpret,
-    )(*prefetch, rows, sink, *held)
+    )(*prefetch, q, sink, *held)
 
 
 def _of_rows(sinks: Float[Array, " H"], groups: int, num_rows: int) -> Float[Array, "K rows 128"]:
@@ -114,11 +119,11 @@ def _of_rows(sinks: Float[Array, " H"], groups: int, num_rows: int) -> Float[Arr
     return jnp.broadcast_to(by_row[:, :num_rows, None], (groups, num_rows, LANES))
 
 
-def _kernel(sizes: Sizes, num_stores: int, per_row: int, layer, row, block, is_first, is_last, table, start, last, q,
+def _kernel(sizes: Sizes, num_held: int, per_row: int, layer, row, block, is_first, is_last, table, start, last, q,
             sink, *refs):  # fmt: skip
     """One step: a row's queries against a block of its pages."""
-    held, out = refs[:num_stores], refs[num_stores]
-    buffers, semaphore, (m, l, acc) = refs[num_stores + 1 : -4], refs[-4], refs[-3:]
+    held, out = refs[:num_held], refs[num_held]
+    buffers, semaphore, (m, l, acc) = refs[num_held + 1 : -4], refs[-4], refs[-3:]
     step, num_steps = pl.program_id(0), pl.num_programs(0)
 
     def copies(of: Array):
@@ -151,17 +156,27 @@ def _kernel(sizes: Sizes, num_stores: int, per_row: int, layer, row, block, is_f
     for copy in copies(step):
         copy.wait()
     seen = _seen(sizes, q.shape[1], block[step], start[row[step]], last[row[step]])
+    place = jax.lax.rem(step, 2)
+    scales = _scales(sizes, *(buffer[place] for buffer in buffers[1:]))  # of all heads
     for head in range(q.shape[0]):
-        keys, *values = (
-            buffer[jax.lax.rem(step, 2), :, head].reshape(sizes.block * sizes.page, -1) for buffer in buffers
-        )
-        v = values[0] if values else keys[:, : sizes.value_dim]
-        _add(sizes, q[head], keys, v, seen, m.at[head], l.at[head], acc.at[head])
+        own = [buffers[0][place, :, number, head] for number in range(sizes.entry.slices)]
+        slices = [one.reshape(sizes.block * sizes.page, -1) for one in own]
+        entries = jnp.concatenate(slices, axis=1).astype(q.dtype)
+        _add(sizes, q[head], entries, scales(head), seen, m.at[head], l.at[head], acc.at[head])
 
     @pl.when(is_last[step] == 1)
     def _():
         total = l[:, :, :1]
         out[...] = (acc[...] * jnp.where(total > 0, 1 / total, 0.0)).astype(out.dtype)
+
+
+def _scales(sizes: Sizes, scale: Array | None = None) -> Callable[[int], list[Array] | None]:
+    """The scale of each part of a head's entries in a block, rows of lanes; None if there is none."""
+    if scale is None:
+        return lambda head: None
+    rows = jnp.concatenate([scale[number] for number in range(sizes.block)], axis=1)
+    num = len(sizes.entry.parts)
+    return lambda head: [rows[part : part + 1] for part in range(head * num, head * num + num)]
 
 
 def _seen(sizes: Sizes, num_rows: int, block: Array, start: Array, last: Array) -> Array:
@@ -173,10 +188,9 @@ def _seen(sizes: Sizes, num_rows: int, block: Array, start: Array, last: Array) 
     return seen if sizes.window is None else seen & (keys > queries - sizes.window)
 
 
-def _add(sizes: Sizes, q: Array, keys: Array, values: Array, seen: Array, m, l, acc) -> None:
-    """Adds a block of a head's keys to the running maximum, sum and output."""
-    product = jax.lax.dot_general(q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    scores = product * sizes.scale
+def _add(sizes: Sizes, q: Array, entries: Array, scales: list[Array] | None, seen: Array, m, l, acc) -> None:
+    """Adds a block of a head's entries to the running maximum, sum and output."""
+    scores = _scores(sizes.entry, q, entries, scales) * sizes.scale
     if sizes.soft_cap is not None:
         scores = sizes.soft_cap * jnp.tanh(scores / sizes.soft_cap)
     scores = jnp.where(seen, scores, MASKED)
@@ -185,4 +199,19 @@ def _add(sizes: Sizes, q: Array, keys: Array, values: Array, seen: Array, m, l, 
     alpha = jnp.exp(m[...] - m_next)
     m[...] = m_next
     l[...] = l[...] * alpha + p.sum(-1, keepdims=True)
-    acc[...] = acc[...] * alpha[:, :1] + jnp.dot(p.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    p = p if scales is None else p * scales[sizes.entry.value]
+    values = entries[:, sizes.entry.cuts[sizes.entry.value]]
+    acc[...] = acc[...] * alpha[:, :1] + jnp.dot(p.astype(q.dtype), values, preferred_element_type=jnp.float32)
+
+
+def _scores(entry: Entry, q: Array, entries: Array, scales: list[Array] | None) -> Array:
+    """Products of queries and keys; where parts of a key have their scales, part by part."""
+    cuts = entry.cuts[: entry.num_keys]
+    if scales is None:
+        return _product(q, entries[:, : cuts[-1].stop])
+    first, *others = (_product(q[:, cut], entries[:, cut]) * scales[n] for n, cut in enumerate(cuts))
+    return sum(others, start=first)
+
+
+def _product(q: Array, keys: Array) -> Array:
+    return jax.lax.dot_general(q, keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

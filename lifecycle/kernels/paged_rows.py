@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Int, Shaped
 
 # Positions in a page. Eight rows of 500 tokens, 30 layers, 3 key heads of 64 dimensions on two AVX-512 cores: blocks of
 # 64, 128 and 256 take 22, 15 and 13 ms of a decode step; one row of 100: 1.1, 1.9 and 2.0 ms.
@@ -33,19 +33,15 @@ class Steps:
     is_first: Int[Array, " steps"]
     is_last: Int[Array, " steps"]
     count: Int[Array, ""]  # of the steps that there are
-    start: Int[Array, " B"]  # the position of each row's first query
-    last: Int[Array, " B"]  # that of its last token; -1: there is none
     num_pages: int = field(metadata={"static": True})  # of a block
 
 
-def steps_of(
-    num_queries: int, seen: Int[Array, " B"], start: Int[Array, " B"], last: Int[Array, " B"], per_row: int, page: int
-) -> Steps:
+def steps_of(num_queries: int, seen: Int[Array, " B"], last: Int[Array, " B"], per_row: int, page: int) -> Steps:
     """The steps for rows that see positions from `seen` to `last`, in `per_row` pages of `page` positions each."""
     num_pages = min(max((LONG_BLOCK if num_queries <= FEW else BLOCK) // page, 1), per_row)
     span, most = num_pages * page, -(-per_row // num_pages)
     blocks = blocks_of(jnp.where(last < 0, 0, seen // span), jnp.maximum(last, 0) // span, most)
-    return Steps(**blocks, start=start, last=last, num_pages=num_pages)
+    return Steps(**blocks, num_pages=num_pages)
 
 
 def blocks_of(first: Int[Array, " B"], last: Int[Array, " B"], most: int) -> dict[str, Array]:
@@ -72,6 +68,8 @@ class Rows:
     positions: Int[Array, "B T"]
     table: Int[Array, "B per_row"]
     pages: Int[Array, "B T"]  # in which each token belongs; padding in none
+    start: Int[Array, " B"]  # the position of each row's first query
+    last: Int[Array, " B"]  # that of its last token; -1: there is none
     steps: Steps | None  # of the TPU kernel
     begin: Int[Array, ""]  # the first page that a query sees
     end: Int[Array, ""]  # the page after the last one
@@ -97,21 +95,31 @@ class Rows:
         seen = jnp.zeros_like(first) if window is None else jnp.maximum(first - window + 1, 0)
         steps = None
         if platform() == "tpu":
-            steps = steps_of(positions.shape[1], seen, positions[:, 0], last, table.shape[1], size)
+            steps = steps_of(positions.shape[1], seen, last, table.shape[1], size)
         begin, end = seen.min() // size, -(-(last.max() + 1) // size)
-        return cls(positions, table, pages, steps, begin, end, size, window)
+        return cls(positions, table, pages, positions[:, 0], last, steps, begin, end, size, window)
 
     def written(
-        self, store: Float[Array, "L pages K S D"], layer: Int[Array, ""] | int, new: Float[Array, "B T K D"]
-    ) -> Float[Array, "L pages K S D"]:
-        """The store with a layer's new tokens in their pages."""
+        self, store: Shaped[Array, "*dims"], layer: Int[Array, ""] | int, new: Shaped[Array, "B T *entry"]
+    ) -> Shaped[Array, "*dims"]:
+        """A store of values `[L, pages, slices, K, S, Ds]`, or of scales `[L, pages, scales, S]`, with a layer's new
+        tokens, `[B, T, slices, K, Ds]` or `[B, T, scales]`, in their pages."""
         new, places = new.astype(store.dtype), self.positions % self.size
-        if self.positions.shape != (1, 1):
+        if self.positions.shape == (1, 1):
+            return self._written_one(store, layer, new)
+        if store.ndim == 4:
             return store.at[layer, self.pages, :, places].set(new, mode="drop")
-        # XLA writes a single place by an update, which on CPUs it undoes for an index that may be dropped, and fuses
-        # twice, once for the carry and once for the reader: each took a copy of the cache, 20 of 43 ms of a step.
-        page = self.pages[0, 0]
-        there = (layer, jnp.minimum(page, store.shape[1] - 1), 0, places[0, 0], 0)
-        token = new.reshape(1, 1, -1, 1, new.shape[3])
-        token = jnp.where(page < NOWHERE, token, jax.lax.dynamic_slice(store, there, token.shape))
+        # Each slice of each head by itself: of several at once a TPU's scatter wants another layout, for which XLA
+        # copied the whole cache in each layer (1.6 s of a step of 64 rows, 8 bits, 8B).
+        slices, heads = jnp.arange(store.shape[2])[:, None], jnp.arange(store.shape[3])
+        pages, places = (x[:, :, None, None] for x in (self.pages, places))
+        return store.at[layer, pages, slices, heads, places].set(new, mode="drop")
+
+    def _written_one(self, store: Array, layer: Array | int, new: Array) -> Array:
+        """XLA writes a single place by an update, which on CPUs it undoes for an index that may be dropped, and fuses
+        twice, once for the carry and once for the reader: each took a copy of the cache, 20 of 43 ms of a step."""
+        page, place, inner = self.pages[0, 0], self.positions[0, 0] % self.size, store.ndim // 2 - 1
+        shape = (1, 1, *store.shape[2 : 2 + inner], 1, *store.shape[3 + inner :])
+        there = (layer, jnp.minimum(page, store.shape[1] - 1), *[0] * inner, place, *[0] * (store.ndim - 3 - inner))
+        token = jnp.where(page < NOWHERE, new.reshape(shape), jax.lax.dynamic_slice(store, there, shape))
         return jax.lax.optimization_barrier(jax.lax.dynamic_update_slice(store, token, there))

@@ -2,9 +2,10 @@
 
 Attention calls one method of a cache, `attend`, which stores new tokens and attends from their queries to all stored
 ones; they come on one axis `N`, row after row, and `Rows` says where they belong. What is stored depends on the
-cache: `KeyValues` has every head's keys and values, `Latents` the latents of latent attention. In both, a page holds
-`PAGE` consecutive positions of one row, and a table names each row's pages in order (`kernels/paged.py`). Layers with a
-window have pages and tables of their own: a page that has left the window may be given to another row.
+cache: `KeyValues` has every head's keys and values, `Latents` the latents of latent attention, in the compute dtype or
+in 8 bits (`kernels/page_store.py`). In both, a page holds `PAGE` consecutive positions of one row, and a table names
+each row's pages in order (`kernels/paged.py`). Layers with a window have pages and tables of their own: a page that has
+left the window may be given to another row.
 
 A query at position `p` sees positions `<= p` only, so it never sees an earlier sequence's tokens: a page is reused
 without being cleared. A token at a position `>= length` is padding and is not stored.
@@ -19,9 +20,11 @@ import jax.numpy as jnp
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.layout import LANES
-from lifecycle.kernels.paged import Stored, paged_attention
+from lifecycle.kernels.page_store import Entry, PageStore
+from lifecycle.kernels.paged import paged_attention
 from lifecycle.kernels.paged_rows import PAGE, Rows
-from lifecycle.model.config import LayerKind, ModelConfig
+from lifecycle.kernels.quantised import FORMATS
+from lifecycle.model.config import CacheFormat, LayerKind, ModelConfig
 from lifecycle.model.stacks import layer_groups
 
 FEW_ON_CPUS = 9  # tokens of a row that attend one by one there; chunks of prompts have 16 and more
@@ -44,8 +47,7 @@ def page_kinds(config: ModelConfig) -> list[PageKind]:
 class KeyValues:
     """Keys and values of a stack of layers."""
 
-    keys: Float[Array, "L pages K S Dh"]
-    values: Float[Array, "L pages K S Dh"]
+    pages: PageStore
 
     def attend(
         self,
@@ -59,18 +61,18 @@ class KeyValues:
         """Stores `k` and `v`, and attends to all stored tokens of the rows."""
         flat = q.shape
         q, k, v = (x.reshape(*rows.positions.shape, *x.shape[2:]) for x in (q, k, v))
-        keys, values = rows.written(self.keys, layer, k), rows.written(self.values, layer, v)
-        stored = Stored(keys, layer, k.shape[3]), Stored(values, layer, v.shape[3])
-        return paged_attention(q, *stored, rows, **options).reshape(flat), KeyValues(keys, values)
+        pages = self.pages.written(layer, rows, jnp.concatenate([k, v], axis=3))
+        return paged_attention(q, pages, layer, rows, **options).reshape(flat), KeyValues(pages)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Latents:
     """Latent attention's cache: each token's normed latent, followed by the rotary key that all heads share, and on
-    TPUs by zeros up to whole lanes, which take no more memory there."""
+    TPUs by zeros up to whole lanes, which take no more memory there. In 8 bits both have a scale: a rotary key is not
+    normed, and may be much larger."""
 
-    latents: Float[Array, "L pages 1 S width"]
+    pages: PageStore
 
     def attend(
         self,
@@ -78,17 +80,16 @@ class Latents:
         rows: Rows,
         q: Float[Array, "1 N H Dc+Dr"],
         latents: Float[Array, "1 N Dc+Dr"],
-        rank: int,
         **options: Any,
     ) -> "tuple[Float[Array, '1 N H Dc'], Latents]":
-        """Stores `latents`, and attends to all stored ones as one key head whose first `rank` dimensions are the
+        """Stores `latents`, and attends to all stored ones as one key head whose first `Dc` dimensions are the
         values."""
-        width = self.latents.shape[4]
+        width = self.pages.entry.width
         both = (x.reshape(*rows.positions.shape, *x.shape[2:]) for x in (q, latents))
         q, latents = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) for x in both)
-        stored = rows.written(self.latents, layer, latents[:, :, None])
-        out = paged_attention(q, Stored(stored, layer, width), Stored(stored, layer, rank), rows, **options)
-        return out.reshape(1, -1, *out.shape[2:]), Latents(stored)
+        pages = self.pages.written(layer, rows, latents[:, :, None])
+        out = paged_attention(q, pages, layer, rows, **options)
+        return out.reshape(1, -1, *out.shape[2:]), Latents(pages)
 
 
 type Stack = KeyValues | Latents
@@ -130,7 +131,8 @@ def _axes(stack: Stack | list[Stack]) -> Any:
     if isinstance(stack, list):
         return [_axes(layer) for layer in stack]
     heads = None if isinstance(stack, Latents) else "kv_heads"
-    return jax.tree.map(lambda _: ("layers", "batch", heads, None, None), stack)
+    values, scale = ("layers", "batch", None, heads, None, None), ("layers", "batch", heads, None)
+    return jax.tree.map(lambda array: values if array.ndim == len(values) else scale, stack)
 
 
 class Attending(Protocol):
@@ -167,9 +169,11 @@ def init_pages(
     dtype: jnp.dtype | str = "float32",
     is_apart: bool = False,
     page: int = PAGE,
+    kv_cache: CacheFormat | None = None,
 ) -> KVCache:
     """Empty pages, so many of each kind, for rows of at most `length` tokens, without rows: `tables` come with them.
-    `is_apart`: each layer has arrays of its own."""
+    `is_apart`: each layer has arrays of its own. `kv_cache`: 8 bits instead of the dtype."""
+    dtype = dtype if kv_cache is None else FORMATS[kv_cache].values
     stacks: dict[str, Stack | list[Stack]] = {}
     for group in layer_groups(config):
         for number, name in enumerate(group.stacks, group.first):
@@ -188,18 +192,19 @@ def init_cache(
     dtype: jnp.dtype | str = "float32",
     is_apart: bool = False,
     page: int = PAGE,
+    kv_cache: CacheFormat | None = None,
 ) -> KVCache:
     """An empty cache for `batch` rows of at most `length` tokens, each with pages for all of them."""
     kinds, per_row = page_kinds(config), pages_of(length, page)
-    cache = init_pages(config, dict.fromkeys(kinds, batch * per_row), length, dtype, is_apart, page)
+    cache = init_pages(config, dict.fromkeys(kinds, batch * per_row), length, dtype, is_apart, page, kv_cache)
     table = jnp.arange(batch * per_row, dtype=jnp.int32).reshape(batch, per_row)
     return replace(cache, tables=dict.fromkeys(kinds, table))
 
 
 def _empty(config: ModelConfig, rows: tuple[int, int], page: int, dtype: jnp.dtype | str) -> Stack:
     if config.mla is not None:
-        width = config.mla.kv_lora_rank + config.mla.rope_head_dim
-        width += -width % LANES if platform() == "tpu" else 0
-        return Latents(jnp.zeros((*rows, 1, page, width), dtype))
-    keys, values = (jnp.zeros((*rows, config.num_kv_heads, page, config.head_dim), dtype) for _ in range(2))
-    return KeyValues(keys, values)
+        latent, rotary = config.mla.kv_lora_rank, config.mla.rope_head_dim
+        rotary += -(latent + rotary) % LANES if platform() == "tpu" else 0
+        return Latents(PageStore.empty((*rows, 1, page), Entry.latent(latent, rotary), dtype))
+    entry = Entry.key_value(config.head_dim, config.head_dim)
+    return KeyValues(PageStore.empty((*rows, config.num_kv_heads, page), entry, dtype))

@@ -23,6 +23,7 @@ RematName = Literal[
 Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 
 WeightFormat = Literal["int8", "int4", "fp8"]  # of the matrices in inference, if not the compute dtype
+CacheFormat = Literal["int8", "fp8"]  # of the KV cache, if not the compute dtype
 Precision = Literal["int8", "fp8"]  # of the layers' matrix products in training, if not the compute dtype
 
 

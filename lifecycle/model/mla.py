@@ -102,7 +102,7 @@ class LatentAttention(nnx.Module):
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
         nope, rotary = jnp.split(q, [m.nope_head_dim], axis=-1)
         q = jnp.concatenate([_einsum("bthn,rhn->bthr", nope, key_up), rotary], axis=-1)
-        out, cache = cache.attend(q, latents[:, :, 0], m.kv_lora_rank, **self._options())
+        out, cache = cache.attend(q, latents[:, :, 0], **self._options())
         return _einsum("bthr,rhv->bthv", out, value_up), cache
 
     def _options(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from lifecycle.core.config import Section
 from lifecycle.inference.speculation import SpeculationConfig
-from lifecycle.model.config import WeightFormat
+from lifecycle.model.config import CacheFormat, WeightFormat
 from lifecycle.parallel.axes import MeshConfig
 
 
@@ -21,6 +21,7 @@ class ServeConfig(Section):
     cache_tokens: int | None = Field(default=None, ge=2)  # of all requests together; None: whole contexts for all slots
     speculation: SpeculationConfig | None = None  # foresees tokens: the same answers, sooner (docs/speculation.md)
     weights: WeightFormat | None = None  # rounded matrices (docs/precision.md); None: the compute dtype
+    kv_cache: CacheFormat | None = None  # int8, fp8: keys and values in 8 bits (docs/precision.md)
     mesh: MeshConfig = MeshConfig()  # which devices hold the model; stage and context stay 1
     max_request_s: float = Field(default=600.0, gt=0)  # from a request's arrival to the end of its answer
     keys: Path | None = None  # a file of keys and their limits (`serving/keys.py`); None: no key needed

@@ -66,6 +66,7 @@ class Metrics:
             "lifecycle_given_up_total", "Times that a request began again for want of cache.", labels=names
         )
         pages = GaugeMetricFamily("lifecycle_cache_pages", "Pages of the KV cache.", labels=[*names, "state"])
+        held = GaugeMetricFamily("lifecycle_cache_bytes", "Memory of the KV cache, of all devices.", labels=names)
         engines = {id(served.engine): (name, served) for name, served in reversed(list(self._models.items()))}
         for name, served in engines.values():  # an engine with several names counts once, under the first
             stats, labels = served.engine.stats, [name, served.version]
@@ -77,9 +78,10 @@ class Metrics:
             accepted.add_metric(labels, stats.accepted_tokens)
             cached.add_metric(labels, stats.cached_tokens)
             given_up.add_metric(labels, stats.given_up)
+            held.add_metric(labels, stats.cache_bytes)
             for state, number in stats.pages.items():
                 pages.add_metric([*labels, state], number)
-        return [waiting, active, slots, steps, drafts, accepted, cached, given_up, pages]
+        return [waiting, active, slots, steps, drafts, accepted, cached, given_up, pages, held]
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

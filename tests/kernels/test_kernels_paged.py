@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
-from lifecycle.kernels import paged, paged_rows
+from lifecycle.kernels import paged, paged_flash, paged_gpu, paged_rows
 from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.mask import Mask
-from lifecycle.kernels.paged import Stored, paged_attention
-from lifecycle.kernels.paged_flash import paged_flash
+from lifecycle.kernels.page_store import Entry, PageStore
+from lifecycle.kernels.paged import paged_attention
 from lifecycle.kernels.paged_rows import Rows, blocks_of
 
 ROWS, PAGE, PER_ROW, HEADS, GROUPS, DIM, VALUE_DIM = 3, 6, 4, 6, 2, 8, 4
@@ -68,8 +68,8 @@ def ours(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paged, "platform", lambda: device)
         rows = Rows.of(positions, table, LENGTH, PAGE, window)
-        keys, values = (Stored(store, 1, store.shape[-1]) for store in (k, v))
-        return paged_attention(q, keys, values, rows, **options)
+        store = PageStore(jnp.concatenate([k, v], axis=-1)[:, :, None], None, Entry.key_value(DIM, VALUE_DIM))
+        return paged_attention(q, store, 1, rows, **options)
 
 
 def attended(newest: list[int], length: int = 1, seed: int = 0, **options: Any) -> np.ndarray:
@@ -153,53 +153,71 @@ def test_bfloat16_pages_are_read_in_the_queries_dtype() -> None:
 
 
 LANES, POSITIONS, LONG = 128, 8, 40
+ALL_OPTIONS = {"window": 11, "soft_cap": 2.0, "sinks": True}
 
 
-@partial(jax.jit, static_argnames=("soft_cap", "window", "value_dim"))
+@partial(jax.jit, static_argnames=("device", "soft_cap", "window"))
 def by_kernel(
+    device: str,
     q: Array,
-    stores: tuple[Array, Array | None],
+    store: PageStore,
     table: Array,
     positions: Array,
-    value_dim: int,
     window: int | None = None,
     **options: Any,
 ) -> Array:
-    """The TPU kernel, interpreted, in blocks of two pages."""
+    """The kernel of TPUs, interpreted, in blocks of two pages; that of GPUs, 16 rows to a program, a split a page."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged_rows, "platform", lambda: "tpu")
+        patch.setattr(paged_rows, "platform", lambda: device)
+        patch.setattr(paged_gpu, "FEWEST", POSITIONS)
+        patch.setattr(paged_gpu, "SIDE", 16)
         for name in ("BLOCK", "LONG_BLOCK"):
             patch.setattr(paged_rows, name, 2 * POSITIONS)
         rows = Rows.of(positions, table, LONG, POSITIONS, window)
-        return paged_flash(q, stores, 1, rows, value_dim=value_dim, scale=0.1, interpret=True, **options)
+        kernel = {"tpu": paged_flash.paged_flash, "gpu": paged_gpu.paged_gpu}[device]
+        return kernel(q, store, 1, rows, scale=0.1, interpret=True, **options)
+
+
+def held(entry: Entry, groups: int, dtype: str) -> tuple[PageStore, Array, tuple[Array, Array]]:
+    """A store of two layers whose second has rows in pages, anywhere; their table; and the keys and values it holds."""
+    table = jnp.asarray(np.random.default_rng(0).permutation(24)[:20].reshape(4, 5))
+    rows = Rows.of(jnp.broadcast_to(jnp.arange(LONG), (4, LONG)), table, LONG, POSITIONS)
+    store = PageStore.empty((2, 24, groups, POSITIONS), entry, dtype)
+    store = store.written(1, rows, draw(4, LONG, groups, entry.width, seed=2))
+    return store, table, store.rows(1, table)
 
 
 @pytest.mark.parametrize(
-    ("length", "options"),
+    ("device", "length", "dtype", "options"),
     [
-        pytest.param(1, {}, id="tokens"),
-        pytest.param(20, {"window": 11, "soft_cap": 2.0, "sinks": True}, id="chunks with all options"),
-        pytest.param(1, {"window": 3}, id="a window", marks=pytest.mark.slow),
-        pytest.param(3, {"is_latent": True}, id="latents", marks=pytest.mark.slow),
+        pytest.param("tpu", 1, "float32", {}, id="tokens"),
+        pytest.param("tpu", 1, "int8", {}, id="int8"),
+        pytest.param("tpu", 20, "float32", ALL_OPTIONS, id="chunks with all options"),
+        pytest.param("tpu", 3, "float8_e4m3fn", {"is_latent": True}, id="fp8 latents", marks=pytest.mark.slow),
+        pytest.param("tpu", 1, "float32", {"window": 3}, id="a window", marks=pytest.mark.slow),
+        pytest.param("tpu", 3, "float32", {"is_latent": True}, id="latents", marks=pytest.mark.slow),
+        pytest.param("tpu", 20, "int8", ALL_OPTIONS, id="int8 chunks", marks=pytest.mark.slow),
+        pytest.param("gpu", 1, "int8", {"window": 3}, id="gpu"),
+        pytest.param("gpu", 20, "float32", ALL_OPTIONS, id="gpu chunks"),
+        pytest.param("gpu", 3, "int8", {"is_latent": True}, id="gpu latents", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernel_of_tpus_gives_what_the_definition_gives(length: int, options: dict[str, Any]) -> None:
-    """Rows of many blocks, of one, and of padding only; their pages anywhere."""
+def test_kernels_give_what_the_definition_gives(device: str, length: int, dtype: str, options: dict[str, Any]) -> None:
+    """Rows of many blocks, of one, and of padding only; their pages anywhere; of what is stored."""
     own, newest = dict(options), np.array([LONG - 1, 4, -1, 17])
     is_latent, groups = own.pop("is_latent", False), 1 if options.get("is_latent") else 2
-    table = np.random.default_rng(0).permutation(24)[:20].reshape(4, 5)
     first = np.maximum(newest + 1 - length, 0)[:, None] + np.arange(length)
     positions = np.where(first <= newest[:, None], first, LONG)
-    q, keys = draw(4, length, 4, LANES, seed=1), draw(2, 24, groups, POSITIONS, LANES, seed=2)
-    values = None if is_latent else draw(2, 24, groups, POSITIONS, LANES, seed=3)
+    # a latent on TPUs: of slices of whole lanes; on GPUs: of unequal parts in one slice
+    latent = Entry((2 * LANES, LANES), 2, 0, 3) if device == "tpu" else Entry.latent(2 * LANES, LANES)
+    store, table, (k, v) = held(latent if is_latent else Entry.key_value(LANES, LANES), groups, dtype)
+    q = draw(4, length, 4, k.shape[-1], seed=1) / (k.shape[-1] // 64)  # scores of about 1
     if own.get("sinks"):
         own["sinks"] = draw(4, seed=4)
-    value_dim = 64 if is_latent else LANES
-    found = by_kernel(q, (keys, values), table, positions, value_dim, **own)
-    rows = [x[1][table].swapaxes(2, 3).reshape(4, LONG, groups, -1) for x in (keys, keys if values is None else values)]
+    found = by_kernel(device, q, store, table, positions, **own)
     here = jnp.broadcast_to(jnp.arange(LONG), (4, LONG))
     mask = Mask(jnp.asarray(positions), here, window=own.pop("window", None))
-    exact = reference_attention(q, rows[0], rows[1][..., :value_dim], mask, scale=0.1, **own)
+    exact = reference_attention(q, k, v, mask, scale=0.1, **own)
     is_token = positions < LONG
     np.testing.assert_allclose(np.asarray(found)[is_token], np.asarray(exact)[is_token], atol=CLOSE, rtol=0)
     assert np.isfinite(found).all()

@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.core.typing import Array
 from lifecycle.model.cache import KVCache, init_cache, init_pages, page_kinds
-from lifecycle.model.config import MlaConfig, ModelConfig
+from lifecycle.model.config import CacheFormat, MlaConfig, ModelConfig
 from lifecycle.model.decoder import forward, forward_cached
 from lifecycle.model.params import layers_apart
 from lifecycle.parallel.mesh import RULES
@@ -121,8 +121,40 @@ def test_a_row_writes_into_its_pages_only_wherever_they_are(config: ModelConfig)
 
 
 @pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
-def test_every_array_says_its_axes(config: ModelConfig) -> None:
-    cache = cache_of(config, 2)
+def test_pages_of_8_bits_take_a_quarter_and_their_scales(config: ModelConfig) -> None:
+    def num_bytes(kv_cache: CacheFormat | None) -> int:
+        cache = jax.eval_shape(lambda: init_cache(config, 1, LENGTH, page=PAGE, kv_cache=kv_cache).stacks)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+    scales = 2 if config.mla is not None else 2 * KEY_HEADS  # latent and rotary key; a head's key and value
+    for kv_cache in ("int8", "fp8"):
+        assert num_bytes(kv_cache) == num_bytes(None) / 4 + 4 * scales * LENGTH * config.num_layers
+
+
+@pytest.mark.parametrize(
+    ("config", "kv_cache"),
+    [
+        pytest.param(WINDOWED, "int8", id="key heads"),
+        pytest.param(MLA, "int8", id="latents", marks=pytest.mark.slow),
+        pytest.param(WINDOWED, "fp8", id="fp8", marks=pytest.mark.slow),
+        pytest.param(MLA, "fp8", id="fp8 latents", marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_with_pages_of_8_bits_is_close_to_itself(config: ModelConfig, kv_cache: CacheFormat) -> None:
+    """A prompt in chunks, then tokens."""
+    params = random_params(config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
+    sizes = [7, 7, *[1] * 10]
+    exact = run_cached(config, params, tokens, cache_of(config, 2), sizes)
+    found = run_cached(config, params, tokens, cache_of(config, 2, kv_cache=kv_cache), sizes)
+    error = np.sqrt(np.mean((found - exact) ** 2)) / exact.std()
+    assert 0 < error < {"int8": 0.02, "fp8": 0.05}[kv_cache]
+
+
+@pytest.mark.parametrize("kv_cache", [None, "int8"])
+@pytest.mark.parametrize("config", [WINDOWED, MLA], ids=["key heads", "latents"])
+def test_every_array_says_its_axes(config: ModelConfig, kv_cache: CacheFormat | None) -> None:
+    cache = cache_of(config, 2, kv_cache=kv_cache)
     named = cache.logical_axes()
     assert set(named.tables.values()) == {("batch", None)}
     names = jax.tree.leaves(named.stacks, is_leaf=lambda leaf: isinstance(leaf, tuple))

@@ -176,10 +176,10 @@ def test_packed_rows_have_the_summed_gradients_of_unpacked_ones(params: dict[str
 
 
 def keys_of(cache: KVCache) -> Array:
-    """The keys of a model whose layers are one stack, `[L, B, K, S, Dh]`."""
+    """The keys and values of a model whose layers are one stack, `[L, B, 2, K, S, Dh]`."""
     (stack,) = cache.stacks.values()
     assert isinstance(stack, KeyValues)
-    return stack.keys
+    return stack.pages.values
 
 
 def test_decoding_token_by_token_equals_the_full_forward(params: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ def test_a_slot_is_used_again_without_being_cleared(params: dict[str, Any]) -> N
     first, second = tokens_of(1, seed=1), tokens_of(1, 10, seed=2)
     cache = init_cache(MODEL, 1, LENGTH, page=PAGE)
     _, cache = cached_logits(params, first, np.arange(LENGTH)[None], cache)
-    assert keys_of(cache).any(axis=(0, 2, 4)).all()  # full to the last position
+    assert keys_of(cache).any(axis=(0, 2, 3, 5)).all()  # full to the last position
     found, _ = cached_logits(params, second, np.arange(10)[None], cache)
     np.testing.assert_allclose(found, expected_logits(params, second), atol=CACHED, rtol=0)
 
@@ -224,7 +224,7 @@ def test_padding_writes_nothing(params: dict[str, Any]) -> None:
     cache = init_cache(MODEL, 2, LENGTH, page=PAGE)
     positions = np.array([[0, 1, LENGTH], [LENGTH, LENGTH + 1, 2**30]], np.int32)
     _, after = cached_logits(params, tokens_of(2, 3), positions, cache)
-    written = np.asarray(jnp.abs(keys_of(after)).sum((0, 2, 4)) > 0)  # by page and position
+    written = np.asarray(jnp.abs(keys_of(after)).sum((0, 2, 3, 5)) > 0)  # by page and position
     assert np.argwhere(written).tolist() == [[0, 0], [0, 1]]
 
 

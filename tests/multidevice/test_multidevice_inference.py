@@ -24,7 +24,7 @@ from lifecycle.inference.lowering import trace_decode, trace_prefill
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import WeightFormat
+from lifecycle.model.config import CacheFormat, WeightFormat
 from lifecycle.model.weight_formats import in_format
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, inference_mesh
@@ -138,15 +138,21 @@ def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights, near", [("int8", 0.1), ("int4", 0.5), ("fp8", 0.2)])
-def test_rounded_weights_are_sharded_as_plain_ones_are(weights: WeightFormat, near: float) -> None:
-    """A scale is of all its rows, wherever they are; a device rounds its own part of the activations."""
+@pytest.mark.parametrize(
+    ("weights", "kv_cache", "near"),
+    [("int8", None, 0.1), ("int4", None, 0.5), ("fp8", None, 0.2), (None, "int8", 0.1)],
+)
+def test_what_is_rounded_is_sharded_as_what_is_not(
+    weights: WeightFormat | None, kv_cache: CacheFormat | None, near: float
+) -> None:
+    """A scale is of all its rows, wherever they are; a device rounds its own part of the activations. A head of the
+    cache is on one device, with its scales."""
     plain, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=2, tensor=2))
     model = replace(plain, params=in_format(plain.config, plain.params, weights))
     prompts = [prompt for prompt in requests()[0] if len(prompt) > 4]
     asking, scores = GREEDY.model_copy(update={"prompt_logprobs": 0, "max_tokens": 1}), []
-    for own, devices in ((plain, None), (model, None), (model, mesh)):
-        with Engine(own, mesh=devices) as engine:
+    for own, devices, is_exact in ((plain, None, True), (model, None, False), (model, mesh, False)):
+        with Engine(own, mesh=devices, kv_cache=None if is_exact else kv_cache) as engine:
             generations = [engine.submit(prompt, asking) for prompt in prompts]
             assert all(generation.wait() for generation in generations)
         scores.append([token.logprob for generation in generations for token in generation.prompt_tokens])

@@ -370,6 +370,7 @@ def test_usage_and_metrics_tell_what_was_cached(server: Running) -> None:
     assert sum(s.value for s in samples if s.name == "lifecycle_cached_prompt_tokens_total") >= 256
     pages = {s.labels["state"]: s.value for s in samples if s.name == "lifecycle_cache_pages"}
     assert set(pages) == {"free", "cached", "used"} and pages["cached"] > 0 and pages["used"] == 0
+    assert all(s.value > 0 for s in samples if s.name == "lifecycle_cache_bytes")
 
 
 def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

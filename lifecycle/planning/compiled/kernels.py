@@ -29,7 +29,7 @@ from lifecycle.planning.compiled.program import Kernel
 ATTENTION = re.compile(r"splash|flash|attention|mha|mqa")
 ELEMENTWISE = {"rotate", "gated_rows", "quantised_gates", "ragged-dot-metadata"}  # memory-bound
 QUANTISED = re.compile(r"quantised_(rows|columns)")  # they round their operands: the result is as wide as a gradient
-PAGED, STORE_DIMS = "paged", 5  # a store is [layers, pages, key heads, positions, dimensions]
+PAGED, STORE_DIMS = "paged", 6  # a store is [layers, pages, slices, heads, positions, dimensions]; scales lack the last
 GROUPED = re.compile(r"gmm|ragged-dot-none")
 FLOATS = {"bf16", "f32", "f16"}
 FACTORS = FLOATS | {"s8", "f8e4m3fn", "f8e5m2"}
@@ -85,17 +85,18 @@ def _moved(kernel: Kernel) -> float:
     if kernel.name != PAGED:
         return sum(shape.num_bytes for shape in arrays if shape.space == HBM)
     rows, positions = _paged_rows(kernel)
-    stores = [shape for shape in arrays if len(shape.dims) == STORE_DIMS]
-    pages = sum(
-        shape.num_bytes / shape.dims[0] / (shape.dims[1] * shape.dims[3]) * rows * positions for shape in stores
-    )
-    return pages + sum(shape.num_bytes for shape in arrays if shape.space == HBM and len(shape.dims) < STORE_DIMS)
+    store = next(shape for shape in arrays if len(shape.dims) == STORE_DIMS)
+    all_positions = store.dims[0] * store.dims[1] * store.dims[4]
+    stores = [shape for shape in arrays if shape.dims[:2] == store.dims[:2]]  # scales too
+    others = [shape for shape in arrays if shape.dims[:2] != store.dims[:2] and shape.space == HBM]
+    pages = sum(shape.num_bytes for shape in stores) / all_positions * rows * positions
+    return pages + sum(shape.num_bytes for shape in others)
 
 
 def _paged_rows(kernel: Kernel) -> tuple[int, int]:
     """Rows, and positions of each, whose pages a call reads; its last integers are the table and two numbers a row."""
     table, start, _ = [shape for shape in kernel.operands if shape.dtype == "s32"][-3:]
-    page = next(shape.dims[3] for shape in kernel.operands if len(shape.dims) == STORE_DIMS)
+    page = next(shape.dims[4] for shape in kernel.operands if len(shape.dims) == STORE_DIMS)
     return start.dims[0], table.dims[0] // start.dims[0] * page
 
 

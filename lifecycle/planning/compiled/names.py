@@ -5,8 +5,10 @@ import re
 from lifecycle.kernels.seldom import SELDOM
 from lifecycle.planning.compiled.hlo import Instruction
 
-# Calls of kernels whose products are not in the text: Pallas kernels on TPUs, cuDNN's attention on GPUs
-_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$(?P<cudnn>fmha\w+))"')
+# Calls of kernels whose products are not in the text: Pallas kernels, on GPUs Triton's; cuDNN's attention on GPUs
+_KERNEL = re.compile(
+    r'custom_call_target="(tpu_custom_call|(?P<triton>__gpu\$xla\.gpu\.triton)|__cudnn\$(?P<cudnn>fmha\w+))"'
+)
 _UNMASKED = re.compile(r'"mask_type":\s*"NO_MASK"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _COPY_NUMBER = re.compile(r"\.(\d+|clone|cloned|remat\d*)(\..*)?$")  # and the name of its result, as in `rotate.8.q`
@@ -44,13 +46,16 @@ def is_causal(kernel: Instruction) -> bool:
 
 
 def kernel_name(instruction: Instruction) -> str:
-    """The kernel's own name: cuDNN's of the call's target, Pallas' without its number and JAX's transformations.
+    """The kernel's own name: cuDNN's of the call's target, Pallas' without its number and JAX's transformations, in
+    Triton of the operation.
 
     `transpose(jvp(jit(gmm)))` appears as `transpose_jvp_jit_gmm___`.
     """
     target = _KERNEL.search(instruction.attributes)
     if target is not None and target["cudnn"]:
         return target["cudnn"]
+    if target is not None and target["triton"]:
+        return operation(instruction).partition("/")[0]
     name = _COPY_NUMBER.sub("", instruction.name)
     while name.endswith("_") and (wrapper := _TRANSFORMED.match(name)) is not None:
         name = name[wrapper.end() : -1]

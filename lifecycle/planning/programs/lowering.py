@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lifecycle.core.typing import PyTree
-from lifecycle.model.config import ModelConfig, WeightFormat
+from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
 from lifecycle.planning.estimate.work import Work, decode_work, prefill_work, train_work
 from lifecycle.training.config import TrainConfig
 
@@ -53,12 +53,17 @@ def train_program(model: ModelConfig, train: TrainConfig, mesh: "Mesh", section:
 
 
 def engine_programs(
-    model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh", weights: WeightFormat | None = None
+    model: ModelConfig,
+    num_slots: int,
+    max_seq_len: int,
+    mesh: "Mesh",
+    weights: WeightFormat | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> tuple[PlannedProgram, ...]:
     """The engine's prefill and decode for `num_slots` requests of up to `max_seq_len` tokens."""
     from lifecycle.inference.programs import num_groups
 
-    held = model.trunk, num_slots, max_seq_len, mesh, weights
+    held = model.trunk, num_slots, max_seq_len, mesh, weights, kv_cache
     works = {
         "prefill": (lower_prefill, prefill_work(model, max_seq_len, num_groups(mesh))),
         "decode": (lower_decode, decode_work(model, num_slots, max_seq_len)),
@@ -78,11 +83,16 @@ def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> di
 
 
 def _engine_arguments(
-    model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh", weights: WeightFormat | None
+    model: ModelConfig,
+    num_slots: int,
+    max_seq_len: int,
+    mesh: "Mesh",
+    weights: WeightFormat | None,
+    kv_cache: CacheFormat | None,
 ) -> dict[str, PyTree]:
     from lifecycle.inference.lowering import abstract_arguments
 
-    params, state = abstract_arguments(model, num_slots, max_seq_len, mesh, weights)
+    params, state = abstract_arguments(model, num_slots, max_seq_len, mesh, weights, kv_cache)
     if model.tie_embeddings:
         return {"parameters": params, "cache": state.cache}
     read = {name: weights for name, weights in params.items() if name != "embed"}
@@ -97,18 +107,28 @@ def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> "Lowere
 
 
 def lower_decode(
-    model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh", weights: WeightFormat | None = None
+    model: ModelConfig,
+    num_slots: int,
+    max_seq_len: int,
+    mesh: "Mesh",
+    weights: WeightFormat | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> "Lowered":
     """The engine's decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
     from lifecycle.inference.lowering import trace_decode
 
-    return trace_decode(model, num_slots, max_seq_len, mesh, weights).lower()
+    return trace_decode(model, num_slots, max_seq_len, mesh, weights, kv_cache).lower()
 
 
 def lower_prefill(
-    model: ModelConfig, num_slots: int, max_seq_len: int, mesh: "Mesh", weights: WeightFormat | None = None
+    model: ModelConfig,
+    num_slots: int,
+    max_seq_len: int,
+    mesh: "Mesh",
+    weights: WeightFormat | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> "Lowered":
     """The engine's prefill of its longest chunk, with one such chunk per group of slots."""
     from lifecycle.inference.lowering import trace_prefill
 
-    return trace_prefill(model, num_slots, max_seq_len, mesh, weights).lower()
+    return trace_prefill(model, num_slots, max_seq_len, mesh, weights, kv_cache).lower()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.progress import Progress
-from lifecycle.model.config import ModelConfig, WeightFormat
+from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.compiled.collectives import collectives
 from lifecycle.planning.compiled.compilation import Compilation
@@ -81,16 +81,17 @@ def plan_engine(
     progress: Progress,
     names: Collection[str] = ("prefill", "decode"),
     weights: WeightFormat | None = None,
+    kv_cache: CacheFormat | None = None,
 ) -> Iterator[ProgramPlan]:
-    """Plans of the engine's programs `names`, with weights in a format, on a mesh over the topology, each as soon as it
-    is ready.
+    """Plans of the engine's programs `names`, with weights and cache in a format, on a mesh over the topology, each as
+    soon as it is ready.
 
     On a single chip with two devices, a mesh of one device uses the first. Raises `ConfigError` if mesh, topology and
     sizes do not match.
     """
     is_one = mesh.size == topology.num_chips == 1
     laid = mesh_of_one(topology) if is_one else mesh_over(topology, mesh, section="serve.mesh", axis="tensor")
-    for program in engine_programs(model, num_slots, max_seq_len, laid, weights):
+    for program in engine_programs(model, num_slots, max_seq_len, laid, weights, kv_cache):
         if program.name in names:
             yield plan_program(program, topology, is_tuned, progress)
 

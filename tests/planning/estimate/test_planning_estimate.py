@@ -120,12 +120,13 @@ def test_what_works_element_by_element_has_no_products_and_all_its_bytes() -> No
 
 
 def test_attention_to_pages_reads_what_its_table_names_of_one_layer() -> None:
-    """64 rows with 64 pages of 128 positions each, of 32 layers in a store of 8,192 pages; 2 key heads."""
+    """64 rows with 64 pages of 128 positions each, of 32 layers in a store of 8,192 pages; 2 key heads, in 8 bits."""
     ints = [Shape("s32", dims) for dims in ((), (1,), (1024,), (1024,), (1024,), (1024,), (64 * 64,), (64,), (64,))]
-    rows, store = Shape("bf16", (64, 2, 16, 128)), Shape("bf16", (32, 8192, 2, 128, 128))
-    (found,) = kernel_work([Kernel("paged", (*ints, rows, store, store), (rows,), 32)], 1.0, False)
+    rows, store = Shape("bf16", (64, 2, 16, 128)), Shape("s8", (32, 8192, 2, 2, 128, 128))
+    scale = Shape("f32", (32, 8192, 4, 128))
+    (found,) = kernel_work([Kernel("paged", (*ints, rows, store, scale), (rows,), 32)], 1.0, False)
     assert found.flops == 2 * 2 * 64 * 2 * 16 * 8192 * 128
-    read = 2 * 64 * 8192 * 2 * 128 * 2
+    read = 64 * 8192 * 2 * 2 * (128 + 4)
     assert found.hbm_bytes == pytest.approx(read, rel=0.01) and found.hbm_bytes > read
 
 

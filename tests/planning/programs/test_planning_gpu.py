@@ -120,5 +120,12 @@ def test_a_train_step_over_two_nodes_has_its_memory_attention_and_networks() -> 
 
 
 def test_the_engine_is_planned_too() -> None:
-    (plan,) = plan_engine(MODEL, 4, 256, MeshConfig(), parse_topology("a100-80:1"), True, Silent(), ("decode",))
+    """Its cache in 8 bits, which our kernel reads where it is: 4 slots of 2 pages, 2 key heads of 64 dimensions."""
+    engine = MODEL, 4, 256, MeshConfig(), parse_topology("a100-80:1"), True, Silent(), ("decode",)
+    (plan,) = plan_engine(*engine, kv_cache="int8")
     assert plan.fits and plan.estimate is not None and plan.estimate.matmul_flops > 0
+    (paged,) = [kernel for kernel in plan.estimate.kernels if kernel.name == "paged"]
+    assert paged.calls == 2 and paged.flops == 2 * 4 * 2 * 16 * 256 * 2 * 64
+    cache = 4 * 256 * 2 * 2 * (64 + 4)  # of a layer: keys and values with their scales
+    assert plan.memory is not None and plan.memory.cache_bytes == 2 * cache
+    assert cache < paged.hbm_bytes < 1.5 * cache
