@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
 from lifecycle.cli.display import progress_on
-from lifecycle.cli.open_model import StageOrVersion, open_model
+from lifecycle.cli.open_model import StageOrVersion, open_model, with_adapter
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.engine import Engine
@@ -18,6 +18,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.offline import AHEAD, Answered, Asked, answer_file, conversation
 from lifecycle.inference.texts import prompt_ids
 from lifecycle.model.config import CacheFormat, WeightFormat
+from lifecycle.ops.registry import SHOWN_HASH
 
 SLOTS, MAX_SLOTS = 8, 4096
 
@@ -28,6 +29,7 @@ type Out = Annotated[Path | None, Parameter(help="The file for the rows' answers
 type IsPlain = Annotated[bool, Parameter(name="plain", help="Continue the texts instead of answering them.")]
 type Weights = Annotated[WeightFormat | None, Parameter(help="Matrices rounded to it instead of the compute dtype.")]
 type KvCache = Annotated[CacheFormat | None, Parameter(help="Keys and values in 8 bits instead of the compute dtype.")]
+type AdapterFolder = Annotated[Path | None, Parameter(help="A low-rank adapter's folder, as PEFT saves it.")]
 type Slots = Annotated[int, Parameter(help="How many are generated at a time.")]
 
 
@@ -43,6 +45,7 @@ def generate(
     slots: Slots = SLOTS,
     weights: Weights = None,
     kv_cache: KvCache = None,
+    adapter: AdapterFolder = None,
     sampling: Sampling = MODELS_OWN,
 ) -> None:
     """Answers prompts with a training stage's weights, a version, or a bundle outside any registry.
@@ -55,7 +58,10 @@ def generate(
         raise ConfigError(f"--slots={slots}: from 1 to {MAX_SLOTS:,} prompts are generated at a time")
     if plain and system is not None:
         raise ConfigError("--plain continues texts, and --system is a message of a conversation: give one of them")
-    model, introduction = open_model(config_or_bundle, words, weights)
+    model, introduction = open_model(config_or_bundle, words, weights if adapter is None else None)
+    if adapter is not None:
+        model = with_adapter(model, adapter, weights)
+        introduction += f", with the adapter {adapter} ({model.version[:SHOWN_HASH]})"
     asked = Asked(sampling.over(model.defaults), system, plain)
     with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf, kv_cache=kv_cache) as engine:
         if prompts is None or out is None:

@@ -1,5 +1,6 @@
 """The model that `chat` and `generate` use: a training stage's weights, a version, or a bundle's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from lifecycle.stages.storage import fetch_version, read_registry
 from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.weights.adapters import merged, read_adapter
 
 type StageOrVersion = Annotated[
     str,
@@ -57,6 +59,13 @@ def open_model(
     fetch_version(config, version)
     verify(version)
     return load_bundle(version.path, weights=weights), f"{name or PRODUCTION} is version {version.short}"
+
+
+def with_adapter(model: Model, folder: Path, weights: WeightFormat | None) -> Model:
+    """The model with an adapter's matrices added to its own, then in a format; its version is the adapter's."""
+    adapter = read_adapter(model.config, folder)
+    params = in_format(model.config, merged(model.params, adapter), weights)
+    return replace(model, params=params, version=adapter.version)
 
 
 def _trained(config: RunConfig, stage: str, weights: WeightFormat | None) -> Model:

@@ -16,6 +16,7 @@ from lifecycle.core.config import Section, digest, read_settings
 from lifecycle.core.distributed import errors_are_shared, process_count, process_index
 from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
+from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.draft_head import drafter_of
 from lifecycle.inference.engine import Engine
@@ -163,6 +164,7 @@ def _start(
         cache_tokens=config.cache_tokens,
         drafter=drafter_of(config.speculation, model),
         kv_cache=config.kv_cache,
+        adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

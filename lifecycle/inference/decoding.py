@@ -42,6 +42,7 @@ class DecodeRows:
     want_top: Bool[Array, ""]
     num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
     may_draft: Bool[Array, ""]
+    adapters: Int[Array, " B"] | None = None  # places in the bank, if there is one
     context: Int[Array, "B L"] | None = None  # all tokens up to the newest, for a drafter that reads them
 
 

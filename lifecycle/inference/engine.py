@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.rendezvous import JobError
+from lifecycle.inference.adapters import AdapterBank, BankSizes, HeldAdapter
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.hosts import Leader
@@ -47,13 +48,15 @@ class Engine:
         drafter: Drafter | None = None,
         leader: Leader | None = None,
         kv_cache: CacheFormat | None = None,
+        adapters: BankSizes | None = None,
     ) -> None:
         """`max_seq_len` shortens the model's context; `warm_up` compiles everything before the first request.
 
         `cache_tokens`: the KV cache holds so many tokens of all requests together; None: a whole context in each slot.
         Where they run out, the request that came last waits and is computed again, to the same tokens. `drafter`:
         foresees tokens, so that they come sooner; they are the same without. `kv_cache`: the cache's format, if not the
-        compute dtype (`docs/precision.md`).
+        compute dtype (`docs/precision.md`). `adapters`: room for low-rank adapters, of which each request may have one;
+        None: for none.
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
         is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
@@ -67,11 +70,14 @@ class Engine:
                 "an engine of one process runs on that process's devices, but this mesh spans several processes; "
                 "`lifecycle serve` runs one over all of them"
             )
+        if leader is not None and adapters is not None:
+            raise ConfigError("serve.adapters: a server over several processes has none; leave it out")
         self.model = model
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
         witness, self._taking = (ALONE, nullcontext()) if leader is None else (leader.witness(), leader.taking)
-        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, cache_tokens, drafter, witness, kv_cache)
+        cache = cache_tokens, drafter, witness, kv_cache
+        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, *cache, adapters)
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken, self._ended = False, threading.Event()
         self._on_broken = on_broken
@@ -82,22 +88,27 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
-        """Queues a request of token ids. Raises what `Runner.submit` raises, and `EngineError` after the engine's
-        thread failed."""
+    def submit(self, prompt: Sequence[int], params: SamplingParams, adapter: HeldAdapter | None = None) -> Generation:
+        """Queues a request of token ids, with an adapter of this engine's bank. Raises what `Runner.submit` raises,
+        and `EngineError` after the engine's thread failed."""
         if self._is_broken:
             raise EngineError(BROKEN)
-        return self._runner.submit(prompt, params)
+        return self._runner.submit(prompt, params, adapter)
 
-    def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
+    def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:
         """Queues a request for the vector of a prompt of token ids. Raises what `submit` raises."""
         if self._is_broken:
             raise EngineError(BROKEN)
-        return self._runner.embed(prompt, pooling)
+        return self._runner.embed(prompt, pooling, adapter)
 
     def compile(self, grammar: str) -> None:
         """Makes a grammar ready, from any thread: `submit` then takes no time for it. Raises `GrammarError`."""
         self._runner.compile(grammar)
+
+    @property
+    def adapters(self) -> AdapterBank | None:
+        """The adapters that requests may have, loaded and unloaded from any thread; None without room for any."""
+        return self._runner.adapters
 
     @property
     def max_requests(self) -> int:

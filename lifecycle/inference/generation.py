@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from lifecycle.inference.adapters import Lease
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
@@ -141,6 +142,7 @@ class Generation:
         self.is_cancelled = False
         self.cached_tokens = 0  # of the prompt: those that were not computed again
         self.output: Assembler | None = None  # the engine's, from the time when the request gets a slot
+        self.adapter: Lease | None = None  # the engine's, until the last event
         self.prompt_tokens: list[Token] = []  # from the second one on, if asked for; whole before the first event
         self._changed = threading.Condition()
         self._events: deque[Event | EngineError] = deque()
@@ -152,6 +154,11 @@ class Generation:
         return self.params.priority
 
     @property
+    def cache_key(self) -> bytes:
+        """Cached tokens are those of the same adapter."""
+        return b"" if self.adapter is None else self.adapter.key
+
+    @property
     def may_share(self) -> bool:
         """Whether cached tokens of its prompt need not be computed: not if it asks for their log-probabilities."""
         return self.params.prompt_logprobs is None
@@ -161,7 +168,9 @@ class Generation:
         self.is_cancelled = True
 
     def put(self, event: Event | EngineError) -> None:
-        """Called by the engine: delivers an event and wakes the waiting caller."""
+        """Called by the engine: delivers an event and wakes the waiting caller. The last one ends its adapter's use."""
+        if self.adapter is not None and (isinstance(event, EngineError) or event.finish_reason is not None):
+            self.adapter.end()
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()

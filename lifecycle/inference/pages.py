@@ -215,10 +215,11 @@ class GroupPages:
         row.tables.clear()
 
 
-def chunk_names(prompt: Sequence[int], chunk: int) -> list[bytes]:
+def chunk_names(prompt: Sequence[int], chunk: int, key: bytes = b"") -> list[bytes]:
     """A name for each whole chunk of a prompt: a hash of its tokens and of the name before (no two are known to be
-    equal, so that nobody can be given another's pages)."""
-    names, before = [], b""
+    equal, so that nobody can be given another's pages). `key`, before the first: what contents depend on beside the
+    tokens."""
+    names, before = [], key
     for start in range(0, len(prompt) - chunk + 1, chunk):
         tokens = array("q", prompt[start : start + chunk]).tobytes()
         before = hashlib.blake2b(before + tokens, digest_size=32).digest()

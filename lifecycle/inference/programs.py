@@ -11,7 +11,7 @@ The devices of a group divide its rows' sampling among them, and all get the tok
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,12 +23,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Bool, Int
+from lifecycle.inference.adapters import AdapterBank, BankSizes
 from lifecycle.inference.decoding import Decoded, DecodeRows, decode_steps
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
 from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
+from lifecycle.model.adapters import Bank, bank_axes, with_adapters
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.decoder import forward_cached_taking, logits
@@ -60,6 +62,7 @@ class PromptRows:
     sampling: SamplingRows
     want_top: Bool[Array, ""]
     want_prompt: Bool[Array, ""]  # the log-probabilities of the tokens `following`
+    adapters: Int[Array, " G"] | None  # places in the bank, if there is one
 
 
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
@@ -71,10 +74,11 @@ def prefill(
     params: Params,
     state: SlotState,
     rows: PromptRows,
+    bank: Bank = None,
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`; the tokens
     `following` as if they had been sampled, `[G, T]`, -1 for all unless they are wanted; and the hidden states."""
-    return _on_mesh(partial(_prefill, config, num_ids, drafter), config, mesh, params, state, rows)
+    return _on_mesh(partial(_prefill, config, num_ids, drafter), config, mesh, params, state, rows, bank)
 
 
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
@@ -86,9 +90,10 @@ def decode(
     params: Params,
     state: SlotState,
     rows: DecodeRows,
+    bank: Bank = None,
 ) -> tuple[Decoded, SlotState]:
     """Up to `num_steps` steps for each decoding slot (`inference/decoding.py`)."""
-    return _on_mesh(partial(decode_steps, config, num_ids, drafter), config, mesh, params, state, rows)
+    return _on_mesh(partial(decode_steps, config, num_ids, drafter), config, mesh, params, state, rows, bank)
 
 
 def _on_mesh[Out](
@@ -98,13 +103,19 @@ def _on_mesh[Out](
     params: Params,
     state: SlotState,
     rows: PromptRows | DecodeRows,
+    bank: Bank,
 ) -> tuple[Out, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
+
+    def run(params: Params, state: SlotState, rows: Any, bank: Bank) -> tuple[Out, SlotState]:
+        return local(with_adapters(params, bank, rows.adapters), state, rows)
+
     axes = axes_in_use(weight_axes(config, state.cache.is_apart), params)
     weights, stored = tree_specs(axes), tree_specs(state.logical_axes())
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
-    specs = {"in_specs": (weights, stored, by_row), "out_specs": (spec("batch"), stored)}
-    sampled, state = jax.shard_map(local, mesh=mesh, check_vma=False, **specs)(params, state, rows)
+    of_bank = None if bank is None else tree_specs(bank_axes(config, state.cache.is_apart))
+    specs = {"in_specs": (weights, stored, by_row, of_bank), "out_specs": (spec("batch"), stored)}
+    sampled, state = jax.shard_map(run, mesh=mesh, check_vma=False, **specs)(params, state, rows, bank)
     return jax.lax.with_sharding_constraint(sampled, NamedSharding(mesh, P())), state
 
 
@@ -169,6 +180,7 @@ class Programs:
         drafter: Drafter | None = None,
         on_launch: Callable[[PromptRows | DecodeRows], None] = lambda _: None,
         kv_cache: CacheFormat | None = None,
+        adapters: BankSizes | None = None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
         process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. `on_launch`
@@ -182,19 +194,24 @@ class Programs:
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter, kv_cache)
         self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.cache))
+        is_apart = self._state.cache.is_apart
+        self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh, is_apart)
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
         """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the
         hidden states."""
         self._on_launch(rows)
-        with self._launch:
-            (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows)
+        with self._launch, self._bank() as bank:
+            (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows, bank)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
     def decode(self, rows: DecodeRows) -> Decoded:
         """A dispatch of up to `num_steps` steps, in host memory."""
         self._on_launch(rows)
-        with self._launch:
-            decoded, self._state = decode(*self._static, self._params, self._state, rows)
+        with self._launch, self._bank() as bank:
+            decoded, self._state = decode(*self._static, self._params, self._state, rows, bank)
         return jax.tree.map(np.asarray, decoded)
+
+    def _bank(self) -> AbstractContextManager[Bank]:
+        return nullcontext() if self.adapters is None else self.adapters.arrays()

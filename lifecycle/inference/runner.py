@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
 from lifecycle.inference.bad_words import settled
 from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
@@ -58,6 +59,7 @@ class Runner:
         drafter: Drafter | None = None,
         witness: Witness = ALONE,
         kv_cache: CacheFormat | None = None,
+        adapters: BankSizes | None = None,
     ) -> None:
         """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
         self.model = model
@@ -68,11 +70,13 @@ class Runner:
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         sizes = num_slots, length, self._num_ids
-        cache = cache_tokens, drafter, witness.launch
-        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, *cache, kv_cache)
+        cache = cache_tokens, drafter, witness.launch, kv_cache
+        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, *cache, adapters)
+        self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
-        self._table = SlotTable(num_slots, plan, length, vocab_size, groups, has_context=drafter is not None)
+        needs = {"has_context": drafter is not None, "has_bank": adapters is not None}
+        self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs)
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
         self._grammars = Grammars(model.tokenizer, model.stop_ids, vocab_size)
@@ -80,33 +84,34 @@ class Runner:
         self._counters = EngineStats(cache_bytes=self._programs.cache_bytes)
         self.max_requests = num_slots + max_queue
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
-        """Queues a request of token ids.
+    def submit(self, prompt: Sequence[int], params: SamplingParams, adapter: HeldAdapter | None = None) -> Generation:
+        """Queues a request of token ids, with an adapter of `adapters`.
 
         Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, `GrammarError`,
-        `ForbiddenError`, or `ValueError` for ids that the tokenizer does not have.
+        `ForbiddenError`, `AdapterError` for an adapter that has been unloaded, or `ValueError` for ids that the
+        tokenizer does not have.
         """
         max_tokens = self.max_tokens(len(prompt), params)
         params = settled(params, self.model.tokenizer, self.model.stop_ids, max_tokens)
         if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
         constraint = None if params.grammar is None else self._grammars.constraint(params.grammar)
-        return self._accept(Generation(prompt, params, max_tokens, constraint))
+        return self._accept(Generation(prompt, params, max_tokens, constraint), adapter)
 
-    def embed(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
+    def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:
         """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
         if not 0 < len(prompt) <= self.max_seq_len:
             raise ContextLengthError(
                 f"the context holds 1 to {self.max_seq_len} tokens, but the text has {len(prompt)}"
             )
-        return self._accept(Embedding(prompt, pooling))
+        return self._accept(Embedding(prompt, pooling), adapter)
 
-    def _accept[G: Generation](self, generation: G) -> G:
+    def _accept[G: Generation](self, generation: G, adapter: HeldAdapter | None) -> G:
         prompt = generation.prompt
         self.model.tokenizer.require_rows(prompt)
         if min(prompt) < 0 or max(prompt) >= self._num_ids:
             raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
-        with self.changed:
+        with self.changed, leased(self.adapters, adapter) as generation.adapter:
             self._scheduler.accept(generation)
             self._arrived.append(generation)
             self.changed.notify()
@@ -167,6 +172,8 @@ class Runner:
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
         self._grammars.warm_up()
+        if self.adapters is not None:
+            self.adapters.warm_up()
 
     def turn(self) -> None:
         """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
@@ -193,6 +200,7 @@ class Runner:
                 self._open(slot, generation, num_cached)
 
     def _open(self, slot: int, generation: Generation, num_cached: int) -> None:
+        self._table.adapter[slot] = place_of(generation.adapter)
         if isinstance(generation, Embedding):
             generation.begin()  # nothing is sampled: the slot stays as an empty one is
             return

@@ -59,6 +59,11 @@ class Request(Protocol):
         ...
 
     @property
+    def cache_key(self) -> bytes:
+        """What its cached tokens depend on beside the tokens: only requests with the same key share them."""
+        ...
+
+    @property
     def may_share(self) -> bool:
         """Whether cached tokens of its prompt need not be computed."""
         ...
@@ -212,7 +217,7 @@ class Scheduler[R: Request]:
                 f"{self.num_slots} requests are running and {self.max_queue} queued, which is the limit; retry later"
             )
         self._num_accepted += 1
-        names = chunk_names(request.prompt, self._plan.chunk)
+        names = chunk_names(request.prompt, self._plan.chunk, request.cache_key)
         self._waiting.append(_Asked(request, self._num_accepted, names, len(request.prompt)))
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, PromptRows
 from lifecycle.inference.sampling import MAX_BIASES, SamplingParams, SamplingRows
 from lifecycle.inference.scheduler import Chunk
+from lifecycle.kernels.adapted import NO_ADAPTER
 
 
 def seed_words(seed: int) -> np.ndarray:
@@ -33,9 +34,10 @@ class SlotTable:
         vocab_size: int,
         num_groups: int = 1,
         has_context: bool = False,
+        has_bank: bool = False,
     ) -> None:
         """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding. `has_context`: decode
-        dispatches get all tokens of each slot."""
+        dispatches get all tokens of each slot; `has_bank`: dispatches get each slot's adapter."""
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
         self.plan, self._vocab_size = plan, vocab_size
         self.pages = {kind: np.zeros((num_slots, -(-length // plan.size)), np.int32) for kind in plan.num_pages}
@@ -58,6 +60,7 @@ class SlotTable:
         self.seed = np.zeros((num_slots, 2), np.uint32)
         self.allowed = no_masks(num_slots, vocab_size)
         self.wants_top, self.wants_prompt = np.zeros((2, num_slots), bool)
+        self.adapter, self._has_bank = np.full(num_slots, NO_ADAPTER, np.int32), has_bank
 
     def open(self, slot: int, params: SamplingParams, seed: int, stop_ids: Sequence[int], prompt_len: int = 0) -> None:
         """Assigns a slot to a request with a prompt of `prompt_len` tokens; it does not decode before `advance`."""
@@ -96,6 +99,7 @@ class SlotTable:
         """Empties the slot: greedy and without filters, so that it adds no sampling work."""
         self.open(slot, SamplingParams(temperature=0.0), 0, ())
         self.remaining[slot] = 0
+        self.adapter[slot] = NO_ADAPTER
 
     def prompt_rows(self, chunks: Sequence[Chunk], prompts: Sequence[Sequence[int]]) -> PromptRows:
         """The arguments of a prefill dispatch: a row per group of slots, empty without a chunk."""
@@ -131,6 +135,7 @@ class SlotTable:
             sampling=self._sampling(slots),
             want_top=_argument(self.wants_top[held].any()),
             want_prompt=_argument(self.wants_prompt[held].any()),
+            adapters=self._adapters(slots),
         )
 
     def group(self, slot: int) -> int:
@@ -150,10 +155,14 @@ class SlotTable:
             num_steps=_argument(np.int32(num_steps)),
             may_draft=_argument(np.bool_(may_draft)),
             context=_argument(self.context) if self.context.size else None,
+            adapters=self._adapters(slice(None)),
         )
 
     def _pages(self, slots: np.ndarray | slice) -> Any:
         return {kind: _argument(tables[slots]) for kind, tables in self.pages.items()}
+
+    def _adapters(self, slots: np.ndarray | slice) -> Any:
+        return _argument(self.adapter[slots]) if self._has_bank else None
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
         columns = [known.name for known in fields(SamplingRows)]

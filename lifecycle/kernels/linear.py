@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.activation import GATES, Activation, gated
+from lifecycle.kernels.adapted import AdaptedWeight, adapter_product
 from lifecycle.kernels.cut_weight import CutWeight, cut_products, whole
 from lifecycle.kernels.group_scaled import GroupScaled, group_product
 from lifecycle.kernels.packed import PackedWeight, packed_products
@@ -26,7 +27,9 @@ from lifecycle.kernels.quantised import (
     widened_linear,
 )
 
-type Weight = Float[Array, "D F"] | QuantisedWeight | GroupScaled | PackedWeight | CutWeight | ObservedWeight
+type Weight = (
+    Float[Array, "D F"] | QuantisedWeight | GroupScaled | PackedWeight | CutWeight | ObservedWeight | AdaptedWeight
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def is_rounded(weight: Any) -> bool:
 
 def dense(weight: Weight) -> Float[Array, "D F"]:
     """The weight as a plain array, in float32 if it was rounded: for what is not a plain product."""
+    assert not isinstance(weight, AdaptedWeight), "what is no plain product has no adapters"
     match weight:
         case ObservedWeight():
             return weight.weight
@@ -68,12 +72,18 @@ def linear(x: Float[Array, "*rows D"], weight: Weight) -> Float[Array, "*rows F"
     if isinstance(weight, ObservedWeight):
         weight.see(x)
         return _linear(x, weight.weight)
-    is_plain = not isinstance(weight, CutWeight) and not is_rounded(weight)
+    is_plain = not isinstance(weight, CutWeight | AdaptedWeight) and not is_rounded(weight)
     return _linear(x, weight) if is_plain else linears(x, (weight,))[0]
 
 
 def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Float[Array, "*rows _"], ...]:
     """`x` times each weight, in `x`'s dtype."""
+    if any(isinstance(w, AdaptedWeight) for w in weights):
+        outs = linears(x, [w.weight if isinstance(w, AdaptedWeight) else w for w in weights])
+        # apart from the sums: XLA's product with a sum has other bits on CPUs, also for rows to which nothing is added
+        outs = jax.lax.optimization_barrier(outs)
+        each = zip(outs, weights, strict=True)
+        return tuple(out + adapter_product(x, w) if isinstance(w, AdaptedWeight) else out for out, w in each)
     cut = tuple(w for w in weights if isinstance(w, CutWeight))
     if cut:
         assert len(cut) == len(weights)

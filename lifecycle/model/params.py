@@ -16,6 +16,7 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
+from lifecycle.kernels.adapted import AdaptedWeight
 from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
 from lifecycle.kernels.group_scaled import GroupScaled
 from lifecycle.kernels.linear import is_rounded
@@ -25,7 +26,7 @@ from lifecycle.model.block import Block, Trunk
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.drafter import VOCABULARY, Drafter, DraftVocabulary
 from lifecycle.model.mtp import PredictionModule
-from lifecycle.model.parameter import Parameter
+from lifecycle.model.parameter import Axes, Parameter
 from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
 from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK, layer_groups
 from lifecycle.parallel.collectives import all_gather
@@ -154,20 +155,21 @@ def layers_apart(
     For decoding on CPUs: a scan copies each layer's weights out of their stack before it multiplies by them. With one
     row, 30 layers of 576 x 1,536 twice take 18 ms scanned and 8 apart.
     """
-    return {**params, "blocks": _apart(config, params["blocks"], part, lambda _: False)}
+    return {**params, "blocks": in_layers(config, params["blocks"], part, lambda _: False)}
 
 
 def axes_apart(config: ModelConfig) -> Params:
     """`logical_axes` of `layers_apart`."""
     axes = logical_axes(config)
-    blocks = _apart(config, axes["blocks"], lambda names, _: names[1:], lambda leaf: isinstance(leaf, tuple))
+    blocks = in_layers(config, axes["blocks"], lambda names, _: names[1:], lambda leaf: isinstance(leaf, tuple))
     return {**axes, "blocks": blocks}
 
 
-def _apart(
+def in_layers(
     config: ModelConfig, stacks: dict[str, Any], part: Callable[[Any, int], Any], is_leaf: Callable[[Any], bool]
 ) -> dict[str, list[Any]]:
-    """Each stack as the list of its layers' trees; `part` is a layer's part of a leaf."""
+    """Each stack of a tree like that of the parameters as the list of its layers' trees; `part` is a layer's part of a
+    leaf."""
     repeats = {name: group.repeats for group in layer_groups(config) for name in group.stacks}
 
     def layers(name: str, stack: Any) -> list[Any]:
@@ -203,6 +205,9 @@ def gathered(
 
     def weight(parameter: Parameter, array: Any) -> Any:
         axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
+        if isinstance(array, AdaptedWeight):
+            a, b = (_gathered(side, (None, None, axis)) for side, axis in zip((array.a, array.b), axes, strict=True))
+            return AdaptedWeight(weight(parameter, array.weight), a, b, array.ids)
         if isinstance(array, PackedWeight):
             return array
         if isinstance(array, GroupScaled):
@@ -213,13 +218,16 @@ def gathered(
         if precision is not None and is_quantised(parameter):
             return quantised_weight(axes, precision, compute_dtype(config), array.astype(jnp.float32))
         array = _rounded(array, _dtype(config, parameter))
-        if is_cut:
-            return CutWeight(array, "embed", axes.index("embed"))
-        for dim, axis in enumerate(parameter.axes):
-            array = all_gather(array, axis, dim) if axis in GATHERED else array
-        return array
+        return CutWeight(array, "embed", axes.index("embed")) if is_cut else _gathered(array, axes)
 
     return jax.tree.map(weight, declared, weights)
+
+
+def _gathered(array: Array, axes: Axes) -> Array:
+    """The array gathered along the dimensions that have an axis."""
+    for dim, axis in enumerate(axes):
+        array = array if axis is None else all_gather(array, axis, dim)
+    return array
 
 
 def _rounded(weight: Array, dtype: str) -> Array:

@@ -26,13 +26,14 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A served model. `version` is its content's hash, `max_model_len` its context in tokens, `tool_calls` the form in
-    which it calls tools, `reasoning` what marks its thoughts."""
+    """A served model. `parent` is the model of an adapter, `version` its content's hash, `max_model_len` its context in
+    tokens, `tool_calls` the form in which it calls tools, `reasoning` what marks its thoughts."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None
     version: str
     max_model_len: int
     tool_calls: str | None

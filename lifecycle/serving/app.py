@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from lifecycle.serving.adapters import AdaptedModels, Adapting
 from lifecycle.serving.choices import Served
-from lifecycle.serving.config import ServeConfig
+from lifecycle.serving.config import AdaptersConfig, ServeConfig
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.errors import RequestError
 from lifecycle.serving.keys import read_keys
@@ -26,11 +27,14 @@ def create_app(
 ) -> Starlette:
     """The application over `models` by name; each finished request is passed to `observers`.
 
-    Raises `ConfigError` if the file of keys is faulty, or a variable that it names is not set.
+    Raises `ConfigError` if the file of keys is faulty, or a variable that it names is not set, and `AdapterError` for
+    an adapter of `config` that does not fit.
     """
+    if config.adapters is not None:
+        models = AdaptedModels(models, config.adapters)
     metrics = Metrics(models)
     desk = Desk(models, read_keys(config.keys), (metrics.observe, *observers), config.max_request_s)
-    api = endpoints(desk)
+    api = endpoints(desk, _adapting(desk, models, config.adapters))
     described = document(api)
 
     async def health(_: Request) -> Response:
@@ -57,6 +61,13 @@ def create_app(
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.stopping = asyncio.Event()  # set by the server when it stops
     return app
+
+
+def _adapting(desk: Desk, models: Mapping[str, Served], config: AdaptersConfig | None) -> Adapting | None:
+    if config is None or not config.folders:
+        return None
+    assert isinstance(models, AdaptedModels)
+    return Adapting(desk, models, config.folders)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lifecycle.inference.adapters import HeldAdapter
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.forbidden import ForbiddenError
 from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
@@ -13,21 +14,23 @@ from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.serving.errors import RequestError
+from lifecycle.weights.adapters import AdapterError
 
 RETRY_AFTER_S = 1  # a slot becomes free about this often under load
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model behind a name. `created` is the version's time, seconds since the epoch."""
+    """A model behind a name, or an adapter of one. `created` is the version's time, seconds since the epoch."""
 
     engine: Engine
     created: int = 0
+    adapter: HeldAdapter | None = None
 
     @property
     def version(self) -> str:
-        """The content hash of the bundle."""
-        return self.engine.model.version
+        """The content hash of the bundle, or of the adapter."""
+        return self.engine.model.version if self.adapter is None else self.adapter.version
 
 
 class Choices:
@@ -81,13 +84,13 @@ def busy(reason: str) -> RequestError:
     return RequestError(429, f"the server is busy: {reason}", code="queue_full", headers=retry)
 
 
-def submit(engine: Engine, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
+def submit(served: Served, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
     """Submits all of a request or nothing; raises `RequestError` if the engine rejects it."""
     generations: list[Generation] = []
     try:
         with rejections():
             for prompt, params in work:
-                generations.append(engine.submit(prompt, params))
+                generations.append(served.engine.submit(prompt, params, served.adapter))
     except RequestError:
         Choices(generations).cancel()
         raise
@@ -105,6 +108,8 @@ def rejections() -> Iterator[None]:
         raise RequestError(400, str(error), error.setting, "invalid_value") from None
     except QueueFullError as error:
         raise busy(str(error)) from None
+    except AdapterError as error:
+        raise RequestError(404, str(error), "model", "model_not_found") from None
     except (ClosedError, EngineError) as error:
         raise RequestError(503, str(error), code="unavailable") from None
 

@@ -71,7 +71,7 @@ class Completing:
         each = [ask.sampling(model.defaults, i).model_copy(update=changes) for i in range(count)]
         work = [(prompt, params) for prompt in prompts for params in each]
         form.usage.prompt_tokens = sum(map(len, prompts))
-        choices = submit(served.engine, work)
+        choices = submit(served, work)
         form.usage.first_choices = choices.generations[::count]
         if isinstance(ask, CompletionRequest) and isinstance(form, TextForm) and ask.echo:
             form.echoes = _echoes(ask, choices, count, model.tokenizer)

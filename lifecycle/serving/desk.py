@@ -99,7 +99,8 @@ class Desk:
         recorder = Recorder(request.url.path, self._observers, self._max_request_s)
         self._num_arriving += 1
         try:
-            if self._num_arriving > MAX_ARRIVING + sum(served.engine.max_requests for served in self.models.values()):
+            engines = {served.engine for served in self.models.values()}
+            if self._num_arriving > MAX_ARRIVING + sum(engine.max_requests for engine in engines):
                 raise busy(f"{self._num_arriving} requests are being read")
             recorder.admit(self.admit(request))
             response = await work(parse(kind, await read_body(request)), recorder)

@@ -26,6 +26,7 @@ class KeyConfig(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of the key's UTF-8 bytes, hexadecimal
     env: str | None = None  # the environment variable that holds the key
     models: tuple[str, ...] | None = None  # names that it may ask for; None: all
+    may_load_adapters: bool = False  # and unload them, under these names
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)  # of prompts and answers together
 
@@ -55,6 +56,7 @@ class Account:
 
     def __init__(self, name: str, config: KeyConfig, clock: Clock = time.monotonic) -> None:
         self.name = name
+        self.may_load_adapters = config.may_load_adapters
         self._models = config.models
         limits = {"requests": config.requests_per_minute, "tokens": config.tokens_per_minute}
         self._buckets = {unit: Bucket(limit, clock) for unit, limit in limits.items() if limit is not None}
@@ -90,7 +92,7 @@ class Account:
             self._buckets[unit].take(number)
 
 
-OPEN = Account("", KeyConfig(env="-"))  # of everybody, where no key is needed
+OPEN = Account("", KeyConfig(env="-", may_load_adapters=True))  # of everybody, where no key is needed
 
 
 class KeyRing:

@@ -1,5 +1,7 @@
 """Handlers of the routes that compute nothing: the list of models, and texts as token ids and back."""
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,13 +24,13 @@ class LookingUp:
     async def list_models(self, request: Request) -> Response:
         """The models that are served, by name."""
         names = self._desk.names(self._desk.admit(request))
-        cards = [_card(name, self._desk.models[name]) for name in names]
+        cards = [card(name, self._desk.models[name], self._desk.models) for name in names]
         return JSONResponse({"object": "list", "data": cards})
 
     async def show_model(self, request: Request) -> Response:
         """One served model."""
         account, name = self._desk.admit(request), request.path_params["name"]
-        return JSONResponse(_card(name, self._desk.model(name, account)))
+        return JSONResponse(card(name, self._desk.model(name, account), self._desk.models))
 
     async def tokenize(self, request: Request) -> Response:
         """The ids of a text or a conversation."""
@@ -46,7 +48,10 @@ class LookingUp:
         return JSONResponse({"prompt": await self._desk.in_thread(text_of, ask, model)})
 
 
-def _card(name: str, served: Served) -> dict[str, object]:
-    card = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle"}
+def card(name: str, served: Served, models: Mapping[str, Served]) -> dict[str, object]:
+    """A model as the list of models shows it; the parent of an adapter is its model's first name."""
+    of_same_engine = (other for other, own in models.items() if own.engine is served.engine and own.adapter is None)
+    parent = None if served.adapter is None else next(of_same_engine, None)
+    about = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle", "parent": parent}
     shown = {"version": served.version, "max_model_len": served.engine.max_seq_len}
-    return {**card, **shown, **Abilities.of(served.engine.model).card}
+    return {**about, **shown, **Abilities.of(served.engine.model).card}

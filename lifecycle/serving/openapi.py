@@ -26,8 +26,8 @@ JSON, EVENTS = "application/json", "text/event-stream"
 ERRORS = {
     400: "A field is faulty, unknown or not supported, or the texts do not fit the context.",
     401: "The key is missing or wrong.",
-    403: "The key may not use the model.",
-    404: "There is no such model.",
+    403: "The key may not use the model, or not load adapters.",
+    404: "There is no such model, or adapter.",
     408: "The body did not arrive in time.",
     413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
     415: "The body is not `application/json`.",

@@ -44,11 +44,12 @@ class Responding:
         """An answer to a conversation."""
 
         async def work(ask: ResponseRequest, recorder: Recorder) -> Response:
-            engine = self._desk.serve(ask, recorder).engine
+            served = self._desk.serve(ask, recorder)
+            engine = served.engine
             require_capacity(engine, 1)
             chat, own = await self._desk.in_thread(_prepared, ask, engine)
             recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
-            choices = submit(engine, [(chat.prompt, own)])
+            choices = submit(served, [(chat.prompt, own)])
             answering = _Answering(ask, chat, own, choices, recorder, engine.model.tokenizer)
             recorder.begin(answering.id, choices.generations, len(chat.prompt))
             if ask.stream:

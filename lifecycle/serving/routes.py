@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lifecycle.serving.adapters import Adapting, LoadAdapterRequest, UnloadAdapterRequest, Unloaded
 from lifecycle.serving.answer_schemas import ChatAnswer, CompletionAnswer, ModelCard, ModelList, Tokenized, TokenText
 from lifecycle.serving.chat_schemas import ChatRequest, TokenizeRequest
 from lifecycle.serving.completing import Completing
@@ -47,10 +48,19 @@ class Endpoint:
         return Route(self.path, self.handler, methods=["GET" if self.asks is None else "POST"])
 
 
-def endpoints(desk: Desk) -> list[Endpoint]:
-    """All routes of the API."""
+def endpoints(desk: Desk, adapting: Adapting | None = None) -> list[Endpoint]:
+    """All routes of the API; those that change which models are served only with `adapting`."""
     looking_up, completing, responding, vectors = LookingUp(desk), Completing(desk), Responding(desk), Vectors(desk)
+    changing = (
+        []
+        if adapting is None
+        else [
+            Endpoint("/v1/load_lora_adapter", adapting.load, ModelCard, LoadAdapterRequest),
+            Endpoint("/v1/unload_lora_adapter", adapting.unload, Unloaded, UnloadAdapterRequest),
+        ]
+    )
     return [
+        *changing,
         Endpoint("/v1/models", looking_up.list_models, ModelList),
         Endpoint("/v1/models/{name:path}", looking_up.show_model, ModelCard),
         Endpoint("/v1/completions", completing.complete, CompletionAnswer, CompletionRequest, streams=True),

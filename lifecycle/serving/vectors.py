@@ -13,10 +13,9 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.pooling import Embedding, Pooling, normalised
-from lifecycle.serving.choices import rejections, require_capacity
+from lifecycle.serving.choices import Served, rejections, require_capacity
 from lifecycle.serving.delivery import too_late, unless_gone
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.errors import RequestError
@@ -49,9 +48,9 @@ class Vectors:
         """Vectors of texts."""
 
         async def work(ask: EmbeddingRequest, recorder: Recorder) -> Response:
-            engine = self._desk.serve(ask, recorder).engine
-            _require_dimensions(ask.dimensions, engine.model.config.d_model)
-            vectors, usage = await self._vectors(request, engine, ask.inputs, ask.pooling, "input", recorder)
+            served = self._desk.serve(ask, recorder)
+            _require_dimensions(ask.dimensions, served.engine.model.config.d_model)
+            vectors, usage = await self._vectors(request, served, ask.inputs, ask.pooling, "input", recorder)
             response = await self._desk.in_thread(_embeddings, ask, vectors, usage)
             recorder.finish(200)
             return response
@@ -62,8 +61,8 @@ class Vectors:
         """Cosines of pairs of texts."""
 
         async def work(ask: ScoreRequest, recorder: Recorder) -> Response:
-            engine, (first, second) = self._desk.serve(ask, recorder).engine, ask.sides
-            vectors, usage = await self._vectors(request, engine, [*first, *second], ask.pooling, "text_1", recorder)
+            served, (first, second) = self._desk.serve(ask, recorder), ask.sides
+            vectors, usage = await self._vectors(request, served, [*first, *second], ask.pooling, "text_1", recorder)
             cosines = (vectors[: len(first)] * vectors[len(first) :]).sum(1)
             data = [Scored(index=index, score=float(cosine)) for index, cosine in enumerate(cosines)]
             answer_id, created = recorder.record.id, int(recorder.record.time)
@@ -76,8 +75,8 @@ class Vectors:
         """Documents in the order of their cosines with a query."""
 
         async def work(ask: RerankRequest, recorder: Recorder) -> Response:
-            engine, texts = self._desk.serve(ask, recorder).engine, [ask.query, *ask.documents]
-            vectors, usage = await self._vectors(request, engine, texts, ask.pooling, "documents", recorder)
+            served, texts = self._desk.serve(ask, recorder), [ask.query, *ask.documents]
+            vectors, usage = await self._vectors(request, served, texts, ask.pooling, "documents", recorder)
             recorder.finish(200)
             return _json(_ranked(ask, vectors[1:] @ vectors[0], usage, recorder.record.id))
 
@@ -86,31 +85,33 @@ class Vectors:
     async def _vectors(
         self,
         request: Request,
-        engine: Engine,
+        served: Served,
         texts: Sequence[str | list[int]],
         pooling: Pooling,
         param: str,
         recorder: Recorder,
     ) -> tuple[np.ndarray, PromptUsage]:
+        engine = served.engine
         require_capacity(engine, 1)
         prompts = await self._desk.in_thread(text_prompts, texts, engine.model, engine.max_seq_len, param)
         num_tokens = sum(map(len, prompts))
         recorder.record.prompt = "\n".join(text for text in texts if isinstance(text, str))
         recorder.begin(f"embd-{secrets.token_hex(12)}", (), num_tokens)
-        vectors = await unless_gone(request, _embedded(engine, prompts, pooling, recorder))
+        vectors = await unless_gone(request, _embedded(served, prompts, pooling, recorder))
         return vectors, PromptUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
 
 
 async def _embedded(
-    engine: Engine, prompts: Sequence[Sequence[int]], pooling: Pooling, recorder: Recorder
+    served: Served, prompts: Sequence[Sequence[int]], pooling: Pooling, recorder: Recorder
 ) -> np.ndarray:
     """The vectors of prompts, in their order, as many at a time as the engine has slots."""
+    engine = served.engine
     vectors = np.zeros((len(prompts), engine.model.config.d_model), np.float32)
     todo = iter(enumerate(prompts))
 
     async def work() -> None:
         for index, prompt in todo:
-            vectors[index] = await _vector(engine, prompt, pooling, recorder)
+            vectors[index] = await _vector(served, prompt, pooling, recorder)
 
     try:
         async with asyncio.timeout_at(recorder.deadline), asyncio.TaskGroup() as group:
@@ -125,8 +126,8 @@ async def _embedded(
     return vectors
 
 
-async def _vector(engine: Engine, prompt: Sequence[int], pooling: Pooling, recorder: Recorder) -> np.ndarray:
-    embedding = await _submitted(engine, prompt, pooling, recorder)
+async def _vector(served: Served, prompt: Sequence[int], pooling: Pooling, recorder: Recorder) -> np.ndarray:
+    embedding = await _submitted(served, prompt, pooling, recorder)
     recorder.record.generation_ids += (embedding.id,)
     try:
         async for _ in embedding:
@@ -137,12 +138,12 @@ async def _vector(engine: Engine, prompt: Sequence[int], pooling: Pooling, recor
     return embedding.vector
 
 
-async def _submitted(engine: Engine, prompt: Sequence[int], pooling: Pooling, recorder: Recorder) -> Embedding:
+async def _submitted(served: Served, prompt: Sequence[int], pooling: Pooling, recorder: Recorder) -> Embedding:
     """Raises `RequestError` if the queue is full for a request's first prompt; the others wait until there is room."""
     while True:
         try:
             with rejections():
-                return engine.embed(prompt, pooling)
+                return served.engine.embed(prompt, pooling, served.adapter)
         except RequestError as error:
             if error.status != 429 or not recorder.record.generation_ids:
                 raise

@@ -218,7 +218,7 @@ def write_safetensors(
     num = len(groups)
     files = [WEIGHTS] if num == 1 else [f"model-{i:05}-of-{num:05}.safetensors" for i in range(1, num + 1)]
     for file, names in zip(files, groups, strict=True):
-        _write_file(_partial(folder / file), names, tensors, read)
+        write_file(_partial(folder / file), names, tensors, read)
     if num > 1:
         weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
         total = {"total_size": sum(tensor.num_bytes for tensor in tensors.values())}
@@ -244,9 +244,10 @@ def _groups(tensors: Mapping[str, Planned], most: int) -> list[list[str]]:
     return groups
 
 
-def _write_file(
+def write_file(
     path: Path, names: Sequence[str], tensors: Mapping[str, Planned], read: Callable[[str], np.ndarray]
 ) -> None:
+    """Writes some of the tensors as one file, not through another name: `write_safetensors` does that."""
     names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # so each is aligned to its dtype
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -34,6 +34,7 @@ class Ask:
     priority: int = 0
     may_share: bool = True
     letter: int = 0  # of which its prompt consists
+    cache_key: bytes = b""
     chunks: list[Chunk] = field(default_factory=list)  # since it has its slot
     made: int = 0  # tokens, since it has its slot
     left: int = 0

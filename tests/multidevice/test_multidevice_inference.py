@@ -11,9 +11,10 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lifecycle.core.config import ConfigError
+from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.beam_search import beam_search
 from lifecycle.inference.beams import BeamConfig
 from lifecycle.inference.drafting import Ngram
@@ -28,6 +29,7 @@ from lifecycle.model.config import CacheFormat, WeightFormat
 from lifecycle.model.weight_formats import in_format
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, inference_mesh
+from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -176,6 +178,23 @@ def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
         for axes in ({"tensor": 8}, {"fsdp": 2, "expert": 2, "tensor": 2})
     )
     assert_alike(cut, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "axes"), [("dense", {"fsdp": 2, "tensor": 2}), ("latent", {"fsdp": 2, "tensor": 2})])
+def test_adapters_are_sharded_as_their_weights_are(name: str, axes: dict[str, int]) -> None:
+    """Requests with different adapters, and without one, in the slots of each group."""
+    model, prompts = model_of(name), requests()[0]
+    adapters = [random_adapter(model.config, seed, rank=3) for seed in (1, 2)]
+
+    def answers(mesh: Mesh | None) -> list[Completion]:
+        with Engine(model, adapters=BankSizes(2, 4), mesh=mesh) as engine:
+            assert engine.adapters is not None
+            held = [None, *map(engine.adapters.load, adapters)]
+            asked = [engine.submit(prompt, GREEDY, held[i % 3]) for i, prompt in enumerate(prompts)]
+            return [generation.wait() for generation in asked]
+
+    assert_alike(answers(build_mesh(MeshConfig(**axes))), answers(None))
 
 
 @pytest.mark.long

@@ -1,0 +1,263 @@
+"""Low-rank adapters in PEFT's published form: a folder of `adapter_config.json` and `adapter_model.safetensors`.
+
+A tensor's name is that of the published matrix with `base_model.model.` before it and `lora_A.weight` or
+`lora_B.weight` after it, `[rank, in]` and `[out, rank]`. What is added is `(alpha / rank) B A`, with `use_rslora`
+`(alpha / sqrt(rank)) B A` (Hu et al. 2021; Kalajdzievski 2023). Source of names and settings: peft 0.21,
+`tuners/lora/config.py`, `utils/save_and_load.py`.
+
+What must hold: nothing is silently ignored. A setting that would change the product and a tensor that has no place are
+refused by name; the version is a hash of the numbers that are used, whatever happens to the files.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lifecycle.core.config import read_json
+from lifecycle.core.files import write_text
+from lifecycle.core.typing import Array, Float
+from lifecycle.model.adapters import LowRank, Matrices, adapted_shapes
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
+from lifecycle.weights.families.layout import Location
+from lifecycle.weights.families.lookup import family_of
+from lifecycle.weights.families.settings import WeightsError
+from lifecycle.weights.names import is_stacked, layer_names
+from lifecycle.weights.safetensors_files import Planned, SafetensorsReader, listing, write_file
+from lifecycle.weights.tensor_parts import full_index
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+# Settings that say where an adapter comes from, or how it was made, or with what its files are consistent anyway.
+OF_TRAINING = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initial values that PEFT takes from the weights
+
+
+class AdapterError(WeightsError):
+    """An adapter that cannot be used with the model; the message lists why."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in host memory. `matrices`: float32, `a [rank, D]` and `b [rank, F]`, which has the scale."""
+
+    matrices: Matrices
+    version: str  # SHA-256 of the numbers, hexadecimal
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a matrix."""
+        return max(pair.a.shape[0] for pair in self.matrices.values())
+
+
+class _Settings(BaseModel):
+    """`adapter_config.json`; what is not here must be of `OF_TRAINING` or have a value without effect."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    peft_type: str
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0, allow_inf_nan=False)
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    target_modules: list[str] | str | None = None
+    bias: str = "none"
+    init_lora_weights: bool | str | None = True
+
+    def faults(self) -> Iterator[str]:
+        """What makes the adapter more than sums of low rank."""
+        if self.peft_type != "LORA":
+            yield f"peft_type={self.peft_type}: only LORA is supported"
+        if self.bias != "none":
+            yield f"bias={self.bias}: trained biases are not supported"
+        if str(self.init_lora_weights).startswith(CHANGE_THE_BASE):
+            yield (
+                f"init_lora_weights={self.init_lora_weights} has changed the base weights; convert the adapter when "
+                "PEFT saves it (path_initial_model_for_weight_conversion)"
+            )
+        for name, value in (self.model_extra or {}).items():
+            if name not in OF_TRAINING and value:
+                yield f"{name}={value} is not supported"
+        for key in [*(self.rank_pattern or {}), *(self.alpha_pattern or {})]:
+            if not all(part.isidentifier() or part.isdigit() for part in key.split(".")):
+                yield f"{key!r} in a pattern is a regular expression; only names of modules are supported"
+
+    def scale(self, module: str) -> tuple[int, float]:
+        """The rank of a module's matrices, and what their product is multiplied by."""
+        rank = _matching(self.rank_pattern, module, self.r)
+        alpha = _matching(self.alpha_pattern, module, self.lora_alpha)
+        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _matching[T](pattern: Mapping[str, T] | None, module: str, default: T) -> T:
+    found = (value for key, value in (pattern or {}).items() if f".{module}".endswith(f".{key}"))
+    return next(found, default)
+
+
+def read_adapter(config: ModelConfig, folder: Path) -> Adapter:
+    """The adapter in a folder, for a model of this config.
+
+    Raises `AdapterError` listing the settings, tensors and shapes that do not fit, and `WeightsError` for damaged
+    files.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    for needed in (folder / ADAPTER_CONFIG, path):
+        if not needed.is_file():
+            raise AdapterError(f"{folder}: no {needed.name} here; give the folder of an adapter as PEFT saves it")
+    settings, source = _read_settings(folder / ADAPTER_CONFIG), SafetensorsReader(path)
+    places = {module: (array, location) for array, module, location in _modules(config)}
+    if wrong := [*settings.faults(), *_misfits(config, settings, source, places)]:
+        raise AdapterError(f"{folder} does not fit the model:\n{listing(wrong)}")
+    matrices = {
+        array: _matrix(config, settings.scale(module)[1], source, module, location)
+        for module, (array, location) in places.items()
+        if PREFIX + module + A in source.shapes
+    }
+    if faulty := [name for name, pair in matrices.items() if not _is_finite(pair)]:
+        raise AdapterError(f"{folder}: values that are not finite numbers in the matrices of {', '.join(faulty[:8])}")
+    return Adapter(matrices, numbers_hash(matrices))
+
+
+def _read_settings(path: Path) -> _Settings:
+    try:
+        return _Settings.model_validate(read_json(path, AdapterError))
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
+        raise AdapterError(f"{path}:\n{listing(wrong)}") from None
+
+
+def _modules(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
+    """Of each matrix that can be adapted: canonical name, the published module's, and where its tensor is."""
+    layout = family_of(config).layout
+    for array in adapted_shapes(config):
+        location = layout.location(config, array)
+        assert location is not None and location.transposed, f"{array} is the weight of a published linear layer"
+        yield array, location.name.removesuffix(".weight"), location
+
+
+def _misfits(
+    config: ModelConfig,
+    settings: _Settings,
+    source: SafetensorsReader,
+    places: Mapping[str, tuple[str, Location]],
+) -> Iterator[str]:
+    """What is missing, unknown or misshapen, tensor by tensor."""
+    shapes, held = adapted_shapes(config), source.shapes
+    expected: set[str] = set()
+    for module, (array, _) in places.items():
+        (rows, columns), (rank, _) = shapes[array], settings.scale(module)
+        both = {PREFIX + module + A: (rank, rows), PREFIX + module + B: (columns, rank)}
+        expected |= both.keys()
+        if _is_target(settings, module) or both.keys() & held.keys():
+            yield from (f"missing {name}" for name in both if name not in held)
+        yield from (
+            f"{name}: shape {held[name]}, by the model and adapter_config.json {shape}"
+            for name, shape in both.items()
+            if name in held and held[name] != shape
+        )
+        yield from (
+            f"{name} is of dtype {source.dtype(name)}" for name in both if name in held and _is_int(source, name)
+        )
+    for name in sorted(held.keys() - expected):
+        yield f"{name}: not a tensor of a matrix that can be adapted, which are {', '.join(_last_parts(places))}"
+    if not expected & held.keys():
+        yield f"there are no tensors of an adapter in {ADAPTER_WEIGHTS}"
+
+
+def _is_target(settings: _Settings, module: str) -> bool:
+    """Whether the settings say that the adapter must have this module."""
+    extra = settings.model_extra or {}
+    if (
+        not isinstance(settings.target_modules, list)
+        or extra.get("layers_to_transform")
+        or extra.get("exclude_modules")
+    ):
+        return False
+    return any(f".{module}".endswith(f".{target}") for target in settings.target_modules)
+
+
+def _is_int(source: SafetensorsReader, name: str) -> bool:
+    return not jnp.issubdtype(source.dtype(name), jnp.floating)
+
+
+def _last_parts(modules: Mapping[str, Any]) -> Sequence[str]:
+    return list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+
+
+def _matrix(config: ModelConfig, scale: float, source: SafetensorsReader, module: str, location: Location) -> LowRank:
+    def read(name: str) -> Any:
+        return source.read(name, full_index(source.shapes[name])).astype(np.float32)
+
+    a, b = read(PREFIX + module + A), read(PREFIX + module + B).T
+    columns = slice(None) if location.columns is None else location.columns(config)
+    scaled: Any = np.ascontiguousarray(b[:, columns]) * np.float32(scale)
+    return LowRank(a, scaled)
+
+
+def _is_finite(pair: LowRank) -> bool:
+    return bool(np.isfinite(pair.a).all() and np.isfinite(pair.b).all())
+
+
+def numbers_hash(matrices: Matrices) -> str:
+    """An adapter's version: SHA-256 of its numbers and their names, hexadecimal."""
+    whole = hashlib.sha256()
+    for name in sorted(matrices):
+        for array in (matrices[name].a, matrices[name].b):
+            whole.update(f"{name} {array.shape} ".encode())
+            whole.update(np.ascontiguousarray(array))
+    return whole.hexdigest()
+
+
+def save_adapter(config: ModelConfig, adapter: Adapter, folder: Path, base_model: str) -> None:
+    """Writes an adapter's folder, in float32, as PEFT reads it; the scale is in `B`. `base_model`: its name or path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, ranks = {}, {}
+    for array, module, location in _modules(config):
+        if (pair := adapter.matrices.get(array)) is None:
+            continue
+        b = np.asarray(pair.b)
+        if location.columns is not None:
+            b = b[:, np.argsort(location.columns(config))]
+        tensors |= {PREFIX + module + A: np.asarray(pair.a), PREFIX + module + B: b.T}
+        ranks[module] = pair.a.shape[0]
+    planned = {name: Planned(array.dtype, array.shape) for name, array in tensors.items()}
+    write_file(folder / ADAPTER_WEIGHTS, list(planned), planned, tensors.__getitem__)
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model}
+    sizes = {"r": adapter.rank, "lora_alpha": adapter.rank, "target_modules": list(ranks)}
+    other = {module: rank for module, rank in ranks.items() if rank != adapter.rank}
+    patterns = {"rank_pattern": other, "alpha_pattern": other}
+    write_text(folder / ADAPTER_CONFIG, json.dumps(settings | sizes | patterns, indent=2) + "\n")
+
+
+def merged(params: Params, adapter: Adapter) -> Params:
+    """The parameters, plain arrays, with the adapter added to them: `W + a^T b`, in float32 and rounded once."""
+
+    def leaf(path: Any, array: Any) -> Any:
+        names = list(layer_names(path, array)) if is_stacked(path, array) else []
+        if not adapter.matrices.keys() & set(names):
+            return array
+        return jnp.stack([_sum(layer, adapter.matrices.get(name)) for layer, name in zip(array, names, strict=True)])
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _sum(matrix: Float[Array, "D F"], pair: LowRank | None) -> Float[Array, "D F"]:
+    if pair is None:
+        return matrix
+    product = jnp.asarray(pair.a).T @ jnp.asarray(pair.b)
+    return (matrix.astype(jnp.float32) + product).astype(matrix.dtype)
