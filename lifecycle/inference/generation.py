@@ -14,11 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from lifecycle.inference.adapters import Lease
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
-from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.sampling import Sampled, SamplingParams
 from lifecycle.inference.stopping import StopBuffer
 from lifecycle.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -38,6 +40,14 @@ class Token:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+def tokens_of(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
+    """The tokens that were sampled for a row, in order, each with `num_top` of the likeliest."""
+    for place in np.flatnonzero(np.asarray(sampled.token[row]) >= 0):
+        ids, logprobs = sampled.top_ids[row, place, :num_top], sampled.top_logprobs[row, place, :num_top]
+        top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
+        yield Token(int(sampled.token[row, place]), float(sampled.logprob[row, place]), top)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_o
 from lifecycle.inference.bad_words import settled
 from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
-from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, Token
+from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, tokens_of
 from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
@@ -269,7 +269,7 @@ class Runner:
                 continue
             num_top = generation.params.prompt_logprobs
             if scored is not None and num_top is not None and not _output(generation).num_tokens:
-                generation.prompt_tokens += _tokens(scored, self._table.group(chunk.slot), num_top)
+                generation.prompt_tokens += tokens_of(scored, self._table.group(chunk.slot), num_top)
             if chunk.start + chunk.size == len(generation.prompt):
                 with self._contained(chunk.slot):
                     self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
@@ -324,7 +324,7 @@ class Runner:
         them. Tokens that it had before it gave up its slot are not delivered again."""
         generation = self._scheduler.request(slot)
         output, constraint = _output(generation), self._constraints[slot]
-        tokens = _tokens(sampled, row, generation.params.top_logprobs)
+        tokens = tokens_of(sampled, row, generation.params.top_logprobs)
         for number, token in enumerate(tokens, position + 1 - len(generation.prompt)):
             is_last = constraint is not None and constraint.push(token.id)
             if number > output.num_tokens:
@@ -343,10 +343,3 @@ class Runner:
 def _output(generation: Generation) -> Assembler:
     assert generation.output is not None, "it has had a slot"
     return generation.output
-
-
-def _tokens(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
-    for place in np.flatnonzero(np.asarray(sampled.token[row]) >= 0):
-        ids, logprobs = sampled.top_ids[row, place, :num_top], sampled.top_logprobs[row, place, :num_top]
-        top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
-        yield Token(int(sampled.token[row, place]), float(sampled.logprob[row, place]), top)
