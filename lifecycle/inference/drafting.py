@@ -60,7 +60,7 @@ class Drafter(ABC):
     def empty(self, num_pages: dict[PageKind, int], num_slots: int, length: int, dtype: str, page: int) -> Any:
         """What it holds of empty slots, with pages as the model's cache has them."""
         del num_pages, num_slots, length, dtype, page
-        return ()
+        return None
 
     @abstractmethod
     def drafts(

@@ -29,12 +29,12 @@ class SlotState:
 
     cache: KVCache
     history: History
-    drafter: Any = ()  # what a drafter keeps; `()`: nothing
+    drafter: Any = None  # what a drafter keeps of them
 
     def logical_axes(self) -> "SlotState":
         """A tree like the state whose leaves are tuples of logical axis names."""
         rows: Any = ("batch", None)
-        drafter = self.drafter.logical_axes() if self.drafter else ()
+        drafter = None if self.drafter is None else self.drafter.logical_axes()
         return SlotState(self.cache.logical_axes(), History(rows, rows, rows), drafter)
 
 
@@ -83,7 +83,7 @@ def init_slots(
     """Empty slots for contexts of `length`, with pages in a format."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
     cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size, kv_cache)
-    held = () if drafter is None else drafter.empty(num_pages, num_slots, length, str(jnp.dtype(dtype)), plan.size)
+    held = None if drafter is None else drafter.empty(num_pages, num_slots, length, str(jnp.dtype(dtype)), plan.size)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
 
 

@@ -92,7 +92,7 @@ def test_a_bundle_is_served_and_a_server_whose_engine_breaks_exits_with_an_error
         "import sys; from lifecycle.inference import programs; from lifecycle.cli.main import main\n"
         "warm = programs.decode\n"
         "def decode(*args):\n"
-        "    if args[-1].remaining.any(): raise OSError('lost device')\n"
+        "    if args[-2].remaining.any(): raise OSError('lost device')\n"
         "    return warm(*args)\n"
         "programs.decode = decode; main()"
     )

@@ -37,7 +37,7 @@ from tests.multidevice.meshes import MODELS
 
 CLOSE = 1e-5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)
-WORDS = tuple((token, other) for token in range(0, 256, 16) for other in (token + 3, token + 40))
+WORDS = tuple((token, other) for token in range(0, 256, 16) for other in (token + 3, (token + 40) % 256))
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=(), bad_words_ids=WORDS)
 # More requests than slots, windows left behind while decoding, both kinds of sampling in one batch; a page is full in
 # the middle of an answer, and a prompt has two pages.
