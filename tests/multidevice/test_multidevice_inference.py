@@ -275,7 +275,8 @@ def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.sta
     assert f"f32[{2 if trace is trace_decode else 1},264]" in program
     assert "f32[8,264]" not in program
     gathered = re.findall(r":(\S+) = all_gather", program)
-    assert (f"f32[{config.d_model},{config.d_model}]" in gathered) == (trace is trace_prefill)
-    assert (f"f32[1,8,{config.d_model}]" in gathered) == (trace is trace_decode)
+    columns = config.num_heads * config.head_dim // sizes.tensor
+    assert (f"f32[{config.d_model},{columns}]" in gathered) == (trace is trace_prefill)
+    assert (f"f32[1,8,{columns}]" in gathered) == (trace is trace_decode)
     in_8_bits = str(trace(config, 8, 128, mesh, "fp8").jaxpr)
     assert f"f8_e4m3fn[{config.d_model // 4}," in in_8_bits
