@@ -103,7 +103,7 @@ def test_drafts_change_nothing_on_a_mesh() -> None:
     """Devices that divide the rows' sampling follow each row's drafts by themselves."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
     prompts = [[i % period for i in range(8 * period)] for period in (2, 3, 5, 7)] * 4
-    params = [GREEDY, SAMPLED] * 8
+    params = [each.model_copy(update={"max_tokens": 40}) for each in (GREEDY, SAMPLED)] * 8
     with Engine(model, 16, mesh=mesh, drafter=Ngram(3)) as engine:
         found = [one.wait() for one in [engine.submit(*pair) for pair in zip(prompts, params, strict=True)]]
         assert engine.stats.accepted_tokens > 0
