@@ -76,8 +76,18 @@ class Engine:
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
         witness, self._taking = (ALONE, nullcontext()) if leader is None else (leader.witness(), leader.taking)
-        cache = cache_tokens, drafter, witness, kv_cache
-        self._runner = Runner(model, *sizes, on_dispatch, dispatch_s, mesh, *cache, adapters)
+        self._runner = Runner(
+            model,
+            *sizes,
+            on_dispatch=on_dispatch,
+            dispatch_s=dispatch_s,
+            mesh=mesh,
+            cache_tokens=cache_tokens,
+            kv_cache=kv_cache,
+            drafter=drafter,
+            adapters=adapters,
+            witness=witness,
+        )
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken, self._ended = False, threading.Event()
         self._on_broken = on_broken

@@ -69,9 +69,18 @@ class Runner:
         self._arrived: list[Generation] = []  # since the last turn began
         self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
-        sizes = num_slots, length, self._num_ids
-        cache = cache_tokens, drafter, witness.launch, kv_cache
-        self._programs = Programs(*weights_with(model, drafter), *sizes, mesh, *cache, adapters)
+        self._programs = Programs(
+            *weights_with(model, drafter),
+            num_slots,
+            length,
+            self._num_ids,
+            mesh=mesh,
+            cache_tokens=cache_tokens,
+            kv_cache=kv_cache,
+            drafter=drafter,
+            adapters=adapters,
+            on_launch=witness.launch,
+        )
         self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
