@@ -19,6 +19,7 @@ from hypothesis import settings
 
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 PROCESS_BYTES = 4 << 30  # what one of the suite's processes and its children hold at most
+MANY_MAPPINGS = 30_000
 MAX_PROCESSES = 8  # more of them wait for the longest file
 BYTECODE = Path(__file__).parents[1] / ".pytest_cache" / "bytecode"
 # What starts first: a whole life cycle, which others wait for; then the rooms whose files take longest,
@@ -84,6 +85,17 @@ def layers_in_a_loop() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lifecycle.model.decoder.CPU_UNROLLED_LAYERS", 0)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Forgets compiled programs once there are many: each has mappings of its own, of which Linux allows a process
+    65,530 (`vm.max_map_count`), and with the next one LLVM aborts."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def _slices(*parts: int) -> int:
 class PageStore:
     """Pages of all layers of a stack."""
 
-    values: Shaped[Array, "L pages slices K S Ds"]
+    values: Shaped[Array, "L pages slices K S width"]
     scale: Float[Array, "L pages scales S"] | None  # of 8-bit values: of each head's parts, heads first
     entry: Entry = field(metadata={"static": True})
 
@@ -105,7 +105,7 @@ class PageStore:
         values = rows.written(self.values, layer, self._sliced(values))
         return PageStore(values, rows.written(self.scale, layer, scale), self.entry)
 
-    def _sliced(self, entries: Shaped[Array, "B T K D"]) -> Shaped[Array, "B T slices K Ds"]:
+    def _sliced(self, entries: Shaped[Array, "B T K D"]) -> Shaped[Array, "B T slices K width"]:
         return entries.reshape(*entries.shape[:3], self.entry.slices, -1).swapaxes(2, 3)
 
     def page(

@@ -142,7 +142,7 @@ def slow():
     time.sleep(60)
 
 plan.mesh_over = lambda *_: SimpleNamespace(devices=SimpleNamespace(flat=[SimpleNamespace(device_kind="TPU v5")]))
-plan.train_program = lambda *_: SimpleNamespace(name="pretrain", lower=slow, mesh=plan.mesh_over())
+plan.train_program = lambda *_: SimpleNamespace(name="pretrain", lower=slow, mesh=plan.mesh_over(), is_training=True)
 show_plan(Path(sys.argv[1]), ("topology=v5p:4x4x4",), Console())
 """
 

@@ -59,7 +59,7 @@ def answers(engine: Engine, *adapters: HeldAdapter | None) -> list[Completion]:
     return [asked.wait() for asked in [engine.submit(PROMPT, GREEDY, adapter) for adapter in adapters]]
 
 
-@pytest.mark.parametrize("weights", [None, pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weights", [None, pytest.param("int8", marks=pytest.mark.long)])
 def test_a_requests_bits_are_those_of_it_alone_and_without_an_adapter_its_tokens_those_of_no_bank(
     model: Model, engine: Engine, weights: None
 ) -> None:
@@ -195,7 +195,7 @@ MORE = [(name, False) for name in MODELS if (name, False) not in CASES]
 
 
 @pytest.mark.parametrize(
-    ("name", "is_apart"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+    ("name", "is_apart"), [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in MORE)]
 )
 def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weights(name: str, is_apart: bool) -> None:
     """Stacked layers and layers apart; two tokens of each of three rows, the second without an adapter."""

@@ -136,8 +136,8 @@ def test_pages_of_8_bits_take_a_quarter_and_their_scales(config: ModelConfig) ->
     [
         pytest.param(WINDOWED, "int8", id="key heads"),
         pytest.param(MLA, "int8", id="latents", marks=pytest.mark.slow),
-        pytest.param(WINDOWED, "fp8", id="fp8", marks=pytest.mark.slow),
-        pytest.param(MLA, "fp8", id="fp8 latents", marks=pytest.mark.slow),
+        pytest.param(WINDOWED, "fp8", id="fp8", marks=pytest.mark.long),
+        pytest.param(MLA, "fp8", id="fp8 latents", marks=pytest.mark.long),
     ],
 )
 def test_a_model_with_pages_of_8_bits_is_close_to_itself(config: ModelConfig, kv_cache: CacheFormat) -> None:

@@ -146,7 +146,7 @@ def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
         found, stack = with_cache(config, definition, weights, x[here], all_positions()[here], stack)
         np.testing.assert_allclose(found, exact[here], atol=ONE_OP, rtol=0)
     (latents,) = jax.tree.leaves(stack)
-    assert latents.shape == (1, ROWS, 1, LENGTH, 12 + 4)  # a latent and one rotary key a token
+    assert latents.shape == (1, ROWS, 1, 1, LENGTH, 12 + 4)  # a latent and one rotary key a token
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -111,7 +111,7 @@ def test_drafts_change_nothing_on_a_mesh() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["experts", "latent"])
+@pytest.mark.parametrize("name", ["experts", pytest.param("latent", marks=pytest.mark.long)])
 def test_all_experts_of_few_rows_generate_what_sorted_rows_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerators compute them, on a mesh that no other test has: its programs are traced here."""
     monkeypatch.setattr("lifecycle.model.moe.is_few", lambda num_rows: True)
@@ -142,7 +142,11 @@ def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "kv_cache", "near"),
-    [("int8", None, 0.1), ("int4", None, 0.5), ("fp8", None, 0.2), (None, "int8", 0.1)],
+    [
+        pytest.param("int8", None, 0.1, marks=pytest.mark.long),
+        pytest.param("fp8", None, 0.2, marks=pytest.mark.long),
+        ("int4", "int8", 0.5),
+    ],
 )
 def test_what_is_rounded_is_sharded_as_what_is_not(
     weights: WeightFormat | None, kv_cache: CacheFormat | None, near: float
@@ -164,7 +168,7 @@ def test_what_is_rounded_is_sharded_as_what_is_not(
     assert np.abs(on_mesh - exact).mean() < 2 * error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +185,10 @@ def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "axes"), [("dense", {"fsdp": 2, "tensor": 2}), ("latent", {"fsdp": 2, "tensor": 2})])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("dense", {"fsdp": 2, "tensor": 2}), pytest.param("latent", {"fsdp": 2, "tensor": 2}, marks=pytest.mark.long)],
+)
 def test_adapters_are_sharded_as_their_weights_are(name: str, axes: dict[str, int]) -> None:
     """Requests with different adapters, and without one, in the slots of each group."""
     model, prompts = model_of(name), requests()[0]

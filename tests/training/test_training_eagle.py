@@ -109,6 +109,7 @@ def test_only_the_drafter_has_gradients(params: Params, batch: dict[str, Any]) -
     assert frozen.keys() == trained.keys() and frozen[DRAFTER].keys() == {VOCABULARY}
 
 
+@pytest.mark.slow
 def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any]) -> None:
     def gradient(**changes: Any) -> Params:
         return jax.grad(lambda params: build_objective(MODEL, settings(**changes))(params, batch).loss)(params)

@@ -55,7 +55,8 @@ BELOW = [-1, -1e-9]
 TINY = [5e-324, 1e-50, 1e-38]
 NEAR_ONE = [1 - 2**-53, 1 - 1e-9, 1 - 2**-24]
 HUGE = [1e39, 1e308, 2**31, 2**63, 2**64 - 1, 2**64, 10**30]
-SIGNED = {"norm_offset", "mscale", "mscale_all_dim", "seed", "stop_ids", "priority"}  # may be negative
+# may be negative
+SIGNED = {"norm_offset", "mscale", "mscale_all_dim", "seed", "stop_ids", "priority", "length_penalty"}
 
 
 def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
