@@ -104,7 +104,7 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     assert_equal(first_step("projection", "dpo", loss_chunks=4, **axes), first_step("projection", "dpo"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_drafter_on_a_mesh_learns_what_it_does_on_one_device() -> None:
     axes = {"replica": 2, "fsdp": 2, "tensor": 2}
     assert_equal(first_step("drafted", "eagle", **axes), first_step("drafted", "eagle"))

@@ -184,11 +184,8 @@ def test_rows_move_to_the_parts_of_weights_in_8_bits_where_rows_are_not_rounded(
     assert_alike(cut, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "axes"),
-    [("dense", {"fsdp": 2, "tensor": 2}), pytest.param("latent", {"fsdp": 2, "tensor": 2}, marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "axes"), [("dense", {"fsdp": 2, "tensor": 2}), ("latent", {"fsdp": 2, "tensor": 2})])
 def test_adapters_are_sharded_as_their_weights_are(name: str, axes: dict[str, int]) -> None:
     """Requests with different adapters, and without one, in the slots of each group."""
     model, prompts = model_of(name), requests()[0]

@@ -121,7 +121,7 @@ def test_stages_of_two_models_train_in_one_run(tmp_path: Path) -> None:
         finished_stage(shorter, "more")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_trains_a_drafter_and_exports_it_with_its_target(tmp_path: Path, bundle: Path) -> None:
     sizes = SIZES | {"draft_steps": 2}
     drafts = {"objective": "eagle", "draft_vocab": 240, **sizes}
