@@ -20,7 +20,9 @@ def answers(engine: Engine, prompts: list[list[int]], settings: list[SamplingPar
     return [collect(list(generation)) for generation in running]
 
 
-@pytest.mark.parametrize("kv_cache", ["int8", pytest.param("fp8", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kv_cache", [pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.long)]
+)
 def test_no_output_depends_on_the_batch_on_cached_prefixes_or_on_pages_given_up(model: Model, kv_cache: Any) -> None:
     """To the last bit: alone in an empty cache; then all together in one that is too small; then from cached prefixes.
     The prompt's scores too."""

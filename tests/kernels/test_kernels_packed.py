@@ -45,6 +45,7 @@ def expected(x: Array, held: GroupScaled) -> np.ndarray:
     return np.einsum("ngf,gf->nf", sums, np.asarray(held.scale.astype(jnp.float32), np.float64))
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     num=st.integers(1, 17),

@@ -101,7 +101,9 @@ def cached_steps(params: Params, batch: dict[str, Any], place: int, cache: KVCac
     return features
 
 
-@pytest.mark.parametrize("is_apart", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize(
+    "is_apart", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_unrolled_steps_are_those_of_a_decode(params: Params, batch: dict[str, Any], is_apart: bool) -> None:
     taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)[1]
     rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]

@@ -40,6 +40,7 @@ def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
         process.wait()
 
 
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_an_upload() -> None:
     process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True)
     try:

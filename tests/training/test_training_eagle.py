@@ -98,6 +98,7 @@ def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> Non
     )
 
 
+@pytest.mark.slow
 def test_only_the_drafter_has_gradients(params: Params, batch: dict[str, Any]) -> None:
     grads = jax.grad(lambda params: build_objective(MODEL, settings())(params, batch).loss)(params)
     drafter = grads.pop(DRAFTER)
@@ -117,6 +118,7 @@ def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any]) -> Non
     chex.assert_trees_all_close(gradient(remat={}), gradient(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_to_draft_what_its_target_says(rows: DocumentRows) -> None:
     """The target says the token three further, whatever came before; a drafter has to learn that for its drafts."""
     table = jax.random.normal(jax.random.key(1), (TARGET.vocab_size, TARGET.d_model))

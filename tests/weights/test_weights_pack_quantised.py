@@ -56,7 +56,9 @@ def test_words_hold_eight_integers_the_first_in_the_lowest_bits() -> None:
     assert packed_words(np.array([[-8, -7, 0, 0, 0, 0, 0, 7]], np.int8)).view(np.uint32).tolist() == [[0xF8888810]]
 
 
-@pytest.mark.parametrize("name", ["llama3", pytest.param("qwen3_moe", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("llama3", marks=pytest.mark.slow), pytest.param("qwen3_moe", marks=pytest.mark.long)]
+)
 def test_a_calibrated_bundle_is_read_and_served_with_its_values(name: str, tmp_path: Path) -> None:
     config = MODELS[name].model_copy(update={"d_ff": 64})
     params = random_params(config)
