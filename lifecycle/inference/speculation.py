@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lifecycle.core.config import Section
-from lifecycle.inference.scheduler import STEP_WEIGHT
 
 MAX_DRAFTS = 8  # of a step: a CPU computes them as it computes one token, bit for bit (`model/cache.py:FEW_ON_CPUS`)
 TRY_OTHER = 16  # one in so many dispatches is of the kind that is not the faster one
+NEWEST = 0.5  # weight of the newest rate: with 0.2 a slow first dispatch kept drafts out for 700 steps
 
 
 class SpeculationConfig(Section):
@@ -44,4 +44,4 @@ class DraftPolicy:
         """Updates the running mean of a dispatch's rate."""
         key = num_rows.bit_length(), is_drafted
         before = self._rates.get(key, tokens_per_s)
-        self._rates[key] = before + STEP_WEIGHT * (tokens_per_s - before)
+        self._rates[key] = before + NEWEST * (tokens_per_s - before)
