@@ -14,6 +14,7 @@ bundles take turns.
 import argparse
 import statistics
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
@@ -25,21 +26,30 @@ from lifecycle.core.progress import Silent
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import EvalResult, read_results
 from lifecycle.inference.bundle import load_bundle
+from lifecycle.model.config import WeightFormat
 
 LENGTH, SLOT = 64, 1024
 
 
-def scores(tasks: Path, bundle: Path, weights: str | None) -> list[EvalResult]:
+def scores(tasks: Path, bundle: Path, weights: WeightFormat | None) -> list[EvalResult]:
     config = load_config(BundleTasksConfig, tasks, [f"weights={weights}"] if weights else [])
     return read_results(score_bundle(config, bundle, Silent()).path)
 
 
-def decoders(bundle: Path, weights: str | None) -> tuple[int, dict[int, Ours], int]:
+def decoders(bundle: Path, weights: WeightFormat | None) -> tuple[int, dict[int, Ours], int]:
     """The bytes of the weights, what decodes for each number of rows, and the vocabulary's size."""
-    model = load_bundle(bundle, weights=weights)  # type: ignore[arg-type]
+    model = load_bundle(bundle, weights=weights)
     sides = {rows: Ours(model.config, model.params, rows, SLOT) for rows in ROWS}
     num_bytes = sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in jax.tree.leaves(model.params))
     return num_bytes, sides, model.config.vocab_size
+
+
+def bundle_and_format(name: str) -> tuple[Path, WeightFormat | None]:
+    bundle, _, wanted = name.partition(":")
+    formats: dict[str, WeightFormat | None] = {"": None, **{form: form for form in get_args(WeightFormat)}}
+    if wanted not in formats:
+        raise SystemExit(f"{name}: a format is one of {', '.join(get_args(WeightFormat))}")
+    return Path(bundle), formats[wanted]
 
 
 def main() -> None:
@@ -50,7 +60,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    pairs = {name: (Path(name.partition(":")[0]), name.partition(":")[2] or None) for name in given.bundles}
+    pairs = {name: bundle_and_format(name) for name in given.bundles}
     held = {name: decoders(*pair) for name, pair in pairs.items()}
     seconds: dict[tuple[str, int], list[float]] = {(name, rows): [] for name in held for rows in ROWS}
     draws = np.random.default_rng(0)

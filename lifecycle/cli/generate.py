@@ -62,7 +62,9 @@ def generate(
     if adapter is not None:
         model = with_adapter(model, adapter, weights)
         introduction += f", with the adapter {adapter} ({model.version[:SHOWN_HASH]})"
-    asked = Asked(sampling.over(model.defaults), system, plain)
+    formats = {"weights": weights, "kv_cache": kv_cache}
+    named = tuple(f"{name}={form}" for name, form in formats.items() if form is not None)
+    asked = Asked(sampling.over(model.defaults), system, plain, named)
     with Engine(model, slots, AHEAD * slots + len(prompt), dispatch_s=math.inf, kv_cache=kv_cache) as engine:
         if prompts is None or out is None:
             _print_answers(engine, model, prompt, asked)

@@ -6,7 +6,7 @@ What must hold: drafts decide how fast tokens come, never which: a drafter may b
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class Drafter(ABC):
     """
 
     num_tokens: int  # the most drafts of a step
+    reads_context: ClassVar[bool] = False  # whether it needs all tokens of the rows
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -88,6 +89,7 @@ class Ngram(Drafter):
     decoding"): good at edits, quotations and code, and free of weights."""
 
     num_tokens: int
+    reads_context: ClassVar[bool] = True
 
     def drafts(
         self, params: Params, rows: Drafting, may_draft: Bool[Array, "B k"], history: History, held: Any

@@ -1,5 +1,7 @@
 """Traces the engine's programs from shapes alone, to compile them for devices that are not present."""
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
 from lifecycle.inference.decoding import DecodeRows
+from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import PromptRows, decode, prefill, weight_axes
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
@@ -20,87 +23,66 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 
 
-def trace_prefill(
-    config: ModelConfig,
-    num_slots: int,
-    length: int,
-    mesh: AnyMesh,
-    weights: WeightFormat | None = None,
-    kv_cache: CacheFormat | None = None,
-) -> jax.stages.Traced:
-    """Prefill of the longest chunk into a slot of each group, for a context of `length`; call `.lower()` on the result.
+@dataclass(frozen=True)
+class AbstractEngine:
+    """An engine of shapes: its weights and cache in formats, for `num_slots` contexts of `length` on a mesh.
 
-    Raises `ConfigError` for a mesh that does not fit.
+    All methods raise `ConfigError` for a mesh that does not fit.
     """
-    table = _table(config, num_slots, length, mesh)
-    size = table.plan.chunk
-    rows = table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size])
-    return _traced(prefill, config, (num_slots, length, mesh, weights, kv_cache), rows)
 
+    config: ModelConfig
+    num_slots: int
+    length: int
+    mesh: AnyMesh
+    weights: WeightFormat | None = None
+    kv_cache: CacheFormat | None = None
 
-def trace_decode(
-    config: ModelConfig,
-    num_slots: int,
-    length: int,
-    mesh: AnyMesh,
-    weights: WeightFormat | None = None,
-    kv_cache: CacheFormat | None = None,
-) -> jax.stages.Traced:
-    """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step.
+    def prefill(self) -> jax.stages.Traced:
+        """Prefill of the longest chunk into a slot of each group; call `.lower()` on the result."""
+        table = self._table()
+        size = table.plan.chunk
+        return self._traced(prefill, table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size]))
 
-    Raises `ConfigError` for a mesh that does not fit.
-    """
-    rows = _table(config, num_slots, length, mesh).decode_rows(MAX_STEPS)
-    return _traced(decode, config, (num_slots, length, mesh, weights, kv_cache), rows)
+    def decode(self) -> jax.stages.Traced:
+        """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
+        return self._traced(decode, self._table().decode_rows(MAX_STEPS))
 
+    def arguments(self) -> tuple[Params, SlotState]:
+        """Shapes and shardings of the weights as the engine holds them, and of its slots."""
+        check_mesh(self.config, self.mesh, self.num_slots)
+        with self._here():
+            check_groups(self.config, MeshConfig(**self.mesh.shape), self.weights)
+            params = abstract_in_use(self.config)
+            params = jax.eval_shape(partial(in_format, self.config, weights=self.weights), params)
+            if has_layers_apart():
+                params = jax.eval_shape(partial(layers_apart, self.config), params)
+            state = jax.eval_shape(self._slots)
+            axes = axes_in_use(weight_axes(self.config, state.cache.is_apart), params)
+        params = _placed(params, tree_shardings(self.mesh, axes))
+        return params, _placed(state, tree_shardings(self.mesh, state.logical_axes()))
 
-def _table(config: ModelConfig, num_slots: int, length: int, mesh: AnyMesh) -> SlotTable:
-    groups = num_groups(mesh)
-    with jax.sharding.use_abstract_mesh(_abstract(mesh)):
-        plan = page_plan(config, num_slots, groups, length)
-    return SlotTable(num_slots, plan, length, config.vocab_size, groups)
+    def _slots(self) -> SlotState:
+        sizes = self.num_slots, num_groups(self.mesh), self.length, compute_dtype(self.config)
+        return init_slots(self.config, self._plan(), *sizes, kv_cache=self.kv_cache)
 
+    def _plan(self) -> PagePlan:
+        return page_plan(self.config, self.num_slots, num_groups(self.mesh), self.length)
 
-def _abstract(mesh: AnyMesh) -> AbstractMesh:
-    return mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+    def _table(self) -> SlotTable:
+        with self._here():
+            plan = self._plan()
+        return SlotTable(self.num_slots, plan, self.length, self.config.vocab_size, num_groups(self.mesh))
 
+    def _here(self) -> AbstractContextManager[None]:
+        """The mesh's devices as those that are computed on."""
+        mesh = self.mesh
+        return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
-def _traced(
-    program: Any,  # a jitted function; `jax.stages.Wrapped` does not say what `trace` takes
-    config: ModelConfig,
-    held: tuple[int, int, AnyMesh, WeightFormat | None, CacheFormat | None],  # as `abstract_arguments` takes them
-    rows: PromptRows | DecodeRows,
-) -> jax.stages.Traced:
-    (params, state), mesh = abstract_arguments(config, *held), held[2]
-    rows = jax.tree.map(lambda x: _shape(x, NamedSharding(mesh, P())), rows)
-    return program.trace(config, config.vocab_size, mesh, None, params, state, rows)
-
-
-def abstract_arguments(
-    config: ModelConfig,
-    num_slots: int,
-    length: int,
-    mesh: AnyMesh,
-    weights: WeightFormat | None = None,
-    kv_cache: CacheFormat | None = None,
-) -> tuple[Params, SlotState]:
-    """Shapes and shardings of the weights as the engine holds them, and of its slots for contexts of `length`.
-
-    Raises `ConfigError` for a mesh that does not fit.
-    """
-    check_mesh(config, mesh, num_slots)
-    with jax.sharding.use_abstract_mesh(_abstract(mesh)):
-        check_groups(config, MeshConfig(**mesh.shape), weights)
-        dtype, params = compute_dtype(config), abstract_in_use(config)  # of the mesh's devices
-        params = jax.eval_shape(partial(in_format, config, weights=weights), params)
-        if has_layers_apart():
-            params = jax.eval_shape(partial(layers_apart, config), params)
-        groups = num_groups(mesh)
-        plan = page_plan(config, num_slots, groups, length)
-        state = jax.eval_shape(lambda: init_slots(config, plan, num_slots, groups, length, dtype, kv_cache=kv_cache))
-        axes = axes_in_use(weight_axes(config, state.cache.is_apart), params)
-    params = _placed(params, tree_shardings(mesh, axes))
-    return params, _placed(state, tree_shardings(mesh, state.logical_axes()))
+    def _traced(self, program: Any, rows: PromptRows | DecodeRows) -> jax.stages.Traced:
+        """`program` is a jitted function; `jax.stages.Wrapped` does not say what `trace` takes."""
+        params, state = self.arguments()
+        rows = jax.tree.map(lambda x: _shape(x, NamedSharding(self.mesh, P())), rows)
+        return program.trace(self.config, self.config.vocab_size, self.mesh, None, params, state, rows)
 
 
 def _placed(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -35,6 +35,7 @@ class Asked:
     params: SamplingParams  # a row's seed is this one's plus the row's number, from 0
     system: str | None = None  # a message before the row's own
     is_plain: bool = False  # a text is continued, not answered; without a system message
+    formats: tuple[str, ...] = ()  # of weights and cache, where they are not the compute dtype
 
     def params_of(self, number: int) -> SamplingParams:
         """The settings of a row, counted from 0."""
@@ -42,7 +43,7 @@ class Asked:
 
     def key(self, version: str, line: bytes) -> str:
         """Of an answer: what it depends on, but for the row's number."""
-        settings = [version, self.params.model_dump(mode="json"), self.system, self.is_plain]
+        settings = [version, self.params.model_dump(mode="json"), self.system, self.is_plain, *self.formats]
         return sha256(json.dumps(settings).encode() + b"\n" + line.strip()).hexdigest()[:16]
 
 
@@ -177,8 +178,8 @@ def _kept(version: str, rows: Path, out: Path, asked: Asked) -> int:
                 return answers
             if _key_of(answer) != asked.key(version, line):
                 raise ConfigError(
-                    f"{out}:{number + 1} answers another row, or was made with other settings or weights; choose "
-                    "another file, or delete it"
+                    f"{out}:{number + 1} answers another row, or was made with other settings, weights or formats; "
+                    "choose another file, or delete it"
                 )
             answers += 1
         if file.readline():

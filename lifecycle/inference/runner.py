@@ -84,7 +84,7 @@ class Runner:
         self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
-        needs = {"has_context": drafter is not None, "has_bank": adapters is not None}
+        needs = {"has_context": drafter is not None and drafter.reads_context, "has_bank": adapters is not None}
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs)
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
@@ -293,18 +293,19 @@ class Runner:
     def _decode(self) -> None:
         is_constrained = self._constrain(self._scheduler.decoding)
         num_steps = self._witness.agreed(self._scheduler.decode_steps(is_constrained))
-        self._make_room(num_steps * self._tokens_per_step)
+        num_rows = len(self._scheduler.decoding)
+        may_draft = self._witness.agreed(self._drafts is not None and self._drafts.wants_drafts(num_rows))
+        self._make_room(num_steps * (self._tokens_per_step if may_draft else 1))
         decoding = self._scheduler.decoding
         if not decoding:
             return
-        may_draft = self._witness.agreed(self._drafts is not None and self._drafts.wants_drafts(len(decoding)))
         began = time.perf_counter()
         decoded = self._programs.decode(self._table.decode_rows(num_steps, may_draft))
         took_s = time.perf_counter() - began
         self._scheduler.measured(took_s / int(decoded.num_steps.max()))
         made = decoded.num_tokens
         if self._drafts is not None:
-            self._drafts.measured(len(decoding), may_draft, int(made.sum()) / took_s)
+            self._drafts.measured(num_rows, may_draft, int(made.sum()) / took_s)
         self._charge(began, {generation.id: int(made[slot]) for slot, generation in decoding.items()})
         self._counters = self._counters.with_dispatch(decoded)
         for slot in decoding:

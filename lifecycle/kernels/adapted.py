@@ -17,24 +17,20 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.weight_form import WeightForm
 
 NO_ADAPTER = -1
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AdaptedWeight:
+class AdaptedWeight(WeightForm):
     """A weight `[D, F]` in any form, the bank's adapters of it, and which of them each row has."""
 
     weight: Any
     a: Float[Array, "*stack adapters rank D"]
     b: Float[Array, "*stack adapters rank F"]
     ids: Int[Array, "*stack rows"]  # `NO_ADAPTER`: none. Each stands for as many tokens, one after the other
-
-    def __getitem__(self, key: Any) -> "AdaptedWeight":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
 
 def adapter_product(x: Float[Array, "*rows D"], weight: AdaptedWeight) -> Float[Array, "*rows F"]:

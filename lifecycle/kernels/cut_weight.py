@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.quantised import QuantisedWeight, is_widened
+from lifecycle.kernels.weight_form import WeightForm
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_size, reduce_scatter
 
 MOVED_SHARE = 4  # rows move while all devices' are at most `d_model` divided by this
@@ -23,17 +24,12 @@ MOVED_SHARE = 4  # rows move while all devices' are at most `d_model` divided by
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class CutWeight:
+class CutWeight(WeightForm):
     """This device's part of a weight `[D, F]`: some of its rows (`dim` 0) or columns (1)."""
 
     part: Any  # an array or a `QuantisedWeight`
     axis: str = field(metadata={"static": True})  # the logical axis that shards it
     dim: int = field(metadata={"static": True})
-
-    def __getitem__(self, key: Any) -> "CutWeight":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
 
 def moves_rows(axis: str, num_rows: int, d_model: int) -> bool:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Shaped
 from lifecycle.kernels.quantised import GROUP, QuantisedTable, quantise
+from lifecycle.kernels.weight_form import WeightForm
 
 SCALE = jnp.bfloat16
 LOWEST, HIGHEST = {4: -8, 8: -127}, {4: 7, 8: 127}
@@ -29,16 +30,11 @@ TRIED = {4: (-8.0, -7.0, -7.5, -8.5, -9.0, -9.5, -6.0, -5.0, -4.0, -3.0, -2.0, -
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class GroupScaled:
+class GroupScaled(WeightForm):
     """A weight `[D, F]`, or a stack of them: integers times a scale per group of rows and column."""
 
     values: Shaped[Array, "*stack D F"]  # int4 or int8
     scale: Shaped[Array, "*stack groups F"]  # bfloat16
-
-    def __getitem__(self, key: Any) -> "GroupScaled":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
     def dense(self, dtype: Any) -> Float[Array, "*stack D F"]:
         """The weight as a plain array."""

@@ -26,6 +26,7 @@ from lifecycle.kernels.quantised import (
     quantised_linear,
     widened_linear,
 )
+from lifecycle.kernels.weight_form import WeightForm
 
 type Weight = (
     Float[Array, "D F"] | QuantisedWeight | GroupScaled | PackedWeight | CutWeight | ObservedWeight | AdaptedWeight
@@ -33,16 +34,11 @@ type Weight = (
 
 
 @dataclass(frozen=True)
-class ObservedWeight:
+class ObservedWeight(WeightForm):
     """A plain weight that shows the rows of its products to a function; outside of traces only."""
 
     weight: Float[Array, "D F"]
     see: Callable[[Float[Array, "*rows D"]], None]
-
-    def __getitem__(self, key: Any) -> "ObservedWeight":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
 
 def is_rounded(weight: Any) -> bool:
@@ -72,8 +68,7 @@ def linear(x: Float[Array, "*rows D"], weight: Weight) -> Float[Array, "*rows F"
     if isinstance(weight, ObservedWeight):
         weight.see(x)
         return _linear(x, weight.weight)
-    is_plain = not isinstance(weight, CutWeight | AdaptedWeight) and not is_rounded(weight)
-    return _linear(x, weight) if is_plain else linears(x, (weight,))[0]
+    return linears(x, (weight,))[0] if isinstance(weight, WeightForm) else _linear(x, weight)
 
 
 def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Float[Array, "*rows _"], ...]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float, Int, Shaped
 from lifecycle.kernels.group_scaled import SCALE, GroupScaled
 from lifecycle.kernels.quantised import GROUP, QuantisedTable, scaled_rows
+from lifecycle.kernels.weight_form import WeightForm
 
 LANES, FOUR = 16, 4
 INTEGERS, FLOATS = "lifecycle_integer_products", "lifecycle_float_products"  # what XLA calls the kernels
@@ -29,16 +30,11 @@ _REGISTERING = threading.Lock()  # of two engines that start at once
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PackedWeight:
+class PackedWeight(WeightForm):
     """A weight `[D, F]`, or a table `[V, D]` whose rows are the columns here."""
 
     values: Shaped[Array, "strips ..."]  # float32; uint8: a group has 8 registers of 8 bits, or 4 of 4
     scale: Shaped[Array, "strips groups 16"] | None  # bfloat16; None: of float32
-
-    def __getitem__(self, key: Any) -> "PackedWeight":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
     def rows(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
         """A table's rows, in float32."""
@@ -77,12 +73,12 @@ def _is_registered(is_float: bool) -> bool:
     return True
 
 
-def packed_floats(columns: Float[Array, "F D"]) -> "PackedWeight | None":
-    """A table `[V, D]`, or a weight's transpose, as the kernel of floats takes it; None for sizes that are no
-    multiples."""
+def packed_floats(weight: Float[Array, "D F"], is_table: bool) -> PackedWeight | Float[Array, "D F"]:
+    """A weight, or a table `[V, D]`, as the kernel of floats takes it; sizes that are no multiples, unchanged."""
+    columns = weight if is_table else weight.T
     num, depth = columns.shape
     if num % LANES or depth % 2:
-        return None
+        return weight
     return PackedWeight(columns.reshape(num // LANES, LANES, depth).swapaxes(1, 2), None)
 
 

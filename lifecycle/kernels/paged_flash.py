@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.attention import as_group_rows, from_group_rows
 from lifecycle.kernels.layout import LANES
 from lifecycle.kernels.mask import MASKED
 from lifecycle.kernels.page_store import Entry, PageStore
@@ -53,19 +54,17 @@ def paged_flash(
     interpret: bool = False,
 ) -> Float[Array, "B T H Dv"]:
     """As `paged_attention`."""
-    (batch, num_queries, num_heads, _), groups = q.shape, store.num_heads
+    (_, num_queries, num_heads, _), groups = q.shape, store.num_heads
     assert rows.steps is not None, "rows for TPUs have them"
     pages = rows.steps.num_pages, rows.size, store.entry
     sizes = Sizes(*pages, num_heads // groups, scale, soft_cap, rows.window)
     out = _call(sizes, rows, _group_rows(q, groups), store, layer, sinks, interpret)
-    out = out[:, :, : num_queries * sizes.per_group].reshape(batch, groups, num_queries, -1, out.shape[3])
-    return out.swapaxes(1, 2).reshape(batch, num_queries, num_heads, -1)
+    return from_group_rows(out[:, :, : num_queries * sizes.per_group], num_queries)
 
 
 def _group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K rows D"]:
     """The queries of a group as rows of its key head, padded to whole tiles of 16."""
-    batch, length, heads, dim = q.shape
-    rows = q.reshape(batch, length, groups, heads // groups, dim).swapaxes(1, 2).reshape(batch, groups, -1, dim)
+    rows = as_group_rows(q, groups)
     return jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 16), (0, 0)))
 
 

@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plt
 
 from lifecycle.core.platform import device_kind
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.kernels.attention import as_group_rows, from_group_rows
 from lifecycle.kernels.mask import MASKED
 from lifecycle.kernels.page_store import Entry, PageStore
 from lifecycle.kernels.paged_rows import Rows
@@ -79,15 +80,12 @@ def paged_gpu(
     sizes = Sizes(*pages, num_rows, row_blocks, per_group, store.entry, scale, soft_cap, rows.window)
     sums = _call(sizes, splits, _group_rows(q, groups, row_blocks * num_rows), store, layer, rows, interpret)
     sink = None if sinks is None else jnp.tile(sinks.astype(jnp.float32).reshape(groups, per_group), (1, length))
-    out = _joined(sums, length * per_group, sink)
-    out = out.reshape(batch, groups, length, per_group, -1).swapaxes(1, 2)
-    return out.reshape(batch, length, heads, -1).astype(q.dtype)
+    return from_group_rows(_joined(sums, length * per_group, sink), length).astype(q.dtype)
 
 
 def _group_rows(q: Float[Array, "B T H D"], groups: int, num_rows: int) -> Float[Array, "B K rows D"]:
     """The queries of a group as rows of its key head, padded to `num_rows`."""
-    batch, length, heads, dim = q.shape
-    rows = q.reshape(batch, length, groups, heads // groups, dim).swapaxes(1, 2).reshape(batch, groups, -1, dim)
+    rows = as_group_rows(q, groups)
     return jnp.pad(rows, ((0, 0), (0, 0), (0, num_rows - rows.shape[2]), (0, 0)))
 
 

@@ -23,6 +23,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lifecycle.core.platform import device_kind, platform
 from lifecycle.core.typing import Array, Float, Int, Shaped
+from lifecycle.kernels.weight_form import WeightForm
 
 ROW_MAXIMUM = "row_maximum"  # the largest magnitudes of a product's rows: rematerialisation always saves them
 GROUP = 32  # values that share a scale, where there is one for less than a row or column
@@ -51,7 +52,7 @@ def format_of(dtype: Any) -> Format:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class QuantisedWeight:
+class QuantisedWeight(WeightForm):
     """A weight `[D, F]`, or a stack of them, as products use it: 8-bit values times a scale per column."""
 
     values: Shaped[Array, "*stack D F"]
@@ -59,11 +60,6 @@ class QuantisedWeight:
     # receives the gradient; its values are never used. None: there is none, in inference
     summed: Float[Array, "*stack D F"] | None = None
     is_cut_by_column: bool = field(default=False, metadata={"static": True})  # a mesh shards its columns
-
-    def __getitem__(self, key: Any) -> "QuantisedWeight":
-        """Itself for `[...]`, as a layer reads a parameter."""
-        assert key is ...
-        return self
 
 
 @jax.tree_util.register_dataclass

@@ -104,7 +104,9 @@ def forward_taking(
     hidden, _, _, taken = _layers(
         config, params["blocks"], x, angles_of(config, positions), mask, prepare, layers_taken=layers
     )
-    return _final_norm(config, params, hidden), taken.side_by_side()
+    states = taken.side_by_side()
+    assert states is not None, "some layers are taken"
+    return _final_norm(config, params, hidden), states
 
 
 def forward_cached(
@@ -117,7 +119,7 @@ def forward_cached(
     device's shards: rows and pages over `batch`, the cache's heads over `kv_heads`; hidden states are replicated over
     `tensor`. Stacks of weights and of the cache may be lists of layers, both or neither.
     """
-    hidden, _, cache = _cached(config, params, tokens, positions, cache, ())
+    hidden, _, cache = forward_cached_taking(config, params, tokens, positions, cache, ())
     return hidden, cache
 
 
@@ -131,13 +133,6 @@ def forward_cached_taking(
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T columns"] | None, KVCache]:
     """`forward_cached`, and the inputs of `layers` side by side, None of no layers: the hidden states, these, and the
     cache."""
-    hidden, taken, cache = _cached(config, params, tokens, positions, cache, layers)
-    return hidden, taken.side_by_side().reshape(*positions.shape, -1) if layers else None, cache
-
-
-def _cached(
-    config: ModelConfig, params: Params, tokens: Array, positions: Array, cache: KVCache, layers: tuple[int, ...]
-) -> tuple[Array, Taken, KVCache]:
     mask = Mask(positions, positions)
     with replicated("norm_seq"):
         # Tokens on one axis, which only attention divides into rows: of rows of one token a TPU's tiles are half empty
@@ -148,7 +143,9 @@ def _cached(
             config, params["blocks"], x, angles, mask, prepare, cache, layers_taken=layers
         )
         hidden = _final_norm(config, params, hidden)
-    return hidden.reshape(*positions.shape, -1), taken, replace(cache, stacks=caches)
+    states = taken.side_by_side()
+    taken_states = None if states is None else states.reshape(*positions.shape, -1)
+    return hidden.reshape(*positions.shape, -1), taken_states, replace(cache, stacks=caches)
 
 
 def causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:

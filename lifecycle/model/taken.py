@@ -34,7 +34,6 @@ class Taken:
         place = jnp.where(is_this.any(), is_this.argmax(), len(self.layers))
         return replace(self, states=jax.lax.dynamic_update_index_in_dim(self.states, x, place, 0))
 
-    def side_by_side(self) -> Float[Array, "B t columns"]:
-        """The inputs in the order of `layers`, along the last dimension."""
-        assert self.states is not None
-        return jnp.concatenate(list(self.states[:-1]), axis=-1)
+    def side_by_side(self) -> Float[Array, "B t columns"] | None:
+        """The inputs in the order of `layers`, along the last dimension; None of no layers."""
+        return None if self.states is None else jnp.concatenate(list(self.states[:-1]), axis=-1)

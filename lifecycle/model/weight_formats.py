@@ -143,5 +143,4 @@ def _packed(weight: Any) -> Any:
 def _packed_floats(declared: Parameter, array: Array) -> Array | PackedWeight:
     if array.ndim != 2 or array.dtype != jnp.float32 or not (is_table(declared) or is_quantised(declared)):
         return array
-    columns = array if is_table(declared) else array.T
-    return jax.jit(packed_floats)(columns) or array
+    return jax.jit(packed_floats, static_argnums=1)(array, is_table(declared))

@@ -21,8 +21,8 @@ def kernel() -> None:
 
 
 def packed_of(weight: np.ndarray) -> PackedWeight:
-    found = packed_floats(jnp.asarray(weight.T))
-    assert found is not None
+    found = packed_floats(jnp.asarray(weight), is_table=False)
+    assert isinstance(found, PackedWeight)
     return found
 
 
@@ -47,8 +47,8 @@ def test_products_are_those_of_float64_and_of_a_row_alone(num: int, depth: int, 
 def test_a_table_gives_its_rows_and_the_logits_of_plain_products() -> None:
     rng = np.random.default_rng(0)
     table, x = rng.normal(size=(48, 32)).astype(np.float32), rng.normal(size=(2, 3, 32)).astype(np.float32)
-    held = packed_floats(jnp.asarray(table))
-    assert held is not None and held.shape == (48, 32)
+    held = packed_floats(jnp.asarray(table), is_table=True)
+    assert isinstance(held, PackedWeight) and held.shape == (48, 32)
     ids = jnp.array([[0, 17], [47, 16]])
     np.testing.assert_array_equal(rows_of(held, ids), table[np.asarray(ids)])
     np.testing.assert_allclose(project(jnp.asarray(x), held, 30.0), 30 * np.tanh(x @ table.T / 30), atol=ONE_OP * 30)
@@ -56,5 +56,5 @@ def test_a_table_gives_its_rows_and_the_logits_of_plain_products() -> None:
 
 
 def test_other_sizes_stay_as_they_are() -> None:
-    assert packed_floats(jnp.zeros((15, 4))) is None
-    assert packed_floats(jnp.zeros((16, 5))) is None
+    for shape, is_table in (((15, 4), True), ((5, 16), False)):
+        assert isinstance(packed_floats(jnp.zeros(shape), is_table), jax.Array)

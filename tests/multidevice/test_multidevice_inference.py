@@ -6,9 +6,8 @@ Log-probabilities are the logits' but for a constant of the row; the likeliest o
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
-import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -21,7 +20,7 @@ from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.generation import Completion
-from lifecycle.inference.lowering import trace_decode, trace_prefill
+from lifecycle.inference.lowering import AbstractEngine
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
@@ -266,21 +265,21 @@ def test_a_training_mesh_gives_the_devices_of_stage_and_context_to_fsdp() -> Non
     assert inference_mesh(plain) == plain
 
 
-@pytest.mark.parametrize("trace", [trace_prefill, trace_decode])
-def test_the_programs_trace_for_devices_that_are_not_here(trace: partial[jax.stages.Traced]) -> None:
+@pytest.mark.parametrize("name", ["prefill", "decode"])
+def test_the_programs_trace_for_devices_that_are_not_here(name: str) -> None:
     """Weights and cache as shapes on an abstract mesh: a device has its rows and heads; [B, V] is gathered. Weights are
     gathered for chunks only: a step's few rows move to their parts."""
     config = model_of("dense").config
     sizes = MeshConfig(fsdp=4, tensor=4)
     automatic = (AxisType.Auto,) * len(AXES)
     mesh = AbstractMesh(tuple(getattr(sizes, axis) for axis in AXES), AXES, automatic)
-    program = str(trace(config, 8, 128, mesh).jaxpr)
+    plain, in_8_bits = (getattr(AbstractEngine(config, 8, 128, mesh, form), name)() for form in (None, "fp8"))
+    program = str(plain.jaxpr)
     assert "all_gather" in program and "shard_map" in program
-    assert f"f32[{2 if trace is trace_decode else 1},264]" in program
+    assert f"f32[{2 if name == 'decode' else 1},264]" in program
     assert "f32[8,264]" not in program
     gathered = re.findall(r":(\S+) = all_gather", program)
     columns = config.num_heads * config.head_dim // sizes.tensor
-    assert (f"f32[{config.d_model},{columns}]" in gathered) == (trace is trace_prefill)
-    assert (f"f32[1,8,{columns}]" in gathered) == (trace is trace_decode)
-    in_8_bits = str(trace(config, 8, 128, mesh, "fp8").jaxpr)
-    assert f"f8_e4m3fn[{config.d_model // 4}," in in_8_bits
+    assert (f"f32[{config.d_model},{columns}]" in gathered) == (name == "prefill")
+    assert (f"f32[1,8,{columns}]" in gathered) == (name == "decode")
+    assert f"f8_e4m3fn[{config.d_model // 4}," in str(in_8_bits.jaxpr)

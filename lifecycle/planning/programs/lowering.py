@@ -12,7 +12,9 @@ from lifecycle.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
-    from jax.stages import Lowered
+    from jax.stages import Lowered, Traced
+
+    from lifecycle.inference.lowering import AbstractEngine
 
 
 STEPS_PER_WARMUP = 1000  # the run length that a train step is lowered for is this times (warmup steps + 1)
@@ -61,18 +63,23 @@ def engine_programs(
     kv_cache: CacheFormat | None = None,
 ) -> tuple[PlannedProgram, ...]:
     """The engine's prefill and decode for `num_slots` requests of up to `max_seq_len` tokens."""
+    from lifecycle.inference.lowering import AbstractEngine
     from lifecycle.inference.programs import num_groups
 
-    held = model.trunk, num_slots, max_seq_len, mesh, weights, kv_cache
+    engine = AbstractEngine(model.trunk, num_slots, max_seq_len, mesh, weights, kv_cache)
     works = {
-        "prefill": (lower_prefill, prefill_work(model, max_seq_len, num_groups(mesh))),
-        "decode": (lower_decode, decode_work(model, num_slots, max_seq_len)),
+        "prefill": (engine.prefill, prefill_work(model, max_seq_len, num_groups(mesh))),
+        "decode": (engine.decode, decode_work(model, num_slots, max_seq_len)),
     }
-    arguments = partial(_engine_arguments, *held)
+    arguments = partial(_engine_arguments, engine)
     return tuple(
-        PlannedProgram(name, "serve", False, mesh, partial(lower, *held), arguments, work)
-        for name, (lower, work) in works.items()
+        PlannedProgram(name, "serve", False, mesh, partial(_lowered, trace), arguments, work)
+        for name, (trace, work) in works.items()
     )
+
+
+def _lowered(trace: "Callable[[], Traced]") -> "Lowered":
+    return trace().lower()
 
 
 def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> dict[str, PyTree]:
@@ -82,18 +89,9 @@ def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> di
     return {"parameters": (state.trained, state.frozen), "optimizer": state.opt_state}
 
 
-def _engine_arguments(
-    model: ModelConfig,
-    num_slots: int,
-    max_seq_len: int,
-    mesh: "Mesh",
-    weights: WeightFormat | None,
-    kv_cache: CacheFormat | None,
-) -> dict[str, PyTree]:
-    from lifecycle.inference.lowering import abstract_arguments
-
-    params, state = abstract_arguments(model, num_slots, max_seq_len, mesh, weights, kv_cache)
-    if model.tie_embeddings:
+def _engine_arguments(engine: "AbstractEngine") -> dict[str, PyTree]:
+    params, state = engine.arguments()
+    if engine.config.tie_embeddings:
         return {"parameters": params, "cache": state.cache}
     read = {name: weights for name, weights in params.items() if name != "embed"}
     return {"parameters": read, "embedding": params["embed"], "cache": state.cache}
@@ -104,31 +102,3 @@ def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> "Lowere
     from lifecycle.training.lowering import trace_train_step
 
     return trace_train_step(model, train, mesh).lower()
-
-
-def lower_decode(
-    model: ModelConfig,
-    num_slots: int,
-    max_seq_len: int,
-    mesh: "Mesh",
-    weights: WeightFormat | None = None,
-    kv_cache: CacheFormat | None = None,
-) -> "Lowered":
-    """The engine's decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
-    from lifecycle.inference.lowering import trace_decode
-
-    return trace_decode(model, num_slots, max_seq_len, mesh, weights, kv_cache).lower()
-
-
-def lower_prefill(
-    model: ModelConfig,
-    num_slots: int,
-    max_seq_len: int,
-    mesh: "Mesh",
-    weights: WeightFormat | None = None,
-    kv_cache: CacheFormat | None = None,
-) -> "Lowered":
-    """The engine's prefill of its longest chunk, with one such chunk per group of slots."""
-    from lifecycle.inference.lowering import trace_prefill
-
-    return trace_prefill(model, num_slots, max_seq_len, mesh, weights, kv_cache).lower()
