@@ -1,15 +1,17 @@
-"""Tokens per second of the decode loop and of transformers' `generate`, on one model and the same prompts, in turn.
+"""Tokens per second of the decode loop and of another engine, on one model and the same prompts, in turn.
 
     uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--weights FORMAT] [--length 64] [--tokens 128]
         [--slot 1024] [--rounds 3]
+    uv run --extra cpu-kernels python benchmarks/decode.py PYTHON OUT --bundle BUNDLE --gguf q8_0 --weights int8
 
-`PYTHON` is an interpreter with torch and transformers, which are not part of this project. The model is one of
-`configs/models` with random weights (SmolLM2's 135M by default), written to `OUT` as a bundle, which both sides use in
-float32, ours with `--weights` in a format: what that costs is what `benchmarks/quantised.py` prints. Each round decodes
-greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours in slots of `--slot` positions.
-Prefill is not counted: ours runs before the clock starts, and of theirs a call for one token is subtracted. Ids are
-compared. The roof is what a step must read, weights and the cache's tokens, at the rate at which all cores read a large
-array in the same minutes.
+`PYTHON` is an interpreter with what the other side needs, which is not part of this project: torch and transformers for
+`generate` in float32; with `--gguf` NumPy and llama-cpp-py-sync for llama.cpp on the bundle in one of the encodings of
+`lifecycle export`. The model is `BUNDLE` or one of `configs/models` with random weights (SmolLM2's 135M by default),
+written to `OUT`; ours is in float32 or in the format `--weights`: what that costs is what `benchmarks/quantised.py`
+prints. Each round decodes greedily with 1 and with 8 rows: prompts of `--length` tokens, `--tokens` more; of ours in
+slots of `--slot` positions. Prefill is not counted: ours and llama.cpp's run before the clock starts, and of
+`generate` a call for one token is subtracted. Ids are compared. The roof is what a step of ours must read, weights and
+the cache's tokens, at the rate at which all cores read a large array in the same minutes.
 """
 
 import argparse
@@ -26,7 +28,9 @@ import jax
 import numpy as np
 import yaml
 
+from lifecycle.cli.export_gguf import export_gguf
 from lifecycle.core.huge_pages import restart_with_huge_pages
+from lifecycle.inference.bundle import load_params
 from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
@@ -34,8 +38,7 @@ from lifecycle.inference.slots import SlotTable
 from lifecycle.model.cache import pages_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, init_params
-from lifecycle.model.weight_formats import in_format
-from lifecycle.weights.published import save_weights
+from lifecycle.weights.published import load_config, save_weights
 
 HERE = Path(__file__).parent
 MODEL = HERE.parent / "configs/models/smollm2_135m.yaml"
@@ -83,8 +86,8 @@ class Ours:
 class Peer:
     """A process that answers a line of settings with a line of results."""
 
-    def __init__(self, python: Path, bundle: Path) -> None:
-        command = [python, "-P", HERE / "decode_peer.py", bundle]  # or transformers imports our `kernels.py`
+    def __init__(self, python: Path, script: str, model: Path) -> None:
+        command = [python, "-P", HERE / script, model]  # -P: or transformers imports our `kernels.py`
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def decode(self, prompts: list[list[int]], tokens: int) -> Decoded:
@@ -119,28 +122,49 @@ def step_bytes(config: ModelConfig, params: Params, rows: int, held: float) -> f
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 4 * rows * held * kept
 
 
+def random_bundle(model: Path, out: Path) -> Path:
+    """A model's config with random weights, written."""
+    config = ModelConfig(**yaml.safe_load(model.read_text()))
+    bundle = out / "bundle"
+    bundle.mkdir(parents=True, exist_ok=True)
+    save_weights(config, jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)), bundle)
+    return bundle
+
+
+def peer_of(python: Path, bundle: Path, out: Path, encoding: str | None) -> tuple[str, Peer]:
+    """The other side and its name."""
+    if encoding is None:
+        return "transformers", Peer(python, "decode_peer.py", bundle)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{encoding}.gguf"
+    export_gguf(bundle, file, encoding)
+    return f"llama.cpp {encoding}", Peer(python, "decode_llama_peer.py", file)
+
+
 def main() -> None:
     """Prints each round, and the medians."""
     parser = argparse.ArgumentParser()
     parser.add_argument("python", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--gguf", metavar="ENCODING")
     parser.add_argument("--weights", choices=["int8", "int4", "fp8"])
     for name, value in {"length": 64, "tokens": 128, "slot": 1024, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    config = ModelConfig(**yaml.safe_load(given.model.read_text()))
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-    bundle = given.out.absolute() / "bundle"
-    bundle.mkdir(parents=True, exist_ok=True)
-    save_weights(config, params, bundle)
-    held = in_format(config, params, given.weights)
-    peer = Peer(given.python.absolute(), bundle)
+    if given.gguf and not given.bundle:
+        parser.error("--gguf needs --bundle: a file for llama.cpp has a tokenizer")
+    out = given.out.absolute()
+    bundle = (given.bundle or random_bundle(given.model, out)).absolute()
+    config = load_config(bundle).trunk
+    held = load_params(config, bundle, weights=given.weights)
+    name_of_peer, peer = peer_of(given.python.absolute(), bundle, out, given.gguf)
     draws = np.random.default_rng(0)
     for rows in ROWS:
         prompts = draws.integers(0, config.vocab_size, (rows, given.length)).tolist()
         mine = Ours(config, held, rows, given.slot)
-        sides = {"ours": mine, "transformers": peer}
+        sides = {"ours": mine, name_of_peer: peer}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         rates, ids = [], {}
         for number in range(given.rounds + 1):  # the first one warms up
@@ -151,10 +175,10 @@ def main() -> None:
                     seconds[name].append(decoded.step_s)
             rates.append(read_rate())
         ours, theirs = (statistics.median(seconds[name]) for name in sides)
-        same = (ids["ours"] == ids["transformers"]).mean()
+        same = (ids["ours"] == ids[name_of_peer]).mean()
         roof = step_bytes(config, held, rows, given.length + given.tokens / 2) / statistics.median(rates)
         print(
-            f"rows {rows}: ours {rows / ours:.1f} tokens/s, transformers {rows / theirs:.1f}, ratio "
+            f"rows {rows}: ours {rows / ours:.1f} tokens/s, {name_of_peer} {rows / theirs:.1f}, ratio "
             f"{theirs / ours:.2f}; {roof / ours:.0%} of the roof at {statistics.median(rates) / 1e9:.1f} GB/s; "
             f"{same:.0%} of the ids are the same",
             flush=True,
