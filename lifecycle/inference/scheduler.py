@@ -23,7 +23,7 @@ PREFILL_TOKENS = 512  # a group of slots takes chunks until it has this many pad
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
-DISPATCH_S = 0.03  # how long one dispatch of decode steps should take, so that streams look smooth
+DISPATCH_S = 0.05  # how long one dispatch of decode steps should take, so that streams look smooth
 # The same where a row has a grammar and makes one token in a dispatch. Seven rows without one and one with it, of 1.6 M
 # parameters, tokens per CPU-second with 1, 4 and 16 steps: 2,110, 3,750 and 4,850 of the seven, 302, 137 and 48 of the
 # one. A step that takes 10 ms is one dispatch.
@@ -306,7 +306,7 @@ class Scheduler[R: Request]:
         if not self.decoding:
             return 0
         wanted_s = min(self._dispatch_s, CONSTRAINED_S) if is_constrained else self._dispatch_s
-        return int(min(max(wanted_s / self._step_s, 1), MAX_STEPS))
+        return round(min(max(wanted_s / self._step_s, 1), MAX_STEPS))
 
     def make_room(self, num_steps: int) -> list[int]:
         """Gives every decoding slot pages for so many steps. Where they run out, the youngest requests of the group

@@ -248,7 +248,7 @@ def test_steps_aim_at_a_dispatchs_time() -> None:
         assert each.decode_steps() == 0
         each.take_prefills()
     assert (scheduler.decode_steps(), offline.decode_steps()) == (2, MAX_STEPS)
-    for step_s, expected, constrained in ((1.0, 1, 1), (1e-5, MAX_STEPS, MAX_STEPS), (0.01, 3, 1), (0.0019, 15, 5)):
+    for step_s, expected, constrained in ((1.0, 1, 1), (1e-5, MAX_STEPS, MAX_STEPS), (0.016, 3, 1), (0.0033, 15, 3)):
         for _ in range(100):
             scheduler.measured(step_s)
         found = scheduler.decode_steps(), scheduler.decode_steps(is_constrained=True)
