@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ import jax
 import numpy as np
 import yaml
 
-from lifecycle.cli.export_gguf import export_gguf
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.inference.bundle import load_params
 from lifecycle.inference.programs import Programs
@@ -137,7 +137,9 @@ def peer_of(python: Path, bundle: Path, out: Path, encoding: str | None) -> tupl
         return "transformers", Peer(python, "decode_peer.py", bundle)
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{encoding}.gguf"
-    export_gguf(bundle, file, encoding)
+    export = [Path(sys.executable).parent / "lifecycle", "export", bundle, file, "--encoding", encoding]
+    if not file.exists():
+        subprocess.run(export, check=True)
     return f"llama.cpp {encoding}", Peer(python, "decode_llama_peer.py", file)
 
 
