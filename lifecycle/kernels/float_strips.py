@@ -58,5 +58,5 @@ def handler() -> Any:
     """The handler, compiled for this machine, as `jax.ffi.register_ffi_target` takes it."""
     module = ir.Module("products of floats")
     strips = add_strips(module, "strips", _block)
-    add_handler(module, Kind(1, _as_they_are, lambda b, _: b.ptrtoint(strips, WORD)))
+    add_handler(module, Kind(1, _as_they_are, lambda call, _: call.emitter.ptrtoint(strips, WORD)))
     return compiled(module)

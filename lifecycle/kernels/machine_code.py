@@ -1,7 +1,7 @@
 """Machine code made at run time by LLVM, and called by XLA's programs on CPUs.
 
 What is here knows no product: an emitter of instructions, and how a module becomes a handler of XLA's foreign function
-interface. It needs the extra `cpu`.
+interface. It needs the extra `cpu-kernels`.
 """
 
 import ctypes
@@ -43,6 +43,11 @@ class Emitter(ir.IRBuilder):
         """Stores a value at an index of `kind`s."""
         self.store(value, self.at(base, index, kind), align=1 if isinstance(value.type, ir.VectorType) else None)
 
+    def put_all(self, words: dict[int, Any], base: Any) -> None:
+        """Stores words by their indices."""
+        for place, value in words.items():
+            self.put(value, base, place)
+
     def pointer(self, base: Any, index: Any) -> Any:
         """The pointer in a word."""
         return self.get(base, index, WORD, POINTER)
@@ -59,6 +64,10 @@ class Emitter(ir.IRBuilder):
         known = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(result, kinds), name)
         return self.call(known, arguments)
 
+    def least(self, one: Any, other: Any) -> Any:
+        """The smaller of two words, neither below zero."""
+        return self.intrinsic("llvm.umin.i64", WORD, one, other)
+
     def call_at(self, address: Any, result: Any, *arguments: Any) -> Any:
         """A call of the function at an address, a word."""
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -70,6 +79,10 @@ class Emitter(ir.IRBuilder):
             place = self.alloca(kind)
         self.store(value, place)
         return place
+
+    def room(self, size: Any) -> Any:
+        """Place on the stack for so many floats, until the function returns."""
+        return self.inttoptr(self.ptrtoint(self.alloca(FLOAT, size=size), WORD), POINTER)
 
     def request(self, *words: Any) -> Any:
         """A struct of words on the stack."""

@@ -8,9 +8,6 @@ not depend on the number of rows. They need the extra `cpu-kernels` and AVX-512,
 multiplies: floats of several rows in up to twice the time, integers several times slower.
 """
 
-import functools
-import importlib.util
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int, Shaped
+from lifecycle.kernels.cpu_kernels import target_of
 from lifecycle.kernels.group_scaled import SCALE, GroupScaled
 from lifecycle.kernels.quantised import GROUP, QuantisedTable, scaled_rows
 from lifecycle.kernels.weight_form import WeightForm
 
 LANES, FOUR = 16, 4
-INTEGERS, FLOATS = "lifecycle_integer_products", "lifecycle_float_products"  # what XLA calls the kernels
-_REGISTERING = threading.Lock()  # of two engines that start at once
 
 
 @jax.tree_util.register_dataclass
@@ -52,25 +48,6 @@ class PackedWeight(WeightForm):
         """That of a table."""
         strips, size = self.values.shape[:2]
         return strips * LANES, size if self.scale is None else size * GROUP
-
-
-def has_kernel(is_float: bool = False) -> bool:
-    """Whether this process's CPU multiplies packed weights, of integers or floats; registers the kernel if so."""
-    with _REGISTERING:
-        return _is_registered(is_float)
-
-
-@functools.cache
-def _is_registered(is_float: bool) -> bool:
-    if importlib.util.find_spec("llvmlite") is None:
-        return False
-    from lifecycle.kernels import float_strips, vnni
-
-    kernel, name = (float_strips, FLOATS) if is_float else (vnni, INTEGERS)
-    if not kernel.has_instructions():
-        return False
-    jax.ffi.register_ffi_target(name, kernel.handler(), platform="cpu")
-    return True
 
 
 def packed_floats(weight: Float[Array, "D F"], is_table: bool) -> PackedWeight | Float[Array, "D F"]:
@@ -109,9 +86,9 @@ def packed_products(x: Float[Array, "*rows D"], weights: Sequence[PackedWeight])
     num, depth = rows.shape
     outs = [jax.ShapeDtypeStruct((num, weight.shape[0]), jnp.float32) for weight in weights]
     if all(weight.scale is None for weight in weights):
-        name, workspace = FLOATS, 0
+        name, workspace = target_of("float_strips"), 0
     else:
-        name, workspace = INTEGERS, num * (depth + 8 * depth // GROUP)  # 8 bits, their scales and sums
+        name, workspace = target_of("vnni"), num * (depth + 8 * depth // GROUP)  # 8 bits, their scales and sums
     arrays = jax.tree.leaves(list(weights))
     *found, _ = jax.ffi.ffi_call(name, (*outs, jax.ShapeDtypeStruct((max(workspace, 1),), jnp.int8)))(rows, *arrays)
     return tuple(out.reshape(*x.shape[:-1], -1).astype(x.dtype) for out in found)

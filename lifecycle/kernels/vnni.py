@@ -47,6 +47,7 @@ from lifecycle.kernels.strips import (
     add_handler,
     add_strips,
 )
+from lifecycle.kernels.workers import Call
 
 FOURS = GROUP // 4  # registers of a group's bytes
 
@@ -134,8 +135,9 @@ def handler() -> Any:
         b.call(round_rows, [*(b.inttoptr(address, POINTER) for address in (rows, workspace, scales, sums)), groups])
         return workspace, scales, sums
 
-    def code(b: Emitter, sizes: Any) -> Any:
-        is_half = b.icmp_unsigned("==", b.get(sizes, 2), word(4))  # registers of a group, as many as bits
+    def code(call: Call, buffer: Any) -> Any:
+        b = call.emitter
+        is_half = b.icmp_unsigned("==", call.size(buffer, 2), word(4))  # registers of a group, as many as bits
         of_4, of_8 = (b.ptrtoint(strips[bits], WORD) for bits in (4, 8))
         return b.select(is_half, of_4, of_8)
 

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array
+from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.group_scaled import group_scaled, group_scaled_table, group_size
 from lifecycle.kernels.linear import is_rounded
-from lifecycle.kernels.packed import PackedWeight, has_kernel, packed, packed_floats
+from lifecycle.kernels.packed import PackedWeight, packed, packed_floats
 from lifecycle.kernels.quantised import FORMATS, QuantisedTable, QuantisedWeight, quantise
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.parameter import Parameter
@@ -124,13 +125,13 @@ def packed_params(config: ModelConfig, params: Params) -> Params:
     """The parameters of one CPU, whose layers lie apart, for its kernels (`kernels/packed.py`), if it has them. Each
     weight is packed by itself, and the one that it replaces is freed if nobody else holds it."""
     if any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded))):
-        if has_kernel():
+        if has_kernel("vnni"):
             return jax.tree.map(_packed, params, is_leaf=is_rounded)
         LOG.warning(
             "XLA multiplies rounded weights slowly on CPUs: install the extra cpu-kernels, which needs AVX-512 VNNI"
         )
         return params
-    if compute_dtype(config) != "float32" or not has_kernel(is_float=True):
+    if compute_dtype(config) != "float32" or not has_kernel("float_strips"):
         return params
     declared = layers_apart(config, parameters(config), lambda parameter, _: parameter)
     return jax.tree.map(_packed_floats, declared, params)

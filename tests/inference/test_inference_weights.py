@@ -15,8 +15,9 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.linear import is_rounded
-from lifecycle.kernels.packed import PackedWeight, has_kernel
+from lifecycle.kernels.packed import PackedWeight
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, parameters
 from lifecycle.model.quantised import is_quantised
@@ -79,7 +80,7 @@ def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weights: WeightFormat) -> None:
-    if not has_kernel():
+    if not has_kernel("vnni"):
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")
     config = tiny("llama3")
     model = model_of(config, in_format(config, random_params(config), weights))

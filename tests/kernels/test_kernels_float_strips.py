@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.linear import dense, linears
 from lifecycle.kernels.logits import project, rows_of
-from lifecycle.kernels.packed import PackedWeight, has_kernel, packed_floats
+from lifecycle.kernels.packed import PackedWeight, packed_floats
 
 ONE_OP = 1e-5
 
 
 @pytest.fixture(autouse=True)
 def kernel() -> None:
-    if not has_kernel(is_float=True):
+    if not has_kernel("float_strips"):
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512")
 
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
+from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.group_scaled import GroupScaled, group_scaled, group_scaled_table
 from lifecycle.kernels.linear import dense, linear
 from lifecycle.kernels.logits import project, rows_of
-from lifecycle.kernels.packed import PackedWeight, has_kernel, packed, packed_products
+from lifecycle.kernels.packed import PackedWeight, packed, packed_products
 from lifecycle.kernels.quantised import GROUP, QuantisedTable
 
 ONE_OP = 1e-5
@@ -20,7 +21,7 @@ BITS = pytest.mark.parametrize("bits", [4, 8])
 
 @pytest.fixture(autouse=True)
 def kernel() -> None:
-    if not has_kernel():
+    if not has_kernel("vnni"):
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")
 
 
