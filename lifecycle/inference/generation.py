@@ -44,10 +44,15 @@ class Token:
 
 def tokens_of(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
     """The tokens that were sampled for a row, in order, each with `num_top` of the likeliest."""
-    for place in np.flatnonzero(np.asarray(sampled.token[row]) >= 0):
-        ids, logprobs = sampled.top_ids[row, place, :num_top], sampled.top_logprobs[row, place, :num_top]
-        top = tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
-        yield Token(int(sampled.token[row, place]), float(sampled.logprob[row, place]), top)
+    ids, logprobs = np.asarray(sampled.token[row]).tolist(), np.asarray(sampled.logprob[row]).tolist()
+    for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+        if token >= 0:
+            yield Token(token, logprob, _top(sampled, row, place, num_top) if num_top else ())
+
+
+def _top(sampled: Sampled, row: int, place: int, num: int) -> tuple[tuple[int, float], ...]:
+    ids, logprobs = sampled.top_ids[row, place, :num], sampled.top_logprobs[row, place, :num]
+    return tuple((i, p) for i, p in zip(ids.tolist(), logprobs.tolist(), strict=True) if p > -np.inf)
 
 
 @dataclass(frozen=True)
