@@ -13,7 +13,7 @@ from lifecycle.cli.open_model import StageOrVersion, open_model
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Generation
-from lifecycle.inference.runner import ContextLengthError
+from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 
 QUIT = ("/quit", "/exit")

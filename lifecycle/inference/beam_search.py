@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.beams import BeamConfig, Beams, Hypothesis
+from lifecycle.inference.generation import NotFiniteError, is_finite
+from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
 from lifecycle.inference.pages import NO_PAGE, PagePlan
 from lifecycle.inference.programs import Programs, num_groups
-from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingParams
 from lifecycle.inference.scheduler import Chunk, prompt_chunks
 from lifecycle.inference.slots import SlotTable
@@ -62,7 +63,8 @@ def beam_search(
 
     `num_slots` is rounded up to a number of prompts in each of the mesh's groups. An output ends with the model's stop
     ids, or before a stop string. Raises `ContextLengthError` for what does not fit the context, and `ConfigError` for
-    more beams than `MAX_TOP_LOGPROBS` likeliest tokens suffice for and for a mesh that does not fit.
+    more beams than `MAX_TOP_LOGPROBS` likeliest tokens suffice for and for a mesh that does not fit,
+    and `NotFiniteError`.
     """
     most = MAX_TOP_LOGPROBS - len(model.stop_ids)
     if config.num_beams > most:
@@ -119,7 +121,8 @@ class _Search:
         while any(own.beams.running for own in asked):
             sampled = self._decode(asked)
             for own in asked:
-                own.step([_following(sampled, own.slot + beam) for beam in range(len(own.beams.running))])
+                slots = range(own.slot, own.slot + len(own.beams.running))
+                own.step([_following(sampled, slot, int(self._table.position[slot]) + 1) for slot in slots])
         return [own.beams.finished for own in asked]
 
     @property
@@ -140,7 +143,7 @@ class _Search:
             self._table.set_pages(own.slot, own.pages.tables[0])
             sampled, *_ = self._programs.prefill(self._table.prompt_rows([chunk], [own.prompt]))
         assert sampled is not None, "a prompt has a token"
-        return _following(sampled, self._table.group(own.slot))
+        return _following(sampled, self._table.group(own.slot), len(own.prompt))
 
     def _decode(self, asked: Sequence["_Asked"]) -> Sampled:
         """A step of all running beams, each with the newest of its tokens."""
@@ -259,6 +262,8 @@ def _copy(source: jax.Array, target: jax.Array, pages: jax.Array) -> jax.Array:
     return pages.at[:, target].set(pages[:, source], mode="drop")
 
 
-def _following(sampled: Sampled, row: int) -> Following:
+def _following(sampled: Sampled, row: int, num_tokens: int) -> Following:
+    if not is_finite(sampled, row):
+        raise NotFiniteError(num_tokens)
     ids, logprobs = sampled.top_ids[row, 0].tolist(), sampled.top_logprobs[row, 0].tolist()
     return [(i, logprob) for i, logprob in zip(ids, logprobs, strict=True) if logprob > -math.inf]

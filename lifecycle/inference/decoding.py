@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.drafting import NONE, Drafter
 from lifecycle.inference.grammar import ALL
-from lifecycle.inference.sampling import History, Sampled, SamplingRows, no_tokens, sample
+from lifecycle.inference.sampling import NOT_FINITE, History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.inference.state import SlotState
 from lifecycle.model.cache import Tables
@@ -57,8 +57,8 @@ class Decoded:
 
     @property
     def num_tokens(self) -> Int[Array, " B"]:
-        """How many tokens were made for each row."""
-        return (self.sampled.token >= 0).sum(1)
+        """How many tokens were made for each row, with the `NOT_FINITE` that ends it."""
+        return (self.sampled.token != -1).sum(1)
 
 
 type _Carry = tuple[Array, Array, DecodeRows, Decoded, SlotState]
@@ -80,7 +80,7 @@ def decode_steps(
         new, num_drafts, rows, state = step_of(rows, state)
         decoded = Decoded(
             jax.tree.map(lambda steps, value: steps.at[:, step].set(value), decoded.sampled, new),
-            decoded.num_steps + (new.token[:, 0] >= 0),
+            decoded.num_steps + (new.token[:, 0] != -1),
             decoded.num_drafts + num_drafts,
         )
         return step + 1, _is_any_active(rows), rows, decoded, state
@@ -225,10 +225,10 @@ class _Fed:
 
 def _advance(rows: DecodeRows, made: Int[Array, "B T"]) -> DecodeRows:
     """The rows with a step's new tokens, -1 for none."""
-    count = (made >= 0).sum(1)
+    count = (made != -1).sum(1)
     newest = jnp.take_along_axis(made, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
     token = jnp.where(count > 0, newest, rows.token)
-    is_stop = (token[:, None] == rows.stop_ids).any(-1)
+    is_stop = (token[:, None] == rows.stop_ids).any(-1) | (token == NOT_FINITE)
     remaining = jnp.where(is_stop, 0, rows.remaining - count)
     context = rows.context
     if context is not None:

@@ -20,7 +20,7 @@ from lifecycle.inference.adapters import Lease
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
-from lifecycle.inference.sampling import Sampled, SamplingParams
+from lifecycle.inference.sampling import NOT_FINITE, Sampled, SamplingParams
 from lifecycle.inference.stopping import StopBuffer
 from lifecycle.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -33,6 +33,17 @@ class EngineError(RuntimeError):
     """A request failed, or the engine's thread and every request with it; the traceback is in the log."""
 
 
+class NotFiniteError(ArithmeticError):
+    """What the model computed for a request is NaN or infinite."""
+
+    def __init__(self, num_tokens: int) -> None:
+        """`num_tokens`: of the prompt and the output, that it was computed from."""
+        super().__init__(
+            f"after {num_tokens} tokens of prompt and output the model's numbers are not finite: its weights or the "
+            "request's adapter are damaged, or too large for the compute dtype; other requests are not affected"
+        )
+
+
 @dataclass(frozen=True)
 class Token:
     """A generated token; `top` has the likeliest (id, log-probability) pairs at its position, if requested."""
@@ -40,6 +51,11 @@ class Token:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+def is_finite(sampled: Sampled, row: int) -> bool:
+    """Whether all logits were finite behind which a row's tokens were sampled."""
+    return not (np.asarray(sampled.token[row]) == NOT_FINITE).any()
 
 
 def tokens_of(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:

@@ -90,6 +90,11 @@ class PagePool:
         if name not in self._pages:
             self._pages[name], self._names[page] = page, name
 
+    def forget_name(self, page: int) -> None:
+        """Nobody finds the page by its name any more; rows that use it go on."""
+        if (name := self._names.pop(page, None)) is not None:
+            del self._pages[name]
+
     def give_back(self, page: int) -> None:
         """Ends one use of a page."""
         self._users[page] -= 1
@@ -205,6 +210,12 @@ class GroupPages:
         for kind, pool in self.pools.items():
             for number in range(first, first + self._per_chunk):
                 pool.name(row.tables[kind][number], self._name(row.names, number))
+
+    def forget_names(self, row: Row) -> None:
+        """Shares none of a row's pages with rows that come later."""
+        for kind, table in row.tables.items():
+            for page in table:
+                self.pools[kind].forget_name(page)  # `NO_PAGE` has none
 
     def close_row(self, row: Row) -> None:
         """Takes a row's pages back; of those with a name the last is the first to go, as it needs those before it."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.inference.generation import Event, Generation
+from lifecycle.inference.generation import Generation, NotFiniteError
 from lifecycle.inference.sampling import SamplingParams
 
 type Pooling = Literal["mean", "last"]  # of all tokens, or that of the last one
@@ -44,6 +44,7 @@ class Embedding(Generation):
         self.pooling: Pooling = pooling
         self.vector: np.ndarray | None = None  # `[D]`, float32, of length 1; there after the event
         self._sum: np.ndarray | None = None
+        self._last: np.ndarray | None = None
 
     @property
     def may_share(self) -> bool:
@@ -54,12 +55,18 @@ class Embedding(Generation):
         """Called by the engine: the prompt's first chunk follows, also after the request has given up its slot."""
         self._sum = None
 
-    def add(self, sums: np.ndarray, last: np.ndarray, is_whole: bool) -> None:
-        """Called by the engine: the states `[D]` of the prompt's next chunk; the vector is there after its last one."""
+    def add(self, sums: np.ndarray, last: np.ndarray) -> None:
+        """Called by the engine: the states `[D]` of the prompt's next chunk."""
         self._sum = sums.astype(np.float64) if self._sum is None else self._sum + sums
-        if is_whole:
-            self.vector = normalised(self._sum / len(self.prompt) if self.pooling == "mean" else last)
-            self.put(Event("", (), "stop"))
+        self._last = last
+
+    def finish(self) -> None:
+        """Called by the engine after the last chunk. Raises `NotFiniteError`."""
+        assert self._sum is not None and self._last is not None, "it has had a chunk"
+        pooled = self._sum / len(self.prompt) if self.pooling == "mean" else self._last
+        if not np.isfinite(pooled).all():
+            raise NotFiniteError(len(self.prompt))
+        self.vector = normalised(pooled)
 
 
 def normalised(vector: np.ndarray) -> np.ndarray:

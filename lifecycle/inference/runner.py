@@ -5,6 +5,7 @@ an error while one request is handled fails that request only.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
-from lifecycle.inference.bad_words import settled
 from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
-from lifecycle.inference.generation import Assembler, EngineError, Event, Generation, tokens_of
-from lifecycle.inference.grammar import Constraint, GrammarError, Grammars
+from lifecycle.inference.generation import (
+    Assembler,
+    EngineError,
+    Event,
+    Generation,
+    NotFiniteError,
+    is_finite,
+    tokens_of,
+)
+from lifecycle.inference.grammar import Constraint, GrammarError
+from lifecycle.inference.intake import Intake
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
 from lifecycle.inference.programs import Programs
@@ -34,10 +43,6 @@ from lifecycle.model.config import CacheFormat
 LOG = logging.getLogger(__name__)
 
 type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens computed, by request
-
-
-class ContextLengthError(ValueError):
-    """A request that does not fit the context."""
 
 
 class Runner:
@@ -67,13 +72,12 @@ class Runner:
         self.changed = threading.Condition()
         self._on_dispatch, self._witness = on_dispatch, witness
         self._arrived: list[Generation] = []  # since the last turn began
-        self._num_ids = model.tokenizer.vocab_size
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         self._programs = Programs(
             *weights_with(model, drafter),
             num_slots,
             length,
-            self._num_ids,
+            model.tokenizer.vocab_size,
             mesh=mesh,
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,
@@ -88,7 +92,7 @@ class Runner:
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs)
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
-        self._grammars = Grammars(model.tokenizer, model.stop_ids, vocab_size)
+        self._intake = Intake(model, length)
         self._constraints: dict[int, Constraint | None] = {}  # how far the output in a slot is in its grammar
         self._counters = EngineStats(cache_bytes=self._programs.cache_bytes)
         self.max_requests = num_slots + max_queue
@@ -100,26 +104,13 @@ class Runner:
         `ForbiddenError`, `AdapterError` for an adapter that has been unloaded, or `ValueError` for ids that the
         tokenizer does not have.
         """
-        max_tokens = self.max_tokens(len(prompt), params)
-        params = settled(params, self.model.tokenizer, self.model.stop_ids, max_tokens)
-        if unknown := [token for token, _ in params.logit_bias if token >= self._num_ids]:
-            raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {self._num_ids}")
-        constraint = None if params.grammar is None else self._grammars.constraint(params.grammar)
-        return self._accept(Generation(prompt, params, max_tokens, constraint), adapter)
+        return self._accept(self._intake.generation(prompt, params), adapter)
 
     def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:
         """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
-        if not 0 < len(prompt) <= self.max_seq_len:
-            raise ContextLengthError(
-                f"the context holds 1 to {self.max_seq_len} tokens, but the text has {len(prompt)}"
-            )
-        return self._accept(Embedding(prompt, pooling), adapter)
+        return self._accept(self._intake.embedding(prompt, pooling), adapter)
 
     def _accept[G: Generation](self, generation: G, adapter: HeldAdapter | None) -> G:
-        prompt = generation.prompt
-        self.model.tokenizer.require_rows(prompt)
-        if min(prompt) < 0 or max(prompt) >= self._num_ids:
-            raise ValueError(f"the prompt has token ids outside the tokenizer's {self._num_ids}")
         with self.changed, leased(self.adapters, adapter) as generation.adapter:
             self._scheduler.accept(generation)
             self._arrived.append(generation)
@@ -128,20 +119,7 @@ class Runner:
 
     def compile(self, grammar: str) -> None:
         """Makes a grammar ready, from any thread: `submit` then takes no time for it. Raises `GrammarError`."""
-        self._grammars.constraint(grammar)
-
-    def max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        """The number of tokens that a request may generate; raises `ContextLengthError` if it does not fit."""
-        if prompt_len == 0:
-            raise ContextLengthError("the prompt is empty; it needs at least one token, for example BOS")
-        room = self.max_seq_len - prompt_len
-        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
-        if wanted > room:
-            raise ContextLengthError(
-                f"the context holds {self.max_seq_len} tokens, but {prompt_len + wanted} were asked for "
-                f"({prompt_len} in the prompt, {wanted} to generate); shorten one of them"
-            )
-        return wanted
+        self._intake.grammars.constraint(grammar)
 
     def close(self) -> None:
         """Rejects further requests; accepted ones continue."""
@@ -180,7 +158,7 @@ class Runner:
         for padded in self._programs.plan.buckets:
             self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
         self._programs.decode(self._table.decode_rows(0))
-        self._grammars.warm_up()
+        self._intake.grammars.warm_up()
         if self.adapters is not None:
             self.adapters.warm_up()
 
@@ -229,7 +207,7 @@ class Runner:
         """Writes what may come next into the rows of those slots that have a grammar; whether there are any. They make
         one token of a dispatch: what may come next is known once the newest token is."""
         held = {slot: own for slot in slots if (own := self._constraints[slot]) is not None}
-        self._grammars.fill(held, self._table.allowed)
+        self._intake.grammars.fill(held, self._table.allowed)
         for slot, constraint in held.items():
             with self._contained(slot):
                 constraint.check()
@@ -245,15 +223,17 @@ class Runner:
         try:
             yield
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            LOG.error("a request failed: %s", error, exc_info=not isinstance(error, GrammarError))
+            LOG.error("a request failed: %s", error, exc_info=not isinstance(error, GrammarError | NotFiniteError))
             failure = EngineError(f"the request failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            self._release(slot).put(failure)
+            has_bad_pages = isinstance(error, NotFiniteError)
+            self._counters = replace(self._counters, not_finite=self._counters.not_finite + has_bad_pages)
+            self._release(slot, has_bad_pages).put(failure)
 
-    def _release(self, slot: int) -> Generation:
+    def _release(self, slot: int, has_bad_pages: bool = False) -> Generation:
         self._table.close(slot)
         with self.changed:
-            return self._scheduler.release(slot)
+            return self._scheduler.release(slot, has_bad_pages)
 
     def _prefill(self) -> None:
         with self.changed:
@@ -273,22 +253,30 @@ class Runner:
         counters, num_tokens = self._counters, sum(chunk.size for chunk in chunks)
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         for generation, chunk in zip(generations, chunks, strict=True):
-            if isinstance(generation, Embedding):
-                self._pool(generation, chunk, states)
-                continue
-            num_top = generation.params.prompt_logprobs
-            if scored is not None and num_top is not None and not _output(generation).num_tokens:
-                generation.prompt_tokens += tokens_of(scored, self._table.group(chunk.slot), num_top)
-            if chunk.start + chunk.size == len(generation.prompt):
-                with self._contained(chunk.slot):
-                    self._deliver(chunk.slot, sampled, self._table.group(chunk.slot), len(generation.prompt))
+            with self._contained(chunk.slot):
+                if isinstance(generation, Embedding):
+                    self._pool(generation, chunk, states)
+                else:
+                    self._prefilled(generation, chunk, sampled, scored)
+
+    def _prefilled(self, generation: Generation, chunk: Chunk, sampled: Sampled, scored: Sampled | None) -> None:
+        """Gives a request the log-probabilities of a chunk, if it asks for them, and after the last one a token."""
+        group, end, num_top = self._table.group(chunk.slot), chunk.start + chunk.size, generation.params.prompt_logprobs
+        if scored is not None and num_top is not None and not _output(generation).num_tokens:
+            generation.prompt_tokens += tokens_of(scored, group, num_top)
+        if end == len(generation.prompt):
+            if any(math.isnan(token.logprob) for token in generation.prompt_tokens):
+                raise NotFiniteError(end)
+            self._deliver(chunk.slot, sampled, group, end)
 
     def _pool(self, embedding: Embedding, chunk: Chunk, states: ChunkStates) -> None:
         """Gives an embedding its chunk's states; its slot is free after the last chunk."""
-        group, is_whole = self._table.group(chunk.slot), chunk.start + chunk.size == len(embedding.prompt)
-        if is_whole:
+        group = self._table.group(chunk.slot)
+        embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group])
+        if chunk.start + chunk.size == len(embedding.prompt):
+            embedding.finish()
             self._release(chunk.slot)
-        embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group], is_whole)
+            embedding.put(Event("", (), "stop"))
 
     def _decode(self) -> None:
         is_constrained = self._constrain(self._scheduler.decoding)
@@ -348,6 +336,8 @@ class Runner:
             self._release(slot)
         if event is not None:
             generation.put(event)
+        if output.finish_reason is None and not is_finite(sampled, row):
+            raise NotFiniteError(len(generation.prompt) + output.num_tokens)
 
 
 def _output(generation: Generation) -> Assembler:

@@ -33,6 +33,7 @@ MAX_BIAS, MAX_REPEATED = 100.0, 2.0  # as in OpenAI's API
 # Bits of a threshold that one pass over the logits decides, where a pass is bound by memory: 64 rows of 128,256 logits
 # on 8 chips of a v5e, with all filters, by the compiler: 18.3 ms a step with 1 bit, 17.6 with 4
 BITS_AT_ONCE = 4
+NOT_FINITE = -2  # in place of a token: its logits are not finite
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not represent the scaled logits
 
 
@@ -139,7 +140,7 @@ def sample(
 
     Biases come first, then penalties, then what a grammar allows and nothing forbids, then the filters. `top_ids` and
     `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its tokenizer) are
-    never sampled.
+    never sampled. A row with a logit of NaN or +inf gets `NOT_FINITE`.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
     logits, logprobs = only_ids(logits, num_ids), only_ids(jax.nn.log_softmax(logits), num_ids)
@@ -155,7 +156,9 @@ def sample(
     )
     token = jnp.where(is_greedy, likeliest, drawn)
     values, top_ids = jax.lax.cond(want_top, top_logprobs, _no_top, logprobs)
-    return Sampled(token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], top_ids, values)
+    logprob = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    token = jnp.where(jnp.isnan(logprob), NOT_FINITE, token)  # one such logit makes all log-probabilities NaN
+    return Sampled(token, logprob, top_ids, values)
 
 
 def only_ids(values: Float[Array, "B V"], num_ids: int | None) -> Float[Array, "B V"]:

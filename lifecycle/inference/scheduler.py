@@ -339,9 +339,11 @@ class Scheduler[R: Request]:
         """Updates the running mean of a decode step's time."""
         self._step_s += STEP_WEIGHT * (step_s - self._step_s)
 
-    def release(self, slot: int) -> R:
-        """Frees the slot and the pages of a request that has ended."""
-        held = self._slots.pop(slot)
-        self._pages[self._group(slot)].close_row(held.row)
+    def release(self, slot: int, has_bad_pages: bool = False) -> R:
+        """Frees the slot and the pages of a request that has ended; those with bad contents are not shared."""
+        held, pages = self._slots.pop(slot), self._pages[self._group(slot)]
+        if has_bad_pages:
+            pages.forget_names(held.row)
+        pages.close_row(held.row)
         self._free.add(slot)
         return held.asked.request

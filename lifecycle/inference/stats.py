@@ -18,6 +18,7 @@ class EngineStats:
     accepted_tokens: int = 0  # of these
     prefill_tokens: int = 0
     cached_tokens: int = 0  # of prompts, that were not computed again
+    not_finite: int = 0  # requests that failed by numbers that are not finite
     given_up: int = 0  # times that a request gave up its slot for want of pages
     largest_batch: int = 0
     active: int = 0

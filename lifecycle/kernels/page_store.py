@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, Int, Shaped
@@ -56,6 +57,13 @@ class Entry:
         """Where each part lies."""
         return [slice(end - width, end) for end, width in zip(accumulate(self.parts), self.parts, strict=True)]
 
+    @property
+    def of_no_number(self) -> np.ndarray:
+        """What is stored of a token that is not finite, `[width]`."""
+        entry = np.full(self.width, np.nan, np.float32)
+        entry[self.cuts[self.value]] = 0.0
+        return entry
+
     def cut(self, slices: Sequence[Array], where: slice) -> Array:
         """Dimensions `where` of entries in slices: some parts."""
         if self.slices == 1:
@@ -97,6 +105,8 @@ class PageStore:
 
     def written(self, layer: Int[Array, ""] | int, rows: Rows, new: Float[Array, "B T K D"]) -> "PageStore":
         """With a layer's new tokens in their pages."""
+        new = new if self.scale is not None else new.astype(self.values.dtype)
+        new = jnp.where(jnp.isfinite(new).all(-1, keepdims=True), new, self.entry.of_no_number.astype(new.dtype))
         if self.scale is None:
             return replace(self, values=rows.written(self.values, layer, self._sliced(new)))
         parts = [quantise(new[..., cut], (3,), self.values.dtype) for cut in self.entry.cuts]

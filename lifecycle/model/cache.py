@@ -7,8 +7,9 @@ in 8 bits (`kernels/page_store.py`). In both, a page holds `PAGE` consecutive po
 each row's pages in order (`kernels/paged.py`). Layers with a window have pages and tables of their own: a page that has
 left the window may be given to another row.
 
-A query at position `p` sees positions `<= p` only, so it never sees an earlier sequence's tokens: a page is reused
-without being cleared. A token at a position `>= length` is padding and is not stored.
+A query at position `p` sees positions `<= p` only, so it never sees an earlier sequence's tokens: a page, whose values
+are finite whatever was computed, is reused without being cleared. A token at a position `>= length` is padding and is
+not stored.
 """
 
 from dataclasses import dataclass, field, replace

@@ -43,7 +43,9 @@ def by_all_experts(
     of_expert = jnp.where(ids == here[:, None, None], shares, 0.0).sum(-1)  # [X, N]
     gate, up = (_product(rows, weights[name], weights.get(f"{name}_bias")) for name in ("gate", "up"))
     hidden = gated(gate, up, activation).astype(jnp.float32) * of_expert[..., None]
-    out = _product(hidden.astype(x.dtype), weights["down"], None).sum(0, dtype=jnp.float32)
+    outs = _product(hidden.astype(x.dtype), weights["down"], None)
+    # not by the weight of 0 alone: an expert that is not finite would reach those that have not chosen it
+    out = jnp.where(of_expert[..., None] != 0, outs, 0).sum(0, dtype=jnp.float32)
     return reduce_scatter(out.astype(x.dtype), "experts", 0)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from lifecycle.inference.adapters import HeldAdapter
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.forbidden import ForbiddenError
-from lifecycle.inference.generation import Completion, EngineError, Event, Generation, collect
+from lifecycle.inference.generation import Completion, EngineError, Event, Generation, NotFiniteError, collect
 from lifecycle.inference.grammar import GrammarError
-from lifecycle.inference.runner import ContextLengthError
+from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.serving.errors import RequestError
@@ -59,11 +59,18 @@ class Choices:
         except EngineError as error:
             if isinstance(error.__cause__, GrammarError | ForbiddenError):  # more than is possible, or the limits allow
                 raise RequestError(400, str(error.__cause__), code="invalid_value") from error
-            raise RequestError(500, str(error), code="engine_error") from error
+            raise failed(error) from error
         finally:
             for task in waiting:
                 task.cancel()
             self.cancel()
+
+
+def failed(error: EngineError) -> RequestError:
+    """The error for a request that the engine has taken and could not answer."""
+    if isinstance(error.__cause__, NotFiniteError):
+        return RequestError(500, str(error.__cause__), code="not_finite")
+    return RequestError(500, str(error), code="engine_error")
 
 
 def require_capacity(engine: Engine, number: int) -> None:

@@ -62,6 +62,9 @@ class Metrics:
         cached = CounterMetricFamily(
             "lifecycle_cached_prompt_tokens_total", "Tokens of prompts that were in the cache.", labels=names
         )
+        not_finite = CounterMetricFamily(
+            "lifecycle_not_finite_total", "Requests that failed by numbers that are not finite.", labels=names
+        )
         given_up = CounterMetricFamily(
             "lifecycle_given_up_total", "Times that a request began again for want of cache.", labels=names
         )
@@ -77,11 +80,12 @@ class Metrics:
             drafts.add_metric(labels, stats.draft_tokens)
             accepted.add_metric(labels, stats.accepted_tokens)
             cached.add_metric(labels, stats.cached_tokens)
+            not_finite.add_metric(labels, stats.not_finite)
             given_up.add_metric(labels, stats.given_up)
             held.add_metric(labels, stats.cache_bytes)
             for state, number in stats.pages.items():
                 pages.add_metric([*labels, state], number)
-        return [waiting, active, slots, steps, drafts, accepted, cached, given_up, pages, held]
+        return [waiting, active, slots, steps, drafts, accepted, cached, not_finite, given_up, pages, held]
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.pooling import Embedding, Pooling, normalised
-from lifecycle.serving.choices import Served, rejections, require_capacity
+from lifecycle.serving.choices import Served, failed, rejections, require_capacity
 from lifecycle.serving.delivery import too_late, unless_gone
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.errors import RequestError
@@ -121,8 +121,6 @@ async def _embedded(
         raise too_late(recorder) from None
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    if not np.isfinite(vectors).all():
-        raise RequestError(500, "the model's hidden states are not finite for these texts", code="engine_error")
     return vectors
 
 
@@ -133,7 +131,7 @@ async def _vector(served: Served, prompt: Sequence[int], pooling: Pooling, recor
         async for _ in embedding:
             pass
     except EngineError as error:
-        raise RequestError(500, str(error), code="engine_error") from error
+        raise failed(error) from error
     assert embedding.vector is not None, "the event came with the vector"
     return embedding.vector
 

@@ -44,6 +44,7 @@ OF_TRAINING = {
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
+LARGEST = float(jnp.finfo(jnp.bfloat16).max)
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initial values that PEFT takes from the weights
 
 
@@ -210,7 +211,8 @@ def _matrix(config: ModelConfig, scale: float, source: SafetensorsReader, module
 
 
 def _is_finite(pair: LowRank) -> bool:
-    return bool(np.isfinite(pair.a).all() and np.isfinite(pair.b).all())
+    """Also as bfloat16, whose largest number is less than float32's; a NaN is not less than any."""
+    return all(bool((np.abs(side) <= LARGEST).all()) for side in (pair.a, pair.b))
 
 
 def numbers_hash(matrices: Matrices) -> str:

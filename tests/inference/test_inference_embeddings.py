@@ -10,9 +10,10 @@ import pytest
 from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
+from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Embedding, Pooling, normalised
-from lifecycle.inference.runner import ContextLengthError, Runner
+from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import embed_texts
 from lifecycle.model.config import ModelConfig
@@ -102,7 +103,8 @@ def test_an_embedding_that_has_given_up_its_slot_begins_again() -> None:
     for chunks in ([0], [0, 1], [0, 1, 2]):
         embedding.begin()
         for number in chunks:
-            embedding.add(2 * states[number], states[number], is_whole=number == 2)
+            embedding.add(2 * states[number], states[number])
+    embedding.finish()
     assert embedding.vector == pytest.approx(normalised(np.ones(3)))
 
 

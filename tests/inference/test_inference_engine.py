@@ -18,8 +18,8 @@ from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Assembler, EngineError, Token, collect
+from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
-from lifecycle.inference.runner import ContextLengthError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.inference.slots import SlotTable

@@ -183,7 +183,7 @@ class Turns(RuleBasedStateMachine):
             ask.made += made
             self.scheduler.advance(slot, made)
             if ask.made == ask.tokens:
-                assert self.scheduler.release(slot) is self.held.pop(slot) is ask
+                assert self.scheduler.release(slot, has_bad_pages=ask.tokens % 7 == 0) is self.held.pop(slot) is ask
                 ask.left += 1
 
     @invariant()
@@ -229,6 +229,19 @@ def test_chunks_cover_a_prompt_in_few_shapes(length: int) -> None:
     assert [start for start, _, _ in cuts] == [sum(size for _, size, _ in cuts[:i]) for i in range(len(cuts))]
     assert sum(size for _, size, _ in cuts) == length
     assert all(size <= padded and padded in BUCKETS for _, size, padded in cuts)
+
+
+def test_pages_with_bad_contents_are_not_shared() -> None:
+    scheduler = scheduler_of(num_slots=1, max_queue=1)
+    cached: list[int] = []
+    for has_bad_pages in (True, False, False):
+        scheduler.accept(Ask(CHUNK + 1, 1))
+        ((slot, _, num_cached),) = scheduler.admit()
+        cached.append(num_cached)
+        for chunks in scheduler.take_prefills():
+            scheduler.place(*chunks)
+        scheduler.release(slot, has_bad_pages)
+    assert cached == [0, 0, CHUNK]
 
 
 def test_groups_fill_evenly_and_prefill_side_by_side() -> None:

@@ -79,6 +79,7 @@ def test_a_value_that_is_no_number_spoils_its_own_token_only(dtype: str) -> None
     _, held = in_chunks(jnp.asarray(entries), table_of(1), {2, 4}, dtype)
     bad = ~np.isfinite(held).all(-1)
     assert np.argwhere(bad).tolist() == [[0, 3, 1], [1, 7, 0]]
+    assert (held[bad][:, : PARTS[0]] == 0).all(), "a value is multiplied by 0 where it is not seen"
     assert (held[0, 5] == 0).all()
 
 

@@ -125,6 +125,32 @@ def test_a_short_row_reads_no_more_than_its_pages() -> None:
     np.testing.assert_array_equal(clean, ours(q, dirty_k, dirty_v, table, positions))
 
 
+@pytest.mark.parametrize("device", ["cpu", "tpu"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_numbers_that_are_not_finite_reach_those_only_who_see_them(device: str, bad: float) -> None:
+    """Left by earlier rows behind the newest tokens, in whole pages too; and in a token that one row sees."""
+    (q, k, v), table, newest = arrays(1), jnp.asarray(tables(0)), np.array([LENGTH - 1, 2, PAGE])
+    everywhere = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+    entries = jnp.concatenate([k, v], axis=-1)[:, :LENGTH]
+    empty = PageStore.empty((2, 2 * ROWS * PER_ROW, GROUPS, PAGE), Entry.key_value(DIM, VALUE_DIM), "float32")
+    own = Rows.of(jnp.where(everywhere <= newest[:, None], everywhere, LENGTH), table, LENGTH, PAGE)
+    clean = empty.written(1, own, entries)
+    dirty = empty.written(1, Rows.of(everywhere, table, LENGTH, PAGE), jnp.full_like(entries, bad))
+    dirty = dirty.written(1, own, entries.at[0, 5, 0, -1].set(bad))  # in a value
+
+    @jax.jit
+    def attend(store: PageStore) -> Array:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paged, "platform", lambda: device)
+            return paged_attention(q, store, 1, Rows.of(queries_of([*newest], 1), table, LENGTH, PAGE))
+
+    found, expected = np.asarray(attend(dirty)), np.asarray(attend(clean))
+    np.testing.assert_array_equal(found[1:], expected[1:])
+    of_group = HEADS // GROUPS
+    assert np.isnan(found[0, :, :of_group]).all()
+    np.testing.assert_array_equal(found[0, :, of_group:], expected[0, :, of_group:])
+
+
 def test_a_window_reads_no_page_that_it_has_left() -> None:
     (q, k, v), table = arrays(1), tables(0)
     positions = queries_of([2 * PAGE + 1, 3 * PAGE, 3 * PAGE + 1], 1)
@@ -178,13 +204,16 @@ def by_kernel(
         return kernel(q, store, 1, rows, scale=0.1, interpret=True, **options)
 
 
-def held(entry: Entry, groups: int, dtype: str) -> tuple[PageStore, Array, tuple[Array, Array]]:
-    """A store of two layers whose second has rows in pages, anywhere; their table; and the keys and values it holds."""
+def held(entry: Entry, groups: int, dtype: str, newest: np.ndarray) -> tuple[PageStore, Array, tuple[Array, Array]]:
+    """A store of two layers whose second has rows in pages, anywhere, behind whose newest tokens lies what was not
+    finite; their table; and the keys and values it holds, with zeros there."""
     table = jnp.asarray(np.random.default_rng(0).permutation(24)[:20].reshape(4, 5))
     rows = Rows.of(jnp.broadcast_to(jnp.arange(LONG), (4, LONG)), table, LONG, POSITIONS)
-    store = PageStore.empty((2, 24, groups, POSITIONS), entry, dtype)
-    store = store.written(1, rows, draw(4, LONG, groups, entry.width, seed=2))
-    return store, table, store.rows(1, table)
+    is_own = np.arange(LONG) <= newest[:, None]
+    entries = jnp.where(is_own[..., None, None], draw(4, LONG, groups, entry.width, seed=2), jnp.nan)
+    store = PageStore.empty((2, 24, groups, POSITIONS), entry, dtype).written(1, rows, entries)
+    keys, values = (jnp.where(is_own[..., None, None], x, 0) for x in store.rows(1, table))
+    return store, table, (keys, values)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +232,15 @@ def held(entry: Entry, groups: int, dtype: str) -> tuple[PageStore, Array, tuple
     ],
 )
 def test_kernels_give_what_the_definition_gives(device: str, length: int, dtype: str, options: dict[str, Any]) -> None:
-    """Rows of many blocks, of one, and of padding only; their pages anywhere; of what is stored."""
+    """Rows of many blocks, of one, and of padding only; their pages anywhere; of what is stored. NaN, left behind the
+    newest tokens, reaches none."""
     own, newest = dict(options), np.array([LONG - 1, 4, -1, 17])
     is_latent, groups = own.pop("is_latent", False), 1 if options.get("is_latent") else 2
     first = np.maximum(newest + 1 - length, 0)[:, None] + np.arange(length)
     positions = np.where(first <= newest[:, None], first, LONG)
     # a latent on TPUs: of slices of whole lanes; on GPUs: of unequal parts in one slice
     latent = Entry((2 * LANES, LANES), 2, 0, 3) if device == "tpu" else Entry.latent(2 * LANES, LANES)
-    store, table, (k, v) = held(latent if is_latent else Entry.key_value(LANES, LANES), groups, dtype)
+    store, table, (k, v) = held(latent if is_latent else Entry.key_value(LANES, LANES), groups, dtype, newest)
     q = draw(4, length, 4, k.shape[-1], seed=1) / (k.shape[-1] // 64)  # scores of about 1
     if own.get("sinks"):
         own["sinks"] = draw(4, seed=4)

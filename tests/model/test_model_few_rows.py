@@ -50,6 +50,19 @@ def test_a_row_with_others_is_the_row_alone() -> None:
     np.testing.assert_array_equal(together[0], alone[0])
 
 
+def test_an_expert_that_is_not_finite_reaches_those_only_who_have_chosen_it() -> None:
+    draw = np.random.default_rng(2)
+    weights = {name: jnp.asarray(draw.normal(size=(EXPERTS, *size)), jnp.float32)
+               for name, size in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D)))}  # fmt: skip
+    x, ids = jnp.asarray(draw.normal(size=(ROWS, D)), jnp.float32), np.array([[0, 1], [1, 2], [2, 3], [3, 0], [0, 2]])
+    damaged = {name: weight.at[1].set(jnp.nan) for name, weight in weights.items()}
+    found, expected = (
+        by_all_experts("silu", x, jnp.asarray(ids), jnp.ones((ROWS, 2)), own) for own in (damaged, weights)
+    )
+    assert np.isnan(found[:2]).all()
+    np.testing.assert_array_equal(found[2:], expected[2:])
+
+
 @pytest.mark.parametrize(("platform", "num_rows", "expected"), [("cpu", 1, False), ("tpu", 256, True),
                                                                 ("gpu", 257, False)])  # fmt: skip
 def test_accelerators_give_all_experts_up_to_256_rows(

@@ -381,6 +381,25 @@ def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monke
     assert server.wait_for_record(count + 1).status == 500
 
 
+def test_numbers_that_are_not_finite_are_an_error_of_its_own_and_counted(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.inference.runner.is_finite", lambda *_: False)
+    answer = server.post(CHAT, **BASE)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "not_finite")
+    assert "other requests are not affected" in error["message"]
+    last = server.post(CHAT, **BASE, stream=True).text.split("data: ")[-1]
+    assert json.loads(last)["error"] == error
+    samples = [
+        sample
+        for family in text_string_to_metric_families(httpx.get(f"{server.base}/metrics").text)
+        for sample in family.samples
+        if sample.name == "lifecycle_not_finite_total"
+    ]
+    assert [sample.value for sample in samples if sample.labels["model"] == "production"] == [2]
+
+
 def test_a_name_moves_to_another_version_between_requests(server: Running) -> None:
     before = server.models["production"]
     server.models["production"] = server.models["candidate"]
