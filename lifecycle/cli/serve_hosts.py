@@ -15,9 +15,11 @@ from pathlib import Path
 from lifecycle.core.channel import Peer, connect
 from lifecycle.core.distributed import process_index
 from lifecycle.core.stopping import LOST_STATUS
+from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.draft_head import drafter_of
-from lifecycle.inference.hosts import UNLIMITED, Follower, Leader
+from lifecycle.inference.following import UNLIMITED, Follower
+from lifecycle.inference.hosts import Leader
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.turns import Witness
 from lifecycle.parallel.mesh import build_mesh
@@ -65,6 +67,7 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
             drafter=drafter_of(config.speculation, model),
             witness=witness,
             kv_cache=config.kv_cache,
+            adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),
         )
 
     (connection,) = connect()

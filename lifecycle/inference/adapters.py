@@ -2,18 +2,18 @@
 
 Adapters come and go while requests run; the bank's shape stays, so nothing is compiled. What must hold: an adapter's
 place is taken by another only once its last request has ended; a dispatch sees the bank before or after a change, never
-in between.
+in between. Of several processes that share an engine, process 0 decides who has which place (`inference/hosts.py`).
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from lifecycle.kernels.adapted import NO_ADAPTER
 from lifecycle.model.adapters import Bank, Matrices, adapter_tree, bank_axes, empty_bank, write_adapter
@@ -71,7 +71,7 @@ class AdapterBank:
 
     def warm_up(self) -> None:
         """Compiles what `load` runs; nobody may use the bank yet."""
-        self._put(self._on_devices({}), 0)
+        self.write(self._on_devices({}), 0)
 
     @contextmanager
     def arrays(self) -> Iterator[Bank]:
@@ -79,31 +79,51 @@ class AdapterBank:
         with self._changing:
             yield self._arrays
 
-    def load(self, adapter: Adapter) -> HeldAdapter:
-        """Writes an adapter to a free place. Raises `AdapterError` without one, or for one whose rank is too large."""
+    def load(
+        self, adapter: Adapter, writing: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+    ) -> HeldAdapter:
+        """Writes an adapter to a free place, inside the block of `writing` that place; what that raises leaves the
+        place free. Raises `AdapterError` without one, or for one whose rank is too large."""
+        tree, held = self.staged(adapter), self._hold(adapter.version)
+        try:
+            with writing(held.place):
+                self.write(tree, held.place)
+        except BaseException:
+            self.unload(held)
+            raise
+        return held
+
+    def staged(self, adapter: Adapter) -> Bank:
+        """An adapter on the devices, to be written. Raises `AdapterError` for one whose rank is too large."""
         if adapter.rank > self.sizes.rank:
             raise AdapterError(
                 f"the adapter has rank {adapter.rank}, this server takes up to {self.sizes.rank}: "
                 f"set serve.adapters.rank={adapter.rank}"
             )
-        tree = self._on_devices(adapter.matrices)
+        return self._on_devices(adapter.matrices)
+
+    def write(self, tree: Bank, place: int) -> None:
+        """Writes what is `staged` to a place."""
+        with self._changing:
+            self._arrays = self._write(self._arrays, tree, np.int32(place))
+
+    def _hold(self, version: str) -> HeldAdapter:
         with self._places:
             if not self._free:
                 raise AdapterError(
                     f"all {self.sizes.slots} places for adapters are taken: unload one, whose place is free when its "
                     f"last request has ended, or set serve.adapters.slots={self.sizes.slots + 1}"
                 )
-            place = self._free.pop()
-        self._put(tree, place)
-        return HeldAdapter(adapter.version, place)
+            return HeldAdapter(version, self._free.pop())
 
     def _on_devices(self, matrices: Matrices) -> Bank:
         tree = adapter_tree(self._config, matrices, self.sizes.rank, self._dtype, self._is_apart)
-        return jax.block_until_ready(jax.device_put(tree, self._shardings))
 
-    def _put(self, tree: Bank, place: int) -> None:
-        with self._changing:
-            self._arrays = self._write(self._arrays, tree, np.int32(place))
+        def put(array: Any, sharding: Sharding) -> jax.Array:
+            # `device_put` would compare the values of all processes, each of which comes here at its own time
+            return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+        return jax.block_until_ready(jax.tree.map(put, tree, self._shardings))
 
     def unload(self, adapter: HeldAdapter) -> None:
         """Takes no further requests for an adapter; its place is free when those that it has have ended."""

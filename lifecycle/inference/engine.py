@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +24,7 @@ from lifecycle.inference.scheduler import DISPATCH_S
 from lifecycle.inference.stats import EngineStats
 from lifecycle.inference.turns import ALONE
 from lifecycle.model.config import CacheFormat
+from lifecycle.weights.adapters import read_adapter
 
 LOG = logging.getLogger(__name__)
 BROKEN = "the engine has stopped by an error; its traceback is in the log"
@@ -70,12 +73,11 @@ class Engine:
                 "an engine of one process runs on that process's devices, but this mesh spans several processes; "
                 "`lifecycle serve` runs one over all of them"
             )
-        if leader is not None and adapters is not None:
-            raise ConfigError("serve.adapters: a server over several processes has none; leave it out")
         self.model = model
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
-        witness, self._taking = (ALONE, nullcontext()) if leader is None else (leader.witness(), leader.taking)
+        self._leading = None if leader is None else leader.witness()
+        self._taking = nullcontext() if leader is None else leader.taking
         self._runner = Runner(
             model,
             *sizes,
@@ -86,7 +88,7 @@ class Engine:
             kv_cache=kv_cache,
             drafter=drafter,
             adapters=adapters,
-            witness=witness,
+            witness=self._leading or ALONE,
         )
         self.max_seq_len = self._runner.max_seq_len
         self._is_broken, self._ended = False, threading.Event()
@@ -119,6 +121,18 @@ class Engine:
     def adapters(self) -> AdapterBank | None:
         """The adapters that requests may have, loaded and unloaded from any thread; None without room for any."""
         return self._runner.adapters
+
+    def load_adapter(self, folder: Path) -> HeldAdapter:
+        """Reads an adapter's folder, in every process of the job, and gives it a place. From any thread.
+
+        Raises `AdapterError` for one that does not fit, or is not the same everywhere, and `WeightsError` for damaged
+        files; then it is loaded nowhere.
+        """
+        assert self.adapters is not None, "there is room for some"
+        adapter = read_adapter(self.model.config, folder)
+        if self._leading is None:
+            return self.adapters.load(adapter)
+        return self.adapters.load(adapter, partial(self._leading.loading, folder, adapter.version))
 
     @property
     def max_requests(self) -> int:

@@ -7,6 +7,9 @@ before a turn are equal after it. A hash of each dispatch's arguments, in which 
 settings and the grammars' masks are, goes with it; a process that is about to launch something else ends the job
 before it does. SGLang-JAX (`managers/scheduler.py`) broadcasts requests in the same way, without a check.
 
+An adapter is read by each process, from the same path, while turns pass; if all have read the same numbers, all write
+them to the place that process 0 has chosen, between the same two turns.
+
 Engines on the same mesh take their turns one at a time, as a device can run one program only.
 """
 
@@ -15,9 +18,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
-from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -25,18 +28,15 @@ import numpy as np
 from lifecycle.core.channel import Connection, Message, Peer
 from lifecycle.core.config import ConfigError
 from lifecycle.core.rendezvous import JobError
-from lifecycle.core.stopping import LOST_STATUS, failure_status
 from lifecycle.inference.generation import Generation
 from lifecycle.inference.pooling import Embedding
-from lifecycle.inference.runner import Runner
-from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.turns import Witness
+from lifecycle.weights.adapters import AdapterError
 
-UNLIMITED = 1 << 62  # process 0 has refused what is too much
 CLOSE_S = 5.0  # for the others to end
 NOTICE_S = 1.0  # a lost process is noticed by its connection, and by the collective that waits for it
 
-type Build = Callable[[str, Witness], Runner]  # of the model with a name
+type Answers = SimpleQueue[tuple[Peer, Message] | JobError]
 
 
 class Leader:
@@ -50,7 +50,9 @@ class Leader:
         self.taking = threading.RLock()  # held for a turn, and while a model is loaded
         self.problem: JobError | None = None
         self._connections, self._on_lost, self._on_stop = connections, on_lost, on_stop
-        self._answers: SimpleQueue[tuple[Peer, Message] | JobError] = SimpleQueue()
+        self._answers: Answers = SimpleQueue()  # about engines
+        self._read: Answers = SimpleQueue()  # about adapters
+        self._reading = threading.Lock()  # held while one is loaded
         self._abandon: list[Callable[[], None]] = []
         self._is_settled = self._is_closing = False
         self._changed = threading.Condition()
@@ -87,22 +89,41 @@ class Leader:
 
     def _settle(self, is_right: Callable[[Message], bool]) -> list[tuple[Peer, str]]:
         """Takes an answer of each, and tells all whether every one is right; those that are not."""
-        wrong: list[tuple[Peer, str]] = []
         self._is_settled = True
+        wrong = self._wrong(self._answers, is_right, "model")
+        self.tell({"kind": "settled", "is_agreed": not wrong})
+        return wrong
+
+    def _wrong(self, answers: Answers, is_right: Callable[[Message], bool], of: str) -> list[tuple[Peer, str]]:
+        """Takes an answer of each of the others; those that are not right."""
+        wrong: list[tuple[Peer, str]] = []
         for _ in self._connections:
-            answer = self._answers.get()
+            answer = answers.get()
             if isinstance(answer, JobError):
                 raise answer
             peer, told = answer
             if not is_right(told):
-                other = f"it has version {told.get('version', '')[:12]} of the model, and process 0 another one"
+                other = f"it has version {told.get('version', '')[:12]} of the {of}, and process 0 another one"
                 wrong.append((peer, told.get("error", other)))
-        self.tell({"kind": "settled", "is_agreed": not wrong})
         return wrong
 
-    def witness(self) -> Witness:
+    @contextmanager
+    def loading(self, engine: int, folder: Path, version: str, place: int) -> Iterator[None]:
+        """Lets the others read an adapter; inside the block, in which no turn passes, all write it to the engine's
+        place. Raises `AdapterError` before the block unless all have read this version."""
+        with self._reading:
+            with self.taking:  # else it would come in the middle of a turn
+                self.tell({"kind": "read", "engine": engine, "folder": str(folder)})
+            wrong = self._wrong(self._read, lambda told: told.get("version") == version, "adapter")
+            with self.taking:
+                self.tell({"kind": "write", "engine": engine, "place": None if wrong else place})
+                if wrong:
+                    raise AdapterError("; ".join(f"{peer}: {why}" for peer, why in wrong))
+                yield
+
+    def witness(self) -> "Leading":
         """Of the engine that is made next."""
-        return _Leading(self, len(self._abandon))
+        return Leading(self, len(self._abandon))
 
     def lost(self, wait_s: float) -> JobError | None:
         """Why a process is lost, if one is, now or within a moment."""
@@ -125,6 +146,8 @@ class Leader:
                 self._lose(JobError(why))
             case {"kind": "stop"}:
                 self._on_stop()
+            case {"kind": "read"}:
+                self._read.put((peer, message))
             case _:
                 self._answers.put((peer, message))
 
@@ -135,35 +158,42 @@ class Leader:
             self.problem = problem
             self._changed.notify_all()
         self._answers.put(problem)
+        self._read.put(problem)
         self._on_lost()
         for abandon in self._abandon:
             abandon()
 
 
-class _Leading:
-    """Sends an engine's turns and dispatches."""
+class Leading(Witness):
+    """Sends an engine's turns, dispatches and adapters."""
 
     def __init__(self, leader: Leader, number: int) -> None:
         self._leader, self._number = leader, number
+        self.loading = partial(leader.loading, number)  # of an adapter's folder, version and place
 
     def begin(self, arrived: Sequence[Generation], cancelled: Sequence[Generation]) -> None:
+        """Tells the others of the requests."""
         told, names = [_told(each) for each in arrived], [each.id for each in cancelled]
         self._leader.tell({"kind": "turn", "engine": self._number, "arrived": told, "cancelled": names})
 
     def agreed[T: (int, bool)](self, value: T) -> T:
+        """The value, which the others take."""
         self._leader.tell({"kind": "value", "value": value})
         return value
 
     def launch(self, rows: Any) -> None:
+        """Tells the others what they are to launch too."""
         self._leader.tell({"kind": "launch", "digest": digest(rows)})
 
 
 def _told(generation: Generation) -> Message:
+    lease = generation.adapter
+    adapter = None if lease is None else {"version": lease.key.hex(), "place": lease.place}
+    asked = {"id": generation.id, "prompt": generation.prompt, "adapter": adapter}
     if isinstance(generation, Embedding):
-        return {"id": generation.id, "prompt": generation.prompt, "pooling": generation.pooling}
+        return {**asked, "pooling": generation.pooling}
     params = generation.params.model_copy(update={"seed": generation.seed})
-    plain = params.model_dump(mode="json", exclude_defaults=True)
-    return {"id": generation.id, "prompt": generation.prompt, "params": plain}
+    return {**asked, "params": params.model_dump(mode="json", exclude_defaults=True)}
 
 
 def digest(rows: Any) -> str:
@@ -172,129 +202,3 @@ def digest(rows: Any) -> str:
     for leaf in jax.tree.leaves(rows):
         total.update(np.ascontiguousarray(leaf).data)
     return total.hexdigest()
-
-
-class Follower:
-    """Another process's part: it makes the same engines, without their threads, and takes process 0's turns."""
-
-    def __init__(self, connection: Connection, build: Build, own: Peer, on_lost: Callable[[], None]) -> None:
-        """`build` loads a model. A thread calls `on_lost` when process 0 has ended, also while this one computes."""
-        self._connection, self._build, self._own, self._on_lost = connection, build, own, on_lost
-        self._heard: SimpleQueue[Message | JobError] = SimpleQueue()
-        self._engines: list[tuple[Runner, WeakValueDictionary[str, Generation]]] = []
-        self._opened: Runner | None = None
-        self._is_lost = threading.Event()
-        self._problem: JobError | None = None
-        self._turns = 0
-        connection.listen(self._heard.put, self._lose)
-
-    def run(self) -> None:
-        """Takes turns until process 0 ends. Raises `JobError` if that is by an error, or if this process is about to
-        compute something else."""
-        try:
-            while (message := self._next())["kind"] != "end":
-                self._take(message)
-        except Exception as error:
-            if failure_status(error) == LOST_STATUS:  # perhaps a collective's words for the end of process 0
-                if self._is_lost.wait(NOTICE_S) and (problem := self._problem) is not None and problem is not error:
-                    raise problem from error
-                raise
-            why = str(error) if isinstance(error, JobError) else f"{self._own}: {type(error).__name__}: {error}"
-            with suppress(JobError):
-                self._connection.send({"kind": "failed", "why": why})
-            raise
-        finally:
-            self._connection.close()
-
-    def ask_to_stop(self) -> None:
-        """Asks process 0 to end the server in order. From a signal's handler too: a thread of its own sends."""
-        threading.Thread(target=self._connection.send, args=({"kind": "stop"},), daemon=True).start()
-
-    def expect(self, rows: Any) -> None:
-        """Raises `JobError` unless process 0 makes the same dispatch now."""
-        if (told := self._next()) != {"kind": "launch", "digest": digest(rows)}:
-            raise self._out_of_step(f"a dispatch of {type(rows).__name__}", told)
-
-    def agreed[T: (int, bool)](self, own: T) -> T:
-        """Process 0's value. Raises `JobError` if it has come to something else."""
-        match self._next():
-            case {"kind": "value", "value": value}:
-                return type(own)(value)
-            case told:
-                raise self._out_of_step("a value from a clock", told)
-
-    def _take(self, message: Message) -> None:
-        match message:
-            case {"kind": "open", "name": name}:
-                self._open(name)
-            case {"kind": "settled", "is_agreed": is_agreed}:
-                self._settle(is_agreed)
-            case {"kind": "turn", "engine": number, "arrived": arrived, "cancelled": cancelled}:
-                runner, known = self._engines[number]
-                self._turns += 1
-                for told in arrived:
-                    known[told["id"]] = _asked(runner, told)
-                for name in cancelled:
-                    known[name].cancel()
-                runner.turn()
-            case _:
-                raise self._out_of_step("the end of a turn", message)
-
-    def _open(self, name: str) -> None:
-        try:
-            self._opened = self._build(name, _Following(self))
-            answer = {"version": self._opened.model.version}
-        except (ValueError, RuntimeError, OSError) as error:  # of a bundle, or a device without room
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        self._connection.send(answer)
-
-    def _settle(self, is_agreed: bool) -> None:
-        """All have made the engine that was opened, or it is none."""
-        opened, self._opened = self._opened, None
-        if is_agreed and opened is not None:
-            self._engines.append((opened, WeakValueDictionary()))
-            opened.warm_up()
-
-    def _next(self) -> Message:
-        message = self._heard.get()
-        if isinstance(message, JobError):
-            raise message
-        if message == {"kind": "end", "is_ok": False}:
-            with suppress(Empty):  # it ends first, and says why; a launcher stops it as soon as this one has ended
-                self._heard.get(timeout=CLOSE_S)
-            raise JobError("process 0 has ended by an error", is_told=True)
-        return message
-
-    def _lose(self, problem: JobError) -> None:
-        self._problem = problem
-        self._is_lost.set()
-        self._heard.put(problem)
-        self._on_lost()
-
-    def _out_of_step(self, own: str, told: Message) -> JobError:
-        return JobError(
-            f"{self._own} is out of step in turn {self._turns}: it has come to {own}, which is not process 0's "
-            f"({told['kind']}); start the server again, and if it happens again, report it"
-        )
-
-
-class _Following:
-    """Compares a runner's dispatches with process 0's."""
-
-    def __init__(self, follower: Follower) -> None:
-        self._follower = follower
-
-    def begin(self, arrived: Sequence[Generation], cancelled: Sequence[Generation]) -> None:
-        pass  # they are process 0's
-
-    def agreed[T: (int, bool)](self, value: T) -> T:
-        return self._follower.agreed(value)
-
-    def launch(self, rows: Any) -> None:
-        self._follower.expect(rows)
-
-
-def _asked(runner: Runner, told: Message) -> Generation:
-    if "pooling" in told:
-        return runner.embed(told["prompt"], told["pooling"])
-    return runner.submit(told["prompt"], SamplingParams.model_validate(told["params"]))

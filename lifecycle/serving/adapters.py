@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from lifecycle.core.rendezvous import JobError
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ADAPTER_NAME, AdaptersConfig
 from lifecycle.serving.desk import Desk
@@ -20,7 +21,7 @@ from lifecycle.serving.errors import RequestError
 from lifecycle.serving.looking_up import card
 from lifecycle.serving.parsing import Body
 from lifecycle.serving.record import Recorder
-from lifecycle.weights.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterError, read_adapter
+from lifecycle.weights.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterError
 
 
 class AdaptedModels(Mapping[str, Served]):
@@ -51,9 +52,7 @@ class AdaptedModels(Mapping[str, Served]):
             if name in self:
                 raise AdapterError(f"{name!r} is served already: unload it first, or choose another name")
             base = next(iter(self._models.values()))
-            bank = base.engine.adapters
-            assert bank is not None, "engines of a server with adapters have a bank"
-            held = bank.load(read_adapter(base.engine.model.config, folder))
+            held = base.engine.load_adapter(folder)
             served = Served(base.engine, int((folder / ADAPTER_WEIGHTS).stat().st_mtime), held)
             self._adapters = {**self._adapters, name: served}
             return served
@@ -130,6 +129,8 @@ class Adapting:
             raise RequestError(400, message, "lora_path", "invalid_value")
         try:
             return self._models.load(ask.lora_name, folder)
+        except JobError as error:
+            raise RequestError(503, str(error), code="unavailable") from None
         except ValueError as error:  # of the adapter, its files, or the room for it
             raise RequestError(400, str(error), "lora_path", "invalid_value") from None
 

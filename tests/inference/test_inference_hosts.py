@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +15,21 @@ import pytest
 from lifecycle.core.channel import Connection, Peer
 from lifecycle.core.config import ConfigError
 from lifecycle.core.rendezvous import JobError
+from lifecycle.inference.adapters import BankSizes, HeldAdapter
 from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
+from lifecycle.inference.following import UNLIMITED, Follower
 from lifecycle.inference.generation import EngineError
-from lifecycle.inference.hosts import UNLIMITED, Follower, Leader
+from lifecycle.inference.hosts import Leader
 from lifecycle.inference.model import Model
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.turns import Witness
+from lifecycle.model.config import ModelConfig
+from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.models import random_model
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from lifecycle.weights.adapters import Adapter, AdapterError, save_adapter
 
 SLOTS = 2
 CACHE = 384  # tokens: three pages, of which two long requests need four; one number for all tests
@@ -42,9 +49,9 @@ class Job:
     lost: list[str]
     raised: list[JobError]
 
-    def engine(self, model: Model, name: str = "model") -> Engine:
+    def engine(self, model: Model, name: str = "model", adapters: BankSizes | None = None) -> Engine:
         with self.leader.opening(name):
-            return Engine(model, SLOTS, cache_tokens=CACHE, drafter=DRAFTER, leader=self.leader)
+            return Engine(model, SLOTS, cache_tokens=CACHE, drafter=DRAFTER, leader=self.leader, adapters=adapters)
 
     def cut(self) -> None:
         """As where one of them is killed."""
@@ -80,8 +87,9 @@ def job_of(build: Callable[[str, Witness], Runner]) -> Iterator[Job]:
         job.end()
 
 
-def following(model: Model) -> Callable[[str, Witness], Runner]:
-    return lambda _, witness: Runner(model, SLOTS, UNLIMITED, cache_tokens=CACHE, drafter=DRAFTER, witness=witness)
+def following(model: Model, adapters: BankSizes | None = None) -> Callable[[str, Witness], Runner]:
+    settings: dict[str, Any] = {"cache_tokens": CACHE, "drafter": DRAFTER, "adapters": adapters}
+    return lambda _, witness: Runner(model, SLOTS, UNLIMITED, witness=witness, **settings)
 
 
 def alone(model: Model, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[int]]:
@@ -207,6 +215,78 @@ def test_a_model_is_opened_in_all_processes_or_in_none(tiny: Model) -> None:
             assert engine.submit([65], GREEDY).wait().tokens
         job.end()
         assert not job.raised and not job.lost
+
+
+BANK = BankSizes(1, 2)
+
+
+def test_adapters_come_to_all_processes_between_turns(tiny: Model, tmp_path: Path) -> None:
+    """While requests run: also where one is unloaded before its request begins, and another takes its place."""
+    for seed in (1, 2):
+        save_adapter(tiny.config, random_adapter(tiny.config, seed, BANK.rank), tmp_path / str(seed), "base")
+    with Engine(tiny, SLOTS, cache_tokens=CACHE, drafter=DRAFTER, adapters=BANK) as engine:
+        expected = [said(engine, None)]
+        for seed in (1, 2):
+            held = engine.load_adapter(tmp_path / str(seed))
+            expected.append(said(engine, held))
+            unload(engine, held)
+    with job_of(following(tiny, BANK)) as job, job.engine(tiny, adapters=BANK) as engine:
+        running = [engine.submit([70 + n], GREEDY.model_copy(update={"max_tokens": 100})) for n in range(8)]
+        for _ in range(2):
+            for seed in (1, 2):
+                held = engine.load_adapter(tmp_path / str(seed))
+                plain, own = engine.submit([65], GREEDY), engine.submit([65], GREEDY, held)
+                vector = engine.embed([65], "last", held)
+                unload(engine, held)
+                assert [plain.wait().token_ids, own.wait().token_ids] == [expected[0], expected[seed]]
+                assert vector.wait()
+        assert all(len(asked.wait().tokens) == 100 for asked in running)
+        engine.close()
+        job.end()
+        assert not job.raised and not job.lost
+
+
+def test_an_adapter_is_loaded_in_all_processes_or_in_none(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the server goes on, with its place free."""
+    folder, own = tmp_path / "adapter", random_adapter(tiny.config, 1, BANK.rank)
+    save_adapter(tiny.config, own, folder, "base")
+
+    def missing(_: object, folder: Path) -> Adapter:
+        raise AdapterError(f"{folder}: no adapter_config.json here")
+
+    def other(config: ModelConfig, _: Path) -> Adapter:
+        return random_adapter(config, 2, BANK.rank)
+
+    with job_of(following(tiny, BANK)) as job, job.engine(tiny, adapters=BANK) as engine:
+        for reading, said_of_it in (
+            (missing, "process 1 on here: AdapterError: .*: no adapter_config.json here"),
+            (other, "process 1 on here: it has version .* of the adapter, and process 0 another one"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr("lifecycle.inference.following.read_adapter", reading)
+                with pytest.raises(AdapterError, match=said_of_it):
+                    engine.load_adapter(folder)
+            assert engine.submit([65], GREEDY).wait().tokens
+        with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
+            engine.load_adapter(tmp_path)
+        held = engine.load_adapter(folder)
+        assert engine.submit([65], GREEDY, held).wait().tokens
+        with pytest.raises(AdapterError, match="all 1 places"):
+            engine.load_adapter(folder)
+        engine.close()
+        job.end()
+        assert not job.raised and not job.lost
+
+
+def said(engine: Engine, adapter: HeldAdapter | None) -> list[int]:
+    return engine.submit([65], GREEDY, adapter).wait().token_ids
+
+
+def unload(engine: Engine, adapter: HeldAdapter) -> None:
+    assert engine.adapters is not None
+    engine.adapters.unload(adapter)
 
 
 def test_another_process_asks_process_0_to_stop(tiny: Model) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,10 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.models import random_model
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from lifecycle.weights.adapters import ADAPTER_WEIGHTS, merged, save_adapter
 from lifecycle.weights.published import save_weights
 from tests.multidevice.test_two_processes import free_port
 
@@ -110,6 +113,41 @@ def alone(model: Model, body: dict[str, object]) -> str:
     tokenizer = model.tokenizer
     prompt = [tokenizer.bos_id, *tokenizer.encode(str(body["prompt"]))]
     return generate(model, [prompt], SamplingParams.model_validate(fields))[0].text
+
+
+def test_adapters_are_loaded_in_all_processes_while_requests_run(bundle: Path, tmp_path: Path) -> None:
+    """One by the settings, another over HTTP; then a damaged one, and the server lives."""
+    config, adapters = load_bundle(bundle).config, tmp_path / "adapters"
+    for seed, name in enumerate(("first", "second", "third")):
+        save_adapter(config, random_adapter(config, seed, 2), adapters / name, NAME)
+    settings = [f"adapters.models.first={adapters / 'first'}", f"adapters.folders=[{adapters}]", "adapters.rank=2"]
+    with served(bundle, tmp_path, *(f"serve.{setting}" for setting in settings)) as (address, processes, logs):
+
+        def post(path: str, **body: object) -> httpx.Response:
+            return httpx.post(f"{address}/v1/{path}", json=body, timeout=LIMIT_S)
+
+        def said(model: str) -> str:
+            answer = post("completions", model=model, prompt="def f", max_tokens=12, temperature=0)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["choices"][0]["text"]
+
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(said, name) for name in (NAME, "first") * 4]
+            loaded = post("load_lora_adapter", lora_name="second", lora_path="second")
+            assert loaded.status_code == 200, loaded.text
+            running += [pool.submit(said, name) for name in (NAME, "first", "second") * 2]
+            texts = {(number < 8, one.result()) for number, one in enumerate(running)}
+        assert len({text for _, text in texts}) == 3
+        (adapters / "third" / ADAPTER_WEIGHTS).write_bytes(b"\0" * 9)
+        refused = post("load_lora_adapter", lora_name="third", lora_path="third")
+        assert refused.status_code == 400 and "not a complete safetensors file" in refused.text
+        assert len({said(name) for name in (NAME, "first", "second")}) == 3
+        processes[0].send_signal(signal.SIGTERM)
+        assert [process.wait(LIMIT_S) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    model, texts = load_bundle(bundle), {text for _, text in texts}
+    adapted = [merged(model.params, random_adapter(config, seed, 2)) for seed in (0, 1)]
+    body = {"prompt": "def f", "max_tokens": 12, "temperature": 0}
+    assert texts == {alone(replace(model, params=params), body) for params in (model.params, *adapted)}
 
 
 @pytest.mark.parametrize("index", [0, 1])
