@@ -103,7 +103,7 @@ def test_a_burst_is_answered_as_by_one_process_and_the_server_ends_in_order(bund
     model = load_bundle(bundle)
     for number in (0, 1, 4, 27):
         assert texts[number] == alone(model, asked(number))
-    expected = embed(model, [model.tokenizer.encode("def f")])[0]
+    expected = embed(model, [[model.tokenizer.bos_id, *model.tokenizer.encode("def f")]])[0]
     assert vector == pytest.approx(expected.tolist(), abs=1e-5)
 
 
@@ -152,7 +152,8 @@ def test_adapters_are_loaded_in_all_processes_while_requests_run(bundle: Path, t
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_killed_process_ends_the_other_with_an_error(bundle: Path, tmp_path: Path, index: int) -> None:
-    """In the middle of an answer, whose client gets an error."""
+    """In the middle of an answer, whose client gets an error. Without process 0 JAX's coordination service is gone, and
+    its client may be the first to end the other."""
     with served(bundle, tmp_path) as (address, processes, logs):
         body = {"model": NAME, "prompt": "a", "max_tokens": 400, "temperature": 0, "stream": True}
         with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=LIMIT_S) as answer:
@@ -163,13 +164,14 @@ def test_a_killed_process_ends_the_other_with_an_error(bundle: Path, tmp_path: P
                 last = [json.loads(line[6:]) for line in lines if line.startswith("data: {")][-1]
                 assert last["error"]["code"] == "engine_error"
         other = processes[1 - index]
-        assert other.wait(LIMIT_S) == LOST_STATUS, logs[1 - index].read_text()
-        assert f"process {index} on " in logs[1 - index].read_text()
+        allowed = {LOST_STATUS} if index else {LOST_STATUS, -signal.SIGABRT}
+        assert other.wait(LIMIT_S) in allowed, logs[1 - index].read_text()
+        assert other.returncode != LOST_STATUS or f"process {index} on " in logs[1 - index].read_text()
 
 
 def test_settings_that_differ_are_said_once(bundle: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(AssertionError, match=r"num_slots=6 is not a multiple"),
+        pytest.raises(AssertionError, match=r"num_slots=7 is not a multiple"),
         served(bundle, tmp_path, "serve.num_slots=7"),
     ):
         pass
