@@ -285,11 +285,14 @@ def _scan(
 def _one_by_one(
     layers: list[Layer], group: LayerGroup, weights: list[Any], carry: Carry
 ) -> tuple[Carry, list[RouterStats | None]]:
-    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`layers_apart`)."""
+    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`layers_apart`).
+
+    A layer is a function of its own, which is traced once and called by all of its kind; XLA inlines it."""
     hidden, stacks, taken = carry
     outs: list[list[LayerOut]] = [[] for _ in layers]
+    functions = [jax.jit(layer, static_argnums=3) for layer in layers]
     for number in range(group.repeats):
-        for place, layer in enumerate(layers):
+        for place, layer in enumerate(functions):
             taken = taken.at(group.first + number * group.period + place, hidden.x)
             outs[place].append(layer(hidden, weights[place][number], stacks[place][number], 0))
             hidden = outs[place][-1][0]
