@@ -1,6 +1,6 @@
 """What the device keeps for the slots between dispatches: pages of the KV cache, and which tokens each slot has had."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
 from lifecycle.kernels.paged_rows import PAGE
+from lifecycle.kernels.untouched import untouched_zeros
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
 from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.params import compute_dtype
@@ -96,12 +97,14 @@ def empty_slots(
     drafter: Drafter | None = None,
     kv_cache: CacheFormat | None = None,
 ) -> SlotState:
-    """`init_slots` on a mesh."""
+    """`init_slots` on a mesh. A single CPU's pages take memory when they are first used."""
     groups, dtype = num_groups(mesh), compute_dtype(config)
 
     @jax.jit
     def empty() -> SlotState:
         state = init_slots(config, plan, num_slots, groups, length, dtype, drafter, kv_cache)
+        if mesh.size == 1:
+            state = replace(state, cache=jax.tree.map(lambda x: untouched_zeros(x.shape, x.dtype), state.cache))
         return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
     return empty()

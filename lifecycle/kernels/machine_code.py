@@ -19,6 +19,9 @@ POINTER, NOTHING = ir.PointerType(), ir.VoidType()
 BYTES, SHORTS, INTS, FLOATS = (ir.VectorType(kind, LANES) for kind in (BYTE, SHORT, INT, FLOAT))
 ZEROS = ir.Constant(INTS, [0] * LANES)
 ZERO_FLOATS = ir.Constant(FLOATS, [0.0] * LANES)
+# Words of the structs of XLA's foreign function interface (`xla/ffi/api/c_api.h`, version 0.1): a call frame's
+# arguments and results (the word two before is their number), and a buffer's address, number of dimensions and sizes.
+ARGUMENTS, RESULTS, DATA, RANK, DIMS = 9, 14, 3, 4, 5
 
 
 class Emitter(ir.IRBuilder):
@@ -109,6 +112,20 @@ class Emitter(ir.IRBuilder):
     def count(self, record: Any, index: int, by: int) -> Any:
         """Adds to a word that threads share; what it was before."""
         return self.atomic_rmw("add", self.at(record, index), word(by), "seq_cst")
+
+
+def handler_of(module: ir.Module) -> tuple[Emitter, Any, Any]:
+    """Begins the function `handler`, which XLA calls: once to ask for the version of its interface, and then with the
+    frame of each call. The emitter behind the first, the frame, and what a handler returns."""
+    b, (frame,) = Emitter.of(module, "handler", POINTER, POINTER)
+    extension, nothing = b.pointer(frame, 1), ir.Constant(POINTER, None)
+    with b.if_then(b.icmp_unsigned("!=", b.ptrtoint(extension, WORD), word(0))):
+        metadata = b.pointer(extension, 3)
+        for place, number in ((6, 0), (7, 1), (8, 0)):  # version 0.1, no traits
+            b.put(ir.Constant(INT, number), metadata, place, INT)
+        b.ret(nothing)
+        b.position_at_end(b.append_basic_block())
+    return b, frame, nothing
 
 
 def word(value: Any) -> Any:

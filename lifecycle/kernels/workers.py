@@ -1,8 +1,7 @@
 """Work that a kernel for CPUs divides among XLA's threads, as a handler of XLA's foreign function interface.
 
 A call's work is a number of pieces. Workers, the calling thread and helpers on XLA's threads, take one after the other
-until none is left. The structs of the interface are those of `xla/ffi/api/c_api.h`, version 0.1, whose words the
-numbers here count.
+until none is left.
 """
 
 from collections.abc import Callable
@@ -11,13 +10,23 @@ from typing import Any
 
 from llvmlite import ir
 
-from lifecycle.kernels.machine_code import INT, NOTHING, POINTER, WORD, Emitter, word
+from lifecycle.kernels.machine_code import (
+    ARGUMENTS,
+    DATA,
+    DIMS,
+    NOTHING,
+    POINTER,
+    RESULTS,
+    WORD,
+    Emitter,
+    handler_of,
+    word,
+)
 
 # Words of the record that a call's workers share; the kernel's own come behind.
 NEXT, DONE, HOLDERS, PIECES, OWN = range(5)
-# Words of XLA's structs: a call frame's arguments and results (the word two before is their number), a buffer's address
-# and sizes, and the functions of its interface that start a task on a thread and count the threads.
-ARGUMENTS, RESULTS, DATA, DIMS, SCHEDULE, NUM_THREADS = 9, 14, 3, 5, 17, 18
+# Words of XLA's interface: the functions that start a task on a thread and count the threads.
+SCHEDULE, NUM_THREADS = 17, 18
 
 
 @dataclass(frozen=True)
@@ -63,17 +72,10 @@ class Work:
 
 
 def add_handler(module: ir.Module, work_of: Callable[[Call], Work], piece: Callable[[Emitter, Any, Any], None]) -> None:
-    """Adds the function `handler`, which XLA calls: first to ask for the version of its interface, then for each call
-    of the kernel. `work_of(call)` makes the record; `piece(emitter, record, number)` does a piece of the work."""
+    """Adds the function `handler`, which XLA calls for each call of the kernel. `work_of(call)` makes the record;
+    `piece(emitter, record, number)` does a piece of the work."""
     worker = _worker(module, piece)
-    b, (frame,) = Emitter.of(module, "handler", POINTER, POINTER)
-    extension, nothing = b.pointer(frame, 1), ir.Constant(POINTER, None)
-    with b.if_then(b.icmp_unsigned("!=", b.ptrtoint(extension, WORD), word(0))):
-        metadata = b.pointer(extension, 3)
-        for place, number in ((6, 0), (7, 1), (8, 0)):  # version 0.1, no traits
-            b.put(ir.Constant(INT, number), metadata, place, INT)
-        b.ret(nothing)
-        b.position_at_end(b.append_basic_block())
+    b, frame, nothing = handler_of(module)
     work = work_of(Call(b, frame))
     record = work.record
     helpers = _helpers(b, frame, work)
