@@ -9,8 +9,10 @@ over `batch` into groups, each of which prefills its own chunk into its own page
 The devices of a group divide its rows' sampling among them, and all get the tokens.
 """
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -196,6 +198,18 @@ class Programs:
         self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.cache))
         is_apart = self._state.cache.is_apart
         self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh, is_apart)
+
+    def compile(self, every: Sequence[PromptRows | DecodeRows]) -> None:
+        """Compiles what dispatches with such arguments run, side by side; none is launched."""
+
+        def one(rows: PromptRows | DecodeRows) -> None:
+            program: Any = prefill if isinstance(rows, PromptRows) else decode
+            with self._bank() as bank:
+                lowered = program.lower(*self._static, self._params, self._state, rows, bank)
+            lowered.compile()  # the call finds it
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(one, every))
 
     def prefill(self, rows: PromptRows) -> tuple[Sampled, Sampled | None, ChunkStates]:
         """In host memory the token after each group's chunk, `[G, 1]`, and the prompts' own if they are wanted; and the

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.core.platform import platform
 from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
 from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
@@ -154,10 +155,14 @@ class Runner:
             return replace(self._counters, active=active, waiting=waiting, pages=pages)
 
     def warm_up(self) -> None:
-        """Compiles every shape by dispatches that write nothing."""
-        for padded in self._programs.plan.buckets:
-            self._programs.prefill(self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]))
-        self._programs.decode(self._table.decode_rows(0))
+        """Compiles every shape. Accelerators run each too, writing nothing: they may lack the memory for it."""
+        prefills = [self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]) for padded in self._programs.plan.buckets]
+        decode = self._table.decode_rows(0)
+        self._programs.compile([decode, *prefills])
+        if platform() != "cpu":
+            for rows in prefills:
+                self._programs.prefill(rows)
+            self._programs.decode(decode)
         self._intake.grammars.warm_up()
         if self.adapters is not None:
             self.adapters.warm_up()
