@@ -125,6 +125,7 @@ def _prefill(
     config: ModelConfig, num_ids: int, drafter: Drafter | None, params: Params, state: SlotState, rows: PromptRows
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     cache, slot = replace(state.cache, tables=rows.pages), rows.slot[0]
+    written = jnp.where(rows.size[0] > 0, slot, state.history.made.shape[0])  # a group without a chunk writes nothing
     index, start, size = jnp.arange(rows.tokens.shape[1]), rows.start[0], rows.size[0]
     positions = jnp.where(index < size, start + index, cache.length)[None]
     layers = () if drafter is None else drafter.layers
@@ -136,14 +137,14 @@ def _prefill(
     scores, next_position = logits(config, params, last), rows.start + rows.size
     history = History(asked[None], made[None], rows.recent)
     sampled = sample(scores, rows.sampling, next_position, rows.want_top, history, num_ids)
-    history = jax.tree.map(lambda every, one: every.at[slot].set(one[0]), state.history, history)
+    history = jax.tree.map(lambda every, one: every.at[written].set(one[0], mode="drop"), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
     held = state.drafter
     if drafter is not None and taken is not None:
         is_newest = (index == size - 1) & (rows.following[0] < 0)  # the token behind the prompt is the sampled one
         behind = jnp.where(is_newest, sampled.token, rows.following[0])[None]
         feature, own = drafter.follow(params, taken, behind, positions, rows.pages, held.cache)
-        held = replace(held, cache=own, feature=held.feature.at[slot].set(feature[0]))
+        held = replace(held, cache=own, feature=held.feature.at[written].set(feature[0], mode="drop"))
     return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history, held)
 
 

@@ -16,6 +16,7 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Completion, EngineError
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import History, SamplingParams
+from lifecycle.inference.scheduler import Chunk
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 
 SLOTS = 2
@@ -138,3 +139,14 @@ def test_a_word_is_spelled_as_a_text_begins_and_as_it_goes_on() -> None:
     assert spellings("  cat", ByteTokenizer()) == spellings("cat", ByteTokenizer())
     assert spellings(" ", ByteTokenizer()) == ((32,),)
     assert spellings("cat", Spaced()) == ((1000, 97, 116), (99, 97, 116))
+
+
+def test_a_dispatch_without_a_chunk_of_a_group_leaves_its_newest_tokens(model: Model) -> None:
+    """The first slot of a group that prefills nothing may be decoding, with words that it must not complete."""
+    with Engine(model, SLOTS) as engine:
+        made = engine.submit([65, 66], GREEDY).wait().token_ids
+        programs, table = engine._runner._programs, engine._runner._table
+        before = np.asarray(programs._state.history.recent)
+        assert made[-2] in before[0], "the newest but for the last one, which is fed by no step"
+        programs.prefill(table.prompt_rows([Chunk(0, 0, 0, 16)], [[]]))
+        np.testing.assert_array_equal(programs._state.history.recent, before)
