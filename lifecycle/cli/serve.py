@@ -18,7 +18,7 @@ from lifecycle.core.files import is_writable, user_cache
 from lifecycle.core.platform import platform
 from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.draft_head import drafter_of
+from lifecycle.inference.drafters import drafter_for
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.hosts import NOTICE_S, Leader
@@ -156,13 +156,14 @@ def _start(
 ) -> Served:
     mesh = build_mesh(config.mesh)
     model = load_bundle(bundle, mesh, config.weights)
+    drafter = drafter_for(config.speculation, model, bundle, mesh, config.weights)
     engine = Engine(
         model,
         num_slots=config.num_slots,
         max_queue=config.max_queue,
         max_seq_len=config.max_seq_len,
         cache_tokens=config.cache_tokens,
-        drafter=drafter_of(config.speculation, model),
+        drafter=drafter,
         kv_cache=config.kv_cache,
         adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),
         on_dispatch=charge,

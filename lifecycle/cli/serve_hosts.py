@@ -17,7 +17,7 @@ from lifecycle.core.distributed import process_index
 from lifecycle.core.stopping import LOST_STATUS
 from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.draft_head import drafter_of
+from lifecycle.inference.drafters import drafter_for
 from lifecycle.inference.following import UNLIMITED, Follower
 from lifecycle.inference.hosts import Leader
 from lifecycle.inference.runner import Runner
@@ -57,14 +57,15 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
     mesh = build_mesh(config.mesh)
 
     def build(name: str, witness: Witness) -> Runner:
-        model = load_bundle(find(name), mesh, config.weights)
+        bundle = find(name)
+        model = load_bundle(bundle, mesh, config.weights)
         limits = config.num_slots, UNLIMITED, config.max_seq_len
         return Runner(
             model,
             *limits,
             mesh=mesh,
             cache_tokens=config.cache_tokens,
-            drafter=drafter_of(config.speculation, model),
+            drafter=drafter_for(config.speculation, model, bundle, mesh, config.weights),
             witness=witness,
             kv_cache=config.kv_cache,
             adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),

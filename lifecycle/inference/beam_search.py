@@ -236,7 +236,7 @@ class _Programs(Programs):
 
     def copy_pages(self, copies: Mapping[str, np.ndarray]) -> None:
         """Copies pages of each slot's group: by kind `[2, B]`, from and to; `NOWHERE`: none."""
-        config, _, mesh, _ = self._static
+        config, _, mesh, _ = self._given
         with self._launch:
             self._state = _copied(config, mesh, self._state, copies)
 

@@ -1,24 +1,28 @@
 """Opens a bundle, the exported form of a model, written by this project or another tool."""
 
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import intact_hash
 from lifecycle.inference.defaults import end_ids, read_generation, sampling_of
-from lifecycle.inference.model import DraftHead, Model
+from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, logical_axes
-from lifecycle.model.stacks import DRAFTER
+from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK
 from lifecycle.model.weight_formats import check_groups, leaf_in_format
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.weights.drafters import FOLDER, load_drafter
-from lifecycle.weights.published import load_config, load_weights
+from lifecycle.weights.modules import FOLDER as MODULES_FOLDER
+from lifecycle.weights.modules import load_modules
+from lifecycle.weights.published import held_config, load_config, load_weights, open_weights
 
 
 def load_bundle(folder: Path, mesh: Mesh | None = None, weights: WeightFormat | None = None) -> Model:
@@ -28,20 +32,35 @@ def load_bundle(folder: Path, mesh: Mesh | None = None, weights: WeightFormat | 
     `ValueError` that names the file if anything is missing, damaged, changed since its manifest, or inconsistent.
     """
     version = intact_hash(folder)
-    config = load_config(folder).trunk  # decoding does not use prediction modules
+    config = load_config(folder).trunk  # prediction modules are read where they draft (`inference/drafters.py`)
     tokenizer = load_tokenizer(folder, config.vocab_size)
     template = ChatTemplate.load(folder, tokenizer).live
     defaults, params = _defaults(folder, template), load_params(config, folder, mesh, weights)
-    return Model(config, params, tokenizer, template, defaults, version, load_draft_head(config, folder, mesh))
+    return Model(config, params, tokenizer, template, defaults, version)
 
 
-def load_draft_head(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> DraftHead | None:
-    """The drafter in a bundle's folder, if it has one, sharded as its target or on this process's first device."""
+def load_head(config: ModelConfig, folder: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, Params] | None:
+    """The drafting head in the folder of a model's bundle, sharded over `mesh` or on this process's first device: the
+    model's config with the head's, and the head's arrays in float32. None: it has none."""
     if not (folder / FOLDER).is_dir():
         return None
     if mesh is None:
-        return DraftHead(*load_drafter(config, folder / FOLDER))
-    return DraftHead(*load_drafter(config, folder / FOLDER, lambda c: tree_shardings(mesh, logical_axes(c))[DRAFTER]))
+        return load_drafter(config, folder / FOLDER)
+    return load_drafter(config, folder / FOLDER, lambda c: tree_shardings(mesh, logical_axes(c))[DRAFTER])
+
+
+def load_module(
+    folder: Path, mesh: Mesh | None = None, weights: WeightFormat | None = None
+) -> tuple[ModelConfig, Params] | None:
+    """The first prediction module in a bundle's folder, as `load_params` has weights: the model's config with this one
+    module, and the module's arrays, not stacked. None: the bundle has none."""
+    config, apart = load_config(folder), folder / MODULES_FOLDER
+    if not apart.is_dir() and not held_config(config, open_weights(config, folder)).num_mtp_modules:
+        return None
+    config = config.model_copy(update={"num_mtp_modules": 1})
+    load, path = (load_modules, apart) if apart.is_dir() else (load_weights, folder)
+    stack = _load(load, config, path, mesh, weights, [MODULES])[MODULES][MODULES_STACK]
+    return config, jax.tree.map(lambda array: array[0], stack)
 
 
 def load_params(
@@ -52,13 +71,30 @@ def load_params(
 
     Raises `ConfigError` for a mesh that does not fit the model, and what `load_weights` raises.
     """
+    return _load(load_weights, config, folder, mesh, weights)
+
+
+def _load(
+    load: Callable[..., Params],
+    config: ModelConfig,
+    path: Path,
+    mesh: Mesh | None,
+    weights: WeightFormat | None,
+    parts: Collection[str] | None = None,
+) -> Params:
+    """What `load` reads of all parameters, or of those that their tree has under some names."""
+
+    def wanted(tree: Params) -> Params:
+        return tree if parts is None else {name: tree[name] for name in parts}
+
     convert = None if weights is None else partial(leaf_in_format, weights=weights)
+    like = wanted(abstract_in_use(config))
     if mesh is None:
-        return load_weights(config, folder, like=abstract_in_use(config), convert=convert)
+        return load(config, path, like=like, convert=convert)
     config.check_mesh(MeshConfig(**mesh.shape))
     check_groups(config, MeshConfig(**mesh.shape), weights)
-    shardings = tree_shardings(mesh, logical_axes(config))
-    return load_weights(config, folder, shardings, like=abstract_in_use(config), convert=convert)
+    shardings = tree_shardings(mesh, wanted(logical_axes(config)))
+    return load(config, path, shardings, like=like, convert=convert)
 
 
 def _defaults(folder: Path, template: ChatTemplate) -> SamplingParams:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Bool, Float, Int
-from lifecycle.inference.drafting import NONE, Drafter
+from lifecycle.inference.drafting import NONE, Computed, Drafter
 from lifecycle.inference.grammar import ALL
 from lifecycle.inference.sampling import NOT_FINITE, History, Sampled, SamplingRows, no_tokens, sample
 from lifecycle.inference.scheduler import MAX_STEPS
@@ -148,18 +148,20 @@ class _Step:
         layers = () if self.drafter is None else self.drafter.layers
         hidden, taken, cache = forward_cached_taking(*given, layers)
         new, history = self._sampled(hidden, fed, rows.want_top, state.history)
-        if taken is not None:
-            state = self._followed(taken, new.token, positions, rows, state)
+        if state.drafter is not None:
+            what = "token" if drafts is None else "drafts"
+            computed = Computed(fed.tokens, new.token, positions, hidden, taken, rows.pages, what)
+            state = self._followed(computed, state)
         state = replace(state, cache=cache, history=history)
         return new, jnp.maximum(fed.is_fed.sum(1) - 1, 0), _advance(rows, new.token), state
 
-    def _followed(self, taken: Array, made: Array, positions: Array, rows: DecodeRows, state: SlotState) -> SlotState:
+    def _followed(self, computed: Computed, state: SlotState) -> SlotState:
         """The state with what the drafter has seen of a step."""
         assert self.drafter is not None
         held = state.drafter
-        feature, cache = self.drafter.follow(self.params, taken, made, positions, rows.pages, held.cache)
-        feature = jnp.where((made[:, :1] >= 0), feature, held.feature)
-        return replace(state, drafter=replace(held, cache=cache, feature=feature))
+        newest, cache = self.drafter.follow(self.params, computed, held.newest, held.cache)
+        newest = jnp.where(computed.following[:, :1] >= 0, newest, held.newest)
+        return replace(state, drafter=replace(held, cache=cache, newest=newest))
 
     def _sampled(
         self, hidden: Float[Array, "B T D"], fed: "_Fed", want_top: Array, history: History

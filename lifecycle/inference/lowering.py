@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import PyTree
 from lifecycle.inference.decoding import DecodeRows
 from lifecycle.inference.pages import PagePlan
-from lifecycle.inference.programs import PromptRows, decode, prefill, weight_axes
+from lifecycle.inference.programs import PromptRows, decode, prefill
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
-from lifecycle.inference.state import SlotState, check_mesh, has_layers_apart, init_slots, num_groups, page_plan
+from lifecycle.inference.state import SlotState, check_mesh, init_slots, num_groups, page_plan
+from lifecycle.inference.weights import has_layers_apart, weight_axes
 from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
 from lifecycle.model.weight_formats import axes_in_use, check_groups, in_format

@@ -10,14 +10,6 @@ from lifecycle.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class DraftHead:
-    """A drafter of a model (`model/drafter.py`): the model's config with the drafter's, and the drafter's arrays."""
-
-    config: ModelConfig
-    params: Params
-
-
-@dataclass(frozen=True)
 class Model:
     """The model that an engine runs. `version` is the content hash of the loaded bundle, "" for a model made in
     memory."""
@@ -28,7 +20,6 @@ class Model:
     template: ChatTemplate
     defaults: SamplingParams = field(default_factory=SamplingParams)  # for settings that a request does not give
     version: str = ""
-    drafter: DraftHead | None = None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

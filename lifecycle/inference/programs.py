@@ -27,19 +27,20 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import Array, Bool, Int
 from lifecycle.inference.adapters import AdapterBank, BankSizes
 from lifecycle.inference.decoding import Decoded, DecodeRows, decode_steps
-from lifecycle.inference.drafting import Drafter
+from lifecycle.inference.drafting import Computed, Drafter
 from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
-from lifecycle.inference.state import SlotState, check_mesh, empty_slots, has_layers_apart, num_groups, page_plan
+from lifecycle.inference.state import SlotState, check_mesh, empty_slots, num_groups, page_plan
+from lifecycle.inference.weights import weight_axes, weights_in_use
 from lifecycle.model.adapters import Bank, bank_axes, with_adapters
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.decoder import forward_cached_taking, logits
-from lifecycle.model.params import Params, axes_apart, layers_apart, logical_axes, params_in_use
-from lifecycle.model.weight_formats import axes_in_use, packed_params
+from lifecycle.model.params import Params
+from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_shardings, tree_specs
+from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_specs
 
 # Held while a multi-device program is enqueued, not while it runs: programs that two engines start at once must reach
 # all devices in the same order, or each waits in a collective for devices that have begun the other.
@@ -67,7 +68,7 @@ class PromptRows:
     adapters: Int[Array, " G"] | None  # places in the bank, if there is one
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
     config: ModelConfig,
     num_ids: int,
@@ -80,10 +81,10 @@ def prefill(
 ) -> tuple[tuple[Sampled, Sampled, ChunkStates], SlotState]:
     """Prefills each group's `tokens[:size]` at positions `start...` of its slot. The next token, `[G]`; the tokens
     `following` as if they had been sampled, `[G, T]`, -1 for all unless they are wanted; and the hidden states."""
-    return _on_mesh(partial(_prefill, config, num_ids, drafter), config, mesh, params, state, rows, bank)
+    return _on_mesh(partial(_prefill, config, num_ids), config, mesh, drafter, params, state, rows, bank)
 
 
-@partial(jax.jit, static_argnames=("config", "num_ids", "mesh", "drafter"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def decode(
     config: ModelConfig,
     num_ids: int,
@@ -95,13 +96,14 @@ def decode(
     bank: Bank = None,
 ) -> tuple[Decoded, SlotState]:
     """Up to `num_steps` steps for each decoding slot (`inference/decoding.py`)."""
-    return _on_mesh(partial(decode_steps, config, num_ids, drafter), config, mesh, params, state, rows, bank)
+    return _on_mesh(partial(decode_steps, config, num_ids), config, mesh, drafter, params, state, rows, bank)
 
 
 def _on_mesh[Out](
-    local: Callable[[Params, SlotState, Any], tuple[Out, SlotState]],
+    local: Callable[[Drafter | None, Params, SlotState, Any], tuple[Out, SlotState]],
     config: ModelConfig,
     mesh: AnyMesh,
+    drafter: Drafter | None,
     params: Params,
     state: SlotState,
     rows: PromptRows | DecodeRows,
@@ -109,15 +111,16 @@ def _on_mesh[Out](
 ) -> tuple[Out, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
 
-    def run(params: Params, state: SlotState, rows: Any, bank: Bank) -> tuple[Out, SlotState]:
-        return local(with_adapters(params, bank, rows.adapters), state, rows)
+    def run(drafter: Drafter | None, params: Params, state: SlotState, rows: Any, bank: Bank) -> tuple[Out, SlotState]:
+        return local(drafter, with_adapters(params, bank, rows.adapters), state, rows)
 
     axes = axes_in_use(weight_axes(config, state.cache.is_apart), params)
     weights, stored = tree_specs(axes), tree_specs(state.logical_axes())
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
     of_bank = None if bank is None else tree_specs(bank_axes(config, state.cache.is_apart))
-    specs = {"in_specs": (weights, stored, by_row, of_bank), "out_specs": (spec("batch"), stored)}
-    sampled, state = jax.shard_map(run, mesh=mesh, check_vma=False, **specs)(params, state, rows, bank)
+    drafting = None if drafter is None else tree_specs(drafter.logical_axes())
+    specs = {"in_specs": (drafting, weights, stored, by_row, of_bank), "out_specs": (spec("batch"), stored)}
+    sampled, state = jax.shard_map(run, mesh=mesh, check_vma=False, **specs)(drafter, params, state, rows, bank)
     return jax.lax.with_sharding_constraint(sampled, NamedSharding(mesh, P())), state
 
 
@@ -140,32 +143,13 @@ def _prefill(
     history = jax.tree.map(lambda every, one: every.at[written].set(one[0], mode="drop"), state.history, history)
     scored = score_prompt(config, params, hidden[0], rows.following[0], rows.want_prompt, num_ids)
     held = state.drafter
-    if drafter is not None and taken is not None:
+    if drafter is not None and held is not None:
         is_newest = (index == size - 1) & (rows.following[0] < 0)  # the token behind the prompt is the sampled one
         behind = jnp.where(is_newest, sampled.token, rows.following[0])[None]
-        feature, own = drafter.follow(params, taken, behind, positions, rows.pages, held.cache)
-        held = replace(held, cache=own, feature=held.feature.at[written].set(feature[0], mode="drop"))
+        computed = Computed(rows.tokens, behind, positions, hidden, taken, rows.pages, "chunk")
+        newest, own = drafter.follow(params, computed, held.newest[slot][None], held.cache)
+        held = replace(held, cache=own, newest=held.newest.at[written].set(newest[0], mode="drop"))
     return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history, held)
-
-
-def weight_axes(config: ModelConfig, is_apart: bool) -> Params:
-    """A tree like that of the programs' weights whose leaves are tuples of logical axis names."""
-    return axes_apart(config) if is_apart else logical_axes(config)
-
-
-def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
-    """The weights as the programs take them. On one CPU device they share the memory of `params` where they can."""
-    params = jax.device_put(params, tree_shardings(mesh, axes_in_use(logical_axes(config), params)))
-    params = params_in_use(config, params)  # once, not in every step
-    if not has_layers_apart():
-        return params
-    if mesh.size > 1:
-        apart = partial(layers_apart, config)
-        axes = axes_in_use(axes_apart(config), jax.eval_shape(apart, params))
-        return jax.jit(apart, out_shardings=tree_shardings(mesh, axes))(params)
-    here = NamedSharding(mesh, P())
-    apart = layers_apart(config, params, lambda stack, number: jax.device_put(np.asarray(stack)[number], here))
-    return packed_params(config, apart)
 
 
 class Programs:
@@ -192,11 +176,11 @@ class Programs:
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
         self._launch, self._on_launch = LAUNCH if mesh.size > 1 else nullcontext(), on_launch
-        self._static = (config, num_ids, mesh, drafter)
+        self._given = config, num_ids, mesh, None if drafter is None else drafter.in_use(mesh)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter, kv_cache)
-        self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.cache))
+        self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.caches))
         is_apart = self._state.cache.is_apart
         self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh, is_apart)
 
@@ -217,7 +201,7 @@ class Programs:
         hidden states."""
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
-            (sampled, scored, states), self._state = prefill(*self._static, self._params, self._state, rows, bank)
+            (sampled, scored, states), self._state = prefill(*self._given, self._params, self._state, rows, bank)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
@@ -225,7 +209,7 @@ class Programs:
         """A dispatch of up to `num_steps` steps, in host memory."""
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
-            decoded, self._state = decode(*self._static, self._params, self._state, rows, bank)
+            decoded, self._state = decode(*self._given, self._params, self._state, rows, bank)
         return jax.tree.map(np.asarray, decoded)
 
     def _bank(self) -> AbstractContextManager[Bank]:

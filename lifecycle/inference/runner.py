@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from lifecycle.core.platform import platform
 from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
-from lifecycle.inference.draft_head import weights_with
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import (
     Assembler,
@@ -75,7 +74,8 @@ class Runner:
         self._arrived: list[Generation] = []  # since the last turn began
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         self._programs = Programs(
-            *weights_with(model, drafter),
+            model.config,
+            model.params,
             num_slots,
             length,
             model.tokenizer.vocab_size,

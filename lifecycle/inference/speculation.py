@@ -18,8 +18,9 @@ NEWEST = 0.5  # weight of the newest rate: with 0.2 a slow first dispatch kept d
 class SpeculationConfig(Section):
     """How tokens are foreseen."""
 
-    # ngram: what followed the newest tokens where they stood before; eagle: by the head in the bundle
-    method: Literal["ngram", "eagle"] = "ngram"
+    # ngram: what followed the newest tokens where they stood before; eagle: by the head in the bundle; mtp: by the
+    # bundle's prediction module
+    method: Literal["ngram", "eagle", "mtp"] = "ngram"
     num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] = 4  # the most drafts of a step
 
 

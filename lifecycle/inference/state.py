@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
-from lifecycle.inference.drafting import Drafter
+from lifecycle.inference.drafting import Drafter, NewPages
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
+from lifecycle.inference.weights import has_layers_apart
 from lifecycle.kernels.paged_rows import PAGE
 from lifecycle.kernels.untouched import untouched_zeros
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
@@ -32,16 +33,16 @@ class SlotState:
     history: History
     drafter: Any = None  # what a drafter keeps of them
 
+    @property
+    def caches(self) -> list[KVCache]:
+        """The model's, and the drafter's if it has one."""
+        return [self.cache] if self.drafter is None else [self.cache, self.drafter.cache]
+
     def logical_axes(self) -> "SlotState":
         """A tree like the state whose leaves are tuples of logical axis names."""
         rows: Any = ("batch", None)
         drafter = None if self.drafter is None else self.drafter.logical_axes()
         return SlotState(self.cache.logical_axes(), History(rows, rows, rows), drafter)
-
-
-def has_layers_apart() -> bool:
-    """Whether the programs take each layer's weights and cache by themselves: on CPUs (`layers_apart`)."""
-    return platform() == "cpu"
 
 
 def page_plan(
@@ -84,7 +85,8 @@ def init_slots(
     """Empty slots for contexts of `length`, with pages in a format."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
     cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size, kv_cache)
-    held = None if drafter is None else drafter.empty(num_pages, num_slots, length, str(jnp.dtype(dtype)), plan.size)
+    pages = NewPages(num_pages, num_slots, length, plan.size, kv_cache)
+    held = None if drafter is None else drafter.empty(pages)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
 
 

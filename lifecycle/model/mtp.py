@@ -16,6 +16,7 @@ from lifecycle.core.typing import Array, Batch, Float, Int, Shaped
 from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import Mask
 from lifecycle.model.block import Block
+from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.layers import Angles, RMSNorm, for_layer, full_row
 from lifecycle.model.parameter import matrix
@@ -36,12 +37,25 @@ class PredictionModule(nnx.Module):
         self.norm = RMSNorm(c.d_model, c)
 
     def __call__(
-        self, x: Float[Array, "B t D"], embedded: Float[Array, "B t D"], angles: Angles | None, mask: Mask
-    ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], RouterStats | None]:
-        """The block's output, for the next module; the same after the norm, for the head; the router's statistics."""
+        self,
+        x: Float[Array, "B t D"],
+        embedded: Float[Array, "B t D"],
+        angles: Angles | None,
+        mask: Mask,
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], RouterStats | None, LayerCache | None]:
+        """The block's output, for the next module; the same after the norm, for the head; the router's statistics; the
+        cache with the new tokens."""
         both = jnp.concatenate([self.embed_norm(embedded), self.hidden_norm(x)], axis=-1)
-        hidden, stats, _ = self.block(for_layer(self.config, linear(both, self.projection[...])), angles, mask)
-        return hidden.x, self.norm(*hidden), stats
+        hidden = for_layer(self.config, linear(both, self.projection[...]))
+        hidden, stats, cache = self.block(hidden, angles, mask, cache)
+        return hidden.x, self.norm(*hidden), stats, cache
+
+
+def cached_layer(config: ModelConfig) -> ModelConfig:
+    """A module's block as a model of one layer: the config of its KV cache."""
+    kind = config.kind(config.num_layers - 1)
+    return config.trunk.model_copy(update={"num_layers": 1, "layer_pattern": (kind,), "moe": None})
 
 
 def ahead(batch: Batch, depth: int) -> Batch:

@@ -141,10 +141,16 @@ def params_in_use(config: ModelConfig, params: Params) -> Params:
     returned without a copy. So are rounded weights.
     """
 
+    return in_use(config, parameters(config), params)
+
+
+def in_use(config: ModelConfig, declared: Params, params: Params) -> Params:
+    """`params_in_use` of arrays with these declarations."""
+
     def leaf(held: Parameter, array: Any) -> Any:
         return array if is_rounded(array) else array.astype(_dtype(config, held))
 
-    return jax.tree.map(leaf, parameters(config), params)
+    return jax.tree.map(leaf, declared, params)
 
 
 def layers_apart(

@@ -1,7 +1,7 @@
 """Forward passes of what predicts further tokens: prediction modules (`model/mtp.py`), a drafter (`model/drafter.py`).
 
 Both go on from what the decoder computed with the embeddings of the tokens after it, and share embedding and head with
-it. In training they see whole rows (`model/mtp.py:ahead`), in inference a drafter has a KV cache of its own.
+it. In training they see whole rows (`model/mtp.py:ahead`), in inference they have KV caches of their own.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache
-from lifecycle.model.config import ModelConfig, Precision, Remat
+from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.decoder import angles_of, causal_mask, embed, head, logits_of
 from lifecycle.model.drafter import VOCABULARY, Drafter, Unrolled, block_config
 from lifecycle.model.layers import Angles
@@ -24,7 +24,7 @@ from lifecycle.model.params import Params, drafter_definition, gathered, module_
 from lifecycle.model.pipeline import own_rows
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
-from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK, stack_name
+from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK
 from lifecycle.parallel.collectives import replicated
 
 type Stats = dict[str, RouterStats]  # router statistics by stack, as `forward_train` returns them
@@ -56,10 +56,40 @@ def forward_modules(
         mask = replace(causal_mask(tokens.shape, segments), window=config.window if kind == "local" else None)
         weights = jax.tree.map(lambda stack, number=number: stack[number], params[MODULES][MODULES_STACK])
         embedded = embed(config, params["embed"], tokens)
-        hidden, normed, of_router = module(hidden, embedded, weights, angles_of(config, positions)[kind], mask)
+        hidden, normed, of_router, _ = module(hidden, embedded, weights, angles_of(config, positions)[kind], mask)
         states.append(normed)
         stats.append(of_router)
     return states, {MODULES: jax.tree.map(lambda *layers: jnp.stack(layers), *stats)} if stats[0] is not None else {}
+
+
+def module_step(
+    config: ModelConfig,
+    module: Params,
+    target: Params,
+    state: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KVCache,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """One step of a prediction module in inference: its hidden states after its norm, and the cache with the new
+    tokens.
+
+    `module` has its arrays, not stacked, and `target` the decoder's. Place by place, `state` is what the decoder
+    computed at a position, after the final norm, or this function's own result there; `tokens` the token after it, and
+    `positions` the position of `state`. The result is of that position too; its logits (`decoder.logits`) are of the
+    token after the next. `cache` is one of `cached_layer(config)`, with as many rows as the decoder's.
+    """
+    definition, declared = module_definition(config)
+    kind = config.kind(config.num_layers - 1)
+    mask = Mask(positions, positions, window=config.window if kind == "local" else None)
+    with replicated("norm_seq"):
+        flat = positions.reshape(1, -1)
+        embedded = embed(config, target["embed"], tokens.reshape(1, -1))
+        used = gathered(config, declared, module, num_rows=tokens.size)
+        run = nnx.merge(definition, nnx.State(used))
+        given = state.reshape(1, *flat.shape[1:], -1), embedded, angles_of(config, flat)[kind], mask
+        _, normed, _, view = run(*given, _only_layer(cache, positions, kind, config.window))
+    return normed.reshape(state.shape), _with_layer(cache, view)
 
 
 def forward_drafts(
@@ -115,18 +145,13 @@ def draft_step(
     written again is overwritten: after the target has checked a draft, the kept tokens come again with their true
     features.
     """
-    block, name = block_config(config), stack_name(0, 1)
     with replicated("norm_seq"):
         flat = positions.reshape(1, -1)
-        held = cache.stacks[name]
-        stack = held[0] if isinstance(held, list) else held
-        view = LayerCache(stack, 0, cache.rows(positions, "global", None))
         embedded = embed(config, target["embed"], tokens.reshape(1, -1))
         module = _drafter(config, {DRAFTER: drafter})
-        mask = Mask(positions, positions)
-        out, view = module(feature.reshape(1, -1, block.d_model), embedded, _angles(config, flat), mask, view)
-    stack = [view.stack] if isinstance(held, list) else view.stack
-    return out.reshape(feature.shape), replace(cache, stacks={name: stack})
+        given = feature.reshape(1, -1, config.d_model), embedded, _angles(config, flat), Mask(positions, positions)
+        out, view = module(*given, _only_layer(cache, positions, "global", None))
+    return out.reshape(feature.shape), _with_layer(cache, view)
 
 
 def draft_logits(
@@ -149,6 +174,18 @@ def draft_ids(config: ModelConfig, drafter: Params) -> Int[Array, " V"]:
     if VOCABULARY not in drafter:
         return jnp.arange(config.vocab_size)
     return drafter[VOCABULARY]["ids"].astype(jnp.int32)
+
+
+def _only_layer(cache: KVCache, positions: Int[Array, "B T"], kind: LayerKind, window: int | None) -> LayerCache:
+    """The layer of a cache that has one, for new tokens at these positions."""
+    (held,) = cache.stacks.values()
+    return LayerCache(held[0] if isinstance(held, list) else held, 0, cache.rows(positions, kind, window))
+
+
+def _with_layer(cache: KVCache, layer: LayerCache | None) -> KVCache:
+    assert layer is not None, "a block returns the cache that it is given"
+    ((name, held),) = cache.stacks.items()
+    return replace(cache, stacks={name: [layer.stack] if isinstance(held, list) else layer.stack})
 
 
 def _drafter(config: ModelConfig, params: Params, precision: Precision | None = None) -> Drafter:

@@ -31,7 +31,7 @@ from lifecycle.kernels.packed import PackedWeight, packed, packed_floats
 from lifecycle.kernels.quantised import FORMATS, QuantisedTable, QuantisedWeight, quantise
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.params import Params, compute_dtype, layers_apart, parameters
+from lifecycle.model.params import Params, compute_dtype, parameters
 from lifecycle.model.quantised import is_quantised
 from lifecycle.parallel.axes import RULES, MeshConfig
 
@@ -121,9 +121,10 @@ def axes_in_use(axes: Params, params: Params) -> Params:
     return jax.tree.map(leaf, axes, params, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def packed_params(config: ModelConfig, params: Params) -> Params:
-    """The parameters of one CPU, whose layers lie apart, for its kernels (`kernels/packed.py`), if it has them. Each
-    weight is packed by itself, and the one that it replaces is freed if nobody else holds it."""
+def packed_params(config: ModelConfig, declared: Params, params: Params) -> Params:
+    """The parameters of one CPU, whose layers lie apart, for its kernels (`kernels/packed.py`), if it has them; with
+    their declarations, a tree like theirs. Each weight is packed by itself, and the one that it replaces is freed if
+    nobody else holds it."""
     if any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded))):
         if has_kernel("vnni"):
             return jax.tree.map(_packed, params, is_leaf=is_rounded)
@@ -133,7 +134,6 @@ def packed_params(config: ModelConfig, params: Params) -> Params:
         return params
     if compute_dtype(config) != "float32" or not has_kernel("float_strips"):
         return params
-    declared = layers_apart(config, parameters(config), lambda parameter, _: parameter)
     return jax.tree.map(_packed_floats, declared, params)
 
 

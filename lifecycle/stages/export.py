@@ -24,6 +24,8 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.drafters import FOLDER, write_drafter
+from lifecycle.weights.modules import FOLDER as MODULES_FOLDER
+from lifecycle.weights.modules import write_modules
 from lifecycle.weights.published import FLOAT32, family_of, write_config, write_weights
 
 
@@ -37,13 +39,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     model = config.trained_model(config.exported)
     bundled = family_of(model).exported(model)
-    if bundled != model.target:
-        left_out = num_params(model.target) - num_params(bundled)
-        progress.note(
-            f"without prediction modules ({left_out:,} parameters): family {model.family} has no place for them; the "
-            "checkpoints keep them"
-        )
     export_weights(model, inputs[config.exported], out)
+    if bundled != model.target:
+        export_modules(model, inputs[config.exported], out / MODULES_FOLDER)
+        progress.note(f"prediction modules in {MODULES_FOLDER}: family {model.family} has no place for them")
     if model.drafter is not None:
         export_drafter(model, inputs[config.exported], out / FOLDER)
     write_config(bundled, out, **ids)
@@ -53,6 +52,12 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     write_text(out / GENERATION_FILE, json.dumps({**generation, **ids, ENDS: ends}, indent=2) + "\n")
     progress.note("bundle written")
     return Outcome({"parameters": num_params(bundled), "of": config.exported})
+
+
+def export_modules(model: ModelConfig, trained: Artifact, out: Path) -> None:
+    """Writes the prediction modules of a training stage's artifact into the folder `out`."""
+    read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    write_modules(model, lambda array: read(array, None), out)
 
 
 def export_drafter(model: ModelConfig, trained: Artifact, out: Path) -> None:

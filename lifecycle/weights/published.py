@@ -124,9 +124,9 @@ def load_weights(
     unsharded on this process's first device.
 
     `like` gives the dtypes, as a tree like that of the parameters: None for float32, as in training, or
-    `abstract_in_use(config)`. Each array goes to its devices in its final dtype; there is no second copy. `convert`
-    makes another form of an array once it is there, before the next is read. Raises `WeightsError` listing everything
-    that does not fit.
+    `abstract_in_use(config)`; of what it leaves out at its top, nothing is read. Each array goes to its devices in its
+    final dtype; there is no second copy. `convert` makes another form of an array once it is there, before the next is
+    read. Raises `WeightsError` listing everything that does not fit.
     """
     return params_from(config, family_of(config), open_weights(config, path), str(path), shardings, like, convert)
 
@@ -173,6 +173,7 @@ def params_from(
     errors."""
     require_fit(config, family, source, where)
     like = abstract_params(config) if like is None else like
+    read = {name: known for name, known in parameters(config).items() if name in like}
     if shardings is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), like)
 
@@ -191,7 +192,7 @@ def params_from(
         array = _sharded(shape.shape, sharding, np.dtype(shape.dtype), fill)
         return array if convert is None else jax.block_until_ready(convert(declared, array))
 
-    return jax.tree_util.tree_map_with_path(leaf, like, shardings, parameters(config))
+    return jax.tree_util.tree_map_with_path(leaf, like, shardings, read)
 
 
 def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:

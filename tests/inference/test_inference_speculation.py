@@ -1,7 +1,6 @@
 """Drafts: the same tokens as without, to the last bit, in fewer steps; and when they are made."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,52 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.core.config import ConfigError
-from lifecycle.inference.draft_head import Head, drafter_of
-from lifecycle.inference.drafting import LONGEST, NONE, SHORTEST, Drafter, Ngram, looked_up
-from lifecycle.inference.engine import Engine
+from lifecycle.inference.draft_head import Head
+from lifecycle.inference.drafting import LONGEST, NONE, SHORTEST, Ngram, looked_up
 from lifecycle.inference.generation import Completion
-from lifecycle.inference.model import DraftHead, Model
-from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.speculation import TRY_OTHER, DraftPolicy, SpeculationConfig
+from lifecycle.inference.model import Model
+from lifecycle.inference.speculation import TRY_OTHER, DraftPolicy
 from lifecycle.inference.stats import EngineStats
 from lifecycle.model.config import DrafterConfig
 from lifecycle.model.drafter import VOCABULARY
 from lifecycle.model.stacks import DRAFTER
 from lifecycle.testing.families import random_params
+from tests.inference.drafted import DRAFTS, run
 
-SLOTS, DRAFTS, LENGTH = 2, 3, 48
-LOOP = [7, 8, 9, 10] * 30  # 120 tokens, and as many make it cross a page
-GREEDY = SamplingParams(temperature=0.0, max_tokens=40, stop_ids=())
-SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_k": 3, "seed": 11, "top_logprobs": 2})
-PENALISED = SAMPLED.model_copy(
-    update={
-        "repetition_penalty": 1.2,
-        "frequency_penalty": 0.3,
-        "logit_bias": ((9, 2.0),),
-        "bad_words_ids": ((9, 9), (8, 9), (10, 7, 8)),
-    }
-)
-REQUESTS = [
-    (LOOP, GREEDY),
-    ([66] * 120, SAMPLED),
-    (list(range(40, 57)) * 2, GREEDY.model_copy(update={"max_tokens": 7})),
-    (LOOP, PENALISED),
-    ([5, 6] * 90, GREEDY.model_copy(update={"stop_ids": (1, 2, 3, 4, 5), "min_tokens": 9})),
-]
-
-
-def run(model: Model, drafter: Drafter | None, cache_tokens: int | None = None) -> tuple[list[Completion], EngineStats]:
-    with Engine(model, SLOTS, drafter=drafter, cache_tokens=cache_tokens) as engine:
-        if drafter is not None:
-            engine._runner._drafts = Always()  # the policy may find that a tiny model does without
-        completions = [generation.wait() for generation in [engine.submit(*request) for request in REQUESTS]]
-        return completions, engine.stats
-
-
-class Always(DraftPolicy):
-    def wants_drafts(self, num_rows: int) -> bool:
-        return True
+LENGTH = 48
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +49,7 @@ def test_a_head_that_knows_nothing_changes_nothing(
     head = random_params(config)[DRAFTER]
     if vocab_size is not None:
         head[VOCABULARY]["ids"] = jnp.arange(vocab_size, dtype=jnp.float32)
-    with_head = replace(model, drafter=DraftHead(config, head))
-    found, stats = run(with_head, Head(DRAFTS, config))
+    found, stats = run(model, Head(head, config, DRAFTS))
     assert found == plain[0]
     assert stats.draft_tokens > stats.accepted_tokens
 
@@ -129,10 +94,3 @@ def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
         policy.measured(3, True, 900.0)
     assert sum(policy.wants_drafts(3) for _ in range(TRY_OTHER)) == TRY_OTHER - 1
     assert policy.wants_drafts(64), "another size of batch is measured by itself"
-
-
-def test_settings_say_which_drafter(model: Model) -> None:
-    assert drafter_of(None, model) is None
-    assert drafter_of(SpeculationConfig(num_tokens=3), model) == Ngram(3)
-    with pytest.raises(ConfigError, match=r"speculation.method=eagle: the bundle has no folder `drafter`"):
-        drafter_of(SpeculationConfig(method="eagle"), model)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError
-from lifecycle.inference import programs
+from lifecycle.inference import weights as in_use
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
@@ -85,11 +85,11 @@ def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weigh
     config = tiny("llama3")
     model = model_of(config, in_format(config, random_params(config), weights))
     seen: list[Params] = []
-    monkeypatch.setattr(programs, "packed_params", lambda *args: seen.append(packed_params(*args)) or seen[-1])
+    monkeypatch.setattr(in_use, "packed_params", lambda *args: seen.append(packed_params(*args)) or seen[-1])
     by_kernel = generate(model, PROMPTS, GREEDY)
     leaves = jax.tree.leaves(seen[0], is_leaf=is_rounded)
     assert all(isinstance(leaf, PackedWeight) for leaf in leaves if is_rounded(leaf))
-    monkeypatch.setattr(programs, "packed_params", lambda _, params: params)
+    monkeypatch.setattr(in_use, "packed_params", lambda _, __, params: params)
     by_xla = generate(model, PROMPTS, GREEDY)
     assert [one.token_ids for one in by_kernel] == [one.token_ids for one in by_xla]
 

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
+from lifecycle.model.cache import init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import forward_flops_per_token, num_active_params, num_params
-from lifecycle.model.mtp import ahead
+from lifecycle.model.decoder import forward
+from lifecycle.model.mtp import ahead, cached_layer
 from lifecycle.model.params import abstract_params, parameters
+from lifecycle.model.prediction import forward_modules, module_step
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.stages.checks import check_sizes
 from lifecycle.testing.families import random_params
@@ -146,6 +149,25 @@ def test_losses_and_gradients_are_the_formulas(params: dict[str, Any]) -> None:
         size = float(np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[name]))))
         assert found == pytest.approx(slope, abs=1e-4 * size), name
         assert size > 1
+
+
+@pytest.mark.slow
+def test_a_module_with_a_cache_computes_what_it_does_of_whole_rows(params: dict[str, Any]) -> None:
+    """In parts; what a draft has left in the cache is overwritten, and a position that is padding writes nothing."""
+    tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, (2, LENGTH)).astype(np.int32)
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
+    row = {"tokens": tokens, "targets": tokens, "positions": positions, "segment_ids": np.ones_like(tokens)}
+    row = jax.tree.map(jnp.asarray, row | {"loss_mask": np.ones(tokens.shape, np.float32)})
+    hidden = forward(MODEL, params, row["tokens"], row["positions"])
+    (expected,), _ = forward_modules(MODEL, params, hidden, [ahead(row, 1)])
+    module, cache = jax.tree.map(lambda stack: stack[0], params["mtp"]["0+1"]), init_cache(cached_layer(MODEL), 2, 16)
+    for begin, end, wrong in ((0, 5, 0), (5, 8, 2), (6, 9, 0), (9, 10, 0)):
+        following = (tokens[:, begin + 1 : end + 1] + (np.arange(begin, end) >= end - wrong)) % MODEL.vocab_size
+        places = np.where([[True], [begin != 6]], positions[:, begin:end], 16)
+        given = hidden[:, begin:end], jnp.asarray(following), jnp.asarray(places)
+        state, cache = module_step(MODEL, module, params, *given, cache)
+        right = end - wrong - begin
+        np.testing.assert_allclose(state[0, :right], expected[0, begin : begin + right], rtol=1e-4, atol=1e-5)
 
 
 def test_without_weight_a_step_computes_what_it_computes_without_modules(params: dict[str, Any]) -> None:

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import chex
+import jax
 import jax.numpy as jnp
 import pytest
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
-from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.bundle import load_bundle, load_module
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig, MoeConfig
+from lifecycle.model.stacks import MODULES, MODULES_STACK
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.export import export_weights, run
+from lifecycle.stages.export import export_modules, export_weights, run
+from lifecycle.testing.families import MODELS as FAMILIES
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -25,7 +28,15 @@ from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
 from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.weights.published import WEIGHTS, load_weights, save_weights
+from lifecycle.weights.modules import FOLDER
+from lifecycle.weights.published import (
+    WEIGHTS,
+    WeightsError,
+    family_of,
+    load_weights,
+    save_weights,
+    write_config,
+)
 from tests.measuring import measured
 
 DEBUG = Path(__file__).parents[2] / "configs/debug.yaml"
@@ -66,6 +77,31 @@ def test_what_is_exported_is_what_was_trained(tmp_path: Path, model: ModelConfig
     save_weights(model, params, whole)
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     chex.assert_trees_all_equal(load_weights(model, out), params, strict=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+def test_prediction_modules_are_exported_whether_a_family_has_place_for_them_or_not(
+    tmp_path: Path, family: str
+) -> None:
+    """Of two, module 1 is read; what is not the model's is refused."""
+    model = FAMILIES[family].model_copy(update={"num_mtp_modules": 2})
+    artifact, out, bundled = trained(tmp_path, model), tmp_path / "bundle", family_of(model).exported(model)
+    out.mkdir()
+    export_weights(model, artifact, out)
+    write_config(bundled, out)
+    if bundled != model:
+        assert load_module(out) is None
+        export_modules(model, artifact, out / FOLDER)
+    loaded = load_module(out)
+    assert loaded is not None
+    assert loaded[0] == model.model_copy(update={"num_mtp_modules": 1})
+    expected = jax.tree.map(lambda stack: stack[0], random_params(model, 2)[MODULES][MODULES_STACK])
+    chex.assert_trees_all_equal(loaded[1], expected, strict=True)
+    if bundled != model:
+        assert bundled == model.trunk, "what other tools see"
+        write_config(model.trunk.model_copy(update={"d_ff": 56}), out)
+        with pytest.raises(WeightsError, match=r"mtp\.0\.block\.feed_forward\.gate: shape \(32, 48\), the model's is"):
+            load_module(out)
 
 
 def test_a_damaged_last_checkpoint_is_not_exported(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lifecycle.core import machine
 from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.inference.bundle import load_bundle
+from lifecycle.inference.bundle import load_bundle, load_head
 from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.ops.lineage import trace_artifact
 from lifecycle.ops.registry import Registry
@@ -138,11 +138,12 @@ def test_a_run_trains_a_drafter_and_exports_it_with_its_target(tmp_path: Path, b
     }
     made = bring_up_to_date(validate(RunConfig, tree), ["report"], Silent())
     exported, before = load_bundle(made["export"].path), load_bundle(bundle)
-    assert before.drafter is None and exported.drafter is not None
+    head = load_head(exported.config, made["export"].path)
+    assert load_head(before.config, bundle) is None and head is not None
     assert exported.config == before.config
     chex.assert_trees_all_equal(exported.params, before.params)
-    assert exported.drafter.config.drafter == DrafterConfig(vocab_size=240, d_ff=64, layers=(0, 1, 2))
-    vocabulary = exported.drafter.params["vocabulary"]
+    assert head[0].drafter == DrafterConfig(vocab_size=240, d_ff=64, layers=(0, 1, 2))
+    vocabulary = head[1]["vocabulary"]
     assert np.array_equal(vocabulary["head"], exported.params["head"][vocabulary["ids"].astype(int)])
     first, last = (list(read_log(made[stage].path / METRICS)) for stage in ("drafts", "more"))
     assert {"acceptance_1", "acceptance_2", "accepted", "loss"} <= set().union(*first)
@@ -151,7 +152,7 @@ def test_a_run_trains_a_drafter_and_exports_it_with_its_target(tmp_path: Path, b
     # what comes after a drafter has none
     tree["train"]["chat"] = {"objective": "sft", "from": "drafts", **SIZES}
     chat = bring_up_to_date(validate(RunConfig, tree), ["export"], Silent())
-    assert load_bundle(chat["export"].path).drafter is None
+    assert load_head(exported.config, chat["export"].path) is None
 
 
 class Stopped(Exception):
