@@ -156,7 +156,7 @@ def _start(
 ) -> Served:
     mesh = build_mesh(config.mesh)
     model = load_bundle(bundle, mesh, config.weights)
-    drafter = drafter_for(config.speculation, model, bundle, mesh, config.weights)
+    drafter = drafter_for(config.speculation, model, bundle, mesh, config.weights, config.max_seq_len)
     engine = Engine(
         model,
         num_slots=config.num_slots,

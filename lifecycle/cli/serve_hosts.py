@@ -65,7 +65,7 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
             *limits,
             mesh=mesh,
             cache_tokens=config.cache_tokens,
-            drafter=drafter_for(config.speculation, model, bundle, mesh, config.weights),
+            drafter=drafter_for(config.speculation, model, bundle, mesh, config.weights, config.max_seq_len),
             witness=witness,
             kv_cache=config.kv_cache,
             adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),

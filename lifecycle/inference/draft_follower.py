@@ -4,6 +4,7 @@
 |---|---|---|
 | `draft_head.py` | the inputs of three layers | a feature, from that of the token before |
 | `draft_module.py` | the hidden states after the final norm | a hidden state, from that of the token before |
+| `draft_model.py` | the tokens | a hidden state of another model |
 
 After a prompt's chunk and after each step the drafter gets what the model has computed, and the tokens behind it. Its
 cache has the pages of the model's, by the same tables: so a prefix that is cached for the model is cached for it, and a

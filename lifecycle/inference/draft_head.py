@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.inference.draft_follower import DraftFollower, Followed, Kinds, shared_kinds
 from lifecycle.inference.drafting import Computed, Drafting, NewPages
-from lifecycle.inference.draft_follower import Followed, DraftFollower, Kinds, shared_kinds
 from lifecycle.inference.weights import block_axes, block_in_use
 from lifecycle.model.cache import KVCache
 from lifecycle.model.config import ModelConfig

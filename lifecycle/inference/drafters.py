@@ -5,8 +5,9 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
-from lifecycle.inference.bundle import load_head, load_module
+from lifecycle.inference.bundle import load_bundle, load_head, load_module
 from lifecycle.inference.draft_head import Head
+from lifecycle.inference.draft_model import DraftModel
 from lifecycle.inference.draft_module import Module
 from lifecycle.inference.drafting import Drafter, Ngram
 from lifecycle.inference.model import Model
@@ -20,9 +21,11 @@ def drafter_for(
     folder: Path,
     mesh: Mesh | None = None,
     weights: WeightFormat | None = None,
+    length: int | None = None,
 ) -> Drafter | None:
-    """The drafter for a model, from whose bundle's `folder` a head or a module is read; sharded as the model is, a
-    module with its weights in a format.
+    """The drafter for a model, from whose bundle's `folder` a head or a module is read; sharded as the model is,
+    modules and draft models with their weights in a format. `length`: the longest context that is served, if not the
+    model's.
 
     Raises `ConfigError` if the settings want what is not there or does not fit the model.
     """
@@ -45,3 +48,29 @@ def drafter_for(
                     "model.num_mtp_modules=1 (docs/prediction-modules.md), or set speculation.method=ngram"
                 )
             return Module(module[1], module[0], config.num_tokens)
+        case "model":
+            assert config.bundle is not None, "the settings were checked"
+            draft = _loaded(config.bundle, mesh, weights)
+            require_fit(draft, model, length or model.config.max_seq_len)
+            return DraftModel(draft.params, draft.config, model.config, config.num_tokens)
+
+
+def _loaded(bundle: Path, mesh: Mesh | None, weights: WeightFormat | None) -> Model:
+    try:
+        return load_bundle(bundle, mesh, weights)
+    except ConfigError as error:  # it speaks of a model's settings, and there are two models
+        raise ConfigError(f"speculation.bundle={bundle}: {error}") from error
+
+
+def require_fit(draft: Model, model: Model, length: int) -> None:
+    """Raises `ConfigError` for a draft model whose ids mean something else, or with a shorter context than `length`."""
+    if (difference := draft.tokenizer.difference(model.tokenizer)) is not None:
+        raise ConfigError(
+            f"speculation.bundle: the draft model has another tokenizer than the model: {difference}; use a smaller "
+            "model of the same family, or speculation.method=ngram"
+        )
+    if draft.config.max_seq_len < length:
+        raise ConfigError(
+            f"speculation.bundle: the draft model has contexts of {draft.config.max_seq_len} tokens, and {length} are "
+            f"served; set serve.max_seq_len={draft.config.max_seq_len}, or use another draft model"
+        )

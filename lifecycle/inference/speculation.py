@@ -4,9 +4,10 @@ Verifying drafts costs a step more tokens: nothing where a step is bound by read
 decode together. So the engine measures both kinds of dispatches and takes the faster. It may, as tokens are the same.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lifecycle.core.config import Section
 
@@ -19,9 +20,18 @@ class SpeculationConfig(Section):
     """How tokens are foreseen."""
 
     # ngram: what followed the newest tokens where they stood before; eagle: by the head in the bundle; mtp: by the
-    # bundle's prediction module
-    method: Literal["ngram", "eagle", "mtp"] = "ngram"
+    # bundle's prediction module; model: by another model
+    method: Literal["ngram", "eagle", "mtp", "model"] = "ngram"
     num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] = 4  # the most drafts of a step
+    bundle: Path | None = None  # of the other model, which has the same tokenizer
+
+    @model_validator(mode="after")
+    def _check_bundle(self) -> "SpeculationConfig":
+        if self.method == "model" and self.bundle is None:
+            raise ValueError("method=model drafts with another model; set bundle=FOLDER")
+        if self.method != "model" and self.bundle is not None:
+            raise ValueError(f"bundle is for method=model, and method={self.method}; leave out one of them")
+        return self
 
 
 class DraftPolicy:

@@ -77,6 +77,19 @@ class Tokenizer(ABC):
         specials = {"special": self.special_ids, "framing": [self.bos_id, self.eos_id, self.pad_id]}
         return digest({"kind": type(self).__name__, "native": self.native.hex(), **specials})
 
+    def difference(self, other: "Tokenizer") -> str | None:
+        """The first way in which ids here mean something else than in another tokenizer; None: there is none, even if
+        the two cut texts in different ways, or are for models of which one has rows for fewer ids."""
+        if self.fingerprint == other.fingerprint:
+            return None
+        if self.vocab_size != other.vocab_size:
+            return f"{self.vocab_size} ids, not {other.vocab_size}"
+        pairs = ((i, self._shown(i), other._shown(i)) for i in range(self.vocab_size))
+        return next((f"id {i} is {own}, not {its}" for i, own, its in pairs if own != its), None)
+
+    def _shown(self, token_id: int) -> str:
+        return f"{'the special token ' if self.is_special(token_id) else ''}{self.token_bytes(token_id)!r}"
+
     @cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text has at least its own bytes divided by this many tokens."""

@@ -4,10 +4,11 @@ Log-probabilities are the logits' but for a constant of the row; the likeliest o
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -16,7 +17,9 @@ from lifecycle.core.config import ConfigError
 from lifecycle.inference.adapters import BankSizes
 from lifecycle.inference.beam_search import beam_search
 from lifecycle.inference.beams import BeamConfig
-from lifecycle.inference.drafting import Ngram
+from lifecycle.inference.draft_model import DraftModel
+from lifecycle.inference.draft_module import Module
+from lifecycle.inference.drafting import Drafter, Ngram
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import embed, generate
 from lifecycle.inference.generation import Completion
@@ -25,6 +28,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import CacheFormat, WeightFormat
+from lifecycle.model.stacks import MODULES, MODULES_STACK
 from lifecycle.model.weight_formats import in_format
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, inference_mesh
@@ -97,15 +101,30 @@ def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) 
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
 
 
+def ngrams(_: Model) -> Drafter:
+    return Ngram(3)
+
+
+def the_model_itself(model: Model) -> Drafter:
+    return DraftModel(model.params, model.config, model.config, 3)
+
+
+def its_module(model: Model) -> Drafter:
+    return Module(jax.tree.map(lambda stack: stack[0], model.params[MODULES][MODULES_STACK]), model.config, 3)
+
+
 @pytest.mark.slow
-def test_drafts_change_nothing_on_a_mesh() -> None:
+@pytest.mark.parametrize("drafter", [ngrams, the_model_itself, pytest.param(its_module, marks=pytest.mark.long)])
+def test_drafts_change_nothing_on_a_mesh(drafter: Callable[[Model], Drafter]) -> None:
     """Devices that divide the rows' sampling follow each row's drafts by themselves."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
     prompts = [[i % period for i in range(8 * period)] for period in (2, 3, 5, 7)] * 4
     params = [each.model_copy(update={"max_tokens": 40}) for each in (GREEDY, SAMPLED)] * 8
-    with Engine(model, 16, mesh=mesh, drafter=Ngram(3)) as engine:
+    with Engine(model, 16, mesh=mesh, drafter=drafter(model)) as engine:
         found = [one.wait() for one in [engine.submit(*pair) for pair in zip(prompts, params, strict=True)]]
-        assert engine.stats.accepted_tokens > 0
+        assert (stats := engine.stats).draft_tokens > 0
+    if drafter is not its_module:  # whose weights are random
+        assert stats.accepted_tokens > (0.9 * stats.draft_tokens if drafter is the_model_itself else 0)
     assert_alike(found, generate(model, prompts, params, num_slots=16))
 
 
