@@ -162,6 +162,8 @@ def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console:
     serve = config.serve
     sizes = serve.num_slots, serve.max_seq_len or model.max_seq_len, serve.mesh
     planned = model, *sizes, topology, own.is_tuned, progress
+    if serve.speculation is not None:
+        console.print("serve.speculation is not planned: these are the programs of a server without drafts")
     for plan in plan_engine(*planned, weights=serve.weights, kv_cache=serve.kv_cache):
         _show_and_write(plan, config, topology, console)
 

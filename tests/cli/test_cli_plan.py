@@ -114,12 +114,14 @@ def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.M
 
     monkeypatch.setattr(plan, "plan_engine", plan_engine)
     config = load(
-        "llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048", "serve.mesh.tensor=8"
-    )
+        "llama3_8b_v5p_128", f"root={tmp_path}", "serve.num_slots=4", "serve.max_seq_len=2048", "serve.mesh.tensor=8",
+        "serve.speculation.method=ngram",
+    )  # fmt: skip
     console = Console(file=StringIO(), width=200, record=True)
     plan_decode(config, PlanConfig(topology=CUBE.name, stage="decode"), CUBE, console, Silent())
     text = console.export_text()
     assert asked == [(config.model, 4, 2048, MeshConfig(tensor=8), CUBE, True)]
+    assert "serve.speculation is not planned" in text
     assert "one for each of 4 slots" in text and "to the first token, for each chunk" in text
     for name, tokens in (("prefill", 256), ("decode", 4)):
         written = json.loads((config.folder / f"plan-{name}-v5p-4x4x4.json").read_text(encoding="utf-8"))
