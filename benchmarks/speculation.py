@@ -1,7 +1,7 @@
 """Tokens per second of decoding with drafts beside those without, of the same requests, one at a time, in turn.
 
-    uv run --extra cpu-kernels python benchmarks/speculation.py BUNDLE [--method ngram] [--num-tokens 4]
-        [--weights FORMAT] [--prompts FILE] [--tokens 200] [--rounds 3]
+    uv run --extra cpu-kernels python benchmarks/speculation.py BUNDLE [--method ngram] [--draft BUNDLE]
+        [--num-tokens 4] [--weights FORMAT] [--prompts FILE] [--tokens 200] [--rounds 3]
 
 The requests are chats, by default edits of a file of this project, which n-gram drafts are good at; `--prompts` names a
 JSONL file whose rows have `prompt`. Answers are greedy. Each is timed from its first part to its last, so prompts do
@@ -17,7 +17,7 @@ from pathlib import Path
 import lifecycle.inference.texts
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.inference.bundle import load_bundle
-from lifecycle.inference.draft_head import drafter_of
+from lifecycle.inference.drafters import drafter_for
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.speculation import SpeculationConfig
@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--method", default="ngram")
+    parser.add_argument("--draft", type=Path, metavar="BUNDLE")
     parser.add_argument("--num-tokens", type=int, default=4)
     parser.add_argument("--weights", choices=["int8", "int4", "fp8"])
     parser.add_argument("--prompts", type=Path)
@@ -67,8 +68,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = load_bundle(given.bundle, weights=given.weights)
-    config = SpeculationConfig.model_validate({"method": given.method, "num_tokens": given.num_tokens})
-    drafter = drafter_of(config, model)
+    settings = {"method": given.method, "num_tokens": given.num_tokens, "bundle": given.draft}
+    config = SpeculationConfig.model_validate(settings)
+    drafter = drafter_for(config, model, given.bundle, weights=given.weights, length=SLOT)
     prompts = [
         list(model.template.render([{"role": "user", "content": text}], add_generation_prompt=True).ids)
         for text in questions(given.prompts)
