@@ -70,16 +70,21 @@ def group_scales(
     place = jnp.abs(grouped).argmax(-2, keepdims=True)
     largest = jnp.take_along_axis(grouped, place, -2)
 
-    def tried(target: float) -> tuple[Array, Array]:
+    def tried(target: Array | float) -> tuple[Array, Array]:
         scale = (largest / target).astype(SCALE).astype(jnp.float32)
         scale = jnp.where(scale == 0, 1.0, scale)
         error = grouped - nearest(grouped, scale, bits) * scale
         return scale, (importance * jnp.square(error)).sum(-2, keepdims=True)
 
-    best, least = tried(TRIED[bits][0])
-    for target in TRIED[bits][1:]:
-        scale, error = tried(target)
-        best, least = jnp.where(error < least, scale, best), jnp.minimum(error, least)
+    def better(known: tuple[Array, Array], target: Array) -> tuple[tuple[Array, Array], None]:
+        (best, least), (scale, error) = known, tried(target)
+        return (jnp.where(error < least, scale, best), jnp.minimum(error, least)), None
+
+    first, *others = TRIED[bits]
+    if not others:
+        return tried(first)[0]
+    # a loop: unrolled it takes 2.1 times as long to compile, and 3.1 times as long to run on a CPU
+    (best, _), _ = jax.lax.scan(better, tried(first), jnp.asarray(others))
     return best
 
 
