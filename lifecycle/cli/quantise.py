@@ -1,4 +1,4 @@
-"""`lifecycle quantise BUNDLE OUT --texts FILE`: a bundle whose matrices are int4, calibrated on texts (GPTQ)."""
+"""`lifecycle quantise BUNDLE OUT`: a bundle whose matrices are int4, with `--texts FILE` calibrated on these (GPTQ)."""
 
 import json
 import shutil
@@ -32,27 +32,37 @@ from lifecycle.weights.safetensors_files import INDEX
 type Bundle = Annotated[Path, Parameter(help="The bundle's folder.")]
 type Out = Annotated[Path, Parameter(help="The new bundle's folder; it must not be there yet.")]
 type Texts = Annotated[
-    Path, Parameter(help="JSONL or Parquet with texts in `text`: best a run's own, documents-*/kept-*.parquet.")
+    Path | None,
+    Parameter(
+        help="JSONL or Parquet with texts in `text` to calibrate on: best a run's own, documents-*/kept-*.parquet. "
+        "Without any, all is rounded to nearest, which keeps what was trained for int4."
+    ),
 ]
 type Rows = Annotated[int, Parameter(help="Rows of tokens to calibrate on.")]
 type Length = Annotated[int, Parameter(help="Tokens of a row.")]
+ROWS, LENGTH = 64, 512
 
 
-def quantise(bundle: Bundle, out: Out, /, *, texts: Texts, rows: Rows = 64, length: Length = 512) -> None:
+def quantise(bundle: Bundle, out: Out, /, *, texts: Texts = None, rows: Rows = ROWS, length: Length = LENGTH) -> None:
     """Makes a bundle in int4 that `serve.weights=int4` serves with exactly its values. Embedding and head stay as they
     are; the matrices of experts are rounded to nearest."""
     if rows < 1 or length < 2:
         raise ConfigError(f"--rows={rows} and --length={length}: at least one row of two tokens")
-    if not texts.is_file():
+    if texts is None and (rows, length) != (ROWS, LENGTH):
+        raise ConfigError("--rows and --length are of the texts to calibrate on; give --texts, or leave them out")
+    if texts is not None and not texts.is_file():
         raise ConfigError(f"{texts}: no such file of texts")
     start_jax(user_cache() / BUNDLES)
     model = load_bundle(bundle)
-    if length > model.config.max_seq_len:
+    params, how = model.params, "rounded to nearest"
+    if texts is not None and length > model.config.max_seq_len:
         raise ConfigError(f"--length={length} is more than the model's context, {model.config.max_seq_len}")
-    ids = calibration_rows(texts, model.tokenizer, rows, length)
+    ids = None if texts is None else calibration_rows(texts, model.tokenizer, rows, length)
     with new_bundle(out, Origin(str(bundle)), "int4") as folder:
-        with progress_on(Console(emoji=False, stderr=True)) as progress:
-            params = calibrated(model.config, model.params, jnp.asarray(ids), gptq, progress)
+        if ids is not None:
+            how = f"calibrated on {rows} rows of {length}"
+            with progress_on(Console(emoji=False, stderr=True)) as progress:
+                params = calibrated(model.config, params, jnp.asarray(ids), gptq, progress)
         for file in sorted(bundle.iterdir()):
             if file.is_file() and file.name not in (MANIFEST, CONFIG, INDEX) and file.suffix != ".safetensors":
                 shutil.copyfile(file, folder / file.name)
@@ -60,7 +70,7 @@ def quantise(bundle: Bundle, out: Out, /, *, texts: Texts, rows: Rows = 64, leng
         write_pack_quantised(model.config, params, folder, **named)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     tell(
-        f"{model.config.family}, {num_params(model.config):,} parameters: int4, calibrated on {rows} rows of {length}",
+        f"{model.config.family}, {num_params(model.config):,} parameters: int4, {how}",
         f"bundle  {out}, {size:,} bytes of weights",
     )
 
