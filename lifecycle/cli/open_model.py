@@ -75,8 +75,9 @@ def _trained(config: RunConfig, stage: str, weights: WeightFormat | None) -> Mod
         require_intact(artifact, FileHashes(config.folder))
     folder, model = text.path, config.trained_model(stage)
     tokenizer = load_tokenizer(folder)
-    params = in_format(model.target, trained_params_in_use(trained, model), weights)
+    plain = trained_params_in_use(trained, model, weights=config.train[stage].weights)
     sampling = sampling_of_run(config.export.sampling, config.origin_of(stage))
     defaults = SamplingParams(**sampling.plain())
     template = ChatTemplate.load(folder, tokenizer).live
+    params = in_format(model.target, plain, weights)
     return Model(model.target, params, tokenizer, template, defaults, trained.content_hash)

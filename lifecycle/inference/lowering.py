@@ -1,12 +1,11 @@
 """Traces the engine's programs from shapes alone, to compile them for devices that are not present."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
@@ -21,7 +20,7 @@ from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
 from lifecycle.model.weight_formats import axes_in_use, check_groups, in_format
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import AnyMesh, tree_shardings
+from lifecycle.parallel.mesh import AnyMesh, computing_on, tree_shardings
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class AbstractEngine:
     def arguments(self) -> tuple[Params, SlotState]:
         """Shapes and shardings of the weights as the engine holds them, and of its slots."""
         check_mesh(self.config, self.mesh, self.num_slots)
-        with self._here():
+        with computing_on(self.mesh):
             check_groups(self.config, MeshConfig(**self.mesh.shape), self.weights)
             params = abstract_in_use(self.config)
             params = jax.eval_shape(partial(in_format, self.config, weights=self.weights), params)
@@ -70,14 +69,9 @@ class AbstractEngine:
         return page_plan(self.config, self.num_slots, num_groups(self.mesh), self.length)
 
     def _table(self) -> SlotTable:
-        with self._here():
+        with computing_on(self.mesh):
             plan = self._plan()
         return SlotTable(self.num_slots, plan, self.length, self.config.vocab_size, num_groups(self.mesh))
-
-    def _here(self) -> AbstractContextManager[None]:
-        """The mesh's devices as those that are computed on."""
-        mesh = self.mesh
-        return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
     def _traced(self, program: Any, rows: PromptRows | DecodeRows) -> jax.stages.Traced:
         """`program` is a jitted function; `jax.stages.Wrapped` does not say what `trace` takes."""

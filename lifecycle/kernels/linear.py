@@ -46,8 +46,9 @@ def is_rounded(weight: Any) -> bool:
     return isinstance(weight, QuantisedWeight | QuantisedTable | GroupScaled | PackedWeight)
 
 
-def dense(weight: Weight) -> Float[Array, "D F"]:
-    """The weight as a plain array, in float32 if it was rounded: for what is not a plain product."""
+def dense(weight: Weight) -> Float[Array, "*stack D F"]:
+    """The weight, or a stack of them, as a plain array, in float32 if it was rounded: for what is not a plain
+    product."""
     assert not isinstance(weight, AdaptedWeight), "what is no plain product has no adapters"
     match weight:
         case ObservedWeight():

@@ -26,13 +26,14 @@ from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array
 from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.group_scaled import group_scaled, group_scaled_table, group_size
-from lifecycle.kernels.linear import is_rounded
+from lifecycle.kernels.linear import dense, is_rounded
 from lifecycle.kernels.packed import PackedWeight, packed, packed_floats
 from lifecycle.kernels.quantised import FORMATS, QuantisedTable, QuantisedWeight, quantise
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, compute_dtype, parameters
 from lifecycle.model.quantised import is_quantised
+from lifecycle.model.stacks import DRAFTER
 from lifecycle.parallel.axes import RULES, MeshConfig
 
 LOG = logging.getLogger(__name__)
@@ -54,6 +55,29 @@ def leaf_in_format(declared: Parameter, array: Array, weights: WeightFormat) -> 
         return array
     bits = _bits_in_groups(weights)
     return _weight(array, weights) if bits is None else _group_scaled(array, bits)
+
+
+def as_served(config: ModelConfig, params: Params, weights: WeightFormat) -> Params:
+    """The parameters with the values that a format gives them, as plain arrays. A drafter stays as it is: it is not
+    served in formats."""
+    target = {name: part for name, part in params.items() if name != DRAFTER}
+    dtype = compute_dtype(config)
+    held = jax.tree.map(
+        lambda declared, array: leaf_as_served(declared, array, weights, jnp.promote_types(array.dtype, dtype)),
+        parameters(config.target),
+        target,
+    )
+    return params | held
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def leaf_as_served(declared: Parameter, array: Array, weights: WeightFormat, dtype: Any) -> Array:
+    """One parameter, or a stack of them, with the values that a format gives it, rounded to `dtype`; what formats leave
+    as it is stays so."""
+    held = leaf_in_format(declared, array.astype(jnp.float32), weights)
+    if isinstance(held, QuantisedTable):
+        return held.dense().astype(dtype)
+    return dense(held).astype(dtype) if is_rounded(held) else array
 
 
 def is_table(declared: Parameter) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ def inference_mesh(mesh: Mesh) -> Mesh:
     order = ("replica", "stage", "fsdp", "context", "expert", "tensor")
     devices = mesh.devices.transpose([AXES.index(axis) for axis in order])
     return Mesh(devices.reshape([getattr(sizes, axis) for axis in AXES]), AXES)
+
+
+def computing_on(mesh: AnyMesh) -> AbstractContextManager[None]:
+    """The mesh's devices as those that are computed on (`core/platform.py`), outside of a `shard_map` too."""
+    return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
 
 
 def _require_box(devices: Sequence[Any], num_slices: int, shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 # May differ: what comes after the checkpoint, and what changes no weights (`TrainConfig.HOW`).
-FREE = frozenset({"start", "model", "steps", "global_batch_size"}) | TrainConfig.HOW
+FREE = frozenset({"start", "model", "steps", "global_batch_size", "weights"}) | TrainConfig.HOW
 OF_TOKENS = frozenset({"seq_len", "mixture"})  # may differ too, where rows are of tokens
 
 WARMUP = "optimizer.schedule.warmup_steps"
@@ -90,8 +90,8 @@ def _check_settings(at: str, name: str, parent: str, train: Mapping[str, TrainCo
         of_data = "global_batch_size, seq_len, mixture" if _reads_tokens(train[parent]) else "global_batch_size"
         raise ValueError(
             f"{at}: the run of {parent} goes on with {needed}; leave these out of train.{name}, or give the same. Only "
-            f"steps, {of_data}, the schedule after the warm-up, and how it is computed, measured and saved may differ. "
-            f"To start anew from its weights: from={parent}"
+            f"steps, {of_data}, weights, the schedule after the warm-up, and how it is computed, measured and saved "
+            f"may differ. To start anew from its weights: from={parent}"
         )
 
 

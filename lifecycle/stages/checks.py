@@ -3,6 +3,7 @@
 Each raises `ValueError` with the setting, named by `at` or the task, and the fix.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 from lifecycle.core.config import nearest
@@ -75,6 +76,15 @@ def check_drafter(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshCon
             raise ValueError(f"{at}: a drafter is trained without mesh.{axis}; give its devices to mesh.fsdp")
     if train.seq_len <= train.draft_steps:
         raise ValueError(f"{at}.draft_steps={train.draft_steps}: rows of seq_len={train.seq_len} are too short")
+
+
+def check_target_format(name: str, train: TrainConfig, origin: str, before: TrainConfig) -> None:
+    """Checks that a stage that trains a drafter for the model of stage `origin` sees its weights as they are served."""
+    if train.weights != before.weights:
+        raise ValueError(
+            f"train.{name}.weights={json.dumps(train.weights)}: the drafter's model comes from {origin}, which has "
+            f"train.{origin}.weights={json.dumps(before.weights)}, and is served as that says; give both the same"
+        )
 
 
 def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfig) -> None:

@@ -36,7 +36,14 @@ from lifecycle.ops.request_log import RequestLogConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.branches import with_inherited
-from lifecycle.stages.checks import check_measured, check_mixture, check_sizes, check_task, rows_stage
+from lifecycle.stages.checks import (
+    check_measured,
+    check_mixture,
+    check_sizes,
+    check_target_format,
+    check_task,
+    rows_stage,
+)
 from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
 from lifecycle.text.tokenizer import TokenizerConfig
 from lifecycle.training.config import SftConfig, TrainConfig
@@ -318,6 +325,8 @@ class RunConfig(Section):
                     f"train.{name}: a drafter is trained for finished weights; set train.{name}.from to a stage or to "
                     "a bundle's folder"
                 )
+            if (origin := self.starts[name].stage) is not None and self.trained_model(name).drafter is not None:
+                check_target_format(name, self.train[name], origin, self.train[origin])
         named = {"export.of": [self.export.of] if self.export.of else []}
         named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
         for setting, names in named.items():

@@ -21,7 +21,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
     mesh, folder, model = build_mesh(config.evaluation_mesh), inputs["tokenizer"].path, config.trained_model(trained)
     tokenizer = load_tokenizer(folder)
     template = ChatTemplate.load(folder, tokenizer)
-    params = trained_params_in_use(inputs[trained], model, mesh)
+    params = trained_params_in_use(inputs[trained], model, mesh, config.train[trained].weights)
     subject = chat_model(Model(model.target, params, tokenizer, template), mesh)
     folders = {name: artifact.path for name, artifact in inputs.items()}
     results = evaluate(config.evaluate, folders, subject, out, progress)

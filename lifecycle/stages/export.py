@@ -2,21 +2,28 @@
 
 The weights go from the checkpoint to the bundle array by array: memory holds one array and the published tensor that it
 fills. They keep the checkpoint's float32, so that the exported weights are the evaluated ones; `lifecycle import
-safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle from it, which needs its own evaluation.
+safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle from it, which needs its own evaluation. Weights that
+were trained for a format are written with the values that it gives them: any tool then computes what was trained, and
+rounding them again changes nothing.
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
 
 from lifecycle.core.artifact import MANIFEST, Artifact
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.inference.defaults import ENDS, GENERATION_FILE, end_ids, generation_of_run
-from lifecycle.model.config import ModelConfig
+from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.counts import num_params
 from lifecycle.model.params import abstract_params
 from lifecycle.model.stacks import DRAFTER
+from lifecycle.model.weight_formats import leaf_as_served
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
@@ -26,7 +33,9 @@ from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.drafters import FOLDER, write_drafter
 from lifecycle.weights.modules import FOLDER as MODULES_FOLDER
 from lifecycle.weights.modules import write_modules
-from lifecycle.weights.published import FLOAT32, family_of, write_config, write_weights
+from lifecycle.weights.published import FLOAT32, declarations, family_of, write_config, write_weights
+
+type Read = Callable[[str, int | None], np.ndarray]  # an array by canonical name, or one expert's part of it
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -39,9 +48,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     model = config.trained_model(config.exported)
     bundled = family_of(model).exported(model)
-    export_weights(model, inputs[config.exported], out)
+    weights = config.train[config.exported].weights
+    export_weights(model, inputs[config.exported], out, weights)
     if bundled != model.target:
-        export_modules(model, inputs[config.exported], out / MODULES_FOLDER)
+        export_modules(model, inputs[config.exported], out / MODULES_FOLDER, weights)
         progress.note(f"prediction modules in {MODULES_FOLDER}: family {model.family} has no place for them")
     if model.drafter is not None:
         export_drafter(model, inputs[config.exported], out / FOLDER)
@@ -54,9 +64,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     return Outcome({"parameters": num_params(bundled), "of": config.exported})
 
 
-def export_modules(model: ModelConfig, trained: Artifact, out: Path) -> None:
-    """Writes the prediction modules of a training stage's artifact into the folder `out`."""
-    read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+def export_modules(model: ModelConfig, trained: Artifact, out: Path, weights: WeightFormat | None = None) -> None:
+    """Writes the prediction modules of a training stage's artifact into the folder `out`; `weights` as in
+    `export_weights`."""
+    read = _read(model, trained, weights)
     write_modules(model, lambda array: read(array, None), out)
 
 
@@ -66,8 +77,22 @@ def export_drafter(model: ModelConfig, trained: Artifact, out: Path) -> None:
     write_drafter(model, lambda array: read(f"{DRAFTER}.{array}", None), out)
 
 
-def export_weights(model: ModelConfig, trained: Artifact, out: Path) -> None:
+def export_weights(model: ModelConfig, trained: Artifact, out: Path, weights: WeightFormat | None = None) -> None:
     """Writes the final weights of a training stage's artifact into `out`, in the layout of the model's family; without
-    prediction modules, if that has no place for them."""
-    read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    prediction modules, if that has no place for them. `weights`: the format that the stage trained them for, whose
+    values are written."""
+    read = _read(model, trained, weights)
     write_weights(family_of(model).exported(model), read, out, lambda name, arrays: FLOAT32)
+
+
+def _read(model: ModelConfig, trained: Artifact, weights: WeightFormat | None) -> Read:
+    read: Read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    if weights is None:
+        return read
+    known = declarations(model)
+
+    def rounded(name: str, expert: int | None) -> np.ndarray:
+        array = jnp.asarray(read(name, expert), jnp.float32)
+        return np.asarray(leaf_as_served(known[name], array, weights, jnp.float32))
+
+    return rounded

@@ -106,19 +106,21 @@ def row_order(config: RunConfig, name: str) -> dict[str, int]:
 
 
 def evaluation(config: RunConfig, trained: str) -> dict[str, Any]:
-    """The key of the scores of a training stage's weights: the tasks, their rows, and the context that they must fit,
-    which the weights do not know."""
+    """The key of the scores of a training stage's weights: the tasks, their rows, the format that the weights are for,
+    and the context that they must fit, which the weights do not know."""
     from lifecycle.evals.rows import task_settings
 
     context = config.model_of(trained).max_seq_len
     tasks = [task_settings(task) for task in config.tasks]
-    return {"tasks": tasks, "rows": evaluation_rows(config), "max_seq_len": context}
+    weights = config.train[trained].weights
+    return {"tasks": tasks, "rows": evaluation_rows(config), "max_seq_len": context, "weights": weights}
 
 
 def export(config: RunConfig) -> dict[str, Any]:
-    """The key of the bundle: the model and its generation defaults."""
+    """The key of the bundle: the model, the format that its weights are for, and its generation defaults."""
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
-    return {"model": _without(config.model_of(config.exported), ModelConfig.HOW_COMPUTED), "generation": generation}
+    model, weights = config.model_of(config.exported), config.train[config.exported].weights
+    return {"model": _without(model, ModelConfig.HOW_COMPUTED), "weights": weights, "generation": generation}
 
 
 def _without(model: ModelConfig, omitted: frozenset[str]) -> dict[str, Any]:

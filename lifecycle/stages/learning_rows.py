@@ -41,6 +41,7 @@ from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, PairRows, RowSource
 from lifecycle.training.reference import ReferenceRows, reference_logprobs
 from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, nats_of, row_length
+from lifecycle.training.served import served_by
 from lifecycle.training.token_rows import TokenRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
@@ -194,11 +195,13 @@ def _means(learner: Learner, heldout: RowSource) -> Evaluate:
 def _reference(
     learner: Learner, rows: PairRows, precision: Precision | None, out: Path, progress: Progress
 ) -> np.ndarray:
-    """Log-probabilities of every pair under the initial weights."""
+    """Log-probabilities of every pair under the initial weights, as the stage's steps see them."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
-    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint, precision])[:16]}.npz"
-    size, chunks = learner.train.global_batch_size, learner.train.loss_chunks
-    return reference_logprobs(learner.model, learner.start, rows, size, learner.mesh, path, progress, chunks, precision)
+    train, mesh = learner.train, learner.mesh
+    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint, precision, train.weights])[:16]}.npz"
+    params = served_by(learner.model, train, mesh)(learner.start)
+    settings = mesh, path, progress, train.loss_chunks, precision
+    return reference_logprobs(learner.model, params, rows, train.global_batch_size, *settings)
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:

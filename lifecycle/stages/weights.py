@@ -7,9 +7,10 @@ from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes
+from lifecycle.model.config import ModelConfig, WeightFormat
+from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes, params_in_use
 from lifecycle.model.stacks import DRAFTER
+from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs
@@ -46,10 +47,16 @@ def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = N
     return _final_params(artifact, model, mesh, None)
 
 
-def trained_params_in_use(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
+def trained_params_in_use(
+    artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None, weights: WeightFormat | None = None
+) -> Params:
     """`trained_params` in the dtypes that the model computes with (`params_in_use`), converted while they are read; of
-    `model.target`, without a drafter."""
-    return without_drafter(_final_params(artifact, model, mesh, abstract_in_use(model)))
+    `model.target`, without a drafter. Those of a stage that trained them for a format have the values that it gives
+    them, and are converted then: float32 is what is rounded."""
+    if weights is None:
+        return without_drafter(_final_params(artifact, model, mesh, abstract_in_use(model)))
+    plain = without_drafter(_final_params(artifact, model, mesh, None))
+    return params_in_use(model.target, as_served(model.target, plain, weights))
 
 
 def without_drafter(params: Params) -> Params:

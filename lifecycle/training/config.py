@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import Section, VariantSection
 from lifecycle.core.numbers import Decay, Float32, Size
-from lifecycle.model.config import ModelConfig, Precision, Remat
+from lifecycle.model.config import ModelConfig, Precision, Remat, WeightFormat
 from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.model.stacks import MODULES
 
@@ -224,6 +224,10 @@ class TrainConfig(VariantSection):
     # the model's compute dtype. Norms, attention's scores, embedding and head are in that always, and so is the model
     # outside of training.
     precision: Precision | None = None
+    # The format that the weights will be served in (`serve.weights`). Steps, measurements and exports have the values
+    # that it gives them, and what is learned moves the plain ones, which checkpoints keep (`training/served.py`).
+    # Activations are not rounded. None: nothing is.
+    weights: WeightFormat | None = None
     # Chunks of the vocabulary, over which the loss passes twice to save memory; 1: one pass, by blocks of positions.
     loss_chunks: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -290,6 +294,11 @@ class TrainConfig(VariantSection):
         if self.global_batch_size % self.grad_accum:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
+            )
+        if self.weights is not None and self.precision is not None:
+            raise ValueError(
+                f"precision={self.precision} would round weights again that weights={self.weights} has rounded for "
+                "serving; leave one of them out"
             )
         if self.checkpoint.best is not None and self.checkpoint.every % self.measured_every(self.checkpoint.best):
             setting = "tasks.every" if is_of_task(self.checkpoint.best) else "eval_every"

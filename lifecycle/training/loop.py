@@ -37,6 +37,7 @@ from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.restart import Saved, earlier_records, open_local, open_log, passed_again, restore_or_start
 from lifecycle.training.run import Clock, TrainingRun
+from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import local_gradients, make_train_step
 from lifecycle.training.watchdog import Watchdog
@@ -210,9 +211,9 @@ def compiled_step(
 ) -> CompiledStep:
     """The step as one compiled program: a batch of another shape is an error, not a second program."""
     job, started = run.job, time.perf_counter()
-    step = make_train_step(
-        job.objective, optimizer, job.mesh, shardings, job.train.grad_accum, job.model.bias_rate, job.train.faults
-    )
+    settings = job.train.grad_accum, job.model.bias_rate, job.train.faults
+    served = served_by(job.model, job.train, job.mesh)
+    step = make_train_step(job.objective, optimizer, job.mesh, shardings, *settings, served)
     options = compiler_options(job.mesh.devices.flat[0].device_kind)
     compiled = step.lower(run.state, batch).compile(options)
     run.write(compile_s=time.perf_counter() - started)

@@ -15,6 +15,7 @@ from lifecycle.training.faults import abstract_faults
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.rounding import holding
+from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -25,7 +26,8 @@ def trace_train_step(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> j
     state, batch = abstract_arguments(model, train, mesh)
     optimizer, objective = build_optimizer(train.optimizer, model, train.steps, mesh), build_objective(model, train)
     shardings = jax.tree.map(lambda array: array.sharding, state)
-    step = make_train_step(objective, optimizer, mesh, shardings, train.grad_accum, model.bias_rate, train.faults)
+    settings, served = (train.grad_accum, model.bias_rate, train.faults), served_by(model, train, mesh)
+    step = make_train_step(objective, optimizer, mesh, shardings, *settings, served)
     return step.trace(state, batch)
 
 

@@ -12,8 +12,10 @@ from lifecycle.core.artifact import cpu_seconds
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog
 from lifecycle.core.timesheet import CAUSES, STEPS
+from lifecycle.model.params import Params
 from lifecycle.training.faults import to_plain
 from lifecycle.training.job import TrainJob
+from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState
 from lifecycle.training.step_times import StepTimes
 
@@ -84,6 +86,11 @@ class TrainingRun:
     def is_last(self) -> bool:
         """Whether no step is left."""
         return self.step == self.job.train.steps
+
+    @property
+    def measured_weights(self) -> Params:
+        """The weights as they are measured: those that the run is for, as they will be served."""
+        return served_by(self.job.model, self.job.train, self.job.mesh)(self.state.weights)
 
     def data_state(self) -> dict[str, Any]:
         """What a checkpoint stores beside its arrays: where the batches are and, if the step looks for faults, what it

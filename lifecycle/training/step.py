@@ -28,6 +28,7 @@ from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.rounding import rounded_like, widened
+from lifecycle.training.served import Served
 from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
@@ -41,6 +42,7 @@ def make_train_step(
     grad_accum: int = 1,
     bias_rate: float = 0.0,
     faults: FaultsConfig | None = None,
+    served: Served | None = None,
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
@@ -48,7 +50,8 @@ def make_train_step(
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
     decay included), the objective's own means, and the experts' load. `bias_rate`: how much a step moves a router's
     selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a
-    state for it; then also `skipped` and `faults_in_row`.
+    state for it; then also `skipped` and `faults_in_row`. `served`: the parameters as the objective sees them
+    (`training/served.py`).
     """
 
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
@@ -60,7 +63,8 @@ def make_train_step(
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = gradients((state.trained, state.frozen), batch)
+        seen = (state.trained, state.frozen) if served is None else split(served(state.params), state.frozen)
+        sums, grads = gradients(seen, batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)

@@ -21,13 +21,14 @@ from lifecycle.core.files import write_text
 from lifecycle.kernels.group_scaled import GroupScaled, group_scaled
 from lifecycle.kernels.quantised import GROUP
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params, parameters
+from lifecycle.model.params import Params
 from lifecycle.model.quantised import is_quantised
+from lifecycle.model.weight_formats import is_table
 from lifecycle.weights.families.layout import Published, published_tensors, write_tensor
 from lifecycle.weights.families.lookup import family_of
-from lifecycle.weights.names import canonical_name, is_stacked, layer_names, unstack
+from lifecycle.weights.names import unstack
 from lifecycle.weights.packed_integers import PACKED, SCALE, SHAPE, WORD
-from lifecycle.weights.published import CONFIG, FLOAT32, array_shapes, write_config
+from lifecycle.weights.published import CONFIG, FLOAT32, array_shapes, declarations, write_config
 from lifecycle.weights.safetensors_files import Planned, write_safetensors
 
 BITS = 4
@@ -38,7 +39,8 @@ _grouped = jax.jit(group_scaled, static_argnums=1)
 
 def write_pack_quantised(config: ModelConfig, params: Params, folder: Path, **token_ids: int) -> None:
     """Writes the weights, tensor by tensor, and `config.json`."""
-    flat, matrices = unstack(params), _matrices(config)
+    flat = unstack(params)
+    matrices = {name for name, known in declarations(config).items() if is_quantised(known) and not is_table(known)}
     tensors = published_tensors(config, family_of(config).layout, array_shapes(config))
 
     def read(array: str, expert: int | None) -> np.ndarray:
@@ -64,16 +66,6 @@ def write_pack_quantised(config: ModelConfig, params: Params, folder: Path, **to
     ignored = [name.removesuffix(WEIGHT) for name in plain if name.endswith(WEIGHT) and len(tensors[name].shape) > 1]
     tree = json.loads(path.read_text(encoding="utf-8")) | {"quantization_config": _quantisation(["lm_head", *ignored])}
     write_text(path, json.dumps(tree, indent=2) + "\n")
-
-
-def _matrices(config: ModelConfig) -> set[str]:
-    """The canonical names of the layers' matrices."""
-    names: set[str] = set()
-    for path, known in jax.tree_util.tree_leaves_with_path(parameters(config)):
-        if is_quantised(known) and "vocab" not in known.axes:
-            shape = jax.ShapeDtypeStruct(known.shape, jnp.float32)
-            names |= set(layer_names(path, shape)) if is_stacked(path, shape) else {canonical_name(path)}
-    return names
 
 
 def _is_packed(name: str, published: Published, matrices: set[str]) -> bool:

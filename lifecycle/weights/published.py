@@ -105,6 +105,16 @@ def array_shapes(config: ModelConfig) -> dict[str, Shape]:
     return dict(sorted(shapes.items(), key=lambda item: _depth(item[0])))
 
 
+def declarations(config: ModelConfig) -> dict[str, Parameter]:
+    """The declarations of the model's arrays by canonical name; a layer has that of its stack."""
+    found: dict[str, Parameter] = {}
+    shapes = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    for (path, shape), known in zip(shapes, jax.tree.leaves(parameters(config)), strict=True):
+        names = layer_names(path, shape) if is_stacked(path, shape) else [canonical_name(path)]
+        found.update((name, known) for name in names)
+    return found
+
+
 def _depth(array: str) -> tuple[int, int]:
     """Layers in order after the trunk, prediction modules after them: a layer's tensors are adjacent in a file."""
     if not array.startswith((LAYERS, OF_MODULES)):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from lifecycle.model.config import DrafterConfig, Precision
+from lifecycle.model.config import DrafterConfig, Precision, WeightFormat
 from lifecycle.model.drafter import VOCABULARY
 from lifecycle.model.params import Params
 from lifecycle.model.stacks import DRAFTER
@@ -20,6 +20,7 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
+from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
 from tests.multidevice.meshes import MODELS, PAIRWISE, every_case
@@ -58,6 +59,7 @@ def first_step(
     loss_chunks: int = 1,
     precision: Precision | None = None,
     grad_accum: int = 2,
+    weights: WeightFormat | None = None,
     **axes: int,
 ) -> tuple[dict[str, float], Any, Any]:
     """(metrics, gradients, parameters after it) of one step, with two micro-batches of packed rows or more."""
@@ -65,7 +67,8 @@ def first_step(
     shardings = state_shardings(config, GRADIENT, mesh)
     settings = {"mtp_weight": 0.3} if config.num_mtp_modules and objective == "next_token" else {}
     summed = objective_of(objective, config, remat={}, loss_chunks=loss_chunks, precision=precision, **settings)
-    step = make_train_step(summed, GRADIENT, mesh, shardings, grad_accum, config.bias_rate)
+    served = served_by(config, TinyRun(objective=objective).train().model_copy(update={"weights": weights}), mesh)
+    step = make_train_step(summed, GRADIENT, mesh, shardings, grad_accum, config.bias_rate, served=served)
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
     state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
@@ -102,6 +105,23 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     """By a pipeline, with answers cut in two, in chunks of a vocabulary that is sharded."""
     axes = {"stage": 2, "context": 2, "tensor": 2}
     assert_equal(first_step("projection", "dpo", loss_chunks=4, **axes), first_step("projection", "dpo"))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "axes"),
+    [
+        pytest.param("projection", "int4", {"replica": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+        long("projection", "fp8", {"fsdp": 2, "context": 2, "tensor": 2}),
+        long("experts", "int8", {"stage": 2, "fsdp": 2, "expert": 2}),
+    ],
+)
+def test_weights_for_a_format_are_rounded_on_a_mesh_as_on_one_device(
+    model: str, weights: WeightFormat, axes: dict[str, int]
+) -> None:
+    """The devices of `fsdp` have 16 rows each: every group is cut."""
+    found, expected = first_step(model, weights=weights, **axes), first_step(model, weights=weights)
+    assert_equal(found, expected)
+    assert expected[0]["loss"] != first_step(model)[0]["loss"]
 
 
 @pytest.mark.long

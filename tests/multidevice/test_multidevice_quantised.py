@@ -1,14 +1,19 @@
 """Weights quantised by shard, and parameters rounded stochastically: the same bits on any mesh."""
 
+import math
+import re
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array
+from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import quantised_weight
+from lifecycle.model.weight_formats import leaf_as_served
 from lifecycle.parallel.collectives import all_gather
 from lifecycle.parallel.mesh import make_mesh, sharding, spec
 from lifecycle.training.rounding import rounded_like
@@ -57,6 +62,18 @@ def test_a_weight_is_quantised_before_it_is_gathered_with_the_bits_of_the_full_o
     np.testing.assert_array_equal(down, jnp.concatenate([values for values, _ in halves]))
     np.testing.assert_array_equal(down_scale, jnp.concatenate([scale for _, scale in halves]))
     assert not np.asarray(up_error).any() and not np.asarray(down_error).any()
+
+
+@pytest.mark.parametrize(("rows", "exchanges"), [(256, False), (64, True)])
+def test_rounding_whole_weights_moves_none_of_them(rows: int, exchanges: bool) -> None:
+    """Of 256 rows each of four devices has two groups of 32. Of 64 it has half of one: the two that share a group tell
+    each other a number for each of its columns, and no weights."""
+    mesh, declared = make_mesh(fsdp=4, tensor=2), Parameter((rows, 64), (EMBED, MLP), is_matrix=True, fan_in=-2)
+    weight = jax.ShapeDtypeStruct((rows, 64), jnp.float32, sharding=sharding(mesh, EMBED, MLP))
+    found = leaf_as_served.lower(declared, weight, "int4", np.dtype(np.float32)).compile().as_text() or ""
+    moved = re.findall(r"= \w+\[([\d,]+)\]\S* (?:all-gather|all-to-all|collective-permute|reduce-scatter)\(", found)
+    assert bool(moved) == exchanges
+    assert all(math.prod(map(int, shape.split(","))) <= 2 * 64 for shape in moved), moved
 
 
 def test_stochastic_rounding_gives_the_same_bits_on_any_mesh() -> None:

@@ -64,20 +64,20 @@ def test_a_run_that_goes_on_again_and_again_has_the_settings_of_the_first_but_th
     }  # fmt: skip
     train = {
         "a": first,
-        "b": {"from": "a@40", "steps": 90, "global_batch_size": 8},
+        "b": {"from": "a@40", "steps": 90, "global_batch_size": 8, "weights": "int4"},
         "c": {"from": "b@80", "steps": 100, "seq_len": 64, "mixture": {}},
         "d": {"from": "c@100", "steps": 120, "optimizer": {"schedule": {"decay_share": 0.1}}},
     }
     config = chain_of(train)
     a, b, c, d = (config.train[name] for name in train)
-    assert b == a.model_copy(update={"start": "a@40", "steps": 90, "global_batch_size": 8})
+    assert b == a.model_copy(update={"start": "a@40", "steps": 90, "global_batch_size": 8, "weights": "int4"})
     assert c == b.model_copy(update={"start": "b@80", "steps": 100, "seq_len": 64, "mixture": {}})
     assert d.optimizer.rates == {"embed": 3} and d.optimizer.schedule.warmup_steps == 3 and d.checkpoint.every == 40
     assert [row_order(config, name) for name in train] == [{"tokens": 0}] * 4
     assert [config.remaining(name).steps for name in train] == [80, 50, 20, 20]
     made = {name: changes(name, config.train) for name in train}
     assert made["a"] == {} and (made["b"]["goes_on"]["stage"], made["b"]["goes_on"]["step"]) == ("a", 40)
-    assert said(made["b"]["goes_on"]["settings"]) == "steps 80 -> 90, global_batch_size 2 -> 8"
+    assert said(made["b"]["goes_on"]["settings"]) == 'steps 80 -> 90, global_batch_size 2 -> 8, weights null -> "int4"'
     assert said(made["c"]["goes_on"]["settings"]) == 'steps 90 -> 100, seq_len 32 -> 64, mixture {"own": 1.0} -> {}'
     assert made["d"]["goes_on"]["settings"]["optimizer.schedule.decay_share"] == [0.0, 0.1]
     shown = StringIO()
@@ -163,7 +163,7 @@ def test_a_run_that_cannot_be_continued_is_refused_with_the_fix(train: dict[str,
 def test_rows_that_are_not_of_tokens_keep_their_length() -> None:
     chat = sft(steps=80, optimizer={"schedule": {"decay_share": 0}})
     train = {"chat": chat, "more": {"from": "chat@80", "steps": 90, "seq_len": 16}}
-    with pytest.raises(ConfigError, match=r"with seq_len=32; leave .* Only steps, global_batch_size, the schedule"):
+    with pytest.raises(ConfigError, match=r"with seq_len=32; leave .* Only steps, global_batch_size, weights, the"):
         run_of({"chat": chat, "more": train["more"]}, rows={"chat": ["own.jsonl"]})
     with pytest.raises(ConfigError, match=r"train\.more\.mixture: no such setting"):
         chain_of(

@@ -85,6 +85,12 @@ def test_a_mixture_has_positive_shares_of_sources(mixture: str, says: str) -> No
             r"precision=int8: .* over up to 262,144 tokens",
         ),
         ("debug", ["train.pretrain.optimizer.param_dtype=float16"], "train.pretrain.optimizer.param_dtype"),
+        ("debug", ["train.pretrain.weights=int2"], "train.pretrain.weights"),
+        (
+            "debug",
+            ["train.pretrain.weights=int4", "train.pretrain.precision=int8"],
+            r"precision=int8 would round weights again that weights=int4 has rounded for serving; leave one",
+        ),
     ],
 )
 def test_a_precision_that_cannot_be_is_refused(config: str, settings: list[str], says: str) -> None:
@@ -104,9 +110,25 @@ def test_preferences_pipelines_and_experts_take_a_precision(config: str, setting
     assert any(stage.precision for stage in load(config, *settings).train.values())
 
 
-def test_a_precision_is_part_of_what_is_learned() -> None:
-    plain, narrow = load("debug"), load("debug", "train.pretrain.precision=int8", "train.pretrain.grad_accum=2")
+@pytest.mark.parametrize("setting", ["precision=int8", "weights=int4"])
+def test_a_precision_is_part_of_what_is_learned(setting: str) -> None:
+    plain, narrow = load("debug"), load("debug", f"train.pretrain.{setting}", "train.pretrain.grad_accum=2")
     assert keys.training(plain, "pretrain") != keys.training(narrow, "pretrain")
+
+
+def test_scores_and_bundle_are_of_the_format_that_the_weights_are_for() -> None:
+    plain, narrow = load("debug"), load("debug", "train.prefer.weights=int4")
+    assert keys.evaluation(plain, "prefer") != keys.evaluation(narrow, "prefer")
+    assert keys.evaluation(plain, "sft") == keys.evaluation(narrow, "sft")
+    assert keys.export(plain) != keys.export(narrow)
+
+
+def test_a_drafter_is_trained_for_its_model_as_it_is_served() -> None:
+    drafts = "train.draft={objective: eagle, from: prefer, steps: 2, seq_len: 32, global_batch_size: 2, weights: int4}"
+    sizes = ("model.num_layers=3", drafts)
+    assert load("debug", *sizes, "train.prefer.weights=int4").train["draft"].weights == "int4"
+    with pytest.raises(ConfigError, match=r'draft.weights="int4": .* prefer, .* train.prefer.weights=null'):
+        load("debug", *sizes)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,22 @@ from typing import Any, cast
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
-from lifecycle.inference.bundle import load_bundle, load_module
+from lifecycle.core.typing import Array
+from lifecycle.inference.bundle import load_bundle, load_module, load_params
 from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import ModelConfig, MoeConfig
+from lifecycle.kernels.linear import is_rounded
+from lifecycle.model.config import ModelConfig, MoeConfig, WeightFormat
+from lifecycle.model.decoder import forward_train, logits
+from lifecycle.model.params import Params
 from lifecycle.model.stacks import MODULES, MODULES_STACK
+from lifecycle.model.weight_formats import as_served
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import export_modules, export_weights, run
 from lifecycle.testing.families import MODELS as FAMILIES
@@ -102,6 +108,41 @@ def test_prediction_modules_are_exported_whether_a_family_has_place_for_them_or_
         write_config(model.trunk.model_copy(update={"d_ff": 56}), out)
         with pytest.raises(WeightsError, match=r"mtp\.0\.block\.feed_forward\.gate: shape \(32, 48\), the model's is"):
             load_module(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("dense", "int4"),
+        pytest.param("dense", "int8", marks=pytest.mark.slow),
+        pytest.param("dense", "fp8", marks=pytest.mark.slow),
+        pytest.param("mixtral", "int4", marks=pytest.mark.long),
+    ],
+)
+def test_weights_trained_for_a_format_are_exported_with_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, weights: WeightFormat
+) -> None:
+    """The bundle has a training step's logits to float error, as it is and served in the format, whose rounding changes
+    no value again. What serving on a CPU rounds besides, the rows that weights multiply, is left out."""
+    model, tokens = MODELS[name], jnp.arange(40).reshape(2, 20)
+    inputs = tokens, jnp.broadcast_to(jnp.arange(20), tokens.shape), jnp.ones_like(tokens)
+
+    def seen(params: Params) -> Array:
+        return logits(model, params, forward_train(model, params, *inputs)[0])
+
+    export_weights(model, trained(tmp_path, model), tmp_path, weights)
+    rounded = as_served(model, random_params(model, 2), weights)
+    expected = seen(rounded)
+    plain, served = load_params(model, tmp_path), load_params(model, tmp_path, weights=weights)
+    chex.assert_trees_all_equal(plain, rounded, strict=True)
+    chex.assert_trees_all_close(as_served(model, plain, weights), plain, rtol=1e-6, atol=0)
+    monkeypatch.setattr("lifecycle.kernels.group_scaled.rounded_rows", lambda x: x)
+    monkeypatch.setattr("lifecycle.kernels.grouped_linear.rounded_rows", lambda x: x)
+    monkeypatch.setattr("lifecycle.kernels.linear.is_widened", lambda _: True)
+    monkeypatch.setattr("lifecycle.kernels.grouped_linear.is_widened", lambda _: True)
+    assert is_rounded(served["embed"]) and not is_rounded(plain["embed"])
+    np.testing.assert_allclose(seen(served), expected, atol=1e-5)
+    assert np.abs(seen(random_params(model, 2)) - expected).max() > 1e-3
 
 
 def test_a_damaged_last_checkpoint_is_not_exported(tmp_path: Path) -> None:

@@ -108,30 +108,38 @@ def test_nothing_held_out_is_no_measurement() -> None:
     assert heldout_bits(CONFIG, TRAIN, nothing, np.ones(64, np.int64), build_mesh(MeshConfig())) is None
 
 
-def test_a_reference_has_the_precision_that_its_rows_are_computed_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "of_train", "of_heldout"), [("precision", "int8", None), ("weights", "rounded", "rounded")]
+)
+def test_a_reference_is_computed_as_the_stage_computes_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, of_train: str, of_heldout: str | None
 ) -> None:
-    """Training rows that of the stage, held-out ones that of the plain weights; kept under names of their own."""
+    """With a `precision` held-out rows are those of plain weights; both are kept under names of their own. Weights for
+    a format are rounded for all rows."""
     draw = np.random.default_rng(0)
     found: dict[str, tuple[str | None, str]] = {}
+    plain = random_params(CONFIG)
 
     def load(path: Path, *_: Any) -> tuple[list[Any], RowsReport]:
         return [(example(draw, [1], 2), example(draw, [1], 3))], RowsReport(path.name, lines=[0])
 
     def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> np.ndarray:
-        found[rows.contents(0)["pairs"][0].partition(":")[0]] = (rest[-1], path.name)
+        is_plain = jnp.array_equal(params["embed"], plain["embed"])
+        found[rows.contents(0)["pairs"][0].partition(":")[0]] = (rest[-1] if is_plain else "rounded", path.name)
         return np.zeros((rows.num_pairs, 2), np.float32)
 
     replaced = dict.fromkeys(("_means", "ChatTemplate", "RowEncoder"), MagicMock())
     for name, value in (replaced | {"load_rows": load, "reference_logprobs": reference}).items():
         monkeypatch.setattr(f"lifecycle.stages.learning_rows.{name}", value)
-    train = DpoConfig(steps=1, seq_len=16, global_batch_size=1, precision="int8")
-    start = {"start": {}, "start_hash": "", "seeds": {"pairs": 0}, "tokenizer": None}
-    learner: Any = SimpleNamespace(train=train, model=CONFIG, mesh=None, **start)
+    train = DpoConfig.model_validate(
+        {"objective": "dpo", "steps": 1, "seq_len": 16, "global_batch_size": 1, setting: "int8"}
+    )
+    start = {"start": plain, "start_hash": "", "seeds": {"pairs": 0}, "tokenizer": None}
+    learner: Any = SimpleNamespace(train=train, model=CONFIG, mesh=build_mesh(MeshConfig()), **start)
     inputs: Any = {name: SimpleNamespace(path=tmp_path) for name in ("tokenizer", "rows")}
     pair_rows(learner, inputs, tmp_path, Silent())
     assert {split: precision for split, (precision, _) in found.items()} == {
-        "pairs-train.jsonl": "int8",
-        "pairs-heldout.jsonl": None,
+        "pairs-train.jsonl": of_train,
+        "pairs-heldout.jsonl": of_heldout,
     }
     assert len({name for _, name in found.values()}) == 2

@@ -11,6 +11,7 @@ import pytest
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.model.params import abstract_in_use, abstract_params, params_in_use
+from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.weights import trained_params, trained_params_in_use
@@ -55,3 +56,6 @@ def test_weights_in_use_are_read_into_their_dtypes(tmp_path: Path, mesh: MeshCon
     assert jax.tree.map(lambda x: x.dtype, held) == jax.tree.map(lambda x: x.dtype, abstract_in_use(narrow))
     assert {x.dtype.name for x in jax.tree.leaves(held)} == {"bfloat16", "float32"}
     chex.assert_trees_all_equal(held, params_in_use(narrow, params), strict=True)
+    rounded = trained_params_in_use(artifact, narrow, laid, "int8")
+    chex.assert_trees_all_equal(rounded, params_in_use(narrow, as_served(narrow, params, "int8")), strict=True)
+    assert not jnp.array_equal(rounded["embed"], held["embed"])

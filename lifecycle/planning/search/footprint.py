@@ -156,8 +156,9 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate, chip
     saved = sum(layers * kept_bytes(named_bytes(model, mesh, part, kind), candidate, "save") for kind, layers in kinds)
     layer = max(_layer_bytes(model, candidate, part, kind) for kind, _ in kinds)
     summed = gradients if candidate.grad_accum > 1 else 0.0  # accumulated over earlier micro-batches
+    served = FLOAT_BYTES * held if train.weights is not None else 0.0  # the weights as they will be served
     return Footprint(
-        state_bytes=train.optimizer.bytes_per_parameter * held,
+        state_bytes=train.optimizer.bytes_per_parameter * held + served,
         saved_bytes=saved,
         work_bytes=summed
         + max(_loss_bytes(model, candidate, part), gradients + layer)

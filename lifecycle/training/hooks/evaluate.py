@@ -25,7 +25,7 @@ class Evaluate(Hook):
         """Compiles, and measures the initial weights; not again when a run is resumed or goes back to a checkpoint."""
         if self.prepare is not None and not self._is_prepared:
             with off_the_clock(run, "compile"):
-                self.prepare(run.state.weights)
+                self.prepare(run.measured_weights)
             self._is_prepared = True
         if run.step == 0:  # a new run
             self._log(run)
@@ -37,4 +37,4 @@ class Evaluate(Hook):
 
     def _log(self, run: TrainingRun) -> None:
         with off_the_clock(run, "evaluation"):
-            run.write_measured(**self.measure(run.state.weights))
+            run.write_measured(**self.measure(run.measured_weights))
