@@ -1,12 +1,15 @@
 """The drafter: the states that it reads, unrolled steps against those with a cache, and its target as without it."""
 
+from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.typing import Array
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.model.counts import num_params
@@ -57,20 +60,34 @@ def inputs(batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     return batch["tokens"], batch["positions"], batch["segment_ids"]
 
 
+@jax.jit
+def taking(params: Params, batch: dict[str, Any]) -> tuple[Array, Array]:
+    return forward_taking(MODEL, params, *inputs(batch), LAYERS)
+
+
+@jax.jit
+def unrolled(params: Params, batch: dict[str, Any]) -> list[Array]:
+    """The states of all steps, as training makes them."""
+    taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)[1]
+    rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]
+    return forward_drafts(MODEL, params, taken, rows, batch["segment_ids"])
+
+
 def final(params: Params, x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + MODEL.norm_eps) * np.asarray(params["norm"]["scale"])
 
 
 def test_what_is_taken_are_the_layers_inputs(params: Params, batch: dict[str, Any]) -> None:
-    hidden, taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)
-    assert np.array_equal(hidden, forward(MODEL, params, *inputs(batch)))
+    whole = jax.jit(forward, static_argnums=0)
+    hidden, taken = taking(params, batch)
+    np.testing.assert_allclose(hidden, whole(MODEL, params, *inputs(batch)), rtol=1e-6, atol=1e-7)
     for layer, x in zip(LAYERS, np.split(np.asarray(taken), 3, axis=-1), strict=True):
         if layer == 0:
             assert np.array_equal(x, params["embed"][batch["tokens"]])
             continue
         first = MODEL.model_copy(update={"num_layers": layer, "drafter": None})
         stack = jax.tree.map(lambda w, n=layer: w[:n], params["blocks"])
-        expected = forward(first, {**params, "blocks": stack}, *inputs(batch))
+        expected = whole(first, {**params, "blocks": stack}, *inputs(batch))
         np.testing.assert_allclose(final(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -78,24 +95,23 @@ def test_what_is_taken_are_the_layers_inputs(params: Params, batch: dict[str, An
 def test_a_pass_with_a_cache_takes_the_same(params: Params, batch: dict[str, Any], is_apart: bool) -> None:
     held = layers_apart(MODEL, params) if is_apart else params
     cache = init_cache(MODEL.target, 2, 16, is_apart=is_apart)
-    hidden, taken, kept = forward_cached_taking(MODEL, held, batch["tokens"], batch["positions"], cache, LAYERS)
-    assert taken is not None
-    np.testing.assert_allclose(taken, forward_taking(MODEL, params, *inputs(batch), LAYERS)[1], rtol=1e-5, atol=1e-6)
-    plain, other = forward_cached(MODEL, held, batch["tokens"], batch["positions"], cache)
-    assert np.array_equal(hidden, plain)
-    assert all(map(np.array_equal, jax.tree.leaves(kept), jax.tree.leaves(other)))
+    tokens, positions, _ = inputs(batch)
+    hidden, taken, kept = jax.jit(partial(forward_cached_taking, MODEL, layers=LAYERS))(held, tokens, positions, cache)
+    np.testing.assert_allclose(taken, taking(params, batch)[1], rtol=1e-5, atol=1e-6)
+    plain = jax.jit(partial(forward_cached, MODEL))(held, tokens, positions, cache)
+    chex.assert_trees_all_close((hidden, kept), plain, rtol=1e-6, atol=1e-7)
 
 
 def cached_steps(params: Params, batch: dict[str, Any], place: int, cache: KVCache) -> list[np.ndarray]:
     """The features that a decode makes after the tokens up to `place`: the target's at all these positions in one pass,
     then the drafter's own, one by one."""
-    taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)[1]
+    taken = np.asarray(taking(params, batch)[1])
     feature, drafter = draft_feature(MODEL, params[DRAFTER], taken[:, : place + 1]), params[DRAFTER]
-    features = []
+    features, following = [], jax.jit(partial(draft_step, MODEL))
     for step in range(STEPS):
         at = slice(0, place + 1) if step == 0 else slice(place + step, place + step + 1)
         tokens, positions = batch["tokens"][:, at.start + 1 : at.stop + 1], batch["positions"][:, at]
-        feature, cache = draft_step(MODEL, drafter, params, feature, tokens, positions, cache)
+        feature, cache = following(drafter, params, feature, tokens, positions, cache)
         feature = feature[:, -1:]
         features.append(np.asarray(feature[:, 0]))
     return features
@@ -105,9 +121,7 @@ def cached_steps(params: Params, batch: dict[str, Any], place: int, cache: KVCac
     "is_apart", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
 )
 def test_unrolled_steps_are_those_of_a_decode(params: Params, batch: dict[str, Any], is_apart: bool) -> None:
-    taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)[1]
-    rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]
-    states = forward_drafts(MODEL, params, taken, rows, batch["segment_ids"])
+    states = [np.asarray(state) for state in unrolled(params, batch)]
     table = np.asarray(params[DRAFTER][VOCABULARY]["head"])
     for place in (0, 3, LENGTH - STEPS - 1):
         cache = init_cache(block_config(MODEL), 2, 16, is_apart=is_apart)
@@ -123,13 +137,8 @@ def test_a_document_sees_no_other(params: Params, batch: dict[str, Any]) -> None
         "segment_ids": np.repeat([[1] * cut + [2] * (LENGTH - cut)], 2, 0).astype(np.int32),
     }
     alone = rows_of(batch["tokens"][:, cut:])
-
-    def states(batch: dict[str, Any]) -> list[Any]:
-        taken = forward_taking(MODEL, params, *inputs(batch), LAYERS)[1]
-        rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]
-        return forward_drafts(MODEL, params, taken, rows, batch["segment_ids"])
-
-    for depth, (both, one) in enumerate(zip(states(packed), states(alone), strict=True), 1):
+    states = (jax.device_get(unrolled(params, rows)) for rows in (packed, alone))
+    for depth, (both, one) in enumerate(zip(*states, strict=True), 1):
         end = LENGTH - cut - depth
         np.testing.assert_allclose(both[:, cut : cut + end], one[:, :end], rtol=1e-5, atol=1e-5)
 

@@ -70,10 +70,14 @@ def capped(hidden: Any, table: Any) -> np.ndarray:
 
 
 def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> None:
-    inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-    hidden, taken = forward_taking(MODEL, params, *inputs, MODEL.drafter_layers)
-    rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]
-    states = forward_drafts(MODEL, params, taken, rows, batch["segment_ids"])
+    @jax.jit
+    def drafted(params: Params, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+        inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden, taken = forward_taking(MODEL, params, *inputs, MODEL.drafter_layers)
+        rows = [ahead(batch, depth) for depth in range(1, STEPS + 1)]
+        return hidden, rows, forward_drafts(MODEL, params, taken, rows, batch["segment_ids"])
+
+    hidden, rows, states = jax.device_get(drafted(params, batch))
     table, ids = (np.asarray(params[DRAFTER][VOCABULARY][name]) for name in ("head", "ids"))
     every, own = capped(hidden, params["head"]).argmax(-1), capped(hidden, table)
     loss, accepted, is_kept = 0.0, 0.0, np.ones(every.shape, bool)
@@ -88,7 +92,7 @@ def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> Non
         is_kept &= is_right
         accepted += (mask * is_kept).sum()
         shares[f"acceptance_{depth}"] = (mask * is_right).sum() / mask.sum()
-    sums = build_objective(MODEL, settings())(params, batch)
+    sums = jax.jit(build_objective(MODEL, settings()))(params, batch)
     count = np.asarray(rows[0]["loss_mask"]).sum()
     np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)
     assert sums.count == count
@@ -98,12 +102,22 @@ def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> Non
     )
 
 
+def gradient(params: Params, batch: dict[str, Any], **changes: Any) -> Params:
+    objective = build_objective(MODEL, settings(**changes))
+    return jax.jit(jax.grad(lambda params: objective(params, batch).loss))(params)
+
+
+@pytest.fixture(scope="module")
+def grads(params: Params, batch: dict[str, Any]) -> Params:
+    return gradient(params, batch)
+
+
 @pytest.mark.slow
-def test_only_the_drafter_has_gradients(params: Params, batch: dict[str, Any]) -> None:
-    grads = jax.grad(lambda params: build_objective(MODEL, settings())(params, batch).loss)(params)
-    drafter = grads.pop(DRAFTER)
-    vocabulary = drafter.pop(VOCABULARY)
-    assert not any(np.any(grad) for grad in jax.tree.leaves((grads, vocabulary)))
+def test_only_the_drafter_has_gradients(params: Params, grads: Params) -> None:
+    vocabulary = grads[DRAFTER][VOCABULARY]
+    drafter = {name: part for name, part in grads[DRAFTER].items() if name != VOCABULARY}
+    others = {name: part for name, part in grads.items() if name != DRAFTER}
+    assert not any(np.any(grad) for grad in jax.tree.leaves((others, vocabulary)))
     assert all(np.any(grad) for grad in jax.tree.leaves(drafter))
     trained = {**params, DRAFTER: {name: part for name, part in params[DRAFTER].items() if name != VOCABULARY}}
     frozen = frozen_part(MODEL, settings().frozen(MODEL))
@@ -111,11 +125,8 @@ def test_only_the_drafter_has_gradients(params: Params, batch: dict[str, Any]) -
 
 
 @pytest.mark.slow
-def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any]) -> None:
-    def gradient(**changes: Any) -> Params:
-        return jax.grad(lambda params: build_objective(MODEL, settings(**changes))(params, batch).loss)(params)
-
-    chex.assert_trees_all_close(gradient(remat={}), gradient(), rtol=1e-5, atol=1e-6)
+def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any], grads: Params) -> None:
+    chex.assert_trees_all_close(gradient(params, batch, remat={}), grads, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
