@@ -26,6 +26,7 @@ from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import rows_of_process
+from lifecycle.testing.families import random_params
 from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
@@ -193,7 +194,7 @@ class TinyRun:
 
     def train(self) -> TrainConfig:
         """The training stage's config."""
-        schedule = ScheduleConfig(warmup_steps=min(2, self.steps - 1))
+        schedule = ScheduleConfig(kind="constant", warmup_steps=2)  # runs of any length share their compiled step
         optimizer: dict[str, Any] = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
         optimizer["average_decay"] = self.average_decay
         own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
@@ -239,7 +240,7 @@ def batches_of(out: Path, settings: TinyRun, mesh: Mesh) -> RowBatches:
 def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
     """The run as a job that writes into `out`."""
     mesh = build_mesh(MeshConfig(**settings.mesh))
-    start: Origin = jax.random.key(settings.seed)
+    start: Origin = jax.device_get(random_params(MODEL, settings.seed))  # drawing them on devices is a long program
     if settings.goes_on_from is not None:
         folder, step = settings.goes_on_from
         start = Continued(Path(folder) / CHECKPOINTS, step)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.model.params import abstract_params, init_params
+from lifecycle.model.params import abstract_params
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, tiny_job
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
@@ -62,7 +63,7 @@ def test_a_frozen_embedding_is_as_if_its_gradient_were_zero(frozen: Path, tmp_pa
     run_job(replace(job(tmp_path), objective=zeroed), Silent())
     chex.assert_trees_all_equal(weights(frozen), weights(tmp_path))
     assert losses(frozen) == losses(tmp_path)
-    start = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(RUN.seed))
+    start = random_params(MODEL, RUN.seed)
     assert np.array_equal(weights(frozen)["embed"], start["embed"])
     assert not np.array_equal(weights(frozen)["head"], start["head"])
 
@@ -125,7 +126,7 @@ def test_damaged_frozen_parameters_are_set_aside_where_a_run_starts_over(tmp_pat
 def test_parts_train_with_muon_on_a_mesh(tmp_path: Path, freeze: tuple[str, ...]) -> None:
     settings = replace(RUN, steps=3, optimizer="muon", mesh={"fsdp": 2, "tensor": 2, "replica": 2})
     run_job(job(tmp_path, *freeze, settings=settings), Silent())
-    start = unstack(jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0)))
+    start = unstack(jax.device_get(random_params(MODEL)))
     kept = set(abstract_arrays(frozen_part(MODEL, freeze)))
     for name, array in unstack(weights(tmp_path)).items():
         assert np.array_equal(array, start[name]) == (name in kept), name
