@@ -100,4 +100,4 @@ class Debug:
     def beside(self, root: Path, *settings: str) -> "Debug":
         """Nothing of the run but its compiled programs, under another root."""
         shutil.copytree(self.folder / "compiled", root / self.name / "compiled")
-        return Debug(root, self.name, self.config, settings)
+        return Debug(root, self.name, self.config, (*self.settings, *settings))
