@@ -3,7 +3,7 @@
 A plugin: importing it decorates the functions of all modules whose source annotates arrays, by jaxtyping's import hook,
 when these modules are imported. (Decorating every module would triple the time of the planner's search: a decorated
 call costs 5 us, array or not.) Only arrays are checked, NumPy's too: placeholders that JAX puts into a tree, such as
-shardings, are passed on.
+shardings, are passed on. JAX itself is imported with the first such module: pytest-xdist's own process has none.
 """
 
 import functools
@@ -13,12 +13,13 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 PACKAGE = Path(__file__).parents[1] / "lifecycle"
 
@@ -61,14 +62,19 @@ def _check(hint: Any, value: Any, what: str) -> None:
         raise TypeError(f"{what} is {value.dtype}{list(value.shape)}, its signature says {hint.__name__}")
 
 
-def _is_plain(value: Any) -> typing.TypeGuard[jax.Array | np.ndarray]:
+def _is_plain(value: Any) -> "typing.TypeGuard[jax.Array | np.ndarray]":
     """An array of numbers: no random key."""
+    import jax
+    import jax.numpy as jnp
+
     return isinstance(value, jax.Array | np.ndarray) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 @functools.cache
 def _of_any_array(hint: Any) -> Any:
     """The hint for NumPy's arrays too. A computed dimension (`H*Dv`) is of any size, and integers may be unsigned."""
+    import jax
+
     dtype: Any = jaxtyping.Integer if hint.dtype is jaxtyping.Int else hint.dtype
     dims = ("_" if re.search(r"\w[*+/-]", dim) else dim for dim in hint.dim_str.split())
     return dtype[jax.Array | np.ndarray, " ".join(dims)]
