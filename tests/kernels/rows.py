@@ -1,6 +1,7 @@
 """What the tests of attention's kernels share: inputs, a row's mask, values and gradients beside the reference's."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lifecycle.core.typing import Array
+from lifecycle.kernels.attention import reference_attention
 from lifecycle.kernels.mask import Mask
 
 ONE_OP = 1e-5
@@ -36,6 +38,14 @@ def value_and_gradients(function: Callable[..., Array], inputs: dict[str, Array]
 
     gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
     return {"out": out, **gradients}
+
+
+@partial(jax.jit, static_argnames=("scale", "soft_cap"))
+def of_reference(
+    inputs: dict[str, Array], mask: Mask, scale: float | None = None, soft_cap: float | None = None
+) -> dict[str, Array]:
+    """Value and gradients of the reference, compiled once for all masks of a size."""
+    return value_and_gradients(partial(reference_attention, mask=mask, scale=scale, soft_cap=soft_cap), inputs)
 
 
 def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:

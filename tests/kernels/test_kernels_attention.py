@@ -62,20 +62,20 @@ def numpy_attention(
     soft_cap: float | None = None,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Query by query, head by head, key by key, in float64."""
-    out = np.zeros((*q.shape[:3], v.shape[-1]))
+    """Query by query, head by head, in float64."""
+    out, kv = np.zeros((*q.shape[:3], v.shape[-1])), (k.astype(np.float64), v.astype(np.float64))
+    positions, keys = np.asarray(mask.query_positions), np.asarray(mask.key_positions)
     for b, t, h in np.ndindex(q.shape[:3]):
-        kv_head, position = h // (q.shape[2] // k.shape[2]), int(mask.query_positions[b, t])
-        lowest = position - mask.window + 1 if mask.window is not None else 0
-        seen = [s for s in range(k.shape[1]) if lowest <= mask.key_positions[b, s] <= position]
+        seen = keys[b] <= positions[b, t]
+        if mask.window is not None:
+            seen &= keys[b] > positions[b, t] - mask.window
         if mask.query_segments is not None and mask.key_segments is not None:
-            seen = [s for s in seen if mask.query_segments[b, t] == mask.key_segments[b, s]]
-        scores = np.array([q[b, t, h].astype(np.float64) @ k[b, s, kv_head] for s in seen])
-        scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+            seen &= np.asarray(mask.key_segments)[b] == int(mask.query_segments[b, t])
+        own_keys, own_values = (x[b, seen, h // (q.shape[2] // k.shape[2])] for x in kv)
+        scores = own_keys @ q[b, t, h].astype(np.float64) * (q.shape[-1] ** -0.5 if scale is None else scale)
         scores = scores if soft_cap is None else soft_cap * np.tanh(scores / soft_cap)
         total = np.exp(scores).sum() + (0 if sinks is None else np.exp(np.float64(sinks[h])))
-        for score, s in zip(scores, seen, strict=True):
-            out[b, t, h] += np.exp(score) / total * v[b, s, kv_head]
+        out[b, t, h] = np.exp(scores) @ own_values / total if seen.any() else 0
     return out
 
 
@@ -254,27 +254,37 @@ def whole_row_mask(segments: np.ndarray, window: int | None) -> Mask:
     return Mask(index, index, ids, ids, window, num_shards=1)
 
 
-@pytest.mark.parametrize("length", [150, 300])  # three runs, the last one shorter; four
-@pytest.mark.parametrize("window", [None, 1, 40, 200])
+@pytest.mark.parametrize(
+    ("length", "window"),  # three runs, the last one shorter; four
+    [
+        (150, 40),
+        (300, None),
+        (300, 1),
+        (300, 200),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((150, None), (150, 1), (150, 200), (300, 40))),
+    ],
+)
 def test_a_row_in_runs_of_queries(length: int, window: int | None) -> None:
     """Rows long enough for a CPU to go through them in runs, with segments that cross the runs' ends."""
     rows = inputs(2, length, length, 2, 1, 6)
     q, k, v = map(jnp.asarray, rows)
-    sinks, weight = np.array([0.5, -1.0], np.float32), jnp.asarray(inputs(2, length, length, 2, 1, 6, seed=1)[0])
+    sinks, weight = np.array([0.5, -1.0], np.float32), inputs(2, length, length, 2, 1, 6, seed=1)[0]
     segments = np.repeat([[1, 2, 3], [1, 2, 0]], [length // 5, length // 2, length - length // 5 - length // 2], axis=1)
     mask = whole_row_mask(segments, window)
-    expected = numpy_attention(rows[0], rows[1], rows[2], jax.tree.map(np.asarray, mask), soft_cap=5.0, sinks=sinks)
-    found = jax.jit(partial(attention, soft_cap=5.0))(q, k, v, mask, sinks=jnp.asarray(sinks))
-    np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
+    expected = numpy_attention(rows[0], rows[1], rows[2], mask, soft_cap=5.0, sinks=sinks)
 
-    def gradients(function: Attention) -> tuple[Array, ...]:
-        def loss(q: Array, k: Array, v: Array, sinks: Array) -> Array:
-            return (function(q, k, v, mask, soft_cap=5.0, sinks=sinks) * weight).sum()
+    def value_and_gradients(function: Attention) -> tuple[Array, ...]:
+        def loss(q: Array, k: Array, v: Array, sinks: Array) -> tuple[Array, Array]:
+            out = function(q, k, v, mask, soft_cap=5.0, sinks=sinks)
+            return (out * weight).sum(), out
 
-        return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, jnp.asarray(sinks))
+        gradients, out = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(q, k, v, jnp.asarray(sinks))
+        return out, *gradients
 
-    for found, wanted in zip(gradients(attention), gradients(reference_attention), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=ONE_OP, rtol=ONE_OP)
+    found = value_and_gradients(attention)
+    np.testing.assert_allclose(found[0], expected, atol=ONE_OP, rtol=0)
+    for own, wanted in zip(found, value_and_gradients(reference_attention), strict=True):
+        np.testing.assert_allclose(own, wanted, atol=ONE_OP, rtol=ONE_OP)
 
 
 def test_a_causal_row_costs_five_eighths_of_the_square() -> None:

@@ -1,7 +1,6 @@
 """Ring attention on eight virtual devices against the reference on one: values and all gradients."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.ring import ring_attention
 from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
-from tests.kernels.rows import ONE_OP, SINKS, assert_same, value_and_gradients
+from tests.kernels.rows import ONE_OP, SINKS, assert_same, of_reference, value_and_gradients
 
 
 def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def on_devices(num_shards: int, mask: Mask, **options: Any) -> Callable[..., Arr
 
 
 CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
-    "two ways": (2, row(32), {}),
+    "two ways": (2, row(64), {}),
     "four ways": (4, row(64), {}),
     "eight ways": (8, row(64), {}),
     "segments": (4, row(64, segment=11), {}),
@@ -71,10 +70,17 @@ CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
     "all": (8, row(64, segment=21, window=17), {"soft_cap": 2.0, "sinks": SINKS, "scale": 0.6}),
 }
 LONG = ("segments", "soft cap")  # "all" has them too
+SLOW = ("window", "sinks")  # it has these as well
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow)
+        if name in LONG + SLOW
+        else name
+        for name in CASES
+    ],
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     num_shards, mask, options = CASES[name]
@@ -83,16 +89,17 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
         inputs["sinks"] = options["sinks"]
     static = {key: value for key, value in options.items() if key != "sinks"}
     found = value_and_gradients(on_devices(num_shards, mask, **static), inputs)
-    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask, **static), inputs))
+    assert_same(found, of_reference(inputs, mask, **static))
 
 
-@pytest.mark.parametrize("block", [1, 3, 4, 5])
+@pytest.mark.parametrize(
+    "block", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5]
+)
 def test_blocks_of_keys_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "BLOCK", block)
     mask = row(48, segment=13, window=20)
     inputs = arrays(48)
-    found = value_and_gradients(on_devices(2, mask), inputs)
-    assert_same(found, value_and_gradients(partial(reference_attention, mask=mask), inputs))
+    assert_same(value_and_gradients(on_devices(2, mask), inputs), of_reference(inputs, mask))
 
 
 @settings(max_examples=10)

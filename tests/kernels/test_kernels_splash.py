@@ -22,7 +22,7 @@ from lifecycle.kernels.mask import OUT_NAME, Mask
 from lifecycle.kernels.splash import SplashBlocks, _infos, blocks_of, splash_attention
 from lifecycle.parallel.axes import AXES
 from lifecycle.parallel.placement import row_order
-from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, row, value_and_gradients
+from tests.kernels.rows import ONE_OP, SINKS, arrays, assert_same, of_reference, row, value_and_gradients
 
 SMALL = SplashBlocks(128, 128, 128)
 
@@ -38,10 +38,17 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
 LONG = ("segments", "soft cap", "values narrower than keys")  # "all" has them too
+SLOW = ("window", "sinks")  # it has these as well
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow)
+        if name in LONG + SLOW
+        else name
+        for name in CASES
+    ],
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
@@ -51,13 +58,10 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
         key: value for key, value in options.items() if key == "scale"
     }
     splash = partial(splash_attention, mask=mask, blocks=SMALL, interpret=True, **options)
-    assert_same(
-        value_and_gradients(splash, inputs),
-        value_and_gradients(partial(reference_attention, mask=mask, **options), inputs),
-    )
+    assert_same(value_and_gradients(splash, inputs), of_reference(inputs, mask, **options))
 
 
-@pytest.mark.parametrize("window", [None, 130])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 130])
 def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) -> None:
     num_shards, length = 4, 1024
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)
@@ -76,8 +80,7 @@ def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) 
         out = parts(q[:, order], k, v, mask.query_positions[:, order], mask.query_segments[:, order], mask.key_segments)
         return jnp.zeros_like(out).at[:, order].set(out)
 
-    expected = value_and_gradients(partial(reference_attention, mask=mask, scale=0.5), inputs)
-    assert_same(value_and_gradients(splash, inputs), expected)
+    assert_same(value_and_gradients(splash, inputs), of_reference(inputs, mask, scale=0.5))
 
 
 def test_bfloat16_stays_bfloat16() -> None:
@@ -180,7 +183,7 @@ def test_for_a_topology_only_kernels_are_in_the_program(v5p: Mesh, dim: int, ker
     ("heads", "kv_heads", "dims", "options"),
     [
         (32, 8, (128, 128), {}),  # Llama-3.1-8B
-        pytest.param(64, 8, (64, 64), {"window": 128, "sinks": jnp.zeros(64)}, marks=pytest.mark.slow),  # gpt-oss
+        pytest.param(64, 8, (64, 64), {"window": 128, "sinks": jnp.zeros(64)}, marks=pytest.mark.long),  # gpt-oss
         pytest.param(16, 8, (256, 256), {"window": 4096, "soft_cap": 50.0}, marks=pytest.mark.long),  # Gemma 2
         pytest.param(16, 16, (192, 128), {}, marks=pytest.mark.long),  # DeepSeek, a tensor-parallel part of its heads
     ],
