@@ -88,6 +88,15 @@ def layers_in_a_loop() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def fewer_programs() -> Iterator[None]:
+    """An engine compiles two prefill programs, not three: for chunks of one size as for those of another."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "jax" in sys.modules:
+            patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (16, 128))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def room_for_programs() -> Iterator[None]:
     """Forgets compiled programs once there are many: each has mappings of its own, of which Linux allows a process
     65,530 (`vm.max_map_count`), and with the next one LLVM aborts."""

@@ -19,7 +19,7 @@ from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.adapters import adapter_tree, with_adapters
-from lifecycle.model.cache import init_cache
+from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.decoder import forward_cached
 from lifecycle.model.params import layers_apart
 from lifecycle.model.weight_formats import in_format
@@ -201,17 +201,22 @@ MORE = [(name, False) for name in MODELS if (name, False) not in CASES]
 def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weights(name: str, is_apart: bool) -> None:
     """Stacked layers and layers apart; two tokens of each of three rows, the second without an adapter."""
     config = MODELS[name].trunk.model_copy(update={"compute_dtype": "float32"})
-    params, adapters = random_params(config), [random_adapter(config, seed, rank) for seed, rank in ((1, 2), (2, 3))]
+    params, adapters = (
+        jax.device_get(random_params(config)),
+        [random_adapter(config, seed, rank) for seed, rank in ((1, 2), (2, 3))],
+    )
     ones = [adapter_tree(config, adapter.matrices, 3, "float32", is_apart) for adapter in adapters]
-    bank = jax.tree.map(lambda *each: jnp.concatenate(each, each[0].ndim - 3), *ones)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (3, 2)))
+    bank = jax.tree.map(lambda *each: np.concatenate(each, each[0].ndim - 3), *ones)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2))
+
+    @jax.jit
+    def cached(held: Any, cache: KVCache) -> jax.Array:
+        return forward_cached(config, held, tokens, jnp.broadcast_to(jnp.arange(2), (3, 2)), cache)[0]
 
     def hidden(params: Any, ids: list[int] | None) -> np.ndarray:
         held = layers_apart(config, params) if is_apart else params
         held = with_adapters(held, bank, None if ids is None else jnp.asarray(ids, jnp.int32))
-        cache = init_cache(config, 3, 8, "float32", is_apart)
-        positions = jnp.broadcast_to(jnp.arange(2), (3, 2))
-        return np.asarray(jax.jit(lambda held: forward_cached(config, held, tokens, positions, cache)[0])(held))
+        return np.asarray(cached(held, init_cache(config, 3, 8, "float32", is_apart)))
 
     found = hidden(params, [1, -1, 0])
     expected = [hidden(held, None) for held in (merged(params, adapters[1]), params, merged(params, adapters[0]))]
