@@ -65,6 +65,7 @@ def test_a_corpus_of_which_the_filters_leave_nothing(fresh: Debug, tmp_path: Pat
     assert "too_few_words 12" in message and "change data.quality.min_words" in message
 
 
+@pytest.mark.slow
 def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: Debug, tmp_path: Path) -> None:
     folder = corpus(tmp_path / "own")
     (folder / "picture.txt").write_bytes(bytes(range(256)) * 40)

@@ -127,7 +127,7 @@ def test_a_changed_threshold_selects_again_from_the_same_tagging(undisturbed: De
     assert documents.manifest.inputs == {"tagging": undisturbed.artifact("tagging").path.name}
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `stages/test_stages_chain.py` has the artifact made again, `ops/test_ops_lineage.py` what is told
 def test_a_flipped_bit_is_found_and_its_artifact_made_again(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents")
     documents = run.artifact("documents")

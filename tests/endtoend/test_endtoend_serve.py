@@ -85,6 +85,7 @@ def test_a_port_in_use_is_said_so(server: str, undisturbed: Debug) -> None:
     assert f"port {port} is in use" in undisturbed.fail("serve", f"serve.port={port}")
 
 
+@pytest.mark.slow
 def test_a_bundle_is_served_and_a_server_whose_engine_breaks_exits_with_an_error(undisturbed: Debug) -> None:
     """A supervisor can start it again; a client is told."""
     bundle = undisturbed.artifact("export").path
@@ -170,6 +171,7 @@ def test_a_read_only_run_is_listed_and_served_and_cannot_be_changed(undisturbed:
     assert "is read-only: no request log" in log.read_text() and "warn" not in log.read_text().lower()
 
 
+@pytest.mark.slow
 def test_chat_talks_to_a_training_stage(undisturbed: Debug) -> None:
     ended = subprocess.run(
         undisturbed.command("chat", "pretrain"),

@@ -76,6 +76,7 @@ def test_the_output_avoids_its_own_words_and_changes_nothing_for_the_others(mode
         assert found[2] == found[3] == plain  # 9 never comes before
 
 
+@pytest.mark.slow
 def test_a_request_that_begins_again_or_shares_a_prompt_avoids_the_same_words(model: Model) -> None:
     prompt = [i % 250 for i in range(140)]  # a chunk that is shared, and a rest
     (plain,) = ids_of(model, [prompt], [GREEDY])

@@ -33,7 +33,7 @@ from lifecycle.weights.adapters import Adapter, AdapterError, save_adapter
 
 SLOTS = 2
 CACHE = 384  # tokens: three pages, of which two long requests need four; one number for all tests
-DRAFTER = Ngram(2)  # whether a dispatch drafts is decided by a clock
+DRAFTER = Ngram(3)  # as in the tests of drafts; whether a dispatch drafts is decided by a clock
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
 DIGITS = "start: /[0-9]{2,40}/"
 
@@ -104,6 +104,7 @@ def tiny() -> Model:
     return random_model(version="v0")
 
 
+@pytest.mark.slow
 def test_a_burst_with_all_that_requests_may_ask_keeps_both_in_step(tiny: Model) -> None:
     """More requests than slots, too few pages for two long ones, some cancelled before, during and after their turns:
     each dispatch is compared, and what comes out is what one process makes."""

@@ -54,6 +54,7 @@ def test_a_head_that_knows_nothing_changes_nothing(
     assert stats.draft_tokens > stats.accepted_tokens
 
 
+@pytest.mark.slow
 def test_a_request_that_gives_up_its_pages_makes_them_again(
     model: Model, plain: tuple[list[Completion], EngineStats]
 ) -> None:

@@ -114,6 +114,7 @@ def test_stop_asks_once_and_nothing_starts_again(tmp_path: Path) -> None:
     assert vms.call("logs", "job", *ZONE).returncode == 75  # later too
 
 
+@pytest.mark.slow
 def test_spot_hosts_that_were_taken_away_are_asked_for_again(tmp_path: Path) -> None:
     """Also if the queued resource says so only later."""
     vms = TpuVms(tmp_path, num_hosts=1, statuses="1 0")
@@ -133,6 +134,7 @@ def test_spot_hosts_that_stay_are_kept_after_a_failure(tmp_path: Path) -> None:
     assert verbs == ["create", "describe", "scp", "ssh", "ssh", *["describe"] * 11]  # for five minutes
 
 
+@pytest.mark.slow
 def test_nobody_looks_for_other_spot_hosts_after_stop(tmp_path: Path) -> None:
     vms = TpuVms(tmp_path, num_hosts=1, statuses="wait")
     (tmp_path / "states").write_text("ACTIVE SUSPENDED")

@@ -91,7 +91,7 @@ def test_what_is_taken_are_the_layers_inputs(params: Params, batch: dict[str, An
         np.testing.assert_allclose(final(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("is_apart", [False, True])
+@pytest.mark.parametrize("is_apart", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_pass_with_a_cache_takes_the_same(params: Params, batch: dict[str, Any], is_apart: bool) -> None:
     held = layers_apart(MODEL, params) if is_apart else params
     cache = init_cache(MODEL.target, 2, 16, is_apart=is_apart)

@@ -143,7 +143,7 @@ def test_values_and_gradients_are_those_of_the_paper(name: str) -> None:
         np.testing.assert_allclose(grad, wanted, atol=ONE_OP * max(1, float(np.abs(wanted).max())), rtol=0)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["latent queries", "yarn", pytest.param("direct queries", marks=pytest.mark.slow)])
 def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
     """Chunks with a cache, where queries go to the latent, against the whole row, where the latent becomes keys."""
     config = CONFIGS[name]
@@ -159,7 +159,9 @@ def test_on_the_latents_side_attention_is_the_same(name: str) -> None:
     assert latents.shape == (1, ROWS, 1, 1, LENGTH, 12 + 4)  # a latent and one rotary key a token
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["latent queries", *(pytest.param(name, marks=pytest.mark.slow) for name in ("direct queries", "yarn"))]
+)
 def test_bfloat16_stays_bfloat16(name: str) -> None:
     config = CONFIGS[name]
     definition, weights = layer(config)

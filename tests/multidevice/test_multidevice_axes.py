@@ -93,7 +93,8 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dic
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "axes"), [("dense", {"replica": 2, "fsdp": 2, "context": 2}), ("projection", {"fsdp": 4, "tensor": 2})]
+    ("model", "axes"),
+    [("dense", {"replica": 2, "fsdp": 2, "context": 2}), long("projection", {"fsdp": 4, "tensor": 2})],
 )
 def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(model: str, axes: dict[str, int]) -> None:
     """Of a head that is the embedding, and of one of its own under a soft cap, gathered chunk by chunk."""

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from lifecycle.training.loop import run_job
 
 CLOSE = 1e-6
 RUN = TinyRun(steps=8, checkpoint_every=4, mesh={"fsdp": 2, "tensor": 2, "replica": 2})
-MESHES: list[dict[str, int]] = [{}, {"fsdp": 8}]
+MESHES: list[Any] = [{}, pytest.param({"fsdp": 8}, marks=pytest.mark.long)]
 
 
 class Watched(RowBatches):

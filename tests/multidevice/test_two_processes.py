@@ -72,7 +72,10 @@ def run_processes(arguments: list[str], count: int, devices: int, status: int = 
 
 @pytest.mark.parametrize(
     ("mesh", "devices"),
-    [pytest.param({"fsdp": 4}, 2, id="rows"), pytest.param({"tensor": 2}, 1, id="heads", marks=pytest.mark.matrix)],
+    [
+        pytest.param({"fsdp": 4}, 2, id="rows", marks=pytest.mark.long),  # the gate has it of the command line's runs
+        pytest.param({"tensor": 2}, 1, id="heads", marks=pytest.mark.matrix),
+    ],
 )
 def test_two_processes_train_as_one(tmp_path: Path, mesh: dict[str, int], devices: int) -> None:
     """Weights sharded over both processes, with packing, accumulation and checkpoints: each process has its own rows,
