@@ -15,7 +15,7 @@ from lifecycle.model.counts import drafter_flops_per_token, forward_flops_per_to
 from lifecycle.model.decoder import forward_taking
 from lifecycle.model.drafter import VOCABULARY
 from lifecycle.model.mtp import ahead
-from lifecycle.model.params import Params, init_params
+from lifecycle.model.params import Params
 from lifecycle.model.prediction import forward_drafts
 from lifecycle.model.stacks import DRAFTER
 from lifecycle.parallel.axes import MeshConfig
@@ -132,8 +132,8 @@ def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any], grads:
 @pytest.mark.slow
 def test_it_learns_to_draft_what_its_target_says(rows: DocumentRows) -> None:
     """The target says the token three further, whatever came before; a drafter has to learn that for its drafts."""
-    table = jax.random.normal(jax.random.key(1), (TARGET.vocab_size, TARGET.d_model))
-    target = init_params(TARGET, jax.random.key(0)) | {"embed": table, "head": 3 * jnp.roll(table, 3, 0)}
+    table = np.random.default_rng(1).normal(size=(TARGET.vocab_size, TARGET.d_model)).astype(np.float32)
+    target = random_params(TARGET) | {"embed": jnp.asarray(table), "head": jnp.asarray(3 * np.roll(table, 3, 0))}
     train = settings(draft_vocab=None)
     model = train.trained(TARGET.model_copy(update={"logits_soft_cap": None}))
     start = with_drafter(model, target, rows, 0, build_mesh(MeshConfig()))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,27 +47,32 @@ def orpo(model: ModelConfig = MODEL, **settings: Any) -> Objective:
     return objective_of("orpo", model, **settings)
 
 
+@jax.jit
+def full_logits(params: Any, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    return logits(MODEL, params, forward(MODEL, params, tokens, positions, segment_ids))
+
+
 def log_probabilities(params: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
     """`log p(target)` at each position, float64, from full logits."""
-    names = ("tokens", "positions", "segment_ids")
-    arrays = [jnp.asarray(batch[name]) for name in names]
-    full = np.asarray(jax.jit(lambda p: logits(MODEL, p, forward(MODEL, p, *arrays)))(params), np.float64)
+    arrays = (batch[name] for name in ("tokens", "positions", "segment_ids"))
+    full = np.asarray(full_logits(params, *arrays), np.float64)
     top = full.max(-1, keepdims=True)
     normal = full - top - np.log(np.exp(full - top).sum(-1, keepdims=True))
     return np.take_along_axis(normal, batch["targets"][..., None], -1)[..., 0]
 
 
-def answers(params: Any, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def answers(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Each pair that counts: sums of log-probabilities, lengths and reference values, (chosen, rejected)."""
-    found = log_probabilities(params, batch)
+    found = log_probabilities(params, pairs)
     listed = []
-    for row, pair in np.argwhere(batch["pair_mask"] > 0):
-        segments, learns = batch["segment_ids"][row], batch["loss_mask"][row] > 0
+    for row, pair in np.argwhere(pairs["pair_mask"] > 0):
+        segments, learns = pairs["segment_ids"][row], pairs["loss_mask"][row] > 0
         learned = [(segments == segment) & learns for segment in (2 * pair + 1, 2 * pair + 2)]
         listed.append({
             "sums": np.array([found[row][where].sum() for where in learned]),
             "lengths": np.array([where.sum() for where in learned]),
-            "reference": batch["ref_logprobs"][row, pair].astype(np.float64),
+            "reference": pairs["ref_logprobs"][row, pair].astype(np.float64),
         })  # fmt: skip
     return listed
 
@@ -89,7 +93,9 @@ def test_next_token_is_the_masked_negative_log_likelihood(params: dict[str, Any]
     assert count == batch["loss_mask"].sum() < batch["loss_mask"].size and aux == {}
 
 
-def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
+def test_log_probabilities_of_packed_pairs(
+    params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]]
+) -> None:
     def likelihoods(params: Any, batch: Any, chunks: int = 1) -> Any:
         hidden = forward(MODEL, params, batch["tokens"], batch["positions"], batch["segment_ids"])
         seen = pair_likelihoods(MODEL, params, batch, hidden, chunks)
@@ -98,37 +104,37 @@ def test_log_probabilities_of_packed_pairs(params: dict[str, Any], pairs: dict[s
     sums, lengths = jax.jit(likelihoods)(params, pairs)
     in_chunks, _ = jax.jit(partial(likelihoods, chunks=4))(params, pairs)
     np.testing.assert_allclose(in_chunks, sums, rtol=WHOLE_MODEL)
-    expected = answers(params, pairs)
     where = pairs["pair_mask"] > 0
-    assert where.sum() == len(expected) > 4 and len({tuple(e["lengths"]) for e in expected}) > 3
-    np.testing.assert_allclose(sums[where], [e["sums"] for e in expected], rtol=WHOLE_MODEL)
-    np.testing.assert_array_equal(lengths[where], [e["lengths"] for e in expected])
+    assert where.sum() == len(answers) > 4 and len({tuple(e["lengths"]) for e in answers}) > 3
+    np.testing.assert_allclose(sums[where], [e["sums"] for e in answers], rtol=WHOLE_MODEL)
+    np.testing.assert_array_equal(lengths[where], [e["lengths"] for e in answers])
     no_pair = ~where
     no_pair[1, 0] = False  # masked by hand: its segments are there
     assert no_pair.any() and not np.asarray(sums)[no_pair].any() and not np.asarray(lengths)[no_pair].any()
 
 
 @pytest.mark.parametrize("sft_weight", [0.0, 0.7])
-def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], sft_weight: float) -> None:
+def test_dpo(
+    params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]], sft_weight: float
+) -> None:
     beta = 0.3
     loss, count, aux = run(dpo(beta=beta, sft_weight=sft_weight), params, pairs)
-    expected = answers(params, pairs)
-    rewards = np.array([beta * (e["sums"] - e["reference"]) for e in expected])
+    rewards = np.array([beta * (e["sums"] - e["reference"]) for e in answers])
     margins = rewards[:, 0] - rewards[:, 1]
-    sft = [-e["sums"][0] / e["lengths"][0] for e in expected]
-    assert count == len(expected)
+    sft = [-e["sums"][0] / e["lengths"][0] for e in answers]
+    assert count == len(answers)
     losses = [-log_sigmoid(margin) + sft_weight * own for margin, own in zip(margins, sft, strict=True)]
     assert loss == pytest.approx(sum(losses), rel=WHOLE_MODEL)
     assert aux == pytest.approx({
         "margins": margins.sum(), "accuracy": (margins > 0).sum(),
-        "likelihood_accuracy": sum(e["sums"][0] / e["lengths"][0] > e["sums"][1] / e["lengths"][1] for e in expected),
+        "likelihood_accuracy": sum(e["sums"][0] / e["lengths"][0] > e["sums"][1] / e["lengths"][1] for e in answers),
         "rewards_chosen": rewards[:, 0].sum(), "rewards_rejected": rewards[:, 1].sum(),
-        "logprobs_chosen": sum(e["sums"][0] for e in expected),
-        "logprobs_rejected": sum(e["sums"][1] for e in expected),
+        "logprobs_chosen": sum(e["sums"][0] for e in answers),
+        "logprobs_rejected": sum(e["sums"][1] for e in answers),
     }, rel=WHOLE_MODEL)  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", [None, "int8"])
+@pytest.mark.parametrize("precision", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_dpo_at_the_reference_is_log_two_and_half_right(
     params: dict[str, Any], pairs: dict[str, np.ndarray], precision: Precision | None
 ) -> None:
@@ -139,14 +145,13 @@ def test_dpo_at_the_reference_is_log_two_and_half_right(
     assert np.abs(other - reference).max() > 1e-2, "a reference in another precision would count as a preference"
 
 
-def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> None:
+def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]]) -> None:
     lam = 0.25
     loss, count, aux = run(orpo(beta=lam), params, pairs)
-    expected = answers(params, pairs)
-    means = np.array([e["sums"] / e["lengths"] for e in expected])
+    means = np.array([e["sums"] / e["lengths"] for e in answers])
     odds = np.log(np.exp(means) / (1 - np.exp(means)))
     margins = odds[:, 0] - odds[:, 1]
-    assert count == len(expected)
+    assert count == len(answers)
     assert loss == pytest.approx((-means[:, 0] - lam * log_sigmoid(margins)).sum(), rel=WHOLE_MODEL)
     assert aux["margins"] == pytest.approx(margins.sum(), rel=WHOLE_MODEL, abs=1e-4)
     assert aux["accuracy"] == (margins > 0).sum() and aux["likelihood_accuracy"] == (means[:, 0] > means[:, 1]).sum()
@@ -161,7 +166,7 @@ def test_preferences_stay_finite_for_a_model_that_is_certain(
     assert np.isfinite(loss) and all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("objective", [dpo, orpo])
+@pytest.mark.parametrize("objective", [dpo, pytest.param(orpo, marks=pytest.mark.slow)])
 def test_a_step_down_the_gradient_prefers_the_chosen_answers(
     params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any
 ) -> None:
