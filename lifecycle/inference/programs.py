@@ -190,7 +190,7 @@ class Programs:
         def one(rows: PromptRows | DecodeRows) -> None:
             program: Any = prefill if isinstance(rows, PromptRows) else decode
             with self._bank() as bank:
-                lowered = program.lower(*self._static, self._params, self._state, rows, bank)
+                lowered = program.lower(*self._given, self._params, self._state, rows, bank)
             lowered.compile()  # the call finds it
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
