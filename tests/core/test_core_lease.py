@@ -56,9 +56,8 @@ def on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_kernel", lambda: "another")
 
 
-@pytest.mark.parametrize("where", ["s3", "gs", "memory"])
-def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, request: pytest.FixtureRequest) -> None:
-    store, told = memory() if where == "memory" else Store(f"{request.getfixturevalue(where)}/owned"), Notes()
+def test_a_second_owner_is_refused_with_the_first_ones_name(bucket: str) -> None:
+    store, told = Store(f"{bucket}/owned"), Notes()
     first, second = Lease(store, Silent(), HELD_S), Lease(store, told, HELD_S)
     with first.holding():
         refused = pytest.raises(LeaseError, match=rf"owned by process {os.getpid()} on .*, since 20.*; wait for it")
@@ -71,11 +70,8 @@ def test_a_second_owner_is_refused_with_the_first_ones_name(where: str, request:
     assert set(store.list()) <= {LEASE, CLOCK}  # nothing grows
 
 
-@pytest.mark.parametrize("where", ["s3", "gs", "memory"])
-def test_an_expired_lease_is_taken_over_and_its_owner_named(
-    where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, told = memory() if where == "memory" else Store(f"{request.getfixturevalue(where)}/expired"), Notes()
+def test_an_expired_lease_is_taken_over_and_its_owner_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = Store(f"{bucket}/expired"), Notes()
     gone = Lease(store, Silent(), SHORT_S)
     gone._take()  # and never renewed
     monkeypatch.setattr(leases, "_kernel", lambda: "another")

@@ -48,7 +48,7 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def tasks(folder: Path, names: Iterable[str] = ("text", "choice", "ask"), **settings: object) -> Path:
+def tasks(folder: Path, names: Iterable[str], **settings: object) -> Path:
     """A file of these kinds of tasks, with these settings for those that may be chats."""
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -102,7 +102,7 @@ def test_the_table_says_which_rows_were_scored(make_result: Any) -> None:
 
 
 def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
-    config = load_config(BundleTasksConfig, tasks(tmp_path))
+    config = load_config(BundleTasksConfig, tasks(tmp_path, ["ask"]))
     with pytest.raises(ConfigError, match=r"no chat template; set `chat: false`"):
         score_bundle(config, base, Silent())
     (base / TEMPLATE_FILE).write_text(DEFAULT_TEMPLATE)
@@ -110,7 +110,7 @@ def test_a_chat_task_needs_a_template(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_question_is_answered_once(base: Path, tmp_path: Path) -> None:
-    path = tasks(tmp_path, chat=False)
+    path = tasks(tmp_path, ["text"])
     first = score_bundle(load_config(BundleTasksConfig, path), base, Silent())
     assert score_bundle(load_config(BundleTasksConfig, path), base, Silent()).manifest == first.manifest
     shorter = score_bundle(load_config(BundleTasksConfig, path, ["max_seq_len=16"]), base, Silent())

@@ -33,7 +33,7 @@ SIZES = [(256, 384, 128), (128, 128, 640), *LARGE]
 LLAMA_8B = [(4096, 14336), (14336, 4096), (4096, 4096), (4096, 1024)]
 
 
-def drawn(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> np.ndarray:
+def drawn(*shape: int, seed: int = 0, dtype: Any = jnp.bfloat16) -> Any:
     """Normal values, with rows and columns of very different sizes."""
     draw = np.random.default_rng(seed)
     values = draw.standard_normal(shape)
@@ -67,7 +67,7 @@ def test_rows_are_rounded_and_multiplied_as_the_reference_does(rows: int, depth:
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES)
 def test_a_scale_per_column_is_multiplied_in_before_rows_are_rounded(rows: int, depth: int, columns: int) -> None:
-    x, values = drawn(rows, depth), np.asarray(to_int8(drawn(columns, depth, seed=1), (1,))[0])
+    x, values = drawn(rows, depth), to_int8(drawn(columns, depth, seed=1), (1,))[0]
     x[3] = 0
     scale = np.abs(drawn(1, depth, seed=2, dtype=np.float32))
     out, most = rows_product(x, values.T, along=scale, is_turned=True, interpret=True)
@@ -106,7 +106,7 @@ def test_what_is_not_finite_stays_seen(bad: float) -> None:
         out, most = (np.asarray(array, np.float32) for array in found)
         assert not np.isfinite(out[5]).any() and np.isfinite(np.delete(out, 5, 0)).all()
         assert not np.isfinite(most[5])
-    own, own_scale = jax.device_get(rounded(drawn(256, 256), np.ones((256, 1), np.float32), jnp.int8))
+    own, own_scale = jax.device_get(rounded(drawn(256, 256), jnp.ones((256, 1)), jnp.int8))
     for is_transposed in (False, True):
         found = columns_product(own, own_scale[:, 0], grad, is_transposed=is_transposed, interpret=True)
         out = np.asarray(found, np.float32)
@@ -251,7 +251,7 @@ def compiled(step: Any, arrays: list[Any], mesh: Mesh) -> tuple[Program, Counter
     return program, calls
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
 def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:

@@ -88,6 +88,7 @@ def test_every_name_of_a_policy_exists_in_the_program(name: str) -> None:
     assert set(policy or {}) <= names
 
 
+@pytest.mark.slow
 def test_depth_costs_nothing_to_trace_and_to_lower() -> None:
     """126 layers (Llama 3.1 405B) in the time of 4: the whole step, optimizer included, lowered for eight CPUs."""
     small = load_config(RunConfig, REPOSITORY / "configs" / "llama3_8b_v5p_128.yaml")

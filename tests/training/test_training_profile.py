@@ -22,6 +22,7 @@ run_job(tiny_job(Path(sys.argv[1]), TinyRun(steps=4)), Silent(), [Profile(2, 3)]
 """
 
 
+@pytest.mark.slow
 def test_the_operations_of_the_traced_steps_are_read_back(tmp_path: Path) -> None:
     """In a process of its own: a trace has what all threads of a process do."""
     subprocess.run([sys.executable, "-c", TRACED, str(tmp_path)], check=True)

@@ -19,7 +19,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.state import TrainState, init_state, state_from_params, state_shardings
+from lifecycle.training.state import TrainState, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
@@ -101,8 +101,8 @@ def test_a_batch_without_any_loss_changes_nothing(params: Any) -> None:
     assert_close(state.params, params, 0)
 
 
-def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> None:
-    """Two runs of five steps from one seed, in one program, its state donated and nothing moved."""
+def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers(params: Any) -> None:
+    """Two runs of five steps from the same weights, in one program, its state donated and nothing moved."""
     settings = TinyRun()
     optimizer = build_optimizer(settings.train().optimizer, MODEL, 5, MESH)
     shardings = state_shardings(MODEL, optimizer, MESH)
@@ -117,7 +117,7 @@ def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers() -> Non
     batches = [shard_batch(next(epoch), MESH) for _ in range(5)]
     ends, losses = [], []
     for _ in range(2):
-        state = init_state(MODEL, optimizer, shardings, jax.random.key(7))
+        state = state_from_params(params, optimizer, shardings)
         kept = []
         for batch in batches:
             before = state.params["embed"]
