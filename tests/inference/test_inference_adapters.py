@@ -207,7 +207,7 @@ def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weight
     )
     ones = [adapter_tree(config, adapter.matrices, 3, "float32", is_apart) for adapter in adapters]
     bank = jax.tree.map(lambda *each: np.concatenate(each, each[0].ndim - 3), *ones)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2))
+    tokens: Any = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2))
 
     @jax.jit
     def cached(held: Any, cache: KVCache) -> jax.Array:

@@ -105,7 +105,7 @@ def test_a_pass_with_a_cache_takes_the_same(params: Params, batch: dict[str, Any
 def cached_steps(params: Params, batch: dict[str, Any], place: int, cache: KVCache) -> list[np.ndarray]:
     """The features that a decode makes after the tokens up to `place`: the target's at all these positions in one pass,
     then the drafter's own, one by one."""
-    taken = np.asarray(taking(params, batch)[1])
+    taken: Any = np.asarray(taking(params, batch)[1])
     feature, drafter = draft_feature(MODEL, params[DRAFTER], taken[:, : place + 1]), params[DRAFTER]
     features, following = [], jax.jit(partial(draft_step, MODEL))
     for step in range(STEPS):
