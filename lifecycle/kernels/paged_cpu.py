@@ -72,8 +72,8 @@ def _work(call: Call) -> Work:
     b.put_all(known, record)
     seen = b.variable(WORD, word(0))
     with b.loop(rows) as row:
-        own = [b.sext(b.get(b.pointer(record, which), row, INT), WORD) for which in (END, BEGIN)]
-        b.store(b.add(b.load(seen, typ=WORD), b.sub(*own)), seen)
+        last, first = (b.sext(b.get(b.pointer(record, which), row, INT), WORD) for which in (END, BEGIN))
+        b.store(b.add(b.load(seen, typ=WORD), b.sub(last, first)), seen)
     products = b.mul(b.load(seen, typ=WORD), b.mul(heads, b.get(record, WIDTH)))
     return Work(record, b.mul(rows, keys), b.add(word(1), b.udiv(products, word(ALONE))))
 
@@ -195,8 +195,8 @@ class _Piece:
                 add(b.add(position, word(after)), own)
         with b.loop(high, 1, pairs) as position:
             add(position, sums[0])
-        for at, *both in zip(places, *sums, strict=True):
-            b.put(b.fadd(*(b.load(total, typ=FLOATS) for total in both)), out, at, FLOAT)
+        for at, even, odd in zip(places, *sums, strict=True):
+            b.put(b.fadd(b.load(even, typ=FLOATS), b.load(odd, typ=FLOATS)), out, at, FLOAT)
 
     def _divide(self, query: Any) -> None:
         b, total = self.b, self.b.get(self.totals, query, FLOAT)
@@ -221,9 +221,9 @@ def _lanes_sum(b: Emitter, lanes: Any) -> Any:
     width = LANES
     while width > 1:
         width //= 2
-        halves = [ir.Constant(ir.VectorType(INT, width), list(range(start, start + width))) for start in (0, width)]
+        lower, upper = (ir.Constant(ir.VectorType(INT, width), list(range(at, at + width))) for at in (0, width))
         none = ir.Constant(lanes.type, ir.Undefined)
-        lanes = b.fadd(*(b.shuffle_vector(lanes, none, half) for half in halves))
+        lanes = b.fadd(b.shuffle_vector(lanes, none, lower), b.shuffle_vector(lanes, none, upper))
     return b.extract_element(lanes, ir.Constant(INT, 0))
 
 

@@ -182,10 +182,10 @@ def params_from(
     """The parameters in `source`, which has a family's layout, each shard read separately; `where` names the source in
     errors."""
     require_fit(config, family, source, where)
-    like = abstract_params(config) if like is None else like
-    read = {name: known for name, known in parameters(config).items() if name in like}
+    wanted: PyTree = abstract_params(config) if like is None else like
+    read = {name: known for name, known in parameters(config).items() if name in wanted}
     if shardings is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), like)
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), wanted)
 
     def leaf(path: Any, shape: Any, sharding: Sharding, declared: Parameter) -> Any:
         stacked = is_stacked(path, shape)
@@ -202,7 +202,7 @@ def params_from(
         array = _sharded(shape.shape, sharding, np.dtype(shape.dtype), fill)
         return array if convert is None else jax.block_until_ready(convert(declared, array))
 
-    return jax.tree_util.tree_map_with_path(leaf, like, shardings, read)
+    return jax.tree_util.tree_map_with_path(leaf, wanted, shardings, read)
 
 
 def _sharded(shape: Shape, sharding: Sharding, dtype: np.dtype, fill: Callable[[Spans, np.ndarray], None]) -> jax.Array:

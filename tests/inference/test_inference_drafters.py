@@ -183,8 +183,8 @@ def test_a_bundle_drafts_with_its_module_or_with_another_bundle(tmp_path: Path, 
         drafted, stats = run(model, drafter)
         for one, other in zip(drafted, found, strict=True):
             assert one.token_ids == other.token_ids
-            logprobs = [[token.logprob for token in each.tokens] for each in (one, other)]
-            np.testing.assert_allclose(*logprobs, atol=1e-4 if weights is None else 0.1)
+            own, expected = ([token.logprob for token in each.tokens] for each in (one, other))
+            np.testing.assert_allclose(own, expected, atol=1e-4 if weights is None else 0.1)
         assert stats.draft_tokens > 0
 
 

@@ -57,6 +57,7 @@ def attend(
         values[0, table, which] = known.reshape(ROWS, PER_ROW, PAGE, GROUPS, width).swapaxes(2, 3)
     positions = np.where(ends < 0, LENGTH, ends)
     found = by_pages(q, values, table, positions, window, scale)
+    q, k, v = (jnp.asarray(x) for x in (q, k, v))
     return found, reference_attention(
         q, k, v, Mask(jnp.asarray(positions), jnp.asarray(here), window=window), scale=scale
     )
