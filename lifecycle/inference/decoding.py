@@ -43,7 +43,8 @@ class DecodeRows:
     num_steps: Int[Array, ""]  # of this dispatch, at most `MAX_STEPS`
     may_draft: Bool[Array, ""]
     adapters: Int[Array, " B"] | None = None  # places in the bank, if there is one
-    context: Int[Array, "B L"] | None = None  # all tokens up to the newest, for a drafter that reads them
+    # What is foreseen (`NONE`: nothing), then all tokens up to the newest, a half each, for a drafter that reads them
+    context: Int[Array, "B L"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -234,7 +235,7 @@ def _advance(rows: DecodeRows, made: Int[Array, "B T"]) -> DecodeRows:
     remaining = jnp.where(is_stop, 0, rows.remaining - count)
     context = rows.context
     if context is not None:
-        places = rows.position[:, None] + 1 + jnp.arange(made.shape[1])
+        places = context.shape[1] // 2 + rows.position[:, None] + 1 + jnp.arange(made.shape[1])
         places = jnp.where(made >= 0, places, context.shape[1])
         context = context.at[jnp.arange(count.size)[:, None], places].set(made, mode="drop")
     return replace(rows, token=token, position=rows.position + count, remaining=remaining, context=context)

@@ -52,7 +52,7 @@ class Drafting(Protocol):
 
     @property
     def context(self) -> Int[Array, "B L"] | None:
-        """All tokens of each row up to the newest."""
+        """What is foreseen of each row's output, then all its tokens up to the newest, a half each."""
         ...
 
 
@@ -144,7 +144,8 @@ class Drafter(ABC):
 @dataclass(frozen=True)
 class Ngram(Drafter):
     """The tokens that followed the last place where the row's newest tokens stood before (Saxena 2023, "Prompt lookup
-    decoding"): good at edits, quotations and code, and free of weights."""
+    decoding"): good at edits, quotations and code, and free of weights. What a request foresees of its output comes
+    before the row's own tokens."""
 
     num_tokens: int = field(metadata={"static": True})
     reads_context: ClassVar[bool] = True
@@ -155,7 +156,8 @@ class Ngram(Drafter):
         """As `Drafter.drafts`. A text that repeats itself is foreseen beyond its end."""
         del params, may_draft, history
         assert rows.context is not None
-        return jax.vmap(partial(looked_up, num=self.num_tokens))(rows.context, rows.position), held
+        newest = rows.context.shape[1] // 2 + rows.position
+        return jax.vmap(partial(looked_up, num=self.num_tokens))(rows.context, newest), held
 
 
 def looked_up(context: Int[Array, " L"], end: Int[Array, ""], num: int) -> Int[Array, " k"]:

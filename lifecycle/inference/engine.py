@@ -100,12 +100,24 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, adapter: HeldAdapter | None = None) -> Generation:
-        """Queues a request of token ids, with an adapter of this engine's bank. Raises what `Runner.submit` raises,
-        and `EngineError` after the engine's thread failed."""
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        adapter: HeldAdapter | None = None,
+        prediction: Sequence[int] = (),
+    ) -> Generation:
+        """Queues a request of token ids, with an adapter of this engine's bank. `prediction`: ids that the output may
+        have, for an engine that `takes_predictions`. Raises what `Runner.submit` raises, and `EngineError` after the
+        engine's thread failed."""
         if self._is_broken:
             raise EngineError(BROKEN)
-        return self._runner.submit(prompt, params, adapter)
+        return self._runner.submit(prompt, params, adapter, prediction)
+
+    @property
+    def takes_predictions(self) -> bool:
+        """Whether drafts may be taken from what a request foresees."""
+        return self._runner.takes_predictions
 
     def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:
         """Queues a request for the vector of a prompt of token ids. Raises what `submit` raises."""

@@ -176,4 +176,5 @@ def _asked(runner: Runner, told: Message) -> Generation:
     adapter = None if told["adapter"] is None else HeldAdapter(**told["adapter"])
     if "pooling" in told:
         return runner.embed(told["prompt"], told["pooling"], adapter)
-    return runner.submit(told["prompt"], SamplingParams.model_validate(told["params"]), adapter)
+    params = SamplingParams.model_validate(told["params"])
+    return runner.submit(told["prompt"], params, adapter, told["prediction"])

@@ -20,6 +20,7 @@ from lifecycle.inference.adapters import Lease
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
+from lifecycle.inference.predicted import PredictedTokens
 from lifecycle.inference.sampling import NOT_FINITE, Sampled, SamplingParams
 from lifecycle.inference.stopping import StopBuffer
 from lifecycle.text.tokenizer import StreamDecoder, Tokenizer
@@ -107,9 +108,11 @@ class Assembler:
         stop_ids: Sequence[int],
         max_tokens: int,
         prompt: Sequence[int] = (),
+        prediction: Sequence[int] = (),
     ) -> None:
         held = forbidden(params, stop_ids, len(prompt))
         self._guard = Guard(held, prompt) if held else None
+        self.predicted = PredictedTokens(prediction)
         # a grammar counts every byte of the tokens, also the space that begins a text
         self._decoder = StreamDecoder(tokenizer, params.shown_ids, strips=params.grammar is None)
         self._stop = StopBuffer(params.stop)
@@ -128,6 +131,7 @@ class Assembler:
         if self._guard is not None:
             self._guard.push(token.id)
         self._tokens.append(token)
+        self.predicted.push(token.id)
         self.num_tokens += 1
         if token.id in self._stop_ids:
             self._end("stop")
@@ -161,10 +165,15 @@ class Generation:
     """
 
     def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, max_tokens: int, constraint: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        max_tokens: int,
+        constraint: Constraint | None = None,
+        prediction: Sequence[int] = (),
     ) -> None:
-        """`constraint`: the beginning of an output in `params.grammar`."""
-        self.constraint = constraint
+        """`constraint`: the beginning of an output in `params.grammar`. `prediction`: what the output may be."""
+        self.constraint, self.prediction = constraint, prediction
         self.id = f"g{next(_numbers)}"
         self.prompt = list(prompt)
         self.params = params
@@ -193,6 +202,11 @@ class Generation:
     def may_share(self) -> bool:
         """Whether cached tokens of its prompt need not be computed: not if it asks for their log-probabilities."""
         return self.params.prompt_logprobs is None
+
+    @property
+    def num_predicted(self) -> int:
+        """How many tokens of the prediction the output has so far."""
+        return 0 if self.output is None else self.output.predicted.num_accepted
 
     def cancel(self) -> None:
         """Tells the engine to end the request at its next turn; its slot is free then."""

@@ -193,7 +193,8 @@ def _told(generation: Generation) -> Message:
     if isinstance(generation, Embedding):
         return {**asked, "pooling": generation.pooling}
     params = generation.params.model_copy(update={"seed": generation.seed})
-    return {**asked, "params": params.model_dump(mode="json", exclude_defaults=True)}
+    plain = params.model_dump(mode="json", exclude_defaults=True)
+    return {**asked, "params": plain, "prediction": [*generation.prediction]}
 
 
 def digest(rows: Any) -> str:

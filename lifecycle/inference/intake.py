@@ -22,16 +22,16 @@ class Intake:
         self.grammars = Grammars(model.tokenizer, model.stop_ids, model.config.vocab_size)
         self._tokenizer, self._stop_ids = model.tokenizer, model.stop_ids
 
-    def generation(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
-        """A request for tokens. Raises `ContextLengthError`, `GrammarError`, `ForbiddenError`, or `ValueError` for ids
-        that the tokenizer does not have."""
+    def generation(self, prompt: Sequence[int], params: SamplingParams, prediction: Sequence[int] = ()) -> Generation:
+        """A request for tokens, with what its output may be. Raises `ContextLengthError`, `GrammarError`,
+        `ForbiddenError`, or `ValueError` for ids that the tokenizer does not have."""
         max_tokens = self._max_tokens(len(prompt), params)
         params, num_ids = settled(params, self._tokenizer, self._stop_ids, max_tokens), self._tokenizer.vocab_size
         if unknown := [token for token, _ in params.logit_bias if token >= num_ids]:
             raise ValueError(f"logit_bias: token id {unknown[0]} is outside the tokenizer's {num_ids}")
         constraint = None if params.grammar is None else self.grammars.constraint(params.grammar)
-        self._require_ids(prompt)
-        return Generation(prompt, params, max_tokens, constraint)
+        self._require_ids([*prompt, *prediction])
+        return Generation(prompt, params, max_tokens, constraint, prediction)
 
     def embedding(self, prompt: Sequence[int], pooling: Pooling) -> Embedding:
         """A request for a prompt's vector. Raises `ContextLengthError`, or `ValueError` as `generation` does."""
@@ -42,10 +42,10 @@ class Intake:
         self._require_ids(prompt)
         return Embedding(prompt, pooling)
 
-    def _require_ids(self, prompt: Sequence[int]) -> None:
-        self._tokenizer.require_rows(prompt)
-        if min(prompt) < 0 or max(prompt) >= self._tokenizer.vocab_size:
-            raise ValueError(f"the prompt has token ids outside the tokenizer's {self._tokenizer.vocab_size}")
+    def _require_ids(self, ids: Sequence[int]) -> None:
+        self._tokenizer.require_rows(ids)
+        if min(ids) < 0 or max(ids) >= self._tokenizer.vocab_size:
+            raise ValueError(f"the request has token ids outside the tokenizer's {self._tokenizer.vocab_size}")
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         """The number of tokens that a request may generate."""

@@ -89,7 +89,8 @@ class Runner:
         self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
-        needs = {"has_context": drafter is not None and drafter.reads_context, "has_bank": adapters is not None}
+        self.takes_predictions = drafter is not None and drafter.reads_context
+        needs = {"has_context": self.takes_predictions, "has_bank": adapters is not None}
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs)
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
@@ -98,14 +99,23 @@ class Runner:
         self._counters = EngineStats(cache_bytes=self._programs.cache_bytes)
         self.max_requests = num_slots + max_queue
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, adapter: HeldAdapter | None = None) -> Generation:
-        """Queues a request of token ids, with an adapter of `adapters`.
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        adapter: HeldAdapter | None = None,
+        prediction: Sequence[int] = (),
+    ) -> Generation:
+        """Queues a request of token ids, with an adapter of `adapters`. `prediction`: what the output may be, for an
+        engine that `takes_predictions`; it changes no token.
 
         Raises `ContextLengthError` if prompt and output do not fit, `QueueFullError`, `ClosedError`, `GrammarError`,
         `ForbiddenError`, `AdapterError` for an adapter that has been unloaded, or `ValueError` for ids that the
-        tokenizer does not have.
+        tokenizer does not have, and a prediction that cannot be used.
         """
-        return self._accept(self._intake.generation(prompt, params), adapter)
+        if prediction and not self.takes_predictions:
+            raise ValueError("a prediction needs a drafter that looks up tokens: make the engine with Ngram(4)")
+        return self._accept(self._intake.generation(prompt, params, prediction), adapter)
 
     def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:
         """Queues a request for the vector of a prompt, which may fill the context. Raises what `submit` raises."""
@@ -199,12 +209,14 @@ class Runner:
         params, prompt = generation.params, generation.prompt
         stop_ids = params.stop_ids or ()
         if generation.output is None:
-            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens, prompt)
+            texts = prompt, generation.prediction
+            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens, *texts)
             generation.cached_tokens = num_cached
             self._counters = replace(self._counters, cached_tokens=self._counters.cached_tokens + num_cached)
         if generation.output.num_tokens == 0:
             generation.prompt_tokens.clear()
         self._table.open(slot, params, generation.seed, stop_ids, len(prompt))
+        self._table.foresee(slot, prompt, generation.prediction)
         self._constraints[slot] = generation.constraint and generation.constraint.copy()
         self._constrain([slot])
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.decoding import DecodeRows
+from lifecycle.inference.drafting import LONGEST, NONE
 from lifecycle.inference.forbidden import NO_TOKEN, forbidden_rows, newest
 from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
@@ -37,11 +38,13 @@ class SlotTable:
         has_bank: bool = False,
     ) -> None:
         """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding. `has_context`: decode
-        dispatches get all tokens of each slot; `has_bank`: dispatches get each slot's adapter."""
+        dispatches get all tokens of each slot, and those foreseen; `has_bank`: dispatches get each slot's adapter."""
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
         self.plan, self._vocab_size = plan, vocab_size
         self.pages = {kind: np.zeros((num_slots, -(-length // plan.size)), np.int32) for kind in plan.num_pages}
-        self.context = np.zeros((num_slots, length if has_context else 0), np.int32)
+        # what is foreseen of each slot's output, then its tokens, each at its position
+        self.context = np.full((num_slots, 2 * length if has_context else 0), NONE, np.int32)
+        self._begin = self.context.shape[1] // 2
         self.token = np.zeros(num_slots, np.int32)
         self.position = np.zeros(num_slots, np.int32)
         self.remaining = np.zeros(num_slots, np.int32)
@@ -88,7 +91,14 @@ class SlotTable:
     def advance(self, slot: int, token: int, position: int, remaining: int) -> None:
         """Sets the slot's newest token, its position, and how many more are wanted."""
         self.token[slot], self.position[slot], self.remaining[slot] = token, position, remaining
-        self.context[slot, position : position + 1] = token
+        self.context[slot, self._begin + position : self._begin + position + 1] = token
+
+    def foresee(self, slot: int, prompt: Sequence[int], prediction: Sequence[int]) -> None:
+        """Sets what drafts of a slot may be taken from beside its own tokens: what may follow its prompt. Only as much
+        as an output can be."""
+        foreseen = [*prompt[-LONGEST:], *prediction][: self._begin] if prediction else []
+        self.context[slot, : self._begin] = NONE
+        self.context[slot, : len(foreseen)] = foreseen
 
     def set_pages(self, slot: int, tables: Mapping[str, Sequence[int]]) -> None:
         """Sets the slot's pages by kind; what is no page (`NO_PAGE`) is never read."""
@@ -114,7 +124,7 @@ class SlotTable:
             end = chunk.start + chunk.size
             tokens[group, : chunk.size] = prompt[chunk.start : end]
             if self.context.size:
-                self.context[chunk.slot, :end] = prompt[:end]
+                self.context[chunk.slot, self._begin : self._begin + end] = prompt[:end]
             recent[group] = newest(prompt[max(0, end - recent.shape[1]) : end])
             is_first[group] = chunk.is_first
             if chunk.is_first and self.repetition_penalty[chunk.slot] != 1:

@@ -18,16 +18,23 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_choices: Sequence[Generation] = ()  # of each prompt; they know how much of it was cached
+    predicted_choices: Sequence[Generation] = ()  # those with a prediction; they know how much of it was right
 
     def plain(self) -> dict[str, Any]:
         """The `usage` object of an answer."""
         total = self.prompt_tokens + self.completion_tokens
-        return {
+        plain: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
             "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in self.first_choices)},
         }
+        if predicted := self.predicted_choices:
+            accepted = sum(choice.num_predicted for choice in predicted)
+            rejected = sum(len(choice.prediction) for choice in predicted) - accepted
+            details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+            plain["completion_tokens_details"] = details
+        return plain
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Chat:
     tools: list[Tool]  # that the model may call
     is_thinking: bool  # the prompt has opened the answer's thoughts
     changes: dict[str, Any]  # of the sampling settings
+    prediction: list[int]  # tokens that the answer may have
 
     def parser(self) -> AnswerParser | HarmonyParser:
         """A machine that takes one answer apart."""
@@ -91,13 +92,23 @@ def prepare_chat(ask: ChatRequest, engine: Engine) -> Chat:
     abilities, tools, messages = Abilities.of(model), _callable(ask), plain_messages(ask.messages)
     _require_form(abilities, tools, model)
     variables = _variables(ask.chat_template_kwargs, model) | _effort(ask.reasoning_effort, abilities, model)
-    given = [tool.plain for tool in tools]
+    given, prediction = [tool.plain for tool in tools], _prediction(ask, engine)
     prompt = chat_prompt(messages, model, engine.max_seq_len, tools=given, variables=variables)
     is_thinking = _opens_thoughts(prompt, abilities.marks, model)
     grammar = _grammar(ask, abilities, tools, is_thinking, model)
     _compile(engine, grammar, "tools" if tools else "response_format")
     changes = {"grammar": grammar, "shown_ids": abilities.shown_ids(model)}
-    return Chat(messages, prompt, abilities, tools, is_thinking, changes)
+    return Chat(messages, prompt, abilities, tools, is_thinking, changes, prediction)
+
+
+def _prediction(ask: ChatRequest, engine: Engine) -> list[int]:
+    """The tokens that a request predicts. Raises `RequestError` if the engine takes no predictions."""
+    if ask.prediction is None:
+        return []
+    if not engine.takes_predictions:
+        reason = "prediction: this server takes no drafts from texts; start it with serve.speculation.method=ngram"
+        raise RequestError(400, reason, "prediction", "unsupported_parameter")
+    return text_ids(ask.prediction.text, engine.model, engine.max_seq_len, begins=False, param="prediction")
 
 
 def token_ids(ask: TokenizeRequest, engine: Engine) -> list[int]:

@@ -91,13 +91,15 @@ def busy(reason: str) -> RequestError:
     return RequestError(429, f"the server is busy: {reason}", code="queue_full", headers=retry)
 
 
-def submit(served: Served, work: Sequence[tuple[Sequence[int], SamplingParams]]) -> Choices:
+def submit(
+    served: Served, work: Sequence[tuple[Sequence[int], SamplingParams]], prediction: Sequence[int] = ()
+) -> Choices:
     """Submits all of a request or nothing; raises `RequestError` if the engine rejects it."""
     generations: list[Generation] = []
     try:
         with rejections():
             for prompt, params in work:
-                generations.append(served.engine.submit(prompt, params, served.adapter))
+                generations.append(served.engine.submit(prompt, params, served.adapter, prediction))
     except RequestError:
         Choices(generations).cancel()
         raise

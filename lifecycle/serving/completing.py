@@ -51,7 +51,8 @@ class Completing:
             recorder.record.prompt = json.dumps(chat.messages, ensure_ascii=False)
             settings, id_length = _form(ask, served, bool(ask.logprobs)), chat.abilities.call_id_length
             form = ChatForm(**settings, parser=chat.parser, call_id_length=id_length)
-            return await self._answer(request, ask, served, [chat.prompt], form, recorder, chat.changes)
+            given = form, recorder, chat.changes, chat.prediction
+            return await self._answer(request, ask, served, [chat.prompt], *given)
 
         return await self._desk.recorded(request, ChatRequest, work)
 
@@ -64,6 +65,7 @@ class Completing:
         form: AnswerForm,
         recorder: Recorder,
         changes: Mapping[str, Any],
+        prediction: Sequence[int] = (),
     ) -> Response:
         """Submits the choices, with these changes of their sampling settings, and answers in the form."""
         model, count = served.engine.model, ask.num_made
@@ -71,8 +73,9 @@ class Completing:
         each = [ask.sampling(model.defaults, i).model_copy(update=changes) for i in range(count)]
         work = [(prompt, params) for prompt in prompts for params in each]
         form.usage.prompt_tokens = sum(map(len, prompts))
-        choices = submit(served, work)
+        choices = submit(served, work, prediction)
         form.usage.first_choices = choices.generations[::count]
+        form.usage.predicted_choices = choices.generations if prediction else ()
         if isinstance(ask, CompletionRequest) and isinstance(form, TextForm) and ask.echo:
             form.echoes = _echoes(ask, choices, count, model.tokenizer)
         recorder.begin(form.id, choices.generations, form.usage.prompt_tokens)

@@ -47,10 +47,10 @@ def chat_prompt(
     return _encoded(lambda: render().ids, "messages")
 
 
-def text_ids(text: str, model: Model, max_tokens: int, begins: bool = True) -> list[int]:
+def text_ids(text: str, model: Model, max_tokens: int, begins: bool = True, param: str = "prompt") -> list[int]:
     """Token ids of a text, which begins as the model's contexts do unless `begins` is false."""
-    _require_short([text], model, max_tokens, "prompt")
-    ids = _encoded(lambda: model.tokenizer.encode(text), "prompt")
+    _require_short([text], model, max_tokens, param)
+    ids = _encoded(lambda: model.tokenizer.encode(text), param)
     return model.tokenizer.begin(ids) if begins else ids
 
 

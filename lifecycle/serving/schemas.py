@@ -57,6 +57,11 @@ type BadWords = Annotated[list[BadWord], Field(max_length=MAX_FORBIDDEN)]
 type BadWordIds = Annotated[TokenIds, Field(min_length=1, max_length=MAX_FORBIDDEN_LENGTH)]
 
 
+def without(*supported: str) -> dict[str, tuple[Any, ...]]:
+    """`NEUTRAL` for a route that supports some of its fields."""
+    return {name: values for name, values in NEUTRAL.items() if name not in supported}
+
+
 class StructuredOutputs(Body):
     """What the output must be, under vLLM's names: one of these. `grammar` is in llguidance's variant of Lark."""
 
@@ -149,7 +154,7 @@ class GenerationRequest(Body):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {name: NEUTRAL[name] for name in NEUTRAL if name != "best_of"}
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = without("best_of")
     prompt: str | list[str] | TokenIds | list[TokenIds]
     max_tokens: Count | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

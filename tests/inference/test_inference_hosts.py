@@ -118,7 +118,10 @@ def test_a_burst_with_all_that_requests_may_ask_keeps_both_in_step(tiny: Model) 
     with job_of(following(tiny)) as job, job.engine(tiny) as engine:
         vector = engine.embed(prompts[0], "mean")
         unseeded = engine.submit(prompts[1], GREEDY.model_copy(update={"temperature": 1.5}))
-        generations = [engine.submit(*pair) for pair in zip(prompts, params, strict=True)]
+        generations = [
+            engine.submit(*pair, prediction=prompts[n - 1] if n % 3 == 0 else ())
+            for n, pair in enumerate(zip(prompts, params, strict=True))
+        ]
         for number in (0, 7, 29):
             generations[number].cancel()
         assert next(iter(generations[6]))

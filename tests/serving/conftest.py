@@ -11,6 +11,7 @@ from page_user import User
 from scripted_server import Scripted, scripted
 from serving_server import KEY, LIMITED, Running, start
 
+from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.choices import Served
@@ -27,7 +28,8 @@ def server() -> Iterator[Running]:
         3, "a" * 64, ENDLESS, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, max_seq_len=4096
     )
     records: list[FinishedRequest] = []
-    with Engine(model, num_slots=2, max_queue=4) as engine, Engine(replace(model, version="b" * 64), 2) as other:
+    another = Engine(replace(model, version="b" * 64), 2, drafter=Ngram(3))
+    with Engine(model, num_slots=2, max_queue=4) as engine, another as other:
         models = {"production": Served(engine, created=1_700_000_000), "candidate": Served(other)}
         for base in start(models, ServeConfig(port=0), records):
             yield Running(base, engine, models, records)

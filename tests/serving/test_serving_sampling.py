@@ -1,4 +1,4 @@
-"""Bad words, minimal lengths and `best_of` through OpenAI's own client."""
+"""Bad words, minimal lengths, `best_of` and predictions through OpenAI's own client."""
 
 from typing import Any
 
@@ -36,6 +36,39 @@ def test_a_minimal_length_comes_before_a_stop(server: Running) -> None:
     for minimum, expected in ((0, text[:begin]), (8, text[: begin + 2])):  # of 8 tokens, two are bytes of a character
         answer = server.client.completions.create(**ASK, stop="|", extra_body={"min_tokens": minimum})
         assert answer.choices[0].text == expected and answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_prediction_changes_no_answer_and_usage_says_what_was_right(server: Running, in_parts: bool) -> None:
+    letters = {str(letter): 50 for letter in b"abcdefgh"}  # so that the answer's text has its tokens again
+    ask: dict[str, Any] = CHAT | {"temperature": 0, "model": "candidate", "n": 2, "logit_bias": letters}
+    create = server.client.chat.completions.create
+    plain = create(**ask)
+    text = plain.choices[0].message.content or ""
+    parts = [{"type": "text", "text": part} for part in (text[:5], text[5:] + "~~")]
+    prediction: Any = {"type": "content", "content": parts if in_parts else text + "~~"}
+    answer = create(**ask, prediction=prediction)
+    assert answer.choices == plain.choices
+    *_, last = create(**ask, prediction=prediction, stream=True, stream_options={"include_usage": True})
+    assert plain.usage is not None and answer.usage is not None and last.usage == answer.usage
+    assert answer.usage.completion_tokens == plain.usage.completion_tokens
+    assert plain.usage.completion_tokens_details is None
+    details = answer.usage.completion_tokens_details
+    assert details is not None and len(text) == 24
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (2 * 24, 2 * 2)
+
+
+def test_a_prediction_is_refused_where_nothing_is_looked_up(server: Running) -> None:
+    prediction: Any = {"type": "content", "content": "ab"}
+    with pytest.raises(openai.BadRequestError, match=r"prediction: .* serve.speculation.method=ngram") as refused:
+        server.client.chat.completions.create(**CHAT, prediction=prediction)
+    assert refused.value.param == "prediction"
+    too_long = {"type": "content", "content": "a" * 500_000}
+    for wrong in (too_long, {"type": "content"}, {"type": "text", "content": "a"}, {"type": "content", "content": []}):
+        ask: dict[str, Any] = CHAT | {"model": "candidate", "prediction": wrong}
+        with pytest.raises(openai.BadRequestError) as refused:
+            server.client.chat.completions.create(**ask)
+        assert (refused.value.param or "").startswith("prediction")
 
 
 def test_settings_of_a_request_become_those_of_the_engine() -> None:
