@@ -179,7 +179,7 @@ def test_programs_are_prepared_once_in_a_process() -> None:
     prepared, clock = [], SimpleNamespace(paused=lambda cause: nullcontext())
     hook = Evaluate(5, lambda params: {}, prepared.append)
     for step in (10, 5):  # the second time the run has gone back to a checkpoint
-        run: Any = SimpleNamespace(step=step, clock=clock, state=SimpleNamespace(weights=step))
+        run: Any = SimpleNamespace(step=step, clock=clock, state=step, measured_weights=step)
         hook.start(run)
     assert prepared == [10]
 
