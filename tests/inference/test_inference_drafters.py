@@ -75,6 +75,7 @@ def test_all_that_the_model_itself_drafts_is_accepted(
     assert stats.draft_tokens == stats.accepted_tokens > 0
 
 
+@pytest.mark.slow
 def test_steps_without_drafts_are_read_along(model: Model) -> None:
     """A request in a grammar gets no drafts, and the steps of a dispatch may be plain: what comes next is drafted."""
     with drafting_engine(model, same(model)) as engine:
@@ -139,6 +140,7 @@ def expected_drafts(model: Model, prompt: Sequence[int], made: Sequence[int]) ->
     return num, right
 
 
+@pytest.mark.slow
 def test_a_module_drafts_what_it_says_of_whole_rows() -> None:
     """Prompts of one chunk and of several."""
     model, module = knowing(0.3)

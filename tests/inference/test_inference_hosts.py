@@ -141,6 +141,7 @@ def test_a_burst_with_all_that_requests_may_ask_keeps_both_in_step(tiny: Model) 
     np.testing.assert_array_equal(vector.vector, own.vector)
 
 
+@pytest.mark.slow
 def test_two_models_take_their_turns_one_at_a_time(tiny: Model) -> None:
     other = random_model(seed=1, version="v1")
     models = iter((tiny, other))
@@ -224,6 +225,7 @@ def test_a_model_is_opened_in_all_processes_or_in_none(tiny: Model) -> None:
 BANK = BankSizes(1, 2)
 
 
+@pytest.mark.slow
 def test_adapters_come_to_all_processes_between_turns(tiny: Model, tmp_path: Path) -> None:
     """While requests run: also where one is unloaded before its request begins, and another takes its place."""
     for seed in (1, 2):

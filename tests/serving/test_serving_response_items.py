@@ -52,7 +52,9 @@ def says(running: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     def scripted(text: str, reason: Any = "stop") -> list[list[int]]:
         prompts: list[list[int]] = []
 
-        def submit(prompt: Sequence[int], params: SamplingParams, adapter: None = None) -> Generation:
+        def submit(
+            prompt: Sequence[int], params: SamplingParams, adapter: None = None, prediction: Sequence[int] = ()
+        ) -> Generation:
             generation = Generation(prompt, params, len(text))
             prompts.append([*prompt])
             for begin in range(0, len(text), 7):
