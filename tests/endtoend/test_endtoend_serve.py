@@ -90,12 +90,10 @@ def test_a_bundle_is_served_and_a_server_whose_engine_breaks_exits_with_an_error
     """A supervisor can start it again; a client is told."""
     bundle = undisturbed.artifact("export").path
     broken = (
-        "import sys; from lifecycle.inference import programs; from lifecycle.cli.main import main\n"
-        "warm = programs.decode\n"
-        "def decode(*args):\n"
-        "    if args[-2].remaining.any(): raise OSError('lost device')\n"
-        "    return warm(*args)\n"
-        "programs.decode = decode; main()"
+        "from lifecycle.inference.programs import Programs; from lifecycle.cli.main import main\n"
+        "def decode(self, rows):\n"
+        "    raise OSError('lost device')\n"
+        "Programs.decode = decode; main()"
     )
     log = undisturbed.root / "broken.txt"
     with log.open("w") as output:

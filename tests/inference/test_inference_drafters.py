@@ -170,8 +170,8 @@ def saved(config: ModelConfig, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("weights", [None, pytest.param("int8", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("weights", [None, "int8"])
 def test_a_bundle_drafts_with_its_module_or_with_another_bundle(tmp_path: Path, weights: WeightFormat | None) -> None:
     """Latent attention and experts, whose products have other last bits for other numbers of rows; a draft model
     without either."""

@@ -47,7 +47,7 @@ def expected(x: Array, held: GroupScaled) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     num=st.integers(1, 17),
     groups=st.integers(1, 6),

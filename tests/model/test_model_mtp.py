@@ -151,7 +151,7 @@ def test_losses_and_gradients_are_the_formulas(params: dict[str, Any]) -> None:
         assert size > 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_module_with_a_cache_computes_what_it_does_of_whole_rows(params: dict[str, Any]) -> None:
     """In parts; what a draft has left in the cache is overwritten, and a position that is padding writes nothing."""
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, (2, LENGTH)).astype(np.int32)

@@ -115,7 +115,9 @@ def its_module(model: Model) -> Drafter:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", [ngrams, the_model_itself, pytest.param(its_module, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "drafter", [ngrams, *(pytest.param(own, marks=pytest.mark.long) for own in (the_model_itself, its_module))]
+)
 def test_drafts_change_nothing_on_a_mesh(drafter: Callable[[Model], Drafter]) -> None:
     """Devices that divide the rows' sampling follow each row's drafts by themselves."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -129,8 +131,8 @@ def test_drafts_change_nothing_on_a_mesh(drafter: Callable[[Model], Drafter]) ->
     assert_alike(found, generate(model, prompts, params))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["experts", pytest.param("latent", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["experts", "latent"])
 def test_all_experts_of_few_rows_generate_what_sorted_rows_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerators compute them, on a mesh that no other test has: its programs are traced here."""
     monkeypatch.setattr("lifecycle.model.moe.is_few", lambda num_rows: True)

@@ -146,7 +146,7 @@ def test_settings_belong_to_a_conversation_and_the_key_to_the_tab(user: User, sc
     user.say("hi")
     assert "API key" in user.texts(".error")[0] and user.ways_on == ["Enter the key", "Try again", "Edit message"]
     user.click("Enter the key")
-    assert user.page.run("document.activeElement.name") == "key"
+    user.page.wait("document.activeElement.name === 'key'")
     user.page.type("secret")
     user.page.press("Enter")
     for name, value in {"system": "Be brief.", "temperature": "0", "max_tokens": "50"}.items():
