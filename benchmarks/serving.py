@@ -1,11 +1,12 @@
 """Tokens per second of a server with eight streaming clients, beside those of the bare decode loop, and what a cached
 prefix saves of the time to the first token.
 
-    uv run --extra cpu-kernels python benchmarks/serving.py BUNDLE [--weights FORMAT] [--tokens 128] [--rounds 5]
+    uv run --extra cpu-kernels python benchmarks/serving.py BUNDLE [--weights FORMAT] [--tokens 256] [--rounds 5]
 
 The server is `lifecycle serve BUNDLE`, a process of its own; the loop is that of `benchmarks/decode.py` in this one.
 They take turns, so each has the machine for itself. A round of the server is eight completions at once, greedy, of
-random prompts of 64 ids, streamed, each timed from its first token to its last. The first token's time is that of one
+random prompts, streamed, each timed from its first token to its last. The loop's time is without its prompts, of which
+the server computes some while others decode already: so they have 8 ids only. The first token's time is that of one
 request alone: of 1,024 ids that the server has not seen, and of the same ids but for the last 128.
 """
 
@@ -30,7 +31,7 @@ from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.inference.bundle import load_params
 from lifecycle.weights.published import load_config
 
-ROWS, LENGTH, SLOT = 8, 64, 2048
+ROWS, LENGTH, SLOT = 8, 8, 2048
 PREFIX, AFTER = 896, 128
 
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--weights", choices=["int8", "int4", "fp8"])
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     config = load_config(given.bundle).trunk
