@@ -77,7 +77,7 @@ def test_parameters_in_bfloat16_stay_so_where_products_have_it() -> None:
         assert as_served(config, held, "int4")["embed"].dtype == dtype
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_measures_what_is_served_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
     """The average of the weights is what is measured; checkpoints have it as it is."""
     settings = TinyRun(steps=4, checkpoint_every=2, average_decay=0.5)
