@@ -126,6 +126,7 @@ def test_weights_have_the_evaluations_scores_to_the_last_bit(tasks: list[Likelih
             assert error == pytest.approx(math.sqrt(result.mean * (1 - result.mean) / (result.n - 1)))
 
 
+@pytest.mark.slow
 def test_training_is_the_same_and_nothing_is_compiled_after_the_start(
     tasks: list[LikelihoodTask], tmp_path: Path
 ) -> None:

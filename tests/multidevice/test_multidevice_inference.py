@@ -49,7 +49,7 @@ REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5
 # some mesh; `matrix` has more of them, and axes of all devices.
 CASES = [("dense", {"fsdp": 4, "tensor": 2})]
 SLOW = [("latent", {"fsdp": 2, "expert": 4})]
-LONG = [("experts", {"replica": 2, "expert": 2, "tensor": 2})]  # the gate has them with all experts of few rows
+LONG = [("experts", {"replica": 2, "expert": 2, "tensor": 2})]  # the gate has them with latents
 MORE = [
     ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
     ("dense", {"tensor": 8}),

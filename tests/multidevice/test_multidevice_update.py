@@ -92,7 +92,7 @@ def test_muon_exchanges_its_matrices_and_gathers_nothing(mesh: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "axes"),
-    [("dense", {"stage": 2, "fsdp": 4}),
+    [pytest.param("dense", {"stage": 2, "fsdp": 4}, marks=pytest.mark.slow),
      pytest.param("experts", {"fsdp": 2, "expert": 2, "tensor": 2}, marks=pytest.mark.long),
      pytest.param("dense first", {"fsdp": 4, "context": 2}, marks=pytest.mark.matrix)],
 )  # fmt: skip
