@@ -6,7 +6,7 @@ prefix saves of the time to the first token.
 The server is `lifecycle serve BUNDLE`, a process of its own; the loop is that of `benchmarks/decode.py` in this one.
 They take turns, so each has the machine for itself. A round of the server is eight completions at once, greedy, of
 random prompts, streamed, each timed from its first token to its last. The loop's time is without its prompts, of which
-the server computes some while others decode already: so they have 8 ids only. The first token's time is that of one
+the server computes some while others decode already: so they have 16 ids only. The first token's time is that of one
 request alone: of 1,024 ids that the server has not seen, and of the same ids but for the last 128.
 """
 
@@ -31,7 +31,7 @@ from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.inference.bundle import load_params
 from lifecycle.weights.published import load_config
 
-ROWS, LENGTH, SLOT = 8, 8, 2048
+ROWS, LENGTH, SLOT = 8, 16, 2048
 PREFIX, AFTER = 896, 128
 
 
