@@ -138,8 +138,8 @@ def peer_of(python: Path, bundle: Path, out: Path, encoding: str | None) -> tupl
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{encoding}.gguf"
     export = [Path(sys.executable).parent / "lifecycle", "export", bundle, file, "--encoding", encoding]
-    if not file.exists():
-        subprocess.run(export, check=True)
+    file.unlink(missing_ok=True)  # another bundle's, perhaps
+    subprocess.run(export, check=True)
     return f"llama.cpp {encoding}", Peer(python, "decode_llama_peer.py", file)
 
 

@@ -54,9 +54,8 @@ def server(bundle: Path, weights: str | None) -> Iterator[str]:
         process.communicate()
 
 
-async def stream(client: httpx.AsyncClient, ids: list[int], tokens: int) -> list[float]:
+async def stream(client: httpx.AsyncClient, name: str, ids: list[int], tokens: int) -> list[float]:
     """When parts of an answer came, in seconds. Little is done here: the clients share the server's cores."""
-    name = (await client.get("/v1/models")).json()["data"][0]["id"]
     wanted: dict[str, Any] = {"model": name, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     async with client.stream("POST", "/v1/completions", json={**wanted, "stream": True}) as answer:
         parts = [(time.perf_counter(), part) async for part in answer.aiter_raw()]
@@ -65,15 +64,15 @@ async def stream(client: httpx.AsyncClient, ids: list[int], tokens: int) -> list
     return [when for when, part in parts if b'"choices"' in part]
 
 
-async def rate(client: httpx.AsyncClient, prompts: list[list[int]], tokens: int) -> float:
+async def rate(client: httpx.AsyncClient, name: str, prompts: list[list[int]], tokens: int) -> float:
     """Tokens per second of all clients together, each behind its first one."""
-    streams = await asyncio.gather(*(stream(client, prompt, tokens) for prompt in prompts))
+    streams = await asyncio.gather(*(stream(client, name, prompt, tokens) for prompt in prompts))
     return sum((tokens - 1) / (seen[-1] - seen[0]) for seen in streams)
 
 
-async def first_token_s(client: httpx.AsyncClient, ids: list[int]) -> float:
+async def first_token_s(client: httpx.AsyncClient, name: str, ids: list[int]) -> float:
     began = time.perf_counter()
-    return (await stream(client, ids, 1))[0] - began
+    return (await stream(client, name, ids, 1))[0] - began
 
 
 async def measure(address: str, loop: Ours, vocab_size: int, tokens: int, rounds: int) -> None:
@@ -86,12 +85,13 @@ async def measure(address: str, loop: Ours, vocab_size: int, tokens: int, rounds
     rates: list[tuple[float, float]] = []
     times: list[tuple[float, float]] = []
     async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+        name = (await client.get("/v1/models")).json()["data"][0]["id"]
         for number in range(rounds + 1):  # the first one warms up
             prompts = random_ids(ROWS, LENGTH)
             bare = ROWS / loop.decode(prompts, tokens).step_s
-            served = await rate(client, prompts, tokens)
+            served = await rate(client, name, prompts, tokens)
             prefix = random_ids(PREFIX)
-            new, cached = [await first_token_s(client, prefix + random_ids(AFTER)) for _ in range(2)]
+            new, cached = [await first_token_s(client, name, prefix + random_ids(AFTER)) for _ in range(2)]
             print(f"loop {bare:.1f} tokens/s, server {served:.1f}; first token {new:.3f} s, cached {cached:.3f}")
             if number:
                 rates.append((bare, served))

@@ -15,8 +15,8 @@ from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
 from lifecycle.inference.weights import has_layers_apart
+from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.paged_rows import PAGE
-from lifecycle.kernels.untouched import untouched_zeros
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
 from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.params import compute_dtype
@@ -106,10 +106,29 @@ def empty_slots(
     def empty() -> SlotState:
         state = init_slots(config, plan, num_slots, groups, length, dtype, drafter, kv_cache)
         if mesh.size == 1:
-            state = replace(state, cache=jax.tree.map(lambda x: untouched_zeros(x.shape, x.dtype), state.cache))
+            state = _with_zeros(state)
         return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
     return empty()
+
+
+def _with_zeros(state: SlotState) -> SlotState:
+    """The state with caches that take no memory yet, where there is a kernel for it."""
+
+    def zeros(x: jax.Array) -> jax.Array:
+        if platform() != "cpu" or not has_kernel("untouched", x.dtype.itemsize):
+            return x
+        from lifecycle.kernels.untouched import untouched_zeros
+
+        return untouched_zeros(x.shape, x.dtype)
+
+    def zeros_of(cache: KVCache) -> KVCache:
+        return jax.tree.map(zeros, cache)
+
+    held = state.drafter
+    return replace(
+        state, cache=zeros_of(state.cache), drafter=None if held is None else replace(held, cache=zeros_of(held.cache))
+    )
 
 
 def num_groups(mesh: AnyMesh) -> int:

@@ -1,5 +1,5 @@
-"""Which of the kernels for CPUs this process has: those whose instructions the processor has, if LLVM is there to make
-them, from the extra `cpu-kernels`."""
+"""Which of the kernels for CPUs this process has: those that run on this machine, if LLVM is there to make them, from
+the extra `cpu-kernels`."""
 
 import functools
 import importlib
@@ -9,28 +9,29 @@ from typing import Literal, get_args
 
 import jax
 
-type CpuKernel = Literal["vnni", "float_strips", "paged_cpu"]  # modules with `has_instructions` and `handler`
+# Modules with `runs_here`, and `handler` of the kernel's options
+type CpuKernel = Literal["vnni", "float_strips", "paged_cpu", "untouched"]
 _REGISTERING = threading.Lock()  # of two engines that start at once
 
 
-def target_of(kernel: CpuKernel) -> str:
+def target_of(kernel: CpuKernel, *options: int) -> str:
     """What XLA calls a kernel."""
-    return f"lifecycle_{kernel}"
+    return "_".join(map(str, ("lifecycle", kernel, *options)))
 
 
-def has_kernel(kernel: CpuKernel) -> bool:
+def has_kernel(kernel: CpuKernel, *options: int) -> bool:
     """Whether there is a kernel; registers it if so."""
     with _REGISTERING:
-        return _is_registered(kernel)
+        return _is_registered(kernel, *options)
 
 
 @functools.cache
-def _is_registered(kernel: CpuKernel) -> bool:
+def _is_registered(kernel: CpuKernel, *options: int) -> bool:
     assert kernel in get_args(CpuKernel.__value__)
     if importlib.util.find_spec("llvmlite") is None:
         return False
     module = importlib.import_module(f"lifecycle.kernels.{kernel}")
-    if not module.has_instructions():
+    if not module.runs_here():
         return False
-    jax.ffi.register_ffi_target(target_of(kernel), module.handler(), platform="cpu")
+    jax.ffi.register_ffi_target(target_of(kernel, *options), module.handler(*options), platform="cpu")
     return True

@@ -26,7 +26,7 @@ from lifecycle.kernels.strips import COLUMNS, DEPTH, FIRST, OUT, VALUES, Kind, a
 PARTS = 2  # sums of a result: as many as hide the latency of an addition for a single row
 
 
-def has_instructions() -> bool:
+def runs_here() -> bool:
     """Whether this machine's processor has the instructions."""
     return has_features("avx512f")
 

@@ -54,32 +54,17 @@ def paged_attention(
 
         if takes(store):
             return paged_gpu(q, store, layer, rows, scale=scale, soft_cap=soft_cap, sinks=sinks)
-    if soft_cap is None and sinks is None and _is_for_cpu_kernel(store, layer, rows):
-        return _by_cpu_kernel(q * scale, store, rows)
+    if platform() == "cpu" and soft_cap is None and sinks is None and has_kernel("paged_cpu"):
+        from lifecycle.kernels.paged_cpu import paged_cpu, takes
+
+        if takes(store, layer, rows):
+            return paged_cpu(q, store, rows, scale=scale)
     if platform() != "cpu" or rows.table.shape[1] == 1:
         k, v = (x.astype(q.dtype) for x in store.rows(layer, rows.table))
         here = jnp.broadcast_to(jnp.arange(k.shape[1]), (q.shape[0], k.shape[1]))
         mask = Mask(rows.positions, here, window=rows.window)
         return attention(q, k, v, mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
     return _page_by_page(q * scale, store, layer, rows, soft_cap, sinks)
-
-
-def _is_for_cpu_kernel(store: PageStore, layer: Array | int, rows: Rows) -> bool:
-    """Whether single queries meet pages in float32 of a layer that has them by itself, with whole registers."""
-    is_alone = isinstance(layer, int) and store.values.shape[0] == 1 and rows.positions.shape[1] == 1
-    is_whole = store.entry.slices == 2 and store.values.shape[-1] % 16 == 0 and rows.size % 16 == 0
-    return (
-        platform() == "cpu" and is_alone and is_whole and store.values.dtype == jnp.float32 and has_kernel("paged_cpu")
-    )
-
-
-def _by_cpu_kernel(q: Float[Array, "B 1 H D"], store: PageStore, rows: Rows) -> Float[Array, "B 1 H D"]:
-    from lifecycle.kernels.paged_cpu import paged_cpu
-
-    end = rows.last + 1
-    begin = jnp.zeros_like(end) if rows.window is None else jnp.maximum(end - rows.window, 0)
-    out = paged_cpu(q[:, 0].astype(jnp.float32), store.values[0], rows.table, begin, end)
-    return out[:, None].astype(q.dtype)
 
 
 def _page_by_page(

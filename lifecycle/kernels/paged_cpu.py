@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from llvmlite import ir
 
-from lifecycle.core.typing import Array, Float, Int
+from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.cpu_kernels import target_of
 from lifecycle.kernels.machine_code import (
     FLOAT,
@@ -30,6 +30,8 @@ from lifecycle.kernels.machine_code import (
     has_features,
     word,
 )
+from lifecycle.kernels.page_store import PageStore
+from lifecycle.kernels.paged_rows import Rows
 from lifecycle.kernels.workers import OWN, Call, Work, add_handler
 
 DOTS, TILES = 4, 4  # keys at a time; registers of a value at a time
@@ -40,22 +42,26 @@ LOWEST = -87.0  # of what `exp` takes: below, a float32 has no exponent for the 
 QUERIES, KEYS, TABLE, BEGIN, END, OUT, GROUP, HEADS, PAGE, WIDTH, PER_ROW = range(OWN, OWN + 11)
 
 
-def has_instructions() -> bool:
+def runs_here() -> bool:
     """Whether this machine's processor has the instructions."""
     return has_features("avx512f", "avx512dq")
 
 
-def paged_cpu(
-    q: Float[Array, "N H D"],
-    pages: Float[Array, "pages 2 K S D"],
-    table: Int[Array, "N per_row"],
-    begin: Int[Array, " N"],
-    end: Int[Array, " N"],
-) -> Float[Array, "N H D"]:
-    """The softmax of the scores of `q`, which is scaled, with the keys at positions from `begin` to before `end`,
-    times their values; zeros where there are none. `S` and `D` are multiples of 16."""
-    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    return jax.ffi.ffi_call(target_of("paged_cpu"), out)(q, pages, table, begin, end)
+def takes(store: PageStore, layer: Array | int, rows: Rows) -> bool:
+    """Whether single queries meet pages in float32 of a layer that has them by itself, in whole registers."""
+    is_alone = isinstance(layer, int) and store.values.shape[0] == 1 and rows.positions.shape[1] == 1
+    is_whole = store.entry.slices == 2 and not (store.values.shape[-1] % LANES or rows.size % LANES)
+    return is_alone and is_whole and store.values.dtype == jnp.float32
+
+
+def paged_cpu(q: Float[Array, "N 1 H D"], store: PageStore, rows: Rows, *, scale: float) -> Float[Array, "N 1 H D"]:
+    """As `paged_attention`, of a store that it `takes`; zeros in rows without a token."""
+    end = rows.last + 1
+    begin = jnp.zeros_like(end) if rows.window is None else jnp.maximum(end - rows.window, 0)
+    queries = q[:, 0].astype(jnp.float32) * scale
+    out = jax.ShapeDtypeStruct(queries.shape, jnp.float32)
+    found = jax.ffi.ffi_call(target_of("paged_cpu"), out)(queries, store.values[0], rows.table, begin, end)
+    return found[:, None].astype(q.dtype)
 
 
 def _work(call: Call) -> Work:

@@ -5,51 +5,35 @@ handler of XLA's foreign function interface gives the result's memory back to Li
 is written, and reads as zeros until then (madvise(2), MADV_DONTNEED on private anonymous memory).
 """
 
-import functools
-import importlib.util
 import mmap
 import sys
-import threading
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from llvmlite import ir
 
-from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Shaped
+from lifecycle.kernels.cpu_kernels import target_of
+from lifecycle.kernels.machine_code import DATA, DIMS, INT, POINTER, RANK, RESULTS, WORD, compiled, handler_of, word
 
-NAME = "lifecycle_untouched"  # what XLA calls the handler, with the bytes of an element behind it
 DONTNEED = 4  # <sys/mman.h>
-_REGISTERING = threading.Lock()  # of two engines that start at once
+
+
+def runs_here() -> bool:
+    """Whether this is Linux."""
+    return sys.platform == "linux"
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: Any) -> Shaped[Array, "*dims"]:
-    """`jnp.zeros` for a program of one device; where the CPU's memory cannot be left untouched, it is written."""
-    size = jnp.dtype(dtype).itemsize
-    if platform() != "cpu" or not _is_registered(size):
-        return jnp.zeros(shape, dtype)
+    """`jnp.zeros`, in a program of one device, that has the kernel for the dtype's size in bytes."""
+    target = target_of("untouched", jnp.dtype(dtype).itemsize)
     # without a side effect XLA would make one of several that are alike, and copy it
-    return jax.ffi.ffi_call(f"{NAME}_{size}", jax.ShapeDtypeStruct(shape, dtype), has_side_effect=True)()
+    return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, dtype), has_side_effect=True)()
 
 
-def _is_registered(size: int) -> bool:
-    with _REGISTERING:
-        return _register(size)
-
-
-@functools.cache
-def _register(size: int) -> bool:
-    if sys.platform != "linux" or importlib.util.find_spec("llvmlite") is None:
-        return False
-    jax.ffi.register_ffi_target(f"{NAME}_{size}", _handler(size), platform="cpu")
-    return True
-
-
-def _handler(size: int) -> Any:
-    from llvmlite import ir
-
-    from lifecycle.kernels.machine_code import DATA, DIMS, INT, POINTER, RANK, RESULTS, WORD, compiled, handler_of, word
-
+def handler(size: int) -> Any:
+    """The handler for elements of so many bytes, as `jax.ffi.register_ffi_target` takes it."""
     module = ir.Module("untouched zeros")
     b, frame, nothing = handler_of(module)
     out = b.pointer(b.pointer(frame, RESULTS), 0)

@@ -116,7 +116,7 @@ def _fours(b: Emitter, base: Any, bits: int) -> Iterator[Any]:
             yield b.and_(held, high)
 
 
-def has_instructions() -> bool:
+def runs_here() -> bool:
     """Whether this machine's processor has the instructions."""
     return has_features("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 

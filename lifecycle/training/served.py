@@ -22,13 +22,18 @@ from lifecycle.training.config import TrainConfig
 type Served = Callable[[Params], Params]  # from a state's parameters to those that its step computes with
 
 
+def as_they_are(params: Params) -> Params:
+    """The parameters."""
+    return params
+
+
 def served_by(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> Served:
     """How a stage's steps on a mesh see their parameters; as they are, unless the stage trains them for a format."""
+    if (weights := train.weights) is None:
+        return as_they_are
 
     def served(params: Params) -> Params:
-        if train.weights is None:
-            return params
         with computing_on(mesh):
-            return as_served(model, params, train.weights)
+            return as_served(model, params, weights)
 
     return served

@@ -28,7 +28,7 @@ from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.rounding import rounded_like, widened
-from lifecycle.training.served import Served
+from lifecycle.training.served import Served, as_they_are
 from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
@@ -42,7 +42,7 @@ def make_train_step(
     grad_accum: int = 1,
     bias_rate: float = 0.0,
     faults: FaultsConfig | None = None,
-    served: Served | None = None,
+    served: Served = as_they_are,
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
 
@@ -63,8 +63,7 @@ def make_train_step(
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        seen = (state.trained, state.frozen) if served is None else split(served(state.params), state.frozen)
-        sums, grads = gradients(seen, batch)
+        sums, grads = gradients(split(served(state.params), state.frozen), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)
