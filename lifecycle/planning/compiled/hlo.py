@@ -17,7 +17,8 @@ BITS = {
     "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
     "f4e2m1fn": 4, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8, "f8e3m4": 8, "f8e4m3b11fnuz": 8, "f8e8m0fnu": 8,
 }  # fmt: skip
-HBM = 0  # the default memory space, printed without S(n); S(1) is a core's VMEM, S(2) its semaphores
+HBM = 0  # the default memory space, printed without S(n); S(2) is a core's semaphores
+VMEM = 1  # S(1): a core's own memory
 HOST = 5  # S(5): the host's pinned memory
 
 _HEAD = re.compile(r"(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")

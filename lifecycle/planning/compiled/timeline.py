@@ -1,11 +1,13 @@
-"""Simulates one run of a program: its schedule, with times for cycles, kernels and collectives.
+"""Simulates one run of a program: its schedule, with times for cycles, kernels, collectives and copies.
 
 The main core follows the schedule. A collective starts where the schedule starts it, or when the previous one on the
 same axes is done, and the core waits where the schedule waits for it; the link to the host is one more such axis, with
-its waits counted separately. A loop takes the time of one run of its body times its trip count, since a body ends
-everything that it starts. Conditionals take their costliest branch.
+its waits counted separately. A copy from or to HBM starts when those before it are done, and waits while a kernel
+reads. A loop takes the time of one run of its body times its trip count, since a body ends everything that it starts.
+Conditionals take their costliest branch.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.hlo import Computation, Instruction
 from lifecycle.planning.compiled.names import kernel_name
+from lifecycle.planning.compiled.prefetch import Prefetch
 from lifecycle.planning.compiled.program import Program
 
 
@@ -26,11 +29,12 @@ class Times:
     network_s: float = 0.0  # the network is busy
     host_exposed_s: float = 0.0  # the main core waits for the host
     host_s: float = 0.0  # the link to the host is busy
+    memory_exposed_s: float = 0.0  # the main core waits for copies from or to HBM
 
     @property
     def total_s(self) -> float:
         """Seconds from start to end."""
-        return self.compute_s + self.kernel_s + self.exposed_s + self.host_exposed_s
+        return self.compute_s + self.kernel_s + self.exposed_s + self.host_exposed_s + self.memory_exposed_s
 
     def times(self, count: int) -> "Times":
         """The times of `count` runs, one after the other."""
@@ -56,11 +60,44 @@ class _Clock:
     spent: Times = Times()
     free_at: dict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))  # by mesh axes
     arrives: dict[str, list[_Arrival]] = field(default_factory=lambda: defaultdict(list))  # by the waiting instruction
+    memory_free_at: float = 0.0
+    copied_at: dict[str, float] = field(default_factory=dict)  # by the waiting instruction
 
     def wait(self, arrival: _Arrival) -> None:
         """Waits for the data unless it has arrived."""
         waited = max(0.0, arrival.at_s - self.spent.total_s)
         self.spent = self.spent.plus(Times(host_exposed_s=waited) if arrival.is_from_host else Times(exposed_s=waited))
+
+    def copy(self, ends: str, seconds: float) -> None:
+        """Starts a copy when those before it are done."""
+        self.memory_free_at = max(self.memory_free_at, self.spent.total_s) + seconds
+        self.copied_at[ends] = self.memory_free_at
+
+    def wait_for_copy(self, ends: str) -> None:
+        """Waits for the copy that an instruction ends, if it does."""
+        waited = self.copied_at.pop(ends, 0.0) - self.spent.total_s
+        if waited > 0:
+            self.spent = self.spent.plus(Times(memory_exposed_s=waited))
+
+    def read(self, seconds: float) -> None:
+        """Lets the copies that are not done wait while a kernel reads."""
+        now = self.spent.total_s
+        if self.memory_free_at > now:
+            self.copied_at = {end: at + seconds if at > now else at for end, at in self.copied_at.items()}
+            self.memory_free_at += seconds
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What copies and kernels want of the HBM at once: its rate, the copies, and the bytes that a kernel moves, by
+    name."""
+
+    bytes_per_s: float
+    copies: Sequence[Prefetch]
+    moved: Mapping[str, float]
+
+
+NO_COPIES = Memory(math.inf, (), {})
 
 
 class Timeline:
@@ -73,9 +110,11 @@ class Timeline:
         clock_hz: float,
         kernel_s: Mapping[str, float],
         network_s: Callable[[Collective], float],
+        memory: Memory = NO_COPIES,
     ) -> None:
         self._program, self._clock_hz = program, clock_hz
-        self._kernel_s, self._network_s = kernel_s, network_s
+        self._kernel_s, self._network_s, self._memory = kernel_s, network_s, memory
+        self._copies = {(copy.within, copy.begins): copy for copy in memory.copies}
         self._begins: dict[tuple[str, str], list[Collective]] = defaultdict(list)
         for collective in collectives:
             self._begins[collective.within, collective.begins].append(collective)
@@ -96,6 +135,11 @@ class Timeline:
     def _instruction(self, instruction: Instruction, within: Computation, clock: _Clock) -> None:
         for arrival in clock.arrives.pop(instruction.name, ()):
             clock.wait(arrival)
+        clock.wait_for_copy(instruction.name)
+        if (copy := self._copies.get((within.name, instruction.name))) is not None:
+            clock.copy(copy.ends, copy.num_bytes / self._memory.bytes_per_s)
+        if (kernel := self._program.kernel_in(instruction, within)) is not None:
+            clock.read(self._memory.moved.get(kernel_name(kernel[0]), 0.0) / self._memory.bytes_per_s)
         begun = self._begins.get((within.name, instruction.name), ())
         arrivals = [self._start(collective, clock) for collective in begun]
         for collective, arrives in zip(begun, arrivals, strict=True):

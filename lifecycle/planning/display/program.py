@@ -173,6 +173,8 @@ def step_table(step: StepEstimate, budget: TrainingBudget | InferenceBudget | No
     if step.host_roofline_s:
         waits = milliseconds(times.host_exposed_s)
         table.add_row("waiting for the host", waits, f"of {milliseconds(times.host_s)} of copies")
+    if times.memory_exposed_s:
+        table.add_row("waiting for the memory", milliseconds(times.memory_exposed_s), "for copies from or to HBM")
     table.add_row(Text("step", style="bold"), milliseconds(step.step_s), _range(step))
     rooflines = (
         ("products", step.compute_roofline_s, "all products at the peak"),

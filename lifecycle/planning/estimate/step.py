@@ -15,8 +15,9 @@ from lifecycle.planning.chips import Chip
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.host import AXES as HOST_AXES
 from lifecycle.planning.compiled.kernels import ASSUMED_SHARE, KernelWork
+from lifecycle.planning.compiled.prefetch import prefetches
 from lifecycle.planning.compiled.program import Program
-from lifecycle.planning.compiled.timeline import Timeline, Times
+from lifecycle.planning.compiled.timeline import Memory, Timeline, Times
 from lifecycle.planning.estimate.caveats import KERNEL_RANGE, caveats
 from lifecycle.planning.estimate.network import Network
 from lifecycle.planning.topology import Topology
@@ -116,13 +117,12 @@ def _played(
     share: float,
 ) -> Times:
     """The times of the schedule with kernels at this share of the peak; kernels of the same name take their mean."""
-    names = {k.name for k in kernels}
-    means = {
-        name: _kernel_s([k for k in kernels if k.name == name], chip, share)
-        / sum(k.calls for k in kernels if k.name == name)
-        for name in names
-    }
-    return Timeline(program, collectives, chip.clock_hz, means, network.seconds).run()
+    by_name = {name: [k for k in kernels if k.name == name] for name in {k.name for k in kernels}}
+    num_calls = {name: sum(k.calls for k in those) for name, those in by_name.items()}
+    means = {name: _kernel_s(those, chip, share) / num_calls[name] for name, those in by_name.items()}
+    moved = {name: sum(k.calls * k.hbm_bytes for k in those) / num_calls[name] for name, those in by_name.items()}
+    memory = Memory(chip.hbm_bytes_per_s, tuple(prefetches(program)), moved)
+    return Timeline(program, collectives, chip.clock_hz, means, network.seconds, memory).run()
 
 
 def _kernel_s(kernels: Sequence[KernelWork], chip: Chip, share: float) -> float:

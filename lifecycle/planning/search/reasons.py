@@ -140,6 +140,7 @@ def _against(pick: CompiledCandidate, second: CompiledCandidate) -> list[str]:
         "kernel_s": "in kernels",
         "exposed_s": "waiting for the network",
         "host_exposed_s": "waiting for the host's memory",
+        "memory_exposed_s": "waiting for copies from or to HBM",
     }
     more = {text: (getattr(other.times, name) - getattr(best.times, name)) * 1e3 for name, text in words.items()}
     terms = [

@@ -7,8 +7,9 @@ from lifecycle.planning.compiled.collectives import Collective, collectives
 from lifecycle.planning.compiled.device_groups import MeshShape
 from lifecycle.planning.compiled.hlo import Shape, parse_module
 from lifecycle.planning.compiled.kernels import KernelWork, kernel_work
+from lifecycle.planning.compiled.prefetch import prefetches
 from lifecycle.planning.compiled.program import Kernel, Program
-from lifecycle.planning.compiled.timeline import Timeline
+from lifecycle.planning.compiled.timeline import Memory, Timeline
 from lifecycle.planning.estimate.budget import inference_budget, training_budget
 from lifecycle.planning.estimate.network import HOP_S, Network, Span
 from lifecycle.planning.estimate.step import estimate_step
@@ -184,6 +185,31 @@ def test_work_before_the_data_is_there_hides_nothing() -> None:
     program = Program(parse_module(HANDED_OVER))
     found = collectives(program, MeshShape(("fsdp", "tensor"), (4, 2)))
     assert Timeline(program, found, 1e9, {}, lambda _: 900e-9).run().exposed_s == pytest.approx(200e-9)
+
+
+@pytest.mark.parametrize(
+    ("moved", "waits_s"),
+    [
+        (0, 0.0),  # 4,096 bytes in 41 ns beside a kernel of 30 and a negation of 20
+        (2_000, 11e-9),  # 20 ns of the memory are the kernel's: 41 + 20 - 50
+        (3_000, 21e-9),
+    ],
+)
+def test_a_copy_from_memory_waits_while_a_kernel_reads(moved: int, waits_s: float) -> None:
+    inside = "f32[8,128]{1,0:S(1)}"
+    text = HEAD + entry(
+        X,
+        f"%s = ({inside}, f32[8,128]{{1,0}}, u32[]{{:S(2)}}) copy-start(%x)",
+        '%k = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"',
+        f"%n = f32[8,128]{{1,0}} negate(%k), {cycles(20)}",
+        f"%d = {inside} copy-done(%s)",
+    )
+    program = Program(parse_module(text))
+    (copy,) = prefetches(program)
+    assert (copy.num_bytes, copy.begins, copy.ends) == (4096, "s", "d")
+    times = Timeline(program, [], 1e9, {"k": 30e-9}, lambda _: 0.0, Memory(1e11, [copy], {"k": moved})).run()
+    assert times.memory_exposed_s == pytest.approx(waits_s, abs=1e-9)
+    assert times.total_s == pytest.approx(50e-9 + waits_s, abs=1e-9)
 
 
 def test_loops_multiply_waits_and_kernels() -> None:
