@@ -1,7 +1,7 @@
 """Tokens per second of decoding with drafts beside those without, of the same requests, one at a time, in turn.
 
     uv run --extra cpu-kernels python benchmarks/speculation.py BUNDLE [--method ngram] [--draft BUNDLE]
-        [--num-tokens 4] [--weights FORMAT] [--prompts FILE] [--tokens 200] [--rounds 3]
+        [--num-tokens 4] [--weights FORMAT] [--draft-weights FORMAT] [--prompts FILE] [--tokens 200] [--rounds 3]
 
 The requests are chats, by default edits of a file of this project, which n-gram drafts are good at; `--prompts` names a
 JSONL file whose rows have `prompt`. Answers are greedy. Each is timed from its first part to its last, so prompts do
@@ -63,12 +63,14 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, metavar="BUNDLE")
     parser.add_argument("--num-tokens", type=int, default=4)
     parser.add_argument("--weights", choices=["int8", "int4", "fp8"])
+    parser.add_argument("--draft-weights", choices=["int8", "int4", "fp8"])
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = load_bundle(given.bundle, weights=given.weights)
-    settings = {"method": given.method, "num_tokens": given.num_tokens, "bundle": given.draft}
+    settings = {"method": given.method, "num_tokens": given.num_tokens}
+    settings |= {"bundle": given.draft, "weights": given.draft_weights}
     config = SpeculationConfig.model_validate(settings)
     drafter = drafter_for(config, model, given.bundle, weights=given.weights, length=SLOT)
     prompts = [

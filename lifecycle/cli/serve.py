@@ -155,7 +155,7 @@ def _start(
     leader: Leader | None,
 ) -> Served:
     mesh = build_mesh(config.mesh)
-    model = load_bundle(bundle, mesh, config.weights)
+    model = load_bundle(bundle, mesh, config.weights, is_apart=True)
     drafter = drafter_for(config.speculation, model, bundle, mesh, config.weights, config.max_seq_len)
     engine = Engine(
         model,

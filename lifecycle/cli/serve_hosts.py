@@ -58,7 +58,7 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
 
     def build(name: str, witness: Witness) -> Runner:
         bundle = find(name)
-        model = load_bundle(bundle, mesh, config.weights)
+        model = load_bundle(bundle, mesh, config.weights, is_apart=True)
         limits = config.num_slots, UNLIMITED, config.max_seq_len
         return Runner(
             model,

@@ -58,12 +58,12 @@ class Lease:
 class AdapterBank:
     """The adapters of one engine; all methods from any thread."""
 
-    def __init__(self, config: ModelConfig, sizes: BankSizes, mesh: Mesh, is_apart: bool) -> None:
+    def __init__(self, config: ModelConfig, sizes: BankSizes, mesh: Mesh) -> None:
         self.sizes = sizes
-        self._config, self._is_apart, self._dtype = config, is_apart, compute_dtype(config)
-        self._shardings = tree_shardings(mesh, bank_axes(config, is_apart))
+        self._config, self._dtype = config, compute_dtype(config)
+        self._shardings = tree_shardings(mesh, bank_axes(config))
         self._write = jax.jit(write_adapter, donate_argnames="bank", out_shardings=self._shardings)
-        make = jax.jit(lambda: empty_bank(config, *sizes, self._dtype, is_apart), out_shardings=self._shardings)
+        make = jax.jit(lambda: empty_bank(config, *sizes, self._dtype), out_shardings=self._shardings)
         self._arrays: Bank = make()
         self._free = list(reversed(range(sizes.slots)))
         self._places = threading.Lock()  # guards what is free, and the adapters' users
@@ -117,7 +117,7 @@ class AdapterBank:
             return HeldAdapter(version, self._free.pop())
 
     def _on_devices(self, matrices: Matrices) -> Bank:
-        tree = adapter_tree(self._config, matrices, self.sizes.rank, self._dtype, self._is_apart)
+        tree = adapter_tree(self._config, matrices, self.sizes.rank, self._dtype)
 
         def put(array: Any, sharding: Sharding) -> jax.Array:
             # `device_put` would compare the values of all processes, each of which comes here at its own time

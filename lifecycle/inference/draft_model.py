@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.inference.draft_follower import DraftFollower, Followed, Kinds, shared_kinds
 from lifecycle.inference.drafting import Computed, Drafting, NewPages
-from lifecycle.inference.weights import has_layers_apart, weight_axes, weights_in_use
+from lifecycle.inference.weights import weights_in_use
 from lifecycle.model.cache import KVCache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_cached, logits
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, axes_apart
 from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import MeshConfig
 
@@ -55,12 +55,12 @@ class DraftModel(DraftFollower):
 
     def logical_axes(self) -> Self:
         """As `Drafter.logical_axes`."""
-        return replace(self, params=axes_in_use(weight_axes(self.config, has_layers_apart()), self.params))
+        return replace(self, params=axes_in_use(axes_apart(self.config), self.params))
 
     def empty(self, pages: NewPages) -> Followed:
         """Of empty slots."""
         before = jnp.zeros((pages.num_slots, 1), jnp.int32)
-        return Followed(pages.cache(self.config, self.kinds, has_layers_apart()), before)
+        return Followed(pages.cache(self.config, self.kinds, is_apart=True), before)
 
     def begin(self, rows: Drafting, newest: Int[Array, "B 1"], cache: KVCache) -> tuple[Float[Array, "B D"], KVCache]:
         """Its hidden state of the newest token; `newest` is the one before."""

@@ -23,19 +23,20 @@ def drafter_for(
     weights: WeightFormat | None = None,
     length: int | None = None,
 ) -> Drafter | None:
-    """The drafter for a model, from whose bundle's `folder` a head or a module is read; sharded as the model is,
-    modules and draft models with their weights in a format. `length`: the longest context that is served, if not the
-    model's.
+    """The drafter for a model, from whose bundle's `folder` a head or a module is read; sharded as the model is, with
+    its weights in the format that the settings name, or else in the model's, `weights`. `length`: the longest context
+    that is served, if not the model's.
 
     Raises `ConfigError` if the settings want what is not there or does not fit the model.
     """
     if config is None:
         return None
+    weights = config.weights or weights
     match config.method:
         case "ngram":
             return Ngram(config.num_tokens)
         case "eagle":
-            if (head := load_head(model.config, folder, mesh)) is None:
+            if (head := load_head(model.config, folder, mesh, weights)) is None:
                 raise ConfigError(
                     "speculation.method=eagle: the bundle has no folder `drafter`; train one with a stage `eagle` "
                     "(docs/drafting.md), or set speculation.method=ngram"
@@ -57,7 +58,7 @@ def drafter_for(
 
 def _loaded(bundle: Path, mesh: Mesh | None, weights: WeightFormat | None) -> Model:
     try:
-        return load_bundle(bundle, mesh, weights)
+        return load_bundle(bundle, mesh, weights, is_apart=True)
     except ConfigError as error:  # it speaks of a model's settings, and there are two models
         raise ConfigError(f"speculation.bundle={bundle}: {error}") from error
 

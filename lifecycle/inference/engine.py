@@ -73,7 +73,7 @@ class Engine:
                 "an engine of one process runs on that process's devices, but this mesh spans several processes; "
                 "`lifecycle serve` runs one over all of them"
             )
-        self.model = model
+        self.model = model.without_weights
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
         self._leading = None if leader is None else leader.witness()

@@ -15,9 +15,8 @@ from lifecycle.inference.programs import PromptRows, decode, prefill
 from lifecycle.inference.scheduler import MAX_STEPS, Chunk
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState, check_mesh, init_slots, num_groups, page_plan
-from lifecycle.inference.weights import has_layers_apart, weight_axes
 from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
-from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
+from lifecycle.model.params import Params, abstract_in_use, axes_apart, compute_dtype, layers_apart
 from lifecycle.model.weight_formats import axes_in_use, check_groups, in_format
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import AnyMesh, computing_on, tree_shardings
@@ -54,10 +53,9 @@ class AbstractEngine:
             check_groups(self.config, MeshConfig(**self.mesh.shape), self.weights)
             params = abstract_in_use(self.config)
             params = jax.eval_shape(partial(in_format, self.config, weights=self.weights), params)
-            if has_layers_apart():
-                params = jax.eval_shape(partial(layers_apart, self.config), params)
+            params = jax.eval_shape(partial(layers_apart, self.config), params)
             state = jax.eval_shape(self._slots)
-            axes = axes_in_use(weight_axes(self.config, state.cache.is_apart), params)
+            axes = axes_in_use(axes_apart(self.config), params)
         params = _placed(params, tree_shardings(self.mesh, axes))
         return params, _placed(state, tree_shardings(self.mesh, state.logical_axes()))
 

@@ -1,6 +1,6 @@
 """A model that is ready for inference: weights, tokenizer, chat template, defaults and a version."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
@@ -15,11 +15,16 @@ class Model:
     memory."""
 
     config: ModelConfig
-    params: Params
+    params: Params  # layers in stacks, as they are trained, or apart, as an engine takes them
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: SamplingParams = field(default_factory=SamplingParams)  # for settings that a request does not give
     version: str = ""
+
+    @property
+    def without_weights(self) -> "Model":
+        """The rest of it: an engine's programs have weights of their own, and two copies may not fit a device."""
+        return replace(self, params={})
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

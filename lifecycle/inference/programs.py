@@ -32,12 +32,12 @@ from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
 from lifecycle.inference.state import SlotState, check_mesh, empty_slots, num_groups, page_plan
-from lifecycle.inference.weights import weight_axes, weights_in_use
+from lifecycle.inference.weights import weights_in_use
 from lifecycle.model.adapters import Bank, bank_axes, with_adapters
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import CacheFormat, ModelConfig
 from lifecycle.model.decoder import forward_cached_taking, logits
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, axes_apart
 from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import AnyMesh, mesh_over_devices, spec, tree_specs
@@ -114,10 +114,10 @@ def _on_mesh[Out](
     def run(drafter: Drafter | None, params: Params, state: SlotState, rows: Any, bank: Bank) -> tuple[Out, SlotState]:
         return local(drafter, with_adapters(params, bank, rows.adapters), state, rows)
 
-    axes = axes_in_use(weight_axes(config, state.cache.is_apart), params)
+    axes = axes_in_use(axes_apart(config), params)
     weights, stored = tree_specs(axes), tree_specs(state.logical_axes())
     by_row = jax.tree.map(lambda x: spec("batch") if x.ndim else P(), rows)
-    of_bank = None if bank is None else tree_specs(bank_axes(config, state.cache.is_apart))
+    of_bank = None if bank is None else tree_specs(bank_axes(config))
     drafting = None if drafter is None else tree_specs(drafter.logical_axes())
     specs = {"in_specs": (drafting, weights, stored, by_row, of_bank), "out_specs": (spec("batch"), stored)}
     sampled, state = jax.shard_map(run, mesh=mesh, check_vma=False, **specs)(drafter, params, state, rows, bank)
@@ -181,8 +181,7 @@ class Programs:
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
         self._state = empty_slots(config, self.plan, num_slots, max_seq_len, mesh, drafter, kv_cache)
         self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.caches))
-        is_apart = self._state.cache.is_apart
-        self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh, is_apart)
+        self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh)
 
     def compile(self, every: Sequence[PromptRows | DecodeRows]) -> None:
         """Compiles what dispatches with such arguments run, side by side; none is launched."""

@@ -67,7 +67,7 @@ class Runner:
         adapters: BankSizes | None = None,
     ) -> None:
         """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
-        self.model = model
+        self.model = model.without_weights
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
         self._on_dispatch, self._witness = on_dispatch, witness

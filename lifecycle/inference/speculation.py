@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lifecycle.core.config import Section
+from lifecycle.model.config import WeightFormat
 
 MAX_DRAFTS = 8  # of a step: a CPU computes them as it computes one token, bit for bit (`model/cache.py:FEW_ON_CPUS`)
 TRY_OTHER = 16  # one in so many dispatches is of the kind that is not the faster one
@@ -24,13 +25,16 @@ class SpeculationConfig(Section):
     method: Literal["ngram", "eagle", "mtp", "model"] = "ngram"
     num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFTS)] = 4  # the most drafts of a step
     bundle: Path | None = None  # of the other model, which has the same tokenizer
+    weights: WeightFormat | None = None  # the drafter's matrices rounded to it; None: as the model's are
 
     @model_validator(mode="after")
-    def _check_bundle(self) -> "SpeculationConfig":
+    def _check_method(self) -> "SpeculationConfig":
         if self.method == "model" and self.bundle is None:
             raise ValueError("method=model drafts with another model; set bundle=FOLDER")
         if self.method != "model" and self.bundle is not None:
             raise ValueError(f"bundle is for method=model, and method={self.method}; leave out one of them")
+        if self.method == "ngram" and self.weights is not None:
+            raise ValueError(f"weights={self.weights} is for a drafter's matrices; leave it out with method=ngram")
         return self
 
 

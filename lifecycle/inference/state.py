@@ -14,7 +14,6 @@ from lifecycle.inference.drafting import Drafter, NewPages
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
 from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
-from lifecycle.inference.weights import has_layers_apart
 from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.paged_rows import PAGE
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
@@ -84,7 +83,7 @@ def init_slots(
 ) -> SlotState:
     """Empty slots for contexts of `length`, with pages in a format."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
-    cache = init_pages(config, num_pages, length, dtype, has_layers_apart(), plan.size, kv_cache)
+    cache = init_pages(config, num_pages, length, dtype, True, plan.size, kv_cache)
     pages = NewPages(num_pages, num_slots, length, plan.size, kv_cache)
     held = None if drafter is None else drafter.empty(pages)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), held)

@@ -48,7 +48,7 @@ def adapted_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: shape for layer in sorted(shapes) for name, shape in shapes[layer].items()}
 
 
-def bank_axes(config: ModelConfig, is_apart: bool) -> Bank:
+def bank_axes(config: ModelConfig) -> Bank:
     """A tree like a bank whose leaves are tuples of logical axis names."""
 
     def axes(_: range, __: str, declared: Parameter) -> LowRank:
@@ -57,10 +57,10 @@ def bank_axes(config: ModelConfig, is_apart: bool) -> Bank:
         b: Any = (stack, None, None, columns)
         return LowRank(a, b)
 
-    return _placed(config, _of_stacks(config, axes), is_apart, lambda names, _: names[1:])
+    return _by_layer(config, _of_stacks(config, axes), lambda names, _: names[1:])
 
 
-def empty_bank(config: ModelConfig, num: int, rank: int, dtype: str, is_apart: bool) -> Bank:
+def empty_bank(config: ModelConfig, num: int, rank: int, dtype: str) -> Bank:
     """A bank of `num` adapters that change nothing."""
 
     def zeros(layers: range, _: str, declared: Parameter) -> LowRank:
@@ -68,10 +68,10 @@ def empty_bank(config: ModelConfig, num: int, rank: int, dtype: str, is_apart: b
         sides = (jnp.zeros((len(layers), num, rank, size), dtype) for size in (rows, columns))
         return LowRank(*sides)
 
-    return _placed(config, _of_stacks(config, zeros), is_apart, lambda stack, number: stack[number])
+    return _by_layer(config, _of_stacks(config, zeros), lambda stack, number: stack[number])
 
 
-def adapter_tree(config: ModelConfig, matrices: Matrices, rank: int, dtype: Any, is_apart: bool) -> Bank:
+def adapter_tree(config: ModelConfig, matrices: Matrices, rank: int, dtype: Any) -> Bank:
     """One adapter as a bank of one, in host memory; smaller ranks are filled with zeros, which add nothing."""
 
     def side(layers: range, name: str, size: int, which: str) -> Any:
@@ -86,7 +86,7 @@ def adapter_tree(config: ModelConfig, matrices: Matrices, rank: int, dtype: Any,
         rows, columns = declared.shape[-2:]
         return LowRank(side(layers, name, rows, "a"), side(layers, name, columns, "b"))
 
-    return _placed(config, _of_stacks(config, pair), is_apart, lambda stack, number: stack[number])
+    return _by_layer(config, _of_stacks(config, pair), lambda stack, number: stack[number])
 
 
 def write_adapter(bank: Bank, adapter: Bank, place: Int[Array, ""]) -> Bank:
@@ -107,7 +107,7 @@ def with_adapters(params: Params, bank: Bank, ids: Int[Array, " rows"] | None) -
     def adapted(pair: LowRank | None, weight: Any) -> Any:
         if pair is None:
             return weight
-        return AdaptedWeight(weight, pair.a, pair.b, jnp.broadcast_to(ids, (*pair.a.shape[:-3], *ids.shape)))
+        return AdaptedWeight(weight, pair.a, pair.b, ids)
 
     return jax.tree.map(adapted, bank, params, is_leaf=lambda node: node is None or isinstance(node, LowRank))
 
@@ -137,8 +137,6 @@ def _is_adapted(name: str, declared: Parameter) -> bool:
     return is_quantised(declared) and len(axes) == 3 and name != ABSORBED
 
 
-def _placed(config: ModelConfig, bank: Bank, is_apart: bool, part: Callable[[Any, int], Any]) -> Bank:
-    """The bank, with each stack as a list of layers where the weights are."""
-    if not is_apart:
-        return bank
+def _by_layer(config: ModelConfig, bank: Bank, part: Callable[[Any, int], Any]) -> Bank:
+    """The bank, with each stack as a list of layers as the weights are."""
     return {**bank, "blocks": in_layers(config, bank["blocks"], part, lambda leaf: isinstance(leaf, tuple))}

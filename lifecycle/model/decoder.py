@@ -285,7 +285,7 @@ def _scan(
 def _one_by_one(
     layers: list[Layer], group: LayerGroup, weights: list[Any], carry: Carry
 ) -> tuple[Carry, list[RouterStats | None]]:
-    """`_scan` of stacks that are lists of layers, as decoding on a CPU has them (`layers_apart`).
+    """`_scan` of stacks that are lists of layers, as engines have them (`layers_apart`).
 
     A layer is a function of its own, which is traced once and called by all of its kind; XLA inlines it."""
     hidden, stacks, taken = carry
@@ -294,10 +294,12 @@ def _one_by_one(
     for number in range(group.repeats):
         for place, layer in enumerate(functions):
             taken = taken.at(group.first + number * group.period + place, hidden.x)
-            outs[place].append(layer(hidden, weights[place][number], stacks[place][number], 0))
+            cached = None if stacks[place] is None else stacks[place][number]
+            outs[place].append(layer(hidden, weights[place][number], cached, 0))
             hidden = outs[place][-1][0]
     stats = [jax.tree.map(lambda *x: jnp.stack(x), *(out[1] for out in of)) for of in outs]  # of None: None
-    return (hidden, [[out[2] for out in of] for of in outs], taken), stats
+    caches = [None if held is None else [out[2] for out in of] for held, of in zip(stacks, outs, strict=True)]
+    return (hidden, caches, taken), stats
 
 
 def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:

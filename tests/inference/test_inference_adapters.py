@@ -155,14 +155,14 @@ def test_the_place_of_an_adapter_in_use_is_free_when_its_last_request_has_ended(
     unload(engine, two, three)
 
 
-def test_refused_and_failed_requests_end_their_use(engine: Engine) -> None:
+def test_refused_and_failed_requests_end_their_use(model: Model, engine: Engine) -> None:
     adapter = load(engine, 1)
     with pytest.raises(ValueError, match="outside the tokenizer"):
         engine.submit([10_000], GREEDY, adapter)
     engine.submit(PROMPT, GREEDY.model_copy(update={"grammar": 'start: "a"'}), adapter).wait()
     wait_until(lambda: adapter.num_users == 0)
     unload(engine, adapter)
-    runner = Runner(engine.model, num_slots=1, max_queue=0, adapters=BankSizes(1, RANK))  # that takes no turn
+    runner = Runner(model, num_slots=1, max_queue=0, adapters=BankSizes(1, RANK))  # that takes no turn
     assert runner.adapters is not None
     adapter = runner.adapters.load(random_adapter(engine.model.config, 1, RANK))
     runner.submit(PROMPT, GREEDY, adapter)
@@ -191,21 +191,20 @@ def test_a_rank_that_the_bank_has_no_room_for_is_refused(engine: Engine) -> None
         load(engine, 1, rank=5)
 
 
-CASES = [("gemma2", True), ("deepseek_v3", False)]
-MORE = [(name, False) for name in MODELS if (name, False) not in CASES]
+FEW = ("gemma2", "deepseek_v3")
 
 
 @pytest.mark.parametrize(
-    ("name", "is_apart"), [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in MORE)]
+    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in MODELS if name not in FEW)]
 )
-def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weights(name: str, is_apart: bool) -> None:
-    """Stacked layers and layers apart; two tokens of each of three rows, the second without an adapter."""
+def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weights(name: str) -> None:
+    """Two tokens of each of three rows, the second without an adapter."""
     config = MODELS[name].trunk.model_copy(update={"compute_dtype": "float32"})
     params, adapters = (
         jax.device_get(random_params(config)),
         [random_adapter(config, seed, rank) for seed, rank in ((1, 2), (2, 3))],
     )
-    ones = [adapter_tree(config, adapter.matrices, 3, "float32", is_apart) for adapter in adapters]
+    ones = [adapter_tree(config, adapter.matrices, 3, "float32") for adapter in adapters]
     bank = jax.tree.map(lambda *each: np.concatenate(each, each[0].ndim - 3), *ones)
     tokens: Any = np.random.default_rng(0).integers(0, config.vocab_size, (3, 2))
 
@@ -214,9 +213,9 @@ def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weight
         return forward_cached(config, held, tokens, jnp.broadcast_to(jnp.arange(2), (3, 2)), cache)[0]
 
     def hidden(params: Any, ids: list[int] | None) -> np.ndarray:
-        held = layers_apart(config, params) if is_apart else params
-        held = with_adapters(held, bank, None if ids is None else jnp.asarray(ids, jnp.int32))
-        return np.asarray(cached(held, init_cache(config, 3, 8, "float32", is_apart)))
+        rows = None if ids is None else jnp.asarray(ids, jnp.int32)
+        held = with_adapters(layers_apart(config, params), bank, rows)
+        return np.asarray(cached(held, init_cache(config, 3, 8, "float32", is_apart=True)))
 
     found = hidden(params, [1, -1, 0])
     expected = [hidden(held, None) for held in (merged(params, adapters[1]), params, merged(params, adapters[0]))]

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import chex
+import jax
 import pytest
 
 from lifecycle.core.artifact import ArtifactError, Draft, open_artifact
@@ -11,6 +13,10 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.weights import is_stacked, layer
+from lifecycle.model.config import WeightFormat
+from lifecycle.model.params import layers_apart
+from lifecycle.parallel.mesh import make_mesh
 from lifecycle.text.interface import TokenizerError
 from lifecycle.weights.published import WeightsError, save_weights
 
@@ -30,6 +36,21 @@ def test_a_loaded_bundle_answers_as_the_model_that_was_saved(model: Model, tmp_p
     assert loaded.stop_ids == (model.tokenizer.eos_id, model.tokenizer.special_ids["<|im_end|>"], 7)
     greedy = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
     assert generate(loaded, [[65]], greedy, 2) == generate(model, [[65]], greedy, 2)
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+@pytest.mark.parametrize("is_on_mesh", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_layers_may_be_loaded_one_by_one(
+    model: Model, tmp_path: Path, weights: WeightFormat | None, is_on_mesh: bool
+) -> None:
+    """As an engine makes them of stacks, on the same devices."""
+    save(model, tmp_path)
+    mesh = make_mesh(fsdp=2) if is_on_mesh else None
+    stacked, apart = (load_bundle(tmp_path, mesh, weights, is_apart=is_apart).params for is_apart in (False, True))
+    expected = layers_apart(model.config, stacked, layer)
+    chex.assert_trees_all_equal(apart, expected)
+    assert jax.tree.map(lambda x: x.sharding, apart) == jax.tree.map(lambda x: x.sharding, expected)
+    assert is_stacked(stacked) and not is_stacked(apart)
 
 
 def test_the_version_is_a_hash_of_the_content(model: Model, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.typing import Array
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.inference.draft_follower import shared_kinds
+from lifecycle.inference.draft_head import Head
 from lifecycle.inference.draft_model import DraftModel
 from lifecycle.inference.draft_module import Module
 from lifecycle.inference.drafters import drafter_for, require_fit
@@ -23,16 +24,20 @@ from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
 from lifecycle.inference.speculation import DraftPolicy, SpeculationConfig
 from lifecycle.inference.stats import EngineStats
-from lifecycle.model.config import ModelConfig, WeightFormat
+from lifecycle.kernels.linear import is_rounded
+from lifecycle.model.config import DrafterConfig, ModelConfig, WeightFormat
 from lifecycle.model.decoder import forward, logits
+from lifecycle.model.drafter import VOCABULARY
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params
 from lifecycle.model.prediction import forward_modules
-from lifecycle.model.stacks import MODULES, MODULES_STACK
+from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK
 from lifecycle.testing.families import MODELS, random_params
 from lifecycle.testing.models import random_model
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.weights.drafters import FOLDER, write_drafter
+from lifecycle.weights.names import canonical_name
 from lifecycle.weights.published import save_weights
 from tests.inference.drafted import DRAFTS, GREEDY, TO_THE_END, answers, drafting_engine, run
 
@@ -190,6 +195,32 @@ def test_a_bundle_drafts_with_its_module_or_with_another_bundle(tmp_path: Path, 
         assert stats.draft_tokens > 0
 
 
+@pytest.mark.slow
+def test_a_heads_weights_may_be_rounded_where_the_models_are_not(tmp_path: Path) -> None:
+    folder = saved(random_model(num_layers=3).config, tmp_path)
+    config = load_bundle(folder).config
+    held = config.model_copy(update={"drafter": DrafterConfig(vocab_size=40)})
+    head = random_params(held)[DRAFTER]
+    head[VOCABULARY]["ids"] = jnp.arange(60, 100, dtype=jnp.float32)
+    leaves = dict(jax.tree_util.tree_leaves_with_path(head))
+    arrays = {canonical_name(path): np.asarray(array) for path, array in leaves.items()}
+    write_drafter(held, arrays.__getitem__, folder / FOLDER)
+    served = load_bundle(folder)
+    plain, _ = run(served, None)
+    cases: list[tuple[dict[str, str], WeightFormat | None]] = [({"weights": "int8"}, None), ({}, "int8")]
+    drafters = [
+        drafter_for(validate(SpeculationConfig, {"method": "eagle", **settings}), served, folder, None, whole)
+        for settings, whole in cases
+    ]
+    for drafter in drafters:
+        assert isinstance(drafter, Head)
+        rounded = [leaf for leaf in jax.tree.leaves(drafter.params, is_leaf=is_rounded) if is_rounded(leaf)]
+        assert len(rounded) == 9  # projection, four of attention, three of the feed-forward, the head
+    found, stats = run(served, drafters[0])
+    assert found == plain
+    assert stats.draft_tokens > 0
+
+
 def test_settings_say_which_drafter(model: Model, tmp_path: Path) -> None:
     folder = saved(model.config, tmp_path)
     assert drafter_for(None, model, folder) is None
@@ -201,6 +232,7 @@ def test_settings_say_which_drafter(model: Model, tmp_path: Path) -> None:
     for wrong, message in (
         ({"method": "model"}, r"method=model drafts with another model; set bundle=FOLDER"),
         ({"method": "mtp", "bundle": "there"}, r"bundle is for method=model, and method=mtp"),
+        ({"method": "ngram", "weights": "int8"}, r"weights=int8 is for a drafter's matrices"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate(SpeculationConfig, wrong)

@@ -17,6 +17,7 @@ from lifecycle.core.typing import Array
 from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
+from lifecycle.model.params import layers_apart
 from lifecycle.weights.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -49,14 +50,14 @@ def test_logits_are_those_of_peft_with_the_bank_and_with_merged_weights(name: st
     config = load_config(tmp_path).model_copy(update={"compute_dtype": "float32"})
     params, expected = load_weights(config, tmp_path), np.load(GOLDEN / "adapters" / name / "expected.npz")
     adapter = read_adapter(config, GOLDEN / "adapters" / name)
-    bank = adapter_tree(config, adapter.matrices, adapter.rank + 1, "float32", is_apart=False)
+    bank = adapter_tree(config, adapter.matrices, adapter.rank + 1, "float32")
     rows = jnp.asarray([0], jnp.int32)  # of all tokens
-    for held in (with_adapters(params, bank, rows), merged(params, adapter)):
+    for held in (with_adapters(layers_apart(config, params), bank, rows), merged(params, adapter)):
         found = all_logits(config, held, expected["tokens"])
         assert np.abs(found - expected["logits"]).max() < WHOLE_MODEL
     plain = all_logits(config, params, expected["tokens"])
     assert np.abs(plain - expected["logits"]).max() > 1
-    unused = all_logits(config, with_adapters(params, bank, rows - 1), expected["tokens"])
+    unused = all_logits(config, with_adapters(layers_apart(config, params), bank, rows - 1), expected["tokens"])
     assert np.array_equal(unused, plain)
 
 
