@@ -58,14 +58,8 @@ def paged_flash(
     assert rows.steps is not None, "rows for TPUs have them"
     pages = rows.steps.num_pages, rows.size, store.entry
     sizes = Sizes(*pages, num_heads // groups, scale, soft_cap, rows.window)
-    out = _call(sizes, rows, _group_rows(q, groups), store, layer, sinks, interpret)
-    return from_group_rows(out[:, :, : num_queries * sizes.per_group], num_queries)
-
-
-def _group_rows(q: Float[Array, "B T H D"], groups: int) -> Float[Array, "B K rows D"]:
-    """The queries of a group as rows of its key head, padded to whole tiles of 16."""
-    rows = as_group_rows(q, groups)
-    return jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 16), (0, 0)))
+    out = _call(sizes, rows, as_group_rows(q, groups), store, layer, sinks, interpret)
+    return from_group_rows(out, num_queries)
 
 
 def _call(
