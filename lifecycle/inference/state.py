@@ -83,7 +83,7 @@ def init_slots(
 ) -> SlotState:
     """Empty slots for contexts of `length`, with pages in a format."""
     num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
-    cache = init_pages(config, num_pages, length, dtype, True, plan.size, kv_cache)
+    cache = init_pages(config, num_pages, length, dtype, page=plan.size, kv_cache=kv_cache, is_apart=True)
     pages = NewPages(num_pages, num_slots, length, plan.size, kv_cache)
     held = None if drafter is None else drafter.empty(pages)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
