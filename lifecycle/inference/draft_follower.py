@@ -12,7 +12,8 @@ row that gives up its pages loses both. The last position of a cached chunk may 
 the request that computed it: at worst a draft is wrong.
 
 Drafts are sampled as the model's tokens are, with the same random numbers and with the drafts before them in the
-history: so a draft is the model's token as often as their distributions allow.
+history: so a draft is the model's token as often as their distributions allow. Where all rows take the likeliest token,
+nothing is made of the logits but that.
 """
 
 from abc import abstractmethod
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array, Bool, Float, Int, Shaped
 from lifecycle.inference.drafting import Drafter, Drafting
-from lifecycle.inference.sampling import History, sample
+from lifecycle.inference.sampling import History, argmax, sample
 from lifecycle.model.cache import KVCache, PageKind, Tables, page_kinds
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
@@ -79,8 +80,16 @@ class DraftFollower(Drafter):
         rows that draft no further. `params` are the model's."""
 
     @abstractmethod
-    def scores(self, params: Params, state: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        """The logits of the token that comes from a state, of all the model's ids."""
+    def scores(self, params: Params, state: Float[Array, "B D"]) -> Float[Array, "B drafted"]:
+        """The logits of the token that comes from a state, of the ids that it can draft."""
+
+    def of_all_ids(self, scores: Float[Array, "B drafted"]) -> Float[Array, "B V"]:
+        """`scores` of all the model's ids, -inf for those that it cannot draft."""
+        return scores
+
+    def ids(self, places: Int[Array, " B"]) -> Int[Array, " B"]:
+        """The model's ids at places of `scores`."""
+        return places
 
     def drafts(
         self, params: Params, rows: Drafting, may_draft: Bool[Array, "B k"], history: History, held: Followed
@@ -89,9 +98,15 @@ class DraftFollower(Drafter):
         state, cache = self.begin(rows, held.newest, self.with_tables(held.cache, rows.pages))
         history = history.with_token(rows.token, may_draft[:, 0])
 
+        is_plain = rows.sampling.take_the_likeliest
+
         def sampled(state: Array, place: Array | int, history: History) -> Int[Array, " B"]:
-            position = rows.position + place + 1
-            return sample(self.scores(params, state), rows.sampling, position, jnp.zeros((), bool), history).token
+            scores, position = self.scores(params, state), rows.position + place + 1
+
+            def drawn() -> Array:
+                return sample(self.of_all_ids(scores), rows.sampling, position, jnp.zeros((), bool), history).token
+
+            return jax.lax.cond(is_plain, lambda: self.ids(argmax(scores)), drawn)
 
         def one(carry: tuple[Array, KVCache, History], at: tuple[Array, Array]) -> tuple[Any, Array]:
             (state, cache, history), (place, goes_on) = carry, at

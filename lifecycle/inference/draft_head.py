@@ -61,10 +61,17 @@ class Head(DraftBlock):
         """The next features."""
         return draft_step(self.config, self.params, params, states, tokens, positions, cache)
 
-    def scores(self, params: Params, state: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        """-inf for ids that it cannot draft."""
-        scores = draft_logits(self.config, self.params, params, state)
+    def scores(self, params: Params, state: Float[Array, "B D"]) -> Float[Array, "B drafted"]:
+        """By its own rows of the model's head."""
+        return draft_logits(self.config, self.params, params, state)
+
+    def of_all_ids(self, scores: Float[Array, "B drafted"]) -> Float[Array, "B V"]:
+        """As `DraftFollower.of_all_ids`."""
         if VOCABULARY not in self.params:
             return scores
-        none = jnp.full((state.shape[0], self.config.vocab_size), -jnp.inf)
+        none = jnp.full((scores.shape[0], self.config.vocab_size), -jnp.inf)
         return none.at[:, draft_ids(self.config, self.params)].set(scores)
+
+    def ids(self, places: Int[Array, " B"]) -> Int[Array, " B"]:
+        """As `DraftFollower.ids`."""
+        return draft_ids(self.config, self.params)[places]

@@ -87,6 +87,14 @@ class SamplingRows:
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
     allowed: Int[Array, "B words"]  # a bit for each token, the lowest first; `ALL` in each word: no grammar
 
+    @property
+    def take_the_likeliest(self) -> Bool[Array, ""]:
+        """Whether each row's token is the likeliest one by the model's own logits."""
+        is_plain = (self.repetition_penalty == 1) & (self.presence_penalty == 0) & (self.frequency_penalty == 0)
+        is_plain &= (self.temperature < GREEDY_BELOW) & (self.bias_ids == NO_TOKEN).all(1)
+        is_plain &= (self.forbidden[:, :, -1] == NO_TOKEN).all(1) & (self.allowed == ALL).all(1)
+        return is_plain.all()
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def sample(
     is_forbidding = (rows.forbidden[:, :, -1] != NO_TOKEN).any()
     forbidding = partial(without_forbidden, rows.forbidden, rows.forbidden_until, history.recent, positions)
     logits = seldom(is_forbidding.astype(jnp.int32), forbidding, logits)
-    likeliest = _argmax(logits)
+    likeliest = argmax(logits)
     drawn = jax.lax.cond(
         is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
     )
@@ -266,7 +274,7 @@ def _draw(logits: Array, seed: Array, positions: Array) -> Array:
     return jax.vmap(draw_row)(logits, seed, positions).astype(jnp.int32)
 
 
-def _argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+def argmax(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Index of the first maximum, by plain reductions: `jnp.argmax` takes 208 us for `[8, 4096]` on a CPU, this 38."""
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     is_largest = logits == logits.max(-1, keepdims=True)
