@@ -41,17 +41,17 @@ def answered(engine: Engine, rows: Path, asked: Asked = ASKED, name: str = "out.
     return counts, [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_line_n_answers_row_n_with_its_columns_and_its_own_seed(engine: Engine, tmp_path: Path) -> None:
+def test_line_n_answers_row_n_with_its_columns_and_its_own_seed(model: Model, engine: Engine, tmp_path: Path) -> None:
     counts, lines = answered(engine, written(tmp_path, *ROWS, "", ROWS[0]))
     assert [{"prompt": line["prompt"], "id": line["id"]} for line in lines] == [*ROWS, ROWS[0]]
     assert (counts.answered, counts.kept, counts.failed) == (13, 0, 0)
     assert counts.tokens == 13 * 6 == sum(line[GENERATED]["tokens"] for line in lines)
-    template, tokens = engine.model.template, ASKED.params
+    template, tokens = model.template, ASKED.params
     for number in (0, 7, 12):
         messages = [{"role": "user", "content": lines[number]["prompt"]}]
         ids = template.render(messages, add_generation_prompt=True).ids
         own = tokens.model_copy(update={"seed": 5 + number})
-        assert generate(engine.model, [ids], own, SLOTS)[0].text == lines[number][GENERATED]["text"]
+        assert generate(model, [ids], own, SLOTS)[0].text == lines[number][GENERATED]["text"]
     assert lines[0][GENERATED]["text"] != lines[12][GENERATED]["text"]  # the same row, with another seed
 
 
@@ -115,9 +115,9 @@ def test_answers_to_other_rows_settings_or_weights_are_not_continued(engine: Eng
         answered(engine, tmp_path / "nowhere.jsonl")
 
 
-def test_texts_are_continued_and_a_system_message_comes_first(engine: Engine, tmp_path: Path) -> None:
+def test_texts_are_continued_and_a_system_message_comes_first(model: Model, engine: Engine, tmp_path: Path) -> None:
     rows = written(tmp_path, {"prompt": "Once"}, {"messages": [{"role": "user", "content": "Once"}]})
-    model, greedy = engine.model, SamplingParams(temperature=0.0, max_tokens=6, stop_ids=())
+    greedy = SamplingParams(temperature=0.0, max_tokens=6, stop_ids=())
     _, plain = answered(engine, rows, Asked(greedy, is_plain=True), "plain.jsonl")
     _, system = answered(engine, rows, Asked(greedy, "Be brief."), "system.jsonl")
     ids = model.tokenizer.begin(model.tokenizer.encode("Once"))

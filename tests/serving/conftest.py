@@ -13,6 +13,7 @@ from serving_server import KEY, LIMITED, Running, start
 
 from lifecycle.inference.drafting import Ngram
 from lifecycle.inference.engine import Engine
+from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
@@ -23,10 +24,15 @@ ENDLESS = SamplingParams(stop_ids=())  # no answer ends by itself, so that lengt
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Running]:
-    model = random_model(
+def model() -> Model:
+    """What the server serves, with its weights."""
+    return random_model(
         3, "a" * 64, ENDLESS, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, max_seq_len=4096
     )
+
+
+@pytest.fixture(scope="session")
+def server(model: Model) -> Iterator[Running]:
     records: list[FinishedRequest] = []
     another = Engine(replace(model, version="b" * 64), 2, drafter=Ngram(3))
     with Engine(model, num_slots=2, max_queue=4) as engine, another as other:

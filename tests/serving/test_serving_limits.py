@@ -12,6 +12,7 @@ import openai
 import pytest
 from serving_server import Running, running, start
 
+from lifecycle.inference.model import Model
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.app import create_app
@@ -105,10 +106,10 @@ def test_a_stream_s_end_by_time_is_an_error_of_the_client(hasty: Running) -> Non
     wait_until(lambda: hasty.engine.stats.active == 0)
 
 
-def test_a_cancelled_request_holds_its_slot_for_no_further_dispatch(server: Running) -> None:
+def test_a_cancelled_request_holds_its_slot_for_no_further_dispatch(model: Model) -> None:
     """Whether it decodes, is in the middle of its prompt, or waits: the next turn has removed it before it computes."""
     params = SamplingParams(temperature=0.0, max_tokens=1000, stop_ids=())
-    runner = Runner(server.engine.model, num_slots=2, max_queue=4)
+    runner = Runner(model, num_slots=2, max_queue=4)
     decoding, long, waiting = (runner.submit(prompt, params) for prompt in ([65], [66] * 2000, [67]))
     runner.turn()
     assert runner.stats.active == 2 and runner.stats.waiting == 1

@@ -8,6 +8,7 @@ from serving_server import Running
 
 from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Generation, Token
+from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.answers import Echo
 
@@ -22,9 +23,8 @@ def test_models_are_listed_with_their_versions(server: Running) -> None:
     assert server.client.models.retrieve("production").id == "production"
 
 
-def test_a_chat_equals_the_engine_on_the_rendered_prompt(server: Running) -> None:
+def test_a_chat_equals_the_engine_on_the_rendered_prompt(server: Running, model: Model) -> None:
     answer = server.client.chat.completions.create(model="production", messages=HELLO, temperature=0, max_tokens=9)
-    model = server.engine.model
     prompt = model.template.render(HELLO, add_generation_prompt=True).ids
     expected = generate(model, [prompt], SamplingParams(temperature=0, max_tokens=9), 2)[0]
     assert answer.choices[0].message.content == expected.text

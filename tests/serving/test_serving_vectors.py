@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from serving_server import Running
 
+from lifecycle.inference.model import Model
 from lifecycle.inference.texts import embed_texts
 from lifecycle.serving.vector_schemas import EmbeddingAnswer, RerankAnswer, ScoreAnswer
 
@@ -15,8 +16,8 @@ TEXTS = ["alpha", "beta", "gamma " * 60, "été ☃"]
 
 
 @pytest.fixture(scope="module")
-def vectors(server: Running) -> np.ndarray:
-    return embed_texts(server.engine.model, TEXTS)
+def vectors(model: Model) -> np.ndarray:
+    return embed_texts(model, TEXTS)
 
 
 def test_openai_s_client_gets_the_vectors_of_the_texts(server: Running, vectors: np.ndarray) -> None:
@@ -51,11 +52,11 @@ def test_fewer_dimensions_are_the_first_ones_of_length_one(server: Running, vect
     np.testing.assert_allclose(answer["data"][0]["embedding"], expected, rtol=1e-6)
 
 
-def test_many_more_inputs_than_the_engine_holds_wait_their_turn(server: Running) -> None:
+def test_many_more_inputs_than_the_engine_holds_wait_their_turn(server: Running, model: Model) -> None:
     texts = [f"text {i}" for i in range(10 * server.engine.max_requests)]
     answer = server.post("/v1/embeddings", model="production", input=texts, pooling="last").json()
     found = np.array([own["embedding"] for own in answer["data"]], np.float32)
-    assert np.array_equal(found, embed_texts(server.engine.model, texts, "last"))
+    assert np.array_equal(found, embed_texts(model, texts, "last"))
 
 
 def test_a_score_is_the_cosine(server: Running, vectors: np.ndarray) -> None:
