@@ -113,15 +113,22 @@ class CallParser:
         if "{" in name:
             name, mark = name.partition("{")[0], ""
         elif not mark:
-            return self._give_up() if len(self._held) > max(map(len, self._tools)) + len(self._form.between) else False
-        self._take(len(name) + len(mark))
+            return not any(map(self._may_be, self._tools)) and self._give_up()
         if name.strip() not in self._tools:
-            return self._give_up()
+            return self._give_up()  # before it is taken: what looks like a name may have the opening of a call
+        self._take(len(name) + len(mark))
         self._open_object()
         for character in json.dumps({"name": name.strip()})[:-1] + ', "arguments": ':  # as the other forms have it
             self._members.feed(character)
         self._state = self._arguments
         return True
+
+    def _may_be(self, tool: str) -> bool:
+        """Whether what is held may become a tool's name and what stands after it."""
+        said = self._held.lstrip()
+        return tool.startswith(said) or (
+            said.startswith(tool) and self._form.between.startswith(said[len(tool) :].lstrip())
+        )
 
     def _arguments(self) -> bool:
         self._take(self._members.feed(self._held))

@@ -146,12 +146,15 @@ ASKED = ("get_weather", {"city": 'a "b" }', "days": [1, {"x": 2}]})
          [("get_weather", {"city": "x"}), ("f", {})], ""),
         ("mistral_args", '[TOOL_CALLS]f{"a\\n": 1}', [("f", {"a\n": 1})], ""),
         ("mistral_args", "[TOOL_CALLS]other[ARGS]{}", [], "[TOOL_CALLS]other[ARGS]{}"),
+        ("mistral_args", "[TOOL_CALLS][TOOL_CALLS]f[ARGS]{}", [("f", {})], "[TOOL_CALLS]"),
+        ("mistral_args", f"[TOOL_CALLS]{' ' * 40}f [ARGS]{{}}", [("f", {})], ""),
         ("granite", '<|tool_call|>[{"name": "f", "arguments": {"x": true}}]', [("f", {"x": True})], ""),
     ],
 )  # fmt: skip
 def test_calls(form: str, answer: str, expected: list[Any], text: str) -> None:
-    parts = parsed([answer], BY_NAME[form])
-    assert (calls(parts), texts(parts)) == (expected, text)
+    for pieces in ([answer], list(answer)):
+        parts = parsed(pieces, BY_NAME[form])
+        assert (calls(parts), texts(parts)) == (expected, text)
 
 
 def test_a_call_is_passed_on_while_it_is_written() -> None:
