@@ -125,7 +125,7 @@ class CallOutput(Body):
 
 
 def _item_kind(item: Any) -> str:
-    return str(item.get("type", "message") if isinstance(item, Mapping) else item.type)
+    return str(item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", "no object"))
 
 
 type Item = Annotated[
