@@ -111,7 +111,7 @@ def _load(
 
     def convert(declared: Parameter, array: jax.Array) -> Any:
         held = array if weights is None else leaf_in_format(declared, array, weights)
-        if not is_apart or declared.axes[0] != "layers":
+        if not (is_apart and declared.is_stacked):
             return held
         return [jax.tree.map(partial(layer, number=number), held) for number in range(declared.shape[0])]
 

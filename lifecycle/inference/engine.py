@@ -73,7 +73,6 @@ class Engine:
                 "an engine of one process runs on that process's devices, but this mesh spans several processes; "
                 "`lifecycle serve` runs one over all of them"
             )
-        self.model = model.without_weights
         self.num_slots = num_slots
         sizes = num_slots, max_queue, max_seq_len
         self._leading = None if leader is None else leader.witness()
@@ -90,7 +89,7 @@ class Engine:
             adapters=adapters,
             witness=self._leading or ALONE,
         )
-        self.max_seq_len = self._runner.max_seq_len
+        self.model, self.max_seq_len = self._runner.model, self._runner.max_seq_len
         self._is_broken, self._ended = False, threading.Event()
         self._on_broken = on_broken
         if leader is not None:

@@ -22,12 +22,13 @@ from lifecycle.parallel.mesh import tree_shardings
 
 
 def weights_in_use(config: ModelConfig, params: Params, mesh: Mesh) -> Params:
-    """A model's weights, in stacks or layer by layer, as the programs take them."""
+    """A model's weights, in stacks or layer by layer, as the programs take them. Raises `ValueError` without any."""
+    if not params:
+        raise ValueError("this model has no weights: it is an engine's `model`; use the one that the engine was given")
+    axes = logical_axes(config) if is_stacked(params) else axes_apart(config)
+    params = jax.device_put(params, tree_shardings(mesh, axes_in_use(axes, params)))
     if is_stacked(params):
-        params = jax.device_put(params, tree_shardings(mesh, axes_in_use(logical_axes(config), params)))
         params = layers_apart(config, params, layer)
-    else:
-        params = jax.device_put(params, tree_shardings(mesh, axes_in_use(axes_apart(config), params)))
     declared = layers_apart(config, parameters(config), lambda known, _: known)
     return _packed(config, declared, in_use(config, declared, params), mesh)
 

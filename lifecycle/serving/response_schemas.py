@@ -124,8 +124,11 @@ class CallOutput(Body):
     status: Status | None = None
 
 
-def _item_kind(item: Any) -> str:
-    return str(item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", "no object"))
+def _item_kind(item: Any) -> str | None:
+    """None: of no kind, as it is no object."""
+    if isinstance(item, Mapping):
+        return str(item.get("type", "message"))
+    return getattr(item, "type", None)
 
 
 type Item = Annotated[

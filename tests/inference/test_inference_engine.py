@@ -153,6 +153,11 @@ def test_nothing_is_compiled_after_the_warm_up(model: Model, compiled: list[str]
         assert compiled == []
 
 
+def test_an_engines_model_has_no_weights_for_another(model: Model) -> None:
+    with Engine(model, 1) as engine, pytest.raises(ValueError, match="no weights: it is an engine's `model`"):
+        Engine(engine.model, 1)
+
+
 def test_requests_decode_together_and_more_than_the_slots_wait_their_turn(model: Model) -> None:
     with Engine(model, num_slots=SLOTS) as engine:
         running = [engine.submit([65 + i], GREEDY) for i in range(5)]

@@ -160,28 +160,33 @@ def test_the_vocabulary_is_the_rows_most_frequent_targets(rows: DocumentRows, pa
     assert np.array_equal(held["ids"], ids) and np.array_equal(held["head"], params["head"][ids])
 
 
-def test_a_drafter_begins_as_its_targets_end(params: Params, batch: dict[str, Any]) -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_drafter_begins_as_its_targets_end(rows: DocumentRows, batch: dict[str, Any], offset: float) -> None:
     """Where neither attends, its first states are the target's hidden states: it reads the last layer's input."""
-    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-    assert MODEL.drafter_layers[-1] == TARGET.num_layers - 1
+    target = TARGET.model_copy(update={"norm_offset": offset})
+    model, inputs = settings().trained(target), (batch["tokens"], batch["positions"], batch["segment_ids"])
+    assert model.drafter_layers[-1] == target.num_layers - 1
+    params = with_drafter(model, random_params(target), rows, 0, build_mesh(MeshConfig()))
     idle = jax.tree_util.tree_map_with_path(
         lambda path, array: array * 0 if path[-1].key == "o" and path[0].key == DRAFTER else array, params
     )
     ((stack, layers),) = idle["blocks"].items()
     attention = layers["attention"] | {"o": layers["attention"]["o"].at[-1].set(0)}
     idle["blocks"] = {stack: layers | {"attention": attention}}
-    hidden, taken = forward_taking(MODEL, idle, *inputs, MODEL.drafter_layers)
-    (state,) = forward_drafts(MODEL, idle, taken, [ahead(batch, 1)], batch["segment_ids"])
+    hidden, taken = forward_taking(model, idle, *inputs, model.drafter_layers)
+    (state,) = forward_drafts(model, idle, taken, [ahead(batch, 1)], batch["segment_ids"])
     np.testing.assert_allclose(state, hidden, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"d_ff": 20}, {"activation": "gelu"}])
-def test_what_does_not_fit_a_drafter_begins_fresh(rows: DocumentRows, changes: dict[str, Any]) -> None:
-    target = TARGET.model_copy(update={name: value for name, value in changes.items() if name != "d_ff"})
-    model = settings(**{name: value for name, value in changes.items() if name == "d_ff"}).trained(target)
+@pytest.mark.parametrize(("train", "model"), [({"d_ff": 20}, {}), ({}, {"activation": "gelu"})])
+def test_what_does_not_fit_a_drafter_begins_fresh(
+    rows: DocumentRows, train: dict[str, Any], model: dict[str, Any]
+) -> None:
+    target = TARGET.model_copy(update=model)
+    config = settings(**train).trained(target)
     held = random_params(target)
-    made = with_drafter(model, held, rows, 0, build_mesh(MeshConfig()))[DRAFTER]
-    fresh = init_drafter(model, jax.random.key(0))
+    made = with_drafter(config, held, rows, 0, build_mesh(MeshConfig()))[DRAFTER]
+    fresh = init_drafter(config, jax.random.key(0))
     chex.assert_trees_all_equal(made["feed_forward"], fresh["feed_forward"])
     assert np.array_equal(made["norm"]["scale"], held["norm"]["scale"])
 

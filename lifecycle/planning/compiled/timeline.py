@@ -138,7 +138,8 @@ class Timeline:
         clock.wait_for_copy(instruction.name)
         if (copy := self._copies.get((within.name, instruction.name))) is not None:
             clock.copy(copy.ends, copy.num_bytes / self._memory.bytes_per_s)
-        if (kernel := self._program.kernel_in(instruction, within)) is not None:
+        kernel = self._program.kernel_in(instruction, within)
+        if kernel is not None:
             clock.read(self._memory.moved.get(kernel_name(kernel[0]), 0.0) / self._memory.bytes_per_s)
         begun = self._begins.get((within.name, instruction.name), ())
         arrivals = [self._start(collective, clock) for collective in begun]
@@ -147,7 +148,8 @@ class Timeline:
                 clock.arrives[collective.ends].append(arrives)
             elif not collective.is_async:
                 clock.wait(arrives)
-        clock.spent = clock.spent.plus(self._own(instruction, within))
+        own = self._own(instruction, within) if kernel is None else self._of_kernel(kernel[0])
+        clock.spent = clock.spent.plus(own)
         for collective, arrives in zip(begun, arrivals, strict=True):
             if collective.is_async and collective.ends is None:  # in a fusion with products
                 clock.wait(arrives)
@@ -160,8 +162,11 @@ class Timeline:
         clock.spent = clock.spent.plus(Times(host_s=takes) if collective.is_to_host else Times(network_s=takes))
         return _Arrival(arrives, collective.is_to_host)
 
+    def _of_kernel(self, call: Instruction) -> Times:
+        return Times(kernel_s=self._kernel_s.get(kernel_name(call), 0.0))
+
     def _own(self, instruction: Instruction, within: Computation) -> Times:
-        """The main core's time in an instruction, including the loops and calls in it."""
+        """The main core's time in an instruction without kernels, including the loops and calls in it."""
         if instruction.opcode == "while":
             runs = self._program.trips(instruction, within)
             return self._computation(instruction.called["body"]).times(runs)
@@ -169,6 +174,4 @@ class Timeline:
             return self._computation(instruction.called["to_apply"])
         if instruction.opcode == "conditional":
             return self._computation(self._program.costliest(instruction))
-        if (kernel := self._program.kernel_in(instruction, within)) is not None:
-            return Times(kernel_s=self._kernel_s.get(kernel_name(kernel[0]), 0.0))
         return Times(compute_s=self._program.own_cycles(instruction, within) / self._clock_hz)

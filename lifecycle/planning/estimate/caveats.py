@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from lifecycle.model.dispatch import ROOM
 from lifecycle.planning.compiled.collectives import Collective
 from lifecycle.planning.compiled.kernels import ASSUMED_SHARE, KernelWork
+from lifecycle.planning.compiled.prefetch import prefetches
 from lifecycle.planning.compiled.program import Program
 from lifecycle.planning.compiled.roofline import NARROW_SHARE, PRODUCT_SHARE, SLOWEST
 from lifecycle.planning.compiled.timeline import Times
@@ -45,6 +46,7 @@ def caveats(
     return (
         *(OF_TPUS if topology.chip.is_tpu else OF_GPUS),
         *_of_kernels(kernels, times, any(c.kind == "ragged-all-to-all" for c in network)),
+        *_of_copies(program, times),
         *_of_networks(network, times, topology),
         *_of_host([c for c in collectives if c.is_to_host], times, topology),
         *_of_control(program),
@@ -67,6 +69,14 @@ def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool)
         yield (
             "Experts' kernels are costed at an even load, as if every device's experts got as many rows. Surrounding "
             f"ops and the exchange back from the experts are costed at full buffer size: {ROOM} times as many."
+        )
+
+
+def _of_copies(program: Program, times: Times) -> Iterator[str]:
+    if any(prefetches(program)):
+        yield (
+            f"{_share(times.memory_exposed_s, times)} of the step are waits for copies between HBM and VMEM, which stand "
+            "still while a kernel reads. Products that read HBM beside a copy are not slower for it here."
         )
 
 
