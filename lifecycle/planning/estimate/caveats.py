@@ -75,8 +75,8 @@ def _of_kernels(kernels: Sequence[KernelWork], times: Times, is_exchanged: bool)
 def _of_copies(program: Program, times: Times) -> Iterator[str]:
     if any(prefetches(program)):
         yield (
-            f"{_share(times.memory_exposed_s, times)} of the step are waits for copies between HBM and VMEM, which stand "
-            "still while a kernel reads. Products that read HBM beside a copy are not slower for it here."
+            f"{_share(times.memory_exposed_s, times)} of the step are waits for copies between HBM and VMEM, which "
+            "stand still while a kernel reads. Products that read HBM beside a copy are not slower for it here."
         )
 
 
