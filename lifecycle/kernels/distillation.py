@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
-from lifecycle.kernels.cross_entropy import BLOCK, blocked, gathered_table, unblocked
 from lifecycle.kernels.logits import project
+from lifecycle.kernels.vocabulary import BLOCK, blocked, gathered_table, unblocked
 from lifecycle.parallel.collectives import all_gather, axis_index, pmax, psum
 
 

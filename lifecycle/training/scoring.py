@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array, Batch, Float, Int
-from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, head
 from lifecycle.model.params import Params, logical_axes

@@ -10,7 +10,7 @@ import pytest
 
 import lifecycle
 from lifecycle.core import typing as legend
-from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.kernels.token_statistics import token_logprobs
 
 ARRAY_TYPES = {"Float", "Int", "Bool", "Shaped"}
 

@@ -11,7 +11,7 @@ from lifecycle.core.typing import Array
 from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params, params_in_use

@@ -14,7 +14,7 @@ from functools import cache
 
 import jax
 
-from lifecycle.kernels.cross_entropy import BLOCK
+from lifecycle.kernels.vocabulary import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.model.counts import block_layers
 from lifecycle.model.dispatch import buffer_room

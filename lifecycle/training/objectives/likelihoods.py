@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Batch, Float, Shaped
-from lifecycle.kernels.cross_entropy import cross_entropy, token_logprobs
+from lifecycle.kernels.cross_entropy import cross_entropy
+from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.pipeline import own_rows
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from lifecycle.core.typing import Array, Batch, Float
-from lifecycle.kernels.cross_entropy import token_logprobs
+from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
