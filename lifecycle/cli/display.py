@@ -11,7 +11,7 @@ from rich.progress import Progress as Bars
 PLAIN_EVERY_S = 10.0
 SHOWN = {
     "loss": "loss {:.3f}",
-    "accuracy": "accuracy {:.2f}",
+    "rewards/accuracies": "accuracy {:.2f}",
     "learning_rate": "lr {:.1e}",
     "tokens_per_s": "{:,.0f} tokens/s",
 }

@@ -16,7 +16,7 @@ results are replicated over these axes.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from lifecycle.kernels.logits import Head, exponential_sums, project
 from lifecycle.kernels.vocabulary import (
     BLOCK,
     Coefficients,
+    LogitSums,
     blocked,
     first_pass,
     gathered_table,
@@ -64,13 +65,43 @@ def cross_entropy(
     Differentiable in `hidden` and `table` (the head's parameter; on a mesh, this device's shard of it); targets and
     weights are data. `chunks` of the vocabulary: above 1 it costs a second product and saves the head's full gradient.
     """
-    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, soft_cap, chunks, z_weight)
+    form = _Form(soft_cap, chunks, z_weight, False)
+    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, form)[0]
 
 
-def _block_loss(
-    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None, z_weight: float
-) -> tuple[Array, Array]:
-    """One block's loss and its gradient with respect to the logits."""
+def cross_entropy_and_metrics(
+    hidden: Float[Array, "B t D"],
+    table: Float[Array, "V columns"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    soft_cap: float | None = None,
+    chunks: int = 1,
+    z_weight: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """`cross_entropy`, and two more weighted sums of the same logits, without gradients: the softmax's entropies in
+    nats, and whether the target is among the likeliest ids."""
+    form = _Form(soft_cap, chunks, z_weight, True)
+    loss, *metrics = _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, form)
+    entropies, right = jax.lax.stop_gradient(metrics)
+    return loss, entropies, right
+
+
+class _Form(NamedTuple):
+    """What decides the program."""
+
+    soft_cap: float | None
+    chunks: int
+    z_weight: float
+    has_metrics: bool
+
+    @property
+    def num_sums(self) -> int:
+        return 3 if self.has_metrics else 1
+
+
+def _block_loss(hidden: Array, head: Array, targets: Array, weights: Array, form: _Form) -> tuple[Array, Array]:
+    """One block's sums, the loss first, and the loss's gradient with respect to the logits."""
+    soft_cap, z_weight = form.soft_cap, form.z_weight
     logits = project(hidden, head, soft_cap)
     shift, total = exponential_sums(hidden, head, logits, soft_cap)
     top = pmax(shift, "vocab")
@@ -82,51 +113,60 @@ def _block_loss(
     losses, share = log_norm - chosen, weights / norm
     if z_weight:
         losses, share = losses + z_weight * log_norm**2, share * (1 + 2 * z_weight * log_norm)
+    sums = [losses]
+    if form.has_metrics:
+        largest = pmax(logits.max(-1, keepdims=True), "vocab")
+        sums += [log_norm - psum((exps * logits).sum(-1, keepdims=True), "vocab") / norm, chosen >= largest]
     grad = exps * share - jnp.where(_is_target(head, targets), weights, 0.0)
     if soft_cap is not None:
         grad *= 1 - (logits / soft_cap) ** 2
-    return (weights * losses).sum(), grad.astype(hidden.dtype)
+    return jnp.stack([(weights * values).sum() for values in sums]), grad.astype(hidden.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _cross_entropy(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
-) -> Array:
-    if z_weight:
-        return _with_gradient(hidden, table, targets, weights, soft_cap, chunks, z_weight)[0]
-    size = BLOCK[hidden.dtype.name] * chunks
-    sums, _ = first_pass(row_blocks(hidden, size), row_blocks(targets, size), table, soft_cap, chunks)
-    return -(sums.logprobs * row_blocks(weights, size)).sum()
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(hidden: Array, table: Array, targets: Array, weights: Array, form: _Form) -> Array:
+    """The sums, `[num_sums]`; only the first has a gradient."""
+    size = BLOCK[hidden.dtype.name] * form.chunks
+    rows, ids, scale = (row_blocks(x, size) for x in (hidden, targets, weights))
+    return _summed(first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics)[0], scale, form)
+
+
+def _summed(found: LogitSums, weights: Array, form: _Form) -> Array:
+    losses = -found.logprobs + (form.z_weight * found.log_norm**2 if form.z_weight else 0)
+    sums = [losses]
+    if found.moments is not None:
+        sums += [found.log_norm - found.moments.mean, found.chosen >= found.moments.top]
+    return jnp.stack([(weights * values).sum() for values in sums])
 
 
 def _with_gradient(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
+    hidden: Array, table: Array, targets: Array, weights: Array, form: _Form
 ) -> tuple[Array, tuple[Array, Array]]:
-    if chunks > 1:
-        return _in_two_passes(hidden, table, targets, weights, soft_cap, chunks, z_weight)
+    if form.chunks > 1:
+        return _in_two_passes(hidden, table, targets, weights, form)
     head, is_cut = gathered_table(table, hidden.dtype), axis_size("embed") > 1
     kept = head.T if is_cut else head  # a gathered head comes as `[D, V]`; as `[V, D]` the loop would have a copy of it
     # transposed first: XLA's faster CPU products need this layout; saves 4 % of the quickstart's step
     across = jnp.transpose if is_cut else lambda rows: jax.lax.optimization_barrier(rows.T)
 
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        loss, grad_columns = carry
+        sums, grad_columns = carry
         head = kept.T if is_cut else kept
         rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # 2-D: XLA's CPU product copies 3-D operands
-        block_loss, grad = _block_loss(rows, head, rest[0], rest[1], soft_cap, z_weight)
+        of_block, grad = _block_loss(rows, head, rest[0], rest[1], form)
         grad_columns += jnp.dot(across(rows), grad, preferred_element_type=jnp.float32)
-        return (loss + block_loss, grad_columns), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
+        return (sums + of_block, grad_columns), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
     size = BLOCK[hidden.dtype.name]
     blocks = tuple(blocked(x, size) for x in (hidden, targets, weights))
-    zero = (jnp.zeros((), jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
-    (loss, grad_columns), grad_blocks = (
+    zero = (jnp.zeros(form.num_sums, jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
+    (sums, grad_columns), grad_blocks = (
         _scan_but_last(step, zero, blocks) if is_cut else jax.lax.scan(step, zero, blocks)
     )
     # Only this device's part is kept for the backward pass, in the table's dtype (float32 in training). It is rounded
     # like all gathered weights' gradients before they cross the network.
     grad_table = reduce_scatter(grad_columns.astype(hidden.dtype), "embed", 0) if is_cut else grad_columns
-    return loss, (unblocked(grad_blocks, hidden.shape[1]), grad_table.T.astype(table.dtype))
+    return sums, (unblocked(grad_blocks, hidden.shape[1]), grad_table.T.astype(table.dtype))
 
 
 def _scan_but_last(step: Any, carry: Any, blocks: tuple[Array, ...]) -> tuple[Any, Array]:
@@ -142,23 +182,20 @@ def _scan_but_last(step: Any, carry: Any, blocks: tuple[Array, ...]) -> tuple[An
 
 
 def _in_two_passes(
-    hidden: Array, table: Array, targets: Array, weights: Array, soft_cap: float | None, chunks: int, z_weight: float
+    hidden: Array, table: Array, targets: Array, weights: Array, form: _Form
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The loss and its gradients, over chunks of the vocabulary. A sharded head is gathered once and kept."""
-    size = BLOCK[hidden.dtype.name] * chunks
+    """The sums and the loss's gradients, over chunks of the vocabulary. A sharded head is gathered once and kept."""
+    size = BLOCK[hidden.dtype.name] * form.chunks
     rows, ids, scale = (row_blocks(x, size) for x in (hidden, targets, weights))
-    sums, heads = first_pass(rows, ids, table, soft_cap, chunks)
-    losses = -sums.logprobs + (z_weight * sums.log_norm**2 if z_weight else 0)
-    factor = 1 + 2 * z_weight * sums.log_norm if z_weight else 1.0
+    sums, heads = first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics)
+    factor = 1 + 2 * form.z_weight * sums.log_norm if form.z_weight else 1.0
     terms = Coefficients(scale * factor, -scale)
-    grad_rows, grad_table = second_pass(rows, ids, table, sums.log_norm, terms, soft_cap, chunks, heads)
-    return (scale * losses).sum(), (of_rows(grad_rows, targets.shape).astype(hidden.dtype), grad_table)
+    grad_rows, grad_table = second_pass(rows, ids, table, sums.log_norm, terms, form.soft_cap, form.chunks, heads)
+    return _summed(sums, scale, form), (of_rows(grad_rows, targets.shape).astype(hidden.dtype), grad_table)
 
 
-def _gradient(
-    _: float | None, __: int, ___: float, saved: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array, None, None]:
-    grad_hidden, grad_head = saved
+def _gradient(_: _Form, saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array, None, None]:
+    (grad_hidden, grad_head), grad = saved, grads[0]
     return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None
 
 

@@ -13,10 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Batch, PyTree
+from lifecycle.parallel.columns import axes_of_column
 from lifecycle.parallel.mesh import AnyMesh, sharding, spec
-
-# Arrays of a batch whose second dimension is a row's positions.
-BY_POSITION = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 
 
 def row_order(length: int, num_shards: int) -> np.ndarray:
@@ -41,7 +39,7 @@ def row_order(length: int, num_shards: int) -> np.ndarray:
 
 def batch_spec(name: str) -> P:
     """The partition spec of a batch's array: over rows, and over positions if it has them."""
-    return spec("batch", "seq") if name in BY_POSITION else spec("batch")
+    return spec("batch", "seq") if axes_of_column(name) == "token" else spec("batch")
 
 
 def batch_sharding(mesh: AnyMesh, name: str) -> NamedSharding:
@@ -59,7 +57,7 @@ def shard_batch(
     num_shards, at_row = mesh.shape["context"], None if held is None else {row: at for at, row in enumerate(held)}
 
     def put(name: str, array: np.ndarray) -> jax.Array:
-        if num_shards > 1 and name in BY_POSITION:
+        if num_shards > 1 and axes_of_column(name) == "token":
             array = array[:, row_order(array.shape[1], num_shards)]
         shape = (size or array.shape[0], *array.shape[1:])
 

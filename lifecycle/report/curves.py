@@ -34,17 +34,21 @@ OF_OBJECTIVES = (
         "Preference accuracy",
         "share of pairs",
         {
-            "accuracy": "training",
-            "heldout_accuracy": "held out",
+            "rewards/accuracies": "training",
+            "heldout_rewards/accuracies": "held out",
             "heldout_likelihood_accuracy": "held out, by likelihood",
         },
         axis="share",
     ),
-    Curves("Preference margin", "chosen minus rejected", {"margins": "training", "heldout_margins": "held out"}),
+    Curves(
+        "Preference margin",
+        "chosen minus rejected",
+        {"rewards/margins": "training", "heldout_rewards/margins": "held out"},
+    ),
     Curves(
         "Held-out log-probabilities",
         "nats per answer",
-        {"heldout_logprobs_chosen": "chosen", "heldout_logprobs_rejected": "rejected"},
+        {"heldout_logps/chosen": "chosen", "heldout_logps/rejected": "rejected"},
     ),
 )
 OF_EXPERTS = (
@@ -68,8 +72,9 @@ OF_STEPS = (
 )
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
-    "count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "logprobs_chosen", "logprobs_rejected",
-    "rewards_chosen", "rewards_rejected", "heldout_rewards_chosen", "heldout_rewards_rejected",
+    "count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "logps/chosen", "logps/rejected",
+    "rewards/chosen", "rewards/rejected", "heldout_rewards/chosen", "heldout_rewards/rejected",
+    "logits/chosen", "logits/rejected", "heldout_logits/chosen", "heldout_logits/rejected",
 }  # fmt: skip
 NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
 

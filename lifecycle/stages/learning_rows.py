@@ -31,15 +31,17 @@ from lifecycle.text.interface import Tokenizer
 from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
+from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import Origin
 from lifecycle.training.mixture import Mixture
-from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import ExampleRows, PairRows, RowSource
-from lifecycle.training.reference import ReferenceRows, reference_logprobs
+from lifecycle.training.packing import ExampleRows, RowSource
+from lifecycle.training.preference import DpoConfig
+from lifecycle.training.reference import ReferenceRows, ReferenceSettings, Table, reference_logprobs
 from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, nats_of, row_length
 from lifecycle.training.served import served_by
 from lifecycle.training.token_rows import TokenRows
@@ -50,12 +52,13 @@ DROPPED_ROWS = "dropped_rows.json"
 
 @dataclass(frozen=True)
 class Learner:
-    """The stage that the rows are for. `seeds`: of the row order, by kind; `start_hash`: hash of `start`'s weights."""
+    """The stage that the rows are for. `measured`: its settings on held-out rows; `seeds`: of the row order, by kind;
+    `start_hash`: hash of `start`'s weights."""
 
     train: TrainConfig
     model: ModelConfig
     mesh: Mesh
-    objective: Objective
+    measured: TrainConfig
     tokenizer: Tokenizer
     start: Origin
     start_hash: str
@@ -125,7 +128,8 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     for split in ("train", "heldout"):
         path = inputs["rows"].path / f"pairs-{split}.jsonl"
         pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
-        packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"], reports[split].name)
+        groups = [Group(pair) for pair in pairs]
+        packed = rows[split] = GroupRows(groups, train.seq_len, learner.seeds["pairs"], reports[split].name)
         if needs_reference:
             progress.start(f"reference, {split} rows", packed.num_rows)
             precision = train.precision if split == "train" else None  # as the objective computes these rows
@@ -188,20 +192,23 @@ def _first_bytes(
 def _means(learner: Learner, heldout: RowSource) -> Evaluate:
     """Measures the objective's own means over held-out rows."""
     train = learner.train
-    means = heldout_means(learner.model, learner.objective, heldout, train.global_batch_size, learner.mesh)
+    size = train.global_batch_size
+    num_rows = -(-heldout.num_rows // size) * size  # an objective that sorts a batch has all of them
+    objective = build_objective(learner.model, learner.measured.model_copy(update={"global_batch_size": num_rows}))
+    means = heldout_means(learner.model, objective, heldout, size, learner.mesh)
     return Evaluate(train.eval_every, means.measure, means.prepare)
 
 
-def _reference(
-    learner: Learner, rows: PairRows, precision: Precision | None, out: Path, progress: Progress
-) -> np.ndarray:
-    """Log-probabilities of every pair under the initial weights, as the stage's steps see them."""
+def _reference(learner: Learner, rows: GroupRows, precision: Precision | None, out: Path, progress: Progress) -> Table:
+    """Log-probabilities of every group under the initial weights, as the stage's steps see them."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
     train, mesh = learner.train, learner.mesh
-    path = out / f"reference-{digest([learner.start_hash, rows.fingerprint, precision, train.weights])[:16]}.npz"
+    alpha = train.length_alpha if isinstance(train, DpoConfig) else None
+    identity = [learner.start_hash, rows.fingerprint, precision, train.weights, alpha]
+    path = out / f"reference-{digest(identity)[:16]}.npz"
     params = served_by(learner.model, train, mesh)(learner.start)
-    settings = mesh, path, progress, train.loss_chunks, precision
-    return reference_logprobs(learner.model, params, rows, train.global_batch_size, *settings)
+    settings = ReferenceSettings(train.loss_chunks, precision, alpha)
+    return reference_logprobs(learner.model, params, rows, train.global_batch_size, mesh, path, progress, settings)
 
 
 def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:

@@ -50,8 +50,7 @@ def run(
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
-    measured = build_objective(model, train.model_copy(update=as_used))
-    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds)
+    learner = Learner(train, model, mesh, train.model_copy(update=as_used), tokenizer, start, start_hash, seeds)
     learned = read_learning_rows(learner, inputs, out, progress)
     if model.drafter is not None and isinstance(start, dict):
         start = with_drafter(model, start, learned.rows, config.seed, mesh)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,14 +31,15 @@ from lifecycle.testing.families import random_params
 from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
+from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, Continued, Origin, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import ExampleRows, PairRows, RowSource
-from lifecycle.training.reference import ReferenceRows
+from lifecycle.training.packing import ExampleRows, RowSource
+from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.token_rows import TokenRows
 
@@ -122,9 +124,24 @@ def pair_rows(seed: int = 0) -> ReferenceRows:
     pairs = []
     for _ in range(60):
         prompt = draw.integers(0, MODEL.vocab_size, int(draw.integers(1, 5))).tolist()
-        pairs.append(tuple(example(draw, prompt, int(draw.integers(1, 8))) for _ in range(2)))
-    rows = PairRows(pairs, SEQ_LEN, seed)
-    return ReferenceRows(rows, -20 * draw.random((rows.num_pairs, 2), np.float32))
+        pairs.append(Group([example(draw, prompt, int(draw.integers(1, 8))) for _ in range(2)]))
+    rows = GroupRows(pairs, SEQ_LEN, seed)
+    return ReferenceRows(rows, {REFERENCE: -20 * draw.random((rows.num_groups, 2), np.float32)})
+
+
+@cache
+def labelled_rows(seed: int = 0) -> ReferenceRows:
+    """Answers that are good or bad, each with one that belongs to another prompt, and made-up references."""
+    draw = np.random.default_rng(seed)
+    prompts = [draw.integers(0, MODEL.vocab_size, int(draw.integers(1, 5))).tolist() for _ in range(60)]
+    sizes = draw.integers(1, 8, 60).tolist()
+    groups = [
+        Group([example(draw, prompt, size)], {"label": [float(draw.random() < 0.6)]}, [example(draw, prompt, other)])
+        for prompt, size, other in zip(prompts, sizes, sizes[1:] + sizes[:1], strict=True)
+    ]
+    rows = GroupRows(groups, SEQ_LEN, seed)
+    shape = (rows.num_groups, 1)
+    return ReferenceRows(rows, {name: -20 * draw.random(shape, np.float32) for name in (REFERENCE, OF_OTHERS)})
 
 
 def mixed_rows(seq_len: int) -> Mixture:
@@ -197,7 +214,7 @@ class TinyRun:
         schedule = ScheduleConfig(kind="constant", warmup_steps=2)  # runs of any length share their compiled step
         optimizer: dict[str, Any] = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
         optimizer["average_decay"] = self.average_decay
-        own: dict[str, Any] = {"sft_weight": 0.5} if self.objective == "dpo" else {}
+        own: dict[str, Any] = {"loss": {"sigmoid": 1, "sft": 0.5}} if self.objective == "dpo" else {}
         return objective_kind(self.objective).settings(
             steps=self.steps,
             seq_len=self.seq_len,
@@ -216,14 +233,17 @@ def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Obje
     return build_objective(model, TinyRun(objective=name).train().model_copy(update=settings))
 
 
+ROWS: dict[str, Callable[[int], RowSource]] = {"pairs": pair_rows, "labelled": labelled_rows}
+
+
 def rows_of(settings: TinyRun) -> RowSource:
     """The rows that the run's objective takes."""
     if settings.is_mixed:
         return mixed_rows(SEQ_LEN)
     if settings.mixture is not None:
         return TokenRows(Sources(18, settings.data_seed), settings.seq_len, settings.mixture, settings.data_seed)
-    is_pairs = objective_kind(settings.objective).rows == "pairs"
-    return pair_rows(settings.data_seed) if is_pairs else document_rows(settings.data_seed)
+    rows = ROWS.get(objective_kind(settings.objective).rows, document_rows)
+    return rows(settings.data_seed)
 
 
 def batches_of(out: Path, settings: TinyRun, mesh: Mesh) -> RowBatches:

@@ -22,9 +22,14 @@ PERIOD = 1024  # rows in which a mixture's shares are rounded: to a thousandth; 
 TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 
 
+# What objectives' metrics begin with under TRL's names (`rewards/margins`): no names of tasks.
+METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling")
+
+
 def is_of_task(metric: str) -> bool:
     """Whether a metric is of a task. One on held-out rows may have a source's name behind it, with any characters."""
-    return TASK_METRIC in metric and not metric.startswith(HELD_OUT)
+    group, is_grouped, _ = metric.partition(TASK_METRIC)
+    return bool(is_grouped) and group not in METRIC_GROUPS and not metric.startswith(HELD_OUT)
 
 
 class ScheduleConfig(Section):
@@ -253,6 +258,16 @@ class TrainConfig(VariantSection):
         return {"anyOf": [made, goes_on]}  # a stage that goes on leaves out what stays
 
     @property
+    def needs_context(self) -> bool:
+        """Whether the objective's sums need more than their own rows, if it has a context."""
+        return True
+
+    @property
+    def has_others(self) -> bool:
+        """Whether rows have sequences that are measured beside those that are learned."""
+        return False
+
+    @property
     def modules_weight(self) -> float:
         """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""
         return getattr(self, "mtp_weight", 0.0)
@@ -345,9 +360,17 @@ class SftConfig(TrainConfig):
     """Next-token prediction on the assistant's tokens of chat rows, with a share of pre-training rows mixed in."""
 
     objective: str = "sft"
+    # nll: the negative log-likelihood. dft: each token's is multiplied by its probability, which has no gradient.
+    loss: Literal["nll", "dft"] = "nll"
     replay_share: float = Field(default=0.0, ge=0, lt=1)  # of the rows
     z_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
     mtp_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
+
+    @model_validator(mode="after")
+    def _check_z(self) -> "SftConfig":
+        if self.loss == "dft" and self.z_weight:
+            raise ValueError("z_weight is a setting of loss=nll; leave it out")
+        return self
 
     @field_validator("replay_share")
     @classmethod
@@ -358,18 +381,3 @@ class SftConfig(TrainConfig):
                 f"0, or a share from {1 / PERIOD:.2g} to {1 - 1 / PERIOD:.4g}"
             )
         return share
-
-
-class DpoConfig(TrainConfig):
-    """Direct preference optimisation on pairs, relative to the stage's initial model."""
-
-    objective: str = "dpo"
-    beta: Float32 = Field(default=0.1, gt=0)  # how strongly the policy is kept near the reference
-    sft_weight: Float32 = Field(default=0.0, ge=0)  # of the chosen answers' own loss
-
-
-class OrpoConfig(TrainConfig):
-    """Odds-ratio preference optimisation on pairs, without a reference."""
-
-    objective: str = "orpo"
-    beta: Float32 = Field(default=0.1, gt=0)  # the odds ratio's weight; the chosen answers' own loss has 1

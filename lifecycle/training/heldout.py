@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,14 +33,21 @@ class Measurement:
 
 
 def each_batch[T](
-    function: Callable[[Params, Batch], T], rows: RowSource, batch_size: int, mesh: Mesh, first: int = 0
-) -> Callable[[Params], Iterator[tuple[HostBatch, T]]]:
-    """`function` over one pass of `rows`, from row `first` on, jitted once, with its results on every process."""
+    function: Callable[[Any, Batch], T],
+    rows: RowSource,
+    batch_size: int,
+    mesh: Mesh,
+    first: int = 0,
+    is_numbered: bool = False,
+) -> Callable[[Any], Iterator[tuple[HostBatch, T]]]:
+    """`function` over one pass of `rows`, from row `first` on, jitted once, with its results on every process. With
+    `is_numbered` batches have the column `row`, counted over the whole pass."""
     jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
 
-    def results(params: Params) -> Iterator[tuple[HostBatch, T]]:
-        for host in one_epoch(rows, global_batch_size=batch_size, first=first):
-            yield host, jax.device_get(jitted(params, shard_batch(host, mesh)))
+    def results(params: Any) -> Iterator[tuple[HostBatch, T]]:
+        for number, host in enumerate(one_epoch(rows, global_batch_size=batch_size, first=first)):
+            row = {"row": np.arange(batch_size, dtype=np.int32) + first + number * batch_size} if is_numbered else {}
+            yield host, jax.device_get(jitted(params, shard_batch(host | row, mesh)))
 
     return results
 
@@ -46,18 +55,35 @@ def each_batch[T](
 def heldout_means(
     model: ModelConfig, objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
 ) -> Measurement:
-    """`heldout_loss` and the objective's own means, each over all of `rows`."""
+    """`heldout_loss` and the objective's own means, each over all of `rows`, which are the whole batch of a context."""
 
-    def local(params: Params, batch: Batch) -> Sums:
-        return sum_over_mesh(replace(objective(params, batch), load={}), mesh)
+    def context_of(params: Params, batch: Batch) -> Any:
+        return sum_over_mesh(objective.context(params, batch), mesh)
 
-    summed = on_mesh(local, mesh, param_specs(model), P())
-    results = each_batch(summed, rows, batch_size, mesh)
+    def local(parts: tuple[Params, Any], batch: Batch) -> Sums:
+        params, context = parts
+        return sum_over_mesh(replace(objective.loss(params, batch, context), load={}), mesh)
+
+    specs = param_specs(model)
+    of_batch = each_batch(on_mesh(context_of, mesh, specs, P()), rows, batch_size, mesh, is_numbered=True)
+    summed = each_batch(on_mesh(local, mesh, (specs, P()), P()), rows, batch_size, mesh, is_numbered=True)
+
+    def totals(params: Params) -> Any:
+        if not objective.has_context:
+            return {}
+        return _added(part for _, part in of_batch(params))
 
     def measure(params: Params) -> dict[str, float]:
-        parts = [jax.tree.map(float, part) for _, part in results(params)]
-        sums = jax.tree.map(lambda *values: sum(values), *parts)
+        sums = _added(jax.tree.map(np.float64, part) for _, part in summed((params, totals(params))))
         means = {"loss": sums.loss / sums.count, **sums.metric_means(sums.count)}
-        return {f"heldout_{name}": mean for name, mean in means.items()}
+        return {f"heldout_{name}": float(mean) for name, mean in means.items()}
 
-    return Measurement(measure, prepare=lambda params: next(results(params), None))
+    def prepare(params: Params) -> None:
+        context = next(of_batch(params))[1] if objective.has_context else {}
+        next(summed((params, context)))
+
+    return Measurement(measure, prepare)
+
+
+def _added(parts: Iterator[Any]) -> Any:
+    return jax.tree.map(lambda *values: sum(values), *parts)

@@ -39,7 +39,7 @@ from lifecycle.training.restart import Saved, earlier_records, open_local, open_
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
-from lifecycle.training.step import local_gradients, make_train_step
+from lifecycle.training.step import make_train_step, of_own_rows
 from lifecycle.training.watchdog import Watchdog
 
 type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -118,7 +118,7 @@ def train_from_checkpoint(
 def replays(job: TrainJob, shardings: TrainState) -> Iterator[Replay]:
     """The hook that compares replicas, if the stage asks for it."""
     if job.train.faults.replay_every is not None:
-        local = partial(local_gradients, job.objective, grad_accum=job.train.grad_accum)
+        local = partial(of_own_rows, job.objective, grad_accum=job.train.grad_accum)
         yield Replay(job.train.faults.replay_every, local, job.mesh, shardings)
 
 

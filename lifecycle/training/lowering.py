@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.columns import TOKEN_COLUMNS
 from lifecycle.parallel.mesh import AnyMesh
-from lifecycle.parallel.placement import BY_POSITION, batch_sharding
+from lifecycle.parallel.placement import batch_sharding
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.faults import abstract_faults
 from lifecycle.training.objectives.objective import build_objective
@@ -49,4 +50,4 @@ def abstract_batch(train: TrainConfig, mesh: AnyMesh) -> Batch:
         dtype = jnp.float32 if name == "loss_mask" else jnp.int32
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, name))
 
-    return {name: array(name) for name in BY_POSITION}
+    return {name: array(name) for name in TOKEN_COLUMNS}

@@ -1,16 +1,17 @@
-"""Rows of a fixed length from documents, fine-tuning rows and preference pairs.
+"""Rows of a fixed length, and complete units packed into them: fine-tuning rows here, groups of answers elsewhere.
 
 A row source returns `row(index)` for any index from 0 on; row `index` belongs to epoch `index // num_rows`. It is pure
 index arithmetic on a seeded permutation, independent of hosts, threads and time: any process may request any row in any
 order. What must hold: an epoch contains everything exactly once.
 
-`DocumentRows` (`training/document_rows.py`) cuts documents. `ExampleRows` and `PairRows` pack complete units by
-best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+`DocumentRows` (`training/document_rows.py`) cuts documents. `ExampleRows` and `GroupRows` (`training/group_rows.py`)
+pack complete units by best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, "Fewer Truncations
+Improve Language Modeling").
 """
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -116,7 +117,7 @@ class PerEpoch[P]:
             return self._plans[epoch]
 
 
-def _next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
+def next_token_row(tokens: np.ndarray, segments: np.ndarray) -> Row:
     """A row of T positions from T + 1 tokens and their segments; each position learns the next token of its segment."""
     inside = (segments[1:] == segments[:-1]) & (segments[:-1] > 0)
     segments, tokens, following = segments[:-1], tokens[:-1], tokens[1:]
@@ -206,7 +207,7 @@ class ExampleRows(FixedRows):
     ) -> None:
         self._examples, self._seq_len, self._name = examples, seq_len, name
         self._packed = PackedUnits([len(example.ids) for example in examples], seq_len, seed)
-        self.fingerprint = digest(["examples", seq_len, seed, _hash_examples(examples)])
+        self.fingerprint = digest(["examples", seq_len, seed, hash_examples(examples)])
 
     @property
     def num_rows(self) -> int:
@@ -215,64 +216,14 @@ class ExampleRows(FixedRows):
 
     def row(self, index: int) -> Row:
         """The row with this index, counted over all epochs."""
-        return _packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
+        return packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
 
     def contents(self, index: int) -> dict[str, Any]:
         """Which examples are in the row, by name."""
         return {"examples": list(map(self._name, self._packed.units(index)))}
 
 
-class PairRows(FixedRows):
-    """Preference pairs `(chosen, rejected)`: a pair is packed as two consecutive segments of one row.
-
-    Pair `p` of a row has segments `2p + 1` (chosen) and `2p + 2` (rejected). A row also has `pair_mask [P]` (1 for a
-    pair) and `pair_ids [P]` (the pair's index in `pairs`), `P` being the most pairs in any row of any epoch. `name`: as
-    in `ExampleRows`.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[tuple[MaskedIds, MaskedIds]],
-        seq_len: int,
-        seed: int,
-        name: Callable[[int], str] = str,
-    ) -> None:
-        self._pairs, self._seq_len, self._name = pairs, seq_len, name
-        lengths = [len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs]
-        self._packed = PackedUnits(lengths, seq_len, seed)
-        self.fingerprint = digest(["pairs", seq_len, seed, _hash_examples([half for pair in pairs for half in pair])])
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of an epoch."""
-        return self._packed.num_rows
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs of an epoch."""
-        return len(self._pairs)
-
-    @property
-    def max_pairs(self) -> int:
-        """`P`: the length of a row's `pair_mask`."""
-        return self._packed.max_units
-
-    def row(self, index: int) -> Row:
-        """The row with this index, with `pair_mask` and `pair_ids`, `[P]`."""
-        units = self._packed.units(index)
-        row = _packed_row([half for unit in units for half in self._pairs[unit]], self._seq_len)
-        row["pair_mask"] = np.zeros(self.max_pairs, np.float32)
-        row["pair_ids"] = np.zeros(self.max_pairs, np.int32)
-        row["pair_mask"][: len(units)] = 1
-        row["pair_ids"][: len(units)] = units
-        return row
-
-    def contents(self, index: int) -> dict[str, Any]:
-        """Which pairs are in the row, by name."""
-        return {"pairs": list(map(self._name, self._packed.units(index)))}
-
-
-def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:
+def packed_row(examples: Sequence[MaskedIds], seq_len: int) -> Row:
     """Concatenates examples, each as a segment, and pads the row."""
     tokens, segments, learned = (np.zeros(seq_len + 1, np.int32) for _ in range(3))
     begin = 0
@@ -282,12 +233,13 @@ def _packed_row(examples: list[MaskedIds], seq_len: int) -> Row:
         segments[begin:end] = segment
         learned[begin:end] = example.loss_mask
         begin = end
-    row = _next_token_row(tokens, segments)
+    row = next_token_row(tokens, segments)
     row["loss_mask"] *= learned[1:]
     return row
 
 
-def _hash_examples(examples: Sequence[MaskedIds]) -> str:
+def hash_examples(examples: Iterable[MaskedIds]) -> str:
+    """A hash of ids and masks, in order."""
     total = hashlib.sha256()
     for example in examples:
         total.update(len(example.ids).to_bytes(8, "little"))

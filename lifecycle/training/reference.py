@@ -1,4 +1,4 @@
-"""A reference model's log-probabilities of preference pairs, computed once before training.
+"""A reference model's log-probabilities of groups of answers, computed once before training.
 
 A pass over a large set takes hours, so what is done is saved every half minute, and a killed pass goes on from there.
 What must hold: the table is that of an undisturbed pass, and before the first step the model's own log-probabilities
@@ -8,9 +8,10 @@ reference.
 """
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,81 +20,101 @@ from jax.sharding import Mesh
 
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress, Silent
+from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
+from lifecycle.parallel.columns import declare
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh
+from lifecycle.training.group_rows import GroupRows
 from lifecycle.training.heldout import each_batch
-from lifecycle.training.objectives.objective import pair_logprobs
-from lifecycle.training.packing import FixedRows, PairRows, Row
+from lifecycle.training.objectives.objective import group_logprobs
+from lifecycle.training.packing import FixedRows, Row
 from lifecycle.training.state import param_specs
 
 SAVE_EVERY_S = 30.0
+REFERENCE, OF_OTHERS = "ref_logprobs", "ref_other_logprobs"  # columns: of the segments, of the sequences beside them
+declare("segment", REFERENCE, OF_OTHERS)
+
+type Table = dict[str, np.ndarray]  # by column: log-probabilities [num_groups, k]
 
 
-class _LogprobTable(NamedTuple):
-    """The log-probabilities `[num_pairs, 2]`, and how many rows of pairs have theirs."""
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """How a reference is computed: as the stage's steps compute the same rows. `chunks` of the vocabulary, `precision`
+    of the layers' products, `length_alpha` as in `DpoConfig`."""
 
-    logprobs: np.ndarray
-    rows: int
+    chunks: int = 1
+    precision: Precision | None = None
+    length_alpha: float | None = None
 
 
 def reference_logprobs(
     config: ModelConfig,
     params: Params,
-    rows: PairRows,
+    rows: GroupRows,
     batch_size: int,
     mesh: Mesh,
     path: Path,
     progress: Progress | None = None,
-    chunks: int = 1,
-    precision: Precision | None = None,
-) -> np.ndarray:
-    """Log-probabilities `[num_pairs, 2]` (chosen, rejected) of every pair under fixed parameters; `chunks` of the
-    vocabulary; `precision` of the layers' products.
+    settings: ReferenceSettings | None = None,
+) -> Table:
+    """Log-probabilities of every group's segments under fixed parameters, and of the sequences beside them if the rows
+    have some.
 
-    They are kept in `path`, whose name must identify weights, rows and precision; process 0 reads it. `progress` counts
+    They are kept in `path`, whose name must identify weights, rows and settings; process 0 reads it. `progress` counts
     rows.
     """
-    progress = progress or Silent()
-    table, done = _load(path, rows.num_pairs)
-    local = partial(pair_logprobs, config, chunks=chunks, precision=precision)
-    logprobs = on_mesh(local, mesh, param_specs(config), spec("loss_rows"))
+    progress, settings = progress or Silent(), settings or ReferenceSettings()
+    columns = (REFERENCE, OF_OTHERS) if rows.has_others else (REFERENCE,)
+    table, done = _load(path, rows, columns)
+    local = partial(_both, config, rows, settings)
+    logprobs = on_mesh(local, mesh, param_specs(config), {name: spec("loss_rows") for name in columns})
     saved_at = time.monotonic()
     for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
-        is_pair = host["pair_mask"] > 0
-        table[host["pair_ids"][is_pair]] = values[is_pair]
+        is_group = host["group_mask"] > 0
+        for name in columns:
+            table[name][host["group_ids"][is_group]] = values[name][is_group]
         done = min(done + batch_size, rows.num_rows)
         progress.update(done, total=rows.num_rows)
         if done == rows.num_rows or time.monotonic() - saved_at >= SAVE_EVERY_S:
-            _save(path, _LogprobTable(table, done))
+            _save(path, table, done)
             saved_at = time.monotonic()
     return table
 
 
-def _load(path: Path, num_pairs: int) -> _LogprobTable:
-    """What has been computed so far: in all processes of a job, what the writing one sees."""
-    table = _LogprobTable(np.zeros((num_pairs, 2), np.float32), 0)
+def _both(
+    config: ModelConfig, rows: GroupRows, settings: ReferenceSettings, params: Params, batch: Batch
+) -> dict[str, Array]:
+    logprobs = partial(group_logprobs, config, params, batch, rows.size, settings.chunks, settings.precision)
+    found = {REFERENCE: logprobs(length_alpha=settings.length_alpha)}
+    return found | ({OF_OTHERS: logprobs(of_others=True)} if rows.has_others else {})
+
+
+def _load(path: Path, rows: GroupRows, columns: tuple[str, ...]) -> tuple[Table, int]:
+    """What has been computed so far, and of how many rows: in all processes of a job, what the writing one sees."""
+    table, done = {name: np.zeros((rows.num_groups, rows.size), np.float32) for name in columns}, 0
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
-            table = _LogprobTable(stored["logprobs"], int(stored["rows"]))
+            table, done = {name: stored[name] for name in columns}, int(stored["rows"])
     if jax.process_count() == 1:
-        return table
-    bits = multihost_utils.broadcast_one_to_all(table.logprobs.view(np.int32))  # a sum of floats would lose -0.0
-    return _LogprobTable(np.array(bits).view(np.float32), from_writer(table.rows))
+        return table, done
+    # bits: a sum of floats would lose -0.0
+    bits = multihost_utils.broadcast_one_to_all({name: values.view(np.int32) for name, values in table.items()})
+    return {name: np.array(values).view(np.float32) for name, values in bits.items()}, from_writer(done)
 
 
-def _save(path: Path, table: _LogprobTable) -> None:
+def _save(path: Path, table: Table, done: int) -> None:
     if is_writer():
         unfinished = path.with_suffix(".tmp.npz")
-        np.savez(unfinished, logprobs=table.logprobs, rows=table.rows)
+        np.savez(unfinished, allow_pickle=False, **table, rows=np.array(done))
         unfinished.replace(path)
 
 
 class ReferenceRows(FixedRows):
-    """Pair rows with `ref_logprobs [P, 2]` looked up in a table."""
+    """Group rows with a reference's log-probabilities `[P, k]`, looked up in a table."""
 
-    def __init__(self, rows: PairRows, table: np.ndarray) -> None:
+    def __init__(self, rows: GroupRows, table: Table) -> None:
         self._rows, self._table = rows, table
 
     @property
@@ -107,11 +128,12 @@ class ReferenceRows(FixedRows):
         return self._rows.fingerprint  # the table depends on the rows and the weights that the run starts from
 
     def row(self, index: int) -> Row:
-        """A row with `ref_logprobs`, `[P, 2]`."""
+        """A row with the reference's columns."""
         row = dict(self._rows.row(index))
-        row["ref_logprobs"] = self._table[row["pair_ids"]] * row["pair_mask"][:, None]
+        for name, values in self._table.items():
+            row[name] = values[row["group_ids"]] * row["group_mask"][:, None]
         return row
 
     def contents(self, index: int) -> dict[str, Any]:
-        """Which pairs are in the row."""
+        """Which groups are in the row."""
         return self._rows.contents(index)

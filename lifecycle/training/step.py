@@ -1,12 +1,14 @@
 """The train step, one for all objectives: `(state, batch) -> (state, metrics)`, jitted once, state donated.
 
 An objective returns a sum, a count and further sums. Micro-batches add up sums and gradients of sums, and the global
-count divides once: accumulation and data parallelism are exact whatever the masks. Loss and gradients run in one manual
-`jax.shard_map` (`parallel/placement.py`); gradients are reduced over the axes that replicate a parameter once per step,
-after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, except for Muon's products
-(`training/muon.py`): its state is sharded like the parameters.
+count divides once: accumulation and data parallelism are exact whatever the masks. What a sum needs to know of the
+whole batch is its context, which is computed before, over all micro-batches and devices. Loss and gradients run in one
+manual `jax.shard_map` (`parallel/placement.py`); gradients are reduced over the axes that replicate a parameter once
+per step, after the last micro-batch. The optimizer is elementwise and left to XLA's partitioner, except for Muon's
+products (`training/muon.py`): its state is sharded like the parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.config import FaultsConfig
 from lifecycle.training.faults import guarded
 from lifecycle.training.freeze import merged, split
-from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.rounding import rounded_like, widened
@@ -57,13 +59,14 @@ def make_train_step(
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
 
     def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
-        sums, grads = local_gradients(objective, parts, batch, grad_accum)
+        context = sum_over_mesh(local_context(objective, parts, batch, grad_accum), mesh)
+        sums, grads = local_gradients(objective, parts, batch, grad_accum, context)
         return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
 
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = gradients(split(served(state.params), state.frozen), batch)
+        sums, grads = gradients(split(served(state.params), state.frozen), numbered(batch))
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)
@@ -80,21 +83,59 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
+def numbered(batch: Batch) -> Batch:
+    """A global batch with the numbers of its rows, by which parts of it put their values beside each other."""
+    rows = next(iter(batch.values())).shape[0]
+    return {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
+
+
+def local_context(objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int) -> Context:
+    """A device's own part of the context of a numbered batch."""
+    if not objective.has_context:
+        return {}
+    params = jax.lax.stop_gradient(merged(*parts))
+    if grad_accum == 1:
+        return objective.context(params, batch)
+    micro = _micro_batches(batch, grad_accum)
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, objective.context(params, part)), None
+
+    shapes = jax.eval_shape(objective.context, params, {name: x[0] for name, x in micro.items()})
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), micro)[0]
+
+
 def local_gradients(
-    objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int
+    objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int, context: Context | None = None
 ) -> tuple[Sums, Params]:
     """A device's own sums and float32 gradients of (trained, frozen) parameters, before any is summed over the mesh."""
     trained, frozen = parts
-    return _summed_gradients(partial(_of_parts, objective, frozen), trained, batch, grad_accum)
+    return _summed_gradients(partial(_of_parts, objective, frozen, context or {}), trained, batch, grad_accum)
 
 
-def _of_parts(objective: Objective, frozen: Params, trained: Params, batch: Batch) -> Sums:
-    return objective(merged(trained, frozen), batch)
+def of_own_rows(
+    objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int
+) -> tuple[Sums, Params]:
+    """`local_gradients` as if the device's rows were the whole batch: for comparing devices with each other."""
+    batch = numbered(batch)
+    context = local_context(objective, parts, batch, grad_accum)
+    return local_gradients(objective, parts, batch, grad_accum, context)
 
 
-def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_accum: int) -> tuple[Sums, Params]:
+def _of_parts(objective: Objective, frozen: Params, context: Context, trained: Params, batch: Batch) -> Sums:
+    return objective.loss(merged(trained, frozen), batch, context)
+
+
+def _micro_batches(batch: Batch, num: int) -> dict[str, Array]:
+    """`[num, B, ...]` arrays: micro-batch `i` has rows `i::num`."""
+    return {k: x.reshape(-1, num, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+
+
+def _summed_gradients(
+    loss: Callable[[Params, Batch], Sums], params: Params, batch: Batch, grad_accum: int
+) -> tuple[Sums, Params]:
     def loss_sum(params: Params, part: Batch) -> tuple[Array, Sums]:
-        sums = objective(params, part)
+        sums = loss(params, part)
         return sums.minimised, sums
 
     def gradients(params: Params, part: Batch) -> tuple[Params, Sums]:
@@ -104,7 +145,7 @@ def _summed_gradients(objective: Objective, params: Params, batch: Batch, grad_a
     if grad_accum == 1:
         grads, sums = gradients(params, batch)
         return sums, grads
-    parts = {k: x.reshape(-1, grad_accum, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+    parts = _micro_batches(batch, grad_accum)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(params, part)), None

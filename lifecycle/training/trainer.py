@@ -1,10 +1,13 @@
 """A train step with your own objective and batches, for notebooks and scripts; stages of a run use the loop."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
@@ -12,7 +15,8 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.config import OptimizerConfig
-from lifecycle.training.objectives.objective import Objective
+from lifecycle.training.objectives.objective import Context, Objective
+from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.rounding import holding
 from lifecycle.training.state import init_state, state_from_params, state_shardings
@@ -22,15 +26,15 @@ from lifecycle.training.step import make_train_step
 class Trainer:
     """A training state and its step, sharded over `mesh` (default: one device).
 
-    `objective(params, batch)` returns `Sums`; on a mesh it runs on each device's shard of both. Weights start from
-    `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule. Parameters named by `freeze`
-    stay as they are: `("mtp",)` for prediction modules that the objective does not train.
+    `objective`: an `Objective`, or a function `(params, batch) -> Sums`; on a mesh it runs on each device's shard of
+    both. Weights start from `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule.
+    Parameters named by `freeze` stay as they are: `("mtp",)` for prediction modules that the objective does not train.
     """
 
     def __init__(
         self,
         model: ModelConfig,
-        objective: Objective,
+        objective: Objective | Callable[[Params, Batch], Sums],
         steps: int,
         optimizer: OptimizerConfig | None = None,
         mesh: Mesh | None = None,
@@ -43,6 +47,8 @@ class Trainer:
         optimizer = optimizer or OptimizerConfig()
         update = build_optimizer(optimizer, model, steps, self.mesh)
         shardings = state_shardings(model, update, self.mesh, freeze)
+        if not isinstance(objective, Objective):
+            objective = Objective(partial(_without_context, objective))
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
         hold = holding(optimizer, model)
         if params is None:
@@ -62,3 +68,7 @@ class Trainer:
         """
         self.state, metrics = self._step(self.state, shard_batch(batch, self.mesh))
         return metrics
+
+
+def _without_context(function: Callable[[Params, Batch], Sums], params: Params, batch: Batch, context: Context) -> Sums:
+    return function(params, batch)

@@ -181,7 +181,7 @@ def test_chunks_never_take_more_memory_than_one_pass() -> None:
     args = [jax.ShapeDtypeStruct(*item) for item in shapes.items()] + [jax.ShapeDtypeStruct((2, 16_384), jnp.float32)]
 
     def temporary(chunks: int) -> int:
-        program = jax.grad(lambda *x: cross_entropy(*x, None, chunks), (0, 1))
+        program = jax.grad(lambda h, w, t, m: cross_entropy(h, w, t, m, None, chunks), (0, 1))
         memory: Any = jax.jit(program).lower(*args).compile().memory_analysis()
         return memory.temp_size_in_bytes
 
@@ -232,7 +232,8 @@ def test_logits_of_a_whole_batch_never_exist_in_training(objective: str) -> None
     rows, length, pairs = 64, 2 * SEQ_LEN, 3
     ids, floats = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
     batch = {"tokens": ids, "targets": ids, "positions": ids, "segment_ids": ids, "loss_mask": floats}
-    batch["pair_mask"] = jax.ShapeDtypeStruct((rows, pairs), jnp.float32)
+    batch |= {"target_mask": floats, "answer_positions": ids, "row": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    batch["group_mask"] = jax.ShapeDtypeStruct((rows, pairs), jnp.float32)
     batch["ref_logprobs"] = jax.ShapeDtypeStruct((rows, pairs, 2), jnp.float32)
     step = jax.value_and_grad(lambda params, batch: objective_of(objective)(params, batch).loss)
     assert not full_logits(step, abstract_params(MODEL), batch, positions=rows * length, vocab=MODEL.vocab_size)

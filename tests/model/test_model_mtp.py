@@ -22,8 +22,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.stages.checks import check_sizes
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import TinyRun, objective_of
-from lifecycle.training.config import DpoConfig
 from lifecycle.training.freeze import frozen_part
+from lifecycle.training.preference import DpoConfig
 
 MODEL = ModelConfig(
     vocab_size=24, d_model=16, d_ff=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_seq_len=16,

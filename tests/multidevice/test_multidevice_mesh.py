@@ -18,11 +18,12 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, shard_batch
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import RowBatches
+from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
-from lifecycle.training.packing import PairRows
-from lifecycle.training.reference import reference_logprobs
+from lifecycle.training.reference import REFERENCE, reference_logprobs
 from lifecycle.training.state import TrainState, init_state, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -115,14 +116,14 @@ def test_measurements_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     state = curve("dpo", "adamw", 1).state
     draw = np.random.default_rng(1)
     pairs = [(example(draw, [1, 2], 3 + i % 5), example(draw, [1, 2], 3)) for i in range(21)]
-    rows = PairRows(pairs, SEQ_LEN, seed=0)
+    rows = GroupRows([Group(pair) for pair in pairs], SEQ_LEN, seed=0)
     found: list[tuple[dict[str, float], Any]] = []
     for config in MESHES.values():
         mesh = build_mesh(config)
         params = jax.device_put(jax.device_get(state.params), state_shardings(MODEL, optax.identity(), mesh).params)
         measured = heldout_means(MODEL, objective_of("dpo"), rows_of(settings), 8, mesh)(params)
         table = tmp_path / f"{len(found)}.npz"
-        found.append((measured, reference_logprobs(MODEL, params, rows, 4, mesh, table)))
+        found.append((measured, reference_logprobs(MODEL, params, rows, 4, mesh, table)[REFERENCE]))
     assert found[0][0] == pytest.approx(found[1][0], abs=CLOSE)
     assert found[0][1].shape == (21, 2) and (found[0][1] < 0).all()
     np.testing.assert_allclose(found[0][1], found[1][1], atol=10 * CLOSE)  # sums over up to seven tokens
@@ -131,7 +132,7 @@ def test_measurements_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
 def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
     """The compiled step sums over the mesh and exchanges nothing else: a micro-batch is already where it is needed."""
 
-    def objective(params: Any, batch: Any) -> Any:
+    def loss_of(params: Any, batch: Any, context: Any) -> Any:
         loss = (batch["loss_mask"] * jnp.cos(params["norm"]["scale"].sum() * batch["tokens"])).sum()
         return Sums(loss, batch["loss_mask"].sum())
 
@@ -142,7 +143,7 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
     state = TrainState(place_at(shapes, shardings.trained), {}, optax.EmptyState(), jax.ShapeDtypeStruct((), jnp.int32))
     batch = jax.eval_shape(lambda: {name: jnp.zeros((16, 8)) for name in ("tokens", "loss_mask")})
     batch = place_at(batch, {name: batch_sharding(mesh, name) for name in batch})
-    step = make_train_step(objective, optimizer, mesh, shardings, grad_accum=2)
+    step = make_train_step(Objective(loss_of), optimizer, mesh, shardings, grad_accum=2)
     program = step.lower(state, batch).compile().as_text() or ""
     assert "all-reduce" in program
     for exchange in ("all-to-all", "all-gather", "collective-permute"):

@@ -45,12 +45,12 @@ PLACES = np.random.default_rng(0).integers(1, 2**18, SEQ_LEN, np.int32)  # a row
 def with_faults(objective: Objective, rows: list[int]) -> Objective:
     """The objective, whose loss is not a number on a device that has one of the rows."""
 
-    def faulty(params: Any, batch: Any) -> Sums:
-        sums = objective(params, batch)
+    def faulty(params: Any, batch: Any, context: Any) -> Sums:
+        sums = objective.loss(params, batch, context)
         is_faulty = jnp.isin((batch["tokens"] * PLACES).sum(axis=-1), jnp.asarray(rows)).any()
         return replace(sums, loss=jnp.where(is_faulty, math.nan, 1.0) * sums.loss)
 
-    return faulty
+    return replace(objective, loss=faulty)
 
 
 def faulty_job(out: Path, **mesh: int) -> TrainJob:

@@ -25,8 +25,10 @@ from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import example
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import DpoConfig, NextTokenConfig, OptimizerConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
+from lifecycle.training.preference import DpoConfig
+from lifecycle.training.reference import REFERENCE
 from lifecycle.training.token_rows import TokenRows
 from tests.held_out import Sources, one_source
 
@@ -123,10 +125,13 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
     def load(path: Path, *_: Any) -> tuple[list[Any], RowsReport]:
         return [(example(draw, [1], 2), example(draw, [1], 3))], RowsReport(path.name, lines=[0])
 
-    def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> np.ndarray:
+    def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> Any:
         is_plain = jnp.array_equal(params["embed"], plain["embed"])
-        found[rows.contents(0)["pairs"][0].partition(":")[0]] = (rest[-1] if is_plain else "rounded", path.name)
-        return np.zeros((rows.num_pairs, 2), np.float32)
+        found[rows.contents(0)["rows"][0].partition(":")[0]] = (
+            rest[-1].precision if is_plain else "rounded",
+            path.name,
+        )
+        return {REFERENCE: np.zeros((rows.num_groups, 2), np.float32)}
 
     replaced = dict.fromkeys(("_means", "ChatTemplate", "RowEncoder"), MagicMock())
     for name, value in (replaced | {"load_rows": load, "reference_logprobs": reference}).items():

@@ -3,11 +3,14 @@
 Importing it registers it; a run file then says `objective: simpo`.
 """
 
+from collections.abc import Mapping
+
 import jax
 from pydantic import Field
 
+from lifecycle.core.typing import Array
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.objectives.likelihoods import PairLikelihoods
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.registry import ObjectiveKind, register
 from lifecycle.training.objectives.sums import Sums, sums_over
 
@@ -20,7 +23,7 @@ class SimpoConfig(TrainConfig):
     gamma: float = Field(default=0.5, ge=0)  # by how much a chosen answer should be ahead
 
 
-def simpo(settings: SimpoConfig, pairs: PairLikelihoods) -> Sums:
+def simpo(settings: SimpoConfig, pairs: GroupLikelihoods, context: Mapping[str, Array]) -> Sums:
     """The sigmoid loss of mean log-probabilities with a target margin (Meng et al. 2024, "SimPO", equation 6)."""
     margins = settings.beta * (pairs.mean_logprobs[..., 0] - pairs.mean_logprobs[..., 1])
     losses = -jax.nn.log_sigmoid(margins - settings.gamma)

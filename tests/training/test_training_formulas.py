@@ -1,6 +1,7 @@
 """Formulas by themselves, on numbers: no model, no mesh. And one that another package adds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,20 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of, tiny_job
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.config import DpoConfig, OrpoConfig
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.loop import run_job
-from lifecycle.training.objectives.dpo import dpo
-from lifecycle.training.objectives.likelihoods import PairLikelihoods
+from lifecycle.training.objectives.dpo import dpo, of_batch
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.orpo import orpo
 from lifecycle.training.objectives.sums import Sums, sums_over
+from lifecycle.training.preference import DpoConfig, OrpoConfig
 from tests.training.simpo import SimpoConfig, simpo
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
@@ -29,10 +32,20 @@ pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 SIZES: dict[str, Any] = {"steps": 1, "seq_len": 8, "global_batch_size": 1}
 
 
-def pairs_of(logprobs: Any, lengths: Any, mask: Any, reference: Any) -> PairLikelihoods:
-    """Pairs of one row, as a formula sees them."""
-    batch = {"pair_mask": jnp.asarray([mask], jnp.float32), "ref_logprobs": jnp.asarray([reference], jnp.float32)}
-    return PairLikelihoods(batch, jnp.asarray([logprobs], jnp.float32), jnp.asarray([lengths], jnp.float32))
+def pairs_of(logprobs: Any, lengths: Any, mask: Any, reference: Any) -> GroupLikelihoods:
+    """Pairs of one row, as a formula sees them: the tokens of an answer are equally likely."""
+    sizes = np.ravel(lengths)
+    segments = np.repeat(np.arange(1, sizes.size + 1), sizes)
+    each = np.repeat(np.ravel(logprobs) / sizes, sizes)[None]
+    batch = {
+        "segment_ids": jnp.asarray(segments[None], jnp.int32), "loss_mask": jnp.ones(each.shape),
+        "target_mask": jnp.ones(each.shape), "group_mask": jnp.asarray([mask], jnp.float32),
+        "ref_logprobs": jnp.asarray([reference], jnp.float32),
+    }  # fmt: skip
+    zeros = jnp.zeros(each.shape)
+    found = TokenStatistics(jnp.asarray(each, jnp.float32), zeros, zeros, zeros, zeros)
+    tokens: Any = SimpleNamespace(statistics=lambda: found)
+    return GroupLikelihoods(batch, 2, lambda batch: tokens)
 
 
 LOGPROBS, LENGTHS = [[-4.0, -6.0], [-3.0, -1.0], [-9.0, -9.0]], [[4, 2], [3, 1], [1, 1]]
@@ -44,26 +57,27 @@ def log_sigmoid(x: float) -> float:
 
 
 def test_dpo_by_hand() -> None:
-    sums = dpo(DpoConfig(**SIZES, beta=0.5, sft_weight=2.0), PAIRS)
+    settings = DpoConfig(**SIZES, beta=0.5, loss={"sigmoid": 1, "sft": 2.0})
+    sums = dpo(settings, PAIRS, of_batch(settings, PAIRS))
     assert sums.count == 2
-    assert sums.loss == pytest.approx(-log_sigmoid(1.0) - log_sigmoid(-1.0) + 2 * (1 + 1), rel=1e-6)
-    assert sums.metrics["margins"] == pytest.approx(0) and sums.metrics["rewards_chosen"] == pytest.approx(0)
-    assert sums.metrics["accuracy"] == 1 and sums.metrics["likelihood_accuracy"] == 1.5  # a tie counts half
+    assert sums.loss / 2 == pytest.approx((-log_sigmoid(1.0) - log_sigmoid(-1.0)) / 2 + 2 * 1, rel=1e-6)
+    assert sums.metrics["rewards/margins"] == pytest.approx(0)
+    assert sums.metrics["rewards/accuracies"] == 1 and sums.metrics["likelihood_accuracy"] == 1  # a tie is no hit
 
 
 def test_orpo_by_hand() -> None:
-    sums = orpo(OrpoConfig(**SIZES, beta=0.5), PAIRS)
+    sums = orpo(OrpoConfig(**SIZES, beta=0.5, form="paper"), PAIRS, {})
 
     def log_odds(logprob: float) -> float:
         return logprob - float(np.log1p(-np.exp(logprob)))
 
     ratios = [log_sigmoid(log_odds(chosen) - log_odds(rejected)) for chosen, rejected in ((-1, -3), (-1, -1))]
     assert sums.loss == pytest.approx(1 + 1 - 0.5 * sum(ratios), rel=1e-6) and sums.count == 2
-    assert sums.metrics["accuracy"] == 1.5  # a tie counts half
+    assert sums.metrics["rewards/accuracies"] == 1
 
 
 def test_a_metric_may_count_something_else() -> None:
-    sums = simpo(SimpoConfig(**SIZES), PAIRS)
+    sums = simpo(SimpoConfig(**SIZES), PAIRS, {})
     assert (sums.metrics["chosen_nll"], sums.counts["chosen_nll"], sums.count) == (7, 7, 2)
     assert sums.metric_means(sums.count)["chosen_nll"] == 1  # over tokens
     nothing = sums_over(jnp.zeros(3), jnp.ones(3), {"x": (jnp.ones(3), jnp.ones(3))})
@@ -72,12 +86,30 @@ def test_a_metric_may_count_something_else() -> None:
 
 def test_parts_of_a_batch_add_up() -> None:
     def whole(*masks: Any) -> Sums:
-        parts = [simpo(SimpoConfig(**SIZES), pairs_of(LOGPROBS, LENGTHS, mask, LOGPROBS)) for mask in masks]
+        parts = [simpo(SimpoConfig(**SIZES), pairs_of(LOGPROBS, LENGTHS, mask, LOGPROBS), {}) for mask in masks]
         return jax.tree.map(lambda *values: sum(values), *parts)
 
     one, two = whole([1, 1, 1]), whole([1, 0, 0], [0, 1, 1])
     for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert left == pytest.approx(float(right), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": {}}, "name one at least"),
+        ({"loss": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is a setting of the losses"),
+        ({"loss": "exo_pair"}, "needs label_smoothing above 0"),
+        ({"loss": "aot", "divergence": "js_divergence"}, "is defined for divergence=reverse_kl only"),
+        ({"divergence_alpha": 0.3}, "divergence_alpha is a setting of"),
+        ({"loss": {"sigmoid": 1, "sft": 1}, "is_weighted": True}, "is_weighted weighs pairs"),
+        ({"discopop_tau": 0.1}, "discopop_tau is a setting of"),
+        ({"loss": "sigmoidal"}, "loss"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(DpoConfig, SIZES | settings)
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
+from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means
-from lifecycle.training.objectives.objective import pair_logprobs
-from lifecycle.training.packing import PairRows
-from lifecycle.training.reference import ReferenceRows, reference_logprobs
+from lifecycle.training.objectives.objective import group_logprobs
+from lifecycle.training.reference import REFERENCE, ReferenceRows, reference_logprobs
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -51,12 +51,12 @@ def pairs() -> list[tuple[Example, Example]]:
 
 def alone(params: Any, answer: Example) -> float:
     """The answer's log-probability from a row of its own."""
-    row = PairRows([(answer, Example([1, 2], [False, True]))], SEQ_LEN, seed=0)
+    row = GroupRows([Group((answer, Example([1, 2], [False, True])))], SEQ_LEN, seed=0)
     batch = {name: jnp.asarray(array)[None] for name, array in row.row(0).items()}
     return float(PAIR_LOGPROBS(params, batch)[0, 0, 0])
 
 
-PAIR_LOGPROBS = jax.jit(partial(pair_logprobs, MODEL))
+PAIR_LOGPROBS = jax.jit(partial(group_logprobs, MODEL, size=2))
 
 
 class Stops(Silent):
@@ -76,11 +76,11 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(
     params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lifecycle.training.reference.SAVE_EVERY_S", 0.0)
-    rows = PairRows(pairs(), SEQ_LEN, seed=0)
+    rows = GroupRows([Group(pair) for pair in pairs()], SEQ_LEN, seed=0)
     ends = [(min(end, rows.num_rows), rows.num_rows) for end in range(2, rows.num_rows + 2, 2)]
 
     def table(path: Path, progress: Stops) -> Any:
-        return reference_logprobs(MODEL, params, rows, 2, MESH, path, progress)
+        return reference_logprobs(MODEL, params, rows, 2, MESH, path, progress)[REFERENCE]
 
     undisturbed = Stops()
     expected = table(tmp_path / "a.npz", undisturbed)
@@ -95,16 +95,17 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(
 
 def test_references_lie_beside_their_pairs(params: Any, tmp_path: Path) -> None:
     listed = pairs()
-    rows = PairRows(listed, SEQ_LEN, seed=0)
-    table = reference_logprobs(MODEL, params, rows, 4, MESH, tmp_path / "table.npz")
+    rows = GroupRows([Group(pair) for pair in listed], SEQ_LEN, seed=0)
+    found = reference_logprobs(MODEL, params, rows, 4, MESH, tmp_path / "table.npz")
+    table = found[REFERENCE]
     for index, pair in enumerate(listed):
         np.testing.assert_allclose(table[index], [alone(params, answer) for answer in pair], atol=1e-4)
-    referenced = ReferenceRows(rows, table)
+    referenced = ReferenceRows(rows, found)
     assert (referenced.num_rows, referenced.fingerprint) == (rows.num_rows, rows.fingerprint)
     seen = set()
     for index in range(3 * rows.num_rows):  # later epochs put the pairs elsewhere
         row = referenced.row(index)
-        for pair, is_pair, reference in zip(row["pair_ids"], row["pair_mask"], row["ref_logprobs"], strict=True):
+        for pair, is_pair, reference in zip(row["group_ids"], row["group_mask"], row["ref_logprobs"], strict=True):
             np.testing.assert_array_equal(reference, table[pair] if is_pair else [0, 0])
             seen |= {int(pair)} if is_pair else set()
     assert seen == set(range(23))

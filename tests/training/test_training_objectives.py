@@ -1,7 +1,6 @@
 """Objectives against their papers' formulas, computed by NumPy in float64 from full logits."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,22 +8,16 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig, Precision
-from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params
+from lifecycle.model.decoder import forward, head, logits
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, Example, TinyRun, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.objectives.objective import Objective, pair_likelihoods, pair_logprobs
-from lifecycle.training.packing import PairRows
-from lifecycle.training.reference import ReferenceRows
-from lifecycle.weights.published import load_config, load_weights
-from tests.golden.family_weights import write_model
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
+from lifecycle.training.objectives.objective import Objective, group_logprobs
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 WHOLE_MODEL = 1e-5
-TRL = 1e-4
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +28,12 @@ def params() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, np.ndarray]:
     host = next(one_epoch(rows_of(TinyRun(objective="dpo")), global_batch_size=4))
-    host["pair_mask"][1, 0] = 0  # a pair that does not count
+    host["group_mask"][1, 0] = 0  # a pair that does not count
     return host
 
 
 def dpo(model: ModelConfig = MODEL, **settings: Any) -> Objective:
-    return objective_of("dpo", model, **{"sft_weight": 0.0, **settings})
+    return objective_of("dpo", model, **{"loss": "sigmoid", **settings})
 
 
 def orpo(model: ModelConfig = MODEL, **settings: Any) -> Objective:
@@ -66,7 +59,7 @@ def answers(params: dict[str, Any], pairs: dict[str, np.ndarray]) -> list[dict[s
     """Each pair that counts: sums of log-probabilities, lengths and reference values, (chosen, rejected)."""
     found = log_probabilities(params, pairs)
     listed = []
-    for row, pair in np.argwhere(pairs["pair_mask"] > 0):
+    for row, pair in np.argwhere(pairs["group_mask"] > 0):
         segments, learns = pairs["segment_ids"][row], pairs["loss_mask"][row] > 0
         learned = [(segments == segment) & learns for segment in (2 * pair + 1, 2 * pair + 2)]
         listed.append({
@@ -98,13 +91,14 @@ def test_log_probabilities_of_packed_pairs(
 ) -> None:
     def likelihoods(params: Any, batch: Any, chunks: int = 1) -> Any:
         hidden = forward(MODEL, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        seen = pair_likelihoods(MODEL, params, batch, hidden, chunks)
+        tokens = TokenLikelihoods(batch, hidden, head(MODEL, params), None, chunks)
+        seen = GroupLikelihoods(batch, 2, lambda batch: tokens)
         return seen.logprobs, seen.lengths
 
     sums, lengths = jax.jit(likelihoods)(params, pairs)
     in_chunks, _ = jax.jit(partial(likelihoods, chunks=4))(params, pairs)
     np.testing.assert_allclose(in_chunks, sums, rtol=WHOLE_MODEL)
-    where = pairs["pair_mask"] > 0
+    where = pairs["group_mask"] > 0
     assert where.sum() == len(answers) > 4 and len({tuple(e["lengths"]) for e in answers}) > 3
     np.testing.assert_allclose(sums[where], [e["sums"] for e in answers], rtol=WHOLE_MODEL)
     np.testing.assert_array_equal(lengths[where], [e["lengths"] for e in answers])
@@ -113,48 +107,44 @@ def test_log_probabilities_of_packed_pairs(
     assert no_pair.any() and not np.asarray(sums)[no_pair].any() and not np.asarray(lengths)[no_pair].any()
 
 
-@pytest.mark.parametrize("sft_weight", [0.0, 0.7])
-def test_dpo(
-    params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]], sft_weight: float
-) -> None:
+def test_dpo(params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]]) -> None:
     beta = 0.3
-    loss, count, aux = run(dpo(beta=beta, sft_weight=sft_weight), params, pairs)
+    loss, count, aux = run(dpo(beta=beta, loss={"sigmoid": 1, "sft": 0.7}), params, pairs)
     rewards = np.array([beta * (e["sums"] - e["reference"]) for e in answers])
     margins = rewards[:, 0] - rewards[:, 1]
-    sft = [-e["sums"][0] / e["lengths"][0] for e in answers]
+    sft = -sum(e["sums"][0] for e in answers) / sum(e["lengths"][0] for e in answers)
     assert count == len(answers)
-    losses = [-log_sigmoid(margin) + sft_weight * own for margin, own in zip(margins, sft, strict=True)]
-    assert loss == pytest.approx(sum(losses), rel=WHOLE_MODEL)
-    assert aux == pytest.approx({
-        "margins": margins.sum(), "accuracy": (margins > 0).sum(),
+    assert loss / count == pytest.approx(-log_sigmoid(margins).mean() + 0.7 * sft, rel=WHOLE_MODEL)
+    expected = {
+        "rewards/margins": margins.sum(), "rewards/accuracies": (margins > 0).sum(),
         "likelihood_accuracy": sum(e["sums"][0] / e["lengths"][0] > e["sums"][1] / e["lengths"][1] for e in answers),
-        "rewards_chosen": rewards[:, 0].sum(), "rewards_rejected": rewards[:, 1].sum(),
-        "logprobs_chosen": sum(e["sums"][0] for e in answers),
-        "logprobs_rejected": sum(e["sums"][1] for e in answers),
-    }, rel=WHOLE_MODEL)  # fmt: skip
+        "rewards/chosen": rewards[:, 0].sum(), "rewards/rejected": rewards[:, 1].sum(),
+        "logps/chosen": sum(e["sums"][0] for e in answers), "logps/rejected": sum(e["sums"][1] for e in answers),
+    }  # fmt: skip
+    assert {name: aux[name] for name in expected} == pytest.approx(expected, rel=WHOLE_MODEL)
 
 
 @pytest.mark.parametrize("precision", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_dpo_at_the_reference_is_log_two_and_half_right(
     params: dict[str, Any], pairs: dict[str, np.ndarray], precision: Precision | None
 ) -> None:
-    reference = jax.jit(partial(pair_logprobs, MODEL, precision=precision))(params, pairs)
+    reference = jax.jit(partial(group_logprobs, MODEL, size=2, precision=precision))(params, pairs)
     loss, count, aux = run(dpo(precision=precision), params, pairs | {"ref_logprobs": np.asarray(reference)})
-    assert loss / count == pytest.approx(np.log(2), rel=1e-5) and aux["margins"] == pytest.approx(0, abs=1e-4)
-    other = jax.jit(partial(pair_logprobs, MODEL, precision=None if precision else "int8"))(params, pairs)
+    assert loss / count == pytest.approx(np.log(2), rel=1e-5) and aux["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    other = jax.jit(partial(group_logprobs, MODEL, size=2, precision=None if precision else "int8"))(params, pairs)
     assert np.abs(other - reference).max() > 1e-2, "a reference in another precision would count as a preference"
 
 
 def test_orpo(params: dict[str, Any], pairs: dict[str, np.ndarray], answers: list[dict[str, Any]]) -> None:
     lam = 0.25
-    loss, count, aux = run(orpo(beta=lam), params, pairs)
+    loss, count, aux = run(orpo(beta=lam, form="paper"), params, pairs)
     means = np.array([e["sums"] / e["lengths"] for e in answers])
     odds = np.log(np.exp(means) / (1 - np.exp(means)))
     margins = odds[:, 0] - odds[:, 1]
     assert count == len(answers)
     assert loss == pytest.approx((-means[:, 0] - lam * log_sigmoid(margins)).sum(), rel=WHOLE_MODEL)
-    assert aux["margins"] == pytest.approx(margins.sum(), rel=WHOLE_MODEL, abs=1e-4)
-    assert aux["accuracy"] == (margins > 0).sum() and aux["likelihood_accuracy"] == (means[:, 0] > means[:, 1]).sum()
+    assert aux["log_odds_chosen"] == pytest.approx(margins.sum(), rel=WHOLE_MODEL, abs=1e-4)
+    assert aux["rewards/accuracies"] == aux["likelihood_accuracy"] == (means[:, 0] > means[:, 1]).sum()
 
 
 @pytest.mark.parametrize("objective", [dpo, orpo])
@@ -172,47 +162,9 @@ def test_a_step_down_the_gradient_prefers_the_chosen_answers(
 ) -> None:
     def loss_and_margin(params: Any) -> tuple[jax.Array, jax.Array]:
         sums = objective(beta=1.0)(params, pairs)
-        return sums.loss, sums.metrics["margins"]
+        return sums.loss, sums.metrics["rewards/margins"]
 
     run = jax.jit(jax.value_and_grad(loss_and_margin, has_aux=True))
     (_, before), grads = run(params)
     (_, after), _ = run(jax.tree.map(lambda p, g: p - 1e-4 * g, params, grads))
     assert after > before
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelConfig, Params]:
-    folder = tmp_path_factory.mktemp("llama2")
-    write_model(GOLDEN / "families/llama2", folder)
-    return load_config(folder), load_weights(load_config(folder), folder)
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    """TRL's values for pairs under the golden Llama 2, and those pairs packed here."""
-    stored = dict(np.load(GOLDEN / "preference.npz"))
-    pairs = [
-        tuple(Example(ids[:size].tolist(), learned[:size].tolist()) for ids, learned, size in zip(*row, strict=True))
-        for row in zip(stored["tokens"], stored["learned"], stored["lengths"], strict=True)
-    ]
-    rows = ReferenceRows(PairRows([(a, b) for a, b in pairs], 48, seed=0), stored["ref_logprobs"])
-    assert rows.num_rows < len(pairs)  # packed
-    return stored | next(one_epoch(rows, global_batch_size=rows.num_rows))
-
-
-def test_dpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
-    config, weights = llama
-    loss, count, aux = run(dpo(config, beta=float(golden["beta"])), weights, golden)
-    assert count == 6
-    assert loss / count == pytest.approx(float(golden["dpo_loss"]), abs=TRL)
-    assert aux["margins"] / count == pytest.approx(float(golden["dpo_margin"]), abs=TRL)
-    rewards = [aux[name] / count for name in ("rewards_chosen", "rewards_rejected")]
-    np.testing.assert_allclose(rewards, golden["dpo_rewards"], atol=TRL)
-
-
-def test_orpo_is_trls(llama: tuple[ModelConfig, Params], golden: dict[str, np.ndarray]) -> None:
-    """With the loss on the chosen answer alone, as in the paper; TRL also learns the prompt."""
-    config, weights = llama
-    loss, count, _ = run(orpo(config, beta=float(golden["beta"])), weights, golden)
-    expected = -golden["orpo_logprobs"][:, 0].sum() - golden["orpo_ratio_losses"].sum()
-    assert count == 6 and loss / count == pytest.approx(expected / count, abs=TRL)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.training.document_rows import DocumentRows
+from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.mixture import PERIOD, Mixture, rows_per_period
 from lifecycle.training.packing import (
     ExampleRows,
     PackingError,
-    PairRows,
     Row,
     RowSource,
     best_fit_decreasing,
@@ -200,7 +200,7 @@ def test_the_contents_of_a_row_are_named_in_the_order_in_which_they_are_in_it() 
     )
     for source, units, kind in (
         (ExampleRows(examples, T, 0, "rows.jsonl:{}".format), [[e] for e in examples], "examples"),
-        (PairRows(pairs, T, 0, "rows.jsonl:{}".format), pairs, "pairs"),
+        (GroupRows([Group(pair) for pair in pairs], T, 0, "rows.jsonl:{}".format), pairs, "rows"),
     ):
         for index in range(2 * source.num_rows):
             named = [int(name.removeprefix("rows.jsonl:")) for name in source.contents(index)[kind]]
@@ -227,27 +227,49 @@ def test_an_example_longer_than_a_row_is_refused() -> None:
 def test_pairs_lie_together_in_a_row(lengths: list[tuple[int, int]], epoch: int) -> None:
     flat = examples_of([n for pair in lengths for n in pair])
     pairs = list(zip(flat[::2], flat[1::2], strict=True))
-    source = PairRows(pairs, T, seed=1)
+    source = GroupRows([Group(pair) for pair in pairs], T, seed=1)
     rows = epoch_rows(source, epoch)
     seen = []
     for row in rows:
         assert_segments(row)
-        assert row["pair_mask"].shape == row["pair_ids"].shape == (source.max_pairs,)
-        count = int(row["pair_mask"].sum())
-        assert row["pair_mask"].tolist() == [1] * count + [0] * (source.max_pairs - count)
+        assert row["group_mask"].shape == row["group_ids"].shape == (source.max_groups,)
+        count = int(row["group_mask"].sum())
+        assert row["group_mask"].tolist() == [1] * count + [0] * (source.max_groups - count)
         assert row["segment_ids"].max() == 2 * count
-        for place, number in enumerate(row["pair_ids"][:count]):
+        for place, number in enumerate(row["group_ids"][:count]):
             halves = [row["tokens"][row["segment_ids"] == 2 * place + side] for side in (1, 2)]
             assert [half.tolist() for half in halves] == [pairs[number][0].ids, pairs[number][1].ids]
-        seen += row["pair_ids"][:count].tolist()
+        seen += row["group_ids"][:count].tolist()
     assert sorted(seen) == list(range(len(pairs)))
 
 
 def test_an_empty_row_has_the_shapes_and_no_loss() -> None:
-    row = PairRows([(Example([1, 2], [False, True]), Example([1, 3], [False, True]))], T, seed=0).row(0)
+    row = GroupRows([Group((Example([1, 2], [False, True]), Example([1, 3], [False, True])))], T, seed=0).row(0)
     empty = empty_row(row)
     assert {name: (a.shape, a.dtype) for name, a in empty.items()} == {n: (a.shape, a.dtype) for n, a in row.items()}
     assert not any(array.any() for array in empty.values())
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=9))
+def test_answers_are_counted_from_their_first_learned_target(lengths: list[tuple[int, int]]) -> None:
+    examples = [Example(list(range(1, a + b + 1)), [False] * a + [True] * b) for a, b in lengths]
+    others = [Example([7] * (a + 1), [False] * a + [True]) for a, _ in lengths]
+    groups = [Group([e], {"label": [float(n)]}, [o]) for n, (e, o) in enumerate(zip(examples, others, strict=True))]
+    source = GroupRows(groups, T, seed=0)
+    for row in epoch_rows(source, 0):
+        for place, number in enumerate(row["group_ids"][row["group_mask"] > 0]):
+            (a, b), where = lengths[number], row["segment_ids"] == place + 1
+            assert row["answer_positions"][where].tolist() == [0] * (a - 1) + list(range(1, b + 1)) + [0]
+            assert row["target_mask"][where].tolist() == [1] * (a + b - 1) + [0]
+            assert row["label"][place].tolist() == [number]
+            assert row["other_tokens"][row["other_segment_ids"] == place + 1].tolist() == [7] * (a + 1)
+        assert not row["answer_positions"][row["segment_ids"] == 0].any()
+
+
+def test_groups_are_alike() -> None:
+    one, two = Example([1, 2], [False, True]), Example([1, 3], [False, True])
+    with pytest.raises(PackingError, match="differ"):
+        GroupRows([Group([one, two]), Group([one])], T, seed=0)
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(0, 5))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lifecycle.core.config import ConfigError, validate
-from lifecycle.training.config import DpoConfig
 from lifecycle.training.objectives.registry import ObjectiveKind, objective_kind, objective_names, register
+from lifecycle.training.preference import DpoConfig
 
 SIZES: dict[str, Any] = {"steps": 4, "seq_len": 8, "global_batch_size": 2}
 
@@ -44,7 +44,7 @@ def test_a_name_has_one_objective() -> None:
     with pytest.raises(ValueError, match=r"'dpo' is registered already, with lifecycle\.training\.objectives"):
         register(replace(kind, formula="another:formula"))
     assert objective_kind("dpo") is kind and objective_names()[:4] == ("next_token", "sft", "dpo", "orpo")
-    with pytest.raises(AssertionError, match=r"rows='pages', known: tokens, chat, pairs"):
+    with pytest.raises(AssertionError, match=r"rows='pages', known: tokens, chat, pairs, labelled"):
         ObjectiveKind("paged", DpoConfig, "pages", "another:formula")
 
 

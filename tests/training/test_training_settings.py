@@ -24,27 +24,26 @@ from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
 from lifecycle.training.config import (
     MOST_STEPS,
     CheckpointConfig,
-    DpoConfig,
     FaultsConfig,
     LocalCheckpointConfig,
     MeasuredTasksConfig,
     NextTokenConfig,
     OptimizerConfig,
-    OrpoConfig,
     ScheduleConfig,
     SftConfig,
 )
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.optimizer import build_optimizer, build_schedule
+from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
 
 OF_TRAINING = (
-    NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, OptimizerConfig, ScheduleConfig, CheckpointConfig,
-    LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
+    NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, CpoConfig, KtoConfig, OptimizerConfig, ScheduleConfig,
+    CheckpointConfig, LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
-    **dict.fromkeys(OF_TRAINING[:4], STAGE),
+    **dict.fromkeys(OF_TRAINING[:6], STAGE),
     LocalCheckpointConfig: {"folder": "/tmp"},
     MeasuredTasksConfig: {"names": ["task"]},
     EagleConfig: STAGE,
@@ -56,7 +55,10 @@ TINY = [5e-324, 1e-50, 1e-38]
 NEAR_ONE = [1 - 2**-53, 1 - 1e-9, 1 - 2**-24]
 HUGE = [1e39, 1e308, 2**31, 2**63, 2**64 - 1, 2**64, 10**30]
 # may be negative
-SIGNED = {"norm_offset", "mscale", "mscale_all_dim", "seed", "stop_ids", "priority", "length_penalty"}
+SIGNED = {
+    "alpha", "divergence_alpha", "length_penalty", "mscale", "mscale_all_dim", "norm_offset", "priority", "seed",
+    "stop_ids",
+}  # fmt: skip
 
 
 def sections(of: type[Section] = Section) -> Iterator[type[Section]]:

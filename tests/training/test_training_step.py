@@ -18,6 +18,7 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.state import TrainState, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step
@@ -59,7 +60,7 @@ def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     """A real packed batch; the masks of its micro-batches are made very unequal."""
     name = request.param
     host = next(one_epoch(rows_of(TinyRun(objective=name)), global_batch_size=8))
-    mask = "loss_mask" if name == "next_token" else "pair_mask"
+    mask = "loss_mask" if name == "next_token" else "group_mask"
     host[mask][::2] *= np.arange(host[mask].shape[1]) < 1  # every second row keeps at most its first position or pair
     batch = shard_batch(host, MESH)
     return Steps(name, batch, stepped(name, 1, batch, params), stepped(name, 4, batch, params))
@@ -108,11 +109,11 @@ def test_many_steps_are_one_program_with_the_same_bits_and_no_transfers(params: 
     shardings = state_shardings(MODEL, optimizer, MESH)
     traced = []
 
-    def objective(params: Any, batch: Any) -> Any:
+    def loss_of(params: Any, batch: Any, context: Any) -> Any:
         traced.append(1)
-        return objective_of("next_token")(params, batch)
+        return objective_of("next_token").loss(params, batch, context)
 
-    step: Any = make_train_step(objective, optimizer, MESH, shardings, grad_accum=1)
+    step: Any = make_train_step(Objective(loss_of), optimizer, MESH, shardings, grad_accum=1)
     epoch = one_epoch(rows_of(settings), global_batch_size=4)
     batches = [shard_batch(next(epoch), MESH) for _ in range(5)]
     ends, losses = [], []

@@ -5,8 +5,6 @@ the target's likeliest token is none of these are left out, as in the published 
 `traineagle3/cnets.py`). Only the drafter's block has gradients: the target runs forward, once.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -20,13 +18,14 @@ from lifecycle.model.prediction import draft_head, draft_ids, forward_drafts
 from lifecycle.model.stacks import DRAFTER
 from lifecycle.parallel.collectives import all_gather
 from lifecycle.training.drafting import EagleConfig
+from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.sums import Sums
 
 ACCEPTANCE = "acceptance_"  # metrics: with the number of the drafted token, from 1 on
 ACCEPTED = "accepted"
 
 
-def eagle(model: ModelConfig, train: EagleConfig) -> Callable[[Params, Batch], Sums]:
+def eagle(model: ModelConfig, train: EagleConfig) -> Objective:
     """The objective: the sum over unrolled steps of their cross-entropies, in nats, weighted by `decay` to the power of
     the step and divided by the number of tokens that the first one predicts.
 
@@ -35,7 +34,7 @@ def eagle(model: ModelConfig, train: EagleConfig) -> Callable[[Params, Batch], S
     the rows are what the target itself writes.
     """
 
-    def objective(params: Params, batch: Batch) -> Sums:
+    def loss_of(params: Params, batch: Batch, context: Context) -> Sums:
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
         params = jax.lax.stop_gradient(params) | {DRAFTER: params[DRAFTER]}
         hidden, taken = forward_taking(model, params, *inputs, model.drafter_layers)
@@ -58,7 +57,7 @@ def eagle(model: ModelConfig, train: EagleConfig) -> Callable[[Params, Batch], S
             metrics[name], counts[name] = (mask * is_right).sum(), mask.sum()
         return Sums(loss, rows[0]["loss_mask"].sum(), metrics={**metrics, ACCEPTED: total}, counts=counts)
 
-    return objective
+    return Objective(loss_of)
 
 
 def shifted(x: Shaped[Array, "B T *dims"], depth: int) -> Shaped[Array, "B T *dims"]:

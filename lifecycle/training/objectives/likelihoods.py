@@ -1,16 +1,21 @@
-"""The inputs of formulas: likelihoods of the rows' tokens, or of a preference pair's answers.
+"""The inputs of formulas: likelihoods of the rows' tokens, or of the segments of groups.
 
 On a mesh these are the values of this device's rows. A formula needs to know neither the mesh nor the model.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Batch, Float, Shaped
-from lifecycle.kernels.cross_entropy import cross_entropy
-from lifecycle.kernels.token_statistics import token_logprobs
+from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
+from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
+from lifecycle.parallel.collectives import psum_identity_grad
+from lifecycle.training.group_rows import OTHER
 
 
 @dataclass(frozen=True)
@@ -44,29 +49,92 @@ class TokenLikelihoods(RowColumns):
         targets = self.column("targets")
         return cross_entropy(self.hidden, self.table, targets, weights, self.soft_cap, self.chunks, z_weight)
 
-    def logprobs(self) -> Float[Array, "B T"]:
-        """Each target's log-probability."""
-        return token_logprobs(self.hidden, self.table, self.column("targets"), self.soft_cap, self.chunks)
+    def nll_and_metrics(self, z_weight: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """`nll` of the learned targets, and without gradients the sums of their distributions' entropies (nats) and of
+        those that are among the likeliest ids."""
+        targets, weights = self.column("targets"), self.mask
+        settings = self.soft_cap, self.chunks, z_weight
+        return cross_entropy_and_metrics(self.hidden, self.table, targets, weights, *settings)
+
+    def statistics(self, temperature: float = 1.0) -> TokenStatistics:
+        """The log-probability of each target, and what else is known of its distribution."""
+        targets = self.column("targets")
+        return token_statistics(self.hidden, self.table, targets, self.soft_cap, self.chunks, temperature)
 
 
 @dataclass(frozen=True)
-class PairLikelihoods(RowColumns):
-    """The likelihoods of preference pairs' answers, chosen first; zeros for padding pairs."""
+class GroupLikelihoods(RowColumns):
+    """The likelihoods of groups' segments, for rows of `training/group_rows.py`: of preference pairs, chosen first.
 
-    logprobs: Float[Array, "B P 2"]
-    lengths: Float[Array, "B P 2"]  # tokens of the answers
+    `forward` runs the model on a batch: once, if a formula asks for what it gives.
+    """
+
+    size: int  # `k`: the segments of a group
+    forward: Callable[[Batch], TokenLikelihoods]
+
+    @cached_property
+    def tokens(self) -> TokenLikelihoods:
+        """The likelihoods of the rows' tokens."""
+        return self.forward(self.batch)
+
+    @cached_property
+    def statistics(self) -> TokenStatistics:
+        """Of each target, `[B, T]`."""
+        return self.tokens.statistics()
 
     @property
     def mask(self) -> Float[Array, "B P"]:
-        """1 for a pair, 0 for padding."""
-        return self.column("pair_mask")
+        """1 for a group, 0 for padding."""
+        return self.column("group_mask")
 
     @property
-    def ref_logprobs(self) -> Float[Array, "B P 2"]:
-        """The answers' log-probabilities under the reference model."""
+    def learned(self) -> Float[Array, "B T"]:
+        """1 for targets that are learned, else 0."""
+        return self.column("loss_mask")
+
+    def per_segment(self, values: Float[Array, "B T"]) -> Float[Array, "B P k"]:
+        """The sum over each segment's positions; zero for groups that are padding."""
+        rows, groups = self.mask.shape
+        ids, num = self.column("segment_ids"), groups * self.size + 1
+        totals = jax.vmap(lambda v, where: jax.ops.segment_sum(v, where, num))(values, ids)
+        return psum_identity_grad(totals[:, 1:].reshape(rows, groups, self.size), "seq")
+
+    def per_token(self, values: Float[Array, "B P k"]) -> Float[Array, "B T"]:
+        """Each position's value: that of its segment; 0 in padding."""
+        flat = jnp.pad(values.reshape(len(values), -1), ((0, 0), (1, 0)))
+        return jnp.take_along_axis(flat, self.column("segment_ids"), axis=1)
+
+    @cached_property
+    def logprobs(self) -> Float[Array, "B P k"]:
+        """The log-probability of each segment's learned targets, in nats."""
+        return self.per_segment(self.statistics.logprobs * self.learned)
+
+    @cached_property
+    def lengths(self) -> Float[Array, "B P k"]:
+        """How many learned targets each segment has."""
+        return self.per_segment(self.learned)
+
+    def logprobs_beyond(self, alpha: float | None) -> Float[Array, "B P k"]:
+        """`logprobs`, in which the tokens beyond the length of the group's shortest segment weigh `alpha` (Liu et al.
+        2024, "Length Desensitization in Direct Preference Optimization", equation 9); None: 1."""
+        if alpha is None:
+            return self.logprobs
+        shortest = jnp.broadcast_to(self.lengths.min(-1, keepdims=True), self.lengths.shape)
+        is_shared = self.column("answer_positions") <= self.per_token(shortest)
+        return self.per_segment(self.statistics.logprobs * self.learned * jnp.where(is_shared, 1.0, alpha))
+
+    @property
+    def mean_logprobs(self) -> Float[Array, "B P k"]:
+        """Log-probabilities per learned target."""
+        return self.logprobs / jnp.maximum(self.lengths, 1)
+
+    @property
+    def ref_logprobs(self) -> Float[Array, "B P k"]:
+        """The segments' log-probabilities under the reference model."""
         return self.column("ref_logprobs")
 
     @property
-    def mean_logprobs(self) -> Float[Array, "B P 2"]:
-        """Log-probabilities per token."""
-        return self.logprobs / jnp.maximum(self.lengths, 1)
+    def others(self) -> "GroupLikelihoods":
+        """The same for the sequences that are measured beside the segments."""
+        of_others = {name.removeprefix(OTHER): column for name, column in self.batch.items() if name.startswith(OTHER)}
+        return replace(self, batch={**self.batch, **of_others})

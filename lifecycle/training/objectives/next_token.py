@@ -1,11 +1,14 @@
-"""Next-token prediction: pre-training, on every token, and SFT, on the assistant's tokens by `loss_mask`."""
+"""Next-token prediction on every token: pre-training."""
 
-from lifecycle.training.config import NextTokenConfig, SftConfig
+from collections.abc import Mapping
+
+from lifecycle.core.typing import Array
+from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
 from lifecycle.training.objectives.sums import Sums
 
 
-def next_token(config: NextTokenConfig | SftConfig, tokens: TokenLikelihoods) -> Sums:
+def next_token(config: NextTokenConfig, tokens: TokenLikelihoods, context: Mapping[str, Array]) -> Sums:
     """The negative log-likelihood of the masked-in tokens in nats, per token (Bengio et al. 2003, "A Neural
     Probabilistic Language Model", section 2), plus the z-loss if it has a weight."""
     return Sums(tokens.nll(tokens.mask, config.z_weight), tokens.mask.sum())

@@ -1,96 +1,135 @@
-"""From a formula to an objective: a function from a model's parameters and a batch to sums.
+"""From a formula to an objective: what a step minimises, as sums over a batch.
 
 Only this module knows both a formula and the machine: the forward pass, this device's rows and positions, the other
-devices' contributions, and the routers' terms. A row of preference pairs holds up to `P` pairs, each as two consecutive
-segments: pair `p` is segment `2p + 1` (chosen) and `2p + 2` (rejected). A pair never crosses rows, so its
-log-probabilities are two segment sums. `loss_mask` selects the answers' tokens.
+devices' contributions, and the routers' terms. A formula of groups sees a segment's sums, so it needs not know where
+in a row they come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from lifecycle.core.typing import Array, Batch, Float
-from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
-from lifecycle.model.pipeline import own_rows
-from lifecycle.parallel.collectives import psum_identity_grad, replicated_share
+from lifecycle.model.routing import RouterStats
+from lifecycle.parallel.collectives import replicated_share
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.objectives.likelihoods import PairLikelihoods, TokenLikelihoods
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.mtp import with_modules
-from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.training.objectives.registry import SEGMENTS, ObjectiveKind, objective_kind
 from lifecycle.training.objectives.router import with_routers
 from lifecycle.training.objectives.sums import Sums
 
-type Objective = Callable[[Params, Batch], Sums]
-type Formula = Callable[[TrainConfig, Any], Sums]  # (the stage's settings, likelihoods) -> sums
+type Context = Mapping[str, Array]  # totals over a whole batch
+type Formula = Callable[[TrainConfig, Any, Context], Sums]  # (the stage's settings, likelihoods, context) -> sums
+
+
+def nothing(params: Params, batch: Batch) -> Context:
+    """The context of an objective whose sums need no other rows."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises. On a mesh both functions see this device's shards of parameters and batch.
+
+    `loss(params, batch, context)` gives sums, which over all micro-batches and devices are those of the global batch,
+    and so are their gradients. `context(params, batch)` gives totals that add up in the same way; it runs before, over
+    the whole global batch and without a gradient: denominators, estimates over the batch, order statistics.
+    """
+
+    loss: Callable[[Params, Batch, Context], Sums]
+    context: Callable[[Params, Batch], Context] = nothing
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the sums need more than their own rows."""
+        return self.context is not nothing
+
+    def __call__(self, params: Params, batch: Batch) -> Sums:
+        """The sums of a batch that is the whole of it."""
+        return self.loss(params, batch, jax.lax.stop_gradient(self.context(params, batch)))
 
 
 def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
-    """The objective of a stage with these settings: `objective(params, batch)`; on a mesh, of this device's shards of
-    both.
-
-    The sums over all devices of a mesh are those of the global batch, and so are their gradients.
-    """
+    """The objective of a stage with these settings."""
     kind = objective_kind(train.objective)
     if kind.runs_model:
         return kind.load()(model, train)
-    formula, apply = kind.load(), APPLY[kind.rows]
+    return _of_segments(kind, model, train) if kind.rows in SEGMENTS else _of_tokens(kind, model, train)
 
-    def objective(params: Params, batch: Batch) -> Sums:
-        inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-        hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
-        sums = apply(formula, model, train, params, batch, hidden)
+
+def _of_tokens(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
+    formula = kind.load()
+
+    def loss(params: Params, batch: Batch, context: Context) -> Sums:
+        tokens, routers = _forward(model, params, batch, train)
+        sums = formula(train, tokens, context)
         if train.computed(model).num_mtp_modules:
-            sums, of_modules = with_modules(model, train, params, batch, hidden, sums)
+            sums, of_modules = with_modules(model, train, params, batch, tokens.hidden, sums)
             routers = routers | of_modules
         return with_routers(model, sums, routers)
 
-    return objective
+    return Objective(loss)
 
 
-def _apply_to_tokens(
-    formula: Formula, model: ModelConfig, train: TrainConfig, params: Params, batch: Batch, hidden: Array
-) -> Sums:
-    likelihoods = TokenLikelihoods(batch, hidden, head(model, params), model.logits_soft_cap, train.loss_chunks)
-    return formula(train, likelihoods)
+def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
+    formula, of_context, size = kind.load(), kind.load_context(train), SEGMENTS[kind.rows]
+
+    def loss(params: Params, batch: Batch, context: Context) -> Sums:
+        routers: dict[str, Any] = {}
+
+        def forward(batch: Batch) -> TokenLikelihoods:
+            tokens, stats = _forward(model, params, batch, train)
+            routers.update(stats)
+            return tokens
+
+        sums = formula(train, GroupLikelihoods(batch, size, forward), context)
+        # all devices of a row's positions have the same sums, so each gives a share
+        sums = jax.tree.map(lambda value: replicated_share(value, "seq"), sums)
+        return with_routers(model, sums, routers)
+
+    if of_context is None:
+        return Objective(loss)
+
+    def context(params: Params, batch: Batch) -> Context:
+        groups = GroupLikelihoods(batch, size, lambda batch: _forward(model, params, batch, train)[0])
+        return jax.tree.map(lambda value: replicated_share(value, "seq"), of_context(train, groups))
+
+    return Objective(loss, context)
 
 
-def _apply_to_pairs(
-    formula: Formula, model: ModelConfig, train: TrainConfig, params: Params, batch: Batch, hidden: Array
-) -> Sums:
-    sums = formula(train, pair_likelihoods(model, params, batch, hidden, train.loss_chunks))
-    # all devices of a row's positions have the same sums, so each gives a share
-    return jax.tree.map(lambda value: replicated_share(value, "seq"), sums)
-
-
-APPLY = {"tokens": _apply_to_tokens, "chat": _apply_to_tokens, "pairs": _apply_to_pairs}  # by kind of rows
-
-
-def pair_likelihoods(
-    model: ModelConfig, params: Params, batch: Batch, hidden: Float[Array, "B t D"], chunks: int = 1
-) -> PairLikelihoods:
-    """The likelihoods of a batch's pairs, from the final hidden states of this device's `own_rows`; `chunks` of the
-    vocabulary."""
-    targets, mask, segments = (own_rows(batch[name]) for name in ("targets", "loss_mask", "segment_ids"))
-    batch_size, num_pairs = own_rows(batch["pair_mask"]).shape
-
-    def per_answer(values: Float[Array, "B T"]) -> Float[Array, "B P 2"]:
-        totals = jax.vmap(lambda v, ids: jax.ops.segment_sum(v, ids, 2 * num_pairs + 1))(values, segments)
-        return psum_identity_grad(totals[:, 1:].reshape(batch_size, num_pairs, 2), "seq")
-
-    logprobs = token_logprobs(hidden, head(model, params), targets, model.logits_soft_cap, chunks) * mask
-    return PairLikelihoods(batch, per_answer(logprobs), per_answer(mask))
-
-
-def pair_logprobs(
-    model: ModelConfig, params: Params, batch: Batch, chunks: int = 1, precision: Precision | None = None
-) -> Float[Array, "B P 2"]:
-    """The log-probability of each answer of a batch's pairs, chosen first; on a mesh, of this device's rows. `chunks`
-    of the vocabulary; `precision`: of the layers' products."""
+def _forward(
+    model: ModelConfig, params: Params, batch: Batch, train: TrainConfig
+) -> tuple[TokenLikelihoods, dict[str, RouterStats]]:
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-    hidden, _ = forward_train(model, params, *inputs, precision=precision)
-    return pair_likelihoods(model, params, batch, hidden, chunks).logprobs
+    hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
+    table, cap = head(model, params), model.logits_soft_cap
+    return TokenLikelihoods(batch, hidden, table, cap, train.loss_chunks), routers
+
+
+def group_logprobs(
+    model: ModelConfig,
+    params: Params,
+    batch: Batch,
+    size: int,
+    chunks: int = 1,
+    precision: Precision | None = None,
+    of_others: bool = False,
+    length_alpha: float | None = None,
+) -> Float[Array, "B P k"]:
+    """The log-probability of each segment of a batch's groups of `size`, or of the sequences beside them; on a mesh, of
+    this device's rows. `chunks` of the vocabulary; `precision`: of the layers' products; `length_alpha` as in
+    `GroupLikelihoods.logprobs_beyond`."""
+
+    def forward(batch: Batch) -> TokenLikelihoods:
+        inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden, _ = forward_train(model, params, *inputs, precision=precision)
+        return TokenLikelihoods(batch, hidden, head(model, params), model.logits_soft_cap, chunks)
+
+    groups = GroupLikelihoods(batch, size, forward)
+    return (groups.others if of_others else groups).logprobs_beyond(length_alpha)

@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.training.config import SETTINGS, DpoConfig, NextTokenConfig, OrpoConfig, SftConfig, TrainConfig
+from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.drafting import EagleConfig
+from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
 
-ROWS = ("tokens", "chat", "pairs")  # kinds of rows that a stage can read
+SEGMENTS = {"pairs": 2, "labelled": 1}  # kinds of rows that are groups of segments, and how many
+ROWS = ("tokens", "chat", *SEGMENTS)  # kinds of rows that a stage can read
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,18 @@ class ObjectiveKind:
     """An objective, as a training stage sees it.
 
     `settings` is the stage's section, with the objective's own fields. `rows` is one of `ROWS`. `formula` is
-    `package.module:function`, a function of the settings and of likelihoods (`objectives/likelihoods.py`), over tokens
-    or over pairs according to `rows`. With `needs_reference`, rows carry the log-probabilities of the stage's initial
-    model. `models` lists the settings that name another stage whose model the objective needs.
+    `package.module:function`, a function of the settings, of likelihoods (`objectives/likelihoods.py`, over tokens or
+    over segments according to `rows`) and of the context. `context` is named in the same way: a function of the
+    settings and of likelihoods to totals over the batch, for settings that say `needs_context`. With `needs_reference`,
+    rows carry the log-probabilities of the stage's initial model. `models` lists the settings that name another stage
+    whose model the objective needs. One that `runs_model` is a function of model and settings to an `Objective`.
     """
 
     name: str
     settings: type[TrainConfig]
     rows: str
     formula: str
+    context: str | None = None
     needs_reference: bool = False
     models: tuple[str, ...] = ()
     runs_model: bool = False
@@ -39,8 +44,16 @@ class ObjectiveKind:
 
     def load(self) -> Callable[..., Any]:
         """The formula, imported."""
-        module, _, function = self.formula.partition(":")
-        return getattr(import_module(module), function)
+        return _imported(self.formula)
+
+    def load_context(self, train: TrainConfig) -> Callable[..., Any] | None:
+        """The function of the context, imported; None if a stage with these settings needs none."""
+        return _imported(self.context) if self.context is not None and train.needs_context else None
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
 
 _KINDS: dict[str, ObjectiveKind] = {}
@@ -67,7 +80,13 @@ def objective_names() -> tuple[str, ...]:
 
 PACKAGE = "lifecycle.training.objectives"
 register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{PACKAGE}.next_token:next_token"))
-register(ObjectiveKind("sft", SftConfig, "chat", f"{PACKAGE}.next_token:next_token"))
-register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", needs_reference=True))
-register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PACKAGE}.orpo:orpo"))
+register(ObjectiveKind("sft", SftConfig, "chat", f"{PACKAGE}.sft:sft"))
+register(
+    ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", f"{PACKAGE}.dpo:of_batch", needs_reference=True)
+)
+register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PACKAGE}.orpo:orpo", f"{PACKAGE}.preference:counts"))
+register(ObjectiveKind("cpo", CpoConfig, "pairs", f"{PACKAGE}.cpo:cpo", f"{PACKAGE}.preference:counts"))
+register(
+    ObjectiveKind("kto", KtoConfig, "labelled", f"{PACKAGE}.kto:kto", f"{PACKAGE}.kto:of_batch", needs_reference=True)
+)
 register(ObjectiveKind("eagle", EagleConfig, "chat", f"{PACKAGE}.eagle:eagle", runs_model=True))

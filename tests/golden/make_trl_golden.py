@@ -1,0 +1,270 @@
+"""Makes the golden values of objectives with TRL's own trainers' losses on the golden Llama 2.
+
+Run after `make_family_golden.py`, in the same environment with `trl` beside (made with TRL 1.16.0, torch 2.15.0):
+
+    /tmp/parity/bin/pip install trl && /tmp/parity/bin/python tests/golden/make_trl_golden.py
+
+Writes `trl.json`: the sequences (`pairs`: chosen then rejected; `answers`, with labels and the mismatched sequences
+that KTO measures), each as ids and the number of its prompt's tokens; references; and by case TRL's settings, its loss,
+its gradient's norm over all parameters, and its metrics.
+"""
+# pyright: reportMissingImports=false
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from family_weights import write_model
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+
+HERE = Path(__file__).parent
+NUM_PAIRS, NUM_ANSWERS, LENGTH, VOCAB = 6, 8, 20, 64
+
+type Sequence = dict[str, Any]  # ids, and `prompt`: how many of them are its
+type Found = tuple[torch.Tensor, dict[str, float]]  # the loss and the metrics
+type Case = tuple[str, dict[str, Any]]  # the trainer's kind, its settings
+
+
+def sequences() -> dict[str, list[Any]]:
+    draw = np.random.default_rng(0)
+
+    def ids(low: int, high: int) -> list[int]:
+        return draw.integers(0, VOCAB, draw.integers(low, high)).tolist()
+
+    pairs = []
+    for _ in range(NUM_PAIRS):
+        prompt = ids(1, 6)
+        pairs.append([{"ids": prompt + ids(1, 12), "prompt": len(prompt)} for _ in range(2)])
+    prompts, answers = [ids(1, 6) for _ in range(NUM_ANSWERS)], [ids(1, 12) for _ in range(NUM_ANSWERS)]
+    own = [{"ids": a + b, "prompt": len(a)} for a, b in zip(prompts, answers, strict=True)]
+    others = [{"ids": a + b, "prompt": len(a)} for a, b in zip(prompts, answers[-1:] + answers[:-1], strict=True)]
+    return {"pairs": pairs, "answers": own, "others": others, "labels": [1, 0, 1, 1, 0, 1, 0, 0]}
+
+
+def padded(rows: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids, attention mask, completion mask), padded on the right."""
+    longest = max(len(row["ids"]) for row in rows)
+    tokens, attention, completion = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(3))
+    for i, row in enumerate(rows):
+        tokens[i, : len(row["ids"])] = torch.tensor(row["ids"])
+        attention[i, : len(row["ids"])] = 1
+        completion[i, row["prompt"] : len(row["ids"])] = 1
+    return tokens, attention, completion
+
+
+def with_statistics(model: Any) -> Callable[..., Any]:
+    """The model with what TRL's fused head returns beside logits; zero where nothing is learned."""
+
+    def run(*ids: Any, labels: torch.Tensor | None = None, fused_lm_head: bool = False, **inputs: Any) -> Any:
+        outputs = model(*ids, **inputs)
+        if not fused_lm_head:
+            return outputs
+        assert labels is not None
+        logprobs = outputs.logits[:, :-1].log_softmax(-1)
+        shifted = labels[:, 1:]
+        mask = shifted != -100
+        found = logprobs.gather(-1, shifted.clamp(min=0)[..., None])[..., 0] * mask
+        entropy = -(logprobs.exp() * logprobs).sum(-1) * mask
+        top1 = (outputs.logits[:, :-1].argmax(-1) == shifted) & mask
+        return SimpleNamespace(
+            log_probs=found, entropy=entropy, mean_logits=outputs.logits[:, :-1].mean(-1) * mask, is_top1=top1,
+            log_sum_sq_probs=(2 * logprobs).logsumexp(-1), label_mask=mask, aux_loss=None,
+        )  # fmt: skip
+
+    return run
+
+
+def accelerator() -> SimpleNamespace:
+    same = lambda x: x  # noqa: E731
+    return SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same, num_processes=1)
+
+
+def common(**own: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        model=SimpleNamespace(training=False), accelerator=accelerator(), aux_loss_enabled=False,
+        precompute_ref_logps=True, _metrics={"eval": defaultdict(list)}, _total_train_tokens=0, _tp_size=1, **own,
+    )  # fmt: skip
+
+
+def metrics_of(trainer: SimpleNamespace) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in trainer._metrics["eval"].items() if name != "num_tokens"}
+
+
+def dpo(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
+    defaults = {
+        "beta": 0.1, "ld_alpha": None, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
+        "loss_types": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0, "use_weighting": False,
+    }  # fmt: skip
+    given = defaults | settings
+    given["loss_weights"] = given["loss_weights"] or [1.0] * len(given["loss_types"])
+    trainer = common(**given, args=SimpleNamespace(discopop_tau=0.05))
+    rows = [pair[side] for side in range(2) for pair in data["pairs"]]
+    tokens, attention, completion = padded(rows)
+    reference = torch.tensor(data["reference_pairs"])
+    if given["ld_alpha"] is not None:  # TRL would weigh a reference's tokens too
+        reference = torch.tensor(data["reference_pairs_ld"][str(given["ld_alpha"])])
+    inputs = {
+        "input_ids": tokens, "attention_mask": attention, "completion_mask": completion,
+        "ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1],
+    }  # fmt: skip
+    loss = DPOTrainer._compute_loss(trainer, run, inputs, return_outputs=False)
+    return loss, metrics_of(trainer)
+
+
+def kto(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
+    defaults = {"beta": 0.1, "loss_type": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0}
+    given = defaults | settings
+    trainer = common(**given, calculate_KL=given["loss_type"] == "kto")
+    trainer._compute_kl_logps = lambda model, batch: KTOTrainer._compute_kl_logps(trainer, model, batch)
+    tokens, attention, completion = padded(data["answers"])
+    others, other_attention, other_completion = padded(data["others"])
+    inputs = {
+        "input_ids": tokens, "attention_mask": attention, "completion_mask": completion,
+        "KL_input_ids": others, "KL_attention_mask": other_attention, "KL_completion_mask": other_completion,
+        "label": torch.tensor(data["labels"], dtype=torch.bool),
+        "ref_logps": torch.tensor(data["reference_answers"]), "ref_KL_logps": torch.tensor(data["reference_others"]),
+    }  # fmt: skip
+    loss = KTOTrainer._compute_loss(trainer, run, inputs, return_outputs=False)
+    return loss, metrics_of(trainer)
+
+
+def without_reference(kind: Any, run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
+    """ORPO and CPO, whose trainers make the batch themselves."""
+    rows = {side: padded([pair[i] for pair in data["pairs"]]) for i, side in enumerate(("chosen", "rejected"))}
+    batch = {}
+    for side, (tokens, attention, completion) in rows.items():
+        batch |= {f"{side}_input_ids": tokens, f"{side}_attention_mask": attention}
+        batch[f"{side}_labels"] = tokens.masked_fill(completion == 0, -100)
+    defaults = {
+        "beta": 0.1, "cpo_alpha": 1.0, "loss_type": "sigmoid", "label_smoothing": 0.0, "simpo_gamma": 0.5, "alpha": 0.0
+    }  # fmt: skip
+    trainer = common(
+        **defaults | settings, is_encoder_decoder=False, label_pad_token_id=-100, padding_value=0, pad_token_id=0
+    )
+    for name in ("concatenated_inputs", "get_batch_logps"):
+        setattr(trainer, name, getattr(kind, name))
+    for name in ("concatenated_forward", "odds_ratio_loss", "cpo_loss"):
+        if hasattr(kind, name):
+            setattr(trainer, name, getattr(kind, name).__get__(trainer))
+    loss, metrics = kind.get_batch_loss_metrics(trainer, run, batch, "train")
+    return loss, {name: float(value) for name, value in metrics.items() if not name.startswith("logits/")}
+
+
+def sft(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
+    args = SimpleNamespace(loss_type=settings["loss_type"], average_tokens_across_devices=False, max_length=None)
+    given = accelerator()
+    given.parallelism_config = None
+    trainer = common(
+        args=args, compute_loss_func=None, label_smoother=None, maybe_activation_offload_context=None,
+        get_tp_size=lambda: 1, current_gradient_accumulation_steps=1,
+    )  # fmt: skip
+    trainer.accelerator = given
+    tokens, attention, completion = padded(data["answers"])
+    inputs = {
+        "input_ids": tokens, "attention_mask": attention, "labels": tokens.masked_fill(completion == 0, -100)
+    }  # fmt: skip
+    loss = SFTTrainer.compute_loss(trainer, run, inputs)
+    return loss, metrics_of(trainer)
+
+
+LOSSES: dict[str, Callable[..., Found]] = {
+    "dpo": dpo,
+    "kto": kto,
+    "sft": sft,
+    "orpo": lambda *given: without_reference(ORPOTrainer, *given),
+    "cpo": lambda *given: without_reference(CPOTrainer, *given),
+}
+
+
+def cases() -> dict[str, Case]:
+    plain = "sigmoid hinge ipo nca_pair bco_pair sppo_hard apo_zero apo_down aot aot_unpaired discopop sigmoid_norm"
+    of_dpo: dict[str, dict[str, Any]] = {name: {"loss_types": [name]} for name in plain.split()}
+    of_dpo |= {
+        "robust": {"loss_types": ["robust"], "label_smoothing": 0.1},
+        "exo_pair": {"loss_types": ["exo_pair"], "label_smoothing": 1e-3},
+        "aot_smoothed": {"loss_types": ["aot"], "label_smoothing": 0.2},
+        "beta": {"beta": 0.7},
+        "mpo": {"loss_types": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+        "rpo": {"loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+        "forward_kl": {"f_divergence_type": "forward_kl"},
+        "js_divergence": {"f_divergence_type": "js_divergence"},
+        "alpha_divergence": {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+        "ipo_js": {"loss_types": ["ipo"], "f_divergence_type": "js_divergence"},
+        "wpo": {"use_weighting": True},
+        "wpo_apo": {"use_weighting": True, "loss_types": ["apo_zero"]},
+        "ld_dpo": {"ld_alpha": 0.4},
+    }
+    found: dict[str, Case] = {f"dpo_{name}": ("dpo", settings) for name, settings in of_dpo.items()}
+    found |= {"orpo": ("orpo", {}), "orpo_beta": ("orpo", {"beta": 0.5})}
+    of_cpo = {
+        "sigmoid": {}, "hinge": {"loss_type": "hinge"}, "ipo": {"loss_type": "ipo", "cpo_alpha": 0.0},
+        "simpo": {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0},
+        "cpo_simpo": {"loss_type": "simpo", "cpo_alpha": 0.7}, "smoothed": {"label_smoothing": 0.1},
+        "alphapo": {"loss_type": "simpo", "cpo_alpha": 0.0, "alpha": 0.25},
+    }  # fmt: skip
+    found |= {f"cpo_{name}": ("cpo", settings) for name, settings in of_cpo.items()}
+    found |= {
+        "kto": ("kto", {}),
+        "kto_weights": ("kto", {"desirable_weight": 1.5, "undesirable_weight": 0.6, "beta": 0.4}),
+        "kto_apo": ("kto", {"loss_type": "apo_zero_unpaired"}),
+        "sft": ("sft", {"loss_type": "nll"}),
+        "sft_dft": ("sft", {"loss_type": "dft"}),
+    }
+    return found
+
+
+def references(run: Callable[..., Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities like a reference's: the model's with noise per token, of which each case takes its sums."""
+    draw = torch.Generator().manual_seed(1)
+
+    def per_token(rows: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, attention, completion = padded(rows)
+        labels = tokens.masked_fill(completion == 0, -100)
+        with torch.no_grad():
+            found = run(input_ids=tokens, attention_mask=attention, labels=labels, fused_lm_head=True).log_probs
+        return found + 1.5 * torch.randn(found.shape, generator=draw) * (found != 0), completion[:, 1:]
+
+    pairs, mask = per_token([pair[side] for side in range(2) for pair in data["pairs"]])
+    sums = pairs.sum(1).reshape(2, -1).T
+    number, lengths = mask.cumsum(1), mask.sum(1).reshape(2, -1)
+    shared = lengths.min(0).values.repeat(2)[:, None]
+    weights = torch.where(number <= shared, 1.0, 0.4)
+    beyond = (pairs * weights).sum(1).reshape(2, -1).T
+    answers, others = (per_token(data[name])[0].sum(1).tolist() for name in ("answers", "others"))
+    return {
+        "reference_pairs": sums.tolist(), "reference_pairs_ld": {"0.4": beyond.tolist()},
+        "reference_answers": answers, "reference_others": others,
+    }  # fmt: skip
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(HERE / "families/llama2", Path(folder))
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    run = with_statistics(model)
+    data: dict[str, Any] = sequences()
+    data |= references(run, data)
+    made = {}
+    for name, (kind, settings) in cases().items():
+        model.zero_grad()
+        loss, metrics = LOSSES[kind](run, data, settings)
+        loss.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
+        made[name] = {
+            "kind": kind, "settings": settings, "loss": loss.item(), "grad_norm": norm.item(), "metrics": metrics
+        }  # fmt: skip
+        print(name, loss.item(), norm.item())
+    (HERE / "trl.json").write_text(json.dumps(data | {"cases": made}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Every objective: packed rows give what unpacked ones do, micro-batches the whole batch, and any mesh one device."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.parallel.placement import shard_batch
+from lifecycle.testing.families import random_params
+from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
+from lifecycle.training.batches import one_epoch
+from lifecycle.training.objectives.registry import SEGMENTS, objective_kind
+from lifecycle.training.state import TrainState, state_shardings
+from lifecycle.training.step import make_train_step
+
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
+ACCUMULATED, ANYWHERE = 1e-6, 1e-5
+ROWS = 8
+GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))  # its state after a step is the gradient
+SMOOTHED = ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired")
+PLAIN = ("sigmoid", "hinge", "ipo", "sigmoid_norm", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sft")
+BY_DEFAULT = {
+    "dft": ("sft", {"loss": "dft"}),
+    "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
+    "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
+}
+FURTHER = {
+    "sft": ("sft", {}),
+    "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
+    "orpo": ("orpo", {}),
+    "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
+    "apo": ("kto", {"loss": "apo_zero_unpaired"}),
+}
+CASES = BY_DEFAULT | FURTHER
+ALL = [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
+ONE = MeshConfig()
+MESHES = {"positions": MeshConfig(fsdp=2, context=2, tensor=2), "stages": MeshConfig(replica=2, stage=2)}
+
+
+@cache
+def packed(name: str) -> dict[str, np.ndarray]:
+    """A batch of rows, the first ones nearly without anything to learn, so that parts of it differ."""
+    host = dict(next(one_epoch(rows_of(TinyRun(objective=CASES[name][0])), global_batch_size=ROWS)))
+    mask = "group_mask" if is_of_groups(name) else "loss_mask"
+    host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
+    return host
+
+
+def is_of_groups(name: str) -> bool:
+    return objective_kind(CASES[name][0]).rows in SEGMENTS
+
+
+@cache
+def stepped(name: str, mesh: Mesh, grad_accum: int = 1) -> tuple[dict[str, float], Any]:
+    """The metrics of a step on the packed batch, and its gradient."""
+    return one_step(name, mesh, packed(name), grad_accum)
+
+
+def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int = 1) -> tuple[dict[str, float], Any]:
+    kind, settings = CASES[name]
+    objective = objective_of(kind, **{"global_batch_size": len(host["tokens"]), **settings})
+    shardings = state_shardings(MODEL, GRADIENT, mesh)
+    params = jax.device_put(random_params(MODEL), shardings.params)
+    state = TrainState(jax.tree.map(jnp.copy, params), {}, jax.jit(GRADIENT.init)(params), jnp.int32(0))
+    state, metrics = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)(state, shard_batch(host, mesh))
+    return jax.device_get(metrics), jax.device_get(state.opt_state[0].trace)
+
+
+def assert_same(one: tuple[dict[str, float], Any], other: tuple[dict[str, float], Any], tolerance: float) -> None:
+    """Relative to the largest number of a kind: the metrics, and the gradient."""
+    assert one[0].keys() == other[0].keys() and one[0]["count"] == other[0]["count"] > 0
+    for metric, value in one[0].items():
+        assert other[0][metric] == pytest.approx(value, rel=10 * tolerance, abs=10 * tolerance), metric
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one[1]))
+    assert scale > 1e-3
+    for left, right in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
+        np.testing.assert_allclose(right, left, atol=tolerance * max(scale, 1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_micro_batches_are_the_whole_batch(name: str) -> None:
+    mesh = build_mesh(ONE)
+    assert_same(stepped(name, mesh), stepped(name, mesh, 4), ACCUMULATED)
+
+
+@pytest.mark.parametrize("axes", ["positions", pytest.param("stages", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ALL)
+def test_any_mesh_is_one_device(name: str, axes: str) -> None:
+    assert_same(stepped(name, build_mesh(ONE)), stepped(name, build_mesh(MESHES[axes]), 2), ANYWHERE)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.slow) for n in ("orpo", "cpo"))])
+def test_packed_groups_are_unpacked_ones(name: str) -> None:
+    mesh, host = build_mesh(ONE), packed(name)
+    assert_same(
+        stepped(name, mesh),
+        one_step(name, mesh, unpacked(host, SEGMENTS[objective_kind(CASES[name][0]).rows])),
+        ANYWHERE,
+    )
+
+
+def unpacked(host: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Each group in a row of its own, at its beginning."""
+    rows, length = [], host["tokens"].shape[1]
+    of_tokens = [name for name, column in host.items() if column.shape == host["tokens"].shape]
+    for row, place in np.argwhere(host["group_mask"] > 0):
+        own = {name: np.zeros_like(column[row]) for name, column in host.items()}
+        for prefix in ("", "other_") if "other_tokens" in host else ("",):
+            segments = host[prefix + "segment_ids"][row]
+            where = np.flatnonzero((segments > place * size) & (segments <= (place + 1) * size))
+            for name in of_tokens:
+                if name.startswith("other_") == bool(prefix):
+                    own[name][: len(where)] = host[name][row][where]
+            own[prefix + "segment_ids"][: len(where)] -= place * size
+        for name, column in host.items():
+            if name not in of_tokens:
+                own[name][0] = column[row][place]
+        rows.append(own)
+    assert length and len(rows) > len(host["tokens"])
+    return {name: np.stack([own[name] for own in rows]) for name in host}

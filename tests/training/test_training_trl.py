@@ -1,0 +1,157 @@
+"""Losses, gradients and metrics against TRL's, in float32 on the same ids (`tests/golden/make_trl_golden.py`).
+
+The model runs once for all cases: a formula's gradient in the tokens' statistics is led back to the parameters.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lifecycle.kernels.token_statistics import TokenStatistics
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.params import Params
+from lifecycle.testing.jobs import Example
+from lifecycle.training.batches import one_epoch
+from lifecycle.training.config import SftConfig, TrainConfig
+from lifecycle.training.group_rows import Group, GroupRows
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
+from lifecycle.training.objectives.registry import SEGMENTS, objective_kind
+from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
+from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
+from lifecycle.weights.published import load_config, load_weights
+from tests.golden.family_weights import write_model
+
+LOSS, NORM = 1e-4, 1e-3  # relative
+GOLDEN = Path(__file__).parents[1] / "golden"
+TRL: dict[str, Any] = json.loads((GOLDEN / "trl.json").read_text())
+SIZES: dict[str, Any] = {"steps": 1, "seq_len": 48, "global_batch_size": 8}
+
+# TRL's setting and value to ours.
+NAMES: dict[str, str] = {
+    "f_divergence_type": "divergence", "f_alpha_divergence_coef": "divergence_alpha", "use_weighting": "is_weighted",
+    "ld_alpha": "length_alpha", "cpo_alpha": "sft_weight", "simpo_gamma": "gamma", "loss_type": "loss",
+}  # fmt: skip
+CONFIGS: dict[str, type[TrainConfig]] = {
+    "dpo": DpoConfig, "orpo": OrpoConfig, "cpo": CpoConfig, "kto": KtoConfig, "sft": SftConfig
+}  # fmt: skip
+
+
+def settings_of(case: Mapping[str, Any]) -> TrainConfig:
+    """The case's settings by our names."""
+    given = dict(case["settings"])
+    own: dict[str, Any] = {}
+    if "loss_types" in given:
+        types = given.pop("loss_types")
+        own["loss"] = dict(zip(types, given.pop("loss_weights", [1.0] * len(types)), strict=True))
+    own |= {NAMES.get(name, str(name)): value for name, value in given.items()}
+    return CONFIGS[case["kind"]](**SIZES, **own)
+
+
+def example(sequence: Mapping[str, Any]) -> Example:
+    size = len(sequence["ids"])
+    return Example(sequence["ids"], [i >= sequence["prompt"] for i in range(size)])
+
+
+def pair_batch(length_alpha: float | None) -> dict[str, np.ndarray]:
+    table = TRL["reference_pairs"] if length_alpha is None else TRL["reference_pairs_ld"][str(length_alpha)]
+    rows = GroupRows([Group([example(side) for side in pair]) for pair in TRL["pairs"]], SIZES["seq_len"], seed=0)
+    return whole_batch(ReferenceRows(rows, {REFERENCE: np.array(table, np.float32)}))
+
+
+def answer_batch() -> dict[str, np.ndarray]:
+    listed = zip(TRL["answers"], TRL["labels"], TRL["others"], strict=True)
+    groups = [Group([example(answer)], {"label": [float(label)]}, [example(other)]) for answer, label, other in listed]
+    table = {REFERENCE: TRL["reference_answers"], OF_OTHERS: TRL["reference_others"]}
+    columns = {name: np.array(values, np.float32)[:, None] for name, values in table.items()}
+    return whole_batch(ReferenceRows(GroupRows(groups, SIZES["seq_len"], seed=0), columns))
+
+
+def whole_batch(rows: ReferenceRows) -> dict[str, np.ndarray]:
+    """All rows, packed."""
+    assert rows.num_rows < len(TRL["pairs"])
+    batch = next(one_epoch(rows, global_batch_size=SIZES["global_batch_size"]))
+    return batch | {"row": np.arange(SIZES["global_batch_size"])}
+
+
+@dataclass(frozen=True)
+class Llama:
+    """The golden model with its forward pass, compiled once for all rows."""
+
+    config: ModelConfig
+    params: Params
+    statistics: Callable[[Params, Any], TokenStatistics]
+    pulled_back: Callable[[Params, Any, TokenStatistics], jax.Array]  # the norm of the parameters' gradient
+
+    def of(self, batch: Any) -> TokenStatistics:
+        names = ("tokens", "targets", "positions", "segment_ids")
+        return self.statistics(self.params, {name: batch[name] for name in names})
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+    folder = tmp_path_factory.mktemp("llama2")
+    write_model(GOLDEN / "families/llama2", folder)
+    config = load_config(folder)
+
+    def statistics(params: Params, batch: Any) -> TokenStatistics:
+        hidden, _ = forward_train(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
+        return TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1).statistics()
+
+    def pulled_back(params: Params, batch: Any, grads: TokenStatistics) -> jax.Array:
+        return optax.global_norm(jax.vjp(lambda p: statistics(p, batch), params)[1](grads)[0])
+
+    return Llama(config, load_weights(config, folder), jax.jit(statistics), jax.jit(pulled_back))
+
+
+def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatistics) -> Any:
+    """What a formula sees, with these statistics of the learned rows."""
+
+    def forward(rows: Any) -> Any:
+        seen = found if rows["tokens"] is batch["tokens"] else llama.of(rows)
+        return SimpleNamespace(statistics=lambda: seen)
+
+    if size is not None:
+        return GroupLikelihoods(batch, size, forward)
+    mask = jnp.asarray(batch["loss_mask"])
+    sums = [(values * mask).sum() for values in (-found.logprobs, found.entropies, found.is_top1)]
+    return SimpleNamespace(mask=mask, nll_and_metrics=lambda z_weight: sums, statistics=lambda: found)
+
+
+@pytest.mark.parametrize("name", TRL["cases"])
+def test_loss_gradient_and_metrics_are_trls(name: str, llama: Llama) -> None:
+    case = TRL["cases"][name]
+    settings = settings_of(case)
+    kind = objective_kind(settings.objective)
+    is_of_pairs = kind.rows == "pairs"
+    batch: Any = pair_batch(getattr(settings, "length_alpha", None)) if is_of_pairs else answer_batch()
+    batch = {column: jnp.asarray(values) for column, values in batch.items()}
+    formula, of_batch = kind.load(), kind.load_context(settings)
+    size = SEGMENTS.get(kind.rows)
+    found = llama.of(batch)
+    context = {} if of_batch is None else of_batch(settings, likelihoods(batch, size, llama, found))
+
+    def loss(found: TokenStatistics) -> tuple[jax.Array, Any]:
+        sums = formula(settings, likelihoods(batch, size, llama, found), context)
+        return sums.minimised / sums.count, sums
+
+    (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(found)
+    rows = {column: batch[column] for column in ("tokens", "targets", "positions", "segment_ids")}
+    norm = llama.pulled_back(llama.params, rows, grads)
+    assert float(value) == pytest.approx(case["loss"], rel=LOSS)
+    assert float(norm) == pytest.approx(case["grad_norm"], rel=NORM)
+    means = {key: float(mean) for key, mean in sums.metric_means(sums.count).items()}
+    for metric, expected in case["metrics"].items():
+        if metric in means:
+            assert means[metric] == pytest.approx(expected, rel=1e-3, abs=1e-5), metric
+        else:
+            assert metric == "nll_loss" and expected == 0, metric
