@@ -73,7 +73,7 @@ def _task_tile(task: Task) -> Tile:
 
 def _preference_tiles(trainings: tuple[Training, ...]) -> Iterator[Tile]:
     for training in trainings:
-        if points := training.curves.get("heldout_accuracy"):
+        if points := training.curves.get("heldout_rewards/accuracies"):
             # an objective with a reference compares with its initial model: before training, all pairs tie
             is_relative = objective_kind(training.objective).needs_reference
             remark = "50 % before, by definition" if is_relative else ""

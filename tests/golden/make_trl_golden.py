@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from family_weights import write_model
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -176,10 +176,60 @@ def sft(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any])
     return loss, metrics_of(trainer)
 
 
+def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
+    """GRPO's loss, or with `kind: rloo` RLOO's, of completions with advantages and older log-probabilities."""
+    defaults = {
+        "loss_type": "dapo", "importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0,
+        "delta": None, "temperature": 1.0,
+    }  # fmt: skip
+    given = defaults | settings
+    args = SimpleNamespace(
+        delta=given["delta"], use_bias_correction_kl=False, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05
+    )
+    trainer = common(
+        **given, args=args, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+        _entropy_bonus_enabled=False, max_completion_length=16, current_gradient_accumulation_steps=1,
+        _step=0, num_generations=2,
+    )  # fmt: skip
+    trainer.accelerator.reduce = lambda x, reduction: x
+    longest = max(row["prompt"] for row in data["answers"])  # prompts are padded on the left, as TRL does
+    size = max(len(row["ids"]) - row["prompt"] for row in data["answers"])
+    rows = len(data["answers"])
+    prompts, prompt_mask = (torch.zeros(rows, longest, dtype=torch.long) for _ in range(2))
+    completions, mask = (torch.zeros(rows, size, dtype=torch.long) for _ in range(2))
+    old, reference = torch.zeros(rows, size), torch.zeros(rows, size)
+    for i, row in enumerate(data["answers"]):
+        start, ids = row["prompt"], row["ids"]
+        prompts[i, longest - start :], prompt_mask[i, longest - start :] = torch.tensor(ids[:start]), 1
+        completions[i, : len(ids) - start], mask[i, : len(ids) - start] = torch.tensor(ids[start:]), 1
+        old[i, : len(ids) - start] = torch.tensor(data["old"][i])
+        reference[i, : len(ids) - start] = torch.tensor(data["reference_tokens"][i])
+
+    def statistics(model: Any, ids: torch.Tensor, attention: torch.Tensor, keep: int, **_: Any) -> Any:
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        logits = run(input_ids=ids, attention_mask=attention, position_ids=positions).logits[:, -keep - 1 : -1]
+        logprobs = (logits / given["temperature"]).log_softmax(-1)
+        found = logprobs.gather(-1, ids[:, -keep:, None])[..., 0]
+        return found, -(logprobs.exp() * logprobs).sum(-1).detach(), None
+
+    trainer._get_per_token_logps_and_entropies = statistics
+    inputs = {
+        "prompt_ids": prompts, "prompt_mask": prompt_mask, "completion_ids": completions, "completion_mask": mask,
+        "advantages": torch.tensor(data["advantages"]), "old_per_token_logps": old, "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(), "old_logps": (old * mask).sum(1),
+    }  # fmt: skip
+    kind = RLOOTrainer if given.get("kind") == "rloo" else GRPOTrainer
+    trainer.steps_per_generation = 1
+    loss = kind._compute_loss(trainer, run, inputs)
+    kept = ("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+    return loss, {name: value for name, value in metrics_of(trainer).items() if name in kept and kind is GRPOTrainer}
+
+
 LOSSES: dict[str, Callable[..., Found]] = {
     "dpo": dpo,
     "kto": kto,
     "sft": sft,
+    "policy": policy,
     "orpo": lambda *given: without_reference(ORPOTrainer, *given),
     "cpo": lambda *given: without_reference(CPOTrainer, *given),
 }
@@ -219,6 +269,18 @@ def cases() -> dict[str, Case]:
         "sft": ("sft", {"loss_type": "nll"}),
         "sft_dft": ("sft", {"loss_type": "dft"}),
     }
+    of_policy: dict[str, dict[str, Any]] = {
+        name: {"loss_type": name} for name in ("grpo", "bnpo", "dapo", "dr_grpo", "sapo", "luspo")
+    }
+    of_policy |= {
+        "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+        "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-2},
+        "two_sided": {"loss_type": "dapo", "delta": 1.5, "epsilon_high": 0.28},
+        "kl": {"loss_type": "grpo", "beta": 0.3},
+        "temperature": {"loss_type": "dapo", "temperature": 0.7},
+        "rloo": {"kind": "rloo"},
+    }
+    found |= {f"policy_{name}": ("policy", settings) for name, settings in of_policy.items()}
     return found
 
 
@@ -239,8 +301,13 @@ def references(run: Callable[..., Any], data: dict[str, Any]) -> dict[str, Any]:
     shared = lengths.min(0).values.repeat(2)[:, None]
     weights = torch.where(number <= shared, 1.0, 0.4)
     beyond = (pairs * weights).sum(1).reshape(2, -1).T
-    answers, others = (per_token(data[name])[0].sum(1).tolist() for name in ("answers", "others"))
+    own, own_mask = per_token(data["answers"])
+    answers, others = own.sum(1).tolist(), per_token(data["others"])[0].sum(1).tolist()
+    noise = torch.randn(own.shape, generator=draw)
+    ragged = lambda values: [row[keep > 0].tolist() for row, keep in zip(values, own_mask, strict=True)]  # noqa: E731
     return {
+        "old": ragged(own + 0.2 * noise), "reference_tokens": ragged(own),
+        "advantages": torch.randn(NUM_ANSWERS, generator=draw).tolist(),
         "reference_pairs": sums.tolist(), "reference_pairs_ld": {"0.4": beyond.tolist()},
         "reference_answers": answers, "reference_others": others,
     }  # fmt: skip

@@ -126,7 +126,14 @@ class Run:
 STEPS = [{"step": s, "loss": 5 - s / 10, "tokens_per_s": 1000.0, "cpu_s": 1.5} for s in (10, 20)]
 BITS = [{"step": s, "heldout_bits_per_byte": bits} for s, bits in ((0, 8.0), (20, 2.1))]
 PAIRS = [
-    {"step": s, "loss": 0.5, "accuracy": 0.7, "cpu_s": 0.5, "heldout_accuracy": 0.8, "heldout_margins": s / 10}
+    {
+        "step": s,
+        "loss": 0.5,
+        "rewards/accuracies": 0.7,
+        "cpu_s": 0.5,
+        "heldout_rewards/accuracies": 0.8,
+        "heldout_rewards/margins": s / 10,
+    }
     for s in (10, 20)
 ]
 

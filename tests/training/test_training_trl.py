@@ -25,7 +25,9 @@ from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import SftConfig, TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
-from lifecycle.training.objectives.registry import SEGMENTS, objective_kind
+from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
+from lifecycle.training.packing import RowSource
+from lifecycle.training.policy import PolicyConfig
 from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.weights.published import load_config, load_weights
@@ -39,17 +41,19 @@ SIZES: dict[str, Any] = {"steps": 1, "seq_len": 48, "global_batch_size": 8}
 # TRL's setting and value to ours.
 NAMES: dict[str, str] = {
     "f_divergence_type": "divergence", "f_alpha_divergence_coef": "divergence_alpha", "use_weighting": "is_weighted",
-    "ld_alpha": "length_alpha", "cpo_alpha": "sft_weight", "simpo_gamma": "gamma", "loss_type": "loss",
+    "ld_alpha": "length_alpha", "cpo_alpha": "sft_weight", "simpo_gamma": "gamma", "loss_type": "loss", "kind": "loss",
+    "importance_sampling_level": "level",
 }  # fmt: skip
 CONFIGS: dict[str, type[TrainConfig]] = {
-    "dpo": DpoConfig, "orpo": OrpoConfig, "cpo": CpoConfig, "kto": KtoConfig, "sft": SftConfig
+    "dpo": DpoConfig, "orpo": OrpoConfig, "cpo": CpoConfig, "kto": KtoConfig, "sft": SftConfig,
+    "policy": PolicyConfig,
 }  # fmt: skip
 
 
 def settings_of(case: Mapping[str, Any]) -> TrainConfig:
     """The case's settings by our names."""
     given = dict(case["settings"])
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"objective": "policy", "max_completion_tokens": 16} if case["kind"] == "policy" else {}
     if "loss_types" in given:
         types = given.pop("loss_types")
         own["loss"] = dict(zip(types, given.pop("loss_weights", [1.0] * len(types)), strict=True))
@@ -76,9 +80,21 @@ def answer_batch() -> dict[str, np.ndarray]:
     return whole_batch(ReferenceRows(GroupRows(groups, SIZES["seq_len"], seed=0), columns))
 
 
-def whole_batch(rows: ReferenceRows) -> dict[str, np.ndarray]:
+def policy_batch() -> dict[str, np.ndarray]:
+    listed = zip(TRL["answers"], TRL["advantages"], strict=True)
+    groups = [Group([example(answer)], {"advantages": [value]}) for answer, value in listed]
+    batch = whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
+    for column, values in {"old_logprobs": TRL["old"], "reference_logprobs": TRL["reference_tokens"]}.items():
+        batch[column] = np.zeros(batch["tokens"].shape, np.float32)
+        for row, place in np.argwhere(batch["group_mask"] > 0):
+            where = (batch["segment_ids"][row] == place + 1) & (batch["loss_mask"][row] > 0)
+            batch[column][row, where] = values[batch["group_ids"][row, place]]
+    return batch
+
+
+def whole_batch(rows: RowSource) -> dict[str, np.ndarray]:
     """All rows, packed."""
-    assert rows.num_rows < len(TRL["pairs"])
+    assert rows.num_rows < len(TRL["pairs"])  # packed
     batch = next(one_epoch(rows, global_batch_size=SIZES["global_batch_size"]))
     return batch | {"row": np.arange(SIZES["global_batch_size"])}
 
@@ -89,12 +105,15 @@ class Llama:
 
     config: ModelConfig
     params: Params
-    statistics: Callable[[Params, Any], TokenStatistics]
-    pulled_back: Callable[[Params, Any, TokenStatistics], jax.Array]  # the norm of the parameters' gradient
+    statistics: Callable[..., TokenStatistics]
+    pulled_back: Callable[..., jax.Array]  # the norm of the parameters' gradient
 
-    def of(self, batch: Any) -> TokenStatistics:
-        names = ("tokens", "targets", "positions", "segment_ids")
-        return self.statistics(self.params, {name: batch[name] for name in names})
+    def of(self, batch: Any, temperature: float = 1.0) -> TokenStatistics:
+        return self.statistics(self.params, rows_of(batch), temperature=temperature)
+
+
+def rows_of(batch: Any) -> dict[str, Any]:
+    return {name: batch[name] for name in ("tokens", "targets", "positions", "segment_ids")}
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +122,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     write_model(GOLDEN / "families/llama2", folder)
     config = load_config(folder)
 
-    def statistics(params: Params, batch: Any) -> TokenStatistics:
+    def statistics(params: Params, batch: Any, temperature: float) -> TokenStatistics:
         hidden, _ = forward_train(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        return TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1).statistics()
+        return TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1).statistics(temperature)
 
-    def pulled_back(params: Params, batch: Any, grads: TokenStatistics) -> jax.Array:
-        return optax.global_norm(jax.vjp(lambda p: statistics(p, batch), params)[1](grads)[0])
+    def pulled_back(params: Params, batch: Any, grads: TokenStatistics, temperature: float) -> jax.Array:
+        return optax.global_norm(jax.vjp(lambda p: statistics(p, batch, temperature), params)[1](grads)[0])
 
-    return Llama(config, load_weights(config, folder), jax.jit(statistics), jax.jit(pulled_back))
+    jitted = (jax.jit(function, static_argnames="temperature") for function in (statistics, pulled_back))
+    return Llama(config, load_weights(config, folder), *jitted)
 
 
 def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatistics) -> Any:
@@ -118,7 +138,7 @@ def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatisti
 
     def forward(rows: Any) -> Any:
         seen = found if rows["tokens"] is batch["tokens"] else llama.of(rows)
-        return SimpleNamespace(statistics=lambda: seen)
+        return SimpleNamespace(statistics=lambda temperature: seen)
 
     if size is not None:
         return GroupLikelihoods(batch, size, forward)
@@ -127,17 +147,27 @@ def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatisti
     return SimpleNamespace(mask=mask, nll_and_metrics=lambda z_weight: sums, statistics=lambda: found)
 
 
+FORMULAS = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
+POLICY = ObjectiveKind("policy", PolicyConfig, "prompts", *FORMULAS)
+BATCHES: dict[str, Callable[[Any], dict[str, np.ndarray]]] = {
+    "pairs": lambda settings: pair_batch(getattr(settings, "length_alpha", None)),
+    "labelled": lambda _: answer_batch(),
+    "chat": lambda _: answer_batch(),
+    "prompts": lambda _: policy_batch(),
+}
+
+
 @pytest.mark.parametrize("name", TRL["cases"])
 def test_loss_gradient_and_metrics_are_trls(name: str, llama: Llama) -> None:
     case = TRL["cases"][name]
     settings = settings_of(case)
-    kind = objective_kind(settings.objective)
-    is_of_pairs = kind.rows == "pairs"
-    batch: Any = pair_batch(getattr(settings, "length_alpha", None)) if is_of_pairs else answer_batch()
+    kind = POLICY if settings.objective == "policy" else objective_kind(settings.objective)
+    batch: Any = BATCHES[kind.rows](settings)
     batch = {column: jnp.asarray(values) for column, values in batch.items()}
     formula, of_batch = kind.load(), kind.load_context(settings)
     size = SEGMENTS.get(kind.rows)
-    found = llama.of(batch)
+    temperature = getattr(settings, "temperature", 1.0)
+    found = llama.of(batch, temperature)
     context = {} if of_batch is None else of_batch(settings, likelihoods(batch, size, llama, found))
 
     def loss(found: TokenStatistics) -> tuple[jax.Array, Any]:
@@ -145,8 +175,7 @@ def test_loss_gradient_and_metrics_are_trls(name: str, llama: Llama) -> None:
         return sums.minimised / sums.count, sums
 
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(found)
-    rows = {column: batch[column] for column in ("tokens", "targets", "positions", "segment_ids")}
-    norm = llama.pulled_back(llama.params, rows, grads)
+    norm = llama.pulled_back(llama.params, rows_of(batch), grads, temperature=temperature)
     assert float(value) == pytest.approx(case["loss"], rel=LOSS)
     assert float(norm) == pytest.approx(case["grad_norm"], rel=NORM)
     means = {key: float(mean) for key, mean in sums.metric_means(sums.count).items()}

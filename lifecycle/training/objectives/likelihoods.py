@@ -80,7 +80,17 @@ class GroupLikelihoods(RowColumns):
     @cached_property
     def statistics(self) -> TokenStatistics:
         """Of each target, `[B, T]`."""
-        return self.tokens.statistics()
+        return self.statistics_at(1.0)
+
+    def statistics_at(self, temperature: float) -> TokenStatistics:
+        """The same of the distributions at a temperature."""
+        if temperature not in self._found:
+            self._found[temperature] = self.tokens.statistics(temperature)
+        return self._found[temperature]
+
+    @cached_property
+    def _found(self) -> dict[float, TokenStatistics]:
+        return {}
 
     @property
     def mask(self) -> Float[Array, "B P"]:

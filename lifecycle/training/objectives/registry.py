@@ -14,7 +14,7 @@ from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, Trai
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
 
-SEGMENTS = {"pairs": 2, "labelled": 1}  # kinds of rows that are groups of segments, and how many
+SEGMENTS = {"pairs": 2, "labelled": 1, "prompts": 1}  # kinds of rows that are groups of segments, and how many
 ROWS = ("tokens", "chat", *SEGMENTS)  # kinds of rows that a stage can read
 
 

@@ -1,0 +1,83 @@
+"""Settings of policy-gradient objectives: what a step does with completions and their advantages.
+
+Names are those of TRL and verl. Where completions come from is not said here: `rl/config.py` adds it.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from lifecycle.core.numbers import Float32, Size
+from lifecycle.training.config import TrainConfig
+
+type PolicyLoss = Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "luspo", "rloo"]
+type Surrogate = Literal["clip", "cispo", "sapo"]
+type Level = Literal["token", "sequence", "sequence_sum"]
+type Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+
+
+class LossForm(NamedTuple):
+    """A loss by its parts: the surrogate, of which ratio of policies, and how tokens are averaged."""
+
+    surrogate: Surrogate
+    level: Level
+    aggregation: Aggregation
+
+
+FORMS: Mapping[PolicyLoss, LossForm] = {
+    "grpo": LossForm("clip", "token", "seq-mean-token-mean"),
+    "bnpo": LossForm("clip", "token", "token-mean"),
+    "dapo": LossForm("clip", "token", "token-mean"),
+    "dr_grpo": LossForm("clip", "token", "seq-mean-token-sum-norm"),
+    "gspo": LossForm("clip", "sequence", "seq-mean-token-mean"),
+    "cispo": LossForm("cispo", "token", "token-mean"),
+    "sapo": LossForm("sapo", "token", "seq-mean-token-mean"),
+    "luspo": LossForm("clip", "token", "seq-mean-token-sum"),
+    "rloo": LossForm("clip", "sequence_sum", "seq-mean-token-mean"),
+}
+
+
+class PolicyConfig(TrainConfig):
+    """What all policy-gradient objectives have in common."""
+
+    max_completion_tokens: Size = 256
+    temperature: Float32 = Field(default=1.0, gt=0)  # of sampling, and of the log-probabilities that are learned
+    loss: PolicyLoss = "dapo"
+    # Of the loss, if not its own: the ratio of policies by token, or of a completion (`sequence`: its tokens'
+    # geometric mean; `sequence_sum`: their product); and how tokens are averaged, by verl's names.
+    level: Level | None = None
+    aggregation: Aggregation | None = None
+    epsilon_low: Float32 = Field(default=0.2, ge=0)  # the ratio is clipped below 1 - this
+    epsilon_high: Float32 = Field(default=0.2, ge=0)  # and above 1 + this (DAPO: 0.28); of cispo: the largest ratio
+    delta: Float32 | None = Field(default=None, gt=0)  # a ratio is never taken for more than this (two-sided clipping)
+    beta: Float32 = Field(default=0.0, ge=0)  # of the divergence from the stage's initial model; 0: none is kept
+    kl: Literal["k1", "k2", "k3"] = "k3"  # its estimator
+    entropy_weight: Float32 = Field(default=0.0, ge=0)
+    sapo_temperature_pos: Float32 = Field(default=1.0, gt=0)
+    sapo_temperature_neg: Float32 = Field(default=1.05, gt=0)
+    # Tokens weigh by the ratio of trainer and sampler, but not more than this (truncated importance sampling).
+    sampler_cap: Float32 | None = Field(default=None, gt=0)
+
+    OF_LOSS: ClassVar[Mapping[str, frozenset[str]]] = {
+        "epsilon_low": frozenset({"clip"}), "delta": frozenset({"clip"}), "epsilon_high": frozenset({"clip", "cispo"}),
+        "sapo_temperature_pos": frozenset({"sapo"}), "sapo_temperature_neg": frozenset({"sapo"}),
+    }  # fmt: skip
+
+    @property
+    def form(self) -> LossForm:
+        """The loss, with what the settings change of it."""
+        own = FORMS[self.loss]
+        return LossForm(own.surrogate, self.level or own.level, self.aggregation or own.aggregation)
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "PolicyConfig":
+        for name, surrogates in self.OF_LOSS.items():
+            is_given = getattr(self, name) != type(self).model_fields[name].default
+            if is_given and self.form.surrogate not in surrogates:
+                raise ValueError(f"{name} is no setting of loss={self.loss}; leave it out")
+        if self.kl != "k3" and not self.beta:
+            raise ValueError(f"kl={self.kl} is an estimator for beta above 0; set beta, or leave it out")
+        if self.sampler_cap is not None and self.temperature != 1:
+            raise ValueError("sampler_cap needs temperature=1: a sampler tells the log-probabilities of that")
+        return self
