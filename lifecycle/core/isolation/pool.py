@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lifecycle.core.cores import available_cores
@@ -101,7 +102,10 @@ class _Zygote:
 
     def __init__(self, program: str, limits: Limits, is_fresh: bool) -> None:
         self._limits = limits
-        arguments = [json.dumps(sys.path), program, json.dumps(asdict(limits)), "fresh" if is_fresh else "many"]
+        path = [
+            str(Path(folder).resolve()) for folder in sys.path
+        ]  # a relative one would be the code's own scratch folder
+        arguments = [json.dumps(path), program, json.dumps(asdict(limits)), "fresh" if is_fresh else "many"]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-c", BOOT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=ENVIRONMENT, cwd="/", start_new_session=True,

@@ -7,6 +7,7 @@ the next. It ends with its parent, however that ends.
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -46,6 +47,7 @@ def main() -> None:
     except ImportError as error:
         write_frame(replies, {"unable": str(error)})
         return
+    gc.freeze()  # a child's collector would touch, and so copy, every page
     write_frame(replies, {"ready": name})
     _silence(2)
     with suppress(EOFError, BrokenPipeError):
