@@ -9,6 +9,7 @@ from lifecycle.core.isolation.confine import Limits
 try:
     import jsonschema
     import referencing
+    from jsonschema.validators import validator_for
 except ImportError:
     raise ImportError(
         "the verifier json_schema needs jsonschema; install the extra: pip install 'lifecycle[rl]'"
@@ -25,7 +26,7 @@ def is_valid(item: dict[str, Any], limits: Limits) -> bool:
         value = json.loads(found[1] if found else item["text"], parse_constant=_refused)
     except (ValueError, RecursionError):
         return False
-    kind = jsonschema.validators.validator_for(item["schema"], default=jsonschema.Draft202012Validator)
+    kind = validator_for(item["schema"], default=jsonschema.Draft202012Validator)
     kind.check_schema(item["schema"])
     return kind(item["schema"], registry=referencing.Registry()).is_valid(value)
 

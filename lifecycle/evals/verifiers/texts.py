@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from lifecycle.core.config import ConfigError
 from lifecycle.core.isolation.confine import Limits
 from lifecycle.evals.verifiers.base import Verdict, Verifier, shared_pool
 
@@ -140,7 +141,11 @@ class JsonSchema(Verifier):
         """1 for an output that its schema accepts."""
         schemas = [json.loads(answer) if isinstance(answer, str) else answer for answer in answers]
         items = [{"schema": schema, "text": output} for output, schema in zip(outputs, schemas, strict=True)]
-        return in_pool("lifecycle.evals.verifiers.schema_program:is_valid", items)
+        found = in_pool("lifecycle.evals.verifiers.schema_program:is_valid", items)
+        faulty = next((verdict.fault for verdict in found if verdict.fault.startswith("SchemaError")), None)
+        if self.same is not None and faulty:
+            raise ConfigError(f"json_schema: `schema` is no JSON schema: {faulty}")
+        return found
 
 
 def in_pool(program: str, items: Sequence[Any], limits: Limits = LIMITS) -> list[Verdict]:
