@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lifecycle.core.isolation.seccomp import ARCHITECTURES, install_filter
 
-NO_NEW_PRIVS, SET_DUMPABLE, DROP_BOUND = 38, 4, 24  # prctl's
+NO_NEW_PRIVS, SET_DUMPABLE, DROP_BOUND, PARENT_DEATH_SIGNAL = 38, 4, 24, 1  # prctl's
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's calls, the same on every architecture
 EXECUTE, WRITE, READ_FILE, READ_FOLDER, REMOVE_FILE, MAKE_FILE, TRUNCATE = (1 << bit for bit in (0, 1, 2, 3, 5, 8, 14))
 FIRST_RIGHTS, REFER, TRUNCATES, IOCTL = (1 << 13) - 1, 1 << 13, 1 << 14, 1 << 15  # by the kernel's Landlock version
@@ -73,6 +73,8 @@ def limit_resources(limits: Limits) -> None:
         resource.RLIMIT_AS: limits.memory_bytes, resource.RLIMIT_CPU: limits.cpu_s, resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: limits.file_bytes, resource.RLIMIT_NOFILE: limits.files, resource.RLIMIT_MEMLOCK: 0,
     }  # fmt: skip
+    if sys.platform != "linux":
+        del wanted[resource.RLIMIT_AS]  # other systems count what they only reserve
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -80,14 +82,18 @@ def limit_resources(limits: Limits) -> None:
 
 
 def _drop_rights() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     for capability in range(64):
-        if libc.prctl(DROP_BOUND, capability, 0, 0, 0) != 0:
+        if control_process(DROP_BOUND, capability) != 0:
             break  # the last one, or a user who has none to drop
     header = struct.pack("<II", 0x20080522, 0)  # the third version, of this process
-    _checked(libc.capset(header, bytes(24)), "capset")
-    _checked(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _checked(libc.prctl(SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+    _checked(ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)), "capset")
+    _checked(control_process(NO_NEW_PRIVS, 1), "no_new_privs")
+    _checked(control_process(SET_DUMPABLE, 0), "dumpable")
+
+
+def control_process(what: int, value: int) -> int:
+    """Linux's prctl(2) of this process; elsewhere nothing."""
+    return ctypes.CDLL(None, use_errno=True).prctl(what, value, 0, 0, 0) if sys.platform == "linux" else 0
 
 
 def _restrict_files(scratch: Path) -> None:

@@ -6,7 +6,6 @@ its time, its memory or its output is killed with all that it started, the item 
 the next. It ends with its parent, however that ends.
 """
 
-import ctypes
 import gc
 import importlib
 import json
@@ -23,12 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.isolation.confine import Limits, limit_resources
+from lifecycle.core.isolation.confine import PARENT_DEATH_SIGNAL, Limits, control_process, limit_resources
 from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 LARGEST_BATCH_BYTES = 1 << 30
 LOOK_EVERY_S = 0.1  # at the scratch folder's size, and for a parent that has gone
-PARENT_DEATH_SIGNAL, CHILD_SUBREAPER = 1, 36  # prctl's
+CHILD_SUBREAPER = 36  # prctl's
 SIGNALS = {signal.SIGPROF: "CPU time", signal.SIGXCPU: "CPU time", signal.SIGXFSZ: "file size"}
 
 type Program = Callable[[Any, Limits], Any]
@@ -39,7 +38,7 @@ def main() -> None:
     name, limits, is_fresh = sys.argv[1], Limits(**json.loads(sys.argv[2])), sys.argv[3] == "fresh"
     requests, replies = os.dup(0), os.dup(1)
     _silence(0, 1)
-    ctypes.CDLL(None).prctl(CHILD_SUBREAPER, 1, 0, 0, 0)  # whoever is left behind becomes this process's child
+    control_process(CHILD_SUBREAPER, 1)  # whoever is left behind becomes this process's child
     random.seed(0)  # forks draw the same numbers every time
     module, _, function = name.partition(":")
     try:
@@ -120,7 +119,7 @@ class Batch:
 def _work(program: Program, items: list[Any], limits: Limits, writer: int, folder: Path) -> None:
     """What the child does; never returns."""
     try:
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        control_process(PARENT_DEATH_SIGNAL, signal.SIGKILL)
         os.closerange(3, writer)
         os.closerange(writer + 1, 4096)
         os.chdir(folder)

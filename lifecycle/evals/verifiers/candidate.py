@@ -4,7 +4,6 @@ Nothing here decides a verdict. The process sees calls with arguments, never a t
 where the verdict is written; whatever it does to itself, it can answer or end.
 """
 
-import ctypes
 import io
 import os
 import signal
@@ -15,13 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lifecycle.core.isolation.confine import Limits, confine
+from lifecycle.core.isolation.confine import PARENT_DEATH_SIGNAL, Limits, confine, control_process
 from lifecycle.core.isolation.frames import read_frame, write_frame
 from lifecycle.evals.verifiers.plain import MARK, decoded, encoded
 
-DEEPEST = 100_000  # recursion that a program may ask for is the stack's matter
 NAME = "solution"  # the module that tests may import the code from
-PARENT_DEATH_SIGNAL = 1  # prctl's
 
 
 def start_candidate(source: str, limits: Limits) -> tuple[int, int, int]:
@@ -44,7 +41,7 @@ def start_candidate(source: str, limits: Limits) -> tuple[int, int, int]:
 def end_with_parent() -> None:
     """Lets the kernel kill this process when its parent ends."""
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    control_process(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -1,6 +1,5 @@
 """What scores code: the tests, in a process in which the code under test never runs (`candidate.py`)."""
 
-import ast
 import builtins
 import inspect
 import sys
@@ -16,8 +15,8 @@ import numpy as np
 from lifecycle.core.isolation.confine import Limits, confine, unavailable
 from lifecycle.evals.verifiers.candidate import NAME, run_script, start_candidate
 from lifecycle.evals.verifiers.remote import Link
+from lifecycle.evals.verifiers.test_sources import names_used
 
-DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 RESERVED = set(dir(builtins)) | sys.stdlib_module_names  # what a test says of these it does not mean of the code
 
 np.random.seed(0)  # imported here, the forks have it at once; code that draws numbers draws the same
@@ -82,7 +81,7 @@ def check_tests(item: dict[str, Any], limits: Limits) -> dict[str, Any]:
 def _meant(names: Namespace, sources: list[str]) -> Namespace:
     """The code's names as tests see them: without those of builtins and modules, or `def all(_): return True` would
     pass many tests; unless the tests use no other name, as in `assert sum(10, 15) == 6`."""
-    used = {node.id for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    used = set().union(*map(names_used, sources))
     others = {name: value for name, value in names.items() if name not in RESERVED or isinstance(value, ModuleType)}
     return others if used & {name for name in others if name not in RESERVED} else names
 
@@ -117,21 +116,3 @@ def units(sources: list[str], names: Namespace, entry_point: str) -> Iterator[Ca
 def _cases(kind: type[unittest.TestCase]) -> Iterator[Callable[[], Any]]:
     for name in unittest.defaultTestLoader.getTestCaseNames(kind):
         yield kind(name).debug  # unlike `run`, raises
-
-
-def fault_of(source: str, entry_point: str) -> str:
-    """Why a test says nothing of the code: it is no Python, or runs nothing; empty if it does."""
-    try:
-        statements = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return f"a test is no Python: {error}"
-    names = [statement.name for statement in statements if isinstance(statement, ast.FunctionDef)]
-    runs = [one for one in statements if not isinstance(one, DEFINES) and not _is_text(one)]
-    classes = any(isinstance(statement, ast.ClassDef) for statement in statements)
-    if runs or classes or any(name.startswith("test") for name in names) or ("check" in names and entry_point):
-        return ""
-    return "a test runs nothing: expected asserts, functions test_*, unittest cases, or check() and an entry point"
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

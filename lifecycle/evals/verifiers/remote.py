@@ -32,6 +32,7 @@ class Link:
         self._child, self._asks, self._answers, self._most_bytes = child, asks, answers, most_bytes
         self._callbacks: list[Callable[..., Any]] = []
         self._exceptions: dict[str, type[Exception]] = {}
+        self._end = ""
 
     def names(self) -> dict[str, Any]:
         """What the code defines, once it has run; raises what it raised."""
@@ -71,8 +72,10 @@ class Link:
         return message
 
     def _ended(self) -> str:
-        status = os.waitpid(self._child, 0)[1]
-        return f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it left the process"
+        if not self._end:
+            status = os.waitpid(self._child, 0)[1]
+            self._end = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it left the process"
+        return self._end
 
     def _decoded(self, value: Any) -> Any:
         try:
