@@ -6,26 +6,21 @@ A function gets by name what its signature asks for, with `**kwargs` everything:
 None says nothing of a completion. It is code of the user's own, run in this process: it may do what the user may.
 """
 
-import ast
 import asyncio
-import hashlib
-import importlib.util
 import inspect
 import math
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from lifecycle.core.config import ConfigError, nearest
+from lifecycle.core.config import nearest
 from lifecycle.evals.verifiers.base import Verdict
 from lifecycle.rl.batch import RewardBatch, RewardError, shown
+from lifecycle.rl.loading import UserCode
 from lifecycle.rl.reward import FUNCTION, Logged, RewardConfig
 
 OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
@@ -45,35 +40,19 @@ class FunctionReward(RewardConfig):
         return self.label or self.function.rpartition(":")[2]
 
     @cached_property
-    def source(self) -> Path:
-        """The file with the function; raises `ConfigError` if one of them is not there. Runs nothing of it."""
-        place, _, name = self.function.rpartition(":")
-        path = Path(place) if place.endswith(".py") else _module_file(place)
-        if not path.is_file():
-            raise ConfigError(f"reward {self.function}: there is no file {path}")
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError) as error:
-            raise ConfigError(f"reward {self.function}: {path} is no Python: {error}") from None
-        if place.endswith(".py") and name not in (defined := set(_defined(tree))):
-            raise ConfigError(f"reward {self.function}: {path} defines no {name!r}{nearest(name, defined)}")
-        return path
+    def code(self) -> UserCode:
+        """The function's place; raises `ConfigError` if it is not there, and runs nothing of it."""
+        return UserCode.named(self.function, "reward")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The function's name and its file's content; what the file imports is not part of it."""
-        content = hashlib.sha256(self.source.read_bytes()).hexdigest()
-        return {"function": self.function.rpartition(":")[2], "sha256": content}
+        return {"function": self.code.name, "sha256": self.code.sha256}
 
     @cached_property
     def call(self) -> Callable[..., Any]:
         """The function, imported."""
-        place, _, name = self.function.rpartition(":")
-        module = _run_file(self.source) if place.endswith(".py") else importlib.import_module(place)
-        function = getattr(module, name, None)
-        if not callable(function):
-            raise ConfigError(f"reward {self.function}: {place} has no function {name!r}{nearest(name, vars(module))}")
-        return function
+        return self.code.load()
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -164,47 +143,6 @@ def _said(error: BaseException) -> str:
 def _shown_row(batch: RewardBatch, place: int) -> str:
     columns = {name: shown(str(column[place])) for name, column in batch.columns.items()}
     return f"prompt {shown(batch.prompts[place])!r}, completion {shown(batch.completions[place])!r}, columns {columns}"
-
-
-def _module_file(name: str) -> Path:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"there is no module {name!r}; for a file write FILE.py:function")
-    return Path(spec.origin)
-
-
-def _defined(tree: ast.Module) -> list[str]:
-    """Names at the top of a file: functions, classes, assignments, imports."""
-    names = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names += [alias.asname or alias.name for alias in node.names]
-    return names
-
-
-def _run_file(path: Path) -> ModuleType:
-    """A file as a module of its own name, which may import its neighbours, as a script may."""
-    path = path.resolve()
-    name = f"lifecycle_rewards_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # what dataclasses and pickles look up
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ConfigError(f"{path} cannot be imported: {_said(error)}") from error
-    return module
 
 
 def _awaited(coroutine: Any) -> Any:

@@ -20,6 +20,8 @@ from lifecycle.core.config import ConfigError
 from lifecycle.evals.verifiers.registry import VERIFIERS
 from lifecycle.rl.batch import RewardBatch, Scores
 from lifecycle.rl.functions import FunctionReward
+from lifecycle.rl.gym import GymReward
+from lifecycle.rl.judge import JudgeReward
 from lifecycle.rl.reward import FUNCTION, Logged, RewardConfig, register_reward, register_verifier
 from lifecycle.rl.shaping import CosineMaths, RepetitionPenalty, SoftOverlong, Tags, ThinkFormat
 
@@ -31,6 +33,8 @@ register_reward("tags", Tags)
 register_reward("soft_overlong", SoftOverlong)
 register_reward("repetition_penalty", RepetitionPenalty)
 register_reward("cosine_maths", CosineMaths)
+register_reward("judge", JudgeReward)
+register_reward("reasoning_gym", GymReward)
 
 
 class Rewards:
