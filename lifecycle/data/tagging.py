@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.cores import available_cores
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
@@ -18,7 +19,7 @@ from lifecycle.data.documents import TAGGED, DocumentWriter
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partitions import file_size, partitions_of, tag_files, tagged_schema
 from lifecycle.data.sources import SourceFile, list_files
-from lifecycle.data.workers import available_cores, map_in_workers
+from lifecycle.data.workers import map_in_workers
 
 READING = "reading.json"
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage

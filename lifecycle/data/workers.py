@@ -16,11 +16,6 @@ from types import ModuleType
 from typing import Any
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def map_in_workers[T, R](function: Callable[[T], R], work: Sequence[T], workers: int) -> Iterator[R]:
     """Yields `function(item)` for each item, in order; in this process if there is one worker or one item."""
     if workers == 1 or len(work) <= 1:

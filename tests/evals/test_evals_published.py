@@ -72,6 +72,7 @@ def test_numbers_are_compared_by_value(tasks: dict[str, TaskConfig]) -> None:
         " So 40 + 2 = 42.": True, "#### 42.00": True, "$42": True, "16-42": True, "42 or 43": False, "-42": False,
         "1,042": False, "none": False,
     }.items():  # fmt: skip
-        assert gsm8k.passes(output, "6 * 7 = <<6*7=42>>42\n#### 42") is is_right
-    assert gsm8k.passes("It is 1,234,567.50 dollars.", "#### 1234567.5")
+        [verdict] = gsm8k.verdicts([output], ["6 * 7 = <<6*7=42>>42\n#### 42"])
+        assert verdict.score == float(is_right)
+    assert gsm8k.verdicts(["It is 1,234,567.50 dollars."], ["#### 1234567.5"])[0].score == 1.0
     assert "has no number" in gsm8k.problem({"prompt": "p", "answer": "many"})

@@ -17,7 +17,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.evaluation import evaluate
 from lifecycle.evals.kinds.bits_per_byte import document_windows
-from lifecycle.evals.kinds.generation import CHECKS, GenerationTask
+from lifecycle.evals.kinds.generation import GenerationTask
 from lifecycle.evals.results import ResultError, read_results
 from lifecycle.evals.rows import read_rows
 from lifecycle.evals.subject import Pair
@@ -305,8 +305,7 @@ def test_generations_are_checked(tmp_path: Path) -> None:
 )
 def test_checks(check: str, output: str, right: list[str] | str, expected: bool) -> None:
     task = validate(GenerationTask, {"name": "t", "kind": "generate", "rows": "r", "check": check})
-    assert task.passes(output, right) is expected
-    assert check in CHECKS
+    assert [verdict.score for verdict in task.verdicts([output], [right])] == [float(expected)]
 
 
 def test_rows_that_do_not_fit_are_left_out_and_listed(tmp_path: Path) -> None:

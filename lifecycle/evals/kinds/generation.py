@@ -1,9 +1,7 @@
 """Kind `generate`: whether greedy output, or the best of a beam search, passes a check against the row's answers. A row
 has `prompt` and `answer`: one text, or a list of accepted texts."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
@@ -15,35 +13,18 @@ from lifecycle.evals.results import EvalResult, ScoredExample, summarise
 from lifecycle.evals.scoring import CHUNK, fitting_rows
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.tasks import TaskRow, is_text
+from lifecycle.evals.verifiers.base import Verdict, Verifier
+from lifecycle.evals.verifiers.registry import VERIFIERS
 from lifecycle.inference.beams import BeamConfig
-
-# A minus belongs to a number unless it stands between two operands; commas only where they separate thousands.
-NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The value of the last number in a text: 1,234.50 for "so $1,234.50." As lm-evaluation-harness's GSM8K filter
-    `flexible-extract`, except that numbers are compared by value: 18 equals 18.00."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
-
-
-# By name: a function of (output, answer) that says whether the output passes.
-CHECKS: dict[str, Callable[[str, str], bool]] = {
-    "exact": lambda output, answer: output.strip() == answer.strip(),
-    "contains": lambda output, answer: answer in output,
-    "last_number": lambda output, answer: last_number(output) == last_number(answer),
-    "regex": lambda output, pattern: re.search(pattern, output) is not None,
-}
 
 
 def _known_check(name: str) -> str:
-    if name not in CHECKS:
-        raise ValueError(f"no such check{nearest(name, CHECKS)}")
+    if name not in VERIFIERS:
+        raise ValueError(f"no such check{nearest(name, VERIFIERS)}")
     return name
 
 
-type CheckName = Annotated[str, AfterValidator(_known_check), WithJsonSchema({"enum": list(CHECKS)})]
+type CheckName = Annotated[str, AfterValidator(_known_check), WithJsonSchema({"enum": list(VERIFIERS)})]
 
 
 class GenerationTask(PromptTaskConfig):
@@ -71,7 +52,8 @@ class GenerationTask(PromptTaskConfig):
         wanted = _listed(columns.get("answer"))
         if not isinstance(wanted, list) or not wanted or not all(is_text(answer) for answer in wanted):
             return "expected a column `answer`: text, or a list of texts of which each is right"
-        return PROBLEMS.get(self.check, lambda _: "")(wanted) or self.prompt_problem(columns)
+        problems = (self._verifier.problem(answer) for answer in wanted)
+        return next(filter(None, problems), "") or self.prompt_problem(columns)
 
     def shot(self, row: TaskRow) -> tuple[str, str]:
         """A row as a solved example: its prompt and the first of its answers."""
@@ -91,35 +73,37 @@ class GenerationTask(PromptTaskConfig):
             chunk = [prompts[row.id] for row in fitting[begin : begin + CHUNK]]
             outputs += subject.generate(chunk, self.max_tokens, self.stop, self.beams)
             progress.update(len(outputs))
-        examples = [self._example(row, output) for row, output in zip(fitting, outputs, strict=True)]
-        return summarise(self.name, self.kind, self.check, self.definition, examples, skipped=skipped)
+        verdicts = self.verdicts(outputs, [row.columns["answer"] for row in fitting])
+        faults = sum(bool(verdict.fault) for verdict in verdicts)
+        if faults:
+            progress.note(
+                f"{self.name}: {faults} outputs could not be checked and count 0, such as for {_first(verdicts)}"
+            )
+        examples = [self._example(*parts) for parts in zip(fitting, outputs, verdicts, strict=True)]
+        other = {"unchecked": float(faults)} if faults else None
+        return summarise(self.name, self.kind, self.check, self.definition, examples, skipped=skipped, other=other)
 
-    def passes(self, output: str, answer: str | Sequence[str]) -> bool:
-        """Whether an output matches one of the accepted answers."""
-        return any(CHECKS[self.check](output, one) for one in _listed(answer))
+    def verdicts(self, outputs: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Verdict]:
+        """Whether each output matches one of its accepted answers: the best of their verdicts."""
+        listed = [_listed(answer) for answer in answers]
+        pairs = [(output, one) for output, several in zip(outputs, listed, strict=True) for one in several]
+        found = iter(self._verifier.verdicts([output for output, _ in pairs], [one for _, one in pairs]))
+        return [max((next(found) for _ in several), key=lambda verdict: verdict.score or 0.0) for several in listed]
 
-    def _example(self, row: TaskRow, output: str) -> ScoredExample:
+    @property
+    def _verifier(self) -> Verifier:
+        return VERIFIERS[self.check]()
+
+    def _example(self, row: TaskRow, output: str, verdict: Verdict) -> ScoredExample:
         prompt, answer = row.columns["prompt"], row.columns["answer"]
         detail = {"prompt": prompt, "output": output, "answer": answer}
-        return ScoredExample(id=row.id, score=float(self.passes(output, answer)), detail=detail)
+        detail |= {"fault": verdict.fault} if verdict.fault else {}
+        return ScoredExample(id=row.id, score=verdict.score or 0.0, detail=detail)
+
+
+def _first(verdicts: Sequence[Verdict]) -> str:
+    return next(verdict.fault for verdict in verdicts if verdict.fault)
 
 
 def _listed(answer: Any) -> Any:
     return [answer] if isinstance(answer, str) else answer
-
-
-def _pattern_problem(patterns: Sequence[str]) -> str:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            return f"answer {pattern!r} is not a regular expression: {error}"
-    return ""
-
-
-def _number_problem(answers: Sequence[str]) -> str:
-    without = next((answer for answer in answers if last_number(answer) is None), None)
-    return "" if without is None else f"answer {without!r} has no number"
-
-
-PROBLEMS = {"regex": _pattern_problem, "last_number": _number_problem}  # of a row's answers, by check

@@ -1,0 +1,3 @@
+"""What says whether an output is right: texts, numbers and formulas, code by its tests.
+
+One mechanism for evaluation and RL."""

@@ -1,0 +1,1 @@
+"""Where training and inference meet: rewards of completions, and environments that answer a model."""
