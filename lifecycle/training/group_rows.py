@@ -22,7 +22,17 @@ import numpy as np
 
 from lifecycle.core.config import digest
 from lifecycle.parallel.columns import TOKEN_COLUMNS, declare
-from lifecycle.training.packing import FixedRows, MaskedIds, PackedUnits, PackingError, Row, hash_examples, packed_row
+from lifecycle.training.packing import (
+    FixedRows,
+    MaskedIds,
+    PackedUnits,
+    PackingError,
+    Row,
+    best_fit_decreasing,
+    empty_row,
+    hash_examples,
+    packed_row,
+)
 
 OTHER = "other_"  # before the columns of sequences that are measured and not learned
 OWN_TOKEN_COLUMNS = ("target_mask", "answer_positions")
@@ -83,20 +93,36 @@ class GroupRows(FixedRows):
     def row(self, index: int) -> Row:
         """The row with this index, counted over all epochs."""
         units = self._packed.units(index)
-        groups = [self._groups[unit] for unit in units]
-        row = _with_own_columns(packed_row([part for group in groups for part in group.segments], self._seq_len))
-        if self.has_others:
-            others = _with_own_columns(packed_row([part for group in groups for part in group.others], self._seq_len))
-            row |= {OTHER + name: column for name, column in others.items()}
-        row["group_mask"] = _padded(np.ones(len(units), np.float32), self.max_groups)
-        row["group_ids"] = _padded(np.array(units, np.int32), self.max_groups)
-        for value in self._values:
-            row[value] = _padded(np.array([group.values[value] for group in groups], np.float32), self.max_groups)
-        return row
+        return _row([self._groups[unit] for unit in units], units, self._seq_len, self.max_groups)
 
     def contents(self, index: int) -> dict[str, Any]:
         """Which groups are in the row, by name."""
         return {"rows": list(map(self._name, self._packed.units(index)))}
+
+
+def packed_groups(groups: Sequence[Group], seq_len: int, num_rows: int) -> dict[str, np.ndarray]:
+    """Groups in exactly `num_rows` rows, `[num_rows, ...]`, the last ones empty; `P` is the number of groups. Raises
+    `PackingError` if they do not fit."""
+    order = sorted(range(len(groups)), key=lambda i: -groups[i].length)
+    bins = best_fit_decreasing([groups[i].length for i in order], seq_len)
+    if len(bins) > num_rows:
+        raise PackingError(f"{len(groups)} groups need {len(bins)} rows of {seq_len} positions, not {num_rows}")
+    listed = [[order[place] for place in places] for places in bins]
+    rows = [_row([groups[unit] for unit in units], units, seq_len, len(groups)) for units in listed]
+    rows += [empty_row(rows[0])] * (num_rows - len(rows))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _row(groups: Sequence[Group], numbers: Sequence[int], seq_len: int, width: int) -> Row:
+    row = _with_own_columns(packed_row([part for group in groups for part in group.segments], seq_len))
+    if groups[0].others:
+        others = _with_own_columns(packed_row([part for group in groups for part in group.others], seq_len))
+        row |= {OTHER + name: column for name, column in others.items()}
+    row["group_mask"] = _padded(np.ones(len(groups), np.float32), width)
+    row["group_ids"] = _padded(np.array(numbers, np.int32), width)
+    for value in sorted(groups[0].values):
+        row[value] = _padded(np.array([group.values[value] for group in groups], np.float32), width)
+    return row
 
 
 def _with_own_columns(row: Row) -> Row:

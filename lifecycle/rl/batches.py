@@ -1,0 +1,156 @@
+"""Batches of rollouts: each step's completions are sampled from the weights before it, scored, and packed into rows.
+
+What must hold: the batch of a step follows from the weights, the seed and the step's number, whatever was done before.
+With `num_iterations` above 1 the steps in between use the same completions, so a checkpoint's state carries these.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lifecycle.core.config import digest
+from lifecycle.model.params import Params
+from lifecycle.rl.advantages import advantages
+from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
+from lifecycle.training.batches import HostBatch
+from lifecycle.training.group_rows import Group, packed_groups
+from lifecycle.training.objectives.policy import ADVANTAGES, OLD, REFERENCE, SAMPLER
+from lifecycle.training.packing import DataStateError, permutation
+
+KEPT = 2  # steps whose rollouts are at hand: the newest, and the one before, which may be trained on now
+
+type Columns = Callable[[Params, HostBatch], dict[str, np.ndarray]]  # what the trainer knows of a batch's tokens
+
+
+class PolicyBatches:
+    """The batches of a stage that learns from rewards, in one process."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], settings: GrpoConfig, sampler: Sampler, seed: int, measured: Columns
+    ) -> None:
+        """`measured` gives the columns of log-probabilities that the settings need, from the weights before the first
+        of a batch's steps."""
+        self._prompts, self._settings, self._sampler, self._seed = prompts, settings, sampler, seed
+        self._measured = measured
+        self._made: OrderedDict[int, _Made] = OrderedDict()
+        self.fingerprint = digest(["prompts", seed, [[list(p.ids), dict(p.columns)] for p in prompts]])
+
+    def batch(self, step: int, params: Params) -> HostBatch:
+        """The rows of `step`, sampled if its completions are new."""
+        return self.of_step(step, params).batch
+
+    def of_step(self, step: int, params: Params) -> "_Made":
+        """The rollouts that `step` trains on, with their batch."""
+        first = step - step % self._settings.num_iterations
+        if first not in self._made:
+            scored = self._sampler.sample(first, params, self.prompts_of(first))
+            batch = packed(scored, self._settings)
+            self._made[first] = _Made(scored, batch | self._measured(params, batch))
+            while len(self._made) > KEPT:
+                self._made.popitem(last=False)
+        return self._made[first]
+
+    def newest(self, step: int) -> Scored | None:
+        """What `step` trained on, if it is still at hand."""
+        made = self._made.get(step - step % self._settings.num_iterations)
+        return None if made is None else made.scored
+
+    def prompts_of(self, step: int) -> list[Prompt]:
+        """A step's prompts: epochs of a seeded permutation."""
+        number = step // self._settings.num_iterations * self._settings.prompts_per_step
+        chosen = []
+        for place in range(number, number + self._settings.prompts_per_step):
+            epoch, within = divmod(place, len(self._prompts))
+            order = permutation(self._seed, epoch, "prompts", len(self._prompts))
+            chosen.append(self._prompts[int(order[within])])
+        return chosen
+
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """The prompts of a step."""
+        return [{"prompts": [prompt.number for prompt in self.prompts_of(step)]}]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The step; in the midst of several steps on the same completions, these too."""
+        state: dict[str, Any] = {"step": step, "source": self.fingerprint}
+        first = step - step % self._settings.num_iterations
+        if first != step:
+            state["rollouts"] = self._made[first].plain()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """The state's step; raises `DataStateError` for other prompts."""
+        step = state["step"]
+        if state["source"] != self.fingerprint:
+            raise DataStateError(
+                f"the checkpoint at step {step} was made from other prompts; restore them or start a new run"
+            )
+        self._made.clear()
+        if "rollouts" in state:
+            first = step - step % self._settings.num_iterations
+            self._made[first] = _Made.from_plain(state["rollouts"])
+        return step
+
+    def continue_from(self, state: dict[str, Any]) -> int:
+        """As `restore`: the prompts go on."""
+        return self.restore({**state, "source": self.fingerprint})
+
+    def close(self) -> None:
+        """Nothing works ahead."""
+
+
+class _Made:
+    """A batch, and the rollouts that it was made from; after a restart only the batch."""
+
+    def __init__(self, scored: Scored | None, batch: HostBatch) -> None:
+        self.scored, self.batch = scored, batch
+
+    def plain(self) -> dict[str, Any]:
+        """The batch, JSON-ready: numbers of float32 survive."""
+        return {name: [column.dtype.name, column.tolist()] for name, column in self.batch.items()}
+
+    @classmethod
+    def from_plain(cls, columns: Mapping[str, Any]) -> "_Made":
+        """The reverse."""
+        return cls(None, {name: np.array(values, dtype) for name, (dtype, values) in columns.items()})
+
+
+def packed(scored: Scored, settings: GrpoConfig) -> HostBatch:
+    """The rollouts in `global_batch_size` rows, each a segment with its advantage; padding at the end."""
+    rewards = scored.rewards.reshape(-1, settings.group_size)
+    each = advantages(settings.advantage, rewards).reshape(-1)
+    groups = [
+        Group([_Sequence(rollout, settings.mask_truncated)], {ADVANTAGES: [float(value)]})
+        for rollout, value in zip(scored.rollouts, each, strict=True)
+    ]
+    batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
+    batch[SAMPLER] = _per_token([rollout.logprobs for rollout in scored.rollouts], scored.rollouts, batch)
+    return batch
+
+
+class _Sequence:
+    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing."""
+
+    def __init__(self, rollout: Rollout, mask_truncated: bool) -> None:
+        prompt = rollout.prompt.ids
+        is_learned = not (mask_truncated and rollout.is_cut)
+        self.ids = [*prompt, *rollout.ids]
+        self.loss_mask = [False] * len(prompt) + [is_learned] * len(rollout.ids)
+
+
+def _per_token(values: Sequence[Sequence[float]], rollouts: Sequence[Rollout], batch: HostBatch) -> np.ndarray:
+    """Values of completions' tokens at the positions that predict them, `[B, T]`."""
+    column = np.zeros(batch["tokens"].shape, np.float32)
+    for row, place in np.argwhere(batch["group_mask"] > 0):
+        number = int(batch["group_ids"][row, place])
+        begin = int(np.argmax(batch["segment_ids"][row] == place + 1)) + len(rollouts[number].prompt.ids) - 1
+        column[row, begin : begin + len(values[number])] = values[number]
+    return column
+
+
+def needed_columns(settings: GrpoConfig) -> tuple[str, ...]:
+    """Log-probabilities that must be computed before a batch's first step."""
+    needed = {OLD: settings.num_iterations > 1, REFERENCE: settings.beta > 0}
+    return tuple(name for name, is_needed in needed.items() if is_needed)

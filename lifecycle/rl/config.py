@@ -1,0 +1,78 @@
+"""Settings of stages that learn from rewards: which prompts, how they are sampled and scored, what becomes of it.
+
+Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`, which differ in their defaults.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from lifecycle.core.numbers import Size
+from lifecycle.rl.reward import RewardConfig
+from lifecycle.rl.rewards import Rewards
+from lifecycle.training.objectives.registry import PACKAGE, ObjectiveKind, register
+from lifecycle.training.policy import PolicyConfig, PolicyLoss
+
+type Advantage = Literal["grpo", "grpo_batch", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+
+
+class GrpoConfig(PolicyConfig):
+    """Group-relative policy optimisation: each prompt is sampled several times, and samples are compared."""
+
+    HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
+    objective: str = "grpo"
+    rewards: tuple[SerializeAsAny[RewardConfig], ...] = Field(min_length=1)
+    prompts_per_step: Size = 16
+    group_size: Size = 8  # samples of each prompt; TRL's num_generations
+    max_prompt_tokens: Size = 256  # longer prompts are dropped, and counted
+    advantage: Advantage = "grpo"
+    num_iterations: Size = 1  # steps on the same completions
+    # Completions that are cut off at `max_completion_tokens` teach nothing (DAPO's overlong filtering).
+    mask_truncated: bool = False
+    num_slots: Size = 32  # completions that are sampled at a time
+    eval_prompts: Size = 64  # held-out prompts that are answered, greedily, at each measurement
+
+    @property
+    def fits(self) -> int:
+        """Completions that fit the step's rows, whatever their lengths."""
+        return self.seq_len // (self.max_prompt_tokens + self.max_completion_tokens) * self.global_batch_size
+
+    @property
+    def reward_functions(self) -> Rewards:
+        """The rewards, imported."""
+        return Rewards(self.rewards)
+
+    @model_validator(mode="after")
+    def _check_rollouts(self) -> "GrpoConfig":
+        num = self.prompts_per_step * self.group_size
+        if self.fits < num:
+            longest = self.max_prompt_tokens + self.max_completion_tokens
+            raise ValueError(
+                f"{num} completions of up to {longest} tokens with their prompts do not fit global_batch_size="
+                f"{self.global_batch_size} rows of seq_len={self.seq_len}, which hold {self.fits}; raise seq_len (a "
+                "multiple of that length) or global_batch_size, or lower prompts_per_step or group_size"
+            )
+        if self.advantage != "reinforce_plus_plus" and self.group_size < 2:
+            raise ValueError(f"advantage={self.advantage} compares samples of a prompt; set group_size to 2 or more")
+        return self
+
+
+class RlooConfig(GrpoConfig):
+    """REINFORCE with a leave-one-out baseline."""
+
+    objective: str = "rloo"
+    loss: PolicyLoss = "rloo"
+    advantage: Advantage = "rloo"
+
+
+class ReinforceConfig(GrpoConfig):
+    """REINFORCE++: advantages are normalised over the batch."""
+
+    objective: str = "reinforce_plus_plus"
+    advantage: Advantage = "reinforce_plus_plus"
+    group_size: Size = 1
+
+
+FORMULA = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
+for _config in (GrpoConfig, RlooConfig, ReinforceConfig):
+    register(ObjectiveKind(str(_config.model_fields["objective"].default), _config, "prompts", *FORMULA))

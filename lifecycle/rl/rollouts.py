@@ -1,0 +1,129 @@
+"""Rollouts: completions of prompts by the weights that are trained, scored by the run's rewards.
+
+The engine samples in this process, from the trainer's own arrays. What must hold: a completion depends on the weights,
+the prompt and the numbers of its step, prompt and sample only, so a killed run makes the same ones again, to the bit.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.inference.generate import generate
+from lifecycle.inference.generation import Completion
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
+from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.rewards import Rewards
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row to answer: its number, token ids, the text or messages that it is made of, and its other columns."""
+
+    number: int
+    ids: Sequence[int]
+    text: Text
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion: ids with their log-probabilities as the sampler computed them, in nats."""
+
+    prompt: Prompt
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+    text: str
+    is_cut: bool  # it reached the length limit
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A step's rollouts, samples of a prompt side by side, with their rewards, and the seconds that both took."""
+
+    rollouts: Sequence[Rollout]
+    scores: Scores
+    generation_s: float
+    reward_s: float
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """The totals, float64; NaN where no reward says anything."""
+        return np.array(self.scores.totals, np.float64)
+
+
+class Sampler:
+    """Samples and scores for one stage. `model` has everything but the weights."""
+
+    def __init__(self, model: Model, settings: GrpoConfig, seed: int, mesh: Mesh) -> None:
+        self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
+        self._rewards: Rewards = settings.reward_functions
+
+    def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
+        """The rollouts of a step: `group_size` samples of each prompt."""
+        settings = self._settings
+        asked = [(prompt, sample) for prompt in prompts for sample in range(settings.group_size)]
+        each = [
+            self._params(_seed(self._seed, step, place, sample)) for place, (_, sample) in _numbered(asked, settings)
+        ]
+        return self._scored(step, params, [prompt for prompt, _ in asked], each)
+
+    def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
+        """The likeliest completion of each prompt."""
+        return self._scored(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts))
+
+    def _params(self, seed: int, is_greedy: bool = False) -> SamplingParams:
+        settings = self._settings
+        temperature = 0.0 if is_greedy else settings.temperature
+        return SamplingParams(temperature=temperature, seed=seed, max_tokens=settings.max_completion_tokens)
+
+    def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
+        began = time.perf_counter()
+        model = _with_weights(self._model, params)
+        ids = [prompt.ids for prompt in prompts]
+        completions = generate(model, ids, each, self._settings.num_slots, self._mesh)
+        rollouts = [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
+        generated = time.perf_counter()
+        scores = self._rewards.score(_reward_batch(rollouts, TrainerState(step, self._settings.steps)))
+        return Scored(rollouts, scores, generated - began, time.perf_counter() - generated)
+
+
+def _numbered(asked: Sequence[Any], settings: GrpoConfig) -> Any:
+    return ((i // settings.group_size, one) for i, one in enumerate(asked))
+
+
+def _seed(run: int, step: int, place: int, sample: int) -> int:
+    """A seed of 64 bits from a run's seed and the numbers of step, prompt and sample."""
+    numbers = b"".join(number.to_bytes(8, "little") for number in (run, step, place, sample))
+    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little")
+
+
+def _with_weights(model: Model, params: Any) -> Model:
+    return Model(model.config, params, model.tokenizer, model.template, model.defaults)
+
+
+def _rollout(prompt: Prompt, found: Completion) -> Rollout:
+    logprobs = [token.logprob for token in found.tokens]
+    if not all(map(math.isfinite, logprobs)):
+        raise FloatingPointError(f"the sampler's log-probabilities of prompt {prompt.number} are not finite")
+    return Rollout(prompt, found.token_ids, logprobs, found.text, found.finish_reason == "length")
+
+
+def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBatch:
+    """As TRL passes it: completions of messages are messages."""
+    texts = [rollout.text for rollout in rollouts]
+    completions: list[Text] = [
+        text if isinstance(rollout.prompt.text, str) else [{"role": "assistant", "content": text}]
+        for rollout, text in zip(rollouts, texts, strict=True)
+    ]
+    names = {name for rollout in rollouts for name in rollout.prompt.columns}
+    columns = {name: [rollout.prompt.columns.get(name) for rollout in rollouts] for name in sorted(names)}
+    prompts = [rollout.prompt.text for rollout in rollouts]
+    return RewardBatch(prompts, completions, [rollout.ids for rollout in rollouts], columns, state)
