@@ -10,7 +10,7 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.report.blocks import Exchange
-from lifecycle.text.rows import read_rows
+from lifecycle.text.row_files import read_rows
 
 NUM_QUESTIONS = 6
 MAX_ANSWER = 64  # tokens; the rows' answers are one sentence long

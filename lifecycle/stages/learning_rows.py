@@ -25,10 +25,14 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
+from lifecycle.stages.config import RowsConfig
+from lifecycle.stages.row_origins import epoch_of, read_origins
+from lifecycle.stages.rows import row_encoder, rows_file
 from lifecycle.stages.stage import Inputs
-from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
+from lifecycle.text.row_encoder import Encoded
+from lifecycle.text.row_files import RowData
+from lifecycle.text.rows import EXAMPLES, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.heldout import heldout_means
@@ -60,13 +64,16 @@ class Learner:
     start: Origin
     start_hash: str
     seeds: Mapping[str, int]
+    own: RowsConfig
 
 
 @dataclass(frozen=True)
 class LearningRows:
-    """Training rows, the measurement on held-out ones, and their counts for the stage's manifest."""
+    """Training rows, the measurement on held-out ones, and their counts for the stage's manifest. `epoch_rows`: how
+    many rows an epoch has."""
 
     rows: RowSource
+    epoch_rows: float
     hooks: tuple[Hook, ...]
     facts: dict[str, Any]
 
@@ -84,7 +91,8 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
     rows = TokenRows(shards, train.seq_len, train.mixture, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
-    return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
+    hooks = () if evaluation is None else (evaluation,)
+    return LearningRows(rows, rows.num_rows, hooks, {"corpus_tokens": shards.num_tokens})
 
 
 def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
@@ -100,31 +108,30 @@ def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """Conversations packed into rows, mixed with replayed token rows according to the settings."""
-    train = learner.train
-    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_sft
-    packed, reports = {}, {}
+    train, packed, reports = learner.train, {}, {}
     for split in ("train", "heldout"):
-        examples, reports[split] = load_rows(inputs["rows"].path / f"chat-{split}.jsonl", encode, train.seq_len)
+        examples, reports[split] = encoded_rows(learner, inputs, "chat", split, progress)
         packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
     _list_dropped(out, reports)
     rows: RowSource = packed["train"]
+    epoch_rows = rows.num_rows
     if isinstance(train, SftConfig) and train.replay_share:
         shards = training_shards(inputs["tokens"], learner.tokenizer)
         replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
-    return LearningRows(rows, (_means(learner, packed["heldout"]),), _kept("examples", reports))
+        epoch_rows /= 1 - train.replay_share
+    return LearningRows(rows, epoch_rows, (_means(learner, packed["heldout"]),), _kept("examples", reports))
 
 
 def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """Preference pairs packed into rows."""
     train = learner.train
-    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_preference
     needs_reference = objective_kind(train.objective).needs_reference
     rows: dict[str, RowSource] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
-        path = inputs["rows"].path / f"pairs-{split}.jsonl"
-        pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
+        groups, reports[split] = encoded_rows(learner, inputs, "pairs", split, progress)
+        pairs = [(chosen, rejected) for chosen, rejected in (group.segments for group in groups)]
         packed = rows[split] = PairRows(pairs, train.seq_len, learner.seeds["pairs"], reports[split].name)
         if needs_reference:
             progress.start(f"reference, {split} rows", packed.num_rows)
@@ -133,7 +140,25 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     if needs_reference:
         progress.start("steps")
     _list_dropped(out, reports)
-    return LearningRows(rows["train"], (_means(learner, rows["heldout"]),), _kept("pairs", reports))
+    epoch_rows = rows["train"].num_rows
+    return LearningRows(rows["train"], epoch_rows, (_means(learner, rows["heldout"]),), _kept("pairs", reports))
+
+
+def encoded_rows(
+    learner: Learner, inputs: Inputs, kind: str, split: str, progress: Progress
+) -> tuple[list[Any], RowsReport]:
+    """The rows of a kind and a side as a `RowEncoder` encodes them, those to train on in the shares of their files."""
+    path = rows_file(inputs["rows"].path, kind, split)
+    origins = read_origins(path, inputs["rows"].stats, kind)
+    encode: Callable[[RowData], Encoded] = row_encoder(learner.own, inputs, learner.tokenizer).encoding(kind)
+    most = learner.own.max_dropped if split == "train" else 1.0
+    rows, report = load_rows(path, encode, learner.train.seq_len, learner.train.truncation, most, origins.name)
+    if report.dropped or report.truncated:
+        progress.note(f"{kind} rows, {split}: {report.said}")
+    if split == "train" and origins.weights:
+        order = epoch_of([origins.file_of(name) for name in report.names], origins.weights, kind)
+        rows, report.names = [rows[at] for at in order], [report.names[at] for at in order]
+    return rows, report
 
 
 READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
@@ -211,4 +236,6 @@ def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
 
 
 def _kept(what: str, reports: Mapping[str, RowsReport]) -> dict[str, Any]:
-    return {what: reports["train"].kept, "dropped": dict(reports["train"].dropped)}
+    report = reports["train"]
+    facts = {what: len(report.names), "dropped": dict(report.dropped), "dropped_examples": report.examples[:EXAMPLES]}
+    return facts | ({"truncated": report.truncated} if report.truncated else {})

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +18,18 @@ from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
-from lifecycle.text.rows import read_rows
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.row_files import read_rows
 from tests.website import Website
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ByteTokenizer().save(folder)
+    return {"tokenizer": SimpleNamespace(path=folder)}
 
 
 def config(chat: Path | str, pairs: Path | str, *overrides: str) -> RunConfig:
@@ -43,7 +53,7 @@ def prompts(path: Path) -> list[str]:
 @settings(max_examples=20, deadline=None)
 @given(texts=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30))
 def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+    inputs: Any, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
     sides: list[dict[str, str]] = []
@@ -51,7 +61,7 @@ def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
         out = folder / str(number)
         out.mkdir()
         own = write(folder / f"{number}.jsonl", chosen)
-        rows.run(config(own, own, "rows.heldout_fraction=0.5"), {}, out, Silent())
+        rows.run(config(own, own, "rows.heldout_fraction=0.5"), inputs, out, Silent())
         sides.append({text: side for side in ("train", "heldout") for text in prompts(out / f"chat-{side}.jsonl")})
         assert sorted(sides[number]) == sorted(chosen)
         if len(chosen) > 1:
@@ -60,7 +70,7 @@ def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
         assert all(sides[0][text] == side for text, side in sides[1].items())
 
 
-def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(inputs: Any, tmp_path: Path) -> None:
     asked = "How many marbles are left when Ann gives three of her twelve marbles to Ben and two to Cy?"
     task = tmp_path / "task.jsonl"
     task.write_text("".join(json.dumps({"prompt": p, "answer": "7"}) + "\n" for p in (asked, "What is one and one?")))
@@ -68,7 +78,7 @@ def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Pa
     tasks = f"evaluate.tasks=[{{name: marbles, kind: generate, rows: {task}}}]"
     out = tmp_path / "out"
     out.mkdir()
-    stats = rows.run(config(own, own, tasks), {}, out, Silent()).stats
+    stats = rows.run(config(own, own, tasks), inputs, out, Silent()).stats
     assert stats["own_chat"]["overlap_evaluation"] == stats["own_pairs"]["overlap_evaluation"] == 1
     kept = prompts(out / "chat-train.jsonl") + prompts(out / "chat-heldout.jsonl")
     assert sorted(kept) == ["one", "three", "two"]
@@ -101,7 +111,7 @@ def test_the_key_has_what_is_in_the_users_files_and_not_where_they_are(tmp_path:
 
 
 def test_rows_are_read_at_addresses_whose_content_is_in_their_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store, own = Store("s3://bucket/own rows"), write(tmp_path / "own.jsonl", ["one", "two", "three"])
@@ -116,7 +126,7 @@ def test_rows_are_read_at_addresses_whose_content_is_in_their_key(
     assert address not in str(key) and key["own"]["chat"] == key["own"]["pairs"]
     out = tmp_path / "out"
     out.mkdir()
-    stats = rows.run(run, {}, out, Silent()).stats
+    stats = rows.run(run, inputs, out, Silent()).stats
     assert stats["own_chat"] == {"train": 2, "heldout": 1, "overlap_evaluation": 0}
     assert stats["read_from"] == [address, address]
     store.write("eval/b.jsonl", json.dumps({"prompt": "Changed?", "answer": "7"}).encode())
@@ -155,11 +165,11 @@ def test_data_is_prepared_before_there_are_rows(monkeypatch: pytest.MonkeyPatch)
     assert asked[2:] == ["documents", "tokens", "rows"]
 
 
-def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
+def test_a_broken_line_is_told_with_file_and_number(inputs: Any, tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", ["one", "two"])
     own.write_text(own.read_text() + "{\n")
     with pytest.raises(ValueError, match=r"own\.jsonl:3"):
-        rows.run(config(own, own), {}, tmp_path, Silent())
+        rows.run(config(own, own), inputs, tmp_path, Silent())
 
 
 @pytest.mark.parametrize(
@@ -170,21 +180,21 @@ def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_of_other_columns_is_told_with_the_users_file_and_line(
-    tmp_path: Path, row: dict[str, object], problem: str
+    inputs: Any, tmp_path: Path, row: dict[str, object], problem: str
 ) -> None:
     own = write(tmp_path / "own.jsonl", ["one", "two"])
     own.write_text(own.read_text() + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"own\.jsonl:3: .*{problem}"):
-        rows.run(config(own, own), {}, tmp_path, Silent())
+        rows.run(config(own, own), inputs, tmp_path, Silent())
 
 
-def test_rows_left_by_a_killed_run_are_not_doubled(tmp_path: Path) -> None:
+def test_rows_left_by_a_killed_run_are_not_doubled(inputs: Any, tmp_path: Path) -> None:
     own, out = write(tmp_path / "own.jsonl", ["one", "two", "three"]), tmp_path / "out"
     out.mkdir()
-    rows.run(config(own, own), {}, out, Silent())
+    rows.run(config(own, own), inputs, out, Silent())
     once = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "chat-train.jsonl").write_bytes(once["chat-train.jsonl"] + b"{ cut sh")
-    rows.run(config(own, own), {}, out, Silent())
+    rows.run(config(own, own), inputs, out, Silent())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == once
 
 
@@ -209,18 +219,18 @@ EQUAL = {"prompt": "a", "chosen": "b", "rejected": "b"}
     ],
 )
 def test_a_file_from_which_nothing_can_be_learned_is_refused(
-    tmp_path: Path, kind: str, lines: list[dict[str, object]], problem: str
+    inputs: Any, tmp_path: Path, kind: str, lines: list[dict[str, object]], problem: str
 ) -> None:
     good, own = write(tmp_path / "good.jsonl", ["one", "two"]), tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
     files = (own, good) if kind == "chat" else (good, own)
     with pytest.raises(ValueError, match=problem):
-        rows.run(config(*files), {}, tmp_path, Silent())
+        rows.run(config(*files), inputs, tmp_path, Silent())
 
 
-def test_rows_from_which_nothing_can_be_learned_are_told(tmp_path: Path) -> None:
+def test_rows_from_which_nothing_can_be_learned_are_told(inputs: Any, tmp_path: Path) -> None:
     own, notes = write(tmp_path / "own.jsonl", ["one", "two"]), Notes()
     own.write_text(own.read_text() + json.dumps(USER_ONLY | EQUAL) + "\n")
-    rows.run(config(own, own), {}, tmp_path, notes)
+    rows.run(config(own, own), inputs, tmp_path, notes)
     assert len(notes.notes) == 2  # as a chat, and as a pair
     assert all("1 of 3 rows; first: " in note and "own.jsonl:3: " in note for note in notes.notes)
