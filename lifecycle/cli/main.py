@@ -37,6 +37,7 @@ VERBS = {
     "profile": "Print the operations that took the most time in steps traced with profile=FIRST-LAST.",
     "track": "Write a run's metrics for TensorBoard, MLflow or W&B.",
     "plan": "Show what a run would do; with topology=v5p:4x4x4, compile its steps for TPUs.",
+    "doctor": "Print a training stage's rows as the model sees them, what is dropped and why, lengths, packing.",
     "launch": "Print the manifest that runs a config on a Kubernetes cluster: topology=v5p:4x4x4 --image IMAGE.",
     "scaling": "Train a ladder of small models, fit the loss law, and predict the run's loss, tokens and cost.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",

@@ -314,12 +314,10 @@ class TrainConfig(VariantSection):
                 f"{self.measured_every(self.checkpoint.best)} steps, and "
                 f"checkpoint.every={self.checkpoint.every} is not a multiple of that"
             )
-        if (self.steps == 0) == (self.epochs is None):
-            raise ValueError(
-                "give steps, or epochs: how often the stage goes through its rows"
-                if self.steps == 0
-                else f"steps={self.steps} and epochs={self.epochs:g}: leave one of them out"
-            )
+        if self.steps == 0 and self.epochs is None:
+            raise ValueError("give steps, or epochs: how often the stage goes through its rows")
+        if self.steps and self.epochs is not None:
+            raise ValueError(f"steps={self.steps} and epochs={self.epochs:g}: leave one out (steps=0 for epochs)")
         if self.steps:
             self._check_schedule()
         return self

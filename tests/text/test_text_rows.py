@@ -160,7 +160,7 @@ def test_a_broken_row_is_named_by_file_and_line(encoder: RowEncoder, tmp_path: P
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "a"}, "expected chosen and rejected"),
+        ({"chosen": "a"}, "expected prompt and chosen and rejected, or chosen and rejected"),
         ({"chosen": "a", "rejected": [assistant("b")]}, "both be text or both be messages"),
         ({"chosen": 1, "rejected": 2}, "must be text or lists of messages, got int"),
     ],
