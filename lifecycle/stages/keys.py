@@ -67,7 +67,8 @@ def rows(config: RunConfig) -> dict[str, Any]:
     if own:
         own |= {"heldout_fraction": settings.heldout_fraction, "eval_rows": evaluation_rows(config)}
         own |= config.decontamination.plain()
-    read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped}
+    weights = {kind: _weights(config, kind) for kind in KINDS}
+    read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped, "weights": weights}
     readers = [[kind, *map(config.train[name].plain().get, READ_AS)] for kind in KINDS for name in config.reads(kind)]
     return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read}
 
@@ -76,7 +77,7 @@ def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:
     read = [(file, config.rows.columns(kind, file)) for file in config.rows.of(kind)]
     return [
         {
-            "content": _content_of(file.path, f"rows.{kind}"), "weight": file.weight, "ignore": sorted(columns.ignore),
+            "content": _content_of(file.path, f"rows.{kind}"), "ignore": sorted(columns.ignore),
             "rename": dict(columns.rename), "convert": columns.convert,
         }
         for file, columns in read
@@ -104,8 +105,15 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
-    branch = {} if step is None else {"from_step": step}
-    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **branch}
+    known: dict[str, Any] = {} if step is None else {"from_step": step}
+    if read := [kind for kind in config.rows_of(name) if kind in KINDS]:
+        known["rows"] = {"special_tokens": config.rows.special_tokens, "weights": [_weights(config, k) for k in read]}
+    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **known}
+
+
+def _weights(config: RunConfig, kind: str) -> list[float]:
+    """What the rows' artifact does not have in its files: a stage repeats rows by the weights of their files."""
+    return [file.weight for file in config.rows.of(kind) if file.weight is not None]
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:

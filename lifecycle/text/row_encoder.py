@@ -195,7 +195,7 @@ class RowEncoder:
         return EncodedRow(rendered.ids, mask)
 
     def _render(self, row: RowData, messages: Any, add_generation_prompt: bool = False) -> Rendered:
-        return self._template.render(messages, add_generation_prompt, _tools(row), self._variables(row))
+        return self._template.render(messages, add_generation_prompt, tools_of(row), self._variables(row))
 
     def _variables(self, row: RowData) -> Mapping[str, Any]:
         """A row's own variables for the template, all of which it must read."""
@@ -247,7 +247,7 @@ def _messages(value: Any, role: str) -> list[Message]:
     return value
 
 
-def _tools(row: RowData) -> Sequence[Mapping[str, Any]] | None:
+def tools_of(row: RowData) -> Sequence[Mapping[str, Any]] | None:
     """A row's tools: a list of JSON schemas, or that in JSON; None without any."""
     tools = row.get("tools")
     if isinstance(tools, str):

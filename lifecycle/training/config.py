@@ -254,6 +254,9 @@ class TrainConfig(VariantSection):
         made = super().__get_pydantic_json_schema__(schema, handler)
         if "oneOf" not in made:
             return made
+        for option in made["oneOf"]:
+            if "steps" not in cls.variants()[option["properties"][cls.variant_key]["const"]].fillable:
+                option["anyOf"] = [{"required": ["steps"]}, {"required": ["epochs"]}]
         known = {name: value for option in made["oneOf"] for name, value in option["properties"].items()}
         given = {cls.variant_key: {"enum": list(cls.variants())}, "from": {"type": "string", "pattern": "@[0-9]+$"}}
         goes_on = {"type": "object", "properties": known | given, "required": ["from"], "additionalProperties": False}

@@ -236,15 +236,13 @@ def test_the_stage_writes_both_files_and_its_samples(made: Run, tmp_path: Path) 
     json.dumps(samples)
 
 
-def test_own_rows_left_out_for_overlapping_evaluation_rows_are_no_file() -> None:
-    section = rows_section({"own_chat": {"train": 3, "heldout": 1, "overlap_evaluation": 2}})
-    (table,) = section.blocks
-    assert isinstance(table, Table)
-    assert table.rows == (
-        ("chat-train (own rows)", "3"),
-        ("chat-heldout (own rows)", "1"),
-        ("chat: own rows left out, they overlap evaluation rows", "2"),
-    )
+def test_own_rows_are_counted_by_what_became_of_them() -> None:
+    dropped = {"doubled": 2, "overlaps an evaluation row": 1}
+    counted = {"rows": 7, "kept": 4, "train": 3, "heldout": 1, "dropped": dropped, "examples": ["own.jsonl:2: doubled"]}
+    table, examples = rows_section({"own": {"chat": counted}}).blocks
+    assert isinstance(table, Table) and isinstance(examples, Table)
+    assert table.rows == (("chat", "7", "4", "3", "1", "doubled 2, overlaps an evaluation row 1"),)
+    assert examples.rows == (("own.jsonl:2: doubled",),)
 
 
 def test_the_wall_time_of_each_stage_is_shown_by_cause(report: Report) -> None:
