@@ -62,23 +62,28 @@ def _titled(kind: str, encoded: Encoded) -> Iterator[tuple[str, EncodedRow]]:
 def shown(tokenizer: Tokenizer, segment: EncodedRow, has_colours: bool) -> Text:
     """A segment's text: in colours, or with marks around what is learned («») and around special tokens (⟨⟩)."""
     text = Text()
-    labels = segment.labels or [0.0] * len(segment.ids)
-    tokens = list(zip(segment.ids, segment.loss_mask, labels, strict=True))
-    for is_learned, run in groupby(tokens, key=lambda token: token[1]):
+    for is_learned, first, stop in _runs(segment):
         text.append("«" if is_learned and not has_colours else "")
-        learned = list(run)
-        for is_special, part in groupby(learned, key=lambda token: tokenizer.is_special(token[0])):
-            said = [tokenizer.token_bytes(token_id) for token_id, _, _ in part]
-            if is_special:
-                marks = "" if has_colours else "⟨⟩"
-                names = "".join(marks[:1] + _readable(name) + marks[1:] for name in said)
-                text.append(names, SPECIAL_LEARNED if is_learned else SPECIAL)
-            else:
-                text.append(_readable(b"".join(said)), LEARNED if is_learned else MASKED)
-        if is_learned:
-            text.append("" if has_colours else "»")
-            text.append(f"={learned[-1][2]:g}" if segment.labels is not None else "", "bold")
+        for is_special, part in groupby(segment.ids[first:stop], key=tokenizer.is_special):
+            data = [tokenizer.token_bytes(token_id) for token_id in part]
+            said = map(_readable, data if is_special else [b"".join(data)])
+            marks = "⟨⟩" if is_special and not has_colours else ("", "")
+            style = (SPECIAL_LEARNED if is_learned else SPECIAL) if is_special else LEARNED if is_learned else MASKED
+            text.append("".join(marks[0] + word + marks[1] for word in said), style)
+        text.append("»" if is_learned and not has_colours else "")
+        if is_learned and segment.labels is not None:
+            text.append(f"={segment.labels[stop - 1]:g}", "bold")
     return text
+
+
+def _runs(segment: EncodedRow) -> Iterator[tuple[bool, int, int]]:
+    """Yields (whether it is learned, first, stop) of runs of tokens; each that has a label is by itself."""
+    is_apart = segment.labels is not None
+    keys = [(learned, at if learned and is_apart else -1) for at, learned in enumerate(segment.loss_mask)]
+    stop = 0
+    for (is_learned, _), run in groupby(keys):
+        first, stop = stop, stop + len(list(run))
+        yield is_learned, first, stop
 
 
 def _readable(data: bytes) -> str:

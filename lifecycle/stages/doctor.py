@@ -147,6 +147,6 @@ def packed(lengths: Sequence[int], seq_len: int) -> Packing:
 def suggested_length(lengths: Sequence[int], most: int) -> tuple[int, int]:
     """(the smallest multiple of `STEP` that all but `MOST_LEFT_OUT` of the rows fit, at most `most`; how many do not
     fit it)."""
-    needed = int(np.quantile(lengths, 1 - MOST_LEFT_OUT, method="higher"))
+    needed = sorted(lengths)[-1 - int(MOST_LEFT_OUT * len(lengths))]
     length = min(most, -(-needed // STEP) * STEP)
     return length, sum(size > length for size in lengths)

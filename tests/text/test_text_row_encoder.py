@@ -183,6 +183,7 @@ def test_what_is_cut_fits_and_keeps_an_end(sizes: list[tuple[int, int]], seq_len
     most = max(len(row.ids) for row in fitted.segments)
     assert sum(len(row.ids) for row in fitted.segments) <= seq_len
     for whole, part in zip(made, fitted.segments, strict=True):
+        assert whole.labels is not None
         kept = slice(len(part.ids)) if truncation == "keep_start" else slice(len(whole.ids) - len(part.ids), None)
         assert (part.ids, part.loss_mask, part.labels) == (whole.ids[kept], whole.loss_mask[kept], whole.labels[kept])
         assert any(part.loss_mask[1:]) and len(part.ids) == min(len(whole.ids), most)
