@@ -106,7 +106,12 @@ def _findings(found: Examination, max_seq_len: int) -> Iterator[str | Table]:
     if own := found.own:
         yield f"own rows: {own['kept']:,} of {own['rows']:,} kept{_reasons(own['dropped'])}"
         yield from (f"  {example}" for example in own["examples"][:EXAMPLES])
-        yield f"contamination: {own['dropped'].get(OVERLAPPING, 0):,} rows overlap an evaluation row, and are left out"
+        overlapping = own["dropped"].get(OVERLAPPING, 0)
+        yield (
+            f"contamination: {overlapping:,} rows overlap an evaluation row, and are left out"
+            if found.compared
+            else "contamination: the run has no files of evaluation rows to compare with"
+        )
     for side in SIDES:
         yield f"{side} rows: {found.sides[side].report.said}"
         yield from (f"  {example}" for example in found.sides[side].report.examples[:EXAMPLES])

@@ -131,6 +131,9 @@ class RowsConfig(Section):
     def _check(self) -> Self:
         for kind in KINDS:
             files = self.of(kind)
+            for columns in (self.columns(kind, file) for file in files):
+                if both := sorted({*columns.ignore} & columns.rename.keys()):
+                    raise ValueError(f"{kind}: {', '.join(both)} is both in ignore and in rename; leave it out of one")
             weighted = [file for file in files if file.weight is not None]
             if weighted and len(weighted) < len(files):
                 lacking = next(file for file in files if file.weight is None)

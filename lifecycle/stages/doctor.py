@@ -12,6 +12,7 @@ import numpy as np
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
+from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import SIDES, TRAIN
@@ -70,6 +71,7 @@ class Examination:
     kind: str
     tokenizer: Tokenizer
     made: dict[str, Any]
+    compared: int  # files of evaluation rows, which the user's own rows must not overlap
     sides: dict[str, Side]
     packing: Packing | None  # None: no row is left to train on
     suggested: int
@@ -104,7 +106,8 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
             order = epoch_of([origins.file_of(name) for name in sides[side].report.names], origins.weights, kind)
     suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len)
     packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len) if order else None
-    return Examination(stage, train, kind, tokenizer, inputs["rows"].stats, sides, packing, suggested, longer)
+    made, compared = inputs["rows"].stats, len(keys.evaluation_files(config))
+    return Examination(stage, train, kind, tokenizer, made, compared, sides, packing, suggested, longer)
 
 
 def _inputs(config: RunConfig, progress: Progress) -> dict[str, Artifact]:

@@ -71,7 +71,7 @@ def read_own(
             except UnusableRow as reason:
                 report.drop(name, str(reason))
                 continue
-            if (first := seen.setdefault(digest(own), name)) != name:
+            if (first := seen.setdefault(_content(own, name), name)) != name:
                 report.drop(name, DOUBLED, f" (as {first})")
                 continue
             rows.append(OwnRow(number, line, name, own, read))
@@ -91,6 +91,13 @@ def _columns(read: Callable[[RowData], dict[str, Any]], row: RowData, name: str)
         return read(row)
     except RowError as error:
         raise RowError(f"{name}: {error}") from None
+
+
+def _content(row: RowData, name: str) -> str:
+    try:
+        return digest(row)
+    except UnicodeEncodeError:  # in a column that no tokenizer has seen: what a reward function reads
+        raise RowError(f"{name}: has a lone surrogate, which UTF-8 cannot encode; correct the row") from None
 
 
 def without_contradictions(kind: str, rows: Sequence[OwnRow], report: RowsReport) -> list[OwnRow]:

@@ -55,15 +55,20 @@ class Columns:
     def read(self, row: RowData) -> dict[str, Any]:
         """The row with the kind's columns alone; raises `RowError` for one that nobody reads or that is missing."""
         own = {name: value for name, value in row.items() if name not in self.ignore}
-        for before, after in self.rename.items():
-            if before in own and after in own:
-                raise RowError(f"rename: {before} would become {after}, and the row has that too; ignore one")
-        own = {self.rename.get(name, name): value for name, value in own.items()}
+        names = [self.rename.get(name, name) for name in own]
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            theirs = [name for name in own if self.rename.get(name, name) == doubled]
+            raise RowError(f"rename: {' and '.join(theirs)} would both be {doubled}; leave one out with ignore")
+        own = dict(zip(names, own.values(), strict=True))
         if self.convert is not None:
             own = CONVERSIONS[self.convert](own)
-        unused = [name for name in own if name not in used_columns(self.kind, own)]
-        if unused:
-            raise RowError(_unused_said(self, unused, used_columns(self.kind, own)))
+        try:
+            used = used_columns(self.kind, own)
+        except RowError as error:
+            left_out = [name for name in self.ignore if name in row]
+            raise RowError(f"{error}{f'; ignore leaves out {", ".join(left_out)}' if left_out else ''}") from None
+        if unused := [name for name in own if name not in used]:
+            raise RowError(_unused_said(self, unused, used))
         return own
 
     def named(self) -> set[str]:

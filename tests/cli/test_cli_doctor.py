@@ -43,7 +43,7 @@ def test_rows_are_printed_as_the_model_sees_them(run: Path, capsys: pytest.Captu
     assert "own.jsonl:2\n⟨<s>⟩q1: «an answer⟨</s>⟩»\n" in out and out.count("⟨<s>⟩") == 2
     assert "own rows: 10 of 12 kept; dropped: 1 doubled, 1 empty completion" in out
     assert "own.jsonl:10: doubled (as own.jsonl:1)" in out
-    assert "contamination: 0 rows overlap an evaluation row" in out
+    assert "contamination: the run has no files of evaluation rows" in out
     assert (
         "train rows: 8 of 9 rows kept; dropped: 1 longer than 64 tokens\n  own.jsonl:11: longer than 64 tokens" in out
     )
@@ -53,6 +53,17 @@ def test_rows_are_printed_as_the_model_sees_them(run: Path, capsys: pytest.Captu
     assert {path.name.partition("-")[0] for path in (run.parent / "runs/run").iterdir() if path.is_dir()} == {
         "tokenizer", "rows",
     }  # fmt: skip
+
+
+def test_rows_that_overlap_an_evaluation_row_are_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "Which of the many small animals that live under the old stones of a garden wall has most legs?"
+    (run.parent / "task.jsonl").write_text(json.dumps({"prompt": asked, "answer": "7"}) + "\n")
+    (run.parent / "own.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "completion": "a"}) + "\n" for p in (asked, "one", "two", "three"))
+    )
+    doctor(run, "sft", "evaluate={tasks: [{name: t, kind: generate, rows: task.jsonl}]}", rows=0)
+    out = capsys.readouterr().out
+    assert "contamination: 1 rows overlap" in out and "own.jsonl:1: overlaps an evaluation row (task.jsonl:1, " in out
 
 
 def test_both_answers_of_a_pair_are_printed_as_they_are_cut(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,10 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.row_columns import KINDS
 from lifecycle.text.row_files import read_rows
+from lifecycle.training.config import SETTINGS, SftConfig, TrainConfig
+from lifecycle.training.objectives import registry
 from tests.website import Website
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -285,3 +288,34 @@ def test_names_of_special_tokens_in_text_are_told(inputs: Any, tmp_path: Path) -
     quiet = Notes()
     rows.run(config(own, pairs, "rows.special_tokens=true"), inputs, tmp_path, quiet)
     assert not any("special tokens" in note for note in quiet.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("labelled", {"completion": "a", "label": True}),
+        ("steps", {"completions": ["a", "b"], "labels": [True, False]}),
+        ("prompts", {"answer": 4, "tests": ["a == 4"]}),
+    ],
+)
+def test_every_kind_of_rows_goes_through_the_stage(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, row: dict[str, object]
+) -> None:
+    monkeypatch.setattr(registry, "ROWS", ("tokens", *KINDS))
+    monkeypatch.setitem(registry._KINDS, "toy", registry.ObjectiveKind("toy", SftConfig, kind, "nothing:here"))
+    monkeypatch.setitem(SETTINGS, "toy", TrainConfig)
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": f"q{n}"} | row) + "\n" for n in range(12)))
+    stage = "{toy: {objective: toy, epochs: 2, seq_len: 16, global_batch_size: 2}}"
+    run = load_config(RunConfig, DEBUG, ["rows={" + f"{kind}: '{own}'" + "}", f"train={stage}", "evaluate=null"])
+    assert build_graph(run)["toy"].inputs == ("tokenizer", "rows") and run.has_rows
+    stats = rows.run(run, inputs, tmp_path, Silent()).stats
+    assert stats["own"][kind]["kept"] == 12 and stats["epochs"]["toy"] >= 1
+    kept = [found for side in ("train", "heldout") for _, found in read_rows(tmp_path / f"{kind}-{side}.jsonl")]
+    assert sorted(found["prompt"] for found in kept) == sorted(f"q{n}" for n in range(12))
+    assert all(found == {"prompt": found["prompt"]} | row for found in kept)
+    lacking = load_config(RunConfig, DEBUG, ["rows={}", f"train={stage}", "evaluate=null"])
+    with pytest.raises(
+        ConfigError, match=f"train.toy reads {kind} rows and there are none: list files in rows.{kind}$"
+    ):
+        needed(build_graph(lacking), ["toy"])

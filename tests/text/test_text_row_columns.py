@@ -53,8 +53,15 @@ def test_columns_are_left_out_and_renamed() -> None:
     columns = Columns("chat", ignore=("id",), rename={"question": "prompt", "answer": "completion"})
     assert columns.read(row) == {"prompt": "q", "completion": "a"}
     assert columns.named() == {"id", "question", "answer"}
-    with pytest.raises(RowError, match="rename: question would become prompt, and the row has that too"):
+    with pytest.raises(RowError, match="rename: question and prompt would both be prompt; leave one out"):
         columns.read(row | {"prompt": "p"})
+    assert Columns("pairs", rename={"good": "chosen", "chosen": "rejected"}).read({"good": "a", "chosen": "b"}) == {
+        "chosen": "a", "rejected": "b",
+    }  # fmt: skip
+    with pytest.raises(
+        RowError, match=r"expected messages, or prompt and completion, or text.*; ignore leaves out answer"
+    ):
+        Columns("chat", ignore=("answer",)).read({"prompt": "q", "answer": "a"})
     with pytest.raises(RowError, match=r"rows\.ignore=\[answer\]"):  # the name that it has in the file
         Columns("pairs", rename={"answer": "reply"}).read({"chosen": "a", "rejected": "b", "answer": "c"})
     with pytest.raises(RowError, match=r"rows\.ignore: no row has a column 'idd'; did you mean 'id'"):
