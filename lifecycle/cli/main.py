@@ -1,9 +1,9 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
 Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts and the
-inputs of these up to date. `plan` shows what a run would do, `doctor` what a stage makes of its rows, `trace` where a version came from; `serve`, `chat` and
-`generate` answer; `promote` and `rollback` move an alias. Each verb has its own file in this folder, imported only when
-it is called.
+inputs of these up to date. `plan` shows what a run would do, `doctor` what a stage makes of its rows, `trace` where a
+version came from; `serve`, `chat` and `generate` answer; `promote` and `rollback` move an alias. Each verb has its own
+file in this folder, imported only when it is called.
 """
 
 import errno

@@ -166,8 +166,12 @@ SEGMENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=
 def test_what_is_cut_fits_and_keeps_an_end(sizes: list[tuple[int, int]], seq_len: int, truncation: str) -> None:
     """A group fits its row together, however long one of its segments is beside another."""
     made = [
-        EncodedRow([*range(asked + said)], [False] * asked + [True] * said, [float(i) for i in range(asked + said)])
-        for asked, said in sizes
+        EncodedRow(
+            [*range(number, number + asked + said)],
+            [False] * asked + [True] * said,
+            [float(i) for i in range(asked + said)],
+        )
+        for number, (asked, said) in enumerate(sizes)
     ]
     group = EncodedGroup(tuple(made), {"margin": (1.0,)})
     total = sum(len(row.ids) for row in made)
@@ -199,6 +203,10 @@ def test_a_pair_fits_its_row_together() -> None:
     with pytest.raises(TooLong, match="longer than 46 tokens"):
         fit(pair, 46, "drop")
     assert [len(half.ids) for half in segments_of(fit(pair, 46, "keep_start"))] == [42, 4]
+    ends = ENCODER.encode_pair({"prompt": "q", "chosen": "a" * 40 + "b", "rejected": "a" * 40 + "c"})
+    assert len(fit(ends, 60, "keep_end").segments) == 2
+    with pytest.raises(UnusableRow, match="chosen and rejected are equal in 60 tokens"):
+        fit(ends, 60, "keep_start")
 
 
 def test_lengths_share_what_there_is() -> None:
