@@ -20,6 +20,7 @@ from typing import Any
 
 from lifecycle.core.config import digest
 from lifecycle.core.fetched import local_file
+from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, texts_in
 from lifecycle.stages.config import RowsConfig
@@ -31,6 +32,7 @@ from lifecycle.text.rows import RowsReport, encode_row
 TRAIN, HELDOUT = SIDES = ("train", "heldout")
 DOUBLED, CONTRADICTORY = "doubled", "contradictory"
 OVERLAPPING = "overlaps an evaluation row"
+SHOWN_EVERY = 1000  # rows
 TOO_MANY = "correct the file, or raise rows.max_dropped"
 
 
@@ -46,7 +48,12 @@ class OwnRow:
 
 
 def read_own(
-    kind: str, settings: RowsConfig, encoder: RowEncoder, look: Callable[[Encoded], Any], names: dict[str, set[str]]
+    kind: str,
+    settings: RowsConfig,
+    encoder: RowEncoder,
+    look: Callable[[Encoded], Any],
+    names: dict[str, set[str]],
+    progress: Progress,
 ) -> tuple[list[OwnRow], RowsReport]:
     """The rows of a kind from which something can be learned, each once; `look` sees each one encoded. `names` gets the
     columns of files that are read as `rows.ignore` and `rows.rename` say.
@@ -63,6 +70,8 @@ def read_own(
         columns, there = settings.columns(kind, file), set[str]()
         for line, row in read_rows(local_file(file.path)):
             report.rows += 1
+            if report.rows % SHOWN_EVERY == 0:
+                progress.update(report.rows)
             there |= row.keys()
             name = f"{place}:{line}"
             try:

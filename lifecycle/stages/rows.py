@@ -45,6 +45,7 @@ from lifecycle.training.packing import best_fit_decreasing
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     """Writes rows by kind and side, with where they come from."""
     stats: dict[str, Any] = {}
+    key = keys.rows(config)
     for kind, side in product(KINDS, SIDES):  # a killed run may have left files, and own rows would be added twice
         rows_file(out, kind, side).unlink(missing_ok=True)
     if config.rows.docstrings:
@@ -57,8 +58,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     made = {kind: _Made.of(config, kind, encoder, out) for kind in KINDS}
     for kind in KINDS:
         if config.rows.of(kind):
-            progress.note(f"reading rows.{kind}")
-            report = made[kind].add_own(config, encoder, index, names)
+            progress.start(f"rows.{kind}")
+            report = made[kind].add_own(config, encoder, index, names, progress)
             _note(report, progress)
             _note_names(kind, made[kind], config, tokenizer, progress)
             own = {"train": len(made[kind].own[TRAIN]), "heldout": len(made[kind].own[HELDOUT])}
@@ -72,6 +73,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     for kind in KINDS:
         made[kind].check(config, stats, progress)
         made[kind].write(out)
+    if keys.rows(config) != key:
+        raise RowError("a file of rows, or of evaluation rows, changed while it was read; run again")
     return Outcome(stats)
 
 
@@ -130,10 +133,15 @@ class _Made:
         return tuple(reader.look(encoded) for reader in self.readers)
 
     def add_own(
-        self, config: RunConfig, encoder: RowEncoder, index: OverlapIndex, names: dict[str, set[str]]
+        self,
+        config: RunConfig,
+        encoder: RowEncoder,
+        index: OverlapIndex,
+        names: dict[str, set[str]],
+        progress: Progress,
     ) -> RowsReport:
         """Adds the user's own rows, and returns what became of them."""
-        rows, report = read_own(self.kind, config.rows, encoder, self.look, names)
+        rows, report = read_own(self.kind, config.rows, encoder, self.look, names, progress)
         rows = without_contradictions(self.kind, rows, report)
         rows = without_overlaps(rows, index, config.decontamination.min_overlap, report)
         for row in rows:

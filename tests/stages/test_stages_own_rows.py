@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.core.progress import Silent
 from lifecycle.stages.config import RowsConfig
 from lifecycle.stages.own_rows import OwnRow, asked, read_own, split, without_contradictions
 from lifecycle.stages.row_origins import Origins, epoch_of, read_origins, write_origins
@@ -55,7 +56,7 @@ def test_rows_that_say_the_opposite_of_each_other_are_all_left_out(kind: str, ro
 def read(tmp_path: Path, kind: str, rows: list[dict[str, Any]], **settings: Any) -> tuple[list[OwnRow], RowsReport]:
     write_rows(tmp_path / "own.jsonl", rows)
     config = RowsConfig.model_validate({kind: str(tmp_path / "own.jsonl")} | settings)
-    return read_own(kind, config, ENCODER, lambda encoded: encoded, {"ignore": set(), "rename": set()})
+    return read_own(kind, config, ENCODER, lambda encoded: encoded, {"ignore": set(), "rename": set()}, Silent())
 
 
 def test_the_first_of_equal_rows_stays(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_files_have_settings_of_their_own(tmp_path: Path) -> None:
     renamed = {"path": str(tmp_path / "asked.jsonl"), "rename": {"question": "prompt", "answer": "completion"}}
     config = RowsConfig.model_validate({"chat": [alpaca, renamed], "ignore": ["id"]})
     names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
-    kept, _ = read_own("chat", config, ENCODER, lambda encoded: None, names)
+    kept, _ = read_own("chat", config, ENCODER, lambda encoded: None, names, Silent())
     assert [row.columns["completion"] for row in kept] == ["o", "a"] and [row.file for row in kept] == [0, 1]
     assert names == {
         "ignore": {"instruction", "output", "question", "answer", "id"},

@@ -272,6 +272,22 @@ def test_the_epochs_of_a_stage_are_checked_with_its_rows(inputs: Any, tmp_path: 
         rows.run(config(*own, *by_epochs, warm), inputs, tmp_path, Silent())
 
 
+def test_a_file_that_changes_while_it_is_read_is_told(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two", "three"])
+    reading = rows.read_own
+
+    def edited(*arguments: Any) -> Any:
+        found = reading(*arguments)
+        own.write_text(own.read_text() + json.dumps({"prompt": "four", "completion": "a"}) + "\n")
+        return found
+
+    monkeypatch.setattr(rows, "read_own", edited)
+    with pytest.raises(ValueError, match="changed while it was read; run again"):
+        rows.run(config(own, pairs), inputs, tmp_path, Silent())
+
+
 def test_a_column_that_no_file_has_is_told_with_the_nearest(inputs: Any, tmp_path: Path) -> None:
     own = write_both(tmp_path / "own.jsonl", ["one", "two"])
     with pytest.raises(ValueError, match=r"rows\.ignore: no row has a column 'promt'; did you mean 'prompt'"):
