@@ -77,6 +77,8 @@ class RowsFile(Section):
 
 def _files(given: Any) -> Any:
     """One file, a list of files, or their weights by path, as a list of sections."""
+    if isinstance(given, Mapping) and "path" in given:
+        return [given]
     if isinstance(given, Mapping):
         return [{"path": path, "weight": weight} for path, weight in given.items()]
     files = [given] if isinstance(given, str | Path) else given
@@ -85,11 +87,11 @@ def _files(given: Any) -> Any:
     return [{"path": file} if isinstance(file, str | Path) else file for file in files]
 
 
-# In YAML a path, a list of paths or sections, or a mapping from path to weight.
-type RowsFiles = Annotated[
+# In YAML a path, a section, a list of these, or a mapping from path to weight.
+RowsFiles = Annotated[
     tuple[RowsFile, ...],
     BeforeValidator(
-        _files, json_schema_input_type=str | list[str | RowsFile] | dict[str, Annotated[float, Field(gt=0)]]
+        _files, json_schema_input_type=str | RowsFile | list[str | RowsFile] | dict[str, Annotated[float, Field(gt=0)]]
     ),
 ]
 

@@ -59,6 +59,19 @@ def test_a_run_that_goes_on_says_from_where_and_with_what(numbers: Numbers) -> N
     assert Paragraph("Goes on from step 60 of first with seq_len 4096 -> 8192.") in section.blocks
 
 
+def test_rows_that_a_stage_dropped_or_cut_are_told(numbers: Numbers) -> None:
+    training = numbers.trainings[0]
+    dropped = {"dropped": {"longer than 64 tokens": 2}, "dropped_examples": ["own.jsonl:3: longer than 64 tokens (70)"]}
+    stats, settings = {**training.stats, **dropped, "truncated": 5}, {"truncation": "keep_end", "epochs": 2.0}
+    section = training_section((replace(training, stats=stats, settings={**training.settings, **settings}),))
+    assert any(
+        isinstance(b, Table) and b.caption == "Settings" and b.rows[0][3] == "20 (2 epochs)" for b in section.blocks
+    )
+    told = "longer than 64 tokens 2. The first: own.jsonl:3: longer than 64 tokens (70)."
+    assert Paragraph(f"Rows that could not be learned from: {told}") in section.blocks
+    assert Paragraph("Rows that were cut to fit (keep_end): 5.") in section.blocks
+
+
 class Page(HTMLParser):
     """The page as a browser without scripts sees it: tags with their attributes, texts by tag."""
 

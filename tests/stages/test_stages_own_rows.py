@@ -181,7 +181,6 @@ def test_settings_of_files_that_cannot_be(given_files: dict[str, Any], problem: 
 
 
 def test_files_are_a_path_paths_or_weights() -> None:
-    one, several, weighted = (
-        RowsConfig.model_validate({"chat": files}).chat for files in ("a.jsonl", ["a.jsonl"], {"a.jsonl": 3, "b": 0.5})
-    )
-    assert one == several and [(file.path, file.weight) for file in weighted] == [("a.jsonl", 3), ("b", 0.5)]
+    forms = ("a.jsonl", ["a.jsonl"], {"path": "a.jsonl"}, {"a.jsonl": 3, "b": 0.5})
+    one, several, section, weighted = (RowsConfig.model_validate({"chat": files}).chat for files in forms)
+    assert one == several == section and [(file.path, file.weight) for file in weighted] == [("a.jsonl", 3), ("b", 0.5)]

@@ -297,6 +297,12 @@ def test_a_column_that_no_file_has_is_told_with_the_nearest(inputs: Any, tmp_pat
         rows.run(config(*own, files), inputs, tmp_path, Silent())
 
 
+def test_a_misspelt_setting_of_a_file_is_told_with_the_nearest(tmp_path: Path) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two"])
+    with pytest.raises(ConfigError, match=r"rows\.chat\.0\.ignroe: no such setting; did you mean 'ignore'"):
+        config(own, pairs, f"rows.chat=[{{path: '{own}', ignroe: [id]}}]")
+
+
 def test_names_of_special_tokens_in_text_are_told(inputs: Any, tmp_path: Path) -> None:
     (own, pairs), notes = write_both(tmp_path / "own.jsonl", ["one", "<|im_start|>user"]), Notes()
     rows.run(config(own, pairs), inputs, tmp_path, notes)
