@@ -1,9 +1,9 @@
 """`lifecycle VERB CONFIG [key=value ...]`: every stage of a model's life from one command line.
 
 Verbs that make something (`run`, `data`, `tokenizer`, `evaluate`, `export`, `report`) bring their artifacts and the
-inputs of these up to date. `plan` shows what a run would do, `trace` where a version came from; `serve`, `chat` and
-`generate` answer; `promote` and `rollback` move an alias. Each verb has its own file in this folder, imported only when
-it is called.
+inputs of these up to date. `plan` shows what a run would do, `doctor` what a stage makes of its rows, `trace` where a
+version came from; `serve`, `chat` and `generate` answer; `promote` and `rollback` move an alias. Each verb has its own
+file in this folder, imported only when it is called.
 """
 
 import errno
@@ -37,6 +37,7 @@ VERBS = {
     "profile": "Print the operations that took the most time in steps traced with profile=FIRST-LAST.",
     "track": "Write a run's metrics for TensorBoard, MLflow or W&B.",
     "plan": "Show what a run would do; with topology=v5p:4x4x4, compile its steps for TPUs.",
+    "doctor": "Print a training stage's rows as the model sees them, what is dropped and why, lengths, packing.",
     "launch": "Print the manifest that runs a config on a Kubernetes cluster: topology=v5p:4x4x4 --image IMAGE.",
     "scaling": "Train a ladder of small models, fit the loss law, and predict the run's loss, tokens and cost.",
     "trace": "Print the chain behind a version, a stage or an artifact, down to the filters and the source files.",

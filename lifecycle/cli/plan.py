@@ -28,7 +28,9 @@ from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph
 from lifecycle.stages.storage import read_registry
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def planned_stage(config: RunConfig, stage: str | None) -> str:
     name = next(iter(config.train)) if stage is None else stage
     if name not in config.train:
         raise ConfigError(f"stage={name}: no such training stage{nearest(name, [*config.train, DECODE])}")
-    if objective_kind(objective := config.train[name].objective).rows == "pairs":
+    if objective_kind(objective := config.train[name].objective).rows not in ("tokens", "chat"):
         raise ConfigError(f"train.{name}: only steps of token and chat rows are planned, not of {objective}")
     return name
 
@@ -145,7 +147,7 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
     from lifecycle.planning.programs.plan import plan_train_step
 
     stage = planned_stage(config, own.stage)
-    model, train = config.trained_model(stage), config.remaining(stage)
+    model, train = config.trained_model(stage), with_steps(config, stage)
     plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
     _show_and_write(plan, config, topology, console)
 
@@ -202,16 +204,28 @@ def _sizes(config: RunConfig) -> Table:
     for column in ("stage", "parameters", "steps", "tokens", "training FLOPs", "parameters + optimizer per device"):
         table.add_column(column, justify="right")
     for name in config.training_stages:
-        train, model = config.remaining(name), config.trained_model(name)
+        train, model = with_steps(config, name), config.trained_model(name)
         parameters = num_params(model)
         tokens = train.steps * train.global_batch_size * train.seq_len
         flops = train.flops_per_token(model) * tokens
+        length = (
+            (f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}") if train.steps else (f"{train.epochs:g} epochs", "", "")
+        )
         shards = config.mesh.size // config.mesh.replica
         state = parameters * train.optimizer.bytes_per_parameter / shards
-        table.add_row(
-            name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
-        )
+        table.add_row(name, f"{parameters:,}", *length, f"{state / 1e6:,.1f} MB")
     return table
+
+
+def with_steps(config: RunConfig, name: str) -> TrainConfig:
+    """A training stage's settings with the steps that it takes itself. Those of a stage that is given in epochs follow
+    from its rows: they are 0 until these are made."""
+    train = config.remaining(name)
+    if train.epochs is None or "rows" not in build_graph(config):
+        return train
+    rows = states(config, ("rows",))[-1].artifact
+    known = None if rows is None else rows.stats.get("epochs", {}).get(name)
+    return train if known is None else train.resolved(known / (1 - getattr(train, "replay_share", 0.0)))
 
 
 def _changes(config: RunConfig) -> Table:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lifecycle.data.functions import Function, described_functions
-from lifecycle.text.rows import write_rows
+from lifecycle.text.row_files import write_rows
 
 NUM_CHOICES = 4
 NEIGHBOURS = 8  # wrong choices are drawn from this many answers on each side, ordered by length

@@ -20,7 +20,8 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError, Generation
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import Conversation, prompt_ids
-from lifecycle.text.rows import LISTED, parse_row
+from lifecycle.text.row_files import parse_row
+from lifecycle.text.rows import LISTED
 
 GENERATED = "generated"  # the column that answers have
 PROMPT, MESSAGES = "prompt", "messages"

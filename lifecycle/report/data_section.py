@@ -47,17 +47,13 @@ def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None
 
 
 def rows_section(stats: Mapping[str, Any]) -> ReportSection:
-    """Files of rows, and examples."""
-    files: dict[str, int] = dict(stats.get("rows", {}))
-    for name in ("chat", "pairs"):
-        own = dict(stats.get(f"own_{name}", {}))
-        overlapping = own.pop("overlap_evaluation", 0)
-        files |= {f"{name}-{split} (own rows)": added for split, added in own.items()}
-        if overlapping:
-            files[f"{name}: own rows left out, they overlap evaluation rows"] = overlapping
-    blocks: list[Block] = [
-        Table("Rows", ("file", "rows"), tuple((name, count(n)) for name, n in files.items()), ("rows",))
-    ]
+    """Files of rows, what became of the user's own, and examples."""
+    blocks: list[Block] = []
+    if files := stats.get("rows", {}):
+        rows = tuple((name, count(n)) for name, n in files.items())
+        blocks.append(Table("Rows made from docstrings", ("file", "rows"), rows, ("rows",)))
+    if own := stats.get("own", {}):
+        blocks += _own_rows(own)
     if stats.get("left_out"):
         reasons = stats["left_out"]
         rows = tuple((split, counts(reasons[split])) for split in reasons)
@@ -65,6 +61,18 @@ def rows_section(stats: Mapping[str, Any]) -> ReportSection:
     if stats.get("samples"):
         blocks.append(_row_samples(stats["samples"]))
     return ReportSection("rows", "Rows", tuple(blocks))
+
+
+def _own_rows(own: Mapping[str, Mapping[str, Any]]) -> list[Block]:
+    columns = ("kind", "rows read", "kept", "train", "held out", "dropped")
+    rows = tuple(
+        (kind, *(count(of[name]) for name in ("rows", "kept", "train", "heldout")), counts(of["dropped"]))
+        for kind, of in own.items()
+    )
+    blocks: list[Block] = [Table("Own rows", columns, rows, columns[1:5])]
+    if dropped := tuple((example,) for of in own.values() for example in of["examples"]):
+        blocks.append(Table("Own rows that were dropped", ("row and reason",), dropped, folded=True))
+    return blocks
 
 
 def _shards(tokens: Mapping[str, Any]) -> Table:

@@ -10,7 +10,8 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.report.blocks import Exchange
-from lifecycle.text.rows import read_rows
+from lifecycle.text.row_encoder import tools_of
+from lifecycle.text.row_files import read_rows
 
 NUM_QUESTIONS = 6
 MAX_ANSWER = 64  # tokens; the rows' answers are one sentence long
@@ -53,19 +54,21 @@ def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
         if isinstance(prompt, str) and isinstance(answer, str):  # plain text, as in fine-tuning
             yield Question(model.tokenizer.begin(model.tokenizer.encode(prompt)), prompt, answer)
         elif (turns := _turns(row)) is not None:
-            ids = model.template.dated.render(turns[:-1], add_generation_prompt=True).ids
+            variables = row.get("chat_template_kwargs", {})
+            ids = model.template.dated.render(turns[:-1], True, tools_of(row), variables).ids
             yield Question(ids, turns[-2]["content"], turns[-1]["content"])
 
 
-def _turns(row: Mapping[str, Any]) -> list[dict[str, str]] | None:
-    """The messages up to the first answer; None for a row without one, or without anything before it."""
+def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The messages up to the first answer; None for a row without one in words, or without words before it."""
     messages = (
         row["messages"]
         if "messages" in row
         else [*_said(row, "prompt", "user"), *_said(row, "completion", "assistant")]
     )
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
-    return messages[: first + 1] if first else None
+    said = [message.get("content") for message in messages[first - 1 : first + 1]] if first else [None]
+    return messages[: first + 1] if all(isinstance(content, str) and content for content in said) else None
 
 
 def _said(row: Mapping[str, Any], column: str, role: str) -> list[dict[str, str]]:

@@ -52,7 +52,7 @@ def _settings(trainings: tuple[Training, ...]) -> Table:
         "peak learning rate", "schedule", "of the objective",
     )  # fmt: skip
     rows = tuple(
-        (training.name, training.objective, _start(training), *_settings_of(training.settings), _own(training))
+        (training.name, training.objective, _start(training), *_settings_of(training), _own(training))
         for training in trainings
     )
     return Table("Settings", columns, rows, (*columns[3:6], "peak learning rate"))
@@ -66,11 +66,19 @@ def _start(training: Training) -> str:
     return "fresh weights" if training.bundle_hash is None else f"bundle {training.bundle_hash[:12]}"
 
 
-def _settings_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    sizes = (count(settings[name]) for name in ("steps", "global_batch_size", "seq_len"))
+def _settings_of(training: Training) -> tuple[str, ...]:
+    settings = training.settings
+    sizes = (count(settings[name]) for name in ("global_batch_size", "seq_len"))
     optimizer = settings["optimizer"]
     rate = f"{optimizer['learning_rate']:g}"
-    return (*sizes, optimizer["name"], rate, _schedule(optimizer["schedule"]))
+    epochs = "" if settings.get("epochs") is None else f" ({settings['epochs']:g} epochs)"
+    return (
+        f"{count(training.stats['steps'])}{epochs}",
+        *sizes,
+        optimizer["name"],
+        rate,
+        _schedule(optimizer["schedule"]),
+    )
 
 
 def _own(training: Training) -> str:
@@ -147,4 +155,7 @@ def _notes(training: Training) -> Iterator[str]:
             "held-out loss is of chat rows alone."
         )
     if dropped := training.stats.get("dropped"):
-        yield f"Rows that could not be learned from: {counts(dropped)}."
+        examples = "; ".join(training.stats["dropped_examples"])
+        yield f"Rows that could not be learned from: {counts(dropped)}. The first: {examples}."
+    if truncated := training.stats.get("truncated"):
+        yield f"Rows that were cut to fit ({training.settings['truncation']}): {count(truncated)}."

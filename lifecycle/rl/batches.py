@@ -38,6 +38,11 @@ class PolicyBatches:
         self._made: OrderedDict[int, _Made] = OrderedDict()
         self.fingerprint = digest(["prompts", seed, [[list(p.ids), dict(p.columns)] for p in prompts]])
 
+    @property
+    def group_size(self) -> int:
+        """Samples of each prompt."""
+        return self._settings.group_size
+
     def batch(self, step: int, params: Params) -> HostBatch:
         """The rows of `step`, sampled if its completions are new."""
         return self.of_step(step, params).batch

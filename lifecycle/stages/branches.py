@@ -67,6 +67,9 @@ def check_branch(name: str, parent: str, step: int, train: Mapping[str, TrainCon
     ours, theirs, at = train[name], train[parent], f"train.{name}.from={parent}@{step}"
     if objective_kind(ours.objective).needs_reference:
         raise ValueError(f"{at}: the reference of {ours.objective} is a stage's initial weights; start from {parent}")
+    for stage, train_of in ((name, ours), (parent, theirs)):
+        if train_of.epochs is not None:
+            raise ValueError(f"{at}: a run that goes on knows its steps; give train.{stage}.steps, not epochs")
     if not 0 < step <= theirs.steps:
         raise ValueError(f"{at}: {parent} has {theirs.steps} steps; choose one of its checkpoints")
     before = continued_run(theirs.start, train)

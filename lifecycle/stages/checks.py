@@ -107,6 +107,14 @@ def check_mixture(at: str, train: TrainConfig, sources: Sequence[str]) -> None:
         rows_per_period(mixture)
 
 
+def check_reading(at: str, train: TrainConfig, kind: str) -> None:
+    """Checks that a stage's rows can be read as its settings say."""
+    if kind == "tokens" and train.truncation != "drop":
+        raise ValueError(f"{at}.truncation={train.truncation}: token rows are cut from documents anyway; leave it out")
+    if train.epochs is not None and isinstance(train, NextTokenConfig) and train.mixture:
+        raise ValueError(f"{at}.epochs: in a mixture each source goes through epochs of its own; give {at}.steps")
+
+
 def check_task(task: TaskConfig, has_documents: bool, has_docstrings: bool) -> None:
     """Checks that the stage that a task's rows come from makes them."""
     stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"

@@ -76,13 +76,12 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
     if config.reads("tokens"):
         yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing, opens={"documents": TEXT})
     if config.uses_rows:
-        inputs = from_documents if config.rows.docstrings else ()
+        inputs = (*(from_documents if config.rows.docstrings else ()), "tokenizer")
         yield Stage("rows", "rows", inputs, keys.rows, opens={"documents": TEXT})
 
 
 def _training_stage(config: RunConfig, name: str) -> Stage:
-    files = {"tokens": "tokens", "chat": "rows", "pairs": "rows"}
-    rows = dict.fromkeys(files[kind] for kind in config.rows_of(name))
+    rows = dict.fromkeys("tokens" if kind == "tokens" else "rows" for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
     measured = dict.fromkeys(stage for stage in map(rows_stage, config.measured_tasks(name)) if stage is not None)
     settings, start = partial(keys.training, name=name), config.starts[name]

@@ -18,7 +18,10 @@ from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
+from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
+
+READ_AS = ("seq_len", "truncation")  # how a stage reads its rows
 
 
 def tagging(config: RunConfig) -> dict[str, Any]:
@@ -57,20 +60,34 @@ def nothing(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(config: RunConfig) -> dict[str, Any]:
-    """The key of the chat rows and pairs: what is in the user's files, and the evaluation rows that must not be in
-    them."""
-    own = {}
-    if config.rows.chat or config.rows.pairs:
-        own = {kind: [_content_of(place) for place in getattr(config.rows, kind)] for kind in ("chat", "pairs")}
-        own |= {"heldout_fraction": config.rows.heldout_fraction, "eval_rows": evaluation_rows(config)}
+    """The key of the rows: what is in the user's files and how it is read, the evaluation rows that must not be in
+    them, and what the stages that read them require."""
+    settings = config.rows
+    own: dict[str, Any] = {kind: _own_rows(config, kind) for kind in KINDS if settings.of(kind)}
+    if own:
+        own |= {"heldout_fraction": settings.heldout_fraction, "eval_rows": evaluation_rows(config)}
         own |= config.decontamination.plain()
-    return {"docstrings": config.rows.docstrings, "own": own, "seed": config.seed}
+    weights = {kind: _weights(config, kind) for kind in KINDS}
+    read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped, "weights": weights}
+    readers = [[kind, *map(config.train[name].plain().get, READ_AS)] for kind in KINDS for name in config.reads(kind)]
+    return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read}
 
 
-def _content_of(place: str) -> str:
+def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:
+    read = [(file, config.rows.columns(kind, file)) for file in config.rows.of(kind)]
+    return [
+        {
+            "content": _content_of(file.path, f"rows.{kind}"), "ignore": sorted(columns.ignore),
+            "rename": dict(columns.rename), "convert": columns.convert,
+        }
+        for file, columns in read
+    ]  # fmt: skip
+
+
+def _content_of(place: str, setting: str) -> str:
     path = local_file(place)
     if not path.is_file():
-        raise ConfigError(f"{shown(place)}: no such file; correct rows.chat or rows.pairs")
+        raise ConfigError(f"{shown(place)}: no such file; correct {setting}")
     return file_hashes(path.parent, [path.name])[path.name]
 
 
@@ -88,8 +105,15 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
-    branch = {} if step is None else {"from_step": step}
-    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **branch}
+    known: dict[str, Any] = {} if step is None else {"from_step": step}
+    if read := [kind for kind in config.rows_of(name) if kind in KINDS]:
+        known["rows"] = {"special_tokens": config.rows.special_tokens, "weights": [_weights(config, k) for k in read]}
+    return {"train": settings, "model": model, "seed": config.seed, "order": row_order(config, name), **known}
+
+
+def _weights(config: RunConfig, kind: str) -> list[float]:
+    """What the rows' artifact does not have in its files: a stage repeats rows by the weights of their files."""
+    return [file.weight for file in config.rows.of(kind) if file.weight is not None]
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:

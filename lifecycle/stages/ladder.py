@@ -56,6 +56,8 @@ def target_of(config: RunConfig) -> Rung:
     for name in config.training_stages:
         train = config.train[name]
         if isinstance(train, NextTokenConfig) and config.starts[name].is_fresh:
+            if train.epochs is not None:
+                raise ConfigError(f"train.{name}.epochs: a loss law is of steps; give train.{name}.steps instead")
             return Rung(name, 1.0, config.model_of(name), train)
     raise ConfigError("no stage learns next_token from fresh weights, and only such a stage has a loss law")
 

@@ -7,71 +7,34 @@
 | `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.config import digest
-from lifecycle.core.distributed import is_writer
-from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
-from lifecycle.model.config import ModelConfig, Precision
+from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
+from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldout_measurement, kept, list_dropped
+from lifecycle.stages.preference_rows import labelled_rows, pair_rows
+from lifecycle.stages.prompt_rows import prompt_rows
 from lifecycle.stages.stage import Inputs
-from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.rows import RowEncoder, RowsReport, load_rows
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
-from lifecycle.training.group_rows import Group, GroupRows
-from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
-from lifecycle.training.hooks.hook import Hook
-from lifecycle.training.job import Origin
 from lifecycle.training.mixture import Mixture
-from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, RowSource
-from lifecycle.training.preference import DpoConfig
-from lifecycle.training.reference import ReferenceRows, ReferenceSettings, Table, reference_logprobs
 from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, nats_of, row_length
-from lifecycle.training.served import served_by
 from lifecycle.training.token_rows import TokenRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
 DROPPED_ROWS = "dropped_rows.json"
-
-
-@dataclass(frozen=True)
-class Learner:
-    """The stage that the rows are for. `measured`: its settings on held-out rows; `seeds`: of the row order, by kind;
-    `start_hash`: hash of `start`'s weights."""
-
-    train: TrainConfig
-    model: ModelConfig
-    mesh: Mesh
-    measured: TrainConfig
-    tokenizer: Tokenizer
-    start: Origin
-    start_hash: str
-    seeds: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class LearningRows:
-    """Training rows, the measurement on held-out ones, and their counts for the stage's manifest."""
-
-    rows: RowSource
-    hooks: tuple[Hook, ...]
-    facts: dict[str, Any]
 
 
 def read_learning_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -87,7 +50,8 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
     rows = TokenRows(shards, train.seq_len, train.mixture, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
-    return LearningRows(rows, () if evaluation is None else (evaluation,), {"corpus_tokens": shards.num_tokens})
+    hooks = () if evaluation is None else (evaluation,)
+    return LearningRows(rows, rows.num_rows, hooks, {"corpus_tokens": shards.num_tokens})
 
 
 def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
@@ -103,47 +67,27 @@ def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """Conversations packed into rows, mixed with replayed token rows according to the settings."""
-    train = learner.train
-    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_sft
-    packed, reports = {}, {}
+    train, packed, reports = learner.train, {}, {}
     for split in ("train", "heldout"):
-        examples, reports[split] = load_rows(inputs["rows"].path / f"chat-{split}.jsonl", encode, train.seq_len)
+        examples, reports[split] = encoded_rows(learner, inputs, "chat", split, progress)
         packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
-    _list_dropped(out, reports)
+    list_dropped(out, reports)
     rows: RowSource = packed["train"]
+    epoch_rows = rows.num_rows
     if isinstance(train, SftConfig) and train.replay_share:
         shards = training_shards(inputs["tokens"], learner.tokenizer)
         replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
-    return LearningRows(rows, (_means(learner, packed["heldout"]),), _kept("examples", reports))
-
-
-def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
-    """Preference pairs packed into rows."""
-    train = learner.train
-    encode = RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)).encode_preference
-    needs_reference = objective_kind(train.objective).needs_reference
-    rows: dict[str, RowSource] = {}
-    reports: dict[str, RowsReport] = {}
-    for split in ("train", "heldout"):
-        path = inputs["rows"].path / f"pairs-{split}.jsonl"
-        pairs, reports[split] = load_rows(path, encode, train.seq_len // 2)  # so that both answers fit in one row
-        groups = [Group(pair) for pair in pairs]
-        packed = rows[split] = GroupRows(groups, train.seq_len, learner.seeds["pairs"], reports[split].name)
-        if needs_reference:
-            progress.start(f"reference, {split} rows", packed.num_rows)
-            precision = train.precision if split == "train" else None  # as the objective computes these rows
-            rows[split] = ReferenceRows(packed, _reference(learner, packed, precision, out, progress))
-    if needs_reference:
-        progress.start("steps")
-    _list_dropped(out, reports)
-    return LearningRows(rows["train"], (_means(learner, rows["heldout"]),), _kept("pairs", reports))
+        epoch_rows /= 1 - train.replay_share
+    return LearningRows(rows, epoch_rows, (heldout_measurement(learner, packed["heldout"]),), kept("examples", reports))
 
 
 READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
     "tokens": token_rows,
     "chat": chat_rows,
     "pairs": pair_rows,
+    "labelled": labelled_rows,
+    "prompts": prompt_rows,
 }
 
 
@@ -187,35 +131,3 @@ def _first_bytes(
         total += int(byte_lengths[ids[: max(2, ends)]].sum())
         if total >= size:
             return
-
-
-def _means(learner: Learner, heldout: RowSource) -> Evaluate:
-    """Measures the objective's own means over held-out rows."""
-    train = learner.train
-    size = train.global_batch_size
-    num_rows = -(-heldout.num_rows // size) * size  # an objective that sorts a batch has all of them
-    objective = build_objective(learner.model, learner.measured.model_copy(update={"global_batch_size": num_rows}))
-    means = heldout_means(learner.model, objective, heldout, size, learner.mesh)
-    return Evaluate(train.eval_every, means.measure, means.prepare)
-
-
-def _reference(learner: Learner, rows: GroupRows, precision: Precision | None, out: Path, progress: Progress) -> Table:
-    """Log-probabilities of every group under the initial weights, as the stage's steps see them."""
-    assert isinstance(learner.start, dict), "a reference needs trained weights"
-    train, mesh = learner.train, learner.mesh
-    alpha = train.length_alpha if isinstance(train, DpoConfig) else None
-    identity = [learner.start_hash, rows.fingerprint, precision, train.weights, alpha]
-    path = out / f"reference-{digest(identity)[:16]}.npz"
-    params = served_by(learner.model, train, mesh)(learner.start)
-    settings = ReferenceSettings(train.loss_chunks, precision, alpha)
-    return reference_logprobs(learner.model, params, rows, train.global_batch_size, mesh, path, progress, settings)
-
-
-def _list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
-    """Lists the dropped rows, with reasons, next to the weights that did not see them."""
-    if is_writer():
-        write_text(out / DROPPED_ROWS, json.dumps([report.plain() for report in reports.values()], indent=1))
-
-
-def _kept(what: str, reports: Mapping[str, RowsReport]) -> dict[str, Any]:
-    return {what: reports["train"].kept, "dropped": dict(reports["train"].dropped)}

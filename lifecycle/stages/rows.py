@@ -1,93 +1,220 @@
-"""Stage `rows`: chat rows, preference pairs and evaluation rows, from docstrings and from the user's own files."""
+"""Stage `rows`: rows for training after pre-training, and evaluation rows, from docstrings and the user's own files.
 
-import random
+What must hold: whatever is wrong with the rows is said here, before hours of training: each is encoded with the run's
+tokenizer and chat template, and fitted into the rows of every stage that will read it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from lifecycle.core.artifact import READ_FROM
-from lifecycle.core.config import digest
-from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.stages import keys
-from lifecycle.stages.config import RunConfig
+from lifecycle.stages.config import RowsConfig, RunConfig
+from lifecycle.stages.own_rows import (
+    HELDOUT,
+    SIDES,
+    TOO_MANY,
+    TRAIN,
+    OwnRow,
+    read_own,
+    split,
+    without_contradictions,
+    without_overlaps,
+)
+from lifecycle.stages.row_origins import DOCSTRINGS, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import ChatError, ChatTemplate
-from lifecycle.text.interface import TokenizerError
-from lifecycle.text.rows import RowEncoder, RowError, UnusableRow, read_rows, write_rows
-
-KINDS, SIDES = ("chat", "pairs"), ("train", "heldout")  # own rows are added to `<kind>-<side>.jsonl`
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.interface import Tokenizer
+from lifecycle.text.row_columns import KINDS, require_named
+from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, segments_of
+from lifecycle.text.row_files import RowError, read_rows, write_rows
+from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
+from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
+from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.packing import best_fit_decreasing
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Writes rows by kind and side; the user's rows that overlap an evaluation row are left out."""
+    """Writes rows by kind and side, with where they come from."""
     stats: dict[str, Any] = {}
+    key = keys.rows(config)
     for kind, side in product(KINDS, SIDES):  # a killed run may have left files, and own rows would be added twice
-        (out / f"{kind}-{side}.jsonl").unlink(missing_ok=True)
+        rows_file(out, kind, side).unlink(missing_ok=True)
     if config.rows.docstrings:
         progress.note("reading docstrings")
         stats = make_docstring_rows(inputs["documents"].path, out, config.seed)
+    tokenizer = load_tokenizer(inputs["tokenizer"].path)
+    encoder = row_encoder(config.rows, inputs, tokenizer)
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
+    names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
+    made = {kind: _Made.of(config, kind, encoder, out) for kind in KINDS}
     for kind in KINDS:
-        if files := getattr(config.rows, kind):
-            rows = [row for file in files for row in _checked(kind, local_file(file), progress)]
-            clean = [row for row in rows if _overlap(row, index) < config.decontamination.min_overlap]
-            added = _add(kind, clean, out, config.rows.heldout_fraction, config.seed)
-            stats[f"own_{kind}"] = {**added, "overlap_evaluation": len(rows) - len(clean)}
-            stats[READ_FROM] = [*stats.get(READ_FROM, []), *map(shown, files)]
+        if config.rows.of(kind):
+            progress.start(f"rows.{kind}")
+            report = made[kind].add_own(config, encoder, index, names, progress)
+            _note(report, progress)
+            _note_names(kind, made[kind], config, tokenizer, progress)
+            own = {"train": len(made[kind].own[TRAIN]), "heldout": len(made[kind].own[HELDOUT])}
+            files = [shown(file.path) for file in config.rows.of(kind)]
+            weights = [file.weight for file in config.rows.of(kind) if file.weight is not None]
+            stats.setdefault("own", {})[kind] = report.plain() | own | {"files": files, "weights": weights}
+            stats[READ_FROM] = [*stats.get(READ_FROM, []), *files]
+    if stats.get("own"):
+        for setting, known in names.items():
+            require_named(getattr(config.rows, setting), known, f"rows.{setting}")
+    for kind in KINDS:
+        made[kind].check(config, stats, progress)
+        made[kind].write(out)
+    if keys.rows(config) != key:
+        raise RowError("a file of rows, or of evaluation rows, changed while it was read; run again")
     return Outcome(stats)
 
 
-def _overlap(row: dict[str, Any], index: OverlapIndex) -> float:
-    """The largest overlap of any text in the row with an evaluation row."""
-    hits = (index.worst(index.match(text)) for text in texts_in(row))
-    return max((hit.share for hit in hits if hit), default=0.0)
+def rows_file(folder: Path, kind: str, side: str) -> Path:
+    """The file of the artifact with the rows of a kind and a side."""
+    return folder / f"{kind}-{side}.jsonl"
 
 
-def _add(kind: str, rows: list[dict[str, Any]], out: Path, heldout_fraction: float, seed: int) -> dict[str, int]:
-    """Adds the user's rows to `<kind>-train.jsonl` and `<kind>-heldout.jsonl`, each to the same side in every run,
-    except for rows moved to a side that chance left empty."""
-    shares = [random.Random(f"{seed} {digest(row)}").random() for row in rows]
-    low, high = min(shares, default=0.0), max(shares, default=0.0)
-    split: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
-    for row, share in zip(rows, shares, strict=True):
-        is_heldout = share < high and (share < heldout_fraction or share == low)  # so that neither side is empty
-        split["heldout" if is_heldout else "train"].append(row)
-    for side, added in split.items():
-        path = out / f"{kind}-{side}.jsonl"
-        before = [row for _, row in read_rows(path)] if path.is_file() else []
-        write_rows(path, before + added)
-    return {side: len(added) for side, added in split.items()}
+def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
+    """The encoder of the run's rows."""
+    return RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
 
 
-def _checked(kind: str, file: Path, progress: Progress) -> list[dict[str, Any]]:
-    """A file's rows, checked before hours of training; an error names the user's file and line.
+@dataclass(frozen=True)
+class Reader:
+    """A stage that reads rows of a kind, as far as its rows are concerned."""
 
-    Rows without anything to learn are noted here and dropped by the training stage; a file of nothing else, or of one
-    row many times, is an error.
-    """
-    encoder = RowEncoder(ChatTemplate(ByteTokenizer()))  # any tokenizer: only columns, roles and types are checked
-    encode = encoder.encode_sft if kind == "chat" else encoder.encode_preference
-    rows: list[dict[str, Any]] = []
-    useless: list[str] = []
-    for line, row in read_rows(file):
+    stage: str
+    train: TrainConfig
+
+    def look(self, encoded: Encoded) -> int | str:
+        """How many tokens a row has for it, or why it drops the row."""
         try:
-            encode(row)
+            fitted = fit(encoded, self.train.seq_len, self.train.truncation)
         except UnusableRow as reason:
-            useless.append(f"{file}:{line}: {reason}")
-        except (RowError, ChatError, TokenizerError) as error:
-            raise RowError(f"{file}:{line}: {error}") from None
-        rows.append(row)
-    if not rows:
-        raise RowError(f"{file}: it has no rows; correct rows.{kind}")
-    if len(useless) == len(rows):
-        raise RowError(f"{file}: nothing can be learned from any of {len(rows)} rows; first: {useless[0]}")
-    if len(rows) > 1 and all(row == rows[0] for row in rows):
-        raise RowError(f"{file}: its {len(rows)} rows are all equal; correct the file, or keep one of them")
-    if useless:
-        progress.note(f"nothing can be learned from {len(useless)} of {len(rows)} rows; first: {useless[0]}")
-    return rows
+            return str(reason)
+        return sum(len(segment.ids) for segment in segments_of(fitted))
+
+
+@dataclass
+class _Made:
+    """The rows of a kind by side: from docstrings, and the user's own, with what each of its readers makes of them."""
+
+    kind: str
+    readers: Sequence[Reader]
+    docstrings: dict[str, list[OwnRow]]
+    own: dict[str, list[OwnRow]]
+
+    @classmethod
+    def of(cls, config: RunConfig, kind: str, encoder: RowEncoder, out: Path) -> "_Made":
+        """Those that are made from docstrings."""
+        made = cls(kind, [Reader(stage, config.train[stage]) for stage in config.reads(kind)], {}, {})
+        encode = encoder.encoding(kind)
+        for side in SIDES:
+            path = rows_file(out, kind, side)
+            rows = list(read_rows(path)) if path.is_file() else []
+            made.docstrings[side] = [
+                OwnRow(DOCSTRINGS, line, (name := f"{path}:{line}"), row, made.look(encode_row(row, encode, name)))
+                for line, row in rows
+            ]
+            made.own[side] = []
+        return made
+
+    def look(self, encoded: Encoded) -> tuple[int | str, ...]:
+        """What each reader makes of a row."""
+        return tuple(reader.look(encoded) for reader in self.readers)
+
+    def add_own(
+        self,
+        config: RunConfig,
+        encoder: RowEncoder,
+        index: OverlapIndex,
+        names: dict[str, set[str]],
+        progress: Progress,
+    ) -> RowsReport:
+        """Adds the user's own rows, and returns what became of them."""
+        rows, report = read_own(self.kind, config.rows, encoder, self.look, names, progress)
+        rows = without_contradictions(self.kind, rows, report)
+        rows = without_overlaps(rows, index, config.decontamination.min_overlap, report)
+        for row in rows:
+            report.keep(row.name)
+        report.require(config.rows.max_dropped, TOO_MANY)
+        self.own = split(rows, config.rows.heldout_fraction, config.seed)
+        if lacking := next((side for side in SIDES if not self.docstrings[side] + self.own[side]), None):
+            raise RowError(
+                f"rows.{self.kind}: {len(rows)} row is left, and none for the {lacking} side: one at least is held "
+                f"out and one learned; add rows ({report.said})"
+            )
+        return report
+
+    def rows(self, side: str) -> list[OwnRow]:
+        """All rows of a side, in the order of the artifact's file."""
+        return self.docstrings[side] + self.own[side]
+
+    def check(self, config: RunConfig, stats: dict[str, Any], progress: Progress) -> None:
+        """Raises `RowError` or `ConfigError` for what a reader would raise when its turn comes."""
+        for number, reader in enumerate(self.readers):
+            for side in SIDES if self.rows(TRAIN) else ():
+                report = RowsReport(f"train.{reader.stage}, {side} rows of rows.{self.kind}")
+                for row in self.rows(side):
+                    report.rows += 1
+                    found = row.read[number]
+                    if isinstance(found, str):
+                        report.drop(row.name, found)
+                    else:
+                        report.keep(row.name)
+                report.require(config.rows.max_dropped if side == TRAIN else 1, TOO_MANY_FOR_STAGE)
+                _note(report, progress)
+            if self.rows(TRAIN):
+                stats.setdefault("epochs", {})[reader.stage] = self._epoch_rows(config, number)
+
+    def _epoch_rows(self, config: RunConfig, number: int) -> int:
+        """How many rows of its batches an epoch of a reader has; its settings are checked with that."""
+        kept = [row for row in self.rows(TRAIN) if isinstance(row.read[number], int)]
+        weights = [file.weight for file in config.rows.of(self.kind) if file.weight is not None]
+        lengths = [kept[at].read[number] for at in epoch_of([row.file for row in kept], weights, self.kind)]
+        train = self.readers[number].train
+        packed = len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
+        train.resolved(packed / (1 - getattr(train, "replay_share", 0.0)))
+        return packed
+
+    def write(self, out: Path) -> None:
+        """Writes the rows, if there are any."""
+        for side in SIDES if self.rows(TRAIN) + self.rows(HELDOUT) else ():
+            path = rows_file(out, self.kind, side)
+            write_rows(path, [row.columns for row in self.rows(side)])
+            write_origins(path, [(row.file, row.line) for row in self.rows(side)])
+
+
+def _note(report: RowsReport, progress: Progress) -> None:
+    """Says what was dropped, with the first examples."""
+    if report.dropped:
+        progress.note(f"{report.path}: {report.said}")
+        for example in report.examples[:EXAMPLES]:
+            progress.note(f"  {example}")
+
+
+def _note_names(kind: str, made: _Made, config: RunConfig, tokenizer: Tokenizer, progress: Progress) -> None:
+    """Says how many rows of text have names of special tokens, which are plain text in them."""
+    if config.rows.special_tokens:
+        return
+    found = [
+        row
+        for side in SIDES
+        for row in made.own[side]
+        if all(isinstance(value, str) for value in row.columns.values())
+        and any(tokenizer.special_pattern.search(text) for text in texts_in(row.columns))
+    ]
+    if found:
+        progress.note(
+            f"rows.{kind}: {len(found):,} rows of text have names of special tokens, first {found[0].name}: they are "
+            "learned as plain text; with rows.special_tokens=true they are these tokens"
+        )

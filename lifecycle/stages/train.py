@@ -27,8 +27,8 @@ from lifecycle.stages.weights import start_weights
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
-from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.destination import Destination
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.profile import Profile
@@ -50,11 +50,14 @@ def run(
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
-    learner = Learner(train, model, mesh, train.model_copy(update=as_used), tokenizer, start, start_hash, seeds)
+    measured = train.model_copy(update=as_used)
+    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows)
     learned = read_learning_rows(learner, inputs, out, progress)
+    train = train.resolved(learned.epoch_rows)
     if model.drafter is not None and isinstance(start, dict):
+        assert learned.rows is not None
         start = with_drafter(model, start, learned.rows, config.seed, mesh)
-    batches = RowBatches.on_mesh(learned.rows, train.global_batch_size, mesh)
+    batches = learned.batches_on(mesh, train.global_batch_size)
     facts = {
         "parameters": num_params(model),
         "train_flops_per_token": train.flops_per_token(model),
@@ -62,7 +65,7 @@ def run(
         **matmul_rate(mesh, compute_dtype(model)),
     }
     task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
-    facts_now = facts | rows | job_facts(config, name, mesh)
+    facts_now = facts | rows | job_facts(config, name, train, mesh)
     job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now, to)
     hooks = [RecordSession(config.mesh, train, model), *learned.hooks, *task_hooks]
     if config.profile is not None:
@@ -100,9 +103,10 @@ def matmul_rate(mesh: Mesh, dtype: str) -> dict[str, Any]:
     return {"matmul_peak_flops": chip.bf16_flops, "peak_chip": chip.name}
 
 
-def job_facts(config: RunConfig, name: str, mesh: Mesh) -> dict[str, Any]:
-    """What a reader of the stage's time sheet needs to know while the stage runs, when it has no manifest yet."""
-    train, price, key = config.train[name], config.price, keys.training(config, name)
+def job_facts(config: RunConfig, name: str, train: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """What a reader of the stage's time sheet needs to know while the stage runs, when it has no manifest yet; `train`
+    are its settings with their steps."""
+    price, key = config.price, keys.training(config, name)
     measured = {name: value for name, value in train.plain().items() if name in train.HOW_MEASURED}
     device = mesh.devices.flat[0]
     hour = price.core_hour if device.platform == "cpu" else price.device_hour

@@ -1,220 +1,170 @@
-"""Rows of JSONL with TRL's column names, and their token ids with the mask of what is learned.
+"""A file's rows, encoded for a training stage, and which of them it cannot learn from.
 
-| columns                        | used for    | learned                                             |
-|--------------------------------|-------------|-----------------------------------------------------|
-| `text`                         | fine-tuning | the whole text and EOS                              |
-| `messages`                     | fine-tuning | the assistant's contents and turn ends              |
-| `prompt, completion`           | fine-tuning | the completion and its end                          |
-| `prompt, chosen, rejected`     | preferences | the answers and their ends                          |
-| `chosen, rejected`             | preferences | the same; the prompt is their shared beginning      |
-
-`prompt`, `completion`, `chosen` and `rejected` are text, or lists of messages. What must hold: each error names the
-file and the line; a row that cannot be learned from is dropped, counted and listed with its reason, never silently
-shortened.
+What must hold: each row is kept whole, shortened as the stage says, or dropped, and counted as that; the report names
+the first few that were dropped by file and line. The columns of rows: `text/row_columns.py`.
 """
 
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lifecycle.text.chat import ChatError, ChatTemplate, Message, check_messages
+from lifecycle.text.chat import ChatError
 from lifecycle.text.interface import TokenizerError
+from lifecycle.text.row_encoder import Encoded, EncodedGroup, EncodedPrompt, EncodedRow, UnusableRow, segments_of
+from lifecycle.text.row_files import RowData, RowError, read_rows
 
 LISTED = 20  # dropped rows that a report lists; the counts cover all
-
-type RowData = Mapping[str, Any]
-
-
-class RowError(ValueError):
-    """A broken row; the message names the file and the line."""
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """Token ids of one row and, for each, whether it is a target."""
-
-    ids: list[int]
-    loss_mask: list[bool]
+EXAMPLES = 3  # of those that a message names
+DROP, KEEP_START, KEEP_END = "drop", "keep_start", "keep_end"  # what is done about rows that are too long
 
 
 @dataclass
 class RowsReport:
-    """How many of a file's rows were kept and dropped, and why; `lines` has the line of each that was kept."""
+    """How many of a file's rows were kept, shortened and dropped, and why; `names` has those that were kept."""
 
     path: str
     rows: int = 0
     kept: int = 0
+    truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def name(self, kept: int) -> str:
         """`FILE:LINE` of a kept row, numbered from 0."""
-        return f"{self.path}:{self.lines[kept]}"
+        return self.names[kept]
 
-    def drop(self, line: int, reason: str, detail: str = "") -> None:
-        """Counts a row as dropped, and keeps the first few with their lines as examples."""
+    def keep(self, name: str) -> None:
+        """Counts a row as kept."""
+        self.kept += 1
+        self.names.append(name)
+
+    def drop(self, name: str, reason: str, detail: str = "") -> None:
+        """Counts a row as dropped, and keeps the first few with their places as examples."""
         self.dropped[reason] += 1
         if len(self.examples) < LISTED:
-            self.examples.append(f"{self.path}:{line}: {reason}{detail}")
+            self.examples.append(f"{name}: {reason}{detail}")
+
+    @property
+    def said(self) -> str:
+        """What became of the rows, in one line."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
+        cut = f", {self.truncated:,} of them shortened" if self.truncated else ""
+        return f"{self.kept:,} of {self.rows:,} rows kept{cut}" + (f"; dropped: {reasons}" if reasons else "")
+
+    def require(self, max_dropped: float, fix: str) -> None:
+        """Raises `RowError`, with the reasons and the first examples, if no row is kept, or if a larger share than
+        `max_dropped` is dropped."""
+        listed = "".join(f"\n  {example}" for example in self.examples[:EXAMPLES])
+        if not self.kept:
+            problem = f"no row of {self.rows} is usable"
+            raise RowError(f"{self.path}: {problem}" + (f":{listed}" if listed else "; it is empty"))
+        share = self.dropped.total() / self.rows
+        if share > max_dropped:
+            raise RowError(
+                f"{self.path}: {share:.1%} of the rows would be dropped, and rows.max_dropped={max_dropped:g}: "
+                f"{self.said}; {fix}:{listed}"
+            )
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready, for stats."""
-        return {"rows": self.rows, "kept": self.kept, "dropped": dict(self.dropped), "examples": self.examples}
+        counts = {"rows": self.rows, "kept": self.kept, "truncated": self.truncated, "dropped": dict(self.dropped)}
+        return counts | {"examples": self.examples}
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of a JSONL file; empty lines are skipped.
-
-    Raises `RowError` with file and line for anything but a JSON object.
-    """
-    if not path.is_file():
-        raise RowError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, parse_row(line, f"{path}:{number}")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows as JSONL."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """The object in a line; raises `RowError`, beginning with `where`, for anything else."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); one object a line") from None
-    if not isinstance(row, dict):
-        raise RowError(f"{where}: expected an object with named columns, got {type(row).__name__}")
-    return row
-
-
-def load_rows[E: EncodedRow | tuple[EncodedRow, EncodedRow]](
-    path: Path, encode: Callable[[RowData], E], seq_len: int
+def load_rows[E: Encoded](
+    path: Path,
+    encode: Callable[[RowData], E],
+    seq_len: int,
+    truncation: str = DROP,
+    max_dropped: float = 1.0,
+    name: Callable[[int], str] | None = None,
 ) -> tuple[list[E], RowsReport]:
-    """Encodes a file's rows with `encode_sft` or `encode_preference` of a `RowEncoder`.
+    """Encodes a file's rows with a function of a `RowEncoder`; the segments of each fit `seq_len` tokens together.
 
-    Rows with an empty answer or more than `seq_len` tokens are dropped and reported. Raises `RowError` for a broken
-    row, an empty file, and if no row is left.
+    `name` says where a line comes from, if not from this file. Raises `RowError` for a broken row, an empty file, if
+    no row is left, and if a larger share than `max_dropped` is dropped.
     """
-    report = RowsReport(os.fspath(path))
+    report = RowsReport(str(path))
     kept: list[E] = []
     for line, row in read_rows(path):
+        place = f"{path}:{line}" if name is None else name(line)
         report.rows += 1
         try:
-            encoded = encode(row)
+            encoded = encode_row(row, encode, place)
+            fitted = fit(encoded, seq_len, truncation)
         except UnusableRow as reason:
-            report.drop(line, str(reason))
+            report.drop(place, str(reason), *_details(reason))
             continue
-        except (RowError, ChatError, TokenizerError) as error:
-            raise RowError(f"{path}:{line}: {error}") from None
-        if (length := _longest(encoded)) > seq_len:
-            report.drop(line, f"longer than {seq_len} tokens", f" ({length})")
-        else:
-            kept.append(encoded)
-            report.lines.append(line)
-    report.kept = len(kept)
-    if not kept:
-        listed = "\n".join(f"  {example}" for example in report.examples)
-        raise RowError(f"{path}: no row of {report.rows} is usable" + (f":\n{listed}" if listed else "; it is empty"))
+        report.truncated += fitted is not encoded
+        report.keep(place)
+        kept.append(fitted)
+    report.require(max_dropped, TOO_MANY)
     return kept, report
 
 
-def _longest(encoded: EncodedRow | tuple[EncodedRow, EncodedRow]) -> int:
-    rows = encoded if isinstance(encoded, tuple) else (encoded,)
-    return max(len(row.ids) for row in rows)
+TOO_MANY = "correct the rows, raise seq_len, or set truncation; or raise rows.max_dropped"
 
 
-class UnusableRow(RowError):
-    """A sound row that cannot be learned from as it is; it is dropped and counted."""
+def encode_row[E: Encoded](row: RowData, encode: Callable[[RowData], E], place: str) -> E:
+    """Encodes a row; raises `UnusableRow`, or `RowError` with its place for one that is broken."""
+    try:
+        return encode(row)
+    except UnusableRow:
+        raise
+    except (RowError, ChatError, TokenizerError) as error:
+        raise RowError(f"{place}: {error}") from None
 
 
-class RowEncoder:
-    """Encodes rows with one chat template and its tokenizer."""
+class TooLong(UnusableRow):
+    """A row that does not fit, of this many tokens."""
 
-    def __init__(self, template: ChatTemplate) -> None:
-        self._template = template
-        self._tokenizer = template.tokenizer
-
-    def encode_sft(self, row: RowData) -> EncodedRow:
-        """A fine-tuning row; raises `RowError` for wrong columns and `UnusableRow` if it has no target."""
-        if "messages" in row:
-            return self._conversation(row["messages"], learn_from=0)
-        if "prompt" in row and "completion" in row:
-            return self._answer(row["prompt"], row["completion"], "completion")
-        if "text" in row:
-            return self._answer("", row["text"], "text")
-        raise RowError(f"columns {_columns(row)}; expected messages, or prompt and completion, or text")
-
-    def encode_preference(self, row: RowData) -> tuple[EncodedRow, EncodedRow]:
-        """(chosen, rejected) of a preference row; raises as `encode_sft`, and for a pair of equal answers."""
-        if "chosen" not in row or "rejected" not in row:
-            raise RowError(f"columns {_columns(row)}; expected chosen and rejected, and prompt unless they contain it")
-        chosen, rejected = row["chosen"], row["rejected"]
-        if chosen == rejected:
-            raise UnusableRow("chosen and rejected are equal")
-        if type(chosen) is not type(rejected):
-            raise RowError("chosen and rejected must both be text or both be messages")
-        prompt, chosen, rejected = (row["prompt"], chosen, rejected) if "prompt" in row else _shared(chosen, rejected)
-        return self._answer(prompt, chosen, "chosen"), self._answer(prompt, rejected, "rejected")
-
-    def _answer(self, prompt: Any, answer: Any, column: str) -> EncodedRow:
-        if isinstance(prompt, list) or isinstance(answer, list):
-            return self._conversation(
-                _messages(prompt, "user") + _messages(answer, "assistant"), len(_messages(prompt, "user"))
-            )
-        if not isinstance(prompt, str) or not isinstance(answer, str):
-            raise RowError(f"prompt and {column} must be text or lists of messages")
-        if not answer:
-            raise UnusableRow(f"empty {column}")
-        before = [self._tokenizer.bos_id, *(self._tokenizer.encode(prompt) if prompt else [])]
-        after = [*self._tokenizer.encode(answer), self._tokenizer.eos_id]
-        return EncodedRow(before + after, [False] * len(before) + [True] * len(after))
-
-    def _conversation(self, messages: Any, learn_from: int) -> EncodedRow:
-        """A conversation whose targets are the assistant's messages from index `learn_from` on."""
-        check_messages(messages)
-        spoken: list[Message] = [m for m in messages[learn_from:] if m["role"] == "assistant" and m["content"].strip()]
-        if not spoken:
-            raise UnusableRow("empty assistant mask: no assistant message with a content")
-        rendered = self._template.render(messages)
-        if any(index >= learn_from for index in rendered.cut):
-            raise UnusableRow(
-                "the chat template leaves out a part of an earlier answer; make a row of each answer: the messages "
-                "before it as prompt, and the answer as completion"
-            )
-        return EncodedRow(rendered.ids, [index >= learn_from for index in rendered.said_in])
+    def __init__(self, seq_len: int, length: int) -> None:
+        super().__init__(f"longer than {seq_len} tokens")
+        self.length = length
 
 
-def _messages(value: Any, role: str) -> list[Message]:
-    """Text in a conversational row becomes one message of `role`."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}] if value else []
-    if not isinstance(value, list):
-        raise RowError(f"expected text or a list of messages, got {type(value).__name__}")
-    return value
+def _details(reason: UnusableRow) -> tuple[str, ...]:
+    return (f" ({reason.length})",) if isinstance(reason, TooLong) else ()
 
 
-def _shared(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """(prompt, chosen, rejected) when both answers contain the prompt: their longest common beginning."""
-    if not isinstance(chosen, str | list):
-        raise RowError(f"chosen and rejected must be text or lists of messages, got {type(chosen).__name__}")
-    pairs = zip(chosen, rejected, strict=False)
-    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
-    if isinstance(chosen, str) and shared and chosen[shared - 1] == " ":
-        shared -= 1  # the space belongs to the answer's first word, as the tokenizer sees it
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+def fit[E: Encoded](encoded: E, seq_len: int, truncation: str) -> E:
+    """The row if its segments fit `seq_len` tokens together; else with the longest of them cut to one length, at their
+    ends (`keep_start`) or their beginnings (`keep_end`), as TRL's `truncation_mode` does with each by itself.
+
+    Raises `TooLong`, or `UnusableRow` if nothing to learn is left of a segment.
+    """
+    segments = segments_of(encoded)
+    lengths = [len(segment.ids) for segment in segments]
+    if sum(lengths) <= seq_len:
+        return encoded
+    if truncation == DROP:
+        raise TooLong(seq_len, sum(lengths))
+    most = common_length(lengths, seq_len)
+    cut = tuple(_cut(segment, most, truncation) for segment in segments)
+    if any(any(whole.loss_mask) and not any(part.loss_mask[1:]) for whole, part in zip(segments, cut, strict=True)):
+        raise UnusableRow(f"nothing to learn is left in {seq_len} tokens ({truncation})")
+    if len(cut) > 1 and all(part.ids == cut[0].ids for part in cut):
+        raise UnusableRow(f"chosen and rejected are equal in {seq_len} tokens ({truncation})")
+    if isinstance(encoded, EncodedGroup):
+        return cast(E, replace(encoded, segments=cut))
+    return cast(E, replace(encoded, ids=cut[0].ids) if isinstance(encoded, EncodedPrompt) else cut[0])
 
 
-def _columns(row: RowData) -> str:
-    return ", ".join(row) or "none"
+def common_length(lengths: Sequence[int], total: int) -> int:
+    """The largest length to which the longest of `lengths` can be cut so that all sum to at most `total`."""
+    left = total
+    for number, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - number)
+        if length > share:
+            return share
+        left -= length
+    return max(lengths)
+
+
+def _cut(segment: EncodedRow, most: int, truncation: str) -> EncodedRow:
+    kept = slice(most) if truncation == KEEP_START else slice(max(0, len(segment.ids) - most), None)
+    labels = None if segment.labels is None else segment.labels[kept]
+    return EncodedRow(segment.ids[kept], segment.loss_mask[kept], labels)

@@ -4,13 +4,14 @@
 is quick.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic_core import CoreSchema, PydanticUndefined
 
-from lifecycle.core.config import Section, VariantSection
+from lifecycle.core.config import ConfigError, Section, VariantSection
 from lifecycle.core.numbers import Decay, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, Remat, WeightFormat
 from lifecycle.model.counts import forward_flops_per_token
@@ -219,8 +220,14 @@ class TrainConfig(VariantSection):
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
     model: str | None = None  # which of the run's models, if it has several
-    steps: int = Field(gt=0, le=MOST_STEPS)
+    # One of the two: the stage's steps, or how often it goes through its rows; then the steps follow when it has packed
+    # them, and `steps` is 0 until then.
+    steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    epochs: float | None = Field(default=None, gt=0, le=MOST_STEPS)
     seq_len: Size = Field(gt=1)
+    # Of rows that are longer: left out, or cut at their ends or their beginnings (TRL's `truncation_mode`). Token rows
+    # are cut from documents, and have no use for it.
+    truncation: Literal["drop", "keep_start", "keep_end"] = "drop"
     global_batch_size: Size
     grad_accum: int = Field(default=1, gt=0)
     # Which of a layer's arrays are kept for the backward pass. None: all; {}: its input only; else by name.
@@ -252,6 +259,9 @@ class TrainConfig(VariantSection):
         made = super().__get_pydantic_json_schema__(schema, handler)
         if "oneOf" not in made:
             return made
+        for option in made["oneOf"]:
+            if "steps" not in cls.variants()[option["properties"][cls.variant_key]["const"]].fillable:
+                option["anyOf"] = [{"required": ["steps"]}, {"required": ["epochs"]}]
         known = {name: value for option in made["oneOf"] for name, value in option["properties"].items()}
         given = {cls.variant_key: {"enum": list(cls.variants())}, "from": {"type": "string", "pattern": "@[0-9]+$"}}
         goes_on = {"type": "object", "properties": known | given, "required": ["from"], "additionalProperties": False}
@@ -322,6 +332,15 @@ class TrainConfig(VariantSection):
                 f"{self.measured_every(self.checkpoint.best)} steps, and "
                 f"checkpoint.every={self.checkpoint.every} is not a multiple of that"
             )
+        if self.steps == 0 and self.epochs is None:
+            raise ValueError("give steps, or epochs: how often the stage goes through its rows")
+        if self.steps and self.epochs is not None:
+            raise ValueError(f"steps={self.steps} and epochs={self.epochs:g}: leave one out (steps=0 for epochs)")
+        if self.steps:
+            self._check_schedule()
+        return self
+
+    def _check_schedule(self) -> None:
         schedule = self.optimizer.schedule
         if (length := schedule.length(self.steps)) < self.steps:
             raise ValueError(
@@ -333,7 +352,23 @@ class TrainConfig(VariantSection):
                 f"optimizer.schedule.warmup_steps={schedule.warmup_steps} leaves no step of steps={length} for the "
                 f"{schedule.kind} schedule after the warm-up; set it below {length}, or schedule.kind=constant"
             )
-        return self
+
+    def resolved(self, epoch_rows: float) -> Self:
+        """The settings with their steps, where an epoch is this many rows: `epochs` of them, rounded up to whole steps.
+
+        Raises `ConfigError` if the schedule does not fit these.
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * epoch_rows / self.global_batch_size)
+        if steps > MOST_STEPS:
+            raise ConfigError(f"epochs={self.epochs:g} are {steps:,} steps, and {MOST_STEPS:,} are the most; lower it")
+        known = self.model_copy(update={"steps": steps})
+        try:
+            known._check_schedule()
+        except ValueError as error:
+            raise ConfigError(f"epochs={self.epochs:g} are {steps:,} steps of this stage: {error}") from None
+        return known
 
 
 SETTINGS: dict[str, type[TrainConfig]] = {}  # by objective; `objectives/registry.py` adds each that is registered

@@ -108,7 +108,7 @@ def _fill_stage(stage: Tree, model: ModelConfig) -> list[Filled]:
         law = f"0.2920 x FLOPs^0.3271 tokens = {best:,.1f} rows (DeepSeek LLM) to a power of two x grad_accum"
         filled.append(Filled("global_batch_size", rows, law))
     steps = stage.get("steps")
-    if steps is None:
+    if steps is None and "epochs" not in stage:
         steps = math.ceil(tokens / (rows * seq_len))
         law = f"{TOKENS_PER_PARAMETER} tokens per parameter, {parameters:,} without the embedding (Hoffmann et al.)"
         filled.append(Filled("steps", steps, law))

@@ -90,7 +90,7 @@ def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) 
     assert f"{rows}:2" in run.fail("run", "--until=sft", f"rows.chat=[{rows}]")
     rows.write_text(f"{good}\n{other}\n")  # mended: the same command goes on, and reads it again
     run.succeed("data", f"rows.chat=[{rows}]")
-    assert run.artifact("rows").stats["own_chat"]["train"] + run.artifact("rows").stats["own_chat"]["heldout"] == 2
+    assert run.artifact("rows").stats["own"]["chat"]["kept"] == 2
 
 
 def test_rows_without_an_answer_to_learn_are_told(undisturbed: Debug, tmp_path: Path) -> None:

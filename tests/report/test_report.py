@@ -59,6 +59,19 @@ def test_a_run_that_goes_on_says_from_where_and_with_what(numbers: Numbers) -> N
     assert Paragraph("Goes on from step 60 of first with seq_len 4096 -> 8192.") in section.blocks
 
 
+def test_rows_that_a_stage_dropped_or_cut_are_told(numbers: Numbers) -> None:
+    training = numbers.trainings[0]
+    dropped = {"dropped": {"longer than 64 tokens": 2}, "dropped_examples": ["own.jsonl:3: longer than 64 tokens (70)"]}
+    stats, settings = {**training.stats, **dropped, "truncated": 5}, {"truncation": "keep_end", "epochs": 2.0}
+    section = training_section((replace(training, stats=stats, settings={**training.settings, **settings}),))
+    assert any(
+        isinstance(b, Table) and b.caption == "Settings" and b.rows[0][3] == "20 (2 epochs)" for b in section.blocks
+    )
+    told = "longer than 64 tokens 2. The first: own.jsonl:3: longer than 64 tokens (70)."
+    assert Paragraph(f"Rows that could not be learned from: {told}") in section.blocks
+    assert Paragraph("Rows that were cut to fit (keep_end): 5.") in section.blocks
+
+
 class Page(HTMLParser):
     """The page as a browser without scripts sees it: tags with their attributes, texts by tag."""
 
@@ -236,15 +249,13 @@ def test_the_stage_writes_both_files_and_its_samples(made: Run, tmp_path: Path) 
     json.dumps(samples)
 
 
-def test_own_rows_left_out_for_overlapping_evaluation_rows_are_no_file() -> None:
-    section = rows_section({"own_chat": {"train": 3, "heldout": 1, "overlap_evaluation": 2}})
-    (table,) = section.blocks
-    assert isinstance(table, Table)
-    assert table.rows == (
-        ("chat-train (own rows)", "3"),
-        ("chat-heldout (own rows)", "1"),
-        ("chat: own rows left out, they overlap evaluation rows", "2"),
-    )
+def test_own_rows_are_counted_by_what_became_of_them() -> None:
+    dropped = {"doubled": 2, "overlaps an evaluation row": 1}
+    counted = {"rows": 7, "kept": 4, "train": 3, "heldout": 1, "dropped": dropped, "examples": ["own.jsonl:2: doubled"]}
+    table, examples = rows_section({"own": {"chat": counted}}).blocks
+    assert isinstance(table, Table) and isinstance(examples, Table)
+    assert table.rows == (("chat", "7", "4", "3", "1", "doubled 2, overlaps an evaluation row 1"),)
+    assert examples.rows == (("own.jsonl:2: doubled",),)
 
 
 def test_the_wall_time_of_each_stage_is_shown_by_cause(report: Report) -> None:

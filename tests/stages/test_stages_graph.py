@@ -62,7 +62,7 @@ def test_a_run_of_five_stages_follows_its_declaration() -> None:
     assert graph["anneal"].inputs == ("tokenizer", "tokens", "base")
     assert graph["chat"].inputs == ("tokenizer", "rows", "tokens", "anneal")
     assert graph["other"].inputs == ("tokenizer", "rows", "anneal")
-    assert graph["rows"].inputs == ()  # the user's own files
+    assert graph["rows"].inputs == ("tokenizer",)  # and the user's own files
     assert graph["evaluate-chat"].inputs == ("chat", "tokenizer", "documents")
     assert graph["export"].inputs == ("aligned", "tokenizer")
     assert graph["register"].inputs == ("export", "evaluate-aligned")  # the gate compares it, asked for or not
@@ -342,6 +342,8 @@ def test_the_schema_has_every_objective_and_one_model_or_several() -> None:
     preset, changed, in_full, by_depth = schema["$defs"]["ModelConfig"]["anyOf"]
     assert by_depth["required"] == ["depth", "vocab_size"] and "num_layers" not in by_depth["properties"]
     required = {option["properties"]["objective"]["const"]: option["required"] for option in stages}
-    assert "steps" in required["sft"] and required["next_token"] == ["seq_len"]
+    assert required["sft"] == ["seq_len", "global_batch_size"] and required["next_token"] == ["seq_len"]
+    one_of = {option["properties"]["objective"]["const"]: option.get("anyOf") for option in stages}
+    assert one_of["sft"] == [{"required": ["steps"]}, {"required": ["epochs"]}] and one_of["next_token"] is None
     assert preset["type"] == "string" and changed["required"] == ["preset"]
     assert "preset" not in in_full["properties"] and {"d_model"} <= changed["properties"].keys()

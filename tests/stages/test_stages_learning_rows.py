@@ -24,6 +24,7 @@ from lifecycle.stages.learning_rows import heldout_bits, pair_rows, require_sour
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import example
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.row_encoder import EncodedGroup
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.config import NextTokenConfig, OptimizerConfig
 from lifecycle.training.mixture import PERIOD
@@ -122,8 +123,9 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
     found: dict[str, tuple[str | None, str]] = {}
     plain = random_params(CONFIG)
 
-    def load(path: Path, *_: Any) -> tuple[list[Any], RowsReport]:
-        return [(example(draw, [1], 2), example(draw, [1], 3))], RowsReport(path.name, lines=[0])
+    def load(_learner: Any, _inputs: Any, kind: str, split: str, _: Any) -> tuple[list[Any], RowsReport]:
+        group: Any = EncodedGroup((example(draw, [1], 2), example(draw, [1], 3)))  # pyright: ignore[reportArgumentType]
+        return [group], RowsReport(kind, names=[f"{kind}-{split}.jsonl:1"])
 
     def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> Any:
         is_plain = jnp.array_equal(params["embed"], plain["embed"])
@@ -133,8 +135,8 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
         )
         return {REFERENCE: np.zeros((rows.num_groups, 2), np.float32)}
 
-    replaced = dict.fromkeys(("_means", "ChatTemplate", "RowEncoder"), MagicMock())
-    for name, value in (replaced | {"load_rows": load, "reference_logprobs": reference}).items():
+    replaced = {"_means": MagicMock()}
+    for name, value in (replaced | {"encoded_rows": load, "reference_logprobs": reference}).items():
         monkeypatch.setattr(f"lifecycle.stages.learning_rows.{name}", value)
     train = DpoConfig.model_validate(
         {"objective": "dpo", "steps": 1, "seq_len": 16, "global_batch_size": 1, setting: "int8"}

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +18,21 @@ from lifecycle.stages import keys, rows
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
-from lifecycle.text.rows import read_rows
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.row_columns import KINDS
+from lifecycle.text.row_files import read_rows
+from lifecycle.training.config import SETTINGS, SftConfig, TrainConfig
+from lifecycle.training.objectives import registry
 from tests.website import Website
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ByteTokenizer().save(folder)
+    return {"tokenizer": SimpleNamespace(path=folder)}
 
 
 def config(chat: Path | str, pairs: Path | str, *overrides: str) -> RunConfig:
@@ -28,12 +41,15 @@ def config(chat: Path | str, pairs: Path | str, *overrides: str) -> RunConfig:
 
 
 def write(path: Path, texts: list[str]) -> Path:
-    path.write_text(
-        "".join(
-            json.dumps({"prompt": text, "completion": "yes", "chosen": "a", "rejected": "b"}) + "\n" for text in texts
-        )
-    )
+    path.write_text("".join(json.dumps({"prompt": text, "completion": "yes"}) + "\n" for text in texts))
     return path
+
+
+def write_both(path: Path, texts: list[str]) -> tuple[Path, Path]:
+    """Chat rows in a file, and pairs of the same prompts in one beside it."""
+    pairs = path.with_name(f"pairs-{path.name}")
+    pairs.write_text("".join(json.dumps({"prompt": text, "chosen": "a", "rejected": "b"}) + "\n" for text in texts))
+    return write(path, texts), pairs
 
 
 def prompts(path: Path) -> list[str]:
@@ -41,35 +57,42 @@ def prompts(path: Path) -> list[str]:
 
 
 @settings(max_examples=20, deadline=None)
-@given(texts=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30))
+@given(texts=st.lists(st.text("abcdefgh", min_size=1, max_size=8), unique=True, min_size=4, max_size=30))
 def test_no_row_is_lost_and_each_falls_on_the_same_side_whatever_is_beside_it(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+    inputs: Any, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
     sides: list[dict[str, str]] = []
     for number, chosen in enumerate((texts, texts[::2])):
         out = folder / str(number)
         out.mkdir()
-        own = write(folder / f"{number}.jsonl", chosen)
-        rows.run(config(own, own, "rows.heldout_fraction=0.5"), {}, out, Silent())
+        own = write_both(folder / f"{number}.jsonl", chosen)
+        rows.run(config(*own, "rows.heldout_fraction=0.5"), inputs, out, Silent())
         sides.append({text: side for side in ("train", "heldout") for text in prompts(out / f"chat-{side}.jsonl")})
         assert sorted(sides[number]) == sorted(chosen)
-        if len(chosen) > 1:
-            assert set(sides[number].values()) == {"train", "heldout"}
+        assert set(sides[number].values()) == {"train", "heldout"}
+        of_pairs = {text: side for side in ("train", "heldout") for text in prompts(out / f"pairs-{side}.jsonl")}
+        assert of_pairs == sides[number]  # what one stage learns of a prompt, none measures
     if min(list(sides[1].values()).count(side) for side in ("train", "heldout")) > 1:  # by chance, not by force
         assert all(sides[0][text] == side for text, side in sides[1].items())
 
 
-def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_row_that_holds_an_evaluation_row_is_left_out_and_counted(inputs: Any, tmp_path: Path) -> None:
     asked = "How many marbles are left when Ann gives three of her twelve marbles to Ben and two to Cy?"
     task = tmp_path / "task.jsonl"
     task.write_text("".join(json.dumps({"prompt": p, "answer": "7"}) + "\n" for p in (asked, "What is one and one?")))
-    own = write(tmp_path / "own.jsonl", [f"Please answer. {asked} Thanks.", "one", "two", "three"])
+    own = write_both(tmp_path / "own.jsonl", [f"Please answer. {asked} Thanks.", "one", "two", "three"])
     tasks = f"evaluate.tasks=[{{name: marbles, kind: generate, rows: {task}}}]"
     out = tmp_path / "out"
     out.mkdir()
-    stats = rows.run(config(own, own, tasks), {}, out, Silent()).stats
-    assert stats["own_chat"]["overlap_evaluation"] == stats["own_pairs"]["overlap_evaluation"] == 1
+    with pytest.raises(
+        ValueError, match=r"rows\.chat: 25.0% .* rows\.max_dropped=0\.1: 3 of 4 .*1 overlaps an evaluation"
+    ):
+        rows.run(config(*own, tasks), inputs, out, Silent())
+    stats = rows.run(config(*own, tasks, "rows.max_dropped=0.3"), inputs, out, Silent()).stats
+    for kind in ("chat", "pairs"):
+        assert stats["own"][kind]["dropped"] == {"overlaps an evaluation row": 1}
+        assert "own.jsonl:1: overlaps an evaluation row (task.jsonl:1, " in stats["own"][kind]["examples"][0]
     kept = prompts(out / "chat-train.jsonl") + prompts(out / "chat-heldout.jsonl")
     assert sorted(kept) == ["one", "three", "two"]
 
@@ -101,24 +124,25 @@ def test_the_key_has_what_is_in_the_users_files_and_not_where_they_are(tmp_path:
 
 
 def test_rows_are_read_at_addresses_whose_content_is_in_their_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store, own = Store("s3://bucket/own rows"), write(tmp_path / "own.jsonl", ["one", "two", "three"])
+    store, (own, pairs) = Store("s3://bucket/own rows"), write_both(tmp_path / "own.jsonl", ["one", "two", "three"])
     store.upload(own, "é.jsonl")
+    store.upload(pairs, "pairs.jsonl")
     for name in ("a.jsonl", "b.jsonl", "c.txt"):
         store.write(f"eval/{name}", json.dumps({"prompt": f"What is {name}?", "answer": "7"}).encode() + b"\n")
     address = "s3://bucket/own rows/é.jsonl"
     tasks = "evaluate.tasks=[{name: names, kind: generate, rows: 's3://bucket/own rows/eval/*.jsonl'}]"
-    run = config(address, address, tasks)
+    run = config(address, "s3://bucket/own rows/pairs.jsonl", tasks)
     key = keys.rows(run)
     assert [file.name for file in keys.evaluation_files(run)] == ["a.jsonl", "b.jsonl"]
-    assert address not in str(key) and key["own"]["chat"] == key["own"]["pairs"]
+    assert address not in str(key)
     out = tmp_path / "out"
     out.mkdir()
-    stats = rows.run(run, {}, out, Silent()).stats
-    assert stats["own_chat"] == {"train": 2, "heldout": 1, "overlap_evaluation": 0}
-    assert stats["read_from"] == [address, address]
+    stats = rows.run(run, inputs, out, Silent()).stats
+    assert (stats["own"]["chat"]["train"], stats["own"]["chat"]["heldout"]) == (2, 1)
+    assert stats["read_from"] == [address, "s3://bucket/own rows/pairs.jsonl"]
     store.write("eval/b.jsonl", json.dumps({"prompt": "Changed?", "answer": "7"}).encode())
     changed = keys.rows(run)["own"]
     assert changed != key["own"] and changed["chat"] == key["own"]["chat"]
@@ -155,11 +179,11 @@ def test_data_is_prepared_before_there_are_rows(monkeypatch: pytest.MonkeyPatch)
     assert asked[2:] == ["documents", "tokens", "rows"]
 
 
-def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
-    own = write(tmp_path / "own.jsonl", ["one", "two"])
+def test_a_broken_line_is_told_with_file_and_number(inputs: Any, tmp_path: Path) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two"])
     own.write_text(own.read_text() + "{\n")
     with pytest.raises(ValueError, match=r"own\.jsonl:3"):
-        rows.run(config(own, own), {}, tmp_path, Silent())
+        rows.run(config(own, pairs), inputs, tmp_path, Silent())
 
 
 @pytest.mark.parametrize(
@@ -170,21 +194,21 @@ def test_a_broken_line_is_told_with_file_and_number(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_of_other_columns_is_told_with_the_users_file_and_line(
-    tmp_path: Path, row: dict[str, object], problem: str
+    inputs: Any, tmp_path: Path, row: dict[str, object], problem: str
 ) -> None:
-    own = write(tmp_path / "own.jsonl", ["one", "two"])
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two"])
     own.write_text(own.read_text() + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"own\.jsonl:3: .*{problem}"):
-        rows.run(config(own, own), {}, tmp_path, Silent())
+        rows.run(config(own, pairs), inputs, tmp_path, Silent())
 
 
-def test_rows_left_by_a_killed_run_are_not_doubled(tmp_path: Path) -> None:
-    own, out = write(tmp_path / "own.jsonl", ["one", "two", "three"]), tmp_path / "out"
+def test_rows_left_by_a_killed_run_are_not_doubled(inputs: Any, tmp_path: Path) -> None:
+    own, out = write_both(tmp_path / "own.jsonl", ["one", "two", "three"]), tmp_path / "out"
     out.mkdir()
-    rows.run(config(own, own), {}, out, Silent())
+    rows.run(config(*own), inputs, out, Silent())
     once = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "chat-train.jsonl").write_bytes(once["chat-train.jsonl"] + b"{ cut sh")
-    rows.run(config(own, own), {}, out, Silent())
+    rows.run(config(*own), inputs, out, Silent())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == once
 
 
@@ -202,25 +226,118 @@ EQUAL = {"prompt": "a", "chosen": "b", "rejected": "b"}
     ("kind", "lines", "problem"),
     [
         ("chat", [], r"own\.jsonl: it has no rows; correct rows\.chat"),
-        ("chat", [USER_ONLY, USER_ONLY], r"from any of 2 rows; first: .*own\.jsonl:1: empty assistant mask"),
-        ("chat", [{"prompt": "a", "completion": "b"}] * 3, r"own\.jsonl: its 3 rows are all equal"),
-        ("pairs", [EQUAL], r"from any of 1 rows; first: .*own\.jsonl:1: chosen and rejected are equal"),
-        ("pairs", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2, r"own\.jsonl: its 2 rows are all equal"),
+        ("chat", [USER_ONLY, USER_ONLY], r"rows\.chat: no row of 2 is usable:\n.*own\.jsonl:1: empty assistant mask"),
+        ("chat", [{"prompt": "a", "completion": "b"}] * 3, r"66.7% .*1 of 3 rows kept; dropped: 2 doubled"),
+        ("chat", [{"prompt": "a", "completion": "b"}], r"1 row is left, and none for the heldout side"),
+        ("pairs", [EQUAL], r"no row of 1 is usable:\n.*own\.jsonl:1: chosen and rejected are equal"),
     ],
 )
 def test_a_file_from_which_nothing_can_be_learned_is_refused(
-    tmp_path: Path, kind: str, lines: list[dict[str, object]], problem: str
+    inputs: Any, tmp_path: Path, kind: str, lines: list[dict[str, object]], problem: str
 ) -> None:
-    good, own = write(tmp_path / "good.jsonl", ["one", "two"]), tmp_path / "own.jsonl"
+    good, pairs = write_both(tmp_path / "good.jsonl", ["one", "two"])
+    own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    files = (own, good) if kind == "chat" else (good, own)
+    files = (own, pairs) if kind == "chat" else (good, own)
     with pytest.raises(ValueError, match=problem):
-        rows.run(config(*files), {}, tmp_path, Silent())
+        rows.run(config(*files), inputs, tmp_path, Silent())
 
 
-def test_rows_from_which_nothing_can_be_learned_are_told(tmp_path: Path) -> None:
-    own, notes = write(tmp_path / "own.jsonl", ["one", "two"]), Notes()
-    own.write_text(own.read_text() + json.dumps(USER_ONLY | EQUAL) + "\n")
-    rows.run(config(own, own), {}, tmp_path, notes)
-    assert len(notes.notes) == 2  # as a chat, and as a pair
-    assert all("1 of 3 rows; first: " in note and "own.jsonl:3: " in note for note in notes.notes)
+def test_what_is_dropped_is_told_with_its_lines(inputs: Any, tmp_path: Path) -> None:
+    (own, pairs), notes = write_both(tmp_path / "own.jsonl", ["one", "two", "one"]), Notes()
+    own.write_text(own.read_text() + json.dumps(USER_ONLY) + "\n")
+    told = rows.run(config(own, pairs, "rows.max_dropped=0.5"), inputs, tmp_path, notes).stats["own"]
+    first = notes.notes.index(
+        "rows.chat: 2 of 4 rows kept; dropped: 1 doubled, 1 empty assistant mask: no assistant message with a content"
+    )
+    assert notes.notes[first + 1] == f"  {own}:3: doubled (as {own}:1)"
+    assert f"{own}:4: empty assistant mask" in notes.notes[first + 2]
+    assert told["chat"]["dropped"]["doubled"] == told["pairs"]["dropped"]["doubled"] == 1
+
+
+def test_rows_too_long_for_a_stage_are_an_error_before_anything_is_trained(inputs: Any, tmp_path: Path) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", [*map(str, range(8)), "a" * 200])
+    with pytest.raises(ValueError, match=r"train\.prefer, .*rows\.pairs: .*1 longer than 256 tokens; .*truncation"):
+        rows.run(config(own, pairs), inputs, tmp_path, Silent())  # 203 + 203 tokens of a pair; of a chat row 206
+    cut = rows.run(config(own, pairs, "train.prefer.truncation=keep_end"), inputs, tmp_path, Silent()).stats
+    assert cut["own"]["pairs"]["kept"] == 9
+
+
+def test_the_epochs_of_a_stage_are_checked_with_its_rows(inputs: Any, tmp_path: Path) -> None:
+    own = write_both(tmp_path / "own.jsonl", [str(number) * 60 for number in range(10)])
+    by_epochs = ("train.sft.steps=0", "train.sft.epochs=2", "train.sft.replay_share=0")
+    warm = "train.sft.optimizer={name: muon, learning_rate: 0.003, schedule: {warmup_steps: 3}}"
+    assert rows.run(config(*own, *by_epochs), inputs, tmp_path, Silent()).stats["epochs"]["sft"] == 3
+    with pytest.raises(ConfigError, match=r"epochs=2 are 2 steps of this stage: .*warmup_steps=3 leaves no step"):
+        rows.run(config(*own, *by_epochs, warm), inputs, tmp_path, Silent())
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two", "three"])
+    reading = rows.read_own
+
+    def edited(*arguments: Any) -> Any:
+        found = reading(*arguments)
+        own.write_text(own.read_text() + json.dumps({"prompt": "four", "completion": "a"}) + "\n")
+        return found
+
+    monkeypatch.setattr(rows, "read_own", edited)
+    with pytest.raises(ValueError, match="changed while it was read; run again"):
+        rows.run(config(own, pairs), inputs, tmp_path, Silent())
+
+
+def test_a_column_that_no_file_has_is_told_with_the_nearest(inputs: Any, tmp_path: Path) -> None:
+    own = write_both(tmp_path / "own.jsonl", ["one", "two"])
+    with pytest.raises(ValueError, match=r"rows\.ignore: no row has a column 'promt'; did you mean 'prompt'"):
+        rows.run(config(*own, "rows.ignore=[promt]"), inputs, tmp_path, Silent())
+    files = f"rows.chat=[{{path: '{own[0]}', rename: {{question: prompt}}}}]"
+    with pytest.raises(ValueError, match=r"rows\.chat: .*own\.jsonl: rename: no row has a column 'question'"):
+        rows.run(config(*own, files), inputs, tmp_path, Silent())
+
+
+def test_a_misspelt_setting_of_a_file_is_told_with_the_nearest(tmp_path: Path) -> None:
+    own, pairs = write_both(tmp_path / "own.jsonl", ["one", "two"])
+    with pytest.raises(ConfigError, match=r"rows\.chat\.0\.ignroe: no such setting; did you mean 'ignore'"):
+        config(own, pairs, f"rows.chat=[{{path: '{own}', ignroe: [id]}}]")
+
+
+def test_names_of_special_tokens_in_text_are_told(inputs: Any, tmp_path: Path) -> None:
+    (own, pairs), notes = write_both(tmp_path / "own.jsonl", ["one", "<|im_start|>user"]), Notes()
+    rows.run(config(own, pairs), inputs, tmp_path, notes)
+    assert any(f"1 rows of text have names of special tokens, first {own}:2" in note for note in notes.notes)
+    quiet = Notes()
+    rows.run(config(own, pairs, "rows.special_tokens=true"), inputs, tmp_path, quiet)
+    assert not any("special tokens" in note for note in quiet.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("labelled", {"completion": "a", "label": True}),
+        ("steps", {"completions": ["a", "b"], "labels": [True, False]}),
+        ("prompts", {"answer": 4, "tests": ["a == 4"]}),
+    ],
+)
+def test_every_kind_of_rows_goes_through_the_stage(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, row: dict[str, object]
+) -> None:
+    monkeypatch.setattr(registry, "ROWS", ("tokens", *KINDS))
+    monkeypatch.setitem(registry._KINDS, "toy", registry.ObjectiveKind("toy", SftConfig, kind, "nothing:here"))
+    monkeypatch.setitem(SETTINGS, "toy", TrainConfig)
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": f"q{n}"} | row) + "\n" for n in range(12)))
+    stage = "{toy: {objective: toy, epochs: 2, seq_len: 16, global_batch_size: 2}}"
+    run = load_config(RunConfig, DEBUG, ["rows={" + f"{kind}: '{own}'" + "}", f"train={stage}", "evaluate=null"])
+    assert build_graph(run)["toy"].inputs == ("tokenizer", "rows") and run.has_rows
+    stats = rows.run(run, inputs, tmp_path, Silent()).stats
+    assert stats["own"][kind]["kept"] == 12 and stats["epochs"]["toy"] >= 1
+    kept = [found for side in ("train", "heldout") for _, found in read_rows(tmp_path / f"{kind}-{side}.jsonl")]
+    assert sorted(found["prompt"] for found in kept) == sorted(f"q{n}" for n in range(12))
+    assert all(found == {"prompt": found["prompt"]} | row for found in kept)
+    lacking = load_config(RunConfig, DEBUG, ["rows={}", f"train={stage}", "evaluate=null"])
+    with pytest.raises(
+        ConfigError, match=f"train.toy reads {kind} rows and there are none: list files in rows.{kind}$"
+    ):
+        needed(build_graph(lacking), ["toy"])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from lifecycle.text.chat import ChatTemplate
-from lifecycle.text.rows import EncodedRow, RowEncoder, RowError, load_rows, read_rows, write_rows
+from lifecycle.text.row_encoder import EncodedRow, RowEncoder
+from lifecycle.text.row_files import RowError, read_rows, write_rows
+from lifecycle.text.rows import load_rows
 from lifecycle.text.tokenizer import Tokenizer
 
 
@@ -46,7 +48,7 @@ CHAT = "<s><|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
 def test_fine_tuning_rows(
     sentencepiece_tokenizer: Tokenizer, encoder: RowEncoder, row: dict, whole: str, learned: str
 ) -> None:
-    encoded = encoder.encode_sft(row)
+    encoded = encoder.encode_chat(row)
     assert texts(sentencepiece_tokenizer, encoded) == (whole, learned)
     assert encoded.ids.count(sentencepiece_tokenizer.bos_id) == 1
     assert encoded.ids.count(sentencepiece_tokenizer.eos_id) <= 1
@@ -54,7 +56,7 @@ def test_fine_tuning_rows(
 
 def test_the_answers_of_a_prompt_are_not_learned(sentencepiece_tokenizer: Tokenizer, encoder: RowEncoder) -> None:
     row = {"prompt": [user("q"), assistant("before"), user("r")], "completion": [assistant("a")]}
-    assert texts(sentencepiece_tokenizer, encoder.encode_sft(row))[1] == "a<|im_end|>"
+    assert texts(sentencepiece_tokenizer, encoder.encode_chat(row))[1] == "a<|im_end|>"
 
 
 CUTTING = (
@@ -69,11 +71,11 @@ def test_an_answer_that_the_template_cuts_is_not_learned_from_its_rest(
     """Thoughts are cut from earlier answers: in a row of several turns the model would learn to answer without them."""
     encoder = RowEncoder(ChatTemplate(sentencepiece_tokenizer, CUTTING))
     turns = [user("q"), assistant("<think>h</think>a"), user("r"), assistant("<think>i</think>b")]
-    last = encoder.encode_sft({"prompt": turns[:3], "completion": turns[3:]})
+    last = encoder.encode_chat({"prompt": turns[:3], "completion": turns[3:]})
     whole, learned = texts(sentencepiece_tokenizer, last)
     assert learned == "<think>i</think>b<|im_end|>" and "<|im_start|>assistant\na<|im_end|>" in whole
     write_rows(tmp_path / "rows.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
-    kept, report = load_rows(tmp_path / "rows.jsonl", encoder.encode_sft, seq_len=200)
+    kept, report = load_rows(tmp_path / "rows.jsonl", encoder.encode_chat, seq_len=200)
     assert texts(sentencepiece_tokenizer, kept[0])[1] == "<think>h</think>a<|im_end|>" and report.kept == 1
     (reason,) = report.dropped
     assert "leaves out a part of an earlier answer; make a row of each answer" in reason
@@ -97,7 +99,7 @@ def test_an_answer_that_the_template_cuts_is_not_learned_from_its_rest(
 def test_preference_rows(
     sentencepiece_tokenizer: Tokenizer, encoder: RowEncoder, row: dict, learned: tuple[str, str]
 ) -> None:
-    pair = encoder.encode_preference(row)
+    pair = encoder.encode_pair(row).segments
     assert tuple(texts(sentencepiece_tokenizer, answer)[1] for answer in pair) == learned
     prompts = [[i for i, m in zip(r.ids, r.loss_mask, strict=True) if not m][: r.loss_mask.index(True)] for r in pair]
     assert prompts[0] == prompts[1]
@@ -113,7 +115,7 @@ def test_rows_that_teach_nothing_are_dropped_counted_and_listed(encoder: RowEnco
         {"text": "a word"},
     ]
     write_rows(path, rows)
-    kept, report = load_rows(path, encoder.encode_sft, seq_len=64)
+    kept, report = load_rows(path, encoder.encode_chat, seq_len=64)
     assert [report.name(number) for number in range(len(kept))] == [f"{path}:1", f"{path}:5"]
     plain = report.plain()
     assert (plain["rows"], plain["kept"]) == (5, 2)
@@ -130,7 +132,7 @@ def test_pairs_that_teach_nothing_are_dropped(encoder: RowEncoder, tmp_path: Pat
     path = tmp_path / "pairs.jsonl"
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     write_rows(path, [good, good | {"rejected": "a"}, good | {"rejected": ""}])
-    kept, report = load_rows(path, encoder.encode_preference, seq_len=64)
+    kept, report = load_rows(path, encoder.encode_pair, seq_len=64)
     assert len(kept) == 1
     assert report.dropped == {"chosen and rejected are equal": 1, "empty rejected": 1}
 
@@ -141,7 +143,7 @@ def test_pairs_that_teach_nothing_are_dropped(encoder: RowEncoder, tmp_path: Pat
         (b'{"text": "a"', r"rows\.jsonl:3: not valid JSON"),
         (b'["text"]', r"rows\.jsonl:3: expected an object with named columns, got list"),
         (b'{"text": "\xff"}', r"rows\.jsonl:3: not UTF-8"),
-        (b'{"prompt": "a"}', r"rows\.jsonl:3: columns prompt; expected messages"),
+        (b'{"prompt": "a"}', r"rows\.jsonl:3: columns prompt; expected messages, or prompt and completion, or text"),
         (b'{"prompt": 1, "completion": "a"}', r"rows\.jsonl:3: prompt and completion must be text"),
         (b'{"messages": []}', r"rows\.jsonl:3: messages: the list is empty"),
         (b'{"messages": [{"role": "bot", "content": "a"}]}', r"rows\.jsonl:3: message 1: unknown role 'bot'"),
@@ -152,29 +154,29 @@ def test_a_broken_row_is_named_by_file_and_line(encoder: RowEncoder, tmp_path: P
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(RowError, match=message):
-        load_rows(path, encoder.encode_sft, seq_len=64)
+        load_rows(path, encoder.encode_chat, seq_len=64)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "a"}, "expected chosen and rejected"),
+        ({"chosen": "a"}, "expected prompt and chosen and rejected, or chosen and rejected"),
         ({"chosen": "a", "rejected": [assistant("b")]}, "both be text or both be messages"),
         ({"chosen": 1, "rejected": 2}, "must be text or lists of messages, got int"),
     ],
 )
 def test_broken_pairs(encoder: RowEncoder, row: dict, message: str) -> None:
     with pytest.raises(RowError, match=message):
-        encoder.encode_preference(row)
+        encoder.encode_pair(row)
 
 
 def test_a_file_with_no_usable_row_is_an_error(encoder: RowEncoder, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows(path, [{"messages": [user("q")]}])
     with pytest.raises(RowError, match=r"no row of 1 is usable:\n.*rows\.jsonl:1: empty assistant mask"):
-        load_rows(path, encoder.encode_sft, seq_len=64)
+        load_rows(path, encoder.encode_chat, seq_len=64)
     path.write_text("")
     with pytest.raises(RowError, match="it is empty"):
-        load_rows(path, encoder.encode_sft, seq_len=64)
+        load_rows(path, encoder.encode_chat, seq_len=64)
     with pytest.raises(RowError, match="no such file"):
         list(read_rows(tmp_path / "missing.jsonl"))

@@ -198,7 +198,10 @@ def _add_training(table: Table, budget: TrainingBudget) -> None:
     full = f"{budget.mfu_full_attention:.1%} with attention's full square"
     table.add_row("MFU", f"{budget.mfu:.1%}", f"causal attention counted half; {full}")
     money = "no price known" if budget.money is None else f"{budget.money:,.0f} USD at the list price"
-    table.add_row("the run", f"{budget.days:,.2f} days", f"{budget.tokens:,} tokens; {money}")
+    if budget.tokens:
+        table.add_row("the run", f"{budget.days:,.2f} days", f"{budget.tokens:,} tokens; {money}")
+    else:
+        table.add_row("the run", "", "its steps follow from its epochs, once its rows are made")
 
 
 def _add_inference(table: Table, budget: InferenceBudget, is_prompt: bool) -> None:

@@ -67,7 +67,7 @@ def _of_tokens(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> O
     formula = kind.load()
 
     def loss(params: Params, batch: Batch, context: Context) -> Sums:
-        tokens, routers = _forward(model, params, batch, train)
+        tokens, routers = token_likelihoods(model, params, batch, train)
         sums = formula(train, tokens, context)
         if train.computed(model).num_mtp_modules:
             sums, of_modules = with_modules(model, train, params, batch, tokens.hidden, sums)
@@ -84,7 +84,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         routers: dict[str, Any] = {}
 
         def forward(batch: Batch) -> TokenLikelihoods:
-            tokens, stats = _forward(model, params, batch, train)
+            tokens, stats = token_likelihoods(model, params, batch, train)
             routers.update(stats)
             return tokens
 
@@ -97,15 +97,16 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         return Objective(loss)
 
     def context(params: Params, batch: Batch) -> Context:
-        groups = GroupLikelihoods(batch, size, lambda batch: _forward(model, params, batch, train)[0])
+        groups = GroupLikelihoods(batch, size, lambda batch: token_likelihoods(model, params, batch, train)[0])
         return jax.tree.map(lambda value: replicated_share(value, "seq"), of_context(train, groups))
 
     return Objective(loss, context)
 
 
-def _forward(
+def token_likelihoods(
     model: ModelConfig, params: Params, batch: Batch, train: TrainConfig
 ) -> tuple[TokenLikelihoods, dict[str, RouterStats]]:
+    """A forward pass as a stage's steps make it: the likelihoods of this device's rows, and the routers' statistics."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
     table, cap = head(model, params), model.logits_soft_cap

@@ -1,0 +1,55 @@
+"""Log-probabilities of a batch's tokens as the trainer computes them: of older weights, and of the initial ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.core.typing import Array, Batch
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
+from lifecycle.parallel.mesh import spec
+from lifecycle.parallel.placement import on_mesh, row_order, shard_batch
+from lifecycle.rl.batches import Columns, needed_columns
+from lifecycle.rl.config import GrpoConfig
+from lifecycle.training.batches import HostBatch
+from lifecycle.training.objectives.objective import token_likelihoods
+from lifecycle.training.objectives.policy import OLD, REFERENCE
+from lifecycle.training.served import served_by
+from lifecycle.training.state import param_specs
+
+TOKENS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
+
+
+def measured_columns(model: ModelConfig, settings: GrpoConfig, mesh: Mesh, start: Any) -> Columns:
+    """The columns that the settings need. `start`: the stage's initial weights, of which a copy is kept on the mesh if
+    the divergence from them counts."""
+    needed = needed_columns(settings)
+    logprobs = _logprobs(model, settings, mesh)
+    served = served_by(model, settings, mesh)
+    reference = jax.tree.map(jnp.copy, start) if REFERENCE in needed else None
+
+    def columns(params: Params, batch: HostBatch) -> dict[str, np.ndarray]:
+        weights = {OLD: params, REFERENCE: reference}
+        return {name: logprobs(served(weights[name]), batch) for name in needed}
+
+    return columns
+
+
+def _logprobs(model: ModelConfig, settings: GrpoConfig, mesh: Mesh) -> Callable[[Any, HostBatch], np.ndarray]:
+    def local(params: Params, batch: Batch) -> Array:
+        tokens, _ = token_likelihoods(model, params, batch, settings)
+        return tokens.statistics(settings.temperature).logprobs
+
+    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")))
+
+    def logprobs(params: Any, batch: HostBatch) -> np.ndarray:
+        rows = shard_batch({name: batch[name] for name in TOKENS}, mesh)
+        values = np.empty(batch["tokens"].shape, np.float32)
+        values[:, row_order(values.shape[1], mesh.shape["context"])] = jax.device_get(jitted(params, rows))
+        return values * batch["loss_mask"]
+
+    return logprobs

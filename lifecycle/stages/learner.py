@@ -1,0 +1,108 @@
+"""A stage that learns, as far as its rows are concerned, and what readers of all kinds of rows have in common."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from lifecycle.core.distributed import is_writer
+from lifecycle.core.files import write_text
+from lifecycle.core.progress import Progress
+from lifecycle.model.config import ModelConfig
+from lifecycle.stages.config import RowsConfig
+from lifecycle.stages.row_origins import epoch_of, read_origins
+from lifecycle.stages.rows import row_encoder, rows_file
+from lifecycle.stages.stage import Inputs
+from lifecycle.text.interface import Tokenizer
+from lifecycle.text.row_encoder import Encoded
+from lifecycle.text.row_files import RowData
+from lifecycle.text.rows import EXAMPLES, RowsReport, load_rows
+from lifecycle.training.batches import BatchSource, RowBatches
+from lifecycle.training.config import TrainConfig
+from lifecycle.training.heldout import heldout_means
+from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.job import Origin
+from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.packing import RowSource
+
+BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
+DROPPED_ROWS = "dropped_rows.json"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The stage that the rows are for. `measured`: its settings on held-out rows; `seeds`: of the row order, by kind;
+    `start_hash`: hash of `start`'s weights."""
+
+    train: TrainConfig
+    model: ModelConfig
+    mesh: Mesh
+    measured: TrainConfig
+    tokenizer: Tokenizer
+    start: Origin
+    start_hash: str
+    seeds: Mapping[str, int]
+    own: RowsConfig
+
+
+@dataclass(frozen=True)
+class LearningRows:
+    """Training rows, or where batches come from instead; the measurements between steps, and counts for the manifest.
+    `epoch_rows`: how many rows an epoch has."""
+
+    rows: RowSource | None
+    epoch_rows: float
+    hooks: tuple[Hook, ...]
+    facts: dict[str, Any]
+    batches: BatchSource | None = None
+
+    def batches_on(self, mesh: Mesh, global_batch_size: int) -> BatchSource:
+        """The batches of a job on a mesh."""
+        if self.batches is not None:
+            return self.batches
+        assert self.rows is not None
+        return RowBatches.on_mesh(self.rows, global_batch_size, mesh)
+
+
+def encoded_rows(
+    learner: Learner, inputs: Inputs, kind: str, split: str, progress: Progress
+) -> tuple[list[Any], RowsReport]:
+    """The rows of a kind and a side as a `RowEncoder` encodes them, those to train on in the shares of their files."""
+    path = rows_file(inputs["rows"].path, kind, split)
+    origins = read_origins(path, inputs["rows"].stats, kind)
+    encode: Callable[[RowData], Encoded] = row_encoder(learner.own, inputs, learner.tokenizer).encoding(kind)
+    most = learner.own.max_dropped if split == "train" else 1.0
+    rows, report = load_rows(path, encode, learner.train.seq_len, learner.train.truncation, most, origins.name)
+    if report.dropped or report.truncated:
+        progress.note(f"{kind} rows, {split}: {report.said}")
+    if split == "train" and origins.weights:
+        order = epoch_of([origins.file_of(name) for name in report.names], origins.weights, kind)
+        rows, report.names = [rows[at] for at in order], [report.names[at] for at in order]
+    return rows, report
+
+
+def heldout_measurement(learner: Learner, heldout: RowSource) -> Evaluate:
+    """Measures the objective's own means over held-out rows."""
+    train = learner.train
+    size = train.global_batch_size
+    num_rows = -(-heldout.num_rows // size) * size  # an objective that sorts a batch has all of them
+    objective = build_objective(learner.model, learner.measured.model_copy(update={"global_batch_size": num_rows}))
+    means = heldout_means(learner.model, objective, heldout, size, learner.mesh)
+    return Evaluate(train.eval_every, means.measure, means.prepare)
+
+
+def list_dropped(out: Path, reports: Mapping[str, RowsReport]) -> None:
+    """Lists the dropped rows, with reasons, next to the weights that did not see them."""
+    if is_writer():
+        write_text(out / DROPPED_ROWS, json.dumps([report.plain() for report in reports.values()], indent=1))
+
+
+def kept(what: str, reports: Mapping[str, RowsReport]) -> dict[str, Any]:
+    """How many training rows there are and how many were dropped, for the manifest."""
+    report = reports["train"]
+    facts = {what: len(report.names), "dropped": dict(report.dropped), "dropped_examples": report.examples[:EXAMPLES]}
+    return facts | ({"truncated": report.truncated} if report.truncated else {})
