@@ -73,6 +73,13 @@ class PolicyBatches:
             chosen.append(self._prompts[int(order[within])])
         return chosen
 
+    def spent(self, step: int) -> Mapping[str, float]:
+        """The seconds of sampling and scoring, if it was done for this step."""
+        scored = self.newest(step)
+        if scored is None or step % self._settings.num_iterations:
+            return {}
+        return {"generation": scored.generation_s, "reward": scored.reward_s}
+
     def contents(self, step: int) -> list[dict[str, Any]]:
         """The prompts of a step."""
         return [{"prompts": [prompt.number for prompt in self.prompts_of(step)]}]

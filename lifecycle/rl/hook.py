@@ -20,11 +20,10 @@ FLAT, CUT = 0.8, 0.8  # above these shares a step is remarked upon
 
 
 class LogRollouts(Hook):
-    """Logs what a step's completions were, and accounts for the time that they took."""
+    """Logs what a step's completions were."""
 
     def __init__(self, batches: PolicyBatches, out: Path, progress: Progress) -> None:
         self._batches, self._out, self._progress = batches, out, progress
-        self._counted = -1
         self._warned: set[str] = set()
 
     def after_step(self, run: TrainingRun) -> None:
@@ -32,10 +31,6 @@ class LogRollouts(Hook):
         scored = self._batches.newest(run.step - 1)
         if scored is None:
             return
-        if self._counted != id(scored):
-            self._counted = id(scored)
-            run.clock.waited("generation", scored.generation_s)
-            run.clock.waited("reward", scored.reward_s)
         size = self._batches.group_size
         if run.step % run.job.train.log_every == 0 or run.is_last:
             found = metrics_of(scored, size)

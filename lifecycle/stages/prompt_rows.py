@@ -50,10 +50,8 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
 def _prompts(encoded: Sequence[EncodedPrompt], report: RowsReport, longest: int) -> list[Prompt]:
     found = []
     for number, row in enumerate(encoded):
-        columns = dict(row.columns)
-        text = columns.pop("prompt")
         if len(row.ids) <= longest:
-            found.append(Prompt(number, row.ids, text, columns))
+            found.append(Prompt(number, row.ids, row.prompt, row.columns))
         else:
             report.drop(report.name(number), TOO_LONG, f" ({len(row.ids)})")
     if not found:

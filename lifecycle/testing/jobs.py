@@ -37,8 +37,10 @@ from lifecycle.training.job import CHECKPOINTS, Continued, Origin, TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.objective import Objective, build_objective
+from lifecycle.training.objectives.policy import OLD
+from lifecycle.training.objectives.policy import REFERENCE as REFERENCE_TOKENS
 from lifecycle.training.objectives.registry import objective_kind
-from lifecycle.training.packing import ExampleRows, RowSource
+from lifecycle.training.packing import ExampleRows, Row, RowSource
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.token_rows import TokenRows
@@ -233,7 +235,31 @@ def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Obje
     return build_objective(model, TinyRun(objective=name).train().model_copy(update=settings))
 
 
-ROWS: dict[str, Callable[[int], RowSource]] = {"pairs": pair_rows, "labelled": labelled_rows}
+class OlderRows(ReferenceRows):
+    """Answers with advantages, and made-up log-probabilities of an older policy."""
+
+    def row(self, index: int) -> Row:
+        """With `old_logprobs` and `reference_logprobs`, `[T]`."""
+        row = super().row(index)
+        draw = np.random.default_rng(index)
+        made_up = {name: -5 - draw.random(len(row["tokens"]), np.float32) for name in (OLD, REFERENCE_TOKENS)}
+        return row | made_up
+
+
+@cache
+def policy_rows(seed: int = 0) -> OlderRows:
+    """Answers with made-up advantages."""
+    draw = np.random.default_rng(seed)
+    groups = [
+        Group([example(draw, [1, 2, 3], int(size))], {"advantages": [float(draw.normal())]})
+        for size in draw.integers(1, 8, 60)
+    ]
+    return OlderRows(GroupRows(groups, SEQ_LEN, seed), {})
+
+
+ROWS: dict[str, Callable[[int], RowSource]] = {
+    "pairs": pair_rows, "labelled": labelled_rows, "prompts": policy_rows
+}  # fmt: skip
 
 
 def rows_of(settings: TinyRun) -> RowSource:

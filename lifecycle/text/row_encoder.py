@@ -54,9 +54,10 @@ class EncodedGroup:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's ids, and the row's other columns, for reward functions."""
+    """A prompt's ids, what the row has for it, and the row's other columns, for reward functions."""
 
     ids: list[int]
+    prompt: Any
     columns: Mapping[str, Any]
 
 
@@ -144,12 +145,12 @@ class RowEncoder:
             raise UnusableRow("empty prompt")
         others = {name: value for name, value in row.items() if name != "prompt"}
         if isinstance(prompt, str):
-            return EncodedPrompt(self._context(prompt), others)
+            return EncodedPrompt(self._context(prompt), prompt, others)
         if not is_messages(prompt):
             raise RowError(f"prompt must be text or a list of messages, got {type(prompt).__name__}")
         if prompt[-1].get("role") == "assistant":
             raise RowError("prompt ends with the assistant's message, and it is to be answered; end it with the user's")
-        return EncodedPrompt(self._render(row, prompt, add_generation_prompt=True).ids, others)
+        return EncodedPrompt(self._render(row, prompt, add_generation_prompt=True).ids, prompt, others)
 
     def _answer(self, row: RowData, prompt: Any, answer: Any, column: str) -> EncodedRow:
         if isinstance(prompt, list) or isinstance(answer, list):

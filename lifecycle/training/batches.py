@@ -8,7 +8,7 @@ What must hold: a step's batch depends neither on the number of processes nor on
 
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, SupportsIndex
 
 import grain
@@ -34,6 +34,10 @@ class BatchSource(Protocol):
 
         `params` are the weights before that step; their computation may still be running.
         """
+        ...
+
+    def spent(self, step: int) -> Mapping[str, float]:
+        """The seconds that making that batch took by cause, as in `core/timesheet.py`; the rest is loading."""
         ...
 
     def contents(self, step: int) -> list[dict[str, Any]]:
@@ -89,6 +93,10 @@ class RowBatches:
             self._ahead = iter(grain.MapDataset.source(batches)[step:].to_iter_dataset(self._reading))
         self._next = step + 1
         return next(self._ahead)
+
+    def spent(self, step: int) -> Mapping[str, float]:
+        """Nothing but loading."""
+        return {}
 
     def contents(self, step: int) -> list[dict[str, Any]]:
         """What is in each row of the batch of `step`, with the row's number."""

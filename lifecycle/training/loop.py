@@ -182,7 +182,7 @@ def train_steps(
             if not run.is_last:
                 began = time.perf_counter()
                 run.batch = next_batch(run, held)
-                run.times.fetched(began, time.perf_counter())
+                run.times.fetched(began, time.perf_counter(), run.job.batches.spent(run.step))
             signals.append({name: metrics[name] for name in (*SIGNALS, IN_ROW) if name in metrics})
             run.metrics = None
             if any(hook.needs_metrics(run) for hook in hooks):

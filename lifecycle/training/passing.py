@@ -6,7 +6,7 @@ checkpoint up to that of the faulty step. What must hold: which batch a step tra
 the log's records of the times that the run went back, so a resumed run passes over the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lifecycle.model.params import Params
@@ -36,6 +36,10 @@ class PassingBatches:
     def batch(self, step: int, params: Params) -> HostBatch:
         """This process's rows of the batch that `step` trains on."""
         return self._source.batch(self.number(step), params)
+
+    def spent(self, step: int) -> Mapping[str, float]:
+        """What took the time of making that batch."""
+        return self._source.spent(self.number(step))
 
     def contents(self, step: int) -> list[dict[str, Any]]:
         """What is in each row of that batch."""

@@ -7,13 +7,22 @@ which the devices had nothing to do counts as waiting for the loader.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+
+class _Step(NamedTuple):
+    """A step: when it was dispatched, and when and by what its next batch was fetched."""
+
+    dispatched: float
+    began: float
+    fetched: float
+    spent: Mapping[str, float]
 
 
 class StepTimes:
@@ -23,30 +32,36 @@ class StepTimes:
         self._wait = wait
         self._outputs: SimpleQueue[Any] = SimpleQueue()
         self._ended: SimpleQueue[float] = SimpleQueue()
-        self._steps: list[tuple[float, tuple[float, float]]] = []  # (dispatched, when its next batch was fetched)
+        self._steps: list[_Step] = []
         self._previous = 0.0  # when the step before ended
         Thread(target=self._follow, name="step times", daemon=True).start()
 
     def dispatched(self, at: float, output: Any) -> None:
         """A step was dispatched at this moment of `time.perf_counter`; `output` is an array that it computes."""
-        self._steps.append((at, (at, at)))
+        self._steps.append(_Step(at, at, at, {}))
         self._outputs.put(output)
 
-    def fetched(self, began: float, ended: float) -> None:
-        """The batch after the last dispatched step was fetched between these moments."""
-        self._steps[-1] = (self._steps[-1][0], (began, ended))
+    def fetched(self, began: float, ended: float, spent: Mapping[str, float]) -> None:
+        """The batch after the last dispatched step was fetched between these moments; `spent` has the seconds of that
+        by cause, where it was more than loading."""
+        self._steps[-1] = _Step(self._steps[-1].dispatched, began, ended, spent)
 
-    def take(self) -> tuple[list[float], float]:
-        """(seconds of each step since the last call, seconds without a step because the loader was late). Waits until
-        all dispatched steps have ended."""
-        steps, loader = [], 0.0
-        for dispatched, (began, fetched) in self._steps:
+    def take(self) -> tuple[list[float], dict[str, float]]:
+        """(seconds of each step since the last call, seconds without a step because its batch was late, by cause).
+        Waits until all dispatched steps have ended."""
+        steps: list[float] = []
+        late: dict[str, float] = {"loader": 0.0}
+        for step in self._steps:
             ended = self._ended.get()
-            steps.append(ended - max(dispatched, self._previous))
-            loader += max(0.0, fetched - max(began, ended))
+            steps.append(ended - max(step.dispatched, self._previous))
+            waited = max(0.0, step.fetched - max(step.began, ended))
+            shares = {cause: seconds / (step.fetched - step.began) for cause, seconds in step.spent.items() if waited}
+            for cause, share in shares.items():
+                late[cause] = late.get(cause, 0.0) + waited * share
+            late["loader"] += waited * (1 - sum(shares.values()))
             self._previous = ended
         self._steps.clear()
-        return steps, loader
+        return steps, late
 
     def close(self) -> None:
         """Ends the thread."""

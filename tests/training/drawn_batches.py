@@ -39,6 +39,10 @@ class DrawnBatches:
             one_epoch(DocumentRows(Documents(60, seed), SEQ_LEN, seed), global_batch_size=self._global_batch_size)
         )
 
+    def spent(self, step: int) -> dict[str, float]:
+        """Nothing but loading."""
+        return {}
+
     def contents(self, step: int) -> list[dict[str, Any]]:
         """The memory that they were drawn by."""
         return [{"memory": self._memory[step]}]

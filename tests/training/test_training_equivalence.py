@@ -16,11 +16,22 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.objectives.registry import SEGMENTS, objective_kind
+from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind, register
+from lifecycle.training.policy import PolicyConfig
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
+
+
+class AnyPolicyConfig(PolicyConfig):
+    """Policy gradients of completions that are given."""
+
+    objective: str = "policy"
+
+
+FORMULA = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
+register(ObjectiveKind("policy", AnyPolicyConfig, "prompts", *FORMULA))
 
 ACCUMULATED, ANYWHERE = 1e-6, 1e-5
 ROWS = 8
@@ -31,6 +42,7 @@ BY_DEFAULT = {
     "dft": ("sft", {"loss": "dft"}),
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
+    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
 }
 FURTHER = {
     "sft": ("sft", {}),
@@ -38,6 +50,8 @@ FURTHER = {
     "orpo": ("orpo", {}),
     "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
     "apo": ("kto", {"loss": "apo_zero_unpaired"}),
+    "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
+    "gspo": ("policy", {"loss": "gspo", "beta": 0.1, "kl": "k2"}),
 }
 CASES = BY_DEFAULT | FURTHER
 ALL = [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]

@@ -1,6 +1,6 @@
 """The logged rate is of the steps alone, whatever runs between them: with a clock that only moves when work is done."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,12 +82,12 @@ class Ends:
     def dispatched(self, at: float, output: Any) -> None:
         self.steps += 1
 
-    def fetched(self, began: float, ended: float) -> None:
+    def fetched(self, began: float, ended: float, spent: Mapping[str, float]) -> None:
         pass
 
-    def take(self) -> tuple[list[float], float]:
+    def take(self) -> tuple[list[float], dict[str, float]]:
         steps, self.steps = self.steps, 0
-        return [STEP_S] * steps, self.loader_s
+        return [STEP_S] * steps, {"loader": self.loader_s}
 
 
 def follow(

@@ -57,8 +57,9 @@ class RecordTimes(Hook):
         self._step = run.step
         if run.metrics is None:
             return
-        steps, loader_s = run.times.take()
-        run.clock.waited("loader", loader_s)
+        steps, late = run.times.take()
+        for cause, seconds in late.items():
+            run.clock.waited(cause, seconds)
         if self._sheet is None:
             return
         if self._is_first:

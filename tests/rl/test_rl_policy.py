@@ -1,0 +1,166 @@
+"""Rollouts become batches: advantages, places of log-probabilities, the same again after a restart, and a run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.progress import Silent
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
+from lifecycle.rl.batches import PolicyBatches
+from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.hook import LogRollouts
+from lifecycle.rl.measured import measured_columns
+from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.testing.families import random_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.batches import HostBatch
+from lifecycle.training.job import TrainJob
+from lifecycle.training.loop import run_job
+from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.objectives.policy import OLD, REFERENCE, SAMPLER
+
+TOKENIZER = ByteTokenizer()
+MODEL = ModelConfig(
+    vocab_size=264, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=32
+)  # fmt: skip
+MESH = build_mesh(MeshConfig())
+SEED = 3
+
+
+def letters(prompts: Any, completions: list[str], letter: list[str], **_: Any) -> list[float]:
+    """How much of a completion is the row's letter."""
+    return [text.count(one) / max(len(text), 1) for text, one in zip(completions, letter, strict=True)]
+
+
+def settings(**own: Any) -> GrpoConfig:
+    tree: dict[str, Any] = {
+        "objective": "grpo", "steps": 4, "seq_len": 32, "global_batch_size": 8, "prompts_per_step": 3, "group_size": 4,
+        "max_prompt_tokens": 8, "max_completion_tokens": 6, "num_slots": 4, "beta": 0.1, "log_every": 1,
+        "eval_every": 2, "rewards": [{"function": f"{__file__}:letters"}],
+        "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 1},
+    }  # fmt: skip
+    return validate(GrpoConfig, tree | own)
+
+
+def prompts() -> list[Prompt]:
+    texts = [f"say {letter}" for letter in "abcde"]
+    return [Prompt(i, [TOKENIZER.bos_id, *TOKENIZER.encode(t)], t, {"letter": t[-1]}) for i, t in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return random_params(MODEL)
+
+
+def batches_of(config: GrpoConfig, start: Any) -> PolicyBatches:
+    model = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
+    columns = measured_columns(MODEL, config, MESH, start)
+    return PolicyBatches(prompts(), config, Sampler(model, config, SEED, MESH), SEED, columns)
+
+
+def assert_same(one: HostBatch, other: HostBatch) -> None:
+    assert one.keys() == other.keys()
+    for name, column in one.items():
+        np.testing.assert_array_equal(column, other[name])
+
+
+def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
+    config = settings(num_iterations=2)
+    batches = batches_of(config, params)
+    made = batches.of_step(0, params)
+    scored, batch = made.scored, made.batch
+    assert scored is not None and len(scored.rollouts) == 12 and batch["tokens"].shape == (8, 32)
+    values = advantages("grpo", scored.rewards.reshape(3, 4)).reshape(-1)
+    seen = set()
+    for row, place in np.argwhere(batch["group_mask"] > 0):
+        number = int(batch["group_ids"][row, place])
+        rollout = scored.rollouts[number]
+        where = batch["segment_ids"][row] == place + 1
+        assert batch["tokens"][row, where].tolist() == [*rollout.prompt.ids, *rollout.ids]
+        learned = where & (batch["loss_mask"][row] > 0)
+        assert batch["targets"][row, learned].tolist() == list(rollout.ids)
+        np.testing.assert_allclose(batch[SAMPLER][row, learned], rollout.logprobs)
+        np.testing.assert_allclose(batch[OLD][row, learned], rollout.logprobs, atol=1e-3)
+        np.testing.assert_allclose(batch[REFERENCE][row, learned], rollout.logprobs, atol=1e-3)
+        assert batch["advantages"][row, place, 0] == pytest.approx(values[number], abs=1e-6)
+        seen.add(number)
+    assert len(seen) == 12
+    assert batches.batch(1, jax.tree.map(lambda x: 2 * x, params)) is batch  # the second step on the same completions
+
+
+def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
+    config = settings(num_iterations=2)
+    batches = batches_of(config, params)
+    first = [batches.batch(step, params) for step in range(4)]
+    again = batches_of(config, params)
+    assert_same(again.batch(2, params), first[2])
+    assert not np.array_equal(first[0]["tokens"], first[2]["tokens"])
+    resumed = batches_of(config, params)
+    assert resumed.restore(batches.state(3)) == 3
+    other = jax.tree.map(lambda x: 2 * x, params)  # the weights have gone on
+    assert_same(resumed.batch(3, other), first[3])
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path: Path) -> None:
+    class StopAt(Silent):
+        def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+    def run(out: Path, progress: Silent) -> dict[str, Any]:
+        config = settings(num_iterations=2)
+        batches = batches_of(config, params)
+        job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
+        return run_job(job, progress, [LogRollouts(batches, out, progress)])
+
+    whole = run(tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", StopAt())
+    assert run(tmp_path / "stopped", Silent())["params_hash"] == whole["params_hash"]
+    log = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for metric in ("reward", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "clip_ratio/region_mean"):
+        assert f'"{metric}"' in log, metric
+    assert '"completion"' in (tmp_path / "whole" / "rollouts.jsonl").read_text()
+
+
+GROUPS = arrays(np.float64, (4, 5), elements=st.floats(-8, 8).map(lambda x: round(x, 3)))
+
+
+@given(GROUPS)
+def test_advantages(rewards: np.ndarray) -> None:
+    mean, deviation = rewards.mean(1, keepdims=True), rewards.std(1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(advantages("grpo", rewards), (rewards - mean) / (deviation + EPSILON), atol=1e-9)
+    np.testing.assert_allclose(advantages("dr_grpo", rewards), rewards - mean, atol=1e-9)
+    others = (rewards.sum(1, keepdims=True) - rewards) / 4
+    np.testing.assert_allclose(advantages("rloo", rewards), rewards - others, atol=1e-9)
+    whole = (rewards - rewards.mean()) / (rewards.std(ddof=1) + EPSILON)
+    np.testing.assert_allclose(advantages("reinforce_plus_plus", rewards), whole, atol=1e-9)
+
+
+@given(GROUPS, st.sampled_from(sorted(ADVANTAGES)))
+def test_a_completion_without_a_reward_teaches_nothing(rewards: np.ndarray, name: str) -> None:
+    rewards[0, 0] = rewards[2] = np.nan
+    found = advantages(name, rewards)
+    assert np.isfinite(found).all() and found[0, 0] == 0 and not found[2].any()
+    there = rewards[[0, 1, 3]][:, 1:]
+    assert np.isfinite(advantages(name, there)).all()
+
+
+def test_rollouts_that_cannot_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"12 completions of up to 14 tokens .* do not fit global_batch_size=4 rows"):
+        settings(global_batch_size=4)
+    with pytest.raises(ConfigError, match="compares samples of a prompt"):
+        settings(group_size=1)
