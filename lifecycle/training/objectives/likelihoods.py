@@ -14,7 +14,7 @@ from lifecycle.core.typing import Array, Batch, Float, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
-from lifecycle.parallel.collectives import psum_identity_grad
+from lifecycle.parallel.collectives import psum, psum_identity_grad
 from lifecycle.training.group_rows import OTHER
 
 
@@ -103,11 +103,19 @@ class GroupLikelihoods(RowColumns):
         return self.column("loss_mask")
 
     def per_segment(self, values: Float[Array, "B T"]) -> Float[Array, "B P k"]:
-        """The sum over each segment's positions; zero for groups that are padding."""
+        """The sum over each segment's positions; zero for groups that are padding. For what is a segment's own: a
+        gradient of a value that goes back to positions needs `segment_sum_at_tokens`."""
+        return psum_identity_grad(self._own_sums(values), "seq")
+
+    def segment_sum_at_tokens(self, values: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        """At each position the sum over its segment."""
+        return self.per_token(psum(self._own_sums(values), "seq"))  # each device uses it at other positions
+
+    def _own_sums(self, values: Float[Array, "B T"]) -> Float[Array, "B P k"]:
         rows, groups = self.mask.shape
         ids, num = self.column("segment_ids"), groups * self.size + 1
         totals = jax.vmap(lambda v, where: jax.ops.segment_sum(v, where, num))(values, ids)
-        return psum_identity_grad(totals[:, 1:].reshape(rows, groups, self.size), "seq")
+        return totals[:, 1:].reshape(rows, groups, self.size)
 
     def per_token(self, values: Float[Array, "B P k"]) -> Float[Array, "B T"]:
         """Each position's value: that of its segment; 0 in padding."""

@@ -67,10 +67,10 @@ class Tokens:
         level = self.settings.form.level
         if level == "token":
             return each
-        of_segment = self.completions.per_segment(each * self.mask)
+        of_segment = self.completions.segment_sum_at_tokens(each * self.mask)
         if level == "sequence":
-            of_segment = of_segment / jnp.maximum(self.completions.lengths, 1)
-        return self.completions.per_token(of_segment)
+            of_segment = of_segment / jnp.maximum(self.completions.per_token(self.completions.lengths), 1)
+        return of_segment
 
     def metrics(self) -> dict[str, Float[Array, "B T"]]:
         """Values per learned token, for the log: TRL's names."""
