@@ -40,6 +40,7 @@ CONVERSATION = {
     "prompt": [said("system", "Be brief."), said("user", ASKED)],
     "completion": [said("assistant", "Blue.")],
 }
+RED = [said("assistant", "Red.")]
 TOOL = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "chat": [
@@ -53,7 +54,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "pairs": [
         {"prompt": ASKED, "chosen": SAID, "rejected": " Green."},
         {"chosen": ASKED + SAID, "rejected": f"{ASKED} Green."},
-        {"prompt": CONVERSATION["prompt"], "chosen": [said("assistant", "Blue.")], "rejected": [said("assistant", "Red.")]},
+        {"prompt": CONVERSATION["prompt"], "chosen": CONVERSATION["completion"], "rejected": RED},
     ],
     "labelled": [
         {"prompt": ASKED, "completion": SAID, "label": True},
