@@ -25,10 +25,10 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
-from lifecycle.stages.config import RowsConfig
 from lifecycle.stages.row_origins import epoch_of, read_origins
 from lifecycle.stages.rows import row_encoder, rows_file
 from lifecycle.stages.stage import Inputs
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded
 from lifecycle.text.row_files import RowData

@@ -23,7 +23,7 @@ from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, texts_in
-from lifecycle.stages.config import RowsConfig
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_columns import require_named
 from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, apart
 from lifecycle.text.row_files import RowData, RowError, read_rows

@@ -16,7 +16,7 @@ from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.stages import keys
-from lifecycle.stages.config import RowsConfig, RunConfig
+from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import (
     HELDOUT,
     SIDES,
@@ -31,6 +31,7 @@ from lifecycle.stages.own_rows import (
 from lifecycle.stages.row_origins import DOCSTRINGS, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, segments_of

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
-from lifecycle.stages.config import RowsConfig
 from lifecycle.stages.own_rows import OwnRow, asked, read_own, split, without_contradictions
 from lifecycle.stages.row_origins import Origins, epoch_of, read_origins, write_origins
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import RowEncoder
 from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
