@@ -24,6 +24,7 @@ from lifecycle.stages.own_rows import (
     TRAIN,
     OwnRow,
     read_own,
+    require_alike,
     split,
     without_contradictions,
     without_overlaps,
@@ -145,6 +146,7 @@ class _Made:
         rows, report = read_own(self.kind, config.rows, encoder, self.look, names, progress)
         rows = without_contradictions(self.kind, rows, report)
         rows = without_overlaps(rows, index, config.decontamination.min_overlap, report)
+        require_alike(self.kind, [*rows, *self.docstrings[TRAIN]])
         for row in rows:
             report.keep(row.name)
         report.require(config.rows.max_dropped, TOO_MANY)
@@ -175,7 +177,7 @@ class _Made:
                 report.require(config.rows.max_dropped if side == TRAIN else 1, TOO_MANY_FOR_STAGE)
                 _note(report, progress)
             if self.rows(TRAIN):
-                stats.setdefault("epochs", {})[reader.stage] = self._epoch_rows(config, number)
+                stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 
     def _epoch_rows(self, config: RunConfig, number: int) -> int:
         """How many rows of its batches an epoch of a reader has; its settings are checked with that."""
