@@ -31,11 +31,10 @@ from lifecycle.stages.own_rows import (
 )
 from lifecycle.stages.row_origins import DOCSTRINGS, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, segments_of
+from lifecycle.text.row_encoder import Encoded, RowEncoder, TemplateOnUse, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
@@ -87,7 +86,7 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
 
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
     """The encoder of the run's rows."""
-    return RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
+    return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,13 @@ class _Made:
             path = rows_file(out, kind, side)
             rows = list(read_rows(path)) if path.is_file() else []
             made.docstrings[side] = [
-                OwnRow(DOCSTRINGS, line, (name := f"{path}:{line}"), row, made.look(encode_row(row, encode, name)))
+                OwnRow(
+                    DOCSTRINGS,
+                    line,
+                    (name := f"{path}:{line}"),
+                    row,
+                    made.look(encode_row(row, encode, name)) if made.readers else (),
+                )
                 for line, row in rows
             ]
             made.own[side] = []

@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.row_encoder import EncodedGroup, EncodedPrompt, EncodedRow, RowEncoder, UnusableRow, segments_of
+from lifecycle.text.row_encoder import (
+    EncodedGroup,
+    EncodedPrompt,
+    EncodedRow,
+    RowEncoder,
+    TemplateOnUse,
+    UnusableRow,
+    segments_of,
+)
 from lifecycle.text.row_files import RowError
 from lifecycle.text.rows import TooLong, common_length, fit
 from lifecycle.text.tokenizer import load_tokenizer
@@ -233,3 +241,15 @@ def test_ids_and_where_learning_begins_are_those_of_trl(kind: str) -> None:
             assert segment.loss_mask == [first <= at < stop for at in range(len(segment.ids))]
             assert not behind or tokenizer.decode(segment.ids[-1:]) == "\n"
     assert len(golden) >= 2
+
+
+def test_rows_of_text_need_no_chat_template(hf_folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((hf_folder / "tokenizer.json").read_text())
+    raw["added_tokens"] = raw["added_tokens"][:1]  # no <|im_start|>
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    encoder = RowEncoder(TemplateOnUse(tmp_path, tokenizer))
+    assert shown(encoder.encode_chat({"text": "a"}), tokenizer) == "[a<|endoftext|>]"
+    with pytest.raises(ChatError, match="the tokenizer has no special token"):
+        encoder.encode_chat({"messages": [USER, {"role": "assistant", "content": "a"}]})
