@@ -224,7 +224,7 @@ def with_steps(config: RunConfig, name: str) -> TrainConfig:
     if train.epochs is None or "rows" not in build_graph(config):
         return train
     rows = states(config, ("rows",))[-1].artifact
-    known = None if rows is None else rows.stats.get("epochs", {}).get(name)
+    known = None if rows is None else rows.stats.get("epoch_rows", {}).get(name)
     return train if known is None else train.resolved(known / (1 - getattr(train, "replay_share", 0.0)))
 
 

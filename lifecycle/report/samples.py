@@ -55,7 +55,9 @@ def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
             yield Question(model.tokenizer.begin(model.tokenizer.encode(prompt)), prompt, answer)
         elif (turns := _turns(row)) is not None:
             variables = row.get("chat_template_kwargs", {})
-            ids = model.template.dated.render(turns[:-1], True, tools_of(row), variables).ids
+            ids = model.template.dated.render(
+                turns[:-1], add_generation_prompt=True, tools=tools_of(row), variables=variables
+            ).ids
             yield Question(ids, turns[-2]["content"], turns[-1]["content"])
 
 

@@ -12,10 +12,10 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
-from lifecycle.stages.config import RowsConfig
 from lifecycle.stages.row_origins import epoch_of, read_origins
 from lifecycle.stages.rows import row_encoder, rows_file
 from lifecycle.stages.stage import Inputs
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded
 from lifecycle.text.row_files import RowData

@@ -23,8 +23,8 @@ from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, texts_in
-from lifecycle.stages.config import RowsConfig
-from lifecycle.text.row_columns import require_named
+from lifecycle.text.config import RowsConfig
+from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, apart
 from lifecycle.text.row_files import RowData, RowError, read_rows
 from lifecycle.text.rows import RowsReport, encode_row
@@ -107,6 +107,17 @@ def _content(row: RowData, name: str) -> str:
         return digest(row)
     except UnicodeEncodeError:  # in a column that no tokenizer has seen: what a reward function reads
         raise RowError(f"{name}: has a lone surrogate, which UTF-8 cannot encode; correct the row") from None
+
+
+def require_alike(kind: str, rows: Sequence[OwnRow]) -> None:
+    """Raises `RowError` if some rows have an optional column, which objectives use, and others do not."""
+    for column in KINDS[kind].optional:
+        having = [row for row in rows if column in row.columns]
+        if having and (lacking := next((row for row in rows if column not in row.columns), None)):
+            raise RowError(
+                f"{lacking.name}: no {column}, and {having[0].name} has one; give one to all {kind} rows, or leave it "
+                f"out with rows.ignore=[{column}]"
+            )
 
 
 def without_contradictions(kind: str, rows: Sequence[OwnRow], report: RowsReport) -> list[OwnRow]:

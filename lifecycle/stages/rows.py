@@ -16,7 +16,7 @@ from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.stages import keys
-from lifecycle.stages.config import RowsConfig, RunConfig
+from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import (
     HELDOUT,
     SIDES,
@@ -24,16 +24,17 @@ from lifecycle.stages.own_rows import (
     TRAIN,
     OwnRow,
     read_own,
+    require_alike,
     split,
     without_contradictions,
     without_overlaps,
 )
 from lifecycle.stages.row_origins import DOCSTRINGS, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, segments_of
+from lifecycle.text.row_encoder import Encoded, RowEncoder, TemplateOnUse, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
@@ -85,7 +86,7 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
 
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
     """The encoder of the run's rows."""
-    return RowEncoder(ChatTemplate.load(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
+    return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,13 @@ class _Made:
             path = rows_file(out, kind, side)
             rows = list(read_rows(path)) if path.is_file() else []
             made.docstrings[side] = [
-                OwnRow(DOCSTRINGS, line, (name := f"{path}:{line}"), row, made.look(encode_row(row, encode, name)))
+                OwnRow(
+                    DOCSTRINGS,
+                    line,
+                    (name := f"{path}:{line}"),
+                    row,
+                    made.look(encode_row(row, encode, name)) if made.readers else (),
+                )
                 for line, row in rows
             ]
             made.own[side] = []
@@ -144,6 +151,7 @@ class _Made:
         rows, report = read_own(self.kind, config.rows, encoder, self.look, names, progress)
         rows = without_contradictions(self.kind, rows, report)
         rows = without_overlaps(rows, index, config.decontamination.min_overlap, report)
+        require_alike(self.kind, [*rows, *self.docstrings[TRAIN]])
         for row in rows:
             report.keep(row.name)
         report.require(config.rows.max_dropped, TOO_MANY)
@@ -174,7 +182,7 @@ class _Made:
                 report.require(config.rows.max_dropped if side == TRAIN else 1, TOO_MANY_FOR_STAGE)
                 _note(report, progress)
             if self.rows(TRAIN):
-                stats.setdefault("epochs", {})[reader.stage] = self._epoch_rows(config, number)
+                stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 
     def _epoch_rows(self, config: RunConfig, number: int) -> int:
         """How many rows of its batches an epoch of a reader has; its settings are checked with that."""

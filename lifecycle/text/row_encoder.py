@@ -18,10 +18,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import nearest
 from lifecycle.text.chat import ChatTemplate, Message, Rendered
+from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import is_messages, used_columns
 from lifecycle.text.row_files import RowData, RowError
 
@@ -73,12 +76,42 @@ def segments_of(encoded: Encoded) -> tuple[EncodedRow, ...]:
     return (encoded,)
 
 
+@dataclass(frozen=True)
+class TemplateOnUse:
+    """A folder's chat template. Rows of text need none, and a tokenizer without chats' special tokens has none."""
+
+    folder: Path
+    tokenizer: Tokenizer
+
+    @cached_property
+    def _loaded(self) -> ChatTemplate:
+        return ChatTemplate.load(self.folder, self.tokenizer)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """As the template's."""
+        return self._loaded.variables
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """As the template does; raises `ChatError` for one that cannot be used."""
+        return self._loaded.render(messages, add_generation_prompt, tools, variables)
+
+
 class RowEncoder:
     """Encodes rows with one chat template and its tokenizer. `special_tokens`: the names of special tokens in string
     rows are these tokens."""
 
     def __init__(
-        self, template: ChatTemplate, special_tokens: bool = False, step_separator: str = STEP_SEPARATOR
+        self,
+        template: ChatTemplate | TemplateOnUse,
+        special_tokens: bool = False,
+        step_separator: str = STEP_SEPARATOR,
     ) -> None:
         self._template = template
         self._tokenizer = template.tokenizer
@@ -196,7 +229,9 @@ class RowEncoder:
         return EncodedRow(rendered.ids, mask)
 
     def _render(self, row: RowData, messages: Any, add_generation_prompt: bool = False) -> Rendered:
-        return self._template.render(messages, add_generation_prompt, tools_of(row), self._variables(row))
+        return self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools_of(row), variables=self._variables(row)
+        )
 
     def _variables(self, row: RowData) -> Mapping[str, Any]:
         """A row's own variables for the template, all of which it must read."""

@@ -110,16 +110,12 @@ def _plain(value: Any, where: str) -> Any:
     raise RowError(f"{where} has a {type(value).__name__}; rows have what JSON has: text, numbers, lists, mappings")
 
 
-class _NotJson(ValueError):
-    """A word that Python reads in JSON, and JSON does not have."""
-
-
 def _refuse_constant(name: str) -> Any:
-    raise _NotJson(f"{name} is no JSON value")
+    raise ValueError(f"{name} is no JSON value")  # Python reads NaN and Infinity
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-_UNREADABLE = (_NotJson, RecursionError)
+_UNREADABLE = (ValueError, RecursionError)  # integers of thousands of digits, values too deep within each other
 
 
 def _decoded(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:

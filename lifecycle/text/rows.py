@@ -146,7 +146,7 @@ def fit[E: Encoded](encoded: E, seq_len: int, truncation: str) -> E:
     cut = tuple(_cut(segment, most, truncation) for segment in segments)
     if any(any(whole.loss_mask) and not any(part.loss_mask[1:]) for whole, part in zip(segments, cut, strict=True)):
         raise UnusableRow(f"nothing to learn is left in {seq_len} tokens ({truncation})")
-    if len(cut) > 1 and all(part.ids == cut[0].ids for part in cut):
+    if isinstance(encoded, EncodedGroup) and len({tuple(part.ids) for part in cut}) < len(cut):
         raise UnusableRow(f"chosen and rejected are equal in {seq_len} tokens ({truncation})")
     if isinstance(encoded, EncodedGroup):
         return cast(E, replace(encoded, segments=cut))

@@ -1,6 +1,7 @@
 """What a training stage reads: its sources in their shares, and held-out bits per byte in windows of its rows."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +21,19 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learning_rows import heldout_bits, pair_rows, require_sources
+from lifecycle.stages.learner import encoded_rows
+from lifecycle.stages.learning_rows import heldout_bits, require_sources
+from lifecycle.stages.preference_rows import pair_rows
+from lifecycle.stages.row_origins import write_origins
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import example
+from lifecycle.testing.notes import Notes
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import EncodedGroup
+from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import NextTokenConfig, OptimizerConfig
+from lifecycle.training.config import NextTokenConfig, OptimizerConfig, SftConfig
 from lifecycle.training.mixture import PERIOD
 from lifecycle.training.preference import DpoConfig
 from lifecycle.training.reference import REFERENCE
@@ -150,3 +157,41 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
         "pairs-heldout.jsonl": of_heldout,
     }
     assert len({name for _, name in found.values()}) == 2
+
+
+def test_rows_are_repeated_to_their_files_shares_and_known_by_the_users_lines(tmp_path: Path) -> None:
+    ByteTokenizer().save(tmp_path)
+    long = [{"text": "a" * 99}]
+    for side in ("train", "heldout"):
+        path = tmp_path / f"chat-{side}.jsonl"
+        write_rows(path, [{"text": "one"}, {"text": "two"}, *long, {"text": "three"}, {"text": "four"}])
+        write_origins(path, [(0, 2), (0, 3), (1, 7), (1, 8), (1, 9)])
+    stats = {"own": {"chat": {"files": ["a.jsonl", "b.parquet"], "weights": [3.0, 1.0]}}}
+    inputs: Any = {"rows": SimpleNamespace(path=tmp_path, stats=stats), "tokenizer": SimpleNamespace(path=tmp_path)}
+    settings: dict[str, Any] = {"objective": "sft", "epochs": 1, "seq_len": 32, "global_batch_size": 1}
+    train, notes = SftConfig.model_validate(settings), Notes()
+    learner: Any = SimpleNamespace(train=train, tokenizer=ByteTokenizer(), own=RowsConfig(max_dropped=0.5))
+    rows, report = encoded_rows(learner, inputs, "chat", "train", notes)
+    assert Counter(map(report.name, range(len(rows)))) == {
+        "a.jsonl:2": 3,
+        "a.jsonl:3": 3,
+        "b.parquet:8": 1,
+        "b.parquet:9": 1,
+    }
+    assert rows[0] == rows[2] != rows[1] and report.examples == ["b.parquet:7: longer than 32 tokens (101)"]
+    assert notes.notes == ["chat rows, train: 4 of 5 rows kept; dropped: 1 longer than 32 tokens"]
+    assert len(encoded_rows(learner, inputs, "chat", "heldout", notes)[0]) == 4
+    learner.own = RowsConfig()
+    with pytest.raises(RowError, match=r"20.0% of the rows would be dropped, and rows\.max_dropped=0\.1: 4 of 5"):
+        encoded_rows(learner, inputs, "chat", "train", notes)
+    learner.train = train.model_copy(update={"truncation": "keep_end"})
+    assert encoded_rows(learner, inputs, "chat", "train", notes)[1].truncated == 1
+
+
+@pytest.mark.parametrize(("epochs", "rows", "steps"), [(1, 8, 2), (2, 9, 5), (0.01, 9, 1), (0.5, 16.0, 2)])
+def test_steps_follow_from_epochs(epochs: float, rows: float, steps: int) -> None:
+    settings: dict[str, Any] = {"objective": "sft", "epochs": epochs, "seq_len": 32, "global_batch_size": 4}
+    train = SftConfig.model_validate(settings)
+    assert (train.steps, train.resolved(rows).steps) == (0, steps)
+    given = SftConfig.model_validate(settings | {"epochs": None, "steps": 7})
+    assert given.resolved(rows) is given

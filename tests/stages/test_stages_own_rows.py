@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
-from lifecycle.stages.config import RowsConfig
-from lifecycle.stages.own_rows import OwnRow, asked, read_own, split, without_contradictions
+from lifecycle.stages.own_rows import OwnRow, asked, read_own, require_alike, split, without_contradictions
 from lifecycle.stages.row_origins import Origins, epoch_of, read_origins, write_origins
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import RowEncoder
 from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
@@ -80,6 +80,14 @@ def test_the_first_of_equal_rows_stays(tmp_path: Path) -> None:
 def test_each_kind_is_read_whole(tmp_path: Path, kind: str, row: dict[str, Any], left_out: dict[str, Any]) -> None:
     kept, report = read(tmp_path, kind, [row, row | left_out])
     assert [found.columns for found in kept] == [row] and report.dropped.total() == 1
+
+
+def test_all_pairs_have_a_margin_or_none() -> None:
+    rows = own([pair("q", "a", "b") | {"margin": 1}, pair("p", "a", "b")])
+    with pytest.raises(RowError, match=r"own:2: no margin, and own:1 has one; .* rows\.ignore=\[margin\]"):
+        require_alike("pairs", rows)
+    require_alike("pairs", rows[:1])
+    require_alike("pairs", rows[1:])
 
 
 def test_files_have_settings_of_their_own(tmp_path: Path) -> None:

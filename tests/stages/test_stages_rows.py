@@ -267,7 +267,7 @@ def test_the_epochs_of_a_stage_are_checked_with_its_rows(inputs: Any, tmp_path: 
     own = write_both(tmp_path / "own.jsonl", [str(number) * 60 for number in range(10)])
     by_epochs = ("train.sft.steps=0", "train.sft.epochs=2", "train.sft.replay_share=0")
     warm = "train.sft.optimizer={name: muon, learning_rate: 0.003, schedule: {warmup_steps: 3}}"
-    assert rows.run(config(*own, *by_epochs), inputs, tmp_path, Silent()).stats["epochs"]["sft"] == 3
+    assert rows.run(config(*own, *by_epochs), inputs, tmp_path, Silent()).stats["epoch_rows"]["sft"] == 3
     with pytest.raises(ConfigError, match=r"epochs=2 are 2 steps of this stage: .*warmup_steps=3 leaves no step"):
         rows.run(config(*own, *by_epochs, warm), inputs, tmp_path, Silent())
 
@@ -332,7 +332,7 @@ def test_every_kind_of_rows_goes_through_the_stage(
     run = load_config(RunConfig, DEBUG, ["rows={" + f"{kind}: '{own}'" + "}", f"train={stage}", "evaluate=null"])
     assert build_graph(run)["toy"].inputs == ("tokenizer", "rows") and run.has_rows
     stats = rows.run(run, inputs, tmp_path, Silent()).stats
-    assert stats["own"][kind]["kept"] == 12 and stats["epochs"]["toy"] >= 1
+    assert stats["own"][kind]["kept"] == 12 and stats["epoch_rows"]["toy"] >= 1
     kept = [found for side in ("train", "heldout") for _, found in read_rows(tmp_path / f"{kind}-{side}.jsonl")]
     assert sorted(found["prompt"] for found in kept) == sorted(f"q{n}" for n in range(12))
     assert all(found == {"prompt": found["prompt"]} | row for found in kept)

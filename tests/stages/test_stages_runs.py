@@ -1,6 +1,7 @@
 """Whole runs of tiny models in this process: graphs other than the shipped ones, and a job that changes its mesh."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,12 @@ def test_the_shipped_fine_tuning_of_a_bundle_makes_a_registered_chat_model(tmp_p
         RunConfig,
         CONFIGS / "from_smollm2.yaml",
         [f"model={MODEL}", "tokenizer={kind: bytes}", f"rows.chat=[{rows}]", f"train.chat.from={bundle}", *sizes,
-         f"root={tmp_path}"],
+         f"root={tmp_path}", "train.chat.steps=0", "train.chat.epochs=2"],
     )  # fmt: skip
     made = bring_up_to_date(config, ["report"], Silent())
     assert list(made) == ["tokenizer", "rows", "chat", "export", "register", "report"]
+    epochs = 2 * made["rows"].stats["epoch_rows"]["chat"] / SIZES["global_batch_size"]
+    assert made["chat"].stats["steps"] == math.ceil(epochs) > 0
     model = load_bundle(made["export"].path)
     assert model.defaults.temperature == 0.5  # as the bundle that the weights go back to
     before = load_bundle(bundle).params

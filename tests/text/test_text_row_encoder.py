@@ -1,5 +1,7 @@
 """Rows of each kind as ids: what is learned, with which label, and how a row that is too long is cut."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,11 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.row_encoder import EncodedGroup, EncodedPrompt, EncodedRow, RowEncoder, UnusableRow, segments_of
+from lifecycle.text.row_encoder import (
+    EncodedGroup,
+    EncodedPrompt,
+    EncodedRow,
+    RowEncoder,
+    TemplateOnUse,
+    UnusableRow,
+    segments_of,
+)
 from lifecycle.text.row_files import RowError
 from lifecycle.text.rows import TooLong, common_length, fit
+from lifecycle.text.tokenizer import load_tokenizer
 
 USER = {"role": "user", "content": "q"}
 WORDS = ByteTokenizer()
@@ -211,3 +222,34 @@ def test_a_pair_fits_its_row_together() -> None:
 
 def test_lengths_share_what_there_is() -> None:
     assert [common_length(lengths, 10) for lengths in ([20], [20, 20], [2, 20], [3, 3], [1, 2, 20])] == [10, 5, 8, 3, 7]
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "rows"
+
+
+@pytest.mark.parametrize("kind", ["chat", "pairs", "labelled"])
+def test_ids_and_where_learning_begins_are_those_of_trl(kind: str) -> None:
+    """What follows the end of the last turn, a line's end here, TRL learns too, and we do not."""
+    tokenizer = load_tokenizer(GOLDEN)
+    encode = RowEncoder(ChatTemplate.load(GOLDEN, tokenizer)).encoding(kind)
+    golden = json.loads((GOLDEN / "rows.json").read_text(encoding="utf-8"))[kind]
+    for known in golden:
+        for segment, theirs in zip(segments_of(encode(known["row"])), known["segments"], strict=True):
+            assert segment.ids == theirs["ids"]
+            behind = 0 if segment.loss_mask[-1] else 1
+            first, stop = theirs["learned"], len(segment.ids) - behind
+            assert segment.loss_mask == [first <= at < stop for at in range(len(segment.ids))]
+            assert not behind or tokenizer.decode(segment.ids[-1:]) == "\n"
+    assert len(golden) >= 2
+
+
+def test_rows_of_text_need_no_chat_template(hf_folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((hf_folder / "tokenizer.json").read_text())
+    raw["added_tokens"] = raw["added_tokens"][:1]  # no <|im_start|>
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    encoder = RowEncoder(TemplateOnUse(tmp_path, tokenizer))
+    assert shown(encoder.encode_chat({"text": "a"}), tokenizer) == "[a<|endoftext|>]"
+    with pytest.raises(ChatError, match="the tokenizer has no special token"):
+        encoder.encode_chat({"messages": [USER, {"role": "assistant", "content": "a"}]})

@@ -68,6 +68,7 @@ def test_a_null_column_is_not_there(tmp_path: Path) -> None:
         ('{"text": "a", "score": NaN}', "rows:1: not valid JSON .NaN is no JSON value.; correct the row"),
         ('[{"text": "a"}, {"score": -Infinity}]', "rows:1: not valid JSON .-Infinity is no JSON value."),
         ("[" * 100_000, "rows:1: "),
+        ('{"score": 1' + "0" * 5000 + "}", "rows:1: not valid JSON .Exceeds the limit"),
         ("PAR1 and no more", "rows: not a whole Parquet file: .*; copy it again"),
     ],
 )
