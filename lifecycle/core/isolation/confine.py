@@ -68,9 +68,9 @@ def confine(limits: Limits, scratch: Path) -> None:
 
 
 def limit_resources(limits: Limits) -> None:
-    """Hard limits of this process, where they are lower than those that it has."""
+    """Limits of this process, where they are lower than those that it has; none can be raised again."""
     wanted = {
-        resource.RLIMIT_AS: limits.memory_bytes, resource.RLIMIT_CPU: limits.cpu_s, resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: limits.memory_bytes, resource.RLIMIT_CPU: limits.cpu_s + 1, resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: limits.file_bytes, resource.RLIMIT_NOFILE: limits.files, resource.RLIMIT_MEMLOCK: 0,
     }  # fmt: skip
     if sys.platform != "linux":
@@ -78,7 +78,8 @@ def limit_resources(limits: Limits) -> None:
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (lowest, lowest))
+        soft = min(lowest, limits.cpu_s) if name == resource.RLIMIT_CPU else lowest  # first a signal that says why
+        resource.setrlimit(name, (soft, lowest))
 
 
 def _drop_rights() -> None:

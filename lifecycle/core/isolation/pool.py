@@ -22,6 +22,7 @@ from lifecycle.core.isolation.confine import Limits
 from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 START_S = 120.0
+FEW, MANY = 8, 256  # items that a process takes at once: fewer are not worth another process
 # The children's whole environment: no keys, no proxies, and one thread for libraries of numbers.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
@@ -64,7 +65,7 @@ class IsolatedPool:
         """A result per item, in order; raises `IsolationError` if nothing can run here."""
         if not items:
             return []
-        per_call = 1 if self.is_fresh else max(1, min(256, -(-len(items) // self.workers)))
+        per_call = 1 if self.is_fresh else max(FEW, min(MANY, -(-len(items) // self.workers)))
         chunks = [items[begin : begin + per_call] for begin in range(0, len(items), per_call)]
         with ThreadPoolExecutor(min(self.workers, len(chunks))) as threads:
             return [result for results in threads.map(self._run, chunks) for result in results]
@@ -76,15 +77,16 @@ class IsolatedPool:
         for zygote in zygotes:
             zygote.end()
 
-    def _run(self, items: Sequence[Any]) -> list[Result]:
+    def _run(self, items: Sequence[Any], is_second_try: bool = False) -> list[Result]:
+        """Results of items; if their process is lost, such as to the system's lack of memory, each is tried again."""
         zygote = self._taken()
         try:
             results = zygote.run(items)
         except (EOFError, TimeoutError, FrameError, BrokenPipeError) as error:
             zygote.end()
-            if len(items) == 1:
+            if is_second_try:
                 return [Result(failure=f"its process was lost: {error}")]
-            return [result for item in items for result in self._run([item])]
+            return [result for item in items for result in self._run([item], is_second_try=True)]
         self._idle.put(zygote)
         return results
 

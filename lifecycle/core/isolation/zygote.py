@@ -2,8 +2,8 @@
 
 A fork of it starts in milliseconds, where a new interpreter takes a tenth of a second. It takes batches of items over
 its standard input, and answers each with as many results. A child works through a batch item by item; one that exceeds
-its time, its memory or its output is killed with all that it started, the item has failed, and a new child goes on with
-the next. It ends with its parent, however that ends.
+its time, its memory or its output is killed with all that it has started, the item has failed, and a new child goes on
+with the next. It ends with its parent, however that ends.
 """
 
 import gc
@@ -164,12 +164,19 @@ def _used_bytes(folder: Path) -> int:
 
 
 def _end_all(child: int) -> None:
-    """Kills the child, and waits for it and for whatever it has started, which is killed by its death."""
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
+    """Kills the child, and whatever it has started: orphans become children of this process. Waits for all."""
+    os.kill(child, signal.SIGKILL)  # nobody has waited for it: the number is still its own
     with suppress(ChildProcessError):
         while True:
+            for pid in _children():
+                os.kill(pid, signal.SIGKILL)
             os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    """The processes whose parent this one is; a process of one thread knows them all."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(word) for word in listed.read_text(encoding="ascii").split()] if listed.exists() else []
 
 
 def _ended_by(status: os.waitid_result | None) -> str:
