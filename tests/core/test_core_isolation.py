@@ -19,7 +19,7 @@ from lifecycle.testing.waiting import wait_until
 from tests.core.isolated_programs import ALLOWED, ATTEMPTS
 
 PROGRAM = "tests.core.isolated_programs:answer"
-LIMITS = Limits(cpu_s=1, wall_s=2.0, file_bytes=1 << 16)
+LIMITS = Limits(cpu_s=1, wall_s=12.0, file_bytes=1 << 16)
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"processes cannot be closed off here: {unavailable()}")
 
 

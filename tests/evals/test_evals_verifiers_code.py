@@ -13,7 +13,7 @@ from lifecycle.evals.verifiers.code import Code, code_of
 from lifecycle.evals.verifiers.plain import MARK, decoded, encoded
 
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"code cannot be closed off here: {unavailable()}")
-CODE = Code(cpu_s=1, wall_s=3.0, memory_mib=512)
+CODE = Code(cpu_s=1, wall_s=12.0, memory_mib=512)
 ADD = "def add(a, b):\n    return a + b\n"
 RIGHT = "assert add(1, 2) == 3"
 CLASS = """

@@ -110,7 +110,8 @@ def test_tools_answer_and_failures_are_told_to_the_model() -> None:
 
     environment = ToolEnvironment([weather], reward)
     calls = [
-        call("weather", '{"city": "Rome", "day": 2}'), call("weather", {"city": "Rome", "day": -1}), call("weather", "{"),
+        call("weather", '{"city": "Rome", "day": 2}'), call("weather", {"city": "Rome", "day": -1}),
+        call("weather", "{"),
         call("wether", "{}"), call("weather", '{"city": "Atlantis"}'), call("weather", '{"town": "Rome"}'), "blue",
     ]  # fmt: skip
     episode = run_episode(environment, {"prompt": "How is Rome?", "gold": "blue"}, scripted(*calls))
@@ -131,7 +132,7 @@ def test_tools_answer_and_failures_are_told_to_the_model() -> None:
 
 @closed
 def test_the_python_tool_runs_code_closed_off() -> None:
-    python = python_tool(Limits(cpu_s=1, wall_s=5.0))
+    python = python_tool(Limits(cpu_s=1, wall_s=20.0))
     assert python("x = 3\nprint('hi')\nx * 2") == "hi\n6\n"
     assert python("x").endswith("NameError: name 'x' is not defined\n")
     assert "PermissionError" in python("open('/etc/passwd')")

@@ -113,7 +113,8 @@ def test_a_function_that_raises_is_named_with_the_row(functions: str) -> None:
     ("name", "fault"),
     [
         ("short", "returned 1 values for 2"), ("number", "returned float, expected a list"),
-        ("nan", r"returned nan \(float\) for completion 1.*'prompt 1'"), ("text", r"returned '1' \(str\) for completion 1"),
+        ("nan", r"returned nan \(float\) for completion 1.*'prompt 1'"),
+        ("text", r"returned '1' \(str\) for completion 1"),
         ("needs", "no column 'nothing_like_it' for the reward"),
     ],
 )  # fmt: skip

@@ -79,7 +79,7 @@ class IsolatedPool:
 
     def _run(self, items: Sequence[Any], is_second_try: bool = False) -> list[Result]:
         """Results of items; if their process is lost, such as to the system's lack of memory, each is tried again."""
-        zygote = self._taken()
+        zygote = self._started() if is_second_try else self._taken()
         try:
             results = zygote.run(items)
         except (EOFError, TimeoutError, FrameError, BrokenPipeError) as error:
@@ -93,6 +93,9 @@ class IsolatedPool:
     def _taken(self) -> "_Zygote":
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
+        return self._started()
+
+    def _started(self) -> "_Zygote":
         zygote = _Zygote(self.program, self.limits, self.is_fresh)
         with self._lock:
             self._all.append(zygote)
