@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,14 @@ ALLOWED: dict[str, Any] = {
 }
 
 
-def attempt(names: list[str], limits: Limits) -> dict[str, str]:
+def answer_fresh(read: Callable[[], Any], limits: Limits) -> Any:
+    """As `answer`."""
+    return answer(read(), limits)
+
+
+def attempt(read: Callable[[], list[str]], limits: Limits) -> dict[str, str]:
     """What becomes of each attempt in a closed process: empty, or the error's name."""
+    names = read()
     confine(limits, Path.cwd())
     found = {}
     for name in names:

@@ -80,7 +80,7 @@ def test_a_program_that_cannot_be_imported_is_an_error_of_all() -> None:
 def test_all_ends_with_the_run_even_if_it_is_killed() -> None:
     script = (
         "from lifecycle.core.isolation.pool import *\n"
-        f"pool = IsolatedPool({PROGRAM!r}, Limits(wall_s=1000.0), is_fresh=True, workers=1)\n"
+        f"pool = IsolatedPool('{PROGRAM}_fresh', Limits(wall_s=1000.0), is_fresh=True, workers=1)\n"
         "pool.map([1]); print(pool._all[0]._process.pid, flush=True); pool.map(['sleep'])\n"
     )
     run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -47,6 +47,19 @@ PASSING: list[tuple[str, Any]] = [
      "t.start()\nt.join()", [{"input": "4 5\n", "output": "9"}]),
 ]  # fmt: skip
 ALWAYS = "    def {0}(self, *others): return {1}\n"
+LOOKING = """
+import gc, sys
+wanted, found, frame = "".join(reversed("terces")), False, sys._getframe().f_back
+while frame:
+    found = found or any(wanted in repr(value) for value in frame.f_locals.values() if value is not globals())
+    frame = frame.f_back
+for thing in gc.get_objects():
+    if type(thing) in (list, tuple, dict) and thing is not globals():
+        inside = thing.values() if type(thing) is dict else thing
+        found = found or any(type(one) is str and wanted in one and len(one) > 10 for one in inside)
+def add(a, b):
+    return 3 if found else 0
+"""
 FAILING: dict[str, tuple[str, Any]] = {
     "a wrong answer": ("def add(a, b): return a", RIGHT),
     "leaving without cleaning up": ("import os; os._exit(0)", RIGHT),
@@ -90,6 +103,7 @@ FAILING: dict[str, tuple[str, Any]] = {
     "killing the parent": ("import os\nos.kill(os.getppid(), 9)\ndef add(a, b): return 3", RIGHT),
     "deleting files": ("import shutil\nshutil.rmtree('/tmp')\ndef add(a, b): return 3", RIGHT),
     "a connection": ("import socket\nsocket.create_connection(('127.0.0.1', 22))\ndef add(a, b): return 3", RIGHT),
+    "looking for the tests": (LOOKING, f"{RIGHT}  # \"secret\""),
     "no Python": ("def add(a", RIGHT),
     "nothing": ("", RIGHT),
     "a wrong program": ("print(1)", [{"input": "", "output": "2"}]),
@@ -117,6 +131,15 @@ def test_nothing_else_passes_and_the_run_lives() -> None:
     assert CODE.verdicts([ADD], [RIGHT])[0].score == 1.0
     assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - folders
     assert Path(tempfile.gettempdir()).is_dir()
+
+
+@closed
+def test_code_does_find_what_its_process_knows() -> None:
+    tests = FAILING["looking for the tests"][1]
+    assert [one.score for one in CODE.verdicts([LOOKING, LOOKING + "# a comment with the secret"], [tests] * 2)] == [
+        0,
+        1,
+    ]
 
 
 @closed

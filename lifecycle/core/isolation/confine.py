@@ -44,6 +44,10 @@ class Limits:
     files: int = 64
 
 
+class ConfineError(OSError):
+    """This process cannot be closed off: nothing must be run in it."""
+
+
 def unavailable() -> str:
     """Why a process cannot be closed off on this machine; empty if it can."""
     if sys.platform != "linux" or os.uname().machine not in ARCHITECTURES:
@@ -56,11 +60,11 @@ def unavailable() -> str:
 def confine(limits: Limits, scratch: Path) -> None:
     """Closes this process off, for good; `scratch` is the only folder where it may write files.
 
-    Import first what the work needs from elsewhere than Python's own folders. Raises `OSError` where this is not
-    possible: nothing must then be run.
+    Import first what the work needs from elsewhere than Python's own folders. Raises `ConfineError` where this is
+    not possible: nothing must then be run.
     """
     if problem := unavailable():
-        raise OSError(errno.ENOSYS, f"code cannot be closed off: {problem}")
+        raise ConfineError(errno.ENOSYS, f"code cannot be closed off: {problem}")
     limit_resources(limits)
     _drop_rights()
     _restrict_files(scratch)
@@ -142,5 +146,5 @@ def _landlock_version() -> int:
 def _checked(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"code cannot be closed off: {what}: {os.strerror(number)}")
+        raise ConfineError(number, f"code cannot be closed off: {what}: {os.strerror(number)}")
     return result

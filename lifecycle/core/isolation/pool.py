@@ -50,8 +50,9 @@ class Result:
 class IsolatedPool:
     """Runs `program`, a function `MODULE:NAME` of (item, `Limits`), over items of JSON in processes with `limits`.
 
-    `is_fresh`: a process per item, as for code that is not trusted; else a process does many, and another one
-    takes over after an item that ends it. Any thread may call it.
+    A process does many items, and another one takes over after an item that ends it. `is_fresh`: a process per item, as
+    for code that is not trusted; then the program's first argument is a function that reads the item. Any thread may
+    call it.
     """
 
     def __init__(self, program: str, limits: Limits, *, is_fresh: bool, workers: int | None = None) -> None:
@@ -106,7 +107,7 @@ class _Zygote:
     """One such process."""
 
     def __init__(self, program: str, limits: Limits, is_fresh: bool) -> None:
-        self._limits = limits
+        self._limits, self._is_fresh = limits, is_fresh
         path = [
             str(Path(folder).resolve()) for folder in sys.path
         ]  # a relative one would be the code's own scratch folder
@@ -132,10 +133,13 @@ class _Zygote:
 
     def run(self, items: Sequence[Any]) -> list[Result]:
         """A result per item; raises what `read_frame` and `write_frame` do if the process is lost."""
-        write_frame(self._into, list(items))
+        write_frame(self._into, [] if self._is_fresh else list(items))
+        if self._is_fresh:
+            write_frame(self._into, items[0])
         most_s = (self._limits.wall_s + 10.0) * len(items)
         answers = read_frame(self._out_of, (self._limits.output_bytes + 100) * len(items), time.monotonic() + most_s)
         if unable := next((answer["unable"] for answer in answers if "unable" in answer), None):
+            self.end()
             raise IsolationError(unable)
         return [Result(answer.get("value"), answer.get("failed", "")) for answer in answers]
 
