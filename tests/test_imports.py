@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "report": "core parallel text data kernels model weights training inference evals ops",
     "planning": "core parallel text data kernels model weights training inference",
     "launching": "core parallel text data kernels model weights training inference planning",
-    "stages": "core parallel text data kernels model weights training inference evals serving ops report planning",
+    "rl": "core parallel text data kernels model weights training inference evals",
+    "stages": "core parallel text data kernels model weights training inference evals rl serving ops report planning",
     "testing": "core parallel text kernels model weights data training inference serving",
-    "cli": "core parallel text data kernels model weights training inference evals serving ops report planning stages "
-    "launching",
+    "cli": "core parallel text data kernels model weights training inference evals rl serving ops report planning "
+    "stages launching",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

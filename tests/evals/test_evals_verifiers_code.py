@@ -125,9 +125,9 @@ def test_nothing_else_passes_and_the_run_lives() -> None:
     folders = {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")}
     verdicts = CODE.verdicts([code for code, _ in FAILING.values()], [tests for _, tests in FAILING.values()])
     assert {name: v.score for name, v in zip(FAILING, verdicts, strict=True)} == dict.fromkeys(FAILING, 0.0)
-    assert {name: v.fault for name, v in zip(FAILING, verdicts, strict=True) if v.fault} == {
-        "a sleep": "wall time", "full disks": "size of files",
-    }  # fmt: skip
+    faults = {name: verdict.fault for name, verdict in zip(FAILING, verdicts, strict=True) if verdict.fault}
+    assert faults.pop("a thread bomb", "threads") == "threads"  # or memory was its limit, before they were counted
+    assert faults == {"a sleep": "wall time", "full disks": "size of files"}
     assert CODE.verdicts([ADD], [RIGHT])[0].score == 1.0
     assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - folders
     assert Path(tempfile.gettempdir()).is_dir()

@@ -8,8 +8,8 @@
 | root's rights | capabilities are dropped, and no program gives them back |
 
 It is no virtual machine: a fault in the kernel is a way out, `stat` tells which files exist, and the kernel's own
-memory, such as for threads, is bounded through time and address space only. Run models from untrusted sources in a
-container or a virtual machine as well.
+memory is bounded through time and address space only. The zygote counts threads and the scratch folder's bytes ten
+times a second. Run models from untrusted sources in a container or a virtual machine as well.
 """
 
 import ctypes

@@ -32,7 +32,8 @@ from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 LARGEST_BATCH_BYTES = 1 << 30
 GOT = "got"  # a child's first message: it has read its item
-LOOK_EVERY_S = 0.1  # at the scratch folder's size, and for a parent that has gone
+LOOK_EVERY_S = 0.1  # at files and threads, and for a parent that has gone
+MOST_THREADS = 256  # of an item: a machine, or a container, has room for some thousands
 CHILD_SUBREAPER = 36  # prctl's
 SIGNALS = {signal.SIGPROF: "CPU time", signal.SIGXCPU: "CPU time", signal.SIGXFSZ: "file size"}
 
@@ -125,6 +126,8 @@ class Work:
                 return {"failed": "wall time"}
             if _used_bytes(folder) > 4 * self._limits.file_bytes:
                 return {"failed": "size of files"}
+            if sum(map(_num_threads, _family(child))) > MOST_THREADS:
+                return {"failed": "threads"}
         try:
             return read_frame(reader, self._limits.output_bytes, deadline)
         except TimeoutError:
@@ -210,15 +213,31 @@ def _end_all(child: int) -> None:
     os.kill(child, signal.SIGKILL)  # nobody has waited for it: the number is still its own
     with suppress(ChildProcessError):
         while True:
-            for pid in _children():
+            for pid in _children(os.getpid()):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(-1, 0)
 
 
-def _children() -> list[int]:
-    """The processes whose parent this one is; a process of one thread knows them all."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(word) for word in listed.read_text(encoding="ascii").split()] if listed.exists() else []
+def _family(pid: int) -> Iterator[int]:
+    """A process, those that it has started, and so on."""
+    yield pid
+    for child in _children(pid):
+        yield from _family(child)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process's first thread has started; no other starts any."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or the system has no such list
+        return []
+
+
+def _num_threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _ended_by(status: os.waitid_result | None) -> str:
