@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lifecycle.core.isolation.confine import unavailable
 from lifecycle.evals.verifiers.code import Code, code_of
+from lifecycle.evals.verifiers.code_program import meant
 from lifecycle.evals.verifiers.plain import MARK, decoded, encoded
 
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"code cannot be closed off here: {unavailable()}")
@@ -75,6 +76,11 @@ FAILING: dict[str, tuple[str, Any]] = {
         "class A:\n" + ALWAYS.format("__contains__", True) + ALWAYS.format("__iter__", "iter(())")
         + "def add(a, b): return A()", "assert 3 in add(1, 2)"),
     "another all()": ("def all(_): return True\ndef f(): return [0]", "assert all(f())"),
+    "another all() for an entry point": (
+        "def all(_): return True\ndef f(): return [0]",
+        {"tests": "def check(candidate):\n    assert all(candidate())", "entry_point": "f"}),
+    "another all() in the module": (
+        "def all(_): return True\ndef f(): return [0]", "import solution\nassert all(solution.f())"),
     "another module for the tests": (
         "open('graphlib.py', 'w').write('x = 3')\ndef f(): return 3", "import graphlib\nassert f() == graphlib.x"),
     "patched builtins": (
@@ -131,6 +137,13 @@ def test_nothing_else_passes_and_the_run_lives() -> None:
     assert CODE.verdicts([ADD], [RIGHT])[0].score == 1.0
     assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - folders
     assert Path(tempfile.gettempdir()).is_dir()
+
+
+def test_code_gives_its_tests_no_builtins() -> None:
+    names = {"__builtins__": {"abs": 1}, "abs": 2, "f": 3, "not a name": 4, "__name__": 5}
+    assert meant(names, ["assert abs(f) == 1"], "") == {"f": 3}
+    assert meant(names, ["assert abs(1) == 1"], "") == {"abs": 2, "f": 3}
+    assert meant(names, ["assert abs(1) == 1"], "f") == {"f": 3}
 
 
 @closed

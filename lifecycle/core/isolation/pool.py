@@ -22,6 +22,7 @@ from lifecycle.core.isolation.confine import Limits
 from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 START_S = 120.0
+MOST_WORKERS = 64  # each holds its program's modules in memory
 FEW, MANY = 8, 256  # items that a process takes at once: fewer are not worth another process
 # The children's whole environment: no keys, no proxies, and one thread for libraries of numbers.
 ENVIRONMENT = {
@@ -57,7 +58,7 @@ class IsolatedPool:
 
     def __init__(self, program: str, limits: Limits, *, is_fresh: bool, workers: int | None = None) -> None:
         self.program, self.limits, self.is_fresh = program, limits, is_fresh
-        self.workers = workers or available_cores()
+        self.workers = workers or min(MOST_WORKERS, available_cores())
         self._idle: queue.SimpleQueue[_Zygote] = queue.SimpleQueue()
         self._all: list[_Zygote] = []
         self._lock = threading.Lock()

@@ -20,7 +20,6 @@ from lifecycle.evals.verifiers.test_sources import names_used
 MOST_PER_BYTE = 6  # of a byte of output in JSON
 RESERVED = set(dir(builtins)) | sys.stdlib_module_names  # what a test says of these it does not mean of the code
 
-np.random.seed(0)  # imported here, the forks have it at once; code that draws numbers draws the same
 
 type Namespace = dict[str, Any]
 
@@ -33,6 +32,7 @@ def check(read: Callable[[], dict[str, Any]], limits: Limits) -> dict[str, Any]:
     """
     if problem := unavailable():
         raise ConfineError(f"code cannot be closed off: {problem}")
+    np.random.seed(0)  # imported before, forks have it at once; code that draws numbers draws the same every time
     link = Link(*start_candidate(limits), MOST_PER_BYTE * limits.output_bytes)
     item = read()
     return check_cases(link, item) if "cases" in item else check_tests(link, item, limits)
@@ -62,7 +62,7 @@ def check_tests(link: Link, item: dict[str, Any], limits: Limits) -> dict[str, A
     confine(limits, Path.cwd())
     sys.stdout = sys.stderr
     try:
-        names = _meant(link.names(item["source"]), item["tests"])
+        names = meant(link.names(item["source"]), item["tests"], item["entry_point"])
     except Exception as error:  # of the code; nothing of it can pass
         return {"passed": [False], "why": _said(error)}
     _let_import(names)
@@ -80,12 +80,18 @@ def check_tests(link: Link, item: dict[str, Any], limits: Limits) -> dict[str, A
     return {"passed": passed, "why": why}
 
 
-def _meant(names: Namespace, sources: list[str]) -> Namespace:
-    """The code's names as tests see them: without those of builtins and modules, or `def all(_): return True` would
-    pass many tests; unless the tests use no other name, as in `assert sum(10, 15) == 6`."""
-    used = set().union(*map(names_used, sources))
-    others = {name: value for name, value in names.items() if name not in RESERVED or isinstance(value, ModuleType)}
-    return others if used & {name for name in others if name not in RESERVED} else names
+def meant(names: Namespace, sources: list[str], entry_point: str) -> Namespace:
+    """The code's names as tests see them.
+
+    Never what Python itself looks up, such as `__builtins__`. And none of builtins and modules, or
+    `def all(_): return True` would pass many tests; unless tests use no other name, as in `assert sum(10, 15) == 6`.
+    """
+    plain = {name: value for name, value in names.items() if name.isidentifier() and not name.startswith("__")}
+    own = {name: value for name, value in plain.items() if name not in RESERVED}
+    used = {entry_point}.union(*map(names_used, sources))
+    if not used & (own.keys() | {NAME}):
+        return plain
+    return own | {name: value for name, value in plain.items() if isinstance(value, ModuleType)}
 
 
 def _said(error: BaseException) -> str:
