@@ -23,16 +23,16 @@ MAY_IMPORT = {
     "training": "core parallel text data kernels model weights",
     "inference": "core parallel text kernels model weights",
     "evals": "core parallel text data kernels model weights training inference",
-    "rl": "core parallel text data kernels model weights training inference evals",
     "serving": "core parallel text kernels model weights inference",
     "ops": "core parallel text data kernels model weights training inference evals",
     "report": "core parallel text data kernels model weights training inference evals ops",
     "planning": "core parallel text data kernels model weights training inference",
     "launching": "core parallel text data kernels model weights training inference planning",
+    "rl": "core parallel text data kernels model weights training inference evals",
     "stages": "core parallel text data kernels model weights training inference evals rl serving ops report planning",
     "testing": "core parallel text kernels model weights data training inference serving",
     "cli": "core parallel text data kernels model weights training inference evals rl serving ops report planning "
-    "launching stages",
+    "stages launching",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -85,7 +85,7 @@ class GymReward(RewardConfig):
             for answer, made_from in zip(answers, batch.columns[COLUMN], strict=True)
             if answer is not None
         ]
-        results = iter(shared_pool("lifecycle.rl.gym_program:score", LIMITS).map(items))
+        results = iter(shared_pool("lifecycle.rl.gym_program:score", LIMITS, is_fresh=True).map(items))
         return [Verdict(0.0) if answer is None else _verdict(next(results)) for answer in answers]
 
 

@@ -1,19 +1,16 @@
-"""reasoning-gym's entries and scorers. Some scorers evaluate an answer as Python: they run in a closed process only."""
+"""reasoning-gym's entries and scorers. Some scorers evaluate an answer as Python: each runs in a closed process."""
 
 import importlib
 import json
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.isolation.confine import Limits, confine
 
-CHILD_CPU_S = 3600  # of a process that scores many answers; each has a limit of its own
 GYM: Any = importlib.import_module("reasoning_gym")
 TASKS: Any = importlib.import_module("reasoning_gym.factory").DATASETS
-_closed: list[Path] = []
 
 
 def entry_of(task: str, settings: str, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -27,15 +24,9 @@ def entry_of(task: str, settings: str, seed: int) -> tuple[Any, dict[str, Any]]:
         raise ConfigError(f"reasoning-gym's task {task!r} refuses its settings: {error}") from None
 
 
-@lru_cache(maxsize=256)
-def _known_entry(task: str, settings: str, seed: int) -> tuple[Any, dict[str, Any]]:
-    return entry_of(task, settings, seed)
-
-
-def score(item: dict[str, Any], limits: Limits) -> float:
+def score(read: Callable[[], dict[str, Any]], limits: Limits) -> float:
     """The scorer's value of `answer` for the entry that `task`, `settings` and `seed` make."""
-    if not _closed:
-        _closed.append(Path.cwd())
-        confine(replace(limits, cpu_s=CHILD_CPU_S), _closed[0])
-    dataset, entry = _known_entry(item["task"], item["settings"], item["seed"])
+    item = read()
+    confine(limits, Path.cwd())
+    dataset, entry = entry_of(item["task"], item["settings"], item["seed"])
     return float(dataset.score_answer(item["answer"], entry))

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +13,9 @@ from lifecycle.core.isolation.confine import Limits, confine
 LONGEST = 100_000  # characters that are sent on
 
 
-def run(code: str, limits: Limits) -> str:
+def run(read: Callable[[], str], limits: Limits) -> str:
     """What the code prints, the value of its last expression, and the error that ends it."""
+    code = read()
     confine(limits, Path.cwd())
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 
 from lifecycle.core.config import Section, VariantSection, nearest
 from lifecycle.evals.verifiers.base import Verdict, Verifier
-from lifecycle.rl.batch import RewardBatch, RewardError, shown
+from lifecycle.rl.batch import RewardBatch
 
 FUNCTION = "function"
 
@@ -99,11 +99,9 @@ class VerifierReward(RewardConfig):
     def score(self, batch: RewardBatch, logged: Logged) -> list[Verdict]:
         """The verifier's verdicts."""
         del logged
-        rows = [{name: column[place] for name, column in batch.columns.items()} for place in range(len(batch))]
-        for place, row in enumerate(rows):
-            if problem := self.row_problem(row):
-                raise RewardError(f"{problem}; the row's prompt: {shown(batch.prompts[place])}")
-        return self.checker.verdicts(batch.outputs, [self.checker.gold(row) for row in rows])
+        return self.checker.verdicts(
+            batch.outputs, [self.checker.gold(batch.row(place)) for place in range(len(batch))]
+        )
 
 
 _KINDS: dict[str, type[RewardConfig]] = {}

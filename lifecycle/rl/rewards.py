@@ -18,7 +18,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.verifiers.registry import VERIFIERS
-from lifecycle.rl.batch import RewardBatch, Scores
+from lifecycle.rl.batch import RewardBatch, RewardError, Scores, shown
 from lifecycle.rl.functions import FunctionReward
 from lifecycle.rl.gym import GymReward
 from lifecycle.rl.judge import JudgeReward
@@ -69,6 +69,9 @@ class Rewards:
 
     def score(self, batch: RewardBatch) -> Scores:
         """Scores completions; raises `RewardError` as the module says."""
+        for place in range(len(batch)):
+            if problem := self.row_problem(batch.row(place)):
+                raise RewardError(f"{problem}; the row's prompt: {shown(batch.prompts[place])}")
         logged = Logged()
         with ThreadPoolExecutor(len(self.configs)) as threads:
             found = {c.log_name: threads.submit(c.score, batch, logged) for c in self.configs if c.overlaps}

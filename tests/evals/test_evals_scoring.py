@@ -301,6 +301,8 @@ def test_generations_are_checked(tmp_path: Path) -> None:
         ("contains", "It is in ospath.", ["os.path"], False),
         ("regex", "It is in ospath.", ["os.path"], False),
         ("regex", "It is in os-path.", [r"os.path\."], True),
+        ("maths", r"It is \boxed{\frac{1}{2}}.", ["0.4", "0.5"], True),
+        ("maths", r"It is \boxed{\frac{1}{2}}.", "0.6", False),
     ],
 )
 def test_checks(check: str, output: str, right: list[str] | str, expected: bool) -> None:

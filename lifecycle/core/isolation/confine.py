@@ -8,8 +8,8 @@
 | root's rights | capabilities are dropped, and no program gives them back |
 
 It is no virtual machine: a fault in the kernel is a way out, `stat` tells which files exist, and the kernel's own
-memory, such as for threads, is bounded through time and address space only. Run models from untrusted sources in a
-container or a virtual machine as well.
+memory is bounded through time and address space only. The zygote counts threads and the scratch folder's bytes ten
+times a second. Run models from untrusted sources in a container or a virtual machine as well.
 """
 
 import ctypes
@@ -44,6 +44,10 @@ class Limits:
     files: int = 64
 
 
+class ConfineError(OSError):
+    """This process cannot be closed off: nothing must be run in it."""
+
+
 def unavailable() -> str:
     """Why a process cannot be closed off on this machine; empty if it can."""
     if sys.platform != "linux" or os.uname().machine not in ARCHITECTURES:
@@ -56,11 +60,11 @@ def unavailable() -> str:
 def confine(limits: Limits, scratch: Path) -> None:
     """Closes this process off, for good; `scratch` is the only folder where it may write files.
 
-    Import first what the work needs from elsewhere than Python's own folders. Raises `OSError` where this is not
-    possible: nothing must then be run.
+    Import first what the work needs from elsewhere than Python's own folders. Raises `ConfineError` where this is
+    not possible: nothing must then be run.
     """
     if problem := unavailable():
-        raise OSError(errno.ENOSYS, f"code cannot be closed off: {problem}")
+        raise ConfineError(errno.ENOSYS, f"code cannot be closed off: {problem}")
     limit_resources(limits)
     _drop_rights()
     _restrict_files(scratch)
@@ -68,9 +72,9 @@ def confine(limits: Limits, scratch: Path) -> None:
 
 
 def limit_resources(limits: Limits) -> None:
-    """Hard limits of this process, where they are lower than those that it has."""
+    """Limits of this process, where they are lower than those that it has; none can be raised again."""
     wanted = {
-        resource.RLIMIT_AS: limits.memory_bytes, resource.RLIMIT_CPU: limits.cpu_s, resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: limits.memory_bytes, resource.RLIMIT_CPU: limits.cpu_s + 1, resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: limits.file_bytes, resource.RLIMIT_NOFILE: limits.files, resource.RLIMIT_MEMLOCK: 0,
     }  # fmt: skip
     if sys.platform != "linux":
@@ -78,7 +82,8 @@ def limit_resources(limits: Limits) -> None:
     for name, value in wanted.items():
         hard = resource.getrlimit(name)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (lowest, lowest))
+        soft = min(lowest, limits.cpu_s) if name == resource.RLIMIT_CPU else lowest  # first a signal that says why
+        resource.setrlimit(name, (soft, lowest))
 
 
 def _drop_rights() -> None:
@@ -141,5 +146,5 @@ def _landlock_version() -> int:
 def _checked(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"code cannot be closed off: {what}: {os.strerror(number)}")
+        raise ConfineError(number, f"code cannot be closed off: {what}: {os.strerror(number)}")
     return result

@@ -22,6 +22,8 @@ from lifecycle.core.isolation.confine import Limits
 from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 START_S = 120.0
+MOST_WORKERS = 64  # each holds its program's modules in memory
+FEW, MANY = 8, 256  # items that a process takes at once: fewer are not worth another process
 # The children's whole environment: no keys, no proxies, and one thread for libraries of numbers.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
@@ -49,13 +51,14 @@ class Result:
 class IsolatedPool:
     """Runs `program`, a function `MODULE:NAME` of (item, `Limits`), over items of JSON in processes with `limits`.
 
-    `is_fresh`: a process per item, as for code that is not trusted; else a process does many, and another one
-    takes over after an item that ends it. Any thread may call it.
+    A process does many items, and another one takes over after an item that ends it. `is_fresh`: a process per item, as
+    for code that is not trusted; then the program's first argument is a function that reads the item. Any thread may
+    call it.
     """
 
     def __init__(self, program: str, limits: Limits, *, is_fresh: bool, workers: int | None = None) -> None:
         self.program, self.limits, self.is_fresh = program, limits, is_fresh
-        self.workers = workers or available_cores()
+        self.workers = workers or min(MOST_WORKERS, available_cores())
         self._idle: queue.SimpleQueue[_Zygote] = queue.SimpleQueue()
         self._all: list[_Zygote] = []
         self._lock = threading.Lock()
@@ -64,7 +67,7 @@ class IsolatedPool:
         """A result per item, in order; raises `IsolationError` if nothing can run here."""
         if not items:
             return []
-        per_call = 1 if self.is_fresh else max(1, min(256, -(-len(items) // self.workers)))
+        per_call = 1 if self.is_fresh else max(FEW, min(MANY, -(-len(items) // self.workers)))
         chunks = [items[begin : begin + per_call] for begin in range(0, len(items), per_call)]
         with ThreadPoolExecutor(min(self.workers, len(chunks))) as threads:
             return [result for results in threads.map(self._run, chunks) for result in results]
@@ -76,21 +79,25 @@ class IsolatedPool:
         for zygote in zygotes:
             zygote.end()
 
-    def _run(self, items: Sequence[Any]) -> list[Result]:
-        zygote = self._taken()
+    def _run(self, items: Sequence[Any], is_second_try: bool = False) -> list[Result]:
+        """Results of items; if their process is lost, such as to the system's lack of memory, each is tried again."""
+        zygote = self._started() if is_second_try else self._taken()
         try:
             results = zygote.run(items)
         except (EOFError, TimeoutError, FrameError, BrokenPipeError) as error:
             zygote.end()
-            if len(items) == 1:
+            if is_second_try:
                 return [Result(failure=f"its process was lost: {error}")]
-            return [result for item in items for result in self._run([item])]
+            return [result for item in items for result in self._run([item], is_second_try=True)]
         self._idle.put(zygote)
         return results
 
     def _taken(self) -> "_Zygote":
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
+        return self._started()
+
+    def _started(self) -> "_Zygote":
         zygote = _Zygote(self.program, self.limits, self.is_fresh)
         with self._lock:
             self._all.append(zygote)
@@ -101,7 +108,7 @@ class _Zygote:
     """One such process."""
 
     def __init__(self, program: str, limits: Limits, is_fresh: bool) -> None:
-        self._limits = limits
+        self._limits, self._is_fresh = limits, is_fresh
         path = [
             str(Path(folder).resolve()) for folder in sys.path
         ]  # a relative one would be the code's own scratch folder
@@ -127,10 +134,13 @@ class _Zygote:
 
     def run(self, items: Sequence[Any]) -> list[Result]:
         """A result per item; raises what `read_frame` and `write_frame` do if the process is lost."""
-        write_frame(self._into, list(items))
+        write_frame(self._into, [] if self._is_fresh else list(items))
+        if self._is_fresh:
+            write_frame(self._into, items[0])
         most_s = (self._limits.wall_s + 10.0) * len(items)
         answers = read_frame(self._out_of, (self._limits.output_bytes + 100) * len(items), time.monotonic() + most_s)
         if unable := next((answer["unable"] for answer in answers if "unable" in answer), None):
+            self.end()
             raise IsolationError(unable)
         return [Result(answer.get("value"), answer.get("failed", "")) for answer in answers]
 

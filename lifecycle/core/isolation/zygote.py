@@ -2,8 +2,12 @@
 
 A fork of it starts in milliseconds, where a new interpreter takes a tenth of a second. It takes batches of items over
 its standard input, and answers each with as many results. A child works through a batch item by item; one that exceeds
-its time, its memory or its output is killed with all that it started, the item has failed, and a new child goes on with
-the next. It ends with its parent, however that ends.
+its time, its memory or its output is killed with all that it has started, the item has failed, and a new child goes on
+with the next. It ends with its parent, however that ends.
+
+With `fresh` an item has a child of its own, which reads the item itself, when its program asks for it; this process
+never does. So what a program forks before it asks knows nothing of this item, nor of any other: code under test, say,
+nothing of its tests.
 """
 
 import gc
@@ -19,18 +23,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lifecycle.core.isolation.confine import PARENT_DEATH_SIGNAL, Limits, control_process, limit_resources
+from lifecycle.core.isolation.confine import PARENT_DEATH_SIGNAL, ConfineError, Limits, control_process, limit_resources
 from lifecycle.core.isolation.frames import FrameError, read_frame, write_frame
 
 LARGEST_BATCH_BYTES = 1 << 30
-LOOK_EVERY_S = 0.1  # at the scratch folder's size, and for a parent that has gone
+GOT = "got"  # a child's first message: it has read its item
+LOOK_EVERY_S = 0.1  # at files and threads, and for a parent that has gone
+MOST_THREADS = 256  # of an item: a machine, or a container, has room for some thousands
 CHILD_SUBREAPER = 36  # prctl's
 SIGNALS = {signal.SIGPROF: "CPU time", signal.SIGXCPU: "CPU time", signal.SIGXFSZ: "file size"}
 
-type Program = Callable[[Any, Limits], Any]
+type Program = Callable[[Any, Limits], Any]  # of an item; with `fresh` of a function that reads it
 
 
 def main() -> None:
@@ -52,7 +59,8 @@ def main() -> None:
     with suppress(EOFError, BrokenPipeError):
         while True:
             items = read_frame(requests, LARGEST_BATCH_BYTES)
-            write_frame(replies, Batch(program, limits, requests, is_fresh).run(items))
+            work = Work(program, limits, requests)
+            write_frame(replies, [work.fresh()] if is_fresh else work.batch(items))
 
 
 def _silence(*standard: int) -> None:
@@ -63,37 +71,49 @@ def _silence(*standard: int) -> None:
     os.close(nowhere)
 
 
-class Batch:
-    """One request's items, and the children that work through them."""
+class Work:
+    """One request, and the children that work on it. A result is `{"value": ...}`, `{"failed": why}`, or
+    `{"unable": why}` if nothing may run here."""
 
-    def __init__(self, program: Program, limits: Limits, requests: int, is_fresh: bool) -> None:
-        self._program, self._limits, self._requests, self._is_fresh = program, limits, requests, is_fresh
+    def __init__(self, program: Program, limits: Limits, requests: int) -> None:
+        self._program, self._limits, self._requests = program, limits, requests
 
-    def run(self, items: list[Any]) -> list[dict[str, Any]]:
-        """A result per item: `{"value": ...}`, or `{"failed": why}`; `{"unable": why}` if nothing may run here."""
+    def batch(self, items: list[Any]) -> list[dict[str, Any]]:
+        """A result per item, in order."""
         results: list[dict[str, Any]] = []
         while len(results) < len(items):
-            count = 1 if self._is_fresh else len(items)
-            results += self._one_child(items[len(results) : len(results) + count])
+            results += self._some(items[len(results) :])
         return results
 
-    def _one_child(self, items: list[Any]) -> list[dict[str, Any]]:
+    def fresh(self) -> dict[str, Any]:
+        """The result of the item that follows in `requests`, which a child reads."""
+        program, limits, requests = self._program, self._limits, self._requests
+        with self._child(lambda writer: _work_fresh(program, limits, requests, writer)) as next_:
+            if next_() != {"value": GOT}:
+                os._exit(1)  # where the next request begins is not known
+            return next_()
+
+    def _some(self, items: list[Any]) -> list[dict[str, Any]]:
         """Results of the first items, at least of one; the last may be a failure."""
+        results: list[dict[str, Any]] = []
+        with self._child(lambda writer: _work(self._program, items, self._limits, writer)) as next_:
+            while len(results) < len(items) and (not results or "value" in results[-1]):
+                results.append(next_())
+        return results
+
+    @contextmanager
+    def _child(self, work: Callable[[int], None]) -> Iterator[Callable[[], dict[str, Any]]]:
+        """A child that does `work` with the descriptor that it writes results to; yields what reads the next one."""
         with _scratch() as folder:
             reader, writer = os.pipe()
             if (child := os.fork()) == 0:
-                _work(self._program, items, self._limits, writer, folder)
+                _do(work, self._requests, writer, folder)
             os.close(writer)
-            results: list[dict[str, Any]] = []
             try:
-                while len(results) < len(items):
-                    results.append(self._next(reader, child, folder))
-                    if "value" not in results[-1]:
-                        break
+                yield lambda: self._next(reader, child, folder)
             finally:
                 os.close(reader)
                 _end_all(child)
-        return results
 
     def _next(self, reader: int, child: int, folder: Path) -> dict[str, Any]:
         """The next message of the child, or why there is none."""
@@ -106,6 +126,8 @@ class Batch:
                 return {"failed": "wall time"}
             if _used_bytes(folder) > 4 * self._limits.file_bytes:
                 return {"failed": "size of files"}
+            if sum(map(_num_threads, _family(child))) > MOST_THREADS:
+                return {"failed": "threads"}
         try:
             return read_frame(reader, self._limits.output_bytes, deadline)
         except TimeoutError:
@@ -116,27 +138,50 @@ class Batch:
             return {"failed": _ended_by(os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT))}
 
 
-def _work(program: Program, items: list[Any], limits: Limits, writer: int, folder: Path) -> None:
-    """What the child does; never returns."""
+def _do(work: Callable[[int], None], requests: int, writer: int, folder: Path) -> None:
+    """What a child does; never returns."""
     try:
         control_process(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        os.closerange(3, writer)
-        os.closerange(writer + 1, 4096)
+        keep_only(requests, writer)
         os.chdir(folder)
         os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(folder)
-        limit_resources(Limits(**{**vars(limits), "cpu_s": limits.cpu_s * (len(items) + 1)}))
-        for item in items:
-            signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # not handled: it ends even a long division
-            write_frame(writer, _answered(program, item, limits))
-            random.seed(0)
+        work(writer)
     finally:
         os._exit(0)
+
+
+def _work(program: Program, items: list[Any], limits: Limits, writer: int) -> None:
+    limit_resources(replace(limits, cpu_s=limits.cpu_s * (len(items) + 1)))
+    for item in items:
+        signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # not handled: it ends even a long division
+        write_frame(writer, _answered(program, item, limits))
+        random.seed(0)
+
+
+def _work_fresh(program: Program, limits: Limits, requests: int, writer: int) -> None:
+    def read() -> Any:
+        item = read_frame(requests, LARGEST_BATCH_BYTES)
+        os.close(requests)
+        write_frame(writer, {"value": GOT})
+        return item
+
+    limit_resources(replace(limits, cpu_s=limits.cpu_s * 2))
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
+    write_frame(writer, _answered(program, read, limits))
+
+
+def keep_only(*descriptors: int) -> None:
+    """Closes every other descriptor but the standard ones."""
+    begin = 3
+    for descriptor in (*sorted(descriptors), 1 << 16):
+        os.closerange(begin, descriptor)
+        begin = descriptor + 1
 
 
 def _answered(program: Program, item: Any, limits: Limits) -> dict[str, Any]:
     try:
         return {"value": program(item, limits)}
-    except OSError as error:
+    except ConfineError as error:
         return {"unable": str(error)}
     except MemoryError:
         return {"failed": "memory"}
@@ -164,12 +209,35 @@ def _used_bytes(folder: Path) -> int:
 
 
 def _end_all(child: int) -> None:
-    """Kills the child, and waits for it and for whatever it has started, which is killed by its death."""
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
+    """Kills the child, and whatever it has started: orphans become children of this process. Waits for all."""
+    os.kill(child, signal.SIGKILL)  # nobody has waited for it: the number is still its own
     with suppress(ChildProcessError):
         while True:
+            for pid in _children(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
             os.waitpid(-1, 0)
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process, those that it has started, and so on."""
+    yield pid
+    for child in _children(pid):
+        yield from _family(child)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process's first thread has started; no other starts any."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or the system has no such list
+        return []
+
+
+def _num_threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _ended_by(status: os.waitid_result | None) -> str:

@@ -16,26 +16,39 @@ from typing import Any
 
 from lifecycle.core.isolation.confine import PARENT_DEATH_SIGNAL, Limits, confine, control_process
 from lifecycle.core.isolation.frames import read_frame, write_frame
+from lifecycle.core.isolation.zygote import keep_only
 from lifecycle.evals.verifiers.plain import MARK, decoded, encoded
 
 NAME = "solution"  # the module that tests may import the code from
+LARGEST = 1 << 30  # bytes of a question
 
 
-def start_candidate(source: str, limits: Limits) -> tuple[int, int, int]:
-    """Forks a process that runs `source`; its id, and descriptors to write questions to and read answers from."""
+def start_candidate(limits: Limits) -> tuple[int, int, int]:
+    """Forks the process for code that is yet to come; its id, and descriptors to write questions to and read answers
+    from. To be called before this process knows anything that the code must not."""
     questions, asks = os.pipe()
     answers, tells = os.pipe()
     if (child := os.fork()) == 0:
         end_with_parent()
         keep_only(questions, tells)
         try:
-            confine(limits, Path.cwd())
-            Candidate(questions, tells).serve(source)
+            _serve(questions, tells, limits)
         finally:
             os._exit(1)
     os.close(questions)
     os.close(tells)
     return child, asks, answers
+
+
+def _serve(questions: int, tells: int, limits: Limits) -> None:
+    """Runs `source` and answers questions; or `program` for each input that comes, in a process of its own."""
+    first = read_frame(questions, LARGEST)
+    if "source" in first:
+        confine(limits, Path.cwd())
+        Candidate(questions, tells).serve(first["source"])
+    while True:
+        write_frame(tells, run_script(first["program"], first["input"], limits, Path.cwd()))
+        first = read_frame(questions, LARGEST)
 
 
 def end_with_parent() -> None:
@@ -44,14 +57,6 @@ def end_with_parent() -> None:
     control_process(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def keep_only(*descriptors: int) -> None:
-    """Closes every other descriptor but the standard ones."""
-    begin = 3
-    for descriptor in (*sorted(descriptors), 1 << 16):
-        os.closerange(begin, descriptor)
-        begin = descriptor + 1
 
 
 class Candidate:
@@ -77,7 +82,7 @@ class Candidate:
         names = {name: value for name, value in vars(self._module).items() if not name.startswith("__")}
         write_frame(self._answers, {"names": {name: self._encoded(value) for name, value in names.items()}})
         while True:
-            self._answer(read_frame(self._questions, 1 << 30))
+            self._answer(read_frame(self._questions, LARGEST))
 
     def _answer(self, question: dict[str, Any]) -> None:
         try:
@@ -112,7 +117,7 @@ class Candidate:
         def call(*arguments: Any) -> Any:
             sent = [self._encoded(item) for item in arguments]
             write_frame(self._answers, {"callback": number, "arguments": sent})
-            while "returned" not in (message := read_frame(self._questions, 1 << 30)):
+            while "returned" not in (message := read_frame(self._questions, LARGEST)):
                 self._answer(message)
             return decoded(message["returned"], self._found)
 
@@ -144,10 +149,10 @@ def _raised(error: BaseException) -> dict[str, Any]:
     return {"raised": bases, "said": said}
 
 
-def run_script(source: str, stdin: bytes, limits: Limits, folder: Path) -> tuple[int, bytes]:
-    """Runs `source` as a program: its wait status, and what it printed."""
+def run_script(source: str, stdin: str, limits: Limits, folder: Path) -> dict[str, Any]:
+    """Runs `source` as a program: its wait `status`, and what it `printed`."""
     given, printed = folder / f"in-{os.urandom(8).hex()}", folder / f"out-{os.urandom(8).hex()}"
-    given.write_bytes(stdin)
+    given.write_text(stdin, encoding="utf-8", errors="surrogatepass")
     reads, writes = os.open(given, os.O_RDONLY), os.open(printed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     given.unlink()
     printed.unlink()
@@ -158,7 +163,7 @@ def run_script(source: str, stdin: bytes, limits: Limits, folder: Path) -> tuple
     status = os.waitpid(child, 0)[1]
     with os.fdopen(writes, "rb") as file:
         file.seek(0)
-        return status, file.read(limits.output_bytes + 1)
+        return {"status": status, "printed": file.read(limits.output_bytes + 1).decode(errors="replace")}
 
 
 def _as_program(source: str, reads: int, writes: int, limits: Limits, folder: Path) -> None:

@@ -12,37 +12,40 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.core.isolation.confine import Limits, confine, unavailable
-from lifecycle.evals.verifiers.candidate import NAME, run_script, start_candidate
+from lifecycle.core.isolation.confine import ConfineError, Limits, confine, unavailable
+from lifecycle.evals.verifiers.candidate import NAME, start_candidate
 from lifecycle.evals.verifiers.remote import Link
 from lifecycle.evals.verifiers.test_sources import names_used
 
+MOST_PER_BYTE = 6  # of a byte of output in JSON
 RESERVED = set(dir(builtins)) | sys.stdlib_module_names  # what a test says of these it does not mean of the code
 
-np.random.seed(0)  # imported here, the forks have it at once; code that draws numbers draws the same
 
 type Namespace = dict[str, Any]
 
 
-def check(item: dict[str, Any], limits: Limits) -> dict[str, Any]:
+def check(read: Callable[[], dict[str, Any]], limits: Limits) -> dict[str, Any]:
     """Scores one piece of code: `{"passed": [...], "why": the first failure}`.
 
     `item` has `source` and either `cases`, of `input` and `output`, for which the code is run as a program, or
     `tests`, sources that use its names, and `entry_point`, the name for which a function `check` of theirs is called.
     """
     if problem := unavailable():
-        raise OSError(f"code cannot be closed off: {problem}")
-    return check_cases(item, limits) if "cases" in item else check_tests(item, limits)
+        raise ConfineError(f"code cannot be closed off: {problem}")
+    np.random.seed(0)  # imported before, forks have it at once; code that draws numbers draws the same every time
+    link = Link(*start_candidate(limits), MOST_PER_BYTE * limits.output_bytes)
+    item = read()
+    return check_cases(link, item) if "cases" in item else check_tests(link, item, limits)
 
 
-def check_cases(item: dict[str, Any], limits: Limits) -> dict[str, Any]:
+def check_cases(link: Link, item: dict[str, Any]) -> dict[str, Any]:
     """Runs the code for each case until one fails; of a program's output, spaces that end a line do not count."""
     passed: list[bool] = []
     why = ""
     for case in item["cases"]:
-        status, printed = run_script(item["source"], case["input"].encode(), limits, Path.cwd())
-        right = status == 0 and lines(printed.decode(errors="replace")) == lines(case["output"])
-        why = why or ("" if right else f"wait status {status}, printed {printed[:200]!r}")
+        found = link.printed(item["source"], case["input"])
+        right = found["status"] == 0 and lines(found["printed"]) == lines(case["output"])
+        why = why or ("" if right else f"wait status {found['status']}, printed {found['printed'][:200]!r}")
         passed.append(right)
         if not right and not item["counts_each"]:
             break
@@ -54,13 +57,12 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def check_tests(item: dict[str, Any], limits: Limits) -> dict[str, Any]:
+def check_tests(link: Link, item: dict[str, Any], limits: Limits) -> dict[str, Any]:
     """Runs the code, then the tests, until one fails."""
-    link = Link(*start_candidate(item["source"], limits), limits.output_bytes)
     confine(limits, Path.cwd())
     sys.stdout = sys.stderr
     try:
-        names = _meant(link.names(), item["tests"])
+        names = meant(link.names(item["source"]), item["tests"], item["entry_point"])
     except Exception as error:  # of the code; nothing of it can pass
         return {"passed": [False], "why": _said(error)}
     _let_import(names)
@@ -78,12 +80,18 @@ def check_tests(item: dict[str, Any], limits: Limits) -> dict[str, Any]:
     return {"passed": passed, "why": why}
 
 
-def _meant(names: Namespace, sources: list[str]) -> Namespace:
-    """The code's names as tests see them: without those of builtins and modules, or `def all(_): return True` would
-    pass many tests; unless the tests use no other name, as in `assert sum(10, 15) == 6`."""
-    used = set().union(*map(names_used, sources))
-    others = {name: value for name, value in names.items() if name not in RESERVED or isinstance(value, ModuleType)}
-    return others if used & {name for name in others if name not in RESERVED} else names
+def meant(names: Namespace, sources: list[str], entry_point: str) -> Namespace:
+    """The code's names as tests see them.
+
+    Never what Python itself looks up, such as `__builtins__`. And none of builtins and modules, or
+    `def all(_): return True` would pass many tests; unless tests use no other name, as in `assert sum(10, 15) == 6`.
+    """
+    plain = {name: value for name, value in names.items() if name.isidentifier() and not name.startswith("__")}
+    own = {name: value for name, value in plain.items() if name not in RESERVED}
+    used = {entry_point}.union(*map(names_used, sources))
+    if not used & (own.keys() | {NAME}):
+        return plain
+    return own | {name: value for name, value in plain.items() if isinstance(value, ModuleType)}
 
 
 def _said(error: BaseException) -> str:

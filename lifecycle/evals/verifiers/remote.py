@@ -34,8 +34,14 @@ class Link:
         self._exceptions: dict[str, type[Exception]] = {}
         self._end = ""
 
-    def names(self) -> dict[str, Any]:
-        """What the code defines, once it has run; raises what it raised."""
+    def printed(self, source: str, stdin: str) -> dict[str, Any]:
+        """Runs the code as a program: its wait `status`, and what it `printed`."""
+        self._write({"program": source, "input": stdin})
+        return self._message()
+
+    def names(self, source: str) -> dict[str, Any]:
+        """Runs the code: what it defines; raises what it raised."""
+        self._write({"source": source})
         message = self._message()
         if "raised" in message:
             raise self._exception(message)

@@ -20,8 +20,10 @@ def problem_of_test(source: str, entry_point: str) -> str:
 
 
 def names_used(source: str) -> set[str]:
-    """All names in a test."""
-    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    """All names in a test, and the modules that it imports from."""
+    nodes = list(ast.walk(ast.parse(source)))
+    imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | imported
 
 
 def _is_text(statement: ast.stmt) -> bool:
