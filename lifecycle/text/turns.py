@@ -1,0 +1,194 @@
+"""What of a rendered conversation the assistant says: from a template's marks, else by the difference of prefixes.
+
+With `{% generation %}` in a template, what it marks is said, and nothing else. Without, an assistant's turn begins
+where its prompt ends, and ends where the conversation would end with it: the text between contents is compared with
+that of the conversation up to the turn, with the generation prompt, and of the conversation that ends with the turn. Up
+to where both agree it is the prompt's, or the turn's. Special tokens agree as wholes.
+
+The comparison is of the text beside the turn only, so it also finds a turn whose conversation changes further above, as
+where a template cuts thoughts. What was found once holds wherever the template writes the same text between contents,
+so a conversation is rendered once more for a new kind of turn, not for every turn.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+from os.path import commonprefix
+
+GIVEN = -1  # in the place of a message's index: what the request gives beside its messages
+MEMORY = 4096  # kinds of turns that are remembered
+
+type Turn = tuple[int, int, int]  # the characters [start, stop) that a message's turn is, and the message's index
+type Prefix = Callable[[int, bool], Sequence["Piece"]]  # the first messages rendered, with the generation prompt or not
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of rendered text: a special token, a content (of `message`), or the template's other text."""
+
+    text: str
+    start: int
+    message: int | None = None
+    special: int | None = None
+    block: int | None = None  # the number of its `{% generation %}` block
+
+    @property
+    def stop(self) -> int:
+        """The position of the character after it."""
+        return self.start + len(self.text)
+
+    @property
+    def is_content(self) -> bool:
+        """Whether it is a message's."""
+        return self.message is not None and self.message != GIVEN
+
+
+def marked_turns(pieces: Sequence[Piece], roles: Sequence[str]) -> Iterator[Turn]:
+    """The turns that the template marks. A block without a content is of the assistant's message that is next."""
+    assistants = [i for i, role in enumerate(roles) if role == "assistant"]
+    newest = -1
+    for block, group in groupby(pieces, key=lambda piece: piece.block):
+        part = list(group)
+        contents = [piece.message for piece in part if piece.is_content and piece.message is not None]
+        if block is None:
+            newest = max([newest, *contents])
+            continue
+        said = next((i for i in contents if roles[i] == "assistant"), None)
+        if said is None:
+            said = next((i for i in assistants if i > newest), assistants[-1] if assistants else None)
+        if said is not None:
+            newest = max(newest, said)
+            yield part[0].start, part[-1].stop, said
+
+
+class TurnFinder:
+    """Finds turns by difference, and remembers the kinds of turns that it has found."""
+
+    def __init__(self) -> None:
+        self._memory: dict[object, tuple[int, int, int]] = {}
+
+    def turns(self, pieces: Sequence[Piece], roles: Sequence[str], prefix: Prefix, context: object) -> Iterator[Turn]:
+        """The assistant's turns that have a content. `context` is what else decides the template's text, hashable."""
+        firsts: dict[int, int] = {}
+        for number, piece in enumerate(pieces):
+            if piece.is_content and piece.message is not None:
+                firsts.setdefault(piece.message, number)
+        for index, number in sorted(firsts.items()):
+            if roles[index] == "assistant":
+                window = _Window.around(pieces, number)
+                start, stop = self._edges(window, roles, prefix, context)
+                yield start, stop, index
+
+    def _edges(self, window: "_Window", roles: Sequence[str], prefix: Prefix, context: object) -> tuple[int, int]:
+        neighbours = (None if window.previous is None else roles[window.previous], *roles[window.index + 1 :][:1])
+        kind = (window.kind, neighbours, context)
+        if kind not in self._memory:
+            edges = window.edges(prefix)
+            if edges[1] not in window.kept:
+                return window.placed(edges)
+            if len(self._memory) >= MEMORY:
+                self._memory.clear()
+            kept = (edges[0], list(window.kept).index(edges[1]), edges[2])
+            self._memory[kind] = kept
+        before, joint, after = self._memory[kind]
+        return window.placed((before, list(window.kept)[joint], after))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A turn's contents with the text before, between and after them: `joints[n]` follows the content `n`."""
+
+    index: int
+    previous: int | None  # the message whose content is before
+    first: int  # where the first content begins
+    before: Sequence[Piece]
+    joints: Sequence[Sequence[Piece]]
+    ends: Sequence[int]  # where each content ends
+
+    @classmethod
+    def around(cls, pieces: Sequence[Piece], number: int) -> "_Window":
+        """That of the message whose first content is piece `number`."""
+        index = pieces[number].message
+        assert index is not None
+        before = list(takewhile(lambda piece: not piece.is_content, reversed(pieces[:number])))[::-1]
+        last = number - len(before) - 1
+        own: list[Piece] = list(takewhile(lambda piece: piece.message == index or not piece.is_content, pieces[number:]))
+        joints: list[list[Piece]] = []
+        ends: list[int] = []
+        for piece in own:
+            if piece.is_content:
+                joints.append([])
+                ends.append(piece.stop)
+            else:
+                joints[-1].append(piece)
+        return cls(index, pieces[last].message if last >= 0 else None, pieces[number].start, before, joints, ends)
+
+    @property
+    def kept(self) -> dict[int, tuple[object, ...]]:
+        """The joints that tell the kind of a turn: those with a special token, and the last. What is between the
+        arguments of a call does not."""
+        last = len(self.joints) - 1
+        kept = (n for n, joint in enumerate(self.joints) if n == last or any(p.special is not None for p in joint))
+        return {n: _plain(self.joints[n]) for n in kept}
+
+    @property
+    def kind(self) -> object:
+        """What is equal for turns of one kind."""
+        return _plain(self.before), tuple(self.kept.values())
+
+    def placed(self, edges: tuple[int, int, int]) -> tuple[int, int]:
+        """Where the turn begins and ends, from what `edges` says."""
+        before, joint, after = edges
+        return self.first - sum(len(piece.text) for piece in self.before) + before, self.ends[joint] + after
+
+    def edges(self, prefix: Prefix) -> tuple[int, int, int]:
+        """How many characters of `before` are the prompt's; the joint in which the turn ends, and after how many."""
+        prompt, answered = prefix(self.index, True) if self.index else (), prefix(self.index + 1, False)
+        tail = _tail(prompt)
+        is_same = bool(prompt) and self.previous == (prompt[-len(tail) - 1].message if len(tail) < len(prompt) else None)
+        before = _agreement(self.before, tail) if is_same else sum(len(piece.text) for piece in self.before)
+        joint, after = self._end(_tail(answered), sum(piece.message == self.index for piece in answered))
+        return before, joint, after
+
+    def _end(self, tail: Sequence[Piece], count: int) -> tuple[int, int]:
+        """Where the text `tail` that ends a turn of `count` contents is found, and how much of it.
+
+        A template may write a content once more in the next turn (gpt-oss the name of a tool), or leave one out.
+        """
+        number = min(count or len(self.joints), len(self.joints)) - 1
+        special = next((n for n, piece in enumerate(tail) if piece.special is not None), None)
+        if special is not None:
+            wanted = sum(len(piece.text) for piece in tail[: special + 1])
+            found = (n for n, joint in enumerate(self.joints) if _agreement(joint, tail[: special + 1]) == wanted)
+            if (fitting := next(found, None)) is not None:
+                return fitting, _agreement(self.joints[fitting], tail)
+        # Without a special token of its own, the turn ends with the one that begins the next: GLM stops at <|user|>.
+        through, length = 0, 0
+        for piece in self.joints[number]:
+            length += len(piece.text)
+            if piece.special is not None:
+                through = length
+                break
+        return number, through or _agreement(self.joints[number], tail)
+
+
+def _tail(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces after the last content."""
+    return list(takewhile(lambda piece: not piece.is_content, reversed(pieces)))[::-1]
+
+
+def _plain(pieces: Sequence[Piece]) -> tuple[object, ...]:
+    return tuple((piece.text, piece.special) for piece in pieces)
+
+
+def _agreement(found: Sequence[Piece], wanted: Sequence[Piece]) -> int:
+    """Characters of `found` up to which both are equal, special tokens as wholes."""
+    length = 0
+    for one, other in zip(found, wanted, strict=False):
+        if one.special != other.special:
+            break
+        shared = len(commonprefix([one.text, other.text]))
+        length += shared
+        if shared < max(len(one.text), len(other.text)):
+            break
+    return length
