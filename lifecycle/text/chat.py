@@ -51,7 +51,7 @@ DEFAULT_TEMPLATE = (
 class Rendered:
     """Token ids of a conversation and, for each, the index of the assistant's message that it is of, or -1.
 
-    `cut` has the assistant's messages of which the template leaves out a part: thoughts, calls, or all.
+    `cut` has the assistant's messages that are not said as a whole: the template leaves out thoughts, calls, or all.
     """
 
     ids: list[int]
@@ -287,14 +287,14 @@ def read_template(folder: Path) -> str | None:
 
 
 def _cut(messages: Sequence[Message], pieces: Sequence[Piece], turns: Sequence[Turn]) -> frozenset[int]:
-    """The assistant's messages that are not there as a whole. Raises `ChatError` for any other message that is not: of
-    what the model is told no letter may be left out."""
+    """The assistant's messages that are not said as a whole. Raises `ChatError` for any other message that is not
+    there: of what the model is told no letter may be left out."""
     text = "".join(piece.text for piece in pieces)
     parts: dict[int, list[str]] = defaultdict(list)
     for piece in pieces:
-        if piece.message is not None:
+        if piece.message not in (None, GIVEN) and messages[piece.message]["role"] != "assistant":
             parts[piece.message].append(piece.text)
-    for start, stop, index in turns:  # a template may write a part of a content itself: <think> of <think>..</think>
+    for start, stop, index in turns:
         parts[index].append(text[start:stop])
     cut: set[int] = set()
     for index, message in enumerate(messages):

@@ -92,7 +92,9 @@ def _check_texts(plain: dict[str, Any], where: str) -> None:
     content = plain.get("content")
     if isinstance(content, list | tuple):
         plain["content"] = [_part(part, where) for part in content]
-    elif not isinstance(content, str) and not (content is None and "tool_calls" in plain):
+    elif content is None and "tool_calls" in plain:
+        plain["content"] = ""
+    elif not isinstance(content, str):
         raise ChatError(f"{where}: content must be text, got {type(content).__name__}")
 
 

@@ -13,7 +13,6 @@ so a conversation is rendered once more for a new kind of turn, not for every tu
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
-from os.path import commonprefix
 
 GIVEN = -1  # in the place of a message's index: what the request gives beside its messages
 MEMORY = 4096  # kinds of turns that are remembered
@@ -69,14 +68,15 @@ class TurnFinder:
 
     def turns(self, pieces: Sequence[Piece], roles: Sequence[str], prefix: Prefix, context: object) -> Iterator[Turn]:
         """The assistant's turns that have a content. `context` is what else decides the template's text, hashable."""
-        firsts: dict[int, int] = {}
+        places: dict[int, list[int]] = {}
         for number, piece in enumerate(pieces):
             if piece.is_content and piece.message is not None:
-                firsts.setdefault(piece.message, number)
-        for index, number in sorted(firsts.items()):
+                places.setdefault(piece.message, []).append(number)
+        for index, numbers in sorted(places.items()):
             if roles[index] == "assistant":
-                window = _Window.around(pieces, number)
-                start, stop = self._edges(window, roles, prefix, context)
+                window = _Window.around(pieces, numbers[0])
+                elsewhere = len(numbers) - len(window.joints)  # contents beyond the next message's
+                start, stop = self._edges(window, roles, prefix, (elsewhere, context))
                 yield start, stop, index
 
     def _edges(self, window: "_Window", roles: Sequence[str], prefix: Prefix, context: object) -> tuple[int, int]:
@@ -112,10 +112,9 @@ class _Window:
         assert index is not None
         before = list(takewhile(lambda piece: not piece.is_content, reversed(pieces[:number])))[::-1]
         last = number - len(before) - 1
-        own: list[Piece] = list(takewhile(lambda piece: piece.message == index or not piece.is_content, pieces[number:]))
         joints: list[list[Piece]] = []
         ends: list[int] = []
-        for piece in own:
+        for piece in takewhile(lambda piece: piece.message == index or not piece.is_content, pieces[number:]):
             if piece.is_content:
                 joints.append([])
                 ends.append(piece.stop)
@@ -145,7 +144,8 @@ class _Window:
         """How many characters of `before` are the prompt's; the joint in which the turn ends, and after how many."""
         prompt, answered = prefix(self.index, True) if self.index else (), prefix(self.index + 1, False)
         tail = _tail(prompt)
-        is_same = bool(prompt) and self.previous == (prompt[-len(tail) - 1].message if len(tail) < len(prompt) else None)
+        previous = prompt[-len(tail) - 1].message if len(tail) < len(prompt) else None
+        is_same = bool(prompt) and self.previous == previous
         before = _agreement(self.before, tail) if is_same else sum(len(piece.text) for piece in self.before)
         joint, after = self._end(_tail(answered), sum(piece.message == self.index for piece in answered))
         return before, joint, after
@@ -187,7 +187,7 @@ def _agreement(found: Sequence[Piece], wanted: Sequence[Piece]) -> int:
     for one, other in zip(found, wanted, strict=False):
         if one.special != other.special:
             break
-        shared = len(commonprefix([one.text, other.text]))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.text, other.text, strict=False)))
         length += shared
         if shared < max(len(one.text), len(other.text)):
             break
