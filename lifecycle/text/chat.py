@@ -47,6 +47,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+
 @dataclass(frozen=True)
 class Rendered:
     """Token ids of a conversation and, for each, the index of the assistant's message that it is of, or -1.

@@ -39,10 +39,14 @@ def main(out, folder, *templates):
     for path in map(Path, templates):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", **names)
         tokenizer.chat_template = path.read_text(encoding="utf-8")
-        found[path.stem] = {"source": tokenizer.chat_template, "cases": {
-            f"{name}{'/open' * is_open}": applied(tokenizer, *case, is_open)
-            for name, case in CONVERSATIONS.items() for is_open in (False, True)
-        }}
+        found[path.stem] = {
+            "source": tokenizer.chat_template,
+            "cases": {
+                f"{name}{'/open' * is_open}": applied(tokenizer, *case, is_open)
+                for name, case in CONVERSATIONS.items()
+                for is_open in (False, True)
+            },
+        }
     Path(out).write_text(json.dumps(found))
 
 

@@ -17,7 +17,10 @@ TOOLS = [
             },
         },
     },
-    {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}}},
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}},
+    },
 ]
 SYSTEM = {"role": "system", "content": "  Be brief.\nBe kind. "}
 DEVELOPER = {"role": "developer", "content": "Answer in verse."}
@@ -28,7 +31,12 @@ LAST = {"role": "assistant", "content": "\n9, naïvely\n"}
 WEATHER = {"role": "user", "content": "How is Kiel?"}
 THOUGHT = {"role": "assistant", "content": "9", "reasoning_content": "\nThree times\nthree.\n"}
 INLINE = {"role": "assistant", "content": "<think>\nThree times three.\n</think>\n\n9"}
-RESULT = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": '{"degrees": 7, "sky": "<grey>"}'}
+RESULT = {
+    "role": "tool",
+    "tool_call_id": "call00001",
+    "name": "get_weather",
+    "content": '{"degrees": 7, "sky": "<grey>"}',
+}
 SECOND = {"role": "tool", "tool_call_id": "call00002", "name": "now", "content": "12:00"}
 REPORT = {"role": "assistant", "content": "7 degrees."}
 
@@ -40,10 +48,19 @@ def call(name, arguments, number=1):
 CITY = {"city": "Kiel", "days": [1, 2], "where": {"lat": 54.3}, "now": True, "none": None}
 CALL = {"role": "assistant", "content": "", "tool_calls": [call("get_weather", CITY)]}
 SAID_CALL = {"role": "assistant", "content": "Let me look.", "tool_calls": [call("get_weather", {"city": "Kiel"})]}
-TWO_CALLS = {"role": "assistant", "content": "", "tool_calls": [call("get_weather", {"city": "Bonn"}), call("now", {}, 2)]}
+TWO_CALLS = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [call("get_weather", {"city": "Bonn"}), call("now", {}, 2)],
+}
 BARE_CALL = {"role": "assistant", "tool_calls": [call("get_weather", {"city": "Kiel"})]}
 TEXT_CALL = {"role": "assistant", "content": "", "tool_calls": [call("get_weather", '{"city":"Kiel","days":[1]}')]}
-THOUGHT_CALL = {"role": "assistant", "content": "", "reasoning_content": "I must look.", "tool_calls": [call("get_weather", {"city": "Kiel"})]}
+THOUGHT_CALL = {
+    "role": "assistant",
+    "content": "",
+    "reasoning_content": "I must look.",
+    "tool_calls": [call("get_weather", {"city": "Kiel"})],
+}
 
 
 def parts(*texts, role="user"):
@@ -75,6 +92,16 @@ CONVERSATIONS = {
     "thought_call": ([WEATHER, THOUGHT_CALL, RESULT, REPORT], TOOLS, {}),
     "chained": ([WEATHER, CALL, RESULT, THOUGHT_CALL, RESULT, REPORT, QUESTION, ANSWER], TOOLS, {}),
     "untold_tools": ([WEATHER, CALL, RESULT, REPORT], None, {}),
-    "parts": ([parts("Be ", "kind. ", role="system"), parts(" What is", " this? "), ANSWER, parts("Yes?"), parts(" So ", "it is.", role="assistant")], None, {}),
+    "parts": (
+        [
+            parts("Be ", "kind. ", role="system"),
+            parts(" What is", " this? "),
+            ANSWER,
+            parts("Yes?"),
+            parts(" So ", "it is.", role="assistant"),
+        ],
+        None,
+        {},
+    ),
     "empty_answer": ([QUESTION, {"role": "assistant", "content": ""}, AGAIN, LAST], None, {}),
 }
