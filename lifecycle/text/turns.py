@@ -12,6 +12,7 @@ so a conversation is rendered once more for a new kind of turn, not for every tu
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, takewhile
 
 GIVEN = -1  # in the place of a message's index: what the request gives beside its messages
@@ -83,15 +84,24 @@ class TurnFinder:
         neighbours = (None if window.previous is None else roles[window.previous], *roles[window.index + 1 :][:1])
         kind = (window.kind, neighbours, context)
         if kind not in self._memory:
-            edges = window.edges(prefix)
-            if edges[1] not in window.kept:
-                return window.placed(edges)
+            before, joint, after = window.edges(prefix)
+            place = window.signs.get(joint)
+            if place is None or after < place.lead:
+                return window.placed(before, joint, after)
             if len(self._memory) >= MEMORY:
                 self._memory.clear()
-            kept = (edges[0], list(window.kept).index(edges[1]), edges[2])
-            self._memory[kind] = kept
-        before, joint, after = self._memory[kind]
-        return window.placed((before, list(window.kept)[joint], after))
+            self._memory[kind] = before, list(window.signs).index(joint), after - place.lead
+        before, number, after = self._memory[kind]
+        joint = list(window.signs)[number]
+        return window.placed(before, joint, window.signs[joint].lead + after)
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What of a joint tells the kind of a turn: the text after its first `lead` characters."""
+
+    lead: int
+    text: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -122,23 +132,27 @@ class _Window:
                 joints[-1].append(piece)
         return cls(index, pieces[last].message if last >= 0 else None, pieces[number].start, before, joints, ends)
 
-    @property
-    def kept(self) -> dict[int, tuple[object, ...]]:
-        """The joints that tell the kind of a turn: those with a special token, and the last. What is between the
-        arguments of a call does not."""
-        last = len(self.joints) - 1
-        kept = (n for n, joint in enumerate(self.joints) if n == last or any(p.special is not None for p in joint))
-        return {n: _plain(self.joints[n]) for n in kept}
+    @cached_property
+    def signs(self) -> dict[int, _Sign]:
+        """What tells the kind of a turn, by joint: all from a special token on, and the last text. What is between the
+        arguments of a call does not, nor a number among them, which is the template's text."""
+        signs: dict[int, _Sign] = {}
+        for number, joint in enumerate(self.joints):
+            lead = list(takewhile(lambda piece: piece.special is None, joint))
+            if len(lead) < len(joint):
+                signs[number] = _Sign(_length(lead), _plain(joint[len(lead) :]))
+            elif number == len(self.joints) - 1:
+                signs[number] = _Sign(0, _plain(joint))
+        return signs
 
     @property
     def kind(self) -> object:
         """What is equal for turns of one kind."""
-        return _plain(self.before), tuple(self.kept.values())
+        return _plain(self.before), tuple(sign.text for sign in self.signs.values())
 
-    def placed(self, edges: tuple[int, int, int]) -> tuple[int, int]:
+    def placed(self, before: int, joint: int, after: int) -> tuple[int, int]:
         """Where the turn begins and ends, from what `edges` says."""
-        before, joint, after = edges
-        return self.first - sum(len(piece.text) for piece in self.before) + before, self.ends[joint] + after
+        return self.first - _length(self.before) + before, self.ends[joint] + after
 
     def edges(self, prefix: Prefix) -> tuple[int, int, int]:
         """How many characters of `before` are the prompt's; the joint in which the turn ends, and after how many."""
@@ -146,7 +160,7 @@ class _Window:
         tail = _tail(prompt)
         previous = prompt[-len(tail) - 1].message if len(tail) < len(prompt) else None
         is_same = bool(prompt) and self.previous == previous
-        before = _agreement(self.before, tail) if is_same else sum(len(piece.text) for piece in self.before)
+        before = _agreement(self.before, tail) if is_same else _length(self.before)
         joint, after = self._end(_tail(answered), sum(piece.message == self.index for piece in answered))
         return before, joint, after
 
@@ -158,23 +172,24 @@ class _Window:
         number = min(count or len(self.joints), len(self.joints)) - 1
         special = next((n for n, piece in enumerate(tail) if piece.special is not None), None)
         if special is not None:
-            wanted = sum(len(piece.text) for piece in tail[: special + 1])
+            wanted = _length(tail[: special + 1])
             found = (n for n, joint in enumerate(self.joints) if _agreement(joint, tail[: special + 1]) == wanted)
             if (fitting := next(found, None)) is not None:
                 return fitting, _agreement(self.joints[fitting], tail)
         # Without a special token of its own, the turn ends with the one that begins the next: GLM stops at <|user|>.
-        through, length = 0, 0
-        for piece in self.joints[number]:
-            length += len(piece.text)
-            if piece.special is not None:
-                through = length
-                break
-        return number, through or _agreement(self.joints[number], tail)
+        lead = list(takewhile(lambda piece: piece.special is None, self.joints[number]))
+        if len(lead) < len(self.joints[number]):
+            return number, _length(self.joints[number][: len(lead) + 1])
+        return number, _agreement(self.joints[number], tail)
 
 
 def _tail(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces after the last content."""
     return list(takewhile(lambda piece: not piece.is_content, reversed(pieces)))[::-1]
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.text) for piece in pieces)
 
 
 def _plain(pieces: Sequence[Piece]) -> tuple[object, ...]:
