@@ -172,10 +172,10 @@ class _Window:
         number = min(count or len(self.joints), len(self.joints)) - 1
         special = next((n for n, piece in enumerate(tail) if piece.special is not None), None)
         if special is not None:
-            wanted = _length(tail[: special + 1])
-            found = (n for n, joint in enumerate(self.joints) if _agreement(joint, tail[: special + 1]) == wanted)
-            if (fitting := next(found, None)) is not None:
-                return fitting, _agreement(self.joints[fitting], tail)
+            agreed = [_agreement(joint, tail) for joint in self.joints]
+            fitting = agreed.index(max(agreed))
+            if agreed[fitting] >= _length(tail[: special + 1]):
+                return fitting, agreed[fitting]
         # Without a special token of its own, the turn ends with the one that begins the next: GLM stops at <|user|>.
         lead = list(takewhile(lambda piece: piece.special is None, self.joints[number]))
         if len(lead) < len(self.joints[number]):
