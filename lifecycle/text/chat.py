@@ -23,7 +23,7 @@ from jinja2 import TemplateError, meta
 
 from lifecycle.core.files import write_text
 from lifecycle.text.dialect import Dialect
-from lifecycle.text.interface import IM_END, IM_START, Span, Tokenizer, read_config
+from lifecycle.text.interface import IM_END, IM_START, Part, Span, Tokenizer, read_config
 from lifecycle.text.messages import ROLES, ChatError, Message, check_messages, told
 from lifecycle.text.template_environment import TemplateEnvironment, compile_error, has_marks
 from lifecycle.text.traced import runs_of, traced
@@ -241,31 +241,14 @@ class ChatTemplate:
         return framing | ({"bos_token": names[self.tokenizer.bos_id]} if self.tokenizer.has_bos else {})
 
     def _encode(self, pieces: Sequence[Piece]) -> Iterator[Span]:
-        """The tokens with their characters in the rendered text."""
-        parts = groupby(pieces, key=lambda piece: piece.start if self._is_apart(piece) else -1)
-        runs = [list(run) for _, run in parts]
-        for number, run in enumerate(runs):
-            first, special = run[0].start, run[0].special
-            if special is not None:
-                self.tokenizer.require_rows([special])
-                yield special, first, run[0].stop
-                continue
-            text = "".join(piece.text for piece in run)
-            if number and self._strips(runs[number - 1])[1]:
-                first, text = first + len(text) - len(text.lstrip()), text.lstrip()
-            if number + 1 < len(runs) and self._strips(runs[number + 1])[0]:
-                text = text.rstrip()
-            spans = self.tokenizer.encode_spans(text, is_first=self._is_own or first == 0)
-            yield from ((token_id, first + start, first + stop) for token_id, start, stop in spans)
-
-    def _strips(self, run: Sequence[Piece]) -> tuple[bool, bool]:
-        """Whether what stands here takes the spaces before it, and those after it: some special tokens do."""
-        special = run[0].special
-        return (False, False) if special is None else self.tokenizer.strips(special)
-
-    def _is_apart(self, piece: Piece) -> bool:
-        """Whether it is encoded by itself, not with its neighbours."""
-        return self._is_own or piece.special is not None
+        """The tokens with their characters in the rendered text. Models trained here learned each content encoded by
+        itself."""
+        runs = groupby(pieces, key=lambda piece: piece.start if self._is_own or piece.special is not None else -1)
+        parts: list[Part] = []
+        for _, run in runs:
+            first, *more = run
+            parts.append((first.text + "".join(piece.text for piece in more), first.special))
+        return self.tokenizer.encode_parts(parts, each_is_first=self._is_own)
 
     def _refuse_doubled(self, ids: list[int]) -> None:
         for name, token_id in (("BOS", self.tokenizer.bos_id), ("EOS", self.tokenizer.eos_id)):

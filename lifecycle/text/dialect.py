@@ -33,7 +33,7 @@ class Dialect:
             given["role"] = "system"
         if isinstance(given.get("content"), list):
             given["content"] = given["content"] if self._takes_parts(given["role"]) else text_of(given)
-        elif "content" in given and not self._takes_text:
+        elif "content" in given and not self._takes_text and self._takes_parts("user"):
             given["content"] = _parts(given["content"])
         if "tool_calls" in given:
             given["tool_calls"] = [self._spoken_call(call) for call in given["tool_calls"]]
