@@ -1,4 +1,10 @@
-"""Conversations that chat templates are compared on; no imports, so that any Python can read them."""
+"""Conversations that chat templates are compared on, and a tokenizer for them. Nothing of ours is imported, so that the
+parity environment can read it."""
+
+from typing import Any
+
+Message = dict[str, Any]
+Case = tuple[list[Message], list[dict[str, Any]] | None, dict[str, Any]]  # messages, tools, variables
 
 TOOLS = [
     {
@@ -26,7 +32,7 @@ SYSTEM = {"role": "system", "content": "  Be brief.\nBe kind. "}
 DEVELOPER = {"role": "developer", "content": "Answer in verse."}
 QUESTION = {"role": "user", "content": " What is 2+2?\n\n"}
 ANSWER = {"role": "assistant", "content": "It is 4. "}
-AGAIN = {"role": "user", "content": "And <b>3 × 3</b>? 🎉"}
+AGAIN = {"role": "user", "content": "And <b>3 x 3</b>? 🎉"}
 LAST = {"role": "assistant", "content": "\n9, naïvely\n"}
 WEATHER = {"role": "user", "content": "How is Kiel?"}
 THOUGHT = {"role": "assistant", "content": "9", "reasoning_content": "\nThree times\nthree.\n"}
@@ -41,7 +47,7 @@ SECOND = {"role": "tool", "tool_call_id": "call00002", "name": "now", "content":
 REPORT = {"role": "assistant", "content": "7 degrees."}
 
 
-def call(name, arguments, number=1):
+def call(name: str, arguments: Any, number: int = 1) -> Message:
     return {"id": f"call0000{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -63,12 +69,11 @@ THOUGHT_CALL = {
 }
 
 
-def parts(*texts, role="user"):
+def parts(*texts: str, role: str = "user") -> Message:
     return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
 
 
-# name: messages, tools, variables
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, Case] = {
     "one": ([QUESTION, ANSWER], None, {}),
     "question": ([QUESTION], None, {}),
     "system": ([SYSTEM, QUESTION, ANSWER, AGAIN, LAST], None, {}),
@@ -105,3 +110,27 @@ CONVERSATIONS = {
     ),
     "empty_answer": ([QUESTION, {"role": "assistant", "content": ""}, AGAIN, LAST], None, {}),
 }
+
+SPECIALS = (
+    "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+    "<start_of_turn>", "<end_of_turn>", '<|"|>', "<tool_call>", "</tool_call>", "<|start|>", "<|channel|>",
+    "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>",
+    "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_sep|>", "<|tool_outputs_begin|>", "<|tool_outputs_end|>",
+    "<|tool_output_begin|>", "<|tool_output_end|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|observation|>", "<end_of_utterance>", "[INST]", "[/INST]",
+)  # fmt: skip
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+def tokenizer_json(specials: tuple[str, ...] = SPECIALS) -> dict[str, Any]:
+    """A byte-level `tokenizer.json` without merges: a token per byte, and the special tokens."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    vocabulary = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    is_plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [{"id": 256 + i, "content": name, **is_plain} for i, name in enumerate(specials)],
+        "pre_tokenizer": byte_level, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }  # fmt: skip
