@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import groupby, pairwise, takewhile
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ from lifecycle.text.turns import GIVEN, Piece, Turn, TurnFinder, marked_turns
 __all__ = ["DEFAULT_TEMPLATE", "ROLES", "ChatError", "ChatTemplate", "Message", "Rendered", "check_messages"]
 
 TEMPLATE_FILE = "chat_template.jinja"
+QUESTION, ANSWER = (
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+)  # for questions to a template
 OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token"}
 FIXED_DATE = datetime(2024, 7, 26)  # what Llama 3.2's template falls back to itself
 # Errors that running an untrusted template may raise: jinja2's, and those of its expressions and the sandbox's limits.
@@ -118,13 +122,23 @@ class ChatTemplate:
         """Writes the template's source as `chat_template.jinja`."""
         write_text(folder / TEMPLATE_FILE, self.source)
 
-    @property
+    @cached_property
     def stop_ids(self) -> list[int]:
         """Ids that end an assistant's turn: end of text, and the special tokens that the template puts after it."""
-        probe = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        said = [i for i, is_said in zip(probe.ids, probe.assistant_mask, strict=True) if is_said]
-        after = takewhile(lambda i: self.tokenizer.is_special(i) or not self.tokenizer.decode([i]).strip(), said[::-1])
-        return list(dict.fromkeys([self.tokenizer.eos_id, *filter(self.tokenizer.is_special, after)]))
+        return list(dict.fromkeys([self.tokenizer.eos_id, *self._ends(), *self._closing]))
+
+    @cached_property
+    def _closing(self) -> list[int]:
+        """What ends a last answer after which the template writes no special token."""
+        return [] if self._ends() else self._ends(QUESTION)[:1] or [self.tokenizer.eos_id]
+
+    def _ends(self, *following: Message) -> list[int]:
+        """The special tokens that end an answer; none if the template refuses the conversation."""
+        messages = [self._dialect.spoken(message) for message in (QUESTION, ANSWER, *following)]
+        pieces = self._prefix(messages, False, None, {})
+        last = max((piece.stop for piece in pieces if piece.message == 1), default=0)
+        turn = max((stop for _, stop, index in self._turns(messages, pieces, None, {}) if index == 1), default=0)
+        return [piece.special for piece in pieces if piece.special is not None and last <= piece.start < turn]
 
     def render(
         self,
@@ -132,9 +146,13 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        closes: bool = False,
     ) -> Rendered:
         """Ids of the conversation, and what of it the assistant says: its contents, and what ends its turns
         (`text/turns.py`).
+
+        `closes` is for rows that are learned: a last answer is ended by a special token, also where the template
+        writes none: by the one that the next turn begins with (GLM: `<|user|>`), else by EOS.
 
         `messages` as `text/messages.py` has them; `tools` in OpenAI's form; `variables` are the template's own
         (`enable_thinking`). All their texts count as contents: none of them names a special token.
@@ -142,7 +160,7 @@ class ChatTemplate:
         Raises `ChatError` for messages that are not in order, for tools and variables that the template does not
         know, and for a template that fails or leaves out what the user, the system or a tool says.
         """
-        given = variables or {}
+        given = {name: value for name, value in (variables or {}).items() if value is not None}
         checked = check_messages(messages)
         self._check_abilities(checked, tools, given)
         spoken = [self._dialect.spoken(message) for message in checked]
@@ -157,6 +175,9 @@ class ChatTemplate:
         for token_id, start, stop in self._encode(pieces):
             ids.append(token_id)
             said_in.append(max(owners[start : max(stop, start + 1)], default=-1))
+        if closes and not add_generation_prompt and checked[-1]["role"] == "assistant":
+            ids += self._closing
+            said_in += [len(checked) - 1] * len(self._closing)
         self._refuse_doubled(ids)
         return Rendered(ids, said_in, cut)
 
@@ -174,6 +195,8 @@ class ChatTemplate:
         if wrong := [name for name in variables if name in OWN_NAMES or name not in self.variables]:
             known = ", ".join(sorted(self.variables - OWN_NAMES)) or "none"
             raise ChatError(f"chat template: it reads no variable {wrong[0]!r} of yours; known: {known}")
+        if not all(isinstance(tool, Mapping) for tool in tools or ()):
+            raise ChatError("tools: expected a list of mappings, as OpenAI has them")
         if tools and "tools" not in self.variables:
             raise ChatError("chat template: it has no place for tools")
         is_about_calls = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
