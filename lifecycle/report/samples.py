@@ -10,6 +10,7 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.report.blocks import Exchange
+from lifecycle.text.messages import text_of
 from lifecycle.text.rows import read_rows
 
 NUM_QUESTIONS = 6
@@ -54,7 +55,7 @@ def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
             yield Question(model.tokenizer.begin(model.tokenizer.encode(prompt)), prompt, answer)
         elif (turns := _turns(row)) is not None:
             ids = model.template.dated.render(turns[:-1], add_generation_prompt=True).ids
-            yield Question(ids, turns[-2]["content"], turns[-1]["content"])
+            yield Question(ids, text_of(turns[-2]), text_of(turns[-1]))
 
 
 def _turns(row: Mapping[str, Any]) -> list[dict[str, str]] | None:

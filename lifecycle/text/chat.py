@@ -23,7 +23,7 @@ from jinja2 import TemplateError, meta
 
 from lifecycle.core.files import write_text
 from lifecycle.text.dialect import Dialect
-from lifecycle.text.interface import IM_END, IM_START, Part, Span, Tokenizer, read_config
+from lifecycle.text.interface import IM_END, IM_START, MarkedText, Span, Tokenizer, read_config
 from lifecycle.text.messages import ROLES, ChatError, Message, check_messages, told
 from lifecycle.text.template_environment import TemplateEnvironment, compile_error, has_marks
 from lifecycle.text.traced import runs_of, traced
@@ -267,7 +267,7 @@ class ChatTemplate:
         """The tokens with their characters in the rendered text. Models trained here learned each content encoded by
         itself."""
         runs = groupby(pieces, key=lambda piece: piece.start if self._is_own or piece.special is not None else -1)
-        parts: list[Part] = []
+        parts: list[MarkedText] = []
         for _, run in runs:
             first, *more = run
             parts.append((first.text + "".join(piece.text for piece in more), first.special))

@@ -25,7 +25,7 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CONFIG_FILE = "tokenizer_config.json"
 ROWS_KEY = "model_rows"  # our key in it: the number of ids of the model, if the tokenizer has more
 
-type Part = tuple[str, int | None]  # text, or the name of a special token and its id
+type MarkedText = tuple[str, int | None]  # text, or the name of a special token and its id
 type Span = tuple[int, int, int]  # a token's id, and the characters [start, stop) of the text that it is from
 
 
@@ -178,14 +178,14 @@ class Tokenizer(ABC):
         """
         if unknown := [name for name in names or () if name not in self.special_ids]:
             raise TokenizerError(f"{unknown[0]!r} is no special token; known: {', '.join(self.special_ids)}")
-        parts: list[Part] = []
+        parts: list[MarkedText] = []
         for part, special in self.split_specials(text):
             kept = special if names is None or part in names else None
             is_joined = kept is None and bool(parts) and parts[-1][1] is None
             parts = [*parts[:-1], (parts[-1][0] + part, None)] if is_joined else [*parts, (part, kept)]
         return [token_id for token_id, _, _ in self.encode_parts(parts)]
 
-    def encode_parts(self, parts: Sequence[Part], each_is_first: bool = False) -> Iterator[Span]:
+    def encode_parts(self, parts: Sequence[MarkedText], each_is_first: bool = False) -> Iterator[Span]:
         """Tokens of texts and special tokens that follow each other, with their characters in the whole.
 
         A text between special tokens is encoded as one, as the tokenizer's library does it with the whole. With
@@ -205,7 +205,7 @@ class Tokenizer(ABC):
             spans = self.encode_spans(text, is_first=each_is_first or first == 0)
             yield from ((token_id, first + begin, first + end) for token_id, begin, end in spans)
 
-    def _takes_spaces(self, part: Part) -> tuple[bool, bool]:
+    def _takes_spaces(self, part: MarkedText) -> tuple[bool, bool]:
         return (False, False) if part[1] is None else self.strips(part[1])
 
     def require_rows(self, ids: Iterable[int]) -> None:
@@ -264,9 +264,9 @@ class Tokenizer(ABC):
     def _cuts(self, text: str) -> list[int]:
         return [0, *(match.start() + 1 for match in self.special_pattern.finditer(text)), len(text)]
 
-    def split_specials(self, text: str) -> list[Part]:
+    def split_specials(self, text: str) -> list[MarkedText]:
         """A template's own text in parts: names of special tokens with their ids, and what is between them."""
-        parts: list[Part] = []
+        parts: list[MarkedText] = []
         position = 0
         for match in self.special_pattern.finditer(text):
             parts += [(text[position : match.start()], None), (match.group(), self.special_ids[match.group()])]

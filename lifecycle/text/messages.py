@@ -148,7 +148,7 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any] | str:
         return {}
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second for a thousand brackets
         raise ChatError(f"{where}: its arguments are not JSON ({error})") from None
     if not isinstance(value, Mapping):
         raise ChatError(f"{where}: its arguments are no object but {type(value).__name__}")

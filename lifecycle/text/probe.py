@@ -40,8 +40,9 @@ def _about_turns(template: ChatTemplate) -> list[str]:
         [i for i, is_said in zip(answered.ids, answered.assistant_mask, strict=True) if is_said], skip_special=False
     )
     closed = _render(template, [USER], False)
-    if isinstance(closed, Rendered) and closed.ids == asked.ids and not said.lstrip().startswith(ANSWER["content"]):
-        lines.append(f"it has no generation prompt: {said.partition(ANSWER['content'])[0]!r} is learned with each answer")
+    beginning = said.partition(ANSWER["content"])[0]
+    if isinstance(closed, Rendered) and closed.ids == asked.ids and beginning.strip():
+        lines.append(f"it has no generation prompt: {beginning!r} is learned with each answer")
     if isinstance(several, Rendered) and several.ids[: len(answered.ids)] != answered.ids:
         lines.append(f"it writes an answer in another way once messages follow it (no prefix property): {APART}")
     return lines

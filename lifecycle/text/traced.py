@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 
-class Origin(NamedTuple):
+class TextOrigin(NamedTuple):
     """Where text is from: the index of a message, or None for the template's own text; and the number of the
     `{% generation %}` block that it was written in, if any."""
 
@@ -20,8 +20,8 @@ class Origin(NamedTuple):
     block: int | None = None
 
 
-OWN = Origin(None)
-type Run = tuple[str, Origin]
+OWN = TextOrigin(None)
+type Run = tuple[str, TextOrigin]
 
 
 class Traced(str):
@@ -154,7 +154,7 @@ class Traced(str):
 def traced(value: Any, index: int) -> Any:
     """A text, or a list or mapping as JSON has it, all of whose texts are from message `index`, the keys too."""
     if isinstance(value, str):
-        return Traced([(value, Origin(index))])
+        return Traced([(value, TextOrigin(index))])
     if isinstance(value, Mapping):
         return {traced(key, index): traced(member, index) for key, member in value.items()}
     return [traced(member, index) for member in value] if isinstance(value, list | tuple) else value

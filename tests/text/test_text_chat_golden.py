@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,32 @@ def test_text_and_mask_are_transformers(templates: dict[str, ChatTemplate], name
             assert learned(template, found, message) == expected["said"], case
         compared += 1
     assert compared >= (0 if name == "parts" else 10)
+
+
+def conversation(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`text` wherever a conversation may have one."""
+    call = {"id": text, "function": {"name": text, "arguments": {text: text, "k": [text, {text: text}]}}}
+    schema = {"type": "object", "properties": {text: {"type": text, "enum": [text]}}, "required": [text]}
+    tool = {"type": "function", "function": {"name": text, "description": text, "parameters": schema}}
+    return [
+        {"role": "system", "content": text},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+        {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call]},
+        {"role": "tool", "content": text, "name": text, "tool_call_id": text},
+        {"role": "assistant", "content": text, "reasoning_content": text},
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": text, "reasoning_content": text},
+    ], [tool]
+
+
+@pytest.mark.parametrize("name", ["deepseek", "gemma", "glm", "harmony", "hermes", "hermes_marked", "llama"])
+def test_nothing_that_a_message_holds_makes_a_special_token(templates: dict[str, ChatTemplate], name: str) -> None:
+    template = templates[name]
+    counts = [
+        Counter(filter(template.tokenizer.is_special, template.render(messages, tools=tools).ids))
+        for messages, tools in map(conversation, ("xyz", "x" + "".join(SPECIALS) + "{{ bos_token }}z"))
+    ]
+    assert counts[0] == counts[1] and sum(counts[0].values()) >= 6
 
 
 def test_every_template_and_conversation_is_in_the_golden_file() -> None:

@@ -6,12 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.text.traced import CHANGED, OWN, UNTRACED, Origin, Run, Traced, concatenated, has_content, plain, runs_of
+from lifecycle.text.traced import (
+    CHANGED,
+    OWN,
+    UNTRACED,
+    Run,
+    TextOrigin,
+    Traced,
+    concatenated,
+    has_content,
+    plain,
+    runs_of,
+)
 
 OURS, SAID = "AB\n", "ab "  # a character tells by itself whose it is: the template's, or a message's
 RUNS = st.lists(
     st.one_of(
-        st.tuples(st.text(OURS, max_size=3), st.just(OWN)), st.tuples(st.text(SAID, max_size=3), st.just(Origin(0)))
+        st.tuples(st.text(OURS, max_size=3), st.just(OWN)), st.tuples(st.text(SAID, max_size=3), st.just(TextOrigin(0)))
     )
 )
 SHORT = st.text(OURS + SAID, min_size=1, max_size=2)
@@ -55,17 +66,17 @@ def test_what_is_not_traced_is_refused(name: str) -> None:
     arguments = {"__mul__": (2,), "__rmul__": (2,), "__format__": ("",), "__mod__": ("a",), "__rmod__": ("%s",)}
     arguments |= {"center": (9,), "ljust": (9,), "rjust": (9,), "zfill": (9,), "translate": ({},), "format_map": ({},)}
     with pytest.raises(ValueError, match="cannot be followed"):
-        getattr(Traced([("a", Origin(0))]), name)(*arguments.get(name, ()))
+        getattr(Traced([("a", TextOrigin(0))]), name)(*arguments.get(name, ()))
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_text_of_one_origin_may_be_changed_and_keeps_it(name: str) -> None:
     text = "\tone TWO\nthree"
-    found, expected = getattr(Traced([(text, Origin(3))]), name)(), getattr(text, name)()
+    found, expected = getattr(Traced([(text, TextOrigin(3))]), name)(), getattr(text, name)()
     for part, whole in zip(*((found, expected) if isinstance(found, list) else ([found], [expected])), strict=True):
-        assert runs_of(part) == ((whole, Origin(3)),)
+        assert runs_of(part) == ((whole, TextOrigin(3)),)
     with pytest.raises(ValueError, match="cannot be followed"):
-        getattr(Traced([("a", Origin(0)), ("b", Origin(1))]), name)()
+        getattr(Traced([("a", TextOrigin(0)), ("b", TextOrigin(1))]), name)()
 
 
 def test_text_of_the_template_alone_may_be_anything() -> None:
