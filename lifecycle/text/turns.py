@@ -83,17 +83,19 @@ class TurnFinder:
     def _edges(self, window: "_Window", roles: Sequence[str], prefix: Prefix, context: object) -> tuple[int, int]:
         neighbours = (None if window.previous is None else roles[window.previous], *roles[window.index + 1 :][:1])
         kind = (window.kind, neighbours, context)
-        if kind not in self._memory:
-            before, joint, after = window.edges(prefix)
-            place = window.signs.get(joint)
-            if place is None or after < place.lead:
-                return window.placed(before, joint, after)
+        known = self._memory.get(kind)
+        if known is not None:
+            joint = list(window.signs)[known[1]]
+            return window.placed(known[0], joint, window.signs[joint].lead + known[2])
+        prompt, answered = prefix(window.index, True) if window.index else (), prefix(window.index + 1, False)
+        before, joint, after = window.edges(prompt, answered)
+        sign = window.signs.get(joint)
+        is_sure = bool(answered) and (bool(prompt) or not window.index)  # no prefix was refused for what it says
+        if is_sure and sign is not None and after >= sign.lead:
             if len(self._memory) >= MEMORY:
                 self._memory.clear()
-            self._memory[kind] = before, list(window.signs).index(joint), after - place.lead
-        before, number, after = self._memory[kind]
-        joint = list(window.signs)[number]
-        return window.placed(before, joint, window.signs[joint].lead + after)
+            self._memory[kind] = before, list(window.signs).index(joint), after - sign.lead
+        return window.placed(before, joint, after)
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,11 @@ class _Window:
         """Where the turn begins and ends, from what `edges` says."""
         return self.first - _length(self.before) + before, self.ends[joint] + after
 
-    def edges(self, prefix: Prefix) -> tuple[int, int, int]:
-        """How many characters of `before` are the prompt's; the joint in which the turn ends, and after how many."""
-        prompt, answered = prefix(self.index, True) if self.index else (), prefix(self.index + 1, False)
+    def edges(self, prompt: Sequence[Piece], answered: Sequence[Piece]) -> tuple[int, int, int]:
+        """How many characters of `before` are the prompt's; the joint in which the turn ends, and after how many.
+
+        `prompt` and `answered` are the conversations before the turn and with it, empty if the template refuses them.
+        """
         tail = _tail(prompt)
         previous = prompt[-len(tail) - 1].message if len(tail) < len(prompt) else None
         is_same = bool(prompt) and self.previous == previous
