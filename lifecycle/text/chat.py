@@ -321,8 +321,9 @@ def _squeezed(text: str) -> str:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text as it is, as JSON has it, and as Python has it in single quotation marks."""
+    """The text as it is, as JSON has it, and as Python has it, in single quotation marks too."""
     yield text
     for is_ascii in (False, True):
         yield json.dumps(text, ensure_ascii=is_ascii)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("'", "\\'")
+    yield repr(text)[1:-1]
