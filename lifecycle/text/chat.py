@@ -23,7 +23,7 @@ from jinja2 import TemplateError, meta
 
 from lifecycle.core.files import write_text
 from lifecycle.text.dialect import Dialect
-from lifecycle.text.interface import IM_END, IM_START, MarkedText, Span, Tokenizer, read_config
+from lifecycle.text.interface import CONFIG_FILE, IM_END, IM_START, MarkedText, Span, Tokenizer, read_config
 from lifecycle.text.messages import ROLES, ChatError, Message, check_messages, told
 from lifecycle.text.template_environment import TemplateEnvironment, compile_error, has_marks
 from lifecycle.text.traced import runs_of, traced
@@ -285,11 +285,20 @@ def _traced(message: Message, index: int) -> dict[str, Any]:
 
 
 def read_template(folder: Path) -> str | None:
-    """The text of `chat_template.jinja`, else of the `chat_template` in `tokenizer_config.json`."""
+    """The text of `chat_template.jinja`, else of the `chat_template` in `tokenizer_config.json`: of several, which are
+    listed by name, the one named `default`. Raises `ChatError` if none is."""
     path = folder / TEMPLATE_FILE
     if path.is_file():
         return path.read_text(encoding="utf-8")
     source = read_config(folder).get("chat_template")
+    if isinstance(source, list):
+        named = {entry["name"]: entry["template"] for entry in source}
+        if "default" not in named:
+            raise ChatError(
+                f"{folder / CONFIG_FILE}: its chat templates are named {', '.join(named)}, none default; save the one to "
+                f"use as {TEMPLATE_FILE} in the same folder"
+            )
+        source = named["default"]
     return source if isinstance(source, str) else None
 
 

@@ -309,8 +309,13 @@ def test_a_template_is_saved_and_loaded(sentencepiece_tokenizer: Tokenizer, tmp_
     assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
     (tmp_path / "chat_template.jinja").unlink()
     assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == DEFAULT_TEMPLATE
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TRIMMING}))
-    assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
+    listed = [{"name": "default", "template": TRIMMING}, {"name": "tool_use", "template": ""}]
+    for given in (TRIMMING, listed):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+        assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed[1:]}))
+    with pytest.raises(ChatError, match="chat templates are named tool_use, none default; save the one to use"):
+        ChatTemplate.load(tmp_path, sentencepiece_tokenizer)
 
 
 def test_a_tokenizer_without_the_template_s_special_tokens_is_refused(tmp_path: Path) -> None:
