@@ -295,8 +295,8 @@ def read_template(folder: Path) -> str | None:
         named = {entry["name"]: entry["template"] for entry in source}
         if "default" not in named:
             raise ChatError(
-                f"{folder / CONFIG_FILE}: its chat templates are named {', '.join(named)}, none default; save the one to "
-                f"use as {TEMPLATE_FILE} in the same folder"
+                f"{folder / CONFIG_FILE}: its chat templates are named {', '.join(named)}, none default; "
+                f"save the one to use as {TEMPLATE_FILE} in the same folder"
             )
         source = named["default"]
     return source if isinstance(source, str) else None

@@ -81,7 +81,10 @@ class TurnFinder:
                 yield start, stop, index
 
     def _edges(self, window: "_Window", roles: Sequence[str], prefix: Prefix, context: object) -> tuple[int, int]:
-        neighbours = (None if window.previous is None else roles[window.previous], *roles[window.index + 1 :][:1])
+        neighbours = (
+            None if window.previous is None else roles[window.previous],
+            *roles[window.index + 1 : window.index + 2],
+        )
         kind = (window.kind, neighbours, context)
         known = self._memory.get(kind)
         if known is not None:
@@ -122,17 +125,22 @@ class _Window:
         """That of the message whose first content is piece `number`."""
         index = pieces[number].message
         assert index is not None
-        before = list(takewhile(lambda piece: not piece.is_content, reversed(pieces[:number])))[::-1]
-        last = number - len(before) - 1
+        begin = number
+        while begin and not pieces[begin - 1].is_content:
+            begin -= 1
         joints: list[list[Piece]] = []
         ends: list[int] = []
-        for piece in takewhile(lambda piece: piece.message == index or not piece.is_content, pieces[number:]):
-            if piece.is_content:
+        for position in range(number, len(pieces)):
+            piece = pieces[position]
+            if not piece.is_content:
+                joints[-1].append(piece)
+            elif piece.message == index:
                 joints.append([])
                 ends.append(piece.stop)
             else:
-                joints[-1].append(piece)
-        return cls(index, pieces[last].message if last >= 0 else None, pieces[number].start, before, joints, ends)
+                break
+        previous = pieces[begin - 1].message if begin else None
+        return cls(index, previous, pieces[number].start, pieces[begin:number], joints, ends)
 
     @cached_property
     def signs(self) -> dict[int, _Sign]:

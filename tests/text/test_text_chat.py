@@ -310,8 +310,8 @@ def test_a_template_is_saved_and_loaded(sentencepiece_tokenizer: Tokenizer, tmp_
     (tmp_path / "chat_template.jinja").unlink()
     assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == DEFAULT_TEMPLATE
     listed = [{"name": "default", "template": TRIMMING}, {"name": "tool_use", "template": ""}]
-    for given in (TRIMMING, listed):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    for value in (TRIMMING, listed):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
         assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed[1:]}))
     with pytest.raises(ChatError, match="chat templates are named tool_use, none default; save the one to use"):
