@@ -125,7 +125,8 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps jinja2's mark of filters that take its context
     def checked(*args: Any, **kwargs: Any) -> Any:
         place = next((i for i, arg in enumerate(args) if isinstance(arg, Traced)), None)
-        if name in CHANGING and place is not None and not any(isinstance(a, str) for a in args[place + 1 :]):
+        others = () if place is None else (*args[place + 1 :], *kwargs.values())
+        if name in CHANGING and place is not None and not any(isinstance(other, str) for other in others):
             return changed(args[place], lambda text: function(*args[:place], text, *args[place + 1 :], **kwargs))
         if any(isinstance(arg, Traced) and has_content(arg) for arg in (*args, *kwargs.values())):
             raise ValueError(f"filter {name!r} on a message's content is not supported")
