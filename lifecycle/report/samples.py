@@ -10,6 +10,7 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.report.blocks import Exchange
+from lifecycle.text.messages import text_of
 from lifecycle.text.row_encoder import tools_of
 from lifecycle.text.row_files import read_rows
 
@@ -58,7 +59,7 @@ def _questions(rows: list[dict[str, Any]], model: Model) -> Iterator[Question]:
             ids = model.template.dated.render(
                 turns[:-1], add_generation_prompt=True, tools=tools_of(row), variables=variables
             ).ids
-            yield Question(ids, turns[-2]["content"], turns[-1]["content"])
+            yield Question(ids, text_of(turns[-2]), text_of(turns[-1]))
 
 
 def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:

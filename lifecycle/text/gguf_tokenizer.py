@@ -173,8 +173,9 @@ def _write_names(metadata: Mapping[str, Any], folder: Path) -> None:
 
 
 def _write_rule(metadata: Mapping[str, Any], folder: Path, cutting: Cutting) -> None:
-    """Whether a text begins with BOS, as the file says, else as llama.cpp takes it from the name of the pattern
-    (`llama-vocab.cpp`); the file is published, not of a model trained here."""
+    """Whether a text begins with BOS and ends with EOS, as the file says; else BOS as llama.cpp takes it from the name
+    of the pattern (`llama-vocab.cpp`), and no EOS. The file is published, not of a model trained here."""
     config = {key: value for key, value in read_config(folder).items() if key != "kind"}
     config["add_bos_token"] = bool(metadata.get("tokenizer.ggml.add_bos_token", cutting.adds_bos))
+    config["add_eos_token"] = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")

@@ -14,18 +14,8 @@ from typing import Any
 
 import tokenizers
 
-from lifecycle.text.interface import (
-    Span,
-    Tokenizer,
-    TokenizerError,
-    adds_bos,
-    framing_ids,
-    listed_specials,
-    names_bos,
-    read_config,
-    token_name,
-    write_config,
-)
+from lifecycle.text.framing import adds_bos, adds_eos, framing_ids, listed_specials, names_bos, token_name
+from lifecycle.text.interface import Span, Tokenizer, TokenizerError, read_config, write_config
 
 KIND = "hf"
 JSON_FILE = "tokenizer.json"
@@ -71,8 +61,9 @@ class HFTokenizer(Tokenizer):
         first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
         self.strips_leading_space = first[0] in (SPACE, _space_character())
         self.has_bos = names_bos(config, self.special_ids)
-        is_added = self._tokenizer.encode("a").ids[0] == self.bos_id
-        self.adds_bos = adds_bos(config, self.has_bos, default=is_added)
+        alone = self._tokenizer.encode("a").ids
+        self.adds_bos = adds_bos(config, self.has_bos, default=alone[0] == self.bos_id)
+        self.adds_eos = adds_eos(config, default=alone[-1] == self.eos_id)
 
     @property
     def native(self) -> bytes:

@@ -9,7 +9,7 @@ no row for.
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CONFIG_FILE = "tokenizer_config.json"
 ROWS_KEY = "model_rows"  # our key in it: the number of ids of the model, if the tokenizer has more
 
+type MarkedText = tuple[str, int | None]  # text, or the name of a special token and its id
 type Span = tuple[int, int, int]  # a token's id, and the characters [start, stop) of the text that it is from
 
 
@@ -36,8 +37,9 @@ class Tokenizer(ABC):
     """Base of all tokenizers; a kind implements `_encode_plain`, `_spans`, `_bytes_of` and the special ids.
 
     `bos_id`, `eos_id` and `pad_id` are always set: a vocabulary without one of them uses its end-of-text token instead.
-    `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes. `adds_bos` says
-    whether the model's contexts begin with BOS: always for models trained here, else as the published files say.
+    `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes. `adds_bos` and
+    `adds_eos` say whether a text by itself begins with BOS and ends with EOS: always for models trained here, else as
+    the published files say.
     """
 
     vocab_size: int
@@ -48,6 +50,7 @@ class Tokenizer(ABC):
     has_bos: bool = True  # whether BOS is a token of its own, not EOS in its place
     strips_leading_space: bool = False
     adds_bos: bool = True
+    adds_eos: bool = True
     _unusable: Mapping[int, str] = {}  # names of ids for which the model has no row
 
     @abstractmethod
@@ -127,6 +130,15 @@ class Tokenizer(ABC):
         """
         return [self.bos_id, *ids] if self.adds_bos or not ids else list(ids)
 
+    def frame(self, ids: Sequence[int], ends: bool | None = None) -> list[int]:
+        """A text of its own: with BOS and EOS as `adds_bos` and `adds_eos` say, once, also where `ids` have them.
+
+        `ends=True` gives it EOS, `ends=False` none, whatever `adds_eos` says.
+        """
+        begun = [self.bos_id] if self.adds_bos and list(ids[:1]) != [self.bos_id] else []
+        ended = [self.eos_id] if (self.adds_eos if ends is None else ends) and list(ids[-1:]) != [self.eos_id] else []
+        return [*begun, *ids, *ended]
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special ids; raises `TokenizerError` for text that is not valid Unicode."""
         return self.encode_batch([text])[0]
@@ -157,6 +169,44 @@ class Tokenizer(ABC):
             ]
         self.require_rows([token_id for token_id, _, _ in spans])
         return spans
+
+    def encode_marked(self, text: str, names: Collection[str] | None = None) -> list[int]:
+        """Ids of a text in which the names of special tokens, or of those in `names`, are these tokens.
+
+        Whoever wrote the text can make turns in it: only for what the run says is framed already, such as ChatML in a
+        column of text. Raises `TokenizerError` for a name that is no special token.
+        """
+        if unknown := [name for name in names or () if name not in self.special_ids]:
+            raise TokenizerError(f"{unknown[0]!r} is no special token; known: {', '.join(self.special_ids)}")
+        parts: list[MarkedText] = []
+        for part, special in self.split_specials(text):
+            kept = special if names is None or part in names else None
+            is_joined = kept is None and bool(parts) and parts[-1][1] is None
+            parts = [*parts[:-1], (parts[-1][0] + part, None)] if is_joined else [*parts, (part, kept)]
+        return [token_id for token_id, _, _ in self.encode_parts(parts)]
+
+    def encode_parts(self, parts: Sequence[MarkedText], each_is_first: bool = False) -> Iterator[Span]:
+        """Tokens of texts and special tokens that follow each other, with their characters in the whole.
+
+        A text between special tokens is encoded as one, as the tokenizer's library does it with the whole. With
+        `each_is_first` each text is encoded as if nothing were before it.
+        """
+        start = 0
+        for number, (text, special) in enumerate(parts):
+            first, start = start, start + len(text)
+            if special is not None:
+                self.require_rows([special])
+                yield special, first, start
+                continue
+            if number and self._takes_spaces(parts[number - 1])[1]:
+                first, text = first + len(text) - len(text.lstrip()), text.lstrip()
+            if number + 1 < len(parts) and self._takes_spaces(parts[number + 1])[0]:
+                text = text.rstrip()
+            spans = self.encode_spans(text, is_first=each_is_first or first == 0)
+            yield from ((token_id, first + begin, first + end) for token_id, begin, end in spans)
+
+    def _takes_spaces(self, part: MarkedText) -> tuple[bool, bool]:
+        return (False, False) if part[1] is None else self.strips(part[1])
 
     def require_rows(self, ids: Iterable[int]) -> None:
         """Raises `TokenizerError` naming a token for which the model has no row."""
@@ -214,9 +264,9 @@ class Tokenizer(ABC):
     def _cuts(self, text: str) -> list[int]:
         return [0, *(match.start() + 1 for match in self.special_pattern.finditer(text)), len(text)]
 
-    def split_specials(self, text: str) -> list[tuple[str, int | None]]:
+    def split_specials(self, text: str) -> list[MarkedText]:
         """A template's own text in parts: names of special tokens with their ids, and what is between them."""
-        parts: list[tuple[str, int | None]] = []
+        parts: list[MarkedText] = []
         position = 0
         for match in self.special_pattern.finditer(text):
             parts += [(text[position : match.start()], None), (match.group(), self.special_ids[match.group()])]
@@ -263,50 +313,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     return read_json(path, TokenizerError)
-
-
-def token_name(config: Mapping[str, Any], key: str) -> str | None:
-    """The name under `key`, which the layout allows as a string or as a mapping with `content`."""
-    value = config.get(key)
-    return value.get("content") if isinstance(value, dict) else value
-
-
-def listed_specials(config: Mapping[str, Any]) -> list[str]:
-    """Names of all special tokens that a `tokenizer_config.json` lists."""
-    framing = [token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")]
-    more = [v.get("content") if isinstance(v, dict) else v for v in config.get("additional_special_tokens") or ()]
-    added = [v["content"] for v in (config.get("added_tokens_decoder") or {}).values() if v.get("special")]
-    return [name for name in dict.fromkeys([*framing, *more, *added]) if name]
-
-
-def adds_bos(config: Mapping[str, Any], has_bos: bool, default: bool) -> bool:
-    """Whether contexts begin with BOS: always for a model trained here (`kind`), else as the file says, if it does.
-
-    Source: transformers 5.24, `TokenizersBackend`: `add_bos_token` replaces what `tokenizer.json` says.
-    """
-    said = config.get("add_bos_token")
-    return "kind" in config or (has_bos and (said if isinstance(said, bool) else default))
-
-
-def framing_ids(config: Mapping[str, Any], special_ids: Mapping[str, int], where: str) -> tuple[int, int, int]:
-    """(bos, eos, pad): from the config's names, else from the usual names; eos stands in for a missing bos or pad."""
-    eos = _first(special_ids, token_name(config, "eos_token"), EOS, "<|end_of_text|>", "<|endoftext|>", "<eos>")
-    if eos is None:
-        raise TokenizerError(f"{where}: no end-of-text token; name it as eos_token in {CONFIG_FILE} of the same folder")
-    bos = _bos(config, special_ids)
-    pad = _first(special_ids, token_name(config, "pad_token"), PAD)
-    return (eos if bos is None else bos, eos, eos if pad is None else pad)
-
-
-def names_bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> bool:
-    """Whether there is a BOS: named in the config, or by its usual name unless the config mentions it (null: none)."""
-    return _bos(config, special_ids) is not None
-
-
-def _bos(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> int | None:
-    usual = () if "bos_token" in config else (BOS, "<|begin_of_text|>", "<bos>")
-    return _first(special_ids, token_name(config, "bos_token"), *usual)
-
-
-def _first(special_ids: Mapping[str, int], *names: str | None) -> int | None:
-    return next((special_ids[name] for name in names if name is not None and name in special_ids), None)

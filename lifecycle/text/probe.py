@@ -1,4 +1,5 @@
-"""What a chat template cannot do, found by rendering three short conversations: told at import, not at a later turn."""
+"""What a chat template cannot do, and what it does to rows of several turns; found by rendering short conversations:
+told at import and before training, not at a later turn."""
 
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Is it so?"}
 ANSWER = {"role": "assistant", "content": "Yes."}
 THOUGHT = {"role": "assistant", "content": "<think>\nLet me see.\n</think>\n\nYes."}
+APART = "for training give each answer as prompt and completion"
 
 
 def missing_abilities(template: ChatTemplate) -> list[str]:
@@ -23,7 +25,26 @@ def missing_abilities(template: ChatTemplate) -> list[str]:
     if isinstance(thinking, str):
         lines.append(f"no earlier answers with <think>: {thinking}")
     elif thinking.cut:
-        lines.append("it cuts <think> from earlier answers: for training give each answer as prompt and completion")
+        lines.append(f"it cuts <think> from earlier answers: {APART}")
+    return [*lines, *_about_turns(template)]
+
+
+def _about_turns(template: ChatTemplate) -> list[str]:
+    """What is to be known before the template's turns are learned."""
+    lines: list[str] = []
+    asked, answered = _render(template, [USER], True), _render(template, [USER, ANSWER], False)
+    several = _render(template, [USER, ANSWER, USER, ANSWER], False)
+    if isinstance(asked, str) or isinstance(answered, str):
+        return lines
+    said = template.tokenizer.decode(
+        [i for i, is_said in zip(answered.ids, answered.assistant_mask, strict=True) if is_said], skip_special=False
+    )
+    closed = _render(template, [USER], False)
+    beginning = said.partition(ANSWER["content"])[0]
+    if isinstance(closed, Rendered) and closed.ids == asked.ids and beginning.strip():
+        lines.append(f"it has no generation prompt: {beginning!r} is learned with each answer")
+    if isinstance(several, Rendered) and several.ids[: len(answered.ids)] != answered.ids:
+        lines.append(f"it writes an answer in another way once messages follow it (no prefix property): {APART}")
     return lines
 
 

@@ -30,6 +30,7 @@ from typing import Literal
 import sentencepiece
 
 from lifecycle.core.config import ConfigError
+from lifecycle.text.framing import adds_bos, adds_eos, framing_ids, listed_specials, names_bos
 from lifecycle.text.interface import (
     BOS,
     EOS,
@@ -40,10 +41,6 @@ from lifecycle.text.interface import (
     Span,
     Tokenizer,
     TokenizerError,
-    adds_bos,
-    framing_ids,
-    listed_specials,
-    names_bos,
     read_config,
     write_config,
 )
@@ -88,6 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._adds_one_space = self.strips_leading_space and config.get("legacy") is False
         self.has_bos = names_bos(self._names() | config, self.special_ids)
         self.adds_bos = adds_bos(config, self.has_bos, default=True)
+        self.adds_eos = adds_eos(config, default=False)
 
     @property
     def native(self) -> bytes:

@@ -2,15 +2,26 @@
 
 A template receives contents as `Traced` strings. They compare, measure and search as the plain text; what is cut from
 them or joined with them stays traced. What must hold: no character of a message becomes the template's. So every
-operation that is not traced is refused, also `str()`, by which other code would make plain text of it.
+operation that is not traced is refused, also `str()`, by which other code would make plain text of it. A text of one
+origin may be changed by any method: all that comes out is of that origin.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
-type Run = tuple[str, int | None]  # text, and the index of the message that it is from; None: the template's own
+
+class TextOrigin(NamedTuple):
+    """Where text is from: the index of a message, or None for the template's own text; and the number of the
+    `{% generation %}` block that it was written in, if any."""
+
+    message: int | None
+    block: int | None = None
+
+
+OWN = TextOrigin(None)
+type Run = tuple[str, TextOrigin]
 
 
 class Traced(str):
@@ -24,9 +35,10 @@ class Traced(str):
         is whole."""
         kept = [run for run in runs if run[0]]
         assert not any(isinstance(text, Traced) for text, _ in kept), "a content would become the template's"
-        merged = [("".join(text for text, _ in group), i) for i, group in groupby(kept, key=itemgetter(1))]
-        self = super().__new__(cls, "".join(text for text, _ in merged))
-        self._runs = tuple(merged)
+        if len(kept) > 1:
+            kept = [("".join(text for text, _ in group), i) for i, group in groupby(kept, key=itemgetter(1))]
+        self = super().__new__(cls, "".join(text for text, _ in kept))
+        self._runs = tuple(kept)
         return self
 
     def __add__(self, other: str, /) -> "Traced":
@@ -104,14 +116,23 @@ class Traced(str):
         return Traced((text.upper(), i) for text, i in self._runs)
 
     def quoted(self, quote: Callable[[str], str]) -> "Traced":
-        """As `quote` writes a text in quotation marks, character by character."""
-        return Traced([('"', None), *((quote(text)[1:-1], index) for text, index in self._runs), ('"', None)])
+        """As `quote` writes a text in quotation marks, run by run."""
+        whole = quote(plain(self))
+        mark = [(whole[0], OWN)]
+        made = Traced([*mark, *((quote(text)[1:-1], origin) for text, origin in self._runs), *mark])
+        if made != whole:
+            refuse()
+        return made
+
+    def written_in(self, block: int) -> "Traced":
+        """The same text in a block `{% generation %}`."""
+        return Traced((text, origin._replace(block=block)) for text, origin in self._runs)
 
     def _part(self, start: int, stop: int) -> "Traced":
         runs: list[Run] = []
         position = 0
-        for text, index in self._runs:
-            runs.append((text[max(0, start - position) : max(0, stop - position)], index))
+        for text, origin in self._runs:
+            runs.append((text[max(0, start - position) : max(0, stop - position)], origin))
             position += len(text)
         return Traced(runs)
 
@@ -133,15 +154,15 @@ class Traced(str):
 def traced(value: Any, index: int) -> Any:
     """A text, or a list or mapping as JSON has it, all of whose texts are from message `index`, the keys too."""
     if isinstance(value, str):
-        return Traced([(value, index)])
-    if isinstance(value, dict):
+        return Traced([(value, TextOrigin(index))])
+    if isinstance(value, Mapping):
         return {traced(key, index): traced(member, index) for key, member in value.items()}
-    return [traced(member, index) for member in value] if isinstance(value, list) else value
+    return [traced(member, index) for member in value] if isinstance(value, list | tuple) else value
 
 
 def runs_of(text: str) -> tuple[Run, ...]:
     """The runs of a text; a plain one is the template's."""
-    return text._runs if isinstance(text, Traced) else ((text, None),)
+    return text._runs if isinstance(text, Traced) else ((text, OWN),)
 
 
 def concatenated(parts: Iterable[str]) -> Traced:
@@ -149,14 +170,31 @@ def concatenated(parts: Iterable[str]) -> Traced:
     return Traced(chain.from_iterable(map(runs_of, parts)))
 
 
+def origins(text: str) -> set[int | None]:
+    """The messages that some of a text is from; None: the template."""
+    return {origin.message for _, origin in runs_of(text)}
+
+
 def has_content(text: str) -> bool:
     """Whether some of a text is a message's."""
-    return any(index is not None for _, index in runs_of(text))
+    return bool(origins(text) - {None})
 
 
 def plain(text: str) -> str:
     """The same text without its origin: not for what is rendered."""
     return "".join(part for part, _ in runs_of(text))
+
+
+def changed(text: str, change: Callable[[str], Any]) -> Any:
+    """What `change` makes of a plain text, a text or a list of texts, with the origin of `text`. Raises `ValueError`
+    if it has several: then nobody knows which of them a character is from."""
+    found = {origin for _, origin in runs_of(text)}
+    if len(found) > 1:
+        refuse()
+    result = change(plain(text))
+    origin = next(iter(found), OWN)
+    made = [Traced([(part, origin)]) for part in (result if isinstance(result, list) else [result])]
+    return made if isinstance(result, list) else made[0]
 
 
 def refuse() -> NoReturn:
@@ -165,6 +203,13 @@ def refuse() -> NoReturn:
         "it changes a message in a way that cannot be followed; cut, strip, join or replace in a content, or write it "
         "unchanged"
     )
+
+
+def _of_one_origin(name: str) -> Callable[..., Any]:
+    def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        return changed(self, lambda text: getattr(text, name)(*args, **kwargs))
+
+    return method
 
 
 def _only_plain(name: str) -> Callable[..., Any]:
@@ -176,10 +221,12 @@ def _only_plain(name: str) -> Callable[..., Any]:
     return method
 
 
+CHANGED = ("capitalize", "casefold", "expandtabs", "splitlines", "swapcase", "title")
 UNTRACED = (
-    "__format__", "__mod__", "__mul__", "__repr__", "__rmod__", "__rmul__", "__str__", "capitalize", "casefold",
-    "center", "encode", "expandtabs", "format", "format_map", "ljust", "rjust", "splitlines", "swapcase", "title",
-    "translate", "zfill",
+    "__format__", "__mod__", "__mul__", "__repr__", "__rmod__", "__rmul__", "__str__", "center", "encode", "format",
+    "format_map", "ljust", "rjust", "translate", "zfill",
 )  # fmt: skip
+for _name in CHANGED:
+    setattr(Traced, _name, _of_one_origin(_name))
 for _name in UNTRACED:
     setattr(Traced, _name, _only_plain(_name))

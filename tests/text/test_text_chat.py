@@ -90,7 +90,7 @@ def test_the_text_is_the_template_s(tokenizer: Tokenizer) -> None:
 def test_the_mask_covers_the_assistant_s_content_and_turn_end(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(tokenizer)
     rendered = template.render(say((SYSTEM, "s"), (USER, "one"), (ASSISTANT, "two"), (USER, "three"), (ASSISTANT, "4")))
-    assert learned(tokenizer, rendered) == "two<|im_end|>4<|im_end|>"
+    assert learned(tokenizer, rendered) == "two<|im_end|>\n4<|im_end|>\n"
     assert not any(template.render(say((USER, "one")), add_generation_prompt=True).assistant_mask)
     assert template.stop_ids == list(dict.fromkeys([tokenizer.eos_id, tokenizer.special_ids["<|im_end|>"]]))
 
@@ -189,10 +189,14 @@ def test_thoughts_are_learned_in_the_last_answer_and_cut_from_earlier_ones(prefi
     template = ChatTemplate(tokenizer, THOUGHTS)
     thought = f"{prefix}<think>\nhm\n</think>\n\nyes{spaces}"
     whole = template.render(say((USER, "q"), (ASSISTANT, thought)))
-    assert learned(tokenizer, whole) == f"<think>\nhm\n</think>\n\nyes{spaces}<|im_end|>" and not whole.cut
+    assert learned(tokenizer, whole) == f"<think>\nhm\n</think>\n\nyes{spaces}<|im_end|>\n" and not whole.cut
     later = template.render(say((USER, "q"), (ASSISTANT, thought), (USER, "r"), (ASSISTANT, "no")))
-    assert learned(tokenizer, later) == f"yes{spaces}<|im_end|>no<|im_end|>" and later.cut == {1}
-    assert [i for i in later.said_in if i >= 0] == [1] * len(f"yes{spaces}!") + [3] * len("no!")
+    assert learned(tokenizer, later) == f"yes{spaces}<|im_end|>\nno<|im_end|>\n".replace(
+        "no", "<think>\n\n</think>\n\nno"
+    ) and later.cut == {1}
+    assert [i for i in later.said_in if i >= 0] == [1] * len(f"yes{spaces}!\n") + [3] * len(
+        "<think>\n\n</think>\n\nno!\n"
+    )
     prompt = template.render(
         say((USER, "q"), (ASSISTANT, "<think>hm</think>"), (USER, "r")), add_generation_prompt=True
     )
@@ -223,7 +227,7 @@ def test_no_content_can_make_a_turn(sentencepiece_tokenizer: Tokenizer, contents
     for name in ("<|im_start|>", "<|im_end|>"):
         assert rendered.ids.count(sentencepiece_tokenizer.special_ids[name]) == len(messages)
     assert rendered.ids.count(sentencepiece_tokenizer.bos_id) == 1
-    said = "".join(content + "<|im_end|>" for content in contents[1::2] if content)
+    said = "".join(content + "<|im_end|>\n" for content in contents[1::2] if content)
     assert learned(sentencepiece_tokenizer, rendered) == said
 
 
@@ -250,10 +254,12 @@ def test_the_day_is_part_of_a_chat_and_not_of_a_row() -> None:
     assert template.live.dated.render(say((USER, "!"))).ids == template.render(say((USER, "!"))).ids
 
 
-def test_only_role_and_content_reach_the_template(sentencepiece_tokenizer: Tokenizer) -> None:
+def test_a_name_is_a_content_and_must_be_rendered(sentencepiece_tokenizer: Tokenizer) -> None:
+    named = [{"role": "user", "content": "hi", "name": "<|im_end|>"}]
     template = ChatTemplate(sentencepiece_tokenizer, "{{ messages[0]['name'] }}{{ messages[0]['content'] }}")
-    rendered = template.render([{"role": "user", "content": "hi", "name": "<|im_end|>"}])
-    assert rendered.ids == sentencepiece_tokenizer.encode("hi")
+    assert template.render(named).ids == sentencepiece_tokenizer.encode("<|im_end|>hi")
+    with pytest.raises(ChatError, match=r"leaves out message 1 \(user\)"):
+        ChatTemplate(sentencepiece_tokenizer).render(named)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +268,10 @@ def test_only_role_and_content_reach_the_template(sentencepiece_tokenizer: Token
         ([], "list is empty"),
         ("hi", "expected a list"),
         (["hi"], "message 1: expected a mapping"),
-        ([{"role": "robot", "content": "x"}], "message 1: unknown role 'robot'; known: system, user, assistant"),
+        (
+            [{"role": "robot", "content": "x"}],
+            "message 1: unknown role 'robot'; known: system, developer, user, assistant, tool",
+        ),
         ([{"role": "user", "content": "x"}, {"role": "assistant"}], r"message 2 \(assistant\): content must be text"),
     ],
 )
@@ -276,12 +285,12 @@ def test_bad_messages(sentencepiece_tokenizer: Tokenizer, messages: list, messag
     [
         ("{% for m in messages %}", "chat template: .*line 1"),
         ("{{ raise_exception('no system role') }}", "no system role"),
-        ("{{ messages[0]['content'] | title }}", "filter 'title' on a message's content is not supported"),
-        ("{{ messages[0]['content'].title() }}", "changes a message in a way that cannot be followed"),
+        ("{{ messages[0]['content'] | urlize }}", "filter 'urlize' on a message's content is not supported"),
+        ("{{ messages[0]['content'].zfill(20) }}", "changes a message in a way that cannot be followed"),
         ("{{ '%s' % messages[0]['content'] }}", "cannot be followed"),
         ("{{ '{}'.format(messages[0]['content']) }}", "cannot be followed"),
         ("{{ 'x'.ljust(9, messages[0]['content'][0]) }}", "cannot be followed"),
-        ("{{ [messages[0]['content']] | string }}", "cannot be followed"),
+        ("{{ ('a' + messages[0]['content']) | title }}", "cannot be followed"),
         ("{{ messages[0]['content'].split() | pprint }}", "cannot be followed"),
         ("hello", r"leaves out message 1 \(user\)"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "writes BOS twice"),
@@ -300,8 +309,13 @@ def test_a_template_is_saved_and_loaded(sentencepiece_tokenizer: Tokenizer, tmp_
     assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
     (tmp_path / "chat_template.jinja").unlink()
     assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == DEFAULT_TEMPLATE
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TRIMMING}))
-    assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
+    listed = [{"name": "default", "template": TRIMMING}, {"name": "tool_use", "template": ""}]
+    for value in (TRIMMING, listed):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+        assert ChatTemplate.load(tmp_path, sentencepiece_tokenizer).source == TRIMMING
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed[1:]}))
+    with pytest.raises(ChatError, match="chat templates are named tool_use, none default; save the one to use"):
+        ChatTemplate.load(tmp_path, sentencepiece_tokenizer)
 
 
 def test_a_tokenizer_without_the_template_s_special_tokens_is_refused(tmp_path: Path) -> None:

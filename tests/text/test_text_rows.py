@@ -40,9 +40,9 @@ CHAT = "<s><|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
     [
         ({"text": "a </s>"}, "<s>a </s></s>", "a </s></s>"),
         ({"prompt": "q", "completion": " a"}, "<s>q a</s>", " a</s>"),
-        ({"messages": [user("q"), assistant("a")]}, CHAT, "a<|im_end|>"),
-        ({"prompt": [user("q")], "completion": [assistant("a")]}, CHAT, "a<|im_end|>"),
-        ({"prompt": [user("q")], "completion": "a"}, CHAT, "a<|im_end|>"),
+        ({"messages": [user("q"), assistant("a")]}, CHAT, "a<|im_end|>\n"),
+        ({"prompt": [user("q")], "completion": [assistant("a")]}, CHAT, "a<|im_end|>\n"),
+        ({"prompt": [user("q")], "completion": "a"}, CHAT, "a<|im_end|>\n"),
     ],
 )
 def test_fine_tuning_rows(
@@ -56,12 +56,13 @@ def test_fine_tuning_rows(
 
 def test_the_answers_of_a_prompt_are_not_learned(sentencepiece_tokenizer: Tokenizer, encoder: RowEncoder) -> None:
     row = {"prompt": [user("q"), assistant("before"), user("r")], "completion": [assistant("a")]}
-    assert texts(sentencepiece_tokenizer, encoder.encode_chat(row))[1] == "a<|im_end|>"
+    assert texts(sentencepiece_tokenizer, encoder.encode_chat(row))[1] == "a<|im_end|>\n"
 
 
 CUTTING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"
     "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -88,11 +89,11 @@ def test_an_answer_that_the_template_cuts_is_not_learned_from_its_rest(
         ({"chosen": "Q: is it so? A: yes", "rejected": "Q: is it so? A: no"}, (" yes</s>", " no</s>")),
         (
             {"prompt": [user("q")], "chosen": [assistant("yes")], "rejected": [assistant("no")]},
-            ("yes<|im_end|>", "no<|im_end|>"),
+            ("yes<|im_end|>\n", "no<|im_end|>\n"),
         ),
         (
             {"chosen": [user("q"), assistant("yes")], "rejected": [user("q"), assistant("no")]},
-            ("yes<|im_end|>", "no<|im_end|>"),
+            ("yes<|im_end|>\n", "no<|im_end|>\n"),
         ),
     ],
 )

@@ -6,25 +6,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.text.traced import UNTRACED, Traced, concatenated, has_content, plain, runs_of
-
-OWN, SAID = "AB\n", "ab "  # a character tells by itself whose it is: the template's, or a message's
-RUNS = st.lists(
-    st.one_of(st.tuples(st.text(OWN, max_size=3), st.none()), st.tuples(st.text(SAID, max_size=3), st.just(0)))
+from lifecycle.text.traced import (
+    CHANGED,
+    OWN,
+    UNTRACED,
+    Run,
+    TextOrigin,
+    Traced,
+    concatenated,
+    has_content,
+    plain,
+    runs_of,
 )
-SHORT = st.text(OWN + SAID, min_size=1, max_size=2)
+
+OURS, SAID = "AB\n", "ab "  # a character tells by itself whose it is: the template's, or a message's
+RUNS = st.lists(
+    st.one_of(
+        st.tuples(st.text(OURS, max_size=3), st.just(OWN)), st.tuples(st.text(SAID, max_size=3), st.just(TextOrigin(0)))
+    )
+)
+SHORT = st.text(OURS + SAID, min_size=1, max_size=2)
 
 
 def assert_same(found: str, expected: str) -> None:
     assert found == expected and plain(found) == expected
-    for text, index in runs_of(found):
-        assert set(text) <= set(OWN if index is None else SAID)
+    for text, origin in runs_of(found):
+        assert set(text) <= set(OURS if origin.message is None else SAID)
 
 
 @settings(max_examples=60, deadline=None)
 @given(runs=RUNS, part=SHORT, other=RUNS, cut=st.slices(8), count=st.integers(-1, 3))
 def test_operations_are_those_of_plain_text(
-    runs: list[tuple[str, int | None]], part: str, other: list[tuple[str, int | None]], cut: slice, count: int
+    runs: list[Run], part: str, other: list[Run], cut: slice, count: int
 ) -> None:
     text, new = Traced(runs), Traced(other)
     raw, raw_new = plain(text), plain(new)
@@ -53,11 +66,21 @@ def test_what_is_not_traced_is_refused(name: str) -> None:
     arguments = {"__mul__": (2,), "__rmul__": (2,), "__format__": ("",), "__mod__": ("a",), "__rmod__": ("%s",)}
     arguments |= {"center": (9,), "ljust": (9,), "rjust": (9,), "zfill": (9,), "translate": ({},), "format_map": ({},)}
     with pytest.raises(ValueError, match="cannot be followed"):
-        getattr(Traced([("a", 0)]), name)(*arguments.get(name, ()))
+        getattr(Traced([("a", TextOrigin(0))]), name)(*arguments.get(name, ()))
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_text_of_one_origin_may_be_changed_and_keeps_it(name: str) -> None:
+    text = "\tone TWO\nthree"
+    found, expected = getattr(Traced([(text, TextOrigin(3))]), name)(), getattr(text, name)()
+    for part, whole in zip(*((found, expected) if isinstance(found, list) else ([found], [expected])), strict=True):
+        assert runs_of(part) == ((whole, TextOrigin(3)),)
+    with pytest.raises(ValueError, match="cannot be followed"):
+        getattr(Traced([("a", TextOrigin(0)), ("b", TextOrigin(1))]), name)()
 
 
 def test_text_of_the_template_alone_may_be_anything() -> None:
-    text = Traced([("a b", None)])
+    text = Traced([("a b", OWN)])
     assert not has_content(text) and text.title() == str(text).title() == "A B" and f"{text}" == "a b"
 
 

@@ -241,6 +241,7 @@ def test_an_import_tells_what_its_chat_template_cannot_do(
     (source / "chat_template.jinja").write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
         "<|im_start|>{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     import_safetensors(source, tmp_path / "out")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("chat template")]
