@@ -7,7 +7,7 @@ from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validat
 from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
-from lifecycle.core.numbers import Size
+from lifecycle.core.numbers import Float32, Size
 from lifecycle.model.dial import DEPTH, fill_sizes
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
@@ -25,6 +25,9 @@ Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 WeightFormat = Literal["int8", "int4", "fp8"]  # of the matrices in inference, if not the compute dtype
 CacheFormat = Literal["int8", "fp8"]  # of the KV cache, if not the compute dtype
 Precision = Literal["int8", "fp8"]  # of the layers' matrix products in training, if not the compute dtype
+# The matrices of attention and of feed-forwards that every token uses, by the last part of their canonical names;
+# latent attention has the last three.
+AdapterTarget = Literal["q", "k", "v", "o", "gate", "up", "down", "q_down", "q_up", "kv_down"]
 
 
 class RopeScaling(Section):
@@ -117,6 +120,33 @@ class DrafterConfig(Section):
         return layers
 
 
+class AdapterConfig(Section):
+    """Low-rank matrices that are trained beside frozen ones (Hu et al. 2021, "LoRA"): `model/lora.py`."""
+
+    rank: Size = 16
+    alpha: Float32 = Field(default=32.0, gt=0)
+    targets: tuple[AdapterTarget, ...] | None = Field(default=None, min_length=1)  # None: all that can have one
+    # dora: each column of the sum has a trained length (Liu et al. 2024, "DoRA")
+    kind: Literal["lora", "dora"] = "lora"
+    # The product is multiplied by alpha / rank, or by alpha / sqrt(rank) (Kalajdzievski 2023, "rsLoRA").
+    scaling: Literal["standard", "rslora"] = "standard"
+    # How the frozen layers' matrices are held. None: in the compute dtype. nf4: in 4 bits (Dettmers et al. 2023,
+    # "QLoRA"): `kernels/nf4.py`.
+    base: Literal["nf4"] | None = None
+
+    @field_validator("targets")
+    @classmethod
+    def _differ(cls, targets: tuple[AdapterTarget, ...] | None) -> tuple[AdapterTarget, ...] | None:
+        if doubled := next((name for name in targets or () if (targets or ()).count(name) > 1), None):
+            raise ValueError(f"{doubled!r} is listed twice; list it once")
+        return targets
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
+
+
 class ModelConfig(Section):
     """A decoder: RMSNorm, RoPE, grouped-query or latent attention, gated feed-forward or experts.
 
@@ -167,6 +197,8 @@ class ModelConfig(Section):
     num_mtp_modules: int = Field(default=0, ge=0, le=16)
     # Set by a training stage with the objective `eagle`, never in a run's file: the other stages are without it.
     drafter: DrafterConfig | None = None
+    # Set by a training stage with an `adapter`, likewise.
+    adapter: AdapterConfig | None = None
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -222,13 +254,14 @@ class ModelConfig(Section):
 
     @property
     def trunk(self) -> "ModelConfig":
-        """This model without prediction modules and drafter."""
+        """This model without prediction modules, drafter and adapter."""
         return self.target.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self.target
 
     @property
     def target(self) -> "ModelConfig":
-        """This model without its drafter."""
-        return self if self.drafter is None else self.model_copy(update={"drafter": None})
+        """This model without what a training stage adds to it: a drafter, an adapter."""
+        is_plain = self.drafter is None and self.adapter is None
+        return self if is_plain else self.model_copy(update={"drafter": None, "adapter": None})
 
     @property
     def drafter_layers(self) -> tuple[int, int, int]:
