@@ -76,6 +76,13 @@ def with_fresh_adapter(config: ModelConfig, base: Params, key: PRNGKeyArray) -> 
     return {**held, ADAPTER: fresh_adapter(config.adapter, declared["blocks"], held["blocks"], key)}
 
 
+def beside_adapter(config: ModelConfig, params: Params) -> Params:
+    """The parameters with those of the base as they are held frozen beside the adapter, which stays in float32."""
+    base = {name: array for name, array in params.items() if name != ADAPTER}
+    declared = {name: known for name, known in parameters(config).items() if name != ADAPTER}
+    return in_use(config, declared, base) | {ADAPTER: params[ADAPTER]}
+
+
 def without_adapter(config: ModelConfig, params: Params) -> Params:
     """The parameters of `config.target`, plain arrays in float32: what a stage's adapter has learned is in the weights
     that it was beside."""

@@ -1,5 +1,6 @@
 """Settings of a stage that trains an adapter beside frozen weights. Nothing here imports JAX."""
 
+import math
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
@@ -7,11 +8,14 @@ from pydantic import ConfigDict, Field
 from lifecycle.core.config import nearest
 from lifecycle.model.config import AdapterConfig, ModelConfig
 from lifecycle.model.counts import adaptable_shapes
+from lifecycle.parallel.axes import RULES, MeshConfig
 
 if TYPE_CHECKING:
     from lifecycle.training.config import TrainConfig
 
 FRESH, PREVIOUS = "fresh", "previous"
+NF4_BLOCK = 64  # rows; `kernels/nf4.py`
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of the folder of an adapter
 
 
 class AdapterTrainingConfig(AdapterConfig):
@@ -61,8 +65,8 @@ class AdapterTrainingConfig(AdapterConfig):
                 "optimizer.learning_rate for this width"
             )
 
-    def check_model(self, at: str, model: ModelConfig) -> None:
-        """Raises `ValueError` for targets that the model does not have."""
+    def check_model(self, at: str, model: ModelConfig, mesh: MeshConfig) -> None:
+        """Raises `ValueError` for targets that the model does not have, and a mesh that cuts blocks of NF4."""
         layers = range(model.num_layers)
         known = list(dict.fromkeys(name for layer in layers for name in adaptable_shapes(model, layer)))
         if unknown := next((name for name in self.targets or () if name not in known), None):
@@ -74,3 +78,19 @@ class AdapterTrainingConfig(AdapterConfig):
 def base_patterns(model: ModelConfig) -> tuple[str, ...]:
     """The patterns of all parameters but an adapter's, and the prediction modules'."""
     return ("embed", "norm", "blocks", *(() if model.tie_embeddings else ("head",)))
+
+
+def _check_blocks(at: str, model: ModelConfig, mesh: MeshConfig) -> None:
+    """Checks that each device's shard of a matrix in NF4 has whole blocks of rows."""
+    latents = [] if model.mla is None else [("embed", model.mla.kv_lora_rank), ("embed", model.mla.q_lora_rank)]
+    rows = [("embed", model.d_model), ("heads", model.num_heads * model.v_head_dim), ("mlp", model.d_ff), *latents]
+    if model.moe is not None:
+        rows += [("expert_embed", model.d_model), ("mlp", model.moe.d_ff)]
+    for axis, size in rows:
+        shards = math.prod(getattr(mesh, name) for name in RULES[axis])
+        if size is not None and size % (NF4_BLOCK * shards):
+            cut = f", cut into {shards} by the mesh" if shards > 1 else ""
+            raise ValueError(
+                f"{at}.base=nf4 has blocks of {NF4_BLOCK} rows, and a matrix of the model has {size}{cut}: leave it out"
+                + (", or use a mesh that leaves whole blocks" if size % NF4_BLOCK == 0 else "")
+            )
