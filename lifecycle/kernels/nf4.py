@@ -51,7 +51,7 @@ def dynamic_map() -> np.ndarray:
 
 
 def columns_per_group(columns: int) -> int:
-    """How many neighbouring columns' scales are a block: 256, or as many as divide all and 256."""
+    """How many neighbouring columns' scales are a block: 256, or the largest power of two that divides them all."""
     return gcd(columns, SCALES)
 
 
@@ -60,17 +60,15 @@ def quantised(weight: Float[Array, "*stack D F"]) -> Nf4Weight:
     *stack, rows, columns = weight.shape
     blocks = weight.astype(jnp.float32).reshape(*stack, rows // BLOCK, BLOCK, columns)
     most = jnp.abs(blocks).max(-2)  # [*stack, blocks, F]
-    shares = jnp.where(most > 0, 1 / jnp.where(most > 0, most, 1), 0)
-    codes = _nearest(blocks * shares[..., None, :], np.asarray(VALUES, np.float32))
+    codes = _nearest(blocks * _reciprocal(most)[..., None, :], np.asarray(VALUES, np.float32))
     low, high = jnp.split(codes, 2, axis=-2)
     packed = (low | high << 4).reshape(*stack, rows // 2, columns)
     size = columns_per_group(columns)
     groups = most.reshape(*most.shape[:-1], columns // size, size)
-    means = _sum(groups) / size
+    means = _sum(groups / size)
     apart = groups - means[..., None]
     spans = jnp.abs(apart).max(-1)
-    shares = jnp.where(spans > 0, 1 / jnp.where(spans > 0, spans, 1), 0)
-    scales = _nearest(apart * shares[..., None], dynamic_map()).reshape(most.shape)
+    scales = _nearest(apart * _reciprocal(spans)[..., None], dynamic_map()).reshape(most.shape)
     return Nf4Weight(packed, scales, spans, means)
 
 
@@ -79,11 +77,17 @@ def _nearest(x: Float[Array, "*dims"], values: np.ndarray) -> Shaped[Array, "*di
     return jnp.searchsorted(jnp.asarray((values[1:] + values[:-1]) / 2), x, method="compare_all").astype(jnp.uint8)
 
 
+def _reciprocal(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """Of positive numbers; 0 of those that have none in float32."""
+    is_normal = x >= jnp.finfo(jnp.float32).tiny
+    return jnp.where(is_normal, 1 / jnp.where(is_normal, x, 1), 0)
+
+
 def _sum(x: Float[Array, "*dims size"]) -> Float[Array, "*dims"]:
-    """The sum over the last dimension, a power of two times an odd number, halves first: in the same order anywhere."""
-    while x.shape[-1] % 2 == 0:
+    """The sum over the last dimension, a power of two, halves first: in the same order on any device."""
+    while x.shape[-1] > 1:
         x = x[..., : x.shape[-1] // 2] + x[..., x.shape[-1] // 2 :]
-    return x.sum(-1)
+    return x[..., 0]
 
 
 def dense(weight: Nf4Weight, shard: Array | int = 0, num_shards: int = 1) -> Float[Array, "*stack D F"]:

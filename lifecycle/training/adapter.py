@@ -73,6 +73,8 @@ class AdapterTrainingConfig(AdapterConfig):
             raise ValueError(
                 f"{at}.targets: this model has no {unknown!r} that can be adapted; it has {', '.join(known)}"
             )
+        if self.base is not None:
+            _check_blocks(f"{at}.base", model, mesh)
 
 
 def base_patterns(model: ModelConfig) -> tuple[str, ...]:
@@ -82,15 +84,19 @@ def base_patterns(model: ModelConfig) -> tuple[str, ...]:
 
 def _check_blocks(at: str, model: ModelConfig, mesh: MeshConfig) -> None:
     """Checks that each device's shard of a matrix in NF4 has whole blocks of rows."""
-    latents = [] if model.mla is None else [("embed", model.mla.kv_lora_rank), ("embed", model.mla.q_lora_rank)]
-    rows = [("embed", model.d_model), ("heads", model.num_heads * model.v_head_dim), ("mlp", model.d_ff), *latents]
+    rows = [("embed", model.d_model), ("heads", model.num_heads * model.v_head_dim)]
+    if model.moe is None or model.moe.first_dense_layers:
+        rows.append(("mlp", model.d_ff))
     if model.moe is not None:
         rows += [("expert_embed", model.d_model), ("mlp", model.moe.d_ff)]
+    if model.mla is not None:
+        rows += [("embed", size) for size in (model.mla.kv_lora_rank, model.mla.q_lora_rank) if size]
     for axis, size in rows:
         shards = math.prod(getattr(mesh, name) for name in RULES[axis])
-        if size is not None and size % (NF4_BLOCK * shards):
+        if size % (NF4_BLOCK * shards):
             cut = f", cut into {shards} by the mesh" if shards > 1 else ""
+            or_mesh = "" if size % NF4_BLOCK else ", or use a mesh that leaves whole blocks"
             raise ValueError(
-                f"{at}.base=nf4 has blocks of {NF4_BLOCK} rows, and a matrix of the model has {size}{cut}: leave it out"
-                + (", or use a mesh that leaves whole blocks" if size % NF4_BLOCK == 0 else "")
+                f"{at}=nf4 has blocks of {NF4_BLOCK} rows, and a matrix of the model has {size}{cut}: leave it "
+                f"out{or_mesh}"
             )

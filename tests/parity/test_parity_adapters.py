@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from lifecycle.model.config import AdapterConfig, ModelConfig
 from lifecycle.model.decoder import forward, logits
