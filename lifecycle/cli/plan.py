@@ -206,8 +206,7 @@ def _sizes(config: RunConfig) -> Table:
         parameters = num_params(model)
         tokens = train.steps * train.global_batch_size * train.seq_len
         flops = train.flops_per_token(model) * tokens
-        shards = config.mesh.size // config.mesh.replica
-        state = parameters * train.optimizer.bytes_per_parameter / shards
+        state = train.state_bytes(model) / (config.mesh.size // config.mesh.replica)
         table.add_row(
             name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
         )

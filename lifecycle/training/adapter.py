@@ -1,20 +1,16 @@
 """Settings of a stage that trains an adapter beside frozen weights. Nothing here imports JAX."""
 
 import math
-from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from lifecycle.core.config import nearest
 from lifecycle.model.config import AdapterConfig, ModelConfig
-from lifecycle.model.counts import adaptable_shapes
+from lifecycle.model.counts import adaptable_shapes, num_params
 from lifecycle.parallel.axes import RULES, MeshConfig
 
-if TYPE_CHECKING:
-    from lifecycle.training.config import TrainConfig
-
 FRESH, PREVIOUS = "fresh", "previous"
-NF4_BLOCK = 64  # rows; `kernels/nf4.py`
+NF4_BLOCK, NF4_BITS = 64, 4.13  # rows; of a weight, with its scales: `kernels/nf4.py`
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of the folder of an adapter
 
 
@@ -38,28 +34,27 @@ class AdapterTrainingConfig(AdapterConfig):
         own = {name: value for name, value in self if name != "start"}
         return model.model_copy(update={"adapter": AdapterConfig.model_construct(**own)})
 
-    def check(self, train: "TrainConfig") -> None:
+    @field_validator("start")
+    @classmethod
+    def _is_known(cls, start: str) -> str:
+        if start not in (FRESH, PREVIOUS) and "/" not in start:
+            known = nearest(start, (FRESH, PREVIOUS))
+            raise ValueError(f"from={start}: expected {FRESH}, {PREVIOUS} or a folder: ./{start}{known}")
+        return start
+
+    def check(self, weights: str | None, modules_weight: float, base_width: int | None) -> None:
         """Raises `ValueError` for settings of the stage that do not go with an adapter."""
-        if self.folder is not None and "/" not in self.folder:
+        if weights is not None:
             raise ValueError(
-                f"adapter.from={self.folder}: expected {FRESH}, {PREVIOUS} or a folder: ./{self.folder}"
-                f"{nearest(self.folder, (FRESH, PREVIOUS))}"
+                f"weights={weights} trains the values that a format gives weights, which an adapter leaves as they "
+                "are; leave one of them out"
             )
-        if train.objective == "eagle":
+        if modules_weight:
             raise ValueError(
-                "adapter: a drafter is trained by itself, beside weights that stay as they are; leave it out"
+                f"mtp_weight={modules_weight:g} trains the prediction modules, and with an adapter they stay as they "
+                "are; leave one of them out"
             )
-        if train.weights is not None:
-            raise ValueError(
-                f"weights={train.weights} trains the values that a format gives weights, which an adapter leaves as "
-                "they are; leave one of them out"
-            )
-        if train.modules_weight:
-            raise ValueError(
-                f"mtp_weight={train.modules_weight:g} trains the prediction modules, and with an adapter they stay as "
-                "they are; leave one of them out"
-            )
-        if train.optimizer.base_width is not None:
+        if base_width is not None:
             raise ValueError(
                 "optimizer.base_width: no rule is known here for an adapter's matrices; leave it out and choose "
                 "optimizer.learning_rate for this width"
@@ -80,6 +75,15 @@ class AdapterTrainingConfig(AdapterConfig):
 def base_patterns(model: ModelConfig) -> tuple[str, ...]:
     """The patterns of all parameters but an adapter's, and the prediction modules'."""
     return ("embed", "norm", "blocks", *(() if model.tie_embeddings else ("head",)))
+
+
+def frozen_bytes(model: ModelConfig) -> float:
+    """Bytes of the weights beside an adapter, in bfloat16 where they are not in NF4: all but the tables, nearly."""
+    base = model.target
+    tables = base.vocab_size * base.d_model * (1 if base.tie_embeddings else 2)
+    matrices = num_params(base) - tables
+    is_nf4 = model.adapter is not None and model.adapter.base == "nf4"
+    return 2 * tables + matrices * (NF4_BITS / 8 if is_nf4 else 2)
 
 
 def _check_blocks(at: str, model: ModelConfig, mesh: MeshConfig) -> None:

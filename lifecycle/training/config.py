@@ -13,9 +13,9 @@ from pydantic_core import CoreSchema, PydanticUndefined
 from lifecycle.core.config import Section, VariantSection
 from lifecycle.core.numbers import Decay, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, Remat, WeightFormat
-from lifecycle.model.counts import forward_flops_per_token, num_adapter_params
+from lifecycle.model.counts import forward_flops_per_token, num_adapter_params, num_params
 from lifecycle.model.stacks import MODULES
-from lifecycle.training.adapter import AdapterTrainingConfig, base_patterns
+from lifecycle.training.adapter import AdapterTrainingConfig, base_patterns, frozen_bytes
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 MOST_STEPS = 10**9
@@ -278,6 +278,12 @@ class TrainConfig(VariantSection):
         scores = forward - forward_flops_per_token(self.computed(model), 0, count_causal_half)
         return 2 * forward + scores + 6 * num_adapter_params(model)
 
+    def state_bytes(self, model: ModelConfig) -> float:
+        """Bytes of the parameters and the optimizer's state; of weights beside an adapter as accelerators hold them."""
+        trained = num_params(model) if model.adapter is None else num_adapter_params(model)
+        frozen = 0.0 if model.adapter is None else frozen_bytes(model)
+        return trained * self.optimizer.bytes_per_parameter + frozen
+
     def frozen(self, model: ModelConfig) -> tuple[str, ...]:
         """The patterns of the parameters that stay as they are: `freeze`, and modules that the stage does not train:
         without gradients, weight decay alone would change them."""
@@ -305,7 +311,7 @@ class TrainConfig(VariantSection):
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
             )
         if self.adapter is not None:
-            self.adapter.check(self)
+            self.adapter.check(self.weights, self.modules_weight, self.optimizer.base_width)
         if self.weights is not None and self.precision is not None:
             raise ValueError(
                 f"precision={self.precision} would round weights again that weights={self.weights} has rounded for "

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.cli.export_adapter import export_adapter
 from lifecycle.core import machine
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.config import validate
+from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.bundle import load_bundle
@@ -41,7 +42,7 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 12))
 @partial(jax.jit, static_argnums=0)
 def all_logits(config: ModelConfig, params: Params) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    return logits(config, params, forward(config, params, TOKENS, positions))
+    return logits(config, params, forward(config, params, jnp.asarray(TOKENS), positions))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,18 +153,22 @@ def test_the_exported_weights_are_those_that_were_trained(
     assert (settings["r"], settings["use_dora"]) == (2, stage == "short")
 
 
-def test_a_stage_goes_on_from_the_files_of_an_adapter(
-    tree: dict[str, Any], made: dict[str, Artifact], config: RunConfig
-) -> None:
+def test_an_adapter_is_written_apart(config: RunConfig, made: dict[str, Artifact], tmp_path: Path) -> None:
+    export_adapter(config, "prefer", tmp_path / "apart")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "apart" / file).read_bytes() == (made["export"].path / "adapter" / file).read_bytes()
+    with pytest.raises(ConfigError, match="is there already"):
+        export_adapter(config, "prefer", tmp_path / "apart")
+    with pytest.raises(ConfigError, match=r"train\.plain trains no adapter"):
+        export_adapter(config, "plain", tmp_path / "other")
+
+
+def test_a_stage_goes_on_from_the_files_of_an_adapter(tree: dict[str, Any], made: dict[str, Artifact]) -> None:
     folder = made["export"].path / "adapter"
     further = tree["train"]["chat"] | {"adapter": LORA | {"from": str(folder)}}
     again = validate(RunConfig, tree | {"train": {"chat": further}, "rows": tree["rows"] | {"pairs": []}, "export": {}})
     artifact = bring_up_to_date(again, ["chat"], Silent())["chat"]
-    exported = load_bundle(made["export"].path)
     plain = {"objective": "sft", "from": str(made["export"].path), **SIZES}
-    merged_start = validate(
-        RunConfig, tree | {"train": {"chat": plain}, "rows": tree["rows"] | {"pairs": []}, "export": {}}
-    )
-    other = bring_up_to_date(merged_start, ["chat"], Silent())["chat"]
-    assert exported.config.d_model == 64
+    merged_start = {"train": {"chat": plain}, "rows": tree["rows"] | {"pairs": []}, "export": {}}
+    other = bring_up_to_date(validate(RunConfig, tree | merged_start), ["chat"], Silent())["chat"]
     assert records(artifact, "heldout_loss")[0] == pytest.approx(records(other, "heldout_loss")[0], rel=1e-5)

@@ -20,7 +20,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import MODELS
 from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.config import NextTokenConfig, TrainConfig
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.lowering import trace_train_step
@@ -41,8 +41,9 @@ GOLDENS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def settings(adapter: dict[str, Any], **changes: Any) -> NextTokenConfig:
-    return validate(NextTokenConfig, SIZES | {"objective": "next_token", "adapter": adapter} | changes)
+def settings(adapter: dict[str, Any], **changes: Any) -> TrainConfig:
+    tree = SIZES | {"objective": "next_token", "adapter": adapter} | changes
+    return validate(TrainConfig, tree)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -51,7 +52,7 @@ def all_logits(config: ModelConfig, params: Params, tokens: Any) -> jax.Array:
     return logits(config, params, forward(config, params, tokens, positions))
 
 
-def base_of(name: str, folder: Path) -> tuple[ModelConfig, Params, NextTokenConfig]:
+def base_of(name: str, folder: Path) -> tuple[ModelConfig, Params, TrainConfig]:
     """The golden adapter's model with it, the base's weights, and the stage's settings."""
     family, adapter = GOLDENS[name]
     write_model(GOLDEN / "families" / family, folder)
@@ -144,6 +145,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"from": "freshly"}, {}, "expected fresh, previous or a folder: ./freshly"),
     ({}, {"weights": "int8"}, "weights=int8 trains the values"),
     ({}, {"mtp_weight": 0.1}, "with an adapter they stay"),
+    ({}, {"objective": "eagle"}, "a drafter is trained by itself"),
     ({}, {"optimizer": {"base_width": 64}}, "no rule is known here for an adapter's matrices"),
 ]  # fmt: skip
 
