@@ -23,7 +23,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
-from lifecycle.model.counts import num_params
+from lifecycle.model.counts import num_adapter_params, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
@@ -203,13 +203,12 @@ def _sizes(config: RunConfig) -> Table:
         table.add_column(column, justify="right")
     for name in config.training_stages:
         train, model = config.remaining(name), config.trained_model(name)
-        parameters = num_params(model)
+        beside = num_adapter_params(model)
+        parameters = f"{beside:,} of {num_params(model):,}" if beside else f"{num_params(model):,}"
         tokens = train.steps * train.global_batch_size * train.seq_len
         flops = train.flops_per_token(model) * tokens
         state = train.state_bytes(model) / (config.mesh.size // config.mesh.replica)
-        table.add_row(
-            name, f"{parameters:,}", f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB"
-        )
+        table.add_row(name, parameters, f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}", f"{state / 1e6:,.1f} MB")
     return table
 
 

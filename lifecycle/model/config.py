@@ -7,7 +7,7 @@ from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validat
 from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
-from lifecycle.core.numbers import Float32, Size
+from lifecycle.core.numbers import LARGEST_FLOAT32, SMALLEST_FLOAT32, Float32, Size
 from lifecycle.model.dial import DEPTH, fill_sizes
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
@@ -140,6 +140,15 @@ class AdapterConfig(Section):
         if doubled := next((name for name in targets or () if (targets or ()).count(name) > 1), None):
             raise ValueError(f"{doubled!r} is listed twice; list it once")
         return targets
+
+    @model_validator(mode="after")
+    def _is_in_float32(self) -> "AdapterConfig":
+        if not SMALLEST_FLOAT32 <= self.scale <= LARGEST_FLOAT32:
+            raise ValueError(
+                f"alpha={self.alpha:g} and rank={self.rank} scale the product by {self.scale:g}, which is 0 or "
+                "infinite in float32; choose others"
+            )
+        return self
 
     @property
     def scale(self) -> float:

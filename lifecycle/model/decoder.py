@@ -22,7 +22,7 @@ from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
-from lifecycle.model.lora import adapted_blocks
+from lifecycle.model.lora import adapted_blocks, trained_apart
 from lifecycle.model.mtp import own_positions
 from lifecycle.model.params import (
     Params,
@@ -170,17 +170,21 @@ def _pipelined(
 ) -> tuple[Array, Stats]:
     """Embedding and layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
 
-    A stage's weights are gathered once for all rows, and their gradients scattered once.
+    A stage's weights are gathered once for all rows, and their gradients scattered once; weights beside an adapter have
+    none.
     """
-
-    def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
-        angles, row_mask = angles_of(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
-        hidden, stats, *_ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
-        return hidden.x, stats
-
     x = embed(config, params["embed"], tokens)
     blocks, declared = adapted_blocks(config.adapter, params), parameters(config.target)["blocks"]
-    x, stats = run_pipeline(stage, gathered(config, declared, blocks, precision), x)
+    weights = gathered(config, declared, blocks, precision)
+    trained, whole = (weights, lambda held: held) if config.adapter is None else trained_apart(weights)
+
+    def stage(trained: Params, x: Array, row: Array) -> tuple[Array, Stats]:
+        angles, row_mask = angles_of(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
+        held = whole(trained)
+        hidden, stats, *_ = _layers(config, held, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
+        return hidden.x, stats
+
+    x, stats = run_pipeline(stage, trained, x)
     return x, among_layers(stats)
 
 

@@ -27,6 +27,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array, Float, PRNGKeyArray
 from lifecycle.kernels.adapted import LowRankWeight
 from lifecycle.kernels.nf4 import BLOCK, Nf4Weight, columns_per_group, dense, quantised
+from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.config import AdapterConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import is_quantised
@@ -145,6 +146,24 @@ def adapted_blocks(adapter: AdapterConfig | None, params: Tree) -> Tree:
     return _mapped(weights(params["blocks"]), beside)
 
 
+def trained_apart(blocks: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
+    """Of blocks as layers take them: what is trained, and the blocks again from that, in any form."""
+
+    def sides(weight: Any) -> Any:
+        return (weight.a, weight.b, weight.magnitude) if isinstance(weight, LowRankWeight) else None
+
+    def joined(weight: Any, own: Any) -> Any:
+        if own is None:
+            return weight
+        a, b, magnitude = own
+        return LowRankWeight(weight.weight, a, b, magnitude, weight.scale)
+
+    def whole(trained: Tree) -> Tree:
+        return jax.tree.map(joined, blocks, trained, is_leaf=_is_form)
+
+    return jax.tree.map(sides, blocks, is_leaf=_is_form), whole
+
+
 def merged_blocks(adapter: AdapterConfig, params: Tree) -> Tree:
     """The blocks with the adapter added to them, plain arrays; those that it changes, and those in NF4, in float32."""
 
@@ -196,7 +215,7 @@ def pairs_of(adapter_tree: Tree) -> Iterator[tuple[str, Tree]]:
 
 
 def _is_form(node: Any) -> bool:
-    return isinstance(node, LowRankWeight | Nf4Weight)
+    return isinstance(node, LowRankWeight | Nf4Weight | QuantisedWeight)
 
 
 def _mapped(tree: Tree, of: Callable[[str, Any], Any], is_leaf: Callable[[Tree], bool] = lambda _: False) -> Tree:

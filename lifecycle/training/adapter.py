@@ -68,6 +68,10 @@ class AdapterTrainingConfig(AdapterConfig):
             raise ValueError(
                 f"{at}.targets: this model has no {unknown!r} that can be adapted; it has {', '.join(known)}"
             )
+        if self.rank > model.d_model:
+            raise ValueError(
+                f"{at}.rank={self.rank} is above model.d_model={model.d_model}, of which whole matrices are; lower it"
+            )
         if self.base is not None:
             _check_blocks(f"{at}.base", model, mesh)
 
