@@ -28,7 +28,7 @@ from lifecycle.core.typing import Array, Float, PRNGKeyArray
 from lifecycle.kernels.adapted import LowRankWeight
 from lifecycle.kernels.nf4 import BLOCK, Nf4Weight, columns_per_group, dense, quantised
 from lifecycle.kernels.quantised import QuantisedWeight
-from lifecycle.model.config import AdapterConfig
+from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import is_quantised
 

@@ -35,8 +35,8 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.weights.adapters import read_trained, save_trained, tree_of
 from lifecycle.weights.published import declarations
+from lifecycle.weights.trained_adapters import read_trained, save_trained, tree_of
 
 FOLDER = "adapter"  # in a bundle
 

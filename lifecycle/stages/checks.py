@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from lifecycle.core.config import nearest
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
-from lifecycle.model.config import AdapterConfig, ModelConfig
+from lifecycle.model.adapter_config import AdapterConfig
+from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.stages.origins import Start
 from lifecycle.training.adapter import PREVIOUS

@@ -5,7 +5,8 @@ import math
 from pydantic import ConfigDict, Field, field_validator
 
 from lifecycle.core.config import nearest
-from lifecycle.model.config import AdapterConfig, ModelConfig
+from lifecycle.model.adapter_config import AdapterConfig
+from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import adaptable_shapes, num_params
 from lifecycle.parallel.axes import RULES, MeshConfig
 

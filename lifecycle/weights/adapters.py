@@ -29,12 +29,11 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.model.adapters import LowRank, Matrices, adapted_shapes
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.lora import merged as merged_matrix
-from lifecycle.model.params import Params, abstract_params
-from lifecycle.model.stacks import ADAPTER
+from lifecycle.model.params import Params
 from lifecycle.weights.families.layout import Location
 from lifecycle.weights.families.lookup import family_of
 from lifecycle.weights.families.settings import WeightsError
-from lifecycle.weights.names import is_stacked, layer_names, stack_like, unstack
+from lifecycle.weights.names import is_stacked, layer_names
 from lifecycle.weights.safetensors_files import Planned, SafetensorsReader, listing, write_file
 from lifecycle.weights.tensor_parts import full_index
 
@@ -73,7 +72,7 @@ class Adapter:
         return any(pair.magnitude is not None for pair in self.matrices.values())
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """`adapter_config.json`; what is not here must be of `OF_TRAINING` or have a value without effect."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -125,47 +124,22 @@ def read_adapter(config: ModelConfig, folder: Path) -> Adapter:
     Raises `AdapterError` listing the settings, tensors and shapes that do not fit, and `WeightsError` for damaged
     files.
     """
-    settings, matrices = _read(config, folder)
-    scales = {array: settings.scale(module)[1] for array, module, _ in _modules(config)}
+    settings, matrices = read_matrices(config, folder)
+    scales = {array: settings.scale(module)[1] for array, module, _ in modules_of(config)}
     scaled = {array: replace(pair, b=pair.b * np.float32(scales[array])) for array, pair in matrices.items()}
     if faulty := [name for name, pair in scaled.items() if not _is_finite(pair)]:
         raise AdapterError(f"{folder}: values that are not finite numbers in the matrices of {', '.join(faulty[:8])}")
     return Adapter(scaled, numbers_hash(scaled))
 
 
-def read_trained(config: ModelConfig, folder: Path) -> Matrices:
-    """The matrices of the adapter in a folder, as a stage trains them: `b` without the scale.
-
-    Raises `AdapterError` as `read_adapter` does, and for one of other sizes or settings than `config.adapter`.
-    """
-    read_adapter(config, folder)
-    settings, matrices = _read(config, folder)
-    own = config.adapter
-    assert own is not None
-    leaves = jax.tree_util.tree_leaves_with_path(adapter_shapes(config))
-    wanted = {name.rpartition(".")[0] for path, leaf in leaves for name in layer_names(path, leaf)}
-    wrong = [f"{'has' if name in matrices else 'lacks'} {name}" for name in sorted(wanted ^ matrices.keys())]
-    for array, module, _ in _modules(config):
-        if array in matrices and (found := settings.scale(module)) != (own.rank, own.scale):
-            wrong.append(f"{module} has rank {found[0]} and scale {found[1]:g}, the stage {own.rank} and {own.scale:g}")
-    if settings.use_dora != (own.kind == "dora"):
-        wrong.append(f"use_dora={settings.use_dora}, and the stage has kind={own.kind}")
-    if wrong:
-        raise AdapterError(
-            f"{folder} is no adapter with the stage's settings; set rank, alpha, targets, kind and scaling of "
-            f"train.STAGE.adapter to its own:\n{listing(wrong)}"
-        )
-    return matrices
-
-
-def _read(config: ModelConfig, folder: Path) -> tuple[_Settings, Matrices]:
+def read_matrices(config: ModelConfig, folder: Path) -> tuple[Settings, Matrices]:
     """An adapter's settings, and its matrices without the scale."""
     path = folder / ADAPTER_WEIGHTS
     for needed in (folder / ADAPTER_CONFIG, path):
         if not needed.is_file():
             raise AdapterError(f"{folder}: no {needed.name} here; give the folder of an adapter as PEFT saves it")
     settings, source = _read_settings(folder / ADAPTER_CONFIG), SafetensorsReader(path)
-    places = {module: (array, location) for array, module, location in _modules(config)}
+    places = {module: (array, location) for array, module, location in modules_of(config)}
     if wrong := [*settings.faults(), *_misfits(config, settings, source, places)]:
         raise AdapterError(f"{folder} does not fit the model:\n{listing(wrong)}")
     return settings, {
@@ -175,15 +149,15 @@ def _read(config: ModelConfig, folder: Path) -> tuple[_Settings, Matrices]:
     }
 
 
-def _read_settings(path: Path) -> _Settings:
+def _read_settings(path: Path) -> Settings:
     try:
-        return _Settings.model_validate(read_json(path, AdapterError))
+        return Settings.model_validate(read_json(path, AdapterError))
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
         raise AdapterError(f"{path}:\n{listing(wrong)}") from None
 
 
-def _modules(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
+def modules_of(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
     """Of each matrix that can be adapted: canonical name, the published module's, and where its tensor is."""
     layout = family_of(config).layout
     for array in adapted_shapes(config):
@@ -194,7 +168,7 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
 
 def _misfits(
     config: ModelConfig,
-    settings: _Settings,
+    settings: Settings,
     source: SafetensorsReader,
     places: Mapping[str, tuple[str, Location]],
 ) -> Iterator[str]:
@@ -222,7 +196,7 @@ def _misfits(
         yield f"there are no tensors of an adapter in {ADAPTER_WEIGHTS}"
 
 
-def _is_target(settings: _Settings, module: str) -> bool:
+def _is_target(settings: Settings, module: str) -> bool:
     """Whether the settings say that the adapter must have this module."""
     extra = settings.model_extra or {}
     if (
@@ -271,29 +245,24 @@ def numbers_hash(matrices: Matrices) -> str:
 def save_adapter(config: ModelConfig, adapter: Adapter, folder: Path, base_model: str) -> None:
     """Writes an adapter's folder, in float32, as PEFT reads it; the scale is in `B`. `base_model`: its name or path."""
     ranks = {
-        module: adapter.matrices[array].a.shape[0] for array, module, _ in _modules(config) if array in adapter.matrices
+        module: adapter.matrices[array].a.shape[0]
+        for array, module, _ in modules_of(config)
+        if array in adapter.matrices
     }
     other = {module: rank for module, rank in ranks.items() if rank != adapter.rank}
     sizes = {"r": adapter.rank, "lora_alpha": adapter.rank, "rank_pattern": other, "alpha_pattern": other}
-    _save(config, adapter.matrices, folder, base_model, sizes | {"use_dora": adapter.has_magnitudes})
+    save_matrices(config, adapter.matrices, folder, base_model, sizes | {"use_dora": adapter.has_magnitudes})
 
 
-def save_trained(config: ModelConfig, matrices: Matrices, folder: Path, base_model: str) -> None:
-    """Writes the folder of the adapter that a stage has trained, `config.adapter`, in float32, as PEFT reads it."""
-    own = config.adapter
-    assert own is not None
-    sizes = {
-        "r": own.rank,
-        "lora_alpha": own.alpha,
-        "use_rslora": own.scaling == "rslora",
-        "use_dora": own.kind == "dora",
-    }
-    _save(config, matrices, folder, base_model, sizes)
-
-
-def _save(config: ModelConfig, matrices: Matrices, folder: Path, base_model: str, sizes: Mapping[str, Any]) -> None:
+def save_matrices(
+    config: ModelConfig, matrices: Matrices, folder: Path, base_model: str, sizes: Mapping[str, Any]
+) -> None:
+    """Writes an adapter's folder; `sizes`: the settings that say how its matrices are used."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, modules = published_tensors(config, matrices), [m for array, m, _ in _modules(config) if array in matrices]
+    tensors, modules = (
+        published_tensors(config, matrices),
+        [m for array, m, _ in modules_of(config) if array in matrices],
+    )
     planned = {name: Planned(array.dtype, array.shape) for name, array in tensors.items()}
     write_file(folder / ADAPTER_WEIGHTS, list(planned), planned, tensors.__getitem__)
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model}
@@ -304,7 +273,7 @@ def _save(config: ModelConfig, matrices: Matrices, folder: Path, base_model: str
 def published_tensors(config: ModelConfig, matrices: Matrices) -> dict[str, np.ndarray]:
     """An adapter's tensors by PEFT's names."""
     tensors: dict[str, np.ndarray] = {}
-    for array, module, location in _modules(config):
+    for array, module, location in modules_of(config):
         if (pair := matrices.get(array)) is None:
             continue
         order = slice(None) if location.columns is None else np.argsort(location.columns(config))
@@ -312,26 +281,6 @@ def published_tensors(config: ModelConfig, matrices: Matrices) -> dict[str, np.n
         if pair.magnitude is not None:
             tensors[PREFIX + module + MAGNITUDE] = np.asarray(pair.magnitude)[order]
     return tensors
-
-
-def matrices_of(tree: Params) -> Matrices:
-    """The matrices of an adapter's tree, as a model's parameters have it, by canonical name."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, array in unstack(tree).items():
-        matrix, _, part = name.rpartition(".")
-        found.setdefault(matrix, {})[part] = np.asarray(array)
-    return {name: LowRank(**parts) for name, parts in found.items()}
-
-
-def adapter_shapes(config: ModelConfig) -> Params:
-    """The shapes of `config.adapter`'s tree."""
-    return abstract_params(config)[ADAPTER]
-
-
-def tree_of(config: ModelConfig, matrices: Matrices) -> Params:
-    """The tree of an adapter's matrices, in host memory: undoes `matrices_of`."""
-    flat = {f"{name}.{part}": value for name, pair in matrices.items() for part, value in vars(pair).items()}
-    return stack_like({name: value for name, value in flat.items() if value is not None}, adapter_shapes(config))
 
 
 def merged(params: Params, adapter: Adapter) -> Params:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lifecycle.model.config import AdapterConfig, ModelConfig
+from lifecycle.model.adapter_config import AdapterConfig
+from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params, with_fresh_adapter, without_adapter
 from lifecycle.model.stacks import ADAPTER
-from lifecycle.weights.adapters import matrices_of, save_trained
 from lifecycle.weights.published import save_weights
+from lifecycle.weights.trained_adapters import matrices_of, save_trained
 from tests.parity.test_parity_families import LENGTH, WHOLE_MODEL, config_of, noisy_params, pytestmark, run_there
 
 __all__ = ["pytestmark"]

@@ -25,8 +25,9 @@ from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.objective import build_objective
-from lifecycle.weights.adapters import AdapterError, matrices_of, published_tensors, read_trained, tree_of
+from lifecycle.weights.adapters import AdapterError, published_tensors
 from lifecycle.weights.published import load_config, load_weights
+from lifecycle.weights.trained_adapters import matrices_of, read_trained, tree_of
 from tests.golden.family_weights import write_model
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
