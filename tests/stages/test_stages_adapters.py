@@ -99,7 +99,7 @@ def config(tree: dict[str, Any]) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def made(config: RunConfig) -> dict[str, Artifact]:
-    return dict(bring_up_to_date(config, ["export", "short", "anew", "plain"], Silent()))
+    return dict(bring_up_to_date(config, ["export", "anew", "plain"], Silent()))
 
 
 def records(artifact: Artifact, name: str) -> list[float]:
@@ -116,7 +116,6 @@ def test_only_the_adapter_moves_and_checkpoints_have_it_alone(config: RunConfig,
     assert {name for name, weight in moved["blocks"]["0+1"]["attention"].items()
             if not np.array_equal(weight, bundle.params["blocks"]["0+1"]["attention"][name])} == {"q", "v"}  # fmt: skip
     assert made["chat"].stats["adapter_parameters"] == 2 * 2 * (64 + 64)
-    assert made["short"].stats["adapter_parameters"] == 7 * (2 * 128 + 64)
     checkpoint = made["chat"].path / "checkpoints" / "2"
     size = sum(file.stat().st_size for file in (checkpoint / "params").rglob("*") if file.is_file())
     assert size < 40_000 < 4 * made["chat"].stats["parameters"]
@@ -132,16 +131,16 @@ def test_a_fresh_adapter_begins_as_the_weights_that_it_is_beside(made: dict[str,
     assert begun[0] == pytest.approx(begun[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["prefer", "short"])
+@pytest.mark.parametrize("stage", ["prefer", pytest.param("short", marks=pytest.mark.slow)])
 def test_the_exported_weights_are_those_that_were_trained(
     config: RunConfig, tree: dict[str, Any], made: dict[str, Artifact], stage: str
 ) -> None:
-    exported = made["export"]
-    if stage != "prefer":
-        other = validate(RunConfig, tree | {"export": {"of": stage}})
-        exported = bring_up_to_date(other, ["export"], Silent())["export"]
+    of_stage = validate(RunConfig, tree | {"export": {"of": stage}})
+    again = made | dict(bring_up_to_date(of_stage, ["export"], Silent()))
+    exported, sizes = again["export"], {"prefer": 2 * 2 * (64 + 64), "short": 7 * (2 * 128 + 64)}
+    assert again[stage].stats["adapter_parameters"] == sizes[stage]
     model, bundle = config.trained_model(stage), load_bundle(exported.path)
-    trained = all_logits(model, trained_params(made[stage], model))
+    trained = all_logits(model, trained_params(again[stage], model))
     np.testing.assert_allclose(all_logits(bundle.config, bundle.params), trained, atol=1e-5)
     adapter = read_adapter(bundle.config, exported.path / "adapter")
     assert adapter.has_magnitudes == (stage == "short")
@@ -163,6 +162,7 @@ def test_an_adapter_is_written_apart(config: RunConfig, made: dict[str, Artifact
         export_adapter(config, "plain", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_from_the_files_of_an_adapter(tree: dict[str, Any], made: dict[str, Artifact]) -> None:
     folder = made["export"].path / "adapter"
     further = tree["train"]["chat"] | {"adapter": LORA | {"from": str(folder)}}

@@ -63,7 +63,7 @@ def base_of(name: str, folder: Path) -> tuple[ModelConfig, Params, TrainConfig]:
 
 
 @pytest.mark.parametrize(
-    "name", [*(n for n in GOLDENS if n != "llama3_all"), pytest.param("llama3_all", marks=pytest.mark.slow)]
+    "name", ["llama3_dora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama3_all", "qwen3_qkvo"))]
 )
 def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None:
     model, plain, train = base_of(name, tmp_path)
@@ -123,6 +123,7 @@ def adapted_job(out: Path) -> TrainJob:
     return replace(job, model=model, train=train, objective=build_objective(model, train), start=start)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_bits_and_saves_frozen_weights_once(tmp_path: Path) -> None:
     whole = run_job(adapted_job(tmp_path / "whole"), StopAt(0))
     with pytest.raises(KeyboardInterrupt):
