@@ -17,7 +17,7 @@ What must hold: with a fresh adapter (`b` is zero) the model computes what it di
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ def held_blocks(adapter: AdapterConfig, declared: Tree, blocks: Tree) -> Tree:
 def fresh_adapter(adapter: AdapterConfig, declared: Tree, held: Tree, key: PRNGKeyArray) -> Tree:
     """An adapter that changes nothing, in float32, for `held` blocks: `a` as PEFT draws it, uniform to `D^-1/2`; `b`
     zero; magnitudes the lengths of the columns. Values depend on the key and the matrix's name only."""
-    bases = weights(held)
+    bases = weights_of(held)
 
     def pair(path: str, known: Tree) -> Tree:
         drawn = jax.random.fold_in(key, zlib.crc32(path.encode()))
@@ -143,7 +143,7 @@ def adapted_blocks(adapter: AdapterConfig | None, params: Tree) -> Tree:
             return weight
         return LowRankWeight(weight, pair["a"], pair["b"], pair.get("magnitude"), adapter.scale)
 
-    return _mapped(weights(params["blocks"]), beside)
+    return _mapped(weights_of(params["blocks"]), beside)
 
 
 def trained_apart(blocks: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
@@ -193,7 +193,7 @@ def plain(weight: Any) -> Float[Array, "*stack D F"]:
     return dense(weight) if isinstance(weight, Nf4Weight) else weight.astype(jnp.float32)
 
 
-def weights(blocks: Tree) -> Tree:
+def weights_of(blocks: Tree) -> Tree:
     """Held blocks with a weight at each matrix: an array, or `Nf4Weight`."""
 
     def form(_: str, held: Any) -> Any:
@@ -205,13 +205,6 @@ def weights(blocks: Tree) -> Tree:
 def is_pair(node: Tree) -> bool:
     """Whether a node of an adapter's tree is a matrix's arrays."""
     return "a" in node and "b" in node
-
-
-def pairs_of(adapter_tree: Tree) -> Iterator[tuple[str, Tree]]:
-    """The arrays beside each matrix, by the dotted name of its stack: `0+1.attention.q`."""
-    found: list[tuple[str, Tree]] = []
-    _mapped(adapter_tree["blocks"], lambda path, pair: found.append((path, pair)), is_pair)
-    yield from found
 
 
 def _is_form(node: Any) -> bool:

@@ -33,6 +33,7 @@ from lifecycle.model.lora import (
     held_blocks,
     held_parameters,
     merged_blocks,
+    weights_of,
 )
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Axes, Parameter
@@ -81,6 +82,12 @@ def beside_adapter(config: ModelConfig, params: Params) -> Params:
     base = {name: array for name, array in params.items() if name != ADAPTER}
     declared = {name: known for name, known in parameters(config).items() if name != ADAPTER}
     return in_use(config, declared, base) | {ADAPTER: params[ADAPTER]}
+
+
+def adapter_off(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """The model without its adapter and its parameters, as they are held: for a reference in a step."""
+    base = {name: array for name, array in params.items() if name != ADAPTER}
+    return config.model_copy(update={"adapter": None}), base | {"blocks": weights_of(params["blocks"])}
 
 
 def without_adapter(config: ModelConfig, params: Params) -> Params:

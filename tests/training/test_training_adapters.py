@@ -14,11 +14,11 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.counts import num_adapter_params
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params, abstract_params, with_fresh_adapter, without_adapter
+from lifecycle.model.params import Params, abstract_params, adapter_off, with_fresh_adapter, without_adapter
 from lifecycle.model.stacks import ADAPTER
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.testing.families import MODELS
+from lifecycle.testing.families import MODELS, random_params
 from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
 from lifecycle.training.config import NextTokenConfig, TrainConfig
 from lifecycle.training.job import TrainJob
@@ -75,6 +75,7 @@ def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None
     params |= {ADAPTER: tree_of(model, read_trained(model, GOLDEN / "adapters" / name))}
     for found in (all_logits(model, params, tokens), all_logits(model.target, without_adapter(model, params), tokens)):
         np.testing.assert_allclose(found, expected["logits"], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(all_logits(*adapter_off(model, params), tokens), before)
     rows, length = tokens.shape
     batch = {
         "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": np.ones_like(tokens),
@@ -183,6 +184,37 @@ def test_the_count_is_that_of_the_arrays(family: str, kind: str) -> None:
     model = settings({"rank": 3, "kind": kind}).trained(MODELS[family])
     shapes = abstract_params(model)[ADAPTER]
     assert num_adapter_params(model) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 0
+
+
+@pytest.mark.slow
+def test_experts_and_latents_in_nf4_are_trained_as_they_are_merged() -> None:
+    """And without the adapter they are what they were with a fresh one."""
+    sizes: dict[str, Any] = {
+        "d_model": 128,
+        "d_ff": 128,
+        "num_heads": 8,
+        "num_kv_heads": 8,
+        "head_dim": 24,
+        "compute_dtype": "float32",
+    }
+    latent = MODELS["deepseek_v3"]
+    assert latent.mla is not None and latent.moe is not None
+    sizes["mla"] = latent.mla.model_copy(
+        update={"q_lora_rank": 128, "kv_lora_rank": 128, "nope_head_dim": 16, "rope_head_dim": 8, "v_head_dim": 16}
+    )
+    sizes["moe"] = latent.moe.model_copy(update={"d_ff": 64})
+    base = latent.model_copy(update=sizes)
+    model = settings({"rank": 3, "kind": "dora", "base": "nf4"}).trained(base)
+    params = with_fresh_adapter(model, random_params(base), jax.random.key(0))
+    draws = np.random.default_rng(0)
+    tokens = draws.integers(0, base.vocab_size, (2, 16))
+    moved = jax.tree.map(lambda x: x + 0.1 * draws.standard_normal(x.shape, np.float32), params[ADAPTER])
+    found = all_logits(model, params | {ADAPTER: moved}, tokens)
+    merged = all_logits(base, without_adapter(model, params | {ADAPTER: moved}), tokens)
+    fresh = all_logits(model, params, tokens)
+    np.testing.assert_allclose(found, merged, atol=1e-4)
+    np.testing.assert_allclose(all_logits(*adapter_off(model, params), tokens), fresh, atol=1e-4)
+    assert np.abs(found - fresh).max() > 0.1
 
 
 def test_an_adapter_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
