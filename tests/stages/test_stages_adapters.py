@@ -21,12 +21,14 @@ from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params
+from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.weights import trained_params, trained_params_in_use
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.adapter import ADAPTER_FILES
 from lifecycle.weights.adapters import merged, read_adapter
 from lifecycle.weights.published import save_weights
 
@@ -162,6 +164,43 @@ def test_an_adapter_is_written_apart(config: RunConfig, made: dict[str, Artifact
         export_adapter(config, "plain", tmp_path / "other")
 
 
+def changed(tree: dict[str, Any], stage: str, **settings: Any) -> dict[str, Any]:
+    return tree | {"train": tree["train"] | {stage: tree["train"][stage] | settings}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: changed(tree, "chat", **{"from": "fresh"}), "an adapter is trained beside finished weights"),
+        (lambda tree: changed(tree, "chat", adapter={"from": "previous"}), "bundle has trained no adapter"),
+        (lambda tree: changed(tree, "prefer", adapter=LORA | {"from": "previous", "rank": 3}), "other values of rank;"),
+        (lambda tree: tree | {"model": MODEL | {"adapter": {}}}, "set train.STAGE.adapter instead"),
+        (lambda tree: changed(tree, "short", adapter={"targets": ["q_up"]}), "no 'q_up' that can be adapted"),
+        (lambda tree: changed(tree, "short", adapter={"rank": 65}), "rank=65 is above model.d_model=64"),
+        (lambda tree: tree | {"mesh": {"fsdp": 2}}, "has 64, cut into 2 by the mesh: leave it out, or use a mesh"),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused_when_it_is_read(tree: dict[str, Any], change: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate(RunConfig, change(tree))
+    assert message in str(refused.value)
+
+
+def test_an_adapters_files_are_needed_and_count(tree: dict[str, Any], tmp_path: Path) -> None:
+    """The stage's key has their content, whatever the folder is called."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    runs = [validate(RunConfig, changed(tree, "chat", adapter=LORA | {"from": str(folder)})) for folder in folders]
+    with pytest.raises(ConfigError, match=r"no adapter_config\.json here"):
+        keys.training(runs[0], "chat")
+    for folder in folders:
+        folder.mkdir()
+        for file in ADAPTER_FILES:
+            (folder / file).write_text("content")
+    assert keys.training(runs[0], "chat") == keys.training(runs[1], "chat")
+    (folders[1] / ADAPTER_FILES[1]).write_text("other content")
+    assert keys.training(runs[0], "chat") != keys.training(runs[1], "chat")
+
+
 @pytest.mark.slow
 def test_a_stage_goes_on_from_the_files_of_an_adapter(tree: dict[str, Any], made: dict[str, Artifact]) -> None:
     folder = made["export"].path / "adapter"
@@ -172,3 +211,15 @@ def test_a_stage_goes_on_from_the_files_of_an_adapter(tree: dict[str, Any], made
     merged_start = {"train": {"chat": plain}, "rows": tree["rows"] | {"pairs": []}, "export": {}}
     other = bring_up_to_date(validate(RunConfig, tree | merged_start), ["chat"], Silent())["chat"]
     assert records(artifact, "heldout_loss")[0] == pytest.approx(records(other, "heldout_loss")[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_been_one(tree: dict[str, Any]) -> None:
+    """Its adapter's settings come along, and with the same rates so do the bits."""
+    constant = {"learning_rate": 0.01, "schedule": {"kind": "constant"}}
+    chat = tree["train"]["chat"] | {"adapter": DORA, "steps": 4, "optimizer": constant}
+    stages = {"chat": chat | {"checkpoint": {"every": 2, "keep_every": 2}}, "more": {"from": "chat@2", "steps": 4}}
+    own = {"train": stages, "rows": tree["rows"] | {"pairs": []}, "export": {}}
+    made = bring_up_to_date(validate(RunConfig, tree | own), ["chat", "more"], Silent())
+    assert made["more"].stats["params_hash"] == made["chat"].stats["params_hash"]
+    assert made["more"].stats["adapter_parameters"] == made["chat"].stats["adapter_parameters"]
