@@ -1,4 +1,5 @@
-"""`lifecycle export`: a training stage's weights as a bundle, registered; or a bundle in another format."""
+"""`lifecycle export`: a training stage's weights as a bundle, registered, or its adapter alone; or a bundle in another
+format."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,13 +24,20 @@ type Encoding = Annotated[
     Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"] | None,
     Parameter(help="How matrices are stored: f16 by default in GGUF; f32 or bf16 in StableHLO's weights."),
 ]
+type AdapterOut = Annotated[
+    Path | None, Parameter(help="A new folder for the adapter that the stage has trained, as PEFT reads it, alone.")
+]
 
 
 @errors_are_shared()
-def export(config_or_bundle: ConfigOrBundle, /, *words: Words, encoding: Encoding = None) -> None:
-    """Exports and registers a training stage's weights, by default those of `export.of`; or writes a bundle as a GGUF
-    file, for llama.cpp, or as StableHLO programs, for JAX alone."""
+def export(
+    config_or_bundle: ConfigOrBundle, /, *words: Words, encoding: Encoding = None, adapter: AdapterOut = None
+) -> None:
+    """Exports and registers a training stage's weights, by default those of `export.of`, or writes its adapter alone;
+    or writes a bundle as a GGUF file, for llama.cpp, or as StableHLO programs, for JAX alone."""
     if config_or_bundle.is_dir():
+        if adapter is not None:
+            raise ConfigError(f"{config_or_bundle} is a bundle; --adapter is of a run's stage")
         _export_bundle(config_or_bundle, words, encoding)
         return
     if encoding is not None:
@@ -38,6 +46,12 @@ def export(config_or_bundle: ConfigOrBundle, /, *words: Words, encoding: Encodin
             "BUNDLE OUT.gguf"
         )
     stage, overrides = name_first(words)
+    if adapter is not None:
+        from lifecycle.cli.export_adapter import export_adapter  # imports JAX
+
+        config = read_config(config_or_bundle, overrides)
+        export_adapter(config, stage or config.exported, adapter)
+        return
     chosen = () if stage is None else (f"export.of={stage}",)
     make(
         read_config(config_or_bundle, (*overrides, *chosen)),

@@ -23,7 +23,7 @@ from lifecycle.cli.display import progress_on
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
-from lifecycle.model.counts import num_params
+from lifecycle.model.counts import num_adapter_params, num_params
 from lifecycle.planning.topology import Topology, parse_topology, prepare
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
@@ -205,15 +205,15 @@ def _sizes(config: RunConfig) -> Table:
         table.add_column(column, justify="right")
     for name in config.training_stages:
         train, model = with_steps(config, name), config.trained_model(name)
-        parameters = num_params(model)
+        beside = num_adapter_params(model)
+        parameters = f"{beside:,} of {num_params(model):,}" if beside else f"{num_params(model):,}"
         tokens = train.steps * train.global_batch_size * train.seq_len
         flops = train.flops_per_token(model) * tokens
         length = (
             (f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}") if train.steps else (f"{train.epochs:g} epochs", "", "")
         )
-        shards = config.mesh.size // config.mesh.replica
-        state = parameters * train.optimizer.bytes_per_parameter / shards
-        table.add_row(name, f"{parameters:,}", *length, f"{state / 1e6:,.1f} MB")
+        state = train.state_bytes(model) / (config.mesh.size // config.mesh.replica)
+        table.add_row(name, parameters, *length, f"{state / 1e6:,.1f} MB")
     return table
 
 

@@ -25,6 +25,11 @@ def search_and_show(
     search continues from there."""
     done: list[CompiledCandidate] = []
     model, train, section = config.trained_model(stage), config.remaining(stage), f"train.{stage}"
+    if train.adapter is not None:
+        raise ConfigError(
+            f"{section}.adapter: the search reckons with weights that are trained; plan this stage without "
+            "search=true, on meshes of your choice"
+        )
 
     def check(candidate: Candidate) -> None:
         changed(config, stage, candidate)

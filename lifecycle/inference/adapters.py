@@ -94,7 +94,13 @@ class AdapterBank:
         return held
 
     def staged(self, adapter: Adapter) -> Bank:
-        """An adapter on the devices, to be written. Raises `AdapterError` for one whose rank is too large."""
+        """An adapter on the devices, to be written. Raises `AdapterError` for one whose rank is too large, and for one
+        of DoRA."""
+        if adapter.has_magnitudes:
+            raise AdapterError(
+                "the adapter is one of DoRA (use_dora), which changes the weights' columns for all requests: add it to "
+                "the weights, as `lifecycle generate --adapter` does, or serve the bundle that its stage exports"
+            )
         if adapter.rank > self.sizes.rank:
             raise AdapterError(
                 f"the adapter has rank {adapter.rank}, this server takes up to {self.sizes.rank}: "

@@ -10,7 +10,7 @@ bank: what is not its own is zero before the second product, adapters are finite
 in one, side by side, 22 of 1,000 shapes gave other bits in another place on a CPU.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -31,6 +31,20 @@ class AdaptedWeight(WeightForm):
     a: Float[Array, "*stack adapters rank D"]
     b: Float[Array, "*stack adapters rank F"]
     ids: Int[Array, "*stack rows"]  # `NO_ADAPTER`: none. Each stands for as many tokens, one after the other
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRankWeight(WeightForm):
+    """A frozen weight `[D, F]` in any form, and the matrices that are trained beside it: `W + scale a^T b`, each column
+    of the magnitude's length if there is one. Gathered, `b` has the scale, and the magnitude is divided by the
+    column's length: products are multiplied by it."""
+
+    weight: Any
+    a: Float[Array, "*stack rank D"]
+    b: Float[Array, "*stack rank F"]
+    magnitude: Float[Array, "*stack F"] | None
+    scale: float = field(metadata={"static": True})
 
 
 def adapter_product(x: Float[Array, "*rows D"], weight: AdaptedWeight) -> Float[Array, "*rows F"]:

@@ -17,23 +17,23 @@ import numpy as np
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.adapted import AdaptedWeight
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.parameter import Axes, Parameter
+from lifecycle.model.lora import is_adapted
+from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, in_layers, parameters
-from lifecycle.model.quantised import is_quantised
 
 type Bank = Any  # a tree like `Params`, of `LowRank` and None
 type Matrices = Mapping[str, "LowRank"]  # of one adapter, by the canonical name of the matrix: `blocks.0.attention.q`
-
-ABSORBED = "kv_up"
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank:
-    """Of one matrix `[D, F]` the two factors of what is added to it, `a^T b`; in a bank of several adapters."""
+    """Of one matrix `[D, F]` the two factors of what is added to it, `a^T b`; in a bank of several adapters. DoRA's
+    also has the lengths of the sum's columns."""
 
     a: Float[Array, "*stack rank D"]
     b: Float[Array, "*stack rank F"]
+    magnitude: Float[Array, "*stack F"] | None = None
 
 
 def adapted_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -117,12 +117,12 @@ def _of_stacks(config: ModelConfig, of: Callable[[range, str, Parameter], Any]) 
 
     def leaf(path: Any, declared: Parameter) -> Any:
         (first, period), *keys = _keys(path)
-        if not _is_adapted(keys[-1], declared):
+        if not is_adapted(keys[-1], declared):
             return None
         layers = range(first, first + period * declared.shape[0], period)
         return of(layers, ".".join(keys), declared)
 
-    tree = parameters(config)
+    tree = parameters(config.target)
     blocks = jax.tree_util.tree_map_with_path(leaf, tree["blocks"])
     return {**{name: jax.tree.map(lambda _: None, tree[name]) for name in tree}, "blocks": blocks}
 
@@ -130,11 +130,6 @@ def _of_stacks(config: ModelConfig, of: Callable[[range, str, Parameter], Any]) 
 def _keys(path: Any) -> tuple[Any, ...]:
     stack, *keys = (entry.key for entry in path)
     return (tuple(map(int, stack.split("+"))), *keys)
-
-
-def _is_adapted(name: str, declared: Parameter) -> bool:
-    axes: Axes = declared.axes
-    return is_quantised(declared) and len(axes) == 3 and name != ABSORBED
 
 
 def _by_layer(config: ModelConfig, bank: Bank, part: Callable[[Any, int], Any]) -> Bank:

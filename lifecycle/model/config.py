@@ -8,6 +8,7 @@ from pydantic_core import CoreSchema
 
 from lifecycle.core.config import ConfigError, Section
 from lifecycle.core.numbers import Size
+from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.dial import DEPTH, fill_sizes
 from lifecycle.parallel.axes import MeshConfig, require_divides
 
@@ -167,6 +168,8 @@ class ModelConfig(Section):
     num_mtp_modules: int = Field(default=0, ge=0, le=16)
     # Set by a training stage with the objective `eagle`, never in a run's file: the other stages are without it.
     drafter: DrafterConfig | None = None
+    # Set by a training stage with an `adapter`, likewise.
+    adapter: AdapterConfig | None = None
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -222,13 +225,14 @@ class ModelConfig(Section):
 
     @property
     def trunk(self) -> "ModelConfig":
-        """This model without prediction modules and drafter."""
+        """This model without prediction modules, drafter and adapter."""
         return self.target.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self.target
 
     @property
     def target(self) -> "ModelConfig":
-        """This model without its drafter."""
-        return self if self.drafter is None else self.model_copy(update={"drafter": None})
+        """This model without what a training stage adds to it: a drafter, an adapter."""
+        is_plain = self.drafter is None and self.adapter is None
+        return self if is_plain else self.model_copy(update={"drafter": None, "adapter": None})
 
     @property
     def drafter_layers(self) -> tuple[int, int, int]:

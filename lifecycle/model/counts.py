@@ -18,8 +18,43 @@ def num_params(config: ModelConfig) -> int:
     feed_forward = sum(sparse if c.is_moe(layer) else dense for layer in layers)
     tables = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
     modules = c.num_mtp_modules * (_projection(c) + 3 * c.d_model)
-    drafter = 0 if c.drafter is None else _drafter_matrices(c) + 4 * c.d_model
-    return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules + drafter
+    added = (0 if c.drafter is None else _drafter_matrices(c) + 4 * c.d_model) + num_adapter_params(c)
+    return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules + added
+
+
+def num_adapter_params(config: ModelConfig) -> int:
+    """The number of parameters of the adapter that a stage trains; 0 without one. Prediction modules have none."""
+    adapter = config.adapter
+    if adapter is None:
+        return 0
+    total = 0
+    for layer in range(config.num_layers):
+        for name, (rows, columns) in adaptable_shapes(config, layer).items():
+            if adapter.targets is None or name in adapter.targets:
+                total += adapter.rank * (rows + columns) + (columns if adapter.kind == "dora" else 0)
+    return total
+
+
+def adaptable_shapes(c: ModelConfig, layer: int) -> dict[str, tuple[int, int]]:
+    """The shapes of a layer's matrices that an adapter can be beside, by the last part of their names."""
+    queries, m = c.num_heads * c.head_dim, c.mla
+    shapes: dict[str, tuple[int, int]] = {}
+    if m is None:
+        keys = c.num_kv_heads * c.head_dim
+        shapes |= {"q": (c.d_model, queries), "k": (c.d_model, keys), "v": (c.d_model, keys), "o": (queries, c.d_model)}
+    else:
+        down = c.d_model if m.q_lora_rank is None else m.q_lora_rank
+        if m.q_lora_rank is not None:
+            shapes["q_down"] = c.d_model, m.q_lora_rank
+        shapes |= {"q" if m.q_lora_rank is None else "q_up": (down, queries)}
+        shapes |= {
+            "kv_down": (c.d_model, m.kv_lora_rank + m.rope_head_dim),
+            "o": (c.num_heads * m.v_head_dim, c.d_model),
+        }
+    d_ff = c.d_ff if c.moe is None or not c.is_moe(layer) else c.moe.num_shared_experts * c.moe.d_ff
+    if d_ff:
+        shapes |= {"gate": (c.d_model, d_ff), "up": (c.d_model, d_ff), "down": (d_ff, c.d_model)}
+    return shapes
 
 
 def block_layers(config: ModelConfig) -> list[int]:

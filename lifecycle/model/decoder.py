@@ -22,6 +22,7 @@ from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
+from lifecycle.model.lora import adapted_blocks, trained_apart
 from lifecycle.model.mtp import own_positions
 from lifecycle.model.params import (
     Params,
@@ -34,7 +35,7 @@ from lifecycle.model.params import (
 from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
-from lifecycle.model.stacks import DRAFTER, MODULES, LayerGroup, layer_groups
+from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, LayerGroup, layer_groups
 from lifecycle.model.taken import Taken
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
 
@@ -86,7 +87,8 @@ def forward_train(
         angles = angles_of(config, positions)
         x = embed(config, params["embed"], tokens)
         prepare = partial(gathered, config, precision=precision)
-        hidden, stats, _, _ = _layers(config, params["blocks"], x, angles, mask, prepare, remat=remat)
+        blocks = adapted_blocks(config.adapter, params)
+        hidden, stats, _, _ = _layers(config, blocks, x, angles, mask, prepare, remat=remat)
     return _final_norm(config, params, hidden), stats
 
 
@@ -168,16 +170,21 @@ def _pipelined(
 ) -> tuple[Array, Stats]:
     """Embedding and layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
 
-    A stage's weights are gathered once for all rows, and their gradients scattered once.
+    A stage's weights are gathered once for all rows, and their gradients scattered once; weights beside an adapter have
+    none.
     """
+    x = embed(config, params["embed"], tokens)
+    blocks, declared = adapted_blocks(config.adapter, params), parameters(config.target)["blocks"]
+    weights = gathered(config, declared, blocks, precision)
+    trained, whole = (weights, lambda held: held) if config.adapter is None else trained_apart(weights)
 
-    def stage(weights: Params, x: Array, row: Array) -> tuple[Array, Stats]:
+    def stage(trained: Params, x: Array, row: Array) -> tuple[Array, Stats]:
         angles, row_mask = angles_of(config, take_row(positions, row)), jax.tree.map(partial(take_row, row=row), mask)
-        hidden, stats, *_ = _layers(config, weights, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
+        held = whole(trained)
+        hidden, stats, *_ = _layers(config, held, x, angles, row_mask, lambda _, layer: values(layer), remat=remat)
         return hidden.x, stats
 
-    x = embed(config, params["embed"], tokens)
-    x, stats = run_pipeline(stage, gathered(config, parameters(config)["blocks"], params["blocks"], precision), x)
+    x, stats = run_pipeline(stage, trained, x)
     return x, among_layers(stats)
 
 
@@ -303,7 +310,7 @@ def _one_by_one(
 
 
 def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:
-    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES, DRAFTER)}
+    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES, DRAFTER, ADAPTER)}
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(*hidden)
 
 

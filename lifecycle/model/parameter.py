@@ -24,6 +24,7 @@ class Parameter:
     is_float32: bool = False  # float32 in use, too: small, and used where the computation is in float32 anyway
     # The dimension that a product sums over, from the end; None: no product (a table whose rows are taken, a vector).
     fan_in: int | None = None
+    dtype: str = "float32"  # as it is trained, or held
 
     @property
     def is_stacked(self) -> bool:

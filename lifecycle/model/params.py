@@ -2,7 +2,8 @@
 
 The tree has the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
 (`model/stacks.py`): layers of equal structure are stacked on a leading axis. Prediction modules, where the model has
-them, are a stack under `mtp` (`model/mtp.py`), and a head that drafts for it is `drafter` (`model/drafter.py`). On disk
+them, are a stack under `mtp` (`model/mtp.py`), and what a training stage adds to it is `drafter` (`model/drafter.py`:
+a head that drafts for it) or `adapter` (`model/lora.py`: low-rank matrices beside frozen ones). On disk
 every layer has its own names (`weights/names.py`). `flax.nnx` defines the layers and makes their initial values;
 training and inference pass a tree of plain arrays, which is merged with the modules only inside a trace.
 """
@@ -16,20 +17,29 @@ from flax import nnx
 
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, PRNGKeyArray
-from lifecycle.kernels.adapted import AdaptedWeight
+from lifecycle.kernels.adapted import AdaptedWeight, LowRankWeight
 from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
 from lifecycle.kernels.group_scaled import GroupScaled
 from lifecycle.kernels.linear import is_rounded
+from lifecycle.kernels.nf4 import Nf4Weight, dense
 from lifecycle.kernels.packed import PackedWeight
 from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.block import Block, Trunk
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.drafter import VOCABULARY, Drafter, DraftVocabulary
+from lifecycle.model.lora import (
+    adapter_parameters,
+    fresh_adapter,
+    held_blocks,
+    held_parameters,
+    merged_blocks,
+    weights_of,
+)
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Axes, Parameter
 from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
-from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK, layer_groups
-from lifecycle.parallel.collectives import all_gather
+from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, MODULES_STACK, layer_groups
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum
 
 type Params = dict[str, Any]
 
@@ -52,7 +62,43 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
         params[MODULES] = {MODULES_STACK: jax.vmap(lambda k: _arrays(PredictionModule(config, nnx.Rngs(k))))(keys)}
     if config.drafter is not None:
         params[DRAFTER] = init_drafter(config, key)
-    return params
+    return params if config.adapter is None else with_fresh_adapter(config, params, key)
+
+
+def with_fresh_adapter(config: ModelConfig, base: Params, key: PRNGKeyArray) -> Params:
+    """A base model's parameters as they are held frozen, in the compute dtype or NF4, with an adapter that changes
+    nothing."""
+    assert config.adapter is not None
+    declared = parameters(config.target)
+    held = in_use(config, {**declared, "blocks": {}}, {**base, "blocks": {}})
+    blocks = held_blocks(config.adapter, declared["blocks"], base["blocks"])
+    known = held_parameters(config.adapter, declared["blocks"])
+    held["blocks"] = in_use(config, known, blocks)
+    return {**held, ADAPTER: fresh_adapter(config.adapter, declared["blocks"], held["blocks"], key)}
+
+
+def beside_adapter(config: ModelConfig, params: Params) -> Params:
+    """The parameters with those of the base as they are held frozen beside the adapter, which stays in float32."""
+    base = {name: array for name, array in params.items() if name != ADAPTER}
+    declared = {name: known for name, known in parameters(config).items() if name != ADAPTER}
+    return in_use(config, declared, base) | {ADAPTER: params[ADAPTER]}
+
+
+def adapter_off(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """The model without its adapter and its parameters, as they are held: for a reference in a step."""
+    base = {name: array for name, array in params.items() if name != ADAPTER}
+    return config.model_copy(update={"adapter": None}), base | {"blocks": weights_of(params["blocks"])}
+
+
+def without_adapter(config: ModelConfig, params: Params) -> Params:
+    """The parameters of `config.target`, plain arrays in float32: what a stage's adapter has learned is in the weights
+    that it was beside."""
+    if config.adapter is None:
+        return params
+    base = {name: array for name, array in params.items() if name != ADAPTER}
+    return jax.tree.map(
+        lambda array: array.astype(jnp.float32), base | {"blocks": merged_blocks(config.adapter, params)}
+    )
 
 
 def init_drafter(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -81,6 +127,9 @@ def parameters(config: ModelConfig) -> Params:
         declared[MODULES] = {MODULES_STACK: jax.tree.map(lambda known: known.of_stack(num, "modules"), of_one)}
     if config.drafter is not None:
         declared[DRAFTER] = drafter_parameters(config)
+    if config.adapter is not None:
+        declared[ADAPTER] = adapter_parameters(config.adapter, blocks)
+        declared["blocks"] = held_parameters(config.adapter, blocks)
     return declared
 
 
@@ -126,7 +175,7 @@ def logical_axes(config: ModelConfig) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters as they are trained, without any array."""
-    return jax.tree.map(lambda parameter: jax.ShapeDtypeStruct(parameter.shape, jnp.float32), parameters(config))
+    return jax.tree.map(lambda known: jax.ShapeDtypeStruct(known.shape, known.dtype), parameters(config))
 
 
 def compute_dtype(config: ModelConfig) -> str:
@@ -193,7 +242,7 @@ def abstract_in_use(config: ModelConfig) -> Params:
 
 
 def _dtype(config: ModelConfig, parameter: Parameter) -> str:
-    return "float32" if parameter.is_float32 else compute_dtype(config)
+    return parameter.dtype if parameter.is_float32 or parameter.dtype != "float32" else compute_dtype(config)
 
 
 def gathered(
@@ -214,6 +263,10 @@ def gathered(
         if isinstance(array, AdaptedWeight):
             a, b = (_gathered(side, (None, None, axis)) for side, axis in zip((array.a, array.b), axes, strict=True))
             return AdaptedWeight(weight(parameter, array.weight), a, b, array.ids)
+        if isinstance(array, Nf4Weight):
+            array = _dense_shard(parameter, array)
+        if isinstance(array, LowRankWeight):
+            return _low_rank_gathered(config, parameter, array, weight)
         if isinstance(array, PackedWeight):
             return array
         if isinstance(array, GroupScaled):
@@ -227,6 +280,31 @@ def gathered(
         return CutWeight(array, "embed", axes.index("embed")) if is_cut else _gathered(array, axes)
 
     return jax.tree.map(weight, declared, weights)
+
+
+def _dense_shard(parameter: Parameter, shard: Nf4Weight) -> Array:
+    """This device's shard of a weight in NF4, in float32."""
+    columns = parameter.axes[-1]
+    return dense(shard) if columns is None else dense(shard, axis_index(columns), axis_size(columns))
+
+
+def _low_rank_gathered(
+    config: ModelConfig, parameter: Parameter, shard: LowRankWeight, weight: Callable[[Parameter, Any], Any]
+) -> LowRankWeight:
+    """A weight and the matrices beside it as products take them; DoRA's lengths are of the shards."""
+    *stack, rows, columns = (axis if axis in GATHERED else None for axis in parameter.axes)
+    dtype, magnitude = compute_dtype(config), shard.magnitude
+    base = _dense_shard(parameter, shard.weight) if isinstance(shard.weight, Nf4Weight) else shard.weight
+    scaled = shard.b.astype(jnp.float32) * shard.scale
+    if magnitude is not None:
+        whole = base.astype(jnp.float32) + jnp.einsum("...rd,...rf->...df", shard.a.astype(jnp.float32), scaled)
+        squares, of_rows = jnp.square(jax.lax.stop_gradient(whole)).sum(-2), parameter.axes[-2]
+        squares = squares if of_rows is None else psum(squares, of_rows)
+        magnitude = _gathered((magnitude * jax.lax.rsqrt(squares)).astype(dtype), (*stack, columns))
+    a, b = (
+        _gathered(_rounded(side, dtype), (*stack, None, axis)) for side, axis in ((shard.a, rows), (scaled, columns))
+    )
+    return LowRankWeight(weight(parameter, base), a, b, magnitude, shard.scale)
 
 
 def _gathered(array: Array, axes: Axes) -> Array:

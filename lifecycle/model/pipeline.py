@@ -85,9 +85,12 @@ def _stage_weights(weights: Any, summed: Any) -> Any:
 
 
 def values(weights: Any) -> Any:
-    """The weights of a tree of `StageWeight`s; the gradients of each go to its `summed`."""
+    """The weights of a tree of `StageWeight`s, the gradients of each of which go to its `summed`; others, which are not
+    trained, as they are."""
 
-    def leaf(weight: StageWeight) -> Any:
+    def leaf(weight: Any) -> Any:
+        if not isinstance(weight, StageWeight):
+            return weight
         return receiving(weight.value, _value(receivers(weight.value), weight.summed))
 
     return jax.tree.map(leaf, weights, is_leaf=lambda node: isinstance(node, StageWeight))

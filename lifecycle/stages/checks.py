@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from lifecycle.core.config import nearest
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
+from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.stages.origins import Start
+from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.mixture import rows_per_period
@@ -44,6 +47,8 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         )
     if model.drafter is not None:
         check_drafter(at, train, model, mesh)
+    if train.adapter is not None:
+        train.adapter.check_model(f"{at}.adapter", model, mesh)
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
         raise ValueError(
@@ -76,6 +81,32 @@ def check_drafter(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshCon
             raise ValueError(f"{at}: a drafter is trained without mesh.{axis}; give its devices to mesh.fsdp")
     if train.seq_len <= train.draft_steps:
         raise ValueError(f"{at}.draft_steps={train.draft_steps}: rows of seq_len={train.seq_len} are too short")
+
+
+def check_adapter(name: str, train: Mapping[str, TrainConfig], start: Start) -> None:
+    """Checks that a stage's adapter has weights to be beside and, where it goes on, an adapter to go on with."""
+    adapter = train[name].adapter
+    if adapter is None or start.step is not None:
+        return
+    if start.is_fresh:
+        raise ValueError(
+            f"train.{name}.adapter: an adapter is trained beside finished weights; set train.{name}.from to a stage or "
+            "to a bundle's folder"
+        )
+    if adapter.start != PREVIOUS:
+        return
+    before = None if start.stage is None else train[start.stage].adapter
+    if before is None:
+        raise ValueError(
+            f"train.{name}.adapter.from={PREVIOUS}: {start.stage or start.bundle} has trained no adapter; set it to "
+            f"fresh, or to an adapter's folder"
+        )
+    fields = [field for field in AdapterConfig.model_fields if getattr(adapter, field) != getattr(before, field)]
+    if fields:
+        raise ValueError(
+            f"train.{name}.adapter.from={PREVIOUS}: the adapter of {start.stage} has other values of "
+            f"{', '.join(fields)}; give the same, or set it to fresh"
+        )
 
 
 def check_target_format(name: str, train: TrainConfig, origin: str, before: TrainConfig) -> None:

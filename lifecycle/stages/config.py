@@ -37,6 +37,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.branches import with_inherited
 from lifecycle.stages.checks import (
+    check_adapter,
     check_measured,
     check_mixture,
     check_reading,
@@ -228,7 +229,7 @@ class RunConfig(Section):
         return self.models[self.model_name(stage)]
 
     def trained_model(self, stage: str) -> ModelConfig:
-        """A training stage's model with what the stage adds to it: a drafter."""
+        """A training stage's model with what the stage adds to it: a drafter, or an adapter."""
         return self.train[stage].trained(self.model_of(stage))
 
     def origin_of(self, stage: str) -> Path | None:
@@ -308,8 +309,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"model.{min(unused)}: no training stage uses this model; set train.STAGE.model, or remove it"
             )
+        if given := [name for name, model in self.models.items() if model.adapter is not None]:
+            raise ValueError(f"model.{given[0]}.adapter: set train.STAGE.adapter instead, of the stage that trains it")
         check_stage_names(self.train)
         for name in self.training_stages:
+            check_adapter(name, self.train, self.starts[name])
             if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
                 raise ValueError(
                     f"train.{name}: {self.train[name].objective} takes its initial weights as the reference, and fresh "

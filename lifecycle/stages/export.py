@@ -4,12 +4,11 @@ The weights go from the checkpoint to the bundle array by array: memory holds on
 fills. They keep the checkpoint's float32, so that the exported weights are the evaluated ones; `lifecycle import
 safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle from it, which needs its own evaluation. Weights that
 were trained for a format are written with the values that it gives them: any tool then computes what was trained, and
-rounding them again changes nothing.
+rounding them again changes nothing. What an adapter has learned is added to them, and in a folder beside them too.
 """
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,6 +23,8 @@ from lifecycle.model.counts import num_params
 from lifecycle.model.params import abstract_params
 from lifecycle.model.stacks import DRAFTER
 from lifecycle.model.weight_formats import leaf_as_served
+from lifecycle.stages.adapters import FOLDER as ADAPTER_FOLDER
+from lifecycle.stages.adapters import Read, base_of, merged_reader, write_adapter
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import ChatTemplate
@@ -34,8 +35,6 @@ from lifecycle.weights.drafters import FOLDER, write_drafter
 from lifecycle.weights.modules import FOLDER as MODULES_FOLDER
 from lifecycle.weights.modules import write_modules
 from lifecycle.weights.published import FLOAT32, declarations, family_of, write_config, write_weights
-
-type Read = Callable[[str, int | None], np.ndarray]  # an array by canonical name, or one expert's part of it
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -55,6 +54,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         progress.note(f"prediction modules in {MODULES_FOLDER}: family {model.family} has no place for them")
     if model.drafter is not None:
         export_drafter(model, inputs[config.exported], out / FOLDER)
+    if model.adapter is not None:
+        write_adapter(model, inputs[config.exported], out / ADAPTER_FOLDER, base_of(config, config.exported))
     write_config(bundled, out, **ids)
     stops = ChatTemplate.load(folder, tokenizer).stop_ids
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
@@ -86,7 +87,8 @@ def export_weights(model: ModelConfig, trained: Artifact, out: Path, weights: We
 
 
 def _read(model: ModelConfig, trained: Artifact, weights: WeightFormat | None) -> Read:
-    read: Read = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    stored = read_params(trained.path / CHECKPOINTS, abstract_params(model), trained.stats["steps"])
+    read = merged_reader(model, stored)
     if weights is None:
         return read
     known = declarations(model)

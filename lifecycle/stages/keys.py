@@ -20,6 +20,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
+from lifecycle.training.adapter import ADAPTER_FILES
 
 READ_AS = ("seq_len", "truncation")  # how a stage reads its rows
 
@@ -94,7 +95,7 @@ def _content_of(place: str, setting: str) -> str:
 def training(config: RunConfig, name: str) -> dict[str, Any]:
     """The key of a training stage's weights: its data, its settings, and the order of rows."""
     train = config.train[name]
-    settings = {key: value for key, value in train.plain().items() if key not in train.HOW}
+    settings = {key: value for key, value in train.plain().items() if key not in {*train.HOW, "adapter"}}
     bundle, step = config.starts[name].bundle, config.starts[name].step
     if bundle is not None:
         if not bundle.is_dir():
@@ -102,6 +103,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
+    settings |= _adapter(config, name)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
@@ -114,6 +116,21 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
 def _weights(config: RunConfig, kind: str) -> list[float]:
     """What the rows' artifact does not have in its files: a stage repeats rows by the weights of their files."""
     return [file.weight for file in config.rows.of(kind) if file.weight is not None]
+
+
+def _adapter(config: RunConfig, name: str) -> dict[str, Any]:
+    """The settings of a stage's adapter, with the content of the one that it starts from."""
+    adapter = config.train[name].adapter
+    if adapter is None:
+        return {}
+    if adapter.folder is None:
+        return {"adapter": adapter.plain()}
+    folder = Path(adapter.folder)
+    if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+        raise ConfigError(
+            f"train.{name}.adapter.from={folder}: no {missing[0]} here; give the folder of an adapter as PEFT saves it"
+        )
+    return {"adapter": adapter.plain() | {"start": hash_files(folder, ADAPTER_FILES)}}
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:
@@ -148,6 +165,7 @@ def export(config: RunConfig) -> dict[str, Any]:
 
 
 def _without(model: ModelConfig, omitted: frozenset[str]) -> dict[str, Any]:
+    omitted |= {"adapter"}  # which no run's model has: a stage's settings do
     return {key: value for key, value in model.plain().items() if key not in omitted}
 
 

@@ -12,11 +12,12 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.likelihood import LikelihoodTask
-from lifecycle.model.counts import num_params
+from lifecycle.model.counts import num_adapter_params, num_params
 from lifecycle.model.params import compute_dtype
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.chips import chip_of_device
 from lifecycle.stages import keys
+from lifecycle.stages.adapters import start_with_adapter
 from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.drafters import with_drafter
@@ -47,6 +48,9 @@ def run(
     if "tokens" in inputs:
         require_sources(config.train.values(), TokenShards(inputs["tokens"].path))
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
+    if train.adapter is not None:
+        progress.note(f"adapter: {num_adapter_params(model):,} of {num_params(model):,} parameters are trained")
+        start = start_with_adapter(config, name, start, mesh) if isinstance(start, dict) else start
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
@@ -60,6 +64,7 @@ def run(
     batches = learned.batches_on(mesh, train.global_batch_size)
     facts = {
         "parameters": num_params(model),
+        **({} if train.adapter is None else {"adapter_parameters": num_adapter_params(model)}),
         "train_flops_per_token": train.flops_per_token(model),
         "compute_dtype": compute_dtype(model),
         **matmul_rate(mesh, compute_dtype(model)),
@@ -80,7 +85,7 @@ def measured_tasks(
     config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh, progress: Progress
 ) -> tuple[list[Hook], dict[str, Any]]:
     """The measurement of the stage's tasks, and how many of their rows it covers."""
-    settings, model = config.train[name].tasks, config.model_of(name)
+    settings, model = config.train[name].tasks, config.trained_model(name)
     if settings is None:
         return [], {}
     from lifecycle.evals.measurement import TaskMeasurement, read_measured  # scipy.stats takes a second to import

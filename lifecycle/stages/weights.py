@@ -12,10 +12,12 @@ from lifecycle.model.params import Params, abstract_in_use, abstract_params, log
 from lifecycle.model.stacks import DRAFTER
 from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.mesh import tree_shardings
+from lifecycle.stages.adapters import merged_params
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
+from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.job import CHECKPOINTS, Continued, Origin
 from lifecycle.weights.families.family import differences
@@ -31,8 +33,10 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
     if start.stage is not None:
         if start.step is not None:
             return Continued(inputs[start.stage].path / CHECKPOINTS, start.step), inputs[start.stage].content_hash
-        before = config.trained_model(start.stage)
+        before, adapter = config.trained_model(start.stage), config.train[name].adapter
         params = trained_params(inputs[start.stage], before, mesh)
+        if adapter is None or adapter.start != PREVIOUS:
+            params = merged_params(before, params, mesh)
         goes_on = before.drafter == config.trained_model(name).drafter
         return params if goes_on else without_drafter(params), inputs[start.stage].content_hash
     return jax.random.key(config.seed), ""
@@ -51,12 +55,12 @@ def trained_params_in_use(
     artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None, weights: WeightFormat | None = None
 ) -> Params:
     """`trained_params` in the dtypes that the model computes with (`params_in_use`), converted while they are read; of
-    `model.target`, without a drafter. Those of a stage that trained them for a format have the values that it gives
-    them, and are converted then: float32 is what is rounded."""
-    if weights is None:
+    `model.target`, without a drafter and with what an adapter has learned. Those of a stage that trained them for a
+    format have the values that it gives them, and are converted then: float32 is what is rounded."""
+    if weights is None and model.adapter is None:
         return without_drafter(_final_params(artifact, model, mesh, abstract_in_use(model)))
-    plain = without_drafter(_final_params(artifact, model, mesh, None))
-    return params_in_use(model.target, as_served(model.target, plain, weights))
+    plain = merged_params(model, without_drafter(_final_params(artifact, model, mesh, None)), mesh)
+    return params_in_use(model.target, plain if weights is None else as_served(model.target, plain, weights))
 
 
 def without_drafter(params: Params) -> Params:

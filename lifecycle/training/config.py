@@ -14,8 +14,9 @@ from pydantic_core import CoreSchema, PydanticUndefined
 from lifecycle.core.config import ConfigError, Section, VariantSection
 from lifecycle.core.numbers import Decay, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, Remat, WeightFormat
-from lifecycle.model.counts import forward_flops_per_token
+from lifecycle.model.counts import forward_flops_per_token, num_adapter_params, num_params
 from lifecycle.model.stacks import MODULES
+from lifecycle.training.adapter import AdapterTrainingConfig, base_patterns, frozen_bytes
 
 HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 MOST_STEPS = 10**9
@@ -219,6 +220,9 @@ class TrainConfig(VariantSection):
     start: str | None = Field(default=None, validation_alias="from")
     # Parameters that stay as they are, by canonical name: `embed`, or all of `blocks.*.attention`.
     freeze: tuple[str, ...] = ()
+    # Low-rank matrices are trained beside weights that stay as they are (`training/adapter.py`); None: the weights
+    # are.
+    adapter: AdapterTrainingConfig | None = None
     model: str | None = None  # which of the run's models, if it has several
     # One of the two: the stage's steps, or how often it goes through its rows; then the steps follow when it has packed
     # them, and `steps` is 0 until then.
@@ -284,7 +288,7 @@ class TrainConfig(VariantSection):
 
     def trained(self, model: ModelConfig) -> ModelConfig:
         """The model with what the stage adds to it."""
-        return model
+        return model if self.adapter is None else self.adapter.trained(model)
 
     def computed(self, model: ModelConfig) -> ModelConfig:
         """The model as this stage's steps compute it: prediction modules only if it trains them."""
@@ -292,14 +296,25 @@ class TrainConfig(VariantSection):
 
     def flops_per_token(self, model: ModelConfig, count_causal_half: bool = True) -> float:
         """Matmul FLOPs of a step per token, of `model` as `trained` returns it; attention as in
-        `forward_flops_per_token`."""
-        return 3 * forward_flops_per_token(self.computed(model), self.seq_len, count_causal_half)
+        `forward_flops_per_token`. A frozen matrix has no gradient, so a backward pass has one product for it."""
+        forward = forward_flops_per_token(self.computed(model), self.seq_len, count_causal_half)
+        if model.adapter is None:
+            return 3 * forward
+        scores = forward - forward_flops_per_token(self.computed(model), 0, count_causal_half)
+        return 2 * forward + scores + 6 * num_adapter_params(model)
+
+    def state_bytes(self, model: ModelConfig) -> float:
+        """Bytes of the parameters and the optimizer's state; of weights beside an adapter as accelerators hold them."""
+        trained = num_params(model) if model.adapter is None else num_adapter_params(model)
+        frozen = 0.0 if model.adapter is None else frozen_bytes(model)
+        return trained * self.optimizer.bytes_per_parameter + frozen
 
     def frozen(self, model: ModelConfig) -> tuple[str, ...]:
         """The patterns of the parameters that stay as they are: `freeze`, and modules that the stage does not train:
         without gradients, weight decay alone would change them."""
         is_idle = model.num_mtp_modules and not self.modules_weight
-        return (*self.freeze, MODULES) if is_idle else self.freeze
+        frozen = (*self.freeze, MODULES) if is_idle else self.freeze
+        return frozen if self.adapter is None else (*frozen, *base_patterns(model))
 
     def measured_every(self, metric: str) -> int:
         """Steps between measurements of a task's metric, `TASK/METRIC`, or of another one on held-out data."""
@@ -320,6 +335,8 @@ class TrainConfig(VariantSection):
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of grad_accum={self.grad_accum}"
             )
+        if self.adapter is not None:
+            self.adapter.check(self.weights, self.modules_weight, self.optimizer.base_width)
         if self.weights is not None and self.precision is not None:
             raise ValueError(
                 f"precision={self.precision} would round weights again that weights={self.weights} has rounded for "

@@ -1,11 +1,12 @@
 """Settings of the stage that trains a drafter. Nothing here imports JAX."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lifecycle.core.numbers import Float32, Size
 from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.model.counts import drafter_flops_per_token, forward_flops_per_token
 from lifecycle.model.stacks import DRAFTER
+from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import TrainConfig
 
 
@@ -21,6 +22,12 @@ class EagleConfig(TrainConfig):
     # head's product falls with it. Published ones have 32,000 of 128,256.
     draft_vocab: Size | None = None
     d_ff: Size | None = None  # of the drafter's block; None: the model's
+
+    @field_validator("adapter")
+    @classmethod
+    def _has_none(cls, adapter: AdapterTrainingConfig | None) -> None:
+        if adapter is not None:
+            raise ValueError("a drafter is trained by itself, beside weights that stay as they are; leave it out")
 
     def trained(self, model: ModelConfig) -> ModelConfig:
         """The model with its drafter."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.columns import TOKEN_COLUMNS
-from lifecycle.parallel.mesh import AnyMesh
+from lifecycle.parallel.mesh import AnyMesh, computing_on
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.faults import abstract_faults
@@ -36,7 +36,8 @@ def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) ->
     """Shapes and shardings of the arguments of a step on token rows: its state and a batch."""
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.frozen(model))
-    state = abstract_state(model, optimizer, shardings, holding(train.optimizer, model))
+    with computing_on(mesh):  # weights beside an adapter are held in the compute dtype of its devices
+        state = abstract_state(model, optimizer, shardings, holding(train.optimizer, model))
     if train.faults.is_guarded:
         state = replace(state, faults=abstract_faults(mesh))
     return state, abstract_batch(train, mesh)

@@ -2,8 +2,9 @@
 
 A tensor's name is that of the published matrix with `base_model.model.` before it and `lora_A.weight` or
 `lora_B.weight` after it, `[rank, in]` and `[out, rank]`. What is added is `(alpha / rank) B A`, with `use_rslora`
-`(alpha / sqrt(rank)) B A` (Hu et al. 2021; Kalajdzievski 2023). Source of names and settings: peft 0.21,
-`tuners/lora/config.py`, `utils/save_and_load.py`.
+`(alpha / sqrt(rank)) B A` (Hu et al. 2021; Kalajdzievski 2023). With `use_dora` an output's row of the sum has the
+length in `lora_magnitude_vector` (Liu et al. 2024). Source of names and settings: peft 0.21, `tuners/lora/config.py`,
+`utils/save_and_load.py`.
 
 What must hold: nothing is silently ignored. A setting that would change the product and a tensor that has no place are
 refused by name; the version is a hash of the numbers that are used, whatever happens to the files.
@@ -13,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lifecycle.core.files import write_text
 from lifecycle.core.typing import Array, Float
 from lifecycle.model.adapters import LowRank, Matrices, adapted_shapes
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.lora import merged as merged_matrix
 from lifecycle.model.params import Params
 from lifecycle.weights.families.layout import Location
 from lifecycle.weights.families.lookup import family_of
@@ -36,7 +38,7 @@ from lifecycle.weights.safetensors_files import Planned, SafetensorsReader, list
 from lifecycle.weights.tensor_parts import full_index
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+PREFIX, A, B, MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 # Settings that say where an adapter comes from, or how it was made, or with what its files are consistent anyway.
 OF_TRAINING = {
@@ -64,8 +66,13 @@ class Adapter:
         """The largest rank of a matrix."""
         return max(pair.a.shape[0] for pair in self.matrices.values())
 
+    @property
+    def has_magnitudes(self) -> bool:
+        """Whether it is one of DoRA."""
+        return any(pair.magnitude is not None for pair in self.matrices.values())
 
-class _Settings(BaseModel):
+
+class Settings(BaseModel):
     """`adapter_config.json`; what is not here must be of `OF_TRAINING` or have a value without effect."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -74,6 +81,7 @@ class _Settings(BaseModel):
     r: int = Field(ge=1)
     lora_alpha: float = Field(gt=0, allow_inf_nan=False)
     use_rslora: bool = False
+    use_dora: bool = False
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     target_modules: list[str] | str | None = None
@@ -116,33 +124,40 @@ def read_adapter(config: ModelConfig, folder: Path) -> Adapter:
     Raises `AdapterError` listing the settings, tensors and shapes that do not fit, and `WeightsError` for damaged
     files.
     """
+    settings, matrices = read_matrices(config, folder)
+    scales = {array: settings.scale(module)[1] for array, module, _ in modules_of(config)}
+    scaled = {array: replace(pair, b=pair.b * np.float32(scales[array])) for array, pair in matrices.items()}
+    if faulty := [name for name, pair in scaled.items() if not _is_finite(pair)]:
+        raise AdapterError(f"{folder}: values that are not finite numbers in the matrices of {', '.join(faulty[:8])}")
+    return Adapter(scaled, numbers_hash(scaled))
+
+
+def read_matrices(config: ModelConfig, folder: Path) -> tuple[Settings, Matrices]:
+    """An adapter's settings, and its matrices without the scale."""
     path = folder / ADAPTER_WEIGHTS
     for needed in (folder / ADAPTER_CONFIG, path):
         if not needed.is_file():
             raise AdapterError(f"{folder}: no {needed.name} here; give the folder of an adapter as PEFT saves it")
     settings, source = _read_settings(folder / ADAPTER_CONFIG), SafetensorsReader(path)
-    places = {module: (array, location) for array, module, location in _modules(config)}
+    places = {module: (array, location) for array, module, location in modules_of(config)}
     if wrong := [*settings.faults(), *_misfits(config, settings, source, places)]:
         raise AdapterError(f"{folder} does not fit the model:\n{listing(wrong)}")
-    matrices = {
-        array: _matrix(config, settings.scale(module)[1], source, module, location)
+    return settings, {
+        array: _matrix(config, source, module, location)
         for module, (array, location) in places.items()
         if PREFIX + module + A in source.shapes
     }
-    if faulty := [name for name, pair in matrices.items() if not _is_finite(pair)]:
-        raise AdapterError(f"{folder}: values that are not finite numbers in the matrices of {', '.join(faulty[:8])}")
-    return Adapter(matrices, numbers_hash(matrices))
 
 
-def _read_settings(path: Path) -> _Settings:
+def _read_settings(path: Path) -> Settings:
     try:
-        return _Settings.model_validate(read_json(path, AdapterError))
+        return Settings.model_validate(read_json(path, AdapterError))
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
         raise AdapterError(f"{path}:\n{listing(wrong)}") from None
 
 
-def _modules(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
+def modules_of(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
     """Of each matrix that can be adapted: canonical name, the published module's, and where its tensor is."""
     layout = family_of(config).layout
     for array in adapted_shapes(config):
@@ -153,7 +168,7 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, str, Location]]:
 
 def _misfits(
     config: ModelConfig,
-    settings: _Settings,
+    settings: Settings,
     source: SafetensorsReader,
     places: Mapping[str, tuple[str, Location]],
 ) -> Iterator[str]:
@@ -162,7 +177,8 @@ def _misfits(
     expected: set[str] = set()
     for module, (array, _) in places.items():
         (rows, columns), (rank, _) = shapes[array], settings.scale(module)
-        both = {PREFIX + module + A: (rank, rows), PREFIX + module + B: (columns, rank)}
+        both: dict[str, tuple[int, ...]] = {PREFIX + module + A: (rank, rows), PREFIX + module + B: (columns, rank)}
+        both |= {PREFIX + module + MAGNITUDE: (columns,)} if settings.use_dora else {}
         expected |= both.keys()
         if _is_target(settings, module) or both.keys() & held.keys():
             yield from (f"missing {name}" for name in both if name not in held)
@@ -180,7 +196,7 @@ def _misfits(
         yield f"there are no tensors of an adapter in {ADAPTER_WEIGHTS}"
 
 
-def _is_target(settings: _Settings, module: str) -> bool:
+def _is_target(settings: Settings, module: str) -> bool:
     """Whether the settings say that the adapter must have this module."""
     extra = settings.model_extra or {}
     if (
@@ -200,26 +216,27 @@ def _last_parts(modules: Mapping[str, Any]) -> Sequence[str]:
     return list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
 
 
-def _matrix(config: ModelConfig, scale: float, source: SafetensorsReader, module: str, location: Location) -> LowRank:
+def _matrix(config: ModelConfig, source: SafetensorsReader, module: str, location: Location) -> LowRank:
     def read(name: str) -> Any:
         return source.read(name, full_index(source.shapes[name])).astype(np.float32)
 
     a, b = read(PREFIX + module + A), read(PREFIX + module + B).T
     columns = slice(None) if location.columns is None else location.columns(config)
-    scaled: Any = np.ascontiguousarray(b[:, columns]) * np.float32(scale)
-    return LowRank(a, scaled)
+    ordered: Any = np.ascontiguousarray(b[:, columns])
+    magnitude = PREFIX + module + MAGNITUDE
+    return LowRank(a, ordered, read(magnitude)[columns] if magnitude in source.shapes else None)
 
 
 def _is_finite(pair: LowRank) -> bool:
     """Also as bfloat16, whose largest number is less than float32's; a NaN is not less than any."""
-    return all(bool((np.abs(side) <= LARGEST).all()) for side in (pair.a, pair.b))
+    return all(bool((np.abs(side) <= LARGEST).all()) for side in jax.tree.leaves(pair))
 
 
 def numbers_hash(matrices: Matrices) -> str:
     """An adapter's version: SHA-256 of its numbers and their names, hexadecimal."""
     whole = hashlib.sha256()
     for name in sorted(matrices):
-        for array in (matrices[name].a, matrices[name].b):
+        for array in jax.tree.leaves(matrices[name]):
             whole.update(f"{name} {array.shape} ".encode())
             whole.update(np.ascontiguousarray(array))
     return whole.hexdigest()
@@ -227,27 +244,47 @@ def numbers_hash(matrices: Matrices) -> str:
 
 def save_adapter(config: ModelConfig, adapter: Adapter, folder: Path, base_model: str) -> None:
     """Writes an adapter's folder, in float32, as PEFT reads it; the scale is in `B`. `base_model`: its name or path."""
+    ranks = {
+        module: adapter.matrices[array].a.shape[0]
+        for array, module, _ in modules_of(config)
+        if array in adapter.matrices
+    }
+    other = {module: rank for module, rank in ranks.items() if rank != adapter.rank}
+    sizes = {"r": adapter.rank, "lora_alpha": adapter.rank, "rank_pattern": other, "alpha_pattern": other}
+    save_matrices(config, adapter.matrices, folder, base_model, sizes | {"use_dora": adapter.has_magnitudes})
+
+
+def save_matrices(
+    config: ModelConfig, matrices: Matrices, folder: Path, base_model: str, sizes: Mapping[str, Any]
+) -> None:
+    """Writes an adapter's folder; `sizes`: the settings that say how its matrices are used."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, ranks = {}, {}
-    for array, module, location in _modules(config):
-        if (pair := adapter.matrices.get(array)) is None:
-            continue
-        b = np.asarray(pair.b)
-        if location.columns is not None:
-            b = b[:, np.argsort(location.columns(config))]
-        tensors |= {PREFIX + module + A: np.asarray(pair.a), PREFIX + module + B: b.T}
-        ranks[module] = pair.a.shape[0]
+    tensors, modules = (
+        published_tensors(config, matrices),
+        [m for array, m, _ in modules_of(config) if array in matrices],
+    )
     planned = {name: Planned(array.dtype, array.shape) for name, array in tensors.items()}
     write_file(folder / ADAPTER_WEIGHTS, list(planned), planned, tensors.__getitem__)
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model}
-    sizes = {"r": adapter.rank, "lora_alpha": adapter.rank, "target_modules": list(ranks)}
-    other = {module: rank for module, rank in ranks.items() if rank != adapter.rank}
-    patterns = {"rank_pattern": other, "alpha_pattern": other}
-    write_text(folder / ADAPTER_CONFIG, json.dumps(settings | sizes | patterns, indent=2) + "\n")
+    settings |= {"target_modules": modules, **sizes}
+    write_text(folder / ADAPTER_CONFIG, json.dumps(settings, indent=2) + "\n")
+
+
+def published_tensors(config: ModelConfig, matrices: Matrices) -> dict[str, np.ndarray]:
+    """An adapter's tensors by PEFT's names."""
+    tensors: dict[str, np.ndarray] = {}
+    for array, module, location in modules_of(config):
+        if (pair := matrices.get(array)) is None:
+            continue
+        order = slice(None) if location.columns is None else np.argsort(location.columns(config))
+        tensors |= {PREFIX + module + A: np.asarray(pair.a), PREFIX + module + B: np.asarray(pair.b)[:, order].T}
+        if pair.magnitude is not None:
+            tensors[PREFIX + module + MAGNITUDE] = np.asarray(pair.magnitude)[order]
+    return tensors
 
 
 def merged(params: Params, adapter: Adapter) -> Params:
-    """The parameters, plain arrays, with the adapter added to them: `W + a^T b`, in float32 and rounded once."""
+    """The parameters, plain arrays, with the adapter added to them, in float32 and rounded once."""
 
     def leaf(path: Any, array: Any) -> Any:
         names = list(layer_names(path, array)) if is_stacked(path, array) else []
@@ -261,5 +298,4 @@ def merged(params: Params, adapter: Adapter) -> Params:
 def _sum(matrix: Float[Array, "D F"], pair: LowRank | None) -> Float[Array, "D F"]:
     if pair is None:
         return matrix
-    product = jnp.asarray(pair.a).T @ jnp.asarray(pair.b)
-    return (matrix.astype(jnp.float32) + product).astype(matrix.dtype)
+    return merged_matrix(matrix, *(jax.tree.map(jnp.asarray, (pair.a, pair.b, pair.magnitude)))).astype(matrix.dtype)

@@ -7,7 +7,8 @@ Run it in an environment of its own, never the project's (made with torch 2.13.0
 
 The base models are those of `families/` (`make_family_golden.py`). Writes `NAME/` in `adapters/` beside itself, or in
 FOLDER: the adapter's two files and `expected.npz` with the base's `tokens [B, T]`, float32 `logits [B, T, V]`, and
-`greedy [B, N]`, how the first `PROMPT` tokens go on.
+`greedy [B, N]`, how the first `PROMPT` tokens go on. Of those in `TRAINED` it also has the mean `loss` of the next
+tokens, and `grads.npz` its gradients by the tensors' names in the adapter's file.
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -33,11 +34,17 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
          "rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 5}},
     ),
     "llama3_all": ("llama3", {"r": 3, "lora_alpha": 2, "use_rslora": True, "target_modules": "all-linear"}),
+    "llama3_dora": (
+        "llama3", {"r": 3, "lora_alpha": 2, "use_rslora": True, "use_dora": True, "target_modules": "all-linear"},
+    ),
+    "qwen3_qkvo": ("qwen3", {"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
     "deepseek_v3": (
         "deepseek_v3",
         {"r": 4, "lora_alpha": 1, "target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"]},
     ),
 }  # fmt: skip
+
+TRAINED = ("llama3_all", "llama3_dora", "qwen3_qkvo")  # of one rank
 
 
 def adapted_model(base: str, settings: dict[str, Any]) -> Any:
@@ -51,10 +58,17 @@ def adapted_model(base: str, settings: dict[str, Any]) -> Any:
     draws = np.random.RandomState(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if ".lora_" in name:
+            if "magnitude" in name:  # columns of other lengths than the weights'
+                parameter.mul_(torch.tensor(draws.uniform(0.5, 1.5, tuple(parameter.shape)), dtype=torch.float32))
+            elif ".lora_" in name:
                 values = draws.standard_normal(tuple(parameter.shape)) * parameter.shape[-1] ** -0.5
                 parameter.copy_(torch.tensor(values, dtype=torch.float32))
     return adapted.eval()
+
+
+def saved_name(parameter: str) -> str:
+    """The name of a parameter in the adapter's file."""
+    return parameter.replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector")
 
 
 def write_golden(name: str, out: Path) -> None:
@@ -75,7 +89,14 @@ def write_golden(name: str, out: Path) -> None:
         with model.disable_adapter():
             plain = model(input_ids=ids, use_cache=False).logits.numpy()
     assert np.abs(plain - logits).max() > 1, "the adapter changes the logits"
-    np.savez_compressed(out / "expected.npz", tokens=tokens, logits=logits, greedy=greedy[:, PROMPT:].numpy())
+    known = {"tokens": tokens, "logits": logits, "greedy": greedy[:, PROMPT:].numpy()}
+    if name in TRAINED:
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        known["loss"] = loss.detach().numpy()
+        grads = {saved_name(key): p.grad.numpy() for key, p in model.named_parameters() if p.requires_grad}
+        np.savez_compressed(out / "grads.npz", **grads)
+    np.savez_compressed(out / "expected.npz", **known)
     print(name, f"changes logits by up to {np.abs(plain - logits).max():.2f}")
 
 

@@ -191,6 +191,14 @@ def test_a_rank_that_the_bank_has_no_room_for_is_refused(engine: Engine) -> None
         load(engine, 1, rank=5)
 
 
+def test_an_adapter_of_dora_is_refused(engine: Engine) -> None:
+    plain = random_adapter(engine.model.config, 1, RANK)
+    scaled = {name: replace(pair, magnitude=pair.b[0]) for name, pair in plain.matrices.items()}
+    assert engine.adapters is not None
+    with pytest.raises(AdapterError, match=r"one of DoRA \(use_dora\).*: add it to the weights"):
+        engine.adapters.load(replace(plain, matrices=scaled))
+
+
 FEW = ("gemma2", "deepseek_v3")
 
 

@@ -21,6 +21,7 @@ from lifecycle.model.params import parameters
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
+from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import (
     MOST_STEPS,
     CheckpointConfig,
@@ -40,6 +41,7 @@ from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoC
 OF_TRAINING = (
     NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, CpoConfig, KtoConfig, OptimizerConfig, ScheduleConfig,
     CheckpointConfig, LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
+    AdapterTrainingConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
@@ -155,7 +157,13 @@ def updates_are_finite(config: OptimizerConfig) -> None:
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state))), config
 
 
-WORKS = {ScheduleConfig: rates_are_finite, OptimizerConfig: updates_are_finite}
+def scale_is_finite(config: AdapterTrainingConfig) -> None:
+    assert 0 < jnp.float32(config.scale) < jnp.inf, config
+
+
+WORKS: dict[type[Section], Any] = {
+    ScheduleConfig: rates_are_finite, OptimizerConfig: updates_are_finite, AdapterTrainingConfig: scale_is_finite,
+}  # fmt: skip
 
 
 def test_intervals_and_limits_may_be_as_large_as_a_number_can_be(tmp_path: Path) -> None:
