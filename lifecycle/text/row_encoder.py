@@ -98,9 +98,10 @@ class TemplateOnUse:
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        closes: bool = False,
     ) -> Rendered:
         """As the template does; raises `ChatError` for one that cannot be used."""
-        return self._loaded.render(messages, add_generation_prompt, tools, variables)
+        return self._loaded.render(messages, add_generation_prompt, tools, variables, closes)
 
 
 class RowEncoder:
@@ -208,16 +209,13 @@ class RowEncoder:
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a string; names of special tokens in it are text, or these tokens."""
-        if not self._special_tokens:
-            return self._tokenizer.encode(text) if text else []
-        parts = self._tokenizer.split_specials(text)
-        self._tokenizer.require_rows([special for _, special in parts if special is not None])
-        ids = ([special] if special is not None else self._tokenizer.encode(part) for part, special in parts)
-        return [token_id for run in ids for token_id in run]
+        if not text:
+            return []
+        return self._tokenizer.encode_marked(text) if self._special_tokens else self._tokenizer.encode(text)
 
     def _conversation(self, row: RowData, messages: Any, learn_from: int) -> EncodedRow:
         """A conversation whose targets are the assistant's messages from index `learn_from` on."""
-        rendered = self._render(row, messages)
+        rendered = self._render(row, messages, closes=True)
         mask = [index >= learn_from for index in rendered.said_in]
         if not any(mask) or not any(map(_says_something, messages[learn_from:])):
             raise UnusableRow("empty assistant mask: no assistant message with a content")
@@ -228,10 +226,8 @@ class RowEncoder:
             )
         return EncodedRow(rendered.ids, mask)
 
-    def _render(self, row: RowData, messages: Any, add_generation_prompt: bool = False) -> Rendered:
-        return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools_of(row), variables=self._variables(row)
-        )
+    def _render(self, row: RowData, messages: Any, **how: bool) -> Rendered:
+        return self._template.render(messages, tools=tools_of(row), variables=self._variables(row), **how)
 
     def _variables(self, row: RowData) -> Mapping[str, Any]:
         """A row's own variables for the template, all of which it must read."""

@@ -62,7 +62,7 @@ def test_answers_that_the_model_sees_alike_are_equal() -> None:
     row = {"prompt": [USER], "chosen": [{"role": "assistant", "content": "a"}], "rejected": "a"}
     with pytest.raises(RowError, match="both be text or both be messages"):
         ENCODER.encode_pair(row)
-    told = {"role": "assistant", "content": "a", "name": "told by nobody"}
+    told = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
     with pytest.raises(UnusableRow, match="chosen and rejected are equal"):
         ENCODER.encode_pair(row | {"rejected": [told]})
 
