@@ -13,7 +13,7 @@ in every run and for every kind of rows. A prompt that more than the held-out sh
 """
 
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +104,10 @@ def _columns(read: Callable[[RowData], dict[str, Any]], row: RowData, name: str)
 
 def _content(row: RowData, name: str) -> str:
     try:
+        deque(texts_in(row), maxlen=0)  # which the split and the comparison with evaluation rows will read
         return digest(row)
+    except RecursionError:
+        raise RowError(f"{name}: values within values, too deep to read; flatten them") from None
     except UnicodeEncodeError:  # in a column that no tokenizer has seen: what a reward function reads
         raise RowError(f"{name}: has a lone surrogate, which UTF-8 cannot encode; correct the row") from None
 

@@ -126,7 +126,7 @@ class _Made:
                 OwnRow(
                     DOCSTRINGS,
                     line,
-                    (name := f"{path}:{line}"),
+                    (name := f"{path.name}:{line}"),
                     row,
                     made.look(encode_row(row, encode, name)) if made.readers else (),
                 )

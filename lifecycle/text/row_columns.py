@@ -71,10 +71,6 @@ class Columns:
             raise RowError(_unused_said(self, unused, used))
         return own
 
-    def named(self) -> set[str]:
-        """The columns that settings name: some file must have each."""
-        return {*self.ignore, *self.rename}
-
 
 def used_columns(kind: str, row: RowData) -> tuple[str, ...]:
     """The columns of a row that its kind reads; raises `RowError` if it has none of the kind's forms."""

@@ -7,6 +7,7 @@ structure for all rows (Hugging Face `datasets` writes the missing keys of messa
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise RowError(f"{path}: no such file")
     with open(path, "rb") as file:
-        head = file.read(64)
+        head = file.read(64).removeprefix(BOM_UTF8)
     read = _parquet if head.startswith(PARQUET) else _json_list if head.lstrip()[:1] == b"[" else _lines
     for number, row in read(path):
         yield number, {name: value for name, value in row.items() if value is not None}

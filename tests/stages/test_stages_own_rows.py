@@ -82,6 +82,16 @@ def test_each_kind_is_read_whole(tmp_path: Path, kind: str, row: dict[str, Any],
     assert [found.columns for found in kept] == [row] and report.dropped.total() == 1
 
 
+@pytest.mark.parametrize(
+    ("column", "problem"), [("[" * 2000 + "]" * 2000, "too deep"), ('"\\ud800"', "lone surrogate")]
+)
+def test_what_a_reward_function_could_not_be_given_is_told(tmp_path: Path, column: str, problem: str) -> None:
+    (tmp_path / "own.jsonl").write_text(f'{{"prompt": "q", "answer": {column}}}\n')
+    config = RowsConfig.model_validate({"prompts": str(tmp_path / "own.jsonl")})
+    with pytest.raises(RowError, match=rf"own\.jsonl:1: .*{problem}"):
+        read_own("prompts", config, ENCODER, lambda encoded: None, {}, Silent())
+
+
 def test_all_pairs_have_a_margin_or_none() -> None:
     rows = own([pair("q", "a", "b") | {"margin": 1}, pair("p", "a", "b")])
     with pytest.raises(RowError, match=r"own:2: no margin, and own:1 has one; .* rows\.ignore=\[margin\]"):

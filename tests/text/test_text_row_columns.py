@@ -52,7 +52,6 @@ def test_columns_are_left_out_and_renamed() -> None:
     row = {"question": "q", "answer": "a", "id": 7}
     columns = Columns("chat", ignore=("id",), rename={"question": "prompt", "answer": "completion"})
     assert columns.read(row) == {"prompt": "q", "completion": "a"}
-    assert columns.named() == {"id", "question", "answer"}
     with pytest.raises(RowError, match="rename: question and prompt would both be prompt; leave one out"):
         columns.read(row | {"prompt": "p"})
     assert Columns("pairs", rename={"good": "chosen", "chosen": "rejected"}).read({"good": "a", "chosen": "b"}) == {

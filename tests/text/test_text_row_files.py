@@ -89,6 +89,12 @@ def test_what_json_cannot_hold_is_told_with_its_row_and_column(tmp_path: Path, v
         list(read_rows(tmp_path / "rows.parquet"))
 
 
+@pytest.mark.parametrize("content", ['{"text": "a"}\r\n{"text": "b"}', '[{"text": "a"},\r\n{"text": "b"}]'])
+def test_files_as_windows_writes_them(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows").write_bytes(content.encode("utf-8-sig"))
+    assert list(read_rows(tmp_path / "rows")) == [(1, {"text": "a"}), (2, {"text": "b"})]
+
+
 def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[ ]\n")
     assert list(read_rows(tmp_path / "rows.json")) == []

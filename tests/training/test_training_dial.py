@@ -118,3 +118,10 @@ def test_faulty_settings_are_left_to_their_own_checks(tree: Any) -> None:
 def test_contradictions_are_refused(sizes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         ModelConfig.model_validate({"vocab_size": 64} | sizes)
+
+
+def test_a_stage_that_is_given_in_epochs_gets_no_steps() -> None:
+    stage = {"objective": "next_token", "epochs": 2, "seq_len": 128}
+    tree, filled = fill({"model": {"depth": 4, "vocab_size": 512}, "train": {"base": stage}})
+    assert "steps" not in tree["train"]["base"] and "global_batch_size" in tree["train"]["base"]
+    assert not any(known.setting.endswith("steps") for known in filled)
