@@ -2,7 +2,8 @@
 
 Each row has a seed of its own, and is the first item of the task with that seed (item i of seed s would be drawn from
 s + i, in most tasks). Seeds of training begin at 0 and those held out at 2**30, so rows of both never meet. A row
-carries what makes it, not the entry: the scorer makes the entry again.
+carries what makes it, not the entry: the scorer makes the entry again. An answer that a scorer evaluates could tamper
+with its own score, and with nothing else.
 """
 
 import json

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, create_model
 
 from lifecycle.core.config import Section, VariantSection, nearest
+from lifecycle.core.numbers import Float32
 from lifecycle.evals.verifiers.base import Verdict, Verifier
 from lifecycle.rl.batch import RewardBatch
 
@@ -28,7 +29,7 @@ class RewardConfig(VariantSection):
     variant_key: ClassVar[str] = "name"
 
     name: str
-    weight: Annotated[float, Field(description="of its values in the sum")] = 1.0
+    weight: Annotated[Float32, Field(description="of its values in the sum")] = 1.0
     label: Annotated[str | None, Field(min_length=1, description="its name in logs; by default its own")] = None
 
     @classmethod

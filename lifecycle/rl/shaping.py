@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from lifecycle.core.numbers import Float32
 from lifecycle.evals.verifiers.base import Verdict, Verifier
 from lifecycle.evals.verifiers.maths import Maths
 from lifecycle.rl.batch import RewardBatch
@@ -87,7 +88,7 @@ class RepetitionPenalty(RewardConfig):
 
     name: str = "repetition_penalty"
     ngram_size: Annotated[int, Field(ge=1)] = 3
-    max_penalty: Annotated[float, Field(le=0)] = -1.0
+    max_penalty: Annotated[Float32, Field(le=0)] = -1.0
 
     def score(self, batch: RewardBatch, logged: Logged) -> list[Verdict]:
         """Values from `max_penalty` to 0."""
@@ -112,10 +113,10 @@ class CosineMaths(VerifierReward, Maths):
     kind: ClassVar[type[Verifier]] = Maths
     name: str = "cosine_maths"
     max_len: Annotated[int, Field(ge=1, description="tokens")]
-    min_value_wrong: float = -1.0
-    max_value_wrong: float = -0.5
-    min_value_correct: float = 0.5
-    max_value_correct: float = 1.0
+    min_value_wrong: Float32 = -1.0
+    max_value_wrong: Float32 = -0.5
+    min_value_correct: Float32 = 0.5
+    max_value_correct: Float32 = 1.0
 
     def score(self, batch: RewardBatch, logged: Logged) -> list[Verdict]:
         """Values between the bounds of a right or a wrong answer, by length."""

@@ -1,5 +1,6 @@
 """Code scored by its tests: what passes, and that nothing else does, whatever the code tries."""
 
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ PASSING: list[tuple[str, Any]] = [
     (ADD, "def test_add():\n    assert add(1, 1) == 2"),
     ("import numpy as np\ndef f(x): return np.array(x) * 2",
      "import numpy as np\nassert np.allclose(f([1, 2]), [2, 4])"),
+    ("import random\nprint(random.random())", [{"input": "", "output": str(random.Random(0).random())}]),
+    ("import random\ndef f(): return random.random()", f"assert f() == {random.Random(0).random()}"),
     ("def sum(a, b): return 6", "assert sum(10, 15) == 6"),
     ("print(int(input()) * 2)", [{"input": "4", "output": "8\n"}, {"input": "5\n", "output": "10"}]),
     ("import sys, threading\nt = threading.Thread(target=lambda: print(sum(map(int, sys.stdin.read().split()))))\n"
@@ -50,7 +53,7 @@ PASSING: list[tuple[str, Any]] = [
 ALWAYS = "    def {0}(self, *others): return {1}\n"
 LOOKING = """
 import gc, sys
-wanted, found, frame = "".join(reversed("terces")), False, sys._getframe().f_back
+wanted, found, frame = "".join(reversed("detnaw-7qx")), False, sys._getframe().f_back
 while frame:
     found = found or any(wanted in repr(value) for value in frame.f_locals.values() if value is not globals())
     frame = frame.f_back
@@ -109,7 +112,7 @@ FAILING: dict[str, tuple[str, Any]] = {
     "killing the parent": ("import os\nos.kill(os.getppid(), 9)\ndef add(a, b): return 3", RIGHT),
     "deleting files": ("import shutil\nshutil.rmtree('/tmp')\ndef add(a, b): return 3", RIGHT),
     "a connection": ("import socket\nsocket.create_connection(('127.0.0.1', 22))\ndef add(a, b): return 3", RIGHT),
-    "looking for the tests": (LOOKING, f"{RIGHT}  # \"secret\""),
+    "looking for the tests": (LOOKING, f"{RIGHT}  # \"xq7-wanted\""),
     "no Python": ("def add(a", RIGHT),
     "nothing": ("", RIGHT),
     "a wrong program": ("print(1)", [{"input": "", "output": "2"}]),
@@ -149,7 +152,7 @@ def test_code_gives_its_tests_no_builtins() -> None:
 @closed
 def test_code_does_find_what_its_process_knows() -> None:
     tests = FAILING["looking for the tests"][1]
-    assert [one.score for one in CODE.verdicts([LOOKING, LOOKING + "# a comment with the secret"], [tests] * 2)] == [
+    assert [one.score for one in CODE.verdicts([LOOKING, LOOKING + "# a comment with xq7-wanted"], [tests] * 2)] == [
         0,
         1,
     ]
@@ -205,6 +208,8 @@ def test_code_is_the_last_block_or_all() -> None:
     assert code_of("x = 1") == "x = 1"
     assert code_of("```py\nx = 1") == "x = 1"  # cut at the limit
     assert code_of("no ``` block") == "no ``` block"
+    for long in ("``` " + " " * 300_000, "```python" + "\t" * 300_000 + "x", "```\n" * 100_000):
+        assert len(code_of(long)) <= len(long)  # in this life
 
 
 DATA = st.recursive(

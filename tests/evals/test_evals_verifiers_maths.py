@@ -87,6 +87,12 @@ def test_the_final_answer_of_an_output(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
 
 
+@pytest.mark.parametrize("piece", [r"\(", "$", r"\[", "answer is ", r"\boxed{", "1,", "{", "(", "- ", "**"])
+def test_an_output_of_repetitions_ends(piece: str) -> None:
+    long = piece * 100_000
+    assert MATHS.verdicts([long, rf"\boxed{{{long}}}"], ["5", "5"])[1].score == 0.0
+
+
 def test_settings() -> None:
     assert Maths(needs_box=True).verdicts(["it is 5", r"\boxed{5}"], ["5", "5"])[0].score == 0.0
     reasoned = Maths(reasoning_end="</think>")

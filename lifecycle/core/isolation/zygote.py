@@ -46,7 +46,6 @@ def main() -> None:
     requests, replies = os.dup(0), os.dup(1)
     _silence(0, 1)
     control_process(CHILD_SUBREAPER, 1)  # whoever is left behind becomes this process's child
-    random.seed(0)  # forks draw the same numbers every time
     module, _, function = name.partition(":")
     try:
         program: Program = getattr(importlib.import_module(module), function)
@@ -144,6 +143,7 @@ def _do(work: Callable[[int], None], requests: int, writer: int, folder: Path) -
         control_process(PARENT_DEATH_SIGNAL, signal.SIGKILL)
         keep_only(requests, writer)
         os.chdir(folder)
+        random.seed(0)  # which Python draws anew in every fork: work must have the same result each time
         os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = str(folder)
         work(writer)
     finally:

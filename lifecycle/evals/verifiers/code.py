@@ -16,7 +16,7 @@ from lifecycle.core.isolation.confine import Limits
 from lifecycle.evals.verifiers.base import Verdict, Verifier, shared_pool
 from lifecycle.evals.verifiers.test_sources import problem_of_test
 
-BLOCK = re.compile(r"(?ims)```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)")
+BLOCK = re.compile(r"(?ims)```[ \t]*(?:(?:python3?|py)[ \t]*)?\r?\n(.*?)(?:^[ \t]*```|\Z)")
 PROGRAM = "lifecycle.evals.verifiers.code_program:check"
 
 

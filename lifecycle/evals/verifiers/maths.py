@@ -23,6 +23,7 @@ from lifecycle.evals.verifiers.texts import NUMBER
 PROGRAM = "lifecycle.evals.verifiers.maths_program:is_equal"
 LIMITS = Limits(cpu_s=2, wall_s=30.0)
 LONGEST = 1000  # characters of an answer; a longer one is no formula
+LONGEST_END = 4000  # characters at the end in which an unmarked answer is sought: patterns may take their square
 LARGEST_EXPONENT = 400
 SAYS_ANSWER = re.compile(r"(?:answer|result)\s*(?:is|:|=)\s*:?\s*([^\n]+)", re.IGNORECASE)
 IN_DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -79,6 +80,7 @@ def final_answer(text: str) -> str | None:
     """What an output says is its answer; None if it says nothing of the kind."""
     if marked := last_box(text) or _behind_marks(text):
         return marked
+    text = text[-LONGEST_END:]
     if said := SAYS_ANSWER.findall(text):
         part = SENTENCE_END.split(said[-1].strip().strip("*").strip())[0]
         if part.strip():
