@@ -38,7 +38,7 @@ class AdaptedWeight(WeightForm):
 class LowRankWeight(WeightForm):
     """A frozen weight `[D, F]` in any form, and the matrices that are trained beside it: `W + scale a^T b`, each column
     of the magnitude's length if there is one. Gathered, `b` has the scale, and the magnitude is divided by the
-    column's length: products are multiplied by it."""
+    column's length, in float32: products are multiplied by it."""
 
     weight: Any
     a: Float[Array, "*stack rank D"]

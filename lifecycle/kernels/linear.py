@@ -120,7 +120,8 @@ def _low_rank_products(x: Float[Array, "*rows D"], weights: Sequence[LowRankWeig
 
 def _with_low_rank(out: Array, added: Array, weight: LowRankWeight) -> Array:
     out = out + added
-    return out if weight.magnitude is None else out * weight.magnitude
+    # in float32: a length of 1.002 is 1 in bfloat16
+    return out if weight.magnitude is None else (out * weight.magnitude).astype(out.dtype)
 
 
 def _product(x: Array, weight: Weight) -> Array:

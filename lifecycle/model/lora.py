@@ -31,6 +31,7 @@ from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.quantised import is_quantised
+from lifecycle.model.stacks import ADAPTER
 
 type Tree = dict[str, Any]
 
@@ -131,11 +132,16 @@ def lengths(weight: Any) -> Float[Array, "*stack F"]:
     return jnp.sqrt(jnp.square(plain(weight)).sum(-2))
 
 
+def column_lengths(squares: Float[Array, "*stack F"]) -> Float[Array, "*stack F"]:
+    """The lengths to divide by, from their squares; not 0, so that a column of zeros stays one."""
+    return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+
+
 def adapted_blocks(adapter: AdapterConfig | None, params: Tree) -> Tree:
     """The blocks of a model as its layers take them: with their adapter's matrices beside them."""
     if adapter is None:
         return params["blocks"]
-    pairs = params["adapter"]["blocks"]
+    pairs = params[ADAPTER]["blocks"]
 
     def beside(path: str, weight: Any) -> Any:
         pair = _at(pairs, path)
@@ -185,7 +191,7 @@ def merged(
     whole = weight.astype(jnp.float32) + jnp.einsum("...rd,...rf->...df", a, b, precision="highest")
     if magnitude is None:
         return whole
-    return whole * (magnitude / jnp.sqrt(jnp.square(whole).sum(-2)))[..., None, :]
+    return whole * (magnitude / column_lengths(jnp.square(whole).sum(-2)))[..., None, :]
 
 
 def plain(weight: Any) -> Float[Array, "*stack D F"]:

@@ -29,6 +29,7 @@ from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.drafter import VOCABULARY, Drafter, DraftVocabulary
 from lifecycle.model.lora import (
     adapter_parameters,
+    column_lengths,
     fresh_adapter,
     held_blocks,
     held_parameters,
@@ -297,10 +298,11 @@ def _low_rank_gathered(
     base = _dense_shard(parameter, shard.weight) if isinstance(shard.weight, Nf4Weight) else shard.weight
     scaled = shard.b.astype(jnp.float32) * shard.scale
     if magnitude is not None:
-        whole = base.astype(jnp.float32) + jnp.einsum("...rd,...rf->...df", shard.a.astype(jnp.float32), scaled)
+        added = jnp.einsum("...rd,...rf->...df", shard.a.astype(jnp.float32), scaled, precision="highest")
+        whole = base.astype(jnp.float32) + added
         squares, of_rows = jnp.square(jax.lax.stop_gradient(whole)).sum(-2), parameter.axes[-2]
         squares = squares if of_rows is None else psum(squares, of_rows)
-        magnitude = _gathered((magnitude * jax.lax.rsqrt(squares)).astype(dtype), (*stack, columns))
+        magnitude = _gathered(magnitude / column_lengths(squares), (*stack, columns))
     a, b = (
         _gathered(_rounded(side, dtype), (*stack, None, axis)) for side, axis in ((shard.a, rows), (scaled, columns))
     )

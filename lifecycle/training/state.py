@@ -91,7 +91,7 @@ def abstract_state(
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
     fresh = partial(_fresh, optimizer, shardings.frozen, hold)
-    shapes = jax.eval_shape(lambda key: fresh(init_params(config, key)), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: fresh(init_params(config, jax.random.key(0))))
     return jax.tree.map(leaf, shapes, shardings)
 
 

@@ -18,9 +18,10 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.bundle import load_bundle
+from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, layers_apart
 from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
@@ -29,7 +30,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.adapter import ADAPTER_FILES
-from lifecycle.weights.adapters import merged, read_adapter
+from lifecycle.weights.adapters import read_adapter
 from lifecycle.weights.published import save_weights
 
 MODEL = {"vocab_size": 264, "d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
@@ -148,7 +149,9 @@ def test_the_exported_weights_are_those_that_were_trained(
     assert adapter.has_magnitudes == (stage == "short")
     base = load_bundle(config.starts["chat"].bundle or Path()).params
     if stage == "prefer":
-        np.testing.assert_allclose(all_logits(bundle.config, merged(base, adapter)), trained, atol=1e-5)
+        bank = adapter_tree(bundle.config, adapter.matrices, adapter.rank, "float32")  # as a server has it
+        served = with_adapters(layers_apart(bundle.config, base), bank, jnp.asarray([0], jnp.int32))
+        np.testing.assert_allclose(all_logits(bundle.config, served), trained, atol=1e-5)
     settings = json.loads((exported.path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(config.starts["chat"].bundle)
     assert (settings["r"], settings["use_dora"]) == (2, stage == "short")

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from lifecycle.core.config import ConfigError, validate
+from lifecycle.kernels.adapted import LowRankWeight
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.counts import num_adapter_params
 from lifecycle.model.decoder import forward, logits
-from lifecycle.model.params import Params, abstract_params, adapter_off, with_fresh_adapter, without_adapter
+from lifecycle.model.lora import lengths, merged
+from lifecycle.model.parameter import Parameter
+from lifecycle.model.params import Params, abstract_params, adapter_off, gathered, with_fresh_adapter, without_adapter
 from lifecycle.model.stacks import ADAPTER
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -184,6 +187,17 @@ def test_the_count_is_that_of_the_arrays(family: str, kind: str) -> None:
     model = settings({"rank": 3, "kind": kind}).trained(MODELS[family])
     shapes = abstract_params(model)[ADAPTER]
     assert num_adapter_params(model) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 0
+
+
+def test_a_column_of_zeros_stays_one_and_small_changes_of_length_count_in_bfloat16() -> None:
+    known = Parameter((1, 8, 4), ("layers", "embed", "heads"), is_matrix=True, fan_in=-2)
+    config = MODELS["llama"].model_copy(update={"compute_dtype": "bfloat16"})
+    weight = jnp.ones((1, 8, 4)).at[..., 1].set(0)
+    a, b, magnitude = jnp.ones((1, 2, 8)), jnp.zeros((1, 2, 4)), lengths(weight) * jnp.asarray([1, 1, 1.001, 0.999])
+    used = gathered(config, {"q": known}, {"q": LowRankWeight(weight, a, b, magnitude, 1.0)})["q"]
+    np.testing.assert_allclose(used.magnitude, [[1, 0, 1.001, 0.999]], rtol=1e-6)
+    whole = merged(weight, a, b, magnitude)
+    np.testing.assert_allclose(whole[0, 0], [1, 0, 1.001, 0.999], rtol=1e-6)
 
 
 @pytest.mark.slow
