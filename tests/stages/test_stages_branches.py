@@ -126,7 +126,7 @@ BRANCHES = {
     ),
     "another objective": (
         {"b": sft(steps=100, **{"from": "a@80"})},
-        r"from=a@80: the run of a goes on with objective=\"next_token\"",
+        r"from=a@80: the run of a goes on with no loss, objective=\"next_token\"",
     ),
     "a step of the run before": (
         {"b": {"steps": 100, "from": "a@72"}, "c": {"steps": 110, "from": "b@72"}},

@@ -142,9 +142,9 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
         )
         return {REFERENCE: np.zeros((rows.num_groups, 2), np.float32)}
 
-    replaced = {"_means": MagicMock()}
+    replaced = {"heldout_measurement": MagicMock()}
     for name, value in (replaced | {"encoded_rows": load, "reference_logprobs": reference}).items():
-        monkeypatch.setattr(f"lifecycle.stages.learning_rows.{name}", value)
+        monkeypatch.setattr(f"lifecycle.stages.preference_rows.{name}", value)
     train = DpoConfig.model_validate(
         {"objective": "dpo", "steps": 1, "seq_len": 16, "global_batch_size": 1, setting: "int8"}
     )
